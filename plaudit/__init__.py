@@ -1,0 +1,31 @@
+"""plaudit: reward models from preference comparisons, each prompt computed once.
+
+``load`` opens a reward model for scoring, ``train`` runs a recipe, ``evaluate`` measures a model on
+data. They load torch when first called; importing plaudit loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plaudit.evaluate.run import evaluate as evaluate
+    from plaudit.serve.scorer import load as load
+    from plaudit.train.run import train as train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return import_module("plaudit.serve.scorer").load
+    if name in ("train", "evaluate"):
+        # The folder of that name, which can be called: see plaudit.callable_package.
+        return import_module(f"plaudit.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,99 @@
+"""What verbs share on the screen: a console on stderr, quiet libraries, tables of results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def quiet_console() -> Console:
+    """A console on stderr, with the libraries' own chatter silenced.
+
+    Call before transformers is imported: it reads its verbosity from the environment. What the
+    libraries would warn of (missing weights, tokens, schedules) is checked and said by plaudit.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers)\.")
+    console = Console(stderr=True)
+    logging.basicConfig(level=logging.ERROR)
+    plaudit_log = logging.getLogger("plaudit")
+    plaudit_log.setLevel(logging.WARNING)
+    plaudit_log.addHandler(ScreenHandler(console))
+    plaudit_log.propagate = False
+    return console
+
+
+class ScreenHandler(logging.Handler):
+    """Warnings of plaudit as plain lines, above a running progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(escape(record.getMessage()), style="yellow", highlight=False)
+
+
+def hush_weight_loading() -> None:
+    """No bar for loading weights from a local disk; importing transformers is the caller's doing."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Table:
+    """The training-results table of a model card, the kept step marked."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("Training Loss", "Epoch", "Step", "Validation Loss", "Accuracy", ""):
+        table.add_column(heading, justify="right")
+    for entry in history:
+        table.add_row(
+            number(entry["training_loss"]),
+            number(entry["epoch"]),
+            str(entry["step"]),
+            number(entry["validation_loss"]),
+            number(entry["accuracy"]),
+            "kept" if entry["step"] == best_step else "",
+        )
+    return table
+
+
+def evaluation_lines(block: Mapping[str, Any]) -> list[str]:
+    """Accuracy with its interval, never alone: ties and baselines stand beside it."""
+    chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
+    lines = [
+        f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs"
+        f"{chose}, {block['ties']} ties; loss {number(block['loss'])}"
+    ]
+    for name, measured in block["baselines"].items():
+        found = (
+            "not fitted: no training data given" if measured is None else with_interval(measured)
+        )
+        lines.append(f"  baseline {name.replace('_', ' ')}: {found}")
+    if block["temperature"] is not None:
+        lines.append(
+            f"  calibration: ECE {number(block['ece'])}, {number(block['ece_calibrated'])} at "
+            f"temperature {block['temperature']:.3g}"
+        )
+    return lines
+
+
+def with_interval(measured: Mapping[str, Any]) -> str:
+    interval = measured["accuracy_ci95"]
+    if interval is None:
+        return number(measured["accuracy"])
+    return f"{number(measured['accuracy'])} [{number(interval[0])}, {number(interval[1])}]"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

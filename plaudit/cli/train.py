@@ -1,0 +1,65 @@
+"""``plaudit train RECIPE``: data in; reward model, evaluation, plots and card out."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/<recipe>-<time> unless given.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
+) -> None:
+    """Train a reward model from a recipe; evaluate it; write model, plots, report and card."""
+    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.errors import OutputError
+    from plaudit.recipe import effective_training_arguments, load_recipe
+    from plaudit.train.folder import is_main_process, refuse_existing
+
+    if out is None and (resume or "WORLD_SIZE" in os.environ):
+        raise OutputError("--resume and runs on several processes need --out: name the run folder.")
+    folder = out or Path("runs") / f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    # What can be refused at once is refused before torch is imported, which takes many seconds.
+    checked = load_recipe(recipe, set_ or ())
+    effective_training_arguments(checked)
+    if not resume and is_main_process():
+        refuse_existing(folder)
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.train.run import train as run
+    trained = run(checked, folder, resume=resume, console=console)
+    if not trained.metrics:
+        return
+    if json:
+        print(json_module.dumps(trained.metrics))
+    _summarise(console, trained.folder, trained.metrics)
+
+
+def _summarise(console: Any, folder: Path, metrics: Any) -> None:
+    from plaudit.cli.screen import evaluation_lines, history_table
+
+    if metrics["eval"] is not None:
+        best = metrics["best"]
+        console.print()
+        console.print(history_table(metrics["eval"]["history"], best and best["step"]))
+        console.print()
+    for block in (metrics["eval"], metrics["test"]):
+        for line in evaluation_lines(block) if block else ():
+            console.print(line, highlight=False, markup=False)
+    if metrics["overfit"] is not None:
+        console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
+    console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)

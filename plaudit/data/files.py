@@ -1,0 +1,368 @@
+"""Rows, each with the place it stands, out of files and folders (and, through hub.py, the Hub)."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from plaudit.data import hub
+from plaudit.errors import DataError
+from plaudit.recipe import Source
+
+Row: TypeAlias = dict[str, Any]
+LocatedRow: TypeAlias = tuple[str, Row]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_rows(source: Source) -> Iterator[LocatedRow]:
+    """Yield ``(where, row)`` for every row of a file, a folder of files or a Hub dataset.
+
+    ``where`` is the path as the user wrote it and a line (``pairs.jsonl:17``), or a row number
+    where lines mean nothing (``pairs.parquet:row 17``); both count from 1. JSON Lines, CSV and
+    Parquet are streamed. Files of a folder come in the order of their names.
+
+    Raises:
+        DataError: nothing is there, a file cannot be read as what its name says, or it is empty.
+    """
+    files = local_files(source)
+    if files is None:
+        yield from hub.read_rows(source)
+        return
+    for path, shown in files:
+        empty = True
+        for located in FILE_KINDS[_kind(path)](path, shown):
+            empty = False
+            yield located
+        if empty:
+            raise DataError(f"{shown} holds no rows; expected at least one comparison.")
+
+
+def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
+    """The files a source names, each with the name to show; ``None`` when it is a Hub id.
+
+    Raises:
+        DataError: it is neither, or none of the files has a known extension.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        files = _files_of_folder(path, source.path)
+    elif path.exists():
+        files = ((path, source.path),)
+        if _kind(path) not in FILE_KINDS:
+            raise DataError(f"{source.path} has no known extension; expected {_known()}.")
+    elif _HUB_ID.fullmatch(source.path) and not _means_a_file(path):
+        return None
+    else:
+        raise DataError(_missing(path, source.path))
+    if source.split is not None or source.subset is not None:
+        raise DataError(
+            f"{source.path} is on this machine, and `split` and `subset` choose parts of Hub"
+            " datasets only; remove them."
+        )
+    return files
+
+
+def fingerprint(source: Source) -> str:
+    """What the rows came from: ``sha256:…`` of the file bytes, or the revision on the Hub.
+
+    A folder's is the SHA-256 over the names and SHA-256 values of its data files.
+    """
+    files = local_files(source)
+    if files is None:
+        return hub.fingerprint(source)
+    digests = [(path.name, _sha256(path)) for path, _ in files]
+    if Path(source.path).expanduser().is_dir():
+        listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
+        return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    return f"sha256:{digests[0][1]}"
+
+
+def source_name(source: Source) -> str:
+    """The name given, else the file name without extensions, else the Hub id."""
+    if source.name is not None:
+        return source.name
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        return source.path
+    return path.resolve().name if path.is_dir() else path.name.removesuffix(_kind(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _kind(path: Path) -> str:
+    """The extension in lower case, compression included: ``.jsonl.gz``, ``.parquet``."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def _known() -> str:
+    return ", ".join(FILE_KINDS)
+
+
+def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and _kind(path) in FILE_KINDS
+    )
+    if not files:
+        raise DataError(f"the folder {shown} holds no data file; expected {_known()}.")
+    return tuple((path, f"{shown.rstrip('/')}/{path.name}") for path in files)
+
+
+def _means_a_file(path: Path) -> bool:
+    """Whether a missing path of a Hub id's shape is a file's: it, or a file here, has an extension.
+
+    ``data/pairs`` beside an existing ``data/pairs.jsonl`` is a forgotten extension.
+    """
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return _kind(path) in FILE_KINDS or any(
+        entry.name == path.name + _kind(entry) and _kind(entry) in FILE_KINDS for entry in beside
+    )
+
+
+def _missing(path: Path, shown: str) -> str:
+    if not path.parent.is_dir():
+        return f"{shown} does not exist: there is no folder {path.parent}."
+    names = [entry.name for entry in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3)
+    if near:
+        return f"{shown} does not exist; did you mean {' or '.join(near)}?"
+    return f"{shown} does not exist; expected a file, a folder or a Hub dataset id (owner/name)."
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
+    compressed = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
+            yield from stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{shown} is not a complete gzip file ({error}); compress it again, or remove .gz"
+            " from its name if it is not compressed."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{shown} cannot be read: {error.strerror or error}.") from error
+
+
+def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their numbers; a byte order mark at the start is taken off."""
+    for number, line in enumerate(_byte_lines(path, shown), start=1):
+        if number == 1 and line.startswith(b"\x1f\x8b"):
+            raise DataError(f"{shown} is compressed with gzip; add .gz to its name.")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(_not_text(shown, number)) from error
+        if "\0" in text:
+            raise DataError(_not_text(shown, number))
+        yield number, text
+
+
+def _not_text(shown: str, line: int) -> str:
+    return f"{shown}:{line}: these bytes are not UTF-8 text; save the file as UTF-8."
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, shown: str) -> Iterator[LocatedRow]:
+    for number, line in _lines(path, shown):
+        if line.strip():
+            yield _json_line(line, f"{shown}:{number}")
+
+
+def _read_json(path: Path, shown: str) -> Iterator[LocatedRow]:
+    """An array of objects; a file of one object per line is read as such, whatever its name."""
+    lines = _lines(path, shown)
+    first = True
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if first and line.lstrip().startswith("["):
+            # Blank lines in front keep the line numbers of everything after them.
+            text = "\n" * (number - 1) + line + "".join(rest for _, rest in lines)
+            yield from _json_array(text, shown)
+            return
+        first = False
+        yield _json_line(line, f"{shown}:{number}")
+
+
+def _json_line(line: str, where: str) -> LocatedRow:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _broken_json(error, where) from error
+    return where, _as_row(value, line, where)
+
+
+def _json_array(text: str, shown: str) -> Iterator[LocatedRow]:
+    """The objects of one array, each with the line it starts on."""
+    decode = json.JSONDecoder().raw_decode
+    place = _skip(text, text.index("[") + 1)
+    counted, line = 0, 1
+    more = not text.startswith("]", place)
+    while more:
+        line, counted = line + text.count("\n", counted, place), place
+        where = f"{shown}:{line}"
+        try:
+            value, end = decode(text, place)
+        except json.JSONDecodeError as error:
+            raise _broken_json(error, f"{shown}:{error.lineno}") from error
+        except (ValueError, RecursionError) as error:
+            raise _broken_json(error, where) from error
+        yield where, _as_row(value, text[place:end], where)
+        place = _skip(text, end)
+        more = text.startswith(",", place)
+        if more:
+            place = _skip(text, place + 1)
+        elif not text.startswith("]", place):
+            line += text.count("\n", counted, place)
+            raise DataError(f"{shown}:{line}: broken JSON; expected a comma or ] after an object.")
+    if text[place + 1 :].strip():
+        raise DataError(f"{shown}: there is more text after the array; expected one array only.")
+
+
+def _skip(text: str, place: int) -> int:
+    match = _WHITE_SPACE.match(text, place)
+    return match.end() if match else place
+
+
+def _broken_json(error: Exception, where: str) -> DataError:
+    detail = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    detail = detail or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
+    return DataError(
+        f"{where}: broken JSON ({detail}); expected one object per line, or one array of objects"
+        " in a .json file."
+    )
+
+
+def _as_row(value: Any, text: str, where: str) -> Row:
+    if not isinstance(value, dict):
+        kinds = {list: "an array", str: "text", bool: "true or false", type(None): "null"}
+        found = kinds.get(type(value), "a number")
+        raise DataError(f'{where}: found {found}, expected an object such as {{"chosen": …}}.')
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_half_characters(value, where)
+    return value
+
+
+def _refuse_half_characters(value: Row, where: str) -> None:
+    """JSON can escape half of a surrogate pair, which no tokenizer can encode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: a text holds half of an escaped surrogate pair (\\ud…), which is no"
+            " character; remove it."
+        ) from error
+
+
+# --- CSV ----------------------------------------------------------------------------------------
+
+_TURNS: Final = ("prompt", "chosen", "rejected", "completion")
+_LISTS: Final = ("responses", "grades")
+_NUMBERS: Final = ("margin", "weight", "label")
+_NULLABLE: Final = (*_NUMBERS, "grades", "tools", "chat_template_kwargs", "id", "source")
+
+
+def _read_csv(path: Path, shown: str) -> Iterator[LocatedRow]:
+    # The module's limit (131,072 characters a cell, for the whole process) is below long prompts.
+    csv.field_size_limit(2**31 - 1)
+    table = csv.reader((line for _, line in _lines(path, shown)), strict=True)
+    header: list[str] = []
+    number = 0
+    try:
+        for cells in table:
+            if not cells:
+                continue
+            if not header:
+                header = _checked_header(cells, shown)
+                continue
+            number += 1
+            where = f"{shown}:row {number}"
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{where}: {len(cells)} cells, but the header names {len(header)} columns;"
+                    " put texts with commas or line breaks in double quotes."
+                )
+            yield where, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        raise DataError(f"{shown}:{table.line_num}: broken CSV ({error}).") from error
+
+
+def _checked_header(cells: list[str], shown: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if len(set(names)) != len(names):
+        raise DataError(f"{shown}: the header names a column twice; expected different names.")
+    return names
+
+
+def _cell(column: str, cell: str) -> Any:
+    """What a cell stands for: nothing, a number, messages or a list; else the text it is."""
+    if column in _NULLABLE and not cell.strip():
+        return None
+    if column in _NUMBERS:
+        return _parsed(cell.strip().lower(), (int, float, bool), cell)
+    if column in _LISTS:
+        return _parsed(cell, (list,), cell)
+    if column in _TURNS and cell.lstrip().startswith("["):
+        value = _parsed(cell, (list,), cell)
+        return value if all(isinstance(turn, dict) for turn in value) else cell
+    return cell
+
+
+def _parsed(cell: str, kinds: tuple[type, ...], otherwise: str) -> Any:
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return otherwise
+    return value if isinstance(value, kinds) else otherwise
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, shown: str) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{shown}:row {number}", hub.without_filling(row)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{shown} cannot be read as Parquet: {reason}.") from error
+
+
+FILE_KINDS: Final[dict[str, Callable[[Path, str], Iterator[LocatedRow]]]] = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".json.gz": _read_json,
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""Extension to the function ``(path, shown name) -> rows``."""

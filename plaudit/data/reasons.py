@@ -1,0 +1,68 @@
+"""Why a comparison cannot train: the reasons in one place, and the function that names one.
+
+Parsing never drops a row; only training does, and only under one of these names. Scoring reads
+the same comparisons and never asks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from plaudit.types import Comparison, Message, Turns
+
+EMPTY_RESPONSE: Final = "empty_response"
+PROMPT_MISMATCH: Final = "prompt_mismatch"
+IDENTICAL_RESPONSES: Final = "identical_responses"
+SINGLE_RESPONSE: Final = "single_response"
+UNLABELLED: Final = "unlabelled"
+TIE: Final = "tie"
+NOT_SAMPLED: Final = "not_sampled"
+"""Usable, but left out because its source has a weight below 1."""
+
+EXPLANATIONS: Final[dict[str, str]] = {
+    EMPTY_RESPONSE: "a response is empty or only white space",
+    PROMPT_MISMATCH: "the responses answer different prompts",
+    IDENTICAL_RESPONSES: "all responses are the same",
+    SINGLE_RESPONSE: "there is one response only, so nothing is compared",
+    UNLABELLED: "nothing is known of which response is better",
+    TIE: "all responses have the same grade",
+    NOT_SAMPLED: "left out by the weight of its source",
+}
+
+
+def why_untrainable(comparison: Comparison) -> str | None:
+    """The first reason why no loss can learn from ``comparison``; ``None`` when one can."""
+    responses, grades = comparison.responses, comparison.grades
+    if any(is_blank(response) for response in responses):
+        return EMPTY_RESPONSE
+    if any(_opens_with_a_prompt(response) for response in responses):
+        return PROMPT_MISMATCH
+    if len(responses) == 1:
+        return SINGLE_RESPONSE
+    if all(response == responses[0] for response in responses):
+        return IDENTICAL_RESPONSES
+    if not grades:
+        return UNLABELLED
+    if all(grade == grades[0] for grade in grades):
+        return TIE
+    return None
+
+
+def is_blank(turns: Turns) -> bool:
+    """Whether nothing is said: no text, or no message with content or tool calls."""
+    if isinstance(turns, str):
+        return not turns.strip()
+    return all(_message_is_blank(message) for message in turns)
+
+
+def _message_is_blank(message: Message) -> bool:
+    content = message.content
+    says_nothing = not content.strip() if isinstance(content, str) else not content
+    return says_nothing and not message.extra.get("tool_calls")
+
+
+def _opens_with_a_prompt(response: Turns) -> bool:
+    """A response that starts with a user or system turn brings a prompt of its own."""
+    if isinstance(response, str) or not response:
+        return False
+    return response[0].role in ("user", "system")

@@ -1,0 +1,201 @@
+"""Values of a row, checked: each function gives what it names or says what it found instead.
+
+A wrong value raises a DataError that names the column, the position and the kind of value, never
+its content: data is not for logs. Where the row stands is added by the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from plaudit.errors import DataError
+from plaudit.types import Message, Turns
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def listed(row: Row) -> str:
+    """The names of the columns, for a message."""
+    return ", ".join(str(column) for column in row) or "(none)"
+
+
+def _kind(value: Any) -> str:
+    """How a value is called in a message."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "no finite number"
+    kinds = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _wrong(what: str, value: Any, expected: str) -> DataError:
+    return DataError(f"{what} is {_kind(value)}; expected {expected}.")
+
+
+def value_of(row: Row, column: str) -> Any:
+    """Whatever is in a column that must be there."""
+    if column not in row:
+        raise DataError(f"the column {column} is missing (found: {listed(row)}).")
+    return row[column]
+
+
+def text(row: Row, column: str) -> str:
+    """A required text."""
+    value = value_of(row, column)
+    if not isinstance(value, str):
+        raise _wrong(column, value, "text")
+    return value
+
+
+def items(row: Row, column: str) -> list[Any]:
+    """A required list."""
+    value = value_of(row, column)
+    if not isinstance(value, list):
+        raise _wrong(column, value, "a list")
+    return value
+
+
+def messages(row: Row, column: str) -> tuple[Message, ...]:
+    """A required list of messages."""
+    return _as_messages(value_of(row, column), column, "a list of messages")
+
+
+def turns(row: Row, column: str) -> Turns:
+    """A required text or list of messages."""
+    value = value_of(row, column)
+    if isinstance(value, str):
+        return value
+    return _as_messages(value, column, "text or a list of messages")
+
+
+def reply(row: Row, column: str, prompt: Turns) -> Turns:
+    """A required response, of the kind of its prompt (:func:`as_reply`)."""
+    return as_reply(value_of(row, column), column, prompt)
+
+
+def as_reply(value: Any, what: str, prompt: Turns) -> Turns:
+    """A response of the prompt's kind: text after text; messages, or one's text, after messages."""
+    if isinstance(prompt, str):
+        if not isinstance(value, str):
+            raise _wrong(what, value, "text, as the prompt is")
+        return value
+    if isinstance(value, str):
+        return (Message(role="assistant", content=value),)
+    return _as_messages(value, what, "a list of messages or text")
+
+
+def _as_messages(value: Any, what: str, expected: str) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise _wrong(what, value, expected)
+    return tuple(_as_message(turn, f"{what}[{index}]") for index, turn in enumerate(value))
+
+
+def _as_message(value: Any, what: str) -> Message:
+    if not isinstance(value, dict):
+        raise _wrong(what, value, "a message with role and content")
+    role, content = value.get("role"), value.get("content")
+    if not isinstance(role, str):
+        raise DataError(
+            f"{what} has no role (found: {listed(value)}); expected a message with role and"
+            " content."
+        )
+    extra = {
+        key: item
+        for key, item in value.items()
+        if key not in ("role", "content") and item is not None
+    }
+    if not isinstance(content, (str, list)) and not (content is None and extra.get("tool_calls")):
+        raise _wrong(f"{what}.content", content, "text (null only beside tool_calls)")
+    return Message(role=role, content=content, extra=extra)
+
+
+def as_number(value: Any, what: str, *, truth: bool = False) -> float:
+    """A finite float. ``truth`` lets true and false count as 1 and 0."""
+    if not isinstance(value, (int, float)) or (isinstance(value, bool) and not truth):
+        raise _wrong(what, value, "a number")
+    try:
+        number = float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise _wrong(what, number, "a finite number")
+    return number
+
+
+def optional_number(row: Row, column: str, *, truth: bool = False) -> float | None:
+    """A finite float; ``None`` where the column is null or missing."""
+    value = row.get(column)
+    return None if value is None else as_number(value, column, truth=truth)
+
+
+def weight(row: Row) -> float:
+    """The row's own weight: above 0, 1 where none is given."""
+    number = optional_number(row, "weight")
+    if number is None:
+        return 1.0
+    if number <= 0:
+        raise DataError("weight is 0 or less; expected a number above 0.")
+    return number
+
+
+def grades(row: Row, count: int) -> tuple[float, ...]:
+    """One grade per response; empty where none are given."""
+    if row.get("grades") is None:
+        return ()
+    given = items(row, "grades")
+    if len(given) != count:
+        raise DataError(f"there are {count} responses but {len(given)} grades; expected as many.")
+    return tuple(
+        as_number(grade, f"grades[{index}]", truth=True) for index, grade in enumerate(given)
+    )
+
+
+def name(row: Row, column: str) -> str | None:
+    """A scalar as text; ``None`` where the column is null or missing."""
+    value = row.get(column)
+    if value is None:
+        return None
+    if isinstance(value, (dict, list)):
+        raise _wrong(column, value, "text or a number")
+    return str(value)
+
+
+def tools(row: Row) -> tuple[Mapping[str, Any], ...] | None:
+    """The schemas of the tools a conversation may call; ``None`` where there are none."""
+    tools = from_json(row, "tools", list)
+    if not tools:
+        return None
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise _wrong(f"tools[{index}]", tool, "an object with the tool's schema")
+    return tuple(tools)
+
+
+def from_json(row: Row, column: str, kind: type) -> Any:
+    """A list or object, given as such or as JSON text (Arrow cannot hold free-form objects)."""
+    value = row.get(column)
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{column} is text that is not JSON; expected {_NAMES[kind]}."
+            ) from error
+    if value is not None and not isinstance(value, kind):
+        raise _wrong(column, value, f"{_NAMES[kind]}, or its JSON as text")
+    return value
+
+
+_NAMES: Final[dict[type, str]] = {list: "a list", dict: "an object"}

@@ -1,0 +1,15 @@
+"""Package data: the documentation corpus and the small base model pretrained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def base_path() -> Path:
+    """The folder of the embedded base model, as ``from_pretrained`` takes it."""
+    return Path(__file__).resolve().parent / "base"
+
+
+def documentation_path() -> Path:
+    """The compressed documentation corpus, read by :mod:`plaudit.data.documentation`."""
+    return Path(__file__).resolve().parent / "documentation.jsonl.xz"

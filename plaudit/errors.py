@@ -1,0 +1,35 @@
+"""Errors a user can act on. Each message says what was found, where, what was expected, what to do.
+
+Every :class:`PlauditError` reaches the terminal as one sentence with exit code 2, never as a
+traceback. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class PlauditError(Exception):
+    """Base of all errors meant for the user."""
+
+
+class RecipeError(PlauditError):
+    """The recipe, or a value set on the command line, cannot be used."""
+
+
+class DataError(PlauditError):
+    """A file, a row or a set of rows cannot be used."""
+
+
+class ModelError(PlauditError):
+    """A base model, a tokenizer or a saved reward model cannot be used."""
+
+
+class OutputError(PlauditError):
+    """Something cannot be written where it was asked to go."""
+
+
+class TrainingError(PlauditError):
+    """Training cannot go on (for example a loss that is not finite)."""
+
+
+class Interrupted(PlauditError):
+    """The user stopped the run; the message says how to go on."""

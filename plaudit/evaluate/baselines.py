@@ -1,0 +1,132 @@
+"""Trivial judges beside every accuracy: does the reward model beat length, or a bag of words?
+
+A baseline is one function from (training comparisons, held-out comparisons) to one difference per
+held-out pair, and one row in :data:`BASELINES`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from plaudit.evaluate.metrics import accuracy, accuracy_interval, ties
+from plaudit.evaluate.table import CodeArray, ordered_pairs
+from plaudit.types import Comparison, FloatArray, Turns
+
+Baseline: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
+"""(train, held out) -> delta per ordered pair of the held-out set, as :func:`graded_pairs` orders
+them (the order of :func:`plaudit.evaluate.table.pairs` on a table in the same order)."""
+
+_VOCABULARY = 50_000
+
+
+def response_text(turns: Turns) -> str:
+    """The text of a response: plain text as it is, messages one after the other on new lines.
+
+    Of a list of content parts, the text parts count; other content than text is written as JSON.
+    """
+    if isinstance(turns, str):
+        return turns
+    return "\n".join(_content_text(message.content) for message in turns)
+
+
+def _content_text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (list, tuple)):
+        return "\n".join(_part_text(part) for part in content)
+    return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _part_text(part: Any) -> str:
+    # A part of another kind (an image) has no text.
+    return str(part.get("text") or "") if isinstance(part, dict) else _content_text(part)
+
+
+def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArray]:
+    """Numbers of winners and losers among all responses, laid end to end.
+
+    Sorted by comparison, winner, loser; responses of equal grade make no pair.
+    """
+    graded = [row for row in comparisons if row.grades]
+    if len(graded) < len(comparisons):
+        raise ValueError("baselines need comparisons with grades")
+    sizes = [len(row.responses) for row in graded]
+    comparison_R = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    grade_R = np.array([grade for row in graded for grade in row.grades], dtype=np.float64)
+    return ordered_pairs(comparison_R, grade_R)
+
+
+def _texts(comparisons: Iterable[Comparison]) -> list[str]:
+    return [response_text(turns) for row in comparisons for turns in row.responses]
+
+
+def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
+    """The response with more characters wins; nothing is fitted."""
+    characters_R = np.array([len(text) for text in _texts(held_out)], dtype=np.float64)
+    winner_P, loser_P = graded_pairs(held_out)
+    return characters_R[winner_P] - characters_R[loser_P]
+
+
+def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
+    """TF-IDF of one and two words of the response, logistic regression on the difference.
+
+    Fitted on the training comparisons alone, each pair in both orders and no intercept, so that
+    the judge is antisymmetric. Deterministic. Without a word or a pair to learn from it knows
+    nothing, and every pair is a tie.
+    """
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    winner_P, loser_P = graded_pairs(held_out)
+    train_winner_P, train_loser_P = graded_pairs(train)
+    # One-letter words and single digits count too: they are what some edits change.
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"(?u)\w+", max_features=_VOCABULARY, dtype=np.float32
+    )
+    texts = _texts(train)
+    if not len(train_winner_P) or not any(map(vectorizer.build_analyzer(), texts)):
+        return np.zeros(len(winner_P))
+    features_R = vectorizer.fit_transform(texts)
+    difference_P = features_R[train_winner_P] - features_R[train_loser_P]
+    order = np.repeat([1, 0], len(train_winner_P))
+    model = LogisticRegression(fit_intercept=False, max_iter=1000)
+    model.fit(vstack([difference_P, -difference_P]), order)
+    if not len(winner_P):
+        return np.zeros(0)
+    score_R = vectorizer.transform(_texts(held_out)) @ model.coef_[0].astype(np.float64)
+    return np.asarray(score_R[winner_P] - score_R[loser_P], dtype=np.float64)
+
+
+BASELINES: dict[str, Baseline] = {"longer": longer, "bag_of_words": bag_of_words}
+
+FITTED = frozenset({"bag_of_words"})
+"""Baselines that need training comparisons."""
+
+
+def measure_baselines(
+    names: Iterable[str], train: Sequence[Comparison], held_out: Sequence[Comparison]
+) -> dict[str, dict[str, Any] | None]:
+    """Accuracy, its 95% interval, ties and pairs of each named baseline on the held-out set.
+
+    ``None`` for one that must be fitted when there is nothing to fit it on.
+    """
+    measured: dict[str, dict[str, Any] | None] = {}
+    for name in names:
+        if name in FITTED and not train:
+            measured[name] = None
+            continue
+        delta_P = BASELINES[name](train, held_out)
+        measured[name] = {
+            "accuracy": accuracy(delta_P),
+            "accuracy_ci95": accuracy_interval(delta_P),
+            "ties": ties(delta_P),
+            "pairs": len(delta_P),
+        }
+    return measured

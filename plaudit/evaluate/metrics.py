@@ -1,0 +1,232 @@
+"""Pure metrics of pairwise preferences, from reward differences.
+
+``delta_P`` is always the reward of the preferred response less that of the other, so a positive
+value is a right answer and ``sigmoid(delta)`` is the probability given to the right answer (the
+model of Bradley and Terry, 1952). All functions take float64 and are exact for any finite input:
+no exponential can overflow. Means over no pairs are ``nan``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.types import FloatArray
+
+
+class Interval(NamedTuple):
+    """Both ends of a two-sided interval."""
+
+    low: float
+    high: float
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def pair_credits(delta_P: FloatArray) -> FloatArray:
+    """1 for a right pair, one half for a tie, 0 for a wrong one."""
+    return 0.5 * (np.sign(delta_P) + 1.0)
+
+
+def accuracy(delta_P: FloatArray) -> float:
+    """Share of pairs with the preferred response strictly ahead; a tie counts as wrong."""
+    return _mean(delta_P > 0)
+
+
+def accuracy_half_ties(delta_P: FloatArray) -> float:
+    """Accuracy with half a point for a tie: what a coin would make of the ties."""
+    return _mean(pair_credits(delta_P))
+
+
+def ties(delta_P: FloatArray) -> int:
+    """Pairs with exactly equal rewards."""
+    return int(np.count_nonzero(delta_P == 0))
+
+
+def wilson(successes: float, trials: int, level: float = 0.95) -> Interval | None:
+    """Two-sided score interval of a proportion (Wilson, 1927); ``None`` without trials.
+
+    ``successes`` may be fractional (half ties). Assumes independent trials: where several pairs
+    share a prompt, :func:`group_bootstrap` is the wider, honest one.
+    """
+    from scipy.stats import norm
+
+    if trials == 0:
+        return None
+    z = float(norm.ppf(0.5 + level / 2))
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    half *= z / (1 + z * z / trials)
+    # At 0 and 1 the exact ends are 0 and 1; rounding must not push them inside or out.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def accuracy_interval(delta_P: FloatArray, level: float = 0.95) -> Interval | None:
+    """Wilson interval of :func:`accuracy`."""
+    return wilson(int(np.count_nonzero(delta_P > 0)), len(delta_P), level)
+
+
+def bradley_terry_losses(delta_P: FloatArray, margin_P: FloatArray | float = 0.0) -> FloatArray:
+    """Loss per pair, ``-log sigmoid(delta - margin)`` (margin: Llama 2, arXiv 2307.09288)."""
+    return np.logaddexp(0.0, margin_P - delta_P)
+
+
+def bradley_terry_loss(delta_P: FloatArray, margin_P: FloatArray | float = 0.0) -> float:
+    """Mean loss per pair: the training objective, margins included."""
+    return _mean(bradley_terry_losses(delta_P, margin_P))
+
+
+def nll(delta_P: FloatArray) -> float:
+    """Mean negative log probability of the right answer, margins left out."""
+    return _mean(bradley_terry_losses(delta_P))
+
+
+def brier(delta_P: FloatArray) -> float:
+    """Mean squared error of the probability given to the right answer (Brier, 1950)."""
+    from scipy.special import expit
+
+    return _mean(expit(-delta_P) ** 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """Per filled bin: mean confidence, accuracy (ties half) and number of pairs."""
+
+    confidence_B: FloatArray
+    accuracy_B: FloatArray
+    pairs_B: npt.NDArray[np.int64]
+
+
+def confidences(delta_P: FloatArray) -> FloatArray:
+    """Probability given to whichever answer the model prefers, in [0.5, 1]."""
+    from scipy.special import expit
+
+    return np.asarray(expit(np.abs(delta_P)), dtype=np.float64)
+
+
+def reliability_equal_width(delta_P: FloatArray, bins: int = 10) -> Reliability:
+    """Bins of equal width over confidence 0.5 to 1; empty bins are left out."""
+    bin_P = np.minimum(((confidences(delta_P) - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+    return _reliability(delta_P, bin_P)
+
+
+def reliability_equal_count(delta_P: FloatArray, bins: int = 10) -> Reliability:
+    """Bins of (within one) equal numbers of pairs, by rising confidence."""
+    rank_P = np.empty(len(delta_P), dtype=np.int64)
+    rank_P[np.argsort(np.abs(delta_P), kind="stable")] = np.arange(len(delta_P))
+    return _reliability(delta_P, rank_P * bins // max(len(delta_P), 1))
+
+
+def _reliability(delta_P: FloatArray, bin_P: npt.NDArray[np.int64]) -> Reliability:
+    filled_B, code_P = np.unique(bin_P, return_inverse=True)
+    pairs_B = np.bincount(code_P, minlength=len(filled_B))
+    return Reliability(
+        confidence_B=np.bincount(code_P, confidences(delta_P), len(filled_B)) / pairs_B,
+        accuracy_B=np.bincount(code_P, pair_credits(delta_P), len(filled_B)) / pairs_B,
+        pairs_B=pairs_B,
+    )
+
+
+def expected_calibration_error(curve: Reliability) -> float:
+    """Mean gap between confidence and accuracy, by pairs (Guo et al. 2017, arXiv 1706.04599)."""
+    if not len(curve.pairs_B):
+        return math.nan
+    gap_B = np.abs(curve.accuracy_B - curve.confidence_B)
+    return float(np.average(gap_B, weights=curve.pairs_B))
+
+
+def spread(values: FloatArray) -> dict[str, float]:
+    """Mean, standard deviation (of these values, not an estimate), least and greatest."""
+    if not len(values):
+        return dict.fromkeys(("mean", "std", "min", "max"), math.nan)
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def group_bootstrap(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    group_P: npt.NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile interval of a statistic when whole prompt groups are drawn again.
+
+    ``statistic`` gets the indices of the drawn pairs (a pair as often as its group was drawn).
+    ``None`` with fewer than two groups, where nothing can vary. Seeded: equal input, equal output.
+    """
+    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
+    if len(size_G) < 2:
+        return None
+    by_group_P = np.argsort(code_P, kind="stable")
+    start_G = np.cumsum(size_G) - size_G
+    generator = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    for number in range(resamples):
+        draw_G = generator.integers(len(size_G), size=len(size_G))
+        length_G = size_G[draw_G]
+        ends_G = np.cumsum(length_G)
+        inside = np.arange(ends_G[-1]) - np.repeat(ends_G - length_G, length_G)
+        drawn[number] = statistic(by_group_P[np.repeat(start_G[draw_G], length_G) + inside])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """Mean of ``b - a`` over pairs, its standard error by group and its 95% interval.
+
+    Error and interval are ``None`` with fewer than two groups.
+    """
+
+    mean: float
+    standard_error: float | None
+    interval: Interval | None
+    pairs: int
+    groups: int
+
+
+def paired_difference(
+    loss_a_P: FloatArray, loss_b_P: FloatArray, group_P: npt.NDArray[np.int64]
+) -> PairedDifference:
+    """How much larger ``b`` is than ``a`` on the same pairs, judged by prompt group.
+
+    Pairs of one group are not independent, so the error is the cluster-robust one of a mean
+    (Liang and Zeger, 1986) with the usual G/(G-1), and the interval is Student's with G-1 degrees
+    of freedom. With one pair per group this is the paired t-test.
+    """
+    from scipy.stats import t
+
+    difference_P = loss_b_P - loss_a_P
+    _, code_P = np.unique(group_P, return_inverse=True)
+    groups = int(code_P.max()) + 1 if len(code_P) else 0
+    mean = _mean(difference_P)
+    error = interval = None
+    if groups >= 2:
+        residual_G = np.bincount(code_P, difference_P - mean)
+        error = math.sqrt(groups / (groups - 1) * float(residual_G @ residual_G))
+        error /= len(difference_P)
+        reach = error * float(t.ppf(0.975, groups - 1))
+        interval = Interval(mean - reach, mean + reach)
+    return PairedDifference(
+        mean=mean,
+        standard_error=error,
+        interval=interval,
+        pairs=len(difference_P),
+        groups=groups,
+    )

@@ -1,0 +1,32 @@
+"""Scored comparisons as rows of the score table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from plaudit.evaluate.baselines import response_text
+from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
+
+
+def score_rows(
+    dataset: str,
+    comparisons: Sequence[Comparison],
+    trees: Sequence[TokenTree],
+    rewards: Sequence[FloatArray],
+) -> Iterator[ScoreRow]:
+    """One row per response, comparisons in order; ``rewards`` holds ``rewards_K`` of each."""
+    for comparison, tree, rewards_K in zip(comparisons, trees, rewards, strict=True):
+        for number, reward in enumerate(rewards_K):
+            yield ScoreRow(
+                comparison=comparison.id,
+                group=comparison.group,
+                dataset=dataset,
+                source=comparison.source,
+                response=number,
+                reward=float(reward),
+                grade=comparison.grades[number],
+                margin=tree.margin,
+                tokens=tree.lengths[number],
+                characters=len(response_text(comparison.responses[number])),
+                metadata=comparison.metadata,
+            )

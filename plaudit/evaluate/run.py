@@ -1,0 +1,126 @@
+"""Measure a saved reward model on data: predictions, metrics with intervals, baselines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from plaudit import __version__
+from plaudit.data.load import Loaded, load
+from plaudit.environment import describe_environment
+from plaudit.errors import DataError, OutputError
+from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.facts import json_safe, summarise
+from plaudit.evaluate.rows import score_rows
+from plaudit.evaluate.table import ScoreTable, build_table, write_table
+from plaudit.files import write_json
+from plaudit.recipe import Source
+from plaudit.serve import scorer
+from plaudit.serve.scorer import RewardModel
+from plaudit.tokens.encode import Refused, encode
+from plaudit.types import Comparison, TokenTree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The metrics of one evaluation, and its predictions: one row per response."""
+
+    metrics: Mapping[str, Any]
+    table: ScoreTable
+
+
+def evaluate(
+    model: RewardModel | str | Path,
+    data: str | Path | Source | Sequence[str | Path | Source],
+    *,
+    out: str | Path | None = None,
+    baseline_data: Sequence[Source] = (),
+    console: Console | None = None,
+    seed: int = 42,
+) -> Evaluation:
+    """Score labelled comparisons and measure; with ``out``, write the folder.
+
+    ``baseline_data`` is what the bag-of-words baseline is fitted on (the model's training data is
+    the fair choice); without it that baseline is left out and said to be.
+
+    Raises:
+        PlauditError: data or model cannot be used, or ``out`` exists.
+    """
+    console = Console(quiet=True) if console is None else console
+    folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"--out {folder} exists already; choose another name.")
+    loaded = load(_sources(data), seed=seed)
+    fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else ()
+    reward_model = model if isinstance(model, RewardModel) else scorer.load(model)
+    kept, trees, dropped = _encode(reward_model, loaded.comparisons)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("scoring", total=sum(tree.tokens for tree in trees))
+        rewards = reward_model.score_trees(
+            trees,
+            on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
+        )
+    # One name for the whole set: each file of it is a slice by source.
+    table = build_table(score_rows("eval", kept, trees, rewards))
+    block = summarise(
+        table,
+        dataset="eval",
+        chose_checkpoint=False,
+        baselines=measure_baselines(("longer", "bag_of_words"), fitted_on, kept),
+        seed=seed,
+    )
+    metrics = json_safe(
+        {
+            "format": 1,
+            "plaudit_version": __version__,
+            "model": None if isinstance(model, RewardModel) else str(model),
+            "data": _data_facts(loaded, dropped),
+            "eval": block,
+            "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
+        }
+    )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_table(table, folder / "predictions.parquet")
+        write_json(folder / "metrics.json", metrics)
+    return Evaluation(metrics=metrics, table=table)
+
+
+def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:
+    entries = [data] if isinstance(data, (str, Path, Source)) else list(data)
+    return tuple(e if isinstance(e, Source) else Source(path=str(e)) for e in entries)
+
+
+def _encode(
+    model: RewardModel, comparisons: Sequence[Comparison]
+) -> tuple[list[Comparison], list[TokenTree], Counter[str]]:
+    """Comparisons that can be scored with their trees, and the others counted by reason."""
+    outcomes = encode(model.encoder, comparisons)
+    dropped = Counter(o.reason for o in outcomes if isinstance(o, Refused))
+    trees = [o for o in outcomes if isinstance(o, TokenTree)]
+    if not trees:
+        counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        raise DataError(
+            f"None of the {len(comparisons)} comparisons can be scored ({counts}); the model "
+            f"reads at most {model.facts.max_length} tokens."
+        )
+    return [comparisons[tree.index] for tree in trees], trees, dropped
+
+
+def _data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
+    reasons = Counter(loaded.tally.dropped) + Counter(dropped)
+    return {
+        "rows": loaded.tally.rows,
+        "used": loaded.tally.rows - sum(reasons.values()),
+        "dropped": dict(reasons),
+        "sources": [
+            {"name": s.name, "path": s.path, "format": s.format, "fingerprint": s.fingerprint}
+            for s in loaded.sources
+        ],
+    }

@@ -1,0 +1,274 @@
+"""The score table: one row per evaluated response, in columns; and its ordered pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.errors import DataError, ModelError
+from plaudit.files import write_atomically
+from plaudit.types import FloatArray, ScoreRow
+
+ObjectArray: TypeAlias = npt.NDArray[np.object_]
+CodeArray: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreTable:
+    """N evaluated responses in columns; the meaning of each is that of :class:`ScoreRow`.
+
+    ``metadata`` holds one array of N values per column, ``None`` where a row has no value.
+    """
+
+    comparison_N: ObjectArray
+    group_N: ObjectArray
+    dataset_N: ObjectArray
+    source_N: ObjectArray
+    response_N: CodeArray
+    reward_N: FloatArray
+    grade_N: FloatArray
+    margin_N: FloatArray
+    tokens_N: CodeArray
+    characters_N: CodeArray
+    metadata: Mapping[str, ObjectArray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.comparison_N)
+
+    def where(self, keep_N: npt.NDArray[np.bool_]) -> ScoreTable:
+        """The rows marked true, in their order."""
+        columns = {
+            f"{name}_N": getattr(self, f"{name}_N")[keep_N] for name in _COLUMN_OF_FIELD.values()
+        }
+        metadata = {name: values[keep_N] for name, values in self.metadata.items()}
+        return ScoreTable(**columns, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """P ordered pairs (winner, loser) of a table.
+
+    ``winner_P`` and ``loser_P`` are row numbers, ``delta_P`` the winner's reward less the loser's,
+    ``comparison_P`` and ``group_P`` codes counted from 0 in order of first appearance (two
+    datasets may use one comparison id; a prompt group is one group wherever it stands).
+    """
+
+    winner_P: CodeArray
+    loser_P: CodeArray
+    delta_P: FloatArray
+    margin_P: FloatArray
+    comparison_P: CodeArray
+    group_P: CodeArray
+
+    def __len__(self) -> int:
+        return len(self.winner_P)
+
+    def where(self, keep_P: npt.NDArray[np.bool_]) -> Pairs:
+        """The pairs marked true, in their order; codes stay as they are."""
+        return Pairs(
+            winner_P=self.winner_P[keep_P],
+            loser_P=self.loser_P[keep_P],
+            delta_P=self.delta_P[keep_P],
+            margin_P=self.margin_P[keep_P],
+            comparison_P=self.comparison_P[keep_P],
+            group_P=self.group_P[keep_P],
+        )
+
+
+# Column in predictions.parquet -> field of ScoreRow (and, with _N, of ScoreTable).
+_COLUMN_OF_FIELD: dict[str, str] = {
+    "id": "comparison",
+    "response": "response",
+    "reward": "reward",
+    "grade": "grade",
+    "tokens": "tokens",
+    "characters": "characters",
+    "margin": "margin",
+    "source": "source",
+    "dataset": "dataset",
+    "group": "group",
+}
+_DTYPES: dict[str, type] = {
+    "comparison": np.object_,
+    "group": np.object_,
+    "dataset": np.object_,
+    "source": np.object_,
+    "response": np.int64,
+    "reward": np.float64,
+    "grade": np.float64,
+    "margin": np.float64,
+    "tokens": np.int64,
+    "characters": np.int64,
+}
+_METADATA_PREFIX = "metadata."
+
+
+def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
+    """Rows to columns, in the order given."""
+    listed = list(rows)
+    columns = {
+        f"{name}_N": _column([getattr(row, name) for row in listed], dtype)
+        for name, dtype in _DTYPES.items()
+    }
+    names = dict.fromkeys(name for row in listed for name in row.metadata)
+    metadata = {
+        name: _column([row.metadata.get(name) for row in listed], np.object_) for name in names
+    }
+    return ScoreTable(**columns, metadata=metadata)
+
+
+def _column(values: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
+    # Filled, not converted: numpy would make a 2-d array of equally long lists.
+    column: npt.NDArray[Any] = np.empty(len(values), dtype=dtype)
+    for index, value in enumerate(values):
+        column[index] = value
+    return column
+
+
+def codes(values: Sequence[Any] | npt.NDArray[Any]) -> CodeArray:
+    """Equal values get equal numbers, counted from 0 in order of first appearance."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.int64)
+
+
+def pairs(table: ScoreTable) -> Pairs:
+    """All ordered pairs of responses of one comparison with grade of winner > grade of loser.
+
+    Sorted by comparison (first appearance), then by the winner's and the loser's row. Responses of
+    equal grade make no pair.
+
+    Raises ModelError when a reward of the table is not finite: no metric would mean anything.
+    """
+    bad = np.flatnonzero(~np.isfinite(table.reward_N))
+    if len(bad):
+        first = bad[0]
+        raise ModelError(
+            f"{len(bad)} of {len(table)} rewards are not finite, first {table.reward_N[first]} for "
+            f"response {table.response_N[first]} of comparison {table.comparison_N[first]!r}; "
+            "score in float32, or go back to a checkpoint from before training diverged."
+        )
+    comparison_N = codes(list(zip(table.dataset_N, table.comparison_N, strict=True)))
+    winner_P, loser_P = ordered_pairs(comparison_N, table.grade_N)
+    return Pairs(
+        winner_P=winner_P,
+        loser_P=loser_P,
+        delta_P=table.reward_N[winner_P] - table.reward_N[loser_P],
+        margin_P=table.margin_N[winner_P],
+        comparison_P=comparison_N[winner_P],
+        group_P=codes(table.group_N)[winner_P],
+    )
+
+
+def ordered_pairs(comparison_N: CodeArray, grade_N: FloatArray) -> tuple[CodeArray, CodeArray]:
+    """Rows (winner, loser) of one comparison with unequal grades.
+
+    Sorted by comparison code, then by the winner's and the loser's row.
+    """
+    first_P, second_P = _rows_of_one_comparison(comparison_N)
+    rise_P = grade_N[first_P] - grade_N[second_P]
+    winner_P = np.where(rise_P > 0, first_P, second_P)[rise_P != 0]
+    loser_P = np.where(rise_P > 0, second_P, first_P)[rise_P != 0]
+    order_P = np.lexsort((loser_P, winner_P, comparison_N[winner_P]))
+    return winner_P[order_P], loser_P[order_P]
+
+
+def _rows_of_one_comparison(comparison_N: CodeArray) -> tuple[CodeArray, CodeArray]:
+    """Every unordered pair of rows with one comparison code, the earlier row first."""
+    by_comparison_N = np.argsort(comparison_N, kind="stable")
+    sorted_N = comparison_N[by_comparison_N]
+    sizes = np.bincount(comparison_N) if len(comparison_N) else np.zeros(1, dtype=np.int64)
+    earlier: list[CodeArray] = []
+    later: list[CodeArray] = []
+    for lag in range(1, int(sizes.max())):
+        together = np.flatnonzero(sorted_N[:-lag] == sorted_N[lag:])
+        earlier.append(by_comparison_N[together])
+        later.append(by_comparison_N[together + lag])
+    if not earlier:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate(earlier), np.concatenate(later)
+
+
+def write_table(table: ScoreTable, path: Path) -> None:
+    """Write ``predictions.parquet``: the core columns, then one column per metadata column.
+
+    A metadata column of texts, whole numbers, numbers or booleans keeps its type; any other is
+    written as JSON text, value by value. A metadata name that would hide a core column, or that
+    starts with ``metadata.``, gets ``metadata.`` in front.
+
+    Raises OutputError when the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        column: _to_arrow(getattr(table, f"{name}_N")) for column, name in _COLUMN_OF_FIELD.items()
+    }
+    for name, values in table.metadata.items():
+        hidden = name in _COLUMN_OF_FIELD or name.startswith(_METADATA_PREFIX)
+        columns[f"{_METADATA_PREFIX}{name}" if hidden else name] = _to_arrow(values)
+    write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+
+
+def _to_arrow(values: npt.NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    if values.dtype != np.object_:
+        return pa.array(values)
+    present = [value for value in values if value is not None]
+    kinds = {type(value) for value in present}
+    if kinds <= {str}:
+        return pa.array([_valid_text(value) for value in values], pa.string())
+    if kinds == {bool}:
+        return pa.array(list(values), pa.bool_())
+    if kinds <= {int, float} and not any(abs(v) >= 2**53 for v in present if isinstance(v, int)):
+        return pa.array(list(values), pa.int64() if kinds == {int} else pa.float64())
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.string())
+
+
+def _valid_text(value: str | None) -> str | None:
+    # JSON input may hold lone surrogates, which no UTF-8 file can.
+    return None if value is None else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_table(path: Path) -> ScoreTable:
+    """Read what :func:`write_table` wrote.
+
+    Raises DataError when the file is missing, is no Parquet file or lacks a core column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Opened as one file: a path would be taken apart for partition names.
+        with path.open("rb") as file:
+            stored = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a "
+            "finished evaluation."
+        ) from error
+    missing = [column for column in _COLUMN_OF_FIELD if column not in stored.column_names]
+    if missing:
+        raise DataError(
+            f"{path} has the columns {', '.join(stored.column_names)} and lacks "
+            f"{', '.join(missing)}; expected the predictions.parquet of an evaluation."
+        )
+    columns = {
+        f"{name}_N": _column(stored.column(column).to_pylist(), _DTYPES[name])
+        for column, name in _COLUMN_OF_FIELD.items()
+    }
+    metadata = {
+        column.removeprefix(_METADATA_PREFIX): _column(
+            stored.column(column).to_pylist(), np.object_
+        )
+        for column in stored.column_names
+        if column not in _COLUMN_OF_FIELD
+    }
+    return ScoreTable(**columns, metadata=metadata)

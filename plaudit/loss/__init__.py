@@ -1,0 +1,1 @@
+"""Labels to pairs inside a group, and pure losses returning (sum, count)."""

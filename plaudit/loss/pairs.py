@@ -1,0 +1,61 @@
+"""What is known of the order inside each comparison, as pairs of rows of ``scores_R``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from plaudit.types import TokenTree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """P ordered pairs of a batch: row of the winner, of the loser, margin and weight."""
+
+    winner_P: Tensor
+    loser_P: Tensor
+    margin_P: Tensor
+    weight_P: Tensor
+
+
+def ordered_pairs(grades: Sequence[float]) -> list[tuple[int, int]]:
+    """(better, worse) for every pair of responses with different grades."""
+    pairs = []
+    for i, j in combinations(range(len(grades)), 2):
+        if grades[i] > grades[j]:
+            pairs.append((i, j))
+        elif grades[j] > grades[i]:
+            pairs.append((j, i))
+    return pairs
+
+
+def pairs_of(trees: Sequence[TokenTree], device: torch.device) -> Pairs:
+    """The pairs of a batch. A comparison's weight is shared equally among its pairs."""
+    winner: list[int] = []
+    loser: list[int] = []
+    margin: list[float] = []
+    weight: list[float] = []
+    row = 0
+    for tree in trees:
+        order = ordered_pairs(tree.grades)
+        for better, worse in order:
+            winner.append(row + better)
+            loser.append(row + worse)
+            margin.append(tree.margin)
+            weight.append(tree.weight / len(order))
+        row += len(tree.branches)
+    return Pairs(
+        winner_P=torch.tensor(winner, dtype=torch.long).to(device),
+        loser_P=torch.tensor(loser, dtype=torch.long).to(device),
+        margin_P=torch.tensor(margin, dtype=torch.float32).to(device),
+        weight_P=torch.tensor(weight, dtype=torch.float32).to(device),
+    )
+
+
+def total_weight(trees: Sequence[TokenTree]) -> float:
+    """The count a summed loss is divided by: comparisons, each with its weight."""
+    return float(sum(tree.weight for tree in trees if ordered_pairs(tree.grades)))

@@ -1,0 +1,208 @@
+"""A saved reward model: what transformers, TRL and vLLM read, and ``plaudit.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from plaudit import __version__
+from plaudit.errors import ModelError
+from plaudit.files import as_output_error, write_json
+from plaudit.model.load import BaseRequest, load_base, load_tokenizer
+from plaudit.model.module import has_score_head
+
+FORMAT = 1
+FACTS_FILE = "plaudit.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtefactFacts:
+    """``plaudit.json``: everything about a reward model that its weights and tokenizer do not say.
+
+    ``text`` says what it was trained on: messages through the chat template (``chat``), plain
+    text with the end token added once (``text``), or both (``mixed``). ``temperature`` divides a
+    reward difference before the sigmoid of :meth:`RewardModel.prefer`; None where it was not
+    measured. ``reward_mean`` and ``reward_std`` are over the evaluation responses.
+    """
+
+    kind: Literal["adapter", "full"]
+    base: str
+    base_revision: str | None
+    max_length: int
+    text: Literal["chat", "text", "mixed"]
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    pad_token: str
+    attention: str
+    attention_note: str | None
+    head: Mapping[str, Any]
+    temperature: float | None = None
+    reward_mean: float | None = None
+    reward_std: float | None = None
+    data_fingerprint: str | None = None
+    trust_remote_code: bool = False
+    format: int = FORMAT
+    plaudit_version: str = __version__
+
+
+def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Adapter and head, or the whole classifier, as safetensors.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(network, "peft_config"):
+            # "auto" would ask the hub for the base's vocabulary size at every save.
+            network.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            # PEFT's blank card would claim things nobody measured; the run writes its own.
+            (folder / "README.md").unlink(missing_ok=True)
+        else:
+            network.save_pretrained(folder, state_dict=state)
+    except OSError as error:
+        raise as_output_error(error, folder) from error
+    except Exception as error:
+        # safetensors reports a full disk as its own error type, with the cause in its text.
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise as_output_error(OSError(28, "No space left on device"), folder) from error
+        raise
+
+
+def save_artefact(
+    folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts
+) -> None:
+    """Weights, tokenizer and ``plaudit.json``; the folder then loads on its own.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    save_weights(network, folder)
+    save_tokenizer(tokenizer, folder)
+    write_facts(folder, facts)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The tokenizer files, its chat template included."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError as error:
+        raise as_output_error(error, folder) from error
+
+
+def write_facts(folder: Path, facts: ArtefactFacts) -> None:
+    """Write ``plaudit.json`` atomically."""
+    write_json(folder / FACTS_FILE, asdict(facts))
+
+
+def read_facts(folder: Path) -> ArtefactFacts:
+    """The facts of a saved reward model.
+
+    Raises:
+        ModelError: no readable ``plaudit.json``, or one of a newer format.
+    """
+    path = folder / FACTS_FILE
+    if not folder.is_dir():
+        raise ModelError(
+            f"No reward model at {folder}; expected a folder that plaudit train wrote."
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} has no {FACTS_FILE}, so it is not a finished plaudit run; give a folder "
+            "that plaudit train completed."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); restore it from a backup.") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} has format {raw.get('format') if isinstance(raw, dict) else raw!r}, and this "
+            f"plaudit {__version__} reads format {FORMAT}; upgrade plaudit."
+        )
+    known = {f.name for f in fields(ArtefactFacts)}
+    try:
+        return ArtefactFacts(**{k: v for k, v in raw.items() if k in known})
+    except TypeError as error:
+        raise ModelError(f"{path} is incomplete ({error}); restore it from a backup.") from None
+
+
+def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> str:
+    """Where the base of an adapter is now: named by the caller, beside it, or as recorded."""
+    if moved_to is not None:
+        return moved_to
+    beside = folder / "base"
+    return str(beside) if (beside / "config.json").is_file() else facts.base
+
+
+def load_network(
+    folder: Path, facts: ArtefactFacts, *, dtype: torch.dtype, base: str | None = None
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The classifier and tokenizer of a saved reward model, its head as it was saved.
+
+    Raises:
+        ModelError: weights, base or tokenizer are missing or do not fit each other.
+    """
+    tokenizer = load_tokenizer(
+        str(folder),
+        revision=None,
+        trust_remote_code=facts.trust_remote_code,
+        pad_token=facts.pad_token,
+    )
+    source = str(folder) if facts.kind == "full" else resolve_base(folder, facts, base)
+    request = BaseRequest(
+        base=source,
+        revision=None if facts.kind == "full" else facts.base_revision,
+        dtype=dtype,
+        trust_remote_code=facts.trust_remote_code,
+    )
+    assert isinstance(tokenizer.pad_token_id, int)
+    network = load_base(request, pad_id=tokenizer.pad_token_id)
+    if facts.kind == "adapter":
+        network = _attach_adapter(network, folder)
+    return network, tokenizer
+
+
+def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    refuse_lost_head(network, folder)
+    try:
+        return PeftModel.from_pretrained(network, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "
+            "name the base it was trained on with --base."
+        ) from None
+
+
+def refuse_lost_head(network: nn.Module, folder: Path) -> None:
+    """An adapter without its head would score with a random one and say nothing.
+
+    Raises:
+        ModelError: no adapter file, or no head in it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / ADAPTER_FILE
+    head = "score" if has_score_head(network) else "classifier"
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            keys = list(tensors.keys())
+    except FileNotFoundError:
+        raise ModelError(f"{folder} has no {ADAPTER_FILE}; the weights were not saved.") from None
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({error}); restore it or train again.") from None
+    if not any(f".{head}." in key and "lora_" not in key for key in keys):
+        raise ModelError(
+            f"{path} holds no {head} head, so its rewards are lost; save the adapter again with "
+            f"modules_to_save=[{head!r}]."
+        )

@@ -1,0 +1,333 @@
+"""Attention over packed trees: each branch sees its own prompt and itself, and nothing else.
+
+Registered with transformers under :data:`PACKED_ATTENTION`; the layout arrives as the extra
+keyword argument ``packed_layout`` of the model call. No mask function is registered under that
+name, so transformers builds no mask and does not guess packed positions.
+
+Shapes: H query heads, G key/value heads (a divisor of H), T tokens of the row, D head width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from plaudit.errors import ModelError
+from plaudit.types import PackedLayout
+
+PACKED_ATTENTION = "plaudit_packed"
+
+# Arguments transformers hands to every attention function that do not change what is computed
+# here: the layout says who sees whom, and positions are already rotated into queries and keys.
+_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states"})
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One attention call: queries ``[start, stop)`` after ``shared`` prompt keys at ``prefix``."""
+
+    prefix: int
+    shared: int
+    start: int
+    stop: int
+
+
+def spans(layout: PackedLayout) -> Iterator[Span]:
+    """The calls that cover a layout: prompt + first branch in one, then each further branch.
+
+    The query ranges lie end to end and cover every token once.
+    """
+    for start, prefix, branches in zip(
+        layout.starts, layout.prefixes, layout.branches, strict=True
+    ):
+        first = start + prefix + branches[0]
+        yield Span(prefix=start, shared=0, start=start, stop=first)
+        begin = first
+        for length in branches[1:]:
+            yield Span(prefix=start, shared=prefix, start=begin, stop=begin + length)
+            begin += length
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface over a packed row; returns ``[1, T, H, D]``.
+
+    ``sliding_window`` counts the token itself, as transformers does: a token sees the
+    ``sliding_window - 1`` tokens before it.
+
+    Raises:
+        ModelError: no layout (a padded call would attend to padding), a mask, attention dropout,
+            bidirectional attention, or any argument whose meaning is not known here.
+    """
+    unknown = [k for k, v in others.items() if v is not None and k not in _HARMLESS]
+    if packed_layout is None:
+        raise ModelError(
+            "Packed attention was called without a layout; call the model through plaudit, or "
+            "load it with attn_implementation='sdpa'."
+        )
+    if attention_mask is not None or dropout or is_causal is False or unknown:
+        refused = unknown + [
+            name
+            for name, set_ in (
+                ("attention_mask", attention_mask is not None),
+                ("dropout", bool(dropout)),
+                ("is_causal=False", is_causal is False),
+            )
+            if set_
+        ]
+        raise ModelError(
+            f"{type(module).__name__} asks packed attention for {', '.join(refused)}, which it "
+            "does not have; set model.attention to padded."
+        )
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = BACKENDS[choose_backend(query_1HTD, softcap)]
+    out_1HTD = backend(
+        query_1HTD,
+        key_1GTD,
+        value_1GTD,
+        packed_layout,
+        Settings(scale=scale, window=sliding_window, softcap=softcap),
+    )
+    return out_1HTD.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a layer asks of its attention: scale, window in tokens (itself included), soft-cap."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def choose_backend(query: Tensor, softcap: float | None) -> str:
+    """``varlen`` on CUDA in half precision, ``explicit`` for soft-capping, else ``sdpa``."""
+    if softcap is not None:
+        return "explicit"
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_available():
+        return "varlen"
+    return "sdpa"
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
+    """One ``scaled_dot_product_attention`` call per span. Runs anywhere, in any precision."""
+    out: list[Tensor] = []
+    grouped = q.shape[1] != k.shape[1]
+    for span in spans(layout):
+        keys, values = _gather(k, span), _gather(v, span)
+        mask = visible(layout, span, settings.window, q.device)
+        out.append(
+            F.scaled_dot_product_attention(
+                q[:, :, span.start : span.stop],
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and span.shared == 0,
+                scale=settings.scale,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(out, dim=2)
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
+    """The written-out product, for soft-capped logits (Gemma 2), which SDPA cannot express."""
+    out: list[Tensor] = []
+    repeats = q.shape[1] // k.shape[1]
+    for span in spans(layout):
+        keys = _gather(k, span).repeat_interleave(repeats, dim=1)
+        values = _gather(v, span).repeat_interleave(repeats, dim=1)
+        logits = q[:, :, span.start : span.stop] @ keys.transpose(2, 3) * settings.scale
+        if settings.softcap is not None:
+            logits = torch.tanh(logits / settings.softcap) * settings.softcap
+        mask = lower_right(layout, span, settings.window, q.device)
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
+        out.append(weights @ values)
+    return torch.cat(out, dim=2)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
+    """One fused call for the whole row (CUDA, half precision).
+
+    The spans' queries already lie end to end; keys and values are gathered so that each span's
+    prompt stands in front of its own tokens. Causality is lower-right there.
+    """
+    plan = varlen_plan(layout, q.device)
+    q_THD, k_SGD, v_SGD = (
+        q[0].transpose(0, 1),
+        k[0].transpose(0, 1)[plan.keys_S],
+        v[0].transpose(0, 1)[plan.keys_S],
+    )
+    call = _varlen_call()
+    if not call.has_gqa and q_THD.shape[1] != k_SGD.shape[1]:
+        repeats = q_THD.shape[1] // k_SGD.shape[1]
+        k_SGD = k_SGD.repeat_interleave(repeats, dim=1)
+        v_SGD = v_SGD.repeat_interleave(repeats, dim=1)
+    arguments: dict[str, Any] = {"scale": settings.scale}
+    if call.has_gqa:
+        arguments["enable_gqa"] = q_THD.shape[1] != k_SGD.shape[1]
+    if call.has_window:
+        # transformers' window counts the token itself, the kernel's counts those before it.
+        arguments["window_size"] = (-1 if settings.window is None else settings.window - 1, 0)
+    else:
+        arguments["is_causal"] = True
+    out_THD = call.function(
+        q_THD.contiguous(),
+        k_SGD.contiguous(),
+        v_SGD.contiguous(),
+        plan.queries_cumulative,
+        plan.keys_cumulative,
+        plan.longest_query,
+        plan.longest_key,
+        **arguments,
+    )
+    return out_THD.transpose(0, 1)[None]  # type: ignore[no-any-return]
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PackedLayout, Settings], Tensor]] = {
+    "sdpa": sdpa,
+    "explicit": explicit,
+    "varlen": varlen,
+}
+
+
+def _gather(tensor_1GTD: Tensor, span: Span) -> Tensor:
+    """Keys or values a span sees: its prompt, then its own tokens."""
+    own = tensor_1GTD[:, :, span.start : span.stop]
+    if span.shared == 0:
+        return own
+    prompt = tensor_1GTD[:, :, span.prefix : span.prefix + span.shared]
+    return torch.cat([prompt, own], dim=2)
+
+
+def visible(
+    layout: PackedLayout, span: Span, window: int | None, device: torch.device
+) -> Tensor | None:
+    """The mask a span needs, None where a causal flag (or nothing, for one query) serves.
+
+    SDPA's own causal flag is upper-left when queries and keys differ in number, so a branch
+    behind a prompt needs its mask written out.
+    """
+    queries = span.stop - span.start
+    reaches = window is not None and queries + span.shared > window
+    if not reaches and (span.shared == 0 or queries == 1):
+        return None
+    return lower_right(layout, span, window, device)
+
+
+def lower_right(
+    layout: PackedLayout, span: Span, window: int | None, device: torch.device
+) -> Tensor:
+    """Boolean ``[queries, keys]``: causal from the lower right corner, within the window.
+
+    Kept in the layout's cache, so that all layers of a pass, and its recomputation under
+    activation checkpointing, build it once.
+    """
+    queries = span.stop - span.start
+    cache_key = ("lower_right", queries, span.shared, window, device)
+    mask = layout.cache.get(cache_key)
+    if mask is None:
+        at_Q1 = torch.arange(span.shared, span.shared + queries, device=device)[:, None]
+        at_1K = torch.arange(span.shared + queries, device=device)[None]
+        mask = at_1K <= at_Q1
+        if window is not None:
+            mask &= at_1K > at_Q1 - window
+        layout.cache[cache_key] = mask
+    assert isinstance(mask, Tensor)
+    return mask
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenPlan:
+    """Offsets of the fused call: S gathered keys, cumulative lengths, longest spans."""
+
+    keys_S: Tensor
+    queries_cumulative: Tensor
+    keys_cumulative: Tensor
+    longest_query: int
+    longest_key: int
+
+
+def varlen_plan(layout: PackedLayout, device: torch.device) -> VarlenPlan:
+    """The fused call's offsets, built once per pass and kept in the layout's cache."""
+    plan = layout.cache.get(("varlen", device))
+    if plan is None:
+        pieces: list[Tensor] = []
+        queries, keys = [0], [0]
+        longest_query = longest_key = 0
+        for span in spans(layout):
+            pieces.append(torch.arange(span.prefix, span.prefix + span.shared))
+            pieces.append(torch.arange(span.start, span.stop))
+            length = span.stop - span.start
+            queries.append(queries[-1] + length)
+            keys.append(keys[-1] + span.shared + length)
+            longest_query = max(longest_query, length)
+            longest_key = max(longest_key, span.shared + length)
+        plan = VarlenPlan(
+            keys_S=torch.cat(pieces).to(device),
+            queries_cumulative=torch.tensor(queries, dtype=torch.int32).to(device),
+            keys_cumulative=torch.tensor(keys, dtype=torch.int32).to(device),
+            longest_query=longest_query,
+            longest_key=longest_key,
+        )
+        layout.cache[("varlen", device)] = plan
+    assert isinstance(plan, VarlenPlan)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenCall:
+    """The installed torch's ``varlen_attn`` and what its signature has.
+
+    ``window_size`` replaced ``is_causal`` and ``enable_gqa`` came later, so the signature is
+    asked instead of a version number.
+    """
+
+    function: Callable[..., Any]
+    has_window: bool
+    has_gqa: bool
+
+
+def varlen_available() -> bool:
+    try:
+        _varlen_call()
+    except ModelError:
+        return False
+    return True
+
+
+def _varlen_call() -> VarlenCall:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        raise ModelError("This torch has no torch.nn.attention.varlen; upgrade torch.") from None
+    parameters = inspect.signature(varlen_attn).parameters
+    return VarlenCall(
+        function=varlen_attn,
+        has_window="window_size" in parameters,
+        has_gqa="enable_gqa" in parameters,
+    )
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,343 @@
+"""From a recipe's model section to a reward module: base, dropout off, head, LoRA, attention."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from plaudit.errors import ModelError
+from plaudit.model.families import why_not_packed
+from plaudit.model.module import (
+    DecoderRewardModule,
+    RewardModule,
+    as_reward_module,
+    classifier,
+    has_score_head,
+)
+from plaudit.model.probe import probe
+from plaudit.types import Batcher
+
+logger = logging.getLogger("plaudit")
+
+Layout = Literal["packed", "padded"]
+
+# Tokens that vocabularies reserve and texts never hold, in the order they are tried.
+SPARE_TOKENS = (
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<|padding|>",
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<unk>",
+    "<|dummy_0|>",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRequest:
+    """Which base to load and how; plain values, so that every stage above can make one."""
+
+    base: str
+    revision: str | None = None
+    dtype: torch.dtype = torch.float32
+    quantize: Literal["4bit"] | None = None
+    head_init: Literal["zero", "normal"] = "zero"
+    trust_remote_code: bool = False
+
+
+def choose_dtype(name: str, device: torch.device, *, lora: bool) -> torch.dtype:
+    """``auto`` is fp32 on CPU, and on CUDA bf16 under LoRA (adapter and head stay fp32).
+
+    Full fine-tuning keeps fp32 weights everywhere; bf16 then comes from autocast.
+    """
+    if name != "auto":
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    return torch.bfloat16 if device.type == "cuda" and lora else torch.float32
+
+
+def load_tokenizer(
+    base: str, *, revision: str | None, trust_remote_code: bool, pad_token: str | None
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padding on the right with a token that is not the end token.
+
+    With pad = eos the scored position moves: transformers reads the token before the end, older
+    releases the end of an earlier turn (huggingface/trl issue 2758).
+
+    Raises:
+        ModelError: no tokenizer there, or no token that could pad.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{base} has no tokenizer that can be loaded ({_first_line(error)}); model.base must "
+            "be a folder or Hub id with tokenizer files beside the weights."
+        ) from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = choose_pad_token(tokenizer, pad_token, base)
+    return tokenizer
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, asked: str | None, base: str) -> str:
+    """The asked-for token, the tokenizer's own if distinct from the end token, or a spare one."""
+    vocabulary = tokenizer.get_vocab()
+    if asked is not None:
+        if asked not in vocabulary or asked == tokenizer.eos_token:
+            raise ModelError(
+                f"tokens.pad_token {asked!r} is not a token of {base}, or is its end token; name a "
+                "token of its vocabulary that no text ends with."
+            )
+        return asked
+    own = tokenizer.pad_token
+    if own is not None and own != tokenizer.eos_token:
+        return str(own)
+    for spare in (*SPARE_TOKENS, tokenizer.unk_token, tokenizer.bos_token):
+        if spare is not None and spare in vocabulary and spare != tokenizer.eos_token:
+            return str(spare)
+    raise ModelError(
+        f"{base} has no padding token apart from its end token; name one of its vocabulary that "
+        "no text ends with in tokens.pad_token."
+    )
+
+
+def load_config(request: BaseRequest) -> Any:
+    """The base's configuration for one label, every dropout off.
+
+    Raises:
+        ModelError: no readable configuration there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            request.base,
+            revision=request.revision,
+            trust_remote_code=request.trust_remote_code,
+            num_labels=1,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        local = Path(request.base)
+        found = (
+            f"{request.base} has no usable config.json"
+            if local.is_dir()
+            else f"{request.base} is neither a local folder nor a model that can be reached"
+        )
+        raise ModelError(
+            f"{found} ({_first_line(error)}); model.base must be a transformers model folder or a "
+            "Hub id."
+        ) from None
+    for name, value in vars(config).items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
+    """The base as a one-label classifier with a fresh head, or the head its checkpoint has.
+
+    Raises:
+        ModelError: no weights, no classification class for the architecture, a head for several
+            labels, or 4-bit asked for where bitsandbytes and CUDA are missing.
+    """
+    config = load_config(request)
+    config.pad_token_id = pad_id
+    options: dict[str, Any] = {"dtype": request.dtype}
+    if request.quantize is not None:
+        options["quantization_config"] = _four_bit(request.dtype)
+    try:
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            request.base,
+            config=config,
+            revision=request.revision,
+            trust_remote_code=request.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{request.base} cannot be loaded as a one-label sequence classifier "
+            f"({_first_line(error)}); expected weights (model.safetensors) of an architecture that "
+            "transformers has a sequence classification class for."
+        ) from None
+    _refuse_missing_weights(request.base, network, set(info["missing_keys"]))
+    if has_score_head(network):
+        if "score.weight" in info["missing_keys"]:
+            init_head(network.score, request.head_init)
+        network.score.float()
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) -> None:
+    """A body whose tensors were not in the files would train from noise without a word."""
+    prefix = f"{network.base_model_prefix}."
+    absent = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
+    if absent:
+        raise ModelError(
+            f"{base} lacks {len(absent)} of the body's tensors (first: {absent[0]}), so they would "
+            "be random; give a folder with the whole model."
+        )
+
+
+def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
+    """Zero scores at the start, or N(0, 1/(D+1)) as OpenRLHF has it."""
+    if kind == "zero":
+        nn.init.zeros_(head.weight)
+    else:
+        nn.init.normal_(head.weight, std=1.0 / (head.in_features + 1))
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "model.quantize: 4bit needs a CUDA device, and none is here; remove it to train in "
+            "full precision."
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ModelError(
+            "model.quantize: 4bit needs bitsandbytes; install it with pip install 'plaudit[gpu]'."
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # A quantized head crashes or degrades (unslothai/unsloth issue 5027).
+        llm_int8_skip_modules=["score", "classifier"],
+    )
+
+
+def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool) -> nn.Module:
+    """PEFT's LoRA over the classifier, the whole head trained and saved beside it.
+
+    ``options`` are ``peft.LoraConfig``'s own. ``modules_to_save`` always holds the head, because
+    an adapter without it reloads with a random one (OpenRLHF issue 872, trl issue 1379).
+
+    Raises:
+        ModelError: PEFT refuses the options for this architecture.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    head = "score" if has_score_head(network) else "classifier"
+    extra = [name for name in options.get("modules_to_save") or () if name != head]
+    chosen = {k: v for k, v in options.items() if k not in ("modules_to_save", "task_type")}
+    if quantized:
+        network = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+            network, use_gradient_checkpointing=False
+        )
+    try:
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=[head, *extra], **chosen)
+        # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).
+        return get_peft_model(network, config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"lora: PEFT refuses these settings ({_first_line(error)}).") from None
+
+
+def trainable_parameters(network: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters, the head's frozen original not counted twice.
+
+    4-bit weights are counted as the parameters they stand for.
+    """
+    trainable = total = 0
+    for name, parameter in network.named_parameters():
+        if ".original_module." in name:
+            continue
+        size = parameter.numel()
+        if parameter.__class__.__name__ == "Params4bit":
+            size *= 2
+        total += size
+        trainable += size if parameter.requires_grad else 0
+    return trainable, total
+
+
+def dropouts_off(network: nn.Module, *, keep_lora: bool) -> None:
+    """Every dropout module silent, except LoRA's own where the recipe asked for it."""
+    for name, child in network.named_modules():
+        if isinstance(child, nn.Dropout) and not (keep_lora and "lora_dropout" in name):
+            child.p = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A module ready to score. ``note`` says why batches are padded, None where they are packed."""
+
+    module: RewardModule
+    layout: Layout
+    note: str | None
+
+
+def choose_layout(
+    network: nn.Module,
+    asked: Literal["auto", "packed", "padded"],
+    *,
+    packed: Batcher,
+    padded: Batcher,
+) -> Prepared:
+    """Packed where the architecture is proven and the probe on the loaded weights agrees.
+
+    No model trains or scores packed before its probe has passed; a mismatch switches to padded
+    batches, aloud.
+
+    Raises:
+        ModelError: packed was asked for by name and is not possible.
+    """
+    module = as_reward_module(network)
+    plain = classifier(network).config._attn_implementation
+    note = _why_padded(module, asked, packed=packed, padded=padded)
+    if note is None:
+        return Prepared(module=module, layout="packed", note=None)
+    if asked == "packed":
+        raise ModelError(
+            f"model.attention: packed was asked for, but {note}; set it to auto or padded."
+        )
+    if classifier(network).config._attn_implementation != plain:
+        classifier(network).set_attn_implementation(plain)
+    if asked == "auto":
+        logger.warning("Running padded: %s. Scores are the same; more tokens are computed.", note)
+    return Prepared(module=module, layout="padded", note=note)
+
+
+def _why_padded(
+    module: RewardModule, asked: str, *, packed: Batcher, padded: Batcher
+) -> str | None:
+    if asked == "padded":
+        return "model.attention is padded"
+    if not isinstance(module, DecoderRewardModule):
+        return f"{module.config.model_type} is an encoder"
+    reason = why_not_packed(classifier(module.network).config)
+    if reason is not None:
+        return reason
+    result = probe(module, packed, padded)
+    if result.passed:
+        return None
+    return (
+        f"the load-time probe found packed and separate scores {result.difference:.2g} apart "
+        f"(tolerance {result.tolerance:.2g})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,105 @@
+"""The one module that training, evaluation and serving call: a batch in, fp32 scores out.
+
+Call it always through the object accelerate wrapped. Calling the backbone inside bypasses DDP,
+and two ranks then differ without an error.
+
+Shapes: B rows, T tokens, D hidden width, R responses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit.types import Batch
+
+
+class RewardModule(nn.Module):
+    """A sequence classifier with one label as a reward model.
+
+    ``network`` is what ``AutoModelForSequenceClassification`` built, or PEFT's wrapper of it; it
+    keeps its own names, so what is saved from it loads in plain transformers.
+    """
+
+    # A PreTrainedModel or PEFT's wrapper of one: they share these methods, but no type.
+    network: Any
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def config(self) -> Any:
+        return self.network.config
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``scores_R`` in fp32, one per response of the batch, in order."""
+        raise NotImplementedError
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Trade recomputation for activation memory; the arguments are transformers' own."""
+        # A frozen embedding gives activations without gradients, and checkpointing would then cut
+        # the graph before the first adapter.
+        self.network.enable_input_require_grads()
+        if hasattr(self.network, "activation_checkpointing_enable"):
+            self.network.activation_checkpointing_enable(**options)
+        else:
+            # transformers < 5.20 has only the former name.
+            self.network.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=options.get("activation_checkpointing_kwargs")
+                or options.get("gradient_checkpointing_kwargs")
+            )
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Transformers' former name of :meth:`activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=options.get("gradient_checkpointing_kwargs")
+        )
+
+
+class DecoderRewardModule(RewardModule):
+    """A decoder: the hidden state of each scored token through the ``score`` head.
+
+    The body alone is called, so no vocabulary logits exist, and the scored position comes with
+    the batch instead of being guessed from padding (huggingface/transformers issue 35352 and
+    others). The head runs in fp32 outside autocast: in bf16 scores near 16 are multiples of 0.125.
+    """
+
+    def forward(self, batch: Batch) -> Tensor:
+        hidden_RD = self.hidden(batch)
+        with torch.autocast(device_type=hidden_RD.device.type, enabled=False):
+            scores_R1 = classifier(self.network).score(hidden_RD.float())
+        return scores_R1.squeeze(-1)  # type: ignore[no-any-return]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """``hidden_RD``: the body's final state at each scored token."""
+        body = classifier(self.network).base_model
+        hidden_BTD = body(**batch.body_inputs(), use_cache=False).last_hidden_state
+        return hidden_BTD.flatten(0, 1)[batch.ends_R]  # type: ignore[no-any-return]
+
+
+class EncoderRewardModule(RewardModule):
+    """A bidirectional encoder with its own classification head; padded batches only."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits_R1 = classifier(self.network)(**batch.body_inputs()).logits
+        return logits_R1.squeeze(-1).float()  # type: ignore[no-any-return]
+
+
+def classifier(network: Any) -> Any:
+    """The ``…ForSequenceClassification`` inside PEFT's wrapper, or the network itself."""
+    if hasattr(network, "get_base_model"):
+        return network.get_base_model()
+    return network
+
+
+def has_score_head(network: nn.Module) -> bool:
+    """Whether the classifier is a decoder with transformers' ``score`` head."""
+    return hasattr(classifier(network), "score")
+
+
+def as_reward_module(network: nn.Module) -> RewardModule:
+    """The module that fits a classifier: decoder with a ``score`` head, or encoder."""
+    return DecoderRewardModule(network) if has_score_head(network) else EncoderRewardModule(network)

@@ -1,0 +1,454 @@
+"""Steps, memory, operations and time of a run. Pure functions of sizes, lengths and the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from plaudit.plan.gpus import Gpu
+from plaudit.plan.lengths import LengthFacts, Lengths, summarize
+from plaudit.plan.model import ModelSize
+from plaudit.recipe import Recipe, effective_training_arguments
+
+UTILISATION = 0.35
+"""Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""
+
+USABLE_MEMORY = 0.9
+"""Share of a GPU's memory counted on: the rest is CUDA's own, temporary buffers, fragmentation."""
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# NF4 with double quantization: 4 bits, and 8/64 + 32/(64*256) bits of constants a weight
+# (Dettmers et al., 2023, arXiv:2305.14314, section 3).
+FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+# Optimizer states per trainable parameter, and bytes of each (None: those of the parameter).
+OPTIMIZER_STATES: dict[str, tuple[int, int | None]] = {
+    "adamw_torch": (2, None),
+    "adamw_torch_fused": (2, None),
+    "paged_adamw_32bit": (2, 4),
+    "adamw_8bit": (2, 1),
+    "adamw_bnb_8bit": (2, 1),
+    "paged_adamw_8bit": (2, 1),
+    "lion_32bit": (1, 4),
+    "lion_8bit": (1, 1),
+    "sgd": (0, None),
+    "adagrad": (1, None),
+    "rmsprop": (1, None),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Comparisons read. ``evaluation`` and ``test`` where they have files of their own."""
+
+    train: int
+    evaluation: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Comparisons of each part, after those over length are left out of all."""
+
+    pairs: int
+    over_length: int
+    train: int
+    evaluation: int
+    test: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Optimizer steps. ``mid_2024`` is the number a Trainer of that time took in all."""
+
+    pairs_per_step: int
+    epochs: float
+    per_epoch: int
+    total: int
+    mid_2024: int
+    evaluations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Tokens the model computes in one epoch over the training part."""
+
+    how: str
+    per_pair: float
+    packed_per_epoch: int
+    padded_per_epoch: int
+    largest_comparison: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on each device, by part. ``activations`` is None where it cannot be told."""
+
+    weights: int
+    adapter_and_head: int
+    gradients: int
+    optimizer: int
+    half_precision_copies: int
+    activations: int | None
+    micro_batch_tokens: int
+
+    @property
+    def total(self) -> int:
+        parts = (self.weights, self.adapter_and_head, self.gradients, self.optimizer)
+        return sum(parts) + self.half_precision_copies + (self.activations or 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """Floating-point operations of the whole run."""
+
+    forward: float
+    backward: float
+    recomputation: float
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.recomputation + self.evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnGpu:
+    """The run on some number of one GPU. ``fits`` is None where activations cannot be told."""
+
+    fits: bool | None
+    seconds: float
+    gigabytes: float
+    tflops: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything ``plaudit plan`` shows."""
+
+    base: str
+    method: str
+    devices: int
+    utilisation: float
+    model: ModelSize
+    split: Split
+    steps: Steps
+    tokens: Tokens
+    memory: Memory
+    flops: Flops
+    gpus: Mapping[str, OnGpu]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, the totals among them."""
+        record = asdict(self)
+        record["memory"]["total"] = self.memory.total
+        record["flops"]["total"] = self.flops.total
+        return record
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    size: ModelSize,
+    lengths: Lengths,
+    counts: Counts,
+    gpus: Mapping[str, Gpu],
+    devices: int = 1,
+    utilisation: float = UTILISATION,
+    packed: bool,
+    auto_tokens: int,
+) -> Plan:
+    """What the recipe will take on ``devices`` devices.
+
+    ``packed`` is whether each prompt is computed once; ``auto_tokens`` is what ``auto`` means for
+    ``tokens.max_tokens_per_microbatch``.
+
+    Raises:
+        DataError: no comparison is within the recipe's maximum length.
+        RecipeError: the recipe's training keys contradict each other.
+    """
+    arguments = effective_training_arguments(recipe)
+    facts = summarize(
+        lengths,
+        max_length=recipe.tokens.max_length,
+        overlong=recipe.tokens.overlong,
+        batch=arguments.get("per_device_train_batch_size", 8),
+    )
+    split = split_sizes(recipe, counts, facts.kept)
+    steps = count_steps(arguments, split.train, devices)
+    tokens = count_tokens(lengths, facts, split.train)
+    share = steps.pairs_per_step // devices
+    micro_batch = micro_batch_tokens(recipe, facts, share, packed, auto_tokens)
+    memory = count_memory(recipe, arguments, size, micro_batch, devices)
+    flops = count_flops(arguments, size, facts, split, steps, packed, lora=recipe.lora is not None)
+    return Plan(
+        base=recipe.model.base,
+        method=method(recipe),
+        devices=devices,
+        utilisation=utilisation,
+        model=size,
+        split=split,
+        steps=steps,
+        tokens=tokens,
+        memory=memory,
+        flops=flops,
+        gpus={name: on_gpu(gpu, memory, flops, devices, utilisation) for name, gpu in gpus.items()},
+        notes=tuple(notes(recipe, arguments, split, steps, memory, packed)),
+    )
+
+
+def method(recipe: Recipe) -> str:
+    """``full``, ``lora`` or ``qlora``."""
+    if recipe.lora is None:
+        return "full"
+    return "qlora" if recipe.model.quantize else "lora"
+
+
+def split_sizes(recipe: Recipe, counts: Counts, kept: float = 1.0) -> Split:
+    """Sizes of the parts: a held-out part is rounded up, as ``datasets`` and scikit-learn do.
+
+    Over-length comparisons go after the split; ``kept`` is the share that stays.
+
+    Splits by prompt reach these sizes to within one group of rows with the same prompt.
+    """
+    data = recipe.data
+    evaluation = test = 0
+    left = 1.0
+    if data.eval_fraction is not None and not data.eval:
+        evaluation = math.ceil(data.eval_fraction * counts.train)
+        left -= data.eval_fraction
+    if data.test_fraction is not None and not data.test:
+        # Of what is left, so that a test set never changes the evaluation set.
+        test = math.ceil(data.test_fraction / left * (counts.train - evaluation))
+    train = round((counts.train - evaluation - test) * kept)
+    held_out = (round(evaluation * kept), round(test * kept))
+    return Split(
+        pairs=train + sum(held_out),
+        over_length=counts.train - train - sum(held_out),
+        train=train,
+        evaluation=held_out[0] if counts.evaluation is None else counts.evaluation,
+        test=held_out[1] if counts.test is None else counts.test,
+    )
+
+
+def count_steps(arguments: Mapping[str, Any], train: int, devices: int) -> Steps:
+    """Steps of the run; the last step of an epoch takes what is left over."""
+    per_device = arguments.get("per_device_train_batch_size", 8)
+    accumulation = arguments.get("gradient_accumulation_steps", 1)
+    epochs = float(arguments.get("num_train_epochs", 3.0))
+    batches = math.ceil(train / (per_device * devices))
+    per_epoch = math.ceil(batches / accumulation)
+    limit = arguments.get("max_steps", -1)
+    total = limit if limit > 0 else math.ceil(epochs * per_epoch)
+    # transformers 4.41: len(dataloader) // accumulation steps an epoch, at least one; the batches
+    # left over went into the first step of the next epoch.
+    mid_2024 = math.ceil(epochs * max(1, batches // accumulation))
+    return Steps(
+        pairs_per_step=per_device * devices * accumulation,
+        epochs=total / per_epoch if limit > 0 else epochs,
+        per_epoch=per_epoch,
+        total=total,
+        mid_2024=limit if limit > 0 else mid_2024,
+        evaluations=_evaluations(arguments, total, epochs),
+    )
+
+
+def _evaluations(arguments: Mapping[str, Any], total: int, epochs: float) -> int:
+    """Evaluations on schedule; the saved model is evaluated once more at the end."""
+    if arguments["eval_strategy"] == "no":
+        return 0
+    if arguments["eval_strategy"] == "epoch":
+        return math.ceil(epochs)
+    every = arguments["eval_steps"] or 0.1
+    return total // math.ceil(every * total if every < 1 else every)
+
+
+def count_tokens(lengths: Lengths, facts: LengthFacts, train: int) -> Tokens:
+    """Tokens of an epoch with each prompt computed once, and with padded separate rows."""
+    return Tokens(
+        how=lengths.how,
+        per_pair=facts.packed,
+        packed_per_epoch=round(facts.packed * train),
+        padded_per_epoch=round(facts.padded * train),
+        largest_comparison=facts.largest_packed,
+    )
+
+
+def count_memory(
+    recipe: Recipe,
+    arguments: Mapping[str, Any],
+    size: ModelSize,
+    micro_batch: int,
+    devices: int,
+) -> Memory:
+    """Bytes per device. Under FSDP, weights, gradients and states are shared out evenly."""
+    lora = recipe.lora is not None
+    weight_bytes = DTYPE_BYTES[body_dtype(recipe)]
+    trainable_bytes = 4 if lora else weight_bytes
+    weights = size.body * weight_bytes
+    if recipe.model.quantize:
+        # What is not quantized (embeddings, norms) is kept in fp32 for training in 4 bits.
+        weights = round(size.linear * FOUR_BIT_BYTES) + (size.body - size.linear) * 4
+    states, state_bytes = OPTIMIZER_STATES.get(_optimizer(arguments), (2, None))
+    per_state = trainable_bytes if state_bytes is None else state_bytes
+    shards = devices if arguments.get("fsdp") else 1
+    return Memory(
+        weights=weights // shards,
+        adapter_and_head=(size.total - size.body) * 4 // shards,
+        gradients=size.trainable * trainable_bytes // shards,
+        optimizer=size.trainable * states * per_state // shards,
+        # Autocast keeps half-precision copies of fp32 weights for the length of a forward pass.
+        half_precision_copies=size.linear * 2 // shards if autocasts(recipe) else 0,
+        activations=_activations(arguments, size, micro_batch, activation_dtype(recipe)),
+        micro_batch_tokens=micro_batch,
+    )
+
+
+def body_dtype(recipe: Recipe) -> str:
+    """The dtype of the body's weights on a GPU: ``auto`` is bf16 under LoRA, else fp32."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return "float32" if recipe.lora is None else "bfloat16"
+
+
+def autocasts(recipe: Recipe) -> bool:
+    """Whether fp32 weights compute in half precision on a GPU: full fine-tuning, unless told."""
+    asked = bool(recipe.train.get("bf16") or recipe.train.get("fp16"))
+    full = recipe.lora is None and recipe.model.dtype == "auto" and "bf16" not in recipe.train
+    return body_dtype(recipe) == "float32" and (asked or full)
+
+
+def activation_dtype(recipe: Recipe) -> str:
+    """The dtype of hidden states on a GPU; a 4-bit base keeps them in fp32 with its embeddings."""
+    if recipe.model.quantize:
+        return "float32"
+    return "bfloat16" if autocasts(recipe) else body_dtype(recipe)
+
+
+def micro_batch_tokens(
+    recipe: Recipe, facts: LengthFacts, share: int, packed: bool, auto_tokens: int
+) -> int:
+    """Tokens that go through the model at once.
+
+    At most the recipe's bound, unless one comparison is larger, since none is cut; and at most a
+    device's ``share`` of a step in comparisons.
+    """
+    largest = facts.largest_packed if packed else facts.largest_padded
+    asked = recipe.tokens.max_tokens_per_microbatch
+    limit = auto_tokens if asked == "auto" else asked
+    mean = facts.packed if packed else facts.padded
+    return max(largest, min(limit, math.ceil(share * mean)))
+
+
+def _activations(
+    arguments: Mapping[str, Any], size: ModelSize, tokens: int, dtype: str
+) -> int | None:
+    """What a forward pass keeps, or with checkpointing each layer's input and one layer's insides.
+
+    (Chen et al., 2016, arXiv:1604.06174, with a checkpoint at every layer.)
+    """
+    if size.saved_bytes_per_token is None:
+        return None
+    if not _checkpointing(arguments):
+        return round(tokens * size.saved_bytes_per_token)
+    inputs = size.layers * size.hidden * DTYPE_BYTES[dtype]
+    return round(tokens * (inputs + size.saved_bytes_per_token / size.layers))
+
+
+def _checkpointing(arguments: Mapping[str, Any]) -> bool:
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    return any(bool(arguments.get(name)) for name in names)
+
+
+def _optimizer(arguments: Mapping[str, Any]) -> str:
+    return str(arguments.get("optim", "adamw_torch_fused"))
+
+
+def count_flops(
+    arguments: Mapping[str, Any],
+    size: ModelSize,
+    facts: LengthFacts,
+    split: Split,
+    steps: Steps,
+    packed: bool,
+    *,
+    lora: bool,
+) -> Flops:
+    """Operations of the run: two for each weight a token meets, and the attention products.
+
+    A full training step costs 2N forward, 2N for the gradients of activations and 2N for those of
+    weights, 6N a token (Kaplan et al., 2020, arXiv:2001.08361, section 2.1). With a frozen base the
+    last part is spent on the adapter alone, so LoRA costs about 4N. Attention adds 4 operations a
+    layer for each attended pair and each of its channels forward and 8 backward (Chowdhery et al.,
+    2022, arXiv:2204.02311, appendix B, without its assumption of full-length rows). Recomputing
+    activations costs one more forward pass.
+    """
+    tokens = facts.packed if packed else facts.padded
+    attended = facts.attended if packed else facts.attended_padded
+    attention = 4 * size.attention_width * attended
+    weights = size.linear + size.adapter
+    updated = size.adapter if lora else size.linear
+    forward = 2 * weights * tokens + attention
+    backward = 2 * (weights + updated) * tokens + 2 * attention
+    seen = split.train * steps.epochs
+    # The saved model is evaluated once more at the end.
+    evaluated = split.evaluation * (steps.evaluations + 1) + split.test
+    return Flops(
+        forward=forward * seen,
+        backward=backward * seen,
+        recomputation=forward * seen if _checkpointing(arguments) else 0.0,
+        evaluation=forward * evaluated,
+    )
+
+
+def on_gpu(gpu: Gpu, memory: Memory, flops: Flops, devices: int, utilisation: float) -> OnGpu:
+    """Whether the run fits on each GPU, and how long it takes on all of them."""
+    fits = memory.total <= USABLE_MEMORY * gpu.gigabytes * 1e9
+    return OnGpu(
+        fits=None if memory.activations is None and fits else fits,
+        seconds=flops.total / (devices * gpu.tflops * 1e12 * utilisation),
+        gigabytes=gpu.gigabytes,
+        tflops=gpu.tflops,
+    )
+
+
+def notes(
+    recipe: Recipe,
+    arguments: Mapping[str, Any],
+    split: Split,
+    steps: Steps,
+    memory: Memory,
+    packed: bool,
+) -> list[str]:
+    """What a reader of the numbers has to know, one sentence each."""
+    said = []
+    if steps.mid_2024 != steps.total:
+        left = split.train % steps.pairs_per_step
+        said.append(
+            f"A Trainer of mid-2024 (transformers 4.41) would take {steps.mid_2024:,} steps: it "
+            f"carried the {left:,} left-over pairs of an epoch into the next, where today's "
+            f"Trainer gives them a step of their own ({steps.total:,})."
+        )
+    if recipe.data.split_by == "prompt":
+        said.append("Splitting by prompt reaches these sizes to within one group of equal prompts.")
+    if split.over_length:
+        said.append(f"{split.over_length:,} comparisons are over length and left out.")
+    said.append(
+        f"Activations are for a micro-batch of {memory.micro_batch_tokens:,} tokens; "
+        "tokens.max_tokens_per_microbatch bounds it."
+    )
+    if memory.activations is None:
+        said.append("Activations cannot be told for this architecture and are not in the total.")
+    if not packed:
+        said.append("Batches are padded, so every response computes its prompt again.")
+    if _optimizer(arguments) not in OPTIMIZER_STATES:
+        said.append(f"Optimizer {_optimizer(arguments)!r} is counted as if it were Adam.")
+    if arguments.get("deepspeed"):
+        said.append("What DeepSpeed moves or shares out is not counted.")
+    if body_dtype(recipe) == "float32" and not autocasts(recipe):
+        said.append("Times are for bf16 speed; an fp32 body is several times slower.")
+    return said

@@ -1,0 +1,313 @@
+"""What a recipe's values may be, and the sentence when one is not. Loads no torch.
+
+The ``train`` and ``lora`` sections are checked against :mod:`plaudit.recipe_keys`; the other
+sections are pydantic models, whose errors are put into plain words here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plaudit.errors import RecipeError
+from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+
+NUMBER = re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$")
+
+OWNED_TRAIN: dict[str, str] = {
+    "output_dir": "say where the run goes with --out",
+    "resume_from_checkpoint": "go on after a stop with --resume",
+    "do_train": "the verb decides: plaudit train trains, plaudit eval evaluates",
+    "do_eval": "the verb decides: plaudit train trains, plaudit eval evaluates",
+    "do_predict": "score a file with plaudit score",
+    "remove_unused_columns": "plaudit builds its own batches and has no columns to remove",
+    "label_names": "plaudit builds its own batches and has no label columns",
+    "prediction_loss_only": "evaluation always keeps the scores, the metrics come from them",
+    "include_for_metrics": "evaluation always keeps the scores, the metrics come from them",
+    "batch_eval_metrics": "metrics are computed exactly, over all scores at once",
+    "eval_do_concat_batches": "metrics are computed exactly, over all scores at once",
+    "eval_use_gather_object": "metrics are computed exactly, over all scores at once",
+    "include_num_input_tokens_seen": "tokens are always counted and recorded",
+    "average_tokens_across_devices": "losses are always summed and divided once by the count of "
+    "the whole step",
+    "label_smoothing_factor": "the loss is set in the loss section",
+    "neftune_noise_alpha": "its noise depends on how long a row is, and packed rows hold several "
+    "comparisons",
+    "auto_find_batch_size": "bound the memory with tokens.max_tokens_per_microbatch; the batch "
+    "size then never depends on the machine",
+    "train_sampling_strategy": "batches are packed by tokens, so grouping by length saves nothing",
+    "length_column_name": "batches are packed by tokens, so grouping by length saves nothing",
+    "dataloader_drop_last": "no comparison is dropped without being counted",
+    "push_to_hub": "upload the finished run folder with hf upload",
+    "disable_tqdm": "plaudit shows its own progress",
+    "logging_nan_inf_filter": "a loss that is not finite always stops the run",
+    "hub_token": "a recipe is copied into the run folder and must hold no secret",
+    "hub_model_id": "upload the finished run folder with hf upload",
+    "hub_private_repo": "upload the finished run folder with hf upload",
+    "hub_strategy": "upload the finished run folder with hf upload",
+    "hub_always_push": "upload the finished run folder with hf upload",
+    "hub_revision": "upload the finished run folder with hf upload",
+}
+"""``train`` keys that plaudit sets itself, and what to do instead."""
+
+OWNED_LORA: dict[str, str] = {
+    "task_type": "plaudit always trains a sequence classifier with one score (SEQ_CLS)",
+    "peft_type": "it is always LORA",
+    "auto_mapping": "PEFT writes it when it saves",
+    "peft_version": "PEFT writes it when it saves",
+    "base_model_name_or_path": "the base is model.base",
+    "revision": "the revision of the base is model.revision",
+    "inference_mode": "plaudit trains the adapter and loads it for scoring itself",
+}
+"""``lora`` keys that plaudit sets itself, and what to do instead."""
+
+MOVED: dict[str, str] = {
+    "warmup_ratio": "write warmup_steps with a value below 1",
+    "evaluation_strategy": "it is called eval_strategy now",
+    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
+    "no_cuda": "it is called use_cpu now",
+    "batch_size": "it is called per_device_train_batch_size",
+    "epochs": "it is called num_train_epochs",
+    "lr": "it is called learning_rate",
+    "rank": "it is called r",
+    "alpha": "it is called lora_alpha",
+    "dropout": "it is called lora_dropout",
+}
+"""Names other versions and tools use, and what to write here."""
+
+
+class Range(NamedTuple):
+    """Numbers allowed: ``low``/``high`` included, ``above``/``below`` excluded."""
+
+    low: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = (("of at least", self.low), ("above", self.above), ("below", self.below))
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
+RANGES: dict[str, Range] = {
+    "learning_rate": Range(low=0),
+    "per_device_train_batch_size": Range(low=1),
+    "per_device_eval_batch_size": Range(low=1),
+    "gradient_accumulation_steps": Range(low=1),
+    "num_train_epochs": Range(above=0),
+    "warmup_steps": Range(low=0),
+    "eval_steps": Range(above=0),
+    "save_steps": Range(above=0),
+    "logging_steps": Range(above=0),
+    "eval_delay": Range(low=0),
+    "eval_accumulation_steps": Range(low=1),
+    "save_total_limit": Range(low=1),
+    "weight_decay": Range(low=0),
+    "adam_beta1": Range(low=0, below=1),
+    "adam_beta2": Range(low=0, below=1),
+    "adam_epsilon": Range(above=0),
+    "max_grad_norm": Range(low=0),
+    "max_steps": Range(low=-1),
+    "seed": Range(low=0),
+    "data_seed": Range(low=0),
+    "dataloader_num_workers": Range(low=0),
+    "r": Range(low=1),
+    "lora_alpha": Range(low=1),
+    "lora_dropout": Range(low=0, below=1),
+}
+
+WHOLE_ABOVE_ONE = ("eval_steps", "save_steps", "logging_steps", "warmup_steps")
+"""Below 1 these are a share of all steps, from 1 on a number of steps."""
+
+TYPE_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "null": "null",
+}
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as YAML would write it, cut when long."""
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def either(options: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *first, last = options
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name a person most likely meant, if one is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def unknown_key(section: str, name: Any, known: Sequence[str]) -> str:
+    """The sentence for a key that a section does not have; ``section`` is empty at the top."""
+    dotted = f"{section}.{name}" if section else str(name)
+    place = f"the {section} section" if section else "a recipe"
+    if str(name) in MOVED and section in ("train", "lora"):
+        return f"`{dotted}` is not a key of {place}: {MOVED[str(name)]}."
+    guess = nearest(str(name), known)
+    if guess:
+        return f"`{dotted}` is not a key of {place}; did you mean `{guess}`?"
+    return f"`{dotted}` is not a key of {place}; it knows {', '.join(known)}."
+
+
+def check_train(given: Any) -> dict[str, Any]:
+    """The ``train`` section, its numbers converted, or a RecipeError."""
+    return _check_section("train", given, TRAINING_ARGUMENTS, OWNED_TRAIN)
+
+
+def check_lora(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``lora`` section laid over ``defaults``, or None for full fine-tuning.
+
+    ``modules_to_save`` names modules trained whole beside the adapter; the ``score`` head always
+    is one of them.
+    """
+    if given is None:
+        return None
+    return {**defaults, **_check_section("lora", given, LORA_CONFIG, OWNED_LORA)}
+
+
+def _check_section(
+    section: str, given: Any, table: Mapping[str, Key], owned: Mapping[str, str]
+) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"`{section}` is {shown(given)}, but must be a mapping of keys.")
+    checked = {}
+    for name, value in given.items():
+        if name in owned:
+            raise RecipeError(
+                f"`{section}.{name}` is set by plaudit and cannot stand in a recipe: {owned[name]}."
+            )
+        if name not in table:
+            known = [key for key in table if key not in owned]
+            raise RecipeError(unknown_key(section, name, known))
+        checked[name] = _check_value(f"{section}.{name}", name, value, table[name])
+    # The table's order, so that two recipes that say the same are written the same.
+    return {name: checked[name] for name in table if name in checked}
+
+
+def _check_value(dotted: str, name: str, value: Any, key: Key) -> Any:
+    """The value in the type the key takes; ``2`` for a float and ``"5e-5"`` are numbers too."""
+    if not key.types:
+        raise RecipeError(f"`{dotted}` takes a Python object and cannot be set in a recipe.")
+    value = _as_number(value, key)
+    if not _has_type(value, key) or (isinstance(value, float) and not math.isfinite(value)):
+        raise RecipeError(f"`{dotted}` is {shown(value)}, but must be {_wanted(name, key)}.")
+    if isinstance(value, str) and key.choices and value not in key.choices:
+        guess = nearest(value, key.choices)
+        end = f"did you mean {guess!r}?" if guess else f"it can be {either(key.choices)}."
+        raise RecipeError(f"`{dotted}` cannot be {value!r}; {end}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(dotted, name, value, key)
+        if name in WHOLE_ABOVE_ONE and value >= 1:
+            return int(value)
+    return value
+
+
+def _as_number(value: Any, key: Key) -> Any:
+    numeric = "float" in key.types or "int" in key.types
+    if isinstance(value, str) and numeric and "str" not in key.types and NUMBER.match(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not numeric:
+        return value
+    if "float" in key.types:
+        return float(value)
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def _has_type(value: Any, key: Key) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {
+        "bool": (bool,),
+        "int": (int,),
+        "float": (float,),
+        "str": (str,),
+        "list": (list, tuple),
+        "dict": (dict,),
+        "null": (type(None),),
+    }
+    if isinstance(value, bool):
+        return "bool" in key.types
+    return any(isinstance(value, kinds[name]) for name in key.types)
+
+
+def _wanted(name: str, key: Key) -> str:
+    words = [
+        either(key.choices) if t == "str" and key.choices else TYPE_WORDS[t] for t in key.types
+    ]
+    limits = f" {RANGES[name]}" if name in RANGES else ""
+    return either(words) + limits
+
+
+def _check_range(dotted: str, name: str, value: float, key: Key) -> None:
+    allowed = RANGES.get(name)
+    if allowed is not None and not allowed.holds(value):
+        raise RecipeError(f"`{dotted}` is {value:g}, but must be {_wanted(name, key)}.")
+    if name == "max_steps" and value == 0:
+        raise RecipeError(f"`{dotted}` is 0, but must be -1 (no limit) or at least 1.")
+    if name in WHOLE_ABOVE_ONE and value > 1 and value != int(value):
+        raise RecipeError(
+            f"`{dotted}` is {value:g}, but must be a whole number of steps, or a share below 1."
+        )
+
+
+# Pydantic sections, in plain words
+
+
+def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field of a section accepts, as a phrase: ``a whole number of at least 2 or auto``."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = [part for item in arguments[1:] for part in _constraints(item)]
+        return expected(arguments[0], inner)
+    if origin in (typing.Union, types.UnionType):
+        return either(expected(part) for part in arguments)
+    if origin is typing.Literal:
+        return either(str(value) for value in arguments)
+    if origin is tuple:
+        if isinstance(arguments[0], type):
+            return "a path, a Hub id, a mapping with a path, or a list of these"
+        return f"a list of {expected(arguments[0])}"
+    return _scalar_words(annotation, metadata)
+
+
+def _constraints(item: Any) -> list[Any]:
+    """The limits inside a pydantic Field(...) or a plain annotated-types limit."""
+    return list(item.metadata) if hasattr(item, "metadata") else [item]
+
+
+def _scalar_words(annotation: Any, metadata: Sequence[Any]) -> str:
+    names = {type(None): "null", bool: "bool", int: "int", float: "float", str: "str"}
+    if annotation is Path:
+        return "a path"
+    words = TYPE_WORDS[names[annotation]] if annotation in names else "a mapping"
+    limits = []
+    for item in metadata:
+        for attribute, word in (("ge", "of at least"), ("gt", "above"), ("lt", "below")):
+            if hasattr(item, attribute):
+                limits.append(f"{word} {getattr(item, attribute):g}")
+        if getattr(item, "pattern", None):
+            limits.append("like 2024-07-26")
+    return " ".join([words, *([" and ".join(limits)] if limits else [])])

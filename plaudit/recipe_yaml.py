@@ -1,0 +1,97 @@
+"""YAML as recipes use it: the scalars of YAML 1.2, no key twice, mistakes with their line.
+
+PyYAML reads YAML 1.1, where ``5e-5`` is text, ``no`` is false, ``010`` is eight and
+``2024-07-26`` is a date: each a silent mistake in a recipe (``eval_strategy: no``). The loader here
+reads numbers, true, false and null as YAML 1.2's core schema does, and everything else as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from plaudit.errors import RecipeError
+
+TAG = "tag:yaml.org,2002:"
+CORE_SCHEMA: dict[str, tuple[str, str]] = {
+    "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "int": (r"^[-+]?[0-9]+$", "-+0123456789"),
+    "float": (
+        (
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        "-+.0123456789",
+    ),
+    "null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    "merge": (r"^<<$", "<"),
+}
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's core schema and no duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = getattr(key_node, "value", None)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; quotes what either version of YAML would read as something else."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        key: list(rows) for key, rows in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _decimal(loader: Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value, 10)
+
+
+def _float(loader: Loader, node: yaml.ScalarNode) -> float:
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name, (_pattern, _first) in CORE_SCHEMA.items():
+    for _kind in (Loader, Dumper):
+        _kind.add_implicit_resolver(f"{TAG}{_name}", re.compile(_pattern), list(_first))
+Loader.add_constructor(f"{TAG}int", _decimal)
+Loader.add_constructor(f"{TAG}float", _float)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        RecipeError: the text is not YAML, or a key stands twice; the message has the line.
+    """
+    try:
+        return yaml.load(text, Loader=Loader)  # a subclass of the safe loader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context or "it cannot be read").split())
+        raise RecipeError(f"{where}{line}: this is not valid YAML: {problem}.") from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise RecipeError(f"{where}: this is not valid YAML: {problem}.") from error
+
+
+def write_yaml(value: Any) -> str:
+    """A YAML document that :func:`read_yaml` reads back as the same value, keys in given order."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

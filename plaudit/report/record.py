@@ -1,0 +1,154 @@
+"""Reading what a run recorded, and how recorded numbers are written for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from plaudit.errors import DataError
+
+METRICS_FILE = "metrics.json"
+PLOTS_FOLDER = "plots"
+TEMPLATES = Path(__file__).parent / "templates"
+NOTHING = "–"
+"""Stands where a number does not exist."""
+
+_FORMAT = 1
+_SECTIONS = ("run", "data", "train", "environment")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The facts of a finished run.
+
+    Raises DataError when the folder has no ``metrics.json``, or one that is broken, of a newer
+    format or without the sections of a run.
+    """
+    path = folder / METRICS_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {path} ({error.strerror or error}); give the folder of a finished run."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}); it is written at the end of a run, so run again "
+            "or restore it."
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        stated = found.get("format") if isinstance(found, dict) else None
+        raise DataError(
+            f"{path} has format {stated!r}, expected {_FORMAT}; use the version of plaudit that "
+            "wrote it, or a newer one."
+        )
+    missing = [name for name in _SECTIONS if not isinstance(found.get(name), dict)]
+    if missing:
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}; expected the metrics of a training run, written "
+            "by plaudit train."
+        )
+    return found
+
+
+def evaluations(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The evaluation blocks there are: ``eval`` (which has the history) first, then ``test``."""
+    return [metrics[name] for name in ("eval", "test") if metrics.get(name)]
+
+
+def hub_datasets(metrics: Mapping[str, Any], split: str | None = None) -> list[str]:
+    """Hub ids among the sources, in order, each once; of one split where it is named."""
+    ids = [
+        source["path"]
+        for source in metrics["data"]["sources"]
+        if is_hub_source(source) and split in (None, source.get("split"))
+    ]
+    return list(dict.fromkeys(ids))
+
+
+def is_hub_source(source: Mapping[str, Any]) -> bool:
+    """Whether a source was read from the Hub: its fingerprint is then the Hub's."""
+    return str(source.get("fingerprint") or "").startswith(("revision:", "datasets:"))
+
+
+def shown_base(run: Mapping[str, Any]) -> str:
+    """The base as readers elsewhere may see it: of a local folder, its name alone."""
+    base: str = run["base"]
+    return base if run["base_is_hub_id"] else _last_part(base)
+
+
+def shown_path(source: Mapping[str, Any]) -> str:
+    """A Hub id, or the last part of a local path: folders of one machine help nobody else."""
+    path: str = source["path"]
+    return path if is_hub_source(source) else _last_part(path)
+
+
+def _last_part(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or path
+
+
+def fraction(value: float | None) -> str:
+    """Four decimals, as the training-results table of a card has them."""
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}%"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    return NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def count(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
+
+
+def number(value: Any) -> str:
+    """Any recorded setting, in its shortest exact form."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(number(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={number(item)}" for key, item in value.items())
+    return str(value)
+
+
+def drops(reasons: Mapping[str, int]) -> str:
+    """Dropped rows by reason."""
+    return ", ".join(f"{words(name)} {count(rows)}" for name, rows in reasons.items()) or "none"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds."""
+    return NOTHING if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def rate(value: float | None) -> str:
+    """Two decimals: pairs a second."""
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def words(name: str) -> str:
+    """A recorded key as words: ``bag_of_words`` to ``bag of words``."""
+    return str(name).replace("_", " ")
+
+
+FORMATS = {
+    "fraction": fraction,
+    "percent": percent,
+    "interval": interval,
+    "count": count,
+    "number": number,
+    "drops": drops,
+    "duration": duration,
+    "path": shown_path,
+    "rate": rate,
+    "words": words,
+}
+"""Template filters, by name."""

@@ -1,0 +1,1 @@
+"""Reward models at work: in-process scoring and scoring of files."""

@@ -1,0 +1,225 @@
+"""Scoring a file of any data format: every row kept in its order, a killed run gone on with."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from plaudit.data.files import fingerprint
+from plaudit.data.load import LocatedComparison, iterate
+from plaudit.errors import DataError, OutputError
+from plaudit.files import as_output_error, write_atomically, write_json
+from plaudit.recipe import Source
+from plaudit.serve.scorer import RewardModel
+from plaudit.tokens.encode import Refused
+
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredFile:
+    """What became of the rows: ``rows == scored + sum(refused.values())``.
+
+    ``resumed`` rows were already scored by an earlier, stopped call.
+    """
+
+    rows: int
+    scored: int
+    refused: Mapping[str, int]
+    resumed: int
+
+
+def score_file(
+    model: RewardModel,
+    model_path: Path,
+    source: Source,
+    out: Path,
+    *,
+    column: str = "rewards",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ScoredFile:
+    """Write every input row to ``out`` with ``column`` added: one number per response.
+
+    For a pair these are chosen, rejected. A row that cannot be scored gets null and its reason in
+    ``<column>_reason``. All rows are read and checked before the first is scored. ``on_progress``
+    hears rows done and rows in all.
+
+    Raises:
+        DataError: a row cannot be read, or already has a column of that name.
+        OutputError: ``out`` exists, cannot be written, or is of an unknown kind.
+    """
+    write = _writer(out)
+    if out.exists():
+        raise OutputError(f"--out {out} exists already; choose another name.")
+    total = sum(1 for _ in _checked(source, column))
+    partial = Partial.beside(out)
+    done = partial.open(_identity(model, model_path, source, column))
+    resumed = done.rows
+    try:
+        with partial.rows_path.open("a", encoding="utf-8") as file:
+            rows = islice(_checked(source, column), resumed, None)
+            while chunk := list(islice(rows, CHUNK_ROWS)):
+                for line, reason in _score_chunk(model, chunk, column):
+                    file.write(line)
+                    done.count(reason)
+                # A kill loses at most this chunk.
+                file.flush()
+                on_progress(done.rows, total)
+        write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
+    except OSError as error:
+        raise as_output_error(error, out) from error
+    partial.remove()
+    return ScoredFile(
+        rows=done.rows,
+        scored=done.rows - sum(done.refused.values()),
+        refused=dict(done.refused),
+        resumed=resumed,
+    )
+
+
+def _checked(source: Source, column: str) -> Iterator[LocatedComparison]:
+    for item in iterate(source):
+        _, where, row, _ = item
+        if column in row:
+            raise DataError(f"{where} already has a column {column!r}; name another with --column.")
+        yield item
+
+
+def _score_chunk(
+    model: RewardModel, chunk: list[LocatedComparison], column: str
+) -> Iterator[tuple[str, str | None]]:
+    """Output lines, and the reason where a row has no rewards."""
+    outcomes = model.score_comparisons([comparison for _, _, _, comparison in chunk])
+    reason: str | None
+    for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
+        if isinstance(outcome, Refused):
+            reason = outcome.reason
+            added: dict[str, Any] = {column: None, f"{column}_reason": reason}
+        else:
+            reason = None
+            added = {column: [float(reward) for reward in outcome]}
+        # Parquet holds dates and bytes, which JSON has no form for.
+        yield json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n", reason
+
+
+def _identity(model: RewardModel, model_path: Path, source: Source, column: str) -> dict[str, Any]:
+    """What a partial result belongs to: this model, this input, this column."""
+    weights = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in model_path.glob("*.safetensors")
+    )
+    facts = hashlib.sha256((model_path / "plaudit.json").read_bytes()).hexdigest()
+    dtype = str(next(model.module.parameters()).dtype)
+    return json.loads(  # type: ignore[no-any-return]
+        json.dumps(
+            {
+                "model": [facts, weights, dtype],
+                "input": [source.model_dump(mode="json"), fingerprint(source)],
+                "column": column,
+            }
+        )
+    )
+
+
+class Done:
+    """Rows written so far, and how many of them have no rewards, by reason."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.refused: Counter[str] = Counter()
+
+    def count(self, reason: str | None) -> None:
+        self.rows += 1
+        if reason is not None:
+            self.refused[reason] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Rows written before ``out`` is complete, and what they belong to."""
+
+    rows_path: Path
+    identity_path: Path
+
+    @classmethod
+    def beside(cls, out: Path) -> Partial:
+        return cls(
+            rows_path=out.with_name(f".{out.name}.partial.jsonl"),
+            identity_path=out.with_name(f".{out.name}.partial.json"),
+        )
+
+    def open(self, identity: Mapping[str, Any]) -> Done:
+        """Start, or go on with what a stopped call of the same identity left.
+
+        Raises:
+            OutputError: what is there belongs to another model or input.
+        """
+        if not self.identity_path.is_file():
+            self.rows_path.unlink(missing_ok=True)
+            write_json(self.identity_path, dict(identity))
+            return Done()
+        if json.loads(self.identity_path.read_text(encoding="utf-8")) != identity:
+            raise OutputError(
+                f"{self.identity_path} belongs to a stopped call with another model or input; "
+                f"delete it and {self.rows_path.name}, or choose another --out."
+            )
+        return self._count_whole_lines(identity["column"])
+
+    def _count_whole_lines(self, column: str) -> Done:
+        """Count complete lines, and cut off one that a kill left unfinished."""
+        done = Done()
+        if not self.rows_path.is_file():
+            return done
+        end = 0
+        with self.rows_path.open("rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                done.count(json.loads(line).get(f"{column}_reason"))
+                end += len(line)
+            file.truncate(end)
+        return done
+
+    def remove(self) -> None:
+        self.rows_path.unlink(missing_ok=True)
+        self.identity_path.unlink(missing_ok=True)
+
+
+def _write_jsonl(rows: Path, temporary: Path) -> None:
+    os.link(rows, temporary)
+
+
+def _write_jsonl_gz(rows: Path, temporary: Path) -> None:
+    with rows.open("rb") as plain, gzip.open(temporary, "wb") as packed:
+        shutil.copyfileobj(plain, packed)
+
+
+def _write_parquet(rows: Path, temporary: Path) -> None:
+    import pyarrow.json
+    import pyarrow.parquet
+
+    table = pyarrow.json.read_json(rows, read_options=pyarrow.json.ReadOptions(block_size=64 << 20))
+    pyarrow.parquet.write_table(table, temporary)
+
+
+WRITERS: dict[str, Callable[[Path, Path], None]] = {
+    ".jsonl": _write_jsonl,
+    ".jsonl.gz": _write_jsonl_gz,
+    ".parquet": _write_parquet,
+}
+
+
+def _writer(out: Path) -> Callable[[Path, Path], None]:
+    for suffix, writer in WRITERS.items():
+        if out.name.endswith(suffix):
+            return writer
+    raise OutputError(f"--out {out} has an unknown ending; expected one of {', '.join(WRITERS)}.")

@@ -1,0 +1,194 @@
+"""A saved reward model in this process: ``plaudit.load(path).score(prompt, responses)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.errors import DataError, ModelError
+from plaudit.model.artefact import ArtefactFacts, load_network, read_facts
+from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
+from plaudit.model.module import RewardModule
+from plaudit.model.scoring import score_trees
+from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.encode import Encoder, Refused, encode
+from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
+
+Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The response with the highest reward: its number, itself, its reward, and all rewards."""
+
+    index: int
+    response: Text
+    reward: float
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A loaded reward model. Scores are fp32 and the same alone, in any batch and in any order.
+
+    Higher is better. Scores compare only among responses to one prompt, unless the data it was
+    trained on says otherwise.
+    """
+
+    module: RewardModule
+    tokenizer: PreTrainedTokenizerBase
+    facts: ArtefactFacts
+    batcher: Batcher
+    encoder: Encoder
+
+    def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        """One reward per response; the prompt is computed once.
+
+        Text given to a model trained on conversations stands for one user turn and one assistant
+        turn.
+
+        Raises:
+            DataError: no responses, a single text in place of a list, or a conversation over the
+                model's maximum length.
+        """
+        if isinstance(responses, str) or not responses:
+            raise DataError(
+                f"score() got {'one text' if isinstance(responses, str) else 'no responses'}; give "
+                "a list with at least one response."
+            )
+        comparison = self.comparison(prompt, responses)
+        (outcome,) = self.score_comparisons([comparison])
+        if isinstance(outcome, Refused):
+            raise DataError(
+                f"score() cannot score this ({outcome.detail}); shorten the prompt or the "
+                f"responses to {self.facts.max_length} tokens together."
+            )
+        return [float(reward) for reward in outcome]
+
+    def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+        """Calibrated probability that ``a`` is preferred to ``b``.
+
+        The sigmoid of the reward difference over the temperature measured on evaluation data
+        (Guo et al. 2017); a model without one is taken at temperature 1.
+        """
+        reward_a, reward_b = self.score(prompt, [a, b])
+        scaled = (reward_a - reward_b) / (self.facts.temperature or 1.0)
+        return (
+            1.0 / (1.0 + math.exp(-scaled)) if scaled >= 0 else 1.0 - 1.0 / (1.0 + math.exp(scaled))
+        )
+
+    def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+        """The highest-scored response; the first of equals."""
+        rewards = self.score(prompt, responses)
+        index = max(range(len(rewards)), key=lambda i: (rewards[i], -i))
+        return Best(
+            index=index, response=responses[index], reward=rewards[index], rewards=tuple(rewards)
+        )
+
+    def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
+        """Per comparison its ``rewards_K``, or why it has none."""
+        outcomes = encode(self.encoder, comparisons)
+        trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
+        rewards = iter(self.score_trees(trees))
+        return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
+
+    def score_trees(
+        self,
+        trees: Sequence[TokenTree],
+        *,
+        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+    ) -> list[FloatArray]:
+        """``rewards_K`` of each encoded comparison; ``on_batch`` hears what is done."""
+        return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
+
+    def comparison(self, prompt: Text, responses: Sequence[Text]) -> Comparison:
+        """Texts or messages as the record that encoding reads."""
+        chat = self.facts.text != "text" or not all(
+            isinstance(t, str) for t in (prompt, *responses)
+        )
+        return Comparison(
+            id="0",
+            prompt=_turns(prompt, "user", chat),
+            responses=tuple(_turns(response, "assistant", chat) for response in responses),
+            grades=(),
+            group="0",
+            source="python",
+            where="the conversation",
+        )
+
+
+def _turns(text: Text, role: str, chat: bool) -> Turns:
+    if isinstance(text, str):
+        return (Message(role=role, content=text),) if chat else text
+    return tuple(as_message(message) for message in text)
+
+
+def as_message(message: Mapping[str, Any]) -> Message:
+    """A mapping with ``role`` and ``content`` as the record.
+
+    Raises:
+        DataError: one of the two is missing.
+    """
+    try:
+        extra = {k: v for k, v in message.items() if k not in ("role", "content")}
+        return Message(role=message["role"], content=message.get("content"), extra=extra)
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"A message needs role and content, got {type(message).__name__}; give "
+            "[{'role': 'user', 'content': …}] or plain text."
+        ) from None
+
+
+def load(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+    max_tokens_per_microbatch: int | Literal["auto"] = "auto",
+) -> RewardModel:
+    """Load a reward model that plaudit trained.
+
+    ``base`` names the base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU
+    and, for adapters, bf16 with an fp32 head on CUDA. The load-time probe decides between packed
+    and padded batches.
+
+    Raises:
+        ModelError: nothing to load there, or weights that do not fit.
+    """
+    folder = Path(path)
+    facts = read_facts(folder)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = choose_dtype(dtype, chosen, lora=facts.kind == "adapter")
+    network, tokenizer = load_network(folder, facts, dtype=precision, base=base)
+    dropouts_off(network, keep_lora=False)
+    network.to(chosen).eval()
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise ModelError(f"The tokenizer in {folder} has no padding token; save it with one.")
+    batchers = make_batchers(max_tokens_per_microbatch, chosen, tokenizer.pad_token_id)
+    model = choose_layout(
+        network,
+        "padded" if facts.attention == "padded" else "auto",
+        packed=batchers["packed"],
+        padded=batchers["padded"],
+    )
+    model.module.eval()
+    return RewardModel(
+        module=model.module,
+        tokenizer=tokenizer,
+        facts=facts,
+        batcher=batchers[model.layout],
+        encoder=Encoder(
+            tokenizer=tokenizer,
+            max_length=facts.max_length,
+            overlong="drop",
+            chat_template_kwargs=facts.chat_template_kwargs,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Comparisons to packed batches: chat rendering, encoding, truncation policy, packing."""

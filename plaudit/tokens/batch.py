@@ -1,0 +1,149 @@
+"""Token trees to batches: packed (each token once, no padding) or padded (one row per response).
+
+Shapes: T tokens of a row, R responses of the batch (all trees together, in order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from plaudit.types import Batcher, PackedBatch, PackedLayout, PaddedBatch, TokenTree
+
+MICROBATCH_TOKENS = 8192
+"""``tokens.max_tokens_per_microbatch: auto``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatcher:
+    """Trees end to end in one row. ``max_tokens`` bounds the tokens of a micro-batch."""
+
+    max_tokens: int
+    device: torch.device
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+        return fill([tree.tokens for tree in trees], self.max_tokens)
+
+    def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
+        return pack(trees, self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedBatcher:
+    """One right-padded row per response, for models that cannot run packed.
+
+    ``max_tokens`` bounds rows times the longest row, padding included.
+    """
+
+    max_tokens: int
+    pad_id: int
+    device: torch.device
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+        order = sorted(range(len(trees)), key=lambda i: max(trees[i].lengths))
+        batches: list[list[int]] = []
+        rows = 0
+        for i in order:
+            k = len(trees[i].branches)
+            if batches and (rows + k) * max(trees[i].lengths) <= self.max_tokens:
+                batches[-1].append(i)
+                rows += k
+            else:
+                batches.append([i])
+                rows = k
+        return batches
+
+    def collate(self, trees: Sequence[TokenTree]) -> PaddedBatch:
+        return pad(trees, self.pad_id, self.device)
+
+
+def make_batchers(
+    max_tokens: int | Literal["auto"], device: torch.device, pad_id: int
+) -> dict[str, Batcher]:
+    """The batcher of each layout; the model decides which one is used."""
+    limit = MICROBATCH_TOKENS if max_tokens == "auto" else max_tokens
+    return {
+        "packed": PackedBatcher(max_tokens=limit, device=device),
+        "padded": PaddedBatcher(max_tokens=limit, pad_id=pad_id, device=device),
+    }
+
+
+def fill(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """First-fit decreasing: positions grouped so that each group's sizes sum to at most ``limit``.
+
+    A size over the limit stands alone. The same sizes always give the same groups.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        for g, left in enumerate(room):
+            if sizes[i] <= left:
+                groups[g].append(i)
+                room[g] -= sizes[i]
+                break
+        else:
+            groups.append([i])
+            room.append(limit - sizes[i])
+    return [sorted(group) for group in groups]
+
+
+def pack(trees: Sequence[TokenTree], device: torch.device) -> PackedBatch:
+    """Prefix, branch 0, branch 1, …, next tree; positions restart after the prefix."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    ends: list[int] = []
+    starts: list[int] = []
+    total = 0
+    for tree in trees:
+        starts.append(total)
+        prefix = len(tree.prefix)
+        ids.append(tree.prefix)
+        positions.append(np.arange(prefix))
+        total += prefix
+        for branch in tree.branches:
+            ids.append(branch)
+            positions.append(np.arange(prefix, prefix + len(branch)))
+            total += len(branch)
+            ends.append(total - 1)
+    layout = PackedLayout(
+        starts=tuple(starts),
+        prefixes=tuple(len(tree.prefix) for tree in trees),
+        branches=tuple(tuple(len(b) for b in tree.branches) for tree in trees),
+    )
+    return PackedBatch(
+        ids_1T=_long(np.concatenate(ids), device)[None],
+        positions_1T=_long(np.concatenate(positions), device)[None],
+        ends_R=_long(np.asarray(ends), device),
+        layout=layout,
+        trees=tuple(trees),
+    )
+
+
+def pad(trees: Sequence[TokenTree], pad_id: int, device: torch.device) -> PaddedBatch:
+    """Every response as its own whole conversation, padded on the right."""
+    rows = [np.concatenate([tree.prefix, branch]) for tree in trees for branch in tree.branches]
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)] = row
+        mask[r, : len(row)] = 1
+    ends = np.asarray([r * width + len(row) - 1 for r, row in enumerate(rows)])
+    return PaddedBatch(
+        ids_RT=_long(ids, device),
+        mask_RT=_long(mask, device),
+        ends_R=_long(ends, device),
+        trees=tuple(trees),
+    )
+
+
+def _long(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array.astype(np.int64))
+    # Pinned memory lets the copy run beside the device's work instead of stopping the host.
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,239 @@
+"""Comparisons to token trees: one render and one encode per conversation, prefix shared by tokens.
+
+The shared prefix is the longest common **token** prefix of the fully encoded conversations, at
+most one token shorter than the shortest of them, so that every branch keeps a token to score. A
+prompt encoded on its own would differ at the boundary: byte-pair merges reach across it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.errors import DataError, ModelError
+from plaudit.types import Comparison, IntArray, TokenTree, Turns
+
+Overlong = Literal["drop", "truncate_prompt", "error"]
+
+OVER_LENGTH = "over_length"
+TEMPLATE_REFUSED = "template_refused"
+IDENTICAL_TOKENS = "identical_tokens"
+NO_TOKENS = "no_tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A comparison that cannot become tokens: a reason to count, and a sentence for people."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """Everything that decides how text becomes ids. Built once per run or loaded model."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    overlong: Overlong = "drop"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode(
+    encoder: Encoder, comparisons: Sequence[Comparison], *, batch: int = 256
+) -> list[TokenTree | Refused]:
+    """One outcome per comparison, in order: its token tree, or why there is none.
+
+    Raises:
+        DataError: ``overlong`` is ``error`` and a conversation is over ``max_length``.
+        ModelError: messages, and a tokenizer without a chat template.
+    """
+    outcomes: list[TokenTree | Refused] = []
+    for start in range(0, len(comparisons), batch):
+        outcomes.extend(_encode_batch(encoder, comparisons[start : start + batch], start))
+    return outcomes
+
+
+def _encode_batch(
+    encoder: Encoder, comparisons: Sequence[Comparison], start: int
+) -> Iterable[TokenTree | Refused]:
+    rendered: list[list[str] | Refused] = []
+    for offset, comparison in enumerate(comparisons):
+        try:
+            rendered.append([render(encoder, comparison, r) for r in comparison.responses])
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            rendered.append(
+                Refused(
+                    index=start + offset,
+                    reason=TEMPLATE_REFUSED,
+                    detail=f"{comparison.where}: the chat template refused it ({error})",
+                )
+            )
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for comparison, item in zip(comparisons, rendered, strict=True):
+        if not isinstance(item, Refused):
+            texts[is_chat(comparison)].extend(item)
+    ids = {
+        True: iter(_encode_chat_texts(encoder.tokenizer, texts[True])),
+        False: iter(_encode_plain_texts(encoder.tokenizer, texts[False])),
+    }
+    for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
+        if isinstance(item, Refused):
+            yield item
+        else:
+            sequences = [next(ids[is_chat(comparison)]) for _ in item]
+            yield grow_tree(encoder, comparison, sequences, start + offset)
+
+
+def is_chat(comparison: Comparison) -> bool:
+    """Whether the chat template renders this comparison (else its text stands as it is)."""
+    return not isinstance(comparison.responses[0], str)
+
+
+def render(encoder: Encoder, comparison: Comparison, response: Turns) -> str:
+    """The whole conversation with ``response`` as text, before encoding.
+
+    Raises:
+        ModelError: messages, and a tokenizer without a chat template.
+        jinja2.TemplateError: the template refuses these messages.
+    """
+    if isinstance(comparison.prompt, str) and isinstance(response, str):
+        return comparison.prompt + response
+    if isinstance(comparison.prompt, str) or isinstance(response, str):
+        raise TypeError("prompt and response must both be text or both be messages")
+    if not encoder.tokenizer.chat_template:
+        raise ModelError(
+            f"{comparison.where} holds messages, but the base's tokenizer has no chat template; "
+            "set tokens.chat_template to a jinja file, or give the data as plain text."
+        )
+    messages = [message.as_dict() for message in (*comparison.prompt, *response)]
+    text = encoder.tokenizer.apply_chat_template(
+        messages,
+        tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
+        tokenize=False,
+        add_generation_prompt=False,
+        **{**encoder.chat_template_kwargs, **comparison.chat_template_kwargs},
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _encode_chat_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
+    """Ids of rendered conversations. The template wrote the special tokens, so none are added."""
+    sequences = _ids(tokenizer, texts, add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    return [
+        ids[1:] if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1] else ids
+        for ids in sequences
+    ]
+
+
+def _encode_plain_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
+    """Ids of plain texts: the tokenizer's own special tokens, and the end token exactly once."""
+    sequences = _ids(tokenizer, texts, add_special_tokens=True)
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if tokenizer.eos_token_id is None:
+        return sequences
+    end = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+    return [
+        ids if len(ids) > 0 and int(ids[-1]) in ends else np.concatenate([ids, end])
+        for ids in sequences
+    ]
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, add_special_tokens: bool
+) -> list[IntArray]:
+    if not texts:
+        return []
+    # verbose=False: length is our own policy, and the tokenizer's warning would name its own limit.
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+
+def grow_tree(
+    encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray], index: int
+) -> TokenTree | Refused:
+    """Share the longest common token prefix, under the over-length policy."""
+    if any(len(ids) == 0 for ids in sequences):
+        return Refused(
+            index=index, reason=NO_TOKENS, detail=f"{comparison.where}: a response has no tokens"
+        )
+    shared = common_prefix(sequences)
+    longest = max(len(ids) for ids in sequences)
+    excess = longest - encoder.max_length
+    prefix = sequences[0][:shared]
+    if excess > 0:
+        kept = _shorten_prefix(encoder, prefix, excess)
+        if encoder.overlong == "error":
+            raise DataError(
+                f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
+                f"{encoder.max_length}; raise max_length or set tokens.overlong to drop or "
+                "truncate_prompt."
+            )
+        if kept is None:
+            return Refused(
+                index=index,
+                reason=OVER_LENGTH,
+                detail=f"{comparison.where}: {longest} tokens, over {encoder.max_length}",
+            )
+        prefix = kept
+    return TokenTree(
+        index=index,
+        prefix=prefix,
+        branches=tuple(ids[shared:] for ids in sequences),
+        grades=comparison.grades,
+        margin=comparison.margin or 0.0,
+        weight=comparison.weight,
+        truncated=shared - len(prefix),
+    )
+
+
+def common_prefix(sequences: Sequence[IntArray]) -> int:
+    """Length of the longest common prefix, at most one less than the shortest sequence.
+
+    A single sequence shares nothing: its prefix length is 0.
+    """
+    if len(sequences) == 1:
+        return 0
+    limit = min(len(ids) for ids in sequences) - 1
+    first = sequences[0][:limit]
+    for ids in sequences[1:]:
+        differs = np.flatnonzero(first != ids[: len(first)])
+        if differs.size:
+            first = first[: differs[0]]
+    return len(first)
+
+
+def _shorten_prefix(encoder: Encoder, prefix: IntArray, excess: int) -> IntArray | None:
+    """The prefix without its ``excess`` oldest tokens after BOS; None where that is not allowed.
+
+    Responses and the end token stay whole: cutting the right end would cut the scored token.
+    """
+    if encoder.overlong != "truncate_prompt":
+        return None
+    bos = encoder.tokenizer.bos_token_id
+    keep = 1 if bos is not None and len(prefix) > 0 and prefix[0] == bos else 0
+    if excess > len(prefix) - keep - 1:
+        return None
+    return np.concatenate([prefix[:keep], prefix[keep + excess :]])
+
+
+def why_untrainable(tree: TokenTree) -> str | None:
+    """A reason to count where training would learn nothing from the tree, else None."""
+    first, *rest = tree.branches
+    if all(len(first) == len(other) and bool(np.all(first == other)) for other in rest):
+        return IDENTICAL_TOKENS
+    return None

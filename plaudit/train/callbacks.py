@@ -1,0 +1,207 @@
+"""What watches a run: the event log, the progress bar, the last evaluation, the stop signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from plaudit.files import write_text
+
+
+class EventLog(TrainerCallback):
+    """``events.jsonl``: one line per logging or evaluation step, written as it happens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            keep_events(self.path, state.global_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            if state.global_step > 0:
+                self._write({"step": state.global_step, "time": time.time(), "resumed": True})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is not None:
+            self._write({"step": state.global_step, "time": time.time(), **logs})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def keep_events(path: Path, step: int) -> None:
+    """Drop events after ``step`` and a line a kill cut short: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            break
+        if event["step"] > step:
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def count_resumes(path: Path) -> int:
+    """How often the run was gone on with, as its events say."""
+    return sum('"resumed": true' in line for line in path.read_text(encoding="utf-8").splitlines())
+
+
+class LastEvaluation(TrainerCallback):
+    """Evaluate and save at the last step even off schedule, so that best and last compare."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_log = True
+            control.should_evaluate = True
+            control.should_save = True
+
+
+class StopSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the run after the step in hand, with a checkpoint; twice, at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over while training runs, and give them back after."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+            print(
+                "\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr
+            )
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class ProgressReport(TrainerCallback):
+    """Loss, accuracy, pairs per second and time left: a bar on a terminal, else a line a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task(
+            "training", total=state.max_steps, completed=state.global_step, numbers=""
+        )
+        self._progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "eval_loss" in logs:
+            self.console.print(
+                f"step {state.global_step}  epoch {state.epoch or 0:.2f}  validation loss "
+                f"{logs['eval_loss']:.4f}  accuracy {logs['eval_accuracy']:.4f}",
+                highlight=False,
+            )
+        elif "pairs_per_second" in logs:
+            numbers = (
+                f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2f}  "
+                f"{logs['pairs_per_second']:.3g} pairs/s"
+            )
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, numbers=numbers)
+            elif not self.console.is_terminal:
+                self.console.print(
+                    f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False
+                )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training stopped with an error."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,144 @@
+"""The run folder: made once, gone on with on request, never overwritten."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit.errors import OutputError
+from plaudit.files import as_output_error, write_text
+from plaudit.recipe import Recipe, dump_recipe, load_recipe
+from plaudit.train import checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Rewards of the evaluation sets at each evaluation: ``step-N.npz``."""
+        return self.path / "evaluations"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def base(self) -> Path:
+        """Where a run on the embedded base keeps its copy."""
+        return self.path / "base"
+
+    def resume_command(self) -> str:
+        """What to type to go on with this run."""
+        return (
+            f"plaudit train {shlex.quote(str(self.recipe))} "
+            f"--out {shlex.quote(str(self.path))} --resume"
+        )
+
+
+def refuse_existing(path: Path) -> None:
+    """A folder with something in it is never written over.
+
+    Raises:
+        OutputError: ``path`` is a file, or a folder that is not empty.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        advice = (
+            "add --resume to go on with that run, or choose another name"
+            if (path / "recipe.yaml").is_file()
+            else "choose another name"
+        )
+        raise OutputError(f"--out {path} exists already; {advice}.")
+
+
+def start_folder(path: Path, recipe: Recipe) -> RunFolder:
+    """Make the folder and write the resolved recipe into it; other ranks only name it.
+
+    Raises:
+        OutputError: the folder exists with content, or cannot be made.
+    """
+    folder = RunFolder(path)
+    if not is_main_process():
+        return folder
+    refuse_existing(path)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise as_output_error(error, path) from error
+    write_text(folder.recipe, dump_recipe(recipe))
+    return folder
+
+
+def is_main_process() -> bool:
+    """Whether this process writes; the launcher's variable is there before torch is asked."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
+    """The folder of a stopped run and its newest complete checkpoint, None before the first.
+
+    The main process removes what a kill left half-written.
+
+    Raises:
+        OutputError: no run there, or one of another recipe.
+    """
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise OutputError(
+            f"There is no run to resume in {path} (no recipe.yaml); leave --resume out to start "
+            "one."
+        )
+    changed = changed_keys(load_recipe(folder.recipe), recipe)
+    if changed:
+        raise OutputError(
+            f"The run in {path} was started with another recipe (different: {', '.join(changed)}); "
+            f"go on with its own recipe ({folder.recipe}), or choose another --out."
+        )
+    if is_main_process():
+        checkpoints.remove_incomplete(folder.checkpoints)
+    latest = checkpoints.latest(folder.checkpoints)
+    if latest is not None and is_main_process():
+        checkpoints.repair_state(latest)
+    return folder, latest
+
+
+def changed_keys(before: Recipe, after: Recipe) -> list[str]:
+    """Dotted keys whose values differ between two recipes."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    changed = []
+    for section in old:
+        if isinstance(old[section], dict) and isinstance(new[section], dict):
+            keys = sorted(old[section].keys() | new[section].keys())
+            changed += [
+                f"{section}.{k}" for k in keys if old[section].get(k) != new[section].get(k)
+            ]
+        elif old[section] != new[section]:
+            changed.append(section)
+    return changed

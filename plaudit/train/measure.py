@@ -1,0 +1,126 @@
+"""Rewards of the evaluation sets to numbers: at every scheduled evaluation, and at the end.
+
+Shapes: N responses of all evaluation sets end to end, P ordered pairs among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plaudit.evaluate import metrics
+from plaudit.evaluate.facts import Evaluated
+from plaudit.evaluate.rows import score_rows
+from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs
+from plaudit.files import write_atomically
+from plaudit.train.corpus import Part
+from plaudit.types import FloatArray
+
+
+def score_table(
+    parts: Mapping[str, Part], scores: Mapping[str, Sequence[FloatArray]]
+) -> ScoreTable:
+    """One row per response of the named parts, in order."""
+    return build_table(
+        chain.from_iterable(
+            score_rows(name, part.comparisons, part.trees, scores[name])
+            for name, part in parts.items()
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairIndex:
+    """Which rows of the end-to-end rewards make pairs; fixed for a run."""
+
+    pairs: Pairs
+    dataset_P: np.ndarray
+
+    def deltas(self, reward_N: FloatArray) -> FloatArray:
+        """Reward of the winner less the loser's, per pair."""
+        return reward_N[self.pairs.winner_P] - reward_N[self.pairs.loser_P]
+
+
+def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
+    """The pairs of the evaluation sets, from grades alone."""
+    zeros = {name: [np.zeros(len(t.branches)) for t in part.trees] for name, part in parts.items()}
+    table = score_table(parts, zeros)
+    found = pairs(table)
+    return PairIndex(pairs=found, dataset_P=table.dataset_N[found.winner_P])
+
+
+def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:
+    """``reward_N`` of all sets, in their order."""
+    arrays = [rewards for rows in scores.values() for rewards in rows]
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
+    """Exact loss and accuracy over all pairs, and per named set where there are several."""
+    delta_P = index.deltas(reward_N)
+    measured = _numbers("eval", delta_P, index.pairs.margin_P)
+    names = dict.fromkeys(index.dataset_P)
+    if len(names) > 1:
+        for name in names:
+            own_P = index.dataset_P == name
+            measured |= _numbers(f"eval_{name}", delta_P[own_P], index.pairs.margin_P[own_P])
+    return measured
+
+
+def _numbers(prefix: str, delta_P: FloatArray, margin_P: FloatArray) -> dict[str, float]:
+    return {
+        f"{prefix}_loss": metrics.bradley_terry_loss(delta_P, margin_P),
+        f"{prefix}_accuracy": metrics.accuracy(delta_P),
+        f"{prefix}_ties": float(metrics.ties(delta_P)),
+        f"{prefix}_margin": float(delta_P.mean()),
+    }
+
+
+def write_rewards(folder: Path, step: int, reward_N: FloatArray) -> None:
+    """Keep an evaluation's rewards, so that two steps can be compared pair by pair."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, reward_N=reward_N)
+
+    write_atomically(folder / f"step-{step}.npz", write)
+
+
+def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
+    """The pair differences of an evaluation of this run."""
+    with np.load(folder / f"step-{step}.npz") as stored:
+        return Evaluated(step=step, delta_P=index.deltas(stored["reward_N"]))
+
+
+def history(log: Sequence[Mapping[str, Any]], pairs_evaluated: int) -> list[dict[str, Any]]:
+    """One entry per evaluation: ``{step, epoch, training_loss, validation_loss, accuracy, …}``.
+
+    The training loss beside an evaluation is the last one logged before it, as in the
+    training-results table that transformers writes.
+    """
+    entries: list[dict[str, Any]] = []
+    training_loss: float | None = None
+    for event in log:
+        if "loss" in event:
+            training_loss = event["loss"]
+        if "eval_loss" in event:
+            accuracy = event["eval_accuracy"]
+            entries.append(
+                {
+                    "step": event["step"],
+                    "epoch": event["epoch"],
+                    "training_loss": training_loss,
+                    "validation_loss": event["eval_loss"],
+                    "accuracy": accuracy,
+                    "accuracy_ci95": metrics.wilson(
+                        round(accuracy * pairs_evaluated), pairs_evaluated
+                    ),
+                }
+            )
+    # The evaluation at a step may stand twice where a resumed run began with it.
+    return list({entry["step"]: entry for entry in entries}.values())

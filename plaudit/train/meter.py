@@ -1,0 +1,110 @@
+"""What a step leaves for the log, kept on the device until someone reads it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plaudit.errors import TrainingError
+from plaudit.types import TokenTree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Sums over all ranks since the last reading."""
+
+    pairs: float
+    correct: float
+    margin: float
+    comparisons: float
+    tokens: float
+    seconds: float
+
+
+class Meter:
+    """Accumulates on the device; :meth:`read` holds the only copy to the host.
+
+    Host-side numbers (rows, tokens, time) are counted on the host; nothing here makes a step wait
+    for the device, except the check for finite losses on a CPU, where waiting costs nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.total_comparisons = 0.0
+        self.total_tokens = 0.0
+        self._unchecked: list[tuple[Tensor, int, tuple[int, ...]]] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._comparisons = 0
+        self._tokens = 0
+        self._since = time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        """Leave time out of the throughput (an evaluation, a save)."""
+        self._since += seconds
+
+    def add(self, delta_P: Tensor) -> None:
+        """Count one micro-batch's pairs, whether they are ordered right, and their margins."""
+        with torch.no_grad():
+            self._sums_3 += torch.stack(
+                [
+                    torch.tensor(float(delta_P.numel()), dtype=torch.float64, device=self.device),
+                    (delta_P > 0).sum().double(),
+                    delta_P.double().sum(),
+                ]
+            )
+
+    def step(self, loss: Tensor, trees: Sequence[TokenTree], step: int) -> None:
+        """Close a step: its loss is checked for finiteness here (CPU) or at the next reading."""
+        self._comparisons += len(trees)
+        self._tokens += sum(tree.tokens for tree in trees)
+        self._unchecked.append((loss, step, tuple(tree.index for tree in trees)))
+        if self.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Stop if a step's loss since the last check was not finite.
+
+        Raises:
+            NonFiniteLossError: with the step and this rank's rows of it.
+        """
+        waiting, self._unchecked = self._unchecked, []
+        if not waiting:
+            return
+        finite = torch.isfinite(torch.stack([loss for loss, _, _ in waiting])).tolist()
+        for ok, (_, step, rows) in zip(finite, waiting, strict=True):
+            if not ok:
+                raise NonFiniteLossError(step, rows)
+
+    def read(self, total: Callable[[Tensor], Tensor]) -> Reading:
+        """All ranks' sums since the last reading; ``total`` sums a tensor over ranks."""
+        self.check()
+        host = torch.tensor([self._comparisons, self._tokens], dtype=torch.float64)
+        sums = total(torch.cat([self._sums_3, host.to(self.device)])).tolist()
+        reading = Reading(
+            pairs=sums[0],
+            correct=sums[1],
+            margin=sums[2],
+            comparisons=sums[3],
+            tokens=sums[4],
+            seconds=time.perf_counter() - self._since,
+        )
+        self.total_comparisons += reading.comparisons
+        self.total_tokens += reading.tokens
+        self._clear()
+        return reading
+
+
+class NonFiniteLossError(TrainingError):
+    """A step whose loss is not a number; ``rows`` are this rank's training rows in it."""
+
+    def __init__(self, step: int, rows: tuple[int, ...]) -> None:
+        super().__init__(f"the loss of step {step} is not finite")
+        self.step = step
+        self.rows = rows

@@ -1,0 +1,645 @@
+"""A whole run, top to bottom: data, tokens, model, training, evaluation, everything written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+from plaudit import __version__
+from plaudit.environment import describe_environment
+from plaudit.errors import Interrupted, RecipeError, TrainingError
+from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
+from plaudit.evaluate.table import write_table
+from plaudit.files import as_output_error, write_json
+from plaudit.loss.losses import LOSSES
+from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.model.load import (
+    BaseRequest,
+    Prepared,
+    add_lora,
+    choose_dtype,
+    choose_layout,
+    dropouts_off,
+    load_base,
+    load_config,
+    load_tokenizer,
+    trainable_parameters,
+)
+from plaudit.model.module import has_score_head
+from plaudit.recipe import (
+    ModelSection,
+    Recipe,
+    TokensSection,
+    effective_training_arguments,
+    load_recipe,
+    parse_recipe,
+)
+from plaudit.report.card import write_card
+from plaudit.report.html import write_report
+from plaudit.report.plots import write_plots
+from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.encode import Encoder
+from plaudit.tokens.template import freeze_dates, read_template
+from plaudit.train import corpus as corpora
+from plaudit.train.callbacks import (
+    EventLog,
+    LastEvaluation,
+    ProgressReport,
+    StopSignal,
+    count_resumes,
+)
+from plaudit.train.corpus import Corpus
+from plaudit.train.folder import RunFolder, is_main_process, resume_folder, start_folder
+from plaudit.train.measure import (
+    PairIndex,
+    end_to_end,
+    history,
+    index_pairs,
+    measure,
+    read_evaluated,
+    score_table,
+    write_rewards,
+)
+from plaudit.train.meter import NonFiniteLossError
+from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
+from plaudit.types import Batcher, TokenTree
+
+logger = logging.getLogger("plaudit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """What :func:`train` leaves: the run folder, and everything measured (``metrics.json``)."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainedRun:
+    """Train a reward model and write its run folder.
+
+    ``recipe`` is a recipe, its mapping or its file. ``resume`` goes on after a stop of any kind;
+    the result is that of the uninterrupted run. ``console`` gets progress; None is silent.
+
+    Raises:
+        PlauditError: anything the user can act on, each with one sentence.
+    """
+    recipe = _as_recipe(recipe)
+    if console is None or not is_main_process():
+        console = Console(quiet=True)
+    arguments = effective_training_arguments(recipe)
+    folder, checkpoint = _open_folder(Path(out), recipe, resume)
+    if folder.metrics.is_file() and resume:
+        console.print(f"{folder.path} is finished already; nothing is left to do.")
+        return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
+    try:
+        args = step_arguments(recipe, arguments, folder)
+        run = _prepare(recipe, args, console)
+        return _train(run, folder, checkpoint, console)
+    except OSError as error:
+        raise as_output_error(error, folder.path) from error
+    except BaseException:
+        _remove_if_untouched(folder, resume)
+        raise
+
+
+def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse_recipe(recipe, "recipe")
+    return load_recipe(recipe)
+
+
+def _open_folder(out: Path, recipe: Recipe, resume: bool) -> tuple[RunFolder, Path | None]:
+    if resume:
+        return resume_folder(out, recipe)
+    return start_folder(out, recipe), None
+
+
+def _remove_if_untouched(folder: RunFolder, resume: bool) -> None:
+    """A run that failed before its first step leaves no folder behind to trip over."""
+    if resume or folder.events.exists() or not is_main_process():
+        return
+    shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def step_arguments(
+    recipe: Recipe, arguments: Mapping[str, Any], folder: RunFolder
+) -> StepArguments:
+    """TrainingArguments for one batch per optimizer step, from the recipe's own numbers.
+
+    Raises:
+        RecipeError: transformers refuses a value.
+    """
+    given = dict(arguments)
+    batch = int(given.pop("per_device_train_batch_size", 8))
+    accumulation = int(given.pop("gradient_accumulation_steps", 1))
+    fixed = {
+        "output_dir": str(folder.checkpoints),
+        "per_device_train_batch_size": batch * accumulation,
+        "gradient_accumulation_steps": 1,
+        "asked_batch_size": batch,
+        "asked_accumulation": accumulation,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        # It asks the device for every step's loss, and hides a loss that is not finite.
+        "logging_nan_inf_filter": False,
+    }
+    given.setdefault("ddp_find_unused_parameters", False)
+    full = recipe.lora is None and recipe.model.dtype == "auto"
+    if full and torch.cuda.is_available():
+        given.setdefault("bf16", True)
+    try:
+        return StepArguments(**{**given, **fixed})
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """Everything a run needs before its first step."""
+
+    recipe: Recipe
+    args: StepArguments
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    model: Prepared
+    batcher: Batcher
+    parameters: tuple[int, int]
+    started: datetime
+
+
+def _prepare(recipe: Recipe, args: StepArguments, console: Console) -> PreparedRun:
+    """Cheap checks first: data and configuration are read before any weight is."""
+    started = datetime.now(UTC)
+    set_seed(args.seed)
+    comparisons = corpora.read_comparisons(recipe.data)
+    base = resolve_base(recipe.model.base)
+    request = BaseRequest(
+        base=base,
+        revision=recipe.model.revision,
+        dtype=choose_dtype(recipe.model.dtype, args.device, lora=recipe.lora is not None),
+        quantize=recipe.model.quantize,
+        head_init=recipe.model.head_init,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    load_config(request)
+    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base)
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        max_length=recipe.tokens.max_length,
+        overlong=recipe.tokens.overlong,
+        chat_template_kwargs=recipe.tokens.chat_template_kwargs,
+    )
+    with console.status("encoding") as status:
+        corpus = corpora.encode_corpus(
+            encoder,
+            comparisons,
+            on_part=lambda name, rows: status.update(f"encoding {rows:,} comparisons of {name}"),
+        )
+    _tell_data(corpus, recipe, console)
+    with console.status(f"loading {recipe.model.base}"):
+        model, batcher, parameters = _build_model(recipe, request, tokenizer, args)
+    trainable, total = parameters
+    console.print(
+        f"model: {trainable:,} of {total:,} parameters train; batches are {model.layout}",
+        highlight=False,
+    )
+    return PreparedRun(
+        recipe=recipe,
+        args=args,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        model=model,
+        batcher=batcher,
+        parameters=parameters,
+        started=started,
+    )
+
+
+def resolve_base(base: str) -> str:
+    """A local folder as an absolute path, so that the saved adapter finds it from anywhere."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def prepare_tokenizer(
+    model: ModelSection, tokens: TokensSection, base: str
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with its pad token chosen and its chat template frozen in time."""
+    tokenizer = load_tokenizer(
+        base,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        pad_token=tokens.pad_token,
+    )
+    if tokens.chat_template is not None:
+        tokenizer.chat_template = read_template(tokens.chat_template)
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = freeze_dates(
+            tokenizer.chat_template, date.fromisoformat(tokens.date)
+        )
+    return tokenizer
+
+
+def _build_model(
+    recipe: Recipe, request: BaseRequest, tokenizer: PreTrainedTokenizerBase, args: StepArguments
+) -> tuple[Prepared, Batcher, tuple[int, int]]:
+    assert isinstance(tokenizer.pad_token_id, int)
+    network = load_base(request, pad_id=tokenizer.pad_token_id)
+    if recipe.lora is not None:
+        network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
+    dropouts_off(network, keep_lora=True)
+    parameters = trainable_parameters(network)
+    if request.quantize is None:
+        network.to(args.device)
+    batchers = make_batchers(
+        recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
+    )
+    model = choose_layout(
+        network, recipe.model.attention, packed=batchers["packed"], padded=batchers["padded"]
+    )
+    return model, batchers[model.layout], parameters
+
+
+def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
+    facts = corpora.data_facts(corpus, recipe.data.split_by)
+    sizes = ", ".join(f"{name} {part['used']:,}" for name, part in facts["splits"].items())
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in facts["dropped"].items())
+    console.print(
+        f"data: {facts['rows']:,} rows, {facts['used']:,} used ({sizes})"
+        + (f"; dropped: {dropped}" if dropped else ""),
+        highlight=False,
+    )
+    tokens = facts["tokens"]
+    saved = 1 - tokens["packed"] / tokens["separate"]
+    console.print(
+        f"tokens: {tokens['packed']:,}, {saved:.0%} fewer than with the prompt computed for "
+        "every response",
+        highlight=False,
+    )
+    if corpus.leaked_prompts:
+        console.print(
+            f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "
+            "is in the training part too[/bold]; their accuracy flatters the model."
+        )
+
+
+def objective(kind: str, device: torch.device) -> Objective:
+    """The recipe's loss as the trainer calls it."""
+    loss = LOSSES[kind]
+
+    def loss_sum(scores_R: Tensor, trees: Sequence[TokenTree]) -> Tensor:
+        return loss(scores_R, pairs_of(trees, device))
+
+    def deltas(scores_R: Tensor, trees: Sequence[TokenTree]) -> Tensor:
+        pairs = pairs_of(trees, device)
+        return scores_R[pairs.winner_P] - scores_R[pairs.loser_P]
+
+    return Objective(loss_sum=loss_sum, deltas=deltas, weight=total_weight)
+
+
+def _train(
+    run: PreparedRun, folder: RunFolder, checkpoint: Path | None, console: Console
+) -> TrainedRun:
+    index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
+    stop = StopSignal()
+    trainer = _make_trainer(run, folder, index, stop, console)
+    if is_main_process():
+        write_json(folder.environment, describe_environment(str(run.args.device)))
+    began = time.perf_counter()
+    _fit(trainer, run, folder, checkpoint, stop)
+    seconds = time.perf_counter() - began
+    with console.status("final evaluation"):
+        scores = {
+            "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
+            "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
+        }
+    if not is_main_process():
+        return TrainedRun(folder=folder.path, metrics={})
+    metrics = gather_metrics(run, trainer, folder, index, scores, seconds)
+    write_results(run, trainer, folder, metrics, scores)
+    return TrainedRun(folder=folder.path, metrics=metrics)
+
+
+def _make_trainer(
+    run: PreparedRun,
+    folder: RunFolder,
+    index: PairIndex | None,
+    stop: StopSignal,
+    console: Console,
+) -> RewardTrainer:
+    def measured(scores: EvalScores, step: int) -> dict[str, float]:
+        assert index is not None
+        reward_N = end_to_end(scores)
+        if is_main_process():
+            write_rewards(folder.evaluations, step, reward_N)
+        return measure(index, reward_N)
+
+    callbacks: list[TrainerCallback] = [
+        EventLog(folder.events),
+        ProgressReport(console),
+        LastEvaluation(),
+        stop,
+    ]
+    patience = run.recipe.evaluate.early_stopping_patience
+    if patience is not None:
+        callbacks.append(
+            EarlyStoppingCallback(patience, run.recipe.evaluate.early_stopping_threshold)
+        )
+    trainer = RewardTrainer(
+        module=run.model.module,
+        args=run.args,
+        batcher=run.batcher,
+        objective=objective(run.recipe.loss.kind, run.args.device),
+        train_trees=run.corpus.train.trees,
+        eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
+        measure=measured,
+        tokenizer=run.tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _fit(
+    trainer: RewardTrainer,
+    run: PreparedRun,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    stop: StopSignal,
+) -> None:
+    """Train to the end, or stop with a sentence that says how to go on.
+
+    Raises:
+        Interrupted: the user stopped it; a checkpoint is kept.
+        TrainingError: a loss was not finite; the rows are named.
+    """
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFiniteLossError as error:
+        rows = [run.corpus.train.comparisons[i].where for i in error.rows]
+        shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        raise TrainingError(
+            f"The loss of step {error.step} is not a finite number; its rows are {shown}; look at "
+            "them, lower train.learning_rate, and go on from the last checkpoint with: "
+            f"{folder.resume_command()}"
+        ) from None
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped at once; go on from the last checkpoint with: {folder.resume_command()}"
+        ) from None
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, its "
+            f"checkpoint is kept; go on with: {folder.resume_command()}"
+        )
+
+
+def gather_metrics(
+    run: PreparedRun,
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    index: PairIndex | None,
+    scores: Mapping[str, EvalScores],
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything ``metrics.json`` says about the run. Card, report and plots compute nothing."""
+    state = trainer.state
+    facts: dict[str, Any] = {
+        "format": 1,
+        "plaudit_version": __version__,
+        "run": run_facts(run, folder),
+        "data": corpora.data_facts(run.corpus, run.recipe.data.split_by),
+        "train": {
+            **_train_facts(run, trainer, seconds),
+            "resumed": count_resumes(folder.events),
+        },
+        "eval": None,
+        "test": None,
+        "best": None,
+        "overfit": None,
+        "training_curve": [
+            {k: event[k] for k in ("step", "epoch", "loss", "learning_rate")}
+            for event in state.log_history
+            if "loss" in event
+        ],
+        "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
+    }
+    if index is not None:
+        evaluations = history(state.log_history, len(index.pairs))
+        facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations)
+        facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
+    if run.corpus.test:
+        facts["test"] = _evaluation_facts(run, "test", scores["test"], None)
+    safe: dict[str, Any] = json_safe(facts)
+    return safe
+
+
+def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
+    state = trainer.state
+    losses = [event["loss"] for event in state.log_history if "loss" in event]
+    throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
+    trees = run.corpus.train.trees
+    share = state.global_step / max(1, math.ceil(len(trees) / step_size(run.args)))
+    return {
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "epochs": state.epoch,
+        "pairs": round(share * len(trees)),
+        "tokens": round(share * sum(tree.tokens for tree in trees)),
+        "seconds": seconds,
+        "pairs_per_second": float(np.median(throughput)) if throughput else None,
+        "final_loss": losses[-1] if losses else None,
+    }
+
+
+def step_size(args: StepArguments) -> int:
+    """Comparisons of one optimizer step, all ranks together."""
+    return int(args.per_device_train_batch_size * args.world_size)
+
+
+def _evaluation_facts(
+    run: PreparedRun,
+    role: str,
+    scores: EvalScores,
+    evaluations: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    parts = run.corpus.evaluation if role == "eval" else run.corpus.test
+    held_out = [c for part in parts.values() for c in part.comparisons]
+    chose = role == "eval" and bool(run.args.load_best_model_at_end)
+    return summarise(
+        score_table(parts, scores),
+        dataset=role,
+        chose_checkpoint=chose,
+        baselines=measure_baselines(
+            run.recipe.evaluate.baselines, run.corpus.train.comparisons, held_out
+        ),
+        history=evaluations,
+        calibrate=run.recipe.evaluate.calibrate,
+        seed=run.recipe.data.seed,
+    )
+
+
+def _best_facts(
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    index: PairIndex,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Which step was kept, and the kept step against the last in words."""
+    if not evaluations:
+        return None, None
+    state = trainer.state
+    kept = trainer.args.load_best_model_at_end and state.best_global_step
+    last_step = evaluations[-1]["step"]
+    best_step = int(state.best_global_step) if kept and state.best_global_step else last_step
+    best = {
+        "step": best_step,
+        "metric": trainer.args.metric_for_best_model if kept else None,
+        "value": state.best_metric if kept else None,
+    }
+    overfit = judge_overfit(
+        read_evaluated(folder.evaluations, best_step, index),
+        read_evaluated(folder.evaluations, last_step, index),
+        margin_P=index.pairs.margin_P,
+        group_P=index.pairs.group_P,
+        evaluations=len(evaluations),
+    )
+    return best, overfit
+
+
+def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
+    """The ``run`` block: what was trained and how."""
+    recipe, (trainable, total) = run.recipe, run.parameters
+    config = run.model.module.config
+    method = "full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora"
+    return {
+        "name": folder.path.name,
+        "base": recipe.model.base,
+        "base_revision": recipe.model.revision,
+        "base_is_hub_id": not Path(recipe.model.base).is_dir(),
+        "architecture": config.model_type,
+        "method": method,
+        "lora": recipe.lora,
+        "parameters": {"trainable": trainable, "total": total},
+        "attention": run.model.layout,
+        "attention_note": run.model.note,
+        "dtype": str(next(run.model.module.parameters()).dtype).removeprefix("torch."),
+        "max_length": recipe.tokens.max_length,
+        "overlong": recipe.tokens.overlong,
+        "chat_template_kind": corpora.text_kind(
+            [part for parts in run.corpus.parts().values() for part in parts]
+        ),
+        "head_init": recipe.model.head_init,
+        "loss": recipe.loss.kind,
+        "seed": run.args.seed,
+        "hyperparameters": _hyperparameters(run.args),
+        "started": run.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def _hyperparameters(args: StepArguments) -> list[list[Any]]:
+    """The list a model card shows, under transformers' names, with the user's own numbers."""
+    return [
+        ["learning_rate", args.learning_rate],
+        ["per_device_train_batch_size", args.asked_batch_size],
+        ["gradient_accumulation_steps", args.asked_accumulation],
+        ["total_train_batch_size", step_size(args)],
+        ["num_devices", args.world_size],
+        ["seed", args.seed],
+        ["optimizer", str(getattr(args.optim, "value", args.optim))],
+        ["adam_beta1", args.adam_beta1],
+        ["adam_beta2", args.adam_beta2],
+        ["adam_epsilon", args.adam_epsilon],
+        ["weight_decay", args.weight_decay],
+        ["max_grad_norm", args.max_grad_norm],
+        [
+            "lr_scheduler_type",
+            str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        ],
+        ["warmup_steps", args.warmup_steps],
+        ["num_train_epochs", args.num_train_epochs],
+        ["max_steps", args.max_steps],
+    ]
+
+
+def write_results(
+    run: PreparedRun,
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    metrics: Mapping[str, Any],
+    scores: Mapping[str, EvalScores],
+) -> None:
+    """Model, predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
+    network = trainer.accelerator.unwrap_model(trainer.model).network
+    facts = artefact_facts(run, metrics)
+    save_artefact(folder.path, network, run.tokenizer, facts)
+    parts = {**run.corpus.evaluation, **run.corpus.test}
+    table = score_table(parts, {**scores["eval"], **scores["test"]})
+    write_table(table, folder.predictions)
+    write_json(folder.metrics, metrics)
+    if run.recipe.report.plots:
+        write_plots(folder.path)
+    write_card(folder.path)
+    if run.recipe.report.html:
+        write_report(folder.path)
+
+
+def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFacts:
+    """``plaudit.json`` of this run."""
+    recipe, module = run.recipe, run.model.module
+    evaluation = metrics["eval"] or {}
+    template = run.tokenizer.chat_template
+    fingerprints = [s["fingerprint"] for s in metrics["data"]["sources"] if s["split"] == "train"]
+    return ArtefactFacts(
+        kind="full" if recipe.lora is None else "adapter",
+        base=resolve_base(recipe.model.base),
+        base_revision=recipe.model.revision,
+        max_length=recipe.tokens.max_length,
+        text=metrics["run"]["chat_template_kind"],
+        chat_template=template if isinstance(template, str) else None,
+        chat_template_kwargs=dict(recipe.tokens.chat_template_kwargs),
+        pad_token=str(run.tokenizer.pad_token),
+        attention=run.model.layout,
+        attention_note=run.model.note,
+        head={
+            "name": "score" if has_score_head(module.network) else "classifier",
+            "init": recipe.model.head_init,
+            "dtype": "float32",
+        },
+        temperature=evaluation.get("temperature"),
+        reward_mean=evaluation.get("reward", {}).get("mean"),
+        reward_std=evaluation.get("reward", {}).get("std"),
+        data_fingerprint="+".join(fingerprints),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )

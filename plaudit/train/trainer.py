@@ -1,0 +1,301 @@
+"""A thin Trainer: one optimizer step is one ``training_step``, cut by tokens, divided once.
+
+The Trainer's own accumulation is 1, because it counts micro-batches in rows and divides by their
+number. Here a rank gets all comparisons of its share of a step; the losses of its micro-batches
+are summed and divided once by the step's global count, so that any cut into micro-batches and
+ranks gives the same gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from plaudit.files import as_output_error
+from plaudit.model.artefact import save_tokenizer, save_weights
+from plaudit.model.module import RewardModule
+from plaudit.model.scoring import FILLER, score_trees
+from plaudit.train.checkpoints import mark_complete
+from plaudit.train.meter import Meter
+from plaudit.train.steps import StepLoader, StepSampler
+from plaudit.types import Batcher, FloatArray, TokenTree
+
+EvalScores = Mapping[str, Sequence[FloatArray]]
+
+
+@dataclass
+class StepArguments(TrainingArguments):
+    """TrainingArguments whose batch is a whole optimizer step.
+
+    ``asked_batch_size`` and ``asked_accumulation`` are the user's numbers; logging integrations
+    record those.
+    """
+
+    asked_batch_size: int = 1
+    asked_accumulation: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        record["per_device_train_batch_size"] = record.pop("asked_batch_size")
+        record["gradient_accumulation_steps"] = record.pop("asked_accumulation")
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The loss as the trainer sees it: a sum over a batch, its pairs, and what divides a step."""
+
+    loss_sum: Callable[[Tensor, Sequence[TokenTree]], Tensor]
+    deltas: Callable[[Tensor, Sequence[TokenTree]], Tensor]
+    weight: Callable[[Sequence[TokenTree]], float]
+
+
+class RewardTrainer(Trainer):
+    """Trains a :class:`RewardModule` on token trees.
+
+    ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
+    on every rank with the same scores.
+    """
+
+    objective: Objective
+    batcher: Batcher
+
+    def __init__(
+        self,
+        *,
+        module: RewardModule,
+        args: StepArguments,
+        batcher: Batcher,
+        objective: Objective,
+        train_trees: Sequence[TokenTree],
+        eval_trees: Mapping[str, Sequence[TokenTree]],
+        measure: Callable[[EvalScores, int], dict[str, float]],
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=module,
+            args=args,
+            train_dataset=train_trees,
+            eval_dataset=eval_trees or None,
+            processing_class=tokenizer,
+            data_collator=list,  # type: ignore[arg-type]
+            callbacks=list(callbacks),
+        )
+        self.batcher = batcher
+        self.objective = objective
+        self.train_trees = train_trees
+        self.eval_trees = eval_trees
+        self.measure = measure
+        self.meter = Meter(self.args.device)
+
+    # ---- data
+
+    def get_train_dataloader(self) -> StepLoader:
+        sampler = StepSampler(
+            len(self.train_trees),
+            self._train_batch_size * self.accelerator.num_processes,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return StepLoader(self.train_trees, sampler)
+
+    # ---- one step
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: list[TokenTree],  # type: ignore[override]
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """A whole optimizer step; ``inputs`` are the step's trees of all ranks, in one order.
+
+        Returns this rank's share of the step's mean loss, times the number of ranks, as the
+        Trainer averages what ranks return.
+        """
+        model.train()
+        # Schedule-free optimizers keep two sets of weights.
+        switch = getattr(self.optimizer, "train", None)
+        if callable(switch):
+            switch()
+        mine, rounds = self._share(inputs)
+        cuts = self.batcher.cut(mine)
+        # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
+        scale = self.accelerator.num_processes / max(self.objective.weight(inputs), 1e-12)
+        total = torch.zeros((), device=self.args.device)
+        for number in range(rounds):
+            trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [FILLER]
+            with self._syncing(model, last=number == rounds - 1):
+                total += self._micro_batch(model, trees, scale)
+        self.meter.step(total, mine, self.state.global_step + 1)
+        return total
+
+    def _micro_batch(self, model: nn.Module, trees: Sequence[TokenTree], scale: float) -> Tensor:
+        with self.compute_loss_context_manager():
+            scores_R = model(self.batcher.collate(trees))
+        # A filler has no pairs: its loss is an empty sum, zero with a gradient path.
+        loss = self.objective.loss_sum(scores_R, trees) * scale
+        self.meter.add(self.objective.deltas(scores_R.detach(), trees))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _syncing(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients travel once per step, with its last micro-batch."""
+        if last:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
+        return context
+
+    def _share(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], int]:
+        """This rank's trees, and the number of micro-batches that every rank runs.
+
+        Every rank knows all trees, so it works out the others' cuts itself; asking them would
+        make each step wait for the slowest host.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        shares = [list(trees[r::ranks]) for r in range(ranks)]
+        return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
+
+    # ---- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score all evaluation sets exactly, log, and return the metrics."""
+        del eval_dataset, ignore_keys, metric_key_prefix
+        self.meter.check()
+        started = time.perf_counter()
+        scores = {name: self.score(trees) for name, trees in self.eval_trees.items()}
+        metrics = self.measure(scores, self.state.global_step)
+        self.meter.pause(time.perf_counter() - started)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def score(self, trees: Sequence[TokenTree]) -> list[FloatArray]:
+        """Scores of every tree, on every rank; each is computed once, on one rank."""
+        model = self.model_wrapped
+        training = model.training
+        model.eval()
+        mine, rounds = self._share(trees)
+        try:
+            with self.compute_loss_context_manager():
+                scored = score_trees(
+                    model,
+                    self.batcher,
+                    mine,
+                    batches=rounds,
+                )
+        finally:
+            model.train(training)
+        ranks = self.accelerator.num_processes
+        if ranks == 1:
+            return scored
+        shares = gather_object([scored])
+        return [shares[i % ranks][i // ranks] for i in range(len(trees))]
+
+    # ---- log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the meter counted to the training logs."""
+        if "loss" in logs:
+            reading = self.meter.read(lambda t: self.accelerator.reduce(t, reduction="sum"))
+            logs["accuracy"] = reading.correct / max(reading.pairs, 1.0)
+            logs["margin"] = reading.margin / max(reading.pairs, 1.0)
+            logs["pairs_per_second"] = reading.comparisons / max(reading.seconds, 1e-9)
+            logs["tokens_per_second"] = reading.tokens / max(reading.seconds, 1e-9)
+        super().log(logs, start_time)
+
+    # ---- checkpoints
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        if state_dict is not None:
+            # FSDP and ZeRO gather the wrapper's state; the network inside is what others load.
+            prefix = "network."
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+        module = self.accelerator.unwrap_model(self.model)
+        save_weights(module.network, folder, state_dict)
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        save_tokenizer(self.processing_class, folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint counts once its last file is there; older ones are deleted only then."""
+        started = time.perf_counter()
+        self.meter.check()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            raise as_output_error(error, Path(str(self.args.output_dir))) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run_dir = str(self.args.output_dir)
+            mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.meter.pause(time.perf_counter() - started)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        assert self.state.best_model_checkpoint is not None
+        load_weights(
+            self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
+        )
+
+
+def load_weights(module: RewardModule, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the module: adapter and head, or everything.
+
+    Every tensor of the file must find its place; nothing trainable may be left out.
+    """
+    network = module.network
+    if hasattr(network, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        result: Any = set_peft_model_state_dict(
+            network, load_file(checkpoint / "adapter_model.safetensors")
+        )
+        assert not result.unexpected_keys, result.unexpected_keys
+        return
+    state: dict[str, Tensor] = {}
+    for shard in sorted(checkpoint.glob("model*.safetensors")):
+        state.update(load_file(shard))
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    tied = set(getattr(network, "all_tied_weights_keys", None) or ())
+    assert not unexpected, unexpected
+    assert set(missing) <= tied, missing

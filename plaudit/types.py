@@ -1,0 +1,175 @@
+"""The records that cross folders, and the shape legend. Loads no torch.
+
+Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
+
+    B  rows of a batch            T  tokens (of a packed row, or of a padded row)
+    D  hidden width               R  responses in a batch, all comparisons together
+    K  responses of one comparison
+    P  ordered pairs (winner, loser) inside a batch
+    N  rows of a table            H  attention heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IntArray: TypeAlias = npt.NDArray[np.int32]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation, as chat templates read it.
+
+    ``extra`` holds what else the turn carries (``tool_calls``, ``name``, …), untouched.
+    """
+
+    role: str
+    content: Any
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+Turns: TypeAlias = tuple[Message, ...] | str
+"""A prompt or a response: messages (rendered by the chat template) or plain text (concatenated)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One prompt, K responses and what is known of their order.
+
+    ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
+    rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
+    rows with equal groups never stand on both sides of a split. Prompt and responses are of one
+    kind, all text or all messages.
+    """
+
+    id: str
+    prompt: Turns
+    responses: tuple[Turns, ...]
+    grades: tuple[float, ...]
+    group: str
+    source: str
+    where: str
+    margin: float | None = None
+    weight: float = 1.0
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTree:
+    """A comparison as tokens: the shared prefix once, then each response's own branch.
+
+    ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
+    one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
+    tokens cut to fit.
+    """
+
+    index: int
+    prefix: IntArray
+    branches: tuple[IntArray, ...]
+    grades: tuple[float, ...] = ()
+    margin: float = 0.0
+    weight: float = 1.0
+    truncated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model computes for this comparison."""
+        return len(self.prefix) + sum(len(branch) for branch in self.branches)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Length in tokens of each whole conversation."""
+        return tuple(len(self.prefix) + len(branch) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Where the trees of a packed row lie: per tree its start, prefix length and branch lengths.
+
+    Token order is prefix, branch 0, branch 1, …, next tree. ``cache`` holds what attention
+    backends derive from the layout (masks, offsets) so that every layer of a pass shares it.
+    """
+
+    starts: tuple[int, ...]
+    prefixes: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Trees end to end in one row, no padding. ``ends_R`` indexes the scored tokens in the row."""
+
+    ids_1T: Tensor
+    positions_1T: Tensor
+    ends_R: Tensor
+    layout: PackedLayout
+    trees: tuple[TokenTree, ...]
+
+    def body_inputs(self) -> dict[str, Any]:
+        return {
+            "input_ids": self.ids_1T,
+            "position_ids": self.positions_1T,
+            "packed_layout": self.layout,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """One right-padded row per response. ``ends_R`` indexes the scored tokens, rows flattened."""
+
+    ids_RT: Tensor
+    mask_RT: Tensor
+    ends_R: Tensor
+    trees: tuple[TokenTree, ...]
+
+    def body_inputs(self) -> dict[str, Any]:
+        return {"input_ids": self.ids_RT, "attention_mask": self.mask_RT}
+
+
+Batch: TypeAlias = PackedBatch | PaddedBatch
+
+
+class Batcher(Protocol):
+    """How trees are cut into micro-batches and laid out for the model."""
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+        """Positions in ``trees`` of each micro-batch; every tree in exactly one."""
+
+    def collate(self, trees: Sequence[TokenTree]) -> Batch:
+        """One micro-batch as tensors on the model's device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """One evaluated response: a line of ``predictions.parquet``.
+
+    ``comparison`` is the id of its comparison, ``response`` its number inside it, ``tokens`` the
+    length of the whole conversation, ``characters`` the length of the response's text.
+    """
+
+    comparison: str
+    group: str
+    dataset: str
+    source: str
+    response: int
+    reward: float
+    grade: float
+    margin: float
+    tokens: int
+    characters: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,146 @@
+"""Write ``docs/reference/recipe.md`` and ``docs/reference/cli.md`` from the code.
+
+The recipe's keys, types and defaults come from its sections and from the table of pass-through
+keys; the verbs' options from their own ``--help``. A test compares what lies there with this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plaudit.cli.main import VERBS, main
+from plaudit.recipe import LORA_DEFAULTS, Recipe, Section, Source
+from plaudit.recipe_check import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
+from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference"
+NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a change. -->"
+
+
+def recipe_reference() -> str:
+    """Every key of a recipe with what it accepts and its default."""
+    parts = ["# Recipe", NOTICE, _introduction()]
+    for name, field in Recipe.model_fields.items():
+        if name in ("train", "lora"):
+            parts += _passed_through(name)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            parts += [f"## {name}", str(field.annotation.__doc__), _section(field.annotation)]
+        if name == "data":
+            parts += ["### Sources", str(Source.__doc__), _section(Source)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction() -> str:
+    return (
+        "A recipe is YAML with one section per stage. An unknown key is an error that names the "
+        "nearest known one. Numbers, true, false and null are read as YAML 1.2 reads them, so "
+        "`5e-5` is a number and `no` is text. Any key can be set on the command line: "
+        "`--set train.learning_rate=1e-5`."
+    )
+
+
+def _section(section: type[Section]) -> str:
+    rows = []
+    for name, field in section.model_fields.items():
+        default = (
+            "required"
+            if field.is_required()
+            else _code(field.get_default(call_default_factory=True, validated_data={}))
+        )
+        rows.append((f"`{name}`", expected(field.annotation, field.metadata), default))
+    return _table(("key", "accepts", "default"), rows)
+
+
+def _passed_through(section: str) -> list[str]:
+    """A section whose keys belong to another library."""
+    table, owned, library = {
+        "train": (TRAINING_ARGUMENTS, OWNED_TRAIN, "transformers.TrainingArguments"),
+        "lora": (LORA_CONFIG, OWNED_LORA, "peft.LoraConfig"),
+    }[section]
+    defaults: Mapping[str, Any] = LORA_DEFAULTS if section == "lora" else {}
+    open_keys = {name: key for name, key in table.items() if name not in owned and key.types}
+    rows = [
+        (f"`{name}`", _accepts(key), _code(defaults.get(name, key.default)))
+        for name, key in open_keys.items()
+    ]
+    words = f"Keys of `{library}`, under their own names; its documentation says what they do."
+    if section == "lora":
+        words += " `lora: null` is full fine-tuning. Given keys are laid over the defaults here."
+    else:
+        words += (
+            " Where the recipe is silent plaudit evaluates and saves ten times a run, keeps the "
+            "checkpoint with the lowest validation loss and the last one, logs every 10 steps and "
+            "reports to nobody."
+        )
+    refused = _table(("key", "instead"), [(f"`{name}`", why) for name, why in owned.items()])
+    return [
+        f"## {section}",
+        words,
+        _table(("key", "accepts", "default"), rows),
+        f"Set by plaudit, refused in `{section}`:",
+        refused,
+    ]
+
+
+def _accepts(key: Key) -> str:
+    return either(
+        either(f"`{choice}`" for choice in key.choices)
+        if name == "str" and key.choices
+        else TYPE_WORDS[name]
+        for name in key.types
+    )
+
+
+def _code(value: Any) -> str:
+    return f"`{shown(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
+
+
+def cli_reference() -> str:
+    """The help of the command and of every verb."""
+    parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
+    for name in VERBS:
+        parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
+    parts.append("Exit codes: 0 done, 1 failed, 2 something for the user to put right.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(*verb: str) -> str:
+    output = io.StringIO()
+    with _columns(80), contextlib.redirect_stdout(output):
+        code = main([*verb, "--help"])
+    assert code == 0, f"plaudit {' '.join(verb)} --help ended with {code}"
+    return "\n".join(line.rstrip() for line in output.getvalue().strip().splitlines())
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+PAGES = {"recipe.md": recipe_reference, "cli.md": cli_reference}
+
+if __name__ == "__main__":
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for page, write in PAGES.items():
+        (TARGET / page).write_text(write(), encoding="utf-8")
+        print(f"wrote {TARGET / page}")

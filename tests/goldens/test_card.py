@@ -1,0 +1,191 @@
+"""The model card of a fixed run, whole; rewrite it with PLAUDIT_UPDATE_GOLDENS=1.
+
+``run/metrics.json`` was made by hand from random rewards and the history of a published run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard
+
+from plaudit.errors import DataError, OutputError
+from plaudit.report.card import code, escape, render_card, snippet, write_card
+
+RUN = Path(__file__).parent / "run"
+METRICS = json.loads((RUN / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def metrics():
+    return copy.deepcopy(METRICS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def write(folder, metrics):
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return write_card(folder)
+
+
+def test_whole_card(folder, metrics):
+    (folder / "plots").mkdir()
+    (folder / "plots" / "losses.png").touch()
+    (folder / "recipe.yaml").touch()
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    golden = RUN / "README.md"
+    if os.environ.get("PLAUDIT_UPDATE_GOLDENS") == "1":
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+    assert "More information needed" not in text
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md", "metrics.json", "plots", "recipe.yaml"
+    ]  # fmt: skip
+
+
+def test_the_hub_reads_metadata_and_results(folder, metrics):
+    card = ModelCard.load(write(folder, metrics))
+    data = card.data
+    assert (data.library_name, data.base_model_relation) == ("peft", "adapter")
+    assert data.base_model == "meta-llama/Meta-Llama-3-8B"
+    assert data.pipeline_tag == "text-classification"
+    assert data.datasets == ["Anthropic/hh-rlhf"]
+    assert data.metrics == ["accuracy"]
+    assert {"reward-model", "plaudit", "lora"} <= set(data.tags)
+    assert all(isinstance(result, EvalResult) for result in data.eval_results)
+    found = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found == {
+        (split, metric): metrics[split][metric]
+        for split in ("eval", "test")
+        for metric in ("accuracy", "loss")
+    }
+
+
+def test_named_sets_keep_their_own_results(folder, metrics):
+    sets = {name: {**metrics["eval"], "accuracy": value} for name, value in SETS.items()}
+    metrics["eval"]["datasets"] = sets
+    results = ModelCard.load(write(folder, metrics)).data.eval_results
+    found = {r.dataset_config: r.metric_value for r in results if r.metric_type == "accuracy"}
+    assert {name: found[name] for name in SETS} == SETS
+
+
+SETS = {"chat": 0.61, "safety": 0.72, "eval": 0.83}
+
+
+def test_full_fine_tuning_of_a_local_base(folder, metrics):
+    metrics["run"] |= {
+        "method": "full",
+        "lora": None,
+        "base": "/home/someone/models/tiny-base",
+        "base_is_hub_id": False,
+        "base_revision": None,
+    }
+    card = ModelCard.load(write(folder, metrics))
+    assert card.data.library_name == "transformers"
+    assert card.data.base_model is None
+    assert "base_model_relation" not in card.data.to_dict()
+    assert "the local model `tiny-base`" in card.text
+    assert "/home/someone" not in card.content
+    assert "AutoModelForSequenceClassification.from_pretrained" in card.text
+    assert "peft import" not in card.text
+
+
+def test_without_evaluation_the_card_says_so(folder, metrics):
+    metrics |= {"eval": None, "test": None, "best": None, "overfit": None}
+    card = ModelCard.load(write(folder, metrics))
+    assert "nothing is known of its accuracy" in card.text
+    assert card.data.eval_results is None
+
+
+def test_numbers_that_do_not_exist_are_dashes(folder, metrics):
+    block = metrics["eval"]
+    for key in ("accuracy", "loss", "accuracy_ci95", "temperature", "nll_calibrated"):
+        block[key] = None
+    block["baselines"]["bag_of_words"] = None
+    metrics["test"] = None
+    card = ModelCard.load(write(folder, metrics))
+    assert "| temperature | – |" in card.text
+    assert "| bag of words | not fitted: no training data | – | – |" in card.text
+    assert card.data.eval_results is None
+    assert "None" not in card.text
+
+
+HOSTILE = "a|b`c`\n# <script>alert(1)</script> ![x](http://e.x/i.png) **b** &amp; $$x$$"
+
+
+def test_everything_from_data_is_escaped(folder, metrics):
+    metrics["run"]["name"] = HOSTILE
+    metrics["run"]["base"] = HOSTILE
+    metrics["run"]["base_is_hub_id"] = False
+    metrics["data"]["sources"][0] |= {"name": HOSTILE, "licence": HOSTILE, "path": HOSTILE}
+    metrics["data"]["sources"][0]["fingerprint"] = "sha256:0"
+    metrics["data"]["dropped"] = {HOSTILE: 3}
+    metrics["eval"]["slices"][0] |= {"column": HOSTILE, "value": HOSTILE}
+    metrics["eval"]["datasets"] = {HOSTILE: metrics["test"]}
+    metrics["overfit"]["sentence"] = HOSTILE
+    metrics["run"]["hyperparameters"] = [[HOSTILE, HOSTILE]]
+    plain = metrics | {"run": metrics["run"] | {"base": "x"}}
+    card = ModelCard.load(write(folder, plain))
+    assert "<script" not in card.text
+    assert "](http" not in card.text.replace("\\](http", "")
+    for line in card.text.splitlines():
+        assert not line.startswith("# <")
+        if line.startswith("|"):
+            table_width = len(re.findall(r"(?<!\\)\|", line))
+            assert table_width in (4, 5, 6, 7, 8)
+    assert "\\# &lt;script&gt;" in card.text
+    assert ModelCard.load(write(folder, metrics)).data.model_name.startswith("a|b`c` # <script>")
+
+
+def test_escape_keeps_names_readable():
+    assert escape("learning_rate") == "learning_rate"
+    assert escape("_emphasis_ 5e-05") == "\\_emphasis\\_ 5e-05"
+    assert escape("a\u2028b\tc") == "a b c"
+    assert code("a`b") == "``a`b``"
+    assert code("`a") == "`` `a ``"
+
+
+def test_snippets_are_python(metrics):
+    for method in ("lora", "full"):
+        for kind in ("chat", "text"):
+            run = metrics["run"] | {"method": method, "chat_template_kind": kind}
+            compile(snippet(run), "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "give the folder of a finished run"),
+        ("{", "not valid JSON"),
+        ("[]", "has format None, expected 1"),
+        ('{"format": 2}', "has format 2, expected 1"),
+        ('{"format": 1}', "lacks run, data, train, environment"),
+        (json.dumps(METRICS | {"run": {"method": "full"}}), "lacks a fact the card needs"),
+    ],
+)
+def test_unusable_metrics_are_explained(folder, content, words):
+    if content is not None:
+        (folder / "metrics.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        render_card(folder)
+    assert not (folder / "README.md").exists()
+
+
+def test_a_failed_write_leaves_the_old_card(folder, metrics, monkeypatch):
+    write(folder, metrics).write_text("old", encoding="utf-8")
+
+    def full(self, text, encoding):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        write_card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == "old"

@@ -1,0 +1,261 @@
+"""Law 1: packed scores and gradients are those of plain transformers, one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from plaudit.errors import ModelError
+from plaudit.model import attention
+from plaudit.model.attention import BACKENDS, PACKED_ATTENTION, spans, varlen_plan
+from plaudit.model.families import PACKED_FAMILIES, why_not_packed
+from plaudit.model.load import add_lora
+from plaudit.model.module import DecoderRewardModule, classifier
+from plaudit.tokens.batch import pack, pad
+from plaudit.types import PackedLayout, TokenTree
+from tests.models import FAMILY_OPTIONS, VOCABULARY, WINDOW, tiny_classifier
+
+CPU = torch.device("cpu")
+
+
+def make_trees(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[TokenTree]:
+    generator = np.random.default_rng(seed)
+
+    def ids(length: int) -> np.ndarray:
+        return generator.integers(3, VOCABULARY, length, dtype=np.int32)
+
+    return [
+        TokenTree(index=i, prefix=ids(prefix), branches=tuple(ids(n) for n in branches))
+        for i, (prefix, branches) in enumerate(shapes)
+    ]
+
+
+def one_response_a_prefix_of_the_other() -> TokenTree:
+    (tree,) = make_trees([(8, (9,))], seed=3)
+    (long,) = tree.branches
+    return TokenTree(index=0, prefix=tree.prefix, branches=(long[:4], long))
+
+
+def hard_trees() -> list[TokenTree]:
+    """K from 1 to 8, ragged, no prompt, one-token branches, rows longer than the window."""
+    shapes = [(WINDOW + 4, (5 + 3 * k, *range(1, k))) for k in range(1, 9)]
+    return [
+        *make_trees(shapes),
+        *make_trees([(0, (4, 17)), (0, (21,)), (1, (1, 1))], seed=1),
+        one_response_a_prefix_of_the_other(),
+    ]
+
+
+def plain_scores(network: Any, trees: Sequence[TokenTree]) -> Tensor:
+    """What transformers gives for each whole conversation alone."""
+    rows = [np.concatenate([t.prefix, b]) for t in trees for b in t.branches]
+    return torch.cat(
+        [
+            network(input_ids=torch.from_numpy(row.astype(np.int64))[None]).logits[:, 0]
+            for row in rows
+        ]
+    )
+
+
+def gradients(network: Any, scores_R: Tensor) -> dict[str, Tensor]:
+    """Of a weighted sum of scores, so that no two responses cancel."""
+    network.zero_grad()
+    weights = torch.linspace(-1.0, 2.0, len(scores_R))
+    (scores_R * weights).sum().backward()
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).abs().max())
+        assert error <= 1e-4 * max(float(gradient.abs().max()), 1e-3 * largest), name
+
+
+def compare(network: Any, trees: Sequence[TokenTree]) -> None:
+    """Scores to 1e-5 and gradients to 1e-4, plain against packed, on the same weights."""
+    base = classifier(network)
+    plain = base.config._attn_implementation
+    expected_R = plain_scores(network, trees)
+    expected = gradients(network, expected_R)
+    base.set_attn_implementation(PACKED_ATTENTION)
+    scores_R = DecoderRewardModule(network)(pack(trees, CPU))
+    found = gradients(network, scores_R)
+    base.set_attn_implementation(plain)
+    assert float(expected_R.detach().std()) > 0.05, "scores so alike would hide a wrong mask"
+    torch.testing.assert_close(scores_R, expected_R, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(found, expected)
+
+
+@pytest.fixture(params=sorted(PACKED_FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_packed_family_has_a_tiny_configuration() -> None:
+    assert set(FAMILY_OPTIONS) == PACKED_FAMILIES
+
+
+def test_packed_equals_separate(family: str) -> None:
+    compare(tiny_classifier(family), hard_trees())
+
+
+def test_packed_equals_separate_with_lora(family: str) -> None:
+    network = add_lora(
+        tiny_classifier(family), {"r": 4, "target_modules": "all-linear"}, quantized=False
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            # LoRA starts at zero, where it would be left out of every comparison.
+            parameter.data.normal_(std=0.2, generator=generator)
+    compare(network.eval(), hard_trees())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_packed_equals_separate_under_activation_checkpointing(name: str, reentrant: bool) -> None:
+    trees = hard_trees()
+    network = tiny_classifier(name)
+    expected_R = plain_scores(network, trees)
+    expected = gradients(network, expected_R)
+    network.set_attn_implementation(PACKED_ATTENTION)
+    module = DecoderRewardModule(network)
+    module.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
+    module.train()
+    scores_R = module(pack(trees, CPU))
+    torch.testing.assert_close(scores_R, expected_R, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(gradients(network, scores_R), expected)
+
+
+def emulated_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What ``varlen_attn`` documents, written out: lower-right causal, window before the token."""
+    out = []
+    repeats = query.shape[1] // key.shape[1]
+    assert enable_gqa == (repeats > 1)
+    for i in range(len(cu_seq_q) - 1):
+        q = query[cu_seq_q[i] : cu_seq_q[i + 1]].transpose(0, 1)
+        k = key[cu_seq_k[i] : cu_seq_k[i + 1]].transpose(0, 1).repeat_interleave(repeats, 0)
+        v = value[cu_seq_k[i] : cu_seq_k[i + 1]].transpose(0, 1).repeat_interleave(repeats, 0)
+        assert q.shape[1] <= max_q
+        assert k.shape[1] <= max_k
+        at_Q = torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1]
+        at_K = torch.arange(k.shape[1])[None]
+        left, right = window_size
+        mask = at_K <= at_Q + right
+        if left >= 0:
+            mask &= at_K >= at_Q - left
+        logits = (q @ k.transpose(1, 2) * scale).masked_fill(~mask, -1e30)
+        out.append((logits.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.fixture
+def force_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def force(name: str) -> None:
+        monkeypatch.setattr(attention, "choose_backend", lambda query, softcap: name)
+        monkeypatch.setattr(
+            attention,
+            "_varlen_call",
+            lambda: attention.VarlenCall(function=emulated_varlen, has_window=True, has_gqa=True),
+        )
+
+    return force
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma3_text", "gpt_neox"])
+def test_every_backend_equals_separate(
+    name: str, backend: str, force_backend: Callable[[str], None]
+) -> None:
+    """The fused CUDA call is stood in for by its documentation; the layout it gets is ours."""
+    force_backend(backend)
+    compare(tiny_classifier(name), hard_trees())
+
+
+def test_half_precision_error_is_that_of_padded_batches() -> None:
+    """In bf16, packed errs against fp32 at most 1.5 times as much as padded does."""
+    trees = make_trees([(13, (9, 14, 6)), (0, (17, 11)), (21, (8, 8))] * 12, seed=5)
+    exact_R = plain_scores(tiny_classifier("llama"), trees).detach()
+    network = tiny_classifier("llama").to(torch.bfloat16)
+    network.score.float()
+    module = DecoderRewardModule(network)
+    padded_R = module(pad(trees, 2, CPU)).detach()
+    network.set_attn_implementation(PACKED_ATTENTION)
+    packed_R = module(pack(trees, CPU)).detach()
+
+    def error(scores_R: Tensor) -> float:
+        return float((scores_R - exact_R).square().mean().sqrt())
+
+    assert error(packed_R) <= 1.5 * error(padded_R)
+
+
+def test_spans_cover_every_token_once_and_in_order() -> None:
+    batch = pack(hard_trees(), CPU)
+    covered = [t for span in spans(batch.layout) for t in range(span.start, span.stop)]
+    assert covered == list(range(batch.ids_1T.shape[1]))
+
+
+def test_varlen_plan_gathers_the_prompt_before_each_later_branch() -> None:
+    layout = PackedLayout(starts=(0,), prefixes=(2,), branches=((3, 2),))
+    plan = varlen_plan(layout, CPU)
+    assert plan.keys_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
+    assert plan.queries_cumulative.tolist() == [0, 5, 7]
+    assert plan.keys_cumulative.tolist() == [0, 5, 9]
+    assert (plan.longest_query, plan.longest_key) == (5, 5)
+
+
+def test_a_call_without_a_layout_is_refused() -> None:
+    network = tiny_classifier("llama")
+    network.set_attn_implementation(PACKED_ATTENTION)
+    with pytest.raises(ModelError, match="without a layout"):
+        network(input_ids=torch.tensor([[5, 6, 7]]))
+
+
+@pytest.mark.parametrize(
+    "extra", [{"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"is_causal": False}, {"novelty": 1}]
+)
+def test_an_argument_with_unknown_meaning_is_refused(extra: dict[str, Any]) -> None:
+    q = torch.zeros(1, 4, 3, 8)
+    layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),))
+    with pytest.raises(ModelError, match=next(iter(extra))):
+        attention.packed_attention(
+            torch.nn.Linear(1, 1), q, q, q, None, packed_layout=layout, **extra
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"family": "gpt2"}, "architecture gpt2"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+        ({"use_bidirectional_attention": True}, "bidirectional"),
+    ],
+)
+def test_what_is_not_proven_does_not_run_packed(options: dict[str, Any], reason: str) -> None:
+    from types import SimpleNamespace
+
+    config = SimpleNamespace(model_type=options.pop("family", "llama"), **options)
+    found = why_not_packed(config)
+    assert found is not None
+    assert reason in found

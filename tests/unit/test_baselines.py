@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plaudit.evaluate.baselines import (
+    bag_of_words,
+    graded_pairs,
+    longer,
+    measure_baselines,
+    response_text,
+)
+from plaudit.types import Comparison, Message
+
+
+def comparison(number, *responses, grades=None):
+    return Comparison(
+        id=str(number),
+        prompt="p",
+        responses=responses,
+        grades=grades if grades is not None else (1.0, 0.0),
+        group=str(number),
+        source="s",
+        where=f"s:{number}",
+    )
+
+
+def polite_pairs(count, seed):
+    generator = np.random.default_rng(seed)
+    nouns = np.array(["tree", "river", "stone", "cloud", "road", "lamp"])
+    for number in range(count):
+        shared = " ".join(generator.choice(nouns, 5))
+        other = " ".join(generator.choice(nouns, 5))
+        yield comparison(number, f"please {shared}", f"never {other}")
+
+
+def test_bag_of_words_learns_from_training_pairs_alone():
+    train, held_out = list(polite_pairs(60, 1)), list(polite_pairs(30, 2))
+    delta_P = bag_of_words(train, held_out)
+    assert (delta_P > 0).all()
+    turned = [comparison(row.id, *reversed(row.responses)) for row in held_out]
+    assert bag_of_words(train, turned) == pytest.approx(-delta_P)
+    assert (bag_of_words(train, held_out) == delta_P).all()
+
+
+def test_bag_of_words_without_anything_to_learn_ties():
+    held_out = list(polite_pairs(3, 2))
+    no_words = [comparison(0, "...", "!!!")]
+    no_order = [comparison(0, "a b", "c d", grades=(1.0, 1.0))]
+    for train in (no_words, no_order, []):
+        assert (bag_of_words(train, held_out) == 0).all()
+    assert len(bag_of_words(held_out, [])) == 0
+
+
+def test_bag_of_words_learns_from_a_single_pair():
+    assert bag_of_words([comparison(0, "good", "bad")], [comparison(1, "good", "bad")]) > 0
+
+
+def test_longer_counts_characters_of_the_response():
+    rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
+    assert list(longer([], rows)) == [1, 0, -4]
+
+
+def test_many_responses_make_all_ordered_pairs():
+    rows = [
+        comparison(0, "a", "b", grades=(0.0, 1.0)),
+        comparison(1, "a", "b", "c", grades=(2.0, 0.0, 2.0)),
+    ]
+    winner_P, loser_P = graded_pairs(rows)
+    assert list(zip(winner_P, loser_P, strict=True)) == [(1, 0), (2, 3), (4, 3)]
+
+
+def test_measured_facts():
+    rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
+    facts = measure_baselines(["longer", "bag_of_words"], [], rows)
+    assert facts["bag_of_words"] is None
+    assert facts["longer"]["accuracy"] == pytest.approx(1 / 3)
+    assert (facts["longer"]["ties"], facts["longer"]["pairs"]) == (1, 3)
+    low, high = facts["longer"]["accuracy_ci95"]
+    assert low < 1 / 3 < high
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([{"type": "text", "text": "a"}, {"type": "image", "url": "x"}, "b"], "a\n\nb"),
+        ({"answer": "é"}, '{"answer": "é"}'),
+        (7, "7"),
+    ],
+)
+def test_response_text_tolerates_any_content(content, text):
+    assert response_text((Message(role="assistant", content=content),)) == text
+
+
+def test_response_text_joins_turns():
+    turns = (Message(role="assistant", content="a"), Message(role="tool", content="b"))
+    assert response_text(turns) == "a\nb"
+    assert response_text("as it is\n") == "as it is\n"

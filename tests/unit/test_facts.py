@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from plaudit.evaluate.facts import Evaluated, json_safe, judge_overfit, summarise
+from plaudit.evaluate.metrics import bradley_terry_loss
+from plaudit.evaluate.table import build_table, pairs
+from plaudit.types import ScoreRow
+
+CONTRACT = {
+    "dataset", "chose_checkpoint", "loss", "accuracy", "accuracy_ci95", "accuracy_half_ties",
+    "ties", "pairs", "groups", "ece", "brier", "nll", "temperature", "ece_calibrated",
+    "nll_calibrated", "margin", "reward", "baselines", "slices", "datasets",
+}  # fmt: skip
+
+
+def make_table(count=60, datasets=("eval",), seed=0, metadata=lambda number: {}, spread=1.0):
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        for response, grade in enumerate((1.0, 0.0)):
+            rows.append(
+                ScoreRow(
+                    comparison=str(number),
+                    group=str(number // 2),
+                    dataset=datasets[number % len(datasets)],
+                    source="abc"[number % 3],
+                    response=response,
+                    reward=spread * float(generator.normal(grade, 1.0)),
+                    grade=grade,
+                    margin=0.25,
+                    tokens=20,
+                    characters=int(generator.integers(0, 400)),
+                    metadata=metadata(number),
+                )
+            )
+    return build_table(rows)
+
+
+def summary(table, **changes):
+    options = {"dataset": "eval", "chose_checkpoint": True, "baselines": {}}
+    return summarise(table, **(options | changes))
+
+
+def strict_json(value):
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def test_every_key_of_the_contract_is_there():
+    block = summary(make_table(), history=[{"step": 1, "validation_loss": float("nan")}])
+    assert set(block) >= CONTRACT
+    assert block["history"] == [{"step": 1, "validation_loss": None}]
+    assert strict_json(block) == block
+    assert "history" not in summary(make_table())
+
+
+def test_loss_honours_margins_and_nll_does_not():
+    table = make_table()
+    paired = pairs(table)
+    block = summary(table)
+    assert block["loss"] == pytest.approx(bradley_terry_loss(paired.delta_P, 0.25))
+    assert block["nll"] == pytest.approx(bradley_terry_loss(paired.delta_P))
+    assert block["groups"] == 30
+    assert block["reward"]["chosen_mean"] - block["reward"]["rejected_mean"] == pytest.approx(
+        block["margin"]["mean"]
+    )
+
+
+def test_without_pairs_numbers_are_null():
+    block = strict_json(summary(build_table([])))
+    for key in ("loss", "accuracy", "accuracy_ci95", "ece", "temperature", "nll_calibrated"):
+        assert block[key] is None
+    assert block["pairs"] == 0
+    assert "0" in block["calibration_note"]
+
+
+def test_constant_rewards_are_all_ties():
+    block = strict_json(summary(make_table(spread=0.0)))
+    assert (block["ties"], block["accuracy"], block["accuracy_half_ties"]) == (60, 0.0, 0.5)
+    assert block["loss"] == pytest.approx(math.log1p(math.exp(0.25)))
+    assert block["temperature"] is None
+    assert sum(block["curves"]["reward"]["chosen"]) == 60
+
+
+def test_calibration_can_be_left_out():
+    block = summary(make_table(), calibrate=False)
+    assert block["temperature"] is None
+    assert block["ece_calibrated"] is None
+    assert block["ece"] is not None
+
+
+def test_slices_cover_every_pair_once():
+    table = make_table(
+        metadata=lambda n: {
+            "subset": ["x", "y", None][n % 3],
+            "row": n,
+            "constant": 1,
+            "source": n % 2,
+            "list": [n % 2],
+        }
+    )
+    slices = summary(table)["slices"]
+    columns = {}
+    for entry in slices:
+        columns[entry["column"]] = columns.get(entry["column"], 0) + entry["pairs"]
+        assert entry["accuracy_ci95"][0] <= entry["accuracy"] <= entry["accuracy_ci95"][1]
+    assert columns == dict.fromkeys(("source", "subset", "metadata.source", "list"), 60)
+    assert None in [entry["value"] for entry in slices if entry["column"] == "subset"]
+
+
+def test_several_datasets_get_a_block_each():
+    table = make_table(datasets=("one", "two"))
+    blocks = summary(table)["datasets"]
+    assert {name: block["pairs"] for name, block in blocks.items()} == {"one": 30, "two": 30}
+    mean = (blocks["one"]["loss"] + blocks["two"]["loss"]) / 2
+    assert mean == pytest.approx(summary(table)["loss"])
+    assert summary(make_table())["datasets"] == {}
+
+
+def test_curves_hold_every_pair():
+    curves = summary(make_table())["curves"]
+    assert sum(curves["margin"]["pairs"]) == 60
+    assert sum(curves["reward"]["rejected"]) == 60
+    assert len(curves["reward"]["edges"]) == len(curves["reward"]["chosen"]) + 1
+    assert sum(entry["pairs"] for entry in curves["length"]) == 60
+    lows = [entry["low"] for entry in curves["length"]]
+    assert lows == sorted(set(lows))
+    assert all(entry["low"] * entry["high"] >= 0 for entry in curves["length"])
+    assert sum(entry["pairs"] for entry in curves["reliability"]) == 60
+
+
+def test_no_histogram_bin_mixes_right_and_wrong():
+    edges = np.array(summary(make_table())["curves"]["margin"]["edges"])
+    assert (edges < 0).any()
+    assert (edges == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [(0.1, "is above"), (0.99, "is below"), (None, None)],
+)
+def test_the_best_baseline_is_named(accuracy, words):
+    table = make_table()
+    best = summary(table)["accuracy"] if accuracy is None else accuracy
+    baselines = {
+        "longer": {"accuracy": 0.05, "pairs": 60},
+        "bag_of_words": {"accuracy": best, "pairs": 60},
+        "unfitted": None,
+    }
+    sentence = summary(table, baselines=baselines)["baselines_sentence"]
+    assert (words or "cannot be told from") in sentence
+    assert f"bag of words ({best:.4f})" in sentence
+    assert summary(table, baselines={"bag_of_words": None})["baselines_sentence"] is None
+
+
+def test_json_safe():
+    found = json_safe({"a": np.float64("nan"), 1: (np.int64(2), math.inf), "c": np.array([1.5])})
+    assert found == {"a": None, "1": [2, None], "c": [1.5]}
+
+
+def judged(best_delta_P, last_delta_P, *, best_step=10, last_step=20, evaluations=2):
+    pairs_seen = len(best_delta_P)
+    return judge_overfit(
+        Evaluated(step=best_step, delta_P=best_delta_P),
+        Evaluated(step=last_step, delta_P=last_delta_P),
+        margin_P=np.zeros(pairs_seen),
+        group_P=np.arange(pairs_seen) // 2,
+        evaluations=evaluations,
+    )
+
+
+DELTA = np.random.default_rng(8).normal(0.6, 1.0, size=400)
+
+
+def test_overconfidence_is_called_overfit():
+    found = judged(DELTA, DELTA * 4)
+    assert found["verdict"] == "overfit"
+    low, high = found["loss_rise_ci95"]
+    assert 0 < low < found["loss_rise"] < high
+    rise = bradley_terry_loss(DELTA * 4) - bradley_terry_loss(DELTA)
+    assert found["loss_rise"] == pytest.approx(rise)
+    assert found["sentence"].startswith("Overfit: validation loss rose from ")
+    assert "at step 10 (kept)" in found["sentence"]
+    assert "accuracy stood still" in found["sentence"]
+
+
+def test_a_rise_within_noise_is_said_to_be_one():
+    shaken = DELTA + np.random.default_rng(9).normal(0, 0.05, size=400)
+    found = judged(DELTA, shaken)
+    assert found["verdict"] == "within_noise"
+    assert found["loss_rise_ci95"][0] < 0 < found["loss_rise_ci95"][1]
+    assert found["sentence"].startswith("No overfitting beyond noise: ")
+
+
+def test_the_last_evaluation_being_best_is_no_overfit():
+    found = judged(DELTA, DELTA, best_step=20)
+    assert found["verdict"] == "no_overfit"
+    assert found["sentence"] == "No overfitting seen: the last evaluation was the best."
+
+
+def test_a_fall_after_the_kept_step_is_no_overfit():
+    found = judged(DELTA - 1, DELTA)
+    assert found["verdict"] == "no_overfit"
+    assert "loss fell from" in found["sentence"]
+    assert "accuracy rose" in found["sentence"]
+
+
+def test_one_evaluation_judges_nothing():
+    found = judged(DELTA, DELTA, best_step=20, evaluations=1)
+    assert found["verdict"] == "single_evaluation"
+    assert strict_json(found) == found
+
+
+def test_one_group_has_no_interval_and_no_verdict():
+    found = judge_overfit(
+        Evaluated(step=1, delta_P=np.ones(3)),
+        Evaluated(step=2, delta_P=-np.ones(3)),
+        margin_P=np.zeros(3),
+        group_P=np.zeros(3, dtype=np.int64),
+        evaluations=2,
+    )
+    assert found["verdict"] == "within_noise"
+    assert found["loss_rise_ci95"] is None

@@ -1,0 +1,340 @@
+"""Files, folders and Hub ids: what is read, where it stood, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.data import hub
+from plaudit.data.files import fingerprint, read_rows, source_name
+from plaudit.errors import DataError
+from plaudit.recipe import Source
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "2+3=", "chosen": "5", "rejected": "6"},
+    {"prompt": "Grüße 你好", "chosen": "hi\u2028there", "rejected": 'a "quoted", b'},
+]
+TURNS = [{"role": "user", "content": "Hi"}]
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def rows_of(path: Path | str, **more: Any) -> list[tuple[str, dict[str, Any]]]:
+    return list(read_rows(Source(path=str(path), **more)))
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def complaint(path: Path | str, **more: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        rows_of(path, **more)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.jsonl", JSONL.encode(), (1, 2)),
+        ("a.ndjson", JSONL.encode(), (1, 2)),
+        ("a.JSONL", JSONL.encode(), (1, 2)),
+        ("a.v2.jsonl.gz", gzip.compress(JSONL.encode()), (1, 2)),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode()), (1, 1)),
+        ("a.json", json.dumps(ROWS, indent=1).encode(), (2, 7)),
+        ("a.json", b"\n\n  [" + ",\n".join(map(json.dumps, ROWS)).encode() + b"\n]\n", (3, 4)),
+        ("a.json", JSONL.encode(), (1, 2)),
+        ("a.jsonl", b"\xef\xbb\xbf" + JSONL.encode(), (1, 2)),
+        ("a.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), (1, 1)),
+        ("a.jsonl", b"\n \n" + JSONL.replace("\n", "\r\n\r\n").encode(), (3, 5)),
+        ("a.jsonl", JSONL.rstrip("\n").encode(), (1, 2)),
+    ],
+)
+def test_json_files_give_rows_with_their_lines(
+    tmp_path: Path, name: str, content: bytes, lines: tuple[int, ...]
+) -> None:
+    path = write(tmp_path / name, content)
+    assert rows_of(path) == [(f"{path}:{line}", row) for line, row in zip(lines, ROWS, strict=True)]
+
+
+def test_csv_and_parquet_give_rows_with_their_numbers(tmp_path: Path) -> None:
+    for path in (write_csv(tmp_path / "a.csv", ROWS), write_parquet(tmp_path / "a.parquet", ROWS)):
+        assert rows_of(path) == [(f"{path}:row {n}", row) for n, row in enumerate(ROWS, start=1)]
+    packed = write(tmp_path / "b.csv.gz", gzip.compress((tmp_path / "a.csv").read_bytes()))
+    assert [row for _, row in rows_of(packed)] == ROWS
+
+
+def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> None:
+    cells = {
+        "prompt": json.dumps(TURNS),
+        "chosen": "[INST] no JSON",
+        "rejected": "[1, 2]",
+        "responses": '["a", "b"]',
+        "grades": "[1, 0.5]",
+        "margin": "0.5",
+        "weight": " ",
+        "label": "True",
+        "tools": "",
+        "id": "7",
+        "year": "1999",
+    }
+    (_, row), (_, second) = rows_of(write_csv(tmp_path / "a.csv", [cells, cells | {"margin": "x"}]))
+    assert row == {
+        **cells,
+        "prompt": TURNS,
+        "responses": ["a", "b"],
+        "grades": [1, 0.5],
+        "margin": 0.5,
+        "weight": None,
+        "label": True,
+        "tools": None,
+    }
+    assert second["margin"] == "x"
+
+
+def test_csv_cells_may_be_longer_than_the_csv_module_allows_at_first(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    path = write_csv(tmp_path / "a.csv", [{"prompt": long, "chosen": "a\nb", "rejected": "c"}])
+    assert rows_of(path)[0][1] == {"prompt": long, "chosen": "a\nb", "rejected": "c"}
+
+
+def test_nulls_that_parquet_fills_in_are_taken_out_again(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]},
+    ]
+    path = write_parquet(tmp_path / "a.parquet", [{"chosen": turns, "margin": None}])
+    assert rows_of(path)[0][1] == {
+        "chosen": [turns[0], {"role": "assistant", "tool_calls": [{"name": "clock"}]}],
+        "margin": None,
+    }
+
+
+def test_a_folder_is_its_data_files_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", JSONL)
+    write(tmp_path / "a.json", json.dumps(ROWS[:1]))
+    write(tmp_path / ".hidden.jsonl", "junk")
+    write(tmp_path / "README.md", "not data")
+    wheres = [where for where, _ in rows_of(f"{tmp_path}/")]
+    assert wheres == [f"{tmp_path}/a.json:1", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/b.jsonl:2"]
+
+
+def test_where_is_the_path_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pairs.jsonl", JSONL)
+    assert rows_of("./pairs.jsonl")[1][0] == "./pairs.jsonl:2"
+
+
+def test_jsonl_is_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "big.jsonl"
+    with path.open("w") as stream:
+        for _ in range(4_000):
+            stream.write(json.dumps({"prompt": "x" * 5_000}) + "\n")
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(Source(path=str(path)))) == 4_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 20_000_000
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": 1,\n', ":2: broken JSON (Expecting"),
+        ("a.jsonl", b'{"a": 1} {"a": 2}\n', ":1: broken JSON (Extra data"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", ":1: broken JSON (Exceeds the limit"),
+        ("a.jsonl", b'{"a": ' + b"[" * 200_000, ":1: broken JSON (nested too deeply"),
+        ("a.json", b'[{"a": 1},\n{"a": }]', ":2: broken JSON (Expecting value"),
+        ("a.json", b'[{"a": 1}\n\n{"a": 2}]', ":3: broken JSON; expected a comma"),
+        ("a.json", b'[{"a": 1},\n]', ":2: broken JSON (Expecting value"),
+        ("a.json", b'[{"a": 1}', ":1: broken JSON; expected a comma"),
+        ("a.json", b"[" * 200_000, ":1: broken JSON (nested too deeply"),
+        ("a.json", b'[{"a": 1}] [', "more text after the array"),
+        ("a.json", b'{"a":\n1}', ":1: broken JSON (Expecting value"),
+        ("a.jsonl", b"\x80\x04\x95\xff\n", ":1: these bytes are not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ":2: these bytes are not UTF-8"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), ":1: these bytes are not UTF-8"),
+        ("a.jsonl", b"\0\0\0\0", ":1: these bytes are not UTF-8"),
+        ("a.csv", b"PK\x03\x04\xfa\xfb", ":1: these bytes are not UTF-8"),
+        ("a.jsonl", b"[1]\n", ":1: found an array, expected an object"),
+        ("a.jsonl", b'"x"\n', ":1: found text, expected an object"),
+        ("a.jsonl", b"null\n", ":1: found null, expected an object"),
+        ("a.jsonl", b"true\n", ":1: found true or false, expected an object"),
+        ("a.json", b'[{"a": 1},\n 3]', ":2: found a number, expected an object"),
+        ("a.jsonl", b'{"a": "x\\ud83d"}\n', ":1: a text holds half of an escaped surrogate"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.json", b"[ ]", "holds no rows"),
+        ("a.csv", b"", "holds no rows"),
+        ("a.csv", b"prompt,chosen\n", "holds no rows"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", ":row 2: 3 cells, but the header names 2 columns"),
+        ("a.csv", b"a,a\n1,2\n", "names a column twice"),
+        ("a.csv", b'a,b\n1,"2\n', "broken CSV (unexpected end of data)"),
+        ("a.parquet", b"PAR1 not really", "cannot be read as Parquet"),
+        ("a.parquet", b"", "cannot be read as Parquet"),
+        ("a.jsonl.gz", JSONL.encode(), "is not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], "is not a complete gzip file"),
+        ("a.jsonl", gzip.compress(JSONL.encode()), "add .gz to its name"),
+        ("a.txt", b"hello", "has no known extension; expected .jsonl, .jsonl.gz"),
+        ("pairs", b"hello", "has no known extension"),
+    ],
+)
+def test_bad_files_are_one_sentence_with_the_place(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    path = write(tmp_path / name, content)
+    message = complaint(path)
+    assert expected in message
+    assert message.startswith(str(path))
+
+
+def test_escaped_surrogate_pairs_are_characters(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"a": "\\ud83d\\ude00"}\n')
+    assert rows_of(path)[0][1] == {"a": "😀"}
+
+
+def test_a_missing_file_suggests_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", JSONL)
+    assert complaint(tmp_path / "pair.jsonl").endswith("did you mean pairs.jsonl?")
+    assert "there is no folder" in complaint(tmp_path / "no" / "pairs.jsonl")
+    assert "expected a file, a folder or a Hub dataset id" in complaint(tmp_path / "zzz.csv")
+
+
+def test_a_bare_word_or_a_forgotten_extension_is_no_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "pairs.jsonl", JSONL)
+    assert complaint("data/pairs") == "data/pairs does not exist; did you mean pairs.jsonl?"
+    assert "did you mean pairs.jsonl?" in complaint("data/pairz.jsonl")
+    assert "does not exist" in complaint("imdb")
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "README.md", "words")
+    assert "holds no data file; expected .jsonl" in complaint(tmp_path)
+
+
+def test_split_and_subset_belong_to_the_hub(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", JSONL)
+    assert "Hub datasets only" in complaint(path, split="train")
+    assert "Hub datasets only" in complaint(path, subset="x")
+
+
+def test_fingerprints_are_those_of_the_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", JSONL)
+    digest = hashlib.sha256(JSONL.encode()).hexdigest()
+    assert fingerprint(Source(path=str(path))) == f"sha256:{digest}"
+    whole = fingerprint(Source(path=str(tmp_path)))
+    write(tmp_path / "b.jsonl", JSONL)
+    assert fingerprint(Source(path=str(tmp_path))) != whole
+
+
+def test_source_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.pairs.jsonl.gz", b"")
+    assert source_name(Source(path=str(path))) == "my.pairs"
+    assert source_name(Source(path=str(path), name="x")) == "x"
+    assert source_name(Source(path=f"{tmp_path}/")) == tmp_path.name
+    assert source_name(Source(path="owner/name")) == "owner/name"
+
+
+@pytest.fixture
+def hub_table(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A dataset that ``load_dataset`` gives for any id; the calls it got are returned."""
+    import datasets
+
+    calls: list[dict[str, Any]] = []
+
+    def load_dataset(path: str, *, name: str | None, split: str) -> Any:
+        calls.append({"path": path, "name": name, "split": split})
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def test_hub_datasets_give_rows_with_their_part(hub_table: list[dict[str, Any]]) -> None:
+    assert rows_of("owner/name") == [
+        ("owner/name[train]:row 1", ROWS[0]),
+        ("owner/name[train]:row 2", ROWS[1]),
+    ]
+    assert rows_of("owner/name", subset="s", split="test")[0][0] == "owner/name[s/test]:row 1"
+    assert hub_table[1] == {"path": "owner/name", "name": "s", "split": "test"}
+
+
+def test_hub_facts_come_from_the_hub_or_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, hub_table: list[dict[str, Any]]
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.hf_api import DatasetInfo
+
+    info = DatasetInfo(
+        id="owner/name", sha="abc123", downloads=0, likes=0, tags=[], cardData={"license": "mit"}
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
+    source = Source(path="owner/name")
+    assert fingerprint(source) == "revision:abc123"
+    assert hub.licence(source) == "mit"
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    assert hub.licence(source) is None
+    assert fingerprint(source).startswith("datasets:")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("DatasetNotFoundError", "neither a file here nor a dataset on the Hub"),
+        ("ConnectionError", "the Hub cannot be reached"),
+        ("ValueError", "Unknown split; set `split` or `subset`"),
+        ("DataFilesNotFoundError", "cannot be loaded: Unknown split"),
+        ("RuntimeError", "cannot be loaded"),
+    ],
+)
+def test_hub_failures_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: str, expected: str
+) -> None:
+    import builtins
+
+    import datasets
+    from datasets import exceptions
+
+    kind = vars(exceptions).get(error) or vars(builtins)[error]
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise kind("Unknown\nsplit.")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    message = complaint("owner/name").replace("Unknown split.", "Unknown split")
+    assert message.startswith("owner/name")
+    assert expected in message

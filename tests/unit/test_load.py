@@ -1,0 +1,173 @@
+"""Loading: every row is accounted for, weights repeat and sample, facts are those of the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit.data.load import Tally, iterate, load
+from plaudit.errors import DataError
+from plaudit.recipe import Source
+
+
+def pair(chosen: str, rejected: str = "no", prompt: str = "p", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_rows_are_used_or_dropped_by_name(tmp_path: Path) -> None:
+    rows = [pair("a", id="x"), pair(""), pair("no"), pair("b", source="forum"), pair(" ")]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    loaded = load((Source(path=path),), seed=1)
+    dropped = {"empty_response": 2, "identical_responses": 1}
+    assert loaded.tally == Tally(rows=5, used=2, sampled=2, dropped=dropped)
+    assert [c.id for c in loaded.comparisons] == ["x", "pairs:4"]
+    assert [c.source for c in loaded.comparisons] == ["pairs", "forum"]
+    assert [c.where for c in loaded.comparisons] == [f"{path}:1", f"{path}:4"]
+    (facts,) = loaded.sources
+    assert (facts.name, facts.path, facts.format) == ("pairs", path, "explicit_text")
+    assert facts.tally == loaded.tally
+    assert facts.licence is None
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert facts.fingerprint == f"sha256:{digest}"
+
+
+def test_sources_of_different_formats_are_added_up(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", [pair("a"), pair("")])
+    ranked = [
+        {"prompt": "p", "responses": ["a", "b"], "grades": [1, 1]},
+        {"prompt": "p", "responses": ["a", "b", "c"], "grades": [1, 2, 3]},
+    ]
+    two = write(tmp_path / "two.jsonl", ranked)
+    loaded = load((Source(path=one), Source(path=two)), seed=1)
+    assert [facts.format for facts in loaded.sources] == ["explicit_text", "ranked"]
+    dropped = {"empty_response": 1, "tie": 1}
+    assert loaded.tally == Tally(rows=4, used=2, sampled=2, dropped=dropped)
+
+
+def test_a_whole_weight_repeats_rows_beside_themselves(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [pair("a"), pair(""), pair("b")])
+    loaded = load((Source(path=path, weight=3),), seed=1)
+    assert [c.where for c in loaded.comparisons] == [f"{path}:1"] * 3 + [f"{path}:3"] * 3
+    assert loaded.tally == Tally(rows=3, used=2, sampled=6, dropped={"empty_response": 1})
+
+
+def test_a_weight_below_one_leaves_rows_out_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [pair(str(n)) for n in range(100)] + [pair("")])
+    loaded = load((Source(path=path, weight=0.25),), seed=1)
+    dropped = {"empty_response": 1, "not_sampled": 75}
+    assert loaded.tally == Tally(rows=101, used=25, sampled=25, dropped=dropped)
+    assert load((Source(path=path, weight=0.25),), seed=1) == loaded
+    assert load((Source(path=path, weight=0.25),), seed=2).comparisons != loaded.comparisons
+
+
+def test_one_source_does_not_change_what_another_samples(tmp_path: Path) -> None:
+    one = Source(path=write(tmp_path / "a.jsonl", [pair(str(n)) for n in range(50)]), weight=1.5)
+    two = Source(path=write(tmp_path / "b.jsonl", [pair("x")]), weight=2.5)
+    alone = load((one,), seed=1).comparisons
+    both = load((two, one), seed=1).comparisons
+    assert len(alone) == 75
+    assert both[-75:] == alone
+
+
+ROW = st.builds(
+    pair,
+    st.sampled_from(["a", "", " ", "no", "b"]),
+    prompt=st.sampled_from(["p", "q"]),
+    margin=st.none() | st.integers(0, 3),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(ROW, min_size=1, max_size=12), min_size=1, max_size=3),
+    st.lists(st.sampled_from([0.3, 0.5, 1.0, 1.7, 2.0]), min_size=3, max_size=3),
+    st.integers(0, 5),
+)
+def test_nothing_vanishes(
+    parts: list[list[dict[str, Any]]], weights: list[float], seed: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        sources = tuple(
+            Source(path=write(Path(folder) / f"{n}.jsonl", rows), weight=weight)
+            for n, (rows, weight) in enumerate(zip(parts, weights, strict=False))
+        )
+        usable_row = Source(path=write(Path(folder) / "usable.jsonl", [pair("a")]))
+        loaded = load((*sources, usable_row), seed=seed)
+    tally = loaded.tally
+    assert tally.rows == sum(len(rows) for rows in parts) + 1
+    assert tally.rows == tally.used + sum(tally.dropped.values())
+    assert tally.sampled == len(loaded.comparisons)
+    assert tally.used == len({comparison.where for comparison in loaded.comparisons})
+    for facts, rows, weight in zip(loaded.sources, parts, weights, strict=False):
+        usable = sum(row["chosen"].strip() not in ("", "no") for row in rows)
+        assert facts.tally.rows == len(rows)
+        assert facts.tally.used + facts.tally.dropped.get("not_sampled", 0) == usable
+        assert abs(facts.tally.sampled - weight * usable) <= 0.5
+        copies = Counter(c.where for c in loaded.comparisons if c.source == facts.name)
+        assert all(int(weight) <= count <= int(weight) + 1 for count in copies.values())
+
+
+def test_a_tally_that_does_not_add_up_cannot_be_made() -> None:
+    with pytest.raises(AssertionError, match="unaccounted"):
+        Tally(rows=3, used=1, sampled=1, dropped={"tie": 1})
+
+
+def test_iterate_gives_every_row_in_order(tmp_path: Path) -> None:
+    rows = [pair("a"), pair(""), pair("no"), pair("a")]
+    path = write(tmp_path / "a.jsonl", rows)
+    found = list(iterate(Source(path=path)))
+    assert [(number, where, row) for number, where, row, _ in found] == [
+        (n, f"{path}:{n}", row) for n, row in enumerate(rows, start=1)
+    ]
+    assert [comparison.id for *_, comparison in found] == ["a:1", "a:2", "a:3", "a:4"]
+
+
+def test_the_format_of_the_source_overrides_recognition(tmp_path: Path) -> None:
+    row = pair("a", responses=["x", "y"], grades=[1, 0])
+    path = write(tmp_path / "a.jsonl", [row])
+    with pytest.raises(DataError, match="fit explicit_text and ranked"):
+        load((Source(path=path),), seed=1)
+    loaded = load((Source(path=path, format="ranked"),), seed=1)
+    assert loaded.comparisons[0].responses == ("x", "y")
+
+
+def test_a_later_row_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [pair("a"), pair("b", margin="wide")])
+    with pytest.raises(DataError) as raised:
+        load((Source(path=path),), seed=1)
+    assert str(raised.value) == f"{path}:2: margin is text; expected a number."
+
+
+def test_no_usable_row_is_an_error_with_the_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [pair("no"), pair("no"), pair("")])
+    with pytest.raises(DataError) as raised:
+        load((Source(path=path),), seed=1)
+    assert str(raised.value) == (
+        f"none of the 3 rows of {path} can be used: 2 identical_responses (all responses are the"
+        " same); 1 empty_response (a response is empty or only white space)."
+    )
+    with pytest.raises(DataError, match="no data source is given"):
+        load((), seed=1)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    sources = [write(tmp_path / "a.jsonl", [pair("a")])]
+    sources.append(write(tmp_path / "other" / "a.jsonl", [pair("b")]))
+    with pytest.raises(DataError, match="two sources are called 'a'"):
+        load(tuple(Source(path=path) for path in sources), seed=1)
+    named = tuple(Source(path=path, name=str(n)) for n, path in enumerate(sources))
+    assert load(named, seed=1).tally.used == 2

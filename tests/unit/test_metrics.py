@@ -1,0 +1,215 @@
+"""Metrics equal independent implementations on random inputs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+from scipy.special import expit
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from statsmodels.stats.proportion import proportion_confint
+
+from plaudit.evaluate import metrics
+
+# Beyond about 35 the references' probabilities round to 1, and their logarithm with it.
+DELTAS = arrays(
+    np.float64,
+    st.integers(1, 60),
+    elements=st.floats(-20, 20).map(lambda value: round(value, 3)),
+)
+
+
+def both_orders(delta_P):
+    """Labels and probabilities of every pair, shown in both orders."""
+    labels = np.repeat([1, 0], len(delta_P))
+    return labels, expit(np.concatenate([delta_P, -delta_P]))
+
+
+@settings(deadline=None)
+@given(DELTAS)
+def test_nll_and_brier_equal_sklearn(delta_P):
+    labels, probabilities = both_orders(delta_P)
+    assert metrics.nll(delta_P) == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
+    assert metrics.brier(delta_P) == pytest.approx(brier_score_loss(labels, probabilities))
+
+
+@settings(deadline=None)
+@given(DELTAS, st.floats(0, 3))
+def test_loss_with_margin_equals_scipy(delta_P, margin):
+    expected = -stats.logistic.logcdf(delta_P - margin)
+    assert metrics.bradley_terry_losses(delta_P, margin) == pytest.approx(expected)
+    assert metrics.bradley_terry_loss(delta_P, margin) == pytest.approx(expected.mean())
+
+
+@settings(deadline=None)
+@given(DELTAS)
+def test_accuracy_and_ties(delta_P):
+    ones = np.ones(len(delta_P), dtype=int)
+    assert metrics.accuracy(delta_P) == accuracy_score(ones, delta_P > 0)
+    coin = (accuracy_score(ones, delta_P > 0) + accuracy_score(ones, delta_P >= 0)) / 2
+    assert metrics.accuracy_half_ties(delta_P) == pytest.approx(coin)
+    assert metrics.ties(delta_P) == sum(value == 0 for value in delta_P)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_statsmodels(counts):
+    successes, trials = counts
+    expected = proportion_confint(successes, trials, alpha=0.05, method="wilson")
+    assert metrics.wilson(successes, trials) == pytest.approx(expected, abs=1e-12)
+
+
+def test_wilson_of_the_reference_run():
+    low, high = metrics.wilson(round(0.696 * 2401), 2401)
+    assert (high - low) / 2 == pytest.approx(0.018, abs=0.0005)
+    assert metrics.wilson(0, 0) is None
+
+
+@settings(deadline=None)
+@given(DELTAS, st.integers(1, 15))
+def test_equal_width_reliability_equals_sklearn(delta_P, bins):
+    delta_P = delta_P[delta_P != 0]  # sklearn has no half-right answer
+    curve = metrics.reliability_equal_width(delta_P, bins)
+    # Confidence 0.5 to 1 spread over 0 to 1, where sklearn makes its bins.
+    edges = np.linspace(0, 1, bins + 1)
+    spread = (metrics.confidences(delta_P) - 0.5) * 2
+    if np.isclose(spread[:, None], edges[None, 1:-1], atol=1e-9).any() or not len(delta_P):
+        return
+    accuracy_B, spread_B = calibration_curve(delta_P > 0, spread, n_bins=bins)
+    assert curve.accuracy_B == pytest.approx(accuracy_B)
+    assert curve.confidence_B == pytest.approx(spread_B / 2 + 0.5)
+    assert curve.pairs_B.sum() == len(delta_P)
+
+
+@settings(deadline=None)
+@given(DELTAS, st.integers(1, 15))
+def test_equal_count_bins_are_even_and_sorted(delta_P, bins):
+    curve = metrics.reliability_equal_count(delta_P, bins)
+    assert curve.pairs_B.sum() == len(delta_P)
+    assert curve.pairs_B.max() - curve.pairs_B.min() <= 1
+    assert (np.diff(curve.confidence_B) >= -1e-12).all()
+    assert curve.pairs_B @ curve.accuracy_B == pytest.approx(
+        len(delta_P) * metrics.accuracy_half_ties(delta_P)
+    )
+
+
+def test_calibration_error_by_hand():
+    # Two pairs given 0.9 and right, two given 0.6 of which one right.
+    delta_P = np.log(np.array([9.0, 9.0, 1.5, 1 / 1.5]))
+    expected = 0.5 * abs(1 - 0.9) + 0.5 * abs(0.5 - 0.6)
+    for curve in (
+        metrics.reliability_equal_width(delta_P),
+        metrics.reliability_equal_count(delta_P, 2),
+    ):
+        assert metrics.expected_calibration_error(curve) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("delta", [1e308, 1e4, 1e-300, 0.0])
+def test_extreme_differences_stay_finite(delta):
+    delta_P = np.array([delta, -delta])
+    with np.errstate(all="raise", under="ignore"):
+        values = [metrics.nll(delta_P), metrics.brier(delta_P), metrics.accuracy(delta_P)]
+        values.append(metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P)))
+    assert all(math.isfinite(value) for value in values)
+
+
+def test_no_pairs_give_nan_not_a_number_of_our_making():
+    empty = np.empty(0)
+    for function in (metrics.accuracy, metrics.accuracy_half_ties, metrics.nll, metrics.brier):
+        assert math.isnan(function(empty))
+    for curve in (metrics.reliability_equal_width(empty), metrics.reliability_equal_count(empty)):
+        assert math.isnan(metrics.expected_calibration_error(curve))
+    assert metrics.ties(empty) == 0
+    assert metrics.accuracy_interval(empty) is None
+    assert all(math.isnan(value) for value in metrics.spread(empty).values())
+
+
+@settings(deadline=None)
+@given(DELTAS)
+def test_spread_equals_numpy(delta_P):
+    spread = metrics.spread(delta_P)
+    assert (spread["min"], spread["max"]) == (stats.tmin(delta_P), stats.tmax(delta_P))
+    assert spread["mean"] == pytest.approx(stats.tmean(delta_P), abs=1e-12)
+    assert spread["std"] == pytest.approx(statistics.pstdev(delta_P.tolist()), abs=1e-9)
+
+
+GROUPED = st.integers(3, 40).flatmap(
+    lambda size: st.tuples(
+        arrays(np.float64, size, elements=st.floats(0, 5).map(lambda value: round(value, 3))),
+        arrays(np.float64, size, elements=st.floats(0, 5).map(lambda value: round(value, 3))),
+        arrays(np.int64, size, elements=st.integers(0, 8)),
+    )
+)
+
+
+@settings(deadline=None)
+@given(GROUPED)
+def test_paired_difference_equals_clustered_regression(inputs):
+    loss_a_P, loss_b_P, group_P = inputs
+    found = metrics.paired_difference(loss_a_P, loss_b_P, group_P)
+    assert found.groups == len(set(group_P.tolist()))
+    assert found.pairs == len(group_P)
+    if found.groups < 2:
+        assert found.standard_error is None
+        assert found.interval is None
+        return
+    expected = sm.OLS(loss_b_P - loss_a_P, np.ones(len(group_P))).fit(
+        cov_type="cluster", cov_kwds={"groups": group_P}, use_t=True
+    )
+    assert found.mean == pytest.approx(expected.params[0], abs=1e-9)
+    assert found.standard_error == pytest.approx(expected.bse[0], abs=1e-9)
+    assert found.interval == pytest.approx(expected.conf_int()[0], abs=1e-7)
+
+
+def test_paired_difference_of_lone_pairs_is_the_paired_t_test():
+    generator = np.random.default_rng(1)
+    loss_a_P, loss_b_P = generator.normal(size=(2, 50))
+    found = metrics.paired_difference(loss_a_P, loss_b_P, np.arange(50))
+    expected = stats.ttest_rel(loss_b_P, loss_a_P).confidence_interval(0.95)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_bootstrap_of_lone_pairs_equals_scipy():
+    values = np.random.default_rng(2).normal(size=200)
+    found = metrics.group_bootstrap(
+        lambda drawn: float(values[drawn].mean()), np.arange(200), resamples=4000
+    )
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_bootstrap_draws_whole_groups():
+    group_P = np.array([5, 9, 5, 5, 9, 7])
+    seen = set()
+
+    def statistic(drawn):
+        counts = np.bincount(drawn, minlength=6)
+        for group in (5, 9, 7):
+            assert len(set(counts[group_P == group])) == 1
+        seen.add(tuple(counts))
+        return float(len(drawn))
+
+    first = metrics.group_bootstrap(statistic, group_P, resamples=200, seed=4)
+    assert len(seen) > 5
+    assert metrics.group_bootstrap(statistic, group_P, resamples=200, seed=4) == first
+    assert metrics.group_bootstrap(statistic, np.zeros(6, dtype=np.int64)) is None
+
+
+def test_bootstrap_is_wider_where_pairs_repeat_their_group():
+    values = np.repeat(np.random.default_rng(5).normal(size=40), 10)
+
+    def width(group_P):
+        low, high = metrics.group_bootstrap(lambda drawn: float(values[drawn].mean()), group_P)
+        return high - low
+
+    assert width(np.repeat(np.arange(40), 10)) > 2 * width(np.arange(400))

@@ -1,0 +1,282 @@
+"""Estimates against worked examples; sizes are checked in tests/laws/test_plan_sizes.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.errors import DataError, RecipeError
+from plaudit.plan.estimate import (
+    Counts,
+    Plan,
+    activation_dtype,
+    body_dtype,
+    count_steps,
+    plan,
+    split_sizes,
+)
+from plaudit.plan.facts import architectures, known
+from plaudit.plan.gpus import GPUS, choose
+from plaudit.plan.lengths import Length, Lengths, from_characters, summarize
+from plaudit.plan.lengths import given as given_lengths
+from plaudit.plan.model import ModelSize
+from plaudit.recipe import Recipe, effective_training_arguments, parse_recipe
+
+LLAMA_3_8B_LORA = ModelSize(
+    architecture="llama",
+    layers=32,
+    hidden=4096,
+    attention_width=32 * 4096,
+    total=7_525_900_288,
+    trainable=20_975_616,
+    body=7_504_924_672,
+    linear=6_979_321_856,
+    adapter=20_971_520,
+    saved_bytes_per_token=1_000_000.0,
+)
+
+
+def recipe(**sections: Any) -> Recipe:
+    given: dict[str, Any] = {"model": {"base": "some/base"}, "data": {"train": "pairs.jsonl"}}
+    return parse_recipe({**given, **sections}, "test")
+
+
+REFERENCE = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "num_train_epochs": 3,
+    "eval_steps": 2000,
+}
+
+
+def make(loaded: Recipe, **options: Any) -> Plan:
+    return plan(
+        loaded,
+        **{
+            "size": LLAMA_3_8B_LORA,
+            "lengths": given_lengths(300, 200),
+            "counts": Counts(train=24_004),
+            "gpus": GPUS,
+            "packed": True,
+            "auto_tokens": 8192,
+            **options,
+        },
+    )
+
+
+def test_the_reference_run_is_the_one_its_card_implies() -> None:
+    result = make(recipe(train=REFERENCE))
+    assert (result.split.train, result.split.evaluation) == (21_603, 2_401)
+    assert (result.steps.per_epoch, result.steps.total) == (5_401, 16_203)
+    assert result.steps.mid_2024 == 16_200
+    assert result.steps.evaluations == 8
+    assert "carried the 3 left-over pairs" in " ".join(result.notes)
+
+
+def test_no_word_of_left_over_pairs_where_there_are_none() -> None:
+    result = make(recipe(train=REFERENCE), counts=Counts(train=24_000))
+    assert result.steps.mid_2024 == result.steps.total
+    assert "left-over" not in " ".join(result.notes)
+
+
+@given(st.integers(1, 5000), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
+def test_steps_are_those_of_the_step_sampler(
+    train: int, batch: int, accumulation: int, devices: int
+) -> None:
+    arguments = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 2,
+        "eval_strategy": "no",
+    }
+    steps = count_steps(arguments, train, devices)
+    # The sampler cuts the epoch into whole steps of all devices, the last one smaller.
+    assert steps.per_epoch == math.ceil(train / (batch * accumulation * devices))
+    assert steps.total == 2 * steps.per_epoch
+
+
+def test_a_limit_of_steps_wins_over_epochs() -> None:
+    steps = count_steps({"max_steps": 10, "eval_strategy": "no"}, 800, 1)
+    assert (steps.total, steps.epochs) == (10, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluations"),
+    [({"eval_steps": 0.1}, 10), ({"eval_strategy": "epoch"}, 3), ({"eval_strategy": "no"}, 0)],
+    ids=str,
+)
+def test_evaluations_on_schedule(train: dict[str, Any], evaluations: int) -> None:
+    arguments = effective_training_arguments(recipe(train=train))
+    assert count_steps(arguments, 8000, 1).evaluations == evaluations
+
+
+@given(st.integers(10, 50_000), st.floats(0.01, 0.49), st.floats(0.01, 0.49))
+def test_no_pair_is_lost_between_the_parts(pairs: int, evaluation: float, test: float) -> None:
+    data = {"train": "a", "eval_fraction": evaluation, "test_fraction": test}
+    split = split_sizes(recipe(data=data), Counts(train=pairs))
+    assert split.train + split.evaluation + split.test == split.pairs == pairs
+    assert split.over_length == 0
+    assert split.evaluation == math.ceil(evaluation * pairs)
+
+
+def test_files_of_their_own_hold_nothing_out() -> None:
+    split = split_sizes(recipe(data={"train": "a", "eval": "b"}), Counts(train=100, evaluation=7))
+    assert (split.train, split.evaluation) == (100, 7)
+
+
+def test_the_prompt_is_counted_once_packed_and_twice_padded() -> None:
+    result = make(recipe(train=REFERENCE))
+    assert result.tokens.packed_per_epoch == 700 * 21_603
+    assert result.tokens.padded_per_epoch == 2 * 500 * 21_603
+
+
+def test_attended_pairs_by_counting_them() -> None:
+    length = Length(prompt=3, responses=(2, 4))
+    count = sum(range(1, 4)) + (4 + 5) + (4 + 5 + 6 + 7)
+    assert length.attended == count
+    assert length.attended_padded == sum(range(1, 6)) + sum(range(1, 8))
+
+
+def test_padding_counts_the_longest_of_each_batch() -> None:
+    rows = tuple(Length(prompt=1, responses=(n, n)) for n in (1, 9))
+    together = summarize(Lengths(rows=rows, how=""), max_length=99, overlong="drop", batch=2)
+    alone = summarize(Lengths(rows=rows, how=""), max_length=99, overlong="drop", batch=1)
+    assert (together.padded, alone.padded) == (4 * 10 / 2, (2 * 2 + 2 * 10) / 2)
+
+
+def test_over_length_is_dropped_or_cut() -> None:
+    rows = (Length(prompt=90, responses=(20, 5)), Length(prompt=10, responses=(5, 5)))
+    lengths = Lengths(rows=rows, how="")
+    dropped = summarize(lengths, max_length=100, overlong="drop", batch=1)
+    assert (dropped.kept, dropped.packed) == (0.5, 20)
+    cut = summarize(lengths, max_length=100, overlong="truncate_prompt", batch=1)
+    assert (cut.kept, cut.largest_packed) == (1.0, 80 + 25)
+    result = make(recipe(tokens={"max_length": 100}), lengths=lengths, counts=Counts(train=1000))
+    assert (result.split.pairs, result.split.over_length) == (500, 500)
+    with pytest.raises(DataError, match="max_length 20"):
+        summarize(Lengths(rows=rows[:1], how=""), max_length=20, overlong="drop", batch=1)
+
+
+def test_lengths_from_characters_say_so() -> None:
+    lengths = from_characters([(400, (9, 0))])
+    assert lengths.rows[0] == Length(prompt=100, responses=(3, 1))
+    assert "4 characters a token" in lengths.how
+
+
+def test_lora_memory_by_part() -> None:
+    memory = make(recipe(train=REFERENCE)).memory
+    assert memory.weights == 7_504_924_672 * 2
+    assert memory.adapter_and_head == memory.gradients == 20_975_616 * 4
+    assert memory.optimizer == 20_975_616 * 8
+    assert memory.half_precision_copies == 0
+    assert memory.micro_batch_tokens == 4 * 700
+    assert memory.activations == 2800 * 1_000_000
+    assert memory.total == sum(
+        (
+            memory.weights,
+            memory.adapter_and_head,
+            memory.gradients,
+            memory.optimizer,
+            memory.activations,
+        )
+    )
+
+
+def test_full_fine_tuning_keeps_fp32_and_half_precision_copies() -> None:
+    loaded = recipe(lora=None)
+    size = replace(LLAMA_3_8B_LORA, total=101, body=100, trainable=101, linear=80, adapter=0)
+    memory = make(loaded, size=size).memory
+    assert (body_dtype(loaded), activation_dtype(loaded)) == ("float32", "bfloat16")
+    assert (memory.weights, memory.gradients, memory.optimizer) == (400, 404, 808)
+    assert memory.half_precision_copies == 160
+
+
+def test_four_bit_weights_take_half_a_byte_and_a_bit() -> None:
+    loaded = recipe(model={"base": "some/base", "quantize": "4bit"})
+    memory = make(loaded).memory
+    linear, rest = 6_979_321_856, 7_504_924_672 - 6_979_321_856
+    assert memory.weights == pytest.approx(linear * 4.127 / 8 + rest * 4, rel=1e-4)
+    assert activation_dtype(loaded) == "float32"
+
+
+def test_checkpointing_keeps_layer_inputs_and_computes_a_forward_more() -> None:
+    plain = make(recipe(train=REFERENCE))
+    saving = make(recipe(train={**REFERENCE, "gradient_checkpointing": True}))
+    assert saving.memory.activations == 2800 * (32 * 4096 * 2 + 1_000_000 // 32)
+    assert saving.flops.recomputation == saving.flops.forward == plain.flops.forward
+    assert plain.flops.recomputation == 0
+
+
+def test_eight_bit_adam_and_fsdp() -> None:
+    small = make(recipe(train={"optim": "adamw_8bit"})).memory
+    assert small.optimizer == 20_975_616 * 2
+    shared = make(recipe(train={"fsdp": "full_shard"}), devices=4).memory
+    assert shared.weights == 7_504_924_672 * 2 // 4
+
+
+def test_lora_costs_two_thirds_of_full_training() -> None:
+    lora = make(recipe()).flops
+    ratio = (lora.forward + lora.backward) / lora.forward
+    assert 2.0 < ratio < 2.02
+    full = make(recipe(lora=None), size=replace(LLAMA_3_8B_LORA, adapter=0)).flops
+    assert (full.forward + full.backward) / full.forward == pytest.approx(3, abs=0.01)
+    weights = 2 * (6_979_321_856 + 20_971_520) * 700
+    attention = 4 * 32 * 4096 * Length(prompt=300, responses=(200, 200)).attended
+    assert lora.forward == pytest.approx((weights + attention) * 21_603 * 3)
+
+
+def test_time_is_operations_over_speed() -> None:
+    one = make(recipe(), utilisation=0.5).gpus["H100"]
+    four = make(recipe(), utilisation=0.5, devices=4).gpus["H100"]
+    flops = make(recipe()).flops.total
+    assert one.seconds == pytest.approx(flops / (989.5e12 * 0.5))
+    assert four.seconds == pytest.approx(one.seconds / 4)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    gpus = make(recipe()).gpus
+    assert (gpus["T4"].fits, gpus["H100"].fits) == (False, True)
+    unknown = make(recipe(), size=replace(LLAMA_3_8B_LORA, saved_bytes_per_token=None))
+    assert (unknown.gpus["T4"].fits, unknown.gpus["H100"].fits) == (False, None)
+    assert "Activations cannot be told" in " ".join(unknown.notes)
+
+
+def test_the_record_is_plain_values() -> None:
+    record = make(recipe()).as_dict()
+    assert record["memory"]["total"] > 0
+    assert record["steps"]["per_epoch"] == 2701
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("h100", ["H100"]),
+        ("RTX-4090", ["RTX4090"]),
+        ("A100", ["A100-40GB", "A100-80GB"]),
+        ("a100-80", ["A100-80GB"]),
+        (None, list(GPUS)),
+    ],
+)
+def test_gpus_by_name(asked: str | None, names: list[str]) -> None:
+    assert list(choose(asked)) == names
+
+
+def test_an_unknown_gpu_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean L40S"):
+        choose("L400S")
+    with pytest.raises(RecipeError, match="it knows T4"):
+        choose("")
+
+
+def test_names_of_the_table_are_unique_and_found_in_any_case() -> None:
+    names = [name.lower() for facts in architectures().values() for name in facts["names"]]
+    assert len(names) == len(set(names))
+    facts = known("META-LLAMA/meta-llama-3-8b")
+    assert facts is not None
+    assert facts["num_hidden_layers"] == 32
+    assert known("nobody/nothing") is None

@@ -1,0 +1,47 @@
+"""``import plaudit`` is light, and its names mean what they say in any order of imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import plaudit
+from plaudit.callable_package import make_callable
+
+
+def test_importing_plaudit_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, plaudit; plaudit.train; plaudit.evaluate; dir(plaudit)\n"
+        "print(*[n for n in ('torch', 'numpy', 'pydantic', 'transformers') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = plaudit.trian  # type: ignore[attr-defined]
+
+
+def test_public_names() -> None:
+    assert set(plaudit.__all__) == {"__version__", "evaluate", "load", "train"}
+    assert callable(plaudit.train)
+    assert callable(plaudit.evaluate)
+
+
+def test_a_package_can_be_called_before_and_after_its_modules_are_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package, run = ModuleType("trial_package"), ModuleType("trial_package.run")
+    package.__path__ = []
+    run.work = lambda value, *, more: value + more  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trial_package", package)
+    monkeypatch.setitem(sys.modules, "trial_package.run", run)
+    make_callable("trial_package", "work")
+    assert package(1, more=2) == 3  # type: ignore[operator]
+    assert isinstance(package, ModuleType)

@@ -1,0 +1,275 @@
+"""Recipes: what is accepted, what is refused and in which words, and that nothing is lost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.errors import RecipeError
+from plaudit.recipe import (
+    LORA_DEFAULTS,
+    dump_recipe,
+    effective_training_arguments,
+    load_recipe,
+    parse_recipe,
+)
+from plaudit.recipe_yaml import read_yaml, write_yaml
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALLEST = "model: {base: some/base}\ndata: {train: pairs.jsonl}\n"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_parse_and_survive_a_round_trip(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert parse_recipe(read_yaml(dump_recipe(recipe), "dumped"), "dumped") == recipe
+    assert effective_training_arguments(recipe)["load_best_model_at_end"] is True
+
+
+def test_every_shipped_recipe_is_there() -> None:
+    assert {path.stem for path in SHIPPED} >= {
+        "llama3-8b-reference",
+        "llama3-8b-recommended",
+        "qwen3-0.6b",
+        "small-local",
+    }
+
+
+def test_the_reference_recipe_is_the_published_run_value_for_value() -> None:
+    recipe = load_recipe(SHIPPED[0].parent / "llama3-8b-reference.yaml")
+    published = {
+        "learning_rate": 5e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "per_device_eval_batch_size": 1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "seed": 42,
+        "eval_steps": 2000,
+    }
+    assert published.items() <= recipe.train.items()
+    assert recipe.model.base == "meta-llama/Meta-Llama-3-8B"
+    assert recipe.lora == LORA_DEFAULTS
+    assert (recipe.data.split_by, recipe.data.eval_fraction) == ("row", 0.1)
+
+
+def test_numbers_are_read_as_yaml_1_2_reads_them(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        ["train.learning_rate=5e-5", "train.eval_strategy=no", "tokens.date=2024-07-26"],
+    )
+    assert recipe.train == {"learning_rate": 5e-5, "eval_strategy": "no"}
+    assert recipe.tokens.date == "2024-07-26"
+
+
+def test_numbers_written_as_text_are_numbers(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ['train.learning_rate="5e-5"', "train.max_steps=1e3"])
+    assert recipe.train == {"learning_rate": 5e-5, "max_steps": 1000}
+    assert isinstance(recipe.train["max_steps"], int)
+
+
+def test_lora_keys_are_laid_over_the_defaults_and_null_means_none(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["lora.r=64"]).lora == {**LORA_DEFAULTS, "r": 64}
+    assert load_recipe(recipe_file, ["lora=null"]).lora is None
+    assert load_recipe(recipe_file, ["lora=null", "lora.r=4"]).lora == {**LORA_DEFAULTS, "r": 4}
+
+
+def test_a_section_with_every_key_commented_out_is_its_defaults(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["tokens=", "train="]) == load_recipe(recipe_file)
+
+
+def test_sources_are_a_path_a_mapping_or_a_list(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.train=[a.jsonl, {path: b.csv, weight: 2}]"])
+    assert [(s.path, s.weight) for s in recipe.data.train] == [("a.jsonl", 1.0), ("b.csv", 2.0)]
+
+
+def test_train_keys_are_written_in_one_order(recipe_file: Path) -> None:
+    one = load_recipe(recipe_file, ["train={seed: 1, learning_rate: 1e-3}"])
+    two = load_recipe(recipe_file, ["train={learning_rate: 1e-3, seed: 1}"])
+    assert dump_recipe(one) == dump_recipe(two)
+
+
+MISTAKES = {
+    "train.learning_rat=1": "`train.learning_rat` is not a key of the train section; did you mean "
+    "`learning_rate`?",
+    "trian.seed=1": "`trian` is not a key of a recipe; did you mean `train`?",
+    "tokens.zzz=1": "it knows max_length, overlong, chat_template",
+    "data.train=[{pth: a}]": "`data.train.0.pth` is not a key of the data.train.0 section; did "
+    "you mean `path`?",
+    "train.warmup_ratio=0.1": "write warmup_steps with a value below 1",
+    "lora.rank=8": "it is called r",
+    "model.dtype=bf16": "`model.dtype` is 'bf16', but must be auto, float32, bfloat16 or float16",
+    "tokens.max_length=1": "`tokens.max_length` is 1, but must be a whole number of at least 2",
+    "tokens.max_tokens_per_microbatch=much": "a whole number of at least 2 or auto",
+    "tokens.date=26.07.2024": "must be text like 2024-07-26",
+    "data.eval_fraction=2": "must be a number above 0 and below 1 or null",
+    "data.train=3": "`data.train.0` is 3, but must be a path, a Hub id or a mapping of path",
+    "data.train=[{path: a, weight: -1}]": "`data.train.0.weight` is -1, but must be a number above",
+    "evaluate.baselines=[longest]": "must be longer or bag_of_words",
+    "model=big": "`model` is 'big', but must be a mapping of base, revision",
+    "train=[1]": "`train` is [1], but must be a mapping",
+    "lora=all": "`lora` is 'all', but must be a mapping",
+    "model={}": "`model.base` is missing; name a base model",
+    "data.train=null": "`data.train` is missing; name a file",
+    "train.num_train_epochs=0": "`train.num_train_epochs` is 0, but must be a number above 0",
+    "train.learning_rate=-1": "must be a number of at least 0",
+    "train.learning_rate=.inf": "`train.learning_rate` is inf, but must be",
+    "train.learning_rate=fast": "`train.learning_rate` is 'fast', but must be a number",
+    "train.per_device_train_batch_size=0": "must be a whole number of at least 1",
+    "train.per_device_train_batch_size=1.5": "must be a whole number",
+    "train.gradient_accumulation_steps=0": "must be a whole number of at least 1",
+    "train.max_steps=0": "must be -1 (no limit) or at least 1",
+    "train.warmup_steps=-1": "must be a number of at least 0",
+    "train.eval_steps=2.5": "a whole number of steps, or a share below 1",
+    "train.bf16=yes": "must be true or false",
+    "train.lr_scheduler_type=cosin": "did you mean 'cosine'?",
+    "lora.r=0": "`lora.r` is 0, but must be a whole number of at least 1",
+    "lora.lora_dropout=1": "must be a number of at least 0 and below 1",
+    "lora.eva_config={}": "takes a Python object",
+    "train.output_dir=x": "say where the run goes with --out",
+    "train.hub_token=x": "must hold no secret",
+    "lora.task_type=SEQ_CLS": "set by plaudit",
+    "data.seed.x=1": "`data.seed` is {'x': 1}, but must be a whole number",
+    "model.base.x=1": "`base` is 'some/base' in this recipe and has no keys to set",
+    "nonsense": "--set nonsense: expected section.key=value",
+    "a..b=1": "expected section.key=value",
+    "model.base=[": "this is not valid YAML",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), list(MISTAKES.items()), ids=list(MISTAKES))
+def test_a_mistake_is_one_sentence_that_names_the_key(
+    recipe_file: Path, override: str, said: str
+) -> None:
+    assert said in refusal(recipe_file, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.eval_steps=100", "train.save_steps=150"], "set save_steps to 100 or a multiple"),
+        (["train.eval_steps=0.1", "train.save_steps=500"], "set save_steps to 0.1"),
+        (["train.eval_strategy=steps", "train.save_strategy=epoch"], "needs one schedule"),
+        (["train.save_strategy=no", "train.load_best_model_at_end=true"], "evaluation and saving"),
+        (["data.eval_fraction=null", "train.eval_strategy=steps"], "nothing to evaluate on"),
+        (["data.eval_fraction=null", "evaluate.early_stopping_patience=2"], "set data.eval"),
+        (["lora=null", "model.quantize=4bit"], "quantized weights cannot be trained"),
+        (["data.eval_fraction=0.5", "data.test_fraction=0.5"], "leaves nothing to train on"),
+        (["data.seed=a", "tokens.max_length=0"], "(1 more after this one.)"),
+    ],
+    ids=str,
+)
+def test_keys_that_contradict_each_other(
+    recipe_file: Path, overrides: list[str], said: str
+) -> None:
+    assert said in refusal(recipe_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a recipe is a mapping of sections"),
+        (b"- a\n- b\n", "but this file holds ['a', 'b']"),
+        (b"model: {base: x}\ndata: {train: [a\n", "recipe.yaml:3: this is not valid YAML"),
+        (b"model: {base: x}\nmodel: {base: y}\n", "recipe.yaml:2: this is not valid YAML: the key"),
+        (b"\xff\xfe\x00\x01", "not a text file"),
+        (b"model: \x00\n", "not valid YAML"),
+    ],
+    ids=["empty", "list", "broken", "twice", "binary", "control"],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    assert said in refusal(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "there is no such recipe file" in refusal(tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_defaults_keep_the_best_checkpoint_on_one_schedule(recipe_file: Path) -> None:
+    arguments = effective_training_arguments(load_recipe(recipe_file))
+    assert arguments["eval_strategy"] == arguments["save_strategy"] == "steps"
+    assert arguments["eval_steps"] == arguments["save_steps"] == 0.1
+    assert arguments["metric_for_best_model"] == "eval_loss"
+    assert arguments["greater_is_better"] is False
+    assert arguments["report_to"] == "none"
+
+
+def test_saving_follows_evaluation_and_the_recipe_wins(recipe_file: Path) -> None:
+    arguments = effective_training_arguments(load_recipe(recipe_file, ["train.eval_steps=50"]))
+    assert arguments["save_steps"] == 50
+    arguments = effective_training_arguments(
+        load_recipe(recipe_file, ["train.save_strategy=epoch"])
+    )
+    assert arguments["eval_strategy"] == "epoch"
+    arguments = effective_training_arguments(
+        load_recipe(recipe_file, ["train.metric_for_best_model=eval_accuracy"])
+    )
+    assert arguments["greater_is_better"] is True
+
+
+def test_without_evaluation_data_nothing_is_chosen(recipe_file: Path) -> None:
+    arguments = effective_training_arguments(load_recipe(recipe_file, ["data.eval_fraction=null"]))
+    assert arguments["eval_strategy"] == "no"
+    assert arguments["load_best_model_at_end"] is False
+    assert arguments["save_strategy"] == "steps"
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(blacklist_categories=["Cs", "Cc"])),
+    st.sampled_from(["5e-5", "no", "010", "2024-07-26", "1:30", "~", "0x1f", "1_000", ".5", "="]),
+)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1),
+        st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=5),
+        max_size=4,
+    )
+)
+def test_what_is_written_is_what_is_read(value: dict[str, Any]) -> None:
+    assert read_yaml(write_yaml(value), "here") == value
+
+
+def test_infinities_survive_yaml_and_are_refused_by_sections() -> None:
+    assert math.isinf(read_yaml(write_yaml(math.inf), "here"))
+    with pytest.raises(RecipeError, match=r"evaluate\.early_stopping_threshold"):
+        parse_recipe(
+            {
+                "model": {"base": "x"},
+                "data": {"train": "a"},
+                "evaluate": {"early_stopping_threshold": math.inf},
+            },
+            "here",
+        )

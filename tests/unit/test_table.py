@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit.errors import DataError, ModelError, OutputError
+from plaudit.evaluate.table import build_table, pairs, read_table, write_table
+from plaudit.types import ScoreRow
+
+
+def row(comparison="c", response=0, reward=0.0, grade=0.0, **changes):
+    fields = {
+        "group": "g",
+        "dataset": "eval",
+        "source": "s",
+        "margin": 0.0,
+        "tokens": 5,
+        "characters": 20,
+    }
+    return ScoreRow(
+        comparison=comparison, response=response, reward=reward, grade=grade, **(fields | changes)
+    )
+
+
+ROWS = st.lists(
+    st.builds(
+        row,
+        comparison=st.sampled_from("abc"),
+        dataset=st.sampled_from(["x", "y"]),
+        group=st.sampled_from("pq"),
+        reward=st.floats(-9, 9),
+        grade=st.sampled_from([0.0, 0.5, 1.0]),
+        margin=st.floats(0, 1),
+    ),
+    max_size=24,
+)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_pairs_are_all_rows_of_one_comparison_with_higher_and_lower_grade(rows):
+    paired = pairs(build_table(rows))
+    order = list(dict.fromkeys((item.dataset, item.comparison) for item in rows))
+    expected = sorted(
+        (order.index((high.dataset, high.comparison)), i, j)
+        for i, high in enumerate(rows)
+        for j, low in enumerate(rows)
+        if (high.dataset, high.comparison) == (low.dataset, low.comparison)
+        and high.grade > low.grade
+    )
+    found = zip(paired.comparison_P, paired.winner_P, paired.loser_P, strict=True)
+    assert list(found) == expected
+    groups = list(dict.fromkeys(item.group for item in rows))
+    for number, (_, i, j) in enumerate(expected):
+        assert paired.delta_P[number] == rows[i].reward - rows[j].reward
+        assert paired.margin_P[number] == rows[i].margin
+        assert groups[paired.group_P[number]] == rows[i].group
+
+
+def test_rewards_that_are_not_finite_are_refused():
+    table = build_table([row(reward=1.0), row(comparison="bad", response=1, reward=float("nan"))])
+    with pytest.raises(ModelError, match=r"1 of 2 rewards .* response 1 of comparison 'bad'"):
+        pairs(table)
+
+
+def test_where_keeps_marked_rows_and_pairs():
+    table = build_table(
+        [row(c, k, grade=1.0 - k, metadata={"subset": c}) for c in "ab" for k in (0, 1)]
+    )
+    kept = table.where(table.comparison_N == "b")
+    assert list(kept.comparison_N) == ["b", "b"]
+    assert list(kept.metadata["subset"]) == ["b", "b"]
+    paired = pairs(table)
+    assert list(paired.where(paired.comparison_P == 1).winner_P) == [2]
+
+
+METADATA = st.dictionaries(
+    st.sampled_from(["subset", "id", "reward", "metadata.id", "n|`<\n", "flag", "mixed"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text("aé|<\n", max_size=5)
+    | st.lists(st.integers(), max_size=2),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(METADATA, max_size=5))
+def test_write_then_read_keeps_every_core_value_and_metadata_name(tmp_path_factory, metadata):
+    path = tmp_path_factory.mktemp("table") / "predictions.parquet"
+    table = build_table(
+        [row(f"c{n}", n, reward=n / 3, metadata=item) for n, item in enumerate(metadata)]
+    )
+    write_table(table, path)
+    again = read_table(path)
+    for name in ("comparison_N", "reward_N", "grade_N", "tokens_N", "group_N", "margin_N"):
+        assert list(getattr(again, name)) == list(getattr(table, name))
+    assert set(again.metadata) == set(table.metadata)
+    for name, column in table.metadata.items():
+        assert [v is None for v in column] == [v is None for v in again.metadata[name]]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_plain_metadata_columns_keep_their_type(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    kinds = {"text": ["a", None], "whole": [3, 4], "number": [1, 2.5], "yes": [True, None]}
+    table = build_table(
+        [row(f"c{n}", metadata={k: v[n] for k, v in kinds.items()}) for n in (0, 1)]
+    )
+    write_table(table, path)
+    again = read_table(path)
+    assert {name: list(column) for name, column in again.metadata.items()} == kinds
+
+
+def test_columns_of_the_file(tmp_path):
+    path = tmp_path / "a=b" / "predictions.parquet"
+    path.parent.mkdir()
+    write_table(build_table([row(metadata={"id": "mine", "odd": "\ud800"})]), path)
+    names = pq.ParquetFile(path).schema_arrow.names
+    assert names[:6] == ["id", "response", "reward", "grade", "tokens", "characters"]
+    assert {"source", "margin", "dataset", "group", "metadata.id", "odd"} <= set(names)
+    assert read_table(path).metadata["id"][0] == "mine"
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    with pytest.raises(DataError, match="Cannot read predictions"):
+        read_table(path)
+    path.write_bytes(b"\x00\x01junk")
+    with pytest.raises(DataError, match="Cannot read predictions"):
+        read_table(path)
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"id": ["a"]}), path)
+    with pytest.raises(DataError, match="lacks response, reward"):
+        read_table(path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(table, where):
+        where.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OutputError, match="The disk is full"):
+        write_table(build_table([row()]), tmp_path / "predictions.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_table_has_no_pairs():
+    assert len(pairs(build_table([]))) == 0
+    assert len(build_table([])) == 0
+    assert np.isnan(pairs(build_table([])).delta_P).sum() == 0
