@@ -31,5 +31,5 @@ class TrainingError(PlauditError):
     """Training cannot go on (for example a loss that is not finite)."""
 
 
-class Interrupted(PlauditError):
+class InterruptedRunError(PlauditError):
     """The user stopped the run; the message says how to go on."""

@@ -75,7 +75,7 @@ UNDERLINE = re.compile(r"^\s*([=\-~*^#+\"'])\1{2,}\s*$", re.MULTILINE)
 
 def main() -> None:
     """Write the corpus and print how many records and characters each part has."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=documentation_path())
     out: Path = parser.parse_args().out
     records = build()
@@ -88,7 +88,7 @@ def main() -> None:
 
 def build() -> tuple[Documentation, ...]:
     """The whole corpus: extracted, parted and without near copies, sorted by kind and name."""
-    found = [*python_docstrings(), *c_docstrings(), *topics(), *comments()]
+    found = [*python_texts(), *c_docstrings(), *topics()]
     cleaned = (replace(record, text=clean(record.text)) for record in found)
     usable = sorted(
         (record for record in cleaned if len(record.text) >= SHORTEST_TEXT),
@@ -112,8 +112,8 @@ def _record(name: str, module: str, kind: Kind, text: str) -> Documentation:
     return Documentation(name=name, module=module, kind=kind, part="pretraining", text=text)
 
 
-def _sources() -> Iterator[tuple[str, str]]:
-    """Dotted name and source of every Python module of the standard library."""
+def _sources() -> Iterator[tuple[str, str, ast.Module]]:
+    """Dotted name, source and tree of every Python module of the standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -123,21 +123,23 @@ def _sources() -> Iterator[tuple[str, str]]:
             continue
         dotted = ".".join(parts).removesuffix(".py").removesuffix(".__init__")
         try:
-            with tokenize.open(path) as file:
+            with tokenize.open(path) as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 source = file.read()
-            ast.parse(source)
+                tree = ast.parse(source)
         except (SyntaxError, ValueError):
             continue  # the test suite holds files that are wrong on purpose
-        yield dotted, source
+        yield dotted, source, tree
 
 
-def python_docstrings() -> Iterator[Documentation]:
-    """Docstrings of modules, classes, functions and methods, read from source, nothing imported."""
-    for module, source in _sources():
-        for name, node in _documented(ast.parse(source), module):
+def python_texts() -> Iterator[Documentation]:
+    """Docstrings and comments of Python modules, read from source, nothing imported."""
+    for module, source, tree in _sources():
+        for name, node in _documented(tree, module):
             text = ast.get_docstring(node)
             if text:
                 yield _record(name, module, "docstring", text)
+        yield from _comments(module, source)
 
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -212,14 +214,12 @@ def topics() -> Iterator[Documentation]:
         yield _record(name, name, "topic", text)
 
 
-def comments() -> Iterator[Documentation]:
+def _comments(module: str, source: str) -> Iterator[Documentation]:
     """Runs of whole-line comments that are prose, :data:`SHORTEST_COMMENT` characters or more."""
-    for module, source in _sources():
-        for block in _comment_blocks(source):
-            paragraphs = [unwrap(part) for part in block.split("\n\n") if is_prose(part)]
-            text = "\n\n".join(paragraphs)
-            if len(text) >= SHORTEST_COMMENT:
-                yield _record(module, module, "comment", text)
+    for block in _comment_blocks(source):
+        text = "\n\n".join(unwrap(part) for part in block.split("\n\n") if is_prose(part))
+        if len(text) >= SHORTEST_COMMENT:
+            yield _record(module, module, "comment", text)
 
 
 def _comment_blocks(source: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write metrics.json and predictions.parquet here.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="Name the data's format.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Name the data's format.")] = None,
     train_data: Annotated[
         list[str] | None,
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
@@ -36,7 +36,7 @@ def evaluate(
         reward_model = load(model, base=base)
     result = run(
         reward_model,
-        [Source(path=path, format=format) for path in data],
+        [Source(path=path, format=format_) for path in data],
         out=out,
         baseline_data=[Source(path=path) for path in train_data or ()],
         console=console,

@@ -14,7 +14,7 @@ def score(
     model: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write: .jsonl, .jsonl.gz or .parquet.")],
-    format: Annotated[str | None, typer.Option(help="Name the data's format.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Name the data's format.")] = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts on stdout.")] = False,
@@ -37,7 +37,7 @@ def score(
         scored = score_file(
             reward_model,
             model,
-            Source(path=data, format=format),
+            Source(path=data, format=format_),
             out,
             column=column,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),

@@ -45,7 +45,7 @@ class ScreenHandler(logging.Handler):
 
 
 def hush_weight_loading() -> None:
-    """No bar for loading weights from a local disk; importing transformers is the caller's doing."""
+    """No bar for loading weights from a local disk. Imports transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -71,9 +71,10 @@ def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Ta
 def evaluation_lines(block: Mapping[str, Any]) -> list[str]:
     """Accuracy with its interval, never alone: ties and baselines stand beside it."""
     chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
+    measured_on = f"on {block['pairs']:,} pairs{chose}, {block['ties']} ties"
     lines = [
-        f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs"
-        f"{chose}, {block['ties']} ties; loss {number(block['loss'])}"
+        f"{block['dataset']}: accuracy {with_interval(block)} {measured_on}; loss "
+        + number(block["loss"])
     ]
     for name, measured in block["baselines"].items():
         found = (

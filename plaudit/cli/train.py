@@ -31,7 +31,7 @@ def train(
 
     if out is None and (resume or "WORLD_SIZE" in os.environ):
         raise OutputError("--resume and runs on several processes need --out: name the run folder.")
-    folder = out or Path("runs") / f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out or Path("runs") / f"{recipe.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     # What can be refused at once is refused before torch is imported, which takes many seconds.
     checked = load_recipe(recipe, set_ or ())
     effective_training_arguments(checked)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +35,6 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.total_comparisons = 0.0
-        self.total_tokens = 0.0
         self._unchecked: list[tuple[Tensor, int, tuple[int, ...]]] = []
         self._clear()
 
@@ -44,6 +43,22 @@ class Meter:
         self._comparisons = 0
         self._tokens = 0
         self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted since the last reading, for a checkpoint between two logs."""
+        return {
+            "sums": self._sums_3,
+            "comparisons": self._comparisons,
+            "tokens": self._tokens,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from a :meth:`state`."""
+        self._sums_3 = state["sums"].to(self.device)
+        self._comparisons = state["comparisons"]
+        self._tokens = state["tokens"]
+        self._since = time.perf_counter() - state["seconds"]
 
     def pause(self, seconds: float) -> None:
         """Leave time out of the throughput (an evaluation, a save)."""
@@ -95,8 +110,6 @@ class Meter:
             tokens=sums[4],
             seconds=time.perf_counter() - self._since,
         )
-        self.total_comparisons += reading.comparisons
-        self.total_tokens += reading.tokens
         self._clear()
         return reading
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from plaudit import __version__
 from plaudit.environment import describe_environment
-from plaudit.errors import Interrupted, RecipeError, TrainingError
+from plaudit.errors import InterruptedRunError, RecipeError, TrainingError
 from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
 from plaudit.evaluate.table import write_table
@@ -175,6 +175,9 @@ def step_arguments(
         "logging_nan_inf_filter": False,
     }
     given.setdefault("ddp_find_unused_parameters", False)
+    if not torch.accelerator.is_available():
+        # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
+        given.setdefault("use_cpu", True)
     full = recipe.lora is None and recipe.model.dtype == "auto"
     if full and torch.cuda.is_available():
         given.setdefault("bf16", True)
@@ -400,7 +403,7 @@ def _fit(
     """Train to the end, or stop with a sentence that says how to go on.
 
     Raises:
-        Interrupted: the user stopped it; a checkpoint is kept.
+        InterruptedRunError: the user stopped it; a checkpoint is kept.
         TrainingError: a loss was not finite; the rows are named.
     """
     try:
@@ -415,11 +418,11 @@ def _fit(
             f"{folder.resume_command()}"
         ) from None
     except KeyboardInterrupt:
-        raise Interrupted(
+        raise InterruptedRunError(
             f"Stopped at once; go on from the last checkpoint with: {folder.resume_command()}"
         ) from None
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(
+        raise InterruptedRunError(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, its "
             f"checkpoint is kept; go on with: {folder.resume_command()}"
         )

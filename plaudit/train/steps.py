@@ -8,6 +8,7 @@ have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,19 +24,17 @@ class StepSampler(Sampler[list[int]]):
     simply smaller, and a rank without rows runs a filler.
     """
 
-    def __init__(self, rows: int, per_step: int, *, seed: int, drop_last: bool) -> None:
+    def __init__(self, rows: int, per_step: int, *, seed: int) -> None:
         self.rows = rows
         self.per_step = per_step
         self.seed = seed
-        self.drop_last = drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.rows, self.per_step)
-        return whole if self.drop_last and whole else whole + (rest > 0)
+        return math.ceil(self.rows / self.per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)

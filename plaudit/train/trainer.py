@@ -107,11 +107,16 @@ class RewardTrainer(Trainer):
             len(self.train_trees),
             self._train_batch_size * self.accelerator.num_processes,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            drop_last=self.args.dataloader_drop_last,
         )
         return StepLoader(self.train_trees, sampler)
 
     # ---- one step
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Train, from a complete checkpoint where one is given."""
+        if resume_from_checkpoint is not None:
+            self.add_callback(_RestoreCounters(self, Path(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
     def training_step(
         self,
@@ -241,6 +246,7 @@ class RewardTrainer(Trainer):
         """A checkpoint counts once its last file is there; older ones are deleted only then."""
         started = time.perf_counter()
         self.meter.check()
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -248,10 +254,12 @@ class RewardTrainer(Trainer):
             raise as_output_error(error, Path(str(self.args.output_dir))) from error
         finally:
             self.args.save_total_limit = limit
+        rank = self.accelerator.process_index
+        torch.save(self._counters(), checkpoint / f"counters-{rank}.pt")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             run_dir = str(self.args.output_dir)
-            mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
+            mark_complete(checkpoint)
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -259,6 +267,24 @@ class RewardTrainer(Trainer):
                 use_mtime=True,
             )
         self.meter.pause(time.perf_counter() - started)
+
+    def _counters(self) -> dict[str, Any]:
+        """What the next log line is made of. The Trainer forgets it between two lines."""
+        return {
+            "loss": self._tr_loss,
+            "logged_step": self._globalstep_last_logged,
+            "meter": self.meter.state(),
+        }
+
+    def restore_counters(self, checkpoint: Path) -> None:
+        """Go on with a checkpoint's log line, so that a resumed run logs what one run does."""
+        rank = self.accelerator.process_index
+        saved = torch.load(
+            checkpoint / f"counters-{rank}.pt", weights_only=True, map_location=self.args.device
+        )
+        self._tr_loss = saved["loss"]
+        self._globalstep_last_logged = saved["logged_step"]
+        self.meter.restore(saved["meter"])
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -276,6 +302,17 @@ class RewardTrainer(Trainer):
         load_weights(
             self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
         )
+
+
+class _RestoreCounters(TrainerCallback):
+    """The Trainer clears its counters just before this event, so they are restored in it."""
+
+    def __init__(self, trainer: RewardTrainer, checkpoint: Path) -> None:
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.restore_counters(self.checkpoint)
 
 
 def load_weights(module: RewardModule, checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 from plaudit import __version__
 from plaudit.cli import main as cli
 from plaudit.cli.main import VERBS, Verb, main, one_line
-from plaudit.errors import Interrupted, RecipeError
+from plaudit.errors import InterruptedRunError, RecipeError
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_being_stopped_is_code_2_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, verb: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped() -> NoReturn:
-        raise Interrupted("stopped; go on with --resume.")
+        raise InterruptedRunError("stopped; go on with --resume.")
 
     add(monkeypatch, verb, stopped)
     assert main(["trial"]) == 2

@@ -16,7 +16,7 @@ STAGES = frozenset(
 )
 
 # Composition roots join stages. A folder stands for all its files.
-ROOTS = ("train/run.py", "evaluate/run.py", "serve", "cli")
+ROOTS = ("train", "evaluate/run.py", "serve", "cli")
 
 # Edges outside the roots, each with its reason. Nothing else may join this list unnoticed.
 ALLOWED: dict[tuple[str, str], str] = {}
@@ -104,3 +104,12 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_nothing_but_the_command_line_imports_training() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if any(stage_of(module) == "train" for module in imports(path))
+    }
+    assert importers <= {"train", "cli"}

@@ -1,0 +1,99 @@
+"""Shared fixtures: no hub, a tiny base on disk, preference files, and one finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any test imports a library that would try the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+SENTENCE = (
+    "the quick brown fox jumps over lazy dog what is answer question it forty two because we "
+    "counted twice no that not right yes better shorter"
+)
+
+
+def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Conversational pairs a tiny model can learn: chosen ends in "right", rejected in "wrong"."""
+    generator = random.Random(seed)
+
+    def words(low: int, high: int) -> str:
+        return " ".join(generator.choices(SENTENCE.split(), k=generator.randint(low, high)))
+
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"{words(3, 12)} {number}"}],
+            "chosen": [{"role": "assistant", "content": f"{words(2, 14)} right"}],
+            "rejected": [{"role": "assistant", "content": f"{words(2, 14)} wrong"}],
+            "subset": generator.choice(["a", "b"]),
+        }
+        for number in range(count)
+    ]
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama base of 47,000 parameters with its own tokenizer and chat template."""
+    from tests.models import build_base
+
+    return build_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "pairs.jsonl", pair_rows(60))
+
+
+def recipe_of(base: Path, data: Path, **train: Any) -> dict[str, Any]:
+    """A recipe that runs in a second or two; ``train`` is laid over its own."""
+    return {
+        "model": {"base": str(base)},
+        "data": {"train": str(data), "eval_fraction": 0.3},
+        "tokens": {"max_length": 256},
+        "train": {
+            "learning_rate": 3e-3,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 2,
+            "eval_steps": 6,
+            **train,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A LoRA run folder, trained once for all tests that only read it."""
+    from plaudit.train.run import train
+
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    train(recipe_of(tiny_base, pairs_file), folder)
+    return folder
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
+    import yaml
+
+    def write(recipe: Mapping[str, Any]) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(dict(recipe)), encoding="utf-8")
+        return path
+
+    return write

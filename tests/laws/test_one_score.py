@@ -1,0 +1,214 @@
+"""Laws 3 and 5: one text has one score on every path, and saving then loading is the identity."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plaudit.evaluate.run import evaluate
+from plaudit.evaluate.table import read_table
+from plaudit.recipe import Source
+from plaudit.serve.files import score_file
+from plaudit.serve.scorer import RewardModel, load
+from tests.conftest import pair_rows, recipe_of, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path) -> RewardModel:
+    return load(finished_run)
+
+
+ROWS = pair_rows(12, seed=7)
+
+
+def python_scores(model: RewardModel, rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Each row alone, as a caller would."""
+    return [model.score(row["prompt"], [row["chosen"], row["rejected"]]) for row in rows]
+
+
+def transformers_scores(
+    folder: Path, rows: Sequence[dict[str, Any]], *, adapter: bool, batch: int
+) -> list[list[float]]:
+    """Plain transformers and PEFT, as the card's snippet has it."""
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loader = (
+        AutoPeftModelForSequenceClassification if adapter else AutoModelForSequenceClassification
+    )
+    network = loader.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    network.config.pad_token_id = tokenizer.pad_token_id
+    network.eval()
+    texts = [
+        tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    scores: list[float] = []
+    for start in range(0, len(texts), batch):
+        ids = tokenizer(texts[start : start + batch], add_special_tokens=False)["input_ids"]
+        inputs = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+        with torch.no_grad():
+            scores += network(**inputs).logits[:, 0].tolist()
+    return [scores[i : i + 2] for i in range(0, len(scores), 2)]
+
+
+def assert_same(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_scores_are_not_all_alike(model: RewardModel) -> None:
+    assert torch.tensor(python_scores(model, ROWS)).std() > 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 5, 24])
+def test_plain_transformers_gives_the_same_scores(
+    model: RewardModel, finished_run: Path, batch: int
+) -> None:
+    plain = transformers_scores(finished_run, ROWS, adapter=True, batch=batch)
+    assert_same(plain, python_scores(model, ROWS))
+
+
+def test_training_evaluation_gave_the_same_scores(
+    model: RewardModel, finished_run: Path, pairs_file: Path
+) -> None:
+    table = read_table(finished_run / "predictions.parquet")
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    for i in range(0, len(table), 2):
+        row = rows[int(str(table.comparison_N[i]).rpartition(":")[2]) - 1]
+        assert_same(
+            [table.reward_N[i : i + 2].tolist()],
+            [model.score(row["prompt"], [row["chosen"], row["rejected"]])],
+        )
+
+
+def test_file_scoring_and_evaluation_give_the_same_scores(
+    model: RewardModel, finished_run: Path, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    expected = python_scores(model, ROWS)
+    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert_same([row["rewards"] for row in written], expected)
+    rewards = evaluate(model, data).table.reward_N
+    assert_same(rewards.reshape(-1, 2).tolist(), expected)
+
+
+def test_companions_and_order_do_not_matter(model: RewardModel) -> None:
+    row = ROWS[0]
+    responses = [other["chosen"] for other in ROWS[:6]]
+    together = model.score(row["prompt"], responses)
+    backwards = model.score(row["prompt"], responses[::-1])[::-1]
+    alone = [model.score(row["prompt"], [response])[0] for response in responses]
+    assert_same([together], [alone])
+    assert_same([together], [backwards])
+
+
+def test_any_micro_batch_gives_the_same_scores(model: RewardModel, finished_run: Path) -> None:
+    small = load(finished_run, max_tokens_per_microbatch=8)
+    comparisons = [model.comparison(r["prompt"], [r["chosen"], r["rejected"]]) for r in ROWS]
+    one_by_one = [list(map(float, rewards)) for rewards in small.score_comparisons(comparisons)]
+    assert_same(one_by_one, python_scores(model, ROWS))
+
+
+def test_text_for_a_chat_model_is_one_turn(model: RewardModel) -> None:
+    row = ROWS[0]
+    question, answer = row["prompt"][0]["content"], row["chosen"][0]["content"]
+    assert_same([model.score(question, [answer])], [model.score(row["prompt"], [row["chosen"]])])
+
+
+def test_prefer_is_calibrated_and_symmetric(model: RewardModel) -> None:
+    assert model.facts.temperature is not None
+    row = ROWS[0]
+    p = model.prefer(row["prompt"], row["chosen"], row["rejected"])
+    q = model.prefer(row["prompt"], row["rejected"], row["chosen"])
+    assert p + q == pytest.approx(1.0)
+    good, bad = model.score(row["prompt"], [row["chosen"], row["rejected"]])
+    logit = torch.logit(torch.tensor(p, dtype=torch.float64))
+    assert float(logit) == pytest.approx((good - bad) / model.facts.temperature, rel=1e-5)
+
+
+def test_best_of_takes_the_highest_reward(model: RewardModel) -> None:
+    responses = [row["chosen"][0]["content"] for row in ROWS]
+    best = model.best_of("which one?", responses)
+    assert best.reward == max(best.rewards)
+    assert best.response == responses[best.index]
+
+
+@pytest.fixture(scope="module")
+def full_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from plaudit.train.run import train
+
+    folder = tmp_path_factory.mktemp("runs") / "full"
+    train({**recipe_of(tiny_base, pairs_file, num_train_epochs=1), "lora": None}, folder)
+    return folder
+
+
+def test_full_fine_tuning_saves_a_whole_classifier(full_run: Path) -> None:
+    expected = python_scores(load(full_run), ROWS)
+    assert_same(transformers_scores(full_run, ROWS, adapter=False, batch=7), expected)
+    table = read_table(full_run / "predictions.parquet")
+    assert table.reward_N.std() > 1e-3
+
+
+def test_a_moved_run_loads_with_its_base_named(
+    finished_run: Path, tiny_base: Path, tmp_path: Path, model: RewardModel
+) -> None:
+    import shutil
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished_run, moved)
+    facts = json.loads((moved / "plaudit.json").read_text())
+    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    found = python_scores(load(moved, base=str(tiny_base)), ROWS[:2])
+    assert_same(found, python_scores(model, ROWS[:2]))
+
+
+def test_a_base_beside_the_adapter_is_found(
+    finished_run: Path, tiny_base: Path, tmp_path: Path, model: RewardModel
+) -> None:
+    import shutil
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished_run, moved)
+    shutil.copytree(tiny_base, moved / "base")
+    facts = json.loads((moved / "plaudit.json").read_text())
+    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    assert_same(python_scores(load(moved), ROWS[:2]), python_scores(model, ROWS[:2]))
+
+
+def test_the_cards_own_snippet_runs(finished_run: Path) -> None:
+    """The code a reader copies from the card, in a process of its own, in the run folder."""
+    card = (finished_run / "README.md").read_text(encoding="utf-8")
+    first = card.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", first],
+        cwd=finished_run,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout.strip().splitlines()[-1])
+    snippet_rows = [
+        {
+            "prompt": [{"role": "user", "content": "How is sand made?"}],
+            "chosen": [
+                {
+                    "role": "assistant",
+                    "content": "Water, wind and ice wear rock down into grains.",
+                }
+            ],
+            "rejected": [{"role": "assistant", "content": "No idea."}],
+        }
+    ]
+    assert_same([printed], python_scores(load(finished_run), snippet_rows))

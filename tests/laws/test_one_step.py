@@ -1,0 +1,159 @@
+"""Law 2: any cut of an optimizer step into micro-batches and ranks gives the same gradient."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from plaudit.loss.losses import LOSSES
+from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.module import DecoderRewardModule
+from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
+from plaudit.types import Batcher, TokenTree
+from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.laws.test_packed_equals_separate import make_trees
+from tests.models import tiny_classifier
+
+CPU = torch.device("cpu")
+
+
+def graded(trees: list[TokenTree]) -> list[TokenTree]:
+    """Grades falling with the response's number, margins and weights that differ."""
+    return [
+        TokenTree(
+            index=tree.index,
+            prefix=tree.prefix,
+            branches=tree.branches,
+            grades=tuple(float(-k) for k in range(len(tree.branches))),
+            margin=0.25 * (tree.index % 3),
+            weight=1.0 + tree.index % 2,
+        )
+        for tree in trees
+    ]
+
+
+def step_gradient(batcher: Batcher, trees: list[TokenTree], attention: str) -> dict[str, Tensor]:
+    network = tiny_classifier("llama")
+    network.set_attn_implementation(attention)
+    module = DecoderRewardModule(network)
+    for cut in batcher.cut(trees):
+        members = [trees[i] for i in cut]
+        loss = LOSSES["bradley_terry"](module(batcher.collate(members)), pairs_of(members, CPU))
+        (loss / total_weight(trees)).backward()
+    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("budget", [1, 40, 77, 200, 100_000])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_any_cut_into_micro_batches_gives_the_same_gradient(budget: int, layout: str) -> None:
+    trees = graded(make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))], seed=2))
+    batcher: Batcher = (
+        PackedBatcher(max_tokens=budget, device=CPU)
+        if layout == "packed"
+        else PaddedBatcher(max_tokens=budget, pad_id=2, device=CPU)
+    )
+    attention = PACKED_ATTENTION if layout == "packed" else "sdpa"
+    whole = step_gradient(PackedBatcher(max_tokens=10**6, device=CPU), trees, PACKED_ATTENTION)
+    cut = step_gradient(batcher, trees, attention)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_micro_batches_do_not_change_a_run(
+    tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """The finished run's steps fit in one micro-batch; here every comparison is its own."""
+    from plaudit.train.run import train
+
+    recipe = recipe_of(tiny_base, pairs_file)
+    recipe["tokens"] = {**recipe["tokens"], "max_tokens_per_microbatch": 2}
+    train(recipe, tmp_path / "run")
+    expected = trained_weights(finished_run)
+    for name, tensor in trained_weights(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=1e-3)
+
+
+def test_accumulation_is_only_a_way_to_write_the_batch(
+    tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    from plaudit.train.run import train
+
+    recipe = recipe_of(
+        tiny_base, pairs_file, per_device_train_batch_size=4, gradient_accumulation_steps=1
+    )
+    train(recipe, tmp_path / "run")
+    expected = trained_weights(finished_run)
+    for name, tensor in trained_weights(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_two_ranks_train_what_one_does(
+    tiny_base: Path,
+    tmp_path: Path,
+    write_recipe: Callable[[Mapping[str, Any]], Path],
+) -> None:
+    """Two gloo ranks through torchrun. 43 pairs leave a last step that only one rank has rows for.
+
+    AdamW would amplify the rounding of a sum taken in another order, so plain SGD trains here.
+    """
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(43, seed=1))
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", pair_rows(13, seed=2))
+    shared = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 1, "eval_steps": 5}
+
+    def recipe(batch: int) -> dict[str, Any]:
+        base = recipe_of(tiny_base, data, per_device_train_batch_size=batch, **shared)
+        base["train"]["gradient_accumulation_steps"] = 1
+        base["data"] = {"train": str(data), "eval": str(held_out)}
+        base["tokens"]["max_tokens_per_microbatch"] = 150
+        return base
+
+    from plaudit.train.run import train
+
+    alone = train(recipe(6), tmp_path / "one")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *(
+                "-m",
+                "plaudit",
+                "train",
+                str(write_recipe(recipe(3))),
+                "--out",
+                str(tmp_path / "two"),
+            ),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    expected = trained_weights(tmp_path / "one")
+    for name, tensor in trained_weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-3)
+    together = read_metrics(tmp_path / "two")
+    assert together["train"]["steps"] == alone.metrics["train"]["steps"] == 8
+    assert together["train"]["pairs"] == 43
+    assert together["eval"]["pairs"] == 13
+    assert together["eval"]["loss"] == pytest.approx(alone.metrics["eval"]["loss"], abs=1e-5)
+    for one, two in zip(alone.metrics["training_curve"], together["training_curve"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    import json
+
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found

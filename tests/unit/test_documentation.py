@@ -1,0 +1,232 @@
+"""The corpus: three parts that share nothing, and a build that writes the same bytes again."""
+
+from __future__ import annotations
+
+import importlib.util
+import lzma
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.data.documentation import (
+    LONGEST,
+    PARTS,
+    SHORTEST,
+    Documentation,
+    answers,
+    is_prose,
+    questions,
+    read_documentation,
+    unwrap,
+)
+from plaudit.embedded import base_path, documentation_path
+from plaudit.errors import DataError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "extract_documentation.py"
+
+
+@cache
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("extract_documentation", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script()
+
+
+def runs_of_words(text: str, size: int) -> set[str]:
+    """Written apart from the script: every run of ``size`` words, letters and digits only."""
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in text.lower()).split()
+    if len(words) < size:
+        return {" ".join(words)}
+    return {" ".join(words[at : at + size]) for at in range(len(words) - size + 1)}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_there_and_a_module_stands_in_one_part(part: str) -> None:
+    records = read_documentation()
+    own = {(record.kind, record.module) for record in records if record.part == part}
+    others = {(record.kind, record.module) for record in records if record.part != part}
+    assert len([record for record in records if record.part == part]) > 500
+    assert not own & others
+
+
+@pytest.mark.parametrize(("part", "before"), [("training", 1), ("heldout", 2)])
+@pytest.mark.parametrize("size", [5, 8])
+def test_no_paragraph_nor_near_copy_stands_in_an_earlier_part(
+    part: str, before: int, size: int
+) -> None:
+    """Half of a paragraph's runs of words in other parts, wherever they stand, is a near copy."""
+    records = read_documentation()
+    earlier: set[str] = set()
+    for record in records:
+        if record.part in PARTS[:before]:
+            for paragraph in record.text.split("\n\n"):
+                earlier |= runs_of_words(paragraph, size)
+    checked = 0
+    for record in records:
+        if record.part == part:
+            for paragraph in record.text.split("\n\n"):
+                runs = runs_of_words(paragraph, size)
+                checked += 1
+                assert len(runs & earlier) < 0.5 * len(runs), (record.name, paragraph)
+    assert checked > 1000
+
+
+def test_no_heldout_answer_is_a_near_copy_of_another_answer() -> None:
+    """The same for what comparisons are made of, which may run over several paragraphs."""
+    earlier: set[str] = set()
+    heldout = []
+    for record in read_documentation():
+        for answer in answers(record):
+            if record.part == "heldout":
+                heldout.append(answer.text)
+            else:
+                earlier |= runs_of_words(answer.text, 6)
+    assert len(heldout) > 800
+    for text in heldout:
+        runs = runs_of_words(text, 6)
+        assert len(runs & earlier) < 0.5 * len(runs), text
+
+
+def test_comments_are_read_in_pretraining_only() -> None:
+    assert {record.part for record in read_documentation() if record.kind == "comment"} == {
+        "pretraining"
+    }
+
+
+def test_the_corpus_is_small_and_sorted() -> None:
+    records = read_documentation()
+    keys = [(record.kind, record.name, record.text) for record in records]
+    assert documentation_path().stat().st_size < 1_000_000
+    assert keys == sorted(keys)
+    assert len(set(keys)) == len(keys)
+
+
+def test_answers_are_one_line_of_prose_with_a_question() -> None:
+    kinds = set()
+    for record in read_documentation():
+        for number, answer in enumerate(answers(record)):
+            assert answer.index == number
+            assert SHORTEST <= len(answer.text) <= LONGEST
+            assert answer.text == unwrap(answer.text)
+            assert all(answer.name in question for question in questions(answer))
+            kinds.add(record.kind)
+    assert kinds == {"docstring", "topic", "comment"}
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "expected"),
+    [
+        ("Return the length of the longest line.", True),
+        ("Return the\nlength of the longest line.", True),
+        ("The following names are there to be used:", False),
+        ("    x = length(of, the, longest, line)", False),
+        ("- one item of a list of many items", False),
+        ("if_stmt ::= the word if and an expression", False),
+        ("1 + 2 * 3 ** 4 == 5 // 6 and a b c d e", False),
+    ],
+)
+def test_prose_is_told_from_code_lists_and_grammar(paragraph: str, expected: bool) -> None:
+    assert is_prose(paragraph) is expected
+
+
+def test_passages_join_paragraphs_and_stop_at_code() -> None:
+    text = """The first paragraph says
+something of use.
+
+The second paragraph goes on with it.
+
+    code = here()
+
+The third paragraph stands alone behind code."""
+    record = Documentation(name="a.b", module="a", kind="docstring", part="training", text=text)
+    assert [answer.text for answer in answers(record)] == [
+        "The first paragraph says something of use. The second paragraph goes on with it.",
+        "The third paragraph stands alone behind code.",
+    ]
+
+
+def test_a_missing_or_damaged_corpus_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no documentation corpus at"):
+        read_documentation(tmp_path / "none.jsonl.xz")
+    damaged = tmp_path / "damaged.jsonl.xz"
+    damaged.write_bytes(documentation_path().read_bytes()[:1000])
+    with pytest.raises(DataError, match="is damaged"):
+        read_documentation(damaged)
+    damaged.write_bytes(lzma.compress(b'{"name": 1}\n'))
+    with pytest.raises(DataError, match="is damaged"):
+        read_documentation(damaged)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("sin(x, /)\n\nReturn the sine.", "Return the sine."),
+        ("S.find(sub[, start]) -> int\n\nReturn the index.", "Return the index."),
+        ("divmod(x, y) -- give both at once", "give both at once"),
+        ("Say it.\n\n>>> say()\n'it'\n\nThen stop.", "Say it.\n\nThen stop."),
+        ("Title\n=====\n\n    Body.", "Title\n\n    Body."),
+    ],
+)
+def test_cleaning_leaves_the_prose(script: ModuleType, raw: str, expected: str) -> None:
+    assert script.clean(raw) == expected
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12))
+def test_shingles_agree_with_the_tests_own(words: list[str]) -> None:
+    text = " ".join(words)
+    assert {" ".join(run) for run in load_script().shingles(text, 5)} == runs_of_words(text, 5)
+
+
+def test_near_copies_are_removed_from_the_later_part(script: ModuleType) -> None:
+    text = "Return the number of items that stand in the queue at this moment."
+    other = "Nothing of this is said anywhere else, so it may stay where it is."
+
+    def record(name: str, part: str, text: str) -> Documentation:
+        return Documentation(name=name, module=name, kind="docstring", part=part, text=text)  # type: ignore[arg-type]
+
+    kept = list(
+        script.remove_near_copies(
+            [
+                record("a", "pretraining", text),
+                record("b", "heldout", f"{text} Perhaps.\n\n{other}"),
+                record("c", "heldout", text.replace("queue", "list")),
+            ]
+        )
+    )
+    assert [(item.name, item.text) for item in kept] == [("a", text), ("b", other)]
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="docstrings differ between versions")
+def test_two_builds_write_the_same_bytes(script: ModuleType, tmp_path: Path) -> None:
+    first = script.compress(script.build())
+    again = tmp_path / "again.jsonl.xz"
+    # Another seed of Python's hashes: no order may come from a set.
+    environment = {**os.environ, "PYTHONHASHSEED": "1234", "PYTHONPATH": str(SCRIPT.parents[1])}
+    command = [sys.executable, str(SCRIPT), "--out", str(again)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert first == again.read_bytes()
+    records = lzma.decompress(first).count(b"\n")
+    shipped = len(read_documentation())
+    # Another build of 3.11 has other C modules, and a later patch release other docstrings.
+    assert abs(records - shipped) < 0.05 * shipped
+
+
+def test_package_data_is_where_the_package_is() -> None:
+    assert documentation_path().parent == base_path().parent
+    notice = (documentation_path().parent / "NOTICE").read_text(encoding="utf-8")
+    assert "Python Software Foundation" in notice
