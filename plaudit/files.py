@@ -5,11 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from plaudit.errors import OutputError
+
+# How libraries written in Rust and C++ say that a write failed, where Python would raise OSError.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|file write failed")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -20,13 +26,41 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            temporary.replace(path)
+    finally:
+        # Where the folder itself cannot be there, neither can the temporary file.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write inside into one OutputError that names ``path``.
+
+    safetensors, tokenizers and torch report a full disk as errors of their own types, with the
+    cause in the text alone. Any other error passes through.
+    """
+    try:
+        yield
     except OSError as error:
         raise as_output_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except Exception as error:
+        number = _system_error(str(error))
+        if number is None:
+            raise
+        raise as_output_error(OSError(number, os.strerror(number)), path) from error
+
+
+def _system_error(message: str) -> int | None:
+    """The system's error number in a library's message, None where it tells of something else."""
+    found = _RUST_ERROR.search(message)
+    if found is not None:
+        return int(found[1])
+    # torch's file writer does not say why.
+    return errno.EIO if _TORCH_ERROR.search(message) else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,6 +79,11 @@ def as_output_error(error: OSError, path: Path) -> OutputError:
         return OutputError(
             f"The disk is full: {path} could not be written; free some space, or choose a folder "
             "on another disk with --out."
+        )
+    if error.errno == errno.EIO:
+        return OutputError(
+            f"{path} could not be written completely; see that its disk has room and works, or "
+            "choose another place with --out."
         )
     return OutputError(
         f"{path} could not be written ({error.strerror or error}); choose another place with --out."

@@ -97,7 +97,7 @@ def parse() -> Settings:
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the pretraining part; numbers are spelt digit by digit."""
     if (folder / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)  # type: ignore[no-any-return]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -118,7 +118,7 @@ def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
@@ -238,10 +238,11 @@ def answer_loss(
 ) -> float:
     """Mean loss in nats over the tokens of the answers, their end token included."""
     header = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert isinstance(header, int)
     total = count = 0.0
     for inputs_BT, labels_BT in batches(ids, 8192, int(tokenizer.pad_token_id), random.Random(0)):
-        after_BT = (inputs_BT == header).cumsum(dim=1) > 0
-        labels_BT = labels_BT.masked_fill(~after_BT | (inputs_BT == header), -100)
+        after_BT = torch.eq(inputs_BT, header).cumsum(dim=1) > 0
+        labels_BT = labels_BT.masked_fill(~after_BT | torch.eq(inputs_BT, header), -100)
         loss, tokens = summed_loss(model, inputs_BT, labels_BT)
         total, count = total + float(loss), count + tokens
     return total / count
@@ -258,7 +259,7 @@ def summed_loss(
     hidden, targets = hidden[:, :-1].flatten(0, 1)[labelled], targets[labelled]
     total = torch.zeros(())
     # Logits of a few tokens at a time stay in the cache; all at once they double the time.
-    for some, right in zip(hidden.split(1024), targets.split(1024), strict=True):
+    for some, right in zip(torch.split(hidden, 1024), torch.split(targets, 1024), strict=True):
         with torch.autocast("cpu", torch.bfloat16):
             logits = model.lm_head(some)
         total = total + nn.functional.cross_entropy(logits.float(), right, reduction="sum")

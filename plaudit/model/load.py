@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +34,19 @@ from plaudit.types import Batcher
 logger = logging.getLogger("plaudit")
 
 Layout = Literal["packed", "padded"]
+
+# What transformers, tokenizers and safetensors raise for files that are missing, damaged or of
+# another kind. RuntimeError is a tensor of another shape.
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 
 # Tokens that vocabularies reserve and texts never hold, in the order they are tried.
 SPARE_TOKENS = (
@@ -85,7 +100,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             base, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _LIBRARY_ERRORS as error:
         raise ModelError(
             f"{base} has no tokenizer that can be loaded ({_first_line(error)}); model.base must "
             "be a folder or Hub id with tokenizer files beside the weights."
@@ -131,7 +146,7 @@ def load_config(request: BaseRequest) -> Any:
             trust_remote_code=request.trust_remote_code,
             num_labels=1,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _LIBRARY_ERRORS as error:
         local = Path(request.base)
         found = (
             f"{request.base} has no usable config.json"
@@ -143,7 +158,8 @@ def load_config(request: BaseRequest) -> Any:
             "Hub id."
         ) from None
     for name, value in vars(config).items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+        silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
+        if silent and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
 
@@ -169,16 +185,17 @@ def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _LIBRARY_ERRORS as error:
         raise ModelError(
             f"{request.base} cannot be loaded as a one-label sequence classifier "
             f"({_first_line(error)}); expected weights (model.safetensors) of an architecture that "
             "transformers has a sequence classification class for."
         ) from None
     _refuse_missing_weights(request.base, network, set(info["missing_keys"]))
+    head_name, head = output_layer(network)
+    if f"{head_name}.weight" in info["missing_keys"]:
+        init_head(head, request.head_init)
     if has_score_head(network):
-        if "score.weight" in info["missing_keys"]:
-            init_head(network.score, request.head_init)
         network.score.float()
     assert isinstance(network, nn.Module)
     return network
@@ -193,6 +210,36 @@ def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) ->
             f"{base} lacks {len(absent)} of the body's tensors (first: {absent[0]}), so they would "
             "be random; give a folder with the whole model."
         )
+
+
+def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
+    """The linear layer whose one output is the reward, with its name in the classifier.
+
+    A decoder's is ``score``; an encoder's is ``classifier`` or the last layer inside it.
+    """
+    head = "score" if has_score_head(network) else "classifier"
+    name, layer = [
+        (name, child)
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Linear) and (name == head or name.startswith(f"{head}."))
+    ][-1]
+    return name, layer
+
+
+def head_modules(network: Any) -> list[str]:
+    """What a classifier has on top of its body, and the body's pooler: trained and saved whole.
+
+    A checkpoint of a bare encoder holds no pooler and none of these layers, so they start random;
+    an adapter that did not carry them would reload with other random ones.
+    """
+    body = network.base_model
+    on_top = [
+        name
+        for name, child in network.named_children()
+        if child is not body and any(True for _ in child.parameters())
+    ]
+    pooled = [name for name, child in body.named_children() if name == "pooler" and child]
+    return on_top + [name for name in pooled if name not in on_top]
 
 
 def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
@@ -232,27 +279,45 @@ def _four_bit(dtype: torch.dtype) -> Any:
 def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool) -> nn.Module:
     """PEFT's LoRA over the classifier, the whole head trained and saved beside it.
 
-    ``options`` are ``peft.LoraConfig``'s own. ``modules_to_save`` always holds the head, because
-    an adapter without it reloads with a random one (OpenRLHF issue 872, trl issue 1379).
+    ``options`` are ``peft.LoraConfig``'s own. ``modules_to_save`` always holds the head
+    (:func:`head_modules`), because an adapter without it reloads with a random one (OpenRLHF
+    issue 872, trl issue 1379); LoRA then leaves the head alone.
 
     Raises:
         ModelError: PEFT refuses the options for this architecture.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
-    head = "score" if has_score_head(network) else "classifier"
-    extra = [name for name in options.get("modules_to_save") or () if name != head]
-    chosen = {k: v for k, v in options.items() if k not in ("modules_to_save", "task_type")}
+    heads = head_modules(network)
+    saved = [*heads, *(n for n in options.get("modules_to_save") or () if n not in heads)]
+    chosen = {
+        **{k: v for k, v in options.items() if k != "modules_to_save"},
+        "exclude_modules": _without_heads(network, heads, options.get("exclude_modules")),
+    }
     if quantized:
         network = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             network, use_gradient_checkpointing=False
         )
     try:
-        config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=[head, *extra], **chosen)
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=saved, **chosen)
         # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).
         return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"lora: PEFT refuses these settings ({_first_line(error)}).") from None
+
+
+def _without_heads(
+    network: nn.Module, heads: Sequence[str], asked: str | Sequence[str] | None
+) -> str | list[str]:
+    """``exclude_modules`` with the layers of the heads added: PEFT cannot both adapt and save."""
+    layers = [
+        name
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Linear) and set(name.split(".")) & set(heads)
+    ]
+    if isinstance(asked, str):
+        return "|".join([asked, *(re.escape(name) for name in layers)])
+    return [*(asked or ()), *layers]
 
 
 def trainable_parameters(network: nn.Module) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def _encode_batch(
     for offset, comparison in enumerate(comparisons):
         try:
             rendered.append([render(encoder, comparison, r) for r in comparison.responses])
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
             rendered.append(
                 Refused(
                     index=start + offset,
@@ -126,25 +126,33 @@ def render(encoder: Encoder, comparison: Comparison, response: Turns) -> str:
 
 def _encode_chat_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
     """Ids of rendered conversations. The template wrote the special tokens, so none are added."""
-    sequences = _ids(tokenizer, texts, add_special_tokens=False)
-    bos = tokenizer.bos_token_id
-    return [
-        ids[1:] if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1] else ids
-        for ids in sequences
-    ]
+    return [_one_bos(tokenizer, ids) for ids in _ids(tokenizer, texts, add_special_tokens=False)]
 
 
 def _encode_plain_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
     """Ids of plain texts: the tokenizer's own special tokens, and the end token exactly once."""
-    sequences = _ids(tokenizer, texts, add_special_tokens=True)
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    if tokenizer.eos_token_id is None:
-        return sequences
-    end = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
     return [
-        ids if len(ids) > 0 and int(ids[-1]) in ends else np.concatenate([ids, end])
-        for ids in sequences
+        _one_end(tokenizer, _one_bos(tokenizer, ids))
+        for ids in _ids(tokenizer, texts, add_special_tokens=True)
     ]
+
+
+def _one_bos(tokenizer: PreTrainedTokenizerBase, ids: IntArray) -> IntArray:
+    """The start token once, where template, text and tokenizer each wrote their own."""
+    bos = tokenizer.bos_token_id
+    while bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
+        ids = ids[1:]
+    return ids
+
+
+def _one_end(tokenizer: PreTrainedTokenizerBase, ids: IntArray) -> IntArray:
+    """The end token once, whether the text, the tokenizer, both or neither wrote it."""
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    while len(ids) > 1 and ids[-1] == ids[-2] and int(ids[-1]) in ends:
+        ids = ids[:-1]
+    if tokenizer.eos_token_id is None or (len(ids) > 0 and int(ids[-1]) in ends):
+        return ids
+    return np.append(ids, np.int32(tokenizer.eos_token_id)).astype(np.int32)
 
 
 def _ids(
@@ -176,7 +184,7 @@ def grow_tree(
     excess = longest - encoder.max_length
     prefix = sequences[0][:shared]
     if excess > 0:
-        kept = _shorten_prefix(encoder, prefix, excess)
+        kept = _shorten_prefix(encoder, comparison, prefix, excess)
         if encoder.overlong == "error":
             raise DataError(
                 f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
@@ -217,18 +225,35 @@ def common_prefix(sequences: Sequence[IntArray]) -> int:
     return len(first)
 
 
-def _shorten_prefix(encoder: Encoder, prefix: IntArray, excess: int) -> IntArray | None:
+def _shorten_prefix(
+    encoder: Encoder, comparison: Comparison, prefix: IntArray, excess: int
+) -> IntArray | None:
     """The prefix without its ``excess`` oldest tokens after BOS; None where that is not allowed.
 
-    Responses and the end token stay whole: cutting the right end would cut the scored token.
+    Responses and the end token stay whole, also where all responses begin alike and so share more
+    than the prompt; one token of the prompt stays.
     """
     if encoder.overlong != "truncate_prompt":
         return None
     bos = encoder.tokenizer.bos_token_id
     keep = 1 if bos is not None and len(prefix) > 0 and prefix[0] == bos else 0
-    if excess > len(prefix) - keep - 1:
+    if excess > _prompt_tokens(encoder, comparison, prefix) - keep - 1:
         return None
     return np.concatenate([prefix[:keep], prefix[keep + excess :]])
+
+
+def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -> int:
+    """How many tokens of the prefix are the prompt's: those that the prompt alone encodes to."""
+    try:
+        text = render(encoder, comparison, () if is_chat(comparison) else "")
+    except (TemplateError, TypeError, LookupError, ValueError, AttributeError):
+        # A template may refuse a conversation without an answer; nothing is cut on a guess.
+        return 0
+    encode_texts = _encode_chat_texts if is_chat(comparison) else _encode_plain_texts
+    (alone,) = encode_texts(encoder.tokenizer, [text])
+    shortest = min(len(alone), len(prefix))
+    differs = np.flatnonzero(alone[:shortest] != prefix[:shortest])
+    return int(differs[0]) if differs.size else shortest
 
 
 def why_untrainable(tree: TokenTree) -> str | None:

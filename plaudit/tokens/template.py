@@ -8,8 +8,10 @@ from pathlib import Path
 
 from plaudit.errors import ModelError, RecipeError
 
-_STRFTIME_CALL = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
-_ANY_STRFTIME_CALL = re.compile(r"strftime_now\(")
+# A call whose format stands there as a literal without escapes; the quotes around it are kept.
+_LITERAL_CALL = re.compile(r"strftime_now\s*\(\s*(?P<literal>'[^'\\]*'|\"[^\"\\]*\")\s*\)")
+_ANY_USE = re.compile(r"\bstrftime_now\b(?!\s+is\s)")
+_FROZEN = "{%- macro strftime_now("
 
 
 def read_template(path: Path) -> str:
@@ -42,22 +44,25 @@ def freeze_dates(template: str, day: date) -> str:
     Raises:
         ModelError: a format that is not a literal string, so that it cannot be answered ahead.
     """
-    calls = len(_ANY_STRFTIME_CALL.findall(template))
-    formats = sorted({match["format"] for match in _STRFTIME_CALL.finditer(template)})
-    if calls == 0 or template.startswith("{%- macro strftime_now"):
+    uses = len(_ANY_USE.findall(template))
+    literals = [match["literal"] for match in _LITERAL_CALL.finditer(template)]
+    if uses == 0 or template.startswith(_FROZEN):
         return template
-    if calls != len(_STRFTIME_CALL.findall(template)):
+    if uses != len(literals):
         raise ModelError(
             "The chat template computes the format of today's date while rendering, so scores "
             "would drift from day to day; give a template of your own with tokens.chat_template."
         )
     answers = "".join(
-        f"{{%- if format == {_jinja_string(spec)} -%}}{day.strftime(spec)}{{%- endif -%}}"
-        for spec in formats
+        f"{{%- if format == {literal} -%}}{{{{- {_quoted(day.strftime(literal[1:-1]))} -}}}}"
+        "{%- endif -%}"
+        # The same format in either kind of quotes is one format.
+        for literal in {literal[1:-1]: literal for literal in literals}.values()
     )
-    return f"{{%- macro strftime_now(format) -%}}{answers}{{%- endmacro -%}}{template}"
+    return f"{_FROZEN}format) -%}}{answers}{{%- endmacro -%}}{template}"
 
 
-def _jinja_string(text: str) -> str:
+def _quoted(text: str) -> str:
+    """A Jinja string literal. Printed as an expression, white space at its ends stays."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
