@@ -56,6 +56,7 @@ class Settings:
     work: Path
     out: Path
     steps: int
+    stop_at: int | None
     tokens_per_step: int
     muon_lr: float
     adam_lr: float
@@ -82,6 +83,7 @@ def parse() -> Settings:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=base_path())
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--stop-at", type=int, help="stop after this step, to go on later")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
@@ -326,8 +328,9 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
     held_out = validation_set(tokenizer, "training", 500)
     begun = saved = time.monotonic()
     before = progress.seconds
+    last = min(settings.steps, settings.stop_at or settings.steps)
     for step, epoch, inputs_BT, labels_BT in stream(settings, tokenizer, progress.step):
-        if step >= settings.steps or progress.since_best >= settings.patience:
+        if step >= last or progress.since_best >= settings.patience:
             break
         loss = take_step(settings, model, optimizers, step, inputs_BT, labels_BT)
         progress.step, progress.tokens = step + 1, progress.tokens + inputs_BT.numel()
@@ -418,7 +421,17 @@ def load_checkpoint(
     model.load_state_dict(state["model"])
     for optimizer, inner in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(inner)
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    trim_log(settings, progress.step)
+    return progress
+
+
+def trim_log(settings: Settings, step: int) -> None:
+    """Drop lines of steps that were taken after the checkpoint, since they are taken again."""
+    path = settings.work / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 def write_base(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:

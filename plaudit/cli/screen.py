@@ -28,7 +28,8 @@ def quiet_console() -> Console:
     logging.basicConfig(level=logging.ERROR)
     plaudit_log = logging.getLogger("plaudit")
     plaudit_log.setLevel(logging.WARNING)
-    plaudit_log.addHandler(ScreenHandler(console))
+    # Replaced, not added: a second command in one process would say everything twice.
+    plaudit_log.handlers = [ScreenHandler(console)]
     plaudit_log.propagate = False
     return console
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from plaudit.data import hub
+from plaudit.data import embedded, hub
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 
@@ -25,7 +25,8 @@ _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(source: Source) -> Iterator[LocatedRow]:
-    """Yield ``(where, row)`` for every row of a file, a folder of files or a Hub dataset.
+    """Yield ``(where, row)`` for every row of a file, a folder of files, a Hub dataset or the
+    embedded documentation set.
 
     ``where`` is the path as the user wrote it and a line (``pairs.jsonl:17``), or a row number
     where lines mean nothing (``pairs.parquet:row 17``); both count from 1. JSON Lines, CSV and
@@ -34,6 +35,9 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
     Raises:
         DataError: nothing is there, a file cannot be read as what its name says, or it is empty.
     """
+    if embedded.is_documentation(source):
+        yield from embedded.read_rows(source)
+        return
     files = local_files(source)
     if files is None:
         yield from hub.read_rows(source)
@@ -77,6 +81,8 @@ def fingerprint(source: Source) -> str:
 
     A folder's is the SHA-256 over the names and SHA-256 values of its data files.
     """
+    if embedded.is_documentation(source):
+        return embedded.fingerprint(source)
     files = local_files(source)
     if files is None:
         return hub.fingerprint(source)
@@ -91,6 +97,8 @@ def source_name(source: Source) -> str:
     """The name given, else the file name without extensions, else the Hub id."""
     if source.name is not None:
         return source.name
+    if embedded.is_documentation(source):
+        return embedded.SCHEME.rstrip(":")
     path = Path(source.path).expanduser()
     if not path.exists():
         return source.path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
-from plaudit.data import files, hub
+from plaudit.data import embedded, files, hub
 from plaudit.data.readers import Reader, choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED, why_untrainable
 from plaudit.errors import DataError
@@ -132,8 +132,14 @@ def _load_one(source: Source, seed: int) -> tuple[list[Comparison], SourceFacts]
         format=reader.name,
         tally=Tally(rows=rows, used=used, sampled=len(kept), dropped=dict(dropped)),
         fingerprint=files.fingerprint(source),
-        licence=hub.licence(source) if files.local_files(source) is None else None,
+        licence=_licence(source),
     )
+
+
+def _licence(source: Source) -> str | None:
+    if embedded.is_documentation(source):
+        return "PSF-2.0"
+    return hub.licence(source) if files.local_files(source) is None else None
 
 
 def _weighted(usable: list[Comparison], weight: float, rng: random.Random) -> list[Comparison]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+NAME: Final = "embedded"
+"""What ``model.base`` says for the base that comes with the package."""
 
 
 def base_path() -> Path:

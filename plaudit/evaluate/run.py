@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.files import write_json
+from plaudit.files import write_json, writing
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
@@ -86,10 +88,21 @@ def evaluate(
         }
     )
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_table(table, folder / "predictions.parquet")
-        write_json(folder / "metrics.json", metrics)
+        _write_folder(folder, table, metrics)
     return Evaluation(metrics=metrics, table=table)
+
+
+def _write_folder(folder: Path, table: ScoreTable, metrics: Mapping[str, Any]) -> None:
+    """Both files or no folder: they are written beside it under another name first."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            write_table(table, temporary / "predictions.parquet")
+            write_json(temporary / "metrics.json", metrics)
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.files import as_output_error, write_json
+from plaudit.files import write_json, writing
 from plaudit.model.load import BaseRequest, load_base, load_tokenizer
 from plaudit.model.module import has_score_head
 
@@ -53,13 +53,23 @@ class ArtefactFacts:
     plaudit_version: str = __version__
 
 
+# What loading and scoring rely on; the other facts are for people.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "base": str,
+    "max_length": int,
+    "chat_template_kwargs": Mapping,
+    "pad_token": str,
+    "temperature": (int, float, type(None)),
+}
+
+
 def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Adapter and head, or the whole classifier, as safetensors.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if hasattr(network, "peft_config"):
             # "auto" would ask the hub for the base's vocabulary size at every save.
@@ -68,13 +78,6 @@ def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None
             (folder / "README.md").unlink(missing_ok=True)
         else:
             network.save_pretrained(folder, state_dict=state)
-    except OSError as error:
-        raise as_output_error(error, folder) from error
-    except Exception as error:
-        # safetensors reports a full disk as its own error type, with the cause in its text.
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise as_output_error(OSError(28, "No space left on device"), folder) from error
-        raise
 
 
 def save_artefact(
@@ -92,10 +95,8 @@ def save_artefact(
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The tokenizer files, its chat template included."""
-    try:
+    with writing(folder):
         tokenizer.save_pretrained(str(folder))
-    except OSError as error:
-        raise as_output_error(error, folder) from error
 
 
 def write_facts(folder: Path, facts: ArtefactFacts) -> None:
@@ -130,9 +131,16 @@ def read_facts(folder: Path) -> ArtefactFacts:
         )
     known = {f.name for f in fields(ArtefactFacts)}
     try:
-        return ArtefactFacts(**{k: v for k, v in raw.items() if k in known})
+        facts = ArtefactFacts(**{k: v for k, v in raw.items() if k in known})
     except TypeError as error:
         raise ModelError(f"{path} is incomplete ({error}); restore it from a backup.") from None
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(facts, name), kind)]
+    if wrong:
+        raise ModelError(
+            f"{path} is damaged: {wrong[0]} is {getattr(facts, wrong[0])!r}; restore it from a "
+            "backup."
+        )
+    return facts
 
 
 def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> str:
@@ -172,20 +180,35 @@ def load_network(
 
 
 def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
-    refuse_lost_head(network, folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} has no adapter_config.json, so its adapter cannot be loaded; restore it "
+            "from a backup."
+        )
+    stored = refuse_lost_head(network, folder)
     try:
-        return PeftModel.from_pretrained(network, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model = PeftModel.from_pretrained(network, str(folder))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "
             "name the base it was trained on with --base."
         ) from None
+    # PEFT only warns of tensors that are not there, and they would be as good as untrained.
+    absent = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - stored)
+    if absent:
+        raise ModelError(
+            f"{folder / ADAPTER_FILE} lacks {len(absent)} of the adapter's tensors (first: "
+            f"{absent[0]}); restore it from a backup, or name its own base with --base."
+        )
+    return model
 
 
-def refuse_lost_head(network: nn.Module, folder: Path) -> None:
+def refuse_lost_head(network: nn.Module, folder: Path) -> set[str]:
     """An adapter without its head would score with a random one and say nothing.
+
+    Returns the names of the adapter's tensors.
 
     Raises:
         ModelError: no adapter file, or no head in it.
@@ -196,13 +219,14 @@ def refuse_lost_head(network: nn.Module, folder: Path) -> None:
     head = "score" if has_score_head(network) else "classifier"
     try:
         with safe_open(path, framework="pt") as tensors:
-            keys = list(tensors.keys())
+            keys = set(tensors.keys())
     except FileNotFoundError:
         raise ModelError(f"{folder} has no {ADAPTER_FILE}; the weights were not saved.") from None
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged ({error}); restore it or train again.") from None
     if not any(f".{head}." in key and "lora_" not in key for key in keys):
         raise ModelError(
             f"{path} holds no {head} head, so its rewards are lost; save the adapter again with "
             f"modules_to_save=[{head!r}]."
         )
+    return keys

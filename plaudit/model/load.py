@@ -195,10 +195,39 @@ def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
     head_name, head = output_layer(network)
     if f"{head_name}.weight" in info["missing_keys"]:
         init_head(head, request.head_init)
-    if has_score_head(network):
-        network.score.float()
+    for name in head_modules(network):
+        _run_in_fp32(network.get_submodule(name))
     assert isinstance(network, nn.Module)
     return network
+
+
+def longest_input(network: nn.Module) -> int | None:
+    """Tokens that learned positions reach; None for rotary and relative ones, which have no end."""
+    tables = [
+        child
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Embedding)
+        and name.rpartition(".")[2] in ("position_embeddings", "embed_positions", "wpe")
+    ]
+    # A table with a padding index (RoBERTa's) starts counting behind it.
+    reaches = [
+        t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables
+    ]
+    return min(reaches, default=None)
+
+
+def refuse_too_long(network: nn.Module, max_length: int) -> None:
+    """Conversations longer than the learned positions would stop the run in its middle.
+
+    Raises:
+        ModelError: ``max_length`` is over what the model can read.
+    """
+    limit = longest_input(network)
+    if limit is not None and max_length > limit:
+        raise ModelError(
+            f"tokens.max_length is {max_length}, but this base has positions for {limit} tokens; "
+            f"set it to {limit} or less."
+        )
 
 
 def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) -> None:
@@ -233,13 +262,23 @@ def head_modules(network: Any) -> list[str]:
     an adapter that did not carry them would reload with other random ones.
     """
     body = network.base_model
-    on_top = [
+    heads = [
         name
         for name, child in network.named_children()
         if child is not body and any(True for _ in child.parameters())
     ]
-    pooled = [name for name, child in body.named_children() if name == "pooler" and child]
-    return on_top + [name for name in pooled if name not in on_top]
+    inside = f"{network.base_model_prefix}.pooler"
+    return heads + [name for name, _ in network.named_modules() if name == inside]
+
+
+def _run_in_fp32(head: nn.Module) -> None:
+    """Keep a head in fp32 on a half-precision body: its input is widened where it enters."""
+    head.float()
+    head.register_forward_pre_hook(_widened)
+
+
+def _widened(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
 
 
 def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
@@ -313,7 +352,7 @@ def _without_heads(
     layers = [
         name
         for name, child in network.named_modules()
-        if isinstance(child, nn.Linear) and set(name.split(".")) & set(heads)
+        if isinstance(child, nn.Linear) and f"{name}.".startswith(tuple(f"{h}." for h in heads))
     ]
     if isinstance(asked, str):
         return "|".join([asked, *(re.escape(name) for name in layers)])

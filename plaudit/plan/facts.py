@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plaudit import embedded
 from plaudit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def read_config(
     """
     from transformers import AutoConfig
 
+    base = str(embedded.base_path()) if base == embedded.NAME else base
     values = None if Path(base).exists() else known(base)
     if values is not None:
         config: PreTrainedConfig = AutoConfig.for_model(num_labels=1, **values)

@@ -10,9 +10,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from plaudit.data.files import fingerprint
 from plaudit.data.load import LocatedComparison, iterate
@@ -23,6 +26,7 @@ from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
 
 CHUNK_ROWS = 512
+NOT_FINITE = "reward_not_finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +93,15 @@ def score_file(
 def _checked(source: Source, column: str) -> Iterator[LocatedComparison]:
     for item in iterate(source):
         _, where, row, _ = item
-        if column in row:
-            raise DataError(f"{where} already has a column {column!r}; name another with --column.")
+        taken = next((name for name in (column, reason_of(column)) if name in row), None)
+        if taken is not None:
+            raise DataError(f"{where} already has a column {taken!r}; name another with --column.")
         yield item
+
+
+def reason_of(column: str) -> str:
+    """The column that says why a row has no rewards; only such rows have it."""
+    return f"{column}_reason"
 
 
 def _score_chunk(
@@ -103,10 +113,13 @@ def _score_chunk(
     for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
         if isinstance(outcome, Refused):
             reason = outcome.reason
-            added: dict[str, Any] = {column: None, f"{column}_reason": reason}
         else:
-            reason = None
-            added = {column: [float(reward) for reward in outcome]}
+            reason = None if np.isfinite(outcome).all() else NOT_FINITE
+        added: dict[str, Any] = (
+            {column: outcome.tolist()}
+            if reason is None and not isinstance(outcome, Refused)
+            else {column: None, reason_of(column): reason}
+        )
         # Parquet holds dates and bytes, which JSON has no form for.
         yield json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n", reason
 
@@ -184,7 +197,7 @@ class Partial:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                done.count(json.loads(line).get(f"{column}_reason"))
+                done.count(json.loads(line).get(reason_of(column)))
                 end += len(line)
             file.truncate(end)
         return done
@@ -195,7 +208,11 @@ class Partial:
 
 
 def _write_jsonl(rows: Path, temporary: Path) -> None:
-    os.link(rows, temporary)
+    try:
+        os.link(rows, temporary)
+    except OSError:
+        # Not every file system has hard links.
+        shutil.copyfile(rows, temporary)
 
 
 def _write_jsonl_gz(rows: Path, temporary: Path) -> None:
@@ -204,11 +221,40 @@ def _write_jsonl_gz(rows: Path, temporary: Path) -> None:
 
 
 def _write_parquet(rows: Path, temporary: Path) -> None:
-    import pyarrow.json
-    import pyarrow.parquet
+    """Row by row in two passes, as one batch need not show every column and type of the file.
 
-    table = pyarrow.json.read_json(rows, read_options=pyarrow.json.ReadOptions(block_size=64 << 20))
-    pyarrow.parquet.write_table(table, temporary)
+    Raises:
+        DataError: a column holds values of kinds that Parquet cannot keep together.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schemas = (_batch_schema(batch) for batch in _batches(rows))
+        schema = reduce(
+            lambda a, b: pa.unify_schemas([a, b], promote_options="permissive"), schemas
+        )
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for batch in _batches(rows):
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose an "
+            "--out that ends in .jsonl."
+        ) from error
+
+
+def _batches(rows: Path) -> Iterator[list[dict[str, Any]]]:
+    with rows.open(encoding="utf-8") as lines:
+        while batch := [json.loads(line) for line in islice(lines, CHUNK_ROWS)]:
+            yield batch
+
+
+def _batch_schema(batch: list[dict[str, Any]]) -> Any:
+    import pyarrow as pa
+
+    names = dict.fromkeys(name for row in batch for name in row)
+    return pa.schema([(name, pa.array([row.get(name) for row in batch]).type) for name in names])
 
 
 WRITERS: dict[str, Callable[[Path, Path], None]] = {

@@ -17,7 +17,7 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.tokens.batch import make_batchers
-from plaudit.tokens.encode import Encoder, Refused, encode
+from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -66,10 +66,12 @@ class RewardModel:
         comparison = self.comparison(prompt, responses)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
-            raise DataError(
-                f"score() cannot score this ({outcome.detail}); shorten the prompt or the "
-                f"responses to {self.facts.max_length} tokens together."
+            advice = (
+                f"shorten the prompt or the responses to {self.facts.max_length} tokens together"
+                if outcome.reason == OVER_LENGTH
+                else "change the messages so that the model's chat template takes them"
             )
+            raise DataError(f"score() cannot score this ({outcome.detail}); {advice}.")
         return [float(reward) for reward in outcome]
 
     def prefer(self, prompt: Text, a: Text, b: Text) -> float:

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from plaudit import __version__
+from plaudit import __version__, embedded
 from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, RecipeError, TrainingError
 from plaudit.evaluate.baselines import measure_baselines
@@ -45,6 +45,7 @@ from plaudit.model.load import (
     load_base,
     load_config,
     load_tokenizer,
+    refuse_too_long,
     trainable_parameters,
 )
 from plaudit.model.module import has_score_head
@@ -122,7 +123,7 @@ def train(
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
         args = step_arguments(recipe, arguments, folder)
-        run = _prepare(recipe, args, console)
+        run = _prepare(recipe, args, folder, console)
         return _train(run, folder, checkpoint, console)
     except OSError as error:
         raise as_output_error(error, folder.path) from error
@@ -192,6 +193,7 @@ class PreparedRun:
     """Everything a run needs before its first step."""
 
     recipe: Recipe
+    base: str
     args: StepArguments
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
@@ -201,12 +203,14 @@ class PreparedRun:
     started: datetime
 
 
-def _prepare(recipe: Recipe, args: StepArguments, console: Console) -> PreparedRun:
+def _prepare(
+    recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
+) -> PreparedRun:
     """Cheap checks first: data and configuration are read before any weight is."""
     started = datetime.now(UTC)
     set_seed(args.seed)
     comparisons = corpora.read_comparisons(recipe.data)
-    base = resolve_base(recipe.model.base)
+    base = place_base(recipe.model.base, folder)
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
@@ -239,6 +243,7 @@ def _prepare(recipe: Recipe, args: StepArguments, console: Console) -> PreparedR
     )
     return PreparedRun(
         recipe=recipe,
+        base=base,
         args=args,
         corpus=corpus,
         tokenizer=tokenizer,
@@ -249,8 +254,20 @@ def _prepare(recipe: Recipe, args: StepArguments, console: Console) -> PreparedR
     )
 
 
-def resolve_base(base: str) -> str:
-    """A local folder as an absolute path, so that the saved adapter finds it from anywhere."""
+def place_base(base: str, folder: RunFolder) -> str:
+    """Where the base is loaded from.
+
+    A local folder is an absolute path, so that the saved adapter finds it from anywhere; the
+    embedded base is copied into the run, so that the run folder can be moved.
+    """
+    if base == embedded.NAME:
+        if not is_main_process():
+            return str(embedded.base_path())
+        if not folder.base.is_dir():
+            staged = folder.base.with_name(".base.partial")
+            shutil.copytree(embedded.base_path(), staged, dirs_exist_ok=True)
+            staged.rename(folder.base)
+        return str(folder.base.resolve())
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
@@ -278,6 +295,7 @@ def _build_model(
 ) -> tuple[Prepared, Batcher, tuple[int, int]]:
     assert isinstance(tokenizer.pad_token_id, int)
     network = load_base(request, pad_id=tokenizer.pad_token_id)
+    refuse_too_long(network, recipe.tokens.max_length)
     if recipe.lora is not None:
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
     dropouts_off(network, keep_lora=True)
@@ -378,17 +396,21 @@ def _make_trainer(
         callbacks.append(
             EarlyStoppingCallback(patience, run.recipe.evaluate.early_stopping_threshold)
         )
-    trainer = RewardTrainer(
-        module=run.model.module,
-        args=run.args,
-        batcher=run.batcher,
-        objective=objective(run.recipe.loss.kind, run.args.device),
-        train_trees=run.corpus.train.trees,
-        eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
-        measure=measured,
-        tokenizer=run.tokenizer,
-        callbacks=callbacks,
-    )
+    try:
+        trainer = RewardTrainer(
+            module=run.model.module,
+            args=run.args,
+            batcher=run.batcher,
+            objective=objective(run.recipe.loss.kind, run.args.device),
+            train_trees=run.corpus.train.trees,
+            eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
+            measure=measured,
+            tokenizer=run.tokenizer,
+            callbacks=callbacks,
+        )
+    except (ImportError, RuntimeError) as error:
+        # What report_to and optim name may be missing here; transformers says which.
+        raise RecipeError(f"train: transformers cannot set this run up ({error}).") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -417,6 +439,8 @@ def _fit(
             "them, lower train.learning_rate, and go on from the last checkpoint with: "
             f"{folder.resume_command()}"
         ) from None
+    except ImportError as error:
+        raise RecipeError(f"train: a library is missing ({error}).") from error
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"Stopped at once; go on from the last checkpoint with: {folder.resume_command()}"
@@ -550,7 +574,7 @@ def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
         "name": folder.path.name,
         "base": recipe.model.base,
         "base_revision": recipe.model.revision,
-        "base_is_hub_id": not Path(recipe.model.base).is_dir(),
+        "base_is_hub_id": run.base == recipe.model.base and not Path(run.base).is_dir(),
         "architecture": config.model_type,
         "method": method,
         "lora": recipe.lora,
@@ -626,7 +650,7 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
     fingerprints = [s["fingerprint"] for s in metrics["data"]["sources"] if s["split"] == "train"]
     return ArtefactFacts(
         kind="full" if recipe.lora is None else "adapter",
-        base=resolve_base(recipe.model.base),
+        base=run.base,
         base_revision=recipe.model.revision,
         max_length=recipe.tokens.max_length,
         text=metrics["run"]["chat_template_kind"],

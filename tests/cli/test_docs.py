@@ -1,0 +1,321 @@
+"""Documentation that cannot rot: its commands and code are run, its recipes and rows are read.
+
+A page is run from top to bottom in a folder of its own that holds what the pages name: a tiny base
+``my-base/``, files of pairs, ``recipes/``, and a finished run wherever a page uses one it did not
+make. A block that could be run and is neither run nor listed here with a reason fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.cli.main import main
+from plaudit.data.readers import READERS, choose_reader, to_comparison
+from plaudit.recipe import effective_training_arguments, parse_recipe
+from plaudit.recipe_yaml import read_yaml
+from tests.conftest import pair_rows, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda path: path.relative_to(ROOT)
+)
+SHELL = ("bash", "sh")
+NOT_RUN_LANGUAGES = ("", "text", "json", "yaml")
+
+# Commands that are not run here: how they begin, and why.
+NOT_RUN = {
+    "git clone": "fetches from the network",
+    "pip install": "changes the environment the tests run in",
+    "python -m pip install": "changes the environment the tests run in",
+    "source .venv/bin/activate": "changes the shell, not the project",
+    "torchrun": "tests/laws/test_one_step.py runs two ranks; a page may ask for GPUs",
+    "accelerate launch": "several GPUs",
+}
+# Standard tools that pages use to look at files; run by a shell in the page's folder.
+STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
+
+# Code that goes into a file of the project, run with the names of that file in place.
+GOES_INTO = {
+    "docs/how-to/add-a-reader.md": "plaudit.data.readers",
+    "docs/how-to/add-a-loss.md": "plaudit.loss.losses",
+    "docs/how-to/add-a-verb.md": "plaudit.cli.main",
+}
+# Names further than that file which a page's code goes beside.
+ALSO_FROM = {"docs/how-to/add-a-loss.md": "plaudit.recipe"}
+
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+RUN_FOLDER = re.compile(r"\bruns/[\w.-]*\w")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A fenced block: its language, its text, and the line it starts on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            language=match[2],
+            text="\n".join(line.removeprefix(match[1]) for line in match[3].splitlines()) + "\n",
+            line=text[: match.start()].count("\n") + 1,
+        )
+        for match in FENCE.finditer(text)
+    ]
+
+
+def of_language(*languages: str) -> list[Any]:
+    """``pytest`` parameters: every block of these languages, named by page and line."""
+    return [
+        pytest.param(page, block, id=f"{name_of(page)}:{block.line}")
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in languages
+    ]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of each command; a backslash joins lines and ``#`` starts a comment."""
+    joined = block.text.replace("\\\n", " ")
+    split = (shlex.split(line, comments=True) for line in joined.splitlines())
+    return [words for words in split if words]
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language in (*SHELL, "python")]
+
+
+def listed(words: list[str]) -> bool:
+    command = " ".join(words)
+    return any(command == start or command.startswith(f"{start} ") for start in NOT_RUN)
+
+
+# ---- the folder a page runs in -------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """Verbs silence libraries for the rest of their process, which here goes on to other tests."""
+    found = logging.getLogger("plaudit")
+    before = (found.level, found.propagate, list(found.handlers))
+    environment = dict(os.environ)
+    yield
+    found.setLevel(before[0])
+    found.propagate = before[1]
+    found.handlers[:] = before[2]
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder that the pages assume."""
+    (tmp_path / "my-base").symlink_to(tiny_base)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    for seed, name in enumerate(("pairs", "held_out", "hard", "final")):
+        write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def put_runs(page: Path, workplace: Path, finished_run: Path) -> None:
+    """A finished run wherever the page names one that it does not make itself.
+
+    Where the page resumes one, it is put back to a run that was killed after its first checkpoint.
+    """
+    code = [block.text for block in runnable(page)]
+    made, resumed = set(), set()
+    for block in runnable(page):
+        for words in commands(block) if block.language in SHELL else ():
+            if "--out" in words:
+                out = words[words.index("--out") + 1]
+                (resumed if "--resume" in words else made).add(out)
+    for name in set(RUN_FOLDER.findall("\n".join(code))) - made:
+        shutil.copytree(finished_run, workplace / name)
+    for name in resumed - made:
+        stop(workplace / name)
+
+
+def stop(run: Path) -> None:
+    for name in ("metrics.json", "plaudit.json", "adapter_model.safetensors"):
+        (run / name).unlink()
+    first, *later = sorted(
+        (run / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2])
+    )
+    assert later, "the finished run needs two checkpoints"
+    for checkpoint in later:
+        shutil.rmtree(checkpoint)
+
+
+# ---- the tests -----------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=name_of(page)) for page in PAGES if runnable(page)]
+)
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, workplace: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_runs(page, workplace, finished_run)
+    target = GOES_INTO.get(name_of(page))
+    names: dict[str, Any] = {"__name__": "page"}
+    if target is not None:
+        names |= vars(import_module(target))
+    if name_of(page) in ALSO_FROM:
+        names |= vars(import_module(ALSO_FROM[name_of(page)]))
+    # A page that adds a row to a table must not add it for other tests.
+    names |= {name: dict(value) for name, value in names.items() if name == "VERBS"}
+    for block in runnable(page):
+        where = f"{name_of(page)}:{block.line}"
+        if block.language == "python":
+            exec(compile("\n" * block.line + block.text, where, "exec"), names)
+            continue
+        for words in commands(block):
+            run_command(words, where, capsys)
+
+
+def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if listed(words):
+        return
+    command = f"{where}: {shlex.join(words)}"
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets, f"{command}: the Makefile has no such target"
+    elif words[0] in STANDARD_TOOLS:
+        subprocess.run(words, check=True, capture_output=True)
+    else:
+        assert words[0] == "plaudit", f"{command}: neither run nor listed in NOT_RUN"
+        assert not {"|", ">", "&&", ";", "&"} & set(words), f"{command}: write one plain command"
+        code = main(words[1:])
+        assert code == 0, f"{command}: exit code {code}: {capsys.readouterr().err[-2000:]}"
+
+
+def test_what_is_not_run_is_still_in_the_pages() -> None:
+    """A line of the list that no page needs any more would hide the next command like it."""
+    shell = [block for page in PAGES for block in blocks(page) if block.language in SHELL]
+    used = [" ".join(words) for block in shell for words in commands(block) if listed(words)]
+    assert {"torchrun", "accelerate launch"} <= {
+        start for start in NOT_RUN if any(command.startswith(start) for command in used)
+    }
+
+
+@pytest.mark.parametrize(("page", "block"), of_language(*NOT_RUN_LANGUAGES))
+def test_no_command_hides_in_a_block_that_is_not_run(page: Path, block: Block) -> None:
+    lines = [line.strip() for line in block.text.splitlines()]
+    assert not [line for line in lines if re.match(r"(\$ |plaudit (?!\S*:)\w+ [-\w./]+ )", line)]
+
+
+def test_every_block_has_a_known_language() -> None:
+    known = {*SHELL, *NOT_RUN_LANGUAGES, "python"}
+    unknown = {
+        f"{name_of(page)}:{block.line}": block.language
+        for page in PAGES
+        for block in blocks(page)
+        if block.language not in known
+    }
+    assert unknown == {}
+
+
+@pytest.mark.parametrize(("page", "block"), of_language("yaml"))
+def test_yaml_is_a_part_of_a_recipe(page: Path, block: Block) -> None:
+    where = f"{name_of(page)}:{block.line}"
+    given = read_yaml(block.text, where)
+    for section, required in (("model", {"base": "my-base"}), ("data", {"train": "pairs.jsonl"})):
+        given[section] = {**required, **given.get(section, {})}
+    effective_training_arguments(parse_recipe(given, where))
+
+
+@pytest.mark.parametrize(("page", "block"), of_language("json"))
+def test_json_is_a_row_that_a_reader_takes(page: Path, block: Block) -> None:
+    where = f"{name_of(page)}:{block.line}"
+    for line in block.text.splitlines():
+        row = json.loads(line)
+        if name_of(page) == "docs/how-to/add-a-reader.md":
+            continue  # a row of the format that the page adds; its own code is run above
+        reader = choose_reader(row, where=where)
+        to_comparison(reader, row, number=1, where=where, source="docs")
+
+
+def test_the_page_of_formats_shows_every_format() -> None:
+    page = ROOT / "docs/how-to/train-on-your-data.md"
+    sections = re.split(r"^### ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    shown = {}
+    for section in sections:
+        example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+        assert example is not None, section
+        reader = choose_reader(json.loads(example[1]), where="the example")
+        shown[section.split("\n")[0]] = reader.name
+    assert shown == {name: name for name in READERS}
+
+
+def test_the_page_of_formats_explains_every_reason() -> None:
+    from plaudit.data.reasons import EXPLANATIONS
+    from plaudit.tokens import encode
+
+    page = (ROOT / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")
+    table = set(
+        re.findall(r"^\| `(\w+)` \|", page.partition("## What is dropped")[2], re.MULTILINE)
+    )
+    assert table == {
+        *EXPLANATIONS,
+        encode.OVER_LENGTH,
+        encode.TEMPLATE_REFUSED,
+        encode.IDENTICAL_TOKENS,
+        encode.NO_TOKENS,
+    }
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return text.replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}"
+        if anchor:
+            found = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in found}, f"{name_of(page)}: {link}"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    links = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)\)", index)}
+    missing = [
+        name_of(page)
+        for page in PAGES
+        if page.is_relative_to(ROOT / "docs")
+        and page not in {*links, ROOT / "docs/README.md"}
+        and page.parent not in links
+    ]
+    assert missing == []
