@@ -9,6 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from plaudit.device import to_device
 from plaudit.types import TokenTree
 
 
@@ -49,10 +50,10 @@ def pairs_of(trees: Sequence[TokenTree], device: torch.device) -> Pairs:
             weight.append(tree.weight / len(order))
         row += len(tree.branches)
     return Pairs(
-        winner_P=torch.tensor(winner, dtype=torch.long).to(device),
-        loser_P=torch.tensor(loser, dtype=torch.long).to(device),
-        margin_P=torch.tensor(margin, dtype=torch.float32).to(device),
-        weight_P=torch.tensor(weight, dtype=torch.float32).to(device),
+        winner_P=to_device(torch.tensor(winner, dtype=torch.long), device),
+        loser_P=to_device(torch.tensor(loser, dtype=torch.long), device),
+        margin_P=to_device(torch.tensor(margin, dtype=torch.float32), device),
+        weight_P=to_device(torch.tensor(weight, dtype=torch.float32), device),
     )
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from plaudit.device import to_device
 from plaudit.errors import ModelError
 from plaudit.types import PackedLayout
 
@@ -285,9 +286,9 @@ def varlen_plan(layout: PackedLayout, device: torch.device) -> VarlenPlan:
             longest_query = max(longest_query, length)
             longest_key = max(longest_key, span.shared + length)
         plan = VarlenPlan(
-            keys_S=torch.cat(pieces).to(device),
-            queries_cumulative=torch.tensor(queries, dtype=torch.int32).to(device),
-            keys_cumulative=torch.tensor(keys, dtype=torch.int32).to(device),
+            keys_S=to_device(torch.cat(pieces), device),
+            queries_cumulative=to_device(torch.tensor(queries, dtype=torch.int32), device),
+            keys_cumulative=to_device(torch.tensor(keys, dtype=torch.int32), device),
             longest_query=longest_query,
             longest_key=longest_key,
         )

@@ -176,6 +176,8 @@ def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
     options: dict[str, Any] = {"dtype": request.dtype}
     if request.quantize is not None:
         options["quantization_config"] = _four_bit(request.dtype)
+        # Quantized weights cannot be moved afterwards: each rank loads onto its own device.
+        options["device_map"] = {"": torch.cuda.current_device()}
     try:
         network, info = AutoModelForSequenceClassification.from_pretrained(
             request.base,

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from plaudit.device import to_device
 from plaudit.types import Batcher, PackedBatch, PackedLayout, PaddedBatch, TokenTree
 
 MICROBATCH_TOKENS = 8192
@@ -142,8 +143,4 @@ def pad(trees: Sequence[TokenTree], pad_id: int, device: torch.device) -> Padded
 
 
 def _long(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array.astype(np.int64))
-    # Pinned memory lets the copy run beside the device's work instead of stopping the host.
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    return to_device(torch.from_numpy(array.astype(np.int64)), device)

@@ -39,7 +39,9 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
+        # Right pairs and summed margin; what the host knows is counted on the host.
+        self._sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._pairs = 0
         self._comparisons = 0
         self._tokens = 0
         self._since = time.perf_counter()
@@ -47,7 +49,8 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """What has been counted since the last reading, for a checkpoint between two logs."""
         return {
-            "sums": self._sums_3,
+            "sums": self._sums_2,
+            "pairs": self._pairs,
             "comparisons": self._comparisons,
             "tokens": self._tokens,
             "seconds": time.perf_counter() - self._since,
@@ -55,7 +58,8 @@ class Meter:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on counting from a :meth:`state`."""
-        self._sums_3 = state["sums"].to(self.device)
+        self._sums_2 = state["sums"].to(self.device)
+        self._pairs = state["pairs"]
         self._comparisons = state["comparisons"]
         self._tokens = state["tokens"]
         self._since = time.perf_counter() - state["seconds"]
@@ -66,14 +70,9 @@ class Meter:
 
     def add(self, delta_P: Tensor) -> None:
         """Count one micro-batch's pairs, whether they are ordered right, and their margins."""
+        self._pairs += delta_P.numel()
         with torch.no_grad():
-            self._sums_3 += torch.stack(
-                [
-                    torch.tensor(float(delta_P.numel()), dtype=torch.float64, device=self.device),
-                    (delta_P > 0).sum().double(),
-                    delta_P.double().sum(),
-                ]
-            )
+            self._sums_2 += torch.stack([(delta_P > 0).sum().double(), delta_P.double().sum()])
 
     def step(self, loss: Tensor, trees: Sequence[TokenTree], step: int) -> None:
         """Close a step: its loss is checked for finiteness here (CPU) or at the next reading."""
@@ -100,12 +99,13 @@ class Meter:
     def read(self, total: Callable[[Tensor], Tensor]) -> Reading:
         """All ranks' sums since the last reading; ``total`` sums a tensor over ranks."""
         self.check()
-        host = torch.tensor([self._comparisons, self._tokens], dtype=torch.float64)
-        sums = total(torch.cat([self._sums_3, host.to(self.device)])).tolist()
+        host = [self._pairs, self._comparisons, self._tokens]
+        counted = torch.tensor(host, dtype=torch.float64, device=self.device)
+        sums = total(torch.cat([self._sums_2, counted])).tolist()
         reading = Reading(
-            pairs=sums[0],
-            correct=sums[1],
-            margin=sums[2],
+            correct=sums[0],
+            margin=sums[1],
+            pairs=sums[2],
             comparisons=sums[3],
             tokens=sums[4],
             seconds=time.perf_counter() - self._since,

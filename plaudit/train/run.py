@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -33,7 +31,7 @@ from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
 from plaudit.evaluate.table import write_table
 from plaudit.files import as_output_error, write_json
 from plaudit.loss.losses import LOSSES
-from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.loss.pairs import ordered_pairs, pairs_of, total_weight
 from plaudit.model.artefact import ArtefactFacts, save_artefact
 from plaudit.model.load import (
     BaseRequest,
@@ -84,6 +82,7 @@ from plaudit.train.measure import (
     write_rewards,
 )
 from plaudit.train.meter import NonFiniteLossError
+from plaudit.train.steps import rows_of_first
 from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import Batcher, TokenTree
 
@@ -183,7 +182,14 @@ def step_arguments(
     if full and torch.cuda.is_available():
         given.setdefault("bf16", True)
     try:
-        return StepArguments(**{**given, **fixed})
+        args = StepArguments(**{**given, **fixed})
+        if args.n_gpu > 1:
+            logger.warning(
+                "%d GPUs are visible and one is used; start with torchrun to use all.", args.n_gpu
+            )
+            # Otherwise the Trainer splits batches by rows (DataParallel), and ours have none.
+            args._n_gpu = 1
+        return args
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
 
@@ -283,6 +289,9 @@ def prepare_tokenizer(
     )
     if tokens.chat_template is not None:
         tokenizer.chat_template = read_template(tokens.chat_template)
+    if isinstance(tokenizer.chat_template, dict):
+        # A tokenizer may carry several named templates; transformers renders this one.
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = freeze_dates(
             tokenizer.chat_template, date.fromisoformat(tokens.date)
@@ -338,14 +347,12 @@ def objective(kind: str, device: torch.device) -> Objective:
     """The recipe's loss as the trainer calls it."""
     loss = LOSSES[kind]
 
-    def loss_sum(scores_R: Tensor, trees: Sequence[TokenTree]) -> Tensor:
-        return loss(scores_R, pairs_of(trees, device))
-
-    def deltas(scores_R: Tensor, trees: Sequence[TokenTree]) -> Tensor:
+    def of_batch(scores_R: Tensor, trees: Sequence[TokenTree]) -> tuple[Tensor, Tensor]:
         pairs = pairs_of(trees, device)
-        return scores_R[pairs.winner_P] - scores_R[pairs.loser_P]
+        delta_P = scores_R.detach()[pairs.winner_P] - scores_R.detach()[pairs.loser_P]
+        return loss(scores_R, pairs), delta_P
 
-    return Objective(loss_sum=loss_sum, deltas=deltas, weight=total_weight)
+    return Objective(of_batch=of_batch, weight=total_weight)
 
 
 def _train(
@@ -356,9 +363,8 @@ def _train(
     trainer = _make_trainer(run, folder, index, stop, console)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
-    began = time.perf_counter()
     _fit(trainer, run, folder, checkpoint, stop)
-    seconds = time.perf_counter() - began
+    seconds = trainer.seconds()
     with console.status("final evaluation"):
         scores = {
             "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
@@ -497,13 +503,14 @@ def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> di
     losses = [event["loss"] for event in state.log_history if "loss" in event]
     throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
     trees = run.corpus.train.trees
-    share = state.global_step / max(1, math.ceil(len(trees) / step_size(run.args)))
+    rows = list(rows_of_first(trainer.sampler(), state.global_step))
     return {
         "steps": state.global_step,
         "planned_steps": state.max_steps,
         "epochs": state.epoch,
-        "pairs": round(share * len(trees)),
-        "tokens": round(share * sum(tree.tokens for tree in trees)),
+        "pairs": sum(len(ordered_pairs(trees[row].grades)) for row in rows),
+        "comparisons": len(rows),
+        "tokens": sum(trees[row].tokens for row in rows),
         "seconds": seconds,
         "pairs_per_second": float(np.median(throughput)) if throughput else None,
         "final_loss": losses[-1] if losses else None,

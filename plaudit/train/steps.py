@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
@@ -40,6 +41,14 @@ class StepSampler(Sampler[list[int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
         for step in range(len(self)):
             yield order[step * self.per_step : (step + 1) * self.per_step].tolist()
+
+
+def rows_of_first(sampler: StepSampler, steps: int) -> Iterator[int]:
+    """Row numbers of a run's first ``steps`` optimizer steps, in order, epoch after epoch."""
+    for epoch, begin in enumerate(range(0, steps, len(sampler))):
+        sampler.set_epoch(epoch)
+        for rows in islice(sampler, min(len(sampler), steps - begin)):
+            yield from rows
 
 
 class StepLoader(DataLoader[TokenTree]):

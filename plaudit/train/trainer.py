@@ -54,10 +54,13 @@ class StepArguments(TrainingArguments):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The loss as the trainer sees it: a sum over a batch, its pairs, and what divides a step."""
+    """The loss as the trainer sees it.
 
-    loss_sum: Callable[[Tensor, Sequence[TokenTree]], Tensor]
-    deltas: Callable[[Tensor, Sequence[TokenTree]], Tensor]
+    ``of_batch`` gives a batch's summed loss and its ``delta_P``; ``weight`` what a step's sum is
+    divided by.
+    """
+
+    of_batch: Callable[[Tensor, Sequence[TokenTree]], tuple[Tensor, Tensor]]
     weight: Callable[[Sequence[TokenTree]], float]
 
 
@@ -99,21 +102,27 @@ class RewardTrainer(Trainer):
         self.eval_trees = eval_trees
         self.measure = measure
         self.meter = Meter(self.args.device)
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
 
     # ---- data
 
     def get_train_dataloader(self) -> StepLoader:
-        sampler = StepSampler(
+        return StepLoader(self.train_trees, self.sampler())
+
+    def sampler(self) -> StepSampler:
+        """The order of this run's comparisons."""
+        return StepSampler(
             len(self.train_trees),
             self._train_batch_size * self.accelerator.num_processes,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
-        return StepLoader(self.train_trees, sampler)
 
     # ---- one step
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Train, from a complete checkpoint where one is given."""
+        self._began = time.perf_counter()
         if resume_from_checkpoint is not None:
             self.add_callback(_RestoreCounters(self, Path(resume_from_checkpoint)))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
@@ -150,8 +159,9 @@ class RewardTrainer(Trainer):
         with self.compute_loss_context_manager():
             scores_R = model(self.batcher.collate(trees))
         # A filler has no pairs: its loss is an empty sum, zero with a gradient path.
-        loss = self.objective.loss_sum(scores_R, trees) * scale
-        self.meter.add(self.objective.deltas(scores_R.detach(), trees))
+        loss_sum, delta_P = self.objective.of_batch(scores_R, trees)
+        loss = loss_sum * scale
+        self.meter.add(delta_P)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -268,12 +278,17 @@ class RewardTrainer(Trainer):
             )
         self.meter.pause(time.perf_counter() - started)
 
+    def seconds(self) -> float:
+        """Time spent training, evaluating and saving, earlier parts of a resumed run included."""
+        return self._seconds_before + time.perf_counter() - self._began
+
     def _counters(self) -> dict[str, Any]:
         """What the next log line is made of. The Trainer forgets it between two lines."""
         return {
             "loss": self._tr_loss,
             "logged_step": self._globalstep_last_logged,
             "meter": self.meter.state(),
+            "seconds": self.seconds(),
         }
 
     def restore_counters(self, checkpoint: Path) -> None:
@@ -285,6 +300,7 @@ class RewardTrainer(Trainer):
         self._tr_loss = saved["loss"]
         self._globalstep_last_logged = saved["logged_step"]
         self.meter.restore(saved["meter"])
+        self._seconds_before = saved["seconds"]
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
