@@ -15,7 +15,9 @@ from plaudit.errors import OutputError
 
 # How libraries written in Rust and C++ say that a write failed, where Python would raise OSError.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|file write failed")
+_TORCH_ERROR = re.compile(
+    r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|file write failed|iostream error"
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -14,6 +14,8 @@ import pytest
 # Before any test imports a library that would try the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Tiny models gain nothing from threads, and processes that share cores lose much to them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCE = (
     "the quick brown fox jumps over lazy dog what is answer question it forty two because we "

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from plaudit import __version__
-from plaudit.errors import PlauditError
+from plaudit.errors import InterruptedRunError, PlauditError
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -30,6 +30,9 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
+    "quickstart": Verb(
+        "plaudit.cli.quickstart:quickstart", "The whole main job offline, on embedded parts."
+    ),
     "train": Verb("plaudit.cli.train:train", "Train a reward model from a recipe."),
     "plan": Verb(
         "plaudit.cli.plan:plan", "Steps, memory, FLOPs and time, before renting anything."
@@ -79,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Ctrl-C is the user's doing; typer ends with 130 then, or with 1 while it asks something.
         interrupted = code == INTERRUPTED or isinstance(stop.__context__, typer.Abort)
         return USER_MISTAKE if interrupted else code
+    except InterruptedRunError as error:
+        # A launcher hands the signal to every process; one of them speaks.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
+        return USER_MISTAKE
     except PlauditError as error:
         print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
         return USER_MISTAKE

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -50,6 +51,21 @@ def hush_weight_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:
+    """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
+    if metrics["eval"] is not None:
+        best = metrics["best"]
+        console.print()
+        console.print(history_table(metrics["eval"]["history"], best and best["step"]))
+        console.print()
+    for block in (metrics["eval"], metrics["test"]):
+        for line in evaluation_lines(block) if block else ():
+            console.print(line, highlight=False, markup=False)
+    if metrics["overfit"] is not None:
+        console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
+    console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Table:

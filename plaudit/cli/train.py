@@ -6,7 +6,7 @@ import json as json_module
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,7 +24,7 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Train a reward model from a recipe; evaluate it; write model, plots, report and card."""
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
     from plaudit.recipe import effective_training_arguments, load_recipe
     from plaudit.train.folder import is_main_process, refuse_existing
@@ -46,20 +46,4 @@ def train(
         return
     if json:
         print(json_module.dumps(trained.metrics))
-    _summarise(console, trained.folder, trained.metrics)
-
-
-def _summarise(console: Any, folder: Path, metrics: Any) -> None:
-    from plaudit.cli.screen import evaluation_lines, history_table
-
-    if metrics["eval"] is not None:
-        best = metrics["best"]
-        console.print()
-        console.print(history_table(metrics["eval"]["history"], best and best["step"]))
-        console.print()
-    for block in (metrics["eval"], metrics["test"]):
-        for line in evaluation_lines(block) if block else ():
-            console.print(line, highlight=False, markup=False)
-    if metrics["overfit"] is not None:
-        console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
-    console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
+    summarise_run(console, trained.folder, trained.metrics)

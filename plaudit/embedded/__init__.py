@@ -14,6 +14,11 @@ def base_path() -> Path:
     return Path(__file__).resolve().parent / "base"
 
 
+def quickstart_path() -> Path:
+    """The recipe that ``plaudit quickstart`` runs."""
+    return Path(__file__).resolve().parent / "quickstart.yaml"
+
+
 def documentation_path() -> Path:
     """The compressed documentation corpus, read by :mod:`plaudit.data.documentation`."""
     return Path(__file__).resolve().parent / "documentation.jsonl.xz"

@@ -25,7 +25,7 @@ from plaudit.files import write_json, writing
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused, encode
+from plaudit.tokens.encode import Refused
 from plaudit.types import Comparison, TokenTree
 
 
@@ -114,7 +114,7 @@ def _encode(
     model: RewardModel, comparisons: Sequence[Comparison]
 ) -> tuple[list[Comparison], list[TokenTree], Counter[str]]:
     """Comparisons that can be scored with their trees, and the others counted by reason."""
-    outcomes = encode(model.encoder, comparisons)
+    outcomes = model.encode(comparisons)
     dropped = Counter(o.reason for o in outcomes if isinstance(o, Refused))
     trees = [o for o in outcomes if isinstance(o, TokenTree)]
     if not trees:

@@ -349,8 +349,11 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
 
 def _without_heads(
     network: nn.Module, heads: Sequence[str], asked: str | Sequence[str] | None
-) -> str | list[str]:
+) -> str | list[str] | None:
     """``exclude_modules`` with the layers of the heads added: PEFT cannot both adapt and save."""
+    if has_score_head(network):
+        # PEFT itself leaves a head of this name alone, and then says which targets it missed.
+        return asked if asked is None or isinstance(asked, str) else list(asked)
     layers = [
         name
         for name, child in network.named_modules()

@@ -20,7 +20,7 @@ import numpy as np
 from plaudit.data.files import fingerprint
 from plaudit.data.load import LocatedComparison, iterate
 from plaudit.errors import DataError, OutputError
-from plaudit.files import as_output_error, write_atomically, write_json
+from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
@@ -66,9 +66,9 @@ def score_file(
         raise OutputError(f"--out {out} exists already; choose another name.")
     total = sum(1 for _ in _checked(source, column))
     partial = Partial.beside(out)
-    done = partial.open(_identity(model, model_path, source, column))
-    resumed = done.rows
-    try:
+    with writing(out):
+        done = partial.open(_identity(model, model_path, source, column))
+        resumed = done.rows
         with partial.rows_path.open("a", encoding="utf-8") as file:
             rows = islice(_checked(source, column), resumed, None)
             while chunk := list(islice(rows, CHUNK_ROWS)):
@@ -79,8 +79,6 @@ def score_file(
                 file.flush()
                 on_progress(done.rows, total)
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
-    except OSError as error:
-        raise as_output_error(error, out) from error
     partial.remove()
     return ScoredFile(
         rows=done.rows,
@@ -185,20 +183,25 @@ class Partial:
                 f"{self.identity_path} belongs to a stopped call with another model or input; "
                 f"delete it and {self.rows_path.name}, or choose another --out."
             )
-        return self._count_whole_lines(identity["column"])
+        return self._keep_whole_chunks(identity["column"])
 
-    def _count_whole_lines(self, column: str) -> Done:
-        """Count complete lines, and cut off one that a kill left unfinished."""
+    def _keep_whole_chunks(self, column: str) -> Done:
+        """Count the rows of complete chunks, and cut off what a kill left after them.
+
+        Chunks then begin where an uninterrupted call has them, and so do its micro-batches: the
+        rewards come out the same to the last bit.
+        """
         done = Done()
         if not self.rows_path.is_file():
             return done
         end = 0
         with self.rows_path.open("rb+") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
+            while len(chunk := list(islice(file, CHUNK_ROWS))) == CHUNK_ROWS:
+                if not chunk[-1].endswith(b"\n"):
                     break
-                done.count(json.loads(line).get(reason_of(column)))
-                end += len(line)
+                for line in chunk:
+                    done.count(json.loads(line).get(reason_of(column)))
+                end += sum(len(line) for line in chunk)
             file.truncate(end)
         return done
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -96,10 +96,20 @@ class RewardModel:
 
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
         """Per comparison its ``rewards_K``, or why it has none."""
-        outcomes = encode(self.encoder, comparisons)
+        outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
         rewards = iter(self.score_trees(trees))
         return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
+
+    def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Refused]:
+        """Token trees as this model reads them: one text has one score on every path.
+
+        For a model trained on conversations alone, a plain text prompt is one user turn and a
+        plain text response one assistant turn.
+        """
+        if self.facts.text == "chat":
+            comparisons = [as_turns(comparison) for comparison in comparisons]
+        return encode(self.encoder, comparisons)
 
     def score_trees(
         self,
@@ -112,13 +122,12 @@ class RewardModel:
 
     def comparison(self, prompt: Text, responses: Sequence[Text]) -> Comparison:
         """Texts or messages as the record that encoding reads."""
-        chat = self.facts.text != "text" or not all(
-            isinstance(t, str) for t in (prompt, *responses)
-        )
+        # Beside messages, a text is a turn: the template renders all of it or nothing.
+        chat = not all(isinstance(text, str) for text in (prompt, *responses))
         return Comparison(
             id="0",
-            prompt=_turns(prompt, "user", chat),
-            responses=tuple(_turns(response, "assistant", chat) for response in responses),
+            prompt=_turns(prompt, "user", chat=chat),
+            responses=tuple(_turns(response, "assistant", chat=chat) for response in responses),
             grades=(),
             group="0",
             source="python",
@@ -126,7 +135,20 @@ class RewardModel:
         )
 
 
-def _turns(text: Text, role: str, chat: bool) -> Turns:
+def as_turns(comparison: Comparison) -> Comparison:
+    """A comparison of plain texts as one user turn and one assistant turn each."""
+
+    def turn(text: Turns, role: str) -> Turns:
+        return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+    return replace(
+        comparison,
+        prompt=turn(comparison.prompt, "user"),
+        responses=tuple(turn(response, "assistant") for response in comparison.responses),
+    )
+
+
+def _turns(text: Text, role: str, *, chat: bool) -> Turns:
     if isinstance(text, str):
         return (Message(role=role, content=text),) if chat else text
     return tuple(as_message(message) for message in text)

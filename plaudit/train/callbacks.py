@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -109,9 +110,24 @@ class StopSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.requested:
+        if self._agreed(args, state):
             control.should_save = True
             control.should_training_stop = True
+
+    def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether to stop after this step, the same answer on every rank.
+
+        Ranks hear a signal at different steps, and one that stopped alone would hang the others.
+        They ask each other at logging steps only, where they wait for each other anyway.
+        """
+        if args.world_size == 1:
+            return self.requested
+        if state.global_step % max(1, int(state.logging_steps)) == 0:
+            flag = torch.tensor([int(self.requested)], device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.requested = bool(flag.item())
+            return self.requested
+        return False
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -45,6 +45,11 @@ def remove_later(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
+def ranks_of(checkpoint: Path) -> int:
+    """How many processes wrote the checkpoint; each left its own counters."""
+    return len(list(checkpoint.glob("counters-*.pt")))
+
+
 def repair_state(checkpoint: Path) -> None:
     """Point the recorded best checkpoint at where the run folder is now (it may have moved)."""
     path = checkpoint / "trainer_state.json"

@@ -115,6 +115,12 @@ def _named_sets(
     return sets
 
 
+def fingerprints(comparisons: Comparisons) -> dict[str, str]:
+    """Fingerprint of each source by its path."""
+    sources = [fact for loaded in comparisons.loaded.values() for fact in loaded.sources]
+    return {fact.path: fact.fingerprint for fact in sources}
+
+
 def encode_corpus(
     encoder: Encoder, comparisons: Comparisons, *, on_part: Callable[[str, int], None]
 ) -> Corpus:

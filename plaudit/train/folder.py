@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import OutputError
-from plaudit.files import as_output_error, write_text
+from plaudit.files import as_output_error, write_json, write_text
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
 from plaudit.train import checkpoints
 
@@ -49,14 +51,20 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def data(self) -> Path:
+        """Fingerprints of the data files when the run was started."""
+        return self.path / "data.json"
+
+    @property
     def base(self) -> Path:
         """Where a run on the embedded base keeps its copy."""
         return self.path / "base"
 
     def resume_command(self) -> str:
-        """What to type to go on with this run."""
+        """What to type to go on with this run, with the launcher it was started by."""
+        launcher = f"torchrun --nproc_per_node={rank_count()} -m " if rank_count() > 1 else ""
         return (
-            f"plaudit train {shlex.quote(str(self.recipe))} "
+            f"{launcher}plaudit train {shlex.quote(str(self.recipe))} "
             f"--out {shlex.quote(str(self.path))} --resume"
         )
 
@@ -101,6 +109,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def rank_count() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
     """The folder of a stopped run and its newest complete checkpoint, None before the first.
 
@@ -124,9 +137,32 @@ def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
     if is_main_process():
         checkpoints.remove_incomplete(folder.checkpoints)
     latest = checkpoints.latest(folder.checkpoints)
+    if latest is not None and checkpoints.ranks_of(latest) != rank_count():
+        raise OutputError(
+            f"The run in {path} was started on {checkpoints.ranks_of(latest)} processes and this "
+            f"call has {rank_count()}, so its steps would differ; go on with as many as before."
+        )
     if latest is not None and is_main_process():
         checkpoints.repair_state(latest)
     return folder, latest
+
+
+def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
+    """Note what the data are when a run starts, and hold a resumed run to it.
+
+    Raises:
+        OutputError: a file is not what it was.
+    """
+    if folder.data.is_file():
+        before = json.loads(folder.data.read_text(encoding="utf-8"))
+        changed = sorted(p for p in fingerprints if before.get(p) != fingerprints[p])
+        if changed:
+            raise OutputError(
+                f"The data have changed since the run in {folder.path} was started "
+                f"({', '.join(changed)}); put them back, or start a new run in another --out."
+            )
+    elif is_main_process():
+        write_json(folder.data, dict(fingerprints))
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:

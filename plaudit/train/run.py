@@ -70,7 +70,13 @@ from plaudit.train.callbacks import (
     count_resumes,
 )
 from plaudit.train.corpus import Corpus
-from plaudit.train.folder import RunFolder, is_main_process, resume_folder, start_folder
+from plaudit.train.folder import (
+    RunFolder,
+    is_main_process,
+    refuse_changed_data,
+    resume_folder,
+    start_folder,
+)
 from plaudit.train.measure import (
     PairIndex,
     end_to_end,
@@ -216,6 +222,7 @@ def _prepare(
     started = datetime.now(UTC)
     set_seed(args.seed)
     comparisons = corpora.read_comparisons(recipe.data)
+    refuse_changed_data(folder, corpora.fingerprints(comparisons))
     base = place_base(recipe.model.base, folder)
     request = BaseRequest(
         base=base,

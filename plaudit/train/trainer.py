@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -139,10 +139,7 @@ class RewardTrainer(Trainer):
         Trainer averages what ranks return.
         """
         model.train()
-        # Schedule-free optimizers keep two sets of weights.
-        switch = getattr(self.optimizer, "train", None)
-        if callable(switch):
-            switch()
+        self._switch_optimizer("train")
         mine, rounds = self._share(inputs)
         cuts = self.batcher.cut(mine)
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
@@ -154,6 +151,12 @@ class RewardTrainer(Trainer):
                 total += self._micro_batch(model, trees, scale)
         self.meter.step(total, mine, self.state.global_step + 1)
         return total
+
+    def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
+        """Schedule-free optimizers keep two sets of weights, one to train and one to use."""
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
 
     def _micro_batch(self, model: nn.Module, trees: Sequence[TokenTree], scale: float) -> Tensor:
         with self.compute_loss_context_manager():
@@ -208,15 +211,11 @@ class RewardTrainer(Trainer):
         model = self.model_wrapped
         training = model.training
         model.eval()
+        self._switch_optimizer("eval")
         mine, rounds = self._share(trees)
         try:
             with self.compute_loss_context_manager():
-                scored = score_trees(
-                    model,
-                    self.batcher,
-                    mine,
-                    batches=rounds,
-                )
+                scored = score_trees(model, self.batcher, mine, batches=rounds)
         finally:
             model.train(training)
         ranks = self.accelerator.num_processes
@@ -295,9 +294,9 @@ class RewardTrainer(Trainer):
         """Go on with a checkpoint's log line, so that a resumed run logs what one run does."""
         rank = self.accelerator.process_index
         saved = torch.load(
-            checkpoint / f"counters-{rank}.pt", weights_only=True, map_location=self.args.device
+            checkpoint / f"counters-{rank}.pt", weights_only=True, map_location="cpu"
         )
-        self._tr_loss = saved["loss"]
+        self._tr_loss = saved["loss"].to(self.args.device)
         self._globalstep_last_logged = saved["logged_step"]
         self.meter.restore(saved["meter"])
         self._seconds_before = saved["seconds"]

@@ -20,7 +20,6 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from plaudit.serve import files as score_files
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -197,7 +196,7 @@ def test_all_too_long(
     )
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
     assert "max_length" in sentence
-    assert ("over_length 43" if overlong != "error" else "pairs.jsonl:") in sentence
+    assert ("over_length 42" if overlong != "error" else "pairs.jsonl:") in sentence
 
 
 def test_messages_without_a_chat_template(
@@ -453,11 +452,15 @@ def test_resume_with_another_recipe(
 def test_resume_of_a_finished_run_changes_nothing(
     own_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = snapshot(own_run)
+    def results() -> dict[str, str | None]:
+        # A checkpoint's state names the folder it is in, which is another one in this copy.
+        return {k: v for k, v in snapshot(own_run).items() if "trainer_state" not in k}
+
+    before = results()
     code = main(["train", str(own_run / "recipe.yaml"), "--out", str(own_run), "--resume"])
     assert code == 0
     assert "finished already" in " ".join(capsys.readouterr().err.split())
-    assert snapshot(own_run) == before
+    assert results() == before
 
 
 # ---- losses that are not finite
@@ -547,7 +550,7 @@ def test_no_room_while_saving(
         text=True,
         timeout=300,
         check=False,
-        preexec_fn=limited_file_size(limit),  # noqa: PLW1509
+        preexec_fn=limited_file_size(limit),
     )
     assert done.returncode == 2, done.stderr
     assert "could not be written" in the_sentence(done.stderr)
@@ -724,7 +727,7 @@ def test_score_in_other_kinds_of_file(ending: str, finished_run: Path, tmp_path:
         expected = [{name: row.get(name) for name in names} for row in expected]
         found = pq.read_table(other).to_pylist()
     else:
-        found = [json.loads(line) for line in gzip.open(other, "rt")]
+        found = [json.loads(line) for line in gzip.decompress(other.read_bytes()).splitlines()]
     assert found == expected
 
 
@@ -740,13 +743,24 @@ def test_columns_that_parquet_cannot_hold(
     assert not out.exists()
 
 
-def start_scoring(model: Path, data: Path, out: Path) -> subprocess.Popen[str]:
+def start_scoring(model: Path, data: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     program = (
         "import sys\nfrom plaudit.serve import files\nfiles.CHUNK_ROWS = 8\n"
         "from plaudit.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", program, "score", str(model), str(data), "--out", str(out)],
+        [
+            sys.executable,
+            "-c",
+            program,
+            "score",
+            str(model),
+            str(data),
+            "--out",
+            str(out),
+            *options,
+        ],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -758,12 +772,12 @@ def test_a_killed_call_is_gone_on_with(
     own_run: Path,
     tmp_path: Path,
     refuse: Refuse,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = write_jsonl(tmp_path / "rows.jsonl", pair_rows(4000, seed=3))
+    data = write_jsonl(tmp_path / "rows.jsonl", pair_rows(1200, seed=3))
     out = tmp_path / "out.jsonl"
     partial = tmp_path / ".out.jsonl.partial.jsonl"
+    whole = tmp_path / "whole.jsonl"
+    assert start_scoring(finished_run, data, whole).wait(timeout=300) == 0
     process = start_scoring(finished_run, data, out)
     try:
         deadline = time.monotonic() + 240
@@ -783,12 +797,11 @@ def test_a_killed_call_is_gone_on_with(
 
     with partial.open("a") as file:
         file.write('{"cut off in the mid')
-    monkeypatch.setattr(score_files, "CHUNK_ROWS", 8)
-    assert main(["score", str(finished_run), str(data), "--out", str(out), "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)
-    assert 0 < counts["resumed"] < counts["rows"] == counts["scored"] == 4000
-    whole = tmp_path / "whole.jsonl"
-    assert main(["score", str(finished_run), str(data), "--out", str(whole)]) == 0
+    process = start_scoring(finished_run, data, out, "--json")
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    counts = json.loads(printed)
+    assert 0 < counts["resumed"] < counts["rows"] == counts["scored"] == 1200
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".*"))
 
@@ -833,7 +846,7 @@ def test_an_evaluation_with_no_room_leaves_no_folder(
         text=True,
         timeout=300,
         check=False,
-        preexec_fn=limited_file_size(1_000),  # noqa: PLW1509
+        preexec_fn=limited_file_size(1_000),
     )
     assert done.returncode == 2, done.stderr
     assert "could not be written" in the_sentence(done.stderr)

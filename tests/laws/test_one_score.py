@@ -125,6 +125,22 @@ def test_text_for_a_chat_model_is_one_turn(model: RewardModel) -> None:
     assert_same([model.score(question, [answer])], [model.score(row["prompt"], [row["chosen"]])])
 
 
+def test_plain_text_in_a_file_has_the_score_it_has_in_python(
+    model: RewardModel, finished_run: Path, tmp_path: Path
+) -> None:
+    """A chat model takes a text row as turns on every path."""
+    texts = [
+        {side: row[side][0]["content"] for side in ("prompt", "chosen", "rejected")}
+        for row in ROWS[:5]
+    ]
+    data = write_jsonl(tmp_path / "texts.jsonl", texts)
+    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert_same([row["rewards"] for row in written], python_scores(model, ROWS[:5]))
+    rewards = evaluate(model, data).table.reward_N
+    assert_same(rewards.reshape(-1, 2).tolist(), python_scores(model, ROWS[:5]))
+
+
 def test_prefer_is_calibrated_and_symmetric(model: RewardModel) -> None:
     assert model.facts.temperature is not None
     row = ROWS[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from plaudit.errors import OutputError
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
 from plaudit.model.attention import PACKED_ATTENTION
@@ -101,22 +103,37 @@ def test_accumulation_is_only_a_way_to_write_the_batch(
         assert torch.equal(tensor, expected[name]), name
 
 
+def run_on_two_ranks(recipe: Path, out: Path, *options: str) -> None:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = subprocess.run(
+        [*launcher, "-m", "plaudit", "train", str(recipe), "--out", str(out), *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_ranks_train_what_one_does(
     tiny_base: Path,
     tmp_path: Path,
     write_recipe: Callable[[Mapping[str, Any]], Path],
 ) -> None:
-    """Two gloo ranks through torchrun. 43 pairs leave a last step that only one rank has rows for.
+    """Two gloo ranks through torchrun, then resumed from their middle checkpoint.
 
-    AdamW would amplify the rounding of a sum taken in another order, so plain SGD trains here.
+    43 pairs leave a last step that only one rank has rows for. AdamW would amplify the rounding of
+    a sum taken in another order, so plain SGD trains here.
     """
     data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(43, seed=1))
     held_out = write_jsonl(tmp_path / "held_out.jsonl", pair_rows(13, seed=2))
-    shared = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 1, "eval_steps": 5}
+    shared = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 1, "eval_steps": 4}
 
     def recipe(batch: int) -> dict[str, Any]:
         base = recipe_of(tiny_base, data, per_device_train_batch_size=batch, **shared)
         base["train"]["gradient_accumulation_steps"] = 1
+        base["train"]["save_total_limit"] = 5
         base["data"] = {"train": str(data), "eval": str(held_out)}
         base["tokens"]["max_tokens_per_microbatch"] = 150
         return base
@@ -124,32 +141,32 @@ def test_two_ranks_train_what_one_does(
     from plaudit.train.run import train
 
     alone = train(recipe(6), tmp_path / "one")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(
-                "-m",
-                "plaudit",
-                "train",
-                str(write_recipe(recipe(3))),
-                "--out",
-                str(tmp_path / "two"),
-            ),
-        ],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
-    expected = trained_weights(tmp_path / "one")
-    for name, tensor in trained_weights(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-3)
-    together = read_metrics(tmp_path / "two")
+    out = tmp_path / "two"
+    run_on_two_ranks(write_recipe(recipe(3)), out)
+    assert_trained_alike(out, tmp_path / "one")
+    together = read_metrics(out)
     assert together["train"]["steps"] == alone.metrics["train"]["steps"] == 8
     assert together["train"]["pairs"] == 43
     assert together["eval"]["pairs"] == 13
     assert together["eval"]["loss"] == pytest.approx(alone.metrics["eval"]["loss"], abs=1e-5)
     for one, two in zip(alone.metrics["training_curve"], together["training_curve"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+    with pytest.raises(OutputError, match="2 processes"):
+        train(out / "recipe.yaml", out, resume=True)
+    whole = trained_weights(out)
+    for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoints" / "checkpoint-8")
+    run_on_two_ranks(out / "recipe.yaml", out, "--resume")
+    for name, tensor in trained_weights(out).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def assert_trained_alike(found: Path, expected: Path) -> None:
+    weights = trained_weights(expected)
+    for name, tensor in trained_weights(found).items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-3)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
