@@ -1,3 +1,4 @@
+# make quickstart   install if needed, then the main job offline: train, evaluate, report
 # make install   a virtual environment with plaudit and its test tools
 # make test      install if needed, then every test
 # make check     style, types and import direction
@@ -8,20 +9,30 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNNABLE := $(VENV)/.runnable
+OUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format docs clean
+.PHONY: help quickstart install test check format docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 # The stamp keeps later calls from installing again until what is asked for changes.
-$(STAMP): pyproject.toml constraints.txt
+$(RUNNABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "plaudit needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing plaudit and what it runs on into $(VENV); this takes a few minutes once."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(STAMP): $(RUNNABLE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	@touch $@
+
+quickstart: $(RUNNABLE)
+	$(BIN)/plaudit quickstart --out $(OUT)
 
 install: $(STAMP)
 

@@ -56,7 +56,6 @@ class Settings:
     work: Path
     out: Path
     steps: int
-    stop_at: int | None
     tokens_per_step: int
     muon_lr: float
     adam_lr: float
@@ -82,8 +81,7 @@ def parse() -> Settings:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=base_path())
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--stop-at", type=int, help="stop after this step, to go on later")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
@@ -328,9 +326,8 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
     held_out = validation_set(tokenizer, "training", 500)
     begun = saved = time.monotonic()
     before = progress.seconds
-    last = min(settings.steps, settings.stop_at or settings.steps)
     for step, epoch, inputs_BT, labels_BT in stream(settings, tokenizer, progress.step):
-        if step >= last or progress.since_best >= settings.patience:
+        if step >= settings.steps or progress.since_best >= settings.patience:
             break
         loss = take_step(settings, model, optimizers, step, inputs_BT, labels_BT)
         progress.step, progress.tokens = step + 1, progress.tokens + inputs_BT.numel()
@@ -447,7 +444,9 @@ def write_base(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
         if name != "lm_head.weight"
     }
     weights["score.weight"] = torch.zeros(1, model.config.hidden_size, dtype=torch.float16)
-    save_file(weights, settings.out / "model.safetensors", metadata={"format": "pt"})
+    path = settings.out / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it readable by its owner alone
     config = model.config.to_dict()
     config |= {
         "architectures": ["LlamaForSequenceClassification"],

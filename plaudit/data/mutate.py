@@ -221,14 +221,15 @@ def build_pairs(
 
     The ten operators have equal shares, to within one row, in every leading run of the rows, and a
     smaller set is the beginning of a larger one of the same seed. Every operator goes through all
-    passages that it can mutate before it takes one again; then question and mutation are others.
+    passages that it can mutate before it takes one again, and then mutates it otherwise. A thing is
+    asked about in one phrasing, so that a split by prompt parts what is asked about.
 
     Columns: ``id``, ``prompt``, ``chosen``, ``rejected`` (lists of messages), ``subset`` (the
     operator), ``source`` and ``name`` (what the question is about).
 
     Raises:
-        DataError: ``count`` is not between 1 and :data:`MOST_PAIRS`, or the part is not one to
-            build from.
+        DataError: ``count`` is not between 1 and :data:`MOST_PAIRS`, or more than the part can
+            give, or the part is not one to build from.
     """
     if not 1 <= count <= MOST_PAIRS:
         raise DataError(f"{count} pairs were asked for; expected 1 to {MOST_PAIRS}.")
@@ -247,12 +248,13 @@ def _operator_rows(name: str, seed: int, part: str, seen: set[str]) -> Iterator[
     while True:
         order = list(range(len(passages)))
         Random(f"{seed}/{part}/{name}/{turn}").shuffle(order)
+        before = len(seen)
         for at in order:
             answer = passages[at]
             generator = Random(f"{seed}/{part}/{name}/{turn}/{at}")
-            question = generator.choice(questions(answer))
             around = replace(context, own=own[answer.name])
             rejected = OPERATORS[name](answer.text, generator, around)
+            question = _question(answer, seed)
             pair = f"{question}\n{answer.text}\n{rejected}"
             if rejected is None or pair in seen:
                 continue
@@ -265,7 +267,18 @@ def _operator_rows(name: str, seed: int, part: str, seen: set[str]) -> Iterator[
                 "source": SOURCE,
                 "name": answer.name,
             }
+        if len(seen) == before:
+            raise DataError(
+                f"the {part} documentation gives no more pairs of the operator {name} after "
+                f"{turn} turns; ask for fewer."
+            )
         turn += 1
+
+
+def _question(answer: Answer, seed: int) -> str:
+    """The one phrasing in which its thing is asked about (another for further passages)."""
+    generator = Random(f"{seed}/{answer.name}/{answer.index > 0}")
+    return generator.choice(questions(answer))
 
 
 @cache

@@ -344,7 +344,10 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
         # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).
         return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"lora: PEFT refuses these settings ({_first_line(error)}).") from None
+        raise ModelError(
+            f"lora: PEFT refuses these settings ({_first_line(error).rstrip('.')}); target_modules "
+            f"is {options.get('target_modules')!r}."
+        ) from None
 
 
 def _without_heads(
@@ -352,7 +355,7 @@ def _without_heads(
 ) -> str | list[str] | None:
     """``exclude_modules`` with the layers of the heads added: PEFT cannot both adapt and save."""
     if has_score_head(network):
-        # PEFT itself leaves a head of this name alone, and then says which targets it missed.
+        # PEFT itself leaves a head of this name alone.
         return asked if asked is None or isinstance(asked, str) else list(asked)
     layers = [
         name

@@ -130,10 +130,12 @@ def _identity(model: RewardModel, model_path: Path, source: Source, column: str)
     )
     facts = hashlib.sha256((model_path / "plaudit.json").read_bytes()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
+    # Where the base of an adapter was loaded from.
+    base = str(model.module.config._name_or_path)
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(
             {
-                "model": [facts, weights, dtype],
+                "model": [facts, weights, base, dtype],
                 "input": [source.model_dump(mode="json"), fingerprint(source)],
                 "column": column,
             }

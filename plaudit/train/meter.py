@@ -49,7 +49,7 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """What has been counted since the last reading, for a checkpoint between two logs."""
         return {
-            "sums": self._sums_2,
+            "sums": self._sums_2.clone(),
             "pairs": self._pairs,
             "comparisons": self._comparisons,
             "tokens": self._tokens,

@@ -463,6 +463,20 @@ def test_resume_of_a_finished_run_changes_nothing(
     assert results() == before
 
 
+def test_resume_of_a_run_stopped_before_its_card(
+    own_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill between the numbers and what is made of them: only the latter is made again."""
+    (own_run / "README.md").unlink()
+    shutil.rmtree(own_run / "plots")
+    metrics = (own_run / "metrics.json").read_bytes()
+    code = main(["train", str(own_run / "recipe.yaml"), "--out", str(own_run), "--resume"])
+    assert code == 0, capsys.readouterr().err
+    assert (own_run / "README.md").is_file()
+    assert list((own_run / "plots").glob("*.png"))
+    assert (own_run / "metrics.json").read_bytes() == metrics
+
+
 # ---- losses that are not finite
 
 
@@ -741,6 +755,22 @@ def test_columns_that_parquet_cannot_hold(
     assert code == 2
     assert ".jsonl" in the_sentence(capsys.readouterr().err)
     assert not out.exists()
+
+
+def test_rewards_that_are_no_numbers_are_not_written(
+    own_run: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = own_run / "adapter_model.safetensors"
+    weights = load_file(path)
+    weights["base_model.model.score.weight"].fill_(float("inf"))
+    save_file(weights, path, metadata={"format": "pt"})
+    out = tmp_path / "out.jsonl"
+    assert main(["score", str(own_run), str(pairs_file), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == {"reward_not_finite": 60}
+    first = json.loads(out.read_text().splitlines()[0])
+    assert (first["rewards"], first["rewards_reason"]) == (None, "reward_not_finite")
 
 
 def start_scoring(model: Path, data: Path, out: Path, *options: str) -> subprocess.Popen[str]:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.documentation import answers, read_documentation
+from plaudit.data import mutate
+from plaudit.data.documentation import Answer, answers, read_documentation
 from plaudit.data.mutate import (
     MOST_PAIRS,
     OPERATORS,
@@ -160,6 +161,25 @@ def test_the_largest_set_has_no_pair_twice_and_knows_its_part_alone(
     assert len(pairs) == MOST_PAIRS
 
 
+def test_a_thing_is_asked_about_in_one_phrasing() -> None:
+    """Else a split by prompt would leave the same answer on both sides."""
+    asked: dict[str, set[str]] = {}
+    for row in build_pairs(6000, 42):
+        asked.setdefault(row["chosen"][0]["content"], set()).add(row["prompt"][0]["content"])
+    phrasings = {prompt.split("`")[0] for prompts in asked.values() for prompt in prompts}
+    assert len(phrasings) > 5
+    several = [answer for answer, prompts in asked.items() if len(prompts) > 1]
+    # The few answers that stand under several names, word for word.
+    assert len(several) < 0.01 * len(asked)
+
+
+def test_what_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Answer(name="a", module="a", kind="docstring", index=0, text="Return the sum.")
+    monkeypatch.setattr(mutate, "_material", lambda _: ((answer,), CONTEXT, {"a": frozenset()}))
+    with pytest.raises(DataError, match="gives no more pairs of the operator"):
+        build_pairs(200, 0)
+
+
 def test_no_heldout_module_is_in_training() -> None:
     modules = {
         part: {
@@ -188,7 +208,7 @@ def test_a_set_depends_on_its_seed_alone() -> None:
     assert digest(42) == GOLDEN
 
 
-GOLDEN = "472553b061ac67873d14599495b9db9eb4e52e297f3080b128553de354ea04dd"
+GOLDEN = "66f09c09f8989c94140920bece48750adbe04adb51b736c75db7cd01e9b58a45"
 
 
 @pytest.mark.parametrize("count", [0, -1, MOST_PAIRS + 1])
