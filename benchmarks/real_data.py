@@ -1,4 +1,4 @@
-"""Train on real preference sets, evaluate on prompts held out, and write the table of docs/results.md.
+"""Train on real preference sets, evaluate on held-out prompts, write the table of docs/results.md.
 
     python benchmarks/real_data.py DATA_DIR --out benchmarks/real_data [--base embedded]
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import typing
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from plaudit.errors import RecipeError
@@ -71,7 +72,12 @@ class DataSection(Section):
     test: Sources = ()
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split_by: Literal["prompt", "row"] = "prompt"
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+def _real_day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
 
 
 class TokensSection(Section):
@@ -82,7 +88,9 @@ class TokensSection(Section):
     chat_template: Path | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     pad_token: str | None = None
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2024-07-26"
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real_day)] = (
+        "2024-07-26"
+    )
     max_tokens_per_microbatch: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
 
 
@@ -214,6 +222,9 @@ def effective_training_arguments(recipe: Recipe) -> dict[str, Any]:
         "report_to": "none",
     }
     effective = {**defaults, **given}
+    if effective["save_total_limit"] is not None:
+        # With 1 the Trainer deletes the last checkpoint at the end, the one a stop goes on from.
+        effective["save_total_limit"] = max(2, effective["save_total_limit"])
     chooses = effective["eval_strategy"] != "no" and effective["save_strategy"] != "no"
     # The last checkpoint of a reward model is often worse than an earlier one: validation loss
     # rises after about one epoch while accuracy stands still.
@@ -246,17 +257,16 @@ def _check_schedule(effective: Mapping[str, Any], evaluates: bool) -> None:
             "make them equal, or set load_best_model_at_end to false."
         )
     if effective["eval_strategy"] == "steps":
-        _check_multiple(effective["save_steps"], effective["eval_steps"] or 0.1)
+        _check_same_steps(effective["save_steps"], effective["eval_steps"] or 0.1)
 
 
-def _check_multiple(save_steps: float, eval_steps: float) -> None:
-    ratio = save_steps / eval_steps
-    same_kind = (save_steps < 1) == (eval_steps < 1)
-    if not same_kind or ratio < 1 or abs(ratio - round(ratio)) > 1e-6:
+def _check_same_steps(save_steps: float, eval_steps: float) -> None:
+    """The Trainer notes a best step also where nothing was saved, and then keeps another one."""
+    if save_steps != eval_steps:
         raise RecipeError(
             f"`train.save_steps` is {save_steps:g} and `train.eval_steps` {eval_steps:g}, but "
-            "keeping the best checkpoint needs each saved step to be an evaluated one; set "
-            f"save_steps to {eval_steps:g} or a multiple of it."
+            "keeping the best checkpoint needs one saved at every evaluation; set save_steps to "
+            f"{eval_steps:g}, or load_best_model_at_end to false."
         )
 
 

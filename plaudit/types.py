@@ -158,11 +158,13 @@ class Batcher(Protocol):
 class ScoreRow:
     """One evaluated response: a line of ``predictions.parquet``.
 
-    ``comparison`` is the id of its comparison, ``response`` its number inside it, ``tokens`` the
-    length of the whole conversation, ``characters`` the length of the response's text.
+    ``comparison`` is the id of its comparison, which need not be unique; ``number`` is its place in
+    its dataset, which is. ``response`` is its number inside the comparison, ``tokens`` the length
+    of the whole conversation, ``characters`` the length of the response's text.
     """
 
     comparison: str
+    number: int
     group: str
     dataset: str
     source: str

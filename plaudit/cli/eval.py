@@ -21,6 +21,9 @@ def evaluate(
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model on data: accuracy with its interval, calibration, baselines."""
@@ -33,7 +36,7 @@ def evaluate(
         from plaudit.evaluate.run import evaluate as run
         from plaudit.serve.scorer import load
     with console.status("loading the model"):
-        reward_model = load(model, base=base)
+        reward_model = load(model, base=base, trust_remote_code=trust_remote_code)
     result = run(
         reward_model,
         [Source(path=path, format=format_) for path in data],

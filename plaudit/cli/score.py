@@ -17,6 +17,9 @@ def score(
     format_: Annotated[str | None, typer.Option("--format", help="Name the data's format.")] = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts on stdout.")] = False,
 ) -> None:
     """Score every response of a file, in its order; run again after a stop to go on."""
@@ -31,7 +34,7 @@ def score(
         from plaudit.serve.files import score_file
         from plaudit.serve.scorer import load
     with console.status("loading the model"):
-        reward_model = load(model, base=base)
+        reward_model = load(model, base=base, trust_remote_code=trust_remote_code)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
         scored = score_file(

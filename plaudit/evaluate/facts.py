@@ -274,13 +274,20 @@ class Evaluated:
 
 
 def judge_overfit(
-    best: Evaluated, last: Evaluated, *, margin_P: FloatArray, group_P: CodeArray, evaluations: int
+    best: Evaluated,
+    last: Evaluated,
+    *,
+    kept_step: int,
+    margin_P: FloatArray,
+    group_P: CodeArray,
+    evaluations: int,
 ) -> dict[str, Any]:
-    """The ``overfit`` block: did validation loss rise after the kept step, beyond noise?
+    """The ``overfit`` block: did validation loss rise after its lowest point, beyond noise?
 
-    Pair by pair, the loss at the last evaluation less that at the kept one, with an interval by
-    prompt group. The kept step was chosen because its loss on these pairs was low, which favours
-    a rise slightly; the interval does not correct for that. JSON-safe.
+    ``best`` is the evaluation with the lowest validation loss, whichever step was kept. Pair by
+    pair, the loss at the last evaluation less that at the best one, with an interval by prompt
+    group. The best was chosen because its loss on these pairs was low, which favours a rise
+    slightly; the interval does not correct for that. JSON-safe.
     """
     best_losses_P = metrics.bradley_terry_losses(best.delta_P, margin_P)
     last_losses_P = metrics.bradley_terry_losses(last.delta_P, margin_P)
@@ -291,7 +298,7 @@ def judge_overfit(
     elif best.step == last.step:
         sentence = "No overfitting seen: the last evaluation was the best."
     else:
-        loss = _loss_movement(best.step, last.step, float(best_losses_P.mean()), rise)
+        loss = _loss_movement(best.step, last.step, kept_step, float(best_losses_P.mean()), rise)
         accuracy = _accuracy_movement(best, last, group_P)
         sentence = f"{_OPENINGS[verdict]}: {loss}; accuracy {accuracy}."
     block: dict[str, Any] = json_safe(
@@ -327,15 +334,20 @@ def _verdict(
 
 
 def _loss_movement(
-    best_step: int, last_step: int, best_loss: float, rise: metrics.PairedDifference
+    best_step: int,
+    last_step: int,
+    kept_step: int,
+    best_loss: float,
+    rise: metrics.PairedDifference,
 ) -> str:
     moved = "rose" if rise.mean > 0 else "fell" if rise.mean < 0 else "stayed"
     interval = ""
     if rise.interval is not None:
         interval = f" [{rise.interval.low:.4f}, {rise.interval.high:.4f}]"
+    best_is, last_is = (" (kept)" if step == kept_step else "" for step in (best_step, last_step))
     return (
-        f"validation loss {moved} from {best_loss:.4f} at step {best_step} (kept) to "
-        f"{best_loss + rise.mean:.4f} at step {last_step}, {rise.mean:+.4f}{interval}"
+        f"validation loss {moved} from {best_loss:.4f} at step {best_step}{best_is} to "
+        f"{best_loss + rise.mean:.4f} at step {last_step}{last_is}, {rise.mean:+.4f}{interval}"
     )
 
 

@@ -15,18 +15,20 @@ def score_rows(
     rewards: Sequence[FloatArray],
 ) -> Iterator[ScoreRow]:
     """One row per response, comparisons in order; ``rewards`` holds ``rewards_K`` of each."""
-    for comparison, tree, rewards_K in zip(comparisons, trees, rewards, strict=True):
-        for number, reward in enumerate(rewards_K):
+    together = zip(comparisons, trees, rewards, strict=True)
+    for number, (comparison, tree, rewards_K) in enumerate(together):
+        for response, reward in enumerate(rewards_K):
             yield ScoreRow(
                 comparison=comparison.id,
+                number=number,
                 group=comparison.group,
                 dataset=dataset,
                 source=comparison.source,
-                response=number,
+                response=response,
                 reward=float(reward),
-                grade=comparison.grades[number],
+                grade=comparison.grades[response],
                 margin=tree.margin,
-                tokens=tree.lengths[number],
-                characters=len(response_text(comparison.responses[number])),
+                tokens=tree.lengths[response],
+                characters=len(response_text(comparison.responses[response])),
                 metadata=comparison.metadata,
             )

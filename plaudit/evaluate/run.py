@@ -25,7 +25,7 @@ from plaudit.files import write_json, writing
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused
+from plaudit.tokens.encode import Refused, why_untrainable
 from plaudit.types import Comparison, TokenTree
 
 
@@ -115,8 +115,13 @@ def _encode(
 ) -> tuple[list[Comparison], list[TokenTree], Counter[str]]:
     """Comparisons that can be scored with their trees, and the others counted by reason."""
     outcomes = model.encode(comparisons)
-    dropped = Counter(o.reason for o in outcomes if isinstance(o, Refused))
-    trees = [o for o in outcomes if isinstance(o, TokenTree)]
+    reasons = [o.reason if isinstance(o, Refused) else why_untrainable(o) for o in outcomes]
+    dropped = Counter(reason for reason in reasons if reason is not None)
+    trees = [
+        outcome
+        for outcome, reason in zip(outcomes, reasons, strict=True)
+        if isinstance(outcome, TokenTree) and reason is None
+    ]
     if not trees:
         counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
         raise DataError(

@@ -27,6 +27,7 @@ class ScoreTable:
     """
 
     comparison_N: ObjectArray
+    number_N: CodeArray
     group_N: ObjectArray
     dataset_N: ObjectArray
     source_N: ObjectArray
@@ -55,8 +56,9 @@ class Pairs:
     """P ordered pairs (winner, loser) of a table.
 
     ``winner_P`` and ``loser_P`` are row numbers, ``delta_P`` the winner's reward less the loser's,
-    ``comparison_P`` and ``group_P`` codes counted from 0 in order of first appearance (two
-    datasets may use one comparison id; a prompt group is one group wherever it stands).
+    ``comparison_P`` and ``group_P`` codes counted from 0 in order of first appearance (comparisons
+    are told apart by dataset and number, since ids may repeat; a prompt group is one group wherever
+    it stands).
     """
 
     winner_P: CodeArray
@@ -93,9 +95,11 @@ _COLUMN_OF_FIELD: dict[str, str] = {
     "source": "source",
     "dataset": "dataset",
     "group": "group",
+    "number": "number",
 }
 _DTYPES: dict[str, type] = {
     "comparison": np.object_,
+    "number": np.int64,
     "group": np.object_,
     "dataset": np.object_,
     "source": np.object_,
@@ -153,7 +157,7 @@ def pairs(table: ScoreTable) -> Pairs:
             f"response {table.response_N[first]} of comparison {table.comparison_N[first]!r}; "
             "score in float32, or go back to a checkpoint from before training diverged."
         )
-    comparison_N = codes(list(zip(table.dataset_N, table.comparison_N, strict=True)))
+    comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
     winner_P, loser_P = ordered_pairs(comparison_N, table.grade_N)
     return Pairs(
         winner_P=winner_P,

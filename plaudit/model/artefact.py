@@ -173,7 +173,7 @@ def load_network(
         trust_remote_code=facts.trust_remote_code,
     )
     assert isinstance(tokenizer.pad_token_id, int)
-    network = load_base(request, pad_id=tokenizer.pad_token_id)
+    network = load_base(request, pad_id=tokenizer.pad_token_id).network
     if facts.kind == "adapter":
         network = _attach_adapter(network, folder)
     return network, tokenizer

@@ -9,6 +9,7 @@ Shapes: H query heads, G key/value heads (a divisor of H), T tokens of the row, 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -310,6 +311,7 @@ class VarlenCall:
     has_gqa: bool
 
 
+@functools.cache
 def varlen_available() -> bool:
     try:
         _varlen_call()
@@ -318,6 +320,7 @@ def varlen_available() -> bool:
     return True
 
 
+@functools.cache
 def _varlen_call() -> VarlenCall:
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -164,7 +164,15 @@ def load_config(request: BaseRequest) -> Any:
     return config
 
 
-def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedBase:
+    """A one-label classifier, and whether its head is new (else its checkpoint's, kept)."""
+
+    network: nn.Module
+    fresh_head: bool
+
+
+def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     """The base as a one-label classifier with a fresh head, or the head its checkpoint has.
 
     Raises:
@@ -195,12 +203,12 @@ def load_base(request: BaseRequest, *, pad_id: int) -> nn.Module:
         ) from None
     _refuse_missing_weights(request.base, network, set(info["missing_keys"]))
     head_name, head = output_layer(network)
-    if f"{head_name}.weight" in info["missing_keys"]:
+    fresh_head = f"{head_name}.weight" in info["missing_keys"]
+    if fresh_head:
         init_head(head, request.head_init)
     for name in head_modules(network):
         _run_in_fp32(network.get_submodule(name))
-    assert isinstance(network, nn.Module)
-    return network
+    return LoadedBase(network=network, fresh_head=fresh_head)
 
 
 def longest_input(network: nn.Module) -> int | None:
@@ -230,6 +238,38 @@ def refuse_too_long(network: nn.Module, max_length: int) -> None:
             f"tokens.max_length is {max_length}, but this base has positions for {limit} tokens; "
             f"set it to {limit} or less."
         )
+    turning = _company_dependent_length(classifier(network).config)
+    if turning is not None and max_length > turning:
+        raise ModelError(
+            f"tokens.max_length is {max_length}, but beyond {turning} tokens this base changes its "
+            "rotary positions with the longest text of a batch, so a score would depend on its "
+            f"company; set it to {turning} or less."
+        )
+
+
+def _company_dependent_length(config: Any) -> int | None:
+    """Tokens up to which rotary positions do not depend on the batch; None where they never do.
+
+    transformers' dynamic and longrope frequencies look at the largest position of the whole batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return None
+    return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+
+
+def refuse_unknown_ids(network: nn.Module, largest_id: int, base: str) -> None:
+    """An id beyond the embedding table would stop a device in the middle of a step.
+
+    Raises:
+        ModelError: the tokenizer knows tokens that the model does not.
+    """
+    rows = classifier(network).get_input_embeddings().num_embeddings
+    if largest_id >= rows:
+        raise ModelError(
+            f"The tokenizer of {base} gives token {largest_id}, but its model has embeddings for "
+            f"{rows} tokens; use the tokenizer the model was made with, or resize the model."
+        )
 
 
 def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) -> None:
@@ -249,12 +289,17 @@ def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     A decoder's is ``score``; an encoder's is ``classifier`` or the last layer inside it.
     """
     head = "score" if has_score_head(network) else "classifier"
-    name, layer = [
+    layers = [
         (name, child)
         for name, child in network.named_modules()
         if isinstance(child, nn.Linear) and (name == head or name.startswith(f"{head}."))
-    ][-1]
-    return name, layer
+    ]
+    if not layers:
+        raise ModelError(
+            f"{type(network).__name__} has neither a score nor a classifier head, and no other is "
+            "known; choose another base."
+        )
+    return layers[-1]
 
 
 def head_modules(network: Any) -> list[str]:

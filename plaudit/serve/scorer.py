@@ -177,18 +177,26 @@ def load(
     device: str | torch.device | None = None,
     dtype: str = "auto",
     max_tokens_per_microbatch: int | Literal["auto"] = "auto",
+    trust_remote_code: bool = False,
 ) -> RewardModel:
     """Load a reward model that plaudit trained.
 
     ``base`` names the base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU
     and, for adapters, bf16 with an fp32 head on CUDA. The load-time probe decides between packed
-    and padded batches.
+    and padded batches. ``trust_remote_code`` runs Python that comes with a model; what the folder
+    itself says of it never suffices.
 
     Raises:
-        ModelError: nothing to load there, or weights that do not fit.
+        ModelError: nothing to load there, weights that do not fit, or a model that needs its own
+            code and was not trusted.
     """
     folder = Path(path)
     facts = read_facts(folder)
+    if facts.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            f"{folder} was trained on a base with Python code of its own; read that code, and load "
+            "with trust_remote_code=True (--trust-remote-code) if you trust it."
+        )
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = choose_dtype(dtype, chosen, lora=facts.kind == "adapter")
     network, tokenizer = load_network(folder, facts, dtype=precision, base=base)

@@ -7,6 +7,7 @@ prompt encoded on its own would differ at the boundary: byte-pair merges reach a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,10 @@ OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
+
+_RENDERING_ARGUMENTS = frozenset(
+    inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+) - {"self", "kwargs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +123,22 @@ def render(encoder: Encoder, comparison: Comparison, response: Turns) -> str:
         tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
         tokenize=False,
         add_generation_prompt=False,
-        **{**encoder.chat_template_kwargs, **comparison.chat_template_kwargs},
+        **template_variables({**encoder.chat_template_kwargs, **comparison.chat_template_kwargs}),
     )
     assert isinstance(text, str)
     return text
+
+
+def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Variables for the template; what steers the rendering itself is not data's to set.
+
+    Raises:
+        ValueError: one of them is an argument of ``apply_chat_template``.
+    """
+    refused = sorted(given.keys() & _RENDERING_ARGUMENTS)
+    if refused:
+        raise ValueError(f"chat_template_kwargs may not set {', '.join(refused)}")
+    return given
 
 
 def _encode_chat_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:

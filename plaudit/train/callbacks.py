@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from plaudit.files import write_text
+from plaudit.evaluate.facts import json_safe
+from plaudit.files import write_text, writing
 
 
 class EventLog(TrainerCallback):
@@ -39,15 +41,17 @@ class EventLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            keep_events(self.path, state.global_step)
-            self._file = self.path.open("a", encoding="utf-8")
+            with writing(self.path):
+                keep_events(self.path, state.global_step)
+                self._file = self.path.open("a", encoding="utf-8")
             if state.global_step > 0:
                 self._write({"step": state.global_step, "time": time.time(), "resumed": True})
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(event) + "\n")
-            self._file.flush()
+            with writing(self.path):
+                self._file.write(json.dumps(json_safe(event)) + "\n")
+                self._file.flush()
 
     def on_log(
         self,
@@ -63,6 +67,10 @@ class EventLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, also when training stopped with an error."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -90,15 +98,18 @@ def count_resumes(path: Path) -> int:
 
 
 class LastEvaluation(TrainerCallback):
-    """Evaluate and save at the last step even off schedule, so that best and last compare."""
+    """Evaluate and save at the last step even off schedule, so that best and last compare.
+
+    A schedule by epochs ends with an evaluation of its own.
+    """
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
             control.should_log = True
             control.should_evaluate = True
-            control.should_save = True
+            control.should_save = args.save_strategy == "steps"
 
 
 class StopSignal(TrainerCallback):
@@ -113,6 +124,14 @@ class StopSignal(TrainerCallback):
         if self._agreed(args, state):
             control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # The Trainer ends the epoch also when it is left early; what is due at a real end is not.
+        if control.should_training_stop and self.requested and state.epoch != int(state.epoch or 0):
+            control.should_evaluate = False
+            control.should_save = False
 
     def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether to stop after this step, the same answer on every rank.
@@ -141,6 +160,10 @@ class StopSignal(TrainerCallback):
                 "\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr
             )
 
+        if threading.current_thread() is not threading.main_thread():
+            # Python lets only the main thread take signals.
+            yield
+            return
         before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

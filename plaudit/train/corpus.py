@@ -53,6 +53,7 @@ class Corpus:
     evaluation: Mapping[str, Part]
     test: Mapping[str, Part]
     loaded: Mapping[str, Loaded]
+    was_split: bool
     leaked_prompts: int
 
     def parts(self) -> dict[str, tuple[Part, ...]]:
@@ -72,6 +73,7 @@ class Comparisons:
     evaluation: Mapping[str, tuple[Comparison, ...]]
     test: Mapping[str, tuple[Comparison, ...]]
     loaded: Mapping[str, Loaded]
+    was_split: bool
 
 
 def read_comparisons(section: DataSection) -> Comparisons:
@@ -98,7 +100,18 @@ def read_comparisons(section: DataSection) -> Comparisons:
         share = section.test_fraction / left
         train, held_out = split(train, share, by=section.split_by, seed=section.seed)
         test = {TEST: held_out}
-    return Comparisons(train=train, evaluation=evaluation, test=test, loaded=loaded)
+    both = sorted(evaluation.keys() & test.keys())
+    if both:
+        raise DataError(
+            f"An evaluation set and a test set are both named {both[0]}; give one another name."
+        )
+    return Comparisons(
+        train=train,
+        evaluation=evaluation,
+        test=test,
+        loaded=loaded,
+        was_split=len(train) < len(loaded["train"].comparisons),
+    )
 
 
 def _named_sets(
@@ -143,6 +156,7 @@ def encode_corpus(
         evaluation=evaluation,
         test=test,
         loaded=comparisons.loaded,
+        was_split=comparisons.was_split,
         leaked_prompts=count_leaks(train.comparisons, held_out),
     )
 
@@ -178,6 +192,17 @@ def encode_part(encoder: Encoder, comparisons: Sequence[Comparison], name: str) 
     return Part(comparisons=tuple(kept), trees=tuple(trees), dropped=dict(dropped), lost=lost)
 
 
+def largest_id(corpus: Corpus) -> int:
+    """The largest token id of all parts."""
+    return max(
+        int(ids.max())
+        for part in chain.from_iterable(corpus.parts().values())
+        for tree in part.trees
+        for ids in (tree.prefix, *tree.branches)
+        if len(ids)
+    )
+
+
 def text_kind(parts: Sequence[Part]) -> str:
     """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
     kinds = {is_chat(comparison) for part in parts for comparison in part.comparisons}
@@ -186,6 +211,8 @@ def text_kind(parts: Sequence[Part]) -> str:
 
 def data_facts(corpus: Corpus, split_by: str) -> dict[str, Any]:
     """The ``data`` block of ``metrics.json``; law 6 over everything that was read.
+
+    ``split_by`` is the recipe's, or ``files`` where nothing had to be split.
 
     Rows are counted as they stand in the input; ``splits`` counts comparisons, after weights.
     """
@@ -206,7 +233,7 @@ def data_facts(corpus: Corpus, split_by: str) -> dict[str, Any]:
         "used": used,
         "dropped": dict(dropped),
         "splits": {role: _split_facts(parts) for role, parts in corpus.parts().items() if parts},
-        "split_by": split_by,
+        "split_by": split_by if corpus.was_split else "files",
         "leaked_prompts": corpus.leaked_prompts,
         "sources": sources,
         "tokens": _token_facts([p for parts in corpus.parts().values() for p in parts]),

@@ -6,11 +6,12 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import OutputError
-from plaudit.files import as_output_error, write_json, write_text
+from plaudit.files import write_json, write_text, writing
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
 from plaudit.train import checkpoints
 
@@ -97,10 +98,13 @@ def start_folder(path: Path, recipe: Recipe) -> RunFolder:
         return folder
     refuse_existing(path)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise as_output_error(error, path) from error
-    write_text(folder.recipe, dump_recipe(recipe))
+        with writing(path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.recipe, dump_recipe(recipe))
+    except OutputError:
+        with suppress(OSError):
+            path.rmdir()
+        raise
     return folder
 
 

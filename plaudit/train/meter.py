@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._unchecked: list[tuple[Tensor, int, tuple[int, ...]]] = []
+        self._last_rows: tuple[int, ...] = ()
         self._clear()
 
     def _clear(self) -> None:
@@ -78,7 +79,8 @@ class Meter:
         """Close a step: its loss is checked for finiteness here (CPU) or at the next reading."""
         self._comparisons += len(trees)
         self._tokens += sum(tree.tokens for tree in trees)
-        self._unchecked.append((loss, step, tuple(tree.index for tree in trees)))
+        self._last_rows = tuple(tree.index for tree in trees)
+        self._unchecked.append((loss, step, self._last_rows))
         if self.device.type == "cpu":
             self.check()
 
@@ -86,7 +88,7 @@ class Meter:
         """Stop if a step's loss since the last check was not finite.
 
         Raises:
-            NonFiniteLossError: with the step and this rank's rows of it.
+            NotFiniteError: with the step and this rank's rows of it.
         """
         waiting, self._unchecked = self._unchecked, []
         if not waiting:
@@ -94,7 +96,16 @@ class Meter:
         finite = torch.isfinite(torch.stack([loss for loss, _, _ in waiting])).tolist()
         for ok, (_, step, rows) in zip(finite, waiting, strict=True):
             if not ok:
-                raise NonFiniteLossError(step, rows)
+                raise NotFiniteError(f"The loss of step {step}", rows)
+
+    def check_after(self, what: str, numbers: Iterable[Tensor]) -> None:
+        """Stop if the last step spoiled what is computed after it; ``what`` names that.
+
+        Raises:
+            NotFiniteError: with this rank's rows of the last step.
+        """
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
+            raise NotFiniteError(what, self._last_rows)
 
     def read(self, total: Callable[[Tensor], Tensor]) -> Reading:
         """All ranks' sums since the last reading; ``total`` sums a tensor over ranks."""
@@ -114,10 +125,9 @@ class Meter:
         return reading
 
 
-class NonFiniteLossError(TrainingError):
-    """A step whose loss is not a number; ``rows`` are this rank's training rows in it."""
+class NotFiniteError(TrainingError):
+    """A step that gave no number; ``what`` says where, ``rows`` are this rank's rows in it."""
 
-    def __init__(self, step: int, rows: tuple[int, ...]) -> None:
-        super().__init__(f"the loss of step {step} is not finite")
-        self.step = step
+    def __init__(self, what: str, rows: tuple[int, ...]) -> None:
+        super().__init__(f"{what} is not a finite number")
         self.rows = rows

@@ -29,7 +29,7 @@ from plaudit.errors import InterruptedRunError, RecipeError, TrainingError
 from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
 from plaudit.evaluate.table import write_table
-from plaudit.files import as_output_error, write_json
+from plaudit.files import write_json, writing
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import ordered_pairs, pairs_of, total_weight
 from plaudit.model.artefact import ArtefactFacts, save_artefact
@@ -44,9 +44,10 @@ from plaudit.model.load import (
     load_config,
     load_tokenizer,
     refuse_too_long,
+    refuse_unknown_ids,
     trainable_parameters,
 )
-from plaudit.model.module import has_score_head
+from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe import (
     ModelSection,
     Recipe,
@@ -87,7 +88,7 @@ from plaudit.train.measure import (
     score_table,
     write_rewards,
 )
-from plaudit.train.meter import NonFiniteLossError
+from plaudit.train.meter import NotFiniteError
 from plaudit.train.steps import rows_of_first
 from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import Batcher, TokenTree
@@ -124,14 +125,14 @@ def train(
     arguments = effective_training_arguments(recipe)
     folder, checkpoint = _open_folder(Path(out), recipe, resume)
     if folder.metrics.is_file() and resume:
-        console.print(f"{folder.path} is finished already; nothing is left to do.")
+        console.print(f"{folder.path} is finished already; its card and report are written again.")
+        if is_main_process():
+            write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
         args = step_arguments(recipe, arguments, folder)
         run = _prepare(recipe, args, folder, console)
         return _train(run, folder, checkpoint, console)
-    except OSError as error:
-        raise as_output_error(error, folder.path) from error
     except BaseException:
         _remove_if_untouched(folder, resume)
         raise
@@ -184,8 +185,8 @@ def step_arguments(
     if not torch.accelerator.is_available():
         # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
         given.setdefault("use_cpu", True)
-    full = recipe.lora is None and recipe.model.dtype == "auto"
-    if full and torch.cuda.is_available():
+    full = recipe.lora is None and recipe.model.dtype == "auto" and not given.get("fp16")
+    if full and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         given.setdefault("bf16", True)
     try:
         args = StepArguments(**{**given, **fixed})
@@ -209,9 +210,7 @@ class PreparedRun:
     args: StepArguments
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
-    model: Prepared
-    batcher: Batcher
-    parameters: tuple[int, int]
+    built: Built
     started: datetime
 
 
@@ -248,10 +247,10 @@ def _prepare(
         )
     _tell_data(corpus, recipe, console)
     with console.status(f"loading {recipe.model.base}"):
-        model, batcher, parameters = _build_model(recipe, request, tokenizer, args)
-    trainable, total = parameters
+        built = _build_model(recipe, request, tokenizer, args, corpora.largest_id(corpus))
+    trainable, total = built.parameters
     console.print(
-        f"model: {trainable:,} of {total:,} parameters train; batches are {model.layout}",
+        f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
         highlight=False,
     )
     return PreparedRun(
@@ -260,9 +259,7 @@ def _prepare(
         args=args,
         corpus=corpus,
         tokenizer=tokenizer,
-        model=model,
-        batcher=batcher,
-        parameters=parameters,
+        built=built,
         started=started,
     )
 
@@ -306,12 +303,28 @@ def prepare_tokenizer(
     return tokenizer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The model of a run, its batcher, parameters (trainable, all), and where its head began."""
+
+    model: Prepared
+    batcher: Batcher
+    parameters: tuple[int, int]
+    head_init: str
+
+
 def _build_model(
-    recipe: Recipe, request: BaseRequest, tokenizer: PreTrainedTokenizerBase, args: StepArguments
-) -> tuple[Prepared, Batcher, tuple[int, int]]:
+    recipe: Recipe,
+    request: BaseRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    args: StepArguments,
+    largest_id: int,
+) -> Built:
     assert isinstance(tokenizer.pad_token_id, int)
-    network = load_base(request, pad_id=tokenizer.pad_token_id)
+    loaded = load_base(request, pad_id=tokenizer.pad_token_id)
+    network = loaded.network
     refuse_too_long(network, recipe.tokens.max_length)
+    refuse_unknown_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
     if recipe.lora is not None:
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
     dropouts_off(network, keep_lora=True)
@@ -324,7 +337,12 @@ def _build_model(
     model = choose_layout(
         network, recipe.model.attention, packed=batchers["packed"], padded=batchers["padded"]
     )
-    return model, batchers[model.layout], parameters
+    return Built(
+        model=model,
+        batcher=batchers[model.layout],
+        parameters=parameters,
+        head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
+    )
 
 
 def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
@@ -410,17 +428,18 @@ def _make_trainer(
             EarlyStoppingCallback(patience, run.recipe.evaluate.early_stopping_threshold)
         )
     try:
-        trainer = RewardTrainer(
-            module=run.model.module,
-            args=run.args,
-            batcher=run.batcher,
-            objective=objective(run.recipe.loss.kind, run.args.device),
-            train_trees=run.corpus.train.trees,
-            eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
-            measure=measured,
-            tokenizer=run.tokenizer,
-            callbacks=callbacks,
-        )
+        with writing(folder.path):
+            trainer = RewardTrainer(
+                module=run.built.model.module,
+                args=run.args,
+                batcher=run.built.batcher,
+                objective=objective(run.recipe.loss.kind, run.args.device),
+                train_trees=run.corpus.train.trees,
+                eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
+                measure=measured,
+                tokenizer=run.tokenizer,
+                callbacks=callbacks,
+            )
     except (ImportError, RuntimeError) as error:
         # What report_to and optim name may be missing here; transformers says which.
         raise RecipeError(f"train: transformers cannot set this run up ({error}).") from error
@@ -439,18 +458,19 @@ def _fit(
 
     Raises:
         InterruptedRunError: the user stopped it; a checkpoint is kept.
-        TrainingError: a loss was not finite; the rows are named.
+        TrainingError: a loss, reward or weight was not finite; the rows are named.
     """
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except NonFiniteLossError as error:
+        trainer.meter.check()
+    except NotFiniteError as error:
         rows = [run.corpus.train.comparisons[i].where for i in error.rows]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        named = f"; the rows of that step are {shown}" if rows else ""
         raise TrainingError(
-            f"The loss of step {error.step} is not a finite number; its rows are {shown}; look at "
-            "them, lower train.learning_rate, and go on from the last checkpoint with: "
-            f"{folder.resume_command()}"
+            f"{error}{named}; look at the data and at the base, or lower train.learning_rate, and "
+            "start again with another --out."
         ) from None
     except ImportError as error:
         raise RecipeError(f"train: a library is missing ({error}).") from error
@@ -458,6 +478,10 @@ def _fit(
         raise InterruptedRunError(
             f"Stopped at once; go on from the last checkpoint with: {folder.resume_command()}"
         ) from None
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, (ProgressReport, EventLog)):
+                callback.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedRunError(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, its "
@@ -561,17 +585,18 @@ def _best_facts(
     if not evaluations:
         return None, None
     state = trainer.state
-    kept = trainer.args.load_best_model_at_end and state.best_global_step
     last_step = evaluations[-1]["step"]
-    best_step = int(state.best_global_step) if kept and state.best_global_step else last_step
+    lowest_step = min(evaluations, key=lambda entry: entry["validation_loss"])["step"]
+    chosen = state.best_global_step if trainer.args.load_best_model_at_end else None
     best = {
-        "step": best_step,
-        "metric": trainer.args.metric_for_best_model if kept else None,
-        "value": state.best_metric if kept else None,
+        "step": chosen or last_step,
+        "metric": trainer.args.metric_for_best_model if chosen else None,
+        "value": state.best_metric if chosen else None,
     }
     overfit = judge_overfit(
-        read_evaluated(folder.evaluations, best_step, index),
+        read_evaluated(folder.evaluations, lowest_step, index),
         read_evaluated(folder.evaluations, last_step, index),
+        kept_step=chosen or last_step,
         margin_P=index.pairs.margin_P,
         group_P=index.pairs.group_P,
         evaluations=len(evaluations),
@@ -581,8 +606,8 @@ def _best_facts(
 
 def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
     """The ``run`` block: what was trained and how."""
-    recipe, (trainable, total) = run.recipe, run.parameters
-    config = run.model.module.config
+    recipe, (trainable, total) = run.recipe, run.built.parameters
+    config = run.built.model.module.config
     method = "full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora"
     return {
         "name": folder.path.name,
@@ -593,15 +618,15 @@ def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
         "method": method,
         "lora": recipe.lora,
         "parameters": {"trainable": trainable, "total": total},
-        "attention": run.model.layout,
-        "attention_note": run.model.note,
-        "dtype": str(next(run.model.module.parameters()).dtype).removeprefix("torch."),
+        "attention": run.built.model.layout,
+        "attention_note": run.built.model.note,
+        "dtype": str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
         "max_length": recipe.tokens.max_length,
         "overlong": recipe.tokens.overlong,
         "chat_template_kind": corpora.text_kind(
             [part for parts in run.corpus.parts().values() for part in parts]
         ),
-        "head_init": recipe.model.head_init,
+        "head_init": run.built.head_init,
         "loss": recipe.loss.kind,
         "seed": run.args.seed,
         "hyperparameters": _hyperparameters(run.args),
@@ -649,33 +674,41 @@ def write_results(
     table = score_table(parts, {**scores["eval"], **scores["test"]})
     write_table(table, folder.predictions)
     write_json(folder.metrics, metrics)
-    if run.recipe.report.plots:
-        write_plots(folder.path)
-    write_card(folder.path)
-    if run.recipe.report.html:
-        write_report(folder.path)
+    write_presentation(folder, run.recipe)
+
+
+def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
+    """Plots, card and report, all from what is recorded in the folder."""
+    with writing(folder.path):
+        if recipe.report.plots:
+            write_plots(folder.path)
+        write_card(folder.path)
+        if recipe.report.html:
+            write_report(folder.path)
 
 
 def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFacts:
     """``plaudit.json`` of this run."""
-    recipe, module = run.recipe, run.model.module
+    recipe, module = run.recipe, run.built.model.module
     evaluation = metrics["eval"] or {}
     template = run.tokenizer.chat_template
     fingerprints = [s["fingerprint"] for s in metrics["data"]["sources"] if s["split"] == "train"]
     return ArtefactFacts(
         kind="full" if recipe.lora is None else "adapter",
         base=run.base,
-        base_revision=recipe.model.revision,
+        # The commit that was loaded: the branch a Hub id names moves on.
+        base_revision=recipe.model.revision
+        or getattr(classifier(module.network).config, "_commit_hash", None),
         max_length=recipe.tokens.max_length,
         text=metrics["run"]["chat_template_kind"],
         chat_template=template if isinstance(template, str) else None,
         chat_template_kwargs=dict(recipe.tokens.chat_template_kwargs),
         pad_token=str(run.tokenizer.pad_token),
-        attention=run.model.layout,
-        attention_note=run.model.note,
+        attention=run.built.model.layout,
+        attention_note=run.built.model.note,
         head={
             "name": "score" if has_score_head(module.network) else "classifier",
-            "init": recipe.model.head_init,
+            "init": run.built.head_init,
             "dtype": "float32",
         },
         temperature=evaluation.get("temperature"),

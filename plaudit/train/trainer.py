@@ -19,14 +19,20 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import rotate_checkpoints
 
-from plaudit.files import as_output_error
+from plaudit.files import writing
 from plaudit.model.artefact import save_tokenizer, save_weights
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, score_trees
-from plaudit.train.checkpoints import mark_complete
+from plaudit.train.checkpoints import MARKER, mark_complete
 from plaudit.train.meter import Meter
 from plaudit.train.steps import StepLoader, StepSampler
 from plaudit.types import Batcher, FloatArray, TokenTree
@@ -198,6 +204,10 @@ class RewardTrainer(Trainer):
         self.meter.check()
         started = time.perf_counter()
         scores = {name: self.score(trees) for name, trees in self.eval_trees.items()}
+        self.meter.check_after(
+            f"A reward of the evaluation after step {self.state.global_step}",
+            (torch.from_numpy(rewards) for rows in scores.values() for rewards in rows),
+        )
         metrics = self.measure(scores, self.state.global_step)
         self.meter.pause(time.perf_counter() - started)
         self.log(metrics)
@@ -255,16 +265,23 @@ class RewardTrainer(Trainer):
         """A checkpoint counts once its last file is there; older ones are deleted only then."""
         started = time.perf_counter()
         self.meter.check()
+        # A step with a finite loss can still have had gradients that are not; the next loss would
+        # tell, too late for the checkpoint between the two.
+        self.meter.check_after(
+            f"A weight after step {self.state.global_step}",
+            (p.detach() for p in model.parameters() if p.requires_grad),
+        )
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        rank = self.accelerator.process_index
         try:
-            super()._save_checkpoint(model, trial)
-        except OSError as error:
-            raise as_output_error(error, Path(str(self.args.output_dir))) from error
+            with writing(checkpoint):
+                # A step may be saved twice; until the second save is whole, it counts as none.
+                (checkpoint / MARKER).unlink(missing_ok=True)
+                super()._save_checkpoint(model, trial)
+                torch.save(self._counters(), checkpoint / f"counters-{rank}.pt")
         finally:
             self.args.save_total_limit = limit
-        rank = self.accelerator.process_index
-        torch.save(self._counters(), checkpoint / f"counters-{rank}.pt")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             run_dir = str(self.args.output_dir)
@@ -288,6 +305,7 @@ class RewardTrainer(Trainer):
             "logged_step": self._globalstep_last_logged,
             "meter": self.meter.state(),
             "seconds": self.seconds(),
+            "patience": [callback.early_stopping_patience_counter for callback in self._stoppers()],
         }
 
     def restore_counters(self, checkpoint: Path) -> None:
@@ -300,6 +318,17 @@ class RewardTrainer(Trainer):
         self._globalstep_last_logged = saved["logged_step"]
         self.meter.restore(saved["meter"])
         self._seconds_before = saved["seconds"]
+        for callback, count in zip(self._stoppers(), saved["patience"], strict=True):
+            callback.early_stopping_patience_counter = count
+
+    def _stoppers(self) -> list[EarlyStoppingCallback]:
+        """Callbacks that count evaluations without progress.
+
+        The Trainer restores them only together with its control flags, and those of a checkpoint
+        written on the way out say stop.
+        """
+        callbacks = self.callback_handler.callbacks
+        return [c for c in callbacks if isinstance(c, EarlyStoppingCallback)]
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

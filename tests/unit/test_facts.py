@@ -26,6 +26,7 @@ def make_table(count=60, datasets=("eval",), seed=0, metadata=lambda number: {},
             rows.append(
                 ScoreRow(
                     comparison=str(number),
+                    number=number,
                     group=str(number // 2),
                     dataset=datasets[number % len(datasets)],
                     source="abc"[number % 3],
@@ -167,6 +168,7 @@ def judged(best_delta_P, last_delta_P, *, best_step=10, last_step=20, evaluation
     return judge_overfit(
         Evaluated(step=best_step, delta_P=best_delta_P),
         Evaluated(step=last_step, delta_P=last_delta_P),
+        kept_step=best_step,
         margin_P=np.zeros(pairs_seen),
         group_P=np.arange(pairs_seen) // 2,
         evaluations=evaluations,
@@ -219,6 +221,7 @@ def test_one_group_has_no_interval_and_no_verdict():
     found = judge_overfit(
         Evaluated(step=1, delta_P=np.ones(3)),
         Evaluated(step=2, delta_P=-np.ones(3)),
+        kept_step=1,
         margin_P=np.zeros(3),
         group_P=np.zeros(3, dtype=np.int64),
         evaluations=2,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.train.meter import Meter, NonFiniteLossError, Reading
+from plaudit.train.meter import Meter, NotFiniteError, Reading
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
@@ -52,9 +52,9 @@ def test_many_small_numbers_do_not_drift() -> None:
 def test_a_loss_that_is_no_number_names_its_rows(value: float) -> None:
     meter = Meter(CPU)
     meter.step(torch.tensor(1.0), [tree(0, 2)], 1)
-    with pytest.raises(NonFiniteLossError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         meter.step(torch.tensor(value), [tree(4, 2), tree(9, 2)], 2)
-    assert caught.value.step == 2
+    assert str(caught.value) == "The loss of step 2 is not a finite number"
     assert caught.value.rows == (4, 9)
 
 
@@ -76,3 +76,12 @@ def test_state_goes_on_where_it_was() -> None:
     first, second = read(one), read(other)
     assert (second.pairs, second.correct, second.margin) == (3, 2, 0)
     assert (second.comparisons, second.tokens) == (first.comparisons, first.tokens) == (2, 10)
+
+
+def test_what_a_step_spoiled_names_the_steps_rows() -> None:
+    meter = Meter(CPU)
+    meter.step(torch.tensor(1.0), [tree(4, 2)], 1)
+    meter.check_after("A weight after step 1", [torch.ones(3), torch.zeros(0)])
+    with pytest.raises(NotFiniteError, match="A weight after step 1 is not a finite") as caught:
+        meter.check_after("A weight after step 1", [torch.ones(3), torch.tensor([1.0, torch.inf])])
+    assert caught.value.rows == (4,)

@@ -47,7 +47,7 @@ LORA = {"r": 2, "target_modules": "all-linear"}
 
 
 def base_of(path: Path, **options: Any) -> Any:
-    return load_base(BaseRequest(base=str(path), **options), pad_id=PAD)
+    return load_base(BaseRequest(base=str(path), **options), pad_id=PAD).network
 
 
 # ---- padding token

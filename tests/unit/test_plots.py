@@ -83,6 +83,7 @@ def evaluated(rewards, characters):
     rows = [
         ScoreRow(
             comparison=str(number),
+            number=number,
             group=str(number),
             dataset="eval",
             source="s",

@@ -171,7 +171,7 @@ def test_a_mistake_is_one_sentence_that_names_the_key(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train.eval_steps=100", "train.save_steps=150"], "set save_steps to 100 or a multiple"),
+        (["train.eval_steps=100", "train.save_steps=150"], "set save_steps to 100"),
         (["train.eval_steps=0.1", "train.save_steps=500"], "set save_steps to 0.1"),
         (["train.eval_strategy=steps", "train.save_strategy=epoch"], "needs one schedule"),
         (["train.save_strategy=no", "train.load_best_model_at_end=true"], "evaluation and saving"),

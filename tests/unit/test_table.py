@@ -15,6 +15,7 @@ from plaudit.types import ScoreRow
 
 def row(comparison="c", response=0, reward=0.0, grade=0.0, **changes):
     fields = {
+        "number": sum(map(ord, comparison)),
         "group": "g",
         "dataset": "eval",
         "source": "s",
