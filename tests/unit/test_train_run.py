@@ -1,0 +1,154 @@
+"""Runs off the beaten path, in process: schedules by epoch, no checkpoint chosen, equal ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.errors import DataError, ModelError
+from plaudit.evaluate.run import evaluate
+from plaudit.serve.scorer import load
+from plaudit.train.run import train
+from tests.conftest import pair_rows, recipe_of, write_jsonl
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "pairs.jsonl", pair_rows(40, seed=8))
+
+
+def test_a_schedule_by_epochs(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_base, pairs, eval_strategy="epoch", save_strategy="epoch")
+    del recipe["train"]["eval_steps"]
+    metrics = train(recipe, tmp_path / "run").metrics
+    assert [entry["epoch"] for entry in metrics["eval"]["history"]] == [1.0, 2.0]
+    assert metrics["train"]["steps"] == metrics["eval"]["history"][-1]["step"] == 14
+
+
+def test_without_a_chosen_checkpoint_the_last_is_kept_and_said_so(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_base, pairs, load_best_model_at_end=False)
+    folder = tmp_path / "run"
+    metrics = train(recipe, folder).metrics
+    assert metrics["eval"]["chose_checkpoint"] is False
+    assert metrics["best"] == {"step": metrics["train"]["steps"], "metric": None, "value": None}
+    card = (folder / "README.md").read_text()
+    assert "no checkpoint was chosen" in card
+    assert "None" not in card
+    assert "Touched once" not in card
+
+
+def test_without_evaluation_data_there_are_no_evaluation_claims(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_base, pairs)
+    recipe["data"]["eval_fraction"] = None
+    del recipe["train"]["eval_steps"]
+    folder = tmp_path / "run"
+    metrics = train(recipe, folder).metrics
+    assert metrics["eval"] is metrics["best"] is metrics["overfit"] is None
+    assert (folder / "README.md").is_file()
+    assert load(folder).facts.temperature is None
+
+
+def test_comparisons_with_equal_ids_stay_apart(
+    tiny_base: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """Two files that both count from zero."""
+    files = []
+    for name, seed in (("one", 1), ("two", 2)):
+        rows = [{**row, "id": str(i)} for i, row in enumerate(pair_rows(7, seed=seed))]
+        files.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+    both = evaluate(finished_run, files)
+    alone = [evaluate(finished_run, file).metrics["eval"] for file in files]
+    assert both.metrics["eval"]["pairs"] == 14
+    assert both.metrics["eval"]["loss"] == pytest.approx(sum(e["loss"] for e in alone) / 2)
+
+
+def test_a_name_for_two_held_out_sets_is_refused(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    held_out = write_jsonl(tmp_path / "same.jsonl", pair_rows(5, seed=3))
+    (tmp_path / "other").mkdir()
+    other = write_jsonl(tmp_path / "other" / "same.jsonl", pair_rows(5, seed=4))
+    recipe = recipe_of(tiny_base, pairs)
+    recipe["data"] = {"train": str(pairs), "eval": str(held_out), "test": str(other)}
+    with pytest.raises(DataError, match="both named same"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_activation_checkpointing_changes_memory_alone(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    plain = train(recipe_of(tiny_base, pairs), tmp_path / "plain").metrics
+    saving = train(
+        recipe_of(tiny_base, pairs, gradient_checkpointing=True), tmp_path / "saving"
+    ).metrics
+    for one, two in zip(plain["training_curve"], saving["training_curve"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+def test_the_schedule_ends_at_zero(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    """With accumulation and several epochs: other trainers multiplied one of them in twice."""
+    recipe = recipe_of(tiny_base, pairs, lr_scheduler_type="linear", num_train_epochs=3)
+    rates = [e["learning_rate"] for e in train(recipe, tmp_path / "run").metrics["training_curve"]]
+    assert rates == sorted(rates, reverse=True)
+    steps = 21
+    assert rates[-1] == pytest.approx(3e-3 / steps)
+
+
+def test_a_resumed_run_keeps_its_patience(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    """Stopped by patience or not, the run is that of one call."""
+    import shutil
+
+    recipe = recipe_of(
+        tiny_base, pairs, num_train_epochs=6, eval_steps=4, save_total_limit=20, learning_rate=2e-2
+    )
+    recipe["evaluate"] = {"early_stopping_patience": 3}
+    whole = tmp_path / "whole"
+    expected = train(recipe, whole).metrics
+    assert expected["train"]["steps"] < expected["train"]["planned_steps"], (
+        "patience never ended it"
+    )
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    last = expected["train"]["steps"]
+    shutil.rmtree(cut / "checkpoints" / f"checkpoint-{last}")
+    for name in ("metrics.json", "plaudit.json", "README.md"):
+        (cut / name).unlink()
+    found = train(recipe, cut, resume=True).metrics
+    assert found["train"]["steps"] == last
+    assert found["eval"]["history"] == expected["eval"]["history"]
+
+
+def test_a_run_killed_before_its_card_gets_it_on_resume(finished_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    cut = tmp_path / "run"
+    shutil.copytree(finished_run, cut)
+    before = (cut / "README.md").read_text()
+    for name in ("README.md", "report.html"):
+        (cut / name).unlink()
+    shutil.rmtree(cut / "plots")
+    train(cut / "recipe.yaml", cut, resume=True)
+    assert (cut / "README.md").read_text().replace("lora", "") == before.replace("lora", "")
+    assert (cut / "report.html").is_file()
+
+
+def test_a_folder_cannot_ask_for_its_own_code_to_run(finished_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    facts: dict[str, Any] = json.loads((folder / "plaudit.json").read_text())
+    (folder / "plaudit.json").write_text(json.dumps({**facts, "trust_remote_code": True}))
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
+        load(folder)
+    assert load(folder, trust_remote_code=True).score("a", ["b"])
