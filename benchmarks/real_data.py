@@ -33,12 +33,10 @@ class Case:
 
 CASES = (
     Case(data="hh_harmless", method="lora"),
+    Case(data="gsm8k_openai", method="lora", weight=0.5),
+    Case(data="ukpconvarg1", method="lora", weight=0.2),
     Case(data="hh_harmless", method="full"),
-    Case(data="llamafactory_dpo", method="full"),
-    Case(data="gsm8k_openai", method="full"),
-    Case(data="finegrained_qa", method="full"),
-    Case(data="ukpconvarg1", method="full", weight=0.3),
-    Case(data="wmt_human", method="full", weight=0.3),
+    Case(data="wmt_human", method="lora", weight=0.1),
 )
 RATES = {"lora": 5e-4, "full": 1e-4}
 

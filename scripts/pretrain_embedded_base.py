@@ -56,6 +56,7 @@ class Settings:
     work: Path
     out: Path
     steps: int
+    stop_at: int | None
     tokens_per_step: int
     muon_lr: float
     adam_lr: float
@@ -77,11 +78,12 @@ def main() -> None:
 
 
 def parse() -> Settings:
-    """Settings from the command line; the defaults made the shipped base."""
+    """Settings from the command line; docs/concepts/embedded-base.md has the shipped base's."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=base_path())
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--stop-at", type=int, help="stop after this step, to go on later")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
@@ -326,8 +328,9 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
     held_out = validation_set(tokenizer, "training", 500)
     begun = saved = time.monotonic()
     before = progress.seconds
+    last = min(settings.steps, settings.stop_at or settings.steps)
     for step, epoch, inputs_BT, labels_BT in stream(settings, tokenizer, progress.step):
-        if step >= settings.steps or progress.since_best >= settings.patience:
+        if step >= last or progress.since_best >= settings.patience:
             break
         loss = take_step(settings, model, optimizers, step, inputs_BT, labels_BT)
         progress.step, progress.tokens = step + 1, progress.tokens + inputs_BT.numel()

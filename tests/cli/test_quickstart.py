@@ -1,0 +1,54 @@
+"""``plaudit quickstart`` on a small share of its data: the same path, minutes shorter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plaudit.cli.main import main
+from plaudit.data.mutate import OPERATORS
+from plaudit.serve.scorer import load
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    code = main(
+        [
+            *("quickstart", "--out", str(out)),
+            *("--set", "data.train=documentation:training:80"),
+            *("--set", "data.test={path: 'documentation:heldout:40', name: heldout}"),
+            *("--set", "train.max_steps=4", "--set", "train.eval_steps=2"),
+        ]
+    )
+    assert code == 0
+    return out
+
+
+def test_it_measures_every_operator_on_held_out_modules(folder: Path) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    slices = [s for s in metrics["test"]["slices"] if s["column"] == "subset"]
+    assert {s["value"]: s["pairs"] for s in slices} == dict.fromkeys(OPERATORS, 4)
+    assert metrics["test"]["pairs"] == 40
+    assert metrics["data"]["leaked_prompts"] == 0
+
+
+def test_the_run_folder_can_be_moved(folder: Path, tmp_path: Path) -> None:
+    """The embedded base travels with it."""
+    before = load(folder).score("What does `len` do?", ["Return the number of items.", "No."])
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    facts = json.loads((moved / "plaudit.json").read_text())
+    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    after = load(moved).score("What does `len` do?", ["Return the number of items.", "No."])
+    assert after == before
+
+
+def test_an_existing_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--out", str(folder)]) == 2
+    assert "choose another name" in capsys.readouterr().err
