@@ -8,35 +8,31 @@ from typing import Annotated
 
 import typer
 
+from plaudit.cli import options
+
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder.")],
+    model: options.Model,
     data: Annotated[list[str], typer.Argument(help="Files or Hub ids of labelled comparisons.")],
     out: Annotated[
         Path | None, typer.Option(help="Write metrics.json and predictions.parquet here.")
     ] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Name the data's format.")] = None,
+    format_: options.Format = None,
     train_data: Annotated[
         list[str] | None,
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
-    ] = False,
+    base: options.Base = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model on data: accuracy with its interval, calibration, baselines."""
-    from plaudit.cli.screen import evaluation_lines, hush_weight_loading, quiet_console
+    from plaudit.cli.screen import evaluation_lines, open_model
     from plaudit.recipe import Source
 
-    console = quiet_console()
-    with console.status("starting"):
-        hush_weight_loading()
-        from plaudit.evaluate.run import evaluate as run
-        from plaudit.serve.scorer import load
-    with console.status("loading the model"):
-        reward_model = load(model, base=base, trust_remote_code=trust_remote_code)
+    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    from plaudit.evaluate.run import evaluate as run
+
     result = run(
         reward_model,
         [Source(path=path, format=format_) for path in data],

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from plaudit.cli import options
 from plaudit.errors import DataError
 from plaudit.plan.estimate import UTILISATION, Counts, Plan
 from plaudit.plan.estimate import plan as estimate
@@ -53,9 +54,7 @@ def plan(
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that is reached.")
     ] = UTILISATION,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key, as in train.seed=1; repeatable.")
-    ] = None,
+    set_: options.Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's steps, parameters, memory, FLOPs and time, without weights."""
@@ -133,7 +132,7 @@ def _measure(recipe: Recipe, comparisons: tuple[Comparison, ...]) -> tuple[Lengt
         ]
         return from_characters(characters), []
     from plaudit.tokens.encode import Encoder, encode
-    from plaudit.train.run import prepare_tokenizer
+    from plaudit.train.prepare import prepare_tokenizer
 
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),

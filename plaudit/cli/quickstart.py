@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from plaudit.cli import options
+
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/quickstart"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value of its recipe."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    set_: options.Set = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run

@@ -9,32 +9,28 @@ from typing import Annotated
 
 import typer
 
+from plaudit.cli import options
+
 
 def score(
-    model: Annotated[Path, typer.Argument(help="A run folder.")],
+    model: options.Model,
     data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write: .jsonl, .jsonl.gz or .parquet.")],
-    format_: Annotated[str | None, typer.Option("--format", help="Name the data's format.")] = None,
+    format_: options.Format = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
-    base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
-    ] = False,
+    base: options.Base = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts on stdout.")] = False,
 ) -> None:
     """Score every response of a file, in its order; run again after a stop to go on."""
     from rich.progress import Progress
 
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.screen import open_model
     from plaudit.recipe import Source
 
-    console = quiet_console()
-    with console.status("starting"):
-        hush_weight_loading()
-        from plaudit.serve.files import score_file
-        from plaudit.serve.scorer import load
-    with console.status("loading the model"):
-        reward_model = load(model, base=base, trust_remote_code=trust_remote_code)
+    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    from plaudit.serve.files import score_file
+
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
         scored = score_file(

@@ -7,11 +7,14 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from plaudit.serve.scorer import RewardModel
 
 
 def quiet_console() -> Console:
@@ -51,6 +54,18 @@ def hush_weight_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def open_model(
+    path: Path, *, base: str | None, trust_remote_code: bool
+) -> tuple[Console, RewardModel]:
+    """A quiet console, and the reward model that a verb works with."""
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.serve.scorer import load
+    with console.status("loading the model"):
+        return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
 def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:

@@ -10,17 +10,16 @@ from typing import Annotated
 
 import typer
 
+from plaudit.cli import options
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/<recipe>-<time> unless given.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    set_: options.Set = None,
+    resume: options.Resume = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Train a reward model from a recipe; evaluate it; write model, plots, report and card."""

@@ -1,0 +1,201 @@
+"""What a run measured, as ``metrics.json`` says it. Card, report and plots compute nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plaudit import __version__
+from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
+from plaudit.loss.pairs import ordered_pairs
+from plaudit.train import corpus as corpora
+from plaudit.train.callbacks import (
+    count_resumes,
+)
+from plaudit.train.folder import (
+    RunFolder,
+)
+from plaudit.train.measure import (
+    PairIndex,
+    history,
+    read_evaluated,
+    score_table,
+)
+from plaudit.train.prepare import PreparedRun
+from plaudit.train.steps import rows_of_first
+from plaudit.train.trainer import EvalScores, RewardTrainer, StepArguments
+
+
+def gather_metrics(
+    run: PreparedRun,
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    index: PairIndex | None,
+    scores: Mapping[str, EvalScores],
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything ``metrics.json`` says about the run. Card, report and plots compute nothing."""
+    state = trainer.state
+    facts: dict[str, Any] = {
+        "format": 1,
+        "plaudit_version": __version__,
+        "run": run_facts(run, folder),
+        "data": corpora.data_facts(run.corpus, run.recipe.data.split_by),
+        "train": {
+            **_train_facts(run, trainer, seconds),
+            "resumed": count_resumes(folder.events),
+        },
+        "eval": None,
+        "test": None,
+        "best": None,
+        "overfit": None,
+        "training_curve": [
+            {k: event[k] for k in ("step", "epoch", "loss", "learning_rate")}
+            for event in state.log_history
+            if "loss" in event
+        ],
+        "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
+    }
+    if index is not None:
+        evaluations = history(state.log_history, len(index.pairs))
+        facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations)
+        facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
+    if run.corpus.test:
+        facts["test"] = _evaluation_facts(run, "test", scores["test"], None)
+    safe: dict[str, Any] = json_safe(facts)
+    return safe
+
+
+def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
+    state = trainer.state
+    losses = [event["loss"] for event in state.log_history if "loss" in event]
+    throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
+    trees = run.corpus.train.trees
+    rows = list(rows_of_first(trainer.sampler(), state.global_step))
+    return {
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "epochs": state.epoch,
+        "pairs": sum(len(ordered_pairs(trees[row].grades)) for row in rows),
+        "comparisons": len(rows),
+        "tokens": sum(trees[row].tokens for row in rows),
+        "seconds": seconds,
+        "pairs_per_second": float(np.median(throughput)) if throughput else None,
+        "final_loss": losses[-1] if losses else None,
+    }
+
+
+def step_size(args: StepArguments) -> int:
+    """Comparisons of one optimizer step, all ranks together."""
+    return int(args.per_device_train_batch_size * args.world_size)
+
+
+def _evaluation_facts(
+    run: PreparedRun,
+    role: str,
+    scores: EvalScores,
+    evaluations: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    parts = run.corpus.evaluation if role == "eval" else run.corpus.test
+    held_out = [c for part in parts.values() for c in part.comparisons]
+    chose = role == "eval" and bool(run.args.load_best_model_at_end)
+    return summarise(
+        score_table(parts, scores),
+        dataset=role,
+        chose_checkpoint=chose,
+        baselines=measure_baselines(
+            run.recipe.evaluate.baselines, run.corpus.train.comparisons, held_out
+        ),
+        history=evaluations,
+        calibrate=run.recipe.evaluate.calibrate,
+        seed=run.recipe.data.seed,
+    )
+
+
+def _best_facts(
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    index: PairIndex,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Which step was kept, and the kept step against the last in words."""
+    if not evaluations:
+        return None, None
+    state = trainer.state
+    last_step = evaluations[-1]["step"]
+    lowest_step = min(evaluations, key=lambda entry: entry["validation_loss"])["step"]
+    chosen = state.best_global_step if trainer.args.load_best_model_at_end else None
+    best = {
+        "step": chosen or last_step,
+        "metric": trainer.args.metric_for_best_model if chosen else None,
+        "value": state.best_metric if chosen else None,
+    }
+    overfit = judge_overfit(
+        read_evaluated(folder.evaluations, lowest_step, index),
+        read_evaluated(folder.evaluations, last_step, index),
+        kept_step=chosen or last_step,
+        margin_P=index.pairs.margin_P,
+        group_P=index.pairs.group_P,
+        evaluations=len(evaluations),
+    )
+    return best, overfit
+
+
+def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
+    """The ``run`` block: what was trained and how."""
+    recipe, (trainable, total) = run.recipe, run.built.parameters
+    config = run.built.model.module.config
+    method = "full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora"
+    return {
+        "name": folder.path.name,
+        "base": recipe.model.base,
+        "base_revision": recipe.model.revision,
+        "base_is_hub_id": run.base == recipe.model.base and not Path(run.base).is_dir(),
+        "architecture": config.model_type,
+        "method": method,
+        "lora": recipe.lora,
+        "parameters": {"trainable": trainable, "total": total},
+        "attention": run.built.model.layout,
+        "attention_note": run.built.model.note,
+        "dtype": str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
+        "max_length": recipe.tokens.max_length,
+        "overlong": recipe.tokens.overlong,
+        "chat_template_kind": corpora.text_kind(
+            [part for parts in run.corpus.parts().values() for part in parts]
+        ),
+        "head_init": run.built.head_init,
+        "loss": recipe.loss.kind,
+        "seed": run.args.seed,
+        "hyperparameters": _hyperparameters(run.args),
+        "started": run.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def _hyperparameters(args: StepArguments) -> list[list[Any]]:
+    """The list a model card shows, under transformers' names, with the user's own numbers."""
+    return [
+        ["learning_rate", args.learning_rate],
+        ["per_device_train_batch_size", args.asked_batch_size],
+        ["gradient_accumulation_steps", args.asked_accumulation],
+        ["total_train_batch_size", step_size(args)],
+        ["num_devices", args.world_size],
+        ["seed", args.seed],
+        ["optimizer", str(getattr(args.optim, "value", args.optim))],
+        ["adam_beta1", args.adam_beta1],
+        ["adam_beta2", args.adam_beta2],
+        ["adam_epsilon", args.adam_epsilon],
+        ["weight_decay", args.weight_decay],
+        ["max_grad_norm", args.max_grad_norm],
+        [
+            "lr_scheduler_type",
+            str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        ],
+        ["warmup_steps", args.warmup_steps],
+        ["num_train_epochs", args.num_train_epochs],
+        ["max_steps", args.max_steps],
+    ]

@@ -1,0 +1,263 @@
+"""Everything a run needs before its first step: arguments, data, tokens, model."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import (
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from plaudit import embedded
+from plaudit.errors import RecipeError
+from plaudit.model.load import (
+    BaseRequest,
+    Prepared,
+    add_lora,
+    choose_dtype,
+    choose_layout,
+    dropouts_off,
+    load_base,
+    load_config,
+    load_tokenizer,
+    refuse_too_long,
+    refuse_unknown_ids,
+    trainable_parameters,
+)
+from plaudit.recipe import (
+    ModelSection,
+    Recipe,
+    TokensSection,
+)
+from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.encode import Encoder
+from plaudit.tokens.template import freeze_dates, read_template
+from plaudit.train import corpus as corpora
+from plaudit.train.corpus import Corpus
+from plaudit.train.folder import (
+    RunFolder,
+    is_main_process,
+    refuse_changed_data,
+)
+from plaudit.train.trainer import StepArguments
+from plaudit.types import Batcher
+
+logger = logging.getLogger("plaudit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """Everything a run needs before its first step."""
+
+    recipe: Recipe
+    base: str
+    args: StepArguments
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    built: Built
+    started: datetime
+
+
+def prepare(
+    recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
+) -> PreparedRun:
+    """Cheap checks first: data and configuration are read before any weight is."""
+    started = datetime.now(UTC)
+    set_seed(args.seed)
+    comparisons = corpora.read_comparisons(recipe.data)
+    refuse_changed_data(folder, corpora.fingerprints(comparisons))
+    base = place_base(recipe.model.base, folder)
+    request = BaseRequest(
+        base=base,
+        revision=recipe.model.revision,
+        dtype=choose_dtype(recipe.model.dtype, args.device, lora=recipe.lora is not None),
+        quantize=recipe.model.quantize,
+        head_init=recipe.model.head_init,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    load_config(request)
+    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base)
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        max_length=recipe.tokens.max_length,
+        overlong=recipe.tokens.overlong,
+        chat_template_kwargs=recipe.tokens.chat_template_kwargs,
+    )
+    with console.status("encoding") as status:
+        corpus = corpora.encode_corpus(
+            encoder,
+            comparisons,
+            on_part=lambda name, rows: status.update(f"encoding {rows:,} comparisons of {name}"),
+        )
+    _tell_data(corpus, recipe, console)
+    with console.status(f"loading {recipe.model.base}"):
+        built = _build_model(recipe, request, tokenizer, args, corpora.largest_id(corpus))
+    trainable, total = built.parameters
+    console.print(
+        f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
+        highlight=False,
+    )
+    return PreparedRun(
+        recipe=recipe,
+        base=base,
+        args=args,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        built=built,
+        started=started,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The model of a run, its batcher, parameters (trainable, all), and where its head began."""
+
+    model: Prepared
+    batcher: Batcher
+    parameters: tuple[int, int]
+    head_init: str
+
+
+def _build_model(
+    recipe: Recipe,
+    request: BaseRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    args: StepArguments,
+    largest_id: int,
+) -> Built:
+    assert isinstance(tokenizer.pad_token_id, int)
+    loaded = load_base(request, pad_id=tokenizer.pad_token_id)
+    network = loaded.network
+    refuse_too_long(network, recipe.tokens.max_length)
+    refuse_unknown_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
+    if recipe.lora is not None:
+        network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
+    dropouts_off(network, keep_lora=True)
+    parameters = trainable_parameters(network)
+    if request.quantize is None:
+        network.to(args.device)
+    batchers = make_batchers(
+        recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
+    )
+    model = choose_layout(
+        network, recipe.model.attention, packed=batchers["packed"], padded=batchers["padded"]
+    )
+    return Built(
+        model=model,
+        batcher=batchers[model.layout],
+        parameters=parameters,
+        head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
+    )
+
+
+def place_base(base: str, folder: RunFolder) -> str:
+    """Where the base is loaded from.
+
+    A local folder is an absolute path, so that the saved adapter finds it from anywhere; the
+    embedded base is copied into the run, so that the run folder can be moved.
+    """
+    if base == embedded.NAME:
+        if not is_main_process():
+            return str(embedded.base_path())
+        if not folder.base.is_dir():
+            staged = folder.base.with_name(".base.partial")
+            shutil.copytree(embedded.base_path(), staged, dirs_exist_ok=True)
+            staged.rename(folder.base)
+        return str(folder.base.resolve())
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def prepare_tokenizer(
+    model: ModelSection, tokens: TokensSection, base: str
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with its pad token chosen and its chat template frozen in time."""
+    tokenizer = load_tokenizer(
+        base,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        pad_token=tokens.pad_token,
+    )
+    if tokens.chat_template is not None:
+        tokenizer.chat_template = read_template(tokens.chat_template)
+    if isinstance(tokenizer.chat_template, dict):
+        # A tokenizer may carry several named templates; transformers renders this one.
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = freeze_dates(
+            tokenizer.chat_template, date.fromisoformat(tokens.date)
+        )
+    return tokenizer
+
+
+def step_arguments(
+    recipe: Recipe, arguments: Mapping[str, Any], folder: RunFolder
+) -> StepArguments:
+    """TrainingArguments for one batch per optimizer step, from the recipe's own numbers.
+
+    Raises:
+        RecipeError: transformers refuses a value.
+    """
+    given = dict(arguments)
+    batch = int(given.pop("per_device_train_batch_size", 8))
+    accumulation = int(given.pop("gradient_accumulation_steps", 1))
+    fixed = {
+        "output_dir": str(folder.checkpoints),
+        "per_device_train_batch_size": batch * accumulation,
+        "gradient_accumulation_steps": 1,
+        "asked_batch_size": batch,
+        "asked_accumulation": accumulation,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        # It asks the device for every step's loss, and hides a loss that is not finite.
+        "logging_nan_inf_filter": False,
+    }
+    given.setdefault("ddp_find_unused_parameters", False)
+    if not torch.accelerator.is_available():
+        # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
+        given.setdefault("use_cpu", True)
+    full = recipe.lora is None and recipe.model.dtype == "auto" and not given.get("fp16")
+    if full and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        given.setdefault("bf16", True)
+    try:
+        args = StepArguments(**{**given, **fixed})
+        if args.n_gpu > 1:
+            logger.warning(
+                "%d GPUs are visible and one is used; start with torchrun to use all.", args.n_gpu
+            )
+            # Otherwise the Trainer splits batches by rows (DataParallel), and ours have none.
+            args._n_gpu = 1
+        return args
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
+
+
+def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
+    facts = corpora.data_facts(corpus, recipe.data.split_by)
+    sizes = ", ".join(f"{name} {part['used']:,}" for name, part in facts["splits"].items())
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in facts["dropped"].items())
+    console.print(
+        f"data: {facts['rows']:,} rows, {facts['used']:,} used ({sizes})"
+        + (f"; dropped: {dropped}" if dropped else ""),
+        highlight=False,
+    )
+    tokens = facts["tokens"]
+    saved = 1 - tokens["packed"] / tokens["separate"]
+    console.print(
+        f"tokens: {tokens['packed']:,}, {saved:.0%} fewer than with the prompt computed for "
+        "every response",
+        highlight=False,
+    )
+    if corpus.leaked_prompts:
+        console.print(
+            f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "
+            "is in the training part too[/bold]; their accuracy flatters the model."
+        )

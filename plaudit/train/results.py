@@ -1,0 +1,85 @@
+"""What a finished run writes: the model, its predictions, metrics, plots, card and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plaudit.evaluate.table import write_table
+from plaudit.files import write_json, writing
+from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.model.module import classifier, has_score_head
+from plaudit.recipe import (
+    Recipe,
+)
+from plaudit.report.card import write_card
+from plaudit.report.html import write_report
+from plaudit.report.plots import write_plots
+from plaudit.train.folder import (
+    RunFolder,
+)
+from plaudit.train.measure import (
+    score_table,
+)
+from plaudit.train.prepare import PreparedRun
+from plaudit.train.trainer import EvalScores, RewardTrainer
+
+
+def write_results(
+    run: PreparedRun,
+    trainer: RewardTrainer,
+    folder: RunFolder,
+    metrics: Mapping[str, Any],
+    scores: Mapping[str, EvalScores],
+) -> None:
+    """Model, predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
+    network = trainer.accelerator.unwrap_model(trainer.model).network
+    facts = artefact_facts(run, metrics)
+    save_artefact(folder.path, network, run.tokenizer, facts)
+    parts = {**run.corpus.evaluation, **run.corpus.test}
+    table = score_table(parts, {**scores["eval"], **scores["test"]})
+    write_table(table, folder.predictions)
+    write_json(folder.metrics, metrics)
+    write_presentation(folder, run.recipe)
+
+
+def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
+    """Plots, card and report, all from what is recorded in the folder."""
+    with writing(folder.path):
+        if recipe.report.plots:
+            write_plots(folder.path)
+        write_card(folder.path)
+        if recipe.report.html:
+            write_report(folder.path)
+
+
+def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFacts:
+    """``plaudit.json`` of this run."""
+    recipe, module = run.recipe, run.built.model.module
+    evaluation = metrics["eval"] or {}
+    template = run.tokenizer.chat_template
+    fingerprints = [s["fingerprint"] for s in metrics["data"]["sources"] if s["split"] == "train"]
+    return ArtefactFacts(
+        kind="full" if recipe.lora is None else "adapter",
+        base=run.base,
+        # The commit that was loaded: the branch a Hub id names moves on.
+        base_revision=recipe.model.revision
+        or getattr(classifier(module.network).config, "_commit_hash", None),
+        max_length=recipe.tokens.max_length,
+        text=metrics["run"]["chat_template_kind"],
+        chat_template=template if isinstance(template, str) else None,
+        chat_template_kwargs=dict(recipe.tokens.chat_template_kwargs),
+        pad_token=str(run.tokenizer.pad_token),
+        attention=run.built.model.layout,
+        attention_note=run.built.model.note,
+        head={
+            "name": "score" if has_score_head(module.network) else "classifier",
+            "init": run.built.head_init,
+            "dtype": "float32",
+        },
+        temperature=evaluation.get("temperature"),
+        reward_mean=evaluation.get("reward", {}).get("mean"),
+        reward_std=evaluation.get("reward", {}).get("std"),
+        data_fingerprint="+".join(fingerprints),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
