@@ -70,7 +70,8 @@ def row(case: Case, metrics: dict[str, Any]) -> str:
 
     longer, words = (test["baselines"][name] for name in ("longer", "bag_of_words"))
     used = metrics["data"]["splits"]
-    dropped = sum(metrics["data"]["dropped"].values())
+    reasons = metrics["data"]["dropped"]
+    dropped = sum(count for reason, count in reasons.items() if reason != "not_sampled")
     return (
         f"| {case.data} | {case.method} | {used['train']['used']:,} / {used['eval']['used']:,} / "
         f"{used['test']['used']:,} | {dropped:,} | {cell(test)} | {cell(longer)} | {cell(words)} | "

@@ -96,6 +96,8 @@ def log_probabilities(
     header = tokenizer.convert_tokens_to_ids("<|assistant|>")
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     sum_R, tokens_R = np.zeros(len(ids)), np.zeros(len(ids))
+    # Threads on products this small only wait for each other, minutes of it on a busy machine.
+    torch.set_num_threads(1)
     # One row at a time: rows are short, so padding would cost more than batching gains.
     for at, sequence in enumerate(ids):
         ids_T = torch.tensor(sequence)
