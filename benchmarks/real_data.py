@@ -48,6 +48,8 @@ def recipe_of(case: Case, data_dir: Path, base: str) -> dict[str, Any]:
         "lora": {"r": 16, "lora_alpha": 32} if case.method == "lora" else None,
         "data": {"train": [source], "eval_fraction": 0.2, "test_fraction": 0.2, "seed": 42},
         "tokens": {"max_length": 1024},
+        # The sets' margins are quality points of their judges, not units of reward.
+        "loss": {"margin": "ignore"},
         "train": {
             "learning_rate": RATES[case.method],
             "lr_scheduler_type": "cosine",

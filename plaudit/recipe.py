@@ -95,9 +95,14 @@ class TokensSection(Section):
 
 
 class LossSection(Section):
-    """The training objective; ``kind`` is a row of the table in :mod:`plaudit.loss`."""
+    """The training objective; ``kind`` is a row of the table in :mod:`plaudit.loss`.
+
+    ``margin`` says whether a row's margin column is subtracted in the loss. It is in units of
+    reward; a column of quality points belongs to other tools.
+    """
 
     kind: Literal["bradley_terry"] = "bradley_terry"
+    margin: Literal["column", "ignore"] = "column"
 
 
 class EvaluateSection(Section):

@@ -135,9 +135,15 @@ def fingerprints(comparisons: Comparisons) -> dict[str, str]:
 
 
 def encode_corpus(
-    encoder: Encoder, comparisons: Comparisons, *, on_part: Callable[[str, int], None]
+    encoder: Encoder,
+    comparisons: Comparisons,
+    *,
+    margins: bool,
+    on_part: Callable[[str, int], None],
 ) -> Corpus:
     """Encode every part; ``on_part`` hears the name and the number of comparisons of each.
+
+    Without ``margins``, those of the data are left out of training and evaluation alike.
 
     Raises:
         DataError: a part has nothing left that can be used.
@@ -145,7 +151,10 @@ def encode_corpus(
 
     def one(name: str, rows: Sequence[Comparison]) -> Part:
         on_part(name, len(rows))
-        return encode_part(encoder, rows, name)
+        part = encode_part(encoder, rows, name)
+        if margins:
+            return part
+        return replace(part, trees=tuple(replace(tree, margin=0.0) for tree in part.trees))
 
     train = one("train", comparisons.train)
     evaluation = {name: one(name, rows) for name, rows in comparisons.evaluation.items()}
@@ -236,6 +245,7 @@ def data_facts(corpus: Corpus, split_by: str) -> dict[str, Any]:
         "split_by": split_by if corpus.was_split else "files",
         "leaked_prompts": corpus.leaked_prompts,
         "sources": sources,
+        "margins": _margin_facts([p for parts in corpus.parts().values() for p in parts]),
         "tokens": _token_facts([p for parts in corpus.parts().values() for p in parts]),
     }
 
@@ -263,6 +273,14 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
         "split": role,
         "fingerprint": fact.fingerprint,
     }
+
+
+def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
+    """How many comparisons have a margin that the loss subtracts, and their mean; None for none."""
+    margins = [tree.margin for part in parts for tree in part.trees if tree.margin]
+    if not margins:
+        return None
+    return {"comparisons": len(margins), "mean": sum(margins) / len(margins)}
 
 
 def _token_facts(parts: Sequence[Part]) -> dict[str, int]:

@@ -96,6 +96,7 @@ def prepare(
         corpus = corpora.encode_corpus(
             encoder,
             comparisons,
+            margins=recipe.loss.margin == "column",
             on_part=lambda name, rows: status.update(f"encoding {rows:,} comparisons of {name}"),
         )
     _tell_data(corpus, recipe, console)
@@ -256,6 +257,14 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         "every response",
         highlight=False,
     )
+    margins = facts["margins"]
+    if margins is not None:
+        console.print(
+            f"margins: {margins['comparisons']:,} comparisons have one, {margins['mean']:.3g} on "
+            "average; the loss subtracts it from the reward difference (loss.margin: ignore leaves "
+            "it out)",
+            highlight=False,
+        )
     if corpus.leaked_prompts:
         console.print(
             f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "

@@ -95,6 +95,20 @@ def test_activation_checkpointing_changes_memory_alone(
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
 
 
+def test_margins_are_subtracted_unless_left_out(tiny_base: Path, tmp_path: Path) -> None:
+    """Margins in quality points swamp a reward difference, so a run says that they are there."""
+    rows = [{**row, "margin": 20.0} for row in pair_rows(24, seed=6)]
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    recipe = recipe_of(tiny_base, data, num_train_epochs=1)
+    with_margins = train(recipe, tmp_path / "with").metrics
+    without = train({**recipe, "loss": {"margin": "ignore"}}, tmp_path / "without").metrics
+    assert with_margins["data"]["margins"] == {"comparisons": 24, "mean": 20.0}
+    assert without["data"]["margins"] is None
+    assert with_margins["training_curve"][0]["loss"] > 19
+    assert without["training_curve"][0]["loss"] == pytest.approx(0.693, abs=0.02)
+    assert "margins of 24 comparisons" in (tmp_path / "with" / "README.md").read_text()
+
+
 def test_the_schedule_ends_at_zero(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
     """With accumulation and several epochs: other trainers multiplied one of them in twice."""
     recipe = recipe_of(tiny_base, pairs, lr_scheduler_type="linear", num_train_epochs=3)
