@@ -39,6 +39,9 @@ NOT_RUN_LANGUAGES = ("", "text", "json", "yaml")
 NOT_RUN = {
     "torchrun": "tests/laws/test_one_step.py runs two ranks; a page may ask for GPUs",
     "accelerate launch": "several GPUs",
+    "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
+    "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
+    "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
 STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
