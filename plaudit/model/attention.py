@@ -101,6 +101,10 @@ def packed_attention(
             f"{type(module).__name__} asks packed attention for {', '.join(refused)}, which it "
             "does not have; set model.attention to padded."
         )
+    if query_1HTD.dtype != value_1GTD.dtype:
+        # Under autocast rotary positions widen queries and keys; transformers' fused attention
+        # narrows them again, and a fused call needs one precision.
+        query_1HTD, key_1GTD = query_1HTD.to(value_1GTD.dtype), key_1GTD.to(value_1GTD.dtype)
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     backend = BACKENDS[choose_backend(query_1HTD, softcap)]
     out_1HTD = backend(
