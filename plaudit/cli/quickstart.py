@@ -33,7 +33,8 @@ def quickstart(
     if trained.metrics["test"] is not None:
         console.print()
         console.print(operator_table(trained.metrics["test"]))
-    console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False)
+    # Not wrapped: these lines are there to be copied.
+    console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False, soft_wrap=True)
 
 
 NEXT_STEPS = """

@@ -77,7 +77,7 @@ def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) ->
         console.print()
     for block in (metrics["eval"], metrics["test"]):
         for line in evaluation_lines(block) if block else ():
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if metrics["overfit"] is not None:
         console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
     console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
