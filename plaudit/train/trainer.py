@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
@@ -34,7 +35,7 @@ from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, score_trees
 from plaudit.train.checkpoints import MARKER, mark_complete
 from plaudit.train.meter import Meter
-from plaudit.train.steps import StepLoader, StepSampler
+from plaudit.train.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import Batcher, FloatArray, TokenTree
 
 EvalScores = Mapping[str, Sequence[FloatArray]]
@@ -188,7 +189,7 @@ class RewardTrainer(Trainer):
         make each step wait for the slowest host.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shares = [list(trees[r::ranks]) for r in range(ranks)]
+        shares = [[trees[i] for i in share] for share in equal_shares(trees, ranks)]
         return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
 
     # ---- evaluation
@@ -231,8 +232,12 @@ class RewardTrainer(Trainer):
         ranks = self.accelerator.num_processes
         if ranks == 1:
             return scored
-        shares = gather_object([scored])
-        return [shares[i % ranks][i // ranks] for i in range(len(trees))]
+        results: list[FloatArray] = [np.zeros(0)] * len(trees)
+        gathered = gather_object([scored])
+        for share, rewards in zip(equal_shares(trees, ranks), gathered, strict=True):
+            for i, rewards_K in zip(share, rewards, strict=True):
+                results[i] = rewards_K
+        return results
 
     # ---- log
 
