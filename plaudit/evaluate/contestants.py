@@ -243,6 +243,29 @@ def _score_all(
     return scored, facts, known
 
 
+def score_or_read(
+    path: Path, comparisons: Sequence[Comparison], console: Console, options: Mapping[str, Any]
+) -> Scored:
+    """A model's scores of these comparisons, or recorded scores, under the path's own name.
+
+    ``options`` are those of :func:`plaudit.serve.scorer.load`.
+
+    Raises:
+        PlauditError: neither a model nor recorded scores are there.
+    """
+    from plaudit.serve import scorer
+
+    if not is_contestant(str(path)):
+        raise DataError(
+            f"{path} is no run folder, checkpoint, model folder, evaluation folder or {PREDICTIONS}."
+        )
+    if path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES):
+        return Scored(name=str(path), table=_recorded(path).table)
+    with console.status(f"loading {path}"):
+        model = scorer.load(path, **options)
+    return Scored(name=str(path), table=score(model, comparisons, path.name, console)[0])
+
+
 def score(
     model: RewardModel, comparisons: Sequence[Comparison], name: str, console: Console
 ) -> tuple[ScoreTable, dict[str, int]]:
