@@ -219,18 +219,16 @@ def _score_all(
 ) -> tuple[list[Scored], dict[str, Any], dict[tuple[str, str, str], Comparison]]:
     # Recorded scores are compared without waiting for torch.
     from plaudit.evaluate.run import _data_facts
-    from plaudit.serve import scorer
 
     loaded = load(data, seed=seed)
     names = short_names(contestants)
     refused = {}
     scored = []
     for name, path in zip(names, contestants, strict=True):
-        if path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES):
-            scored.append(Scored(name=name, table=_recorded(path).table))
+        if is_recorded(path):
+            scored.append(Scored(name=name, table=recorded_table(path)))
             continue
-        with console.status(f"loading {name}"):
-            model = scorer.load(path, **options)
+        model = open_contestant(path, options, console)
         table, refused[name] = score(model, loaded.comparisons, name, console)
         scored.append(Scored(name=name, table=table))
     facts = {
@@ -243,27 +241,26 @@ def _score_all(
     return scored, facts, known
 
 
-def score_or_read(
-    path: Path, comparisons: Sequence[Comparison], console: Console, options: Mapping[str, Any]
-) -> Scored:
-    """A model's scores of these comparisons, or recorded scores, under the path's own name.
+def is_recorded(path: Path) -> bool:
+    """Whether a contestant is scores alone, without a model to score more."""
+    return path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES)
 
-    ``options`` are those of :func:`plaudit.serve.scorer.load`.
+
+def recorded_table(path: Path) -> ScoreTable:
+    """The scores recorded in an evaluation folder or a ``predictions.parquet``.
 
     Raises:
-        PlauditError: neither a model nor recorded scores are there.
+        DataError: there are none.
     """
+    return _recorded(path).table
+
+
+def open_contestant(path: Path, options: Mapping[str, Any], console: Console) -> RewardModel:
+    """Load a model; ``options`` are those of :func:`plaudit.serve.scorer.load`."""
     from plaudit.serve import scorer
 
-    if not is_contestant(str(path)):
-        raise DataError(
-            f"{path} is no run folder, checkpoint, model folder, evaluation folder or {PREDICTIONS}."
-        )
-    if path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES):
-        return Scored(name=str(path), table=_recorded(path).table)
     with console.status(f"loading {path}"):
-        model = scorer.load(path, **options)
-    return Scored(name=str(path), table=score(model, comparisons, path.name, console)[0])
+        return scorer.load(path, **options)
 
 
 def score(

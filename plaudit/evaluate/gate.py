@@ -87,14 +87,19 @@ def judge(model: Scored, baseline: Scored, gate: Gate, *, seed: int = 0) -> dict
 
 
 def _sentence(block: dict[str, Any]) -> str:
+    named = [
+        (METRICS[metric], block["metrics"][metric])
+        for metric in METRICS
+        if metric in block["metrics"]
+    ]
     parts = [
-        f"{METRICS[metric]} {entry['model']:.4f} against {entry['baseline']:.4f} "  # type: ignore[index]
+        f"{name} {entry['model']:.4f} against {entry['baseline']:.4f} "
         f"({entry['difference']:+.4f}, corrected p "
         + ("unknown)" if entry["p_holm"] is None else f"= {entry['p_holm']:.4f})")
-        for metric, entry in block["metrics"].items()
+        for name, entry in named
     ]
     verdict = "passed" if block["passed"] else "FAILED"
-    worse = [METRICS[m] for m, e in block["metrics"].items() if e["worse"]]  # type: ignore[index]
+    worse = [name for name, entry in named if entry["worse"]]
     reason = f"significantly worse {' and '.join(worse)}" if worse else "not significantly worse"
     return (
         f"gate {verdict}: {reason} than {block['baseline']} on {block['pairs']:,} pairs; "

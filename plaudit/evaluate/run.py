@@ -30,10 +30,14 @@ from plaudit.types import Comparison, TokenTree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The metrics of one evaluation, and its predictions: one row per response."""
+    """The metrics of one evaluation, and its predictions: one row per response.
+
+    ``comparisons`` are those that were scored, in the table's order.
+    """
 
     metrics: Mapping[str, Any]
     table: ScoreTable
+    comparisons: Sequence[Comparison]
 
 
 def evaluate(
@@ -86,15 +90,25 @@ def evaluate(
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
     )
+    evaluation = Evaluation(metrics=metrics, table=table, comparisons=kept)
     if folder is not None:
-        write_folder(
-            folder,
-            {
-                "predictions.parquet": lambda path: write_table(table, path),
-                "metrics.json": lambda path: write_json(path, metrics),
-            },
-        )
-    return Evaluation(metrics=metrics, table=table)
+        write_evaluation(folder, evaluation)
+    return evaluation
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """``metrics.json`` and ``predictions.parquet``, both or no folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    write_folder(
+        folder,
+        {
+            "predictions.parquet": lambda path: write_table(evaluation.table, path),
+            "metrics.json": lambda path: write_json(path, evaluation.metrics),
+        },
+    )
 
 
 def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:

@@ -19,6 +19,7 @@ STAGES = frozenset(
 ROOTS = (
     "train",
     "evaluate/run.py",
+    "evaluate/additions.py",
     "evaluate/contestants.py",
     "evaluate/suites/run.py",
     "serve",

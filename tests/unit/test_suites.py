@@ -14,7 +14,8 @@ import pytest
 
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.cases import Answer, Item
-from plaudit.evaluate.suites.run import Request, parse_request, read_suite, suite_files
+from plaudit.evaluate.suites.request import Request, parse_request
+from plaudit.evaluate.suites.run import read_suite, suite_files
 from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import SUITES, TIES
 
