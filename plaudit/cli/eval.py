@@ -37,6 +37,12 @@ def evaluate(
             "rewardbench-2, rm-bench, llmbar, hhh, or pairs for any files.",
         ),
     ] = None,
+    best_of: Annotated[
+        bool,
+        typer.Option(
+            "--best-of", help="Best-of-N: what the model's favourites are worth, by the grades."
+        ),
+    ] = False,
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -60,6 +66,7 @@ def evaluate(
     from plaudit.evaluate.gate import Gate, parse_metrics
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
+    from plaudit.report.best_of import write_best_of_plot
 
     if not data and not suite:
         raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
@@ -70,7 +77,7 @@ def evaluate(
     if baseline is not None:
         refuse_contestant(baseline)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
-    from plaudit.evaluate.additions import add_gate, add_suites, without_data
+    from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
     from plaudit.evaluate.run import evaluate as run
     from plaudit.evaluate.run import write_evaluation
 
@@ -85,6 +92,8 @@ def evaluate(
         result = without_data(reward_model)
     if requests:
         result = add_suites(result, reward_model, requests, console)
+    if best_of:
+        result = add_best_of(result)
     if baseline is not None:
         result = add_gate(
             result,
@@ -96,6 +105,8 @@ def evaluate(
         )
     if out is not None:
         write_evaluation(out, result)
+        if best_of:
+            write_best_of_plot(result.metrics["best_of"], out / "best_of.png")
     if json:
         print(json_module.dumps(result.metrics))
     show(console, result.metrics, out)
@@ -114,12 +125,26 @@ def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None
         lines.append(f"  dropped: {counts}")
     for facts in metrics.get("suites", {}).values():
         lines += suite_lines(facts)
+    if "best_of" in metrics:
+        lines += best_of_lines(metrics["best_of"])
     if "gate" in metrics:
         lines.append(metrics["gate"]["sentence"])
     for line in lines:
         console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def best_of_lines(block: Mapping[str, Any]) -> list[str]:
+    """Gold, oracle and proxy by n, powers of two and the largest; the verdict in words."""
+    lines = [f"best of n:{'n':>6}{'KL <=':>8}{'gold':>10}{'oracle':>10}{'proxy':>10}"]
+    lines += [
+        f"{point['n']:>16}{point['kl']:>8.3f}{point['gold']:>10.4f}"
+        f"{point['oracle']:>10.4f}{point['proxy']:>10.4f}"
+        for point in block["curve"]
+        if point["n"] & (point["n"] - 1) == 0 or point["n"] == block["largest_n"]
+    ]
+    return [*lines, f"  {block['sentence']}"]
 
 
 def suite_lines(facts: Mapping[str, Any]) -> list[str]:

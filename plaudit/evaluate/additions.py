@@ -1,4 +1,4 @@
-"""What ``plaudit eval`` can add to an evaluation: benchmark suites, a gate against a baseline."""
+"""What ``plaudit eval`` can add to an evaluation: suites, best-of-N, a gate against a baseline."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.environment import describe_environment
+from plaudit.evaluate.best_of import best_of_n
 from plaudit.evaluate.compare import Scored
 from plaudit.evaluate.contestants import is_recorded, open_contestant, recorded_table, score
 from plaudit.evaluate.facts import json_safe
@@ -66,6 +67,16 @@ def _run(model: RewardModel, request: Request, console: Console) -> RunSuite:
             request,
             on_batch=lambda done, total: progress.update(task, completed=done, total=total),
         )
+
+
+def add_best_of(evaluation: Evaluation) -> Evaluation:
+    """With ``best_of`` in the metrics, from the grades of the evaluated responses.
+
+    Raises:
+        DataError: no prompt has at least three graded responses.
+    """
+    block = best_of_n(evaluation.table)
+    return replace(evaluation, metrics={**evaluation.metrics, "best_of": block})
 
 
 def add_gate(
