@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
+from plaudit.evaluate.compare import p_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,13 +127,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             f"{found['only_b_right']:,} (kappa {_short(found['kappa'])}, correlation of reward "
             f"differences {_short(found['pearson'])})."
         )
-    lines += [
-        f"  {entry['column']} {entry['value']}: {entry['a']} {entry['accuracy_a']:.4f}, "
-        f"{entry['b']} {entry['accuracy_b']:.4f} on {entry['pairs']:,} pairs, corrected "
-        f"p = {entry['p_holm']:.4f}"
-        for entry in facts["slices"]
-        if entry["p_holm"] is not None and entry["p_holm"] < facts["level"]
-    ]
+    lines += slice_lines(facts)
     for name, count in facts["left_out"].items():
         if count:
             lines.append(f"{count:,} comparisons of {name} are left out: another model lacks them.")
@@ -146,6 +141,26 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             "that no run has seen to be sure."
         )
     return lines
+
+
+def slice_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Slices that differ beyond noise: all of two models, else how many there are."""
+    differ = [
+        entry
+        for entry in facts["slices"]
+        if entry["p_holm"] is not None and entry["p_holm"] < facts["level"]
+    ]
+    if differ and len(facts["models"]) > 2:
+        names = sorted({f"{entry['column']} {entry['value']}" for entry in differ})
+        leader, tests = facts["best"]["nll"]["name"], len(facts["slices"])
+        line = f"Slices where {leader} and another model differ in accuracy: {', '.join(names)} "
+        return [line + f"({len(differ)} of {tests} tests, corrected)."]
+    return [
+        f"  {entry['column']} {entry['value']}: {entry['a']} {entry['accuracy_a']:.4f}, "
+        f"{entry['b']} {entry['accuracy_b']:.4f} on {entry['pairs']:,} pairs, corrected "
+        f"{p_value(entry['p_holm'])}"
+        for entry in differ
+    ]
 
 
 def _short(value: float | None) -> str:

@@ -419,7 +419,7 @@ def _duels_of(aligned: Aligned, leader: str) -> Iterator[tuple[int, int]]:
 
 
 def _slices(aligned: Aligned, leader: str) -> list[dict[str, Any]]:
-    """Accuracy of the leader and each other model by slice; corrected for all slices of the two."""
+    """Accuracy of the leader and each other model by slice; corrected for all these tests."""
     group_P = aligned.paired.group_P
     right_MP = aligned.values("accuracy")
     masks = list(slice_masks(aligned.table, aligned.paired))
@@ -445,9 +445,9 @@ def _slices(aligned: Aligned, leader: str) -> list[dict[str, Any]]:
                     "test": test.name,
                 }
             )
-        for entry, p in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
-            entry["p_holm"] = p
         found += entries
+    for entry, p in zip(found, holm([entry["p"] for entry in found]), strict=True):
+        entry["p_holm"] = p
     return found
 
 
@@ -489,7 +489,8 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     return [_ranking(facts, metric) for metric in METRICS]
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """``p = 0.0123``, as people write it."""
     if value is None:
         return "p unknown"
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
@@ -508,7 +509,7 @@ def _signed(found: Mapping[str, Any], *, turned: bool = False) -> str:
 def _duel(contest: Mapping[str, Any], metric: Metric, count: int) -> str:
     found = contest[metric]
     numbers = f"{found['a']:.4f} against {found['b']:.4f} on {count:,} pairs"
-    certainty = f"{_p(found['p'])}, {found['test']}"
+    certainty = f"{p_value(found['p'])}, {found['test']}"
     if found["verdict"] is None:
         return (
             f"By {METRICS[metric]} {contest['a']} and {contest['b']} cannot be told apart: "
@@ -532,9 +533,9 @@ def _ranking(facts: Mapping[str, Any], metric: Metric) -> str:
             if best["name"] in (contest["a"], contest["b"])
         )
         return (
-            f"By {name} no two of the {len(facts['models'])} can be told apart {correction}: the "
-            f"best, {best['name']} ({best['value']:.4f}), is {worst:.4f} ahead of the last, which "
-            f"is within the noise of {facts['pairs']:,} pairs."
+            f"By {name} no two of the {len(facts['models'])} models can be told apart "
+            f"{correction}: the best, {best['name']} ({best['value']:.4f}), is {worst:.4f} ahead of "
+            f"the last, which is within the noise of {facts['pairs']:,} pairs."
         )
     lead = f"By {name} {best['name']} is ahead ({best['value']:.4f})"
     beats = f"it is better than {_listed(best['better_than'])}" if best["better_than"] else ""

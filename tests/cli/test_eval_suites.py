@@ -120,3 +120,40 @@ def test_bad_input_is_one_sentence(
         said = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         assert expected in said[-1], said
         assert said[-1].startswith("plaudit: ")
+
+
+def test_best_of_on_ranked_rows(finished_run: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(n),
+            "prompt": f"say {n}",
+            "responses": ["a right", "b wrong", "c"],
+            "grades": [2, 0, 1],
+        }
+        for n in range(6)
+    ]
+    ranked = write_jsonl(tmp_path / "ranked.jsonl", rows)
+    out = tmp_path / "evaluated"
+    done = plaudit("eval", finished_run, ranked, "--best-of", "--out", out)
+    assert done.returncode == 0, done.stderr
+    block = json.loads((out / "metrics.json").read_text())["best_of"]
+    assert [point["n"] for point in block["curve"]] == [1, 2, 3]
+    assert block["curve"][0]["gold"] == pytest.approx(1.0)
+    assert (out / "best_of.png").is_file()
+    picked = tmp_path / "picked.jsonl"
+    done = plaudit("best-of", finished_run, ranked, "--out", picked)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in picked.read_text().splitlines()]
+    for row in found:
+        assert row["rewards"][row["best"]] == max(row["rewards"])
+        assert row["responses"] == ["a right", "b wrong", "c"]
+    # The curve's end is the mean grade of what is picked.
+    grades = [row["grades"][row["best"]] for row in found]
+    assert block["curve"][-1]["gold"] == pytest.approx(sum(grades) / len(grades))
+
+
+def test_a_checkpoint_scores_a_file(finished_run: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint = finished_run / "checkpoints" / "checkpoint-6"
+    done = plaudit("score", checkpoint, data, "--out", tmp_path / "scored.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "scored.jsonl").read_text().splitlines()) == 60

@@ -163,7 +163,7 @@ def test_eight_alike_cannot_be_told_apart_and_one_better_can() -> None:
     facts = compare(align(alike))
     assert len(facts["contests"]) == 28
     assert facts["best"]["accuracy"]["told_apart"] == 0
-    assert "no two of the 8 can be told apart" in facts["sentences"][0]
+    assert "no two of the 8 models can be told apart" in facts["sentences"][0]
     better = Scored(name="good", table=table_of(shared + 1.0))
     facts = compare(align([*alike, better]))
     for metric in ("accuracy", "nll"):
