@@ -534,8 +534,8 @@ def _ranking(facts: Mapping[str, Any], metric: Metric) -> str:
         )
         return (
             f"By {name} no two of the {len(facts['models'])} models can be told apart "
-            f"{correction}: the best, {best['name']} ({best['value']:.4f}), is {worst:.4f} ahead of "
-            f"the last, which is within the noise of {facts['pairs']:,} pairs."
+            f"{correction}: the best, {best['name']} ({best['value']:.4f}), is {worst:.4f} "
+            f"ahead of the last, which is within the noise of {facts['pairs']:,} pairs."
         )
     lead = f"By {name} {best['name']} is ahead ({best['value']:.4f})"
     beats = f"it is better than {_listed(best['better_than'])}" if best["better_than"] else ""
