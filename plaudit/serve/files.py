@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -150,7 +150,8 @@ def _identity(
         for path in model_path.glob("*.safetensors")
     )
     # A checkpoint has no plaudit.json of its own.
-    facts = hashlib.sha256(repr(model.facts).encode()).hexdigest()
+    read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
+    facts = hashlib.sha256(read.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
     # Where the base of an adapter was loaded from.
     base = str(model.module.config._name_or_path)
