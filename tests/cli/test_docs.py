@@ -42,6 +42,7 @@ NOT_RUN = {
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
     "plaudit train recipes/reference-schedule-small.yaml": "16,203 steps, half an hour and more",
+    "plaudit compare runs/reference": "the evaluations of that run",
     "python benchmarks/reference_schedule.py": "the checkpoints of that run",
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
