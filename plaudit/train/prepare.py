@@ -19,6 +19,7 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import RecipeError
+from plaudit.model.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
     Prepared,
@@ -146,6 +147,10 @@ def _build_model(
     parameters = trainable_parameters(network)
     if request.quantize is None:
         network.to(args.device)
+    if args.asked_liger is not None:
+        apply_liger(network, args.asked_liger, args.device)
+    if args.asked_compile:
+        compile_layers(network, backend=args.asked_backend, mode=args.asked_mode)
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
@@ -210,12 +215,18 @@ def step_arguments(
     given = dict(arguments)
     batch = int(given.pop("per_device_train_batch_size", 8))
     accumulation = int(given.pop("gradient_accumulation_steps", 1))
+    liger = dict(given.pop("liger_kernel_config", None) or {})
     fixed = {
         "output_dir": str(folder.checkpoints),
         "per_device_train_batch_size": batch * accumulation,
         "gradient_accumulation_steps": 1,
         "asked_batch_size": batch,
         "asked_accumulation": accumulation,
+        # The Trainer applies these to a PreTrainedModel alone; plaudit does it when it builds one.
+        "asked_liger": liger if given.pop("use_liger_kernel", False) else None,
+        "asked_backend": given.pop("torch_compile_backend", None),
+        "asked_mode": given.pop("torch_compile_mode", None),
+        "asked_compile": bool(given.pop("torch_compile", False)),
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # It asks the device for every step's loss, and hides a loss that is not finite.

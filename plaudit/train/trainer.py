@@ -45,17 +45,26 @@ EvalScores = Mapping[str, Sequence[FloatArray]]
 class StepArguments(TrainingArguments):
     """TrainingArguments whose batch is a whole optimizer step.
 
-    ``asked_batch_size`` and ``asked_accumulation`` are the user's numbers; logging integrations
-    record those.
+    The ``asked_`` fields are the user's values of what the Trainer must not act on itself; logging
+    integrations record those.
     """
 
     asked_batch_size: int = 1
     asked_accumulation: int = 1
+    asked_liger: dict[str, Any] | None = None
+    asked_compile: bool = False
+    asked_backend: str | None = None
+    asked_mode: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         record["per_device_train_batch_size"] = record.pop("asked_batch_size")
         record["gradient_accumulation_steps"] = record.pop("asked_accumulation")
+        record["liger_kernel_config"] = record.pop("asked_liger")
+        record["use_liger_kernel"] = record["liger_kernel_config"] is not None
+        record["torch_compile"] = record.pop("asked_compile")
+        record["torch_compile_backend"] = record.pop("asked_backend")
+        record["torch_compile_mode"] = record.pop("asked_mode")
         return record
 
 
