@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -107,8 +107,6 @@ class RewardModel:
         For a model trained on conversations alone, a plain text prompt is one user turn and a
         plain text response one assistant turn.
         """
-        if self.facts.text == "chat":
-            comparisons = [as_turns(comparison) for comparison in comparisons]
         return encode(self.encoder, comparisons)
 
     def score_trees(
@@ -133,19 +131,6 @@ class RewardModel:
             source="python",
             where="the conversation",
         )
-
-
-def as_turns(comparison: Comparison) -> Comparison:
-    """A comparison of plain texts as one user turn and one assistant turn each."""
-
-    def turn(text: Turns, role: str) -> Turns:
-        return (Message(role=role, content=text),) if isinstance(text, str) else text
-
-    return replace(
-        comparison,
-        prompt=turn(comparison.prompt, "user"),
-        responses=tuple(turn(response, "assistant") for response in comparison.responses),
-    )
 
 
 def _turns(text: Text, role: str, *, chat: bool) -> Turns:
@@ -221,6 +206,7 @@ def load(
             tokenizer=tokenizer,
             max_length=facts.max_length,
             overlong="drop",
+            text_as_turns=facts.text == "chat",
             chat_template_kwargs=facts.chat_template_kwargs,
         ),
     )
