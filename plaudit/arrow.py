@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from bisect import bisect_right
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path

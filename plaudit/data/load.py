@@ -120,9 +120,7 @@ def _parse_all(
         yield number, where, row, comparison
 
 
-def _load_one(
-    source: Source, seed: int, on_read: OnRead
-) -> tuple[StoredComparisons, SourceFacts]:
+def _load_one(source: Source, seed: int, on_read: OnRead) -> tuple[StoredComparisons, SourceFacts]:
     def read() -> tuple[str, Iterator[Comparison]]:
         reader, located = _open(source)
         return reader.name, (comparison for _, _, _, comparison in located)
@@ -140,9 +138,7 @@ def _load_one(
         name=name,
         path=source.path,
         format=table.record["format"],
-        tally=Tally(
-            rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)
-        ),
+        tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
         fingerprint=fingerprint,
         licence=_licence(source),
     )

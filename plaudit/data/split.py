@@ -37,18 +37,22 @@ def split(
     Raises:
         DataError: there are not two groups (or rows) to part.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction is {fraction}; expected one between 0 and 1.")
-    train_N, held_out_N = split_rows(
-        comparisons.rows_N, comparisons.group_N, fraction, by=by, seed=seed
-    )
+    rows_N, groups_N = comparisons.rows_N, comparisons.groups
+    train_N, held_out_N = split_rows(rows_N, groups_N, fraction, by=by, seed=seed)
     return comparisons.take(train_N), comparisons.take(held_out_N)
 
 
 def split_rows(
-    row_N: RowArray, group_N: GroupArray, fraction: float, *, by: Literal["prompt", "row"], seed: int
+    row_N: RowArray,
+    group_N: GroupArray,
+    fraction: float,
+    *,
+    by: Literal["prompt", "row"],
+    seed: int,
 ) -> tuple[RowArray, RowArray]:
     """Positions of the training and the held-out part; ``row_N`` is equal for copies of a row."""
+    if not 0 < fraction < 1:
+        raise DataError(f"the held-out fraction is {fraction}; expected one between 0 and 1.")
     _, first_U, unique_N = np.unique(row_N, return_index=True, return_inverse=True)
     # Different rows, numbered in the order of their first copies.
     order_U = np.argsort(first_U)
@@ -63,12 +67,14 @@ def split_rows(
 
 def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:
     """How many held-out comparisons have a prompt that is in ``train`` too."""
-    return int(np.isin(held_out.group_N, train.group_N).sum())
+    return int(np.isin(held_out.groups, train.groups).sum())
 
 
 def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which rows are held out: walk the groups in a seeded order, and take each that brings the
-    count nearer to its target."""
+    """Walk the groups in a seeded order; hold out each that brings the count nearer to its target.
+
+    True for the rows held out.
+    """
     rows = len(group_N)
     code_G, group_of_N, size_G = np.unique(group_N, return_inverse=True, return_counts=True)
     if len(code_G) < 2:

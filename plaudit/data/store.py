@@ -36,7 +36,7 @@ class StoredComparisons(StoredRows[Comparison]):
         return decode(table.items("comparison", row))
 
     @property
-    def group_N(self) -> GroupArray:
+    def groups(self) -> GroupArray:
         """The prompt group of each comparison as the number that its name is in hexadecimal."""
         return self.column("group").astype(np.uint64)
 

@@ -68,32 +68,34 @@ _SCHEMA = pa.schema(
     ]
 )
 
-_NOTHING = {field.name: [] if pa.types.is_list(field.type) else 0 for field in _SCHEMA}
+_NOTHING: dict[str, Any] = {
+    field.name: [] if pa.types.is_list(field.type) else 0 for field in _SCHEMA
+}
 
 
 class StoredTrees(StoredRows[TokenTree]):
     """Token trees whose ids are views of the file. A tree's ``index`` is its place here.
 
-    Without ``margins`` those of the data count as 0.
+    Without ``with_margins`` those of the data count as 0.
     """
 
     def __init__(
-        self, tables: tuple[MappedTable, ...], rows_N: RowArray, *, margins: bool = True
+        self, tables: tuple[MappedTable, ...], rows_N: RowArray, *, with_margins: bool = True
     ) -> None:
         super().__init__(tables, rows_N)
-        self.margins = margins
+        self.with_margins = with_margins
 
     def take(self, positions: Any) -> StoredTrees:
-        return StoredTrees(self.tables, self.rows_N[positions], margins=self.margins)
+        return StoredTrees(self.tables, self.rows_N[positions], with_margins=self.with_margins)
 
     def without_margins(self) -> StoredTrees:
         """The same trees, their margins left out."""
-        return StoredTrees(self.tables, self.rows_N, margins=False)
+        return StoredTrees(self.tables, self.rows_N, with_margins=False)
 
     @property
-    def margin_N(self) -> npt.NDArray[np.float64]:
+    def margins(self) -> npt.NDArray[np.float64]:
         """The margin of each tree."""
-        return self.column("margin") if self.margins else np.zeros(len(self))
+        return self.column("margin") if self.with_margins else np.zeros(len(self))
 
     def _record(self, table: MappedTable, row: int, position: int) -> TokenTree:
         ids = table.items("ids", row)
@@ -108,7 +110,7 @@ class StoredTrees(StoredRows[TokenTree]):
             prefix=ids[:prefix],
             branches=tuple(branches),
             grades=tuple(table.items("grades", row).tolist()),
-            margin=float(table.number("margin", row)) if self.margins else 0.0,
+            margin=float(table.number("margin", row)) if self.with_margins else 0.0,
             weight=float(table.number("weight", row)),
             truncated=int(table.number("truncated", row)),
         )

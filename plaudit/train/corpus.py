@@ -42,7 +42,7 @@ class Part:
 
     @property
     def groups(self) -> int:
-        return len(np.unique(self.comparisons.group_N))
+        return len(np.unique(self.comparisons.groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +280,7 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
 
 def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
     """How many comparisons have a margin that the loss subtracts, and their mean; None for none."""
-    margin_N = np.concatenate([part.trees.margin_N for part in parts])
+    margin_N = np.concatenate([part.trees.margins for part in parts])
     margin_N = margin_N[margin_N != 0]
     if not len(margin_N):
         return None
