@@ -16,8 +16,9 @@ from plaudit.model.artefact import ArtefactFacts, load_network, read_facts
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
-from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.share import share_prompts
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -95,10 +96,18 @@ class RewardModel:
         )
 
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
-        """Per comparison its ``rewards_K``, or why it has none."""
+        """Per comparison its ``rewards_K``, or why it has none.
+
+        The prompt of several comparisons is computed once.
+        """
         outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
-        rewards = iter(self.score_trees(trees))
+        if isinstance(self.batcher, PackedBatcher):
+            prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
+            shared = share_prompts(trees, prompts, self.batcher.max_tokens)
+            rewards = iter(shared.separate(self.score_trees(shared.trees)))
+        else:
+            rewards = iter(self.score_trees(trees))
         return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Refused]:

@@ -181,14 +181,14 @@ class RewardTrainer(Trainer):
         context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
 
-    def _share(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], int]:
+    def _share(self, trees: Sequence[TokenTree]) -> tuple[Sequence[TokenTree], int]:
         """This rank's trees, and the number of micro-batches that every rank runs.
 
         Every rank knows all trees, so it works out the others' cuts itself; asking them would
         make each step wait for the slowest host.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shares = [list(trees[r::ranks]) for r in range(ranks)]
+        shares = [trees[r::ranks] for r in range(ranks)]
         return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
 
     # ---- evaluation
