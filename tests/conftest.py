@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # Tiny models gain nothing from threads, and processes that share cores lose much to them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests share a cache of their own, in this process and in those that they start.
+_CACHE = tempfile.TemporaryDirectory(prefix="plaudit-tests-")
+os.environ["PLAUDIT_CACHE"] = _CACHE.name
 
 SENTENCE = (
     "the quick brown fox jumps over lazy dog what is answer question it forty two because we "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from plaudit.plan.model import ModelSize
 
 NO_LIMIT = 2**31
+ENCODED_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Counts, Lengths, list[s
     return counts, lengths, remarks + more
 
 
-def _measure(recipe: Recipe, comparisons: tuple[Comparison, ...]) -> tuple[Lengths, list[str]]:
+def _measure(recipe: Recipe, comparisons: Sequence[Comparison]) -> tuple[Lengths, list[str]]:
     """Lengths by the base's tokenizer where its folder is here, else from characters."""
     if not (Path(recipe.model.base) / "tokenizer_config.json").is_file():
         characters = [
@@ -139,13 +141,13 @@ def _measure(recipe: Recipe, comparisons: tuple[Comparison, ...]) -> tuple[Lengt
         max_length=NO_LIMIT,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
     )
-    outcomes = encode(encoder, comparisons)
-    trees = [item for item in outcomes if isinstance(item, TokenTree)]
     rows = tuple(
         Length(prompt=len(tree.prefix), responses=tuple(len(branch) for branch in tree.branches))
-        for tree in trees
+        for start in range(0, len(comparisons), ENCODED_ROWS)
+        for tree in encode(encoder, comparisons[start : start + ENCODED_ROWS])
+        if isinstance(tree, TokenTree)
     )
-    refused = len(outcomes) - len(trees)
+    refused = len(comparisons) - len(rows)
     if not rows:
         raise DataError("not one comparison of data.train can be encoded by this tokenizer.")
     remarks = [f"{refused:,} comparisons cannot be encoded."] if refused else []

@@ -79,6 +79,8 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def fingerprint(source: Source) -> str:
     """The corpus's SHA-256 and the set built from it."""
-    digest = hashlib.sha256(documentation_path().read_bytes()).hexdigest()
+    corpus = documentation_path()
+    # Reading says what a missing corpus means.
+    digest = hashlib.sha256(corpus.read_bytes() if corpus.is_file() else b"").hexdigest()
     wanted = parse(source.path)
     return f"sha256:{digest}/{wanted.part}/{wanted.count}/{wanted.seed}"

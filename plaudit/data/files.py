@@ -86,7 +86,7 @@ def fingerprint(source: Source) -> str:
     files = local_files(source)
     if files is None:
         return hub.fingerprint(source)
-    digests = [(path.name, _sha256(path)) for path, _ in files]
+    digests = [(path.name, _sha256(path, shown)) for path, shown in files]
     if Path(source.path).expanduser().is_dir():
         listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
         return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
@@ -105,9 +105,12 @@ def source_name(source: Source) -> str:
     return path.resolve().name if path.is_dir() else path.name.removesuffix(_kind(path))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(path: Path, shown: str) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(shown, error) from error
 
 
 def _kind(path: Path) -> str:
@@ -166,7 +169,11 @@ def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
             " from its name if it is not compressed."
         ) from error
     except OSError as error:
-        raise DataError(f"{shown} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(shown, error) from error
+
+
+def _unreadable(shown: str, error: OSError) -> DataError:
+    return DataError(f"{shown} cannot be read: {error.strerror or error}.")
 
 
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from plaudit.arrow import RowArray
 from plaudit.data import embedded, files, hub
 from plaudit.data.readers import Reader, choose_reader, to_comparison
-from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED, why_untrainable
+from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
+from plaudit.data.store import OnRead, StoredComparisons, store_source
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison
@@ -52,34 +56,41 @@ class SourceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Comparisons in input order (a repeated one stands beside its copies), and their account."""
+    """Comparisons in input order (a repeated one stands beside its copies), and their account.
 
-    comparisons: tuple[Comparison, ...]
+    They lie in the cache folder and are decoded one at a time.
+    """
+
+    comparisons: StoredComparisons
     tally: Tally
     sources: tuple[SourceFacts, ...]
 
 
-def load(sources: Sequence[Source], *, seed: int) -> Loaded:
+def load(
+    sources: Sequence[Source], *, seed: int, on_read: OnRead = lambda name, rows: None
+) -> Loaded:
     """Read all sources and keep what can train, each source as often as its weight says.
 
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
     of them, drawn with ``seed`` and the source's name, so that no source changes another's draw.
+    A source that was read before comes out of the cache. ``on_read`` hears of rows read.
 
     Raises:
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
             the same name, or nothing usable is left.
     """
     _check_names(sources)
-    comparisons: list[Comparison] = []
+    parts: list[StoredComparisons] = []
     facts: list[SourceFacts] = []
     for source in sources:
-        kept, source_facts = _load_one(source, seed)
-        comparisons += kept
+        kept, source_facts = _load_one(source, seed, on_read)
+        parts.append(kept)
         facts.append(source_facts)
     tally = _sum([fact.tally for fact in facts])
+    comparisons = StoredComparisons.joined(parts)
     if not comparisons:
         raise DataError(_nothing_left(sources, tally))
-    return Loaded(comparisons=tuple(comparisons), tally=tally, sources=tuple(facts))
+    return Loaded(comparisons=comparisons, tally=tally, sources=tuple(facts))
 
 
 def iterate(source: Source) -> Iterator[LocatedComparison]:
@@ -109,29 +120,26 @@ def _parse_all(
         yield number, where, row, comparison
 
 
-def _load_one(source: Source, seed: int) -> tuple[list[Comparison], SourceFacts]:
-    reader, located = _open(source)
+def _load_one(source: Source, seed: int, on_read: OnRead) -> tuple[StoredComparisons, SourceFacts]:
+    def read() -> tuple[str, Iterator[Comparison]]:
+        reader, located = _open(source)
+        return reader.name, (comparison for _, _, _, comparison in located)
+
     name = files.source_name(source)
-    usable: list[Comparison] = []
-    dropped: Counter[str] = Counter()
-    rows = 0
-    for _, _, _, comparison in located:
-        rows += 1
-        reason = why_untrainable(comparison)
-        if reason is None:
-            usable.append(comparison)
-        else:
-            dropped[reason] += 1
-    kept = _weighted(usable, source.weight, random.Random(f"{seed}/{name}"))
-    used = len({id(comparison) for comparison in kept})
-    if used < len(usable):
-        dropped[NOT_SAMPLED] = len(usable) - used
+    fingerprint = files.fingerprint(source)
+    table = store_source(source, read, fingerprint=fingerprint, on_read=on_read)
+    dropped = Counter(table.record["dropped"])
+    copies_N = _copies(table.rows, source.weight, random.Random(f"{seed}/{name}"))
+    kept = StoredComparisons([table], np.repeat(np.arange(table.rows), copies_N))
+    used = int(np.count_nonzero(copies_N))
+    if used < table.rows:
+        dropped[NOT_SAMPLED] = table.rows - used
     return kept, SourceFacts(
         name=name,
         path=source.path,
-        format=reader.name,
-        tally=Tally(rows=rows, used=used, sampled=len(kept), dropped=dict(dropped)),
-        fingerprint=files.fingerprint(source),
+        format=table.record["format"],
+        tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
+        fingerprint=fingerprint,
         licence=_licence(source),
     )
 
@@ -142,15 +150,12 @@ def _licence(source: Source) -> str | None:
     return hub.licence(source) if files.local_files(source) is None else None
 
 
-def _weighted(usable: list[Comparison], weight: float, rng: random.Random) -> list[Comparison]:
+def _copies(rows: int, weight: float, rng: random.Random) -> RowArray:
+    """How often each usable row is taken."""
     whole = int(weight)
-    extra = round((weight - whole) * len(usable))
-    chosen = set(rng.sample(range(len(usable)), extra))
-    return [
-        comparison
-        for index, comparison in enumerate(usable)
-        for _ in range(whole + (index in chosen))
-    ]
+    copies_N = np.full(rows, whole, dtype=np.int64)
+    copies_N[rng.sample(range(rows), round((weight - whole) * rows))] += 1
+    return copies_N
 
 
 def _sum(tallies: list[Tally]) -> Tally:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from plaudit.arrow import RowArray
+from plaudit.data.store import GroupArray, StoredComparisons, group_name
 from plaudit.errors import DataError
-from plaudit.types import Comparison
-
-Part: TypeAlias = tuple[Comparison, ...]
 
 
 def split(
-    comparisons: Sequence[Comparison],
+    comparisons: StoredComparisons,
     fraction: float,
     *,
     by: Literal["prompt", "row"],
     seed: int,
-) -> tuple[Part, Part]:
+) -> tuple[StoredComparisons, StoredComparisons]:
     """``(train, held_out)``, each in input order, with about ``fraction`` of the rows held out.
 
     By prompt, all rows of a group go to one side and the held-out rows differ from
@@ -39,50 +37,70 @@ def split(
     Raises:
         DataError: there are not two groups (or rows) to part.
     """
+    rows_N, groups_N = comparisons.rows_N, comparisons.groups
+    train_N, held_out_N = split_rows(rows_N, groups_N, fraction, by=by, seed=seed)
+    return comparisons.take(train_N), comparisons.take(held_out_N)
+
+
+def split_rows(
+    row_N: RowArray,
+    group_N: GroupArray,
+    fraction: float,
+    *,
+    by: Literal["prompt", "row"],
+    seed: int,
+) -> tuple[RowArray, RowArray]:
+    """Positions of the training and the held-out part; ``row_N`` is equal for copies of a row."""
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction is {fraction}; expected one between 0 and 1.")
-    rows = list({_row_key(comparison): comparison for comparison in comparisons}.values())
+    _, first_U, unique_N = np.unique(row_N, return_index=True, return_inverse=True)
+    # Different rows, numbered in the order of their first copies.
+    order_U = np.argsort(first_U)
+    first_R, row_of_N = first_U[order_U], np.argsort(order_U)[unique_N]
     if by == "prompt":
-        groups = _held_out_groups(rows, fraction, seed)
-        held_rows = {_row_key(row) for row in rows if row.group in groups}
+        held_R = _held_out_groups(group_N[first_R], fraction, seed)
     else:
-        held_rows = {_row_key(rows[index]) for index in _held_out_rows(len(rows), fraction, seed)}
-    train = tuple(item for item in comparisons if _row_key(item) not in held_rows)
-    return train, tuple(row for row in rows if _row_key(row) in held_rows)
+        held_R = np.zeros(len(first_R), dtype=np.bool_)
+        held_R[_held_out_rows(len(first_R), fraction, seed)] = True
+    return np.flatnonzero(~held_R[row_of_N]), first_R[held_R]
 
 
-def count_leaks(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> int:
+def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:
     """How many held-out comparisons have a prompt that is in ``train`` too."""
-    groups = {comparison.group for comparison in train}
-    return sum(comparison.group in groups for comparison in held_out)
+    return int(np.isin(held_out.groups, train.groups).sum())
 
 
-def _row_key(comparison: Comparison) -> tuple[str, str, str]:
-    return comparison.source, comparison.where, comparison.id
+def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Walk the groups in a seeded order; hold out each that brings the count nearer to its target.
 
-
-def _held_out_groups(rows: list[Comparison], fraction: float, seed: int) -> set[str]:
-    """Walk the groups in a seeded order; take each that brings the count nearer to its target."""
-    sizes = Counter(row.group for row in rows)
-    if len(sizes) < 2:
+    True for the rows held out.
+    """
+    rows = len(group_N)
+    code_G, group_of_N, size_G = np.unique(group_N, return_inverse=True, return_counts=True)
+    if len(code_G) < 2:
         raise DataError(
-            f"all {len(rows)} rows have the same prompt, so none can be held out by prompt; set"
+            f"all {rows} rows have the same prompt, so none can be held out by prompt; set"
             " `split_by: row`, or give evaluation data of its own."
         )
-    target = math.ceil(fraction * len(rows))
+    target = math.ceil(fraction * rows)
     # A hash orders the groups alike whatever the order of the input and the other groups are.
-    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
-    held: set[str] = set()
+    digest_G = np.array(
+        [hashlib.sha256(f"{seed}/{group_name(code)}".encode()).digest() for code in code_G.tolist()]
+    )
+    order_G = np.argsort(digest_G, kind="stable")
+    held_G = np.zeros(len(code_G), dtype=np.bool_)
     count = 0
-    for group in order:
-        after = count + sizes[group]
-        if after < len(rows) and abs(after - target) < abs(count - target):
-            held.add(group)
+    for group, size in zip(order_G.tolist(), size_G[order_G].tolist(), strict=True):
+        after = count + size
+        if after < rows and abs(after - target) < abs(count - target):
+            held_G[group] = True
             count = after
-    return held or {min(order, key=lambda group: sizes[group])}
+    if not held_G.any():
+        held_G[order_G[np.argmin(size_G[order_G])]] = True
+    return held_G[group_of_N]
 
 
-def _held_out_rows(rows: int, fraction: float, seed: int) -> list[int]:
+def _held_out_rows(rows: int, fraction: float, seed: int) -> RowArray:
     if rows < 2:
         raise DataError(
             f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
@@ -91,4 +109,4 @@ def _held_out_rows(rows: int, fraction: float, seed: int) -> list[int]:
     if seed < 0:
         raise DataError(f"the seed of the split is {seed}; expected 0 or more.")
     held = min(math.ceil(fraction * rows), rows - 1)
-    return [int(index) for index in np.random.default_rng(seed).permutation(rows)[:held]]
+    return np.random.default_rng(seed).permutation(rows)[:held]

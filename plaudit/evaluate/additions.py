@@ -38,7 +38,7 @@ def without_data(model: RewardModel) -> Evaluation:
             "environment": describe_environment(device),
         }
     )
-    return Evaluation(metrics=metrics, table=build_table(()), comparisons=())
+    return Evaluation(metrics=metrics, table=build_table(()), comparisons=None)
 
 
 def add_suites(
@@ -101,7 +101,7 @@ def add_gate(
     else:
         model = open_contestant(baseline, options, console)
         tables = [build_table(_run(model, request, console).rows) for request in requests]
-        if evaluation.comparisons:
+        if evaluation.comparisons is not None:
             tables.insert(0, score(model, evaluation.comparisons, str(baseline), console)[0])
         table = concatenate(tables)
     block = judge(

@@ -7,7 +7,7 @@ held-out pair, and one row in :data:`BASELINES`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,12 @@ Baseline: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], Flo
 them (the order of :func:`plaudit.evaluate.table.pairs` on a table in the same order)."""
 
 _VOCABULARY = 50_000
+
+FITTED_COMPARISONS = 25_000
+"""Comparisons that a baseline is fitted on at most, evenly spaced.
+
+The words and pairs of words of a million would not fit into memory.
+"""
 
 
 def response_text(turns: Turns) -> str:
@@ -53,22 +59,30 @@ def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArra
 
     Sorted by comparison, winner, loser; responses of equal grade make no pair.
     """
-    graded = [row for row in comparisons if row.grades]
-    if len(graded) < len(comparisons):
-        raise ValueError("baselines need comparisons with grades")
-    sizes = [len(row.responses) for row in graded]
+    sizes: list[int] = []
+    grades: list[float] = []
+    for row in comparisons:
+        if not row.grades:
+            raise ValueError("baselines need comparisons with grades")
+        sizes.append(len(row.responses))
+        grades += row.grades
     comparison_R = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    grade_R = np.array([grade for row in graded for grade in row.grades], dtype=np.float64)
-    return ordered_pairs(comparison_R, grade_R)
+    return ordered_pairs(comparison_R, np.array(grades, dtype=np.float64))
 
 
-def _texts(comparisons: Iterable[Comparison]) -> list[str]:
-    return [response_text(turns) for row in comparisons for turns in row.responses]
+def _texts(comparisons: Iterable[Comparison]) -> Iterator[str]:
+    return (response_text(turns) for row in comparisons for turns in row.responses)
+
+
+def fitted_sample(train: Sequence[Comparison]) -> list[Comparison]:
+    """What a baseline is fitted on: all, or :data:`FITTED_COMPARISONS` evenly spaced ones."""
+    count = min(len(train), FITTED_COMPARISONS)
+    return [train[len(train) * number // count] for number in range(count)]
 
 
 def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
     """The response with more characters wins; nothing is fitted."""
-    characters_R = np.array([len(text) for text in _texts(held_out)], dtype=np.float64)
+    characters_R = np.fromiter((len(text) for text in _texts(held_out)), dtype=np.float64)
     winner_P, loser_P = graded_pairs(held_out)
     return characters_R[winner_P] - characters_R[loser_P]
 
@@ -76,21 +90,22 @@ def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> Float
 def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
     """TF-IDF of one and two words of the response, logistic regression on the difference.
 
-    Fitted on the training comparisons alone, each pair in both orders and no intercept, so that
-    the judge is antisymmetric. Deterministic. Without a word or a pair to learn from it knows
-    nothing, and every pair is a tie.
+    Fitted on the training comparisons alone (:func:`fitted_sample`), each pair in both orders and
+    no intercept, so that the judge is antisymmetric. Deterministic. Without a word or a pair to
+    learn from it knows nothing, and every pair is a tie.
     """
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     winner_P, loser_P = graded_pairs(held_out)
+    train = fitted_sample(train)
     train_winner_P, train_loser_P = graded_pairs(train)
     # One-letter words and single digits count too: they are what some edits change.
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), token_pattern=r"(?u)\w+", max_features=_VOCABULARY, dtype=np.float32
     )
-    texts = _texts(train)
+    texts = list(_texts(train))
     if not len(train_winner_P) or not any(map(vectorizer.build_analyzer(), texts)):
         return np.zeros(len(winner_P))
     features_R = vectorizer.fit_transform(texts)
@@ -113,7 +128,8 @@ FITTED = frozenset({"bag_of_words"})
 def measure_baselines(
     names: Iterable[str], train: Sequence[Comparison], held_out: Sequence[Comparison]
 ) -> dict[str, dict[str, Any] | None]:
-    """Accuracy, its 95% interval, ties and pairs of each named baseline on the held-out set.
+    """Accuracy, its 95% interval, ties and pairs of each named baseline on the held-out set, and
+    the number of training comparisons that it is fitted on.
 
     ``None`` for one that must be fitted when there is nothing to fit it on.
     """
@@ -128,5 +144,6 @@ def measure_baselines(
             "accuracy_ci95": accuracy_interval(delta_P),
             "ties": ties(delta_P),
             "pairs": len(delta_P),
+            "fitted_on": min(len(train), FITTED_COMPARISONS) if name in FITTED else 0,
         }
     return measured

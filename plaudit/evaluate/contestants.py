@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plaudit.data.load import load
+from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.baselines import response_text
 from plaudit.evaluate.compare import Scored, align, compare
@@ -264,7 +265,7 @@ def open_contestant(path: Path, options: Mapping[str, Any], console: Console) ->
 
 
 def score(
-    model: RewardModel, comparisons: Sequence[Comparison], name: str, console: Console
+    model: RewardModel, comparisons: StoredComparisons, name: str, console: Console
 ) -> tuple[ScoreTable, dict[str, int]]:
     """The score table of one model, and comparisons that it refused, by reason.
 
@@ -274,16 +275,17 @@ def score(
     from plaudit.evaluate.run import _encode
 
     try:
-        kept, trees, dropped = _encode(model, comparisons)
+        kept, encoded = _encode(model, comparisons, console)
     except DataError as error:
         raise ModelError(f"{name}: {error}") from None
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"scoring {name}", total=sum(tree.tokens for tree in trees))
+        task = progress.add_task(f"scoring {name}", total=int(encoded.trees.column("packed").sum()))
         rewards = model.score_trees(
-            trees,
+            encoded.trees,
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
         )
-    return build_table(score_rows("eval", kept, trees, rewards)), dict(dropped)
+    table = build_table(score_rows("eval", kept, encoded.trees, rewards))
+    return table, dict(encoded.dropped)
 
 
 def _with_texts(

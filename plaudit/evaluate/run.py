@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.data.load import Loaded, load
+from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError
 from plaudit.evaluate.baselines import measure_baselines
@@ -24,20 +25,19 @@ from plaudit.files import write_json
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused, why_untrainable
-from plaudit.types import Comparison, TokenTree
+from plaudit.tokens.store import Trees, encode_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """The metrics of one evaluation, and its predictions: one row per response.
 
-    ``comparisons`` are those that were scored, in the table's order.
+    ``comparisons`` are those that were scored, in the table's order; None without data of its own.
     """
 
     metrics: Mapping[str, Any]
     table: ScoreTable
-    comparisons: Sequence[Comparison]
+    comparisons: StoredComparisons | None
 
 
 def evaluate(
@@ -62,11 +62,12 @@ def evaluate(
     if folder is not None:
         refuse_folder(folder)
     loaded = load(_sources(data), seed=seed)
-    fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else ()
+    fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
     reward_model = model if isinstance(model, RewardModel) else scorer.load(model)
-    kept, trees, dropped = _encode(reward_model, loaded.comparisons)
+    kept, encoded = _encode(reward_model, loaded.comparisons, console)
+    trees = encoded.trees
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("scoring", total=sum(tree.tokens for tree in trees))
+        task = progress.add_task("scoring", total=int(trees.column("packed").sum()))
         rewards = reward_model.score_trees(
             trees,
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
@@ -85,7 +86,7 @@ def evaluate(
             "format": 1,
             "plaudit_version": __version__,
             "model": None if isinstance(model, RewardModel) else str(model),
-            "data": _data_facts(loaded, dropped),
+            "data": _data_facts(loaded, encoded.dropped),
             "eval": block,
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
@@ -117,24 +118,23 @@ def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple
 
 
 def _encode(
-    model: RewardModel, comparisons: Sequence[Comparison]
-) -> tuple[list[Comparison], list[TokenTree], Counter[str]]:
-    """Comparisons that can be scored with their trees, and the others counted by reason."""
-    outcomes = model.encode(comparisons)
-    reasons = [o.reason if isinstance(o, Refused) else why_untrainable(o) for o in outcomes]
-    dropped = Counter(reason for reason in reasons if reason is not None)
-    trees = [
-        outcome
-        for outcome, reason in zip(outcomes, reasons, strict=True)
-        if isinstance(outcome, TokenTree) and reason is None
-    ]
-    if not trees:
-        counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+    model: RewardModel, comparisons: StoredComparisons, console: Console
+) -> tuple[StoredComparisons, Trees]:
+    """Comparisons that can be scored, and their trees with the others counted by reason."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("encoding", total=None)
+        encoded = encode_rows(
+            model.encoder,
+            comparisons,
+            on_rows=lambda done, total: progress.update(task, completed=done, total=total),
+        ).of(comparisons)
+    if not len(encoded.kept_N):
+        counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
         raise DataError(
             f"None of the {len(comparisons)} comparisons can be scored ({counts}); the model "
             f"reads at most {model.facts.max_length} tokens."
         )
-    return [comparisons[tree.index] for tree in trees], trees, dropped
+    return comparisons.take(encoded.kept_N), encoded
 
 
 def _data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:

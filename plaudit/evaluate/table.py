@@ -115,16 +115,20 @@ _METADATA_PREFIX = "metadata."
 
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
-    listed = list(rows)
-    columns = {
-        f"{name}_N": _column([getattr(row, name) for row in listed], dtype)
-        for name, dtype in _DTYPES.items()
-    }
-    names = dict.fromkeys(name for row in listed for name in row.metadata)
-    metadata = {
-        name: _column([row.metadata.get(name) for row in listed], np.object_) for name in names
-    }
-    return ScoreTable(**columns, metadata=metadata)
+    values: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+    metadata: dict[str, list[Any]] = {}
+    for count, row in enumerate(rows):
+        for name, column in values.items():
+            column.append(getattr(row, name))
+        for name in row.metadata:
+            if name not in metadata:
+                metadata[name] = [None] * count
+        for name, column in metadata.items():
+            column.append(row.metadata.get(name))
+    return ScoreTable(
+        **{f"{name}_N": _column(values.pop(name), dtype) for name, dtype in _DTYPES.items()},
+        metadata={name: _column(column, np.object_) for name, column in metadata.items()},
+    )
 
 
 def _column(values: Sequence[Any], dtype: type) -> npt.NDArray[Any]:

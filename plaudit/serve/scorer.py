@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,8 +16,9 @@ from plaudit.model.artefact import ArtefactFacts, load_network, read_facts
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
-from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.share import share_prompts
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -95,10 +96,18 @@ class RewardModel:
         )
 
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
-        """Per comparison its ``rewards_K``, or why it has none."""
+        """Per comparison its ``rewards_K``, or why it has none.
+
+        The prompt of several comparisons is computed once.
+        """
         outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
-        rewards = iter(self.score_trees(trees))
+        if isinstance(self.batcher, PackedBatcher):
+            prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
+            shared = share_prompts(trees, prompts, self.batcher.max_tokens)
+            rewards = iter(shared.separate(self.score_trees(shared.trees)))
+        else:
+            rewards = iter(self.score_trees(trees))
         return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Refused]:
@@ -107,8 +116,6 @@ class RewardModel:
         For a model trained on conversations alone, a plain text prompt is one user turn and a
         plain text response one assistant turn.
         """
-        if self.facts.text == "chat":
-            comparisons = [as_turns(comparison) for comparison in comparisons]
         return encode(self.encoder, comparisons)
 
     def score_trees(
@@ -133,19 +140,6 @@ class RewardModel:
             source="python",
             where="the conversation",
         )
-
-
-def as_turns(comparison: Comparison) -> Comparison:
-    """A comparison of plain texts as one user turn and one assistant turn each."""
-
-    def turn(text: Turns, role: str) -> Turns:
-        return (Message(role=role, content=text),) if isinstance(text, str) else text
-
-    return replace(
-        comparison,
-        prompt=turn(comparison.prompt, "user"),
-        responses=tuple(turn(response, "assistant") for response in comparison.responses),
-    )
 
 
 def _turns(text: Text, role: str, *, chat: bool) -> Turns:
@@ -221,6 +215,7 @@ def load(
             tokenizer=tokenizer,
             max_length=facts.max_length,
             overlong="drop",
+            text_as_turns=facts.text == "chat",
             chat_template_kwargs=facts.chat_template_kwargs,
         ),
     )

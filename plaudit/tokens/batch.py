@@ -76,19 +76,33 @@ def make_batchers(
 def fill(sizes: Sequence[int], limit: int) -> list[list[int]]:
     """First-fit decreasing: positions grouped so that each group's sizes sum to at most ``limit``.
 
-    A size over the limit stands alone. The same sizes always give the same groups.
+    A size over the limit stands alone. The same sizes always give the same groups. The first group
+    with room is found by descending a tree of the largest room, so the time grows as n log n.
     """
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        for g, left in enumerate(room):
-            if sizes[i] <= left:
-                groups[g].append(i)
-                room[g] -= sizes[i]
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    alone = sum(size > limit for size in sizes)
+    groups = [[i] for i in order[:alone]]
+    rest = order[alone:]
+    # Any two neighbouring groups together are over the limit, which bounds their number.
+    most = min(len(rest), 2 * sum(sizes[i] for i in rest) // max(limit, 1) + 1)
+    leaves = 1 << max(most - 1, 0).bit_length()
+    # room[1] is the root; the children of room[g] are room[2g] and room[2g + 1].
+    room = [limit] * (2 * leaves)
+    for i in rest:
+        size, node = sizes[i], 1
+        while node < leaves:
+            node *= 2
+            node += room[node] < size
+        if node - leaves == len(groups) - alone:
+            groups.append([])
+        groups[node - leaves + alone].append(i)
+        room[node] -= size
+        while node > 1:
+            node //= 2
+            largest = max(room[2 * node], room[2 * node + 1])
+            if room[node] == largest:
                 break
-        else:
-            groups.append([i])
-            room.append(limit - sizes[i])
+            room[node] = largest
     return [sorted(group) for group in groups]
 
 

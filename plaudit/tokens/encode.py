@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, ModelError
-from plaudit.types import Comparison, IntArray, TokenTree, Turns
+from plaudit.types import Comparison, IntArray, Message, TokenTree, Turns
 
 Overlong = Literal["drop", "truncate_prompt", "error"]
 
@@ -42,11 +42,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """Everything that decides how text becomes ids. Built once per run or loaded model."""
+    """Everything that decides how text becomes ids. Built once per run or loaded model.
+
+    ``text_as_turns`` reads a plain text prompt as one user turn and a plain text response as one
+    assistant turn, for models trained on conversations alone.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     overlong: Overlong = "drop"
+    text_as_turns: bool = False
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +64,8 @@ def encode(
         DataError: ``overlong`` is ``error`` and a conversation is over ``max_length``.
         ModelError: messages, and a tokenizer without a chat template.
     """
+    if encoder.text_as_turns:
+        comparisons = [as_turns(comparison) for comparison in comparisons]
     outcomes: list[TokenTree | Refused] = []
     for start in range(0, len(comparisons), batch):
         outcomes.extend(_encode_batch(encoder, comparisons[start : start + batch], start))
@@ -94,6 +101,19 @@ def _encode_batch(
         else:
             sequences = [next(ids[is_chat(comparison)]) for _ in item]
             yield grow_tree(encoder, comparison, sequences, start + offset)
+
+
+def as_turns(comparison: Comparison) -> Comparison:
+    """A comparison of plain texts as one user turn and one assistant turn each."""
+
+    def turn(text: Turns, role: str) -> Turns:
+        return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+    return replace(
+        comparison,
+        prompt=turn(comparison.prompt, "user"),
+        responses=tuple(turn(response, "assistant") for response in comparison.responses),
+    )
 
 
 def is_chat(comparison: Comparison) -> bool:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from plaudit.data.load import Loaded, SourceFacts, load
 from plaudit.data.split import count_leaks, split
+from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
 from plaudit.recipe import DataSection, Source
-from plaudit.tokens.encode import Encoder, Refused, encode, is_chat, why_untrainable
-from plaudit.types import Comparison, TokenTree
+from plaudit.tokens.encode import Encoder
+from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
 
 HELD_OUT = "eval"
 TEST = "test"
@@ -23,14 +27,14 @@ TEST = "test"
 class Part:
     """Comparisons and their trees, in step with each other, and what encoding dropped.
 
-    ``dropped`` counts comparisons by reason; ``lost`` has the reason of each input row among
-    them once, however often its source's weight repeats it.
+    ``dropped`` counts comparisons by reason; ``lost`` counts each input row among them once,
+    however often its source's weight repeats it. Both sequences lie in the cache folder.
     """
 
-    comparisons: tuple[Comparison, ...]
-    trees: tuple[TokenTree, ...]
+    comparisons: StoredComparisons
+    trees: StoredTrees
     dropped: Mapping[str, int]
-    lost: Mapping[tuple[str, str, str], str]
+    lost: Mapping[str, int]
 
     @property
     def rows(self) -> int:
@@ -38,7 +42,7 @@ class Part:
 
     @property
     def groups(self) -> int:
-        return len({comparison.group for comparison in self.comparisons})
+        return len(np.unique(self.comparisons.groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,25 +73,27 @@ class Corpus:
 class Comparisons:
     """The split comparisons before encoding, by role and set name."""
 
-    train: tuple[Comparison, ...]
-    evaluation: Mapping[str, tuple[Comparison, ...]]
-    test: Mapping[str, tuple[Comparison, ...]]
+    train: StoredComparisons
+    evaluation: Mapping[str, StoredComparisons]
+    test: Mapping[str, StoredComparisons]
     loaded: Mapping[str, Loaded]
     was_split: bool
 
 
-def read_comparisons(section: DataSection) -> Comparisons:
-    """Load every source and split off what is to be held out.
+def read_comparisons(
+    section: DataSection, *, on_read: OnRead = lambda name, rows: None
+) -> Comparisons:
+    """Load every source and split off what is to be held out; ``on_read`` hears of rows read.
 
     Named evaluation and test files win over the fractions, which are of all of ``data.train``.
 
     Raises:
         DataError: a source cannot be read, or a split would leave nothing on one side.
     """
-    loaded = {"train": load(section.train, seed=section.seed)}
+    loaded = {"train": load(section.train, seed=section.seed, on_read=on_read)}
     train = loaded["train"].comparisons
-    evaluation = _named_sets(section.eval, "eval", section.seed, loaded)
-    test = _named_sets(section.test, "test", section.seed, loaded)
+    evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
+    test = _named_sets(section.test, "test", section.seed, loaded, on_read)
     left = 1.0
     if not evaluation and section.eval_fraction is not None:
         train, held_out = split(
@@ -115,11 +121,11 @@ def read_comparisons(section: DataSection) -> Comparisons:
 
 
 def _named_sets(
-    sources: Sequence[Source], role: str, seed: int, loaded: dict[str, Loaded]
-) -> dict[str, tuple[Comparison, ...]]:
-    sets: dict[str, tuple[Comparison, ...]] = {}
+    sources: Sequence[Source], role: str, seed: int, loaded: dict[str, Loaded], on_read: OnRead
+) -> dict[str, StoredComparisons]:
+    sets: dict[str, StoredComparisons] = {}
     for source in sources:
-        one = load((source,), seed=seed)
+        one = load((source,), seed=seed, on_read=on_read)
         name = one.sources[0].name
         if name in sets:
             raise DataError(f"Two sets of data.{role} are named {name}; give one another name.")
@@ -139,82 +145,79 @@ def encode_corpus(
     comparisons: Comparisons,
     *,
     margins: bool,
-    on_part: Callable[[str, int], None],
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Corpus:
-    """Encode every part; ``on_part`` hears the name and the number of comparisons of each.
+    """Encode every source and look up the trees of every part.
 
-    Without ``margins``, those of the data are left out of training and evaluation alike.
+    ``on_rows`` hears rows done and rows in all, per role. Without ``margins``, those of the data
+    are left out of training and evaluation alike.
 
     Raises:
         DataError: a part has nothing left that can be used.
     """
+    encoded = {
+        role: encode_rows(encoder, loaded.comparisons, on_rows=on_rows)
+        for role, loaded in comparisons.loaded.items()
+    }
 
-    def one(name: str, rows: Sequence[Comparison]) -> Part:
-        on_part(name, len(rows))
-        part = encode_part(encoder, rows, name)
-        if margins:
-            return part
-        return replace(part, trees=tuple(replace(tree, margin=0.0) for tree in part.trees))
+    def parts(role: str, sets: Mapping[str, StoredComparisons]) -> dict[str, Part]:
+        return {
+            # What was split off lies in the training files.
+            name: make_part(
+                encoded.get(f"{role}:{name}", encoded["train"]), rows, name, margins=margins
+            )
+            for name, rows in sets.items()
+        }
 
-    train = one("train", comparisons.train)
-    evaluation = {name: one(name, rows) for name, rows in comparisons.evaluation.items()}
-    test = {name: one(name, rows) for name, rows in comparisons.test.items()}
-    held_out = [c for part in (*evaluation.values(), *test.values()) for c in part.comparisons]
+    train = make_part(encoded["train"], comparisons.train, "train", margins=margins)
+    evaluation = parts("eval", comparisons.evaluation)
+    test = parts("test", comparisons.test)
+    held_out = [part.comparisons for part in (*evaluation.values(), *test.values())]
     return Corpus(
         train=train,
         evaluation=evaluation,
         test=test,
         loaded=comparisons.loaded,
         was_split=comparisons.was_split,
-        leaked_prompts=count_leaks(train.comparisons, held_out),
+        leaked_prompts=sum(count_leaks(train.comparisons, rows) for rows in held_out),
     )
 
 
-def encode_part(encoder: Encoder, comparisons: Sequence[Comparison], name: str) -> Part:
-    """Trees of the comparisons that encode and can be learned from; the rest counted.
+def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: bool) -> Part:
+    """The comparisons of ``rows`` that encode and can be learned from; the rest counted.
 
     Raises:
         DataError: nothing is left.
     """
-    kept: list[Comparison] = []
-    trees: list[TokenTree] = []
-    dropped: Counter[str] = Counter()
-    lost: dict[tuple[str, str, str], str] = {}
-    example = ""
-    for comparison, outcome in zip(comparisons, encode(encoder, comparisons), strict=True):
-        reason = outcome.reason if isinstance(outcome, Refused) else why_untrainable(outcome)
-        if isinstance(outcome, TokenTree) and reason is None:
-            trees.append(replace(outcome, index=len(kept)))
-            kept.append(comparison)
-        else:
-            assert reason is not None
-            dropped[reason] += 1
-            lost[comparison.source, comparison.where, comparison.id] = reason
-            example = example or (outcome.detail if isinstance(outcome, Refused) else "")
-    if not kept:
-        counts = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
-        raise DataError(
-            f"None of the {len(comparisons)} comparisons of the {name} part can be used "
-            f"({counts}{'; ' + example if example else ''}); raise tokens.max_length, set "
-            "tokens.overlong to truncate_prompt, or look at the data."
+    found = encoded.of(rows)
+    if not len(found.kept_N):
+        counts = ", ".join(
+            f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
-    return Part(comparisons=tuple(kept), trees=tuple(trees), dropped=dict(dropped), lost=lost)
+        raise DataError(
+            f"None of the {len(rows)} comparisons of the {name} part can be used "
+            f"({counts}{'; ' + found.example if found.example else ''}); raise tokens.max_length, "
+            "set tokens.overlong to truncate_prompt, or look at the data."
+        )
+    return Part(
+        comparisons=rows.take(found.kept_N),
+        trees=found.trees if margins else found.trees.without_margins(),
+        dropped=found.dropped,
+        lost=found.lost,
+    )
 
 
 def largest_id(corpus: Corpus) -> int:
     """The largest token id of all parts."""
     return max(
-        int(ids.max())
+        int(part.trees.column("largest_id").max())
         for part in chain.from_iterable(corpus.parts().values())
-        for tree in part.trees
-        for ids in (tree.prefix, *tree.branches)
-        if len(ids)
     )
 
 
 def text_kind(parts: Sequence[Part]) -> str:
     """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
-    kinds = {is_chat(comparison) for part in parts for comparison in part.comparisons}
+    kinds = {bool(kind) for part in parts for kind in np.unique(part.trees.column("chat"))}
     return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"
 
 
@@ -234,8 +237,8 @@ def data_facts(corpus: Corpus, split_by: str) -> dict[str, Any]:
         dropped.update(loaded.tally.dropped)
         sources += [_source_facts(fact, role.partition(":")[0]) for fact in loaded.sources]
     for part in chain.from_iterable(corpus.parts().values()):
-        dropped.update(part.lost.values())
-        used -= len(part.lost)
+        dropped.update(part.lost)
+        used -= sum(part.lost.values())
     assert rows == used + sum(dropped.values()), "a row is unaccounted for"
     return {
         "rows": rows,
@@ -277,20 +280,24 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
 
 def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
     """How many comparisons have a margin that the loss subtracts, and their mean; None for none."""
-    margins = [tree.margin for part in parts for tree in part.trees if tree.margin]
-    if not margins:
+    margin_N = np.concatenate([part.trees.margins for part in parts])
+    margin_N = margin_N[margin_N != 0]
+    if not len(margin_N):
         return None
-    return {"comparisons": len(margins), "mean": sum(margins) / len(margins)}
+    return {"comparisons": len(margin_N), "mean": float(margin_N.mean())}
 
 
 def _token_facts(parts: Sequence[Part]) -> dict[str, int]:
     """Tokens computed, tokens of separate conversations, and prompts cut to fit."""
-    trees = [tree for part in parts for tree in part.trees]
-    cut = [tree.truncated for tree in trees if tree.truncated]
+
+    def column(name: str) -> npt.NDArray[np.int64]:
+        return np.concatenate([part.trees.column(name) for part in parts]).astype(np.int64)
+
+    truncated_N = column("truncated")
     return {
-        "packed": sum(tree.tokens for tree in trees),
-        "separate": sum(sum(tree.lengths) for tree in trees),
-        "longest": max(max(tree.lengths) for tree in trees),
-        "truncated_prompts": len(cut),
-        "truncated_tokens": sum(cut),
+        "packed": int(column("packed").sum()),
+        "separate": int(column("separate").sum()),
+        "longest": int(column("longest").max()),
+        "truncated_prompts": int(np.count_nonzero(truncated_N)),
+        "truncated_tokens": int(truncated_N.sum()),
     }

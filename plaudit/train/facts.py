@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from plaudit import __version__
+from plaudit.data.store import StoredComparisons
 from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
 from plaudit.loss.pairs import ordered_pairs
@@ -76,14 +77,19 @@ def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> di
     losses = [event["loss"] for event in state.log_history if "loss" in event]
     throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
     trees = run.corpus.train.trees
-    rows = list(rows_of_first(trainer.sampler(), state.global_step))
+    times_N = np.bincount(
+        np.fromiter(rows_of_first(trainer.sampler(), state.global_step), np.int64),
+        minlength=len(trees),
+    )
+    seen_N = np.flatnonzero(times_N)
+    pairs = (len(ordered_pairs(trees[row].grades)) * times_N[row] for row in seen_N.tolist())
     return {
         "steps": state.global_step,
         "planned_steps": state.max_steps,
         "epochs": state.epoch,
-        "pairs": sum(len(ordered_pairs(trees[row].grades)) for row in rows),
-        "comparisons": len(rows),
-        "tokens": sum(trees[row].tokens for row in rows),
+        "pairs": int(sum(pairs)),
+        "comparisons": int(times_N.sum()),
+        "tokens": int(trees.column("packed") @ times_N),
         "seconds": seconds,
         "pairs_per_second": float(np.median(throughput)) if throughput else None,
         "final_loss": losses[-1] if losses else None,
@@ -102,7 +108,7 @@ def _evaluation_facts(
     evaluations: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     parts = run.corpus.evaluation if role == "eval" else run.corpus.test
-    held_out = [c for part in parts.values() for c in part.comparisons]
+    held_out = StoredComparisons.joined([part.comparisons for part in parts.values()])
     chose = role == "eval" and bool(run.args.load_best_model_at_end)
     return summarise(
         score_table(parts, scores),

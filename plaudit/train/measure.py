@@ -49,7 +49,9 @@ class PairIndex:
 
 def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
     """The pairs of the evaluation sets, from grades alone."""
-    zeros = {name: [np.zeros(len(t.branches)) for t in part.trees] for name, part in parts.items()}
+    zeros = {
+        name: [np.zeros(len(tree.branches)) for tree in part.trees] for name, part in parts.items()
+    }
     table = score_table(parts, zeros)
     found = pairs(table)
     return PairIndex(pairs=found, dataset_P=table.dataset_N[found.winner_P])

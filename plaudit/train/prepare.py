@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
@@ -76,7 +77,11 @@ def prepare(
     """Cheap checks first: data and configuration are read before any weight is."""
     started = datetime.now(UTC)
     set_seed(args.seed)
-    comparisons = corpora.read_comparisons(recipe.data)
+    with console.status("reading data") as status:
+        comparisons = corpora.read_comparisons(
+            recipe.data,
+            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
+        )
     refuse_changed_data(folder, corpora.fingerprints(comparisons))
     base = place_base(recipe.model.base, folder)
     request = BaseRequest(
@@ -95,12 +100,13 @@ def prepare(
         overlong=recipe.tokens.overlong,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
     )
-    with console.status("encoding") as status:
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("encoding", total=None)
         corpus = corpora.encode_corpus(
             encoder,
             comparisons,
             margins=recipe.loss.margin == "column",
-            on_part=lambda name, rows: status.update(f"encoding {rows:,} comparisons of {name}"),
+            on_rows=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _tell_data(corpus, recipe, console)
     with console.status(f"loading {recipe.model.base}"):

@@ -33,6 +33,7 @@ from plaudit.files import writing
 from plaudit.model.artefact import save_tokenizer, save_weights
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, score_trees
+from plaudit.tokens.store import StoredTrees
 from plaudit.train.checkpoints import MARKER, mark_complete
 from plaudit.train.meter import Meter
 from plaudit.train.steps import StepLoader, StepSampler, equal_shares
@@ -191,14 +192,16 @@ class RewardTrainer(Trainer):
         context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
 
-    def _share(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], int]:
+    def _share(self, trees: Sequence[TokenTree]) -> tuple[Sequence[TokenTree], int]:
         """This rank's trees, and the number of micro-batches that every rank runs.
 
         Every rank knows all trees, so it works out the others' cuts itself; asking them would
         make each step wait for the slowest host.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shares = [[trees[i] for i in share] for share in equal_shares(trees, ranks)]
+        if ranks == 1:
+            return trees, len(self.batcher.cut(trees))
+        shares = [_taken(trees, share) for share in equal_shares(trees, ranks)]
         return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
 
     # ---- evaluation
@@ -360,6 +363,13 @@ class RewardTrainer(Trainer):
         load_weights(
             self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
         )
+
+
+def _taken(trees: Sequence[TokenTree], positions: list[int]) -> Sequence[TokenTree]:
+    """The trees at these positions; stored ones stay in their file."""
+    if isinstance(trees, StoredTrees):
+        return trees.take(positions)
+    return [trees[i] for i in positions]
 
 
 class _RestoreCounters(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,25 @@ def test_fill(sizes: list[int], limit: int) -> None:
     for group in groups:
         assert sum(sizes[i] for i in group) <= limit or len(group) == 1
     assert groups == fill(sizes, limit)
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 60))
+def test_fill_is_first_fit_decreasing(sizes: list[int], limit: int) -> None:
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        fitting = (g for g in groups if sum(sizes[j] for j in g) + sizes[i] <= limit)
+        found = next(fitting, None)
+        if found is None:
+            groups.append(found := [])
+        found.append(i)
+    assert fill(sizes, limit) == [sorted(group) for group in groups]
+
+
+def test_fill_takes_about_linear_time() -> None:
+    """100,000 sizes of which no two fit together, the worst case of a search from the start."""
+    started = time.perf_counter()
+    assert len(fill([6] * 100_000, 10)) == 100_000
+    assert time.perf_counter() - started < 10
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(50, 200))

@@ -5,29 +5,37 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.split import count_leaks, split
+from plaudit.data.load import load
+from plaudit.data.split import count_leaks, split, split_rows
 from plaudit.errors import DataError
-from plaudit.types import Comparison
+from plaudit.recipe import Source
+from tests.conftest import write_jsonl
+
+By = Literal["prompt", "row"]
+Rows = list[tuple[int, str]]
+"""A row's number and its group."""
 
 
-def comparisons_of(groups: list[str]) -> list[Comparison]:
-    return [
-        Comparison(
-            id=f"s:{number}",
-            prompt=group,
-            responses=("a", "b"),
-            grades=(1.0, 0.0),
-            group=group,
-            source="s",
-            where=f"s.jsonl:{number}",
-        )
-        for number, group in enumerate(groups, start=1)
-    ]
+def rows_of(groups: Sequence[str]) -> Rows:
+    return list(enumerate(groups))
+
+
+def parted(rows: Rows, fraction: float, *, by: By, seed: int) -> tuple[Rows, Rows]:
+    """The two parts of rows whose groups are texts."""
+    codes = {group: code for code, group in enumerate(sorted({group for _, group in rows}))}
+    row_N = np.array([number for number, _ in rows], dtype=np.int64)
+    group_N = np.array([codes[group] for _, group in rows], dtype=np.uint64)
+    train, held_out = split_rows(row_N, group_N, fraction, by=by, seed=seed)
+    return [rows[i] for i in train], [rows[i] for i in held_out]
 
 
 GROUPS = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60)
@@ -37,16 +45,15 @@ SEEDS = st.integers(0, 50)
 
 @given(GROUPS, FRACTIONS, SEEDS)
 def test_by_prompt_no_group_is_on_both_sides(groups: list[str], fraction: float, seed: int) -> None:
-    rows = comparisons_of(groups)
+    rows = rows_of(groups)
     if len(set(groups)) < 2:
         with pytest.raises(DataError, match=r"the same prompt.*split_by: row"):
-            split(rows, fraction, by="prompt", seed=seed)
+            parted(rows, fraction, by="prompt", seed=seed)
         return
-    train, held_out = split(rows, fraction, by="prompt", seed=seed)
+    train, held_out = parted(rows, fraction, by="prompt", seed=seed)
     assert train
     assert held_out
-    assert count_leaks(train, held_out) == 0
-    assert not {row.group for row in train} & {row.group for row in held_out}
+    assert not {group for _, group in train} & {group for _, group in held_out}
     assert sorted(train + held_out, key=rows.index) == rows
     for part in (train, held_out):
         assert list(part) == sorted(part, key=rows.index)
@@ -59,77 +66,90 @@ def test_by_prompt_no_group_is_on_both_sides(groups: list[str], fraction: float,
 def test_by_prompt_does_not_depend_on_the_order(
     groups: list[str], fraction: float, seed: int, shuffler: random.Random
 ) -> None:
-    rows = comparisons_of([*groups, "x", "y"])
-    _, held_out = split(rows, fraction, by="prompt", seed=seed)
+    rows = rows_of([*groups, "x", "y"])
+    _, held_out = parted(rows, fraction, by="prompt", seed=seed)
     shuffler.shuffle(rows)
-    _, again = split(rows, fraction, by="prompt", seed=seed)
-    assert {row.id for row in again} == {row.id for row in held_out}
+    _, again = parted(rows, fraction, by="prompt", seed=seed)
+    assert {number for number, _ in again} == {number for number, _ in held_out}
 
 
 @given(GROUPS, FRACTIONS, SEEDS)
-def test_by_row_the_size_is_exact_and_leaks_are_counted(
-    groups: list[str], fraction: float, seed: int
-) -> None:
-    rows = comparisons_of(groups)
-    train, held_out = split(rows, fraction, by="row", seed=seed)
+def test_by_row_the_size_is_exact(groups: list[str], fraction: float, seed: int) -> None:
+    rows = rows_of(groups)
+    train, held_out = parted(rows, fraction, by="row", seed=seed)
     assert len(held_out) == min(math.ceil(fraction * len(rows)), len(rows) - 1)
     assert sorted(train + held_out, key=rows.index) == rows
     assert list(held_out) == sorted(held_out, key=rows.index)
-    in_train = {row.group for row in train}
-    assert count_leaks(train, held_out) == len([row for row in held_out if row.group in in_train])
 
 
 def test_the_reference_run_has_its_sizes() -> None:
-    rows = comparisons_of([str(number) for number in range(24_004)])
+    rows = rows_of([str(number) for number in range(24_004)])
     for by in ("prompt", "row"):
-        train, held_out = split(rows, 0.1, by=by, seed=42)
+        train, held_out = parted(rows, 0.1, by=by, seed=42)
         assert (len(train), len(held_out)) == (21_603, 2_401)
 
 
 def test_by_row_is_the_split_of_the_datasets_library() -> None:
     from datasets import Dataset
 
-    rows = comparisons_of(["a"] * 101)
-    theirs = Dataset.from_dict({"id": [row.id for row in rows]}).train_test_split(0.1, seed=42)
-    train, held_out = split(rows, 0.1, by="row", seed=42)
-    assert {row.id for row in held_out} == set(theirs["test"]["id"])
-    assert {row.id for row in train} == set(theirs["train"]["id"])
+    rows = rows_of(["a"] * 101)
+    numbers = [number for number, _ in rows]
+    theirs = Dataset.from_dict({"id": numbers}).train_test_split(0.1, seed=42)
+    train, held_out = parted(rows, 0.1, by="row", seed=42)
+    assert {number for number, _ in held_out} == set(theirs["test"]["id"])
+    assert {number for number, _ in train} == set(theirs["train"]["id"])
 
 
 def test_the_seed_changes_what_is_held_out() -> None:
-    rows = comparisons_of([str(number) for number in range(100)])
+    rows = rows_of([str(number) for number in range(100)])
     for by in ("prompt", "row"):
-        one, same, other = (split(rows, 0.2, by=by, seed=seed)[1] for seed in (1, 1, 2))
+        one, same, other = (parted(rows, 0.2, by=by, seed=seed)[1] for seed in (1, 1, 2))
         assert one == same
         assert one != other
 
 
 def test_a_large_group_does_not_drown_the_held_out_part() -> None:
-    rows = comparisons_of(["big"] * 900 + [str(number) for number in range(100)])
+    rows = rows_of(["big"] * 900 + [str(number) for number in range(100)])
     for seed in range(20):
-        _, held_out = split(rows, 0.05, by="prompt", seed=seed)
+        _, held_out = parted(rows, 0.05, by="prompt", seed=seed)
         assert len(held_out) == 50
 
 
 @pytest.mark.parametrize("by", ["prompt", "row"])
-def test_copies_of_a_row_stay_together_and_are_held_out_once(by: str) -> None:
-    once = comparisons_of([str(number) for number in range(40)])
+def test_copies_of_a_row_stay_together_and_are_held_out_once(by: By) -> None:
+    once = rows_of([str(number) for number in range(40)])
     thrice = [row for row in once for _ in range(3)]
-    train, held_out = split(thrice, 0.25, by=by, seed=3)  # type: ignore[arg-type]
-    assert split(once, 0.25, by=by, seed=3)[1] == held_out  # type: ignore[arg-type]
-    assert len(held_out) == len({row.id for row in held_out}) == 10
-    assert set(Counter(row.id for row in train).values()) == {3}
-    assert not {row.id for row in train} & {row.id for row in held_out}
+    train, held_out = parted(thrice, 0.25, by=by, seed=3)
+    assert parted(once, 0.25, by=by, seed=3)[1] == held_out
+    assert len(held_out) == len({number for number, _ in held_out}) == 10
+    assert set(Counter(number for number, _ in train).values()) == {3}
+    assert not {number for number, _ in train} & {number for number, _ in held_out}
+
+
+@pytest.mark.parametrize("by", ["prompt", "row"])
+def test_parts_of_stored_comparisons(by: By, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    prompts = [f"p{number % 7}" for number in range(30)]
+    write_jsonl(path, [{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts])
+    loaded = load((Source(path=str(path), weight=2),), seed=1).comparisons
+    train, held_out = split(loaded, 0.3, by=by, seed=1)
+    held_rows = {comparison.where for comparison in held_out}
+    assert list(train) == [row for row in loaded if row.where not in held_rows]
+    assert list(held_out) == [row for row in loaded[::2] if row.where in held_rows]
+    in_train = {row.group for row in train}
+    leaks = [row for row in held_out if row.group in in_train]
+    assert count_leaks(train, held_out) == len(leaks)
+    assert (len(leaks) > 0) == (by == "row")
 
 
 def test_what_cannot_be_split_is_refused() -> None:
-    one = comparisons_of(["a"])
+    one = rows_of(["a"])
     with pytest.raises(DataError, match="too few to hold any out"):
-        split(one, 0.5, by="row", seed=1)
+        parted(one, 0.5, by="row", seed=1)
     with pytest.raises(DataError, match="same prompt"):
-        split(one * 3, 0.5, by="prompt", seed=1)
-    two = comparisons_of(["a", "b"])
+        parted(one * 3, 0.5, by="prompt", seed=1)
+    two = rows_of(["a", "b"])
     with pytest.raises(DataError, match="expected one between 0 and 1"):
-        split(two, 1.0, by="row", seed=1)
+        parted(two, 1.0, by="row", seed=1)
     with pytest.raises(DataError, match="expected 0 or more"):
-        split(two, 0.5, by="row", seed=-1)
+        parted(two, 0.5, by="row", seed=-1)

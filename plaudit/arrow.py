@@ -1,0 +1,190 @@
+"""Rows in Arrow files, read in place: lazy sequences whose memory does not grow with the file."""
+
+from __future__ import annotations
+
+import mmap
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RowArray = npt.NDArray[np.int64]
+Record = TypeVar("Record")
+
+BATCH_ROWS = 512
+"""Rows of each record batch of a file; the last one may have fewer."""
+
+_KEPT_BYTES = 128 << 20
+# Linux maps the cached pages around a page that is read: 64 KiB of them.
+_LEAST_BYTES = 64 << 10
+
+
+class MappedTable:
+    """The record batches of one Arrow file, mapped read-only.
+
+    Pages that were read stay resident while a file is mapped, so a walk over a large file would
+    grow to its size. They are handed back to the system every 128 MiB; those needed again come
+    from its page cache.
+
+    ``key`` says what the rows are; ``record`` holds what was noted beside them.
+    """
+
+    def __init__(self, path: Path, *, key: str, record: dict[str, Any]) -> None:
+        import pyarrow as pa
+
+        self.key = key
+        self.record = record
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+        self.schema: pa.Schema = reader.schema
+        self._batches: list[pa.RecordBatch] = [
+            reader.get_batch(number) for number in range(reader.num_record_batches)
+        ]
+        self.rows = sum(batch.num_rows for batch in self._batches)
+        self._views: dict[tuple[str, int], Any] = {}
+        self._read = 0
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A copy of a column of numbers or truth values, of all rows."""
+        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
+        dtype = self.schema.field(name).type.to_pandas_dtype()
+        return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+    def number(self, name: str, row: int) -> Any:
+        """One value of a column of numbers."""
+        batch, inside = divmod(row, BATCH_ROWS)
+        view = self._views.get((name, batch))
+        if view is None:
+            view = self._batches[batch].column(name).to_numpy()
+            self._views[name, batch] = view
+        return view[inside]
+
+    def items(self, name: str, row: int) -> npt.NDArray[Any]:
+        """The items of one row of a list column, as a view of the file."""
+        offsets, values, inside = self._listed(name, row)
+        found: npt.NDArray[Any] = values[offsets[inside] : offsets[inside + 1]]
+        self._count(found.nbytes)
+        return found
+
+    def text(self, name: str, row: int) -> str:
+        """One value of a text column."""
+        batch, inside = divmod(row, BATCH_ROWS)
+        return str(self._batches[batch].column(name)[inside].as_py())
+
+    def _listed(self, name: str, row: int) -> tuple[Any, Any, int]:
+        """Offsets and values of the batch that holds ``row``, and its place in that batch."""
+        batch, inside = divmod(row, BATCH_ROWS)
+        view = self._views.get((name, batch))
+        if view is None:
+            column = self._batches[batch].column(name)
+            if hasattr(column, "values"):
+                view = column.offsets.to_numpy(), column.values.to_numpy()
+            else:  # text, as its bytes
+                _, offsets, data = column.buffers()
+                view = np.frombuffer(offsets, np.int64), np.frombuffer(data or b"", np.uint8)
+            self._views[name, batch] = view
+        return view[0], view[1], inside
+
+    def _count(self, size: int) -> None:
+        self._read += max(size, _LEAST_BYTES)
+        if self._read > _KEPT_BYTES:
+            self._read = 0
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class StoredRows(Sequence[Record], Generic[Record]):
+    """Records out of mapped tables, made when asked for; equal to the list of its records.
+
+    ``rows_N`` holds, per record, its row number in all tables end to end. A slice or
+    :meth:`take` is another view, which copies no record.
+    """
+
+    def __init__(self, tables: Sequence[MappedTable], rows_N: RowArray | None = None) -> None:
+        self.tables = tuple(tables)
+        self.starts = list(accumulate((table.rows for table in self.tables), initial=0))
+        self.rows_N = np.arange(self.starts[-1], dtype=np.int64) if rows_N is None else rows_N
+
+    @abstractmethod
+    def _record(self, table: MappedTable, row: int, position: int) -> Record:
+        """The record in ``row`` of ``table``, which stands at ``position`` of this sequence."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The records of all parts, one part after the other."""
+        tables = list({id(table): table for part in parts for table in part.tables}.values())
+        starts = accumulate((table.rows for table in tables), initial=0)
+        start_of = dict(zip(map(id, tables), starts, strict=False))
+        rows = [np.zeros(0, np.int64)]
+        for part in parts:
+            moved = [
+                start_of[id(table)] - start
+                for table, start in zip(part.tables, part.starts, strict=False)
+            ]
+            number_N = np.searchsorted(part.starts[1:], part.rows_N, side="right")
+            rows.append(part.rows_N + np.asarray([*moved, 0])[number_N])
+        return cls(tables, np.concatenate(rows))
+
+    def take(self, positions: Any) -> Self:
+        """The records at these positions (an index array, a mask or a slice)."""
+        return type(self)(self.tables, self.rows_N[positions])
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers, of the records of this sequence in their order."""
+        columns = [table.column(name) for table in self.tables]
+        return np.concatenate(columns)[self.rows_N] if columns else np.zeros(0)
+
+    def by_table(self) -> Iterator[tuple[MappedTable, RowArray]]:
+        """Per table the different rows of it that are in this sequence, in the file's order."""
+        different = np.unique(self.rows_N)
+        for number, table in enumerate(self.tables):
+            start, end = np.searchsorted(different, self.starts[number : number + 2])
+            yield table, different[start:end] - self.starts[number]
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Self:
+        if isinstance(index, slice):
+            return self.take(index)
+        row = int(self.rows_N[index])
+        number = bisect_right(self.starts, row) - 1
+        position = index if index >= 0 else index + len(self)
+        return self._record(self.tables[number], row - self.starts[number], position)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[position] for position in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """An Arrow file of batches of :data:`BATCH_ROWS` rows each, the last with fewer."""
+    import pyarrow as pa
+
+    short = False
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            assert not short, "only the last batch may be short: rows are found by division"
+            short = batch.num_rows < BATCH_ROWS
+            writer.write_batch(batch)

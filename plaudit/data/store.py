@@ -1,0 +1,206 @@
+"""Usable comparisons of a source as an Arrow file: read once, then looked up in flat memory."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit import __version__
+from plaudit.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
+from plaudit.cache import cached, code_digest
+from plaudit.data import files
+from plaudit.data.reasons import why_untrainable
+from plaudit.errors import DataError
+from plaudit.recipe import Source
+from plaudit.types import Comparison, Message, Turns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GroupArray = npt.NDArray[np.uint64]
+
+OnRead = Callable[[str, int], None]
+"""Hears a source's name and how many of its rows have been read."""
+
+
+class StoredComparisons(StoredRows[Comparison]):
+    """Comparisons of one or more sources, decoded one at a time."""
+
+    def _record(self, table: MappedTable, row: int, position: int) -> Comparison:
+        return decode(table.items("comparison", row))
+
+    @property
+    def groups(self) -> GroupArray:
+        """The prompt group of each comparison as the number that its name is in hexadecimal."""
+        return self.column("group").astype(np.uint64)
+
+
+def group_code(name: str) -> int:
+    """The number of a prompt group (``Comparison.group``: 16 hexadecimal digits)."""
+    return int(name, 16)
+
+
+def group_name(code: int) -> str:
+    """The name of a prompt group's number."""
+    return f"{code:016x}"
+
+
+def store_source(
+    source: Source,
+    read: Callable[[], tuple[str, Iterator[Comparison]]],
+    *,
+    fingerprint: str,
+    on_read: OnRead,
+) -> MappedTable:
+    """The table of a source's usable comparisons, in the order of its rows.
+
+    ``read`` opens the source: the name of its format, and all its comparisons. The table's record
+    has ``format``, ``rows`` (all that were read) and ``dropped`` (the unusable, by reason).
+
+    Raises:
+        DataError: the source cannot be read, or changed meanwhile.
+        OutputError: the cache cannot be written.
+    """
+    name = files.source_name(source)
+
+    def build(path: Path) -> Mapping[str, Any]:
+        format_name, comparisons = read()
+        dropped: Counter[str] = Counter()
+        counts = {"rows": 0}
+
+        def usable() -> Iterator[Comparison]:
+            for comparison in comparisons:
+                counts["rows"] += 1
+                if counts["rows"] % BATCH_ROWS == 0:
+                    on_read(name, counts["rows"])
+                reason = why_untrainable(comparison)
+                if reason is None:
+                    yield comparison
+                else:
+                    dropped[reason] += 1
+
+        write_batches(path, _schema(), _batches(usable()))
+        if files.fingerprint(source) != fingerprint:
+            raise DataError(f"{source.path} changed while it was read; start again.")
+        return {"format": format_name, "rows": counts["rows"], "dropped": dict(dropped)}
+
+    facts = {
+        "source": source.model_dump(mode="json", exclude={"weight"}),
+        "name": name,
+        "fingerprint": fingerprint,
+        "version": __version__,
+        "code": code_digest(*Path(__file__).parent.glob("*.py")),
+    }
+    return cached("comparisons", facts, build)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("comparison", pa.large_binary()), ("group", pa.uint64())])
+
+
+def _batches(comparisons: Iterable[Comparison]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    texts: list[bytes] = []
+    groups: list[int] = []
+
+    def batch() -> pa.RecordBatch:
+        columns = [pa.array(texts, pa.large_binary()), pa.array(groups, pa.uint64())]
+        return pa.record_batch(columns, schema=_schema())
+
+    for comparison in comparisons:
+        texts.append(encode(comparison))
+        groups.append(group_code(comparison.group))
+        if len(texts) == BATCH_ROWS:
+            yield batch()
+            texts, groups = [], []
+    if texts:
+        yield batch()
+
+
+# --- one comparison as JSON ---------------------------------------------------------------------
+
+
+def encode(comparison: Comparison) -> bytes:
+    """A comparison as JSON.
+
+    What JSON has no form for (dates and bytes, out of Parquet) becomes its text, which is what a
+    template would print.
+    """
+    fields = [
+        comparison.id,
+        _plain(comparison.prompt),
+        [_plain(response) for response in comparison.responses],
+        comparison.grades,
+        comparison.group,
+        comparison.source,
+        comparison.where,
+        comparison.margin,
+        comparison.weight,
+        comparison.tools,
+        comparison.chat_template_kwargs,
+        comparison.metadata,
+    ]
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=str)
+    # A cell of a table may hold half a character, which strict UTF-8 refuses.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
+    """The comparison that :func:`encode` wrote."""
+    (
+        id_,
+        prompt,
+        responses,
+        grades,
+        group,
+        source,
+        where,
+        margin,
+        weight,
+        tools,
+        chat_template_kwargs,
+        metadata,
+    ) = json.loads(bytes(text).decode("utf-8", "surrogatepass"))
+    return Comparison(
+        id=id_,
+        prompt=_turns(prompt),
+        responses=tuple(_turns(response) for response in responses),
+        grades=tuple(grades),
+        group=group,
+        source=source,
+        where=where,
+        margin=margin,
+        weight=weight,
+        tools=None if tools is None else tuple(tools),
+        chat_template_kwargs=chat_template_kwargs,
+        metadata=metadata,
+    )
+
+
+def _plain(turns: Turns) -> str | list[tuple[Any, ...]]:
+    if isinstance(turns, str):
+        return turns
+    return [
+        (turn.role, turn.content, turn.extra) if turn.extra else (turn.role, turn.content)
+        for turn in turns
+    ]
+
+
+def _turns(plain: str | list[list[Any]]) -> Turns:
+    if isinstance(plain, str):
+        return plain
+    return tuple(
+        Message(role=turn[0], content=turn[1], extra=turn[2])
+        if len(turn) == 3
+        else Message(role=turn[0], content=turn[1])
+        for turn in plain
+    )

@@ -1,0 +1,368 @@
+"""Comparisons to token trees in bulk: an Arrow file per source, written by worker processes.
+
+What decides the ids is part of the file's key (:func:`_facts`), so nothing is encoded twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import tokenizers
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from plaudit import __version__
+from plaudit.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
+from plaudit.cache import cached, code_digest
+from plaudit.errors import DataError
+from plaudit.tokens.encode import (
+    Encoder,
+    Refused,
+    encode,
+    is_chat,
+    why_untrainable,
+)
+from plaudit.types import Comparison, TokenTree
+
+WORKER_ROWS = 2048
+"""Rows that pay for a worker process; fewer than two workers' worth are encoded in this one."""
+
+Rows: TypeAlias = StoredRows[Comparison]
+
+_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("kept", pa.bool_()),
+        ("chat", pa.bool_()),
+        ("ids", pa.list_(pa.int32())),
+        ("branches", pa.list_(pa.int32())),
+        ("grades", pa.list_(pa.float64())),
+        ("prefix", pa.int32()),
+        ("truncated", pa.int32()),
+        ("margin", pa.float64()),
+        ("weight", pa.float64()),
+        # For facts about all rows, which must not walk all ids.
+        ("packed", pa.int64()),
+        ("separate", pa.int64()),
+        ("longest", pa.int32()),
+        ("largest_id", pa.int32()),
+    ]
+)
+
+_NOTHING: dict[str, Any] = {
+    field.name: [] if pa.types.is_list(field.type) else 0 for field in _SCHEMA
+}
+
+
+class StoredTrees(StoredRows[TokenTree]):
+    """Token trees whose ids are views of the file. A tree's ``index`` is its place here.
+
+    Without ``with_margins`` those of the data count as 0.
+    """
+
+    def __init__(
+        self, tables: tuple[MappedTable, ...], rows_N: RowArray, *, with_margins: bool = True
+    ) -> None:
+        super().__init__(tables, rows_N)
+        self.with_margins = with_margins
+
+    def take(self, positions: Any) -> StoredTrees:
+        return StoredTrees(self.tables, self.rows_N[positions], with_margins=self.with_margins)
+
+    def without_margins(self) -> StoredTrees:
+        """The same trees, their margins left out."""
+        return StoredTrees(self.tables, self.rows_N, with_margins=False)
+
+    @property
+    def margins(self) -> npt.NDArray[np.float64]:
+        """The margin of each tree."""
+        return self.column("margin") if self.with_margins else np.zeros(len(self))
+
+    def _record(self, table: MappedTable, row: int, position: int) -> TokenTree:
+        ids = table.items("ids", row)
+        prefix = int(table.number("prefix", row))
+        branches: list[npt.NDArray[np.int32]] = []
+        start = prefix
+        for length in table.items("branches", row).tolist():
+            branches.append(ids[start : start + length])
+            start += length
+        return TokenTree(
+            index=position,
+            prefix=ids[:prefix],
+            branches=tuple(branches),
+            grades=tuple(table.items("grades", row).tolist()),
+            margin=float(table.number("margin", row)) if self.with_margins else 0.0,
+            weight=float(table.number("weight", row)),
+            truncated=int(table.number("truncated", row)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trees:
+    """The trees of the comparisons that encode and can be learned from, and what became of others.
+
+    ``kept_N`` are the places of the kept comparisons. ``dropped`` counts comparisons by reason,
+    ``lost`` different input rows (a source's weight repeats them); ``example`` is a sentence about
+    the first that was refused, empty if none was.
+    """
+
+    trees: StoredTrees
+    kept_N: RowArray
+    dropped: Mapping[str, int]
+    lost: Mapping[str, int]
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The trees of all rows of some comparisons, to be looked up by any part of those."""
+
+    comparisons: Rows
+    tables: tuple[MappedTable, ...]
+
+    def of(self, part: Rows) -> Trees:
+        """The trees of a part of the comparisons (rows of the same tables).
+
+        Raises:
+            KeyError: a row is not among those that were encoded.
+        """
+        different = np.unique(self.comparisons.rows_N)
+        row_N = np.searchsorted(different, part.rows_N)
+        if part.tables != self.comparisons.tables or not np.array_equal(
+            different[np.minimum(row_N, len(different) - 1)], part.rows_N
+        ):
+            raise KeyError("a part holds rows that were not encoded")
+        every = StoredTrees(self.tables, row_N)
+        kept_mask = every.column("kept").astype(np.bool_)
+        kept_N, refused_N = np.flatnonzero(kept_mask), row_N[~kept_mask]
+        reasons = [self._text("reason", row) for row in refused_N.tolist()]
+        first_of = dict(zip(refused_N.tolist(), reasons, strict=True))
+        examples = (self._text("detail", row) for row in refused_N.tolist())
+        return Trees(
+            trees=every.take(kept_N),
+            kept_N=kept_N,
+            dropped=dict(Counter(reasons)),
+            lost=dict(Counter(first_of.values())),
+            example=next((example for example in examples if example), ""),
+        )
+
+    def _text(self, name: str, row: int) -> str:
+        for table in self.tables:
+            if row < table.rows:
+                return table.text(name, row)
+            row -= table.rows
+        raise IndexError(row)
+
+
+def encode_rows(
+    encoder: Encoder,
+    comparisons: Rows,
+    *,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> Encoded:
+    """Encode every different row of ``comparisons`` once, or find it in the cache.
+
+    The trees are those of :func:`plaudit.tokens.encode.encode`, to the bit, however many processes
+    there are. ``on_rows`` hears rows done and rows in all.
+
+    Raises:
+        DataError: ``overlong`` is ``error`` and a conversation is over ``max_length``.
+        ModelError: messages, and a tokenizer without a chat template.
+        OutputError: the cache cannot be written.
+    """
+    total = len(np.unique(comparisons.rows_N))
+    before = 0
+    tables: list[MappedTable] = []
+    decides = _facts(encoder)
+    for table, rows in comparisons.by_table():
+        selected = "all" if len(rows) == table.rows else hashlib.sha256(rows.tobytes()).hexdigest()
+        facts = {**decides, "comparisons": table.key, "rows": selected}
+        one = type(comparisons)([table], rows)
+
+        def build(path: Path, one: Rows = one, before: int = before) -> Mapping[str, Any]:
+            done = before
+
+            def heard(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+                nonlocal done
+                for batch in batches:
+                    yield batch
+                    done += batch.num_rows
+                    on_rows(done, total)
+
+            write_batches(path, _SCHEMA, heard(_encode_batches(encoder, one)))
+            return {}
+
+        tables.append(cached("trees", facts, build))
+        before += len(rows)
+    return Encoded(comparisons, tuple(tables))
+
+
+def _facts(encoder: Encoder) -> dict[str, Any]:
+    """Everything that decides the ids of a comparison."""
+    here = Path(__file__).parent
+    return {
+        "tokenizer": tokenizer_digest(encoder.tokenizer),
+        "template": encoder.tokenizer.chat_template,
+        "template_kwargs": dict(encoder.chat_template_kwargs),
+        "max_length": encoder.max_length,
+        "overlong": encoder.overlong,
+        "text_as_turns": encoder.text_as_turns,
+        "versions": [__version__, transformers.__version__, tokenizers.__version__],
+        "code": code_digest(here / "encode.py", here / "store.py"),
+    }
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the files that the tokenizer saves, and of its class."""
+    digest = hashlib.sha256(f"{type(tokenizer).__module__}.{type(tokenizer).__name__}".encode())
+    with tempfile.TemporaryDirectory(prefix="plaudit-") as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+# --- batches of rows, here or in workers --------------------------------------------------------
+
+
+def _encode_batch(encoder: Encoder, comparisons: Rows) -> pa.RecordBatch:
+    read = list(comparisons)
+    rows = [
+        _columns(outcome) | {"chat": is_chat(comparison)}
+        for comparison, outcome in zip(read, encode(encoder, read), strict=True)
+    ]
+    return pa.record_batch(
+        [pa.array([row[field.name] for row in rows], field.type) for field in _SCHEMA],
+        schema=_SCHEMA,
+    )
+
+
+def _columns(outcome: TokenTree | Refused) -> dict[str, Any]:
+    reason = outcome.reason if isinstance(outcome, Refused) else why_untrainable(outcome)
+    if isinstance(outcome, Refused) or reason is not None:
+        detail = outcome.detail if isinstance(outcome, Refused) else ""
+        return _NOTHING | {"reason": reason, "detail": detail, "kept": False}
+    ids = np.concatenate([outcome.prefix, *outcome.branches])
+    return {
+        "reason": "",
+        "detail": "",
+        "kept": True,
+        "ids": ids,
+        "branches": [len(branch) for branch in outcome.branches],
+        "grades": list(outcome.grades),
+        "prefix": len(outcome.prefix),
+        "truncated": outcome.truncated,
+        "margin": outcome.margin,
+        "weight": outcome.weight,
+        "packed": outcome.tokens,
+        "separate": sum(outcome.lengths),
+        "longest": max(outcome.lengths),
+        "largest_id": int(ids.max()),
+    }
+
+
+def worker_count(rows: int) -> int:
+    """Processes that encode ``rows`` rows: one a core where there is work for it, else 1.
+
+    Where processes cannot be forked, each would spend ten seconds on imports and read the
+    tokenizer again, so there is one.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), rows // WORKER_ROWS))
+
+
+def _encode_batches(encoder: Encoder, comparisons: Rows) -> Iterator[pa.RecordBatch]:
+    """A record batch for every :data:`BATCH_ROWS` comparisons, in order."""
+    chunks = [slice(start, start + BATCH_ROWS) for start in range(0, len(comparisons), BATCH_ROWS)]
+    workers = worker_count(len(comparisons))
+    if workers == 1:
+        for chunk in chunks:
+            yield _encode_batch(encoder, comparisons[chunk])
+        return
+    waiting: deque[Future[bytes]] = deque()
+    with _pool(encoder, comparisons, workers) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(_encode_chunk, chunk))
+            # Bounded, so that a slow disk does not fill the memory with encoded rows.
+            if len(waiting) > 3 * workers:
+                yield _received(waiting.popleft())
+        while waiting:
+            yield _received(waiting.popleft())
+
+
+def _received(result: Future[bytes]) -> pa.RecordBatch:
+    try:
+        return pa.ipc.read_record_batch(pa.py_buffer(result.result()), _SCHEMA)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that encodes was killed, most likely because memory ran out; close other "
+            "programs, or lower the number of processes with taskset -c 0."
+        ) from error
+
+
+_shared: tuple[Encoder, Rows] | None = None
+
+
+@contextlib.contextmanager
+def _pool(encoder: Encoder, comparisons: Rows, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Forked workers, which inherit the tokenizer and the mapped comparisons instead of copies."""
+    global _shared
+    parallel = os.environ.get("TOKENIZERS_PARALLELISM")
+    # Threads of the tokenizer do not live on in a fork, and there is a process a core already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _shared = encoder, comparisons
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("fork"), initializer=_start_worker
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _shared = None
+        if parallel is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallel
+
+
+def _start_worker() -> None:
+    # Ctrl-C is for the parent, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler may hold a lock that was taken when this process was forked.
+    logging.disable()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_chunk(chunk: slice) -> bytes:
+    assert _shared is not None
+    encoder, comparisons = _shared
+    return bytes(_encode_batch(encoder, comparisons[chunk]).serialize())

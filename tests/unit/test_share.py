@@ -1,0 +1,107 @@
+"""Rows of one prompt as one tree: fewer tokens, the same conversations, the order given."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.recipe import Source
+from plaudit.serve.files import score_file
+from plaudit.serve.scorer import RewardModel, load
+from plaudit.tokens.batch import PackedBatcher
+from plaudit.tokens.encode import common_prefix
+from plaudit.tokens.share import share_prompts
+from plaudit.types import PackedBatch, TokenTree
+from tests.conftest import write_jsonl
+
+pytestmark = pytest.mark.heavy
+
+
+def tree_of(conversations: list[list[int]], index: int) -> TokenTree:
+    ids = [np.asarray(conversation, dtype=np.int32) for conversation in conversations]
+    shared = common_prefix(ids)
+    return TokenTree(
+        index=index, prefix=ids[0][:shared], branches=tuple(row[shared:] for row in ids)
+    )
+
+
+def conversations_of(tree: TokenTree) -> list[list[int]]:
+    return [[*tree.prefix.tolist(), *branch.tolist()] for branch in tree.branches]
+
+
+CONVERSATION = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+ROWS = st.lists(
+    st.tuples(st.lists(CONVERSATION, min_size=1, max_size=3), st.sampled_from("ab")), max_size=12
+)
+
+
+@given(ROWS, st.integers(1, 60))
+def test_every_conversation_is_scored_once_for_its_own_row(
+    rows: list[tuple[list[list[int]], str]], max_tokens: int
+) -> None:
+    trees = [tree_of(conversations, i) for i, (conversations, _) in enumerate(rows)]
+    shared = share_prompts(trees, [prompt for _, prompt in rows], max_tokens)
+    assert sum(tree.tokens for tree in shared.trees) <= sum(tree.tokens for tree in trees)
+    for tree, members in zip(shared.trees, shared.members, strict=True):
+        assert len({rows[member][1] for member in members}) == 1
+        assert len(members) == 1 or tree.tokens <= max_tokens
+        assert all(len(branch) for branch in tree.branches)
+    # A conversation's score is itself here, written as a number.
+    scores = [
+        np.array([float("".join(map(str, [1, *c]))) for c in conversations_of(tree)])
+        for tree in shared.trees
+    ]
+    for found, (conversations, _) in zip(shared.separate(scores), rows, strict=True):
+        assert found.tolist() == [float("".join(map(str, [1, *c]))) for c in conversations]
+
+
+def test_many_rows_of_one_prompt_cost_one_prompt() -> None:
+    prompt = list(range(100, 200))
+    trees = [tree_of([[*prompt, i, 1], [*prompt, i, 2]], i) for i in range(20)]
+    trees += [tree_of([[*prompt, i, 3]], i) for i in range(20)]
+    shared = share_prompts(trees, ["p"] * 40, 8192)
+    (tree,) = shared.trees
+    assert tree.tokens == 100 + 20 * 4 + 20 * 2
+    assert len(share_prompts(trees, range(40), 8192).trees) == 40
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path) -> RewardModel:
+    return load(finished_run)
+
+
+def test_a_file_of_few_prompts_has_the_scores_of_its_rows_alone(
+    model: RewardModel, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random.Random(0)
+    prompts = ["the quick brown fox jumps over " * 4 + str(number) for number in range(3)]
+    rows = [
+        {"prompt": generator.choice(prompts), "completion": f"answer {number} is right"}
+        for number in range(30)
+    ]
+    comparisons = [model.comparison(row["prompt"], [row["completion"]]) for row in rows]
+    trees = [tree for tree in model.encode(comparisons) if isinstance(tree, TokenTree)]
+    separate = sum(tree.tokens for tree in trees)
+    alone = [model.score(row["prompt"], [row["completion"]]) for row in rows]
+    computed: list[TokenTree] = []
+    collate = PackedBatcher.collate
+
+    def spied(batcher: PackedBatcher, trees: Sequence[TokenTree]) -> PackedBatch:
+        computed.extend(trees)
+        return collate(batcher, trees)
+
+    monkeypatch.setattr(PackedBatcher, "collate", spied)
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in written] == [row["completion"] for row in rows]
+    assert np.allclose([row["rewards"] for row in written], alone, rtol=0, atol=1e-5)
+    assert len(computed) == 3
+    assert sum(tree.tokens for tree in computed) < separate / 3
