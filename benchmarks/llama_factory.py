@@ -68,6 +68,8 @@ def configuration(base: Path, rows: Path, out: Path, steps: int, seed: int) -> d
         "lora_dropout": 0.0,
         "lora_target": "all",
         "template": "empty",
+        # It asks for a name, and reads the rows of tokenized_path instead.
+        "dataset": "rows",
         "tokenized_path": str(rows),
         "cutoff_len": 4096,
         "disable_shuffling": True,

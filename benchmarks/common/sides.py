@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from datasets import Dataset
@@ -44,6 +45,7 @@ def quiet() -> None:
     """The libraries' advice is not the benchmark's output."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.getLogger("plaudit").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
