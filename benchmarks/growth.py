@@ -138,7 +138,7 @@ def main() -> None:
     from common.sides import quiet
 
     quiet()
-    machine.one_malloc_arena()
+    machine.keep_heap()
     recorder = Recorder(
         question=QUESTION,
         folder=arguments.out,

@@ -273,7 +273,7 @@ def main() -> None:
     from common.sides import quiet
 
     quiet()
-    machine.one_malloc_arena()
+    machine.keep_heap()
     python = arguments.llamafactory_python.absolute()
     recorder = Recorder(
         question=QUESTION,

@@ -166,7 +166,7 @@ def main() -> None:
     from plaudit.serve.scorer import load
 
     quiet()
-    machine.one_malloc_arena()
+    machine.keep_heap()
     recorder = Recorder(
         question=QUESTION,
         folder=arguments.out,

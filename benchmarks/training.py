@@ -9,6 +9,9 @@ the same weights on the same rows in the same order, through its own ``Trainer.t
 after the other in one process; a round is one optimizer step, or several where the batch is small.
 The losses of every step must agree within 1e-4, or the command fails.
 
+The process keeps the memory it frees (common/machine.py, keep_heap), which spares the sides with
+the largest tensors the most; ``--heap system`` measures with glibc's default.
+
 Sides: ``plaudit``; ``trl``: TRL's RewardTrainer; ``padded``: plain transformers, random batches;
 ``grouped``: plain transformers on batches of similar length, made as transformers' sampler makes
 them over all the data, of which as many as there are rounds are taken at even spaces of length;
@@ -54,6 +57,7 @@ QUESTION = "training"
 SIDES = ("plaudit", "trl", "padded", "grouped")
 TOLERANCE = 1e-4
 PAIRS_PER_ROUND = 8
+QUIET = 0.1
 GROUP_BATCHES = 50
 """transformers' LengthGroupedSampler sorts this many batches at a time."""
 
@@ -116,7 +120,7 @@ def measure(
     groups = batches.groups(prepared.trees)
     steppers = {side: Stepper(TRAINERS[side](prepared, groups)) for side in sides}
     taken: dict[str, dict[str, list[list[float]]]] = {
-        side: {"seconds": [], "losses": []} for side in sides
+        side: {"seconds": [], "losses": [], "others": []} for side in sides
     }
     try:
         for number, round_ in enumerate(batches.rounds):
@@ -125,6 +129,7 @@ def measure(
                 steps = [steppers[side].step() for _ in round_]
                 taken[side]["seconds"].append([step.seconds for step in steps])
                 taken[side]["losses"].append([step.loss for step in steps])
+                taken[side]["others"].append([step.others for step in steps])
             refuse_other_losses(taken, number)
             console.log(
                 f"round {number}: "
@@ -171,6 +176,8 @@ def summarise(
     """Per side pairs/s of each measured round, their median, and how many times faster plaudit is.
 
     ``ratio`` is plaudit's median over the side's; ``ratio_of_totals`` compares all rounds together.
+    ``processor_of_others`` is how many processors other processes kept busy meanwhile: near 0 where
+    the machine was quiet.
     """
     pairs = [sum(len(group) for group in steps) for steps in batches.rounds[1:]]
     seconds = {side: [sum(s) for s in one["seconds"][1:]] for side, one in taken.items()}
@@ -185,6 +192,7 @@ def summarise(
             "tokens_per_second": tokens["conversations"] / sum(own),
             "ratio": mine / median(rates[side]),
             "ratio_of_totals": sum(own) / total,
+            "processor_of_others": sum(map(sum, taken[side]["others"][1:])) / sum(own),
         }
         for side, own in seconds.items()
     }
@@ -246,7 +254,8 @@ def run(arguments: argparse.Namespace) -> None:
     from common.sides import CONFIGURATIONS, prepare_run, quiet
 
     quiet()
-    machine.one_malloc_arena()
+    if arguments.heap == "kept":
+        machine.keep_heap()
     recorder = Recorder(
         question=QUESTION,
         folder=arguments.out,
@@ -303,6 +312,9 @@ def _cases(
         if arguments.memory:
             case["memory"] = {side: memory(arguments, base, batches, side) for side in own}
         cases.append(case)
+        busy = max(one["processor_of_others"] for one in case["sides"].values())
+        if busy > QUIET:
+            console.log(f"[bold]other processes kept {busy:.2f} processors busy[/bold]")
         show(table({"cases": [{"model": "", "batch": batch, **case}]}))
     return cases
 
@@ -373,6 +385,12 @@ def main() -> None:
     made.add_argument("--models", default="embedded,25m,110m", help=f"of {', '.join(MODELS)}")
     made.add_argument("--batches", default="1,2,4,8,16")
     made.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)}")
+    made.add_argument(
+        "--heap",
+        default="kept",
+        choices=("kept", "system"),
+        help="kept: freed memory stays with the process, for all sides; system: glibc's default",
+    )
     made.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--memory-of", help=argparse.SUPPRESS)
     made.add_argument("--base", type=Path, help=argparse.SUPPRESS)

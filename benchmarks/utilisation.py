@@ -113,6 +113,7 @@ def training(prepared: Prepared, pairs: int, rounds: int, seed: int) -> dict[str
                 measured.append(
                     one_round(network, ceiling, group, lengths, step.seconds, LORA_STEP)
                 )
+                measured[-1]["others"] = step.others
                 console.log(f"step of {step.seconds:.2f} s at {measured[-1]['utilisation']:.3f}")
     finally:
         stepper.close()
@@ -163,12 +164,14 @@ def scoring(prepared: Prepared, pairs: int, rounds: int, seed: int) -> dict[str,
     ceiling = Ceiling(module.network, backward=False)
     measured: list[dict[str, Any]] = []
     for number, group in enumerate(groups[: rounds + 2]):
-        began = time.perf_counter()
+        before, began = machine.load(), time.perf_counter()
         score_trees(module, batcher, group)
         seconds = time.perf_counter() - began
+        others = machine.load().others_since(before)
         if number >= 2:
             lengths = row_lengths(prepared, group)
             measured.append(one_round(module.network, ceiling, group, lengths, seconds, FORWARD))
+            measured[-1]["others"] = others
             console.log(f"pass of {seconds:.2f} s at {measured[-1]['utilisation']:.3f}")
     with breakdown.labelled(module, module.network), breakdown.profiler() as profiler:
         began = time.perf_counter()
@@ -209,7 +212,7 @@ def main() -> None:
     from common.sides import prepare_run, quiet
 
     quiet()
-    machine.one_malloc_arena()
+    machine.keep_heap()
     recorder = Recorder(
         question=QUESTION,
         folder=arguments.out,

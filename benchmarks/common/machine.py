@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from plaudit.environment import describe_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = ("trl", "llamafactory", "flash-attn")
+# malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
 
@@ -41,15 +46,41 @@ def command() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def one_malloc_arena() -> None:
-    """Give all threads the main thread's heap.
+def keep_heap() -> None:
+    """Let glibc keep memory that was freed, in one heap for all threads.
 
-    Sides run in threads so that they can take turns (:mod:`common.stepper`). glibc gives a thread
-    a small heap of its own that returns freed memory to the system sooner, which a real run in the
-    main thread does not pay for.
+    By default it gives large blocks back to the system at once and gets them anew, page by page, in
+    the next layer: seconds of a padded step, and much more of them on a virtual machine whose host
+    takes free memory away. And it gives a thread a small heap of its own, while sides that take
+    turns (:mod:`common.stepper`) are threads. The larger a side's tensors are, the more this helps
+    it.
     """
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_MAX, 0)
+        # As an unsigned number the largest: never.
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Seconds of processor time: of this process, and of everything on the machine."""
+
+    own: float
+    all: float
+
+    def others_since(self, before: Load) -> float:
+        """Seconds that other processes computed."""
+        return max(0.0, (self.all - before.all) - (self.own - before.own))
+
+
+def load() -> Load:
+    """Processor time so far (Linux, proc(5), stat: all but idle and waiting)."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
+    ticks = user + nice + system + irq + softirq + steal
+    return Load(own=time.process_time(), all=ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def resident() -> int:

@@ -15,13 +15,19 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
+from common import machine
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One optimizer step: seconds from the data loader to cleared gradients, and the mean loss."""
+    """One optimizer step: seconds from the data loader to cleared gradients, and the mean loss.
+
+    ``others`` are the seconds of processor time that other processes took meanwhile.
+    """
 
     seconds: float
     loss: float
+    others: float
 
 
 class Stepper:
@@ -46,11 +52,15 @@ class Stepper:
             BaseException: whatever stopped the side's training.
         """
         self._losses.clear()
-        began = time.perf_counter()
+        before, began = machine.load(), time.perf_counter()
         self._go.release()
         self._wait()
         seconds = time.perf_counter() - began
-        return Step(seconds=seconds, loss=float(sum(float(loss) for loss in self._losses)))
+        return Step(
+            seconds=seconds,
+            loss=float(sum(float(loss) for loss in self._losses)),
+            others=machine.load().others_since(before),
+        )
 
     def close(self) -> None:
         """End the training."""
