@@ -41,6 +41,8 @@ NOT_RUN = {
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
+    "plaudit train recipes/reference-schedule-small.yaml": "16,203 steps, half an hour and more",
+    "python benchmarks/reference_schedule.py": "the checkpoints of that run",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
