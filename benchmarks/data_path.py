@@ -23,17 +23,16 @@ from typing import Any
 
 from common import machine, plots
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
     median,
     numbers,
     parser,
-    settings_of,
     show,
     size,
 )
+from common.results import recorder as start_recorder
 
 QUESTION = "data_path"
 # Rounds of large sizes take minutes each; this many rows in all rounds of one size are enough.
@@ -159,7 +158,10 @@ def main() -> None:
     if arguments.child:
         child(arguments.data)
         return
-    recorder = Recorder(question=QUESTION, folder=arguments.out, settings=settings_of(arguments))
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+    )
     with tempfile.TemporaryDirectory() as folder:
         for count in numbers(arguments.sizes):
             data = enlarge(arguments.data, Path(folder) / f"{count}.jsonl", count)

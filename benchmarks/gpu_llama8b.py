@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.models import LORA
-from common.results import Recorder, Shown, console, figure, median, parser, settings_of, show, size
+from common.results import Shown, console, figure, median, parser, show, size
+from common.results import recorder as start_recorder
 from common.results import words as listed
 
 if TYPE_CHECKING:
@@ -341,8 +342,10 @@ def main() -> None:
 
     if not arguments.tiny and not torch.cuda.is_available():
         raise SystemExit("This needs a CUDA GPU with 40 GB or more; --tiny runs without one.")
-    recorder = Recorder(
-        question=QUESTION, folder=arguments.out, settings=settings_of(arguments) | {"lora": LORA}
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"lora": LORA},
     )
     peak = peak_flops(recorder.machine["gpu"])
     with tempfile.TemporaryDirectory() as folder:

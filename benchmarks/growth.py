@@ -19,17 +19,16 @@ from typing import Any
 from common import machine, plots
 from common.models import LLAMAS, LORA, MODELS, build_base
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
     median,
     numbers,
     parser,
-    settings_of,
     show,
     words,
 )
+from common.results import recorder as start_recorder
 
 QUESTION = "growth"
 
@@ -139,10 +138,10 @@ def main() -> None:
 
     quiet()
     machine.keep_heap()
-    recorder = Recorder(
-        question=QUESTION,
-        folder=arguments.out,
-        settings=settings_of(arguments) | {"lora": LORA, "llamas": LLAMAS},
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"lora": LORA, "llamas": LLAMAS},
     )
     for name in words(arguments.models):
         with tempfile.TemporaryDirectory() as folder:

@@ -34,17 +34,16 @@ from typing import TYPE_CHECKING, Any
 from common import machine, plots
 from common.models import LLAMAS, LORA, build_base
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
     median,
     numbers,
     parser,
-    settings_of,
     show,
     words,
 )
+from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from plaudit.types import TokenTree
@@ -275,10 +274,10 @@ def main() -> None:
     quiet()
     machine.keep_heap()
     python = arguments.llamafactory_python.absolute()
-    recorder = Recorder(
-        question=QUESTION,
-        folder=arguments.out,
-        settings=settings_of(arguments) | {"lora": LORA, "llamas": LLAMAS},
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"lora": LORA, "llamas": LLAMAS},
         peers={
             "llama_factory": {
                 "versions": versions(python),

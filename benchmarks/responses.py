@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 from common import machine, plots
 from common.models import LLAMAS, MODELS, build_base
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
     median,
     numbers,
     parser,
-    settings_of,
     show,
     words,
 )
+from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
@@ -167,10 +166,10 @@ def main() -> None:
 
     quiet()
     machine.keep_heap()
-    recorder = Recorder(
-        question=QUESTION,
-        folder=arguments.out,
-        settings=settings_of(arguments) | {"llamas": LLAMAS},
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"llamas": LLAMAS},
         peers={
             "padded": "AutoModelForSequenceClassification, fp32, sdpa attention, no mask as all "
             "rows have one length, torch.inference_mode"

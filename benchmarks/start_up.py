@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common import plots
-from common.results import Recorder, Shown, console, median, parser, settings_of, show
+from common.results import Shown, console, median, parser, show
+from common.results import recorder as start_recorder
 
 QUESTION = "start_up"
 POLL_SECONDS = 0.002
@@ -132,7 +133,10 @@ def main() -> None:
     made = parser(__doc__, QUESTION)
     made.set_defaults(rounds=10)
     arguments = made.parse_args()
-    recorder = Recorder(question=QUESTION, folder=arguments.out, settings=settings_of(arguments))
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+    )
     with tempfile.TemporaryDirectory() as folder:
         measured = commands(Path(folder))
         recorder.cases += [{"name": name, "seconds": []} for name in measured]

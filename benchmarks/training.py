@@ -43,11 +43,11 @@ from common.results import (
     median,
     numbers,
     parser,
-    settings_of,
     show,
     size,
     words,
 )
+from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from common.sides import Prepared
@@ -256,10 +256,10 @@ def run(arguments: argparse.Namespace) -> None:
     quiet()
     if arguments.heap == "kept":
         machine.keep_heap()
-    recorder = Recorder(
-        question=QUESTION,
-        folder=arguments.out,
-        settings=settings_of(arguments) | {"lora": LORA, "llamas": LLAMAS},
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"lora": LORA, "llamas": LLAMAS},
         peers=CONFIGURATIONS,
     )
     for name in words(arguments.models):

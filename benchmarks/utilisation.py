@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING, Any
 from common import machine, plots
 from common.models import LLAMAS, LORA, MODELS, build_base
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
     median,
     parser,
-    settings_of,
     show,
     words,
 )
+from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from common.flops import Ceiling
@@ -213,10 +212,10 @@ def main() -> None:
 
     quiet()
     machine.keep_heap()
-    recorder = Recorder(
-        question=QUESTION,
-        folder=arguments.out,
-        settings=settings_of(arguments) | {"lora": LORA, "llamas": LLAMAS},
+    recorder = start_recorder(
+        QUESTION,
+        arguments,
+        settings={"lora": LORA, "llamas": LLAMAS},
     )
     for name in words(arguments.models):
         for kind in words(arguments.kinds):

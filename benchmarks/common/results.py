@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ class Shown:
 class Recorder:
     """The JSON of one question; :meth:`add` writes it anew, so that a stopped run keeps its cases.
 
-    ``peers`` holds how each other side was configured.
+    ``peers`` holds how each other side was configured. ``earlier`` is the record that ``--add``
+    goes on with: its cases stay, except those measured again, and its command is named.
     """
 
     question: str
@@ -46,6 +48,7 @@ class Recorder:
     settings: Mapping[str, Any]
     peers: Mapping[str, Any] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
+    earlier: Mapping[str, Any] | None = None
     machine: dict[str, Any] = field(default_factory=describe_machine)
     started: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), init=False
@@ -59,15 +62,50 @@ class Recorder:
         write_json(self.folder / "results.json", self.record())
 
     def record(self) -> dict[str, Any]:
+        before = self.earlier or {"cases": [], "command": "", "runs": []}
+        measured = {_identity(case) for case in self.cases}
+        run = {"command": command(), "started": self.started, "commit": self.machine["commit"]}
         return {
             "question": self.question,
-            "command": command(),
+            "command": "; ".join(filter(None, [before["command"], command()])),
+            "runs": [*before["runs"], run],
             "started": self.started,
             "machine": self.machine,
             "settings": dict(self.settings),
             "peers": dict(self.peers),
-            "cases": self.cases,
+            "cases": [
+                *(case for case in before["cases"] if _identity(case) not in measured),
+                *self.cases,
+            ],
         }
+
+
+def _identity(case: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a case from the others of its question."""
+    names = ("model", "batch", "order", "kind", "prompt", "responses", "vocabulary", "rows", "name")
+    more = ("what", "pairs", "shape")
+    return tuple(case.get(name) for name in (*names, *more))
+
+
+def recorder(
+    question: str,
+    arguments: argparse.Namespace,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    peers: Mapping[str, Any] | None = None,
+) -> Recorder:
+    """The recorder of a command line, with what stood there before where ``--add`` asks for it."""
+    path = arguments.out / "results.json"
+    earlier = None
+    if arguments.add and path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    return Recorder(
+        question=question,
+        folder=arguments.out,
+        settings=settings_of(arguments) | dict(settings or {}),
+        peers=peers or {},
+        earlier=earlier,
+    )
 
 
 def show(shown: Shown) -> None:
@@ -90,6 +128,9 @@ def parser(description: str | None, question: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--rounds", type=int, default=5, help="measured rounds after warm-up")
     made.add_argument("--seed", type=int, default=SEED)
+    made.add_argument(
+        "--add", action="store_true", help="keep the other cases that results.json has"
+    )
     return made
 
 
