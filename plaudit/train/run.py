@@ -124,7 +124,7 @@ def _train(
 ) -> TrainedRun:
     index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
     stop = StopSignal()
-    trainer = _make_trainer(run, folder, index, stop, console)
+    trainer = make_trainer(run, folder, index, stop, console)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
     _fit(trainer, run, folder, checkpoint, stop)
@@ -141,7 +141,7 @@ def _train(
     return TrainedRun(folder=folder.path, metrics=metrics)
 
 
-def _make_trainer(
+def make_trainer(
     run: PreparedRun,
     folder: RunFolder,
     index: PairIndex | None,

@@ -1,0 +1,1 @@
+"""What the benchmark commands share: the machine, models, rows, sides, results, plots."""

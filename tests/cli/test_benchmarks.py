@@ -1,0 +1,114 @@
+"""The benchmark commands start, one of each kind runs at a tiny size, and the page is theirs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plaudit.types import TokenTree
+from tests.conftest import pair_rows, write_jsonl
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+COMMANDS = sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FOLDER / name), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=FOLDER.parent,
+        env={**os.environ, "PYTHONPATH": str(FOLDER.parent)},
+    )
+
+
+@pytest.fixture
+def benchmark_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "real_data.py"])
+def test_every_command_says_what_it_answers(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{name}" in done.stdout
+
+
+def test_the_page_is_written_by_the_results() -> None:
+    done = run("tables.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.heavy
+def test_a_training_comparison_runs_and_compares_losses(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(12))
+    done = run(
+        "training.py",
+        *("--data", str(data), "--models", "tiny", "--batches", "2", "--rounds", "1"),
+        *("--no-memory", "--out", str(tmp_path / "out")),
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [case["order"] for case in record["cases"]] == ["random", "grouped"]
+    raw = record["cases"][0]["raw"]
+    assert raw.keys() == {"plaudit", "trl", "padded"}
+    # One step to warm up, then four steps of two pairs make a round of eight.
+    assert [len(steps) for steps in raw["trl"]["losses"]] == [1, 4]
+    np.testing.assert_allclose(raw["plaudit"]["losses"][1], raw["trl"]["losses"][1], atol=1e-4)
+    assert len(set(raw["plaudit"]["losses"][1])) == 4
+    assert (tmp_path / "out" / "pairs.png").is_file()
+
+
+@pytest.mark.heavy
+def test_the_gpu_comparison_runs_tiny_on_the_cpu(tmp_path: Path) -> None:
+    done = run(
+        "gpu_llama8b.py",
+        *("--tiny", "--shapes", "24+8", "--sides", "plaudit,padded", "--rounds", "1"),
+        *("--out", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "results.json").read_text())["cases"]
+    assert case["sides"]["plaudit"]["layout"] == "packed"
+    assert case["predicted"]["total"] > 0
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_losses_that_differ_stop_the_comparison() -> None:
+    training: Any = importlib.import_module("training")
+    taken = {"plaudit": {"losses": [[0.7]]}, "trl": {"losses": [[0.7002]]}}
+    with pytest.raises(SystemExit, match="must agree"):
+        training.refuse_other_losses(taken, 0)
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_grouped_batches_are_of_similar_length() -> None:
+    training: Any = importlib.import_module("training")
+    lengths = np.random.default_rng(0).integers(10, 900, 640).tolist()
+    batches = training.grouped_batches(lengths, 8, 5, 0)
+    assert [len(steps) for steps in batches.rounds] == [1, 1, 1, 1, 1, 1]
+    longest = [max(lengths[i] for i in steps[0]) for steps in batches.rounds[1:]]
+    spread = [longest[r] - min(lengths[i] for i in batches.rounds[1 + r][0]) for r in range(5)]
+    assert max(spread) < 100 < max(longest) - min(longest)
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_attended_counts_what_the_attention_mask_lets_through() -> None:
+    flops: Any = importlib.import_module("common.flops")
+
+    def ids(count: int) -> np.ndarray[Any, Any]:
+        return np.zeros(count, np.int32)
+
+    tree = TokenTree(index=0, prefix=ids(5), branches=(ids(3), ids(1)))
+    owner = np.array([0] * 5 + [1] * 3 + [2])
+    order = np.arange(9)
+    sees = (order[:, None] >= order) & ((owner[:, None] == owner) | (owner == 0))
+    assert flops.attended(tree) == int(sees.sum())
