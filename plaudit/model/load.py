@@ -29,7 +29,7 @@ from plaudit.model.module import (
     has_score_head,
 )
 from plaudit.model.probe import probe
-from plaudit.types import Batcher
+from plaudit.types import Affine, Batcher
 
 logger = logging.getLogger("plaudit")
 
@@ -451,6 +451,7 @@ def choose_layout(
     *,
     packed: Batcher,
     padded: Batcher,
+    affine: Affine = Affine(),
 ) -> Prepared:
     """Packed where the architecture is proven and the probe on the loaded weights agrees.
 
@@ -460,7 +461,7 @@ def choose_layout(
     Raises:
         ModelError: packed was asked for by name and is not possible.
     """
-    module = as_reward_module(network)
+    module = as_reward_module(network, affine)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded)
     if note is None:

@@ -210,6 +210,7 @@ def load(
         "padded" if facts.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],
+        affine=facts.affine,
     )
     model.module.eval()
     return RewardModel(
