@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
+    "export": Verb("plaudit.cli.export:export", "Write a reward model for another tool, checked."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
 }
 

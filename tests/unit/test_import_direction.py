@@ -12,11 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "plaudit"
 STAGES = frozenset(
-    {"data", "tokens", "model", "loss", "train", "evaluate", "report", "serve", "plan"}
+    {"data", "tokens", "model", "loss", "train", "evaluate", "report", "serve", "share", "plan"}
 )
 
 # Composition roots join stages. A folder stands for all its files.
-ROOTS = ("train", "evaluate/run.py", "serve", "cli")
+ROOTS = ("train", "evaluate/run.py", "serve", "share", "cli")
 
 # Edges outside the roots, each with its reason. Nothing else may join this list unnoticed.
 ALLOWED: dict[tuple[str, str], str] = {}

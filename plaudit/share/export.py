@@ -1,0 +1,339 @@
+"""``plaudit export``: write a reward model for a tool, reload it by the tool's rules, compare.
+
+Shapes: R responses, all comparisons together, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from plaudit import __version__
+from plaudit.errors import ModelError, OutputError
+from plaudit.files import write_json, writing
+from plaudit.model.artefact import (
+    ArtefactFacts,
+    resolve_base,
+    save_tokenizer,
+    write_facts,
+)
+from plaudit.model.export.prepare import prepare, refuse_unsuitable
+from plaudit.model.export.records import Exportable, Exporter, Options, Written
+from plaudit.model.export.table import EXPORTERS
+from plaudit.model.module import as_reward_module
+from plaudit.model.scoring import score_trees
+from plaudit.recipe import Source
+from plaudit.report.derived_card import DerivedCard, write_derived_card
+from plaudit.serve.scorer import RewardModel, load
+from plaudit.share.parity import (
+    TOLERANCE,
+    Parity,
+    ParityError,
+    allowed,
+    given_by,
+    largest_difference,
+    order_changes,
+    refuse_difference,
+)
+from plaudit.share.rows import CheckRows, check_rows
+from plaudit.types import Affine, FloatArray
+
+EXPORT_FILE = "export.json"
+BASE_FOLDER = "base"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and how it was checked; ``parity`` is None where it was asked not to be.
+
+    ``notes`` say what the layout could not hold, ``serving`` what a server must be told.
+    """
+
+    target: str
+    dtype: str
+    parity: Parity | None
+    notes: tuple[str, ...]
+    serving: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """What the written model must give, and what rounding did to get there."""
+
+    rows: CheckRows
+    rewards_R: FloatArray
+    rounding: float | None
+    order_changes: int | None
+
+
+def export(
+    model: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    dtype: str = "fp32",
+    max_shard_size: str = "5GB",
+    peft_config: str | None = None,
+    normalise: bool = False,
+    check: bool = True,
+    rows: Source | None = None,
+    tolerance: float = TOLERANCE,
+    base: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Write ``model`` into the folder ``out`` in the layout of ``to``, a key of ``EXPORTERS``.
+
+    The folder appears when its check has passed. Weights are merged in fp32 and rounded once to
+    ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32.
+
+    Raises:
+        ModelError: the model cannot be loaded, or has no such form.
+        DataError: ``rows`` cannot be used.
+        OutputError: ``out`` exists, or cannot be written.
+        ParityError: the reloaded export gives other scores than the model.
+    """
+    exporter, folder = EXPORTERS[to], Path(out)
+    options = Options(
+        dtype=DTYPES[dtype],
+        max_shard_size=max_shard_size,
+        peft_config=peft_config,
+        normalise=normalise,
+    )
+    reward_model = load(
+        model, base=base, device=device, dtype="float32", trust_remote_code=trust_remote_code
+    )
+    _refuse_own_code(reward_model.facts)
+    refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)
+    checked = check_rows(reward_model, Path(model), rows) if check else None
+    base_now = resolve_base(Path(model), reward_model.facts, base)
+    with new_folder(folder) as temporary:
+        source, expected = _prepared(
+            reward_model, exporter, options, checked, base_now, _base_named(folder, base_now)
+        )
+        with writing(folder):
+            written = exporter.write(source, temporary, options)
+            facts = _facts(source, exporter, folder)
+            _write_around(temporary, source, exporter, facts)
+        # Two copies of a large model need not fit: the reloaded one takes this one's place.
+        del source, reward_model
+        parity, notes = None, written.notes
+        if expected is not None:
+            parity = _check(exporter, temporary, base_now, facts, expected, written, tolerance)
+            refuse_difference(parity, f"The {to} export")
+            notes = (*notes, *_text_notes(to, exporter, facts, parity))
+        done = Exported(target=to, dtype=dtype, parity=parity, notes=notes, serving=written.serving)
+        write_json(temporary / EXPORT_FILE, _record(done, facts, Path(model)))
+        write_derived_card(temporary, _card(done, exporter, facts, Path(model), folder.name))
+    return done
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when nothing fails inside, else is removed.
+
+    Raises:
+        OutputError: ``folder`` exists with something in it, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"--out {folder} exists already; choose another name.")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with writing(folder):
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_own_code(facts: ArtefactFacts) -> None:
+    if facts.trust_remote_code:
+        raise ModelError(
+            f"{facts.base} needs Python code of its own, which no export carries; use the model "
+            "where it is."
+        )
+
+
+def _base_named(folder: Path, base: str) -> str:
+    """What the written adapter calls its base: a copy beside it is found where the folder is."""
+    return str((folder / BASE_FOLDER).resolve()) if _beside(base) else base
+
+
+def _beside(base: str) -> bool:
+    """Whether an adapter's base is part of its run folder, as the embedded one is."""
+    return Path(base).name == BASE_FOLDER and (Path(base).parent / "plaudit.json").is_file()
+
+
+def _prepared(
+    model: RewardModel,
+    exporter: Exporter,
+    options: Options,
+    rows: CheckRows | None,
+    base: str,
+    base_named: str,
+) -> tuple[Exportable, _Expected | None]:
+    before = [] if rows is None else model.score_trees(rows.trees)
+    source = prepare(
+        model.module.network,
+        model.tokenizer,
+        model.facts,
+        exporter=exporter,
+        options=options,
+        base=base,
+        base_named=base_named,
+    )
+    if rows is None:
+        return source, None
+    if options.dtype is torch.float32:
+        after = before
+    else:
+        # What the stored weights are worth, so that the reloaded file is compared to the digit.
+        module = as_reward_module(source.network, Affine(offset=source.offset)).eval()
+        after = score_trees(module, model.batcher, rows.trees)
+    short = options.dtype is not torch.float32
+    expected = _Expected(
+        rows=rows,
+        rewards_R=np.concatenate(after),
+        rounding=float(np.abs(np.concatenate(after) - np.concatenate(before)).max())
+        if short
+        else None,
+        order_changes=order_changes(before, after) if short else None,
+    )
+    return source, expected
+
+
+def _facts(source: Exportable, exporter: Exporter, folder: Path) -> ArtefactFacts:
+    """``plaudit.json`` of the export: the same model in another form."""
+    whole = exporter.layout == "whole"
+    return replace(
+        source.facts,
+        kind="full" if whole else source.facts.kind,
+        base=source.facts.base if whole else source.base_named,
+        affine=Affine(offset=source.offset),
+        plaudit_version=__version__,
+    )
+
+
+def _write_around(
+    folder: Path, source: Exportable, exporter: Exporter, facts: ArtefactFacts
+) -> None:
+    """Tokenizer, facts, and the base where an adapter carries its own."""
+    save_tokenizer(source.tokenizer, folder)
+    if exporter.own_facts:
+        write_facts(folder, facts)
+    if exporter.layout != "whole" and facts.kind == "adapter" and _beside(source.base):
+        shutil.copytree(source.base, folder / BASE_FOLDER)
+
+
+def _check(
+    exporter: Exporter,
+    folder: Path,
+    base: str,
+    facts: ArtefactFacts,
+    expected: _Expected,
+    written: Written,
+    tolerance: float,
+) -> Parity:
+    """Score the model's own tokens, then those that the tool makes of the same rows."""
+    sequences = expected.rows.sequences()
+    wanted_R = given_by(written.gives, expected.rewards_R)
+    score = exporter.read(folder, base)
+    parity = Parity(
+        rows=expected.rows.where,
+        comparisons=len(expected.rows.trees),
+        responses=len(sequences),
+        largest_difference=largest_difference(score(sequences), wanted_R),
+        tolerance=allowed(tolerance, wanted_R),
+        rounding=expected.rounding,
+        order_changes=expected.order_changes,
+    )
+    if exporter.encode is None:
+        return parity
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = [
+        ids for row in expected.rows.comparisons for ids in exporter.encode(tokenizer, facts, row)
+    ]
+    differs = [i for i, (a, b) in enumerate(zip(encoded, sequences, strict=True)) if a != b]
+    found_R = score([encoded[i] for i in differs])
+    return replace(
+        parity,
+        text_differs=len(differs),
+        text_difference=largest_difference(found_R, wanted_R[differs]),
+    )
+
+
+def _text_notes(
+    to: str, exporter: Exporter, facts: ArtefactFacts, parity: Parity
+) -> tuple[str, ...]:
+    """What the tool's own way of making tokens changes.
+
+    Raises:
+        ParityError: it should change nothing.
+    """
+    if not parity.text_differs:
+        return ()
+    plain = facts.rendering.kind == "chat_template" and facts.reading.rule == "last"
+    if exporter.exact_text and plain:
+        raise ParityError(
+            f"The tokenizer of the {to} export encodes {parity.text_differs} of {parity.responses} "
+            f"responses otherwise than the model does ({parity.rows}); nothing was written, please "
+            "report this with the model's plaudit.json."
+        )
+    note = (
+        f"From messages or text, {to} makes other tokens of {parity.text_differs} of "
+        f"{parity.responses} responses than this model reads, and scores them up to "
+        f"{parity.text_difference:.3g} apart; give it the token ids, or text that ends alike."
+    )
+    return (note,)
+
+
+def _record(done: Exported, facts: ArtefactFacts, source: Path) -> dict[str, Any]:
+    """``export.json``: what this folder is, and how far it was checked."""
+    return {
+        "format": 1,
+        "plaudit_version": __version__,
+        "source": source.name,
+        "target": done.target,
+        "dtype": done.dtype,
+        "checked": done.parity is not None,
+        "parity": None if done.parity is None else asdict(done.parity),
+        "notes": list(done.notes),
+        "serving": dict(done.serving),
+        "base": facts.base,
+        "base_revision": facts.base_revision,
+        "text": facts.text,
+        "max_length": facts.max_length,
+    }
+
+
+def _card(
+    done: Exported, exporter: Exporter, facts: ArtefactFacts, source: Path, name: str
+) -> DerivedCard:
+    adapter = exporter.layout != "whole" and facts.kind == "adapter"
+    return DerivedCard(
+        name=name,
+        made=f"Written from the reward model {source.name} as {exporter.help}, in {done.dtype}"
+        + ("" if done.dtype == "fp32" else " with the head in fp32"),
+        adapter=adapter,
+        loader=done.target,
+        tags=(done.target,),
+        text=facts.text,
+        base=facts.base,
+        base_revision=facts.base_revision,
+        parity=None if done.parity is None else asdict(done.parity),
+        notes=done.notes,
+        serving=done.serving,
+        results_of=source,
+    )
