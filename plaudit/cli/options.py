@@ -21,6 +21,9 @@ Set: TypeAlias = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
 ]
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Revision: TypeAlias = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of the repository.")
+]
 Rows: TypeAlias = Annotated[
     str | None, typer.Option(help="Rows to check with, in place of the run's held-out ones.")
 ]

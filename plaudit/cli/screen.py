@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,3 +130,21 @@ def with_interval(measured: Mapping[str, Any]) -> str:
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def file_lines(files: Sequence[tuple[str, int]], others: Sequence[str], *, left: str) -> list[str]:
+    """Files with their sizes and their sum, and the names of those that stay where they are."""
+    lines = [f"  {_size(size):>9}  {name}" for name, size in files]
+    lines.append(f"  {_size(sum(size for _, size in files)):>9}  in {len(files)} files")
+    folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
+    if folders:
+        lines.append(f"  {left}: {', '.join(folders)}")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -5,10 +5,8 @@ Shapes: R responses, all comparisons together, in order.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from plaudit import __version__
-from plaudit.errors import ModelError, OutputError
+from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
 from plaudit.model.artefact import (
     ArtefactFacts,
@@ -34,6 +32,7 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.serve.scorer import RewardModel, load
+from plaudit.share.folder import new_folder
 from plaudit.share.parity import (
     TOLERANCE,
     Parity,
@@ -136,26 +135,6 @@ def export(
         write_json(temporary / EXPORT_FILE, _record(done, facts, Path(model)))
         write_derived_card(temporary, _card(done, exporter, facts, Path(model), folder.name))
     return done
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` when nothing fails inside, else is removed.
-
-    Raises:
-        OutputError: ``folder`` exists with something in it, or cannot be made.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--out {folder} exists already; choose another name.")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        with writing(folder):
-            temporary.mkdir(parents=True)
-        yield temporary
-        with writing(folder):
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_own_code(facts: ArtefactFacts) -> None:

@@ -34,6 +34,7 @@ LIGHT = (
     "plaudit.recipe",
     "plaudit.report",
     "plaudit.report.card",
+    "plaudit.share.hub",
     "plaudit.types",
 )
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "matplotlib")

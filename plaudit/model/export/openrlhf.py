@@ -49,7 +49,7 @@ def read(folder: Path, base: str) -> Scorer:
     config = AutoConfig.from_pretrained(folder)
     body_class: Any = AutoModel._model_mapping[type(config)]
 
-    class Reward(body_class.__base__):  # type: ignore[misc,name-defined]
+    class Reward(body_class.__base__):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             setattr(self, self.base_model_prefix, body_class(config))
