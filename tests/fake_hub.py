@@ -127,11 +127,13 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(401, "", "Invalid username or password.")
             return
         name = f"{asked['organization']}/{asked['name']}"
+        # huggingface_hub says "visibility" since 2.0 and "private" before.
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repos:
             self.json({"url": url, "error": "You already created this model repo"}, 409)
             return
-        self.hub.put(name, {".gitattributes": b""}, private=bool(asked.get("private")))
+        self.hub.put(name, {".gitattributes": b""}, private=private)
         self.json({"url": url, "name": name})
 
     def validate(self) -> None:

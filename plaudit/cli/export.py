@@ -5,14 +5,11 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from plaudit.cli import options
-
-if TYPE_CHECKING:
-    from plaudit.share.parity import Parity
 
 
 def export(
@@ -46,13 +43,11 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
 ) -> None:
     """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
     from plaudit.recipe import Source
 
     console = quiet_console()
     with console.status("starting"):
-        from plaudit.cli.screen import hush_weight_loading
-
         hush_weight_loading()
         from plaudit.share.export import export as run
     from plaudit.share.parity import TOLERANCE
@@ -81,20 +76,3 @@ def export(
         lines.append(f"  for vLLM: --pooler-config '{json_module.dumps(dict(done.serving))}'")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def parity_lines(parity: Parity | None) -> list[str]:
-    """The check in words: what was compared, how far apart, what rounding did."""
-    if parity is None:
-        return ["  not checked (--no-check)"]
-    found: dict[str, Any] = asdict(parity)
-    lines = [
-        "  parity: {responses} responses of {comparisons} comparisons ({rows}); largest difference "
-        "{largest_difference:.2g}, allowed {tolerance:.2g}".format(**found)
-    ]
-    if parity.rounding is not None:
-        lines.append(
-            "  rounding moved rewards by up to {rounding:.2g} and changed the order in "
-            "{order_changes} of {comparisons} comparisons".format(**found)
-        )
-    return lines

@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
     "export": Verb("plaudit.cli.export:export", "Write a reward model for another tool, checked."),
+    "merge": Verb("plaudit.cli.merge:merge", "Average the weights of reward models of one base."),
     "push": Verb("plaudit.cli.push:push", "Upload a reward model to the Hub, looked over first."),
     "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),

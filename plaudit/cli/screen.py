@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
+    from plaudit.share.parity import Parity
 
 
 def quiet_console() -> Console:
@@ -148,3 +150,20 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def parity_lines(parity: Parity | None) -> list[str]:
+    """The check in words: what was compared, how far apart, what rounding did."""
+    if parity is None:
+        return ["  not checked (--no-check)"]
+    found: dict[str, Any] = asdict(parity)
+    lines = [
+        "  parity: {responses} responses of {comparisons} comparisons ({rows}); largest difference "
+        "{largest_difference:.2g}, allowed {tolerance:.2g}".format(**found)
+    ]
+    if parity.rounding is not None:
+        lines.append(
+            "  rounding moved rewards by up to {rounding:.2g} and changed the order in "
+            "{order_changes} of {comparisons} comparisons".format(**found)
+        )
+    return lines

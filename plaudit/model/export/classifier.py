@@ -80,7 +80,6 @@ def write_peft(
 ) -> None:
     """``adapter_model.safetensors`` and its config, the head inside it or left out."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     network = source.network
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
@@ -89,27 +88,32 @@ def write_peft(
     elif has_score_head(network):
         # An imported head may lie beside the adapter instead of in its modules_to_save.
         state["base_model.model.score.weight"] = output_layer(classifier(network))[1].weight
-    tensors = {k: v.cpu().contiguous() for k, v in stored(network, state, options.dtype).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config = network.peft_config["default"]
-    config.save_pretrained(str(folder))
-    path = folder / ADAPTER_CONFIG
     heads = head_modules(classifier(network))
     # PEFT itself puts both names of heads into the config of a SEQ_CLS adapter.
     others = [n for n in config.modules_to_save or () if n not in (*heads, "score", "classifier")]
     written = {
-        **json.loads(path.read_text(encoding="utf-8")),
+        **config.to_dict(),
         "task_type": task_type,
         "auto_mapping": None,
-        "inference_mode": True,
         "base_model_name_or_path": source.base_named,
         "revision": source.facts.base_revision,
         "modules_to_save": ([*heads, *others] if with_head else others) or None,
     }
     if options.peft_config is not None:
         written = _for_old_peft(written, options.peft_config)
-    write_json(path, dict(sorted(written.items())))
+    save_adapter(folder, stored(network, state, options.dtype), written)
+
+
+def save_adapter(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The two files of a PEFT adapter."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    together = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(together, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    write_json(folder / ADAPTER_CONFIG, dict(sorted({**plain, "inference_mode": True}.items())))
 
 
 def _for_old_peft(written: Mapping[str, Any], release: str) -> dict[str, Any]:
