@@ -207,6 +207,20 @@ def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> st
     return str(beside) if (beside / "config.json").is_file() else facts.base
 
 
+def own_tokenizer(folder: Path, facts: ArtefactFacts) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a reward model.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return load_tokenizer(
+        str(folder),
+        revision=None,
+        trust_remote_code=facts.trust_remote_code,
+        pad_token=facts.pad_token,
+    )
+
+
 def load_network(
     folder: Path, facts: ArtefactFacts, *, dtype: torch.dtype, base: str | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -215,12 +229,7 @@ def load_network(
     Raises:
         ModelError: weights, base or tokenizer are missing or do not fit each other.
     """
-    tokenizer = load_tokenizer(
-        str(folder),
-        revision=None,
-        trust_remote_code=facts.trust_remote_code,
-        pad_token=facts.pad_token,
-    )
+    tokenizer = own_tokenizer(folder, facts)
     source = str(folder) if facts.kind == "full" else resolve_base(folder, facts, base)
     request = BaseRequest(
         base=source,

@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, ModelError
-from plaudit.model.artefact import ArtefactFacts, load_network, read_facts
+from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.imports.formats import open_reward_model
+from plaudit.model.imports.records import Choices
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
@@ -178,32 +180,30 @@ def load(
     dtype: str = "auto",
     max_tokens_per_microbatch: int | Literal["auto"] = "auto",
     trust_remote_code: bool = False,
+    choices: Choices = Choices(),
 ) -> RewardModel:
-    """Load a reward model that plaudit trained.
+    """Load a reward model: plaudit's own, or another tool's by its own rules.
 
-    ``base`` names the base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU
-    and, for adapters, bf16 with an fp32 head on CUDA. The load-time probe decides between packed
-    and padded batches. ``trust_remote_code`` runs Python that comes with a model; what the folder
-    itself says of it never suffices.
+    ``path`` is a folder or a Hub id; the format is recognised from the files. ``base`` names the
+    base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
+    with an fp32 head on CUDA. The load-time probe decides between packed and padded batches.
+    ``trust_remote_code`` runs Python that comes with a model; what the folder itself says of it
+    never suffices. ``choices`` say what another tool's files leave open.
 
     Raises:
         ModelError: nothing to load there, weights that do not fit, or a model that needs its own
             code and was not trusted.
     """
-    folder = Path(path)
-    facts = read_facts(folder)
-    if facts.trust_remote_code and not trust_remote_code:
-        raise ModelError(
-            f"{folder} was trained on a base with Python code of its own; read that code, and load "
-            "with trust_remote_code=True (--trust-remote-code) if you trust it."
-        )
+    opened = open_reward_model(
+        path, base=base, trust_remote_code=trust_remote_code, choices=choices
+    )
+    facts, tokenizer = opened.facts, opened.tokenizer
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = choose_dtype(dtype, chosen, lora=facts.kind == "adapter")
-    network, tokenizer = load_network(folder, facts, dtype=precision, base=base)
+    network = opened.build(choose_dtype(dtype, chosen, lora=facts.kind == "adapter"))
     dropouts_off(network, keep_lora=False)
     network.to(chosen).eval()
     if not isinstance(tokenizer.pad_token_id, int):
-        raise ModelError(f"The tokenizer in {folder} has no padding token; save it with one.")
+        raise ModelError(f"The tokenizer in {path} has no padding token; save it with one.")
     batchers = make_batchers(max_tokens_per_microbatch, chosen, tokenizer.pad_token_id)
     model = choose_layout(
         network,
@@ -223,5 +223,7 @@ def load(
             max_length=facts.max_length,
             overlong="drop",
             chat_template_kwargs=facts.chat_template_kwargs,
+            rendering=facts.rendering,
+            reading=facts.reading,
         ),
     )

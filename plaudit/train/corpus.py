@@ -12,7 +12,8 @@ from plaudit.data.load import Loaded, SourceFacts, load
 from plaudit.data.split import count_leaks, split
 from plaudit.errors import DataError
 from plaudit.recipe import DataSection, Source
-from plaudit.tokens.encode import Encoder, Refused, encode, is_chat, why_untrainable
+from plaudit.tokens.encode import Encoder, Refused, encode, why_untrainable
+from plaudit.tokens.rendering import is_chat
 from plaudit.types import Comparison, TokenTree
 
 HELD_OUT = "eval"
