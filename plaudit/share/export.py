@@ -24,9 +24,11 @@ from plaudit.model.artefact import (
     save_tokenizer,
     write_facts,
 )
+from plaudit.model.export.chat_template import chat_template_of
 from plaudit.model.export.prepare import prepare, refuse_unsuitable
 from plaudit.model.export.records import Exportable, Exporter, Options, Written
 from plaudit.model.export.table import EXPORTERS
+from plaudit.model.imports.records import Choices
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import Source
@@ -90,11 +92,13 @@ def export(
     base: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    choices: Choices = Choices(),
 ) -> Exported:
     """Write ``model`` into the folder ``out`` in the layout of ``to``, a key of ``EXPORTERS``.
 
     The folder appears when its check has passed. Weights are merged in fp32 and rounded once to
-    ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32.
+    ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32. ``choices`` say what another
+    tool's files leave open.
 
     Raises:
         ModelError: the model cannot be loaded, or has no such form.
@@ -110,23 +114,29 @@ def export(
         normalise=normalise,
     )
     reward_model = load(
-        model, base=base, device=device, dtype="float32", trust_remote_code=trust_remote_code
+        model,
+        base=base,
+        device=device,
+        dtype="float32",
+        trust_remote_code=trust_remote_code,
+        choices=choices,
     )
     _refuse_own_code(reward_model.facts)
     refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)
     checked = check_rows(reward_model, Path(model), rows) if check else None
     base_now = resolve_base(Path(model), reward_model.facts, base)
+    beside = Path(base_now).resolve() == (Path(model) / BASE_FOLDER).resolve()
+    # A copy of the base beside the adapter is found where the folder is.
+    base_named = str((folder / BASE_FOLDER).resolve()) if beside else base_now
     with new_folder(folder) as temporary:
-        source, expected = _prepared(
-            reward_model, exporter, options, checked, base_now, _base_named(folder, base_now)
-        )
+        source, expected = _prepared(reward_model, exporter, options, checked, base_now, base_named)
         with writing(folder):
             written = exporter.write(source, temporary, options)
-            facts = _facts(source, exporter, folder)
-            _write_around(temporary, source, exporter, facts)
+            facts, notes = _facts(source, exporter)
+            _write_around(temporary, source, exporter, facts, beside=beside)
         # Two copies of a large model need not fit: the reloaded one takes this one's place.
         del source, reward_model
-        parity, notes = None, written.notes
+        parity, notes = None, (*written.notes, *notes)
         if expected is not None:
             parity = _check(exporter, temporary, base_now, facts, expected, written, tolerance)
             refuse_difference(parity, f"The {to} export")
@@ -143,16 +153,6 @@ def _refuse_own_code(facts: ArtefactFacts) -> None:
             f"{facts.base} needs Python code of its own, which no export carries; use the model "
             "where it is."
         )
-
-
-def _base_named(folder: Path, base: str) -> str:
-    """What the written adapter calls its base: a copy beside it is found where the folder is."""
-    return str((folder / BASE_FOLDER).resolve()) if _beside(base) else base
-
-
-def _beside(base: str) -> bool:
-    """Whether an adapter's base is part of its run folder, as the embedded one is."""
-    return Path(base).name == BASE_FOLDER and (Path(base).parent / "plaudit.json").is_file()
 
 
 def _prepared(
@@ -193,26 +193,45 @@ def _prepared(
     return source, expected
 
 
-def _facts(source: Exportable, exporter: Exporter, folder: Path) -> ArtefactFacts:
-    """``plaudit.json`` of the export: the same model in another form."""
+def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple[str, ...]]:
+    """``plaudit.json`` of the export, the same model in another form, and what to say of it.
+
+    Gives the tokenizer the chat template of an imported model that has it elsewhere.
+    """
+    facts, tokenizer, notes = source.facts, source.tokenizer, []
+    if facts.rendering.kind == "llamafactory" and exporter.encode is not None:
+        template = chat_template_of(facts.rendering.strings, facts.reading, tokenizer)
+        if template is not None:
+            tokenizer.chat_template = template
+            notes.append(
+                f"The chat template is LLaMA-Factory's {facts.rendering.template}, which this "
+                "model was trained with, written as Jinja."
+            )
+    if facts.reading.rule != "last" and exporter.encode is None:
+        notes.append(
+            "This model scores the token before the end of a conversation, and the tool scores the "
+            "last one: leave the end token off what it is given."
+        )
     whole = exporter.layout == "whole"
-    return replace(
-        source.facts,
-        kind="full" if whole else source.facts.kind,
-        base=source.facts.base if whole else source.base_named,
+    changed = replace(
+        facts,
+        kind="full" if whole else facts.kind,
+        base=facts.base if whole else source.base_named,
+        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
         affine=Affine(offset=source.offset),
         plaudit_version=__version__,
     )
+    return changed, tuple(notes)
 
 
 def _write_around(
-    folder: Path, source: Exportable, exporter: Exporter, facts: ArtefactFacts
+    folder: Path, source: Exportable, exporter: Exporter, facts: ArtefactFacts, *, beside: bool
 ) -> None:
     """Tokenizer, facts, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
     if exporter.own_facts:
         write_facts(folder, facts)
-    if exporter.layout != "whole" and facts.kind == "adapter" and _beside(source.base):
+    if exporter.layout != "whole" and facts.kind == "adapter" and beside:
         shutil.copytree(source.base, folder / BASE_FOLDER)
 
 

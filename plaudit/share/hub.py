@@ -45,6 +45,7 @@ PATTERNS = (
     "metrics.json",
     "environment.json",
     "recipe.yaml",
+    "llamafactory.yaml",
     "report.html",
     "LICENSE*",
     "NOTICE*",

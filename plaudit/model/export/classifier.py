@@ -30,6 +30,9 @@ OLD_PEFT = {"0.11": Path(__file__).with_name("peft_0_11.json")}
 
 SCORED_AT_ONCE = 8
 
+# What the model's earlier form said of its head: another tool would read the new one by it.
+FOREIGN_SETTINGS = ("value_head_prefix", "mean", "std", "normalize_reward", "auto_map")
+
 # Keys that a newer PEFT writes and that change nothing when a finished adapter is loaded: who wrote
 # it, and which modules training left alone (they have no tensors in the file).
 _WITHOUT_EFFECT = {"peft_version", "exclude_modules"}
@@ -155,6 +158,8 @@ def write_whole(
     )
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    for name in FOREIGN_SETTINGS:
+        config.pop(name, None)
     config |= {"dtype": str(options.dtype).removeprefix("torch."), **settings}
     write_json(path, config)
 

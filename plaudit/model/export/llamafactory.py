@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
+from plaudit.files import write_text
 from plaudit.model.export.classifier import ADAPTER_CONFIG, padded, write_peft, write_whole
 from plaudit.model.export.prepare import is_adapter
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
@@ -18,6 +19,7 @@ from plaudit.model.module import classifier
 from plaudit.types import Affine
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+SETTINGS_FILE = "llamafactory.yaml"
 WEIGHT, BIAS = "v_head.summary.weight", "v_head.summary.bias"
 _TEMPLATE = (
     "LLaMA-Factory renders with the template named in its own YAML, so the chat template is not "
@@ -27,7 +29,7 @@ _TEMPLATE = (
 
 def write(source: Exportable, folder: Path, options: Options) -> Written:
     """Adapter (or causal model) and ``value_head.safetensors``; its bias holds every constant."""
-    notes = [_TEMPLATE]
+    notes = [] if _name_template(source, folder) else [_TEMPLATE]
     if is_adapter(source.network):
         write_peft(source, folder, options, task_type="CAUSAL_LM", with_head=False)
     else:
@@ -50,6 +52,15 @@ def write(source: Exportable, folder: Path, options: Options) -> Written:
         bias=source.offset * gives.scale + gives.offset,
     )
     return Written(gives=gives, notes=tuple(notes))
+
+
+def _name_template(source: Exportable, folder: Path) -> bool:
+    """Where the model came from LLaMA-Factory, the setting that its own YAML needs again."""
+    template = source.facts.rendering.template
+    if template is None:
+        return False
+    write_text(folder / SETTINGS_FILE, f"template: {template}\n")
+    return True
 
 
 def _save_head(folder: Path, *, weight_1D: torch.Tensor, bias: float) -> None:
