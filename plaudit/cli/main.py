@@ -39,6 +39,9 @@ VERBS: dict[str, Verb] = {
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
+    "import": Verb(
+        "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
+    ),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
 }
 
