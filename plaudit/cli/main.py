@@ -39,6 +39,9 @@ VERBS: dict[str, Verb] = {
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
+    "import": Verb(
+        "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
+    ),
     "export": Verb("plaudit.cli.export:export", "Write a reward model for another tool, checked."),
     "merge": Verb("plaudit.cli.merge:merge", "Average the weights of reward models of one base."),
     "push": Verb("plaudit.cli.push:push", "Upload a reward model to the Hub, looked over first."),

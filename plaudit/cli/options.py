@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder.")]
+Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
 TrustRemoteCode: TypeAlias = Annotated[

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -126,9 +126,11 @@ def _identity(model: RewardModel, model_path: Path, source: Source, column: str)
     """What a partial result belongs to: this model, this input, this column."""
     weights = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in model_path.glob("*.safetensors")
+        for pattern in ("*.safetensors", "*.bin")
+        for path in model_path.glob(pattern)
     )
-    facts = hashlib.sha256((model_path / "plaudit.json").read_bytes()).hexdigest()
+    read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
+    facts = hashlib.sha256(read.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
     # Where the base of an adapter was loaded from.
     base = str(model.module.config._name_or_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,13 +16,20 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.errors import DataError, ModelError
 from plaudit.model.artefact import ArtefactFacts
 from plaudit.model.imports.formats import open_reward_model
-from plaudit.model.imports.records import Choices
+from plaudit.model.imports.records import Choices, Opened
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
+from plaudit.recipe import TokensSection
 from plaudit.tokens.batch import make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.template import freeze_dates
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
+
+logger = logging.getLogger("plaudit")
+
+DAY = date.fromisoformat(TokensSection().date)
+"""The day on which a date-bearing template of another tool is read: the recipe's default."""
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
@@ -172,6 +181,37 @@ def as_message(message: Mapping[str, Any]) -> Message:
         ) from None
 
 
+def open_frozen(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    choices: Choices = Choices(),
+) -> Opened:
+    """A reward model whose chat template no longer depends on the clock.
+
+    plaudit's own have been frozen since they were trained; another tool's rendered the day of its
+    training, which nobody recorded, and would render today's.
+
+    Raises:
+        ModelError: nothing there that can be read, or a date that cannot be frozen.
+    """
+    opened = open_reward_model(
+        path, base=base, trust_remote_code=trust_remote_code, choices=choices
+    )
+    template = opened.tokenizer.chat_template
+    if opened.facts.origin is None or not isinstance(template, str):
+        return opened
+    frozen = freeze_dates(template, DAY)
+    if frozen == template:
+        return opened
+    opened.tokenizer.chat_template = frozen
+    note = f"its chat template renders today's date; it is read as on {DAY.isoformat()}"
+    logger.warning("%s: %s.", path, note)
+    origin = replace(opened.facts.origin, notes=(*opened.facts.origin.notes, note))
+    return replace(opened, facts=replace(opened.facts, chat_template=frozen, origin=origin))
+
+
 def load(
     path: str | Path,
     *,
@@ -194,9 +234,7 @@ def load(
         ModelError: nothing to load there, weights that do not fit, or a model that needs its own
             code and was not trusted.
     """
-    opened = open_reward_model(
-        path, base=base, trust_remote_code=trust_remote_code, choices=choices
-    )
+    opened = open_frozen(path, base=base, trust_remote_code=trust_remote_code, choices=choices)
     facts, tokenizer = opened.facts, opened.tokenizer
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = opened.build(choose_dtype(dtype, chosen, lora=facts.kind == "adapter"))

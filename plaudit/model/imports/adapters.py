@@ -130,7 +130,7 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
     heads = tuple(f"{PREFIX}{name}." for name in head_modules(network))
     random = {f"{PREFIX}{name}" for name in loaded.missing}
     try:
-        model = get_peft_model(network, config)  # type: ignore[arg-type]
+        model = get_peft_model(network, config)
         current = get_peft_model_state_dict(model, save_embedding_layers=False)
         given = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
         given |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}
@@ -144,12 +144,13 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
                 f"The adapter in {source} does not fit its base: it {problem} "
                 f"({len(absent)} missing, {len(extra)} too many); name its own base with --base."
             )
-        set_peft_model_state_dict(model, {**current, **given})  # type: ignore[no-untyped-call]
+        set_peft_model_state_dict(model, {**current, **given})
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"The adapter in {source} does not fit its base ({first_line(error)}); name the base "
             "it was trained on with --base."
         ) from None
+    assert isinstance(model, nn.Module)
     return model
 
 
