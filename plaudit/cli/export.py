@@ -30,9 +30,9 @@ def export(
         Literal["0.11"] | None,
         typer.Option(help="Write adapter_config.json for this older release of PEFT."),
     ] = None,
-    normalise: Annotated[
+    normalize: Annotated[
         bool,
-        typer.Option("--normalise", help="Ask for (reward - mean) / std where it can be said."),
+        typer.Option("--normalize", help="Ask for (reward - mean) / std where it can be said."),
     ] = False,
     rows: options.Rows = None,
     tolerance: options.Tolerance = None,
@@ -60,7 +60,7 @@ def export(
             dtype=dtype,
             max_shard_size=max_shard_size,
             peft_config=peft_config,
-            normalise=normalise,
+            normalize=normalize,
             check=not no_check,
             rows=None if rows is None else Source(path=rows),
             tolerance=TOLERANCE if tolerance is None else tolerance,

@@ -5,6 +5,7 @@ Shapes: R responses, all comparisons together, in order.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +86,7 @@ def export(
     dtype: str = "fp32",
     max_shard_size: str = "5GB",
     peft_config: str | None = None,
-    normalise: bool = False,
+    normalize: bool = False,
     check: bool = True,
     rows: Source | None = None,
     tolerance: float = TOLERANCE,
@@ -111,7 +112,7 @@ def export(
         dtype=DTYPES[dtype],
         max_shard_size=max_shard_size,
         peft_config=peft_config,
-        normalise=normalise,
+        normalize=normalize,
     )
     reward_model = load(
         model,
@@ -229,10 +230,21 @@ def _write_around(
 ) -> None:
     """Tokenizer, facts, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
+    _name_tokenizer_class(folder / "tokenizer_config.json")
     if exporter.own_facts:
         write_facts(folder, facts)
     if exporter.layout != "whole" and facts.kind == "adapter" and beside:
         shutil.copytree(source.base, folder / BASE_FOLDER)
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """The name of a tokenizer of ``tokenizer.json`` alone that transformers 4 knows too.
+
+    transformers 5 writes ``TokenizersBackend``, and tools that run on 4 then load no tokenizer.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _check(

@@ -33,7 +33,7 @@ def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = plaudit(
         *("export", finished_run, "--to", "merged", "--out", out, "--dtype", "bf16"),
-        *("--rows", rows, "--normalise", "--json"),
+        *("--rows", rows, "--normalize", "--json"),
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -89,6 +89,9 @@ def test_every_export_gives_the_models_scores(
     assert record["parity"]["largest_difference"] == done.parity.largest_difference
     assert not list((tmp_path / "out").rglob("*.bin"))
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    # transformers 4 does not know the name that 5 writes.
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     if EXPORTERS[target].own_facts:
         close(scores(load(tmp_path / "out")), scores(load(sources[source])))
 
@@ -117,18 +120,38 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     rows = check_rows(model, finished_run, None)
     rewards = np.concatenate(model.score_trees(rows.trees))
     wanted = ((rewards - mean) / std).tolist()
-    merged = export(finished_run, "merged", tmp_path / "merged", normalise=True)
+    merged = export(finished_run, "merged", tmp_path / "merged", normalize=True)
     assert merged.serving == {"logit_mean": mean, "logit_sigma": std}
     close(classifier.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
-        export(finished_run, target, tmp_path / target, normalise=True)
+        export(finished_run, target, tmp_path / target, normalize=True)
         read = EXPORTERS[target].read(tmp_path / target, model.facts.base)
         close(read(rows.sequences()), wanted, 1e-4)
     config = json.loads((tmp_path / "openrlhf" / "config.json").read_text())
     assert config["value_head_prefix"] == "score"
     assert (config["mean"], config["std"]) == (mean, std)
-    adapter = export(finished_run, "adapter", tmp_path / "adapter", normalise=True)
+    adapter = export(finished_run, "adapter", tmp_path / "adapter", normalize=True)
     assert any("no place for a normalisation" in note for note in adapter.notes)
+
+
+def test_a_base_beside_the_adapter_goes_with_it(
+    finished_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """As a run on the embedded base has it: the folder then loads wherever it is moved."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.copytree(tiny_base, run / "base")
+    facts = json.loads((run / "plaudit.json").read_text())
+    (run / "plaudit.json").write_text(json.dumps({**facts, "base": str(run / "base")}))
+    for target in ("adapter", "llamafactory"):
+        out = tmp_path / target
+        export(run, target, out)
+        config = json.loads((out / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(out / "base")
+        assert (out / "base" / "config.json").is_file()
+    (tmp_path / "adapter").rename(tmp_path / "moved")
+    shutil.rmtree(run)
+    close(scores(load(tmp_path / "moved")), scores(load(finished_run)))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -219,8 +242,8 @@ def test_what_a_model_cannot_become_is_said(
     shutil.copytree(finished_run, folder)
     facts = json.loads((folder / "plaudit.json").read_text())
     (folder / "plaudit.json").write_text(json.dumps({**facts, "reward_std": None}))
-    with pytest.raises(ModelError, match="--normalise needs"):
-        export(folder, "merged", tmp_path / "out", normalise=True)
+    with pytest.raises(ModelError, match="--normalize needs"):
+        export(folder, "merged", tmp_path / "out", normalize=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     with pytest.raises(OutputError, match="exists already"):

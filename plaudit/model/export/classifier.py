@@ -42,7 +42,7 @@ def write_adapter(source: Exportable, folder: Path, options: Options) -> Written
     """A SEQ_CLS adapter of PEFT with its head, for ``AutoPeftModelForSequenceClassification``."""
     write_peft(source, folder, options, task_type="SEQ_CLS", with_head=True)
     notes = _lost(source)
-    if options.normalise:
+    if options.normalize:
         notes = (*notes, "An adapter has no place for a normalisation: its scores are raw.")
     return Written(gives=Affine(offset=-source.offset), notes=notes)
 
@@ -71,7 +71,7 @@ def _lost(source: Exportable) -> tuple[str, ...]:
 
 def _pooler(source: Exportable, options: Options) -> dict[str, Any]:
     """Options of vLLM for (logit - mean) / sigma, where the plain logit is not what is wanted."""
-    if options.normalise:
+    if options.normalize:
         mean, sigma = source.facts.reward_mean, source.facts.reward_std
         assert mean is not None
         return {"logit_mean": mean - source.offset, "logit_sigma": sigma}

@@ -40,7 +40,7 @@ def write(source: Exportable, folder: Path, options: Options) -> Written:
             "that loading needs no tensor for it. Do not generate with this folder."
         )
     gives = Affine()
-    if options.normalise:
+    if options.normalize:
         mean, std = source.facts.reward_mean, source.facts.reward_std
         assert mean is not None
         assert std

@@ -42,9 +42,9 @@ def refuse_unsuitable(
             f"--peft-config is about adapter_config.json, and --to {name} writes a whole model "
             "here; leave it out."
         )
-    if options.normalise and (facts.reward_mean is None or not facts.reward_std):
+    if options.normalize and (facts.reward_mean is None or not facts.reward_std):
         raise ModelError(
-            "--normalise needs the mean and standard deviation of the evaluation rewards, and this "
+            "--normalize needs the mean and standard deviation of the evaluation rewards, and this "
             "model's plaudit.json has none; leave it out, or train with evaluation data."
         )
 

@@ -25,14 +25,14 @@ class Options:
     """How an export is written.
 
     ``dtype`` is that of every tensor but the head, which stays fp32. ``peft_config`` names the PEFT
-    release that must read ``adapter_config.json``, None for the installed one. ``normalise`` asks
+    release that must read ``adapter_config.json``, None for the installed one. ``normalize`` asks
     for (reward - mean) / std of the evaluation rewards where the layout can say so.
     """
 
     dtype: torch.dtype = torch.float32
     max_shard_size: str = "5GB"
     peft_config: str | None = None
-    normalise: bool = False
+    normalize: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
