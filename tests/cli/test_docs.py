@@ -41,11 +41,11 @@ NOT_RUN = {
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
-    "plaudit push runs/": "tests/cli/test_hub.py uploads to a Hub on loopback",
+    "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
     "vllm serve": "another tool's server, on a GPU",
     "python -m sglang.launch_server": "another tool's server, on a GPU",
-    "python -m openrlhf.cli": "another tool's trainer, on GPUs",
+    "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.

@@ -76,7 +76,6 @@ def test_mistakes_are_one_sentence(finished_run: Path, tmp_path: Path) -> None:
             ("export", finished_run, "--to", "merged", "--out", out, "--rows", bad_rows),
             "bad.jsonl",
         ),
-        (("export", finished_run, "--to", "merged", "--out", finished_run), "exists already"),
         (("merge", finished_run, "--out", out), "has no average"),
         (
             ("merge", finished_run, finished_run, "--weights", "a,b", "--out", out),
