@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import plaudit
 from plaudit.errors import ModelError
@@ -403,7 +403,7 @@ def test_openrlhf_is_normalised_and_its_texts_end_its_way(
     model = opened(openrlhf, base=None, text="text")
     raw = opened(openrlhf, base=None, text="text", normalize=False)
     texts = ["what is it? this\n\n", "what is it? this </s>"]
-    expected = raw_scores(raw, ["what is it? this </s>"] * 2)
+    expected = raw_scores(openrlhf, ["what is it? this </s>"] * 2)
     assert raw.score("what is it?", [text.removeprefix("what is it?") for text in texts]) == (
         pytest.approx(expected, **CLOSE)
     )
@@ -413,15 +413,23 @@ def test_openrlhf_is_normalised_and_its_texts_end_its_way(
     assert "mean 0.5 and std 4" in caplog.text
 
 
-def raw_scores(model: Any, texts: list[str]) -> list[float]:
-    network = model.module.network
+def raw_scores(folder: Path, texts: list[str]) -> list[float]:
+    """The last state of each text, no special token added, times the head."""
+    body, tokenizer = (
+        AutoModel.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    (head,) = [t for n, t in load_file(folder / "model.safetensors").items() if t.shape[0] == 1]
     with torch.no_grad():
-        found = []
-        for text in texts:
-            ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            hidden = network.base_model(ids).last_hidden_state[0, -1].float()
-            found.append(float(network.score(hidden)))
-    return found
+        return [
+            float(
+                head
+                @ body(
+                    **tokenizer(text, add_special_tokens=False, return_tensors="pt")
+                ).last_hidden_state[0, -1]
+            )
+            for text in texts
+        ]
 
 
 def test_openrlhf_without_a_head_is_refused(openrlhf: Path) -> None:
@@ -507,7 +515,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_base_is_refused(tiny_base: Path) -> None:
-    with pytest.raises(ModelError, match=r"belong together|does not fit its base"):
+    with pytest.raises(ModelError, match=r"knows 400 tokens; give the base and the tokenizer"):
         opened(LLAMA_FACTORY / "adapter", base=tiny_base)
     with pytest.raises(ModelError, match=r"tiny-llama.*--base"):
         opened(LLAMA_FACTORY / "adapter", base=None)
