@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,40 @@ class Comparison:
     tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """How a conversation becomes tokens.
+
+    ``chat_template`` is the tokenizer's own. ``llamafactory`` encodes each piece of each turn on
+    its own, by LLaMA-Factory's template of the name ``template``, whose text is ``strings``;
+    ``openrlhf`` ends the rendered text as OpenRLHF's reward data do.
+    """
+
+    kind: Literal["chat_template", "llamafactory", "openrlhf"] = "chat_template"
+    template: str | None = None
+    strings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Which token of an encoded conversation is scored.
+
+    ``last``: the last. ``before_trailing_pad``: the last that is not ``pad_id``. ``first_pad``: the
+    one before the first ``pad_id``. The models are causal, so the conversation is cut behind it.
+    """
+
+    rule: Literal["last", "before_trailing_pad", "first_pad"] = "last"
+    pad_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """``reward = scale * raw + offset``, where ``raw`` is the output of a head without bias."""
+
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,13 @@ VERBS: dict[str, Verb] = {
     ),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
     "best-of": Verb("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
+    "import": Verb(
+        "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
+    ),
+    "export": Verb("plaudit.cli.export:export", "Write a reward model for another tool, checked."),
+    "merge": Verb("plaudit.cli.merge:merge", "Average the weights of reward models of one base."),
+    "push": Verb("plaudit.cli.push:push", "Upload a reward model to the Hub, looked over first."),
+    "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder.")]
+Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
 TrustRemoteCode: TypeAlias = Annotated[
@@ -18,3 +21,27 @@ Set: TypeAlias = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
 ]
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Revision: TypeAlias = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of the repository.")
+]
+Rows: TypeAlias = Annotated[
+    str | None, typer.Option(help="Rows to check with, in place of the run's held-out ones.")
+]
+Tolerance: TypeAlias = Annotated[
+    float | None, typer.Option(help="Largest difference of scores allowed; 1e-4 if not given.")
+]
+NoCheck: TypeAlias = Annotated[
+    bool, typer.Option("--no-check", help="Leave the check out; what is written says so.")
+]
+
+
+@contextmanager
+def failed_parity_is_exit_1() -> Iterator[None]:
+    """A check that fails is a result, not a mistake of the user's."""
+    from plaudit.share.parity import ParityError
+
+    try:
+        yield
+    except ParityError as error:
+        print(f"plaudit: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None

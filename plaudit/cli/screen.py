@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
+    from plaudit.share.parity import Parity
 
 
 def quiet_console() -> Console:
@@ -130,3 +132,38 @@ def with_interval(measured: Mapping[str, Any]) -> str:
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def file_lines(files: Sequence[tuple[str, int]], others: Sequence[str], *, left: str) -> list[str]:
+    """Files with their sizes and their sum, and the names of those that stay where they are."""
+    lines = [f"  {_size(size):>9}  {name}" for name, size in files]
+    lines.append(f"  {_size(sum(size for _, size in files)):>9}  in {len(files)} files")
+    folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
+    if folders:
+        lines.append(f"  {left}: {', '.join(folders)}")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def parity_lines(parity: Parity | None) -> list[str]:
+    """The check in words: what was compared, how far apart, what rounding did."""
+    if parity is None:
+        return ["  not checked (--no-check)"]
+    found: dict[str, Any] = asdict(parity)
+    lines = [
+        "  parity: {responses} responses of {comparisons} comparisons ({rows}); largest difference "
+        "{largest_difference:.2g}, allowed {tolerance:.2g}".format(**found)
+    ]
+    if parity.rounding is not None:
+        lines.append(
+            "  rounding moved rewards by up to {rounding:.2g} and changed the order in "
+            "{order_changes} of {comparisons} comparisons".format(**found)
+        )
+    return lines

@@ -17,10 +17,34 @@ from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
 from plaudit.model.load import BaseRequest, load_base, load_tokenizer
 from plaudit.model.module import has_score_head
+from plaudit.types import Affine, Reading, Rendering
 
 FORMAT = 1
 FACTS_FILE = "plaudit.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Which output of a head with several is the reward: its number, of how many, its name."""
+
+    index: int
+    of: int
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a model that another tool trained comes from.
+
+    ``format`` is a row of :data:`plaudit.model.imports.formats.FORMATS`; ``era`` the version whose
+    rules it is read by; ``notes`` are the sentences that were said when it was read.
+    """
+
+    format: str
+    source: str
+    era: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +55,9 @@ class ArtefactFacts:
     text with the end token added once (``text``), or both (``mixed``). ``temperature`` divides a
     reward difference before the sigmoid of :meth:`RewardModel.prefer`; None where it was not
     measured. ``reward_mean`` and ``reward_std`` are over the evaluation responses.
+
+    ``rendering``, ``reading``, ``affine`` and ``output`` are as plaudit trains unless the model
+    was imported; ``origin`` then says from where.
     """
 
     kind: Literal["adapter", "full"]
@@ -49,6 +76,11 @@ class ArtefactFacts:
     reward_std: float | None = None
     data_fingerprint: str | None = None
     trust_remote_code: bool = False
+    rendering: Rendering = field(default_factory=Rendering)
+    reading: Reading = field(default_factory=Reading)
+    affine: Affine = field(default_factory=Affine)
+    output: Output | None = None
+    origin: Origin | None = None
     format: int = FORMAT
     plaudit_version: str = __version__
 
@@ -134,7 +166,9 @@ def read_facts(folder: Path) -> ArtefactFacts:
         )
     known = {f.name for f in fields(ArtefactFacts)}
     try:
-        facts = ArtefactFacts(**{k: v for k, v in raw.items() if k in known})
+        facts = ArtefactFacts(
+            **{k: _record(k, v) for k, v in raw.items() if k in known},
+        )
     except TypeError as error:
         raise ModelError(f"{path} is incomplete ({error}); restore it from a backup.") from None
     wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(facts, name), kind)]
@@ -179,12 +213,48 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
     )
 
 
+_RECORDS: dict[str, type] = {
+    "rendering": Rendering,
+    "reading": Reading,
+    "affine": Affine,
+    "output": Output,
+    "origin": Origin,
+}
+
+
+def _record(name: str, value: Any) -> Any:
+    """The record that a mapping of ``plaudit.json`` stands for.
+
+    Raises:
+        TypeError: its keys are not the record's.
+    """
+    if name not in _RECORDS or value is None:
+        return value
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {value!r}")
+    return _RECORDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+
 def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> str:
     """Where the base of an adapter is now: named by the caller, beside it, or as recorded."""
     if moved_to is not None:
         return moved_to
     beside = folder / "base"
     return str(beside) if (beside / "config.json").is_file() else facts.base
+
+
+def own_tokenizer(folder: Path, facts: ArtefactFacts) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a reward model.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return load_tokenizer(
+        str(folder),
+        revision=None,
+        trust_remote_code=facts.trust_remote_code,
+        pad_token=facts.pad_token,
+    )
 
 
 def load_network(
@@ -195,12 +265,7 @@ def load_network(
     Raises:
         ModelError: weights, base or tokenizer are missing or do not fit each other.
     """
-    tokenizer = load_tokenizer(
-        str(folder),
-        revision=None,
-        trust_remote_code=facts.trust_remote_code,
-        pad_token=facts.pad_token,
-    )
+    tokenizer = own_tokenizer(folder, facts)
     source = str(folder) if facts.kind == "full" else resolve_base(folder, facts, base)
     request = BaseRequest(
         base=source,

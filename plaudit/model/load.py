@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from plaudit.model.module import (
     has_score_head,
 )
 from plaudit.model.probe import probe
-from plaudit.types import Batcher
+from plaudit.types import Affine, Batcher
 
 logger = logging.getLogger("plaudit")
 
@@ -37,7 +37,7 @@ Layout = Literal["packed", "padded"]
 
 # What transformers, tokenizers and safetensors raise for files that are missing, damaged or of
 # another kind. RuntimeError is a tensor of another shape.
-_LIBRARY_ERRORS = (
+LIBRARY_ERRORS = (
     OSError,
     ValueError,
     LookupError,
@@ -71,6 +71,8 @@ class BaseRequest:
     quantize: Literal["4bit"] | None = None
     head_init: Literal["zero", "normal"] = "zero"
     trust_remote_code: bool = False
+    foreign_head: bool = False
+    """The caller sets the head: what the files hold under its name may be of another shape."""
 
 
 def choose_dtype(name: str, device: torch.device, *, lora: bool) -> torch.dtype:
@@ -96,18 +98,30 @@ def load_tokenizer(
     Raises:
         ModelError: no tokenizer there, or no token that could pad.
     """
+    tokenizer = read_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer.pad_token = choose_pad_token(tokenizer, pad_token, base)
+    return tokenizer
+
+
+def read_tokenizer(
+    base: str, *, revision: str | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer as its files have it, but padding on the right.
+
+    Raises:
+        ModelError: no tokenizer there.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             base, revision=revision, trust_remote_code=trust_remote_code
         )
-    except _LIBRARY_ERRORS as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(
-            f"{base} has no tokenizer that can be loaded ({_first_line(error)}); model.base must "
+            f"{base} has no tokenizer that can be loaded ({first_line(error)}); model.base must "
             "be a folder or Hub id with tokenizer files beside the weights."
         ) from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     tokenizer.padding_side = "right"
-    tokenizer.pad_token = choose_pad_token(tokenizer, pad_token, base)
     return tokenizer
 
 
@@ -146,7 +160,7 @@ def load_config(request: BaseRequest) -> Any:
             trust_remote_code=request.trust_remote_code,
             num_labels=1,
         )
-    except _LIBRARY_ERRORS as error:
+    except LIBRARY_ERRORS as error:
         local = Path(request.base)
         found = (
             f"{request.base} has no usable config.json"
@@ -154,7 +168,7 @@ def load_config(request: BaseRequest) -> Any:
             else f"{request.base} is neither a local folder nor a model that can be reached"
         )
         raise ModelError(
-            f"{found} ({_first_line(error)}); model.base must be a transformers model folder or a "
+            f"{found} ({first_line(error)}); model.base must be a transformers model folder or a "
             "Hub id."
         ) from None
     for name, value in vars(config).items():
@@ -166,10 +180,14 @@ def load_config(request: BaseRequest) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
-    """A one-label classifier, and whether its head is new (else its checkpoint's, kept)."""
+    """A one-label classifier, and whether its head is new (else its checkpoint's, kept).
+
+    ``missing`` names the tensors that no file held.
+    """
 
     network: nn.Module
     fresh_head: bool
+    missing: frozenset[str] = frozenset()
 
 
 def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
@@ -180,6 +198,12 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             labels, or 4-bit asked for where bitsandbytes and CUDA are missing.
     """
     config = load_config(request)
+    known = config.get_text_config().vocab_size
+    if pad_id >= known:
+        raise ModelError(
+            f"The tokenizer pads with token {pad_id}, but {request.base} knows {known} tokens; "
+            "give the base and the tokenizer that belong together."
+        )
     config.pad_token_id = pad_id
     options: dict[str, Any] = {"dtype": request.dtype}
     if request.quantize is not None:
@@ -193,22 +217,25 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             revision=request.revision,
             trust_remote_code=request.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=request.foreign_head,
             **options,
         )
-    except _LIBRARY_ERRORS as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(
             f"{request.base} cannot be loaded as a one-label sequence classifier "
-            f"({_first_line(error)}); expected weights (model.safetensors) of an architecture that "
+            f"({first_line(error)}); expected weights (model.safetensors) of an architecture that "
             "transformers has a sequence classification class for."
         ) from None
     _refuse_missing_weights(request.base, network, set(info["missing_keys"]))
     head_name, head = output_layer(network)
-    fresh_head = f"{head_name}.weight" in info["missing_keys"]
+    mismatched = _mismatched_heads(request.base, head_name, info["mismatched_keys"])
+    missing = frozenset(info["missing_keys"]) | mismatched
+    fresh_head = f"{head_name}.weight" in missing
     if fresh_head:
         init_head(head, request.head_init)
     for name in head_modules(network):
         _run_in_fp32(network.get_submodule(name))
-    return LoadedBase(network=network, fresh_head=fresh_head)
+    return LoadedBase(network=network, fresh_head=fresh_head, missing=missing)
 
 
 def longest_input(network: nn.Module) -> int | None:
@@ -281,6 +308,23 @@ def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) ->
             f"{base} lacks {len(absent)} of the body's tensors (first: {absent[0]}), so they would "
             "be random; give a folder with the whole model."
         )
+
+
+def _mismatched_heads(base: str, head: str, mismatched: Iterable[Any]) -> frozenset[str]:
+    """Where the head may be of another shape, nothing else may.
+
+    Raises:
+        ModelError: something else is.
+    """
+    # transformers gives names, or names with the two shapes.
+    names = {str(item[0] if isinstance(item, tuple) else item) for item in mismatched}
+    others = sorted(name for name in names if not name.startswith(f"{head}."))
+    if others:
+        raise ModelError(
+            f"{base} holds {others[0]} in another shape than its config.json says; give a folder "
+            "whose weights and configuration belong together."
+        )
+    return frozenset(names)
 
 
 def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
@@ -390,7 +434,7 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
         return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"lora: PEFT refuses these settings ({_first_line(error).rstrip('.')}); target_modules "
+            f"lora: PEFT refuses these settings ({first_line(error).rstrip('.')}); target_modules "
             f"is {options.get('target_modules')!r}."
         ) from None
 
@@ -451,6 +495,7 @@ def choose_layout(
     *,
     packed: Batcher,
     padded: Batcher,
+    affine: Affine = Affine(),
 ) -> Prepared:
     """Packed where the architecture is proven and the probe on the loaded weights agrees.
 
@@ -465,7 +510,7 @@ def choose_layout(
         from plaudit.model.lora import fuse_lora
 
         fuse_lora(network)
-    module = as_reward_module(network)
+    module = as_reward_module(network, affine)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded)
     if note is None:
@@ -500,6 +545,6 @@ def _why_padded(
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.types import Batch
+from plaudit.types import Affine, Batch
 
 
 class RewardModule(nn.Module):
@@ -26,16 +26,24 @@ class RewardModule(nn.Module):
     # A PreTrainedModel or PEFT's wrapper of one: they share these methods, but no type.
     network: Any
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, affine: Affine = Affine()) -> None:
         super().__init__()
         self.network = network
+        self.affine = affine
 
     @property
     def config(self) -> Any:
         return self.network.config
 
     def forward(self, batch: Batch) -> Tensor:
-        """``scores_R`` in fp32, one per response of the batch, in order."""
+        """``scores_R`` in fp32, one per response of the batch, in order.
+
+        An imported model's bias or normalisation enters here and nowhere else.
+        """
+        return self.raw(batch) * self.affine.scale + self.affine.offset
+
+    def raw(self, batch: Batch) -> Tensor:
+        """``scores_R`` in fp32 as the head alone gives them."""
         raise NotImplementedError
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
@@ -67,7 +75,7 @@ class DecoderRewardModule(RewardModule):
     others). The head runs in fp32 outside autocast: in bf16 scores near 16 are multiples of 0.125.
     """
 
-    def forward(self, batch: Batch) -> Tensor:
+    def raw(self, batch: Batch) -> Tensor:
         hidden_RD = self.hidden(batch)
         with torch.autocast(device_type=hidden_RD.device.type, enabled=False):
             scores_R1 = classifier(self.network).score(hidden_RD.float())
@@ -83,7 +91,7 @@ class DecoderRewardModule(RewardModule):
 class EncoderRewardModule(RewardModule):
     """A bidirectional encoder with its own classification head; padded batches only."""
 
-    def forward(self, batch: Batch) -> Tensor:
+    def raw(self, batch: Batch) -> Tensor:
         logits_R1 = classifier(self.network)(**batch.body_inputs()).logits
         return logits_R1.squeeze(-1).float()  # type: ignore[no-any-return]
 
@@ -100,6 +108,7 @@ def has_score_head(network: nn.Module) -> bool:
     return hasattr(classifier(network), "score")
 
 
-def as_reward_module(network: nn.Module) -> RewardModule:
+def as_reward_module(network: nn.Module, affine: Affine = Affine()) -> RewardModule:
     """The module that fits a classifier: decoder with a ``score`` head, or encoder."""
-    return DecoderRewardModule(network) if has_score_head(network) else EncoderRewardModule(network)
+    kind = DecoderRewardModule if has_score_head(network) else EncoderRewardModule
+    return kind(network, affine)

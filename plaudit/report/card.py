@@ -74,7 +74,7 @@ def render_card(folder: Path) -> str:
     plots = [name for name in CAPTIONS if (folder / PLOTS_FOLDER / f"{name}.png").is_file()]
     try:
         body = (
-            _environment()
+            jinja_environment()
             .get_template("card.md.jinja")
             .render(
                 **metrics,
@@ -95,7 +95,8 @@ def render_card(folder: Path) -> str:
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def _environment() -> Environment:
+def jinja_environment() -> Environment:
+    """Templates of cards: every value is escaped for Markdown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -147,7 +147,8 @@ def _identity(
     """What a partial result belongs to: this model, this input, these columns."""
     weights = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in model_path.glob("*.safetensors")
+        for pattern in ("*.safetensors", "*.bin")
+        for path in model_path.glob(pattern)
     )
     # A checkpoint has no plaudit.json of its own.
     read = json.dumps(asdict(model.facts), sort_keys=True, default=str)

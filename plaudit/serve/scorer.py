@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,14 +14,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, ModelError
-from plaudit.model.artefact import ArtefactFacts, load_network, read_facts
+from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.imports.formats import open_reward_model
+from plaudit.model.imports.records import Choices, Opened
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import score_trees
+from plaudit.recipe import TokensSection
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.share import share_prompts
+from plaudit.tokens.template import freeze_dates
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
+
+logger = logging.getLogger("plaudit")
+
+DAY = date.fromisoformat(TokensSection().date)
+"""The day on which a date-bearing template of another tool is read: the recipe's default."""
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
@@ -164,6 +175,37 @@ def as_message(message: Mapping[str, Any]) -> Message:
         ) from None
 
 
+def open_frozen(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    choices: Choices = Choices(),
+) -> Opened:
+    """A reward model whose chat template no longer depends on the clock.
+
+    plaudit's own have been frozen since they were trained; another tool's rendered the day of its
+    training, which nobody recorded, and would render today's.
+
+    Raises:
+        ModelError: nothing there that can be read, or a date that cannot be frozen.
+    """
+    opened = open_reward_model(
+        path, base=base, trust_remote_code=trust_remote_code, choices=choices
+    )
+    template = opened.tokenizer.chat_template
+    if opened.facts.origin is None or not isinstance(template, str):
+        return opened
+    frozen = freeze_dates(template, DAY)
+    if frozen == template:
+        return opened
+    opened.tokenizer.chat_template = frozen
+    note = f"its chat template renders today's date; it is read as on {DAY.isoformat()}"
+    logger.warning("%s: %s.", path, note)
+    origin = replace(opened.facts.origin, notes=(*opened.facts.origin.notes, note))
+    return replace(opened, facts=replace(opened.facts, chat_template=frozen, origin=origin))
+
+
 def load(
     path: str | Path,
     *,
@@ -172,38 +214,35 @@ def load(
     dtype: str = "auto",
     max_tokens_per_microbatch: int | Literal["auto"] = "auto",
     trust_remote_code: bool = False,
+    choices: Choices = Choices(),
 ) -> RewardModel:
-    """Load a reward model that plaudit trained.
+    """Load a reward model: plaudit's own, or another tool's by its own rules.
 
-    ``base`` names the base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU
-    and, for adapters, bf16 with an fp32 head on CUDA. The load-time probe decides between packed
-    and padded batches. ``trust_remote_code`` runs Python that comes with a model; what the folder
-    itself says of it never suffices.
+    ``path`` is a folder or a Hub id; the format is recognised from the files. ``base`` names the
+    base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
+    with an fp32 head on CUDA. The load-time probe decides between packed and padded batches.
+    ``trust_remote_code`` runs Python that comes with a model; what the folder itself says of it
+    never suffices. ``choices`` say what another tool's files leave open.
 
     Raises:
         ModelError: nothing to load there, weights that do not fit, or a model that needs its own
             code and was not trusted.
     """
-    folder = Path(path)
-    facts = read_facts(folder)
-    if facts.trust_remote_code and not trust_remote_code:
-        raise ModelError(
-            f"{folder} was trained on a base with Python code of its own; read that code, and load "
-            "with trust_remote_code=True (--trust-remote-code) if you trust it."
-        )
+    opened = open_frozen(path, base=base, trust_remote_code=trust_remote_code, choices=choices)
+    facts, tokenizer = opened.facts, opened.tokenizer
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = choose_dtype(dtype, chosen, lora=facts.kind == "adapter")
-    network, tokenizer = load_network(folder, facts, dtype=precision, base=base)
+    network = opened.build(choose_dtype(dtype, chosen, lora=facts.kind == "adapter"))
     dropouts_off(network, keep_lora=False)
     network.to(chosen).eval()
     if not isinstance(tokenizer.pad_token_id, int):
-        raise ModelError(f"The tokenizer in {folder} has no padding token; save it with one.")
+        raise ModelError(f"The tokenizer in {path} has no padding token; save it with one.")
     batchers = make_batchers(max_tokens_per_microbatch, chosen, tokenizer.pad_token_id)
     model = choose_layout(
         network,
         "padded" if facts.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],
+        affine=facts.affine,
     )
     model.module.eval()
     return RewardModel(
@@ -217,5 +256,7 @@ def load(
             overlong="drop",
             text_as_turns=facts.text == "chat",
             chat_template_kwargs=facts.chat_template_kwargs,
+            rendering=facts.rendering,
+            reading=facts.reading,
         ),
     )

@@ -7,17 +7,17 @@ prompt encoded on its own would differ at the boundary: byte-pair merges reach a
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.errors import DataError, ModelError
-from plaudit.types import Comparison, IntArray, Message, TokenTree, Turns
+from plaudit.errors import DataError
+from plaudit.tokens.rendering import Piece, Rendered, Voice, as_turns, is_chat, render
+from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree
 
 Overlong = Literal["drop", "truncate_prompt", "error"]
 
@@ -25,10 +25,6 @@ OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
-
-_RENDERING_ARGUMENTS = frozenset(
-    inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-) - {"self", "kwargs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +49,16 @@ class Encoder:
     overlong: Overlong = "drop"
     text_as_turns: bool = False
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rendering: Rendering = field(default_factory=Rendering)
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def voice(self) -> Voice:
+        return Voice(
+            tokenizer=self.tokenizer,
+            chat_template_kwargs=self.chat_template_kwargs,
+            rendering=self.rendering,
+        )
 
 
 def encode(
@@ -75,10 +81,10 @@ def encode(
 def _encode_batch(
     encoder: Encoder, comparisons: Sequence[Comparison], start: int
 ) -> Iterable[TokenTree | Refused]:
-    rendered: list[list[str] | Refused] = []
+    rendered: list[list[Rendered] | Refused] = []
     for offset, comparison in enumerate(comparisons):
         try:
-            rendered.append([render(encoder, comparison, r) for r in comparison.responses])
+            rendered.append([render(encoder.voice, comparison, r) for r in comparison.responses])
         except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
             rendered.append(
                 Refused(
@@ -87,91 +93,61 @@ def _encode_batch(
                     detail=f"{comparison.where}: the chat template refused it ({error})",
                 )
             )
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for comparison, item in zip(comparisons, rendered, strict=True):
-        if not isinstance(item, Refused):
-            texts[is_chat(comparison)].extend(item)
-    ids = {
-        True: iter(_encode_chat_texts(encoder.tokenizer, texts[True])),
-        False: iter(_encode_plain_texts(encoder.tokenizer, texts[False])),
-    }
+    kept = [one for item in rendered if not isinstance(item, Refused) for one in item]
+    sequences = iter(_encode_rendered(encoder.tokenizer, kept))
     for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
         if isinstance(item, Refused):
             yield item
         else:
-            sequences = [next(ids[is_chat(comparison)]) for _ in item]
-            yield grow_tree(encoder, comparison, sequences, start + offset)
+            read = [cut_behind(encoder.reading, next(sequences)) for _ in item]
+            yield grow_tree(encoder, comparison, read, start + offset)
 
 
-def as_turns(comparison: Comparison) -> Comparison:
-    """A comparison of plain texts as one user turn and one assistant turn each."""
-
-    def turn(text: Turns, role: str) -> Turns:
-        return (Message(role=role, content=text),) if isinstance(text, str) else text
-
-    return replace(
-        comparison,
-        prompt=turn(comparison.prompt, "user"),
-        responses=tuple(turn(response, "assistant") for response in comparison.responses),
-    )
-
-
-def is_chat(comparison: Comparison) -> bool:
-    """Whether the chat template renders this comparison (else its text stands as it is)."""
-    return not isinstance(comparison.responses[0], str)
-
-
-def render(encoder: Encoder, comparison: Comparison, response: Turns) -> str:
-    """The whole conversation with ``response`` as text, before encoding.
-
-    Raises:
-        ModelError: messages, and a tokenizer without a chat template.
-        jinja2.TemplateError: the template refuses these messages.
-    """
-    if isinstance(comparison.prompt, str) and isinstance(response, str):
-        return comparison.prompt + response
-    if isinstance(comparison.prompt, str) or isinstance(response, str):
-        raise TypeError("prompt and response must both be text or both be messages")
-    if not encoder.tokenizer.chat_template:
-        raise ModelError(
-            f"{comparison.where} holds messages, but the base's tokenizer has no chat template; "
-            "set tokens.chat_template to a jinja file, or give the data as plain text."
-        )
-    messages = [message.as_dict() for message in (*comparison.prompt, *response)]
-    text = encoder.tokenizer.apply_chat_template(
-        messages,
-        tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
-        tokenize=False,
-        add_generation_prompt=False,
-        **template_variables({**encoder.chat_template_kwargs, **comparison.chat_template_kwargs}),
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Variables for the template; what steers the rendering itself is not data's to set.
-
-    Raises:
-        ValueError: one of them is an argument of ``apply_chat_template``.
-    """
-    refused = sorted(given.keys() & _RENDERING_ARGUMENTS)
-    if refused:
-        raise ValueError(f"chat_template_kwargs may not set {', '.join(refused)}")
-    return given
-
-
-def _encode_chat_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
-    """Ids of rendered conversations. The template wrote the special tokens, so none are added."""
-    return [_one_bos(tokenizer, ids) for ids in _ids(tokenizer, texts, add_special_tokens=False)]
-
-
-def _encode_plain_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[IntArray]:
-    """Ids of plain texts: the tokenizer's own special tokens, and the end token exactly once."""
+def _encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]
+) -> list[IntArray]:
+    """Ids of each conversation, every kind of text in one call of the tokenizer."""
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for item in rendered:
+        texts[item.ending == "plain"].extend(p for p in item.pieces if isinstance(p, str))
+    ids = {plain: iter(_ids(tokenizer, texts[plain], add_special_tokens=plain)) for plain in texts}
     return [
-        _one_end(tokenizer, _one_bos(tokenizer, ids))
-        for ids in _ids(tokenizer, texts, add_special_tokens=True)
+        _ended(tokenizer, item.ending, _joined(item.pieces, ids[item.ending == "plain"]))
+        for item in rendered
     ]
+
+
+def _joined(pieces: Sequence[Piece], encoded: Iterator[IntArray]) -> IntArray:
+    parts = [next(encoded) if isinstance(p, str) else np.asarray([p], np.int32) for p in pieces]
+    return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ending: str, ids: IntArray) -> IntArray:
+    """The special tokens as the rendering wants them.
+
+    A chat template writes them itself, so a start token written twice is all there is to mend.
+    """
+    if ending == "exact":
+        return ids
+    once = _one_bos(tokenizer, ids)
+    return _one_end(tokenizer, once) if ending == "plain" else once
+
+
+def cut_behind(reading: Reading, ids: IntArray) -> IntArray:
+    """The conversation up to the token whose hidden state is scored.
+
+    The models are causal: what stands behind that token does not reach its score.
+    """
+    if reading.rule == "last" or len(ids) == 0:
+        return ids
+    is_pad = ids == reading.pad_id
+    if reading.rule == "first_pad":
+        # transformers took the position before the first pad modulo the length: a conversation
+        # that starts with one, or has none, is read at its end.
+        first = int(np.argmax(is_pad))
+        return ids[:first] if first > 0 else ids
+    kept = np.flatnonzero(~is_pad)
+    return ids[: kept[-1] + 1] if kept.size else ids[:1]
 
 
 def _one_bos(tokenizer: PreTrainedTokenizerBase, ids: IntArray) -> IntArray:
@@ -282,12 +258,11 @@ def _shorten_prefix(
 def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -> int:
     """How many tokens of the prefix are the prompt's: those that the prompt alone encodes to."""
     try:
-        text = render(encoder, comparison, () if is_chat(comparison) else "")
+        rendered = render(encoder.voice, comparison, () if is_chat(comparison) else "")
     except (TemplateError, TypeError, LookupError, ValueError, AttributeError):
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0
-    encode_texts = _encode_chat_texts if is_chat(comparison) else _encode_plain_texts
-    (alone,) = encode_texts(encoder.tokenizer, [text])
+    (alone,) = _encode_rendered(encoder.tokenizer, [rendered])
     shortest = min(len(alone), len(prefix))
     differs = np.flatnonzero(alone[:shortest] != prefix[:shortest])
     return int(differs[0]) if differs.size else shortest

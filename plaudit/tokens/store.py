@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,9 +37,9 @@ from plaudit.tokens.encode import (
     Encoder,
     Refused,
     encode,
-    is_chat,
     why_untrainable,
 )
+from plaudit.tokens.rendering import is_chat
 from plaudit.types import Comparison, TokenTree
 
 WORKER_ROWS = 2048
@@ -226,8 +226,10 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "max_length": encoder.max_length,
         "overlong": encoder.overlong,
         "text_as_turns": encoder.text_as_turns,
+        "rendering": asdict(encoder.rendering),
+        "reading": asdict(encoder.reading),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
-        "code": code_digest(here / "encode.py", here / "store.py"),
+        "code": code_digest(here / "encode.py", here / "rendering.py", here / "store.py"),
     }
 
 

@@ -21,6 +21,7 @@ from transformers import (
 from plaudit import embedded
 from plaudit.errors import RecipeError
 from plaudit.model.budget import largest_budget
+from plaudit.model.imports.records import Opened
 from plaudit.model.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
@@ -28,6 +29,7 @@ from plaudit.model.load import (
     add_lora,
     choose_dtype,
     choose_layout,
+    choose_pad_token,
     dropouts_off,
     load_base,
     load_config,
@@ -46,6 +48,7 @@ from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.template import freeze_dates, read_template
 from plaudit.train import corpus as corpora
+from plaudit.train.continuing import load_begun, open_begun, place_begun, with_own_settings
 from plaudit.train.corpus import Corpus
 from plaudit.train.folder import (
     RunFolder,
@@ -53,7 +56,7 @@ from plaudit.train.folder import (
     refuse_changed_data,
 )
 from plaudit.train.trainer import StepArguments
-from plaudit.types import Batcher
+from plaudit.types import Affine, Batcher, Reading, Rendering
 
 logger = logging.getLogger("plaudit")
 
@@ -67,6 +70,8 @@ class PreparedRun:
     args: StepArguments
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    begun: Opened | None
     built: Built
     started: datetime
 
@@ -83,7 +88,12 @@ def prepare(
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
     refuse_changed_data(folder, corpora.fingerprints(comparisons))
-    base = place_base(recipe.model.base, folder)
+    begun = open_begun(recipe)
+    base = (
+        place_base(recipe.model.base, folder)
+        if begun is None
+        else place_begun(begun, Path(recipe.model.base), folder)
+    )
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
@@ -93,12 +103,15 @@ def prepare(
         trust_remote_code=recipe.model.trust_remote_code,
     )
     load_config(request)
-    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base)
+    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
+    own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
     encoder = Encoder(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
         overlong=recipe.tokens.overlong,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
+        rendering=Rendering() if own is None else own.rendering,
+        reading=Reading() if begun is None else begun.facts.reading,
     )
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("encoding", total=None)
@@ -110,7 +123,11 @@ def prepare(
         )
     _tell_data(corpus, recipe, console)
     with console.status(f"loading {recipe.model.base}"):
-        built = _build_model(recipe, request, tokenizer, args, corpora.largest_id(corpus), folder)
+        built = _build_model(
+            recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, begun
+        )
+    if begun is not None and begun.facts.kind == "adapter":
+        recipe = with_own_settings(recipe, built.model.module.network)
     trainable, total = built.parameters
     console.print(
         f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
@@ -122,6 +139,8 @@ def prepare(
         args=args,
         corpus=corpus,
         tokenizer=tokenizer,
+        encoder=encoder,
+        begun=begun,
         built=built,
         started=started,
     )
@@ -144,13 +163,18 @@ def _build_model(
     args: StepArguments,
     largest_id: int,
     folder: RunFolder,
+    begun: Opened | None,
 ) -> Built:
     assert isinstance(tokenizer.pad_token_id, int)
-    loaded = load_base(request, pad_id=tokenizer.pad_token_id)
+    loaded = (
+        load_base(request, pad_id=tokenizer.pad_token_id)
+        if begun is None
+        else load_begun(begun, recipe, request.dtype)
+    )
     network = loaded.network
     refuse_too_long(network, recipe.tokens.max_length)
     refuse_unknown_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
-    if recipe.lora is not None:
+    if recipe.lora is not None and not hasattr(network, "peft_config"):
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
     dropouts_off(network, keep_lora=True)
     parameters = trainable_parameters(network)
@@ -164,7 +188,11 @@ def _build_model(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
     model = choose_layout(
-        network, recipe.model.attention, packed=batchers["packed"], padded=batchers["padded"]
+        network,
+        recipe.model.attention,
+        packed=batchers["packed"],
+        padded=batchers["padded"],
+        affine=Affine() if begun is None else begun.facts.affine,
     )
     batcher = batchers[model.layout]
     wrapped = bool(args.fsdp) or args.deepspeed is not None
@@ -218,15 +246,23 @@ def place_base(base: str, folder: RunFolder) -> str:
 
 
 def prepare_tokenizer(
-    model: ModelSection, tokens: TokensSection, base: str
+    model: ModelSection, tokens: TokensSection, base: str, begun: Opened | None = None
 ) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with its pad token chosen and its chat template frozen in time."""
-    tokenizer = load_tokenizer(
-        base,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        pad_token=tokens.pad_token,
-    )
+    """The base's tokenizer with its pad token chosen and its chat template frozen in time.
+
+    A reward model that is trained on brings its own, its pad token chosen already.
+    """
+    if begun is not None:
+        tokenizer = begun.tokenizer
+        if tokens.pad_token is not None:
+            tokenizer.pad_token = choose_pad_token(tokenizer, tokens.pad_token, base)
+    else:
+        tokenizer = load_tokenizer(
+            base,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            pad_token=tokens.pad_token,
+        )
     if tokens.chat_template is not None:
         tokenizer.chat_template = read_template(tokens.chat_template)
     if isinstance(tokenizer.chat_template, dict):

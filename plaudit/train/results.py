@@ -82,4 +82,9 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
         reward_std=evaluation.get("reward", {}).get("std"),
         data_fingerprint="+".join(fingerprints),
         trust_remote_code=recipe.model.trust_remote_code,
+        rendering=run.encoder.rendering,
+        reading=run.encoder.reading,
+        affine=module.affine,
+        output=None if run.begun is None else run.begun.facts.output,
+        origin=None if run.begun is None else run.begun.facts.origin,
     )

@@ -45,6 +45,11 @@ NOT_RUN = {
     "plaudit compare runs/reference": "the evaluations of that run",
     "python benchmarks/reference_schedule.py": "the checkpoints of that run",
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
+    "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
+    "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
+    "vllm serve": "another tool's server, on a GPU",
+    "python -m sglang.launch_server": "another tool's server, on a GPU",
+    "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.

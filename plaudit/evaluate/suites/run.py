@@ -20,7 +20,8 @@ from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import HubFiles, Suite
 from plaudit.recipe import Source
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused, as_turns
+from plaudit.tokens.encode import Refused
+from plaudit.tokens.rendering import as_turns
 from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
 
 NOT_FINITE = "reward_not_finite"

@@ -1,0 +1,78 @@
+"""``plaudit export MODEL --to TARGET --out DIR``: write a reward model for another tool."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from plaudit.cli import options
+
+
+def export(
+    model: options.Model,
+    to: Annotated[
+        Literal["adapter", "merged", "llamafactory", "openrlhf"],
+        typer.Option(help="The layout to write."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Precision of the weights; the head stays fp32."),
+    ] = "fp32",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest weight file of a whole model.")
+    ] = "5GB",
+    peft_config: Annotated[
+        Literal["0.11"] | None,
+        typer.Option(help="Write adapter_config.json for this older release of PEFT."),
+    ] = None,
+    normalize: Annotated[
+        bool,
+        typer.Option("--normalize", help="Ask for (reward - mean) / std where it can be said."),
+    ] = False,
+    rows: options.Rows = None,
+    tolerance: options.Tolerance = None,
+    no_check: options.NoCheck = False,
+    base: options.Base = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda.")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
+) -> None:
+    """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
+    from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
+    from plaudit.recipe import Source
+
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.share.export import export as run
+    from plaudit.share.parity import TOLERANCE
+
+    with options.failed_parity_is_exit_1(), console.status("exporting"):
+        done = run(
+            model,
+            to,
+            out,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            peft_config=peft_config,
+            normalize=normalize,
+            check=not no_check,
+            rows=None if rows is None else Source(path=rows),
+            tolerance=TOLERANCE if tolerance is None else tolerance,
+            base=base,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    if json:
+        print(json_module.dumps(asdict(done)))
+    lines = [f"Written to {out} ({to}, {dtype})", *parity_lines(done.parity)]
+    lines += [f"  note: {note}" for note in done.notes]
+    if done.serving:
+        lines.append(f"  for vLLM: --pooler-config '{json_module.dumps(dict(done.serving))}'")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""``plaudit import SRC --out DIR``: another tool's reward model as a plaudit folder."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from plaudit.cli import options
+
+
+def import_model(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder or Hub id that another tool wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    base: options.Base = None,
+    era: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="The version that trained it: LLaMA-Factory's, or transformers' for classifiers.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="LLaMA-Factory's template, such as llama3.")
+    ] = None,
+    output: Annotated[
+        int | None, typer.Option(min=0, help="Which output of several is the reward.")
+    ] = None,
+    text: Annotated[
+        Literal["chat", "text"] | None,
+        typer.Option(help="Trained on conversations or on plain text."),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option(help="Apply the mean and std that OpenRLHF keeps in config.json.")
+    ] = True,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
+) -> None:
+    """Read another tool's reward model by its own rules; write a plaudit folder."""
+    from plaudit.cli.screen import hush_weight_loading, quiet_console
+
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.model.imports.records import Choices
+        from plaudit.serve.importing import import_model as run
+    choices = Choices(era=era, template=template, output=output, text=text, normalize=normalize)
+    with console.status("importing"):
+        facts = run(source, out, base=base, trust_remote_code=trust_remote_code, choices=choices)
+    if json:
+        print(json_module.dumps(asdict(facts)))
+    assert facts.origin is not None
+    console.print(
+        f"{facts.origin.format}: written to {out}", highlight=False, markup=False, soft_wrap=True
+    )

@@ -1,0 +1,1 @@
+"""Reward models in the layouts that other tools load: a table of exporters, one file per tool."""

@@ -1,0 +1,166 @@
+"""Every format a reward model is read from: recognised by its files, opened by its own rules.
+
+To add one, write a recogniser and an opener and add a row to :data:`FORMATS`; the first row that
+recognises a folder opens it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from plaudit.errors import ModelError
+from plaudit.model.artefact import (
+    FACTS_FILE,
+    load_network,
+    own_tokenizer,
+    read_facts,
+    run_of,
+)
+from plaudit.model.imports.classifiers import is_adapter, is_whole, open_adapter, open_whole
+from plaudit.model.imports.contents import Contents, look
+from plaudit.model.imports.llamafactory import is_llamafactory, open_llamafactory
+from plaudit.model.imports.openrlhf import is_openrlhf, open_openrlhf
+from plaudit.model.imports.records import Choices, Opened, Request
+from plaudit.model.imports.shared import say
+from plaudit.model.load import first_line
+
+RUN_FILES = ("recipe.yaml", "events.jsonl")
+FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "*.yaml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A row: what it is called, whether a folder is of it, and how it is opened."""
+
+    name: str
+    recognises: Callable[[Contents], bool]
+    opens: Callable[[Contents, Request], Opened]
+
+
+def _is_own(contents: Contents) -> bool:
+    # A checkpoint of a run is read through the run's facts.
+    return (contents.folder / FACTS_FILE).is_file() or run_of(contents.folder) is not None
+
+
+def _open_own(contents: Contents, request: Request) -> Opened:
+    """A folder that plaudit wrote. What it says of trusted code never suffices.
+
+    Raises:
+        ModelError: it needs its own code and was not trusted, or a choice was given that it has
+            made already.
+    """
+    facts = read_facts(contents.folder)
+    if request.choices != Choices():
+        raise ModelError(
+            f"{request.source} is a folder of plaudit and records how it is read; leave out era, "
+            "template, output, text and normalize, or import the original again."
+        )
+    if facts.trust_remote_code and not request.trust_remote_code:
+        raise ModelError(
+            f"{request.source} was trained on a base with Python code of its own; read that code, "
+            "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
+        )
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        return load_network(contents.folder, facts, dtype=dtype, base=request.base)[0]
+
+    return Opened(facts=facts, tokenizer=own_tokenizer(contents.folder, facts), build=build)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(name="plaudit", recognises=_is_own, opens=_open_own),
+    Format(name="LLaMA-Factory", recognises=is_llamafactory, opens=open_llamafactory),
+    Format(name="OpenRLHF", recognises=is_openrlhf, opens=open_openrlhf),
+    Format(name="sequence classifier adapter", recognises=is_adapter, opens=open_adapter),
+    Format(name="sequence classifier", recognises=is_whole, opens=open_whole),
+)
+
+
+def open_reward_model(
+    source: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    choices: Choices = Choices(),
+) -> Opened:
+    """Recognise a reward model from its files alone; what is lossy or guessed is said aloud.
+
+    ``source`` is a folder or a Hub id. ``base`` names the base of an adapter where it was moved.
+
+    Raises:
+        ModelError: nothing there that is a reward model, or one that cannot be read as it was made.
+    """
+    folder = locate(source)
+    request = Request(
+        folder=folder,
+        source=str(source),
+        base=base,
+        trust_remote_code=trust_remote_code,
+        choices=choices,
+    )
+    contents = look(folder)
+    opened = recognise(contents, request).opens(contents, request)
+    if opened.facts.origin is not None and not _is_own(contents):
+        say(opened.facts)
+    return opened
+
+
+def recognise(contents: Contents, request: Request) -> Format:
+    """The format of a folder.
+
+    Raises:
+        ModelError: it is of none.
+    """
+    own = _is_own(contents)
+    if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
+        raise ModelError(
+            f"{request.source} has no {FACTS_FILE}, so it is not a finished plaudit run; give a "
+            "folder that plaudit train completed."
+        )
+    for row in FORMATS:
+        if row.recognises(contents):
+            return row
+    found = "is a model without a reward head" if contents.config else "holds no model"
+    raise ModelError(
+        f"{request.source} {found} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
+        "and no head among its weights); expected a reward model: "
+        f"{', '.join(row.name for row in FORMATS)}."
+    )
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a local folder is a reward model rather than a plain base."""
+    if not folder.is_dir():
+        return False
+    contents = look(folder)
+    return any(row.recognises(contents) for row in FORMATS)
+
+
+def locate(source: str | Path) -> Path:
+    """A local folder as it is, a Hub id as the folder of its downloaded files.
+
+    Raises:
+        ModelError: neither.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    named = str(source)
+    if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
+        raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(named, allow_patterns=list(FETCHED)))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(
+            f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
+            f"reached ({first_line(error)})."
+        ) from None

@@ -1,0 +1,218 @@
+"""Reward models of LLaMA-Factory's ``stage: rm``: adapter or whole model, and a value head beside.
+
+The value head is a linear layer with a bias over the last hidden state, which a sequence
+classifier's head without bias reproduces, the bias added to every reward.
+
+Shapes: D hidden width.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.errors import ModelError
+from plaudit.model.imports.adapters import attach, read_adapter
+from plaudit.model.imports.contents import VALUE_HEAD, Contents, read_tensors
+from plaudit.model.imports.records import Opened, Request
+from plaudit.model.imports.shared import (
+    build_classifier,
+    make_facts,
+    own_tokenizer,
+    place_of,
+    spare_pad,
+)
+from plaudit.model.imports.templates import (
+    ERAS,
+    NAMES,
+    Template,
+    era_of,
+    probe_messages,
+    release,
+    template_of,
+    written_alike,
+)
+from plaudit.slots import BOS, EOS
+from plaudit.types import Affine, Reading, Rendering
+
+WEIGHT = "v_head.summary.weight"
+BIAS = "v_head.summary.bias"
+
+_TEMPLATE_KEY = re.compile(r"^template:\s*([\w.-]+)\s*$", re.MULTILINE)
+
+
+def is_llamafactory(contents: Contents) -> bool:
+    """A value head in a file of its own, beside an adapter or a whole model."""
+    return contents.value_head is not None
+
+
+def open_llamafactory(contents: Contents, request: Request) -> Opened:
+    """Read adapter or model, head, template and the release whose rules it was trained by.
+
+    Raises:
+        ModelError: the head is not a value head, or template or release cannot be told and matter.
+    """
+    weight_1D, bias = _head(contents)
+    place = place_of(contents, request)
+    adapter = None if contents.adapter is None else read_adapter(contents)
+    tokenizer = own_tokenizer(contents, place, request)
+    era, era_note = _era(contents, request)
+    name, template_note = _template(contents, request, tokenizer)
+    rows = [template_of(name, era or known) for known in (ERAS if era is None else [era])]
+    template = rows[-1]
+    _as_trained(tokenizer, template)
+    readings = {_reading(tokenizer, known) for known in (ERAS if era is None else [era])}
+    if era is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
+        raise ModelError(
+            f"The files of {request.source} do not tell which LLaMA-Factory trained it, and the "
+            f"template {name} changed its text or its scored token between releases; name it with "
+            "plaudit import and --era (0.8.2 stands for mid-2024 and before)."
+        )
+    reading = readings.pop()
+    notes = [era_note, template_note, *_said(tokenizer, reading, era, bias)]
+    spare_pad(tokenizer, request.source)
+    facts = make_facts(
+        contents,
+        request,
+        place,
+        tokenizer,
+        origin="LLaMA-Factory",
+        era=era,
+        notes=[*notes, *(adapter.notes if adapter is not None else ())],
+        rendering=Rendering(
+            kind="llamafactory", template=template.name, strings=template.strings()
+        ),
+        reading=reading,
+        affine=Affine(offset=bias),
+    )
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        loaded = build_classifier(place, request, tokenizer, dtype, weight_1D)
+        return loaded.network if adapter is None else attach(loaded, adapter, request.source)
+
+    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+
+
+def _head(contents: Contents) -> tuple[Tensor, float]:
+    tensors = read_tensors(contents.folder, VALUE_HEAD)
+    if WEIGHT not in tensors or tensors[WEIGHT].ndim != 2 or tensors[WEIGHT].shape[0] != 1:
+        raise ModelError(
+            f"{contents.value_head} holds {', '.join(sorted(tensors)) or 'nothing'}; expected "
+            f"{WEIGHT} of one row and {BIAS}, as LLaMA-Factory writes them."
+        )
+    bias = tensors.get(BIAS)
+    return tensors[WEIGHT].float(), 0.0 if bias is None else float(bias.reshape(-1)[0])
+
+
+def _era(contents: Contents, request: Request) -> tuple[str | None, str]:
+    """The release whose rules hold, None where nothing tells it, and how it is known."""
+    asked = request.choices.era
+    if asked is not None:
+        return era_of(asked), f"read by the rules of LLaMA-Factory {asked}, as asked"
+    peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
+    era = None
+    if peft is not None:
+        era = infer_era(release(peft), release(transformers) if transformers else None)
+    elif "exclude_modules" in (contents.adapter or {}):
+        era = "0.9.3"
+    if era is None:
+        return None, "its files do not tell the release that trained it, and it makes no difference"
+    versions = ", ".join(
+        f"{n} {v}" for n, v in (("PEFT", peft), ("Transformers", transformers)) if v
+    )
+    return era, (
+        f"read by the rules of LLaMA-Factory {era}, inferred from "
+        f"{versions or 'its PEFT settings'} (--era names another release)"
+    )
+
+
+def infer_era(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -> str | None:
+    """The era that the required versions of LLaMA-Factory's releases leave.
+
+    0.8.2 took Transformers from 4.41.2 with PEFT 0.11; 0.9.1 up to Transformers 4.46.1, 0.9.2 up to
+    4.49.0, both with PEFT 0.11 and 0.12; 0.9.3 PEFT 0.14 and 0.15; 0.9.4 and later PEFT from 0.16.
+    """
+    if peft >= (0, 16):
+        return "0.9.4"
+    if peft >= (0, 13):
+        return "0.9.3"
+    if peft < (0, 11):
+        return "0.8.2"
+    if transformers is None:
+        return None
+    if transformers < (4, 42):
+        return "0.8.2" if peft < (0, 12) else "0.8.3"
+    return "0.8.3" if transformers < (4, 47) else "0.9.2"
+
+
+def _template(
+    contents: Contents, request: Request, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, str]:
+    """The template's name and how it is known: asked for, in a settings file, or written alike.
+
+    Raises:
+        ModelError: none of these tells it.
+    """
+    if request.choices.template is not None:
+        return request.choices.template, f"template {request.choices.template}, as asked"
+    for path in sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")]):
+        found = _TEMPLATE_KEY.search(path.read_text(encoding="utf-8", errors="replace"))
+        if found is not None:
+            return found[1], f"template {found[1]}, from {path.name}"
+    era = _era(contents, request)[0]
+    alike = [name for name in NAMES if _writes_the_same(tokenizer, name, era)]
+    if not alike:
+        raise ModelError(
+            f"The files of {request.source} do not name its template; name it with plaudit import "
+            f"and --template, one of {', '.join(NAMES)}."
+        )
+    return alike[0], (
+        f"template {alike[0]}, inferred from the chat template of its tokenizer (--template names "
+        "another)"
+    )
+
+
+def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | None) -> bool:
+    """Whether a template writes what the tokenizer's own chat template does."""
+    if not isinstance(tokenizer.chat_template, str):
+        return False
+    rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
+    try:
+        template = template_of(name, era or ERAS[-1])
+    except ModelError:
+        return False
+    tokens = {BOS: tokenizer.bos_token, EOS: template.eos or tokenizer.eos_token}
+    return written_alike(template, str(rendered), tokens)
+
+
+def _as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """End and padding token as the trainer set them before it encoded anything."""
+    if template.eos is not None and template.eos in tokenizer.get_vocab():
+        tokenizer.eos_token = template.eos
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _reading(tokenizer: PreTrainedTokenizerBase, era: str) -> Reading:
+    """Until 0.8.2 the last token that is not padding; since then the last one."""
+    if release(era) >= release("0.8.3") or tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return Reading()
+    assert isinstance(tokenizer.pad_token_id, int)
+    return Reading(rule="before_trailing_pad", pad_id=tokenizer.pad_token_id)
+
+
+def _said(
+    tokenizer: PreTrainedTokenizerBase, reading: Reading, era: str | None, bias: float
+) -> list[str]:
+    notes = []
+    if reading.rule != "last":
+        notes.append(
+            f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
+            f"is scored, as in LLaMA-Factory {era}"
+        )
+    if bias:
+        notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
+    return notes

@@ -1,0 +1,98 @@
+"""OpenRLHF's reward models: a body and ``<value_head_prefix>.weight``, mean and std in config.json.
+
+Left padding does not matter: each conversation is scored at its own last token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from plaudit.errors import ModelError
+from plaudit.model.imports.adapters import one_row, read_adapter
+from plaudit.model.imports.classifiers import open_adapter, why_no_head
+from plaudit.model.imports.contents import WEIGHTS, Contents, read_tensors
+from plaudit.model.imports.records import Opened, Request
+from plaudit.model.imports.shared import (
+    build_classifier,
+    choose_output,
+    make_facts,
+    own_tokenizer,
+    place_of,
+    spare_pad,
+)
+from plaudit.types import Affine, Rendering
+
+PREFIXES = ("value_head", "score")
+"""The head's name until 0.5.2 and since; config.json names it only since."""
+SMALLEST_STD = 1e-8
+
+
+def is_openrlhf(contents: Contents) -> bool:
+    """Its own key in config.json, or the head's first name among the weights."""
+    named = "value_head_prefix" in (contents.config or {})
+    return named or "value_head.weight" in contents.names
+
+
+def open_openrlhf(contents: Contents, request: Request) -> Opened:
+    """Read a whole model; an adapter is one only where its head was not lost.
+
+    Raises:
+        ModelError: no head under any of its names.
+    """
+    assert contents.config is not None
+    if contents.adapter is not None:
+        adapter = read_adapter(contents)
+        if adapter.head_LD is None:
+            raise ModelError(why_no_head(request, adapter))
+        return open_adapter(contents, request)
+    prefixes = (str(contents.config.get("value_head_prefix", "")), *PREFIXES)
+    name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
+    if name is None:
+        raise ModelError(
+            f"{request.source} holds no head ({' or '.join(PREFIXES)}.weight), so its rewards are "
+            "lost; fetch all its files."
+        )
+    head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
+    row, output = choose_output(head_LD.shape[0], {}, request)
+    place = place_of(contents, request)
+    tokenizer = own_tokenizer(contents, place, request)
+    affine, notes = _normalisation(contents, request)
+    notes.append(
+        "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
+        "follows a space unless it is there"
+    )
+    spare_pad(tokenizer, request.source)
+    facts = make_facts(
+        contents,
+        request,
+        place,
+        tokenizer,
+        origin="OpenRLHF",
+        era=None,
+        notes=notes,
+        rendering=Rendering(kind="openrlhf"),
+        affine=affine,
+        output=output,
+    )
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        return build_classifier(place, request, tokenizer, dtype, one_row(head_LD, row)).network
+
+    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+
+
+def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[str]]:
+    """``(raw - mean) / std`` where config.json has both: they are in no weights file."""
+    assert contents.config is not None
+    mean, std = contents.config.get("mean"), contents.config.get("std")
+    if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
+        return Affine(), []
+    if not request.choices.normalize:
+        return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as asked"]
+    std = max(float(std), SMALLEST_STD)
+    note = (
+        f"rewards are normalised by the mean {mean:.6g} and std {std:.6g} of config.json "
+        "(--no-normalize leaves that out)"
+    )
+    return Affine(scale=1.0 / std, offset=-float(mean) / std), [note]

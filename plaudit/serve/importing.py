@@ -1,0 +1,87 @@
+"""``plaudit import``: another tool's reward model as a plaudit folder that scores the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+
+from plaudit.errors import ModelError, OutputError
+from plaudit.files import write_text, writing
+from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.model.imports.contents import read_json
+from plaudit.model.imports.formats import locate
+from plaudit.model.imports.records import Choices
+from plaudit.serve.scorer import open_frozen
+
+
+def import_model(
+    source: str | Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    choices: Choices = Choices(),
+) -> ArtefactFacts:
+    """Write weights, tokenizer, ``plaudit.json`` and a card, all or nothing.
+
+    An adapter stays an adapter, a whole model keeps its precision, its head in fp32.
+
+    Raises:
+        ModelError: the source cannot be read, or is plaudit's own already.
+        OutputError: ``out`` exists or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out} exists already; choose another name.")
+    opened = open_frozen(source, base=base, trust_remote_code=trust_remote_code, choices=choices)
+    if opened.facts.origin is None:
+        raise ModelError(f"{source} is plaudit's own already; every verb takes it as it is.")
+    network = opened.build(_stored_dtype(locate(source), opened.facts))
+    # Its head and its rules are in the new folder; what it was read from may go.
+    facts = replace(opened.facts, base=opened.facts.base if opened.facts.kind == "adapter" else "")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with writing(out):
+            save_artefact(temporary, network, opened.tokenizer, facts)
+            write_text(temporary / "README.md", card(facts, out.name))
+            temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def _stored_dtype(folder: Path, facts: ArtefactFacts) -> torch.dtype:
+    """The precision of a whole model's weights; an adapter's own tensors are kept in fp32."""
+    config = read_json(folder / "config.json") or {}
+    named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    dtype: Any = getattr(torch, named.removeprefix("torch."), torch.float32)
+    return dtype if facts.kind == "full" and isinstance(dtype, torch.dtype) else torch.float32
+
+
+def card(facts: ArtefactFacts, name: str) -> str:
+    """What the model is, how it is read, and what nobody recorded."""
+    assert facts.origin is not None
+    hub_base = facts.kind == "adapter" and not Path(facts.base).exists()
+    header = ModelCardData(
+        library_name="peft" if facts.kind == "adapter" else "transformers",
+        pipeline_tag="text-classification",
+        tags=["reward-model"],
+        base_model=facts.base if hub_base else None,
+    ).to_yaml()
+    notes = [*facts.origin.notes, f"at most {facts.max_length} tokens are read"]
+    rules = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in notes)
+    return (
+        f"---\n{header}\n---\n\n# {name}\n\n"
+        f"A reward model that another tool trained ({facts.origin.format}), imported by plaudit. "
+        "It scores as it did there: a higher score is better, and scores compare among responses "
+        "to one prompt.\n\n"
+        f"## How it is read\n\n{rules}\n"
+        "## What is not known\n\n"
+        "The files it came from do not record its training data, what it was evaluated on or how "
+        "well it is calibrated. `plaudit eval` measures it on data of yours.\n"
+    )

@@ -1,0 +1,349 @@
+"""``plaudit export``: write a reward model for a tool, reload it by the tool's rules, compare.
+
+Shapes: R responses, all comparisons together, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from plaudit import __version__
+from plaudit.errors import ModelError
+from plaudit.files import write_json, writing
+from plaudit.model.artefact import (
+    ArtefactFacts,
+    resolve_base,
+    save_tokenizer,
+    write_facts,
+)
+from plaudit.model.export.chat_template import chat_template_of
+from plaudit.model.export.prepare import prepare, refuse_unsuitable
+from plaudit.model.export.records import Exportable, Exporter, Options, Written
+from plaudit.model.export.table import EXPORTERS
+from plaudit.model.imports.records import Choices
+from plaudit.model.module import as_reward_module
+from plaudit.model.scoring import score_trees
+from plaudit.recipe import Source
+from plaudit.report.derived_card import DerivedCard, write_derived_card
+from plaudit.serve.scorer import RewardModel, load
+from plaudit.share.folder import new_folder
+from plaudit.share.parity import (
+    TOLERANCE,
+    Parity,
+    ParityError,
+    allowed,
+    given_by,
+    largest_difference,
+    order_changes,
+    refuse_difference,
+)
+from plaudit.share.rows import CheckRows, check_rows
+from plaudit.types import Affine, FloatArray
+
+EXPORT_FILE = "export.json"
+BASE_FOLDER = "base"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and how it was checked; ``parity`` is None where it was asked not to be.
+
+    ``notes`` say what the layout could not hold, ``serving`` what a server must be told.
+    """
+
+    target: str
+    dtype: str
+    parity: Parity | None
+    notes: tuple[str, ...]
+    serving: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """What the written model must give, and what rounding did to get there."""
+
+    rows: CheckRows
+    rewards_R: FloatArray
+    rounding: float | None
+    order_changes: int | None
+
+
+def export(
+    model: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    dtype: str = "fp32",
+    max_shard_size: str = "5GB",
+    peft_config: str | None = None,
+    normalize: bool = False,
+    check: bool = True,
+    rows: Source | None = None,
+    tolerance: float = TOLERANCE,
+    base: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    choices: Choices = Choices(),
+) -> Exported:
+    """Write ``model`` into the folder ``out`` in the layout of ``to``, a key of ``EXPORTERS``.
+
+    The folder appears when its check has passed. Weights are merged in fp32 and rounded once to
+    ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32. ``choices`` say what another
+    tool's files leave open.
+
+    Raises:
+        ModelError: the model cannot be loaded, or has no such form.
+        DataError: ``rows`` cannot be used.
+        OutputError: ``out`` exists, or cannot be written.
+        ParityError: the reloaded export gives other scores than the model.
+    """
+    exporter, folder = EXPORTERS[to], Path(out)
+    options = Options(
+        dtype=DTYPES[dtype],
+        max_shard_size=max_shard_size,
+        peft_config=peft_config,
+        normalize=normalize,
+    )
+    reward_model = load(
+        model,
+        base=base,
+        device=device,
+        dtype="float32",
+        trust_remote_code=trust_remote_code,
+        choices=choices,
+    )
+    _refuse_own_code(reward_model.facts)
+    refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)
+    checked = check_rows(reward_model, Path(model), rows) if check else None
+    base_now = resolve_base(Path(model), reward_model.facts, base)
+    beside = Path(base_now).resolve() == (Path(model) / BASE_FOLDER).resolve()
+    # A copy of the base beside the adapter is found where the folder is.
+    base_named = str((folder / BASE_FOLDER).resolve()) if beside else base_now
+    with new_folder(folder) as temporary:
+        source, expected = _prepared(reward_model, exporter, options, checked, base_now, base_named)
+        with writing(folder):
+            written = exporter.write(source, temporary, options)
+            facts, notes = _facts(source, exporter)
+            _write_around(temporary, source, exporter, facts, beside=beside)
+        # Two copies of a large model need not fit: the reloaded one takes this one's place.
+        del source, reward_model
+        parity, notes = None, (*written.notes, *notes)
+        if expected is not None:
+            parity = _check(exporter, temporary, base_now, facts, expected, written, tolerance)
+            refuse_difference(parity, f"The {to} export")
+            notes = (*notes, *_text_notes(to, exporter, facts, parity))
+        done = Exported(target=to, dtype=dtype, parity=parity, notes=notes, serving=written.serving)
+        write_json(temporary / EXPORT_FILE, _record(done, facts, Path(model)))
+        write_derived_card(temporary, _card(done, exporter, facts, Path(model), folder.name))
+    return done
+
+
+def _refuse_own_code(facts: ArtefactFacts) -> None:
+    if facts.trust_remote_code:
+        raise ModelError(
+            f"{facts.base} needs Python code of its own, which no export carries; use the model "
+            "where it is."
+        )
+
+
+def _prepared(
+    model: RewardModel,
+    exporter: Exporter,
+    options: Options,
+    rows: CheckRows | None,
+    base: str,
+    base_named: str,
+) -> tuple[Exportable, _Expected | None]:
+    before = [] if rows is None else model.score_trees(rows.trees)
+    source = prepare(
+        model.module.network,
+        model.tokenizer,
+        model.facts,
+        exporter=exporter,
+        options=options,
+        base=base,
+        base_named=base_named,
+    )
+    if rows is None:
+        return source, None
+    if options.dtype is torch.float32:
+        after = before
+    else:
+        # What the stored weights are worth, so that the reloaded file is compared to the digit.
+        module = as_reward_module(source.network, Affine(offset=source.offset)).eval()
+        after = score_trees(module, model.batcher, rows.trees)
+    short = options.dtype is not torch.float32
+    expected = _Expected(
+        rows=rows,
+        rewards_R=np.concatenate(after),
+        rounding=float(np.abs(np.concatenate(after) - np.concatenate(before)).max())
+        if short
+        else None,
+        order_changes=order_changes(before, after) if short else None,
+    )
+    return source, expected
+
+
+def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple[str, ...]]:
+    """``plaudit.json`` of the export, the same model in another form, and what to say of it.
+
+    Gives the tokenizer the chat template of an imported model that has it elsewhere.
+    """
+    facts, tokenizer, notes = source.facts, source.tokenizer, []
+    if facts.rendering.kind == "llamafactory" and exporter.encode is not None:
+        template = chat_template_of(facts.rendering.strings, facts.reading, tokenizer)
+        if template is not None:
+            tokenizer.chat_template = template
+            notes.append(
+                f"The chat template is LLaMA-Factory's {facts.rendering.template}, which this "
+                "model was trained with, written as Jinja."
+            )
+    if facts.reading.rule != "last" and exporter.encode is None:
+        notes.append(
+            "This model scores the token before the end of a conversation, and the tool scores the "
+            "last one: leave the end token off what it is given."
+        )
+    whole = exporter.layout == "whole"
+    changed = replace(
+        facts,
+        kind="full" if whole else facts.kind,
+        base=facts.base if whole else source.base_named,
+        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        affine=Affine(offset=source.offset),
+        plaudit_version=__version__,
+    )
+    return changed, tuple(notes)
+
+
+def _write_around(
+    folder: Path, source: Exportable, exporter: Exporter, facts: ArtefactFacts, *, beside: bool
+) -> None:
+    """Tokenizer, facts, and the base where an adapter carries its own."""
+    save_tokenizer(source.tokenizer, folder)
+    _name_tokenizer_class(folder / "tokenizer_config.json")
+    if exporter.own_facts:
+        write_facts(folder, facts)
+    if exporter.layout != "whole" and facts.kind == "adapter" and beside:
+        shutil.copytree(source.base, folder / BASE_FOLDER)
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """The name of a tokenizer of ``tokenizer.json`` alone that transformers 4 knows too.
+
+    transformers 5 writes ``TokenizersBackend``, and tools that run on 4 then load no tokenizer.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _check(
+    exporter: Exporter,
+    folder: Path,
+    base: str,
+    facts: ArtefactFacts,
+    expected: _Expected,
+    written: Written,
+    tolerance: float,
+) -> Parity:
+    """Score the model's own tokens, then those that the tool makes of the same rows."""
+    sequences = expected.rows.sequences()
+    wanted_R = given_by(written.gives, expected.rewards_R)
+    score = exporter.read(folder, base)
+    parity = Parity(
+        rows=expected.rows.where,
+        comparisons=len(expected.rows.trees),
+        responses=len(sequences),
+        largest_difference=largest_difference(score(sequences), wanted_R),
+        tolerance=allowed(tolerance, wanted_R),
+        rounding=expected.rounding,
+        order_changes=expected.order_changes,
+    )
+    if exporter.encode is None:
+        return parity
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = [
+        ids for row in expected.rows.comparisons for ids in exporter.encode(tokenizer, facts, row)
+    ]
+    differs = [i for i, (a, b) in enumerate(zip(encoded, sequences, strict=True)) if a != b]
+    found_R = score([encoded[i] for i in differs])
+    return replace(
+        parity,
+        text_differs=len(differs),
+        text_difference=largest_difference(found_R, wanted_R[differs]),
+    )
+
+
+def _text_notes(
+    to: str, exporter: Exporter, facts: ArtefactFacts, parity: Parity
+) -> tuple[str, ...]:
+    """What the tool's own way of making tokens changes.
+
+    Raises:
+        ParityError: it should change nothing.
+    """
+    if not parity.text_differs:
+        return ()
+    plain = facts.rendering.kind == "chat_template" and facts.reading.rule == "last"
+    if exporter.exact_text and plain:
+        raise ParityError(
+            f"The tokenizer of the {to} export encodes {parity.text_differs} of {parity.responses} "
+            f"responses otherwise than the model does ({parity.rows}); nothing was written, please "
+            "report this with the model's plaudit.json."
+        )
+    note = (
+        f"From messages or text, {to} makes other tokens of {parity.text_differs} of "
+        f"{parity.responses} responses than this model reads, and scores them up to "
+        f"{parity.text_difference:.3g} apart; give it the token ids, or text that ends alike."
+    )
+    return (note,)
+
+
+def _record(done: Exported, facts: ArtefactFacts, source: Path) -> dict[str, Any]:
+    """``export.json``: what this folder is, and how far it was checked."""
+    return {
+        "format": 1,
+        "plaudit_version": __version__,
+        "source": source.name,
+        "target": done.target,
+        "dtype": done.dtype,
+        "checked": done.parity is not None,
+        "parity": None if done.parity is None else asdict(done.parity),
+        "notes": list(done.notes),
+        "serving": dict(done.serving),
+        "base": facts.base,
+        "base_revision": facts.base_revision,
+        "text": facts.text,
+        "max_length": facts.max_length,
+    }
+
+
+def _card(
+    done: Exported, exporter: Exporter, facts: ArtefactFacts, source: Path, name: str
+) -> DerivedCard:
+    adapter = exporter.layout != "whole" and facts.kind == "adapter"
+    return DerivedCard(
+        name=name,
+        made=f"Written from the reward model {source.name} as {exporter.help}, in {done.dtype}"
+        + ("" if done.dtype == "fp32" else " with the head in fp32"),
+        adapter=adapter,
+        loader=done.target,
+        tags=(done.target,),
+        text=facts.text,
+        base=facts.base,
+        base_revision=facts.base_revision,
+        parity=None if done.parity is None else asdict(done.parity),
+        notes=done.notes,
+        serving=done.serving,
+        results_of=source,
+    )

@@ -1,0 +1,393 @@
+"""Reward models to and from the Hugging Face Hub, through ``huggingface_hub``. Loads no torch.
+
+What goes up is a list, not whatever lies in the folder: a run folder also holds optimizer states
+and predictions. What comes down holds no pickles and no code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plaudit.errors import ModelError, PlauditError
+from plaudit.files import writing
+from plaudit.share.folder import new_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+PATTERNS = (
+    CARD,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "plaudit.json",
+    "export.json",
+    "merge.json",
+    "metrics.json",
+    "environment.json",
+    "recipe.yaml",
+    "llamafactory.yaml",
+    "report.html",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Names of files that make a reward model; the same inside ``base/``, and ``plots/*.png``."""
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_WEIGHTS = re.compile(
+    r"(pytorch_model|model|adapter_model|value_head)[\w.-]*(\.safetensors(\.index\.json)?|\.bin)"
+)
+_HEAD = re.compile(r"(^|\.)(score|classifier|value_head|v_head)\.")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+# A value in JSON or YAML that is a path from the root of a machine.
+_LOCAL_PATH = re.compile(r"""(?:["']|[:-] )(/[\w.-]+/[^"'\n]*)""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What is, or would be, uploaded: ``(path in the folder, bytes)``, and what is left here.
+
+    ``commit`` and ``url`` are None in a dry run.
+    """
+
+    repo: str
+    files: tuple[tuple[str, int], ...]
+    left: tuple[str, ...]
+    notes: tuple[str, ...]
+    commit: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """What came down, and the commit it was at."""
+
+    repo: str
+    commit: str
+    files: tuple[tuple[str, int], ...]
+    left: tuple[str, ...]
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    include: Sequence[str] = (),
+    replace: bool = False,
+    dry_run: bool = False,
+) -> Upload:
+    """Upload a reward model as one commit, after its card and its head were looked at.
+
+    ``include`` adds patterns of files that are left here else; pickles never go. ``replace`` lets
+    weight files that the repository has and this folder has not be deleted.
+
+    Raises:
+        ModelError: no head in the weights, no usable card, a pickle asked for, or a Hub that
+            refuses or cannot be reached.
+    """
+    path = Path(folder)
+    _refuse_bad_id(repo)
+    files, left = _to_upload(path, include)
+    find_head(path)
+    notes = (*_check_card(path / CARD), *_local_notes(path, files))
+    plan = Upload(repo=repo, files=files, left=left, notes=notes)
+    if dry_run:
+        return plan
+    with _hub_errors(repo):
+        commit, url = _commit(path, plan, private=private, revision=revision, replace=replace)
+    return Upload(repo=repo, files=files, left=left, notes=notes, commit=commit, url=url)
+
+
+def pull(
+    repo: str,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+) -> Download:
+    """Download a reward model into the new folder ``out``: weights as safetensors, no code.
+
+    Raises:
+        ModelError: no such model, weights that are pickles alone, no head among them, or a Hub
+            that refuses or cannot be reached.
+        OutputError: ``out`` exists, or cannot be written.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    _refuse_bad_id(repo)
+    folder = Path(out)
+    with new_folder(folder) as temporary:
+        with writing(folder), _hub_errors(repo):
+            info = HfApi().model_info(repo, revision=revision)
+            there = [sibling.rfilename for sibling in info.siblings or ()]
+            wanted = [name for name in there if _is_model_file(name)]
+            _refuse_pickles_alone(repo, there)
+            # By its commit: the branch may move while files come down.
+            snapshot_download(
+                repo, revision=info.sha, local_dir=temporary, allow_patterns=wanted or [CARD]
+            )
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)
+        find_head(temporary)
+        files = tuple(
+            (path.relative_to(temporary).as_posix(), path.stat().st_size)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        )
+    assert info.sha is not None
+    left = tuple(name for name in there if name not in wanted)
+    return Download(repo=repo, commit=info.sha, files=files, left=left)
+
+
+# ---- what belongs to a model ---------------------------------------------------------------------
+
+
+def _is_model_file(name: str, include: Sequence[str] = ()) -> bool:
+    folder, _, file = name.rpartition("/")
+    return (
+        (folder in ("", "base") and any(fnmatch(file, pattern) for pattern in PATTERNS))
+        or (folder == "plots" and file.endswith(".png"))
+        or any(fnmatch(name, pattern) for pattern in include)
+    )
+
+
+def _to_upload(
+    folder: Path, include: Sequence[str]
+) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    if not folder.is_dir():
+        raise ModelError(f"No folder at {folder}; give the folder of a reward model.")
+    files, left = [], []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if not _is_model_file(name, include):
+            left.append(name)
+        elif path.suffix in PICKLES:
+            raise ModelError(
+                f"{path} is a pickle, which can run code where it is loaded, and is not uploaded; "
+                "leave it out of --include, or write the model as safetensors with plaudit export."
+            )
+        else:
+            files.append((name, path.stat().st_size))
+    return tuple(files), tuple(left)
+
+
+def find_head(folder: Path) -> str:
+    """The tensor of the reward head in a folder's safetensors, by the name it has there.
+
+    Raises:
+        ModelError: no weights, a shard that is not there, or weights without a head.
+    """
+    keys = _tensor_names(folder)
+    heads = sorted(key for key in keys if _HEAD.search(key) and ".lora_" not in key)
+    if not heads:
+        raise ModelError(
+            f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
+            "would be random elsewhere; save the head with the model (plaudit export does)."
+        )
+    return heads[0]
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES and _is_weight(p.name)]
+        found = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
+        raise ModelError(
+            f"{folder} holds {found}; expected .safetensors files, as plaudit export writes."
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
+    names: set[str] = set()
+    for path in weights:
+        try:
+            with safe_open(path, framework="np") as tensors:
+                names |= set(tensors.keys())
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} is damaged ({error}); write it again.") from None
+    return names
+
+
+def _is_weight(name: str) -> bool:
+    return _WEIGHTS.fullmatch(name) is not None
+
+
+def _refuse_pickles_alone(repo: str, there: Sequence[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in there):
+        pickles = [name for name in there if _is_weight(name)]
+        found = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
+        raise ModelError(
+            f"{repo} holds {found}, and pull takes .safetensors alone; ask its authors for them, "
+            "or download it by other means and load it from the folder."
+        )
+
+
+# ---- the card ------------------------------------------------------------------------------------
+
+
+def _check_card(path: Path) -> tuple[str, ...]:
+    """Sentences about what a good card has and this one has not.
+
+    Raises:
+        ModelError: no card, or metadata that the Hub would refuse.
+    """
+    from huggingface_hub import ModelCard
+
+    if not path.is_file():
+        raise ModelError(
+            f"{path.parent} has no {CARD}; write the card with plaudit card (a run) or by hand."
+        )
+    try:
+        data = ModelCard.load(path).data.to_dict()
+    except Exception as error:  # YAML's own errors and huggingface_hub's, all about the metadata
+        raise ModelError(
+            f"The metadata of {path} cannot be read ({_first_line(error)}); put them right."
+        ) from None
+    bases = data.get("base_model") or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not _HUB_ID.fullmatch(str(base)):
+            raise ModelError(
+                f"The card's base_model {base!r} is no Hub id, and the Hub refuses others; name "
+                "the base by its id, or leave base_model out."
+            )
+    expected = ("library_name", "pipeline_tag", "tags", "license")
+    return tuple(f"The card names no {key}." for key in expected if not data.get(key))
+
+
+def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """What others would miss, or learn of this machine."""
+    config = folder / "adapter_config.json"
+    if config.is_file() and not (folder / "base" / "config.json").is_file():
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base is None or Path(base).is_absolute() or Path(base).exists():
+            yield (
+                f"The adapter's base is the local folder {Path(str(base)).name}, which others do "
+                "not have; plaudit export --to merged writes a model that needs none."
+            )
+    told = [
+        name
+        for name, _ in files
+        if name.endswith((".json", ".yaml"))
+        and "tokenizer" not in name
+        and _LOCAL_PATH.search((folder / name).read_text(encoding="utf-8"))
+    ]
+    if told:
+        yield f"Paths of this machine stand in {', '.join(told)}."
+
+
+# ---- the Hub -------------------------------------------------------------------------------------
+
+
+def _commit(
+    folder: Path, plan: Upload, *, private: bool, revision: str | None, replace: bool
+) -> tuple[str, str]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+    api.create_repo(plan.repo, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(plan.repo, branch=revision, exist_ok=True)
+    stale = _stale(api, plan, revision)
+    if stale and not replace:
+        raise ModelError(
+            f"{plan.repo} already holds {', '.join(stale)}, which this folder has not and loaders "
+            "would take for its weights; delete them with --replace, or push to another --revision."
+        )
+    done = api.create_commit(
+        plan.repo,
+        [
+            *(
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
+                for name, _ in plan.files
+            ),
+            *(CommitOperationDelete(path_in_repo=name) for name in stale),
+        ],
+        commit_message="Upload reward model",
+        revision=revision,
+    )
+    return done.oid, str(done.commit_url)
+
+
+def _stale(api: HfApi, plan: Upload, revision: str | None) -> list[str]:
+    """Weight files of an earlier push that this one would leave lying beside its own."""
+    names = {name for name, _ in plan.files}
+    there = api.list_repo_files(plan.repo, revision=revision)
+    return sorted(name for name in there if _is_weight(name) and name not in names)
+
+
+def _refuse_bad_id(repo: str) -> None:
+    if not _REPO_ID.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise ModelError(f"{repo!r} is no Hub id; expected owner/name.")
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """One sentence for each way in which the Hub says no."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except PlauditError:
+        raise
+    except OfflineModeIsEnabled:
+        raise ModelError(
+            f"HF_HUB_OFFLINE is set, so the Hub cannot be asked for {repo}; unset it."
+        ) from None
+    except HfHubHTTPError as error:
+        raise ModelError(_refusal(repo, error)) from None
+    except ValueError as error:
+        # huggingface_hub's word for a card that the Hub's own validation refused.
+        raise ModelError(f"The Hub refuses this upload to {repo} ({_one_line(error)}).") from None
+    except Exception as error:
+        # httpx up to huggingface_hub 1, httpx2 from 2 on: one family of names, no common class.
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        raise ModelError(
+            f"The Hub cannot be reached for {repo} ({_first_line(error)}); look at the network, or "
+            "at HF_ENDPOINT."
+        ) from None
+
+
+def _refusal(repo: str, error: Any) -> str:
+    status = error.response.status_code if error.response is not None else None
+    advice: Mapping[int | None, str] = {
+        401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf auth "
+        "login.",
+        403: f"You may not do this to {repo}; log in with a token that may write there.",
+        404: f"The Hub has no model {repo}, or no such revision of it; check both names.",
+    }
+    return advice.get(status, f"The Hub refuses this for {repo} ({_one_line(error)}).")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

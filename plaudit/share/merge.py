@@ -1,0 +1,359 @@
+"""``plaudit merge``: the weighted average of runs or checkpoints of one base, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from plaudit import __version__
+from plaudit.errors import ModelError
+from plaudit.files import write_json, writing
+from plaudit.model.artefact import (
+    ArtefactFacts,
+    load_network,
+    read_facts,
+    resolve_base,
+    save_tokenizer,
+    save_weights,
+    write_facts,
+)
+from plaudit.model.average import (
+    AdapterParts,
+    FullAverage,
+    adapter_parts,
+    average_adapters,
+    fold_scale,
+)
+from plaudit.model.export.classifier import save_adapter
+from plaudit.model.load import dropouts_off
+from plaudit.model.module import as_reward_module
+from plaudit.model.scoring import score_trees
+from plaudit.recipe import Source
+from plaudit.report.derived_card import DerivedCard, write_derived_card
+from plaudit.serve.scorer import load
+from plaudit.share.folder import new_folder
+from plaudit.share.parity import (
+    TOLERANCE,
+    Parity,
+    allowed,
+    largest_difference,
+    refuse_difference,
+)
+from plaudit.share.rows import check_rows
+from plaudit.types import Affine
+
+MERGE_FILE = "merge.json"
+BASE_FOLDER = "base"
+
+# What must be equal for one text to mean the same to all models.
+_SAME = {
+    "kind": "are not both adapters or both whole models",
+    "chat_template": "have different chat templates",
+    "chat_template_kwargs": "have different template variables",
+    "text": "read different kinds of text",
+    "pad_token": "have different padding tokens",
+    "rendering": "make tokens by different rules",
+    "reading": "score different tokens",
+    "output": "have different outputs as reward",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What was averaged, how, and how it was checked; ``parity`` is None where it was not.
+
+    ``method`` is ``adapter`` (ranks end to end) or ``full`` (tensors averaged).
+    """
+
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]
+    method: Literal["adapter", "full"]
+    parity: Parity | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """A model to be averaged. ``run`` has its facts: itself, or the run a checkpoint is of."""
+
+    folder: Path
+    run: Path
+    facts: ArtefactFacts
+    weight: float
+    base: str
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+
+def merge(
+    models: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    check: bool = True,
+    rows: Source | None = None,
+    tolerance: float = TOLERANCE,
+    base: str | None = None,
+) -> Merged:
+    """Write the average of ``models`` (runs, their checkpoints, exports) into the folder ``out``.
+
+    ``weights`` add up to 1; equal ones where None. Adapters give an adapter whose rank is the sum
+    of theirs, whole models a whole model. The temperature and the reward statistics are not
+    inherited: they are measured on a model, and this is another one.
+
+    Raises:
+        ModelError: fewer than two models, weights that do not fit, or models that differ in base,
+            tokenizer, template or form.
+        DataError: ``rows`` cannot be used.
+        OutputError: ``out`` exists, or cannot be written.
+        ParityError: the written model gives other scores than the average in memory.
+    """
+    members = _members(models, weights, base)
+    _refuse_differences(members)
+    folder = Path(out)
+    with new_folder(folder) as temporary:
+        facts, average, notes = _write(members, temporary, folder, check=check)
+        parity = None
+        if check:
+            parity = _check(temporary, members, average, facts, rows, tolerance)
+            refuse_difference(parity, "The merged model")
+        done = Merged(
+            sources=tuple(member.folder.name for member in members),
+            weights=tuple(member.weight for member in members),
+            method="adapter" if facts.kind == "adapter" else "full",
+            parity=parity,
+            notes=notes,
+        )
+        record = {
+            "format": 1,
+            "plaudit_version": __version__,
+            **asdict(done),
+            "checked": parity is not None,
+        }
+        write_json(temporary / MERGE_FILE, record)
+        write_derived_card(temporary, _card(done, facts, folder.name))
+    return done
+
+
+# ---- which models --------------------------------------------------------------------------------
+
+
+def _members(
+    models: Sequence[str | Path], weights: Sequence[float] | None, base: str | None
+) -> list[_Member]:
+    if len(models) < 2:
+        raise ModelError("One model has no average; name two or more.")
+    shares = list(weights) if weights is not None else [1.0 / len(models)] * len(models)
+    if len(shares) != len(models):
+        raise ModelError(f"--weights has {len(shares)} numbers for {len(models)} models.")
+    if any(not math.isfinite(s) or s < 0 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
+        raise ModelError(
+            f"--weights are {', '.join(f'{s:g}' for s in shares)}; expected numbers from 0 on that "
+            "add up to 1."
+        )
+    members = []
+    for path, share in zip(models, shares, strict=True):
+        folder = Path(path)
+        run = _run_of(folder)
+        facts = read_facts(run)
+        if facts.trust_remote_code:
+            raise ModelError(f"{folder} needs Python code of its own, which no merge carries.")
+        members.append(
+            _Member(
+                folder=folder,
+                run=run,
+                facts=facts,
+                weight=share,
+                base=resolve_base(run, facts, base),
+            )
+        )
+    return members
+
+
+def _run_of(folder: Path) -> Path:
+    """The folder with the facts: a checkpoint's are its run's."""
+    run = folder.resolve().parent.parent
+    is_checkpoint = folder.resolve().parent.name == "checkpoints"
+    if not (folder / "plaudit.json").is_file() and is_checkpoint:
+        return run
+    return folder
+
+
+def _refuse_differences(members: Sequence[_Member]) -> None:
+    first = members[0]
+    for other in members[1:]:
+        for name, words in _SAME.items():
+            if getattr(other.facts, name) != getattr(first.facts, name):
+                raise ModelError(
+                    f"{first.name} and {other.name} {words}, so they have no common average."
+                )
+        if not _same_base(first, other):
+            raise ModelError(
+                f"{first.name} is of the base {first.facts.base} and {other.name} of "
+                f"{other.facts.base}; only models of one base can be averaged."
+            )
+
+
+def _same_base(one: _Member, other: _Member) -> bool:
+    if one.facts.base_revision != other.facts.base_revision:
+        return False
+    if one.base == other.base:
+        return True
+    here = [Path(member.base) for member in (one, other)]
+    # Copies of one base (each run on the embedded one has its own) are one base.
+    return all(path.is_dir() for path in here) and len({_digest(path) for path in here}) == 1
+
+
+def _digest(base: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([base / "config.json", *base.glob("*.safetensors"), *base.glob("*.bin")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _refuse_other_tokenizer(
+    first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    same = (
+        first.get_vocab() == other.get_vocab()
+        and first.special_tokens_map == other.special_tokens_map
+        and first.chat_template == other.chat_template
+    )
+    if not same:
+        raise ModelError(
+            f"{names[0]} and {names[1]} have different tokenizers, so they have no common average."
+        )
+
+
+# ---- writing and checking ------------------------------------------------------------------------
+
+
+def _write(
+    members: Sequence[_Member], temporary: Path, folder: Path, *, check: bool
+) -> tuple[ArtefactFacts, FullAverage, tuple[str, ...]]:
+    adapters = members[0].facts.kind == "adapter"
+    parts: list[AdapterParts] = []
+    average = FullAverage()
+    tokenizer: PreTrainedTokenizerBase | None = None
+    for member in members:
+        network, own = load_network(
+            member.folder, member.facts, dtype=torch.float32, base=member.base
+        )
+        if tokenizer is None:
+            tokenizer = own
+        _refuse_other_tokenizer(tokenizer, own, (members[0].name, member.name))
+        dropouts_off(network, keep_lora=False)
+        fold_scale(network, member.facts.affine.scale)
+        if adapters:
+            parts.append(adapter_parts(network, member.name))
+        if check or not adapters:
+            average.add(network, member.weight, member.name)
+    assert tokenizer is not None
+    facts, notes = _facts(members, folder)
+    with writing(folder):
+        if adapters:
+            weights = [member.weight for member in members]
+            tensors, config = average_adapters(parts, weights, [m.name for m in members])
+            save_adapter(temporary, tensors, {**config, "base_model_name_or_path": facts.base})
+            if _base_beside(members[0]):
+                shutil.copytree(members[0].base, temporary / BASE_FOLDER)
+        else:
+            save_weights(average.finish(), temporary)
+        save_tokenizer(tokenizer, temporary)
+    write_facts(temporary, facts)
+    return facts, average, notes
+
+
+def _base_beside(member: _Member) -> bool:
+    return Path(member.base) == member.run / BASE_FOLDER
+
+
+def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tuple[str, ...]]:
+    """``plaudit.json`` of the average: what was measured on a member is not known of it."""
+    first = members[0]
+    lengths = {member.facts.max_length for member in members}
+    offset = sum(member.weight * member.facts.affine.offset for member in members)
+    fingerprints = [f for m in members if (f := m.facts.data_fingerprint) is not None]
+    beside = first.facts.kind == "adapter" and _base_beside(first)
+    facts = replace(
+        first.facts,
+        base=str((folder / BASE_FOLDER).resolve()) if beside else first.facts.base,
+        max_length=min(lengths),
+        affine=Affine(offset=offset),
+        temperature=None,
+        reward_mean=None,
+        reward_std=None,
+        data_fingerprint="+".join(dict.fromkeys(fingerprints)) or None,
+        plaudit_version=__version__,
+    )
+    notes = [
+        "Temperature and reward statistics were not inherited: measure them with plaudit eval."
+    ]
+    if len(lengths) > 1:
+        notes.append(
+            f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the average "
+            f"reads the least, {min(lengths)}."
+        )
+    return facts, tuple(notes)
+
+
+def _check(
+    temporary: Path,
+    members: Sequence[_Member],
+    average: FullAverage,
+    facts: ArtefactFacts,
+    rows: Source | None,
+    tolerance: float,
+) -> Parity:
+    """The written folder, loaded as any reward model, against averaged whole weights in memory."""
+    base = members[0].base if facts.kind == "adapter" else None
+    written = load(temporary, base=base, device="cpu", dtype="float32")
+    checked = check_rows(written, members[0].run, rows)
+    found_R = np.concatenate(written.score_trees(checked.trees))
+    network = average.finish()
+    network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
+    module = as_reward_module(network, facts.affine).eval()
+    from plaudit.tokens.batch import make_batchers
+
+    assert isinstance(written.tokenizer.pad_token_id, int)
+    plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
+    wanted_R = np.concatenate(score_trees(module, plain, checked.trees))
+    return Parity(
+        rows=checked.where,
+        comparisons=len(checked.trees),
+        responses=len(found_R),
+        largest_difference=largest_difference(found_R.tolist(), wanted_R),
+        tolerance=allowed(tolerance, wanted_R),
+    )
+
+
+def _card(done: Merged, facts: ArtefactFacts, name: str) -> DerivedCard:
+    shares = ", ".join(
+        f"{weight:.4g} of {source}"
+        for source, weight in zip(done.sources, done.weights, strict=True)
+    )
+    parity: dict[str, Any] | None = None if done.parity is None else asdict(done.parity)
+    return DerivedCard(
+        name=name,
+        made=f"The average of the weights of {len(done.sources)} reward models ({shares})",
+        adapter=facts.kind == "adapter",
+        loader="plaudit",
+        tags=("weight-averaging",),
+        text=facts.text,
+        base=facts.base,
+        base_revision=facts.base_revision,
+        parity=parity,
+        notes=done.notes,
+    )

@@ -1,0 +1,175 @@
+"""Conversations to pieces of text: by the tokenizer's template, or as another tool does it.
+
+The pieces of a conversation are encoded one by one and their ids joined; a number among them is an
+id itself. To add a rendering, write a function and add a row to :data:`RENDERERS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.errors import ModelError
+from plaudit.slots import BOS, EOS, fill
+from plaudit.types import Comparison, Message, Rendering, Turns
+
+Piece: TypeAlias = str | int
+
+_RENDERING_ARGUMENTS = frozenset(
+    inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+) - {"self", "kwargs"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A conversation before encoding, and what encoding still does to it.
+
+    ``chat``: the start token once. ``plain``: the tokenizer's own special tokens, start and end
+    token once. ``exact``: nothing at all.
+    """
+
+    pieces: tuple[Piece, ...]
+    ending: Literal["chat", "plain", "exact"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """What turns a conversation into text: tokenizer, rendering and its template's variables."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template_kwargs: Mapping[str, Any]
+    rendering: Rendering
+
+
+def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+    """The whole conversation with ``response``.
+
+    Raises:
+        ModelError: messages, and a tokenizer without a chat template.
+        jinja2.TemplateError: the template refuses these messages.
+        ValueError, TypeError: the rendering has no form for them.
+    """
+    return RENDERERS[voice.rendering.kind](voice, comparison, response)
+
+
+def as_turns(comparison: Comparison) -> Comparison:
+    """A comparison of plain texts as one user turn and one assistant turn each."""
+
+    def turn(text: Turns, role: str) -> Turns:
+        return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+    return replace(
+        comparison,
+        prompt=turn(comparison.prompt, "user"),
+        responses=tuple(turn(response, "assistant") for response in comparison.responses),
+    )
+
+
+def is_chat(comparison: Comparison) -> bool:
+    """Whether a template renders this comparison (else its text stands as it is)."""
+    return not isinstance(comparison.responses[0], str)
+
+
+def by_chat_template(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+    """The tokenizer's chat template, or prompt and response as they stand."""
+    text = conversation_text(voice, comparison, response)
+    return Rendered(pieces=(text,), ending="chat" if is_chat(comparison) else "plain")
+
+
+def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+    """No newline at the end, then the end token unless it is there, a space before it.
+
+    The rule of OpenRLHF's reward data (``openrlhf/datasets/reward_dataset.py``); it adds no other
+    special token.
+    """
+    text = conversation_text(voice, comparison, response).rstrip("\n")
+    end = str(voice.tokenizer.eos_token)
+    return Rendered(pieces=(text if text.endswith(end) else f"{text} {end}",), ending="exact")
+
+
+def by_llamafactory(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+    """LLaMA-Factory's own template, each piece of each turn encoded on its own.
+
+    Byte-pair merges never reach across its pieces, so the ids differ from those of the same text
+    encoded at once. Plain text stands as it is.
+    """
+    if isinstance(comparison.prompt, str) or isinstance(response, str):
+        return by_chat_template(voice, comparison, response)
+    if comparison.tools:
+        raise ValueError("LLaMA-Factory's templates are read without tools")
+    system, turns = _alternating((*comparison.prompt, *response))
+    tokens = {BOS: voice.tokenizer.bos_token_id, EOS: voice.tokenizer.eos_token_id}
+    pieces = [tokens.get(piece, piece) for piece in fill(voice.rendering.strings, system, turns)]
+    # A tokenizer without a start token has none to write.
+    return Rendered(pieces=tuple(p for p in pieces if p is not None), ending="exact")
+
+
+Renderer: TypeAlias = Callable[[Voice, Comparison, Turns], Rendered]
+
+RENDERERS: dict[str, Renderer] = {
+    "chat_template": by_chat_template,
+    "llamafactory": by_llamafactory,
+    "openrlhf": by_openrlhf,
+}
+
+
+def conversation_text(voice: Voice, comparison: Comparison, response: Turns) -> str:
+    """Messages through the tokenizer's chat template, texts one after the other."""
+    if isinstance(comparison.prompt, str) and isinstance(response, str):
+        return comparison.prompt + response
+    if isinstance(comparison.prompt, str) or isinstance(response, str):
+        raise TypeError("prompt and response must both be text or both be messages")
+    if not voice.tokenizer.chat_template:
+        raise ModelError(
+            f"{comparison.where} holds messages, but the base's tokenizer has no chat template; "
+            "set tokens.chat_template to a jinja file, or give the data as plain text."
+        )
+    messages = [message.as_dict() for message in (*comparison.prompt, *response)]
+    text = voice.tokenizer.apply_chat_template(
+        messages,
+        tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
+        tokenize=False,
+        add_generation_prompt=False,
+        **template_variables({**voice.chat_template_kwargs, **comparison.chat_template_kwargs}),
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Variables for the template; what steers the rendering itself is not data's to set.
+
+    Raises:
+        ValueError: one of them is an argument of ``apply_chat_template``.
+    """
+    refused = sorted(given.keys() & _RENDERING_ARGUMENTS)
+    if refused:
+        raise ValueError(f"chat_template_kwargs may not set {', '.join(refused)}")
+    return given
+
+
+def _alternating(messages: Sequence[Message]) -> tuple[str, list[str]]:
+    """The system text, and the contents of the turns, user first.
+
+    Raises:
+        ValueError: turns that do not alternate, or of another role; LLaMA-Factory drops such rows.
+        TypeError: a content that is not text.
+    """
+    system = ""
+    if messages and messages[0].role == "system":
+        system, messages = messages[0].content, messages[1:]
+    for number, message in enumerate(messages):
+        expected = ("user", "assistant")[number % 2]
+        if message.role != expected or message.extra:
+            raise ValueError(
+                f"turn {number + 1} is {message.role}; LLaMA-Factory's templates alternate user "
+                "and assistant, after one system text, without tool calls"
+            )
+    contents = [system, *(message.content for message in messages)]
+    if not all(isinstance(content, str) for content in contents):
+        raise TypeError("a message's content is not text")
+    return contents[0], contents[1:]

@@ -1,0 +1,52 @@
+"""Reward models of other tools in ``tests/fixtures``, and the scores these gave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import plaudit
+from plaudit.model.imports.records import Choices
+from plaudit.serve.scorer import RewardModel
+from plaudit.tokens.encode import cut_behind
+from plaudit.types import IntArray, TokenTree
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LLAMA_FACTORY = FIXTURES / "llama_factory"
+BASE = LLAMA_FACTORY / "base"
+TRL = FIXTURES / "trl"
+OLD_PEFT = FIXTURES / "peft_0_11"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def opened(folder: Path, *, base: Path | None = BASE, **choices: Any) -> RewardModel:
+    return plaudit.load(
+        folder, base=None if base is None else str(base), choices=Choices(**choices)
+    )
+
+
+def tree(*sequences: IntArray) -> TokenTree:
+    return TokenTree(index=0, prefix=np.zeros(0, np.int32), branches=sequences)
+
+
+def scores_of_ids(model: RewardModel, sequences: Iterable[Sequence[int]]) -> list[float]:
+    """Rewards of whole conversations given as ids, read where the model reads."""
+    cut = [cut_behind(model.facts.reading, np.asarray(ids, np.int32)) for ids in sequences]
+    return [float(reward) for (reward,) in model.score_trees([tree(ids) for ids in cut])]
+
+
+def complete(name: str, folder: Path) -> Path:
+    """An adapter of ``peft_0_11`` with the tokenizer that was saved beside it."""
+    shutil.copytree(OLD_PEFT / name, folder)
+    for file in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
+        if not (folder / file).exists():
+            shutil.copy(BASE / file, folder / file)
+    return folder

@@ -1,0 +1,199 @@
+"""Law 3 over formats: whatever a model is read from, every export of it gives its scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plaudit.errors import ModelError
+from plaudit.model.export.table import EXPORTERS
+from plaudit.model.imports.formats import FORMATS, look
+from plaudit.model.imports.records import Choices
+from plaudit.recipe import Source
+from plaudit.serve.scorer import load
+from plaudit.share.export import export
+from plaudit.share.rows import check_rows
+from tests.conftest import pair_rows, write_jsonl
+
+pytestmark = pytest.mark.heavy
+
+# How each format comes to be here: by the exporter that writes it, without plaudit's own facts.
+LAYOUT_OF = {
+    "plaudit": "adapter",
+    "LLaMA-Factory": "llamafactory",
+    "OpenRLHF": "openrlhf",
+    "sequence classifier adapter": "adapter",
+    "sequence classifier": "merged",
+}
+CHOICES: Mapping[str, Choices] = {
+    "LLaMA-Factory": Choices(template="default", era="0.9.4"),
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", pair_rows(4, seed=31))
+
+
+@pytest.fixture(scope="module")
+def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model in every format that is read, with a bias where the format has one."""
+    biased = tmp_path_factory.mktemp("source") / "biased"
+    shutil.copytree(finished_run, biased)
+    facts = json.loads((biased / "plaudit.json").read_text())
+    facts["affine"] = {"scale": 1.5, "offset": -0.375}
+    (biased / "plaudit.json").write_text(json.dumps(facts))
+    found = {}
+    for name, layout in LAYOUT_OF.items():
+        folder = tmp_path_factory.mktemp("formats") / name.replace(" ", "-")
+        export(biased, layout, folder)
+        if name != "plaudit":
+            for own in ("plaudit.json", "export.json"):
+                (folder / own).unlink(missing_ok=True)
+        found[name] = folder
+    return found
+
+
+def rewards(path: Path, rows: Path, choices: Choices = Choices()) -> list[float]:
+    model = load(path, choices=choices)
+    checked = check_rows(model, path, Source(path=str(rows)))
+    scores: list[float] = np.concatenate(model.score_trees(checked.trees)).tolist()
+    return scores
+
+
+def test_every_format_is_walked(models: dict[str, Path]) -> None:
+    assert set(LAYOUT_OF) == {row.name for row in FORMATS}
+    assert set(LAYOUT_OF.values()) == set(EXPORTERS)
+    for name, folder in models.items():
+        contents = look(folder)
+        assert next(row.name for row in FORMATS if row.recognises(contents)) == name
+
+
+@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("source", LAYOUT_OF)
+def test_every_pair_keeps_the_scores(
+    source: str, target: str, models: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    choices = CHOICES.get(source, Choices())
+    whole = not (models[source] / "adapter_config.json").is_file()
+    arguments: dict[str, Any] = {"rows": Source(path=str(rows)), "choices": choices}
+    if target == "adapter" and whole:
+        with pytest.raises(ModelError, match="has no LoRA adapter"):
+            export(models[source], target, tmp_path / "out", **arguments)
+        return
+    done = export(models[source], target, tmp_path / "out", **arguments)
+    assert done.parity is not None
+    assert done.parity.largest_difference <= 1e-5
+    # And read again by plaudit, which renders and reads as the source does.
+    again = rewards(
+        tmp_path / "out",
+        rows,
+        # What a value head's template is stands in no file of a plain model.
+        CHOICES["LLaMA-Factory"] if target == "llamafactory" else Choices(),
+    )
+    if target == "llamafactory" and source != "LLaMA-Factory":
+        return  # read by its own template, which is not the source's chat template
+    np.testing.assert_allclose(again, rewards(models[source], rows, choices), atol=2e-5, rtol=1e-5)
+
+
+# ---- models that the tools themselves trained, with the scores they gave ------------------------
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BASE = str(FIXTURES / "llama_factory/base")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A tool's adapter, conversations as ids, and the score that the tool gave each."""
+
+    adapter: Path
+    ids_R: list[list[int]]
+    scores_R: list[float]
+
+
+def recorded(name: str) -> Recorded:
+    folder, scores = {
+        "llamafactory": ("llama_factory/adapter", "llama_factory/scores.jsonl"),
+        "old llamafactory": (
+            "llama_factory/adapter_old_layout",
+            "llama_factory/scores_old_layout.jsonl",
+        ),
+        "trl": ("trl/adapter", "trl/scores.jsonl"),
+    }[name]
+    # Loading is tested on every row elsewhere; ten tell whether an export kept the scores.
+    rows = [json.loads(line) for line in (FIXTURES / scores).read_text().splitlines()[:10]]
+    sides = ("chosen", "rejected")
+    given = [
+        row["rewards"] if "rewards" in row else [row[f"{side}_reward_single"] for side in sides]
+        for row in rows
+    ]
+    return Recorded(
+        adapter=FIXTURES / folder,
+        ids_R=[row[f"{side}_ids"] for row in rows for side in sides],
+        scores_R=[score for pair in given for score in pair],
+    )
+
+
+def bias_of(adapter: Path) -> float:
+    if (adapter / "value_head.safetensors").is_file():
+        return float(load_file(adapter / "value_head.safetensors")["v_head.summary.bias"])
+    if (adapter / "value_head.bin").is_file():
+        stored = torch.load(adapter / "value_head.bin", weights_only=True)
+        return float(stored["v_head.summary.bias"])
+    return 0.0
+
+
+@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("name", ["llamafactory", "old llamafactory", "trl"])
+def test_the_tools_own_scores_survive_every_export(
+    name: str, target: str, rows: Path, tmp_path: Path
+) -> None:
+    source = recorded(name)
+    out = tmp_path / "out"
+    done = export(source.adapter, target, out, base=BASE, rows=Source(path=str(rows)))
+    assert done.parity is not None
+    assert done.parity.largest_difference <= 1e-5
+    found = EXPORTERS[target].read(out, BASE)(source.ids_R)
+    # A classifier has no place for the bias, and says so.
+    lost = bias_of(source.adapter) if target in ("adapter", "merged") else 0.0
+    assert any("has no place" in note for note in done.notes) == (lost != 0.0)
+    np.testing.assert_allclose(np.asarray(found) + lost, source.scores_R, atol=1e-4, rtol=0)
+
+
+def test_there_and_back_changes_no_tensor(tmp_path: Path) -> None:
+    pairs = [("llamafactory", "llamafactory"), ("trl", "adapter")]
+    for name, target in pairs:
+        adapter = recorded(name).adapter
+        export(adapter, target, tmp_path / name, base=BASE, check=False)
+        for path in adapter.glob("*.safetensors"):
+            before, after = load_file(path), load_file(tmp_path / name / path.name)
+            assert before.keys() == after.keys()
+            assert all(before[key].equal(after[key]) for key in before)
+
+
+def test_the_template_of_llamafactory_goes_with_the_model(rows: Path, tmp_path: Path) -> None:
+    """Its name for LLaMA-Factory, its text for everybody else."""
+    adapter = recorded("llamafactory").adapter
+    export(adapter, "llamafactory", tmp_path / "back", base=BASE, check=False)
+    assert (tmp_path / "back" / "llamafactory.yaml").read_text() == "template: llama3\n"
+    done = export(adapter, "merged", tmp_path / "out", base=BASE, rows=Source(path=str(rows)))
+    assert done.parity is not None
+    assert done.parity.text_differs == 0
+    assert any("written as Jinja" in note for note in done.notes)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello<|eot_id|>"
+    )

@@ -1,0 +1,96 @@
+"""Laws 3 and 5 for other tools' models: one score on every path, and importing is the identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plaudit
+from plaudit.evaluate.run import evaluate
+from plaudit.model.imports.records import Choices
+from plaudit.recipe import Source
+from plaudit.serve.files import score_file
+from plaudit.serve.importing import import_model
+from tests.conftest import pair_rows, write_jsonl
+from tests.foreign import BASE, LLAMA_FACTORY, TRL, complete
+from tests.models import tiny_classifier, tiny_tokenizer
+
+ROWS = pair_rows(6, seed=3)
+
+
+def llama_factory(_: Path) -> Path:
+    return LLAMA_FACTORY / "adapter"
+
+
+def mid_2024(folder: Path) -> Path:
+    return complete("value_head", folder)
+
+
+def trapped(folder: Path) -> Path:
+    return complete("trapped_head", folder)
+
+
+def trl(_: Path) -> Path:
+    return TRL / "adapter"
+
+
+def openrlhf(folder: Path) -> Path:
+    tiny_classifier().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    added = {"value_head_prefix": "score", "mean": -0.25, "std": 0.5}
+    (folder / "config.json").write_text(json.dumps({**config, **added}))
+    return folder
+
+
+def one_of_three(folder: Path) -> Path:
+    from transformers import AutoModelForSequenceClassification
+
+    config = tiny_classifier().config
+    config.num_labels = 3
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(str(folder))
+    return folder
+
+
+MODELS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any]]] = {
+    "LLaMA-Factory": (llama_factory, {}),
+    "LLaMA-Factory of mid-2024": (mid_2024, {}),
+    "PEFT 0.11 with its head wrapped": (trapped, {}),
+    "TRL": (trl, {}),
+    "OpenRLHF": (openrlhf, {}),
+    "one of three outputs": (one_of_three, {"output": 1}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
+    build, chosen = MODELS[name]
+    source = build(tmp_path / "source")
+    base = str(BASE) if (source / "adapter_config.json").exists() else None
+    model = plaudit.load(source, base=base, choices=Choices(**chosen))
+    expected = [
+        reward
+        for row in ROWS
+        for reward in model.score(row["prompt"], [row["chosen"], row["rejected"]])
+    ]
+    assert max(expected) - min(expected) > 1e-3
+    data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    score_file(model, source, Source(path=str(data)), tmp_path / "out.jsonl")
+    written = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").open()]
+    close = pytest.approx(expected, rel=0, abs=1e-5)
+    assert [reward for rewards in written for reward in rewards] == close
+    assert evaluate(model, data).table.reward_N.tolist() == close
+
+    out = tmp_path / "imported"
+    import_model(source, out, base=base, choices=Choices(**chosen))
+    imported = plaudit.load(out)
+    assert imported.facts.rendering == model.facts.rendering
+    assert imported.facts.reading == model.facts.reading
+    assert evaluate(imported, data).table.reward_N.tolist() == close
+    padded = plaudit.load(out, max_tokens_per_microbatch=8)
+    assert evaluate(padded, data).table.reward_N.tolist() == close

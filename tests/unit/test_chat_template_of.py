@@ -1,0 +1,65 @@
+"""LLaMA-Factory's templates as Jinja write what its own pieces write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from plaudit.errors import ModelError
+from plaudit.model.export.chat_template import chat_template_of
+from plaudit.model.imports.templates import ERAS, NAMES, template_of
+from plaudit.slots import BOS, EOS, fill
+from plaudit.types import Reading
+from tests.models import tiny_tokenizer
+
+pytestmark = pytest.mark.heavy
+TURNS = ["What is {{ 1 + 1 }}?", 'It is "two".\n', "Sure\\n?", "Yes."]
+
+
+def known() -> Iterator[tuple[str, str]]:
+    """Every template in every release that had it."""
+    for name in NAMES:
+        for era in ERAS:
+            try:
+                template_of(name, era)
+            except ModelError:
+                continue
+            yield name, era
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize(("name", "era"), list(known()))
+def test_the_text_is_the_same(name: str, era: str, system: str) -> None:
+    strings = template_of(name, era).strings()
+    tokenizer = tiny_tokenizer()
+    template = chat_template_of(strings, Reading(), tokenizer)
+    if strings["thought"] is not None:
+        assert template is None
+        return
+    tokens = {BOS: tokenizer.bos_token, EOS: tokenizer.eos_token}
+    for count in (2, 4):
+        wanted = "".join(tokens.get(p, p) for p in fill(strings, system, TURNS[:count]))
+        roles = ["user", "assistant"] * 2
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [
+            {"role": role, "content": text}
+            for role, text in zip(roles, TURNS[:count], strict=False)
+        ]
+        found = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        assert found == wanted
+
+
+def test_the_end_token_stays_off_where_the_one_before_is_scored() -> None:
+    tokenizer = tiny_tokenizer()
+    strings = template_of("default", "0.8.2").strings()
+    reading = Reading(rule="before_trailing_pad", pad_id=tokenizer.eos_token_id)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+    def text(reading: Reading) -> str:
+        template = chat_template_of(strings, reading, tokenizer)
+        rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+        assert isinstance(rendered, str)
+        return rendered
+
+    assert text(Reading()) == text(reading) + str(tokenizer.eos_token)

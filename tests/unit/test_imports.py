@@ -1,0 +1,566 @@
+"""Other tools' reward models: the scores they gave, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+import plaudit
+from plaudit.errors import ModelError
+from plaudit.model.imports.contents import look
+from plaudit.model.imports.formats import FORMATS, is_reward_model
+from plaudit.model.imports.llamafactory import infer_era
+from plaudit.model.imports.templates import ERAS, NAMES, era_of, template_of
+from plaudit.slots import BOS, CONTENT, EOS, fill
+from plaudit.tokens.encode import Encoder, cut_behind, encode
+from plaudit.types import Comparison, Message, Reading, Rendering, TokenTree
+from tests.foreign import (
+    BASE,
+    LLAMA_FACTORY,
+    OLD_PEFT,
+    TRL,
+    complete,
+    opened,
+    rows,
+    scores_of_ids,
+)
+from tests.models import tiny_classifier, tiny_tokenizer
+
+CLOSE = {"rel": 0, "abs": 1e-5}
+
+
+def sides(path: Path) -> list[list[int]]:
+    return [row[side] for row in rows(path) for side in ("chosen_ids", "rejected_ids")]
+
+
+# ---- the scores that the tools themselves recorded
+
+
+def test_llama_factory_gives_the_scores_it_gave(caplog: pytest.LogCaptureFixture) -> None:
+    """From text: the ids are LLaMA-Factory's own, and so is every reward, bias and all."""
+    model = opened(LLAMA_FACTORY / "adapter")
+    recorded = rows(LLAMA_FACTORY / "scores.jsonl")
+    for row in recorded:
+        comparison = model.comparison(row["prompt"], [row["chosen"], row["rejected"]])
+        (encoded,) = model.encode([comparison])
+        assert isinstance(encoded, TokenTree)
+        ids = [np.concatenate([encoded.prefix, branch]).tolist() for branch in encoded.branches]
+        assert ids == [row["chosen_ids"], row["rejected_ids"]]
+        assert model.score_trees([encoded])[0] == pytest.approx(row["rewards"], **CLOSE)
+    said = caplog.text
+    assert "template llama3, inferred" in said
+    assert "bias (-0.0507467)" in said
+    assert "inferred from PEFT 0.18.1" in said
+
+
+def test_llama_factory_pickles_give_the_scores_they_gave() -> None:
+    model = opened(LLAMA_FACTORY / "adapter_old_layout")
+    recorded = LLAMA_FACTORY / "scores_old_layout.jsonl"
+    expected = [
+        row[f"{side}_reward_single"] for row in rows(recorded) for side in ("chosen", "rejected")
+    ]
+    assert scores_of_ids(model, sides(recorded)) == pytest.approx(expected, **CLOSE)
+    assert model.facts.rendering.template == "llama3"
+
+
+def test_trl_gives_the_scores_it_gave() -> None:
+    model = opened(TRL / "adapter")
+    recorded = TRL / "scores.jsonl"
+    expected = [
+        row[f"{side}_reward_single"] for row in rows(recorded) for side in ("chosen", "rejected")
+    ]
+    assert scores_of_ids(model, sides(recorded)) == pytest.approx(expected, **CLOSE)
+
+
+OLD = json.loads((OLD_PEFT / "scores.json").read_text())
+READABLE = sorted(OLD["scores"].keys() - {"head_left_out", "lost_head"})
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_peft_0_11_gives_the_scores_it_gave(name: str, tmp_path: Path) -> None:
+    """All task types, the head that PEFT wrapped, pad = end by both rules of mid-2024."""
+    model = opened(complete(name, tmp_path / "adapter"))
+    sequences = sides(LLAMA_FACTORY / "scores.jsonl")[:12]
+    assert scores_of_ids(model, sequences) == pytest.approx(OLD["scores"][name], **CLOSE)
+
+
+def test_the_reference_models_shape_is_read_by_its_own_release(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PEFT 0.11.1 adapter, value head, pad = end: mid-2024 reads the token before the end token."""
+    folder = complete("value_head", tmp_path / "adapter")
+    keys = json.loads((folder / "adapter_config.json").read_text()).keys()
+    assert "lora_bias" not in keys
+    assert "peft_version" not in keys
+    model = opened(folder)
+    assert model.facts.origin is not None
+    assert model.facts.origin.era == "0.8.2"
+    assert model.facts.reading == Reading(rule="before_trailing_pad", pad_id=4086)
+    assert model.facts.affine.offset == pytest.approx(0.3, abs=0.1)
+    for row, *expected in zip(
+        rows(LLAMA_FACTORY / "scores.jsonl"),
+        OLD["scores"]["value_head"][::2],
+        OLD["scores"]["value_head"][1::2],
+        strict=False,
+    ):
+        found = model.score(row["prompt"], [row["chosen"], row["rejected"]])
+        assert found == pytest.approx(expected, **CLOSE)
+    assert "the token before that is scored" in caplog.text
+    later = opened(folder, era="0.9.1")
+    assert later.facts.reading == Reading()
+    row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
+    assert later.score(row["prompt"], [row["chosen"]]) != pytest.approx(
+        model.score(row["prompt"], [row["chosen"]]), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lost_head", "was random when training started and is lost"),
+        ("head_left_out", r"holds no head.*modules_to_save"),
+    ],
+)
+def test_a_lost_head_is_refused_with_its_reason(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=reason):
+        opened(complete(name, tmp_path / "adapter"))
+
+
+# ---- LLaMA-Factory's templates and releases
+
+
+def conversation(system: str, turns: list[str]) -> Comparison:
+    messages = [Message(role="system", content=system)] if system else []
+    messages += [
+        Message(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(turns)
+    ]
+    return Comparison(
+        id="0",
+        prompt=tuple(messages[:-1]),
+        responses=((messages[-1],),),
+        grades=(),
+        group="0",
+        source="test",
+        where="here",
+    )
+
+
+def encoder_of(name: str, version: str, tokenizer: Any) -> Encoder:
+    template = template_of(name, era_of(version))
+    if template.eos is not None and template.eos in tokenizer.get_vocab():
+        tokenizer.eos_token = template.eos
+    rendering = Rendering(kind="llamafactory", template=name, strings=template.strings())
+    return Encoder(tokenizer=tokenizer, max_length=4096, rendering=rendering)
+
+
+def test_every_template_of_every_release_gives_its_ids() -> None:
+    """Against ids that the releases' own template code made."""
+    recorded = rows(LLAMA_FACTORY / "templates.jsonl")
+    assert {row["template"] for row in recorded} == set(NAMES)
+    assert {era_of(row["version"]) for row in recorded} == set(ERAS)
+    for row in recorded:
+        tokenizer = AutoTokenizer.from_pretrained(BASE)
+        encoder = encoder_of(row["template"], row["version"], tokenizer)
+        (found,) = encode(encoder, [conversation(row["system"], row["turns"])])
+        assert isinstance(found, TokenTree)
+        assert found.branches[0].tolist() == row["ids"], (row["version"], row["template"])
+
+
+def test_a_template_that_came_later_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"0\.8\.2 had no template qwen3"):
+        template_of("qwen3", "0.8.2")
+    with pytest.raises(ModelError, match="qwen9 is not known; expected one of default"):
+        template_of("qwen9", "0.9.4")
+    with pytest.raises(ModelError, match="'new' is not a version"):
+        era_of("new")
+
+
+@pytest.mark.parametrize(
+    ("peft", "transformers", "era"),
+    [
+        ((0, 10, 0), (4, 40, 0), "0.8.2"),
+        ((0, 11, 1), (4, 41, 2), "0.8.2"),
+        ((0, 12, 0), (4, 41, 2), "0.8.3"),
+        ((0, 12, 0), (4, 46, 1), "0.8.3"),
+        ((0, 12, 0), (4, 49, 0), "0.9.2"),
+        ((0, 12, 0), None, None),
+        ((0, 15, 2), (4, 52, 4), "0.9.3"),
+        ((0, 18, 1), (5, 6, 0), "0.9.4"),
+    ],
+)
+def test_the_release_is_inferred_from_its_libraries(
+    peft: tuple[int, ...], transformers: tuple[int, ...] | None, era: str | None
+) -> None:
+    assert infer_era(peft, transformers) == era
+
+
+def test_turns_that_do_not_alternate_are_counted_not_guessed() -> None:
+    encoder = encoder_of("llama3", "0.9.5", AutoTokenizer.from_pretrained(BASE))
+    item = conversation("", ["a", "b", "c", "d"])
+    twice = Comparison(
+        **{
+            **{f: getattr(item, f) for f in Comparison.__slots__},
+            "prompt": (item.prompt[0], item.prompt[0]),
+        }
+    )
+    (outcome,) = encode(encoder, [twice])
+    assert not isinstance(outcome, TokenTree)
+    assert "alternate user and assistant" in outcome.detail
+
+
+def test_slots_leave_the_contents_braces_alone() -> None:
+    strings = template_of("llama3", "0.9.4").strings()
+    pieces = fill(strings, "", [f"what is {CONTENT}?", "{{eos}}"])
+    assert f"what is {CONTENT}?" in pieces[1]
+    assert pieces[2] == "{{eos}}<|eot_id|>"
+    assert pieces[0] == BOS
+    assert EOS not in pieces
+
+
+def without_versions(folder: Path) -> None:
+    (folder / "README.md").unlink()
+
+
+def test_what_decides_the_score_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
+    folder = complete("value_head", tmp_path / "adapter")
+    without_versions(folder)
+    with pytest.raises(ModelError, match="do not tell which LLaMA-Factory trained it"):
+        opened(folder)
+    assert opened(folder, era="0.8.2").facts.reading.rule == "before_trailing_pad"
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"do not name its template.*--template"):
+        opened(folder, era="0.8.2")
+    assert opened(folder, era="0.8.2", template="llama3").facts.rendering.template == "llama3"
+
+
+# ---- whole models, built here
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A classifier as transformers saves one, its head three times as large as usual."""
+    folder = tmp_path / "whole"
+    tiny_classifier().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(str(folder))
+    return folder
+
+
+def by_transformers(folder: Path, texts: list[str], **options: Any) -> list[float]:
+    """What plain transformers gives, one text at a time."""
+    network = AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return [
+            float(
+                network(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[
+                    0, -1
+                ]
+            )
+            for text in texts
+        ]
+
+
+ASKED = [{"role": "user", "content": "what is it?"}]
+ANSWERS = ["this is better", "no"]
+
+
+def conversations(model: Any) -> list[str]:
+    return [
+        str(
+            model.tokenizer.apply_chat_template(
+                [*ASKED, {"role": "assistant", "content": answer}], tokenize=False
+            )
+        )
+        for answer in ANSWERS
+    ]
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_a_whole_classifier_scores_as_in_plain_transformers(whole: Path) -> None:
+    model = opened(whole, base=None)
+    assert model.score(ASKED, ANSWERS) == pytest.approx(
+        by_transformers(whole, conversations(model)), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("version", ["4.48.3", "4.49.0"])
+def test_pad_that_ends_texts_moves_the_scored_token_by_version(whole: Path, version: str) -> None:
+    change_config(whole, pad_token_id=1, transformers_version=version)
+    model = opened(whole, base=None)
+    ids = model.tokenizer(conversations(model)[0], add_special_tokens=False)["input_ids"]
+    read = cut_behind(model.facts.reading, np.asarray(ids, np.int32)).tolist()
+    assert read == (ids[: ids.index(1)] if version == "4.48.3" else ids[:-1])
+    if version == "4.49.0":
+        # The installed release reads by the same rule.
+        change_config(whole, transformers_version=None)
+        assert model.score(ASKED, ANSWERS) == pytest.approx(
+            by_transformers(whole, conversations(model)), **CLOSE
+        )
+
+
+def test_nemo_saves_the_bases_configuration(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A causal language model by its config.json, a classifier by its pickled weights."""
+    expected = opened(whole, base=None).score(ASKED, ANSWERS)
+    torch.save(load_file(whole / "model.safetensors"), whole / "pytorch_model.bin")
+    (whole / "model.safetensors").unlink()
+    change_config(whole, architectures=["LlamaForCausalLM"], id2label=None, label2id=None)
+    assert opened(whole, base=None).score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
+    assert "config.json names LlamaForCausalLM" in caplog.text
+
+
+def test_one_of_several_outputs_is_chosen(whole: Path) -> None:
+    folder = whole
+    change_weights(
+        folder,
+        lambda tensors: {
+            **tensors,
+            "score.weight": torch.cat([tensors["score.weight"] * n for n in (3, 2, 1)]),
+        },
+    )
+    labels = {"0": "help", "1": "truth", "2": "style"}
+    change_config(folder, id2label=labels, label2id={v: int(k) for k, v in labels.items()})
+    with pytest.raises(ModelError, match=r"3 outputs: 0 \(help\), 1 \(truth\), 2 \(style\)"):
+        opened(folder, base=None)
+    with pytest.raises(ModelError, match="--output 3 is not an output"):
+        opened(folder, base=None, output=3)
+    model = opened(folder, base=None, output=2)
+    assert model.facts.output is not None
+    assert (model.facts.output.index, model.facts.output.name) == (2, "style")
+    assert model.score(ASKED, ANSWERS) == pytest.approx(
+        by_transformers(folder, conversations(model)), **CLOSE
+    )
+
+
+def test_a_head_of_many_objectives_is_read_without_its_code(whole: Path) -> None:
+    """ArmoRM keeps its objectives in ``regression_layer``, beside a gate that needs its code."""
+    expected = opened(whole, base=None).score(ASKED, ANSWERS)
+
+    def as_armorm(tensors: dict[str, Any]) -> dict[str, Any]:
+        head = tensors.pop("score.weight")
+        return {**tensors, "regression_layer.weight": torch.cat([head * 7, head])}
+
+    change_weights(whole, as_armorm)
+    change_config(
+        whole,
+        architectures=["LlamaForRewardModelWithGating"],
+        auto_map={"AutoModelForSequenceClassification": "modeling.LlamaForRewardModelWithGating"},
+        id2label={str(n): f"objective {n}" for n in range(2)},
+    )
+    with pytest.raises(ModelError, match=r"0 \(objective 0\), 1 \(objective 1\)"):
+        opened(whole, base=None)
+    model = opened(whole, base=None, output=1)
+    assert model.score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
+
+
+def test_a_bias_of_the_head_is_kept(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Token classifiers have one (verl trains them); transformers would drop it in silence."""
+    expected = opened(whole, base=None).score(ASKED, ANSWERS)
+    change_weights(whole, lambda tensors: {**tensors, "score.bias": torch.tensor([2.5])})
+    found = opened(whole, base=None).score(ASKED, ANSWERS)
+    assert found == pytest.approx([reward + 2.5 for reward in expected], **CLOSE)
+    assert "has a bias (2.5)" in caplog.text
+
+
+# ---- OpenRLHF
+
+
+@pytest.fixture(params=["value_head", "score"])
+def openrlhf(request: pytest.FixtureRequest, whole: Path) -> Path:
+    """OpenRLHF's folder by both names of the head; the old name stands in no configuration."""
+    prefix = request.param
+
+    def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {n.replace("score.", f"{prefix}."): t for n, t in tensors.items()}
+
+    change_weights(whole, renamed)
+    named = {"value_head_prefix": prefix} if prefix == "score" else {}
+    change_config(whole, architectures=["RewardModel"], mean=0.5, std=4.0, **named)
+    return whole
+
+
+def test_openrlhf_is_normalised_and_its_texts_end_its_way(
+    openrlhf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = opened(openrlhf, base=None, text="text")
+    raw = opened(openrlhf, base=None, text="text", normalize=False)
+    texts = ["what is it? this\n\n", "what is it? this </s>"]
+    expected = raw_scores(openrlhf, ["what is it? this </s>"] * 2)
+    assert raw.score("what is it?", [text.removeprefix("what is it?") for text in texts]) == (
+        pytest.approx(expected, **CLOSE)
+    )
+    assert model.score("what is it?", [" this"]) == pytest.approx(
+        [(expected[0] - 0.5) / 4.0], **CLOSE
+    )
+    assert "mean 0.5 and std 4" in caplog.text
+
+
+def raw_scores(folder: Path, texts: list[str]) -> list[float]:
+    """The last state of each text, no special token added, times the head."""
+    body, tokenizer = (
+        AutoModel.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    (head,) = [t for n, t in load_file(folder / "model.safetensors").items() if t.shape[0] == 1]
+    with torch.no_grad():
+        return [
+            float(
+                head
+                @ body(
+                    **tokenizer(text, add_special_tokens=False, return_tensors="pt")
+                ).last_hidden_state[0, -1]
+            )
+            for text in texts
+        ]
+
+
+def test_openrlhf_without_a_head_is_refused(openrlhf: Path) -> None:
+    change_config(openrlhf, value_head_prefix="score")
+    change_weights(
+        openrlhf,
+        lambda tensors: {n: t for n, t in tensors.items() if "head" not in n and "score" not in n},
+    )
+    with pytest.raises(ModelError, match="holds no head"):
+        opened(openrlhf, base=None)
+
+
+# ---- LLaMA-Factory, whole
+
+
+def test_llama_factorys_merged_model(tmp_path: Path) -> None:
+    """The merged model is a language model with the value head copied beside it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = LLAMA_FACTORY / "adapter"
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), adapter)
+    folder = tmp_path / "merged"
+    merged.merge_and_unload().save_pretrained(folder)
+    for file in (
+        adapter / "value_head.safetensors",
+        *adapter.glob("*token*"),
+        BASE / "chat_template.jinja",
+    ):
+        shutil.copy(file, folder / file.name)
+    row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
+    model = opened(folder, base=None, era="0.9.5")
+    assert model.score(row["prompt"], [row["chosen"], row["rejected"]]) == pytest.approx(
+        row["rewards"], rel=0, abs=5e-5
+    )
+    assert model.facts.kind == "full"
+
+
+# ---- recognition, and what is refused
+
+
+def test_each_format_is_recognised_by_its_own_row(
+    tmp_path: Path, finished_run: Path, tiny_base: Path, whole: Path
+) -> None:
+    expected = {
+        finished_run: "plaudit",
+        LLAMA_FACTORY / "adapter": "LLaMA-Factory",
+        TRL / "adapter": "sequence classifier adapter",
+        whole: "sequence classifier",
+    }
+    for folder, name in expected.items():
+        contents = look(folder)
+        assert next(row.name for row in FORMATS if row.recognises(contents)) == name
+        assert is_reward_model(folder)
+    assert not is_reward_model(tiny_base)
+    assert not is_reward_model(BASE)
+
+
+def test_a_base_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a model without a reward head"):
+        plaudit.load(tiny_base)
+    with pytest.raises(ModelError, match="holds no model"):
+        plaudit.load(tmp_path)
+    with pytest.raises(ModelError, match=r"No reward model at .*nowhere"):
+        plaudit.load(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="not on the Hub or not to be reached"):
+        plaudit.load("nobody/nothing-of-that-name")
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(LLAMA_FACTORY / "adapter_old_layout", folder)
+    mark = tmp_path / "ran"
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (mark,))
+
+    torch.save({"v_head.summary.weight": Attack()}, folder / "value_head.bin")
+    with pytest.raises(ModelError, match="never runs a pickle"):
+        opened(folder)
+    assert not mark.exists()
+
+
+def test_another_base_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(ModelError, match=r"knows 400 tokens; give the base and the tokenizer"):
+        opened(LLAMA_FACTORY / "adapter", base=tiny_base)
+    with pytest.raises(ModelError, match=r"tiny-llama.*--base"):
+        opened(LLAMA_FACTORY / "adapter", base=None)
+
+
+def test_a_value_head_of_another_kind_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(LLAMA_FACTORY / "adapter", folder)
+    save_file({"weight": torch.zeros(1, 128)}, folder / "value_head.safetensors")
+    with pytest.raises(ModelError, match=r"holds weight; expected v_head\.summary\.weight"):
+        opened(folder)
+
+
+def test_choices_do_not_change_plaudits_own(finished_run: Path) -> None:
+    with pytest.raises(ModelError, match="records how it is read; leave out era"):
+        opened(finished_run, base=None, era="0.8.2")
+
+
+def test_a_template_that_renders_today_is_frozen(
+    whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = whole / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}" + path.read_text())
+    model = opened(whole, base=None)
+    assert "26 Jul 2024" in conversations(model)[0]
+    assert "renders today's date; it is read as on 2024-07-26" in caplog.text
+
+
+# ---- the rules of reading
+
+
+@pytest.mark.parametrize(
+    ("rule", "ids", "read"),
+    [
+        ("last", [5, 6, 1], [5, 6, 1]),
+        ("before_trailing_pad", [5, 1, 6, 1, 1], [5, 1, 6]),
+        ("before_trailing_pad", [5, 6], [5, 6]),
+        ("before_trailing_pad", [1, 1], [1]),
+        ("first_pad", [5, 1, 6, 1], [5]),
+        ("first_pad", [5, 6], [5, 6]),
+        ("first_pad", [1, 5], [1, 5]),
+    ],
+)
+def test_a_conversation_is_cut_behind_the_token_that_is_read(
+    rule: Any, ids: list[int], read: list[int]
+) -> None:
+    reading = Reading(rule=rule, pad_id=None if rule == "last" else 1)
+    assert cut_behind(reading, np.asarray(ids, np.int32)).tolist() == read
