@@ -201,8 +201,8 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     known = config.get_text_config().vocab_size
     if pad_id >= known:
         raise ModelError(
-            f"The tokenizer pads with token {pad_id}, but {request.base} knows {known} tokens; give "
-            "the base and the tokenizer that belong together."
+            f"The tokenizer pads with token {pad_id}, but {request.base} knows {known} tokens; "
+            "give the base and the tokenizer that belong together."
         )
     config.pad_token_id = pad_id
     options: dict[str, Any] = {"dtype": request.dtype}
