@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 import plaudit
-from plaudit.model.imports.records import Choices
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import cut_behind
 from plaudit.types import IntArray, TokenTree
+from tests.models import tiny_classifier, tiny_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LLAMA_FACTORY = FIXTURES / "llama_factory"
@@ -28,9 +28,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def opened(folder: Path, *, base: Path | None = BASE, **choices: Any) -> RewardModel:
-    return plaudit.load(
-        folder, base=None if base is None else str(base), choices=Choices(**choices)
-    )
+    return plaudit.load(folder, base=None if base is None else str(base), **choices)
 
 
 def tree(*sequences: IntArray) -> TokenTree:
@@ -49,4 +47,24 @@ def complete(name: str, folder: Path) -> Path:
     for file in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
         if not (folder / file).exists():
             shutil.copy(BASE / file, folder / file)
+    return folder
+
+
+def put_foreign_models(folder: Path) -> None:
+    """The models that the pages on other tools name, each where its pages expect it."""
+    (folder / "llama-factory-rm").symlink_to(LLAMA_FACTORY / "adapter")
+    (folder / "trl-rm").symlink_to(TRL / "adapter")
+    for name in ("my-llama", "tiny-llama"):
+        # The adapters' own settings name their base tiny-llama.
+        (folder / name).symlink_to(BASE)
+    build_openrlhf(folder / "openrlhf-rm")
+
+
+def build_openrlhf(folder: Path) -> Path:
+    """A tiny model with the keys that OpenRLHF writes into config.json."""
+    tiny_classifier().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    added = {"value_head_prefix": "score", "mean": -0.25, "std": 0.5}
+    (folder / "config.json").write_text(json.dumps({**config, **added}), encoding="utf-8")
     return folder

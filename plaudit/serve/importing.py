@@ -41,6 +41,11 @@ def import_model(
     opened = open_frozen(source, base=base, trust_remote_code=trust_remote_code, choices=choices)
     if opened.facts.origin is None:
         raise ModelError(f"{source} is plaudit's own already; every verb takes it as it is.")
+    if opened.facts.trust_remote_code and opened.facts.kind == "full":
+        raise ModelError(
+            f"{source} needs Python code of its own, which is not copied; give it to the verbs as "
+            "it is, with --trust-remote-code."
+        )
     network = opened.build(_stored_dtype(locate(source), opened.facts))
     # Its head and its rules are in the new folder; what it was read from may go.
     facts = replace(opened.facts, base=opened.facts.base if opened.facts.kind == "adapter" else "")

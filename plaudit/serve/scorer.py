@@ -214,7 +214,11 @@ def load(
     dtype: str = "auto",
     max_tokens_per_microbatch: int | Literal["auto"] = "auto",
     trust_remote_code: bool = False,
-    choices: Choices = Choices(),
+    era: str | None = None,
+    template: str | None = None,
+    output: int | None = None,
+    text: Literal["chat", "text"] | None = None,
+    normalize: bool = True,
 ) -> RewardModel:
     """Load a reward model: plaudit's own, or another tool's by its own rules.
 
@@ -222,12 +226,17 @@ def load(
     base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
     with an fp32 head on CUDA. The load-time probe decides between packed and padded batches.
     ``trust_remote_code`` runs Python that comes with a model; what the folder itself says of it
-    never suffices. ``choices`` say what another tool's files leave open.
+    never suffices.
+
+    The others say what another tool's files leave open (:class:`Choices`): the version that trained
+    it, LLaMA-Factory's template, which output is the reward, what it was trained on, and whether
+    OpenRLHF's mean and standard deviation are applied. What is guessed is said aloud.
 
     Raises:
         ModelError: nothing to load there, weights that do not fit, or a model that needs its own
             code and was not trusted.
     """
+    choices = Choices(era=era, template=template, output=output, text=text, normalize=normalize)
     opened = open_frozen(path, base=base, trust_remote_code=trust_remote_code, choices=choices)
     facts, tokenizer = opened.facts, opened.tokenizer
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

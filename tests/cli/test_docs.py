@@ -27,6 +27,7 @@ from plaudit.data.readers import READERS, choose_reader, to_comparison
 from plaudit.recipe import effective_training_arguments, parse_recipe
 from plaudit.recipe_yaml import read_yaml
 from tests.conftest import pair_rows, write_jsonl
+from tests.foreign import put_foreign_models
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -140,6 +141,7 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     """The working folder that the pages assume."""
     (tmp_path / "my-base").symlink_to(tiny_base)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    put_foreign_models(tmp_path)
     for seed, name in enumerate(("pairs", "held_out", "hard", "final")):
         write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
     monkeypatch.chdir(tmp_path)

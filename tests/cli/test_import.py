@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,10 @@ def plaudit_command(*words: object) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def without_scores(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("id", "prompt", "chosen", "rejected")}
 
 
 def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
@@ -43,7 +48,8 @@ def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
     card = (out / "README.md").read_text()
     assert "do not record its training data" in card
     assert card.startswith("---\nlibrary_name: peft")
-    data = write_jsonl(tmp_path / "rows.jsonl", rows(LLAMA_FACTORY / "scores.jsonl")[:4])
+    recorded = rows(LLAMA_FACTORY / "scores.jsonl")[:4]
+    data = write_jsonl(tmp_path / "rows.jsonl", [without_scores(row) for row in recorded])
     scored = plaudit_command("score", out, data, "--out", tmp_path / "scored.jsonl")
     assert scored.returncode == 0, scored.stderr
     for row in rows(tmp_path / "scored.jsonl"):
@@ -58,10 +64,7 @@ def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
 def test_verbs_take_another_tools_folder_as_it_is(tmp_path: Path) -> None:
     data = write_jsonl(
         tmp_path / "rows.jsonl",
-        [
-            {k: row[k] for k in ("id", "prompt", "chosen", "rejected")}
-            for row in rows(LLAMA_FACTORY / "scores.jsonl")[:4]
-        ],
+        [without_scores(row) for row in rows(LLAMA_FACTORY / "scores.jsonl")[:4]],
     )
     done = plaudit_command(
         "score", LLAMA_FACTORY / "adapter", data, "--out", tmp_path / "o.jsonl", "--base", BASE

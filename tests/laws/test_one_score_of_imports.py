@@ -16,7 +16,7 @@ from plaudit.recipe import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.importing import import_model
 from tests.conftest import pair_rows, write_jsonl
-from tests.foreign import BASE, LLAMA_FACTORY, TRL, complete
+from tests.foreign import BASE, LLAMA_FACTORY, TRL, build_openrlhf, complete
 from tests.models import tiny_classifier, tiny_tokenizer
 
 ROWS = pair_rows(6, seed=3)
@@ -38,15 +38,6 @@ def trl(_: Path) -> Path:
     return TRL / "adapter"
 
 
-def openrlhf(folder: Path) -> Path:
-    tiny_classifier().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    added = {"value_head_prefix": "score", "mean": -0.25, "std": 0.5}
-    (folder / "config.json").write_text(json.dumps({**config, **added}))
-    return folder
-
-
 def one_of_three(folder: Path) -> Path:
     from transformers import AutoModelForSequenceClassification
 
@@ -62,7 +53,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any]]] = {
     "LLaMA-Factory of mid-2024": (mid_2024, {}),
     "PEFT 0.11 with its head wrapped": (trapped, {}),
     "TRL": (trl, {}),
-    "OpenRLHF": (openrlhf, {}),
+    "OpenRLHF": (build_openrlhf, {}),
     "one of three outputs": (one_of_three, {"output": 1}),
 }
 
@@ -72,7 +63,7 @@ def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
     build, chosen = MODELS[name]
     source = build(tmp_path / "source")
     base = str(BASE) if (source / "adapter_config.json").exists() else None
-    model = plaudit.load(source, base=base, choices=Choices(**chosen))
+    model = plaudit.load(source, base=base, **chosen)
     expected = [
         reward
         for row in ROWS

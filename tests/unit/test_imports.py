@@ -20,6 +20,7 @@ from plaudit.model.imports.contents import look
 from plaudit.model.imports.formats import FORMATS, is_reward_model
 from plaudit.model.imports.llamafactory import infer_era
 from plaudit.model.imports.templates import ERAS, NAMES, era_of, template_of
+from plaudit.serve.importing import import_model
 from plaudit.slots import BOS, CONTENT, EOS, fill
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Comparison, Message, Reading, Rendering, TokenTree
@@ -542,6 +543,53 @@ def test_a_template_that_renders_today_is_frozen(
     model = opened(whole, base=None)
     assert "26 Jul 2024" in conversations(model)[0]
     assert "renders today's date; it is read as on 2024-07-26" in caplog.text
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+Path(__file__).with_name("ran").touch()
+
+
+class TwinConfig(LlamaConfig):
+    model_type = "plaudit_twin"
+
+
+class TwinForSequenceClassification(LlamaForSequenceClassification):
+    config_class = TwinConfig
+"""
+
+
+def test_a_models_own_code_runs_only_when_asked(whole: Path, tmp_path: Path) -> None:
+    expected = opened(whole, base=None).score(ASKED, ANSWERS)
+    mark = tmp_path / "ran"
+    code = OWN_CODE.replace('Path(__file__).with_name("ran")', f"Path({str(mark)!r})")
+    (whole / "modeling_twin.py").write_text(code)
+    change_config(
+        whole,
+        model_type="plaudit_twin",
+        architectures=["TwinForSequenceClassification"],
+        auto_map={
+            "AutoConfig": "modeling_twin.TwinConfig",
+            "AutoModelForSequenceClassification": "modeling_twin.TwinForSequenceClassification",
+        },
+    )
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        plaudit.load(whole)
+    assert not mark.exists()
+    model = plaudit.load(whole, trust_remote_code=True)
+    assert mark.exists()
+    assert model.facts.trust_remote_code
+    assert model.score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
+    with pytest.raises(ModelError, match="code of its own, which is not copied"):
+        import_model(whole, tmp_path / "out", trust_remote_code=True)
+
+
+def test_a_head_with_code_of_its_own_is_named(whole: Path) -> None:
+    change_weights(whole, lambda t: {n.replace("score.", "v_head."): x for n, x in t.items()})
+    with pytest.raises(ModelError, match="whose head needs its own code"):
+        plaudit.load(whole)
 
 
 # ---- the rules of reading

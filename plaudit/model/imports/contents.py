@@ -113,7 +113,9 @@ def _opened(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as tensors:
             return list(tensors.keys())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is damaged ({error}); restore it or fetch it again.") from None
+        raise ModelError(
+            f"{path} is damaged and cannot be loaded ({error}); restore it or fetch it again."
+        ) from None
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor]:

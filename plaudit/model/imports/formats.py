@@ -30,6 +30,8 @@ from plaudit.model.imports.records import Choices, Opened, Request
 from plaudit.model.imports.shared import say
 from plaudit.model.load import first_line
 
+OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
+"""Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
 RUN_FILES = ("recipe.yaml", "events.jsonl")
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "*.yaml")
 
@@ -126,10 +128,15 @@ def recognise(contents: Contents, request: Request) -> Format:
     for row in FORMATS:
         if row.recognises(contents):
             return row
-    found = "is a model without a reward head" if contents.config else "holds no model"
+    if contents.config is None:
+        found = "holds no model"
+    elif any(name.startswith(OWN_CODE_HEADS) for name in contents.names):
+        found = "is a reward model whose head needs its own code, which plaudit does not read"
+    else:
+        found = "is a model without a reward head"
     raise ModelError(
         f"{request.source} {found} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
-        "and no head among its weights); expected a reward model: "
+        "and no linear head among its weights); expected a reward model: "
         f"{', '.join(row.name for row in FORMATS)}."
     )
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.model.artefact import ArtefactFacts, Origin, Output
-from plaudit.model.imports.contents import Contents
+from plaudit.model.imports.contents import Contents, read_json
 from plaudit.model.imports.records import Request
 from plaudit.model.imports.templates import release
 from plaudit.model.load import (
@@ -84,6 +84,12 @@ def checked_config(place: Place, request: Request) -> Any:
     Raises:
         ModelError: there is none; for an adapter with the advice to say where its base is.
     """
+    named = (read_json(Path(place.path) / "config.json") or {}).get("auto_map") or {}
+    if "AutoConfig" in named and not request.trust_remote_code:
+        raise ModelError(
+            f"{request.source} needs Python code of its own; read that code, and load with "
+            "trust_remote_code=True (--trust-remote-code) if you trust it."
+        )
     try:
         return load_config(place.request(request.trust_remote_code, torch.float32))
     except ModelError as error:
@@ -178,7 +184,7 @@ def make_facts(
         attention="auto",
         attention_note=None,
         head={"name": "score", "init": f"the {origin} model's own", "dtype": "float32"},
-        trust_remote_code=request.trust_remote_code,
+        trust_remote_code=request.trust_remote_code and _has_code(config),
         rendering=rendering,
         reading=reading,
         affine=affine,
@@ -241,7 +247,7 @@ def build_classifier(
         if place.kind == "full":
             raise
         raise ModelError(f"{error} The base of an adapter is named with --base.") from None
-    forget_extras(loaded.network)
+    forget_extras(loaded.network, keeps_code=request.trust_remote_code)
     return loaded if weight_1D is None else with_head(loaded, weight_1D, request.source)
 
 
@@ -266,9 +272,15 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(str(size) for size in tensor.shape)
 
 
-def forget_extras(network: Any) -> None:
-    """Configuration keys by which another tool would read the saved classifier in its own way."""
-    for name in ("auto_map", "value_head_prefix", "mean", "std", "normalize_reward"):
+def _has_code(config: Any) -> bool:
+    """Whether the model's folder names Python of its own."""
+    return bool(getattr(config, "auto_map", None))
+
+
+def forget_extras(network: Any, *, keeps_code: bool) -> None:
+    """Drop configuration keys by which another tool would read the saved classifier its own way."""
+    code = () if keeps_code else ("auto_map",)
+    for name in (*code, "value_head_prefix", "mean", "std", "normalize_reward"):
         if hasattr(network.config, name) and name not in type(network.config)().to_dict():
             delattr(network.config, name)
 
