@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -13,6 +15,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from plaudit.types import TokenTree
 
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
@@ -120,3 +124,15 @@ def build_base(folder: Path, family: str = "llama", **options: Any) -> Path:
     model.save_pretrained(folder, state_dict=state)
     tiny_tokenizer().save_pretrained(str(folder))
     return folder
+
+
+def make_trees(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[TokenTree]:
+    generator = np.random.default_rng(seed)
+
+    def ids(length: int) -> np.ndarray:
+        return generator.integers(3, VOCABULARY, length, dtype=np.int32)
+
+    return [
+        TokenTree(index=i, prefix=ids(prefix), branches=tuple(ids(n) for n in branches))
+        for i, (prefix, branches) in enumerate(shapes)
+    ]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plaudit.cli import options
+from plaudit.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def evaluate(
     model: options.Model,
-    data: Annotated[list[str], typer.Argument(help="Files or Hub ids of labelled comparisons.")],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Files or Hub ids of labelled comparisons.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write metrics.json and predictions.parquet here.")
     ] = None,
@@ -22,31 +29,144 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
     ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:PATH]",
+            help="Run a benchmark suite, from the Hub or a local folder: rewardbench, "
+            "rewardbench-2, rm-bench, llmbar, hhh, or pairs for any files.",
+        ),
+    ] = None,
+    best_of: Annotated[
+        bool,
+        typer.Option(
+            "--best-of", help="Best-of-N: what the model's favourites are worth, by the grades."
+        ),
+    ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Exit with 1 if significantly worse than this model or evaluation, pair by pair."
+        ),
+    ] = None,
+    gate_metric: Annotated[
+        list[str] | None,
+        typer.Option(help="What --baseline judges: accuracy, nll (log loss). Default: both."),
+    ] = None,
+    gate_level: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="The p-value below which worse is worse.")
+    ] = 0.05,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
-    """Measure a reward model on data: accuracy with its interval, calibration, baselines."""
-    from plaudit.cli.screen import evaluation_lines, open_model
+    """Measure a reward model: accuracy with its interval, calibration, baselines, benchmarks."""
+    from plaudit.cli.screen import open_model
+    from plaudit.evaluate.folder import refuse_folder
+    from plaudit.evaluate.gate import Gate, parse_metrics
+    from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
+    from plaudit.report.best_of import write_best_of_plot
 
+    if not data and not suite:
+        raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    gate = Gate(metrics=parse_metrics(gate_metric or ()), level=gate_level)
+    requests = [parse_request(asked) for asked in suite or ()]
+    if out is not None:
+        refuse_folder(out)
+    if baseline is not None:
+        refuse_contestant(baseline)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
     from plaudit.evaluate.run import evaluate as run
+    from plaudit.evaluate.run import write_evaluation
 
-    result = run(
-        reward_model,
-        [Source(path=path, format=format_) for path in data],
-        out=out,
-        baseline_data=[Source(path=path) for path in train_data or ()],
-        console=console,
-    )
+    if data:
+        result = run(
+            reward_model,
+            [Source(path=path, format=format_) for path in data],
+            baseline_data=[Source(path=path) for path in train_data or ()],
+            console=console,
+        )
+    else:
+        result = without_data(reward_model)
+    if requests:
+        result = add_suites(result, reward_model, requests, console)
+    if best_of:
+        result = add_best_of(result)
+    if baseline is not None:
+        result = add_gate(
+            result,
+            baseline,
+            requests,
+            gate,
+            options={"base": base, "trust_remote_code": trust_remote_code},
+            console=console,
+        )
+    if out is not None:
+        write_evaluation(out, result)
+        if best_of:
+            write_best_of_plot(result.metrics["best_of"], out / "best_of.png")
     if json:
         print(json_module.dumps(result.metrics))
-    for line in evaluation_lines(result.metrics["eval"]):
-        console.print(line, highlight=False, markup=False)
-    dropped = result.metrics["data"]["dropped"]
+    show(console, result.metrics, out)
+    if baseline is not None and not result.metrics["gate"]["passed"]:
+        raise typer.Exit(1)
+
+
+def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None:
+    """The summary: data, suites, gate, and where it was written."""
+    from plaudit.cli.screen import evaluation_lines
+
+    lines = evaluation_lines(metrics["eval"]) if metrics["eval"] else []
+    dropped = metrics["data"]["dropped"] if metrics["data"] else {}
     if dropped:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
-        console.print(f"  dropped: {counts}", highlight=False, markup=False)
+        lines.append(f"  dropped: {counts}")
+    for facts in metrics.get("suites", {}).values():
+        lines += suite_lines(facts)
+    if "best_of" in metrics:
+        lines += best_of_lines(metrics["best_of"])
+    if "gate" in metrics:
+        lines.append(metrics["gate"]["sentence"])
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def best_of_lines(block: Mapping[str, Any]) -> list[str]:
+    """Gold, oracle and proxy by n, powers of two and the largest; the verdict in words."""
+    lines = [f"best of n:{'n':>6}{'KL <=':>8}{'gold':>10}{'oracle':>10}{'proxy':>10}"]
+    lines += [
+        f"{point['n']:>16}{point['kl']:>8.3f}{point['gold']:>10.4f}"
+        f"{point['oracle']:>10.4f}{point['proxy']:>10.4f}"
+        for point in block["curve"]
+        if point["n"] & (point["n"] - 1) == 0 or point["n"] == block["largest_n"]
+    ]
+    return [*lines, f"  {block['sentence']}"]
+
+
+def suite_lines(facts: Mapping[str, Any]) -> list[str]:
+    """A suite's numbers as its leaderboard prints them, with intervals, and remarks."""
+    lines = [f"{facts['title']}: {facts['used']:,} of {facts['rows']:,} rows (percent, 95%)"]
+    for score in facts["scores"]:
+        ends = score["ci95"]
+        interval = "" if ends is None else f"  [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        lines.append(f"  {score['name']:<28} {score['shown']:>6}{interval}")
+    return lines + [f"  {remark}" for remark in facts["remarks"]]
+
+
+def refuse_contestant(baseline: Path) -> None:
+    """Say before anything is scored that the baseline is not there.
+
+    Raises:
+        DataError: it is no model and no recorded evaluation.
+    """
+    from plaudit.evaluate.contestants import is_contestant
+
+    if not is_contestant(str(baseline)):
+        raise DataError(
+            f"--baseline {baseline} is no run folder, checkpoint, model folder, evaluation folder "
+            "or predictions.parquet."
+        )

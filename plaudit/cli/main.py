@@ -38,7 +38,11 @@ VERBS: dict[str, Verb] = {
         "plaudit.cli.plan:plan", "Steps, memory, FLOPs and time, before renting anything."
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
+    "compare": Verb(
+        "plaudit.cli.compare:compare", "Which of two or more models is better, pair by pair."
+    ),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
+    "best-of": Verb("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
 }
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plaudit.recipe import Source
+    from plaudit.serve.files import ScoredFile
+    from plaudit.serve.scorer import RewardModel
 
 
 def score(
@@ -23,31 +30,48 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print the counts on stdout.")] = False,
 ) -> None:
     """Score every response of a file, in its order; run again after a stop to go on."""
-    from rich.progress import Progress
-
     from plaudit.cli.screen import open_model
     from plaudit.recipe import Source
 
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    scored = score_to_file(
+        console, reward_model, model, Source(path=data, format=format_), out, column=column
+    )
+    if json:
+        print(json_module.dumps(asdict(scored)))
+    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
+
+
+def score_to_file(
+    console: Console,
+    model: RewardModel,
+    path: Path,
+    source: Source,
+    out: Path,
+    *,
+    column: str = "rewards",
+    picks: str | None = None,
+) -> ScoredFile:
+    """Score a file under a progress bar."""
+    from rich.progress import Progress
+
     from plaudit.serve.files import score_file
 
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
-        scored = score_file(
-            reward_model,
+        return score_file(
             model,
-            Source(path=data, format=format_),
+            path,
+            source,
             out,
             column=column,
+            picks=picks,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if json:
-        print(json_module.dumps(asdict(scored)))
+
+
+def scored_line(scored: ScoredFile, out: Path) -> str:
+    """What became of the rows, in one line."""
     refused = "".join(f"; {reason} {count:,}" for reason, count in scored.refused.items())
     gone_on = f" ({scored.resumed:,} of them by an earlier call)" if scored.resumed else ""
-    console.print(
-        f"{scored.scored:,} of {scored.rows:,} rows scored{gone_on}{refused}; written to {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    return f"{scored.scored:,} of {scored.rows:,} rows scored{gone_on}{refused}; written to {out}"

@@ -1,7 +1,8 @@
 """The documentation set as a source: ``documentation:training:24004`` in a recipe's data section.
 
 The part is ``training`` or ``heldout`` (whole modules that neither the embedded base nor the
-training part has seen); a fourth field is the seed.
+training part has seen); a fourth field is the seed. ``documentation:ranked:300`` is held-out
+passages with 16 answers of known quality each, for best-of-N.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DEFAULT_SEED = 42
 class DocumentationSet:
     """Which pairs: part, number and seed."""
 
-    part: Literal["training", "heldout"]
+    part: Literal["training", "heldout", "ranked"]
     count: int
     seed: int
 
@@ -41,13 +42,18 @@ def parse(path: str) -> DocumentationSet:
     """
     part, _, numbers = path.removeprefix(SCHEME).partition(":")
     count, _, seed = numbers.partition(":")
-    if part not in ("training", "heldout") or not count.isdigit() or not (seed or "0").isdigit():
+    if (
+        part not in ("training", "heldout", "ranked")
+        or not count.isdigit()
+        or not (seed or "0").isdigit()
+    ):
         raise DataError(
-            f"{path} names no documentation set; expected documentation:training:<pairs> or "
-            "documentation:heldout:<pairs>, with :<seed> behind it if wanted."
+            f"{path} names no documentation set; expected documentation:training:<pairs>, "
+            "documentation:heldout:<pairs> or documentation:ranked:<prompts>, with :<seed> behind "
+            "it if wanted."
         )
     return DocumentationSet(
-        part=cast(Literal["training", "heldout"], part),
+        part=cast(Literal["training", "heldout", "ranked"], part),
         count=int(count),
         seed=int(seed) if seed else DEFAULT_SEED,
     )
@@ -60,9 +66,13 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: the path is not of the form above, or more pairs are asked for than are built.
     """
     from plaudit.data.mutate import build_pairs
+    from plaudit.data.ranked_documentation import build_ranked
 
     wanted = parse(source.path)
-    rows = build_pairs(wanted.count, wanted.seed, wanted.part)
+    if wanted.part == "ranked":
+        rows = build_ranked(wanted.count, wanted.seed)
+    else:
+        rows = build_pairs(wanted.count, wanted.seed, wanted.part)
     for number, row in enumerate(rows, start=1):
         yield f"{source.path}:row {number}", row
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,13 @@ from plaudit import __version__
 from plaudit.data.load import Loaded, load
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
-from plaudit.errors import DataError, OutputError
+from plaudit.errors import DataError
 from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
+from plaudit.evaluate.folder import refuse_folder, write_folder
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.files import write_json, writing
+from plaudit.files import write_json
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
@@ -31,10 +30,14 @@ from plaudit.tokens.store import Trees, encode_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The metrics of one evaluation, and its predictions: one row per response."""
+    """The metrics of one evaluation, and its predictions: one row per response.
+
+    ``comparisons`` are those that were scored, in the table's order.
+    """
 
     metrics: Mapping[str, Any]
     table: ScoreTable
+    comparisons: StoredComparisons
 
 
 def evaluate(
@@ -56,8 +59,8 @@ def evaluate(
     """
     console = Console(quiet=True) if console is None else console
     folder = None if out is None else Path(out)
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--out {folder} exists already; choose another name.")
+    if folder is not None:
+        refuse_folder(folder)
     loaded = load(_sources(data), seed=seed)
     fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
     reward_model = model if isinstance(model, RewardModel) else scorer.load(model)
@@ -88,22 +91,25 @@ def evaluate(
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
     )
+    evaluation = Evaluation(metrics=metrics, table=table, comparisons=kept)
     if folder is not None:
-        _write_folder(folder, table, metrics)
-    return Evaluation(metrics=metrics, table=table)
+        write_evaluation(folder, evaluation)
+    return evaluation
 
 
-def _write_folder(folder: Path, table: ScoreTable, metrics: Mapping[str, Any]) -> None:
-    """Both files or no folder: they are written beside it under another name first."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        with writing(folder):
-            temporary.mkdir(parents=True)
-            write_table(table, temporary / "predictions.parquet")
-            write_json(temporary / "metrics.json", metrics)
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """``metrics.json`` and ``predictions.parquet``, both or no folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    write_folder(
+        folder,
+        {
+            "predictions.parquet": lambda path: write_table(evaluation.table, path),
+            "metrics.json": lambda path: write_json(path, evaluation.metrics),
+        },
+    )
 
 
 def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:

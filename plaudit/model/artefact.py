@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +111,9 @@ def read_facts(folder: Path) -> ArtefactFacts:
         ModelError: no readable ``plaudit.json``, or one of a newer format.
     """
     path = folder / FACTS_FILE
+    run = run_of(folder)
+    if run is not None:
+        return _checkpoint_facts(folder, run)
     if not folder.is_dir():
         raise ModelError(
             f"No reward model at {folder}; expected a folder that plaudit train wrote."
@@ -141,6 +144,39 @@ def read_facts(folder: Path) -> ArtefactFacts:
             "backup."
         )
     return facts
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run of a checkpoint (``RUN/checkpoints/checkpoint-N``); None for any other folder."""
+    folder = folder.resolve()
+    inside = folder.name.startswith("checkpoint-") and folder.parent.name == "checkpoints"
+    return folder.parent.parent if inside and not (folder / FACTS_FILE).exists() else None
+
+
+def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
+    """The run's facts, without what was measured on the checkpoint that the run kept.
+
+    Raises:
+        ModelError: the run is not finished, or the checkpoint was cut off while it was written.
+    """
+    if not (folder / "complete").is_file():
+        raise ModelError(
+            f"{folder} is not a complete checkpoint (it has no file named complete); choose "
+            "another one of the run."
+        )
+    if not (run / FACTS_FILE).is_file():
+        raise ModelError(
+            f"{folder} belongs to a run that is not finished ({run} has no {FACTS_FILE}), and its "
+            "checkpoints load through the run's facts; finish it with plaudit train --resume."
+        )
+    facts = read_facts(run)
+    return replace(
+        facts,
+        base=resolve_base(run, facts, None),
+        temperature=None,
+        reward_mean=None,
+        reward_std=None,
+    )
 
 
 def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> str:

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 from plaudit.device import to_device
 from plaudit.errors import ModelError
+from plaudit.model import cpu_attention
 from plaudit.types import PackedLayout
 
 PACKED_ATTENTION = "plaudit_packed"
@@ -106,14 +107,11 @@ def packed_attention(
         # narrows them again, and a fused call needs one precision.
         query_1HTD, key_1GTD = query_1HTD.to(value_1GTD.dtype), key_1GTD.to(value_1GTD.dtype)
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
-    backend = BACKENDS[choose_backend(query_1HTD, softcap)]
-    out_1HTD = backend(
-        query_1HTD,
-        key_1GTD,
-        value_1GTD,
-        packed_layout,
-        Settings(scale=scale, window=sliding_window, softcap=softcap),
+    settings = Settings(
+        scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
     )
+    backend = BACKENDS[choose_backend(query_1HTD, settings)]
+    out_1HTD = backend(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
     return out_1HTD.transpose(1, 2).contiguous(), None
 
 
@@ -126,10 +124,23 @@ class Settings:
     softcap: float | None
 
 
-def choose_backend(query: Tensor, softcap: float | None) -> str:
-    """``varlen`` on CUDA in half precision, ``explicit`` for soft-capping, else ``sdpa``."""
-    if softcap is not None:
+def _narrows(window: int | None, layout: PackedLayout) -> int | None:
+    """The window, None where every conversation fits into it."""
+    longest = layout.cache.get("longest")
+    if longest is None:
+        longest = layout.cache["longest"] = max(
+            prefix + max(branches)
+            for prefix, branches in zip(layout.prefixes, layout.branches, strict=True)
+        )
+    return window if window is not None and longest > window else None
+
+
+def choose_backend(query: Tensor, settings: Settings) -> str:
+    """The fastest that computes what is asked; ``sdpa`` runs anywhere but has no soft-capping."""
+    if settings.softcap is not None:
         return "explicit"
+    if query.device.type == "cpu" and settings.window is None and cpu_attention.available():
+        return "cpu"
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_available():
         return "varlen"
     return "sdpa"
@@ -139,12 +150,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settin
     """One ``scaled_dot_product_attention`` call per span. Runs anywhere, in any precision."""
     out: list[Tensor] = []
     grouped = q.shape[1] != k.shape[1]
-    for span in spans(layout):
-        keys, values = _gather(k, span), _gather(v, span)
+    for span, queries, keys, values in _pieces(q, k, v, layout):
         mask = visible(layout, span, settings.window, q.device)
         out.append(
             F.scaled_dot_product_attention(
-                q[:, :, span.start : span.stop],
+                queries,
                 keys,
                 values,
                 attn_mask=mask,
@@ -156,14 +166,19 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settin
     return torch.cat(out, dim=2)
 
 
+def on_cpu(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
+    """:mod:`plaudit.model.cpu_attention`: no masks and no copied keys; full attention only."""
+    return cpu_attention.attend(q, k, v, layout, settings.scale)
+
+
 def explicit(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
     """The written-out product, for soft-capped logits (Gemma 2), which SDPA cannot express."""
     out: list[Tensor] = []
     repeats = q.shape[1] // k.shape[1]
-    for span in spans(layout):
-        keys = _gather(k, span).repeat_interleave(repeats, dim=1)
-        values = _gather(v, span).repeat_interleave(repeats, dim=1)
-        logits = q[:, :, span.start : span.stop] @ keys.transpose(2, 3) * settings.scale
+    for span, queries, keys, values in _pieces(q, k, v, layout):
+        keys = keys.repeat_interleave(repeats, dim=1)
+        values = values.repeat_interleave(repeats, dim=1)
+        logits = queries @ keys.transpose(2, 3) * settings.scale
         if settings.softcap is not None:
             logits = torch.tanh(logits / settings.softcap) * settings.softcap
         mask = lower_right(layout, span, settings.window, q.device)
@@ -215,16 +230,35 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PackedLayout, Settings], T
     "sdpa": sdpa,
     "explicit": explicit,
     "varlen": varlen,
+    "cpu": on_cpu,
 }
 
 
-def _gather(tensor_1GTD: Tensor, span: Span) -> Tensor:
-    """Keys or values a span sees: its prompt, then its own tokens."""
-    own = tensor_1GTD[:, :, span.start : span.stop]
-    if span.shared == 0:
-        return own
-    prompt = tensor_1GTD[:, :, span.prefix : span.prefix + span.shared]
-    return torch.cat([prompt, own], dim=2)
+def _pieces(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout
+) -> Iterator[tuple[Span, Tensor, Tensor, Tensor]]:
+    """Each span with its queries, and the keys and values it sees: its prompt, then its own.
+
+    The row is split once: the gradient of a split is one concatenation, where a slice for every
+    span would fill a whole row with zeros for each of them.
+    """
+    calls = list(spans(layout))
+    sizes = [span.stop - span.start for span in calls]
+    prompt = k[:, :, :0], v[:, :, :0]
+    for number, (span, queries, keys, values) in enumerate(
+        zip(calls, *(torch.split(tensor, sizes, dim=2) for tensor in (q, k, v)), strict=True)
+    ):
+        if span.shared:
+            yield (
+                span,
+                queries,
+                torch.cat([prompt[0], keys], dim=2),
+                torch.cat([prompt[1], values], dim=2),
+            )
+            continue
+        yield span, queries, keys, values
+        following = calls[number + 1].shared if number + 1 < len(calls) else 0
+        prompt = keys[:, :, :following], values[:, :, :following]
 
 
 def visible(
@@ -338,4 +372,8 @@ def _varlen_call() -> VarlenCall:
     )
 
 
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+# A layout is different in every batch, and a compiled call would be compiled anew for each.
+AttentionInterface.register(
+    PACKED_ATTENTION,
+    torch.compiler.disable(packed_attention),  # type: ignore[no-untyped-call]
+)

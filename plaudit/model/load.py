@@ -460,6 +460,11 @@ def choose_layout(
     Raises:
         ModelError: packed was asked for by name and is not possible.
     """
+    if classifier(network) is not network:
+        # Imported here because it imports PEFT, which a model without an adapter does not need.
+        from plaudit.model.lora import fuse_lora
+
+        fuse_lora(network)
     module = as_reward_module(network)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded)

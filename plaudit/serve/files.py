@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -49,13 +49,15 @@ def score_file(
     out: Path,
     *,
     column: str = "rewards",
+    picks: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredFile:
     """Write every input row to ``out`` with ``column`` added: one number per response.
 
-    For a pair these are chosen, rejected. A row that cannot be scored gets null and its reason in
-    ``<column>_reason``. All rows are read and checked before the first is scored. ``on_progress``
-    hears rows done and rows in all.
+    For a pair these are chosen, rejected. ``picks`` names a column for the number of the response
+    with the highest reward, counted from 0, the first of equals. A row that cannot be scored gets
+    null and its reason in ``<column>_reason``. All rows are read and checked before the first is
+    scored. ``on_progress`` hears rows done and rows in all.
 
     Raises:
         DataError: a row cannot be read, or already has a column of that name.
@@ -64,15 +66,16 @@ def score_file(
     write = _writer(out)
     if out.exists():
         raise OutputError(f"--out {out} exists already; choose another name.")
-    total = sum(1 for _ in _checked(source, column))
+    columns = Columns(rewards=column, picks=picks)
+    total = sum(1 for _ in _checked(source, columns))
     partial = Partial.beside(out)
     with writing(out):
-        done = partial.open(_identity(model, model_path, source, column))
+        done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
         with partial.rows_path.open("a", encoding="utf-8") as file:
-            rows = islice(_checked(source, column), resumed, None)
+            rows = islice(_checked(source, columns), resumed, None)
             while chunk := list(islice(rows, CHUNK_ROWS)):
-                for line, reason in _score_chunk(model, chunk, column):
+                for line, reason in _score_chunk(model, chunk, columns):
                     file.write(line)
                     done.count(reason)
                 # A kill loses at most this chunk.
@@ -88,10 +91,23 @@ def score_file(
     )
 
 
-def _checked(source: Source, column: str) -> Iterator[LocatedComparison]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Names of the columns that are added."""
+
+    rewards: str
+    picks: str | None
+
+    def names(self) -> list[str]:
+        """All of them, the reason included."""
+        added = (self.rewards, reason_of(self.rewards), self.picks)
+        return [name for name in added if name is not None]
+
+
+def _checked(source: Source, columns: Columns) -> Iterator[LocatedComparison]:
     for item in iterate(source):
         _, where, row, _ = item
-        taken = next((name for name in (column, reason_of(column)) if name in row), None)
+        taken = next((name for name in columns.names() if name in row), None)
         if taken is not None:
             raise DataError(f"{where} already has a column {taken!r}; name another with --column.")
         yield item
@@ -103,7 +119,7 @@ def reason_of(column: str) -> str:
 
 
 def _score_chunk(
-    model: RewardModel, chunk: list[LocatedComparison], column: str
+    model: RewardModel, chunk: list[LocatedComparison], columns: Columns
 ) -> Iterator[tuple[str, str | None]]:
     """Output lines, and the reason where a row has no rewards."""
     outcomes = model.score_comparisons([comparison for _, _, _, comparison in chunk])
@@ -114,21 +130,28 @@ def _score_chunk(
         else:
             reason = None if np.isfinite(outcome).all() else NOT_FINITE
         added: dict[str, Any] = (
-            {column: outcome.tolist()}
+            {columns.rewards: outcome.tolist()}
             if reason is None and not isinstance(outcome, Refused)
-            else {column: None, reason_of(column): reason}
+            else {columns.rewards: None, reason_of(columns.rewards): reason}
         )
+        if columns.picks is not None:
+            rewards = added[columns.rewards]
+            added[columns.picks] = None if rewards is None else rewards.index(max(rewards))
         # Parquet holds dates and bytes, which JSON has no form for.
         yield json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n", reason
 
 
-def _identity(model: RewardModel, model_path: Path, source: Source, column: str) -> dict[str, Any]:
-    """What a partial result belongs to: this model, this input, this column."""
+def _identity(
+    model: RewardModel, model_path: Path, source: Source, columns: Columns
+) -> dict[str, Any]:
+    """What a partial result belongs to: this model, this input, these columns."""
     weights = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for path in model_path.glob("*.safetensors")
     )
-    facts = hashlib.sha256((model_path / "plaudit.json").read_bytes()).hexdigest()
+    # A checkpoint has no plaudit.json of its own.
+    read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
+    facts = hashlib.sha256(read.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
     # Where the base of an adapter was loaded from.
     base = str(model.module.config._name_or_path)
@@ -137,7 +160,8 @@ def _identity(model: RewardModel, model_path: Path, source: Source, column: str)
             {
                 "model": [facts, weights, base, dtype],
                 "input": [source.model_dump(mode="json"), fingerprint(source)],
-                "column": column,
+                "column": columns.rewards,
+                "picks": columns.picks,
             }
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,19 @@ class RunFolder:
     def base(self) -> Path:
         """Where a run on the embedded base keeps its copy."""
         return self.path / "base"
+
+    def budget(self, measure: Callable[[], int]) -> int:
+        """Tokens of a micro-batch as measured when the run was started.
+
+        A resumed run keeps them: another cut gives the same gradient only up to rounding.
+        """
+        path = self.path / "micro_batches.json"
+        if path.is_file():
+            return int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
+        tokens = measure()
+        if is_main_process():
+            write_json(path, {"tokens": tokens})
+        return tokens
 
     def resume_command(self) -> str:
         """What to type to go on with this run, with the launcher it was started by."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from plaudit.evaluate import metrics
+from plaudit.evaluate.calibrate import cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs
@@ -63,9 +64,18 @@ def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:
 
 
 def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
-    """Exact loss and accuracy over all pairs, and per named set where there are several."""
+    """Exact loss and accuracy over all pairs, and per named set where there are several.
+
+    ``eval_calibrated_loss`` is the loss at temperatures cross-fitted by prompt group: what the
+    rewards are worth once their over-confidence is taken away. Chosen by the plain loss, a run
+    keeps an early checkpoint whose ranking is worse (docs/reproduction.md).
+    """
     delta_P = index.deltas(reward_N)
     measured = _numbers("eval", delta_P, index.pairs.margin_P)
+    calibrated_P = cross_fit(delta_P, index.pairs.group_P).delta_P
+    measured["eval_calibrated_loss"] = metrics.nll(
+        delta_P if calibrated_P is None else calibrated_P
+    )
     names = dict.fromkeys(index.dataset_P)
     if len(names) > 1:
         for name in names:

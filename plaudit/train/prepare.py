@@ -20,6 +20,8 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import RecipeError
+from plaudit.model.budget import largest_budget
+from plaudit.model.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
     Prepared,
@@ -34,12 +36,13 @@ from plaudit.model.load import (
     refuse_unknown_ids,
     trainable_parameters,
 )
+from plaudit.model.module import RewardModule
 from plaudit.recipe import (
     ModelSection,
     Recipe,
     TokensSection,
 )
-from plaudit.tokens.batch import make_batchers
+from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.template import freeze_dates, read_template
 from plaudit.train import corpus as corpora
@@ -107,7 +110,7 @@ def prepare(
         )
     _tell_data(corpus, recipe, console)
     with console.status(f"loading {recipe.model.base}"):
-        built = _build_model(recipe, request, tokenizer, args, corpora.largest_id(corpus))
+        built = _build_model(recipe, request, tokenizer, args, corpora.largest_id(corpus), folder)
     trainable, total = built.parameters
     console.print(
         f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
@@ -140,6 +143,7 @@ def _build_model(
     tokenizer: PreTrainedTokenizerBase,
     args: StepArguments,
     largest_id: int,
+    folder: RunFolder,
 ) -> Built:
     assert isinstance(tokenizer.pad_token_id, int)
     loaded = load_base(request, pad_id=tokenizer.pad_token_id)
@@ -152,18 +156,48 @@ def _build_model(
     parameters = trainable_parameters(network)
     if request.quantize is None:
         network.to(args.device)
+    if args.asked_liger is not None:
+        apply_liger(network, args.asked_liger, args.device)
+    if args.asked_compile:
+        compile_layers(network, backend=args.asked_backend, mode=args.asked_mode)
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
     model = choose_layout(
         network, recipe.model.attention, packed=batchers["packed"], padded=batchers["padded"]
     )
+    batcher = batchers[model.layout]
+    wrapped = bool(args.fsdp) or args.deepspeed is not None
+    if recipe.tokens.max_tokens_per_microbatch == "auto" and not wrapped:
+        tokens = folder.budget(
+            lambda: measured_budget(model.module, batcher, recipe.tokens.max_length, args)
+        )
+        batcher = make_batchers(tokens, args.device, tokenizer.pad_token_id)[model.layout]
     return Built(
         model=model,
-        batcher=batchers[model.layout],
+        batcher=batcher,
         parameters=parameters,
         head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
     )
+
+
+def measured_budget(
+    module: RewardModule, batcher: Batcher, longest: int, args: StepArguments
+) -> int:
+    """What ``tokens.max_tokens_per_microbatch: auto`` means on this device, equal on all ranks.
+
+    A GPU is tried out. On a CPU more tokens at once are no faster.
+    """
+    if args.device.type != "cuda":
+        return MICROBATCH_TOKENS
+    found = largest_budget(
+        module, batcher, longest=longest, autocast=bool(args.bf16), device=args.device
+    )
+    if args.world_size == 1:
+        return found
+    everywhere = torch.tensor(found, device=args.device)
+    torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+    return int(everywhere)
 
 
 def place_base(base: str, folder: RunFolder) -> str:
@@ -216,12 +250,18 @@ def step_arguments(
     given = dict(arguments)
     batch = int(given.pop("per_device_train_batch_size", 8))
     accumulation = int(given.pop("gradient_accumulation_steps", 1))
+    liger = dict(given.pop("liger_kernel_config", None) or {})
     fixed = {
         "output_dir": str(folder.checkpoints),
         "per_device_train_batch_size": batch * accumulation,
         "gradient_accumulation_steps": 1,
         "asked_batch_size": batch,
         "asked_accumulation": accumulation,
+        # The Trainer applies these to a PreTrainedModel alone; plaudit does it when it builds one.
+        "asked_liger": liger if given.pop("use_liger_kernel", False) else None,
+        "asked_backend": given.pop("torch_compile_backend", None),
+        "asked_mode": given.pop("torch_compile_mode", None),
+        "asked_compile": bool(given.pop("torch_compile", False)),
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # It asks the device for every step's loss, and hides a loss that is not finite.

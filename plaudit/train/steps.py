@@ -8,6 +8,7 @@ have.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -41,6 +42,25 @@ class StepSampler(Sampler[list[int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
         for step in range(len(self)):
             yield order[step * self.per_step : (step + 1) * self.per_step].tolist()
+
+
+def equal_shares(trees: Sequence[TokenTree], ranks: int) -> list[list[int]]:
+    """Positions in ``trees`` for each rank, in order: equal tokens rather than equal rows.
+
+    The longest tree first, each to the rank with the fewest tokens so far (Graham 1969: at most
+    4/3 of the best possible load). Ranks wait for the slowest one at every step. The same trees
+    always give the same shares, so every rank knows all of them.
+    """
+    if ranks == 1:
+        return [list(range(len(trees)))]
+    sizes = [tree.tokens for tree in trees]
+    loads = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for i in sorted(range(len(trees)), key=lambda i: (-sizes[i], i)):
+        tokens, rank = heapq.heappop(loads)
+        shares[rank].append(i)
+        heapq.heappush(loads, (tokens + sizes[i], rank))
+    return [sorted(share) for share in shares]
 
 
 def rows_of_first(sampler: StepSampler, steps: int) -> Iterator[int]:

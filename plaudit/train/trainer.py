@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
@@ -34,7 +35,7 @@ from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, score_trees
 from plaudit.train.checkpoints import MARKER, mark_complete
 from plaudit.train.meter import Meter
-from plaudit.train.steps import StepLoader, StepSampler
+from plaudit.train.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import Batcher, FloatArray, TokenTree
 
 EvalScores = Mapping[str, Sequence[FloatArray]]
@@ -44,17 +45,26 @@ EvalScores = Mapping[str, Sequence[FloatArray]]
 class StepArguments(TrainingArguments):
     """TrainingArguments whose batch is a whole optimizer step.
 
-    ``asked_batch_size`` and ``asked_accumulation`` are the user's numbers; logging integrations
-    record those.
+    The ``asked_`` fields are the user's values of what the Trainer must not act on itself; logging
+    integrations record those.
     """
 
     asked_batch_size: int = 1
     asked_accumulation: int = 1
+    asked_liger: dict[str, Any] | None = None
+    asked_compile: bool = False
+    asked_backend: str | None = None
+    asked_mode: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         record["per_device_train_batch_size"] = record.pop("asked_batch_size")
         record["gradient_accumulation_steps"] = record.pop("asked_accumulation")
+        record["liger_kernel_config"] = record.pop("asked_liger")
+        record["use_liger_kernel"] = record["liger_kernel_config"] is not None
+        record["torch_compile"] = record.pop("asked_compile")
+        record["torch_compile_backend"] = record.pop("asked_backend")
+        record["torch_compile_mode"] = record.pop("asked_mode")
         return record
 
 
@@ -188,7 +198,10 @@ class RewardTrainer(Trainer):
         make each step wait for the slowest host.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shares = [trees[r::ranks] for r in range(ranks)]
+        if ranks == 1:
+            # As it is: a list would hold every tree of a large evaluation set in memory.
+            return trees, len(self.batcher.cut(trees))
+        shares = [[trees[i] for i in share] for share in equal_shares(trees, ranks)]
         return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
 
     # ---- evaluation
@@ -231,8 +244,12 @@ class RewardTrainer(Trainer):
         ranks = self.accelerator.num_processes
         if ranks == 1:
             return scored
-        shares = gather_object([scored])
-        return [shares[i % ranks][i // ranks] for i in range(len(trees))]
+        results: list[FloatArray] = [np.zeros(0)] * len(trees)
+        gathered = gather_object([scored])
+        for share, rewards in zip(equal_shares(trees, ranks), gathered, strict=True):
+            for i, rewards_K in zip(share, rewards, strict=True):
+                results[i] = rewards_K
+        return results
 
     # ---- log
 

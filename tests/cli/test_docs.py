@@ -41,6 +41,10 @@ NOT_RUN = {
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
+    "plaudit train recipes/reference-schedule-small.yaml": "16,203 steps, half an hour and more",
+    "plaudit compare runs/reference": "the evaluations of that run",
+    "python benchmarks/reference_schedule.py": "the checkpoints of that run",
+    "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
@@ -50,6 +54,7 @@ STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
+    "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),
 }
 

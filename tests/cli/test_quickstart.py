@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,31 @@ def test_the_run_folder_can_be_moved(folder: Path, tmp_path: Path) -> None:
 def test_an_existing_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--out", str(folder)]) == 2
     assert "choose another name" in capsys.readouterr().err
+
+
+NO_ROUTE = ("unshare", "--map-root-user", "--net")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*NO_ROUTE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this machine does not let a process give up its network",
+)
+def test_it_needs_no_network(tmp_path: Path) -> None:
+    """The main job in a network namespace without a single route, the Hub libraries not warned."""
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(*NO_ROUTE, sys.executable, "-m", "plaudit", "quickstart", "--out", str(out)),
+            *("--set", "data.train=documentation:training:40"),
+            *("--set", "data.test={path: 'documentation:heldout:20', name: heldout}"),
+            *("--set", "train.max_steps=2", "--set", "train.eval_steps=1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for written in ("README.md", "report.html", "plaudit.json", "adapter_model.safetensors"):
+        assert (out / written).is_file()

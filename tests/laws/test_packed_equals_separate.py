@@ -18,21 +18,9 @@ from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack, pad
 from plaudit.types import PackedLayout, TokenTree
-from tests.models import FAMILY_OPTIONS, VOCABULARY, WINDOW, tiny_classifier
+from tests.models import FAMILY_OPTIONS, WINDOW, make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
-
-
-def make_trees(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[TokenTree]:
-    generator = np.random.default_rng(seed)
-
-    def ids(length: int) -> np.ndarray:
-        return generator.integers(3, VOCABULARY, length, dtype=np.int32)
-
-    return [
-        TokenTree(index=i, prefix=ids(prefix), branches=tuple(ids(n) for n in branches))
-        for i, (prefix, branches) in enumerate(shapes)
-    ]
 
 
 def one_response_a_prefix_of_the_other() -> TokenTree:
@@ -173,7 +161,12 @@ def emulated_varlen(
 @pytest.fixture
 def force_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def force(name: str) -> None:
-        monkeypatch.setattr(attention, "choose_backend", lambda query, softcap: name)
+        # The CPU's own backend has no windows; layers that have them stay with SDPA.
+        monkeypatch.setattr(
+            attention,
+            "choose_backend",
+            lambda query, settings: "sdpa" if name == "cpu" and settings.window else name,
+        )
         monkeypatch.setattr(
             attention,
             "_varlen_call",

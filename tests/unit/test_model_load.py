@@ -312,7 +312,7 @@ def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch
     from plaudit.model import attention
 
     expected = scores(tiny_classifier())
-    monkeypatch.setitem(attention.BACKENDS, "sdpa", blind)
+    monkeypatch.setitem(attention.BACKENDS, "cpu", blind)
     network = tiny_classifier()
     with warnings_said() as said:
         prepared = chosen(network)
@@ -333,7 +333,7 @@ def test_a_failed_probe_is_recorded(
     from plaudit.train.run import train
 
     with monkeypatch.context() as patch:
-        patch.setitem(attention.BACKENDS, "sdpa", blind)
+        patch.setitem(attention.BACKENDS, "cpu", blind)
         run = train(recipe_of(tiny_base, pairs_file, num_train_epochs=1), tmp_path / "run")
     facts = json.loads((run.folder / "plaudit.json").read_text())
     assert facts["attention"] == run.metrics["run"]["attention"] == "padded"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.train.steps import StepLoader, StepSampler
+from plaudit.train.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
@@ -52,3 +52,25 @@ def test_the_loader_follows_the_epoch() -> None:
         found = [[tree.index for tree in step] for step in loader]
         assert found == epoch_of(StepSampler(10, 4, seed=3), epoch)
     assert len(loader) == 3
+
+
+def tree_of(tokens: int) -> TokenTree:
+    ids = np.zeros(tokens, np.int32)
+    return TokenTree(index=0, prefix=ids[1:], branches=(ids[:1],))
+
+
+@given(st.lists(st.integers(1, 900), max_size=40), st.integers(1, 8))
+def test_ranks_share_a_step_by_tokens(sizes: list[int], ranks: int) -> None:
+    """Every tree once; no rank has more than twice the best possible load."""
+    trees = [tree_of(size) for size in sizes]
+    shares = equal_shares(trees, ranks)
+    assert len(shares) == ranks
+    assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(sizes[i] for i in share) for share in shares]
+    lightest_possible = max(sum(sizes) / ranks, max(sizes, default=0))
+    assert max(loads) <= 2 * lightest_possible
+    # The heaviest rank took its shortest tree last, when no rank had fewer tokens.
+    heaviest = shares[loads.index(max(loads))]
+    if heaviest:
+        assert max(loads) - min(sizes[i] for i in heaviest) <= min(loads)

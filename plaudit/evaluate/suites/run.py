@@ -1,0 +1,260 @@
+"""Run benchmark suites on a model: files to rows, rows to rewards, rewards to numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from plaudit.data.files import FILE_KINDS, fingerprint, read_rows
+from plaudit.errors import DataError
+from plaudit.evaluate.baselines import response_text
+from plaudit.evaluate.suites.cases import Answer, Item
+from plaudit.evaluate.suites.request import Request
+from plaudit.evaluate.suites.score import score_suite
+from plaudit.evaluate.suites.table import HubFiles, Suite
+from plaudit.recipe import Source
+from plaudit.serve.scorer import RewardModel
+from plaudit.tokens.encode import Refused, as_turns
+from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
+
+NOT_FINITE = "reward_not_finite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSuite:
+    """A suite's block of ``metrics.json``, and its rows of the score table."""
+
+    facts: dict[str, Any]
+    rows: tuple[ScoreRow, ...]
+
+
+def run_suite(
+    model: RewardModel,
+    request: Request,
+    *,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    seed: int = 0,
+) -> RunSuite:
+    """Read, score and measure one suite; ``on_batch`` hears tokens done and tokens in all.
+
+    Raises:
+        DataError: the files cannot be read as the suite's, or nothing of them can be scored.
+    """
+    items, files = read_suite(request)
+    answers, refused, trees = _score(model, items, on_batch)
+    if not answers:
+        counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+        raise DataError(
+            f"None of the {len(items)} rows of {request.suite.title} can be scored ({counts}); the "
+            f"model reads at most {model.facts.max_length} tokens."
+        )
+    facts = score_suite(request.suite, items, answers, refused, seed=seed)
+    return RunSuite(
+        facts={**facts, "files": files},
+        rows=tuple(_score_rows(request.suite.name, answers, trees)),
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
+    """All rows of a suite, and the files they came from with fingerprints.
+
+    Raises:
+        DataError: no file, or a row that is not the suite's (file and line are named).
+    """
+    suite = request.suite
+    folder = request.path if request.path is not None else download(suite)
+    paths = suite_files(suite, folder)
+    root = folder if folder.is_dir() else folder.parent
+    items: list[Item] = []
+    for path in paths:
+        for where, row in _rows(path):
+            try:
+                item = suite.read(row, len(items), PurePath(path.relative_to(root)))
+            except DataError as error:
+                raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
+            if item is not None:
+                items.append(item)
+    shown = [
+        {"path": str(path.relative_to(root)), "fingerprint": fingerprint(Source(path=str(path)))}
+        for path in paths
+    ]
+    return items, shown
+
+
+def suite_files(suite: Suite, folder: Path) -> list[Path]:
+    """The suite's data files in a folder (or the file itself), by the first pattern that finds any.
+
+    Raises:
+        DataError: there is none.
+    """
+    if folder.is_file():
+        return [folder]
+    for pattern in suite.files:
+        found = sorted(path for path in folder.glob(pattern) if _is_data(path, folder))
+        if found:
+            return found
+    raise DataError(
+        f"{folder} holds no file of {suite.title}; expected {' or '.join(suite.files)} "
+        f"({', '.join(FILE_KINDS)})."
+    )
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.is_file() and not hidden and path.name.endswith(tuple(FILE_KINDS))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path.name == "task.json":
+        yield from _task_rows(path)
+        return
+    yield from read_rows(Source(path=str(path)))
+
+
+def _task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A BIG-bench task: one object whose ``examples`` are the rows."""
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+        examples = task["examples"]
+        rows = [dict(row) for row in examples]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a task ({error}); expected an object with a list named "
+            "examples."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}:example {number}", row
+
+
+def download(suite: Suite) -> Path:
+    """The suite's files from the Hub, in its local cache.
+
+    Raises:
+        DataError: the Hub cannot be reached, or has no such files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = suite.hub
+    assert isinstance(hub, HubFiles)
+    try:
+        folder = snapshot_download(
+            hub.dataset,
+            repo_type="dataset",
+            revision=hub.revision,
+            allow_patterns=list(hub.patterns),
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise DataError(
+            f"{suite.title} ({hub.dataset}) cannot be fetched from the Hub "
+            f"({' '.join(str(error).split())[:200].rstrip('.')}); go online, or name a copy: "
+            f"--suite {suite.name}:FOLDER."
+        ) from error
+    return Path(folder)
+
+
+# ---- scoring -------------------------------------------------------------------------------------
+
+
+def _score(
+    model: RewardModel, items: Sequence[Item], on_batch: Callable[[int, int], None]
+) -> tuple[list[Answer], Counter[str], dict[int, tuple[int, ...]]]:
+    """Answers in the rows' order, refusals by reason, and conversation lengths by row number.
+
+    A prompt is computed once for all distinct responses that any row has for it. Where these do not
+    all fit, its rows are encoded one by one, so that a long answer costs only its own row.
+    """
+    together: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        together.setdefault(item.prompt, []).append(number)
+    merged = [
+        _comparison(model, items[n[0]], _distinct([items[i] for i in n])) for n in together.values()
+    ]
+    outcomes = model.encode(merged)
+    jobs: list[tuple[TokenTree, list[str], list[int]]] = []
+    refused: Counter[str] = Counter()
+    for comparison, outcome, numbers in zip(merged, outcomes, together.values(), strict=True):
+        if isinstance(outcome, TokenTree):
+            jobs.append((outcome, [response_text(r) for r in comparison.responses], numbers))
+            continue
+        for number in numbers:
+            item = items[number]
+            (alone,) = model.encode([_comparison(model, item, item.responses)])
+            if isinstance(alone, Refused):
+                refused[alone.reason] += 1
+            else:
+                jobs.append((alone, list(item.responses), [number]))
+    total = sum(tree.tokens for tree, _, _ in jobs)
+    done = 0
+
+    def advance(trees: Sequence[TokenTree]) -> None:
+        nonlocal done
+        done += sum(tree.tokens for tree in trees)
+        on_batch(done, total)
+
+    rewards = model.score_trees([tree for tree, _, _ in jobs], on_batch=advance)
+    answered: dict[int, FloatArray] = {}
+    lengths: dict[int, tuple[int, ...]] = {}
+    for (tree, texts, numbers), rewards_K in zip(jobs, rewards, strict=True):
+        place = {text: index for index, text in reversed(list(enumerate(texts)))}
+        for number in numbers:
+            own = [place[response] for response in items[number].responses]
+            if not np.isfinite(rewards_K[own]).all():
+                refused[NOT_FINITE] += 1
+                continue
+            answered[number] = rewards_K[own]
+            lengths[number] = tuple(tree.lengths[index] for index in own)
+    answers = [
+        Answer(item=items[number], rewards_K=answered[number]) for number in sorted(answered)
+    ]
+    ordered = {place: lengths[number] for place, number in enumerate(sorted(answered))}
+    return answers, refused, ordered
+
+
+def _distinct(items: Sequence[Item]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(response for item in items for response in item.responses))
+
+
+def _comparison(model: RewardModel, item: Item, responses: Sequence[str]) -> Comparison:
+    """One user turn and assistant turns; plain text for a model that knows nothing else."""
+    comparison = Comparison(
+        id=item.id,
+        prompt=item.prompt,
+        responses=tuple(responses),
+        grades=(),
+        group=item.group,
+        source="suite",
+        where=item.id,
+    )
+    return comparison if model.facts.text == "text" else as_turns(comparison)
+
+
+def _score_rows(
+    name: str, answers: Sequence[Answer], lengths: dict[int, tuple[int, ...]]
+) -> Iterator[ScoreRow]:
+    for number, answer in enumerate(answers):
+        item = answer.item
+        for response, reward in enumerate(answer.rewards_K):
+            yield ScoreRow(
+                comparison=item.id,
+                number=number,
+                group=item.group,
+                dataset=name,
+                source=name,
+                response=response,
+                reward=float(reward),
+                grade=item.grades[response],
+                margin=0.0,
+                tokens=lengths[number][response],
+                characters=len(item.responses[response]),
+                metadata={"subset": item.subset, **item.metadata},
+            )

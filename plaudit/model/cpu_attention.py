@@ -1,0 +1,211 @@
+"""Packed attention on a CPU: no masks, no copies of a prompt's keys, few calls.
+
+A tree is three kinds of calls. Its prompt and first branch are one causal call. The queries of all
+further branches meet the prompt in one call that needs no mask, since they see all of it. Each of
+those branches meets itself in a causal call, branches of one length in a row together. The two
+halves of a branch's softmax are then joined by their log-sum-exp, as flash attention joins its
+blocks (Dao et al. 2022, arXiv 2205.14135, section 3.1).
+
+The joined output and log-sum-exp are also all that the backward pass of each half needs: a
+probability is ``exp(logit - logsumexp)`` whichever call recomputes it.
+
+Shapes: H query heads, G key/value heads, T tokens of the row, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from plaudit.types import PackedLayout
+
+# The kernels behind scaled_dot_product_attention on a CPU. The public function does not return the
+# log-sum-exp that joining needs; a law test compares every backend with plain transformers.
+_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
+_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+
+
+# The gradient of the output, queries, keys, values, the output and the log-sum-exp of its logits.
+Saved: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def available() -> bool:
+    """Whether this torch has the kernels."""
+    return hasattr(torch.ops.aten, _FORWARD) and hasattr(torch.ops.aten, _BACKWARD)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Where one tree lies: ``[start, first)`` is causal, ``[first, stop)`` sees the prompt too.
+
+    ``runs`` are ``(begin, branches, length)`` of further branches of one length, end to end.
+    """
+
+    start: int
+    prompt: int
+    first: int
+    stop: int
+    runs: tuple[tuple[int, int, int], ...]
+
+
+def trees(layout: PackedLayout) -> tuple[Tree, ...]:
+    """The layout as calls, kept in its cache for all layers of a pass."""
+    found = layout.cache.get("cpu_trees")
+    if found is None:
+        found = layout.cache["cpu_trees"] = tuple(_trees(layout))
+    assert isinstance(found, tuple)
+    return found
+
+
+def _trees(layout: PackedLayout) -> Iterator[Tree]:
+    for start, prefix, lengths in zip(layout.starts, layout.prefixes, layout.branches, strict=True):
+        first = begin = start + prefix + lengths[0]
+        runs = []
+        for length, members in groupby(lengths[1:]):
+            branches = len(list(members))
+            runs.append((begin, branches, length))
+            begin += branches * length
+        yield Tree(start, start + prefix, first, begin, tuple(runs))
+
+
+def attend(
+    q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, layout: PackedLayout, scale: float
+) -> Tensor:
+    """Attention of every token to its prompt and its own branch; ``[1, H, T, D]``."""
+    repeats = q_1HTD.shape[1] // k_1GTD.shape[1]
+    if repeats > 1:
+        # The backward kernel wants as many key heads as query heads.
+        k_1GTD = k_1GTD.repeat_interleave(repeats, dim=1)
+        v_1GTD = v_1GTD.repeat_interleave(repeats, dim=1)
+    out_1HTD: Tensor = _Attend.apply(q_1HTD, k_1GTD, v_1GTD, layout, scale)  # type: ignore[no-untyped-call]
+    return out_1HTD
+
+
+class _Attend(torch.autograd.Function):
+    """All calls of a row as one node of the graph: gradients are written where they belong."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float
+    ) -> Tensor:
+        out = _rows_like(q)
+        sums = torch.empty(q.shape[:3], dtype=torch.float32)
+        for tree in trees(layout):
+            own = slice(tree.start, tree.first)
+            out[:, :, own], sums[:, :, own] = _call(q, k, v, own, own, scale, causal=True)
+            if tree.first < tree.stop:
+                _later_branches(q, k, v, out, sums, tree, scale)
+        ctx.save_for_backward(q, k, v, out, sums)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, sums = ctx.saved_tensors
+        grads = tuple(_rows_like(tensor) for tensor in (q, k, v))
+        given: Saved = (grad, q, k, v, out, sums)
+        for tree in trees(ctx.layout):
+            own = slice(tree.start, tree.first)
+            parts = _call_backward(given, own, own, ctx.scale, causal=True)
+            for whole, part in zip(grads, parts, strict=True):
+                whole[:, :, own] = part
+            for begin, branches, length in tree.runs:
+                run = slice(begin, begin + branches * length)
+                parts = _kernel_backward(
+                    (
+                        _as_batch(grad[:, :, run], branches),
+                        _as_batch(q[:, :, run], branches),
+                        _as_batch(k[:, :, run], branches),
+                        _as_batch(v[:, :, run], branches),
+                        _as_batch(out[:, :, run], branches),
+                        _as_batch(sums[:, :, run], branches),
+                    ),
+                    ctx.scale,
+                    causal=True,
+                )
+                for whole, part in zip(grads, parts, strict=True):
+                    _as_batch(whole[:, :, run], branches).copy_(part)
+            if tree.start < tree.prompt and tree.first < tree.stop:
+                later, prompt = slice(tree.first, tree.stop), slice(tree.start, tree.prompt)
+                parts = _call_backward(given, later, prompt, ctx.scale, causal=False)
+                for whole, part, where in zip(grads, parts, (later, prompt, prompt), strict=True):
+                    whole[:, :, where] += part
+        return (*grads, None, None)
+
+
+def _later_branches(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, tree: Tree, scale: float
+) -> None:
+    """Branches after the first: each with itself, then joined with what the prompt adds."""
+    for begin, branches, length in tree.runs:
+        run = slice(begin, begin + branches * length)
+        found, found_sums = _kernel(
+            (
+                _as_batch(q[:, :, run], branches),
+                _as_batch(k[:, :, run], branches),
+                _as_batch(v[:, :, run], branches),
+            ),
+            scale,
+            causal=True,
+        )
+        _as_batch(out[:, :, run], branches).copy_(found)
+        _as_batch(sums[:, :, run], branches).copy_(found_sums)
+    if tree.start == tree.prompt:
+        return
+    later, prompt = slice(tree.first, tree.stop), slice(tree.start, tree.prompt)
+    seen, seen_sums = _call(q, k, v, later, prompt, scale, causal=False)
+    own_sums = sums[:, :, later]
+    joined = torch.logaddexp(own_sums, seen_sums)
+    weight = torch.exp(seen_sums - joined)[..., None].to(out.dtype)
+    out[:, :, later] = torch.lerp(out[:, :, later], seen, weight)
+    sums[:, :, later] = joined
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, queries: slice, keys: slice, scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    return _kernel((q[:, :, queries], k[:, :, keys], v[:, :, keys]), scale, causal=causal)
+
+
+def _call_backward(
+    given: Saved, queries: slice, keys: slice, scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, q, k, v, out, sums = given
+    of_queries, of_keys = (slice(None), slice(None), queries), (slice(None), slice(None), keys)
+    part = (grad[of_queries], q[of_queries], k[of_keys], v[of_keys])
+    return _kernel_backward((*part, out[of_queries], sums[of_queries]), scale, causal=causal)
+
+
+def _kernel(
+    given: tuple[Tensor, Tensor, Tensor], scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = getattr(torch.ops.aten, _FORWARD)(
+        *given, 0.0, causal, scale=scale
+    )
+    return found
+
+
+def _kernel_backward(given: Saved, scale: float, *, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = getattr(torch.ops.aten, _BACKWARD)(
+        *given, 0.0, causal, scale=scale
+    )
+    return found
+
+
+def _as_batch(tensor_1HTx: Tensor, branches: int) -> Tensor:
+    """Branches of one length, end to end in the row, as a batch; a view."""
+    parts: Tensor = tensor_1HTx.unflatten(2, (branches, -1))  # type: ignore[no-untyped-call]
+    return parts[0].transpose(0, 1)
+
+
+def _rows_like(tensor_1HTD: Tensor) -> Tensor:
+    """Empty ``[1, H, T, D]`` with each token in one piece, as the layers around it want."""
+    one, heads, tokens, width = tensor_1HTD.shape
+    return tensor_1HTD.new_empty(one, tokens, heads, width).transpose(1, 2)

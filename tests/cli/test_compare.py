@@ -1,0 +1,160 @@
+"""``plaudit compare`` through real processes: runs, checkpoints, evaluations, data, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import pair_rows, write_jsonl
+
+pytestmark = pytest.mark.heavy
+
+
+def plaudit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "plaudit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoints(finished_run: Path) -> list[Path]:
+    found = sorted(
+        (finished_run / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1])
+    )
+    assert len(found) >= 2
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("compare") / "held_out.jsonl", pair_rows(20, seed=9))
+
+
+def test_a_run_alone_compares_its_evaluations_without_scoring(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "steps"
+    done = plaudit("compare", finished_run, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts == json.loads((out / "compare.json").read_text())
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    history = json.loads((finished_run / "metrics.json").read_text())["eval"]["history"]
+    assert [model["name"] for model in facts["models"]] == [f"step {e['step']}" for e in history]
+    for model, entry in zip(facts["models"], history, strict=True):
+        assert model["accuracy"] == pytest.approx(entry["accuracy"], abs=1e-12)
+        assert model["nll"] == pytest.approx(entry["validation_loss"], abs=1e-6)
+    assert facts["data"] == {"scored": False, "chose_checkpoint": True}
+    assert "These data chose the checkpoints" in done.stderr
+
+
+def test_recorded_and_scored_checkpoints_agree(
+    finished_run: Path, checkpoints: list[Path], pairs_file: Path
+) -> None:
+    """Scoring the run's own file again gives the numbers that training recorded (law 3)."""
+    first, last = checkpoints[0], checkpoints[-1]
+    recorded = plaudit("compare", first, last, "--json")
+    assert recorded.returncode == 0, recorded.stderr
+    # A prediction file beside them keeps the comparison to the run's evaluation rows.
+    rescored = plaudit(
+        "compare", first, last, finished_run / "predictions.parquet", pairs_file, "--json"
+    )
+    assert rescored.returncode == 0, rescored.stderr
+    old, new = json.loads(recorded.stdout), json.loads(rescored.stdout)
+    assert new["pairs"] == old["pairs"] < 60
+    for before, after in zip(old["models"], new["models"], strict=False):
+        assert before["name"] == after["name"]
+        assert after["accuracy"] == before["accuracy"]
+        assert after["nll"] == pytest.approx(before["nll"], abs=1e-5)
+    assert new["left_out"][first.name] == 60 - new["pairs"]
+    # The kept checkpoint is the run's own model.
+    kept = json.loads((finished_run / "metrics.json").read_text())["best"]["step"]
+    names = {model["name"]: model for model in new["models"]}
+    if f"checkpoint-{kept}" in names:
+        assert names[f"checkpoint-{kept}"]["nll"] == pytest.approx(
+            names["predictions.parquet"]["nll"], abs=1e-5
+        )
+
+
+def test_models_on_data_say_where_they_part(
+    finished_run: Path, checkpoints: list[Path], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "compared"
+    done = plaudit("compare", finished_run, checkpoints[0], data, "--out", out)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((out / "compare.json").read_text())
+    assert facts["pairs"] == 20
+    assert facts["data"]["sources"][0]["path"] == str(data)
+    assert facts["data"]["refused"] == {finished_run.name: {}, checkpoints[0].name: {}}
+    for example in facts["examples"]:
+        assert example["where"].startswith(str(data))
+        assert example["better_text"].endswith("right")
+        assert example["worse_text"].endswith("wrong")
+    assert "kappa" in done.stderr
+    assert "Written to" in done.stderr
+
+
+def test_a_checkpoint_is_a_model(checkpoints: list[Path], data: Path, tmp_path: Path) -> None:
+    import plaudit as package
+
+    model: Any = package.load(checkpoints[0])
+    assert model.facts.temperature is None
+    assert len(model.score("hello", ["one right", "one wrong"])) == 2
+
+
+def cut_off(checkpoint: Path, folder: Path) -> Path:
+    run = folder / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    copy = run / "checkpoints" / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    return copy
+
+
+def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) -> dict[str, Any]:
+    unfinished = cut_off(checkpoint, folder / "a")
+    incomplete = cut_off(checkpoint, folder / "b")
+    (incomplete / "complete").unlink()
+    odd = folder / "odd"
+    shutil.copytree(finished_run, odd)
+    with (odd / "evaluations" / "step-6.npz").open("wb") as file:
+        np.savez(file, reward_N=np.zeros(5))
+    taken = folder / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    return {
+        "no run folder": [data, finished_run],
+        "There is one model to compare": [finished_run, data],
+        "is named twice": [finished_run, finished_run],
+        "is named after the data": [finished_run, data, checkpoint],
+        "does not exist": [finished_run, checkpoint, folder / "none.jsonl"],
+        "belongs to a run that is not finished": [unfinished, finished_run, data],
+        "is not a complete checkpoint": [incomplete, finished_run, data],
+        "has 5 rewards": [odd],
+        "exists already": [finished_run, "--out", taken],
+    }
+
+
+def test_bad_input_is_one_sentence(
+    finished_run: Path,
+    checkpoints: list[Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from plaudit.cli.main import main
+
+    for expected, words in bad_input(finished_run, checkpoints[0], data, tmp_path).items():
+        assert main(["compare", *map(str, words)]) == 2, expected
+        said = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert expected in said[-1], said
+        assert said[-1].startswith("plaudit: ")

@@ -1,0 +1,257 @@
+"""Paired comparison: statistics against independent implementations, verdicts, words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from plaudit.errors import DataError
+from plaudit.evaluate import metrics
+from plaudit.evaluate.compare import (
+    Scored,
+    align,
+    bootstrap_means,
+    clustered_p,
+    compare,
+    holm,
+    kappa,
+    mcnemar,
+    paired_test,
+    slice_masks,
+)
+from plaudit.evaluate.table import ScoreTable, build_table
+from plaudit.types import ScoreRow
+
+
+def table_of(
+    delta_P: np.ndarray, *, groups: int | None = None, column: str = "kind", drop: int = -1
+) -> ScoreTable:
+    """One pair a comparison with these reward differences; ``drop`` is left out."""
+    kept = [pair for pair in range(len(delta_P)) if pair != drop]
+    return build_table(
+        ScoreRow(
+            comparison=f"pairs:{pair}",
+            number=number,
+            group=f"g{pair % groups if groups else pair}",
+            dataset="eval",
+            source="pairs",
+            response=response,
+            reward=float(delta_P[pair]) if response == 0 else 0.0,
+            grade=1.0 - response,
+            margin=0.0,
+            tokens=5,
+            characters=5,
+            metadata={column: "even" if pair % 2 == 0 else "odd"},
+        )
+        for number, pair in enumerate(kept)
+        for response in range(2)
+    )
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 1), (5, 5), (40, 12), (300, 351)])
+def test_mcnemar_is_statsmodels(b: int, c: int) -> None:
+    expected = reference_mcnemar([[10, b], [c, 20]], exact=True).pvalue
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_statsmodels(seed: int) -> None:
+    p = np.random.default_rng(seed).uniform(size=17) ** 3
+    expected = multipletests(p, method="holm")[1]
+    assert holm(p.tolist()) == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def test_holm_leaves_what_was_not_tested_out_of_the_count() -> None:
+    assert holm([0.01, None, 0.04]) == [0.02, None, 0.04]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_scikit_learns(seed: int) -> None:
+    a, b = np.random.default_rng(seed).integers(0, 2, size=(2, 60))
+    assert kappa(a, b) == pytest.approx(cohen_kappa_score(a, b), rel=1e-9)
+
+
+def test_kappa_of_two_perfect_models_is_not_a_number() -> None:
+    assert np.isnan(kappa(np.ones(4), np.ones(4)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_log_loss_is_tested_as_scipy_does(seed: int) -> None:
+    a, b = np.random.default_rng(seed).normal(size=(2, 40))
+    difference = metrics.paired_difference(b, a, np.arange(40))
+    assert clustered_p(difference) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+
+
+def test_the_bootstrap_is_that_of_one_series_at_a_time() -> None:
+    generator = np.random.default_rng(1)
+    series, group_P = generator.normal(size=(3, 50)), generator.integers(0, 12, size=50)
+    together = bootstrap_means(series, group_P, resamples=200, seed=5)
+    for values, found in zip(series, together, strict=True):
+        alone = metrics.group_bootstrap(
+            lambda drawn, values=values: float(values[drawn].mean()),
+            group_P,
+            resamples=200,
+            seed=5,
+        )
+        assert found == pytest.approx(alone, rel=1e-9)
+    assert bootstrap_means(series, np.zeros(50, dtype=np.int64)) == [None] * 3
+
+
+def test_agreement_is_scipys() -> None:
+    a, b = np.random.default_rng(2).normal(size=(2, 30))
+    facts = compare(
+        align([Scored(name="a", table=table_of(a)), Scored(name="b", table=table_of(b))])
+    )
+    found = facts["contests"][0]["agreement"]
+    assert found["pearson"] == pytest.approx(stats.pearsonr(a, b).statistic, rel=1e-9)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(a, b).statistic, rel=1e-9)
+    assert found["both_right"] == int(((a > 0) & (b > 0)).sum())
+    assert found["only_a_right"] == int(((a > 0) & (b <= 0)).sum())
+
+
+def test_seven_pairs_by_hand() -> None:
+    """A is right about five pairs, B about two of them and one that A misses; one tie is wrong."""
+    a = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 0.0])
+    b = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0, -1.0])
+    facts = compare(
+        align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+    )
+    found = facts["contests"][0]
+    assert found["accuracy"]["a"] == pytest.approx(5 / 7)
+    assert found["accuracy"]["b"] == pytest.approx(3 / 7)
+    # Three discordant pairs against one: P(3 or more of 4, either side) = 2 * 5/16.
+    assert found["accuracy"]["p"] == pytest.approx(10 / 16)
+    assert found["agreement"]["only_a_right"] == 3
+    assert found["agreement"]["only_b_right"] == 1
+    assert facts["models"][0]["ties"] == 1
+    right, wrong, tie = np.log1p(np.exp([-1.0, 1.0, 0.0]))
+    assert facts["models"][0]["nll"] == pytest.approx((5 * right + wrong + tie) / 7)
+    assert found["accuracy"]["verdict"] is None
+    assert "cannot be told apart" in facts["sentences"][0]
+    json.dumps(facts, allow_nan=False)
+
+
+def test_pairs_that_share_prompts_are_not_judged_as_independent() -> None:
+    a_P, b_P = np.ones(20), np.zeros(20)
+    a_P[5:10] = 0
+    alone = paired_test("accuracy", a_P, b_P, np.arange(20))
+    shared = paired_test("accuracy", a_P, b_P, np.arange(20) % 4)
+    assert alone.name == "McNemar, exact"
+    assert shared.name == "paired t by prompt group"
+    assert shared.p is not None
+    assert alone.p is not None
+    assert shared.p > alone.p
+
+
+def noisy(seed: int, quality: float, count: int = 400) -> np.ndarray:
+    return np.random.default_rng(seed).normal(loc=quality, size=count)
+
+
+def test_eight_alike_cannot_be_told_apart_and_one_better_can() -> None:
+    shared = noisy(0, 0.6)
+    # Eight copies that differ by a little noise: the same quality.
+    alike = [
+        Scored(name=f"s{n}", table=table_of(shared + 0.05 * noisy(n + 1, 0.0))) for n in range(8)
+    ]
+    facts = compare(align(alike))
+    assert len(facts["contests"]) == 28
+    assert facts["best"]["accuracy"]["told_apart"] == 0
+    assert "no two of the 8 models can be told apart" in facts["sentences"][0]
+    better = Scored(name="good", table=table_of(shared + 1.0))
+    facts = compare(align([*alike, better]))
+    for metric in ("accuracy", "nll"):
+        assert facts["best"][metric]["name"] == "good"
+        assert len(facts["best"][metric]["better_than"]) == 8
+    assert facts["sentences"][0].startswith("By accuracy good is ahead")
+    assert "after Holm's correction for 36 tests" in facts["sentences"][1]
+
+
+def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
+    delta = noisy(3, 0.4)
+    facts = compare(
+        align(
+            [
+                Scored(name="calm", table=table_of(delta)),
+                Scored(name="loud", table=table_of(9 * delta)),
+            ]
+        )
+    )
+    accuracy, loss = facts["sentences"]
+    assert "cannot be told apart" in accuracy
+    assert loss.startswith("By log loss calm is better than loud")
+
+
+def test_false_findings_stay_at_their_rate() -> None:
+    """Two equal models, 400 times: McNemar's exact test finds a difference in at most 5%."""
+    generator = np.random.default_rng(11)
+    found = 0
+    for _ in range(400):
+        a_P, b_P = (generator.uniform(size=(2, 200)) < 0.7).astype(float)
+        p = paired_test("accuracy", a_P, b_P, np.arange(200)).p
+        found += p is not None and p < 0.05
+    assert found <= 0.05 * 400 + 2 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_rows_that_one_model_lacks_are_left_out_and_counted() -> None:
+    a, b = noisy(1, 0.5, 10), noisy(2, 0.5, 10)
+    aligned = align(
+        [Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b, drop=4))]
+    )
+    assert len(aligned.paired) == 9
+    assert aligned.left_out == {"A": 1, "B": 0}
+    assert aligned.delta_MP[1].tolist() == np.delete(b, 4).tolist()
+    assert aligned.delta_MP[0].tolist() == np.delete(a, 4).tolist()
+
+
+def test_rows_in_another_order_are_matched() -> None:
+    a = noisy(1, 0.5, 6)
+    table = table_of(a)
+    turned = table.where(np.ones(12, dtype=bool))
+    order = np.array([2, 3, 0, 1, 4, 5, 6, 7, 8, 9, 10, 11])
+    columns = {n: getattr(turned, n)[order] for n in ScoreTable.__slots__ if n != "metadata"}
+    turned = ScoreTable(**columns, metadata={k: v[order] for k, v in turned.metadata.items()})
+    aligned = align([Scored(name="A", table=table), Scored(name="B", table=turned)])
+    assert aligned.delta_MP[0].tolist() == aligned.delta_MP[1].tolist()
+
+
+def test_nothing_in_common_is_said() -> None:
+    a = table_of(noisy(1, 0.5, 6))
+    other = np.empty(12, dtype=object)
+    other[:] = "elsewhere"
+    b = replace(a, source_N=other)
+    with pytest.raises(DataError, match="not measured on the same comparisons"):
+        align([Scored(name="A", table=a), Scored(name="B", table=b)])
+
+
+def test_slices_have_sizes_and_corrected_p_values() -> None:
+    a = np.where(np.arange(80) % 2 == 0, 1.0, 1.0)
+    b = np.where(np.arange(80) % 2 == 0, -1.0, 1.0)
+    aligned = align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+    names = [(column, value) for column, value, _ in slice_masks(aligned.table, aligned.paired)]
+    assert names == [("kind", "even"), ("kind", "odd")]
+    even, odd = compare(aligned)["slices"]
+    assert (even["pairs"], even["accuracy_a"], even["accuracy_b"]) == (40, 1.0, 0.0)
+    assert even["p_holm"] == pytest.approx(2 * even["p"])
+    assert odd["p_holm"] == 1.0
+    assert not even["small"]
+
+
+def test_examples_are_the_widest_partings() -> None:
+    a = np.array([3.0, 1.0, -1.0, -5.0])
+    b = np.array([-1.0, -9.0, 1.0, 1.0])
+    facts = compare(
+        align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+    )
+    assert [(e["right"], e["id"]) for e in facts["examples"]] == [
+        ("a", "pairs:1"),
+        ("a", "pairs:0"),
+        ("b", "pairs:3"),
+        ("b", "pairs:2"),
+    ]

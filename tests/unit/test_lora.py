@@ -1,0 +1,132 @@
+"""The fused LoRA layer computes what PEFT's own does, and steps aside for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from plaudit.model.lora import FusedLinear, fuse_lora
+
+
+class Body(nn.Module):
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Linear(12, 20, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(x)
+        return out
+
+
+def adapted(*, base_bias: bool = False, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["proj"], **options)  # type: ignore[arg-type]
+    network: nn.Module = get_peft_model(Body(base_bias), config)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return network
+
+
+def gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    network.zero_grad()
+    out = network(x)
+    out.square().sum().backward()
+    found = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {**found, "x": x.grad, "out": out.detach()}
+
+
+def layers(network: nn.Module) -> list[type]:
+    return [type(m) for m in network.modules() if isinstance(m, Linear)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 12), (1, 9, 12), (2, 3, 5, 12)])
+def test_fused_equals_peft(bias: bool, shape: tuple[int, ...]) -> None:
+    network = adapted(base_bias=bias)
+    x = torch.randn(*shape)
+    expected = gradients(network, x)
+    fuse_lora(network)
+    assert layers(network) == [FusedLinear]
+    found = gradients(network, x)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_without_gradient_gets_none() -> None:
+    network = adapted()
+    fuse_lora(network)
+    out = network(torch.randn(4, 12))
+    out.sum().backward()
+    assert all(p.grad is not None for n, p in network.named_parameters() if "lora_" in n)
+
+
+def disabled(network: nn.Module) -> None:
+    network.base_model.disable_adapter_layers()  # type: ignore[operator, union-attr]
+
+
+def merged(network: nn.Module) -> None:
+    network.merge_adapter()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"use_dora": True}, None),
+        ({"lora_bias": True}, None),
+        ({"use_rslora": True}, None),
+        ({}, disabled),
+        ({}, merged),
+    ],
+)
+def test_other_kinds_of_lora_compute_as_peft_does(
+    options: dict[str, object], change: Callable[[nn.Module], None] | None
+) -> None:
+    network = adapted(base_bias=True, **options)
+    if change is not None:
+        change(network)
+    x = torch.randn(6, 12)
+    expected = network(x)
+    fuse_lora(network)
+    torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_stays_pefts() -> None:
+    network = adapted(lora_dropout=0.5).train()
+    x = torch.randn(6, 12)
+    torch.manual_seed(3)
+    expected = network(x)
+    fuse_lora(network)
+    torch.manual_seed(3)
+    torch.testing.assert_close(network(x), expected)
+    network.eval()
+    torch.testing.assert_close(network(x), adapted(lora_dropout=0.5).eval()(x))
+
+
+def test_half_precision_bodies_keep_their_precision() -> None:
+    network = adapted()
+    network.base_model.model.proj.base_layer.bfloat16()  # type: ignore[union-attr, operator]
+    fuse_lora(network)
+    x = torch.randn(5, 12, dtype=torch.bfloat16)
+    assert network(x).dtype == torch.bfloat16
+    found = gradients(network, x)
+    assert found["base_model.model.proj.lora_A.default.weight"].dtype == torch.float32
+
+
+def test_autocast_decides_the_precision() -> None:
+    network = adapted()
+    x = torch.randn(5, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(x)
+        fuse_lora(network)
+        found = network(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
