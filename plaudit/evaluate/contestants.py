@@ -85,16 +85,16 @@ def run_comparison(
         PlauditError: fewer than two contestants, nothing in common, or one that cannot be opened.
     """
     console = Console(quiet=True) if console is None else console
-    texts: Mapping[tuple[str, str, str], Comparison] = {}
+    comparisons: Sequence[Comparison] = ()
     facts: dict[str, Any] | None = None
     if data:
         _refuse_one(len(contestants), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
         options = {"base": base, "trust_remote_code": trust_remote_code}
-        scored, facts, texts = _score_all(contestants, data, options, seed, console)
+        scored, facts, comparisons = _score_all(contestants, data, options, seed, console)
     else:
         scored, facts = recorded(contestants)
     compared = compare(align(scored), level=level, seed=seed)
-    compared["examples"] = [_with_texts(example, texts) for example in compared["examples"]]
+    compared["examples"] = _with_texts(compared["examples"], comparisons)
     return {"data": facts, **compared}
 
 
@@ -217,7 +217,7 @@ def _score_all(
     options: Mapping[str, Any],
     seed: int,
     console: Console,
-) -> tuple[list[Scored], dict[str, Any], dict[tuple[str, str, str], Comparison]]:
+) -> tuple[list[Scored], dict[str, Any], StoredComparisons]:
     # Recorded scores are compared without waiting for torch.
     from plaudit.evaluate.run import _data_facts
 
@@ -238,8 +238,7 @@ def _score_all(
         **_data_facts(loaded, {}),
         "refused": refused,
     }
-    known = {(c.source, c.id, c.group): c for c in loaded.comparisons}
-    return scored, facts, known
+    return scored, facts, loaded.comparisons
 
 
 def is_recorded(path: Path) -> bool:
@@ -289,10 +288,23 @@ def score(
 
 
 def _with_texts(
-    example: dict[str, Any], texts: Mapping[tuple[str, str, str], Comparison]
-) -> dict[str, Any]:
-    """The example with its texts and where it stands, if the data were read."""
-    found = texts.get((example["source"], example["id"], example["group"]))
+    examples: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]
+) -> list[dict[str, Any]]:
+    """The examples with their texts and where they stand, if the data were read."""
+    wanted = {_key(example) for example in examples}
+    texts: dict[tuple[str, str, str], Comparison] = {}
+    for comparison in comparisons if wanted else ():
+        key = comparison.source, comparison.id, comparison.group
+        if key in wanted:
+            texts[key] = comparison
+    return [_with_text(example, texts.get(_key(example))) for example in examples]
+
+
+def _key(example: Mapping[str, Any]) -> tuple[str, str, str]:
+    return example["source"], example["id"], example["group"]
+
+
+def _with_text(example: dict[str, Any], found: Comparison | None) -> dict[str, Any]:
     if found is None:
         return example
     prompt = found.prompt

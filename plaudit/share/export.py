@@ -120,7 +120,7 @@ def export(
         device=device,
         dtype="float32",
         trust_remote_code=trust_remote_code,
-        choices=choices,
+        **asdict(choices),
     )
     _refuse_own_code(reward_model.facts)
     refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)

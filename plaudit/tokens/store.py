@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from plaudit import __version__
 from plaudit.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
 from plaudit.cache import cached, code_digest
 from plaudit.errors import DataError
+from plaudit.files import writing
 from plaudit.tokens.encode import (
     Encoder,
     Refused,
@@ -234,9 +236,17 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the files that the tokenizer saves, and of its class."""
-    digest = hashlib.sha256(f"{type(tokenizer).__module__}.{type(tokenizer).__name__}".encode())
-    with tempfile.TemporaryDirectory(prefix="plaudit-") as folder:
+    """SHA-256 of all that the tokenizer is made of, as it would save it, and of its class."""
+    kind = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
+    digest = hashlib.sha256(json.dumps([kind, ends]).encode())
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # What the last call asked for; encoding asks for neither.
+        del state["truncation"], state["padding"]
+        digest.update(json.dumps(state, sort_keys=True).encode())
+        return digest.hexdigest()
+    with tempfile.TemporaryDirectory(prefix="plaudit-") as folder, writing(Path(folder)):
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():

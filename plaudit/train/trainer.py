@@ -200,6 +200,7 @@ class RewardTrainer(Trainer):
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if ranks == 1:
+            # As it is: a list would hold every tree of a large evaluation set in memory.
             return trees, len(self.batcher.cut(trees))
         shares = [_taken(trees, share) for share in equal_shares(trees, ranks)]
         return shares[rank], max(len(self.batcher.cut(share)) for share in shares)

@@ -559,9 +559,12 @@ def limited_file_size(limit: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize("limit", [2_000, 12_000, 60_000])
 def test_no_room_while_saving(
-    limit: int, tiny_base: Path, pairs_file: Path, tmp_path: Path
+    limit: int, finished_run: Path, tiny_base: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    """The limit strikes at another file each time: weights, tokenizer or optimizer."""
+    """The limit strikes at another file each time: weights, tokenizer or optimizer.
+
+    The run that is finished has filled the cache.
+    """
     recipe = saved(recipe_of(tiny_base, pairs_file), tmp_path)
     out = tmp_path / "run"
     done = subprocess.run(
@@ -873,6 +876,9 @@ def test_eval_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse: 
 def test_an_evaluation_with_no_room_leaves_no_folder(
     finished_run: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
+    from plaudit.evaluate.run import evaluate
+
+    evaluate(finished_run, pairs_file)  # fills the cache, so that the limit strikes at the output
     done = subprocess.run(
         [
             *(sys.executable, "-m", "plaudit", "eval", str(finished_run)),
