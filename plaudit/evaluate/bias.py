@@ -1,0 +1,188 @@
+"""Does the model reward how a text looks? Preferences for countable features, and for length.
+
+The people's own preference stands beside the model's in every row: if they too prefer longer
+responses, a model that does is right; it is biased by as much as it does so more often.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.evaluate import metrics
+from plaudit.evaluate.calibrate import folds_of
+from plaudit.evaluate.features import RESPONSE_FEATURES
+from plaudit.evaluate.ranks import correlation_facts
+from plaudit.evaluate.significance import benjamini_hochberg, clustered_p
+from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, codes
+from plaudit.types import FloatArray
+
+FEWEST_DIFFERENT = 20
+"""Fewer pairs than this that differ in a feature get no p-value."""
+
+STANDS_OUT = 0.05
+"""An adjusted p-value below this is a finding."""
+
+
+def bias_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
+    """The ``bias`` block: ``length`` in detail and one row per feature under ``features``."""
+    rows = [
+        feature_row(
+            name,
+            table.features_N[name] if name != "characters" else table.characters_N.astype(float),
+            paired,
+        )
+        for name in RESPONSE_FEATURES
+    ]
+    adjusted = benjamini_hochberg([row["p"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
+        row |= {"p_adjusted": p, "stands_out": p is not None and p < STANDS_OUT}
+    return {"length": length_facts(table, paired, seed=seed), "features": rows}
+
+
+def feature_row(name: str, feature_N: FloatArray, paired: Pairs) -> dict[str, Any]:
+    """How often the labels and the model prefer the response with more of a feature.
+
+    Over the pairs whose responses differ in it; a tie of rewards is half a preference. ``excess``
+    is the model's share less the labels', with Student's interval and p-value by prompt group.
+    ``accuracy_more`` is the accuracy where the preferred response has more, ``accuracy_less`` where
+    it has less.
+    """
+    rise_P = feature_N[paired.winner_P] - feature_N[paired.loser_P]
+    differ_P = np.isfinite(rise_P) & (rise_P != 0)
+    inside, rise = paired.where(differ_P), rise_P[differ_P]
+    labels = (rise > 0).astype(np.float64)
+    model = 0.5 + 0.5 * np.sign(inside.delta_P) * np.sign(rise)
+    excess = metrics.paired_difference(labels, model, inside.group_P)
+    tested = len(inside) >= FEWEST_DIFFERENT
+    return {
+        "feature": name,
+        "pairs": len(inside),
+        "share_of_pairs": len(inside) / len(paired) if len(paired) else None,
+        "labels_prefer_more": metrics.mean(labels),
+        "model_prefers_more": metrics.mean(model),
+        "excess": excess.mean,
+        "excess_ci95": excess.interval,
+        "p": clustered_p(excess) if tested else None,
+        "accuracy_more": _accuracy(inside.delta_P[rise > 0]),
+        "accuracy_less": _accuracy(inside.delta_P[rise < 0]),
+    }
+
+
+def _accuracy(delta_P: FloatArray) -> dict[str, Any]:
+    return {
+        "pairs": len(delta_P),
+        "accuracy": metrics.accuracy(delta_P),
+        "accuracy_ci95": metrics.accuracy_interval(delta_P),
+    }
+
+
+def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
+    """Reward against the characters of a response, and accuracy with length held out of it.
+
+    ``spearman`` is over all responses; ``within_*`` compare responses of one prompt alone (both
+    values less their mean in the comparison), which is what a reward model is for. The slope is
+    the least-squares one with a constant per comparison, in reward standard deviations per 100
+    characters. ``accuracy_balanced`` gives pairs whose better response is longer and those where
+    it is shorter equal weight. ``accuracy_without_length`` ranks by the reward less the slope times
+    the length, the slope fitted without the pair's own prompt group.
+    """
+    length_N = table.characters_N.astype(np.float64)
+    # Order of first appearance in both: the groups of the responses are those of the pairs.
+    group_N = codes(table.group_N)
+    comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
+    reward_N = _centred(table.reward_N, comparison_N)
+    centred_N = _centred(length_N, comparison_N)
+    spread = float(table.reward_N.std()) if len(table) else 0.0
+    slope, slope_interval = _slope(centred_N, reward_N, group_N, seed)
+    unit = 100.0 / spread if spread > 0 else np.nan
+    overall = correlation_facts(table.reward_N, length_N, group_N, seed=seed) if len(table) else {}
+    within = correlation_facts(reward_N, centred_N, group_N, seed=seed) if len(table) else {}
+    labels = _centred(table.grade_N, comparison_N)
+    label = correlation_facts(labels, centred_N, group_N, seed=seed) if len(table) else {}
+    rise_P = length_N[paired.winner_P] - length_N[paired.loser_P]
+    balanced, balanced_interval = _balanced(paired, rise_P, seed)
+    without_P = (
+        paired.delta_P
+        - _slopes_of_others(centred_N, reward_N, group_N, paired.group_P, seed) * rise_P
+    )
+    (without_interval,) = metrics.bootstrap_means(
+        (without_P > 0).astype(np.float64)[None], paired.group_P, seed=seed
+    )
+    return {
+        "spearman": overall.get("spearman"),
+        "spearman_ci95": overall.get("spearman_ci95"),
+        "within_spearman": within.get("spearman"),
+        "within_spearman_ci95": within.get("spearman_ci95"),
+        "labels_within_spearman": label.get("spearman"),
+        "slope_per_100_characters": slope * unit,
+        "slope_ci95": None
+        if slope_interval is None
+        else metrics.Interval(slope_interval.low * unit, slope_interval.high * unit),
+        "chosen_longer": _accuracy(paired.delta_P[rise_P > 0]),
+        "chosen_shorter": _accuracy(paired.delta_P[rise_P < 0]),
+        "equal_length": _accuracy(paired.delta_P[rise_P == 0]),
+        "accuracy_balanced": balanced,
+        "accuracy_balanced_ci95": balanced_interval,
+        "accuracy_without_length": metrics.accuracy(without_P),
+        "accuracy_without_length_ci95": without_interval,
+    }
+
+
+def _centred(values_N: FloatArray, code_N: CodeArray) -> FloatArray:
+    if not len(values_N):
+        return values_N
+    means_C = np.bincount(code_N, values_N) / np.bincount(code_N)
+    centred_N: FloatArray = values_N - means_C[code_N]
+    return centred_N
+
+
+def _slope(
+    x_N: FloatArray, y_N: FloatArray, group_N: CodeArray, seed: int
+) -> tuple[float, metrics.Interval | None]:
+    """Least squares through the origin of centred values, with an interval by prompt group."""
+    square = float(x_N @ x_N)
+    if not square:
+        return np.nan, None
+    columns_CP = np.stack([x_N * y_N, x_N * x_N])
+    (interval,) = metrics.group_bootstrap_sums(
+        lambda sums_CR: (sums_CR[0] / sums_CR[1])[None], columns_CP, group_N, seed=seed
+    )
+    return float(x_N @ y_N) / square, interval
+
+
+def _slopes_of_others(
+    x_N: FloatArray, y_N: FloatArray, group_N: CodeArray, group_P: CodeArray, seed: int
+) -> npt.NDArray[np.float64]:
+    """For each pair the slope fitted on the folds of prompt groups that are not its own."""
+    if not len(group_N):
+        return np.zeros(len(group_P))
+    fold_G = folds_of(int(group_N.max()) + 1, seed=seed)
+    fold_N = fold_G[group_N]
+    slope_F = np.zeros(int(fold_G.max()) + 1)
+    for fold in range(len(slope_F)):
+        others = fold_N != fold
+        square = float(x_N[others] @ x_N[others])
+        slope_F[fold] = float(x_N[others] @ y_N[others]) / square if square else 0.0
+    return slope_F[fold_G[group_P]]
+
+
+def _balanced(
+    paired: Pairs, rise_P: FloatArray, seed: int
+) -> tuple[float | None, metrics.Interval | None]:
+    """Mean of the accuracies where the preferred response is longer and where it is shorter."""
+    right_P, longer_P, shorter_P = paired.delta_P > 0, rise_P > 0, rise_P < 0
+    if not (longer_P.any() and shorter_P.any()):
+        return None, None
+    columns = [longer_P, longer_P & right_P, shorter_P, shorter_P & right_P]
+    columns_CP = np.array(columns, dtype=np.float64)
+
+    def mean_of_both(sums_CR: FloatArray) -> FloatArray:
+        longer, longer_right, shorter, shorter_right = sums_CR
+        both: FloatArray = 0.5 * (longer_right / longer + shorter_right / shorter)
+        return both[None]
+
+    (interval,) = metrics.group_bootstrap_sums(mean_of_both, columns_CP, paired.group_P, seed=seed)
+    return float(mean_of_both(columns_CP.sum(axis=1)[:, None])[0, 0]), interval

@@ -1,0 +1,165 @@
+"""What an evaluation found, in plain sentences: what it is good for, how sure, what to watch.
+
+The sentences are facts like any other: written once into ``metrics.json``, and only read by the
+card, the report and the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Block = Mapping[str, Any]
+
+_WELL_CALIBRATED = 0.03
+_OVERCONFIDENT = 1.1
+_MOVED = 0.25
+"""A mean shift of a quarter of the rewards' standard deviation is worth a sentence."""
+
+
+def sentences(block: Block) -> list[str]:
+    """Plain sentences about one evaluation block, most important first; each names its numbers."""
+    if block["accuracy"] is None:
+        return ["There is no pair with a known order, so nothing can be said of accuracy."]
+    return [
+        sentence
+        for part in (_quality, _baselines, _calibration, _length, _features, _behaviour, _slices)
+        for sentence in part(block)
+    ]
+
+
+def percent(share: float) -> str:
+    """One decimal, and none where it would be a zero."""
+    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+
+
+def _range(ends: Any) -> str:
+    return "" if ends is None else f" (95%: {percent(ends[0])} to {percent(ends[1])})"
+
+
+def _quality(block: Block) -> Iterator[str]:
+    ends = block["accuracy_bootstrap_ci95"] or block["accuracy_ci95"]
+    yield (
+        f"It ranks {percent(block['accuracy'])} of {block['pairs']:,} pairs right{_range(ends)}; "
+        "a coin ranks half."
+    )
+    if block["ties"]:
+        yield (
+            f"{block['ties']:,} pairs have equal rewards and count as wrong; with half a point "
+            f"each, accuracy is {percent(block['accuracy_half_ties'])}."
+        )
+    ranks = block["ranks"]
+    if ranks is not None:
+        yield (
+            f"Of {ranks['comparisons']:,} comparisons with more than two responses it puts a best "
+            f"one first in {percent(ranks['top1'])} (by chance {percent(ranks['top1_by_chance'])})."
+        )
+
+
+def _baselines(block: Block) -> Iterator[str]:
+    if block["baselines_sentence"] is not None:
+        yield block["baselines_sentence"]
+
+
+def _calibration(block: Block) -> Iterator[str]:
+    temperature, before, after = (block[key] for key in ("temperature", "ece", "ece_calibrated"))
+    if temperature is None or after is None:
+        return
+    chance = block["ece_by_chance"]
+    if temperature > _OVERCONFIDENT and before > _WELL_CALIBRATED:
+        opening = "Its rewards are over-confident"
+    elif temperature < 1 / _OVERCONFIDENT and before > _WELL_CALIBRATED:
+        opening = "Its rewards are under-confident"
+    else:
+        opening = "Its confidence is about right"
+    yield (
+        f"{opening}: as trained, its probabilities are off by {percent(before)} on average, with "
+        f"the temperature {temperature:.3g} by {percent(after)}, where exact ones would show "
+        f"{percent(chance)} by chance."
+    )
+
+
+def _length(block: Block) -> Iterator[str]:
+    rows = {row["feature"]: row for row in block["bias"]["features"]}
+    row, length = rows["characters"], block["bias"]["length"]
+    if row["p"] is None:
+        return
+    labels, model = percent(row["labels_prefer_more"]), percent(row["model_prefers_more"])
+    if row["stands_out"]:
+        verb = "more" if row["excess"] > 0 else "less"
+        yield (
+            f"It prefers the longer response {verb} often than the labels do: in {model} of pairs "
+            f"against {labels}."
+        )
+    else:
+        yield f"It prefers the longer response in {model} of pairs, the labels in {labels}."
+    if length["accuracy_balanced"] is not None:
+        yield (
+            f"Where the better response is longer it is right in "
+            f"{percent(length['chosen_longer']['accuracy'])}, where it is shorter in "
+            f"{percent(length['chosen_shorter']['accuracy'])}."
+        )
+
+
+def _features(block: Block) -> Iterator[str]:
+    for row in block["bias"]["features"]:
+        if row["stands_out"] and row["feature"] != "characters":
+            name = row["feature"].replace("_", " ")
+            yield (
+                f"Watch {name}: where responses differ in it, the model prefers more in "
+                f"{percent(row['model_prefers_more'])} of pairs, the labels in "
+                f"{percent(row['labels_prefer_more'])}."
+            )
+
+
+def _behaviour(block: Block) -> Iterator[str]:
+    behaviour = block["behaviour"]
+    if behaviour is None or not behaviour["operators"]:
+        return
+    rows = {
+        kind: [row for row in behaviour["operators"] if row["kind"] == kind and row["responses"]]
+        for kind in behaviour["kinds"]
+    }
+    if rows["damage"]:
+        worst = min(rows["damage"], key=lambda row: row["fell"])
+        best = max(rows["damage"], key=lambda row: row["fell"])
+        yield (
+            f"Of good responses made worse it notices {percent(best['fell'])} with "
+            f"{_named(best)}, but {percent(worst['fell'])} with {_named(worst)}."
+        )
+    if rows["preserving"]:
+        most = max(rows["preserving"], key=lambda row: row["flipped"])
+        yield (
+            f"Rewriting a response without changing what it says turns over at most "
+            f"{percent(most['flipped'])} of comparisons ({_named(most)})."
+        )
+    fooled = [
+        row for row in rows["hack"] if row["rose_ci95"][0] > 0.5 or (row["shift"] or 0) > _MOVED
+    ]
+    if fooled:
+        listed = ", ".join(f"{_named(row)} ({percent(row['rose'])})" for row in fooled)
+        yield f"Cheap tricks that raise its reward more often than not: {listed}."
+    elif rows["hack"]:
+        yield "No cheap trick that was tried raises its reward more often than not."
+
+
+def _named(row: Block) -> str:
+    return str(row["operator"]).replace("_", " ")
+
+
+def _slices(block: Block) -> Iterator[str]:
+    found = [entry for entry in block["slices"] if entry["stands_out"]]
+    below = [entry for entry in found if entry["accuracy"] < block["accuracy"]]
+    if below:
+        worst = min(below, key=lambda entry: entry["accuracy"])
+        yield (
+            f"It is weaker where {worst['column'].replace('_', ' ')} is {worst['value']}: "
+            f"{percent(worst['accuracy'])} of {worst['pairs']:,} pairs"
+            f"{_range(worst['accuracy_ci95'])}."
+        )
+    small = sum(entry["small"] for entry in block["slices"])
+    if small:
+        yield (
+            f"{small} of {len(block['slices'])} slices have too few pairs to be compared with the "
+            "rest."
+        )
