@@ -110,6 +110,7 @@ class EvaluateSection(Section):
 
     calibrate: bool = True
     baselines: tuple[Literal["longer", "bag_of_words"], ...] = ("longer", "bag_of_words")
+    behaviour: Annotated[int, Field(ge=0)] = 200
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
 

@@ -30,11 +30,16 @@ _LENGTH_BINS_PER_SIDE = 4
 
 
 def json_safe(value: Any) -> Any:
-    """Plain JSON values: numpy scalars unpacked, tuples to lists, nan and infinities to null."""
+    """Plain JSON values: numpy scalars unpacked, tuples to lists, nan and infinities to null.
+
+    Lone surrogates, which JSON input may hold and UTF-8 files cannot, become question marks.
+    """
     if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
+        return {json_safe(str(key)): json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [json_safe(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, np.generic):
         return json_safe(value.item())
     if isinstance(value, float) and not math.isfinite(value):

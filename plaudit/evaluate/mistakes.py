@@ -12,6 +12,9 @@ from plaudit.types import Comparison, Message, Turns
 
 MOST = 30
 
+MISTAKES_FILE = "mistakes.jsonl"
+"""Name of the file with the texts of the mistakes, beside ``metrics.json``."""
+
 
 def mistake_facts(
     table: ScoreTable, paired: Pairs, *, temperature: float | None, most: int = MOST

@@ -15,13 +15,16 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.data.load import Loaded, load
+from plaudit.data.probes import MOST
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError, OutputError
 from plaudit.evaluate.baselines import measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
+from plaudit.evaluate.mistakes import MISTAKES_FILE, with_texts
+from plaudit.evaluate.probing import probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.files import write_json, writing
+from plaudit.files import write_json, write_json_lines, writing
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
@@ -31,10 +34,13 @@ from plaudit.types import Comparison, TokenTree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The metrics of one evaluation, and its predictions: one row per response."""
+    """The metrics of one evaluation, its predictions (one row per response) and the texts of its
+    most confident mistakes.
+    """
 
     metrics: Mapping[str, Any]
     table: ScoreTable
+    mistakes: Sequence[Mapping[str, Any]]
 
 
 def evaluate(
@@ -43,13 +49,15 @@ def evaluate(
     *,
     out: str | Path | None = None,
     baseline_data: Sequence[Source] = (),
+    behaviour: int = MOST,
     console: Console | None = None,
     seed: int = 42,
 ) -> Evaluation:
     """Score labelled comparisons and measure; with ``out``, write the folder.
 
     ``baseline_data`` is what the bag-of-words baseline is fitted on (the model's training data is
-    the fair choice); without it that baseline is left out and said to be.
+    the fair choice); without it that baseline is left out and said to be. ``behaviour`` is how many
+    good responses are altered and scored again, to see what moves the reward; 0 for none.
 
     Raises:
         PlauditError: data or model cannot be used, or ``out`` exists.
@@ -68,6 +76,12 @@ def evaluate(
             trees,
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
         )
+    probed = None
+    if behaviour:
+        with console.status("scoring altered responses"):
+            probed = probe(
+                kept, reward_model.encode, reward_model.score_trees, most=behaviour, seed=seed
+            )
     # One name for the whole set: each file of it is a slice by source.
     table = build_table(score_rows("eval", kept, trees, rewards))
     block = summarise(
@@ -75,6 +89,7 @@ def evaluate(
         dataset="eval",
         chose_checkpoint=False,
         baselines=measure_baselines(("longer", "bag_of_words"), fitted_on, kept),
+        behaviour=probed,
         seed=seed,
     )
     metrics = json_safe(
@@ -87,19 +102,26 @@ def evaluate(
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
     )
+    numbered = (("eval", number, comparison) for number, comparison in enumerate(kept))
+    evaluation = Evaluation(
+        metrics=metrics,
+        table=table,
+        mistakes=list(with_texts(block["mistakes"], numbered)),
+    )
     if folder is not None:
-        _write_folder(folder, table, metrics)
-    return Evaluation(metrics=metrics, table=table)
+        _write_folder(folder, evaluation)
+    return evaluation
 
 
-def _write_folder(folder: Path, table: ScoreTable, metrics: Mapping[str, Any]) -> None:
-    """Both files or no folder: they are written beside it under another name first."""
+def _write_folder(folder: Path, evaluation: Evaluation) -> None:
+    """All files or no folder: they are written beside it under another name first."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with writing(folder):
             temporary.mkdir(parents=True)
-            write_table(table, temporary / "predictions.parquet")
-            write_json(temporary / "metrics.json", metrics)
+            write_table(evaluation.table, temporary / "predictions.parquet")
+            write_json_lines(temporary / MISTAKES_FILE, evaluation.mistakes)
+            write_json(temporary / "metrics.json", evaluation.metrics)
             temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

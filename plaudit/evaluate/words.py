@@ -29,8 +29,8 @@ def sentences(block: Block) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """One decimal, and none where it would be a zero."""
-    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+    """A share of one, with one decimal."""
+    return f"{100 * share:.1f}%"
 
 
 def _range(ends: Any) -> str:

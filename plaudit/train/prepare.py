@@ -63,6 +63,7 @@ class PreparedRun:
     args: StepArguments
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     built: Built
     started: datetime
 
@@ -113,6 +114,7 @@ def prepare(
         args=args,
         corpus=corpus,
         tokenizer=tokenizer,
+        encoder=encoder,
         built=built,
         started=started,
     )

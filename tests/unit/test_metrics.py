@@ -27,6 +27,16 @@ DELTAS = arrays(
 )
 
 
+def equal_width(delta_P, bins=10):
+    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    return metrics.reliability_equal_width(confidence_P, credit_P, bins)
+
+
+def equal_count(delta_P, bins=10):
+    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    return metrics.reliability_equal_count(confidence_P, credit_P, bins)
+
+
 def both_orders(delta_P):
     """Labels and probabilities of every pair, shown in both orders."""
     labels = np.repeat([1, 0], len(delta_P))
@@ -77,7 +87,7 @@ def test_wilson_of_the_reference_run():
 @given(DELTAS, st.integers(1, 15))
 def test_equal_width_reliability_equals_sklearn(delta_P, bins):
     delta_P = delta_P[delta_P != 0]  # sklearn has no half-right answer
-    curve = metrics.reliability_equal_width(delta_P, bins)
+    curve = equal_width(delta_P, bins)
     # Confidence 0.5 to 1 spread over 0 to 1, where sklearn makes its bins.
     edges = np.linspace(0, 1, bins + 1)
     spread = (metrics.confidences(delta_P) - 0.5) * 2
@@ -92,7 +102,7 @@ def test_equal_width_reliability_equals_sklearn(delta_P, bins):
 @settings(deadline=None)
 @given(DELTAS, st.integers(1, 15))
 def test_equal_count_bins_are_even_and_sorted(delta_P, bins):
-    curve = metrics.reliability_equal_count(delta_P, bins)
+    curve = equal_count(delta_P, bins)
     assert curve.pairs_B.sum() == len(delta_P)
     assert curve.pairs_B.max() - curve.pairs_B.min() <= 1
     assert (np.diff(curve.confidence_B) >= -1e-12).all()
@@ -106,8 +116,8 @@ def test_calibration_error_by_hand():
     delta_P = np.log(np.array([9.0, 9.0, 1.5, 1 / 1.5]))
     expected = 0.5 * abs(1 - 0.9) + 0.5 * abs(0.5 - 0.6)
     for curve in (
-        metrics.reliability_equal_width(delta_P),
-        metrics.reliability_equal_count(delta_P, 2),
+        equal_width(delta_P),
+        equal_count(delta_P, 2),
     ):
         assert metrics.expected_calibration_error(curve) == pytest.approx(expected)
 
@@ -117,7 +127,7 @@ def test_extreme_differences_stay_finite(delta):
     delta_P = np.array([delta, -delta])
     with np.errstate(all="raise", under="ignore"):
         values = [metrics.nll(delta_P), metrics.brier(delta_P), metrics.accuracy(delta_P)]
-        values.append(metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P)))
+        values.append(metrics.expected_calibration_error(equal_width(delta_P)))
     assert all(math.isfinite(value) for value in values)
 
 
@@ -125,7 +135,7 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
     empty = np.empty(0)
     for function in (metrics.accuracy, metrics.accuracy_half_ties, metrics.nll, metrics.brier):
         assert math.isnan(function(empty))
-    for curve in (metrics.reliability_equal_width(empty), metrics.reliability_equal_count(empty)):
+    for curve in (equal_width(empty), equal_count(empty)):
         assert math.isnan(metrics.expected_calibration_error(curve))
     assert metrics.ties(empty) == 0
     assert metrics.accuracy_interval(empty) is None
