@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -223,3 +224,78 @@ def test_bootstrap_is_wider_where_pairs_repeat_their_group():
         return high - low
 
     assert width(np.repeat(np.arange(40), 10)) > 2 * width(np.arange(400))
+
+
+@settings(deadline=None)
+@given(DELTAS, st.integers(1, 9))
+def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
+    group_P = np.arange(len(delta_P)) % groups
+    (found,) = metrics.bootstrap_means(delta_P[None], group_P, resamples=50, seed=4)
+    expected = metrics.group_bootstrap(
+        lambda drawn: float(delta_P[drawn].mean()), group_P, resamples=50, seed=4
+    )
+    assert (found is None) == (expected is None)
+    if found is not None:
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.5, 0.6, 0.7, 0.9, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_risk_coverage_is_the_mean_over_all_orders_of_equal_confidence(rows):
+    confidence_P, credit_P = map(np.array, zip(*rows, strict=True))
+    orders = [
+        order
+        for order in itertools.permutations(range(len(rows)))
+        if (np.diff(confidence_P[list(order)]) <= 0).all()
+    ]
+    kept = np.arange(1, len(rows) + 1)
+    expected = np.mean([np.cumsum(1 - credit_P[list(order)]) / kept for order in orders], axis=0)
+    found = metrics.risk_coverage(confidence_P, credit_P)
+    assert found.risk_P == pytest.approx(expected, abs=1e-9)
+    assert found.area == pytest.approx(expected.mean(), abs=1e-9)
+    assert found.at(1.0) == (len(rows), pytest.approx(1 - credit_P.mean()))
+
+
+def test_error_by_chance_is_what_exact_probabilities_show():
+    generator = np.random.default_rng(6)
+    confidence_P = generator.uniform(0.5, 1, 2000)
+    chance = metrics.calibration_error_by_chance(confidence_P)
+    right_P = (generator.random(2000) < confidence_P).astype(float)
+    exact = metrics.expected_calibration_error(
+        metrics.reliability_equal_width(confidence_P, right_P)
+    )
+    assert 0.005 < chance < 0.04
+    assert exact < 3 * chance
+    assert math.isnan(metrics.calibration_error_by_chance(np.empty(0)))
+
+
+@pytest.mark.parametrize(("pairs_each", "shared"), [(1, 0.0), (4, 1.0)])
+def test_intervals_cover_at_the_stated_rate(pairs_each, shared):
+    """150 prompts of one or four pairs, whose answers go together where ``shared`` is not zero."""
+    generator = np.random.default_rng(7)
+    truth = stats.norm.sf(-0.6 / math.sqrt(1 + shared**2))
+    group_P = np.repeat(np.arange(150), pairs_each)
+    runs, covered = 400, {"wilson": 0, "bootstrap": 0}
+    for number in range(runs):
+        of_prompt = np.repeat(generator.normal(0, 1, 150), pairs_each)
+        delta_P = 0.6 + shared * of_prompt + generator.normal(0, 1, len(group_P))
+        intervals = {
+            "wilson": metrics.accuracy_interval(delta_P),
+            "bootstrap": metrics.bootstrap_means(
+                (delta_P > 0).astype(float)[None], group_P, resamples=300, seed=number
+            )[0],
+        }
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= truth <= high
+    # 400 runs at 0.95: a standard error of 0.011.
+    assert 0.915 <= covered["bootstrap"] / runs <= 0.985
+    if pairs_each == 1:
+        assert 0.92 <= covered["wilson"] / runs <= 0.98
+    else:
+        assert covered["wilson"] < covered["bootstrap"] - 0.05 * runs
