@@ -184,7 +184,7 @@ def _probabilities(block: Mapping[str, Any]) -> Table:
 
 
 def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("more of", "pairs", "labels", "model", "excess", "95%", "adjusted p")
+    table = _table("leans on", "pairs", "labels", "model", "gap", "95%", "adjusted p")
     for row in rows:
         if row["pairs"]:
             table.add_row(
@@ -192,8 +192,8 @@ def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
                 f"{row['pairs']:,}",
                 number(row["labels_prefer_more"]),
                 number(row["model_prefers_more"]),
-                signed(row["excess"]),
-                ends(row["excess_ci95"], signed),
+                signed(row["gap"]),
+                ends(row["gap_ci95"], signed),
                 number(row["p_adjusted"]),
             )
     return table

@@ -1,11 +1,13 @@
 """Does the model reward how a text looks? Preferences for countable features, and for length.
 
-The people's own preference stands beside the model's in every row: if they too prefer longer
-responses, a model that does is right; it is biased by as much as it does so more often.
+A model whose errors have nothing to do with a feature is right as often where the better response
+has more of it as where it has less; the gap between the two says how much it leans on the feature.
+The labels' own preference stands beside the model's, since a model may lean on what people like.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,12 @@ from plaudit.evaluate import metrics
 from plaudit.evaluate.calibrate import folds_of
 from plaudit.evaluate.features import RESPONSE_FEATURES
 from plaudit.evaluate.ranks import correlation_facts
-from plaudit.evaluate.significance import benjamini_hochberg, clustered_p
+from plaudit.evaluate.significance import against_the_rest, benjamini_hochberg
 from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, codes
 from plaudit.types import FloatArray
 
-FEWEST_DIFFERENT = 20
-"""Fewer pairs than this that differ in a feature get no p-value."""
+FEWEST_PER_SIDE = 15
+"""A feature needs as many pairs whose better response has more of it, and as many with less."""
 
 STANDS_OUT = 0.05
 """An adjusted p-value below this is a finding."""
@@ -33,6 +35,7 @@ def bias_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, 
             name,
             table.features_N[name] if name != "characters" else table.characters_N.astype(float),
             paired,
+            seed=seed,
         )
         for name in RESPONSE_FEATURES
     ]
@@ -42,13 +45,16 @@ def bias_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, 
     return {"length": length_facts(table, paired, seed=seed), "features": rows}
 
 
-def feature_row(name: str, feature_N: FloatArray, paired: Pairs) -> dict[str, Any]:
-    """How often the labels and the model prefer the response with more of a feature.
+def feature_row(
+    name: str, feature_N: FloatArray, paired: Pairs, *, seed: int = 0
+) -> dict[str, Any]:
+    """Does the model lean on a feature? Over the pairs whose responses differ in it.
 
-    Over the pairs whose responses differ in it; a tie of rewards is half a preference. ``excess``
-    is the model's share less the labels', with Student's interval and p-value by prompt group.
-    ``accuracy_more`` is the accuracy where the preferred response has more, ``accuracy_less`` where
-    it has less.
+    ``accuracy_more`` is the accuracy where the better response has more of it, ``accuracy_less``
+    where it has less, and ``gap`` the first less the second, with an interval by prompt group and
+    the p-value of :func:`against_the_rest`. ``labels_prefer_more`` and ``model_prefers_more`` are
+    shares of these pairs (a tie of rewards is half a preference) and ``excess`` the second less the
+    first: a model that is merely unsure has an excess towards one half, but no gap.
     """
     rise_P = feature_N[paired.winner_P] - feature_N[paired.loser_P]
     differ_P = np.isfinite(rise_P) & (rise_P != 0)
@@ -56,7 +62,9 @@ def feature_row(name: str, feature_N: FloatArray, paired: Pairs) -> dict[str, An
     labels = (rise > 0).astype(np.float64)
     model = 0.5 + 0.5 * np.sign(inside.delta_P) * np.sign(rise)
     excess = metrics.paired_difference(labels, model, inside.group_P)
-    tested = len(inside) >= FEWEST_DIFFERENT
+    sides_CP = _sides(inside, rise)
+    tested = min(sides_CP[0].sum(), sides_CP[2].sum()) >= FEWEST_PER_SIDE
+    gap, gap_interval = _of_sides(_difference, sides_CP, inside, seed)
     return {
         "feature": name,
         "pairs": len(inside),
@@ -65,7 +73,9 @@ def feature_row(name: str, feature_N: FloatArray, paired: Pairs) -> dict[str, An
         "model_prefers_more": metrics.mean(model),
         "excess": excess.mean,
         "excess_ci95": excess.interval,
-        "p": clustered_p(excess) if tested else None,
+        "gap": gap,
+        "gap_ci95": gap_interval,
+        "p": against_the_rest(inside.delta_P > 0, rise > 0, inside.group_P) if tested else None,
         "accuracy_more": _accuracy(inside.delta_P[rise > 0]),
         "accuracy_less": _accuracy(inside.delta_P[rise < 0]),
     }
@@ -103,7 +113,7 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
     labels = _centred(table.grade_N, comparison_N)
     label = correlation_facts(labels, centred_N, group_N, seed=seed) if len(table) else {}
     rise_P = length_N[paired.winner_P] - length_N[paired.loser_P]
-    balanced, balanced_interval = _balanced(paired, rise_P, seed)
+    balanced, balanced_interval = _of_sides(_balance, _sides(paired, rise_P), paired, seed)
     without_P = (
         paired.delta_P
         - _slopes_of_others(centred_N, reward_N, group_N, paired.group_P, seed) * rise_P
@@ -169,20 +179,29 @@ def _slopes_of_others(
     return slope_F[fold_G[group_P]]
 
 
-def _balanced(
-    paired: Pairs, rise_P: FloatArray, seed: int
+def _sides(paired: Pairs, rise_P: FloatArray) -> FloatArray:
+    """Columns to sum: pairs whose better response has more, those right, and the same for less."""
+    right_P, more_P, less_P = paired.delta_P > 0, rise_P > 0, rise_P < 0
+    return np.array([more_P, more_P & right_P, less_P, less_P & right_P], dtype=np.float64)
+
+
+def _balance(sums_CR: FloatArray) -> FloatArray:
+    more, more_right, less, less_right = sums_CR
+    both: FloatArray = 0.5 * (more_right / more + less_right / less)
+    return both[None]
+
+
+def _difference(sums_CR: FloatArray) -> FloatArray:
+    more, more_right, less, less_right = sums_CR
+    gap: FloatArray = more_right / more - less_right / less
+    return gap[None]
+
+
+def _of_sides(
+    statistic: Callable[[FloatArray], FloatArray], sides_CP: FloatArray, paired: Pairs, seed: int
 ) -> tuple[float | None, metrics.Interval | None]:
-    """Mean of the accuracies where the preferred response is longer and where it is shorter."""
-    right_P, longer_P, shorter_P = paired.delta_P > 0, rise_P > 0, rise_P < 0
-    if not (longer_P.any() and shorter_P.any()):
+    """A statistic of both sides with its interval by prompt group; None without one of them."""
+    if not (sides_CP[0].any() and sides_CP[2].any()):
         return None, None
-    columns = [longer_P, longer_P & right_P, shorter_P, shorter_P & right_P]
-    columns_CP = np.array(columns, dtype=np.float64)
-
-    def mean_of_both(sums_CR: FloatArray) -> FloatArray:
-        longer, longer_right, shorter, shorter_right = sums_CR
-        both: FloatArray = 0.5 * (longer_right / longer + shorter_right / shorter)
-        return both[None]
-
-    (interval,) = metrics.group_bootstrap_sums(mean_of_both, columns_CP, paired.group_P, seed=seed)
-    return float(mean_of_both(columns_CP.sum(axis=1)[:, None])[0, 0]), interval
+    (interval,) = metrics.group_bootstrap_sums(statistic, sides_CP, paired.group_P, seed=seed)
+    return float(statistic(sides_CP.sum(axis=1)[:, None])[0, 0]), interval

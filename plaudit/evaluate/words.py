@@ -13,8 +13,6 @@ Block = Mapping[str, Any]
 
 _WELL_CALIBRATED = 0.03
 _OVERCONFIDENT = 1.1
-_MOVED = 0.25
-"""A mean shift of a quarter of the rewards' standard deviation is worth a sentence."""
 
 
 def sentences(block: Block) -> list[str]:
@@ -31,6 +29,10 @@ def sentences(block: Block) -> list[str]:
 def percent(share: float) -> str:
     """A share of one, with one decimal."""
     return f"{100 * share:.1f}%"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _range(ends: Any) -> str:
@@ -73,43 +75,47 @@ def _calibration(block: Block) -> Iterator[str]:
     else:
         opening = "Its confidence is about right"
     yield (
-        f"{opening}: as trained, its probabilities are off by {percent(before)} on average, with "
-        f"the temperature {temperature:.3g} by {percent(after)}, where exact ones would show "
-        f"{percent(chance)} by chance."
+        f"{opening}: as trained, its probabilities are off by {_points(before)} points on "
+        f"average, with the temperature {temperature:.3g} by {_points(after)}; exact ones would "
+        f"show {_points(chance)} by chance."
     )
 
 
 def _length(block: Block) -> Iterator[str]:
     rows = {row["feature"]: row for row in block["bias"]["features"]}
-    row, length = rows["characters"], block["bias"]["length"]
+    row = rows["characters"]
     if row["p"] is None:
         return
-    labels, model = percent(row["labels_prefer_more"]), percent(row["model_prefers_more"])
     if row["stands_out"]:
-        verb = "more" if row["excess"] > 0 else "less"
-        yield (
-            f"It prefers the longer response {verb} often than the labels do: in {model} of pairs "
-            f"against {labels}."
-        )
+        opening = f"It leans to {'longer' if row['gap'] > 0 else 'shorter'} responses"
     else:
-        yield f"It prefers the longer response in {model} of pairs, the labels in {labels}."
-    if length["accuracy_balanced"] is not None:
-        yield (
-            f"Where the better response is longer it is right in "
-            f"{percent(length['chosen_longer']['accuracy'])}, where it is shorter in "
-            f"{percent(length['chosen_shorter']['accuracy'])}."
-        )
+        opening = "Length does not sway it noticeably"
+    yield (
+        f"{opening}: where the better response is longer it is right in {_more(row)}, where it is "
+        f"shorter in {_less(row)}. It puts the longer one ahead in "
+        f"{percent(row['model_prefers_more'])} of pairs, the labels in "
+        f"{percent(row['labels_prefer_more'])}."
+    )
 
 
 def _features(block: Block) -> Iterator[str]:
     for row in block["bias"]["features"]:
         if row["stands_out"] and row["feature"] != "characters":
-            name = row["feature"].replace("_", " ")
+            direction = "to" if row["gap"] > 0 else "away from"
             yield (
-                f"Watch {name}: where responses differ in it, the model prefers more in "
-                f"{percent(row['model_prefers_more'])} of pairs, the labels in "
-                f"{percent(row['labels_prefer_more'])}."
+                f"It leans {direction} more {row['feature'].replace('_', ' ')}: right in "
+                f"{_more(row)} where the better response has more, in {_less(row)} where it has "
+                f"less. It puts more ahead in {percent(row['model_prefers_more'])} of pairs that "
+                f"differ, the labels in {percent(row['labels_prefer_more'])}."
             )
+
+
+def _more(row: Block) -> str:
+    return percent(row["accuracy_more"]["accuracy"])
+
+
+def _less(row: Block) -> str:
+    return percent(row["accuracy_less"]["accuracy"])
 
 
 def _behaviour(block: Block) -> Iterator[str]:
@@ -133,9 +139,7 @@ def _behaviour(block: Block) -> Iterator[str]:
             f"Rewriting a response without changing what it says turns over at most "
             f"{percent(most['flipped'])} of comparisons ({_named(most)})."
         )
-    fooled = [
-        row for row in rows["hack"] if row["rose_ci95"][0] > 0.5 or (row["shift"] or 0) > _MOVED
-    ]
+    fooled = [row for row in rows["hack"] if row["rose_ci95"][0] > 0.5]
     if fooled:
         listed = ", ".join(f"{_named(row)} ({percent(row['rose'])})" for row in fooled)
         yield f"Cheap tricks that raise its reward more often than not: {listed}."

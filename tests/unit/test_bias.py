@@ -83,6 +83,10 @@ def test_a_liking_for_length_is_found_and_taken_out():
     row, length = found["features"][0], found["length"]
     assert row["feature"] == "characters"
     assert row["stands_out"]
+    assert row["gap_ci95"][0] > 0.2
+    assert row["gap"] == pytest.approx(
+        length["chosen_longer"]["accuracy"] - length["chosen_shorter"]["accuracy"]
+    )
     assert row["excess_ci95"][0] > 0.1
     assert row["labels_prefer_more"] == pytest.approx(0.5, abs=0.05)
     assert length["chosen_longer"]["accuracy"] > length["chosen_shorter"]["accuracy"] + 0.2
@@ -92,6 +96,21 @@ def test_a_liking_for_length_is_found_and_taken_out():
     accuracy = float((pairs(plain).delta_P > 0).mean())
     assert length["accuracy_without_length"] == pytest.approx(accuracy, abs=0.02)
     assert length["accuracy_without_length"] > (pairs(table).delta_P > 0).mean() + 0.05
+
+
+def test_noise_is_no_leaning_where_the_labels_have_one():
+    """Labels like longer responses in four of five pairs; the model is right in 70% of either."""
+    generator = np.random.default_rng(4)
+    rows = []
+    for _ in range(2000):
+        longer_wins, right = generator.random() < 0.8, generator.random() < 0.7
+        lengths = (20, 10) if longer_wins else (10, 20)
+        rows.append([(float(right), 1, lengths[0]), (float(not right), 0, lengths[1])])
+    table = table_of(rows)
+    row = bias_facts(table, pairs(table))["features"][0]
+    assert row["excess_ci95"][1] < -0.1
+    assert row["gap_ci95"][0] < 0 < row["gap_ci95"][1]
+    assert not row["stands_out"]
 
 
 def test_no_liking_is_not_found():
@@ -127,6 +146,7 @@ def test_a_feature_row_by_hand():
     assert row["labels_prefer_more"] == pytest.approx(1 / 3)
     assert row["model_prefers_more"] == pytest.approx(2.5 / 3)
     assert row["excess"] == pytest.approx(0.5)
+    assert row["gap"] == 1.0
     assert row["accuracy_more"]["pairs"] == 1
     assert row["accuracy_less"] == {
         "pairs": 2, "accuracy": 0.0, "accuracy_ci95": pytest.approx((0.0, 0.6576), abs=1e-3)
