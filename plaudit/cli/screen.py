@@ -136,7 +136,7 @@ def evaluation_tables(block: Mapping[str, Any]) -> Iterator[Table]:
         _probabilities(block),
         _bias(block["bias"]["features"]),
         _behaviour(block["behaviour"]),
-        _slices(block["slices"]),
+        _slices([entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]),
     )
     return (table for table in tables if table.row_count)
 
@@ -194,7 +194,7 @@ def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
                 number(row["model_prefers_more"]),
                 signed(row["gap"]),
                 ends(row["gap_ci95"], signed),
-                number(row["p_adjusted"]),
+                probability(row["p_adjusted"]),
             )
     return table
 
@@ -225,9 +225,7 @@ _MOST_SLICES = 24
 
 def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("slice", "pairs", "accuracy", "95%", "adjusted p")
-    # One slice is all of it.
-    shown = slices[:_MOST_SLICES] if len(slices) > 1 else ()
-    for entry in shown:
+    for entry in slices[:_MOST_SLICES]:
         value = "(none)" if entry["value"] is None else entry["value"]
         mark = " (few pairs)" if entry["small"] else " *" if entry["stands_out"] else ""
         table.add_row(
@@ -235,7 +233,7 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
             f"{entry['pairs']:,}",
             number(entry["accuracy"]),
             ends(entry["accuracy_ci95"]),
-            number(entry["p_adjusted"]),
+            probability(entry["p_adjusted"]),
         )
     if len(slices) > _MOST_SLICES:
         table.add_row(f"and {len(slices) - _MOST_SLICES} more in metrics.json")
@@ -264,6 +262,11 @@ def words(name: str) -> str:
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def probability(value: float | None) -> str:
+    """A p-value; no zero."""
+    return "< 0.0001" if value is not None and value < 0.0001 else number(value)
 
 
 def signed(value: float | None) -> str:

@@ -81,6 +81,14 @@ HACKS: Final[dict[str, Hack]] = {
 }
 
 
+ALTERATIONS: Final[tuple[tuple[Kind, str], ...]] = (
+    *(("damage", name) for name in OPERATORS),
+    *(("preserving", name) for name in PRESERVING),
+    *(("hack", name) for name in HACKS),
+)
+"""Kind and name of every alteration, in the order in which they are shown."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """A comparison of the best response, the worst, and alterations of the best.

@@ -74,6 +74,11 @@ def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> Float
     return characters_R[winner_P] - characters_R[loser_P]
 
 
+def shorter(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
+    """The response with fewer characters wins: where people like short answers, the one to beat."""
+    return -longer(train, held_out)
+
+
 def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
     """TF-IDF of one and two words of the response, logistic regression on the difference.
 
@@ -105,7 +110,11 @@ def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) ->
     return np.asarray(score_R[winner_P] - score_R[loser_P], dtype=np.float64)
 
 
-BASELINES: dict[str, Baseline] = {"longer": longer, "bag_of_words": bag_of_words}
+BASELINES: dict[str, Baseline] = {
+    "longer": longer,
+    "shorter": shorter,
+    "bag_of_words": bag_of_words,
+}
 
 FITTED = frozenset({"bag_of_words"})
 """Baselines that need training comparisons."""

@@ -44,7 +44,7 @@ class Probed:
 
 
 def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
-    """The ``behaviour`` block: one row per operator, in the order of the operators' tables.
+    """The ``behaviour`` block: one row per operator, in the order in which they first stand.
 
     Rewards move in units of ``reward_std``, the standard deviation of the evaluated rewards. Each
     response comes from another prompt, so rows of an operator are independent.
@@ -57,7 +57,7 @@ def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
             [one for one in probed.altered if (one.kind, one.name) == (kind, name)],
             reward_std=reward_std,
         )
-        for kind, name in sorted(names, key=lambda key: list(KINDS).index(key[0]))
+        for kind, name in names
     ]
     return {
         "responses": probed.responses,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from plaudit.data.probes import UNALTERED, Probe, build_probes
+from plaudit.data.probes import ALTERATIONS, UNALTERED, Probe, build_probes
 from plaudit.evaluate.behaviour import Altered, Probed
 from plaudit.tokens.encode import OVER_LENGTH, Refused
 from plaudit.types import Comparison, FloatArray, TokenTree
@@ -47,6 +47,8 @@ def probe(
         for one, rewards_K in zip(kept, score(trees), strict=True)
         for (kind, name), reward in zip(one.alterations, rewards_K[UNALTERED:], strict=True)
     ]
+    place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(ALTERATIONS)}
+    altered.sort(key=lambda one: place[one.kind, one.name])
     return Probed(altered=altered, responses=len(kept), refused=dict(refused), seed=seed)
 
 

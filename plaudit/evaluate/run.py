@@ -18,7 +18,7 @@ from plaudit.data.load import Loaded, load
 from plaudit.data.probes import MOST
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError, OutputError
-from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.baselines import BASELINES, measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.mistakes import MISTAKES_FILE, with_texts
 from plaudit.evaluate.probing import probe
@@ -88,7 +88,7 @@ def evaluate(
         table,
         dataset="eval",
         chose_checkpoint=False,
-        baselines=measure_baselines(("longer", "bag_of_words"), fitted_on, kept),
+        baselines=measure_baselines(BASELINES, fitted_on, kept),
         behaviour=probed,
         seed=seed,
     )

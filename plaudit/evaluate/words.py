@@ -11,6 +11,7 @@ from typing import Any
 
 Block = Mapping[str, Any]
 
+_FEWEST_ALTERED = 20
 _WELL_CALIBRATED = 0.03
 _OVERCONFIDENT = 1.1
 
@@ -123,15 +124,20 @@ def _behaviour(block: Block) -> Iterator[str]:
     if behaviour is None or not behaviour["operators"]:
         return
     rows = {
-        kind: [row for row in behaviour["operators"] if row["kind"] == kind and row["responses"]]
+        kind: [
+            row
+            for row in behaviour["operators"]
+            if row["kind"] == kind and row["responses"] >= _FEWEST_ALTERED
+        ]
         for kind in behaviour["kinds"]
     }
     if rows["damage"]:
         worst = min(rows["damage"], key=lambda row: row["fell"])
         best = max(rows["damage"], key=lambda row: row["fell"])
+        all_of_them = behaviour["kinds"]["damage"]["fell"]
         yield (
-            f"Of good responses made worse it notices {percent(best['fell'])} with "
-            f"{_named(best)}, but {percent(worst['fell'])} with {_named(worst)}."
+            f"Good responses made worse lose reward in {percent(all_of_them)} of cases: most often by {_named(best)} ({percent(best['fell'])}), least by "
+            f"{_named(worst)} ({percent(worst['fell'])}); a coin would say half."
         )
     if rows["preserving"]:
         most = max(rows["preserving"], key=lambda row: row["flipped"])
