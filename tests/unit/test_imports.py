@@ -597,7 +597,11 @@ class TwinForSequenceClassification(LlamaForSequenceClassification):
     config_class = TwinConfig
 
 
-AutoModel.register(TwinConfig, LlamaModel, exist_ok=True)
+class TwinModel(LlamaModel):
+    config_class = TwinConfig
+
+
+AutoModel.register(TwinConfig, TwinModel, exist_ok=True)
 """
 
 
