@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The base model and how it is loaded."""
+    """The base model, or a reward model to train on from, and how it is loaded."""
 
     base: str
     revision: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,7 @@ def import_model(
             "it is, with --trust-remote-code."
         )
     network = opened.build(_stored_dtype(locate(source), opened.facts))
-    # Its head and its rules are in the new folder; what it was read from may go.
-    facts = replace(opened.facts, base=opened.facts.base if opened.facts.kind == "adapter" else "")
+    facts = opened.facts
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with writing(out):

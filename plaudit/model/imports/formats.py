@@ -33,7 +33,12 @@ from plaudit.model.load import first_line
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
 RUN_FILES = ("recipe.yaml", "events.jsonl")
-FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "*.yaml")
+FETCHED = (
+    *("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.yaml", "*.py"),
+    *("README.md", "adapter_model.bin", "value_head.bin"),
+)
+PICKLED = ("pytorch_model*.bin",)
+NOT_FETCHED = ("checkpoint*/*", "runs/*", "original/*", "plots/*", "evaluations/*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +166,21 @@ def locate(source: str | Path) -> Path:
     named = str(source)
     if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
         raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                named, allow_patterns=list(patterns), ignore_patterns=list(NOT_FETCHED)
+            )
+        )
+
     try:
-        return Path(snapshot_download(named, allow_patterns=list(FETCHED)))
+        fetched = fetch(FETCHED)
+        # Many repositories hold the same weights twice; the pickles are the ones not needed.
+        weights = [*fetched.glob("*.safetensors"), *fetched.glob("adapter_model.bin")]
+        return fetched if weights else fetch((*FETCHED, *PICKLED))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
             f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
