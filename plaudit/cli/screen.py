@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) ->
         console.print()
     for block in (metrics["eval"], metrics["test"]):
         if block:
-            show_evaluation(console, block)
+            show_words(console, block)
     if metrics["overfit"] is not None:
         console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
     console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
@@ -105,7 +105,15 @@ def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Ta
 
 
 def show_evaluation(console: Console, block: Mapping[str, Any]) -> None:
-    """An evaluation in plain words, then its tables. Every number is a recorded one."""
+    """An evaluation in plain words, then all its tables. Every number is a recorded one."""
+    show_words(console, block)
+    slices = [entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]
+    tables = (_bias(block["bias"]["features"]), _behaviour(block["behaviour"]), _slices(slices))
+    _show_tables(console, tables)
+
+
+def show_words(console: Console, block: Mapping[str, Any]) -> None:
+    """An evaluation in plain words, and how it stands beside the baselines."""
     chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
     console.print(
         f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs of "
@@ -115,10 +123,14 @@ def show_evaluation(console: Console, block: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(_points(block["summary"]))
-    for table in evaluation_tables(block):
-        console.print()
-        console.print(Padding(table, (0, 0, 0, 2)))
     console.print()
+    _show_tables(console, (_judges(block), _probabilities(block)))
+
+
+def _show_tables(console: Console, tables: Iterable[Table]) -> None:
+    for table in tables:
+        if table.row_count:
+            console.print(Padding(table, (0, 0, 1, 2)))
 
 
 def _points(sentences: Sequence[str]) -> Table:
@@ -129,18 +141,6 @@ def _points(sentences: Sequence[str]) -> Table:
     for sentence in sentences:
         points.add_row("  •", Text(sentence))
     return points
-
-
-def evaluation_tables(block: Mapping[str, Any]) -> Iterator[Table]:
-    """Judges, probabilities, bias, behaviour and slices; a table without rows is left out."""
-    tables = (
-        _judges(block),
-        _probabilities(block),
-        _bias(block["bias"]["features"]),
-        _behaviour(block["behaviour"]),
-        _slices([entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]),
-    )
-    return (table for table in tables if table.row_count)
 
 
 def _table(first: str, *headings: str) -> Table:

@@ -14,6 +14,7 @@ Block = Mapping[str, Any]
 _FEWEST_ALTERED = 20
 _WELL_CALIBRATED = 0.03
 _OVERCONFIDENT = 1.1
+_ABOVE_CHANCE = 1.5
 
 
 def sentences(block: Block) -> list[str]:
@@ -69,12 +70,13 @@ def _calibration(block: Block) -> Iterator[str]:
     if temperature is None or after is None:
         return
     chance = block["ece_by_chance"]
-    if temperature > _OVERCONFIDENT and before > _WELL_CALIBRATED:
+    off = before > max(_WELL_CALIBRATED, _ABOVE_CHANCE * chance)
+    if off and temperature > _OVERCONFIDENT:
         opening = "Its rewards are over-confident"
-    elif temperature < 1 / _OVERCONFIDENT and before > _WELL_CALIBRATED:
+    elif off and temperature < 1 / _OVERCONFIDENT:
         opening = "Its rewards are under-confident"
     else:
-        opening = "Its confidence is about right"
+        opening = "Its confidence shows no clear fault"
     yield (
         f"{opening}: as trained, its probabilities are off by {_points(before)} points on "
         f"average, with the temperature {temperature:.3g} by {_points(after)}; exact ones would "
@@ -170,7 +172,5 @@ def _slices(block: Block) -> Iterator[str]:
         )
     small = sum(entry["small"] for entry in block["slices"])
     if small:
-        yield (
-            f"{small} of {len(block['slices'])} slices have too few pairs to be compared with the "
-            "rest."
-        )
+        have = "slice has" if small == 1 else "slices have"
+        yield f"{small} {have} too few pairs to be compared with the rest."
