@@ -217,7 +217,9 @@ def _same_base(one: _Member, other: _Member) -> bool:
 
 def _digest(base: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted([base / "config.json", *base.glob("*.safetensors"), *base.glob("*.bin")]):
+    for path in sorted(
+        [*base.glob("config.json"), *base.glob("*.safetensors"), *base.glob("*.bin")]
+    ):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -301,6 +303,10 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tup
     notes = [
         "Temperature and reward statistics were not inherited: measure them with plaudit eval."
     ]
+    if facts.kind == "full" and not facts.base:
+        notes.append(
+            "Imported whole models do not record their base: that these are of one is not checked."
+        )
     if len(lengths) > 1:
         notes.append(
             f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the average "

@@ -17,6 +17,7 @@ from torch import nn
 from plaudit.errors import ModelError
 from plaudit.model.artefact import (
     FACTS_FILE,
+    RUN_FILES,
     load_network,
     own_tokenizer,
     read_facts,
@@ -32,8 +33,21 @@ from plaudit.model.load import first_line
 
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
-RUN_FILES = ("recipe.yaml", "events.jsonl")
-FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "*.yaml")
+FETCHED = (
+    "*.json",
+    "*.safetensors",
+    "adapter_model.bin",
+    "value_head.bin",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "README.md",
+    "*.yaml",
+)
+PICKLED = "pytorch_model*.bin"
+"""Fetched where a whole model has no safetensors; like every pickle, read as weights alone."""
+CODE = "*.py"
+"""Fetched where the caller trusts it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +112,7 @@ def open_reward_model(
     Raises:
         ModelError: nothing there that is a reward model, or one that cannot be read as it was made.
     """
-    folder = locate(source)
+    folder = locate(source, trust_remote_code=trust_remote_code)
     request = Request(
         folder=folder,
         source=str(source),
@@ -149,7 +163,7 @@ def is_reward_model(folder: Path) -> bool:
     return any(row.recognises(contents) for row in FORMATS)
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, *, trust_remote_code: bool = False) -> Path:
     """A local folder as it is, a Hub id as the folder of its downloaded files.
 
     Raises:
@@ -162,11 +176,20 @@ def locate(source: str | Path) -> Path:
     if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
         raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    wanted = [*FETCHED, *((CODE,) if trust_remote_code else ())]
     try:
-        return Path(snapshot_download(named, allow_patterns=list(FETCHED)))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        fetched = Path(snapshot_download(named, allow_patterns=wanted))
+        adapter = (fetched / "adapter_config.json").is_file()
+        if not adapter and not any(fetched.glob("model*.safetensors")):
+            fetched = Path(snapshot_download(named, allow_patterns=[*wanted, PICKLED]))
+        return fetched
+    except Exception as error:
+        # A proxy's refusal is httpx's own, which shares no class with the others.
+        network = type(error).__module__.startswith("httpx")
+        if not network and not isinstance(error, (OSError, ValueError, HfHubHTTPError)):
+            raise
         raise ModelError(
             f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
             f"reached ({first_line(error)})."
