@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities are refused, they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """One JSON value a line, atomically; what UTF-8 cannot hold is escaped."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False, default=str) + "\n" for row in rows))
 
 
 def as_output_error(error: OSError, path: Path) -> OutputError:

@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The base model and how it is loaded."""
+    """The base model, or a reward model to train on from, and how it is loaded."""
 
     base: str
     revision: str | None = None
@@ -109,7 +109,12 @@ class EvaluateSection(Section):
     """What is measured beside the loss, and when training may stop early."""
 
     calibrate: bool = True
-    baselines: tuple[Literal["longer", "bag_of_words"], ...] = ("longer", "bag_of_words")
+    baselines: tuple[Literal["longer", "shorter", "bag_of_words"], ...] = (
+        "longer",
+        "shorter",
+        "bag_of_words",
+    )
+    behaviour: Annotated[int, Field(ge=0)] = 200
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
 

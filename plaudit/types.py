@@ -194,7 +194,8 @@ class ScoreRow:
 
     ``comparison`` is the id of its comparison, which need not be unique; ``number`` is its place in
     its dataset, which is. ``response`` is its number inside the comparison, ``tokens`` the length
-    of the whole conversation, ``characters`` the length of the response's text.
+    of the whole conversation, ``characters`` the length of the response's text. ``features`` are
+    counts of what stands in the texts, where those were at hand (``evaluate/features.py``).
     """
 
     comparison: str
@@ -209,3 +210,4 @@ class ScoreRow:
     tokens: int
     characters: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)

@@ -22,7 +22,8 @@ def evaluate(
         list[str] | None, typer.Argument(help="Files or Hub ids of labelled comparisons.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write metrics.json and predictions.parquet here.")
+        Path | None,
+        typer.Option(help="Write metrics.json, predictions.parquet and mistakes.jsonl here."),
     ] = None,
     format_: options.Format = None,
     train_data: Annotated[
@@ -56,11 +57,18 @@ def evaluate(
     gate_level: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="The p-value below which worse is worse.")
     ] = 0.05,
+    behaviour: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Alter this many good responses in known ways and score them too; 0 for none.",
+        ),
+    ] = 200,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
-    """Measure a reward model: accuracy with its interval, calibration, baselines, benchmarks."""
+    """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
     from plaudit.cli.screen import open_model
     from plaudit.evaluate.folder import refuse_folder
     from plaudit.evaluate.gate import Gate, parse_metrics
@@ -86,6 +94,7 @@ def evaluate(
             reward_model,
             [Source(path=path, format=format_) for path in data],
             baseline_data=[Source(path=path) for path in train_data or ()],
+            behaviour=behaviour,
             console=console,
         )
     else:
@@ -116,9 +125,11 @@ def evaluate(
 
 def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None:
     """The summary: data, suites, gate, and where it was written."""
-    from plaudit.cli.screen import evaluation_lines
+    from plaudit.cli.screen import show_evaluation
 
-    lines = evaluation_lines(metrics["eval"]) if metrics["eval"] else []
+    if metrics["eval"]:
+        show_evaluation(console, metrics["eval"])
+    lines: list[str] = []
     dropped = metrics["data"]["dropped"] if metrics["data"] else {}
     if dropped:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())

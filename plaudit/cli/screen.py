@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
@@ -78,8 +80,8 @@ def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) ->
         console.print(history_table(metrics["eval"]["history"], best and best["step"]))
         console.print()
     for block in (metrics["eval"], metrics["test"]):
-        for line in evaluation_lines(block) if block else ():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if block:
+            show_words(console, block)
     if metrics["overfit"] is not None:
         console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
     console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
@@ -102,25 +104,142 @@ def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Ta
     return table
 
 
-def evaluation_lines(block: Mapping[str, Any]) -> list[str]:
-    """Accuracy with its interval, never alone: ties and baselines stand beside it."""
+def show_evaluation(console: Console, block: Mapping[str, Any]) -> None:
+    """An evaluation in plain words, then all its tables. Every number is a recorded one."""
+    show_words(console, block)
+    slices = [entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]
+    tables = (_bias(block["bias"]["features"]), _behaviour(block["behaviour"]), _slices(slices))
+    _show_tables(console, tables)
+
+
+def show_words(console: Console, block: Mapping[str, Any]) -> None:
+    """An evaluation in plain words, and how it stands beside the baselines."""
     chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
-    measured_on = f"on {block['pairs']:,} pairs{chose}, {block['ties']} ties"
-    lines = [
-        f"{block['dataset']}: accuracy {with_interval(block)} {measured_on}; loss "
-        + number(block["loss"])
-    ]
-    for name, measured in block["baselines"].items():
-        found = (
-            "not fitted: no training data given" if measured is None else with_interval(measured)
+    console.print(
+        f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs of "
+        f"{block['groups']:,} prompts{chose}; loss {number(block['loss'])}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(_points(block["summary"]))
+    console.print()
+    _show_tables(console, (_judges(block), _probabilities(block)))
+
+
+def _show_tables(console: Console, tables: Iterable[Table]) -> None:
+    for table in tables:
+        if table.row_count:
+            console.print(Padding(table, (0, 0, 1, 2)))
+
+
+def _points(sentences: Sequence[str]) -> Table:
+    """Sentences one below the other, with a hanging indent."""
+    points = Table.grid(padding=(0, 1, 0, 0))
+    points.add_column()
+    points.add_column()
+    for sentence in sentences:
+        points.add_row("  •", Text(sentence))
+    return points
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold", min_width=24)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _judges(block: Mapping[str, Any]) -> Table:
+    table = _table("judge", "accuracy", "95%", "model ahead by", "95%")
+    if block["pairs"]:
+        own = (number(block["accuracy"]), ends(block["accuracy_ci95"]))
+        table.add_row("this model", *own, "", "")
+    for name, facts in block["baselines"].items():
+        if facts is None:
+            table.add_row(f"baseline {words(name)}", "not fitted", "", "", "")
+        else:
+            table.add_row(
+                f"baseline {words(name)}",
+                number(facts["accuracy"]),
+                ends(facts["accuracy_ci95"]),
+                signed(facts["difference"]),
+                ends(facts["difference_ci95"], signed),
+            )
+    return table
+
+
+def _probabilities(block: Mapping[str, Any]) -> Table:
+    table = _table("probabilities", "log loss", "Brier", "ECE", "ECE, equal count")
+    temperature = block["temperature"]
+    titles = {
+        "as_trained": "as trained",
+        "temperature": "" if temperature is None else f"temperature {temperature:.3g}",
+        "isotonic": "isotonic",
+    }
+    for way, facts in block["calibrations"].items():
+        if facts is not None and block["pairs"]:
+            numbers = (facts[key] for key in ("nll", "brier", "ece", "ece_equal_count"))
+            table.add_row(titles[way], *map(number, numbers))
+    return table
+
+
+def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("leans on", "pairs", "labels", "model", "gap", "95%", "adjusted p")
+    for row in rows:
+        if row["pairs"]:
+            table.add_row(
+                words(row["feature"]) + (" *" if row["stands_out"] else ""),
+                f"{row['pairs']:,}",
+                number(row["labels_prefer_more"]),
+                number(row["model_prefers_more"]),
+                signed(row["gap"]),
+                ends(row["gap_ci95"], signed),
+                probability(row["p_adjusted"]),
+            )
+    return table
+
+
+def _behaviour(behaviour: Mapping[str, Any] | None) -> Table:
+    table = _table("altered response", "n", "fell", "95%", "rose", "shift", "flipped")
+    kind = None
+    if behaviour is None:
+        return table
+    for row in behaviour["operators"]:
+        if row["kind"] != kind:
+            kind = row["kind"]
+            table.add_row(Text(behaviour["kinds"][kind]["meaning"], style="italic"))
+        table.add_row(
+            f"  {words(row['operator'])}",
+            f"{row['responses']:,}",
+            number(row["fell"]),
+            ends(row["fell_ci95"]),
+            number(row["rose"]),
+            signed(row["shift"]),
+            number(row["flipped"]),
         )
-        lines.append(f"  baseline {name.replace('_', ' ')}: {found}")
-    if block["temperature"] is not None:
-        lines.append(
-            f"  calibration: ECE {number(block['ece'])}, {number(block['ece_calibrated'])} at "
-            f"temperature {block['temperature']:.3g}"
+    return table
+
+
+_MOST_SLICES = 24
+
+
+def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("slice", "pairs", "accuracy", "95%", "adjusted p")
+    for entry in slices[:_MOST_SLICES]:
+        value = "(none)" if entry["value"] is None else entry["value"]
+        mark = " (few pairs)" if entry["small"] else " *" if entry["stands_out"] else ""
+        table.add_row(
+            Text(f"{words(entry['column'])}: {value}{mark}"),
+            f"{entry['pairs']:,}",
+            number(entry["accuracy"]),
+            ends(entry["accuracy_ci95"]),
+            probability(entry["p_adjusted"]),
         )
-    return lines
+    if len(slices) > _MOST_SLICES:
+        table.add_row(f"and {len(slices) - _MOST_SLICES} more in metrics.json")
+    return table
 
 
 def with_interval(measured: Mapping[str, Any]) -> str:
@@ -128,6 +247,19 @@ def with_interval(measured: Mapping[str, Any]) -> str:
     if interval is None:
         return number(measured["accuracy"])
     return f"{number(measured['accuracy'])} [{number(interval[0])}, {number(interval[1])}]"
+
+
+def ends(interval: Sequence[float] | None, form: Callable[[float], str] | None = None) -> str:
+    """Both ends of an interval, or a dash."""
+    if interval is None:
+        return "–"
+    form = form or (lambda value: f"{value:.3f}")
+    return f"{form(interval[0])} to {form(interval[1])}"
+
+
+def words(name: str) -> str:
+    """A recorded key as words."""
+    return name.replace("_", " ")
 
 
 def number(value: float | None) -> str:
@@ -167,3 +299,12 @@ def parity_lines(parity: Parity | None) -> list[str]:
             "{order_changes} of {comparisons} comparisons".format(**found)
         )
     return lines
+
+
+def probability(value: float | None) -> str:
+    """A p-value; no zero."""
+    return "< 0.0001" if value is not None and value < 0.0001 else number(value)
+
+
+def signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"

@@ -323,14 +323,14 @@ def mutate_rows(comparisons: Sequence[Comparison], operators: Sequence[str], see
             raise DataError(
                 f"there is no mutation operator {name!r}; expected some of {', '.join(OPERATORS)}."
             )
-    best = [_best(comparison) for comparison in comparisons]
+    best = [best_response(comparison) for comparison in comparisons]
     own: dict[str, set[str]] = {}
     for comparison, turns in zip(comparisons, best, strict=True):
-        own.setdefault(comparison.group, set()).add(_last_text(turns) or "")
+        own.setdefault(comparison.group, set()).add(last_text(turns) or "")
     context = make_context([text for texts in own.values() for text in texts if text])
     result = Mutated(rows=[])
     for comparison, turns in zip(comparisons, best, strict=True):
-        text = _last_text(turns)
+        text = last_text(turns)
         around = replace(context, own=frozenset(own[comparison.group]))
         for name in operators:
             generator = Random(f"{seed}/{name}/{comparison.source}/{comparison.id}")
@@ -342,12 +342,14 @@ def mutate_rows(comparisons: Sequence[Comparison], operators: Sequence[str], see
     return result
 
 
-def _best(comparison: Comparison) -> Turns:
+def best_response(comparison: Comparison) -> Turns:
+    """The response of the highest grade: the first of equals, or where nothing is known."""
     grades = comparison.grades or (0.0,) * len(comparison.responses)
     return comparison.responses[grades.index(max(grades))]
 
 
-def _last_text(turns: Turns) -> str | None:
+def last_text(turns: Turns) -> str | None:
+    """The text of a response, or of its last message; None where that holds something else."""
     if isinstance(turns, str):
         return turns
     content = turns[-1].content if turns else None

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plaudit.evaluate.metrics import accuracy, accuracy_interval, ties
-from plaudit.evaluate.table import CodeArray, ordered_pairs
+from plaudit.evaluate import metrics
+from plaudit.evaluate.significance import clustered_p, mcnemar
+from plaudit.evaluate.table import CodeArray, Pairs, ordered_pairs
 from plaudit.types import Comparison, FloatArray, Turns
 
 Baseline: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
@@ -87,6 +88,11 @@ def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> Float
     return characters_R[winner_P] - characters_R[loser_P]
 
 
+def shorter(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
+    """The response with fewer characters wins: where people like short answers, the one to beat."""
+    return -longer(train, held_out)
+
+
 def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
     """TF-IDF of one and two words of the response, logistic regression on the difference.
 
@@ -119,31 +125,86 @@ def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) ->
     return np.asarray(score_R[winner_P] - score_R[loser_P], dtype=np.float64)
 
 
-BASELINES: dict[str, Baseline] = {"longer": longer, "bag_of_words": bag_of_words}
+BASELINES: dict[str, Baseline] = {
+    "longer": longer,
+    "shorter": shorter,
+    "bag_of_words": bag_of_words,
+}
 
 FITTED = frozenset({"bag_of_words"})
 """Baselines that need training comparisons."""
 
 
+def fitted_comparisons(train: Sequence[Comparison]) -> int:
+    """How many training comparisons a fitted baseline is fitted on."""
+    return min(len(train), FITTED_COMPARISONS)
+
+
 def measure_baselines(
     names: Iterable[str], train: Sequence[Comparison], held_out: Sequence[Comparison]
-) -> dict[str, dict[str, Any] | None]:
-    """Accuracy, its 95% interval, ties and pairs of each named baseline on the held-out set, and
-    the number of training comparisons that it is fitted on.
+) -> dict[str, FloatArray | None]:
+    """``delta_P`` of each named baseline on the pairs of the held-out set.
 
     ``None`` for one that must be fitted when there is nothing to fit it on.
     """
-    measured: dict[str, dict[str, Any] | None] = {}
-    for name in names:
-        if name in FITTED and not train:
-            measured[name] = None
-            continue
-        delta_P = BASELINES[name](train, held_out)
-        measured[name] = {
-            "accuracy": accuracy(delta_P),
-            "accuracy_ci95": accuracy_interval(delta_P),
-            "ties": ties(delta_P),
-            "pairs": len(delta_P),
-            "fitted_on": min(len(train), FITTED_COMPARISONS) if name in FITTED else 0,
-        }
-    return measured
+    return {
+        name: None if name in FITTED and not train else BASELINES[name](train, held_out)
+        for name in names
+    }
+
+
+def baseline_facts(
+    paired: Pairs, delta_P: FloatArray | None, *, seed: int = 0
+) -> dict[str, Any] | None:
+    """A baseline by itself, and the model against it on the same pairs; ``None`` for ``None``.
+
+    ``difference`` is the model's accuracy less the baseline's, with a bootstrap interval and a
+    p-value: McNemar's exact test, or where prompts have several pairs Student's t by prompt group.
+    ``edge_explained`` is how much of what the model has over a coin the baseline has too. Raises
+    ValueError when the pairs are not those of the baseline.
+    """
+    if delta_P is None:
+        return None
+    if len(delta_P) != len(paired):
+        raise ValueError(f"the baseline judged {len(delta_P)} pairs, the model {len(paired)}")
+    model_P, baseline_P = ((found > 0).astype(np.float64) for found in (paired.delta_P, delta_P))
+    only_model = int(np.sum(model_P > baseline_P))
+    only_baseline = int(np.sum(baseline_P > model_P))
+    difference = metrics.paired_difference(baseline_P, model_P, paired.group_P)
+    own_pairs = difference.groups == difference.pairs
+    difference_interval, edge_interval = metrics.group_bootstrap_sums(
+        _edges, _edge_columns(model_P, baseline_P, paired, delta_P), paired.group_P, seed=seed
+    )
+    edge = metrics.accuracy_half_ties(paired.delta_P) - 0.5
+    baseline_edge = metrics.accuracy_half_ties(delta_P) - 0.5
+    wrong_P = paired.delta_P[baseline_P == 0]
+    return {
+        "accuracy": metrics.accuracy(delta_P),
+        "accuracy_ci95": metrics.accuracy_interval(delta_P),
+        "ties": metrics.ties(delta_P),
+        "pairs": len(delta_P),
+        "difference": difference.mean,
+        "difference_ci95": difference_interval,
+        "only_model_right": only_model,
+        "only_baseline_right": only_baseline,
+        "p": mcnemar(only_model, only_baseline) if own_pairs else clustered_p(difference),
+        "test": "McNemar, exact" if own_pairs else "paired t by prompt group",
+        "edge_explained": baseline_edge / edge if edge > 0 else None,
+        "edge_explained_ci95": edge_interval if edge > 0 else None,
+        "accuracy_where_wrong": metrics.accuracy(wrong_P),
+        "accuracy_where_wrong_ci95": metrics.accuracy_interval(wrong_P),
+        "pairs_where_wrong": len(wrong_P),
+    }
+
+
+def _edge_columns(
+    model_P: FloatArray, baseline_P: FloatArray, paired: Pairs, delta_P: FloatArray
+) -> FloatArray:
+    edges = [metrics.pair_credits(found) - 0.5 for found in (paired.delta_P, delta_P)]
+    return np.stack([np.ones(len(paired)), model_P - baseline_P, *edges])
+
+
+def _edges(sums_CR: FloatArray) -> FloatArray:
+    """Difference of accuracies, and edge of the baseline over edge of the model, per resample."""
+    pairs, difference, edge, baseline_edge = sums_CR
+    return np.stack([difference / pairs, np.where(edge > 0, baseline_edge / edge, np.inf)])

@@ -1,7 +1,9 @@
-"""Temperature scaling of preference probabilities, cross-fitted by prompt group.
+"""Calibration of preference probabilities, cross-fitted by prompt group.
 
-The temperature divides reward differences, so it changes no ranking and no accuracy (Guo et al.
-2017, arXiv 1706.04599).
+A temperature divides reward differences, so it changes no ranking and no accuracy (Guo et al.
+2017, arXiv 1706.04599). Platt's scaling of pairs is the same thing: a pair can be shown in both
+orders, so its intercept is zero and its slope is 1/T. Isotonic regression instead gives the
+confidence any rising shape (Zadrozny and Elkan, 2002); it is measured for comparison, not stored.
 """
 
 from __future__ import annotations
@@ -92,8 +94,7 @@ def cross_fit(
     if groups < 2:
         return _not_fitted(f"calibration needs at least 2 prompt groups, found {groups}")
     folds = min(folds, groups)
-    fold_G = np.random.default_rng(seed).permutation(groups) % folds
-    fold_P = fold_G[code_P]
+    fold_P = folds_of(groups, folds=folds, seed=seed)[code_P]
     calibrated_P = np.empty_like(delta_P)
     for fold in range(folds):
         inside_P = fold_P == fold
@@ -105,6 +106,40 @@ def cross_fit(
     return Calibration(
         temperature=fitted.value, delta_P=calibrated_P, folds=folds, note=fitted.note
     )
+
+
+def folds_of(groups: int, *, folds: int = 5, seed: int = 0) -> npt.NDArray[np.int64]:
+    """A fold for each prompt group, at random (seeded), sizes to within one group."""
+    return np.random.default_rng(seed).permutation(groups) % max(1, min(folds, groups))
+
+
+def cross_fit_isotonic(
+    confidence_P: FloatArray,
+    credit_P: FloatArray,
+    group_P: npt.NDArray[np.int64],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> FloatArray | None:
+    """Confidences by isotonic regression on the other folds of prompt groups.
+
+    Rises with the model's confidence and stays within 0.5 and 1. ``None`` with fewer than two
+    groups.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    _, code_P = np.unique(group_P, return_inverse=True)
+    groups = int(code_P.max()) + 1 if len(code_P) else 0
+    if groups < 2:
+        return None
+    fold_P = folds_of(groups, folds=folds, seed=seed)[code_P]
+    calibrated_P = np.empty_like(confidence_P)
+    for fold in range(int(fold_P.max()) + 1):
+        inside_P = fold_P == fold
+        model = IsotonicRegression(y_min=0.5, y_max=1.0, out_of_bounds="clip")
+        model.fit(confidence_P[~inside_P], credit_P[~inside_P])
+        calibrated_P[inside_P] = model.predict(confidence_P[inside_P])
+    return calibrated_P
 
 
 def _not_fitted(note: str) -> Calibration:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from plaudit.errors import DataError
 from plaudit.evaluate import metrics
-from plaudit.evaluate.facts import MAX_SLICE_VALUES, json_safe
+from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.metrics import Interval
+from plaudit.evaluate.slices import MAX_SLICE_VALUES
 from plaudit.evaluate.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 

@@ -6,7 +6,7 @@ Everything that a card, a report or a plot shows is computed here, so that those
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +14,32 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.evaluate import metrics
-from plaudit.evaluate.calibrate import Calibration, cross_fit
-from plaudit.evaluate.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
+from plaudit.evaluate.baselines import baseline_facts
+from plaudit.evaluate.behaviour import Probed, behaviour_facts
+from plaudit.evaluate.bias import bias_facts
+from plaudit.evaluate.calibrate import Calibration, cross_fit, cross_fit_isotonic
+from plaudit.evaluate.mistakes import mistake_facts
+from plaudit.evaluate.ranks import graded_facts, rank_facts
+from plaudit.evaluate.slices import quality, slice_facts
+from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, pairs
+from plaudit.evaluate.words import sentences
 from plaudit.types import FloatArray
-
-MAX_SLICE_VALUES = 30
-"""A metadata column with more values than this is no slice."""
 
 _HISTOGRAM_BINS = 40
 _LENGTH_BINS_PER_SIDE = 4
 
 
 def json_safe(value: Any) -> Any:
-    """Plain JSON values: numpy scalars unpacked, tuples to lists, nan and infinities to null."""
+    """Plain JSON values: numpy scalars unpacked, tuples to lists, nan and infinities to null.
+
+    Lone surrogates, which JSON input may hold and UTF-8 files cannot, become question marks.
+    """
     if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
+        return {json_safe(str(key)): json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [json_safe(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, np.generic):
         return json_safe(value.item())
     if isinstance(value, float) and not math.isfinite(value):
@@ -43,7 +52,9 @@ def summarise(
     *,
     dataset: str,
     chose_checkpoint: bool,
-    baselines: Mapping[str, Mapping[str, Any] | None],
+    baselines: Mapping[str, FloatArray | None],
+    baselines_fitted_on: int = 0,
+    behaviour: Probed | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     calibrate: bool = True,
     seed: int = 0,
@@ -51,8 +62,10 @@ def summarise(
     """The block of one evaluation (``eval`` or ``test``) of ``metrics.json``; JSON-safe.
 
     ``dataset`` names the kind of data and ``chose_checkpoint`` says whether it chose the
-    checkpoint. ``history`` is written where given. Numbers that do not exist (no pairs, nothing
-    to calibrate) are null. Raises ModelError when a reward is not finite.
+    checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table,
+    fitted on ``baselines_fitted_on`` training comparisons.
+    ``history`` is written where given. Numbers that do not exist (no pairs, nothing to calibrate)
+    are null. Raises ModelError when a reward is not finite.
     """
     paired = pairs(table)
     calibration = (
@@ -60,119 +73,154 @@ def summarise(
         if calibrate
         else Calibration(temperature=None, delta_P=None, folds=0, note="not asked for")
     )
+    spread = metrics.spread(table.reward_N)
+    judged = {
+        name: baseline_facts(paired, delta_P, seed=seed) for name, delta_P in baselines.items()
+    }
     block: dict[str, Any] = {
         "dataset": dataset,
         "chose_checkpoint": chose_checkpoint,
-        **_quality(paired),
-        "accuracy_bootstrap_ci95": _bootstrapped_accuracy(paired, seed),
-        **_calibration_facts(paired, calibration),
+        **quality(paired),
+        **_bootstrapped(paired, seed),
+        **_calibration_facts(paired, calibration, calibrate=calibrate, seed=seed),
+        **_risk_facts(paired),
+        "ranks": rank_facts(table, seed=seed),
+        "graded": graded_facts(table, paired, seed=seed),
         "margin": metrics.spread(paired.delta_P),
         "reward": _reward_facts(table, paired),
-        "baselines": dict(baselines),
-        "baselines_sentence": _baselines_sentence(paired, baselines),
-        "slices": list(_slices(table, paired)),
+        "baselines": judged,
+        "baselines_fitted_on": baselines_fitted_on,
+        "baselines_sentence": _baselines_sentence(judged),
+        "bias": bias_facts(table, paired, seed=seed),
+        "behaviour": None
+        if behaviour is None
+        else behaviour_facts(behaviour, reward_std=spread["std"]),
+        "slices": slice_facts(table, paired),
         "datasets": _per_dataset(table, paired),
+        "mistakes": mistake_facts(table, paired, temperature=calibration.temperature),
         "curves": _curves(table, paired, calibration),
     }
     if history is not None:
         block["history"] = [dict(entry) for entry in history]
     safe: dict[str, Any] = json_safe(block)
+    safe["summary"] = sentences(safe)
     return safe
 
 
-def _quality(paired: Pairs) -> dict[str, Any]:
+def _bootstrapped(paired: Pairs, seed: int) -> dict[str, Any]:
+    """Intervals of means when whole prompts are drawn again, the same draws for all."""
+    delta_P = paired.delta_P
+    series = {
+        "accuracy": (delta_P > 0).astype(np.float64),
+        "accuracy_half_ties": metrics.pair_credits(delta_P),
+        "loss": metrics.bradley_terry_losses(delta_P, paired.margin_P),
+        "nll": metrics.bradley_terry_losses(delta_P),
+        "brier": metrics.brier_losses(delta_P),
+    }
+    intervals = metrics.bootstrap_means(np.stack(list(series.values())), paired.group_P, seed=seed)
     return {
-        "loss": metrics.bradley_terry_loss(paired.delta_P, paired.margin_P),
-        "accuracy": metrics.accuracy(paired.delta_P),
-        "accuracy_ci95": metrics.accuracy_interval(paired.delta_P),
-        "accuracy_half_ties": metrics.accuracy_half_ties(paired.delta_P),
-        "ties": metrics.ties(paired.delta_P),
-        "pairs": len(paired),
-        "groups": len(np.unique(paired.group_P)),
+        f"{name}_bootstrap_ci95": interval for name, interval in zip(series, intervals, strict=True)
     }
 
 
-def _bootstrapped_accuracy(paired: Pairs, seed: int) -> metrics.Interval | None:
-    right_P = paired.delta_P > 0
-    return metrics.group_bootstrap(
-        lambda drawn: float(right_P[drawn].mean()), paired.group_P, seed=seed
-    )
-
-
-def _ece(delta_P: FloatArray) -> float:
-    return metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P))
-
-
-def _calibration_facts(paired: Pairs, calibration: Calibration) -> dict[str, Any]:
+def _calibration_facts(
+    paired: Pairs, calibration: Calibration, *, calibrate: bool, seed: int
+) -> dict[str, Any]:
+    """As trained and calibrated; ``calibrations`` holds every way side by side."""
     calibrated_P = calibration.delta_P
-    by_count = metrics.reliability_equal_count(paired.delta_P)
+    credit_P = metrics.pair_credits(paired.delta_P)
+    confidence_P = metrics.confidences(paired.delta_P)
+    ways: dict[str, dict[str, Any] | None] = {
+        "as_trained": _probability_facts(confidence_P, credit_P),
+        "temperature": None
+        if calibrated_P is None
+        else _probability_facts(metrics.confidences(calibrated_P), credit_P),
+        "isotonic": None,
+    }
+    if calibrate:
+        isotonic_P = cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed)
+        if isotonic_P is not None:
+            ways["isotonic"] = _probability_facts(isotonic_P, credit_P)
+    raw, scaled = ways["as_trained"], ways["temperature"]
+    assert raw is not None
+    honest_P = confidence_P if calibrated_P is None else metrics.confidences(calibrated_P)
     return {
-        "ece": _ece(paired.delta_P),
-        "ece_equal_count": metrics.expected_calibration_error(by_count),
+        "ece": raw["ece"],
+        "ece_equal_count": raw["ece_equal_count"],
         "brier": metrics.brier(paired.delta_P),
         "nll": metrics.nll(paired.delta_P),
         "temperature": calibration.temperature,
-        "ece_calibrated": None if calibrated_P is None else _ece(calibrated_P),
+        "ece_calibrated": scaled and scaled["ece"],
+        "ece_equal_count_calibrated": scaled and scaled["ece_equal_count"],
+        "ece_by_chance": metrics.calibration_error_by_chance(honest_P, seed=seed),
         "nll_calibrated": None if calibrated_P is None else metrics.nll(calibrated_P),
+        "brier_calibrated": None if calibrated_P is None else metrics.brier(calibrated_P),
         "calibration_folds": calibration.folds,
         "calibration_note": calibration.note,
+        "calibrations": ways,
     }
+
+
+def _probability_facts(confidence_P: FloatArray, credit_P: FloatArray) -> dict[str, Any]:
+    """Log loss and Brier score of the preferred answer (a tie is half right), and both ECEs."""
+    from scipy.special import xlogy
+
+    wrong_P = 1.0 - confidence_P
+    with np.errstate(divide="ignore", invalid="ignore"):
+        losses_P = -xlogy(credit_P, confidence_P) - xlogy(1.0 - credit_P, wrong_P)
+    by_width = metrics.reliability_equal_width(confidence_P, credit_P)
+    by_count = metrics.reliability_equal_count(confidence_P, credit_P)
+    return {
+        "nll": metrics.mean(losses_P),
+        "brier": metrics.mean(credit_P * wrong_P**2 + (1.0 - credit_P) * confidence_P**2),
+        "ece": metrics.expected_calibration_error(by_width),
+        "ece_equal_count": metrics.expected_calibration_error(by_count),
+    }
+
+
+_COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
+
+
+def _risk(paired: Pairs) -> metrics.RiskCoverage:
+    credit_P = metrics.pair_credits(paired.delta_P)
+    # The size of the difference, not the confidence, which rounds to 1 far out.
+    return metrics.risk_coverage(np.abs(paired.delta_P), credit_P)
+
+
+def _risk_facts(paired: Pairs) -> dict[str, Any]:
+    """The area under risk by coverage, and its value for a perfect order of confidence."""
+    errors_P = np.sort(1.0 - metrics.pair_credits(paired.delta_P))
+    best = np.cumsum(errors_P) / np.arange(1, len(errors_P) + 1)
+    return {"aurc": _risk(paired).area, "aurc_best_possible": metrics.mean(best)}
 
 
 def _reward_facts(table: ScoreTable, paired: Pairs) -> dict[str, Any]:
     return {
         **metrics.spread(table.reward_N),
-        "chosen_mean": metrics.spread(table.reward_N[paired.winner_P])["mean"],
-        "rejected_mean": metrics.spread(table.reward_N[paired.loser_P])["mean"],
+        "chosen_mean": metrics.mean(table.reward_N[paired.winner_P]),
+        "rejected_mean": metrics.mean(table.reward_N[paired.loser_P]),
     }
 
 
-def _baselines_sentence(
-    paired: Pairs, baselines: Mapping[str, Mapping[str, Any] | None]
-) -> str | None:
-    """The model's accuracy and interval against the best baseline, in words."""
+def _baselines_sentence(judged: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """The model against the best baseline on the same pairs, in words."""
     known = {
-        name: facts["accuracy"]
-        for name, facts in baselines.items()
-        if facts is not None and facts["pairs"]
+        name: facts
+        for name, facts in judged.items()
+        if facts is not None and facts["pairs"] and facts["difference_ci95"] is not None
     }
-    interval = metrics.accuracy_interval(paired.delta_P)
-    if not known or interval is None:
+    if not known:
         return None
-    best = max(known, key=lambda name: known[name])
-    named = f"the best baseline, {best.replace('_', ' ')} ({known[best]:.4f})"
-    if interval.low > known[best]:
-        return f"The model's accuracy is above {named}, by more than its own interval."
-    if interval.high < known[best]:
-        return f"The model's accuracy is below {named}: it is of no use on these data."
-    return f"The model's accuracy cannot be told from {named}: it lies inside the interval."
-
-
-def _slices(table: ScoreTable, paired: Pairs) -> Iterator[dict[str, Any]]:
-    """By source always; by each metadata column of 2 to 30 values, two pairs a value or more."""
-    yield from _column_slices("source", table.source_N, paired)
-    for name in sorted(table.metadata):
-        column_N = table.metadata[name]
-        values = len(np.unique(codes([_label(v) for v in column_N[paired.winner_P]])))
-        if 2 <= values <= min(MAX_SLICE_VALUES, len(paired) // 2):
-            yield from _column_slices(
-                f"metadata.{name}" if name == "source" else name, column_N, paired
-            )
-
-
-def _label(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _column_slices(column: str, column_N: ObjectArray, paired: Pairs) -> Iterator[dict[str, Any]]:
-    """Largest slice first, equal ones by name; the value is null where rows have none."""
-    labels = [_label(value) for value in column_N[paired.winner_P]]
-    code_P = codes(labels)
-    label_of = dict(zip(code_P.tolist(), labels, strict=True))
-    sizes = np.bincount(code_P)
-    for code in sorted(label_of, key=lambda code: (-sizes[code], label_of[code] or "")):
-        inside = paired.where(code_P == code)
-        yield {"column": column, "value": label_of[code], **_quality(inside)}
+    best = max(known, key=lambda name: known[name]["accuracy"])
+    facts = known[best]
+    named = f"the best baseline, {best.replace('_', ' ')} ({facts['accuracy']:.4f})"
+    low, high = facts["difference_ci95"]
+    by = f"{facts['difference']:+.4f} on the same pairs (95%: {low:+.4f} to {high:+.4f})"
+    if low > 0:
+        return f"The model's accuracy is above {named}: {by}."
+    if high < 0:
+        return f"The model's accuracy is below {named}: {by}; it is of no use on these data."
+    return f"The model's accuracy cannot be told from {named}: {by}."
 
 
 def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, Any]:
@@ -181,7 +229,7 @@ def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, Any]:
     names = list(dict.fromkeys(table.dataset_N))
     if len(names) < 2:
         return {}
-    return {str(name): _quality(paired.where(dataset_P == name)) for name in names}
+    return {str(name): quality(paired.where(dataset_P == name)) for name in names}
 
 
 def _curves(table: ScoreTable, paired: Pairs, calibration: Calibration) -> dict[str, Any]:
@@ -197,7 +245,27 @@ def _curves(table: ScoreTable, paired: Pairs, calibration: Calibration) -> dict[
         "reliability_calibrated": None
         if calibrated_P is None
         else _reliability_curve(calibrated_P),
+        "risk_coverage": _risk_curve(paired),
     }
+
+
+def _risk_curve(paired: Pairs) -> list[dict[str, Any]]:
+    """Accuracy among the most confident pairs, by the share of pairs that are answered."""
+    if not len(paired):
+        return []
+    risk = _risk(paired)
+    points = []
+    for coverage in _COVERAGES:
+        kept, wrong = risk.at(coverage)
+        points.append(
+            {
+                "coverage": coverage,
+                "pairs": kept,
+                "risk": wrong,
+                "risk_ci95": metrics.wilson(wrong * kept, kept),
+            }
+        )
+    return points
 
 
 def _histogram(series: Mapping[str, FloatArray]) -> dict[str, Any] | None:
@@ -252,7 +320,9 @@ def _split(sorted_P: CodeArray, length_P: npt.NDArray[np.int64]) -> list[CodeArr
 
 
 def _reliability_curve(delta_P: FloatArray) -> list[dict[str, Any]]:
-    curve = metrics.reliability_equal_width(delta_P)
+    curve = metrics.reliability_equal_width(
+        metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    )
     columns = (curve.confidence_B, curve.accuracy_B, curve.pairs_B)
     return [
         {

@@ -26,7 +26,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def mean(values: npt.NDArray[Any]) -> float:
+    """The mean, ``nan`` of nothing."""
     return float(values.mean()) if len(values) else math.nan
 
 
@@ -37,12 +38,12 @@ def pair_credits(delta_P: FloatArray) -> FloatArray:
 
 def accuracy(delta_P: FloatArray) -> float:
     """Share of pairs with the preferred response strictly ahead; a tie counts as wrong."""
-    return _mean(delta_P > 0)
+    return mean(delta_P > 0)
 
 
 def accuracy_half_ties(delta_P: FloatArray) -> float:
     """Accuracy with half a point for a tie: what a coin would make of the ties."""
-    return _mean(pair_credits(delta_P))
+    return mean(pair_credits(delta_P))
 
 
 def ties(delta_P: FloatArray) -> int:
@@ -83,19 +84,24 @@ def bradley_terry_losses(delta_P: FloatArray, margin_P: FloatArray | float = 0.0
 
 def bradley_terry_loss(delta_P: FloatArray, margin_P: FloatArray | float = 0.0) -> float:
     """Mean loss per pair: the training objective, margins included."""
-    return _mean(bradley_terry_losses(delta_P, margin_P))
+    return mean(bradley_terry_losses(delta_P, margin_P))
 
 
 def nll(delta_P: FloatArray) -> float:
     """Mean negative log probability of the right answer, margins left out."""
-    return _mean(bradley_terry_losses(delta_P))
+    return mean(bradley_terry_losses(delta_P))
+
+
+def brier_losses(delta_P: FloatArray) -> FloatArray:
+    """Squared error per pair of the probability given to the right answer (Brier, 1950)."""
+    from scipy.special import expit
+
+    return np.asarray(expit(-delta_P) ** 2, dtype=np.float64)
 
 
 def brier(delta_P: FloatArray) -> float:
-    """Mean squared error of the probability given to the right answer (Brier, 1950)."""
-    from scipy.special import expit
-
-    return _mean(expit(-delta_P) ** 2)
+    """Mean of :func:`brier_losses`."""
+    return mean(brier_losses(delta_P))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,25 +120,31 @@ def confidences(delta_P: FloatArray) -> FloatArray:
     return np.asarray(expit(np.abs(delta_P)), dtype=np.float64)
 
 
-def reliability_equal_width(delta_P: FloatArray, bins: int = 10) -> Reliability:
+def reliability_equal_width(
+    confidence_P: FloatArray, credit_P: FloatArray, bins: int = 10
+) -> Reliability:
     """Bins of equal width over confidence 0.5 to 1; empty bins are left out."""
-    bin_P = np.minimum(((confidences(delta_P) - 0.5) * 2 * bins).astype(np.int64), bins - 1)
-    return _reliability(delta_P, bin_P)
+    bin_P = np.minimum(((confidence_P - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+    return _reliability(confidence_P, credit_P, bin_P)
 
 
-def reliability_equal_count(delta_P: FloatArray, bins: int = 10) -> Reliability:
+def reliability_equal_count(
+    confidence_P: FloatArray, credit_P: FloatArray, bins: int = 10
+) -> Reliability:
     """Bins of (within one) equal numbers of pairs, by rising confidence."""
-    rank_P = np.empty(len(delta_P), dtype=np.int64)
-    rank_P[np.argsort(np.abs(delta_P), kind="stable")] = np.arange(len(delta_P))
-    return _reliability(delta_P, rank_P * bins // max(len(delta_P), 1))
+    rank_P = np.empty(len(confidence_P), dtype=np.int64)
+    rank_P[np.argsort(confidence_P, kind="stable")] = np.arange(len(confidence_P))
+    return _reliability(confidence_P, credit_P, rank_P * bins // max(len(confidence_P), 1))
 
 
-def _reliability(delta_P: FloatArray, bin_P: npt.NDArray[np.int64]) -> Reliability:
+def _reliability(
+    confidence_P: FloatArray, credit_P: FloatArray, bin_P: npt.NDArray[np.int64]
+) -> Reliability:
     filled_B, code_P = np.unique(bin_P, return_inverse=True)
     pairs_B = np.bincount(code_P, minlength=len(filled_B))
     return Reliability(
-        confidence_B=np.bincount(code_P, confidences(delta_P), len(filled_B)) / pairs_B,
-        accuracy_B=np.bincount(code_P, pair_credits(delta_P), len(filled_B)) / pairs_B,
+        confidence_B=np.bincount(code_P, confidence_P, len(filled_B)) / pairs_B,
+        accuracy_B=np.bincount(code_P, credit_P, len(filled_B)) / pairs_B,
         pairs_B=pairs_B,
     )
 
@@ -145,16 +157,67 @@ def expected_calibration_error(curve: Reliability) -> float:
     return float(np.average(gap_B, weights=curve.pairs_B))
 
 
+def calibration_error_by_chance(
+    confidence_P: FloatArray, *, draws: int = 200, seed: int = 0
+) -> float:
+    """The expected calibration error that exact probabilities would show on as many pairs.
+
+    Every bin has some gap by chance, so the error of a perfect model is not zero. Mean over
+    ``draws`` of right and wrong answers at just these confidences; equal-width bins.
+    """
+    generator = np.random.default_rng(seed)
+    found = [
+        expected_calibration_error(
+            reliability_equal_width(
+                confidence_P, (generator.random(len(confidence_P)) < confidence_P).astype(float)
+            )
+        )
+        for _ in range(draws if len(confidence_P) else 0)
+    ]
+    return float(np.mean(found)) if found else math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskCoverage:
+    """Share of wrong answers among the ``j`` most confident pairs, for every ``j`` from 1 to P."""
+
+    risk_P: FloatArray
+
+    @property
+    def area(self) -> float:
+        """AURC: the mean risk over all coverages (Geifman et al. 2019, arXiv 1805.08206)."""
+        return mean(self.risk_P)
+
+    def at(self, coverage: float) -> tuple[int, float]:
+        """Pairs kept, and their risk, when this share (at least one pair) is answered."""
+        kept = max(1, round(coverage * len(self.risk_P)))
+        return kept, float(self.risk_P[kept - 1])
+
+
+def risk_coverage(confidence_P: FloatArray, credit_P: FloatArray) -> RiskCoverage:
+    """What leaving the least confident pairs unanswered would do to the share of errors.
+
+    A tie is half an error. Pairs of equal confidence count as taken in random order: each stands
+    for the mean error of its like.
+    """
+    order_P = np.argsort(-confidence_P, kind="stable")
+    _, level_P, size_L = np.unique(-confidence_P[order_P], return_inverse=True, return_counts=True)
+    error_P = 1.0 - credit_P[order_P]
+    mean_L = np.bincount(level_P, error_P, len(size_L)) / size_L
+    return RiskCoverage(risk_P=np.cumsum(mean_L[level_P]) / np.arange(1, len(error_P) + 1))
+
+
+_QUANTILES = (5, 25, 50, 75, 95)
+
+
 def spread(values: FloatArray) -> dict[str, float]:
-    """Mean, standard deviation (of these values, not an estimate), least and greatest."""
+    """Mean, standard deviation (of these values, not an estimate), ends and percentiles."""
+    names = ("mean", "std", "min", "max", *(f"p{percent}" for percent in _QUANTILES))
     if not len(values):
-        return dict.fromkeys(("mean", "std", "min", "max"), math.nan)
-    return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
+        return dict.fromkeys(names, math.nan)
+    numbers = (values.mean(), values.std(), values.min(), values.max())
+    percentiles = np.percentile(values, _QUANTILES)
+    return dict(zip(names, map(float, (*numbers, *percentiles)), strict=True))
 
 
 def group_bootstrap(
@@ -187,6 +250,65 @@ def group_bootstrap(
     return Interval(float(low), float(high))
 
 
+def group_bootstrap_sums(
+    statistics: Callable[[FloatArray], FloatArray],
+    columns_CP: FloatArray,
+    group_P: npt.NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval | None]:
+    """Percentile intervals of statistics that depend on sums over pairs alone.
+
+    ``statistics`` gets the sum of each column in each resample, ``(C, resamples)``, and gives one
+    row per statistic. The groups drawn are those of :func:`group_bootstrap` with the same seed,
+    for a fraction of its time. ``None`` with fewer than two groups, and where a statistic is not
+    finite in any resample.
+    """
+    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
+    groups = len(size_G)
+    sums_CG = np.stack([np.bincount(code_P, column_P, groups) for column_P in columns_CP])
+    drawn_CR = np.zeros((len(columns_CP), resamples))
+    generator = np.random.default_rng(seed)
+    for number in range(resamples if groups >= 2 else 0):
+        times_G = np.bincount(generator.integers(groups, size=groups), minlength=groups)
+        drawn_CR[:, number] = sums_CG @ times_G
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values_SR = statistics(drawn_CR)
+    if groups < 2:
+        return [None] * len(values_SR)
+    return [_percentile_interval(values_R, level) for values_R in values_SR]
+
+
+def _percentile_interval(values_R: FloatArray, level: float) -> Interval | None:
+    finite_R = values_R[np.isfinite(values_R)]
+    if not len(finite_R):
+        return None
+    low, high = np.quantile(finite_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def bootstrap_means(
+    series_SP: FloatArray,
+    group_P: npt.NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval | None]:
+    """Percentile intervals of the means of several series, the same prompt groups for all."""
+    columns_CP = np.vstack([np.ones(len(group_P)), series_SP])
+    return group_bootstrap_sums(
+        lambda sums_CR: sums_CR[1:] / sums_CR[0],
+        columns_CP,
+        group_P,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
     """Mean of ``b - a`` over pairs, its standard error by group and its 95% interval.
@@ -215,16 +337,16 @@ def paired_difference(
     difference_P = loss_b_P - loss_a_P
     _, code_P = np.unique(group_P, return_inverse=True)
     groups = int(code_P.max()) + 1 if len(code_P) else 0
-    mean = _mean(difference_P)
+    centre = mean(difference_P)
     error = interval = None
     if groups >= 2:
-        residual_G = np.bincount(code_P, difference_P - mean)
+        residual_G = np.bincount(code_P, difference_P - centre)
         error = math.sqrt(groups / (groups - 1) * float(residual_G @ residual_G))
         error /= len(difference_P)
         reach = error * float(t.ppf(0.975, groups - 1))
-        interval = Interval(mean - reach, mean + reach)
+        interval = Interval(centre - reach, centre + reach)
     return PairedDifference(
-        mean=mean,
+        mean=centre,
         standard_error=error,
         interval=interval,
         pairs=len(difference_P),

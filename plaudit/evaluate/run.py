@@ -13,15 +13,18 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.data.load import Loaded, load
+from plaudit.data.probes import MOST
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError
-from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.baselines import BASELINES, fitted_comparisons, measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.folder import refuse_folder, write_folder
+from plaudit.evaluate.mistakes import MISTAKES_FILE, with_texts
+from plaudit.evaluate.probing import probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.files import write_json
+from plaudit.files import write_json, write_json_lines
 from plaudit.recipe import Source
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
@@ -30,7 +33,8 @@ from plaudit.tokens.store import Trees, encode_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The metrics of one evaluation, and its predictions: one row per response.
+    """The metrics of one evaluation, its predictions (one row per response) and the texts of its
+    most confident mistakes.
 
     ``comparisons`` are those that were scored, in the table's order; None without data of its own.
     """
@@ -38,6 +42,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
     table: ScoreTable
     comparisons: StoredComparisons | None
+    mistakes: Sequence[Mapping[str, Any]] = ()
 
 
 def evaluate(
@@ -46,13 +51,15 @@ def evaluate(
     *,
     out: str | Path | None = None,
     baseline_data: Sequence[Source] = (),
+    behaviour: int = MOST,
     console: Console | None = None,
     seed: int = 42,
 ) -> Evaluation:
     """Score labelled comparisons and measure; with ``out``, write the folder.
 
     ``baseline_data`` is what the bag-of-words baseline is fitted on (the model's training data is
-    the fair choice); without it that baseline is left out and said to be.
+    the fair choice); without it that baseline is left out and said to be. ``behaviour`` is how many
+    good responses are altered and scored again, to see what moves the reward; 0 for none.
 
     Raises:
         PlauditError: data or model cannot be used, or ``out`` exists.
@@ -72,13 +79,21 @@ def evaluate(
             trees,
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
         )
+    probed = None
+    if behaviour:
+        with console.status("scoring altered responses"):
+            probed = probe(
+                kept, reward_model.encode, reward_model.score_trees, most=behaviour, seed=seed
+            )
     # One name for the whole set: each file of it is a slice by source.
     table = build_table(score_rows("eval", kept, trees, rewards))
     block = summarise(
         table,
         dataset="eval",
         chose_checkpoint=False,
-        baselines=measure_baselines(("longer", "bag_of_words"), fitted_on, kept),
+        baselines=measure_baselines(BASELINES, fitted_on, kept),
+        baselines_fitted_on=fitted_comparisons(fitted_on),
+        behaviour=probed,
         seed=seed,
     )
     metrics = json_safe(
@@ -91,14 +106,20 @@ def evaluate(
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
     )
-    evaluation = Evaluation(metrics=metrics, table=table, comparisons=kept)
+    numbered = (("eval", number, comparison) for number, comparison in enumerate(kept))
+    evaluation = Evaluation(
+        metrics=metrics,
+        table=table,
+        comparisons=kept,
+        mistakes=list(with_texts(block["mistakes"], numbered)),
+    )
     if folder is not None:
         write_evaluation(folder, evaluation)
     return evaluation
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """``metrics.json`` and ``predictions.parquet``, both or no folder.
+    """``metrics.json``, ``predictions.parquet`` and ``mistakes.jsonl``, all or no folder.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -107,6 +128,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         folder,
         {
             "predictions.parquet": lambda path: write_table(evaluation.table, path),
+            MISTAKES_FILE: lambda path: write_json_lines(path, evaluation.mistakes),
             "metrics.json": lambda path: write_json(path, evaluation.metrics),
         },
     )

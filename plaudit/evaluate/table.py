@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.errors import DataError, ModelError
+from plaudit.evaluate.features import FEATURES_DTYPE, features_column
 from plaudit.files import write_atomically
 from plaudit.types import FloatArray, ScoreRow
 
@@ -24,6 +25,7 @@ class ScoreTable:
     """N evaluated responses in columns; the meaning of each is that of :class:`ScoreRow`.
 
     ``metadata`` holds one array of N values per column, ``None`` where a row has no value.
+    ``features_N`` is a structured array with a field per feature.
     """
 
     comparison_N: ObjectArray
@@ -37,6 +39,7 @@ class ScoreTable:
     margin_N: FloatArray
     tokens_N: CodeArray
     characters_N: CodeArray
+    features_N: npt.NDArray[Any]
     metadata: Mapping[str, ObjectArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -48,7 +51,7 @@ class ScoreTable:
             f"{name}_N": getattr(self, f"{name}_N")[keep_N] for name in _COLUMN_OF_FIELD.values()
         }
         metadata = {name: values[keep_N] for name, values in self.metadata.items()}
-        return ScoreTable(**columns, metadata=metadata)
+        return ScoreTable(**columns, features_N=self.features_N[keep_N], metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +114,14 @@ _DTYPES: dict[str, type] = {
     "characters": np.int64,
 }
 _METADATA_PREFIX = "metadata."
+_FEATURE_PREFIX = "text."
 
 
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
     values: dict[str, list[Any]] = {name: [] for name in _DTYPES}
     metadata: dict[str, list[Any]] = {}
+    features: list[Any] = []
     for count, row in enumerate(rows):
         for name, column in values.items():
             column.append(getattr(row, name))
@@ -125,8 +130,10 @@ def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
                 metadata[name] = [None] * count
         for name, column in metadata.items():
             column.append(row.metadata.get(name))
+        features.append(row.features)
     return ScoreTable(
         **{f"{name}_N": _column(values.pop(name), dtype) for name, dtype in _DTYPES.items()},
+        features_N=features_column(features),
         metadata={name: _column(column, np.object_) for name, column in metadata.items()},
     )
 
@@ -178,7 +185,7 @@ def ordered_pairs(comparison_N: CodeArray, grade_N: FloatArray) -> tuple[CodeArr
 
     Sorted by comparison code, then by the winner's and the loser's row.
     """
-    first_P, second_P = _rows_of_one_comparison(comparison_N)
+    first_P, second_P = unordered_pairs(comparison_N)
     rise_P = grade_N[first_P] - grade_N[second_P]
     winner_P = np.where(rise_P > 0, first_P, second_P)[rise_P != 0]
     loser_P = np.where(rise_P > 0, second_P, first_P)[rise_P != 0]
@@ -186,7 +193,7 @@ def ordered_pairs(comparison_N: CodeArray, grade_N: FloatArray) -> tuple[CodeArr
     return winner_P[order_P], loser_P[order_P]
 
 
-def _rows_of_one_comparison(comparison_N: CodeArray) -> tuple[CodeArray, CodeArray]:
+def unordered_pairs(comparison_N: CodeArray) -> tuple[CodeArray, CodeArray]:
     """Every unordered pair of rows with one comparison code, the earlier row first."""
     by_comparison_N = np.argsort(comparison_N, kind="stable")
     sorted_N = comparison_N[by_comparison_N]
@@ -203,11 +210,12 @@ def _rows_of_one_comparison(comparison_N: CodeArray) -> tuple[CodeArray, CodeArr
 
 
 def write_table(table: ScoreTable, path: Path) -> None:
-    """Write ``predictions.parquet``: the core columns, then one column per metadata column.
+    """Write ``predictions.parquet``: the core columns, the features, then the metadata columns.
 
-    A metadata column of texts, whole numbers, numbers or booleans keeps its type; any other is
-    written as JSON text, value by value. A metadata name that would hide a core column, or that
-    starts with ``metadata.``, gets ``metadata.`` in front.
+    A feature has ``text.`` in front of its name. A metadata column of texts, whole numbers, numbers
+    or booleans keeps its type; any other is written as JSON text, value by value. A metadata name
+    that would hide a core column, or that starts with ``metadata.`` or ``text.``, gets
+    ``metadata.`` in front.
 
     Raises OutputError when the file cannot be written.
     """
@@ -217,8 +225,12 @@ def write_table(table: ScoreTable, path: Path) -> None:
     columns = {
         column: _to_arrow(getattr(table, f"{name}_N")) for column, name in _COLUMN_OF_FIELD.items()
     }
+    for name in FEATURES_DTYPE.names or ():
+        columns[f"{_FEATURE_PREFIX}{name}"] = pa.array(
+            table.features_N[name].tolist(), from_pandas=True
+        )
     for name, values in table.metadata.items():
-        hidden = name in _COLUMN_OF_FIELD or name.startswith(_METADATA_PREFIX)
+        hidden = name in _COLUMN_OF_FIELD or name.startswith((_METADATA_PREFIX, _FEATURE_PREFIX))
         columns[f"{_METADATA_PREFIX}{name}" if hidden else name] = _to_arrow(values)
     write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
 
@@ -277,6 +289,17 @@ def read_table(path: Path) -> ScoreTable:
             stored.column(column).to_pylist(), np.object_
         )
         for column in stored.column_names
-        if column not in _COLUMN_OF_FIELD
+        if column not in _COLUMN_OF_FIELD and not column.startswith(_FEATURE_PREFIX)
     }
-    return ScoreTable(**columns, metadata=metadata)
+    return ScoreTable(**columns, features_N=_read_features(stored), metadata=metadata)
+
+
+def _read_features(stored: Any) -> npt.NDArray[Any]:
+    """The feature columns there are: another version may have counted fewer, or others."""
+    known = {
+        name: stored.column(f"{_FEATURE_PREFIX}{name}").to_pylist()
+        for name in FEATURES_DTYPE.names or ()
+        if f"{_FEATURE_PREFIX}{name}" in stored.column_names
+    }
+    rows = range(stored.num_rows)
+    return features_column([{name: known[name][row] for name in known} for row in rows])

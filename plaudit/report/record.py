@@ -98,6 +98,11 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}%"
 
 
+def probability(value: float | None) -> str:
+    """A p-value: four decimals, and no zero."""
+    return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
 def interval(ends: Sequence[float] | None) -> str:
     return NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
@@ -143,6 +148,7 @@ FORMATS = {
     "fraction": fraction,
     "percent": percent,
     "interval": interval,
+    "probability": probability,
     "count": count,
     "number": number,
     "drops": drops,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,8 @@ def import_model(
             f"{source} needs Python code of its own, which is not copied; give it to the verbs as "
             "it is, with --trust-remote-code."
         )
-    here = locate(source, trust_remote_code=trust_remote_code)
-    network = opened.build(_stored_dtype(here, opened.facts))
-    # Its head and its rules are in the new folder; what it was read from may go.
-    facts = replace(opened.facts, base=opened.facts.base if opened.facts.kind == "adapter" else "")
+    network = opened.build(_stored_dtype(locate(source), opened.facts))
+    facts = opened.facts
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with writing(out):

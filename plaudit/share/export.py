@@ -110,7 +110,7 @@ def export(
     """
     exporter, folder = EXPORTERS[to], Path(out)
     # A Hub id's files, its base among them where it carries one, lie in the cache.
-    here = locate(model, trust_remote_code=trust_remote_code)
+    here = locate(model)
     options = Options(
         dtype=DTYPES[dtype],
         max_shard_size=max_shard_size,

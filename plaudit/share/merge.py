@@ -303,10 +303,6 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tup
     notes = [
         "Temperature and reward statistics were not inherited: measure them with plaudit eval."
     ]
-    if facts.kind == "full" and not facts.base:
-        notes.append(
-            "Imported whole models do not record their base: that these are of one is not checked."
-        )
     if len(lengths) > 1:
         notes.append(
             f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the average "

@@ -11,7 +11,8 @@ import numpy as np
 
 from plaudit import __version__
 from plaudit.data.store import StoredComparisons
-from plaudit.evaluate.baselines import measure_baselines
+from plaudit.evaluate.baselines import fitted_comparisons, measure_baselines
+from plaudit.evaluate.behaviour import Probed
 from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
 from plaudit.loss.pairs import ordered_pairs
 from plaudit.train import corpus as corpora
@@ -24,6 +25,7 @@ from plaudit.train.folder import (
 from plaudit.train.measure import (
     PairIndex,
     history,
+    probed_role,
     read_evaluated,
     score_table,
 )
@@ -38,6 +40,7 @@ def gather_metrics(
     folder: RunFolder,
     index: PairIndex | None,
     scores: Mapping[str, EvalScores],
+    probed: Probed | None,
     seconds: float,
 ) -> dict[str, Any]:
     """Everything ``metrics.json`` says about the run. Card, report and plots compute nothing."""
@@ -64,10 +67,10 @@ def gather_metrics(
     }
     if index is not None:
         evaluations = history(state.log_history, len(index.pairs))
-        facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations)
+        facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations, probed)
         facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
     if run.corpus.test:
-        facts["test"] = _evaluation_facts(run, "test", scores["test"], None)
+        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed)
     safe: dict[str, Any] = json_safe(facts)
     return safe
 
@@ -106,6 +109,7 @@ def _evaluation_facts(
     role: str,
     scores: EvalScores,
     evaluations: Sequence[Mapping[str, Any]] | None,
+    probed: Probed | None,
 ) -> dict[str, Any]:
     parts = run.corpus.evaluation if role == "eval" else run.corpus.test
     held_out = StoredComparisons.joined([part.comparisons for part in parts.values()])
@@ -117,6 +121,8 @@ def _evaluation_facts(
         baselines=measure_baselines(
             run.recipe.evaluate.baselines, run.corpus.train.comparisons, held_out
         ),
+        baselines_fitted_on=fitted_comparisons(run.corpus.train.comparisons),
+        behaviour=probed if role == probed_role(run) else None,
         history=evaluations,
         calibrate=run.recipe.evaluate.calibrate,
         seed=run.recipe.data.seed,

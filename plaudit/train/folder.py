@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import OutputError
+from plaudit.evaluate.mistakes import MISTAKES_FILE
 from plaudit.files import write_json, write_text, writing
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
 from plaudit.train import checkpoints
@@ -46,6 +47,10 @@ class RunFolder:
     @property
     def predictions(self) -> Path:
         return self.path / "predictions.parquet"
+
+    @property
+    def mistakes(self) -> Path:
+        return self.path / MISTAKES_FILE
 
     @property
     def environment(self) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 import numpy as np
 
 from plaudit.evaluate import metrics
+from plaudit.evaluate.behaviour import Probed
 from plaudit.evaluate.calibrate import cross_fit
 from plaudit.evaluate.facts import Evaluated
+from plaudit.evaluate.probing import Score, probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs
 from plaudit.files import write_atomically
+from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
+from plaudit.train.prepare import PreparedRun
 from plaudit.types import FloatArray
 
 
@@ -136,3 +141,22 @@ def history(log: Sequence[Mapping[str, Any]], pairs_evaluated: int) -> list[dict
             )
     # The evaluation at a step may stand twice where a resumed run began with it.
     return list({entry["step"]: entry for entry in entries}.values())
+
+
+def probed_role(run: PreparedRun) -> str:
+    """Which data good responses are altered of: the test set where there is one."""
+    return "test" if run.corpus.test else "eval"
+
+
+def probe_run(run: PreparedRun, score: Score) -> Probed | None:
+    """Altered held-out responses scored; None where it is not asked for, or nothing is held out.
+
+    Every rank must call it: ``score`` communicates.
+    """
+    parts = run.corpus.test or run.corpus.evaluation
+    most = run.recipe.evaluate.behaviour
+    if not most or not parts:
+        return None
+    held_out = chain.from_iterable(part.comparisons for part in parts.values())
+    encoding = partial(encode, run.encoder)
+    return probe(held_out, encoding, score, most=most, seed=run.recipe.data.seed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
-from plaudit.files import write_json, writing
+from plaudit.files import write_json, write_json_lines, writing
 from plaudit.model.artefact import ArtefactFacts, save_artefact
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe import (
@@ -39,8 +40,24 @@ def write_results(
     parts = {**run.corpus.evaluation, **run.corpus.test}
     table = score_table(parts, {**scores["eval"], **scores["test"]})
     write_table(table, folder.predictions)
+    write_json_lines(folder.mistakes, _mistakes(run, metrics))
     write_json(folder.metrics, metrics)
     write_presentation(folder, run.recipe)
+
+
+def _mistakes(run: PreparedRun, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The most confident mistakes of both evaluations, with their texts."""
+    recorded = [
+        mistake
+        for block in (metrics["eval"], metrics["test"])
+        for mistake in (block["mistakes"] if block else ())
+    ]
+    held_out = (
+        (name, number, comparison)
+        for name, part in {**run.corpus.evaluation, **run.corpus.test}.items()
+        for number, comparison in enumerate(part.comparisons)
+    )
+    return list(with_texts(recorded, held_out))
 
 
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:

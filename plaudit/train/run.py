@@ -47,6 +47,7 @@ from plaudit.train.measure import (
     end_to_end,
     index_pairs,
     measure,
+    probe_run,
     write_rewards,
 )
 from plaudit.train.meter import NotFiniteError
@@ -134,9 +135,10 @@ def _train(
             "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
             "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
         }
+        probed = probe_run(run, trainer.score)
     if not is_main_process():
         return TrainedRun(folder=folder.path, metrics={})
-    metrics = gather_metrics(run, trainer, folder, index, scores, seconds)
+    metrics = gather_metrics(run, trainer, folder, index, scores, probed, seconds)
     write_results(run, trainer, folder, metrics, scores)
     return TrainedRun(folder=folder.path, metrics=metrics)
 

@@ -218,7 +218,6 @@ def test_a_model_of_pickles_with_its_base_beside_it_is_read_by_its_id(
     assert "value_head.bin" in files
     done = plaudit(hub, "export", REPO, "--to", "merged", "--out", tmp_path / "a", home=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "hf-home").rglob("*.py"))
     # The merged model as a pickle alone, as NeMo writes it.
     merged = load_file(tmp_path / "a" / "model.safetensors")
     torch.save(merged, tmp_path / "pytorch_model.bin")

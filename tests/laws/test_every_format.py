@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def rewards(path: Path, rows: Path, choices: Choices = Choices()) -> list[float]:
-    model = load(path, choices=choices)
+    model = load(path, **asdict(choices))
     checked = check_rows(model, path, Source(path=str(rows)))
     scores: list[float] = np.concatenate(model.score_trees(checked.trees)).tolist()
     return scores

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
 
 from plaudit.evaluate.baselines import (
     bag_of_words,
+    baseline_facts,
     graded_pairs,
     longer,
     measure_baselines,
     response_text,
 )
+from plaudit.evaluate.table import Pairs
 from plaudit.types import Comparison, Message
 
 
@@ -72,12 +75,53 @@ def test_many_responses_make_all_ordered_pairs():
 
 def test_measured_facts():
     rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
-    facts = measure_baselines(["longer", "bag_of_words"], [], rows)
-    assert facts["bag_of_words"] is None
-    assert facts["longer"]["accuracy"] == pytest.approx(1 / 3)
-    assert (facts["longer"]["ties"], facts["longer"]["pairs"]) == (1, 3)
-    low, high = facts["longer"]["accuracy_ci95"]
+    measured = measure_baselines(["longer", "bag_of_words"], [], rows)
+    assert measured["bag_of_words"] is None
+    assert baseline_facts(pairs_of([1.0, 1.0, 1.0]), None) is None
+    facts = baseline_facts(pairs_of([1.0, 1.0, -1.0]), measured["longer"])
+    assert facts["accuracy"] == pytest.approx(1 / 3)
+    assert (facts["ties"], facts["pairs"]) == (1, 3)
+    low, high = facts["accuracy_ci95"]
     assert low < 1 / 3 < high
+    assert facts["difference"] == pytest.approx(1 / 3)
+    assert (facts["only_model_right"], facts["only_baseline_right"]) == (1, 0)
+    assert facts["edge_explained"] == pytest.approx(0.0)
+    assert (facts["accuracy_where_wrong"], facts["pairs_where_wrong"]) == (0.5, 2)
+
+
+def pairs_of(delta, group=None):
+    delta_P = np.asarray(delta, dtype=np.float64)
+    numbers = np.arange(len(delta_P))
+    return Pairs(
+        winner_P=2 * numbers,
+        loser_P=2 * numbers + 1,
+        delta_P=delta_P,
+        margin_P=np.zeros(len(delta_P)),
+        comparison_P=numbers,
+        group_P=numbers if group is None else group,
+    )
+
+
+def test_the_model_is_compared_on_the_same_pairs():
+    generator = np.random.default_rng(3)
+    model_P = generator.normal(0.5, 1, 400)
+    baseline_P = np.where(generator.random(400) < 0.9, model_P, -model_P)
+    facts = baseline_facts(pairs_of(model_P), baseline_P)
+    low, high = facts["difference_ci95"]
+    assert low < facts["difference"] < high
+    # Pairing removes what both have in common: each accuracy alone is far less certain.
+    alone = facts["accuracy_ci95"]
+    assert high - low < 0.7 * (alone[1] - alone[0])
+    table = [[0, facts["only_model_right"]], [facts["only_baseline_right"], 0]]
+    assert facts["p"] == pytest.approx(mcnemar(table, exact=True).pvalue)
+    assert facts["test"] == "McNemar, exact"
+    grouped = baseline_facts(pairs_of(model_P, np.arange(400) // 2), baseline_P)
+    assert grouped["test"] == "paired t by prompt group"
+
+
+def test_a_baseline_of_other_pairs_is_refused():
+    with pytest.raises(ValueError, match="judged 2 pairs, the model 3"):
+        baseline_facts(pairs_of([1.0, 1.0, 1.0]), np.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from plaudit.evaluate.calibrate import cross_fit, fit_temperature
-from plaudit.evaluate.metrics import nll
+from plaudit.evaluate.calibrate import cross_fit, cross_fit_isotonic, fit_temperature
+from plaudit.evaluate.metrics import (
+    confidences,
+    expected_calibration_error,
+    nll,
+    pair_credits,
+    reliability_equal_width,
+)
 
 DELTAS = arrays(
     np.float64, st.integers(2, 60), elements=st.floats(-5, 5).map(lambda value: round(value, 2))
@@ -112,3 +118,42 @@ def test_nothing_to_fit_gives_none_with_the_reason(delta_P, group_P, reason):
     assert found.temperature is None
     assert found.delta_P is None
     assert reason in found.note
+
+
+def overconfident(count, factor, seed=0):
+    """Differences ``factor`` times as large as the probabilities of being right allow."""
+    generator = np.random.default_rng(seed)
+    honest_P = generator.normal(0.9, 1.1, count)
+    side_P = np.where(generator.uniform(size=count) < expit(np.abs(honest_P)), 1.0, -1.0)
+    return factor * np.abs(honest_P) * side_P
+
+
+def error_of(delta_P):
+    curve = reliability_equal_width(confidences(delta_P), pair_credits(delta_P))
+    return expected_calibration_error(curve)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overconfidence_is_repaired_on_pairs_it_was_not_fitted_on(seed):
+    delta_P = overconfident(3000, 4.0, seed)
+    group_P = np.arange(3000) // 2
+    found = cross_fit(delta_P, group_P)
+    assert error_of(delta_P) > 0.1
+    assert error_of(found.delta_P) < 0.03
+    fresh = overconfident(3000, 4.0, seed + 100)
+    assert error_of(fresh / found.temperature) < 0.03
+
+
+def test_isotonic_regression_is_fitted_without_the_pairs_own_prompt():
+    delta_P = overconfident(2000, 4.0)
+    group_P = np.arange(2000) // 2
+    confidence_P, credit_P = confidences(delta_P), pair_credits(delta_P)
+    found_P = cross_fit_isotonic(confidence_P, credit_P, group_P)
+    assert ((found_P >= 0.5) & (found_P <= 1.0)).all()
+    error = expected_calibration_error(reliability_equal_width(found_P, credit_P))
+    assert error < 0.03 < error_of(delta_P)
+    turned_P = credit_P.copy()
+    turned_P[:2] = 1 - turned_P[:2]
+    again_P = cross_fit_isotonic(confidence_P, turned_P, group_P)
+    assert again_P[:2] == pytest.approx(found_P[:2])
+    assert cross_fit_isotonic(confidence_P[:2], credit_P[:2], group_P[:2]) is None

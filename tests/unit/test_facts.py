@@ -5,6 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.metrics import brier_score_loss, log_loss
 
 from plaudit.evaluate.facts import Evaluated, json_safe, judge_overfit, summarise
 from plaudit.evaluate.metrics import bradley_terry_loss
@@ -14,7 +18,8 @@ from plaudit.types import ScoreRow
 CONTRACT = {
     "dataset", "chose_checkpoint", "loss", "accuracy", "accuracy_ci95", "accuracy_half_ties",
     "ties", "pairs", "groups", "ece", "brier", "nll", "temperature", "ece_calibrated",
-    "nll_calibrated", "margin", "reward", "baselines", "slices", "datasets",
+    "nll_calibrated", "margin", "reward", "baselines", "slices", "datasets", "bias", "behaviour",
+    "ranks", "graded", "aurc", "mistakes", "summary", "calibrations",
 }  # fmt: skip
 
 
@@ -141,21 +146,74 @@ def test_no_histogram_bin_mixes_right_and_wrong():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "words"),
-    [(0.1, "is above"), (0.99, "is below"), (None, None)],
+    ("right", "words"), [(0.05, "is above"), (1.0, "is below"), (None, "cannot be told from")]
 )
-def test_the_best_baseline_is_named(accuracy, words):
+def test_the_best_baseline_is_named(right, words):
     table = make_table()
-    best = summary(table)["accuracy"] if accuracy is None else accuracy
-    baselines = {
-        "longer": {"accuracy": 0.05, "pairs": 60},
-        "bag_of_words": {"accuracy": best, "pairs": 60},
-        "unfitted": None,
-    }
-    sentence = summary(table, baselines=baselines)["baselines_sentence"]
-    assert (words or "cannot be told from") in sentence
-    assert f"bag of words ({best:.4f})" in sentence
+    best_P = pairs(table).delta_P.copy()
+    if right is not None:
+        best_P = np.where(np.arange(60) < 60 * right, 1.0, -1.0)
+    baselines = {"longer": np.full(60, -1.0), "bag_of_words": best_P, "unfitted": None}
+    block = summary(table, baselines=baselines)
+    assert words in block["baselines_sentence"]
+    named = f"bag of words ({block['baselines']['bag_of_words']['accuracy']:.4f})"
+    assert named in block["baselines_sentence"]
+    assert block["baselines"]["unfitted"] is None
     assert summary(table, baselines={"bag_of_words": None})["baselines_sentence"] is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(-12, 12).map(lambda d: round(d, 3)), min_size=2, max_size=40))
+def test_both_forms_of_the_scores_equal_sklearn(deltas):
+    """Log loss and Brier as trained, from the answer's side and from the confidence's side."""
+    rows = [
+        ScoreRow(
+            comparison=str(n), number=n, group=str(n), dataset="eval", source="s", response=r,
+            reward=reward, grade=1.0 - r, margin=0.0, tokens=1, characters=1,
+        )
+        for n, delta in enumerate(deltas)
+        for r, reward in enumerate((delta, 0.0))
+    ]  # fmt: skip
+    block = summary(build_table(rows))
+    labels = np.repeat([1, 0], len(deltas))
+    probabilities = expit(np.concatenate([deltas, np.negative(deltas)]))
+    expected = {
+        "nll": log_loss(labels, probabilities),
+        "brier": brier_score_loss(labels, probabilities),
+    }
+    for name, value in expected.items():
+        assert block[name] == pytest.approx(value, abs=1e-9)
+        assert block["calibrations"]["as_trained"][name] == pytest.approx(value, abs=1e-9)
+
+
+def test_mistakes_are_the_most_confident_one_per_prompt():
+    table = make_table(count=200, seed=3)
+    paired = pairs(table)
+    block = summary(table)
+    found = block["mistakes"]
+    differences = [mistake["difference"] for mistake in found]
+    assert differences == sorted(differences)
+    assert differences[0] == paired.delta_P.min()
+    assert all(mistake["probability"] > 0.5 for mistake in found)
+    assert len({mistake["number"] // 2 for mistake in found}) == len(found) <= 30
+    assert (found[0]["better"], found[0]["worse"]) == (0, 1)
+
+
+def test_risk_falls_with_coverage_and_ends_at_the_error():
+    block = summary(make_table(count=400))
+    curve = block["curves"]["risk_coverage"]
+    assert curve[-1]["risk"] == pytest.approx(1 - block["accuracy_half_ties"])
+    assert curve[0]["risk"] < curve[-1]["risk"]
+    assert block["aurc_best_possible"] < block["aurc"] < 1 - block["accuracy"]
+
+
+def test_the_summary_is_sentences_of_recorded_numbers():
+    block = summary(make_table(count=400))
+    assert block["summary"][0].startswith(f"It ranks {100 * block['accuracy']:.1f}% of 400 pairs")
+    assert all(sentence.endswith(".") for sentence in block["summary"])
+    assert summary(build_table([]))["summary"] == [
+        "There is no pair with a known order, so nothing can be said of accuracy."
+    ]
 
 
 def test_json_safe():

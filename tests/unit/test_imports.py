@@ -560,6 +560,43 @@ def test_a_base_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
         plaudit.load("nobody/nothing-of-that-name")
 
 
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "value_head"])
+def test_a_hub_id_is_fetched_without_what_no_score_needs(
+    layout: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pickled weights only where there are no others, and never a checkpoint's state."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    source = complete("value_head", tmp_path / "source") if layout == "value_head" else whole
+    torch.save({}, source / "training_args.bin")
+    torch.save({"x": torch.zeros(1)}, source / "pytorch_model.bin")
+    if layout == "bin":
+        torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+    (source / "checkpoint-1").mkdir()
+    (source / "checkpoint-1" / "config.json").write_text("{}")
+    fetched = tmp_path / "fetched"
+
+    def fetch(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert name == "someone/model"
+        names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+        for kept in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (fetched / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / kept, fetched / kept)
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    base = BASE if layout == "value_head" else None
+    expected = opened(source, base=base).score(ASKED, ANSWERS)
+    assert opened(Path("someone/model"), base=base).score(ASKED, ANSWERS) == expected
+    assert not (fetched / "training_args.bin").exists()
+    assert not (fetched / "checkpoint-1").exists()
+    assert (fetched / "pytorch_model.bin").exists() == (layout == "bin")
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(LLAMA_FACTORY / "adapter_old_layout", folder)
@@ -625,7 +662,7 @@ def test_a_template_that_renders_today_is_frozen(
 
 OWN_CODE = """
 from pathlib import Path
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModel, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 Path(__file__).with_name("ran").touch()
 
@@ -636,6 +673,13 @@ class TwinConfig(LlamaConfig):
 
 class TwinForSequenceClassification(LlamaForSequenceClassification):
     config_class = TwinConfig
+
+
+class TwinModel(LlamaModel):
+    config_class = TwinConfig
+
+
+AutoModel.register(TwinConfig, TwinModel, exist_ok=True)
 """
 
 

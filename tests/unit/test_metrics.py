@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -25,6 +26,16 @@ DELTAS = arrays(
     st.integers(1, 60),
     elements=st.floats(-20, 20).map(lambda value: round(value, 3)),
 )
+
+
+def equal_width(delta_P, bins=10):
+    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    return metrics.reliability_equal_width(confidence_P, credit_P, bins)
+
+
+def equal_count(delta_P, bins=10):
+    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    return metrics.reliability_equal_count(confidence_P, credit_P, bins)
 
 
 def both_orders(delta_P):
@@ -77,7 +88,7 @@ def test_wilson_of_the_reference_run():
 @given(DELTAS, st.integers(1, 15))
 def test_equal_width_reliability_equals_sklearn(delta_P, bins):
     delta_P = delta_P[delta_P != 0]  # sklearn has no half-right answer
-    curve = metrics.reliability_equal_width(delta_P, bins)
+    curve = equal_width(delta_P, bins)
     # Confidence 0.5 to 1 spread over 0 to 1, where sklearn makes its bins.
     edges = np.linspace(0, 1, bins + 1)
     spread = (metrics.confidences(delta_P) - 0.5) * 2
@@ -92,7 +103,7 @@ def test_equal_width_reliability_equals_sklearn(delta_P, bins):
 @settings(deadline=None)
 @given(DELTAS, st.integers(1, 15))
 def test_equal_count_bins_are_even_and_sorted(delta_P, bins):
-    curve = metrics.reliability_equal_count(delta_P, bins)
+    curve = equal_count(delta_P, bins)
     assert curve.pairs_B.sum() == len(delta_P)
     assert curve.pairs_B.max() - curve.pairs_B.min() <= 1
     assert (np.diff(curve.confidence_B) >= -1e-12).all()
@@ -106,8 +117,8 @@ def test_calibration_error_by_hand():
     delta_P = np.log(np.array([9.0, 9.0, 1.5, 1 / 1.5]))
     expected = 0.5 * abs(1 - 0.9) + 0.5 * abs(0.5 - 0.6)
     for curve in (
-        metrics.reliability_equal_width(delta_P),
-        metrics.reliability_equal_count(delta_P, 2),
+        equal_width(delta_P),
+        equal_count(delta_P, 2),
     ):
         assert metrics.expected_calibration_error(curve) == pytest.approx(expected)
 
@@ -117,7 +128,7 @@ def test_extreme_differences_stay_finite(delta):
     delta_P = np.array([delta, -delta])
     with np.errstate(all="raise", under="ignore"):
         values = [metrics.nll(delta_P), metrics.brier(delta_P), metrics.accuracy(delta_P)]
-        values.append(metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P)))
+        values.append(metrics.expected_calibration_error(equal_width(delta_P)))
     assert all(math.isfinite(value) for value in values)
 
 
@@ -125,7 +136,7 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
     empty = np.empty(0)
     for function in (metrics.accuracy, metrics.accuracy_half_ties, metrics.nll, metrics.brier):
         assert math.isnan(function(empty))
-    for curve in (metrics.reliability_equal_width(empty), metrics.reliability_equal_count(empty)):
+    for curve in (equal_width(empty), equal_count(empty)):
         assert math.isnan(metrics.expected_calibration_error(curve))
     assert metrics.ties(empty) == 0
     assert metrics.accuracy_interval(empty) is None
@@ -213,3 +224,78 @@ def test_bootstrap_is_wider_where_pairs_repeat_their_group():
         return high - low
 
     assert width(np.repeat(np.arange(40), 10)) > 2 * width(np.arange(400))
+
+
+@settings(deadline=None)
+@given(DELTAS, st.integers(1, 9))
+def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
+    group_P = np.arange(len(delta_P)) % groups
+    (found,) = metrics.bootstrap_means(delta_P[None], group_P, resamples=50, seed=4)
+    expected = metrics.group_bootstrap(
+        lambda drawn: float(delta_P[drawn].mean()), group_P, resamples=50, seed=4
+    )
+    assert (found is None) == (expected is None)
+    if found is not None:
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.5, 0.6, 0.7, 0.9, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_risk_coverage_is_the_mean_over_all_orders_of_equal_confidence(rows):
+    confidence_P, credit_P = map(np.array, zip(*rows, strict=True))
+    orders = [
+        order
+        for order in itertools.permutations(range(len(rows)))
+        if (np.diff(confidence_P[list(order)]) <= 0).all()
+    ]
+    kept = np.arange(1, len(rows) + 1)
+    expected = np.mean([np.cumsum(1 - credit_P[list(order)]) / kept for order in orders], axis=0)
+    found = metrics.risk_coverage(confidence_P, credit_P)
+    assert found.risk_P == pytest.approx(expected, abs=1e-9)
+    assert found.area == pytest.approx(expected.mean(), abs=1e-9)
+    assert found.at(1.0) == (len(rows), pytest.approx(1 - credit_P.mean()))
+
+
+def test_error_by_chance_is_what_exact_probabilities_show():
+    generator = np.random.default_rng(6)
+    confidence_P = generator.uniform(0.5, 1, 2000)
+    chance = metrics.calibration_error_by_chance(confidence_P)
+    right_P = (generator.random(2000) < confidence_P).astype(float)
+    exact = metrics.expected_calibration_error(
+        metrics.reliability_equal_width(confidence_P, right_P)
+    )
+    assert 0.005 < chance < 0.04
+    assert exact < 3 * chance
+    assert math.isnan(metrics.calibration_error_by_chance(np.empty(0)))
+
+
+@pytest.mark.parametrize(("pairs_each", "shared"), [(1, 0.0), (4, 1.0)])
+def test_intervals_cover_at_the_stated_rate(pairs_each, shared):
+    """150 prompts of one or four pairs, whose answers go together where ``shared`` is not zero."""
+    generator = np.random.default_rng(7)
+    truth = stats.norm.sf(-0.6 / math.sqrt(1 + shared**2))
+    group_P = np.repeat(np.arange(150), pairs_each)
+    runs, covered = 400, {"wilson": 0, "bootstrap": 0}
+    for number in range(runs):
+        of_prompt = np.repeat(generator.normal(0, 1, 150), pairs_each)
+        delta_P = 0.6 + shared * of_prompt + generator.normal(0, 1, len(group_P))
+        intervals = {
+            "wilson": metrics.accuracy_interval(delta_P),
+            "bootstrap": metrics.bootstrap_means(
+                (delta_P > 0).astype(float)[None], group_P, resamples=300, seed=number
+            )[0],
+        }
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= truth <= high
+    # 400 runs at 0.95: a standard error of 0.011.
+    assert 0.915 <= covered["bootstrap"] / runs <= 0.985
+    if pairs_each == 1:
+        assert 0.92 <= covered["wilson"] / runs <= 0.98
+    else:
+        assert covered["wilson"] < covered["bootstrap"] - 0.05 * runs

@@ -34,20 +34,11 @@ from plaudit.model.load import first_line
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
 FETCHED = (
-    "*.json",
-    "*.safetensors",
-    "adapter_model.bin",
-    "value_head.bin",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-    "README.md",
-    "*.yaml",
+    *("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.yaml", "*.py"),
+    *("README.md", "adapter_model.bin", "value_head.bin"),
 )
-PICKLED = "pytorch_model*.bin"
-"""Fetched where a whole model has no safetensors; like every pickle, read as weights alone."""
-CODE = "*.py"
-"""Fetched where the caller trusts it."""
+PICKLED = ("pytorch_model*.bin",)
+NOT_FETCHED = ("checkpoint*/*", "runs/*", "original/*", "plots/*", "evaluations/*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +103,7 @@ def open_reward_model(
     Raises:
         ModelError: nothing there that is a reward model, or one that cannot be read as it was made.
     """
-    folder = locate(source, trust_remote_code=trust_remote_code)
+    folder = locate(source)
     request = Request(
         folder=folder,
         source=str(source),
@@ -163,7 +154,7 @@ def is_reward_model(folder: Path) -> bool:
     return any(row.recognises(contents) for row in FORMATS)
 
 
-def locate(source: str | Path, *, trust_remote_code: bool = False) -> Path:
+def locate(source: str | Path) -> Path:
     """A local folder as it is, a Hub id as the folder of its downloaded files.
 
     Raises:
@@ -175,16 +166,21 @@ def locate(source: str | Path, *, trust_remote_code: bool = False) -> Path:
     named = str(source)
     if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
         raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = [*FETCHED, *((CODE,) if trust_remote_code else ())]
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                named, allow_patterns=list(patterns), ignore_patterns=list(NOT_FETCHED)
+            )
+        )
+
     try:
-        fetched = Path(snapshot_download(named, allow_patterns=wanted))
-        adapter = (fetched / "adapter_config.json").is_file()
-        if not adapter and not any(fetched.glob("model*.safetensors")):
-            fetched = Path(snapshot_download(named, allow_patterns=[*wanted, PICKLED]))
-        return fetched
+        fetched = fetch(FETCHED)
+        # Many repositories hold the same weights twice; the pickles are the ones not needed.
+        weights = [*fetched.glob("*.safetensors"), *fetched.glob("adapter_model.bin")]
+        return fetched if weights else fetch((*FETCHED, *PICKLED))
     except Exception as error:
         # A proxy's refusal is httpx's own, which shares no class with the others.
         network = type(error).__module__.startswith("httpx")

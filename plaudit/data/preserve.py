@@ -1,0 +1,149 @@
+"""Rewrites that change how an answer looks and not what it says, for tests of invariance.
+
+A rewrite is an operator like those of :mod:`plaudit.data.mutate` (a text, a seeded generator and a
+context; ``None`` where it has nothing to take hold of) and one row in :data:`PRESERVING`. Each
+promises that the text differs, and touches nothing inside code: neither fenced blocks nor spans
+between backticks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from plaudit.data.mutate import Context, Operator
+
+_CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`)", re.DOTALL)
+
+
+def _outside_code(text: str, rewrite: Callable[[str], str]) -> str | None:
+    """The text with its parts outside code rewritten, or None where that changes nothing."""
+    parts = _CODE.split(text)
+    new = "".join(part if at % 2 else rewrite(part) for at, part in enumerate(parts))
+    return new if new != text and new.strip() else None
+
+
+def double_spaces(text: str, generator: Random, context: Context) -> str | None:
+    """Two spaces between sentences in place of one."""
+    return _outside_code(text, lambda part: re.sub(r"(?<=[.!?]) (?=\S)", "  ", part))
+
+
+def final_newline(text: str, generator: Random, context: Context) -> str | None:
+    """A line break at the end more, or where there is one, none."""
+    if not text.strip():
+        return None
+    return text.rstrip("\n") if text.endswith("\n") else f"{text}\n"
+
+
+def blank_lines(text: str, generator: Random, context: Context) -> str | None:
+    """Two blank lines between paragraphs in place of one."""
+    return _outside_code(text, lambda part: re.sub(r"(?<=\S)\n\n(?=\S)", "\n\n\n", part))
+
+
+def bullet_style(text: str, generator: Random, context: Context) -> str | None:
+    """Dashes of a bullet list as asterisks, and asterisks as dashes."""
+
+    def swapped(found: re.Match[str]) -> str:
+        return f"{found[1]}{'*' if found[2] == '-' else '-'}{found[3]}"
+
+    return _outside_code(
+        text, lambda part: re.sub(r"(?m)^([ \t]*)([-*])([ \t]+(?=\S))", swapped, part)
+    )
+
+
+def number_style(text: str, generator: Random, context: Context) -> str | None:
+    """Numbers of a list with a bracket in place of a dot, and a dot in place of a bracket."""
+
+    def swapped(found: re.Match[str]) -> str:
+        return f"{found[1]}{')' if found[2] == '.' else '.'}{found[3]}"
+
+    return _outside_code(
+        text, lambda part: re.sub(r"(?m)^([ \t]*\d{1,3})([.)])([ \t]+(?=\S))", swapped, part)
+    )
+
+
+def heading_case(text: str, generator: Random, context: Context) -> str | None:
+    """Words of headings with a capital, or where all have one, without (but the first)."""
+
+    def recased(found: re.Match[str]) -> str:
+        mark, words = found[1], found[2]
+        titled = re.sub(r"(?<![\w'’.])[a-z](?=\w*)", lambda first: first[0].upper(), words)
+        if titled != words:
+            return mark + titled
+        # A word with a capital inside is a name, and one of capitals an abbreviation.
+        return mark + re.sub(r"(?<=\s)[A-Z](?=[a-z]+\b)", lambda first: first[0].lower(), words)
+
+    return _outside_code(
+        text, lambda part: re.sub(r"(?m)^( {0,3}#{1,6}[ \t]+)(\S.*)$", recased, part)
+    )
+
+
+def bold_style(text: str, generator: Random, context: Context) -> str | None:
+    """Bold between underscores in place of asterisks."""
+    return _outside_code(
+        text,
+        lambda part: re.sub(r"(?<![\w*])\*\*(?=\S)([^*\n_]*\S)\*\*(?![\w*])", r"__\1__", part),
+    )
+
+
+def quote_style(text: str, generator: Random, context: Context) -> str | None:
+    """Straight quotation marks and apostrophes curled, or where there are curled ones, straight."""
+
+    def straight(part: str) -> str:
+        return part.translate(_STRAIGHT)
+
+    def curled(part: str) -> str:
+        part = re.sub(r'(?<![\w.,!?")])"(?=\S)([^"\n]*)"', r"“\1”", part)
+        return re.sub(r"(?<=[A-Za-z])'(?=[A-Za-z])", "’", part)
+
+    return _outside_code(text, straight if any(mark in text for mark in "“”‘’") else curled)
+
+
+_STRAIGHT: Final = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"})
+
+
+def contractions(text: str, generator: Random, context: Context) -> str | None:
+    """English contractions written out, or where there are none, "not" contracted."""
+    written_out = _outside_code(
+        text, lambda part: _CONTRACTED.sub(lambda found: _recase(found[0], _LONG), part)
+    )
+    if written_out is not None:
+        return written_out
+    return _outside_code(
+        text, lambda part: _WRITTEN_OUT.sub(lambda found: _recase(found[0], _SHORT), part)
+    )
+
+
+_SHORT: Final[dict[str, str]] = {
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't",
+    "are not": "aren't", "was not": "wasn't", "were not": "weren't", "has not": "hasn't",
+    "have not": "haven't", "had not": "hadn't", "cannot": "can't", "could not": "couldn't",
+    "should not": "shouldn't", "would not": "wouldn't", "will not": "won't",
+}  # fmt: skip
+_LONG: Final = {short: long for long, short in _SHORT.items()}
+_WRITTEN_OUT = re.compile(rf"\b(?:{'|'.join(_SHORT)})\b", re.IGNORECASE)
+_CONTRACTED = re.compile(rf"\b(?:{'|'.join(_LONG)})\b".replace("'", "['’]"), re.IGNORECASE)
+
+
+def _recase(found: str, table: dict[str, str]) -> str:
+    new = table[" ".join(found.lower().replace("’", "'").split())]
+    return new[0].upper() + new[1:] if found[0].isupper() else new
+
+
+PRESERVING: Final[dict[str, Operator]] = {
+    operator.__name__: operator
+    for operator in (
+        double_spaces,
+        final_newline,
+        blank_lines,
+        bullet_style,
+        number_style,
+        heading_case,
+        bold_style,
+        quote_style,
+        contractions,
+    )
+}
+"""Name of a rewrite to its function."""

@@ -1,0 +1,115 @@
+"""How rewards answer when a good response is altered: damage, rewrites of equal meaning, tricks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plaudit.evaluate import metrics
+
+KINDS = {
+    "damage": "made worse: the reward should fall",
+    "preserving": "same meaning: the reward should stay",
+    "hack": "cheap trick: the reward should not rise",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Altered:
+    """One alteration of one response, scored.
+
+    ``original`` is the reward of the comparison's best response, ``other`` that of its worst, and
+    ``altered`` that of the best one altered by the operator ``name`` of a ``kind``.
+    """
+
+    kind: str
+    name: str
+    original: float
+    other: float
+    altered: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """All alterations scored: how many responses they are of, and what was left out, by reason."""
+
+    altered: Sequence[Altered]
+    responses: int
+    refused: Mapping[str, int]
+    seed: int
+
+
+def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
+    """The ``behaviour`` block: one row per operator, in the order in which they first stand.
+
+    Rewards move in units of ``reward_std``, the standard deviation of the evaluated rewards. Each
+    response comes from another prompt, so rows of an operator are independent.
+    """
+    names = dict.fromkeys((one.kind, one.name) for one in probed.altered)
+    rows = [
+        operator_row(
+            kind,
+            name,
+            [one for one in probed.altered if (one.kind, one.name) == (kind, name)],
+            reward_std=reward_std,
+        )
+        for kind, name in names
+    ]
+    return {
+        "responses": probed.responses,
+        "refused": dict(probed.refused),
+        "seed": probed.seed,
+        "reward_std": reward_std,
+        "operators": rows,
+        "kinds": {kind: _kind_facts(kind, probed, reward_std) for kind in KINDS},
+    }
+
+
+def operator_row(
+    kind: str, name: str, altered: Sequence[Altered], *, reward_std: float
+) -> dict[str, Any]:
+    """Rates and shifts of one operator, each with its 95% interval.
+
+    ``fell`` is the share of responses whose reward fell, ``rose`` of those whose reward rose, by
+    Wilson; ``shift`` the mean movement (Student's interval) and ``shift_size`` its mean size;
+    ``flipped`` the share of comparisons whose order of best and worst the alteration turned over.
+    """
+    original, other, new = (
+        np.array([getattr(one, field) for one in altered], dtype=np.float64)
+        for field in ("original", "other", "altered")
+    )
+    count = len(altered)
+    fell, rose = int((new < original).sum()), int((new > original).sum())
+    flipped = int((np.sign(original - other) != np.sign(new - other)).sum())
+    shift = (new - original) / reward_std if reward_std > 0 else np.full(count, math.nan)
+    moved = metrics.paired_difference(np.zeros(count), shift, np.arange(count))
+    return {
+        "kind": kind,
+        "operator": name,
+        "responses": count,
+        "fell": fell / count if count else None,
+        "fell_ci95": metrics.wilson(fell, count),
+        "rose": rose / count if count else None,
+        "rose_ci95": metrics.wilson(rose, count),
+        "unchanged": count - fell - rose,
+        "shift": moved.mean,
+        "shift_ci95": moved.interval,
+        "shift_size": metrics.mean(np.abs(shift)),
+        "flipped": flipped / count if count else None,
+        "flipped_ci95": metrics.wilson(flipped, count),
+    }
+
+
+def _kind_facts(kind: str, probed: Probed, reward_std: float) -> dict[str, Any]:
+    """All operators of a kind together, every alteration with equal weight.
+
+    No interval: alterations of one response are not independent.
+    """
+    chosen = [one for one in probed.altered if one.kind == kind]
+    row = operator_row(kind, "all", chosen, reward_std=reward_std)
+    kept = ("fell", "rose", "shift", "shift_size", "flipped")
+    return {"meaning": KINDS[kind], "alterations": len(chosen)} | {key: row[key] for key in kept}

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import re
+from random import Random
+
+import numpy as np
+import pytest
+
+from plaudit.data.mutate import OPERATORS, make_context
+from plaudit.data.preserve import PRESERVING
+from plaudit.data.probes import HACKS, UNALTERED, build_probes
+from plaudit.evaluate.behaviour import Altered, Probed, behaviour_facts, operator_row
+from plaudit.evaluate.metrics import wilson
+from plaudit.evaluate.probing import probe
+from plaudit.tokens.encode import Refused
+from plaudit.types import Comparison, Message, TokenTree
+
+RICH = """# How the parser works
+
+It does not read "all" of the file. Don't rely on it!
+
+- One `a - b` point
+- Two **bold** points
+
+1. First of them
+2. Second of them
+
+```python
+# keep "this" as it is. Really.
+- 1. and this
+```
+It's the end. Or is it?"""
+
+EXPECTED = {
+    "double_spaces": "file.  Don't",
+    "final_newline": "is it?\n",
+    "blank_lines": "works\n\n\nIt",
+    "bullet_style": "* One `a - b` point",
+    "number_style": "1) First",
+    "heading_case": "# How The Parser Works",
+    "bold_style": "Two __bold__ points",
+    "quote_style": "“all” of the file. Don’t",
+    "contractions": "Do not rely",
+}
+
+
+@pytest.mark.parametrize("name", PRESERVING)
+def test_a_rewrite_differs_and_leaves_code_alone(name):
+    rewrite = PRESERVING[name]
+    new = rewrite(RICH, Random(0), make_context([]))
+    assert new != RICH
+    assert EXPECTED[name] in new
+    code = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+    assert code.findall(new) == code.findall(RICH)
+    # The words are the same in the same order, but for what the rewrite is about.
+    if name not in ("contractions", "heading_case", "quote_style"):
+        assert re.findall(r"[A-Za-z']+", new) == re.findall(r"[A-Za-z']+", RICH)
+
+
+@pytest.mark.parametrize("name", PRESERVING)
+@pytest.mark.parametrize("text", ["plain", "x" * 50_000, "\ud800 .", "```\n- a\n\n# b"])
+def test_a_rewrite_differs_or_is_none(name, text):
+    new = PRESERVING[name](text, Random(0), make_context([]))
+    assert new is None or new != text
+    assert PRESERVING[name]("", Random(0), make_context([])) is None
+
+
+@pytest.mark.parametrize("name", ["bullet_style", "number_style", "quote_style", "contractions"])
+def test_some_rewrites_go_both_ways(name):
+    there = PRESERVING[name](RICH, Random(0), make_context([]))
+    assert PRESERVING[name](there, Random(0), make_context([])) is not None
+
+
+def comparison(number, *, chat=True, grades=(0.0, 1.0), good=RICH):
+    def turn(role, text):
+        return (Message(role=role, content=text),) if chat else text
+
+    return Comparison(
+        id=str(number),
+        prompt=turn("user", f"Question {number}?"),
+        responses=(turn("assistant", " bad"), turn("assistant", good)),
+        grades=grades,
+        group=f"g{number % 50}",
+        source="s",
+        where=f"s:{number}",
+    )
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_probes_hold_best_worst_and_every_operator(chat):
+    built = build_probes([comparison(n, chat=chat) for n in range(3)], seed=1)
+    assert len(built.probes) == 3
+    one = built.probes[0]
+    best, worst = one.comparison.responses[:UNALTERED]
+    text = [r if isinstance(r, str) else r[0].content for r in one.comparison.responses]
+    assert (text[0], text[1]) == (RICH, " bad")
+    assert len(text) == UNALTERED + len(one.alterations)
+    assert {name for kind, name in one.alterations if kind == "hack"} == set(HACKS)
+    known = {"damage": OPERATORS, "preserving": PRESERVING, "hack": HACKS}
+    assert all(name in known[kind] for kind, name in one.alterations)
+    assert all(altered != RICH for altered in text[UNALTERED:])
+    applied = sum(len(p.alterations) for p in built.probes)
+    asked = 3 * sum(map(len, known.values()))
+    assert applied + sum(built.refused.values()) == asked
+    del best, worst
+
+
+def test_a_sample_is_one_per_prompt_whatever_the_order():
+    rows = [comparison(n) for n in range(200)]
+    first = build_probes(iter(rows), most=20, seed=3)
+    groups = [one.comparison.group for one in first.probes]
+    assert len(set(groups)) == 20
+    later = build_probes(reversed(rows), most=20, seed=3)
+    assert [one.comparison.group for one in later.probes] == groups
+    other = build_probes(rows, most=20, seed=4)
+    assert {one.comparison.group for one in other.probes} != set(groups)
+    assert len(build_probes(rows, most=1000, seed=3).probes) == 50
+    assert build_probes(rows, most=0, seed=3).probes == ()
+
+
+def test_responses_without_text_are_counted():
+    built = build_probes([comparison(0, good=None), comparison(1, good="  ")])
+    assert (built.probes, built.refused["no text"]) == ((), 2)
+
+
+def encode_up_to(limit):
+    """Trees of one token per character; a comparison with a longer response is refused."""
+
+    def encode(comparisons):
+        outcomes = []
+        for index, one in enumerate(comparisons):
+            lengths = [len(response[0].content) + 1 for response in one.responses]
+            if max(lengths) > limit:
+                outcomes.append(Refused(index=index, reason="over_length", detail="long"))
+            else:
+                branches = tuple(np.zeros(length, np.int32) for length in lengths)
+                outcomes.append(
+                    TokenTree(index=index, prefix=np.zeros(2, np.int32), branches=branches)
+                )
+        return outcomes
+
+    return encode
+
+
+def shorter_is_better(trees):
+    return [np.array([-float(len(b)) for b in tree.branches]) for tree in trees]
+
+
+def test_every_reward_stands_with_its_alteration():
+    rows = [comparison(n) for n in range(10)]
+    probed = probe(rows, encode_up_to(10**6), shorter_is_better, most=10, seed=0)
+    assert probed.responses == 10
+    facts = behaviour_facts(probed, reward_std=2.0)
+    found = {row["operator"]: row for row in facts["operators"]}
+    assert set(found) == {*OPERATORS, *PRESERVING, *HACKS} - {
+        name.split()[0] for name, count in probed.refused.items() if count == 10
+    }
+    assert found["empty"]["rose"] == 1.0
+    assert found["empty"]["shift"] == pytest.approx(len(RICH) / 2.0)
+    assert found["sure"]["fell"] == 1.0
+    assert found["sure"]["shift"] == pytest.approx(-len("Sure! ") / 2.0)
+    assert found["verbose_filler"]["fell_ci95"] == pytest.approx(wilson(10, 10))
+    assert found["double_spaces"]["flipped"] == 0.0
+    assert [row["kind"] for row in facts["operators"]] == sorted(
+        [row["kind"] for row in facts["operators"]], key=["damage", "preserving", "hack"].index
+    )
+
+
+def test_what_is_too_long_is_left_out_and_counted():
+    rows = [comparison(n) for n in range(4)]
+    probed = probe(rows, encode_up_to(len(RICH) + 20), shorter_is_better, most=4, seed=0)
+    names = {one.name for one in probed.altered}
+    assert probed.responses == 4
+    assert "repetition" not in names
+    assert probed.refused["repetition over_length"] == 4
+    assert "sure" in names
+    none = probe(rows, encode_up_to(3), shorter_is_better, most=4, seed=0)
+    assert (none.responses, list(none.altered)) == (0, [])
+    assert behaviour_facts(none, reward_std=1.0)["operators"] == []
+
+
+def test_rates_and_flips_by_hand():
+    rewards = [(2, 1, 0), (2, 1, 1.5), (2, 1, 3), (1, 2, 1)]
+    altered = [
+        Altered(kind="damage", name="x", original=a, other=b, altered=c) for a, b, c in rewards
+    ]
+    row = operator_row("damage", "x", altered, reward_std=0.5)
+    assert (row["fell"], row["rose"], row["unchanged"]) == (0.5, 0.25, 1)
+    assert row["flipped"] == 0.25
+    assert row["shift"] == pytest.approx(np.mean([-4, -1, 2, 0]))
+    assert row["shift_size"] == pytest.approx(7 / 4)
+    constant = behaviour_facts(
+        Probed(altered=altered, responses=4, refused={}, seed=0), reward_std=0.0
+    )
+    assert np.isnan(constant["operators"][0]["shift"])

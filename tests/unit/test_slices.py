@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+
+from plaudit.evaluate.slices import SMALL_SLICE, slice_facts
+from plaudit.evaluate.table import build_table, pairs
+from plaudit.types import ScoreRow
+
+
+def table_of(count, *, right=lambda number: 0.75, features=lambda number: {}, responses=2, seed=0):
+    generator = np.random.default_rng(seed)
+    wins_C = [generator.random() < right(number) for number in range(count)]
+    return build_table(
+        ScoreRow(
+            comparison=str(number),
+            number=number,
+            group=str(number),
+            dataset="eval",
+            source="s",
+            response=response,
+            reward=-float(response) if wins_C[number] else float(response),
+            grade=-float(response),
+            margin=0.0,
+            tokens=1,
+            characters=1,
+            metadata={"kind": number % 4, "rare": number == 0},
+            features=features(number),
+        )
+        for number in range(count)
+        for response in range(responses if number % 2 else 2)
+    )
+
+
+def described(number):
+    return {
+        "turns": 1 + 2 * (number % 3),
+        "prompt_characters": number,
+        "truncated": number % 10 == 0,
+        "prompt_script": "latin" if number % 5 else "cyrillic",
+    }
+
+
+def test_every_slicing_covers_every_pair_with_its_counts():
+    table = table_of(200, features=described, responses=3)
+    paired = pairs(table)
+    entries = slice_facts(table, paired)
+    columns = {}
+    for entry in entries:
+        columns.setdefault(entry["column"], []).append(entry)
+        assert entry["small"] == (entry["pairs"] < SMALL_SLICE)
+        assert (entry["p"] is None) == (entry["small"] or entry["pairs"] == len(paired))
+        assert entry["groups"] <= entry["pairs"]
+    expected = {
+        *("source", "turns", "prompt_characters", "responses", "truncated", "prompt_script"),
+        *("kind", "rare"),
+    }
+    assert set(columns) == expected
+    for found in columns.values():
+        assert sum(entry["pairs"] for entry in found) == len(paired)
+    assert [entry["value"] for entry in columns["turns"]] == ["1", "3", "5"]
+    assert [entry["value"] for entry in columns["responses"]] == ["2", "3"]
+    assert [entry["value"] for entry in columns["prompt_characters"]] == [
+        "0 to 49", "50 to 99", "100 to 149", "150 to 199"
+    ]  # fmt: skip
+    assert {entry["value"] for entry in columns["truncated"]} == {"whole", "prompt cut"}
+
+
+def test_a_weak_slice_stands_out_and_the_others_do_not():
+    weak = table_of(800, right=lambda number: 0.45 if number % 4 == 3 else 0.8)
+    found = {
+        entry["value"]: entry
+        for entry in slice_facts(weak, pairs(weak))
+        if entry["column"] == "kind"
+    }
+    assert found["3"]["stands_out"]
+    assert found["3"]["p_adjusted"] >= found["3"]["p"]
+    even = table_of(800)
+    assert not any(entry["stands_out"] for entry in slice_facts(even, pairs(even)))
+
+
+def test_small_slices_are_marked_and_never_stand_out():
+    table = table_of(100, right=lambda number: float(number > 0))
+    entry = next(e for e in slice_facts(table, pairs(table)) if e["value"] == "True")
+    assert (entry["pairs"], entry["small"], entry["p"], entry["stands_out"]) == (
+        1,
+        True,
+        None,
+        False,
+    )
+
+
+def test_long_tails_and_unknown_values():
+    table = table_of(
+        120,
+        features=lambda n: {} if n % 3 == 0 else {"turns": 1 if n % 3 == 1 else 50 + n},
+    )
+    values = [e["value"] for e in slice_facts(table, pairs(table)) if e["column"] == "turns"]
+    assert values == ["1", "10 or more", None]
