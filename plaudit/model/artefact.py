@@ -22,6 +22,8 @@ from plaudit.types import Affine, Reading, Rendering
 FORMAT = 1
 FACTS_FILE = "plaudit.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+RUN_FILES = ("recipe.yaml", "events.jsonl")
+"""What a run holds from its first step on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +183,15 @@ def read_facts(folder: Path) -> ArtefactFacts:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run of a checkpoint (``RUN/checkpoints/checkpoint-N``); None for any other folder."""
+    """The run of a checkpoint (``RUN/checkpoints/checkpoint-N``); None for any other folder.
+
+    Other trainers have folders of these names too: what is above must be a run of plaudit's.
+    """
     folder = folder.resolve()
+    run = folder.parent.parent
     inside = folder.name.startswith("checkpoint-") and folder.parent.name == "checkpoints"
-    return folder.parent.parent if inside and not (folder / FACTS_FILE).exists() else None
+    ours = any((run / name).is_file() for name in (FACTS_FILE, *RUN_FILES))
+    return run if inside and ours and not (folder / FACTS_FILE).exists() else None
 
 
 def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:

@@ -265,7 +265,7 @@ def refuse_too_long(network: nn.Module, max_length: int) -> None:
             f"tokens.max_length is {max_length}, but this base has positions for {limit} tokens; "
             f"set it to {limit} or less."
         )
-    turning = _company_dependent_length(classifier(network).config)
+    turning = company_dependent_length(classifier(network).config)
     if turning is not None and max_length > turning:
         raise ModelError(
             f"tokens.max_length is {max_length}, but beyond {turning} tokens this base changes its "
@@ -274,7 +274,7 @@ def refuse_too_long(network: nn.Module, max_length: int) -> None:
         )
 
 
-def _company_dependent_length(config: Any) -> int | None:
+def company_dependent_length(config: Any) -> int | None:
     """Tokens up to which rotary positions do not depend on the batch; None where they never do.
 
     transformers' dynamic and longrope frequencies look at the largest position of the whole batch.

@@ -29,6 +29,7 @@ from plaudit.model.export.chat_template import chat_template_of
 from plaudit.model.export.prepare import prepare, refuse_unsuitable
 from plaudit.model.export.records import Exportable, Exporter, Options, Written
 from plaudit.model.export.table import EXPORTERS
+from plaudit.model.imports.formats import locate
 from plaudit.model.imports.records import Choices
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
@@ -108,6 +109,8 @@ def export(
         ParityError: the reloaded export gives other scores than the model.
     """
     exporter, folder = EXPORTERS[to], Path(out)
+    # A Hub id's files, its base among them where it carries one, lie in the cache.
+    here = locate(model)
     options = Options(
         dtype=DTYPES[dtype],
         max_shard_size=max_shard_size,
@@ -124,9 +127,9 @@ def export(
     )
     _refuse_own_code(reward_model.facts)
     refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)
-    checked = check_rows(reward_model, Path(model), rows) if check else None
-    base_now = resolve_base(Path(model), reward_model.facts, base)
-    beside = Path(base_now).resolve() == (Path(model) / BASE_FOLDER).resolve()
+    checked = check_rows(reward_model, here, rows) if check else None
+    base_now = resolve_base(here, reward_model.facts, base)
+    beside = Path(base_now).resolve() == (here / BASE_FOLDER).resolve()
     # A copy of the base beside the adapter is found where the folder is.
     base_named = str((folder / BASE_FOLDER).resolve()) if beside else base_now
     with new_folder(folder) as temporary:

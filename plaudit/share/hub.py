@@ -56,7 +56,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = re.compile(
     r"(pytorch_model|model|adapter_model|value_head)[\w.-]*(\.safetensors(\.index\.json)?|\.bin)"
 )
-_HEAD = re.compile(r"(^|\.)(score|classifier|value_head|v_head)\.")
+_HEAD = re.compile(r"(^|\.)(score|classifier|value_head|v_head|regression_layer)\.")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 # A value in JSON or YAML that is a path from the root of a machine.
@@ -220,7 +220,7 @@ def _tensor_names(folder: Path) -> set[str]:
             f"{folder} holds {found}; expected .safetensors files, as plaudit export writes."
         )
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(map(str, _mapping(_mapping_in(index).get("weight_map"), index).values()))
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
@@ -232,6 +232,24 @@ def _tensor_names(folder: Path) -> set[str]:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} is damaged ({error}); write it again.") from None
     return names
+
+
+def _mapping_in(path: Path) -> Mapping[str, Any]:
+    try:
+        return _mapping(json.loads(path.read_text(encoding="utf-8")), path)
+    except ValueError:
+        return _mapping(None, path)
+
+
+def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
+    """A mapping of a JSON file.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is damaged; write it again, or fetch it again.")
+    return value
 
 
 def _is_weight(name: str) -> bool:
@@ -284,7 +302,7 @@ def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str
     """What others would miss, or learn of this machine."""
     config = folder / "adapter_config.json"
     if config.is_file() and not (folder / "base" / "config.json").is_file():
-        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = _mapping_in(config).get("base_model_name_or_path")
         if base is None or Path(base).is_absolute() or Path(base).exists():
             yield (
                 f"The adapter's base is the local folder {Path(str(base)).name}, which others do "

@@ -217,7 +217,9 @@ def _same_base(one: _Member, other: _Member) -> bool:
 
 def _digest(base: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted([base / "config.json", *base.glob("*.safetensors"), *base.glob("*.bin")]):
+    for path in sorted(
+        [*base.glob("config.json"), *base.glob("*.safetensors"), *base.glob("*.bin")]
+    ):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -87,8 +87,9 @@ def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Render
     special token.
     """
     text = conversation_text(voice, comparison, response).rstrip("\n")
-    end = str(voice.tokenizer.eos_token)
-    return Rendered(pieces=(text if text.endswith(end) else f"{text} {end}",), ending="exact")
+    end = voice.tokenizer.eos_token
+    closed = end is None or text.endswith(str(end))
+    return Rendered(pieces=(text if closed else f"{text} {end}",), ending="exact")
 
 
 def by_llamafactory(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:

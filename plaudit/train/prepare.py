@@ -109,7 +109,10 @@ def prepare(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
         overlong=recipe.tokens.overlong,
-        chat_template_kwargs=recipe.tokens.chat_template_kwargs,
+        chat_template_kwargs={
+            **({} if own is None else own.chat_template_kwargs),
+            **recipe.tokens.chat_template_kwargs,
+        },
         rendering=Rendering() if own is None else own.rendering,
         reading=Reading() if begun is None else begun.facts.reading,
     )

@@ -85,7 +85,7 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
         max_length=recipe.tokens.max_length,
         text=metrics["run"]["chat_template_kind"],
         chat_template=template if isinstance(template, str) else None,
-        chat_template_kwargs=dict(recipe.tokens.chat_template_kwargs),
+        chat_template_kwargs=dict(run.encoder.chat_template_kwargs),
         pad_token=str(run.tokenizer.pad_token),
         attention=run.built.model.layout,
         attention_note=run.built.model.note,

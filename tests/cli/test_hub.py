@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.fake_hub import TOKEN, Hub, running_hub
+from tests.foreign import BASE, LLAMA_FACTORY
 
 pytestmark = pytest.mark.heavy
 REPO = "someone/my-reward-model"
@@ -204,6 +206,31 @@ def test_pull_takes_no_pickles_and_no_code(hub: Hub, run: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "no reward head" in done.stderr
     assert not (tmp_path / "c").exists()
+
+
+def test_a_model_of_pickles_with_its_base_beside_it_is_read_by_its_id(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """LLaMA-Factory's old layout. The base's weights are read as weights too."""
+    files = {p.name: p.read_bytes() for p in (LLAMA_FACTORY / "adapter_old_layout").iterdir()}
+    base = {f"base/{p.name}": p.read_bytes() for p in BASE.iterdir()}
+    hub.put(REPO, {**files, **base, "modeling_custom.py": b"raise SystemExit(7)"})
+    assert "value_head.bin" in files
+    done = plaudit(hub, "export", REPO, "--to", "merged", "--out", tmp_path / "a", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # The merged model as a pickle alone, as NeMo writes it.
+    merged = load_file(tmp_path / "a" / "model.safetensors")
+    torch.save(merged, tmp_path / "pytorch_model.bin")
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    whole = {name: (tmp_path / "a" / name).read_bytes() for name in names}
+    hub.put(
+        "someone/pickled",
+        {**whole, "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()},
+    )
+    done = plaudit(hub, "import", "someone/pickled", "--out", tmp_path / "b", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = load_file(tmp_path / "b" / "model.safetensors")
+    assert imported["score.weight"].equal(merged["score.weight"])
 
 
 def _without_head(run: Path) -> bytes:

@@ -23,6 +23,7 @@ from plaudit.serve.scorer import load
 from plaudit.share.export import export
 from plaudit.share.rows import check_rows
 from tests.conftest import pair_rows, write_jsonl
+from tests.foreign import complete
 
 pytestmark = pytest.mark.heavy
 
@@ -188,7 +189,18 @@ def test_the_template_of_llamafactory_goes_with_the_model(rows: Path, tmp_path: 
     done = export(adapter, "merged", tmp_path / "out", base=BASE, rows=Source(path=str(rows)))
     assert done.parity is not None
     assert done.parity.text_differs == 0
+    assert not any("other text" in note for note in done.notes)
     assert any("written as Jinja" in note for note in done.notes)
+    # An older release's rules are named, since today's libraries wrote the rest of the folder.
+    old = complete("value_head", tmp_path / "old")
+    export(old, "llamafactory", tmp_path / "kept", base=BASE, check=False)
+    was, kept = load(old, base=BASE), load(tmp_path / "kept", base=BASE)
+    assert kept.facts.origin is not None
+    assert kept.facts.origin.era == "0.8.2"
+    assert kept.score("Hi", ["Hello"]) == pytest.approx(was.score("Hi", ["Hello"]), abs=1e-5)
+    other = Choices(template="qwen", era="0.8.2")
+    done = export(old, "llamafactory", tmp_path / "qwen", base=BASE, check=False, choices=other)
+    assert any("qwen has had other text since" in note for note in done.notes)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

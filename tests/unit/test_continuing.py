@@ -87,6 +87,25 @@ def test_a_plaudit_run_is_trained_on_and_can_be_moved(
     assert facts["base"] == first["base"]
 
 
+def test_the_template_variables_of_a_run_stay(
+    finished_run: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(finished_run, begun)
+    facts = json.loads((begun / "plaudit.json").read_text())
+    (begun / "plaudit.json").write_text(
+        json.dumps({**facts, "chat_template_kwargs": {"tone": "dry", "enable_thinking": True}})
+    )
+    run = run_on(
+        begun,
+        pairs_file,
+        tmp_path / "run",
+        tokens={"max_length": 128, "chat_template_kwargs": {"enable_thinking": False}},
+    )
+    ended = json.loads((run.folder / "plaudit.json").read_text())
+    assert ended["chat_template_kwargs"] == {"tone": "dry", "enable_thinking": False}
+
+
 def test_a_base_inside_a_run_is_copied(adapter: Path, pairs_file: Path, tmp_path: Path) -> None:
     run = run_on(adapter, pairs_file, tmp_path / "run")
     before = plaudit.load(run.folder).score(PROMPT, ANSWERS)

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForTokenClassification,
+)
 
 import plaudit
 from plaudit.errors import ModelError
@@ -23,7 +29,7 @@ from plaudit.model.imports.templates import ERAS, NAMES, era_of, template_of
 from plaudit.serve.importing import import_model
 from plaudit.slots import BOS, CONTENT, EOS, fill
 from plaudit.tokens.encode import Encoder, cut_behind, encode
-from plaudit.types import Comparison, Message, Reading, Rendering, TokenTree
+from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
 from tests.foreign import (
     BASE,
     LLAMA_FACTORY,
@@ -241,6 +247,9 @@ def test_what_decides_the_score_is_asked_for_and_not_guessed(tmp_path: Path) -> 
     with pytest.raises(ModelError, match=r"do not name its template.*--template"):
         opened(folder, era="0.8.2")
     assert opened(folder, era="0.8.2", template="llama3").facts.rendering.template == "llama3"
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('not like that') }}")
+    with pytest.raises(ModelError, match=r"do not name its template.*--template"):
+        opened(folder, era="0.8.2")
 
 
 # ---- whole models, built here
@@ -351,13 +360,16 @@ def test_one_of_several_outputs_is_chosen(whole: Path) -> None:
     )
 
 
-def test_a_head_of_many_objectives_is_read_without_its_code(whole: Path) -> None:
+def test_a_head_of_many_objectives_is_read_without_its_code(
+    whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """ArmoRM keeps its objectives in ``regression_layer``, beside a gate that needs its code."""
     expected = opened(whole, base=None).score(ASKED, ANSWERS)
 
     def as_armorm(tensors: dict[str, Any]) -> dict[str, Any]:
         head = tensors.pop("score.weight")
-        return {**tensors, "regression_layer.weight": torch.cat([head * 7, head])}
+        gate = {"gating.layers.0.weight": torch.ones(2, 2), "reward_transform": torch.ones(2, 2)}
+        return {**tensors, **gate, "regression_layer.weight": torch.cat([head * 7, head])}
 
     change_weights(whole, as_armorm)
     change_config(
@@ -370,6 +382,34 @@ def test_a_head_of_many_objectives_is_read_without_its_code(whole: Path) -> None
         opened(whole, base=None)
     model = opened(whole, base=None, output=1)
     assert model.score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
+    assert "2 tensors beside body and head are not used (gating, reward_transform)" in caplog.text
+
+
+def test_positions_that_turn_with_a_batch_bound_the_length(
+    whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it a conversation's score would depend on its company."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    change_config(whole, rope_parameters={**rope, "original_max_position_embeddings": 32})
+    assert opened(whole, base=None).facts.max_length == 32
+    assert "beyond 32 tokens its rotary positions change" in caplog.text
+
+
+def test_an_encoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """A token classifier has a head of the same name, and no pooler for a sequence's."""
+    tokenizer = tiny_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+    )
+    BertForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(str(tmp_path))
+    with pytest.raises(ModelError, match=r"holds no bert\.pooler.*a model of another kind"):
+        opened(tmp_path, base=None)
 
 
 def test_a_bias_of_the_head_is_kept(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -412,6 +452,26 @@ def test_openrlhf_is_normalised_and_its_texts_end_its_way(
         [(expected[0] - 0.5) / 4.0], **CLOSE
     )
     assert "mean 0.5 and std 4" in caplog.text
+    change_config(openrlhf, std=float("nan"))
+    # The standard deviation of one evaluation row is no number.
+    assert opened(openrlhf, base=None).facts.affine == Affine()
+    assert "are no numbers and are left out" in caplog.text
+
+
+def test_an_openrlhf_adapter_with_its_head_is_read_by_openrlhfs_rules(tmp_path: Path) -> None:
+    folder = complete("no_task", tmp_path / "adapter")
+    raw = opened(folder, text="text").score("what is it?", [" this</s>"])
+    added = {"value_head_prefix": "score", "mean": 0.5, "std": 4.0}
+    (folder / "config.json").write_text(json.dumps(added))
+    model = opened(folder, text="text")
+    assert model.facts.origin is not None
+    assert model.facts.origin.format == "OpenRLHF"
+    assert model.facts.rendering.kind == "openrlhf"
+    assert model.facts.affine == Affine(scale=0.25, offset=-0.125)
+    end = str(model.tokenizer.eos_token)
+    found = model.score("what is it?", [f" this {end}\n"])
+    assert found == model.score("what is it?", [" this"])
+    assert len(raw) == len(found)
 
 
 def raw_scores(folder: Path, texts: list[str]) -> list[float]:
@@ -550,6 +610,24 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="never runs a pickle"):
         opened(folder)
     assert not mark.exists()
+    for damage in (b"", b"not a pickle", b"\x80\x02]q\x00."):
+        (folder / "value_head.bin").write_bytes(damage)
+        with pytest.raises(ModelError, match=r"value_head\.bin"):
+            opened(folder)
+
+
+def test_an_index_without_shards_is_refused(whole: Path) -> None:
+    (whole / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"index\.json has no weight_map"):
+        opened(whole, base=None)
+
+
+def test_another_trainers_checkpoint_is_not_taken_for_plaudits(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "checkpoint-12"
+    shutil.copytree(TRL / "adapter", folder)
+    facts = opened(folder).facts
+    assert facts.origin is not None
+    assert facts.origin.format == "sequence classifier adapter"
 
 
 def test_another_base_is_refused(tiny_base: Path) -> None:

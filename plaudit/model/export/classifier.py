@@ -172,9 +172,18 @@ def read_adapter(folder: Path, base: str) -> Scorer:
     from peft import PeftModel
 
     network = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, dtype=torch.float32
+        base, revision=base_revision(folder, base), num_labels=1, dtype=torch.float32
     )
     return _scorer(PeftModel.from_pretrained(network, str(folder)), _pad_id(folder))
+
+
+def base_revision(folder: Path, base: str) -> str | None:
+    """The commit that the adapter names for a base on the Hub, as PEFT's auto classes take it."""
+    if Path(base).is_dir():
+        return None
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    revision = config.get("revision")
+    return None if revision is None else str(revision)
 
 
 def read_merged(folder: Path, base: str) -> Scorer:

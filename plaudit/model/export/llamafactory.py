@@ -11,9 +11,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
 from plaudit.files import write_text
-from plaudit.model.export.classifier import ADAPTER_CONFIG, padded, write_peft, write_whole
+from plaudit.model.export.classifier import (
+    ADAPTER_CONFIG,
+    base_revision,
+    padded,
+    write_peft,
+    write_whole,
+)
 from plaudit.model.export.prepare import is_adapter
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
+from plaudit.model.imports.llamafactory import RULES_OF
+from plaudit.model.imports.templates import ERAS, template_of
 from plaudit.model.load import output_layer
 from plaudit.model.module import classifier
 from plaudit.types import Affine
@@ -29,7 +37,9 @@ _TEMPLATE = (
 
 def write(source: Exportable, folder: Path, options: Options) -> Written:
     """Adapter (or causal model) and ``value_head.safetensors``; its bias holds every constant."""
-    notes = [] if _name_template(source, folder) else [_TEMPLATE]
+    notes = (
+        [_TEMPLATE] if source.facts.rendering.template is None else _name_template(source, folder)
+    )
     if is_adapter(source.network):
         write_peft(source, folder, options, task_type="CAUSAL_LM", with_head=False)
     else:
@@ -54,13 +64,26 @@ def write(source: Exportable, folder: Path, options: Options) -> Written:
     return Written(gives=gives, notes=tuple(notes))
 
 
-def _name_template(source: Exportable, folder: Path) -> bool:
-    """Where the model came from LLaMA-Factory, the setting that its own YAML needs again."""
-    template = source.facts.rendering.template
-    if template is None:
-        return False
-    write_text(folder / SETTINGS_FILE, f"template: {template}\n")
-    return True
+def _name_template(source: Exportable, folder: Path) -> list[str]:
+    """Where the model came from LLaMA-Factory, the setting that its own YAML needs again.
+
+    Names the release whose rules it was trained by, where later ones have others: the files of an
+    export are of today's libraries, and do not tell it.
+    """
+    facts = source.facts
+    name, era = str(facts.rendering.template), None if facts.origin is None else facts.origin.era
+    old = "" if era is None or era == ERAS[-1] else f"{RULES_OF}{era}\n"
+    write_text(folder / SETTINGS_FILE, f"{old}template: {name}\n")
+    if facts.reading.pad_id is not None:
+        # Those releases, and plaudit by their rules, find the scored token by it.
+        source.tokenizer.pad_token = source.tokenizer.convert_ids_to_tokens(facts.reading.pad_id)
+    if template_of(name, ERAS[-1]).strings() == facts.rendering.strings:
+        return []
+    note = (
+        f"LLaMA-Factory's template {name} has had other text since this model was trained, so "
+        f"current releases score other text; use a release with the rules of {era}."
+    )
+    return [note]
 
 
 def _save_head(folder: Path, *, weight_1D: torch.Tensor, bias: float) -> None:
@@ -91,7 +114,8 @@ def read(folder: Path, base: str) -> Scorer:
     if (folder / ADAPTER_CONFIG).is_file():
         from peft import PeftModel
 
-        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        revision = base_revision(folder, base)
+        network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32)
         network = PeftModel.from_pretrained(network, str(folder))
     else:
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from plaudit.errors import ModelError
 from plaudit.model.imports.adapters import (
@@ -143,6 +144,7 @@ def open_whole(contents: Contents, request: Request) -> Opened:
         return _open_encoder(contents, request, place, tokenizer, era, notes)
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
     row, output = choose_output(head_LD.shape[0], labels, request)
+    notes += _unread(contents, config, name)
     bias = _bias(contents, name, row)
     if bias:
         notes.append(f"its head has a bias ({bias:.6g}), which is added to every reward")
@@ -163,6 +165,21 @@ def open_whole(contents: Contents, request: Request) -> Opened:
         return build_classifier(place, request, tokenizer, dtype, one_row(head_LD, row)).network
 
     return Opened(facts=facts, tokenizer=tokenizer, build=build)
+
+
+def _unread(contents: Contents, config: Any, head: str) -> list[str]:
+    """What lies beside body and head, such as the gate of ArmoRM's objectives, is counted."""
+    try:
+        network: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
+    except KeyError:
+        return []
+    read = {network.base_model_prefix, head.partition(".")[0]}
+    tops = [name.partition(".")[0] for name in contents.names]
+    extra = sorted(set(tops) - read)
+    if network.base_model_prefix not in tops or not extra:
+        return []
+    count = sum(top in extra for top in tops)
+    return [f"{count} tensors beside body and head are not used ({', '.join(extra)})"]
 
 
 def _bias(contents: Contents, name: str, row: int) -> float:
@@ -198,7 +215,13 @@ def _open_encoder(
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(place, request, tokenizer, dtype, None)
-        _, layer = output_layer(loaded.network)
+        name, layer = output_layer(loaded.network)
+        absent = sorted(loaded.missing - {f"{name}.weight", f"{name}.bias"})
+        if absent:
+            raise ModelError(
+                f"{request.source} holds no {absent[0]}, which a sequence classifier computes its "
+                "reward with; fetch all its files, or it is a model of another kind."
+            )
         with torch.no_grad():
             for name, parameter in zip(last, (layer.weight, layer.bias), strict=False):
                 parameter.copy_(heads[name][row : row + 1].float())

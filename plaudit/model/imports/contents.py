@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plaudit.errors import ModelError
+from plaudit.model.load import LIBRARY_ERRORS, first_line
 
 WEIGHTS = ("model", "pytorch_model")
 ADAPTER = ("adapter_model",)
@@ -89,9 +91,16 @@ def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
     """Weight files, safetensors before pickles; a layout that comes first hides the others."""
     for suffix in (".safetensors", ".bin"):
         for stem in stems:
-            index = read_json(folder / f"{stem}{suffix}.index.json")
+            path = folder / f"{stem}{suffix}.index.json"
+            index = read_json(path)
             if index is not None:
-                return sorted({folder / str(name) for name in index["weight_map"].values()})
+                shards = index.get("weight_map")
+                if not isinstance(shards, dict):
+                    raise ModelError(
+                        f"{path} has no weight_map, so it names no shards; restore it or fetch it "
+                        "again."
+                    )
+                return sorted({folder / str(name) for name in shards.values()})
             if (folder / f"{stem}{suffix}").is_file():
                 return [folder / f"{stem}{suffix}"]
     return []
@@ -138,9 +147,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         except RuntimeError:
             # The format before torch 1.6 cannot be mapped.
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (*LIBRARY_ERRORS, EOFError, pickle.UnpicklingError, struct.error) as error:
         raise ModelError(
-            f"{path} cannot be read as weights alone ({str(error).splitlines()[0][:120]}); plaudit "
+            f"{path} cannot be read as weights alone ({first_line(error)[:120]}); plaudit "
             "never runs a pickle: fetch it again, or save it as safetensors."
         ) from None
     if not isinstance(stored, dict) or not all(torch.is_tensor(t) for t in stored.values()):

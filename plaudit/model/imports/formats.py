@@ -17,6 +17,7 @@ from torch import nn
 from plaudit.errors import ModelError
 from plaudit.model.artefact import (
     FACTS_FILE,
+    RUN_FILES,
     load_network,
     own_tokenizer,
     read_facts,
@@ -32,7 +33,6 @@ from plaudit.model.load import first_line
 
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
-RUN_FILES = ("recipe.yaml", "events.jsonl")
 FETCHED = (
     *("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.yaml", "*.py"),
     *("README.md", "adapter_model.bin", "value_head.bin"),
@@ -167,7 +167,7 @@ def locate(source: str | Path) -> Path:
     if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
         raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     def fetch(patterns: tuple[str, ...]) -> Path:
         return Path(
@@ -181,7 +181,11 @@ def locate(source: str | Path) -> Path:
         # Many repositories hold the same weights twice; the pickles are the ones not needed.
         weights = [*fetched.glob("*.safetensors"), *fetched.glob("adapter_model.bin")]
         return fetched if weights else fetch((*FETCHED, *PICKLED))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:
+        # A proxy's refusal is httpx's own, which shares no class with the others.
+        network = type(error).__module__.startswith("httpx")
+        if not network and not isinstance(error, (OSError, ValueError, HfHubHTTPError)):
+            raise
         raise ModelError(
             f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
             f"reached ({first_line(error)})."

@@ -9,8 +9,10 @@ Shapes: D hidden width.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +43,10 @@ from plaudit.types import Affine, Reading, Rendering
 WEIGHT = "v_head.summary.weight"
 BIAS = "v_head.summary.bias"
 
+RULES_OF = "# trained by the rules of LLaMA-Factory "
+"""The line by which an export of plaudit's names the release, in its settings file."""
+
+_RULES_LINE = re.compile(rf"^{RULES_OF}([\d.]+)$", re.MULTILINE)
 _TEMPLATE_KEY = re.compile(r"^template:\s*([\w.-]+)\s*$", re.MULTILINE)
 
 
@@ -112,6 +118,12 @@ def _era(contents: Contents, request: Request) -> tuple[str | None, str]:
     asked = request.choices.era
     if asked is not None:
         return era_of(asked), f"read by the rules of LLaMA-Factory {asked}, as asked"
+    for path, settings in _settings(contents):
+        named = _RULES_LINE.search(settings)
+        if named is not None:
+            return era_of(
+                named[1]
+            ), f"read by the rules of LLaMA-Factory {named[1]}, from {path.name}"
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
     era = None
     if peft is not None:
@@ -158,8 +170,8 @@ def _template(
     """
     if request.choices.template is not None:
         return request.choices.template, f"template {request.choices.template}, as asked"
-    for path in sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")]):
-        found = _TEMPLATE_KEY.search(path.read_text(encoding="utf-8", errors="replace"))
+    for path, settings in _settings(contents):
+        found = _TEMPLATE_KEY.search(settings)
         if found is not None:
             return found[1], f"template {found[1]}, from {path.name}"
     era = _era(contents, request)[0]
@@ -175,14 +187,21 @@ def _template(
     )
 
 
+def _settings(contents: Contents) -> list[tuple[Path, str]]:
+    """YAML files beside the weights, and what is in them."""
+    files = sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")])
+    return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in files]
+
+
 def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | None) -> bool:
     """Whether a template writes what the tokenizer's own chat template does."""
     if not isinstance(tokenizer.chat_template, str):
         return False
-    rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
     try:
+        rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
         template = template_of(name, era or ERAS[-1])
-    except ModelError:
+    except (ModelError, TemplateError, TypeError, LookupError, ValueError):
+        # The tokenizer's template refuses the probe, or that release had none of this name.
         return False
     tokens = {BOS: tokenizer.bos_token, EOS: template.eos or tokenizer.eos_token}
     return written_alike(template, str(rendered), tokens)

@@ -5,10 +5,16 @@ Left padding does not matter: each conversation is scored at its own last token.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
+from plaudit.model.artefact import ArtefactFacts, Output
 from plaudit.model.imports.adapters import one_row, read_adapter
 from plaudit.model.imports.classifiers import open_adapter, why_no_head
 from plaudit.model.imports.contents import WEIGHTS, Contents, read_tensors
@@ -45,7 +51,10 @@ def open_openrlhf(contents: Contents, request: Request) -> Opened:
         adapter = read_adapter(contents)
         if adapter.head_LD is None:
             raise ModelError(why_no_head(request, adapter))
-        return open_adapter(contents, request)
+        opened = open_adapter(contents, request)
+        # Its base and head are any adapter's; text, scored token and normalisation are not.
+        facts = _facts(contents, request, opened.tokenizer, opened.facts.output, adapter.notes)
+        return replace(opened, facts=facts)
     prefixes = (str(contents.config.get("value_head_prefix", "")), *PREFIXES)
     name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
     if name is None:
@@ -57,29 +66,39 @@ def open_openrlhf(contents: Contents, request: Request) -> Opened:
     row, output = choose_output(head_LD.shape[0], {}, request)
     place = place_of(contents, request)
     tokenizer = own_tokenizer(contents, place, request)
-    affine, notes = _normalisation(contents, request)
-    notes.append(
-        "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
-        "follows a space unless it is there"
-    )
     spare_pad(tokenizer, request.source)
-    facts = make_facts(
-        contents,
-        request,
-        place,
-        tokenizer,
-        origin="OpenRLHF",
-        era=None,
-        notes=notes,
-        rendering=Rendering(kind="openrlhf"),
-        affine=affine,
-        output=output,
-    )
+    facts = _facts(contents, request, tokenizer, output, ())
 
     def build(dtype: torch.dtype) -> nn.Module:
         return build_classifier(place, request, tokenizer, dtype, one_row(head_LD, row)).network
 
     return Opened(facts=facts, tokenizer=tokenizer, build=build)
+
+
+def _facts(
+    contents: Contents,
+    request: Request,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Output | None,
+    notes: Sequence[str],
+) -> ArtefactFacts:
+    affine, said = _normalisation(contents, request)
+    said.append(
+        "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
+        "follows a space unless it is there"
+    )
+    return make_facts(
+        contents,
+        request,
+        place_of(contents, request),
+        tokenizer,
+        origin="OpenRLHF",
+        era=None,
+        notes=[*notes, *said],
+        rendering=Rendering(kind="openrlhf"),
+        affine=affine,
+        output=output,
+    )
 
 
 def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[str]]:
@@ -90,6 +109,8 @@ def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[s
         return Affine(), []
     if not request.choices.normalize:
         return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as asked"]
+    if not math.isfinite(mean) or not math.isfinite(std):
+        return Affine(), [f"its mean {mean} and std {std} are no numbers and are left out"]
     std = max(float(std), SMALLEST_STD)
     note = (
         f"rewards are normalised by the mean {mean:.6g} and std {std:.6g} of config.json "

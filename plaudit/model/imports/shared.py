@@ -24,6 +24,7 @@ from plaudit.model.load import (
     BaseRequest,
     LoadedBase,
     choose_pad_token,
+    company_dependent_length,
     load_base,
     load_config,
     output_layer,
@@ -172,12 +173,19 @@ def make_facts(
             "text is read as one user and one assistant turn through its chat template (--text "
             "text changes that)"
         )
+    longest, turning = _longest(config, tokenizer), company_dependent_length(config)
+    if turning is not None and turning < longest:
+        longest = turning
+        said.append(
+            f"beyond {turning} tokens its rotary positions change with the longest text of a "
+            "batch, so longer conversations are not scored"
+        )
     assert isinstance(tokenizer.pad_token, str)
     return ArtefactFacts(
         kind=place.kind,
         base=_absolute(place.path),
         base_revision=place.revision,
-        max_length=_longest(config, tokenizer),
+        max_length=longest,
         text=text,
         chat_template=template if isinstance(template, str) else None,
         pad_token=tokenizer.pad_token,
