@@ -25,16 +25,13 @@ from plaudit.errors import DataError
 from plaudit.evaluate import metrics
 from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.significance import clustered_p, holm, mcnemar
-from plaudit.evaluate.slices import MAX_SLICE_VALUES
+from plaudit.evaluate.slices import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluate.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 Metric: TypeAlias = Literal["accuracy", "nll"]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
-
-SMALL_SLICE = 30
-"""Slices of fewer pairs are marked: hardly any difference can show in them."""
 
 LEVEL = 0.05
 _EXAMPLES = 5
@@ -112,7 +109,7 @@ def _take(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
     order = np.array(rows, dtype=np.int64)
     first_R = table.response_N[order] == 0
     # Rows of one comparison stand together and begin with response 0.
-    ordered = _reorder(table, order)
+    ordered = table.take(order)
     return replace(
         ordered,
         number_N=np.cumsum(first_R) - 1,
@@ -121,13 +118,6 @@ def _take(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
         if len(set(table.dataset_N[order])) > 1
         else ordered.metadata,
     )
-
-
-def _reorder(table: ScoreTable, order: CodeArray) -> ScoreTable:
-    columns = {
-        name: getattr(table, name)[order] for name in ScoreTable.__slots__ if name != "metadata"
-    }
-    return ScoreTable(**columns, metadata={k: v[order] for k, v in table.metadata.items()})
 
 
 def _constant(like_N: ObjectArray, value: str) -> ObjectArray:
