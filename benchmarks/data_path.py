@@ -158,10 +158,7 @@ def main() -> None:
     if arguments.child:
         child(arguments.data)
         return
-    recorder = start_recorder(
-        QUESTION,
-        arguments,
-    )
+    recorder = start_recorder(QUESTION, arguments)
     with tempfile.TemporaryDirectory() as folder:
         for count in numbers(arguments.sizes):
             data = enlarge(arguments.data, Path(folder) / f"{count}.jsonl", count)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, plots
+from common import plots
 from common.models import LLAMAS, LORA, MODELS, build_base
 from common.results import (
     Shown,
@@ -28,7 +28,6 @@ from common.results import (
     show,
     words,
 )
-from common.results import recorder as start_recorder
 
 QUESTION = "growth"
 
@@ -134,15 +133,9 @@ def main() -> None:
     made.add_argument("--rows", type=int, default=150, help="rows of the smaller run; 0 for none")
     made.add_argument("--run-rounds", type=int, default=3, help="whole runs of each size")
     arguments = made.parse_args()
-    from common.sides import quiet
+    from common.sides import begin
 
-    quiet()
-    machine.keep_heap()
-    recorder = start_recorder(
-        QUESTION,
-        arguments,
-        settings={"lora": LORA, "llamas": LLAMAS},
-    )
+    recorder = begin(QUESTION, arguments, settings={"lora": LORA, "llamas": LLAMAS})
     for name in words(arguments.models):
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import machine, plots
+from common import plots
 from common.models import LLAMAS, LORA, build_base
 from common.results import (
     Shown,
@@ -43,7 +43,6 @@ from common.results import (
     show,
     words,
 )
-from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from plaudit.types import TokenTree
@@ -269,12 +268,10 @@ def main() -> None:
     made.add_argument("--vocabularies", default="4096,128256")
     made.add_argument("--steps", type=int, default=2, help="measured steps in a round")
     arguments = made.parse_args()
-    from common.sides import quiet
+    from common.sides import begin
 
-    quiet()
-    machine.keep_heap()
     python = arguments.llamafactory_python.absolute()
-    recorder = start_recorder(
+    recorder = begin(
         QUESTION,
         arguments,
         settings={"lora": LORA, "llamas": LLAMAS},

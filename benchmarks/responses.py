@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import machine, plots
+from common import plots
 from common.models import LLAMAS, MODELS, build_base
 from common.results import (
     Shown,
@@ -30,7 +30,6 @@ from common.results import (
     show,
     words,
 )
-from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
@@ -161,12 +160,10 @@ def main() -> None:
     from transformers import AutoModelForSequenceClassification
 
     from common.saved import saved_model
-    from common.sides import quiet
+    from common.sides import begin
     from plaudit.serve.scorer import load
 
-    quiet()
-    machine.keep_heap()
-    recorder = start_recorder(
+    recorder = begin(
         QUESTION,
         arguments,
         settings={"llamas": LLAMAS},

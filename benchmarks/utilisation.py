@@ -29,7 +29,6 @@ from common.results import (
     show,
     words,
 )
-from common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
     from common.flops import Ceiling
@@ -208,15 +207,9 @@ def main() -> None:
     made.add_argument("--pairs", type=int, default=8, help="pairs of an optimizer step")
     made.add_argument("--scored-pairs", type=int, default=32, help="pairs of a scoring pass")
     arguments = made.parse_args()
-    from common.sides import prepare_run, quiet
+    from common.sides import begin, prepare_run
 
-    quiet()
-    machine.keep_heap()
-    recorder = start_recorder(
-        QUESTION,
-        arguments,
-        settings={"lora": LORA, "llamas": LLAMAS},
-    )
+    recorder = begin(QUESTION, arguments, settings={"lora": LORA, "llamas": LLAMAS})
     for name in words(arguments.models):
         for kind in words(arguments.kinds):
             console.rule(f"{name}, {kind}")

@@ -7,6 +7,7 @@ computed. Rows in a group are the pairs of one optimizer step.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from trl import RewardConfig
 from trl import RewardTrainer as TrlTrainer
 
+from common.machine import keep_heap
 from common.models import LORA
+from common.results import Recorder, recorder
 from plaudit.recipe import effective_training_arguments, parse_recipe
 from plaudit.train.callbacks import StopSignal
 from plaudit.train.folder import start_folder
@@ -48,6 +51,19 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("plaudit").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+
+
+def begin(
+    question: str,
+    arguments: argparse.Namespace,
+    *,
+    settings: Mapping[str, Any],
+    peers: Mapping[str, Any] | None = None,
+) -> Recorder:
+    """The recorder of a command that measures in this process: quiet, and freed memory is kept."""
+    quiet()
+    keep_heap()
+    return recorder(question, arguments, settings=settings, peers=peers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,13 @@ from typing import Annotated, TypeAlias
 import typer
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
+ToScore: TypeAlias = Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")]
+ScoredOut: TypeAlias = Annotated[
+    Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz or .parquet.")
+]
+CountsAsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print the counts on stdout.")
+]
 Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
 TrustRemoteCode: TypeAlias = Annotated[

@@ -12,62 +12,66 @@ import typer
 from plaudit.cli import options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from plaudit.recipe import Source
     from plaudit.serve.files import ScoredFile
-    from plaudit.serve.scorer import RewardModel
 
 
 def score(
     model: options.Model,
-    data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
-    out: Annotated[Path, typer.Option(help="Where to write: .jsonl, .jsonl.gz or .parquet.")],
+    data: options.ToScore,
+    out: options.ScoredOut,
     format_: options.Format = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the counts on stdout.")] = False,
+    json: options.CountsAsJson = False,
 ) -> None:
     """Score every response of a file, in its order; run again after a stop to go on."""
-    from plaudit.cli.screen import open_model
-    from plaudit.recipe import Source
-
-    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
-    scored = score_to_file(
-        console, reward_model, model, Source(path=data, format=format_), out, column=column
+    write_scores(
+        model,
+        data,
+        out,
+        format_=format_,
+        base=base,
+        trust_remote_code=trust_remote_code,
+        json=json,
+        column=column,
     )
-    if json:
-        print(json_module.dumps(asdict(scored)))
-    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
 
 
-def score_to_file(
-    console: Console,
-    model: RewardModel,
-    path: Path,
-    source: Source,
+def write_scores(
+    model: Path,
+    data: str,
     out: Path,
     *,
+    format_: str | None,
+    base: str | None,
+    trust_remote_code: bool,
+    json: bool,
     column: str = "rewards",
     picks: str | None = None,
-) -> ScoredFile:
-    """Score a file under a progress bar."""
+) -> None:
+    """Score a file under a progress bar and say what became of its rows."""
     from rich.progress import Progress
 
+    from plaudit.cli.screen import open_model
+    from plaudit.recipe import Source
     from plaudit.serve.files import score_file
 
+    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
-        return score_file(
+        scored = score_file(
+            reward_model,
             model,
-            path,
-            source,
+            Source(path=data, format=format_),
             out,
             column=column,
             picks=picks,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    if json:
+        print(json_module.dumps(asdict(scored)))
+    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
 
 
 def scored_line(scored: ScoredFile, out: Path) -> str:

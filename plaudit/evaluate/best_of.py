@@ -17,7 +17,6 @@ import numpy as np
 
 from plaudit.errors import DataError
 from plaudit.evaluate import metrics
-from plaudit.evaluate.compare import bootstrap_means
 from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.table import ScoreTable, codes
 from plaudit.types import FloatArray
@@ -93,7 +92,7 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> dict[str, Any]:
     )
     group_Q = codes([table.group_N[rows[0]] for rows in kept])
     series = np.concatenate([gold_QS.T, oracle_QS.T, proxy_QS.T])
-    intervals = bootstrap_means(series, group_Q, seed=seed)
+    intervals = metrics.bootstrap_means(series, group_Q, seed=seed)
     named = dict(zip(("gold", "oracle", "proxy"), (gold_QS, oracle_QS, proxy_QS), strict=True))
     curve = [
         {

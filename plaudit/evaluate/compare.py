@@ -24,17 +24,14 @@ import numpy.typing as npt
 from plaudit.errors import DataError
 from plaudit.evaluate import metrics
 from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.metrics import Interval
-from plaudit.evaluate.slices import MAX_SLICE_VALUES
+from plaudit.evaluate.significance import clustered_p, holm, mcnemar
+from plaudit.evaluate.slices import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluate.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 Metric: TypeAlias = Literal["accuracy", "nll"]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
-
-SMALL_SLICE = 30
-"""Slices of fewer pairs are marked: hardly any difference can show in them."""
 
 LEVEL = 0.05
 _EXAMPLES = 5
@@ -112,7 +109,7 @@ def _take(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
     order = np.array(rows, dtype=np.int64)
     first_R = table.response_N[order] == 0
     # Rows of one comparison stand together and begin with response 0.
-    ordered = _reorder(table, order)
+    ordered = table.take(order)
     return replace(
         ordered,
         number_N=np.cumsum(first_R) - 1,
@@ -121,13 +118,6 @@ def _take(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
         if len(set(table.dataset_N[order])) > 1
         else ordered.metadata,
     )
-
-
-def _reorder(table: ScoreTable, order: CodeArray) -> ScoreTable:
-    columns = {
-        name: getattr(table, name)[order] for name in ScoreTable.__slots__ if name != "metadata"
-    }
-    return ScoreTable(**columns, metadata={k: v[order] for k, v in table.metadata.items()})
 
 
 def _constant(like_N: ObjectArray, value: str) -> ObjectArray:
@@ -159,44 +149,6 @@ def _rows_by_comparison(table: ScoreTable) -> dict[tuple[Any, ...], list[int]]:
 # ---- statistics ----------------------------------------------------------------------------------
 
 
-def mcnemar(only_a_right: int, only_b_right: int) -> float:
-    """Two-sided exact p-value that two models are right equally often (McNemar, 1947).
-
-    Only pairs where one model is right and the other is not say anything; under equality each
-    falls to either side like a fair coin. Assumes independent pairs.
-    """
-    from scipy.stats import binomtest
-
-    discordant = only_a_right + only_b_right
-    return float(binomtest(only_a_right, discordant).pvalue) if discordant else 1.0
-
-
-def clustered_p(difference: metrics.PairedDifference) -> float | None:
-    """Two-sided p-value that a paired mean difference is zero: Student's t over prompt groups.
-
-    With one pair per group this is the paired t-test. ``None`` with fewer than two groups.
-    """
-    from scipy.stats import t
-
-    if difference.standard_error is None:
-        return None
-    if difference.standard_error == 0:
-        return 1.0 if difference.mean == 0 else 0.0
-    statistic = abs(difference.mean) / difference.standard_error
-    return float(2 * t.sf(statistic, difference.groups - 1))
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p-values that hold the chance of any false finding (Holm, 1979); None stays None."""
-    known = [(p, index) for index, p in enumerate(p_values) if p is not None]
-    adjusted: list[float | None] = [None] * len(p_values)
-    floor = 0.0
-    for rank, (p, index) in enumerate(sorted(known)):
-        floor = max(floor, min(1.0, p * (len(known) - rank)))
-        adjusted[index] = floor
-    return adjusted
-
-
 def kappa(right_a_P: npt.NDArray[Any], right_b_P: npt.NDArray[Any]) -> float:
     """Agreement of two models on which pairs they rank right, beyond chance (Cohen, 1960).
 
@@ -206,33 +158,6 @@ def kappa(right_a_P: npt.NDArray[Any], right_b_P: npt.NDArray[Any]) -> float:
     observed = float(np.mean(right_a_P == right_b_P))
     expected = share_a * share_b + (1 - share_a) * (1 - share_b)
     return math.nan if expected == 1 else (observed - expected) / (1 - expected)
-
-
-def bootstrap_means(
-    series_SP: FloatArray,
-    group_P: CodeArray,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> list[Interval | None]:
-    """Percentile intervals of the means of several series, the same prompt groups drawn for all.
-
-    Each equals :func:`metrics.group_bootstrap` of the mean with the same seed, for a fraction of
-    its time. ``None`` with fewer than two groups.
-    """
-    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
-    groups = len(size_G)
-    if groups < 2:
-        return [None] * len(series_SP)
-    sum_SG = np.stack([np.bincount(code_P, values, groups) for values in series_SP])
-    generator = np.random.default_rng(seed)
-    drawn_SR = np.empty((len(series_SP), resamples))
-    for number in range(resamples):
-        times_G = np.bincount(generator.integers(groups, size=groups), minlength=groups)
-        drawn_SR[:, number] = sum_SG @ times_G / (size_G @ times_G)
-    low_S, high_S = np.quantile(drawn_SR, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return [Interval(float(low), float(high)) for low, high in zip(low_S, high_S, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,8 +225,8 @@ def compare(
 
 def _models(aligned: Aligned, seed: int) -> list[dict[str, Any]]:
     group_P = aligned.paired.group_P
-    accuracy_M = bootstrap_means(aligned.values("accuracy"), group_P, seed=seed)
-    nll_M = bootstrap_means(aligned.values("nll"), group_P, seed=seed)
+    accuracy_M = metrics.bootstrap_means(aligned.values("accuracy"), group_P, seed=seed)
+    nll_M = metrics.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
     return [
         {
             "name": name,
@@ -331,7 +256,7 @@ def _contests(
     for metric in METRICS:
         values_MP = aligned.values(metric)
         differences_SP = np.stack([values_MP[a] - values_MP[b] for a, b in duels])
-        intervals = bootstrap_means(differences_SP, group_P, seed=seed)
+        intervals = metrics.bootstrap_means(differences_SP, group_P, seed=seed)
         for contest, (a, b), interval in zip(contests, duels, intervals, strict=True):
             test = paired_test(metric, values_MP[a], values_MP[b], group_P)
             contest[metric] = {

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.errors import DataError
-from plaudit.evaluate.compare import (
-    LEVEL,
-    METRICS,
-    Metric,
-    Scored,
-    align,
-    bootstrap_means,
-    holm,
-    paired_test,
-)
+from plaudit.evaluate import metrics
+from plaudit.evaluate.compare import LEVEL, METRICS, Metric, Scored, align, paired_test
 from plaudit.evaluate.facts import json_safe
+from plaudit.evaluate.significance import holm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +51,7 @@ def judge(model: Scored, baseline: Scored, gate: Gate, *, seed: int = 0) -> dict
     for metric in gate.metrics:
         model_P, baseline_P = aligned.values(metric)
         test = paired_test(metric, model_P, baseline_P, group_P)
-        (interval,) = bootstrap_means((model_P - baseline_P)[None, :], group_P, seed=seed)
+        (interval,) = metrics.bootstrap_means((model_P - baseline_P)[None, :], group_P, seed=seed)
         entries[metric] = {
             "model": float(model_P.mean()),
             "baseline": float(baseline_P.mean()),

@@ -17,7 +17,7 @@ MAX_SLICE_VALUES = 30
 """A metadata column with more values than this is no slice."""
 
 SMALL_SLICE = 30
-"""A slice of fewer pairs is marked small and gets no p-value: its interval says enough."""
+"""A slice of fewer pairs is marked small; against the rest it gets no p-value, only intervals."""
 
 STANDS_OUT = 0.05
 """An adjusted p-value below this is a finding."""

@@ -47,11 +47,15 @@ class ScoreTable:
 
     def where(self, keep_N: npt.NDArray[np.bool_]) -> ScoreTable:
         """The rows marked true, in their order."""
+        return self.take(np.flatnonzero(keep_N))
+
+    def take(self, rows: CodeArray) -> ScoreTable:
+        """The rows of these numbers, in this order."""
         columns = {
-            f"{name}_N": getattr(self, f"{name}_N")[keep_N] for name in _COLUMN_OF_FIELD.values()
+            f"{name}_N": getattr(self, f"{name}_N")[rows] for name in _COLUMN_OF_FIELD.values()
         }
-        metadata = {name: values[keep_N] for name, values in self.metadata.items()}
-        return ScoreTable(**columns, features_N=self.features_N[keep_N], metadata=metadata)
+        metadata = {name: values[rows] for name, values in self.metadata.items()}
+        return ScoreTable(**columns, features_N=self.features_N[rows], metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,20 @@ from plaudit.evaluate.facts import json_safe
 from plaudit.files import write_text, writing
 
 
-class EventLog(TrainerCallback):
+class Closing(TrainerCallback):
+    """Holds something open while training runs and closes it at the end."""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let it go, also when training stopped with an error; again is no harm."""
+        raise NotImplementedError
+
+
+class EventLog(Closing):
     """``events.jsonl``: one line per logging or evaluation step, written as it happens."""
 
     def __init__(self, path: Path) -> None:
@@ -63,11 +76,6 @@ class EventLog(TrainerCallback):
     ) -> None:
         if logs is not None:
             self._write({"step": state.global_step, "time": time.time(), **logs})
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file, also when training stopped with an error."""
@@ -172,7 +180,7 @@ class StopSignal(TrainerCallback):
                 signal.signal(number, handler)
 
 
-class ProgressReport(TrainerCallback):
+class ProgressReport(Closing):
     """Loss, accuracy, pairs per second and time left: a bar on a terminal, else a line a log."""
 
     def __init__(self, console: Console) -> None:
@@ -233,11 +241,6 @@ class ProgressReport(TrainerCallback):
                 self.console.print(
                     f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False
                 )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give the terminal back, also when training stopped with an error."""

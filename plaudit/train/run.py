@@ -30,6 +30,7 @@ from plaudit.recipe import (
     parse_recipe,
 )
 from plaudit.train.callbacks import (
+    Closing,
     EventLog,
     LastEvaluation,
     ProgressReport,
@@ -233,7 +234,7 @@ def _fit(
         ) from None
     finally:
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, (ProgressReport, EventLog)):
+            if isinstance(callback, Closing):
                 callback.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedRunError(

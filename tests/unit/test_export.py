@@ -81,7 +81,8 @@ def test_every_export_gives_the_models_scores(
 ) -> None:
     done = export(sources[source], target, tmp_path / "out")
     assert done.parity is not None
-    assert done.parity.largest_difference <= 1e-5
+    # The tolerance is 1e-4 of the largest reward, or of 1 where that is more.
+    assert done.parity.largest_difference <= done.parity.tolerance / 10
     assert done.parity.responses == 32
     assert done.parity.rows == "the run's held-out rows"
     record = json.loads((tmp_path / "out" / "export.json").read_text())

@@ -58,7 +58,9 @@ def test_the_page_holds_everything_itself(tmp_path, metrics):
     assert [address.split(",")[0] for address in found.addresses] == ["data:image/png;base64"]
     assert not {"script", "link", "iframe"} & set(found.tags)
     text = " ".join(found.words)
-    for fact in ("0.6830", "0.6642 to 0.7014", "24,021 rows", "0.5818", "hh_harmless"):
+    low, high = metrics["eval"]["accuracy_ci95"]
+    accuracy = (f"{metrics['eval']['accuracy']:.4f}", f"{low:.4f} to {high:.4f}")
+    for fact in (*accuracy, "24,021 rows", "0.5818", "hh_harmless"):
         assert fact in text
     assert metrics["overfit"]["sentence"] in text
 

@@ -239,6 +239,16 @@ def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
         assert found == pytest.approx(expected, abs=1e-9)
 
 
+def test_several_series_are_drawn_as_each_alone():
+    generator = np.random.default_rng(1)
+    series_SP, group_P = generator.normal(size=(3, 50)), generator.integers(0, 12, size=50)
+    together = metrics.bootstrap_means(series_SP, group_P, resamples=200, seed=5)
+    for series_P, found in zip(series_SP, together, strict=True):
+        (alone,) = metrics.bootstrap_means(series_P[None], group_P, resamples=200, seed=5)
+        assert found == pytest.approx(alone, rel=1e-9)
+    assert metrics.bootstrap_means(series_SP, np.zeros(50, dtype=np.int64)) == [None] * 3
+
+
 @settings(deadline=None)
 @given(
     st.lists(

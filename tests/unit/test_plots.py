@@ -50,7 +50,10 @@ def labels(figure):
 
 def test_the_kept_step_and_the_baselines_are_named(metrics):
     assert "kept: step 6,000, 0.5818" in labels(PLOTS["losses"](metrics))
-    assert {"longer: 0.5721", "bag of words: 0.6308"} <= set(labels(PLOTS["accuracy"](metrics)))
+    baselines = metrics["eval"]["baselines"]
+    named = {f"{name.replace('_', ' ')}: {b['accuracy']:.4f}" for name, b in baselines.items()}
+    assert len(named) == 3
+    assert named <= set(labels(PLOTS["accuracy"](metrics)))
 
 
 def test_every_axis_is_labelled(metrics):
