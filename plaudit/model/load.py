@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -36,7 +37,8 @@ logger = logging.getLogger("plaudit")
 Layout = Literal["packed", "padded"]
 
 # What transformers, tokenizers and safetensors raise for files that are missing, damaged or of
-# another kind. RuntimeError is a tensor of another shape.
+# another kind. RuntimeError is a tensor of another shape, StrictDataclassError a configuration
+# whose values are of the wrong type.
 LIBRARY_ERRORS = (
     OSError,
     ValueError,
@@ -46,6 +48,7 @@ LIBRARY_ERRORS = (
     ImportError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
 )
 
 # Tokens that vocabularies reserve and texts never hold, in the order they are tried.

@@ -616,6 +616,22 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             opened(folder)
 
 
+@pytest.mark.parametrize("damage", [{"hidden_size": -1}, {"attention_bias": "perhaps"}])
+def test_a_configuration_of_wrong_values_is_refused(damage: dict[str, Any], whole: Path) -> None:
+    change_config(whole, **damage)
+    with pytest.raises(ModelError, match=r"has no usable config\.json"):
+        opened(whole, base=None)
+
+
+def test_adapter_settings_of_wrong_values_are_refused(tmp_path: Path) -> None:
+    folder = complete("seq_cls", tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["modules_to_save"] = -1
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="does not fit its base"):
+        opened(folder)
+
+
 def test_an_index_without_shards_is_refused(whole: Path) -> None:
     (whole / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match=r"index\.json has no weight_map"):

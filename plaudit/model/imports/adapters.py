@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plaudit.errors import ModelError
 from plaudit.model.imports.contents import ADAPTER, Contents, read_tensors
-from plaudit.model.load import LoadedBase, first_line, head_modules
+from plaudit.model.load import LIBRARY_ERRORS, LoadedBase, first_line, head_modules
 
 PREFIX = "base_model.model."
 LINEAR_HEADS = ("score", "value_head")
@@ -126,11 +126,10 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     network = loaded.network
-    config = _config(network, adapter, source)
     heads = tuple(f"{PREFIX}{name}." for name in head_modules(network))
     random = {f"{PREFIX}{name}" for name in loaded.missing}
     try:
-        model = get_peft_model(network, config)
+        model = get_peft_model(network, _config(network, adapter, source))
         current = get_peft_model_state_dict(model, save_embedding_layers=False)
         given = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
         given |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}
@@ -145,7 +144,7 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
                 f"({len(absent)} missing, {len(extra)} too many); name its own base with --base."
             )
         set_peft_model_state_dict(model, {**current, **given})
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(
             f"The adapter in {source} does not fit its base ({first_line(error)}); name the base "
             "it was trained on with --base."

@@ -133,7 +133,8 @@ def open_whole(contents: Contents, request: Request) -> Opened:
     labels = contents.config.get("id2label") or {}
     era = request.choices.era or contents.versions.get("transformers")
     reading, notes = classifier_reading(tokenizer, config.pad_token_id, era)
-    architectures = contents.config.get("architectures") or []
+    named = contents.config.get("architectures")
+    architectures = named if isinstance(named, list) else []
     if not any("SequenceClassification" in str(a) for a in architectures):
         notes.append(
             f"config.json names {', '.join(map(str, architectures)) or 'no architecture'}; it is "

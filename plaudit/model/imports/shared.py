@@ -128,7 +128,8 @@ def classifier_reading(
     They find it by the padding token, so it matters where a conversation holds that token: up to
     4.48 they took the one before its first occurrence, since then the last other one.
     """
-    if pad_id is None:
+    if pad_id is None or pad_id < 0:
+        # The first Llama configurations say -1 where there is none.
         return Reading(), []
     pad = str(tokenizer.convert_ids_to_tokens(pad_id))
     template = tokenizer.chat_template
