@@ -117,6 +117,7 @@ def cut_off(checkpoint: Path, folder: Path) -> Path:
     (run / "checkpoints").mkdir(parents=True)
     copy = run / "checkpoints" / checkpoint.name
     shutil.copytree(checkpoint, copy)
+    shutil.copy(checkpoint.parents[1] / "recipe.yaml", run)
     return copy
 
 
