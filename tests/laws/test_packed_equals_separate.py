@@ -15,6 +15,7 @@ from plaudit.model import attention
 from plaudit.model.attention import BACKENDS, PACKED_ATTENTION, spans, varlen_plan
 from plaudit.model.families import PACKED_FAMILIES, why_not_packed
 from plaudit.model.load import add_lora
+from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack, pad
 from plaudit.types import PackedLayout, TokenTree
@@ -30,11 +31,12 @@ def one_response_a_prefix_of_the_other() -> TokenTree:
 
 
 def hard_trees() -> list[TokenTree]:
-    """K from 1 to 8, ragged, no prompt, one-token branches, rows longer than the window."""
+    """K from 1 to 8, ragged and in runs of one length, no prompt, one token, beyond the window."""
     shapes = [(WINDOW + 4, (5 + 3 * k, *range(1, k))) for k in range(1, 9)]
     return [
         *make_trees(shapes),
         *make_trees([(0, (4, 17)), (0, (21,)), (1, (1, 1))], seed=1),
+        *make_trees([(7, (5, 4, 4, 4, 2, 2)), (0, (3, 6, 6))], seed=2),
         one_response_a_prefix_of_the_other(),
     ]
 
@@ -67,12 +69,16 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 
 
 def compare(network: Any, trees: Sequence[TokenTree]) -> None:
-    """Scores to 1e-5 and gradients to 1e-4, plain against packed, on the same weights."""
+    """Scores to 1e-5 and gradients to 1e-4, plain against packed, on the same weights.
+
+    The plain side has PEFT's own LoRA layers, the packed side those that training runs.
+    """
     base = classifier(network)
     plain = base.config._attn_implementation
     expected_R = plain_scores(network, trees)
     expected = gradients(network, expected_R)
     base.set_attn_implementation(PACKED_ATTENTION)
+    fuse_lora(network)
     scores_R = DecoderRewardModule(network)(pack(trees, CPU))
     found = gradients(network, scores_R)
     base.set_attn_implementation(plain)
