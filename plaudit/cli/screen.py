@@ -145,23 +145,24 @@ def _points(sentences: Sequence[str]) -> Table:
 
 def _table(first: str, *headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold", min_width=24)
+    # The numbers are never cut: where the screen is narrow, the words beside them are folded.
+    table.add_column(first, overflow="fold", min_width=12)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def _judges(block: Mapping[str, Any]) -> Table:
-    table = _table("judge", "accuracy", "95%", "model ahead by", "95%")
+    table = _table("judge", "accuracy", "95%", "behind by", "95%")
     if block["pairs"]:
         own = (number(block["accuracy"]), ends(block["accuracy_ci95"]))
         table.add_row("this model", *own, "", "")
     for name, facts in block["baselines"].items():
         if facts is None:
-            table.add_row(f"baseline {words(name)}", "not fitted", "", "", "")
+            table.add_row(words(name), "not fitted", "", "", "")
         else:
             table.add_row(
-                f"baseline {words(name)}",
+                words(name),
                 number(facts["accuracy"]),
                 ends(facts["accuracy_ci95"]),
                 signed(facts["difference"]),

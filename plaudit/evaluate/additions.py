@@ -32,7 +32,7 @@ def without_data(model: RewardModel) -> Evaluation:
         {
             "format": 1,
             "plaudit_version": __version__,
-            "model": None,
+            "model": model.source,
             "data": None,
             "eval": None,
             "environment": describe_environment(device),

@@ -219,7 +219,7 @@ def _score_all(
     console: Console,
 ) -> tuple[list[Scored], dict[str, Any], StoredComparisons]:
     # Recorded scores are compared without waiting for torch.
-    from plaudit.evaluate.run import _data_facts
+    from plaudit.evaluate.run import data_facts
 
     loaded = load(data, seed=seed)
     names = short_names(contestants)
@@ -235,7 +235,7 @@ def _score_all(
     facts = {
         "scored": True,
         "chose_checkpoint": False,
-        **_data_facts(loaded, {}),
+        **data_facts(loaded, {}),
         "refused": refused,
     }
     return scored, facts, loaded.comparisons
@@ -271,10 +271,10 @@ def score(
     Raises:
         ModelError: the model can score none of them.
     """
-    from plaudit.evaluate.run import _encode
+    from plaudit.evaluate.run import encode_scorable
 
     try:
-        kept, encoded = _encode(model, comparisons, console)
+        kept, encoded = encode_scorable(model, comparisons, console)
     except DataError as error:
         raise ModelError(f"{name}: {error}") from None
     with Progress(console=console, transient=True) as progress:

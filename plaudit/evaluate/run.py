@@ -71,7 +71,7 @@ def evaluate(
     loaded = load(_sources(data), seed=seed)
     fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
     reward_model = model if isinstance(model, RewardModel) else scorer.load(model)
-    kept, encoded = _encode(reward_model, loaded.comparisons, console)
+    kept, encoded = encode_scorable(reward_model, loaded.comparisons, console)
     trees = encoded.trees
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=int(trees.column("packed").sum()))
@@ -100,8 +100,8 @@ def evaluate(
         {
             "format": 1,
             "plaudit_version": __version__,
-            "model": None if isinstance(model, RewardModel) else str(model),
-            "data": _data_facts(loaded, encoded.dropped),
+            "model": reward_model.source,
+            "data": data_facts(loaded, encoded.dropped),
             "eval": block,
             "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
         }
@@ -139,7 +139,7 @@ def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple
     return tuple(e if isinstance(e, Source) else Source(path=str(e)) for e in entries)
 
 
-def _encode(
+def encode_scorable(
     model: RewardModel, comparisons: StoredComparisons, console: Console
 ) -> tuple[StoredComparisons, Trees]:
     """Comparisons that can be scored, and their trees with the others counted by reason."""
@@ -159,7 +159,7 @@ def _encode(
     return comparisons.take(encoded.kept_N), encoded
 
 
-def _data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
+def data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
     reasons = Counter(loaded.tally.dropped) + Counter(dropped)
     return {
         "rows": loaded.tally.rows,

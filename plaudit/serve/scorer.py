@@ -51,9 +51,10 @@ class RewardModel:
     """A loaded reward model. Scores are fp32 and the same alone, in any batch and in any order.
 
     Higher is better. Scores compare only among responses to one prompt, unless the data it was
-    trained on says otherwise.
+    trained on says otherwise. ``source`` is the folder or Hub id that it was loaded from.
     """
 
+    source: str
     module: RewardModule
     tokenizer: PreTrainedTokenizerBase
     facts: ArtefactFacts
@@ -255,6 +256,7 @@ def load(
     )
     model.module.eval()
     return RewardModel(
+        source=str(path),
         module=model.module,
         tokenizer=tokenizer,
         facts=facts,

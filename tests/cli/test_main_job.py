@@ -177,8 +177,9 @@ def test_eval_of_the_test_file_repeats_the_runs_own_numbers(folder: Path, tmp_pa
     data = folder.parent / "test.jsonl"
     done = plaudit("eval", folder, data, "--out", tmp_path / "eval", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["eval"]
-    expected = metrics_of(folder)["test"]
+    written = json.loads(done.stdout)
+    assert written["model"] == str(folder)
+    found, expected = written["eval"], metrics_of(folder)["test"]
     for key in ("accuracy", "loss", "pairs", "ece"):
         assert found[key] == pytest.approx(expected[key], abs=1e-5), key
     assert found["baselines"]["bag_of_words"] is None
