@@ -81,7 +81,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
 
 def test_the_terminal_says_what_matters_and_libraries_say_nothing(folder: Path) -> None:
     errors = (folder.parent / "stderr.txt").read_text()
-    for said in ("data: 85 rows", "Validation Loss", "baseline longer", "Written to"):
+    for said in ("data: 85 rows", "Validation Loss", "bag of words", "Written to"):
         assert said in errors, said
     for noise in ("Warning", "newly initialized", "it/s]", "LOAD REPORT", "MISSING"):
         assert noise not in errors, noise
