@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "merge": Verb("plaudit.cli.merge:merge", "Average the weights of reward models of one base."),
     "push": Verb("plaudit.cli.push:push", "Upload a reward model to the Hub, looked over first."),
     "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
+    "data": Verb("plaudit.cli.data:app", "Look at, clean and make preference data."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
 }
 

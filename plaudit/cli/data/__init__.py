@@ -1,0 +1,19 @@
+"""``plaudit data``: verbs that look at, clean and make preference data. Loads no torch.
+
+To add one, write ``plaudit/cli/data/<verb>.py`` and a row in :data:`VERBS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+VERBS: dict[str, str] = {}
+"""Name of a verb to where it is (``module:name``)."""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+for _name, _target in VERBS.items():
+    _module, _, _attribute = _target.partition(":")
+    app.command(_name)(getattr(import_module(_module), _attribute))
