@@ -121,7 +121,7 @@ class Protocol:
         with self._as_agreed():
             return [str(model["id"]) for model in answer["data"]]
 
-    def facts(self) -> Talk[dict[str, Any]]:
+    def describe(self) -> Talk[dict[str, Any]]:
         name = self.model
         if name is None:
             name, *_ = yield from self.models()
@@ -171,14 +171,16 @@ class Protocol:
                 "running there."
             )
         said = _message(reply)
-        facts = {"status": reply.status_code, "request_id": reply.headers.get("x-request-id")}
-        if reply.status_code in REFUSED:
-            return RequestRefusedError(f"{self.url} cannot score this: {said}.", **facts)
+        status, request_id = reply.status_code, reply.headers.get("x-request-id")
+        if status in REFUSED:
+            return RequestRefusedError(
+                f"{self.url} cannot score this: {said}.", status=status, request_id=request_id
+            )
         advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
         return ServerError(
-            f"{self.url} answered {reply.status_code}{tried}: {said}"
-            f"{advice.get(reply.status_code, '')}.",
-            **facts,
+            f"{self.url} answered {status}{tried}: {said}{advice.get(status, '')}.",
+            status=status,
+            request_id=request_id,
         )
 
     @contextmanager
@@ -213,7 +215,6 @@ class RewardClient:
     ) -> None:
         self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
         self._http = httpx.Client(**_settings(url, token, timeout))
-        self._closed = threading.Event()
 
     def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
         """One reward per response, as :meth:`RewardModel.score`."""
@@ -256,26 +257,31 @@ class RewardClient:
         def one(row: Row) -> Rewards | RequestRefusedError:
             if stop.is_set():
                 raise ServerError("Another row of the same call failed.")
+            found: Rewards | RequestRefusedError
             try:
-                return self.rewards(*row)
+                found = self.rewards(*row)
             except RequestRefusedError as refused:
-                return refused
+                found = refused
             except BaseException:
                 stop.set()
                 raise
-            finally:
-                counter.add()
+            counter.add()
+            return found
 
         with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
-            return _first_error(pool.map(one, rows))
+            try:
+                # Rows start in their order, so the first error met here is the one that stopped it.
+                return list(pool.map(one, rows))
+            finally:
+                stop.set()
 
     def models(self) -> list[str]:
         """Names of the models that the server has, its default first."""
         return self._run(self._protocol.models())
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the server says of the model."""
-        return self._run(self._protocol.facts())
+        return self._run(self._protocol.describe())
 
     def close(self) -> None:
         """Close the connections."""
@@ -383,7 +389,7 @@ class AsyncRewardClient:
 
     async def facts(self) -> dict[str, Any]:
         """What the server says of the model."""
-        return await self._run(self._protocol.facts())
+        return await self._run(self._protocol.describe())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -416,3 +422,93 @@ class AsyncRewardClient:
         except StopIteration as done:
             answer: Answer = done.value
             return answer
+
+
+# ---- shapes on the wire --------------------------------------------------------------------------
+
+
+def _checked(url: str, retries: int) -> str:
+    if retries < 0:
+        raise DataError(f"retries is {retries}; give 0 or more.")
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url!r} is no address; give one like http://127.0.0.1:8000.")
+    return url.rstrip("/")
+
+
+def _settings(url: str, token: str | None, timeout: float) -> dict[str, Any]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return {"base_url": url.rstrip("/") + "/", "headers": headers, "timeout": timeout}
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if concurrency < 1:
+        raise DataError(f"concurrency is {concurrency}; give 1 or more.")
+
+
+def _plain(text: Text) -> str | list[dict[str, Any]]:
+    """A text or messages as JSON has them."""
+    if isinstance(text, str):
+        return text
+    if not all(isinstance(message, Mapping) for message in text):
+        raise DataError(
+            "A message needs role and content; give [{'role': 'user', 'content': …}] or plain text."
+        )
+    return [dict(message) for message in text]
+
+
+def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
+    along = answer.get("along")
+    return Rewards(
+        model=answer["model"],
+        rewards=tuple(map(float, answer["rewards"])),
+        win_probabilities=tuple(map(float, answer["win_probabilities"])),
+        ranks=tuple(map(int, answer["ranks"])),
+        tokens=tuple(map(int, answer["tokens"])),
+        computed_tokens=int(answer["usage"]["computed_tokens"]),
+        along=None
+        if along is None
+        else tuple(
+            tuple(TokenReward(text=step["text"], reward=float(step["reward"])) for step in steps)
+            for steps in along
+        ),
+    )
+
+
+def _only(found: Rewards) -> list[TokenReward]:
+    assert found.along is not None, "asked for, so answered"
+    return list(found.along[0])
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says of its refusal; a proxy's page says no more than its status."""
+    try:
+        said = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        said = response.reason_phrase or "no reason given"
+    return said.rstrip(".")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+class _Counter:
+    """Rows done, counted by many threads and told in order."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._tell = 0, total, tell
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self._done += 1
+            self._tell(self._done, self._total)

@@ -23,11 +23,9 @@ PAPERS = {"report": ("report.html", "text/html"), "card": ("README.md", "text/pl
 """What may lie beside a model: its file, and as what it is sent."""
 
 _NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-PAGE_POLICY = (
-    f"{_NOTHING_ELSE}; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
-)
+PAGE_POLICY = f"{_NOTHING_ELSE}; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
 PAPER_POLICY = f"{_NOTHING_ELSE}; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
-"""A report has its styles and pictures inside it, no script, and no access to the server's pages."""
+"""A report has its styles and pictures inside it, and no script."""
 
 
 def add_page(app: FastAPI, folder_of: Callable[[str], Path], *, token: bool) -> None:

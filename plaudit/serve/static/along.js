@@ -4,7 +4,7 @@ import { h, letter, reward, svg } from "./dom.js";
 
 /** @typedef {import("./api.js").Step} Step */
 
-const WIDTH = 640, HEIGHT = 220, LEFT = 46, RIGHT = 22, TOP = 12, BOTTOM = 30;
+const HEIGHT = 220, LEFT = 46, RIGHT = 22, TOP = 12, BOTTOM = 30;
 /** Colours of the scale on either side of nothing; style.css has `up1` to `up4`, `down1` to `down4`. */
 const SHADES = 4;
 
@@ -95,28 +95,30 @@ function shown(text) {
  * @returns {{element: SVGElement, mark: (index: number, at: number) => void}}
  */
 function chartOf(along) {
+  // Drawn about as wide as it is shown, so that its letters are as large as the page's.
+  const width = matchMedia("(max-width: 40rem)").matches ? 340 : 640;
   const all = along.flat().map((step) => step.reward);
   const ticks = niceTicks(Math.min(...all), Math.max(...all));
   const low = ticks[0] ?? 0, high = ticks.at(-1) ?? 1;
   const longest = Math.max(...along.map((steps) => steps.length), 2);
   /** @param {number} at */
-  const x = (at) => LEFT + (at / (longest - 1)) * (WIDTH - LEFT - RIGHT);
+  const x = (at) => LEFT + (at / (longest - 1)) * (width - LEFT - RIGHT);
   /** @param {number} value */
   const y = (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const ends = along.map((steps, index) => `${letter(index)} ${reward(steps.at(-1)?.reward ?? 0)}`);
   const element = svg("svg", {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "chart",
+    viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "chart",
     "aria-label": `Reward over tokens. At the end: ${ends.join(", ")}.`,
   });
   for (const tick of ticks) {
     element.append(
-      svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick), class: "grid" }),
+      svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick), class: "grid" }),
       svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick, ticks)));
   }
   for (const at of [0, longest - 1]) {
     element.append(svg("text", { x: x(at), y: HEIGHT - 10, "text-anchor": at === 0 ? "start" : "end" }, String(at + 1)));
   }
-  element.append(svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 10, "text-anchor": "middle" }, "tokens of the response"));
+  element.append(svg("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 10, "text-anchor": "middle" }, "tokens of the response"));
   const marks = along.map((steps, index) => {
     const points = steps.map((step, at) => `${x(at).toFixed(1)},${y(step.reward).toFixed(1)}`);
     const last = steps.at(-1);

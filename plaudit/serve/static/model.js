@@ -11,6 +11,12 @@ const PAPERS = {
 };
 /** What OpenAI's clients read, and nobody else. */
 const NOT_SHOWN = new Set(["object", "created", "owned_by"]);
+/** @type {Record<string, string>} */
+const NAMES = {
+  max_length: "most tokens read", reward_std: "reward standard deviation", ece: "calibration error",
+  ece_calibrated: "calibration error, calibrated", accuracy_ci95: "accuracy, 95% interval",
+  chose_checkpoint: "these data chose the checkpoint",
+};
 const LONG = 200;
 
 /** @param {string} name @param {(error: unknown) => void} say */
@@ -43,16 +49,16 @@ function link(name, kind, say) {
 /** @param {Record<string, unknown>} found @returns {HTMLElement} */
 function list(found) {
   return h("dl", {}, ...Object.entries(found).flatMap(([key, value]) => [
-    h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, shown(value)),
+    h("dt", {}, NAMES[key] ?? key.replaceAll("_", " ")), h("dd", {}, shown(value)),
   ]));
 }
 
-/** @param {unknown} value @returns {Node | string} */
+/** Numbers to four digits; the report has all. @param {unknown} value @returns {Node | string} */
 function shown(value) {
   if (value === null || value === undefined) return h("span", { class: "soft" }, "none");
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return String(value);
-  if (Array.isArray(value) && value.every((item) => typeof item !== "object")) return value.join(", ") || "none";
+  if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+  if (Array.isArray(value) && value.every((item) => typeof item !== "object")) return value.map(shown).join(", ") || "none";
   if (typeof value === "object" && !Array.isArray(value)) {
     return Object.keys(value).length > 0 ? list(/** @type {Record<string, unknown>} */ (value)) : "none";
   }
