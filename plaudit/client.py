@@ -387,7 +387,7 @@ class AsyncRewardClient:
         """Names of the models that the server has, its default first."""
         return await self._run(self._protocol.models())
 
-    async def facts(self) -> dict[str, Any]:
+    async def describe(self) -> dict[str, Any]:
         """What the server says of the model."""
         return await self._run(self._protocol.describe())
 

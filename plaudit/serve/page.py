@@ -23,16 +23,17 @@ PAPERS = {"report": ("report.html", "text/html"), "card": ("README.md", "text/pl
 """What may lie beside a model: its file, and as what it is sent."""
 
 _NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-PAGE_POLICY = f"{_NOTHING_ELSE}; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+_ITS_OWN = "script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+PAGE_POLICY = f"{_NOTHING_ELSE}; {_ITS_OWN}"
 PAPER_POLICY = f"{_NOTHING_ELSE}; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
 """A report has its styles and pictures inside it, and no script."""
 
 
-def add_page(app: FastAPI, folder_of: Callable[[str], Path], *, token: bool) -> None:
+def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> None:
     """Add the page's routes.
 
-    ``folder_of`` gives the folder of a served model and raises for other names; ``token`` says
-    whether requests need one, so that the page asks for it before it is refused.
+    ``source_of`` gives the folder or Hub id of a served model and raises for other names; ``token``
+    says whether requests need one, so that the page asks for it before it is refused.
     """
 
     @app.get("/", include_in_schema=False)
@@ -52,7 +53,7 @@ def add_page(app: FastAPI, folder_of: Callable[[str], Path], *, token: bool) -> 
     @app.get("/models/{name}/{paper}", tags=["models"], operation_id="paper")
     async def paper(name: str, paper: str) -> Response:
         """What lies beside a model: ``report`` is its HTML report, ``card`` its model card."""
-        folder = folder_of(name)
+        folder = Path(source_of(name))
         if paper not in PAPERS:
             raise HTTPException(404, f"Expected one of {', '.join(PAPERS)}.")
         file, kind = PAPERS[paper]
