@@ -34,6 +34,9 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds a request may take.")
     ] = 180.0,
+    cached_scores: Annotated[
+        int, typer.Option(min=0, help="Rewards of recent conversations that are kept.")
+    ] = 1 << 16,
     complete_texts: Annotated[
         bool,
         typer.Option("--complete-texts", help="Add the template's last characters to texts."),
@@ -56,6 +59,7 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
         request_timeout=request_timeout,
+        cached_scores=cached_scores,
         complete_texts=complete_texts,
         base=base,
         device=device,

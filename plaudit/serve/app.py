@@ -29,6 +29,7 @@ from plaudit.serve.protocols.records import Ask, Dialogue, Protocol, Scored, Ste
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served, facts_of
+from plaudit.serve.unicode import refuse_half_characters
 from plaudit.types import IntArray
 
 CLIENT_HEADER = "x-client-id"
@@ -122,6 +123,7 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
     dump = TypeAdapter(protocol.response).dump_json
 
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
+        refuse_half_characters(await request.body())
         ask = protocol.read(body)
         name = model or ask.model
         with engine.accepted():

@@ -103,7 +103,7 @@ class Gate:
     def _check(self, scope: Scope, headers: Headers) -> None:
         if self._token is not None and scope["path"] not in OPEN_PATHS:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            same = hmac.compare_digest(given.strip().encode(), self._token.encode())
+            same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
             if kind.lower() != "bearer" or not same:
                 raise RefusalError(
                     "unauthorized", "Send the server's token: Authorization: Bearer …."

@@ -63,8 +63,6 @@ class Served:
         return encoded
 
     def _written(self, texts: Sequence[str]) -> list[IntArray]:
-        for text in texts:
-            refuse_surrogates(text)
         return encode_written(self.model.encoder, self.habits, texts, complete=self.complete_texts)
 
     def _encode_part(self, part: Part) -> list[IntArray]:
@@ -73,7 +71,6 @@ class Served:
         assert isinstance(part, Dialogue)
         if not part.responses:
             return []
-        refuse_surrogates(part.prompt, part.responses)
         try:
             comparison = self.model.comparison(part.prompt, part.responses)
             (tree,) = self.model.encode(
@@ -114,20 +111,6 @@ def _refuse_unscorable(ids: IntArray, limit: int) -> None:
             f"A conversation has {len(ids)} tokens, over the {limit} that are read here; shorten "
             "it. Its end is what is scored, so nothing is cut silently.",
         )
-
-
-def refuse_surrogates(*values: Any) -> None:
-    """Half of a UTF-16 pair is valid in JSON and in no text.
-
-    Raises:
-        RefusalError: there is one.
-    """
-    try:
-        json.dumps(values, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise RefusalError(
-            "bad_request", "A text holds half of a UTF-16 surrogate pair; send whole characters."
-        ) from None
 
 
 def open_served(source: ModelSource, settings: Settings, *, version: int = 1) -> Served:

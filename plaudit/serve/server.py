@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -41,9 +42,12 @@ class DrainingServer(uvicorn.Server):
     were accepted are answered. A second signal ends at once.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, on_listening: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._engine = engine
+        self._on_listening = on_listening
         self._reloads: set[asyncio.Future[None]] = set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -62,6 +66,7 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets=sockets)
+        self._on_listening()
         if hasattr(signal, "SIGHUP"):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, self._reload_all)
@@ -100,11 +105,11 @@ def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None
     """
     log_as_json()
     config = _config(build_app(engine, token=read_token(settings)), settings)
-    server = DrainingServer(config, engine)
-    sock = _bind(config)
+    listening = bind(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    on_listening(f"http://{host}:{sock.getsockname()[1]}")
-    server.run(sockets=[sock])
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    server = DrainingServer(config, engine, lambda: on_listening(address))
+    server.run(sockets=[listening])
 
 
 def serve_workers(settings: Settings) -> None:
@@ -121,8 +126,7 @@ def serve_workers(settings: Settings) -> None:
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         config = _config("plaudit.serve.server:worker_app", settings)
-        sock = _bind(config)
-        Multiprocess(config, sockets=[sock]).run()
+        Multiprocess(config, sockets=[bind(settings)]).run()
 
 
 def worker_app() -> Gate:
@@ -205,11 +209,25 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _bind(config: uvicorn.Config) -> Any:
+def bind(settings: Settings) -> socket.socket:
+    """The socket to listen on.
+
+    Its protocol is named, since asyncio turns Nagle's algorithm off only then: uvicorn's own socket
+    leaves it 0, and an answer's body would wait 40 ms for the acknowledgement of its head.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return config.bind_socket()
-    except SystemExit:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
         raise SettingsError(
-            f"{config.host}:{config.port} cannot be listened on; is another server there? Choose "
-            "another --port."
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
+            "choose another --port, or a --host of this machine."
         ) from None
+    listening.set_inheritable(True)
+    return listening
