@@ -35,6 +35,7 @@ LIGHT = (
     "plaudit",
     "plaudit.cli",
     "plaudit.cli.main",
+    "plaudit.client",
     "plaudit.data",
     "plaudit.data.load",
     "plaudit.errors",

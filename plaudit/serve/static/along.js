@@ -52,7 +52,7 @@ function stripOf(steps, index, widest, onMove) {
   const strip = h("p", { class: "strip", "aria-hidden": true }, ...tokens);
   const slider = h("input", {
     type: "range", min: 0, max: steps.length - 1, value: steps.length - 1, step: 1,
-    id: `token-${index}`, oninput: () => move(Number(slider.value)),
+    id: `token-${index}`, "aria-label": `${name}, token`, oninput: () => move(Number(slider.value)),
   });
   const readout = h("output", { for: slider.id });
   let before = tokens[0];
@@ -81,7 +81,7 @@ function stripOf(steps, index, widest, onMove) {
   }
   move(steps.length - 1);
   return h("div", { class: "reading" },
-    h("label", { for: slider.id }, h("span", { class: `key line${index % 6}` }), name, h("span", { class: "unseen" }, ", token")),
+    h("label", { for: slider.id }, h("span", { class: `key line${index % 6}` }), name),
     readout, slider, strip);
 }
 

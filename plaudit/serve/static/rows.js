@@ -220,11 +220,11 @@ export function read(lines) {
   lines.split("\n").forEach((content, index) => {
     if (content.trim() === "") return;
     /** @type {Row} */
-    const row = { line: index + 1, source: {}, prompt: "", responses: [], pair: false, rewards: null, reason: null };
+    const row = { line: index + 1, source: { line: content }, prompt: "", responses: [], pair: false, rewards: null, reason: null };
     try {
-      Object.assign(row, understood(content));
+      row.source = parsed(content);
+      Object.assign(row, understood(row.source));
     } catch (error) {
-      row.source = { line: content };
       row.reason = error instanceof Error ? error.message : String(error);
     }
     found.push(row);
@@ -232,24 +232,29 @@ export function read(lines) {
   return found;
 }
 
-/** @param {string} content @returns {Partial<Row>} */
-function understood(content) {
-  /** @type {any} */
-  let source;
+/** @param {string} content @returns {Record<string, unknown>} */
+function parsed(content) {
+  /** @type {unknown} */
+  let found;
   try {
-    source = JSON.parse(content);
+    found = JSON.parse(content);
   } catch {
     throw new Error("This is not JSON; give one object a line.");
   }
-  if (source === null || typeof source !== "object" || Array.isArray(source)) throw new Error("Expected an object with prompt and responses.");
+  if (found === null || typeof found !== "object" || Array.isArray(found)) throw new Error("Expected an object with prompt and responses.");
+  return /** @type {Record<string, unknown>} */ (found);
+}
+
+/** What is asked of the server; whether texts are texts is for it to say. @param {any} source @returns {Partial<Row>} */
+function understood(source) {
   if (Array.isArray(source.responses) && source.prompt !== undefined) {
-    return { source, prompt: source.prompt, responses: source.responses };
+    return { prompt: source.prompt, responses: source.responses };
   }
   const { chosen, rejected } = source;
   if (chosen === undefined || rejected === undefined) throw new Error("Expected prompt with responses, or prompt with chosen and rejected.");
-  if (source.prompt !== undefined) return { source, prompt: source.prompt, responses: [chosen, rejected], pair: true };
+  if (source.prompt !== undefined) return { prompt: source.prompt, responses: [chosen, rejected], pair: true };
   if (!Array.isArray(chosen) || !Array.isArray(rejected)) throw new Error("There is no prompt beside chosen and rejected; plaudit score splits such texts.");
-  return { source, ...split(chosen, rejected), pair: true };
+  return { ...split(chosen, rejected), pair: true };
 }
 
 /**
