@@ -20,8 +20,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+from plaudit.serve.given import refuse_no_list
 from plaudit.types import Best, Text, TokenReward
 
 try:
@@ -96,11 +98,7 @@ class Protocol:
     chance: random.Random = field(default_factory=random.Random)
 
     def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool) -> Talk[Rewards]:
-        if isinstance(responses, str) or not responses:
-            raise DataError(
-                f"score() got {'one text' if isinstance(responses, str) else 'no responses'}; give "
-                "a list with at least one response."
-            )
+        refuse_no_list(responses)
         body = {
             "prompt": _plain(prompt),
             "responses": [_plain(response) for response in responses],
@@ -125,7 +123,7 @@ class Protocol:
         name = self.model
         if name is None:
             name, *_ = yield from self.models()
-        return (yield from self._ask("GET", f"v1/models/{name}", None))
+        return (yield from self._ask("GET", f"v1/models/{quote(name, safe='')}", None))
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Talk[dict[str, Any]]:
         """The JSON of a 200, asked again while the server is away or busy."""

@@ -21,6 +21,7 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
+from plaudit.serve.given import refuse_no_list
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.pieces import pieces
@@ -69,11 +70,7 @@ class RewardModel:
             DataError: no responses, a single text in place of a list, or a conversation over the
                 model's maximum length.
         """
-        if isinstance(responses, str) or not responses:
-            raise DataError(
-                f"score() got {'one text' if isinstance(responses, str) else 'no responses'}; give "
-                "a list with at least one response."
-            )
+        refuse_no_list(responses)
         comparison = self.comparison(prompt, responses)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):

@@ -190,7 +190,8 @@ def test_all_of_it_by_keyboard(page: Any, model: RewardModel) -> None:
             page.keyboard.press("Tab")
             focused = page.locator(":focus")
             labels = focused.evaluate(
-                "e => [...(e.labels ?? [])].map(l => l.textContent).join() || e.textContent"
+                "e => e.ariaLabel"
+                " || [...(e.labels ?? [])].map(label => label.textContent).join() || e.textContent"
             )
             if labels.strip() == name:
                 assert focused.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
