@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_the_page_is_small() -> None:
     """A fifth of the scripts is comments and types."""
     assert sum(path.stat().st_size for path in STATIC.glob("*.js")) < 45_000
     assert sum(path.stat().st_size for path in STATIC.iterdir()) < 60_000
+
+
+def test_every_file_is_in_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["plaudit"]
+    for path in STATIC.iterdir():
+        assert any(path.match(pattern) for pattern in patterns), path
 
 
 def test_texts_never_become_markup() -> None:

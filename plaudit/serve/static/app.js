@@ -17,7 +17,10 @@ const problem = byId("problem", HTMLParagraphElement);
 function say(error) {
   problem.hidden = error === null;
   problem.textContent = error instanceof Error ? error.message : error === null ? "" : String(error);
-  if (error instanceof ServerError && error.status === 401) askForToken();
+  if (error instanceof ServerError && error.status === 401) {
+    problem.textContent = "The server does not take this token; enter another.";
+    askForToken();
+  }
 }
 
 function askForToken() {
