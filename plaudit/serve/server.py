@@ -103,9 +103,9 @@ def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None
     Raises:
         SettingsError: the address cannot be listened on.
     """
-    log_as_json()
-    config = _config(build_app(engine, token=read_token(settings)), settings)
     listening = bind(settings)
+    config = _config(build_app(engine, token=read_token(settings)), settings)
+    log_as_json()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listening.getsockname()[1]}"
     server = DrainingServer(config, engine, lambda: on_listening(address))
