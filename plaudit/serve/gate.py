@@ -109,16 +109,21 @@ class Gate:
                 )
         announced = headers.get("content-length", "")
         if announced.isdigit():
-            self._refuse_large(int(announced))
+            self._refuse_large(int(announced), more=int(announced))
 
-    def _refuse_large(self, size: int) -> None:
+    def _refuse_large(self, size: int, *, more: int = 0) -> None:
+        """Refuse a body of ``size``, or one whose ``more`` bytes there is no room for.
+
+        Raises:
+            RefusalError: it is too large, or too much is under way already.
+        """
         settings = self._engine.settings
         if size > settings.max_body_bytes:
             raise RefusalError(
                 "body_too_large",
                 f"The body is over {settings.max_body_bytes:,} bytes; send it in parts.",
             )
-        if self._inflight_bytes + size > settings.max_inflight_bytes:
+        if self._inflight_bytes + more > settings.max_inflight_bytes:
             raise RefusalError(
                 "overloaded", "Too many bytes are waiting already; try again later.", retry_after=1
             )
@@ -148,7 +153,7 @@ class Gate:
             self._inflight_bytes += size
             complete = not message.get("more_body", False)
             try:
-                self._refuse_large(exchange.body_bytes if size else 0)
+                self._refuse_large(exchange.body_bytes)
             except RefusalError as refusal:
                 exchange.refused = refusal
                 raise
