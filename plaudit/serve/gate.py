@@ -86,10 +86,9 @@ class Gate:
             await self._refuse(refusal, scope, receive, send, exchange)
         except Exception:
             logger.exception("request_failed", extra={"facts": {"request_id": exchange.request_id}})
-            failed = RefusalError(
-                "internal_error", "The server failed on this request; see its log."
-            )
-            await self._refuse(failed, scope, receive, send, exchange)
+            # The framework has answered already where its error handling saw it first.
+            if not exchange.status:
+                await self._refuse(failure(), scope, receive, send, exchange)
 
     async def _refuse(
         self, refusal: RefusalError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
@@ -192,6 +191,11 @@ class Gate:
                 }
             },
         )
+
+
+def failure() -> RefusalError:
+    """A defect of ours, as the client sees it."""
+    return RefusalError("internal_error", "The server failed on this request; see its log.")
 
 
 class JsonLines(logging.Formatter):
