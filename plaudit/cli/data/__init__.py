@@ -10,6 +10,7 @@ from importlib import import_module
 import typer
 
 VERBS: dict[str, str] = {
+    "preview": "plaudit.cli.data.preview:preview",
     "mutate": "plaudit.cli.data.mutate:mutate",
     "convert": "plaudit.cli.data.convert:convert",
     "split": "plaudit.cli.data.split:split",

@@ -91,15 +91,14 @@ def mutate(
     if json:
         facts = {"rows": len(comparisons), "not_made": dict(made.refused), **asdict(ledger)}
         print(json_module.dumps(facts))
-    console.print(
+    lines = [
         f"{len(comparisons):,} rows and {len(chosen)} operators made {len(made.comparisons):,} "
-        f"pairs ({writer.name})",
-        highlight=False,
-        markup=False,
-    )
-    for reason, count in sorted(made.refused.items(), key=lambda item: -item[1]):
-        console.print(f"  none {count:,} times: {reason}", highlight=False, markup=False)
-    for line in ledger_lines(ledger, out):
+        f"pairs, in the format {writer.name}"
+    ]
+    if made.refused:
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in made.refused.most_common())
+        lines.append(f"  none, by reason and times: {counts}")
+    for line in (*lines, *ledger_lines(ledger, out)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
