@@ -91,10 +91,8 @@ def mutate(
     if json:
         facts = {"rows": len(comparisons), "not_made": dict(made.refused), **asdict(ledger)}
         print(json_module.dumps(facts))
-    lines = [
-        f"{len(comparisons):,} rows and {len(chosen)} operators made {len(made.comparisons):,} "
-        f"pairs, in the format {writer.name}"
-    ]
+    made_from = f"{len(comparisons):,} rows and {len(chosen)} operators"
+    lines = [f"{made_from} made {len(made.comparisons):,} pairs, in the format {writer.name}"]
     if made.refused:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in made.refused.most_common())
         lines.append(f"  none, by reason and times: {counts}")
