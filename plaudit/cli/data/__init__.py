@@ -9,7 +9,7 @@ from importlib import import_module
 
 import typer
 
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {"audit": "plaudit.cli.data.audit:audit"}
 """Name of a verb to where it is (``module:name``)."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
