@@ -3,11 +3,10 @@
     python benchmarks/audit_planted.py --data DIR_OF_PAIRS [--rows 2000] [--each 25] [--rounds 3]
 
 Real pairs, one per prompt, drawn from all files of the folder; ``--each`` defects of each kind are
-planted in them (``common/planting.py``), and ``plaudit data audit`` looks the file over. Counted per
-kind: defects found by their check. Counted as false alarms: rows nothing was planted in that a
-check about single rows complains of. What the audit says of the same rows before planting is kept
-beside it, since real pairs are not free of defects either. Tokens are counted by the embedded
-base's tokenizer.
+planted in them (``common/planting.py``), and the file is audited. Counted per kind: defects found
+by their check. Counted as false alarms: rows nothing was planted in that a check about single rows
+complains of. What the audit says of the same rows before planting is kept beside it, since real
+pairs are not free of defects either. Tokens are counted by the embedded base's tokenizer.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from common.results import recorder as start_recorder
 
 QUESTION = "audit_planted"
 MAX_LENGTH = 2048
+# Longer real rows are over the length, or even identical behind it, without being planted.
+MOST_CHARACTERS = 4000
 # Facts of the set, not complaints about a row: clean rows may be long.
 NOT_ALARMS = ("over_length", "several_votes", "nothing_compared", "ties")
 
@@ -42,7 +43,8 @@ def clean_rows(folder: Path, count: int, seed: int) -> list[Row]:
             rows = [json.loads(line) for line in lines]
         generator.shuffle(rows)
         for row in rows:
-            by_prompt.setdefault(json.dumps(row["prompt"]), ranked(row))
+            if len(json.dumps(row)) <= MOST_CHARACTERS:
+                by_prompt.setdefault(json.dumps(row["prompt"]), ranked(row))
         per_file.append(list(by_prompt.values()))
     found: list[Row] = []
     seen: set[str] = set()

@@ -29,6 +29,12 @@ class Planted:
     suite: list[Row] = field(default_factory=list)
 
 
+OTHER_SCRIPTS = (
+    "Это не тот язык, на котором спросили.",
+    "これは質問とは違う言語です。",
+    "هذه ليست لغة السؤال.",
+)
+
 Kind: TypeAlias = Callable[[Row, random.Random], Planted]
 
 
@@ -50,8 +56,10 @@ def _last(messages: list[Row]) -> Row:
 
 
 def _edited(text: str, generator: random.Random) -> str:
-    """One word in twenty-five doubled, at least one: alike, and not equal."""
+    """One word in twenty-five doubled; of less than ten words, letters and signs changed."""
     words = text.split(" ")
+    if len(words) < 10:
+        return f"{text.swapcase()} !"
     for _ in range(max(1, len(words) // 25)):
         place = generator.randrange(len(words))
         words[place] = f"{words[place]} {words[place]}"
@@ -138,14 +146,11 @@ def over_length(row: Row, generator: random.Random) -> Planted:
 
 
 def mixed_scripts(row: Row, generator: random.Random) -> Planted:
+    """An answer in letters that the row has none of."""
     broken = copy.deepcopy(row)
-    _last(broken["responses"][1])["content"] = generator.choice(
-        [
-            "Это не тот язык, на котором спросили.",
-            "これは質問とは違う言語です。",
-            "هذه ليست لغة السؤال.",
-        ]
-    )
+    letters = set(str(row))
+    others = [text for text in OTHER_SCRIPTS if not letters & {c for c in text if c.isalpha()}]
+    _last(broken["responses"][1])["content"] = generator.choice(others)
     return Planted([broken])
 
 

@@ -1,4 +1,4 @@
-"""The audit as files: ``audit.json`` with every number, ``audit.html`` to read, alone in a folder."""
+"""The audit as two files: ``audit.json`` with every number, ``audit.html`` to read."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ STYLES: Final = {
 
 
 def sentences(facts: Facts) -> list[str]:
-    """What was read, how grave what was found is, and what the labels say that trivial judges do."""
+    """What was read, how grave it is, and what the labels say that trivial judges say too."""
     return list(_sentences(facts))
 
 

@@ -177,7 +177,7 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
     from plaudit.data.audit.tools import Tools
     from plaudit.evaluate import metrics
     from plaudit.evaluate.baselines import bag_of_words, response_text
-    from plaudit.evaluate.features import script
+    from plaudit.evaluate.features import letters_by_script
 
     def judge(delta_P: Any) -> dict[str, Any]:
         pairs = len(delta_P)
@@ -195,7 +195,7 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
             counting = count_with(tokenizer)
     return Tools(
         text=response_text,
-        script=script,
+        scripts=letters_by_script,
         judge=judge,
         bag_of_words=bag_of_words,
         counting=counting,
@@ -204,10 +204,16 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
 
 def estimate(text: Any) -> Counting:
     """Four bytes of UTF-8 a token: near for English and for Chinese, and an estimate for all."""
-    from os.path import commonprefix
+    import numpy as np
 
     from plaudit.data.audit.tools import Counting, Size
     from plaudit.plan.lengths import CHARACTERS_PER_TOKEN
+
+    def common(one: bytes, other: bytes) -> int:
+        length = min(len(one), len(other))
+        ours, theirs = (np.frombuffer(part, np.uint8, length) for part in (one, other))
+        differs = np.flatnonzero(ours != theirs)
+        return int(differs[0]) if len(differs) else length
 
     def measure(comparisons: Any) -> list[Size]:
         found = []
@@ -217,7 +223,7 @@ def estimate(text: Any) -> Counting:
                 text(response).encode("utf-8", "surrogatepass") for response in comparison.responses
             ]
             shared = [
-                prompt + len(commonprefix([responses[one], responses[other]]))
+                prompt + common(responses[one], responses[other])
                 for one, other in graded_couples(comparison.grades)
                 if responses[one] != responses[other]
             ]

@@ -107,16 +107,7 @@ def _renders(evidence: Evidence) -> bool:
 
 def mixed_scripts(evidence: Evidence) -> Found:
     """Responses of one row in different scripts."""
-    starts_N = evidence.columns.starts_N[: evidence.data + 1]
-    script_R = evidence.columns.of_responses["script"][: starts_N[-1]]
-    row_R = np.repeat(np.arange(evidence.data), np.diff(starts_N))
-    # Of each row, a script that is not the one its first lettered response has.
-    lettered = script_R != 0
-    row_R, script_R = row_R[lettered], script_R[lettered]
-    rows, first = np.unique(row_R, return_index=True)
-    main_N = np.zeros(evidence.data, np.uint64)
-    main_N[rows] = script_R[first]
-    return Found(rows_M=np.unique(row_R[script_R != main_N[row_R]]))
+    return Found(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
 
 
 # --- rows against each other --------------------------------------------------------------------
@@ -173,7 +164,7 @@ def _first_opposite(vote_M: RowArray, sign_M: Any, row_M: RowArray) -> RowArray:
 def several_votes(evidence: Evidence) -> Found:
     """Pairs that were judged more than once, and how far the judgements agree."""
     votes, judgements = evidence.votes, evidence.judgements
-    count_V = votes.count_V
+    count_V = votes.counts
     several = count_V > 1
     sizes = np.diff(np.concatenate([votes.start_V, [len(judgements)]]))
     rows = np.unique(judgements.row_J[votes.order_J[np.repeat(several, sizes)]])
@@ -417,7 +408,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Prompts nearly those of a benchmark",
         severity="worth a look",
         find=_near_prompts("suite"),
-        why="A benchmark's prompt with a few words changed, or most of it inside a row, still leaks.",
+        why="A benchmark's prompt with few words changed, or most of it inside a row, still leaks.",
         advice="Look at the examples; take the rows out where they are the same question.",
         fix="drop",
         looks=_has("suite"),

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -33,6 +34,9 @@ REASONS: Final = tuple(EXPLANATIONS)
 
 PROMPT_SKETCH: Final = 40
 RESPONSES_SKETCH: Final = 120
+SAME_SCRIPT: Final = 0.05
+"""Share of a text's letters from which on a script has a part in it."""
+
 SPLIT_COLUMN: Final = "split"
 """A column of this name says on which side of a split a row stands."""
 
@@ -47,6 +51,7 @@ ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
     "responses": np.uint16,
     "prompt_characters": np.uint32,
     "prompt_script": np.uint64,  # the code of a name of `names`; 0 without letters
+    "mixed_scripts": np.bool_,  # two responses are in different scripts
     "turns": np.uint16,
     "longest": np.uint32,  # tokens of the longest conversation
     "shared": np.uint32,  # tokens that two differently graded conversations share in front
@@ -75,7 +80,7 @@ class Columns:
     sketches: Path
 
     @property
-    def starts_N(self) -> npt.NDArray[np.int64]:
+    def starts(self) -> npt.NDArray[np.int64]:
         """Where the responses of each row begin, and where the last end."""
         return np.concatenate([[0], np.cumsum(self.of_rows["responses"], dtype=np.int64)])
 
@@ -190,6 +195,7 @@ class _Measurer:
         texts = [self.tools.text(response) for response in comparison.responses]
         prompt_W = words(prompt)
         texts_W = [words(text) for text in texts]
+        scripts = [self.tools.scripts(text) for text in texts]
         digests = [digest_of(response) for response in comparison.responses]
         grades = comparison.grades or (float("nan"),) * len(texts)
         split = comparison.metadata.get(SPLIT_COLUMN)
@@ -206,7 +212,10 @@ class _Measurer:
             "problems": chat.problems(comparison),
             "responses": len(texts),
             "prompt_characters": len(prompt),
-            "prompt_script": self._script(prompt, names),
+            "prompt_script": _main_script(self.tools.scripts(prompt), names),
+            "mixed_scripts": any(
+                not _share_a_script(one, other) for one, other in combinations(scripts, 2)
+            ),
             "turns": 1 if isinstance(comparison.prompt, str) else len(comparison.prompt),
             "copied_from": (
                 self.held_out.copied([grams(part) for part in (prompt_W, *texts_W)])
@@ -218,15 +227,11 @@ class _Measurer:
             "digest": digests,
             "characters": [len(text) for text in texts],
             "grade": list(grades),
-            "script": [self._script(text, names) for text in texts],
+            "script": [_main_script(counts, names) for counts in scripts],
         }
         responses_S = union(shingles(text_W) for text_W in texts_W)
         sketch = [self.sketch_responses(responses_S), self.sketch_prompt(shingles(prompt_W))]
         return row, of_responses, np.concatenate(sketch)
-
-    def _script(self, text: str, names: dict[int, str]) -> int:
-        found = self.tools.script(text)
-        return 0 if found is None else _named(found, names)
 
 
 _shared: _Measurer | None = None
@@ -243,6 +248,26 @@ def digest_of(turns: Turns) -> int:
         for turn in turns
     ]
     return _code(json.dumps(said, sort_keys=True, default=str).encode())
+
+
+def _main_script(counts: Mapping[str, int], names: dict[int, str]) -> int:
+    """The code of the script most letters belong to; 0 without letters."""
+    if not counts:
+        return 0
+    return _named(min(counts, key=lambda name: (-counts[name], name)), names)
+
+
+def _share_a_script(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether the main script of either has a part in the other: quoted code makes no language.
+
+    A text without letters goes with any.
+    """
+    if not one or not other:
+        return True
+    return any(
+        theirs.get(max(ours, key=ours.__getitem__), 0) >= SAME_SCRIPT * sum(theirs.values())
+        for ours, theirs in ((one, other), (other, one))
+    )
 
 
 def _text_key(text: str) -> int:

@@ -148,7 +148,7 @@ def _entries(
     write: Callable[[str], Any],
     counts: _Counts,
 ) -> Iterator[dict[str, Any]]:
-    """Write what stays, and yield a line of the ledger for every row that does not stay as it is."""
+    """Write what stays, and yield a line of the ledger for every row dropped or changed."""
     reader: Reader | None = None
     seen: set[int] = set()
     for number, where, row, comparison in iterate(source):

@@ -53,13 +53,13 @@ class Votes:
     ties_V: RowArray
 
     @property
-    def count_V(self) -> RowArray:
+    def counts(self) -> RowArray:
         return self.for_V + self.against_V + self.ties_V
 
 
 def judge_pairs(columns: Columns, rows: int) -> Judgements:
     """The judgements of those of the first ``rows`` rows that can train, and of ties."""
-    starts_N = columns.starts_N[: rows + 1]
+    starts_N = columns.starts[: rows + 1]
     judged_N = np.isin(columns.of_rows["reason"][:rows], _JUDGED)
     counts_N = np.where(judged_N, np.diff(starts_N), 0)
     parts = []

@@ -1,8 +1,8 @@
 """Near duplicates among millions of rows: banded sketches on disk propose, the texts decide.
 
-Rows whose sketches agree in all values of a band are candidates (locality-sensitive hashing; Leskovec
-et al., *Mining of Massive Datasets*, 3.4). Each band is a file of numbers that is sorted by itself,
-so that the memory is that of one band, whatever the number of rows.
+Rows whose sketches agree in all values of a band are candidates (locality-sensitive hashing;
+Leskovec et al., *Mining of Massive Datasets*, 3.4). Each band is a file of numbers that is sorted
+by itself, so that the memory is that of one band.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plaudit.arrow import RowArray
 from plaudit.data.audit.columns import PROMPT_SKETCH, RESPONSES_SKETCH, Columns
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import AuditRows, Progress
-from plaudit.data.audit.shingles import NEAR, Hashes, jaccard, shingles, words
+from plaudit.data.audit.shingles import NEAR, Hashes, evenly_spaced, jaccard, shingles, words
 from plaudit.data.audit.tools import Tools
 from plaudit.files import writing
 
@@ -39,6 +39,14 @@ NEIGHBOURS: Final = 4
 
 MOST_CHECKED: Final = 400_000
 """Candidates whose texts are compared; of more, evenly spaced ones, which the facts then say."""
+
+NEAR_OWN: Final = 0.5
+"""Jaccard index of what two prompts have beside the words of a template."""
+
+SAMPLED_PROMPTS: Final = 4_000
+COMMON_SHARE: Final = 0.01
+LEAST_PROMPTS: Final = 5
+"""A pair of words is a template's from this share of the prompts on, and this number of them."""
 
 _CHUNK = 1 << 16
 _SLACK: Final = 0.2  # three standard deviations of a sketch of 40 values
@@ -99,11 +107,19 @@ def near_rows(
 def near_prompts(
     columns: Columns, eligible: RowArray, held_out: int, texts: Texts, on_progress: Progress
 ) -> NearPairs:
-    """Rows whose prompt is nearly that of a row from number ``held_out`` on."""
+    """Rows whose prompt is nearly that of a row from number ``held_out`` on.
+
+    Prompts of one template share most of their words and ask different things. So what is left
+    without the words that many prompts share must be alike too.
+    """
+    common = common_shingles(eligible, texts)
 
     def alike(one: int, other: int) -> bool:
         ours, theirs = texts.of(one).prompt, texts.of(other).prompt
-        return jaccard(ours, theirs) >= NEAR
+        if jaccard(ours, theirs) < NEAR:
+            return False
+        own = (np.setdiff1d(part, common, assume_unique=True) for part in (ours, theirs))
+        return jaccard(*own) >= NEAR_OWN
 
     bands = _write_bands(columns, PROMPT_BANDS, "prompts")
     parts = (slice(RESPONSES_SKETCH, None),)
@@ -112,6 +128,15 @@ def near_prompts(
         for pairs in _neighbours(bands, eligible, held_out)
     ]
     return _verified(found, alike, "near prompts", on_progress)
+
+
+def common_shingles(rows: RowArray, texts: Texts) -> Hashes:
+    """Pairs of words that stand in many prompts of ``rows``, by evenly spaced ones of them."""
+    chosen = rows[evenly_spaced(len(rows), SAMPLED_PROMPTS)]
+    every = [np.zeros(0, np.uint32), *(texts.of(row).prompt for row in chosen.tolist())]
+    found, times = np.unique(np.concatenate(every), return_counts=True)
+    common: Hashes = found[times >= max(LEAST_PROMPTS, COMMON_SHARE * len(chosen))]
+    return common
 
 
 def same_responses(ours: Sets, theirs: Sets) -> bool:
@@ -208,8 +233,8 @@ def _verified(
 ) -> NearPairs:
     """The candidates whose texts are alike; each row once, with the first row it is like."""
     pairs = np.unique(np.concatenate(found), axis=0)
-    checked = min(len(pairs), MOST_CHECKED)
-    chosen = pairs[np.arange(checked) * len(pairs) // max(checked, 1)]
+    chosen = pairs[evenly_spaced(len(pairs), MOST_CHECKED)]
+    checked = len(chosen)
     rows: list[int] = []
     like: list[int] = []
     for number, (row, other) in enumerate(chosen.tolist(), start=1):

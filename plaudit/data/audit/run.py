@@ -18,7 +18,7 @@ from plaudit.data.audit.checks import BY_NAME, CHECKS, Check, Found
 from plaudit.data.audit.columns import REASONS, Columns, measure_columns
 from plaudit.data.audit.evidence import Evidence, first_of_equals
 from plaudit.data.audit.judgements import count_votes, judge_pairs
-from plaudit.data.audit.near import Texts, near_prompts, near_rows
+from plaudit.data.audit.near import SAMPLED_PROMPTS, Texts, near_prompts, near_rows
 from plaudit.data.audit.overlap import EvalGrams
 from plaudit.data.audit.rows import (
     AuditRows,
@@ -28,7 +28,7 @@ from plaudit.data.audit.rows import (
     store_rows,
     work_folder,
 )
-from plaudit.data.audit.shingles import NEAR
+from plaudit.data.audit.shingles import NEAR, evenly_spaced
 from plaudit.data.audit.tools import Tools
 from plaudit.errors import DataError
 
@@ -103,7 +103,11 @@ def gather(
     rows: AuditRows, folder: Path, tools: Tools, max_length: int, on_progress: Progress
 ) -> Evidence:
     """Measure the rows, and look for pairs of them that are alike."""
-    held_out = EvalGrams((row, tools.text(rows[row].prompt)) for row in range(rows.data, len(rows)))
+    others = evenly_spaced(rows.data, SAMPLED_PROMPTS)
+    held_out = EvalGrams(
+        ((row, tools.text(rows[row].prompt)) for row in range(rows.data, len(rows))),
+        (tools.text(rows[row].prompt) for row in others.tolist()),
+    )
     columns = measure_columns(rows, folder, tools, held_out, on_progress)
     texts = Texts(rows, tools)
     judgements = judge_pairs(columns, rows.data)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -39,13 +39,25 @@ _WORD = re.compile(
     "\uf900-\ufaff\U00020000-\U0003ffff]|[^\\W_]+"
 )
 _MIX: Final = np.uint32(0x9E3779B1)
-_BASE: Final = np.uint64(0x100000001B3)
+_POWERS: Final = np.array(
+    [pow(0x100000001B3, place, 1 << 64) for place in range(GRAM_WORDS)], np.uint64
+)
 
 
-@lru_cache(maxsize=1 << 17)
-def _word_hash(word: str) -> int:
-    # Half characters come out of tables; every hash must be the same in every process.
-    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
+class _WordHashes(dict[str, int]):
+    """Hashes of words, made when first asked for; far faster than ``functools.lru_cache``."""
+
+    _most = 1 << 18
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= self._most:
+            self.clear()
+        # Half characters come out of tables; every hash must be the same in every process.
+        found = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return found
+
+
+_word_hashes = _WordHashes()
 
 
 def words(text: str) -> Hashes:
@@ -54,7 +66,7 @@ def words(text: str) -> Hashes:
     Of a text without words (signs, pictures), the characters.
     """
     found = _WORD.findall(text.lower()) or [sign for sign in text if not sign.isspace()]
-    return np.fromiter(map(_word_hash, found), np.uint32)
+    return np.fromiter(map(_word_hashes.__getitem__, found), np.uint32, len(found))
 
 
 def shingles(words_T: Hashes) -> Hashes:
@@ -83,9 +95,7 @@ def grams(words_T: Hashes) -> Grams:
     count = len(words_T) - GRAM_WORDS + 1
     if count <= 0:
         return np.zeros(0, np.uint64)
-    found = np.zeros(count, np.uint64)
-    for place in range(GRAM_WORDS):
-        found = found * _BASE + words_T[place : place + count]
+    found: Grams = sliding_window_view(words_T.astype(np.uint64), GRAM_WORDS) @ _POWERS
     return found
 
 
@@ -104,3 +114,9 @@ class Sketcher:
         sketch.update_batch(set_S.tolist())
         found: Hashes = sketch.hashvalues
         return found
+
+
+def evenly_spaced(count: int, most: int) -> npt.NDArray[np.int64]:
+    """All numbers below ``count``, or ``most`` evenly spaced ones of them."""
+    taken = min(count, most)
+    return np.arange(taken) * count // max(taken, 1)

@@ -12,13 +12,14 @@ from plaudit.data.audit.columns import Array
 from plaudit.data.audit.evidence import Evidence
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import Progress
+from plaudit.data.audit.shingles import evenly_spaced
 from plaudit.types import Comparison, FloatArray
 
 LENGTHS: Final = (512, 1024, 2048, 4096)
 """Lengths at which the rows that are over are counted."""
 
 FOLDS: Final = 5
-BAG_OF_WORDS_ROWS: Final = 6_000
+BAG_OF_WORDS_ROWS: Final = 4_000
 """Rows that the bag of words is fitted and tried on; of more, evenly spaced ones."""
 
 _PARTS_OF_HUNDRED: Final = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -27,7 +28,7 @@ _BINS: Final = 40
 
 def lengths(evidence: Evidence) -> dict[str, Any]:
     """Characters of prompts, better and worse responses; tokens of the longest conversations."""
-    starts_N = evidence.columns.starts_N[: evidence.data + 1]
+    starts_N = evidence.columns.starts[: evidence.data + 1]
     characters_R = evidence.columns.of_responses["characters"][: starts_N[-1]]
     grade_R = evidence.columns.of_responses["grade"][: starts_N[-1]]
     row_R = np.repeat(np.arange(evidence.data), np.diff(starts_N))
@@ -82,7 +83,7 @@ def over_lengths(evidence: Evidence) -> list[dict[str, Any]]:
 
 def scripts(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
     """How many prompts and responses are in each script, the most frequent first."""
-    responses = evidence.columns.starts_N[evidence.data]
+    responses = evidence.columns.starts[evidence.data]
     return {
         "prompts": _counted(evidence, evidence.column("prompt_script")),
         "responses": _counted(evidence, evidence.columns.of_responses["script"][:responses]),
@@ -147,8 +148,7 @@ def _gaps(longer_P: FloatArray) -> dict[str, Any] | None:
 
 def _sample(evidence: Evidence) -> RowArray:
     usable = np.flatnonzero(evidence.column("reason") == 0)
-    count = min(len(usable), BAG_OF_WORDS_ROWS)
-    return usable[np.arange(count) * len(usable) // max(count, 1)]
+    return usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
 
 
 def _cross_fitted(evidence: Evidence, sample: RowArray, on_progress: Progress) -> FloatArray | None:

@@ -51,13 +51,13 @@ class Counting:
 class Tools:
     """Functions of other stages.
 
-    ``text`` is the plain text of a prompt or a response. ``script`` names the script of a text,
-    None without letters. ``judge`` turns differences (winner less loser) into accuracy, interval,
+    ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
+    text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
     ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others.
     """
 
     text: Callable[[Turns], str]
-    script: Callable[[str], str | None]
+    scripts: Callable[[str], Mapping[str, int]]
     judge: Callable[[FloatArray], Mapping[str, Any]]
     bag_of_words: Fitted
     counting: Counting
