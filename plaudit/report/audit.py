@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plaudit.files import write_json, writing
-from plaudit.report.audit_words import STYLES, compared, sentences, shown_details
+from plaudit.report.audit_words import (
+    STYLES,
+    compared,
+    sentences,
+    shown_details,
+    shown_share,
+)
 from plaudit.report.plots import BLUE, GREY, ORANGE, _figure, _legend, _save
 from plaudit.report.record import FORMATS, TEMPLATES, words
 
@@ -48,7 +54,7 @@ def render_audit(facts: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(FORMATS)
-    environment.filters["details"] = shown_details
+    environment.filters |= {"details": shown_details, "share": shown_share}
     found = [finding for finding in facts["findings"] if finding["rows"]]
     by_severity = [
         (severity, [finding for finding in found if finding["severity"] == severity])

@@ -87,6 +87,12 @@ def shown_details(finding: Facts) -> str:
     return ""
 
 
+def shown_share(finding: Facts) -> str:
+    """The share of rows; of few rows that there are some."""
+    share = finding["share"]
+    return "< 0.1%" if share < 0.001 else _percent(share)
+
+
 def compared(facts: Facts) -> str:
     """What the rows were compared with, or that they were not."""
     others = [part for part in facts["parts"] if part["kind"] != "data"]

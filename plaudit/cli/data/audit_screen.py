@@ -11,7 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.report.audit_words import STYLES, compared, sentences, shown_details
+from plaudit.report.audit_words import (
+    STYLES,
+    compared,
+    sentences,
+    shown_details,
+    shown_share,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,12 +82,15 @@ def _table(findings: list[Mapping[str, Any]]) -> Table:
         if finding["severity"] != severity:
             severity = finding["severity"]
             table.add_row(Text(severity, style=STYLES[severity]))
-        where = ", ".join(example["where"] for example in finding["examples"][:2])
+        # Folders would fill the column; audit.json has whole paths.
+        where = ", ".join(
+            example["where"].rpartition("/")[2] for example in finding["examples"][:2]
+        )
         details = shown_details(finding)
         table.add_row(
             Text(f"  {finding['title']}" + (f" ({details})" if details else "")),
             f"{finding['rows']:,}",
-            f"{100 * finding['share']:.1f}%",
+            shown_share(finding),
             Text(where),
         )
     return table
