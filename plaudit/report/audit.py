@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plaudit.files import write_json, writing
+from plaudit.files import write_json
 from plaudit.report.audit_words import (
     STYLES,
     compared,
@@ -27,18 +27,13 @@ AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"
 
 
-def write_audit(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write both files into a new folder.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
+def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]:
+    """Names of the files of an audit, each with what writes it."""
     page = render_audit(facts)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / AUDIT_FILE, facts)
-    with writing(folder):
-        (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+    return {
+        AUDIT_FILE: lambda path: write_json(path, facts),
+        PAGE_FILE: lambda path: path.write_text(page, encoding="utf-8"),
+    }
 
 
 def render_audit(facts: Mapping[str, Any]) -> str:

@@ -65,11 +65,11 @@ def audit(
     """Look over preference data: duplicates, contradictions, leaks, lengths, broken turns."""
     from plaudit.cli.data.audit_screen import progress, show_audit
     from plaudit.cli.screen import quiet_console
-    from plaudit.data.audit.fix import refuse_fix, write_fixed
+    from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
-    from plaudit.evaluate.folder import refuse_folder
+    from plaudit.evaluate.folder import refuse_folder, write_folder
     from plaudit.recipe import Source
-    from plaudit.report.audit import write_audit
+    from plaudit.report.audit import audit_files
 
     sources = [Source(path=path, format=format_) for path in data]
     if fix is not None:
@@ -79,18 +79,19 @@ def audit(
     if out is not None:
         refuse_folder(out)
     console = quiet_console()
+    tools = tools_for(tokenizer, console)
     with progress(console) as on_progress:
         found = run(
             [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or ())],
-            tools_for(tokenizer, console),
+            tools,
             max_length=max_length,
             on_progress=on_progress,
         )
         if fix is not None:
-            found.facts["fixed"] = _fixed(sources[0], fix, found, on_progress, write_fixed)
+            found.facts["fixed"] = _fixed(sources[0], fix, found, on_progress)
     show_audit(console, found.facts)
     if out is not None:
-        write_audit(out, found.facts)
+        write_folder(out, audit_files(found.facts))
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
     if json:
         print(json_module.dumps(found.facts))
@@ -98,15 +99,18 @@ def audit(
         raise typer.Exit(1)
 
 
-def _fixed(
-    source: Source, fix: Path, found: Audit, on_progress: Progress, write_fixed: Any
-) -> dict[str, Any]:
+def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> dict[str, Any]:
+    """Write the cleaned copy of what was audited; what became of its rows."""
+    from plaudit.data.audit.fix import write_fixed
+    from plaudit.data.files import fingerprint
+
+    if fingerprint(source) != found.facts["parts"][0]["fingerprint"]:
+        raise DataError(f"{source.path} changed while it was audited; start again.")
     total = found.facts["rows"]
     cleaned = write_fixed(
         source, fix, found.verdict_N, lambda done: on_progress("writing", done, total)
     )
-    facts: dict[str, Any] = cleaned.facts()
-    return facts
+    return cleaned.facts()
 
 
 def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:

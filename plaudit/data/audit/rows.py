@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from plaudit.types import Comparison
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+ABANDONED_SECONDS = 2 * 86400
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Hears what is being done, how many rows of it are done, and of how many (None: not known)."""
@@ -86,12 +90,20 @@ def work_folder() -> tempfile.TemporaryDirectory[str]:
     if folder is not None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _remove_abandoned(folder)
             return tempfile.TemporaryDirectory(
                 prefix="audit-", dir=folder, ignore_cleanup_errors=True
             )
         except OSError:
             pass
     return tempfile.TemporaryDirectory(prefix="plaudit-audit-", ignore_cleanup_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What killed audits left."""
+    for path in folder.glob("audit-*"):
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def store_rows(folder: Path, parts: Sequence[Part], on_progress: Progress) -> AuditRows:
