@@ -103,22 +103,23 @@ def measure_columns(
         OutputError: the disk.
     """
     path = folder / "sketches"
-    batches: list[_Batch] = []
+    of_rows: dict[str, list[Array]] = {name: [] for name in ROW_COLUMNS}
+    of_responses: dict[str, list[Array]] = {name: [] for name in RESPONSE_COLUMNS}
     names: dict[int, str] = {}
     done = 0
     with writing(path), path.open("wb") as file:
         for batch in _measured(rows, tools, held_out):
             file.write(batch.sketches.tobytes())
             names |= batch.names
-            batches.append(batch)
+            # The batch itself holds its sketches, which are too many to keep.
+            for kept, new in ((of_rows, batch.of_rows), (of_responses, batch.of_responses)):
+                for name, values in new.items():
+                    kept[name].append(values)
             done += len(batch.sketches)
             on_progress("measuring", done, len(rows))
     return Columns(
-        of_rows={name: np.concatenate([b.of_rows[name] for b in batches]) for name in ROW_COLUMNS},
-        of_responses={
-            name: np.concatenate([b.of_responses[name] for b in batches])
-            for name in RESPONSE_COLUMNS
-        },
+        of_rows={name: np.concatenate(of_rows.pop(name)) for name in ROW_COLUMNS},
+        of_responses={name: np.concatenate(of_responses.pop(name)) for name in RESPONSE_COLUMNS},
         names=names,
         sketches=path,
     )

@@ -91,6 +91,7 @@ def audit(
                 "lengths": statistics.lengths(evidence),
                 "over_lengths": statistics.over_lengths(evidence),
                 "scripts": statistics.scripts(evidence),
+                "languages": statistics.languages(evidence),
                 "shape": statistics.shape(evidence),
                 "surface": statistics.surface(evidence, on_progress),
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from plaudit.types import Comparison, FloatArray
 LENGTHS: Final = (512, 1024, 2048, 4096)
 """Lengths at which the rows that are over are counted."""
 
+LANGUAGE_ROWS: Final = 2_000
 FOLDS: Final = 5
 BAG_OF_WORDS_ROWS: Final = 4_000
 """Rows that the bag of words is fitted and tried on; of more, evenly spaced ones."""
@@ -98,6 +100,42 @@ def _counted(evidence: Evidence, codes: Array) -> list[dict[str, Any]]:
         for code, count in zip(found.tolist(), counts.tolist(), strict=True)
     ]
     return sorted(rows, key=lambda row: (-row["count"], row["script"] or ""))
+
+
+def languages(evidence: Evidence) -> dict[str, Any] | None:
+    """Languages of prompts and responses of evenly spaced rows; None if nothing can tell them.
+
+    ``responses_in_another`` are those in another language than their prompt, of
+    ``responses_compared`` where both are known.
+    """
+    language, text = evidence.tools.language, evidence.tools.text
+    if language is None:
+        return None
+    rows = evenly_spaced(evidence.data, LANGUAGE_ROWS)
+    prompts: Counter[str | None] = Counter()
+    responses: Counter[str | None] = Counter()
+    compared = another = 0
+    for row in rows.tolist():
+        comparison = evidence.rows[row]
+        asked = language(text(comparison.prompt))
+        answered = [language(text(response)) for response in comparison.responses]
+        prompts[asked] += 1
+        responses.update(answered)
+        known = [name for name in answered if name is not None and asked is not None]
+        compared += len(known)
+        another += sum(name != asked for name in known)
+    return {
+        "rows": len(rows),
+        "prompts": _by_language(prompts),
+        "responses": _by_language(responses),
+        "responses_compared": compared,
+        "responses_in_another": another,
+    }
+
+
+def _by_language(counts: Counter[str | None]) -> list[dict[str, Any]]:
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0] or ""))
+    return [{"language": name, "count": count} for name, count in order]
 
 
 def shape(evidence: Evidence) -> dict[str, Any]:

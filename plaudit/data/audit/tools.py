@@ -53,7 +53,9 @@ class Tools:
 
     ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
     text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
-    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others.
+    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others. ``language``
+    names the language of a text (ISO 639), None where it cannot tell; None if nothing is installed
+    that could.
     """
 
     text: Callable[[Turns], str]
@@ -61,3 +63,4 @@ class Tools:
     judge: Callable[[FloatArray], Mapping[str, Any]]
     bag_of_words: Fitted
     counting: Counting
+    language: Callable[[str], str | None] | None = None
