@@ -168,12 +168,11 @@ def several_votes(evidence: Evidence) -> Found:
     several = count_V > 1
     sizes = np.diff(np.concatenate([votes.start_V, [len(judgements)]]))
     rows = np.unique(judgements.row_J[votes.order_J[np.repeat(several, sizes)]])
-    agreeing = sum(_couples(side) for side in (votes.for_V, votes.against_V, votes.ties_V))[
-        several
-    ].sum()
+    decided_V = _couples(votes.for_V) + _couples(votes.against_V)
+    agreeing = (decided_V + _couples(votes.ties_V))[several].sum()
     couples = _couples(count_V)[several].sum()
     untied = several & (votes.ties_V == 0)
-    same = (_couples(votes.for_V) + _couples(votes.against_V))[untied].sum()
+    same = decided_V[untied].sum()
     untied_couples = _couples(count_V)[untied].sum()
     return Found(
         rows_M=rows,

@@ -66,7 +66,7 @@ class AuditRows:
         self.parts = parts
 
     def __len__(self) -> int:
-        return self.table.rows
+        return int(self.table.rows)
 
     def __getitem__(self, row: int) -> Comparison:
         return decode(self.table.items("comparison", row))
