@@ -9,8 +9,9 @@ Three questions, each to a ``plaudit serve`` process of its own whose cache of s
 - overhead: one client, one pair a request, against the bare call of the model on the same pair;
 - 16 responses to a prompt: against ``common/plain_server.py``, which encodes each response alone.
 
-Rewards over HTTP must equal those from the file within 1e-4, and the largest difference is recorded:
-random weights this wide give rewards far from zero, where fp32 itself is coarser than 1e-5. Server and client share the machine.
+Rewards over HTTP must equal those from the file within 1e-4, and the largest difference is
+recorded: random weights this wide give rewards far from zero, where fp32 itself is coarser than
+1e-5. Server and client share the machine.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def throughput(model: RewardModel, folder: Path, work: Path, arguments: Any) -> 
 
 def overhead(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
     """Milliseconds of a lone request, and of the bare call of the model on the same pair."""
-    rows = pair_rows(120, arguments.seed + 2)
+    rows = pair_rows(60, arguments.seed + 2)
     comparisons = [model.comparison(r["prompt"], [r["chosen"], r["rejected"]]) for r in rows]
     trees = [model.encode([comparison])[0] for comparison in comparisons]
     bare: list[float] = []
@@ -155,10 +156,10 @@ def overhead(model: RewardModel, folder: Path, work: Path, arguments: Any) -> di
     }
 
 
-def sixteen(folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
-    """Requests of 16 responses a second, from plaudit's server and from the plain one."""
+def sixteen(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
+    """Responses a second, 16 to a prompt, from plaudit's server and from the plain one."""
     generator = random.Random(arguments.seed + 3)
-    prompts = [text(generator, arguments.prompt_words) for _ in range(24)]
+    prompts = [text(generator, arguments.prompt_words) for _ in range(8)]
     bodies = [
         body_of(prompt, [text(generator, arguments.response_words) for _ in range(16)])
         for prompt in prompts
@@ -248,11 +249,8 @@ def main() -> None:
         base = build_base(arguments.model, work / "base", seed=arguments.seed)
         folder = saved_model(base, work / "run")
         model = load(folder)
-        for case in (
-            throughput(model, folder, work, arguments),
-            overhead(model, folder, work, arguments),
-            sixteen(folder, work, arguments),
-        ):
+        for question in (throughput, overhead, sixteen):
+            case = question(model, folder, work, arguments)
             console.log(case["kind"], case.get("ratio", case.get("p50_overhead")))
             recorder.add({"model": arguments.model, **case})
     record = recorder.record()

@@ -22,11 +22,12 @@ from plaudit import __version__
 from plaudit.errors import PlauditError
 from plaudit.serve.engine import Engine, Outcome
 from plaudit.serve.errors import documented, error_response, from_status, from_validation
-from plaudit.serve.gate import Exchange, Gate
+from plaudit.serve.gate import Exchange, Gate, failure
 from plaudit.serve.metrics import CONTENT_TYPE
 from plaudit.serve.page import add_page
 from plaudit.serve.protocols.records import Ask, Dialogue, Protocol, Scored, Step
 from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serve.queue import costs_of
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served, facts_of
 from plaudit.serve.unicode import refuse_half_characters
@@ -111,6 +112,7 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     app.add_exception_handler(PlauditError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_defect)
     named = {path: protocol.name for protocol in PROTOCOLS.values() for path in protocol.paths}
     others = {path: path.strip("/") for path in ("/health", "/ready", "/metrics", "/v1/models")}
     return Gate(app, engine=engine, token=token, protocol_of={**named, **others})
@@ -159,9 +161,9 @@ async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request)
         raise RefusalError(
             "bad_request", f"{asked} conversations are over {limit}; send fewer at once."
         )
-    encoded = await engine.encode(lambda: served.encode(ask)) if asked else []
+    encoded, costs = await engine.encode(lambda: _encoded(served, ask))
     sequences = [ids for part in encoded for ids in part]
-    outcome = await engine.score(served, sequences, client=client, deadline=deadline)
+    outcome = await engine.score(served, sequences, costs, client=client, deadline=deadline)
     along = None
     if ask.along:
         along = await _along(engine, served, ask, encoded, client, deadline)
@@ -173,6 +175,12 @@ async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request)
         "cached": outcome.cached,
     }
     return _scored(served, encoded, outcome, along, time.monotonic() - began)
+
+
+def _encoded(served: Served, ask: Ask) -> tuple[list[list[IntArray]], list[int]]:
+    """Ids per part of the request, and the cost of every conversation; for the encoding thread."""
+    encoded = served.encode(ask)
+    return encoded, costs_of([ids for part in encoded for ids in part])
 
 
 def _scored(
@@ -341,6 +349,11 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return error_response(from_validation(error), _id(request))
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    # Starlette raises it again after this answer, and the gate logs it.
+    return error_response(failure(), _id(request))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 Requests that wait are merged into the next batch, whoever sent them. A request that finds the
 engine idle is scored at once; where the last batch held several, the next waits a few milliseconds
-for as many. The event loop never computes: encoding has a thread of its own, and so have models
+for as many. The event loop waits for nothing: encoding has a thread of its own, and so have models
 that are being loaded.
 """
 
@@ -131,16 +131,22 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._encoder, work)
 
     async def score(
-        self, served: Served, sequences: Sequence[IntArray], *, client: str, deadline: float
+        self,
+        served: Served,
+        sequences: Sequence[IntArray],
+        costs: Sequence[int],
+        *,
+        client: str,
+        deadline: float,
     ) -> Outcome:
-        """Rewards of whole conversations.
+        """Rewards of whole conversations, whose ``costs`` encoding has worked out.
 
         Raises:
             RefusalError: the queue is full, time ran out, or a reward is not finite.
         """
         if not sequences:
             return Outcome(rewards=(), computed=0, cached=0)
-        job = await self._done(served, sequences, client, deadline, action=None)
+        job = await self._done(served, sequences, costs, client, deadline, action=None)
         return Outcome(rewards=tuple(job.rewards), computed=job.computed, cached=job.cached)
 
     async def call(
@@ -153,7 +159,7 @@ class Engine:
         deadline: float,
     ) -> Found:
         """Run ``action`` in the model's thread when its turn comes; ``cost`` are its tokens."""
-        job = await self._done(served, [cost], client, deadline, action=action)
+        job = await self._done(served, [cost], [len(cost)], client, deadline, action=action)
         found: Found = job.result
         return found
 
@@ -161,6 +167,7 @@ class Engine:
         self,
         served: Served,
         sequences: Sequence[IntArray],
+        costs: Sequence[int],
         client: str,
         deadline: float,
         *,
@@ -176,6 +183,7 @@ class Engine:
             owner=served,
             client=client,
             sequences=sequences,
+            costs=list(costs),
             deadline=deadline,
             finish=finish,
             action=action,

@@ -87,10 +87,9 @@ class Gate:
             await self._refuse(refusal, scope, receive, send, exchange)
         except Exception:
             logger.exception("request_failed", extra={"facts": {"request_id": exchange.request_id}})
-            failed = RefusalError(
-                "internal_error", "The server failed on this request; see its log."
-            )
-            await self._refuse(failed, scope, receive, send, exchange)
+            # The framework has answered already where its error handling saw it first.
+            if not exchange.status:
+                await self._refuse(failure(), scope, receive, send, exchange)
 
     async def _refuse(
         self, refusal: RefusalError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
@@ -110,16 +109,21 @@ class Gate:
                 )
         announced = headers.get("content-length", "")
         if announced.isdigit():
-            self._refuse_large(int(announced))
+            self._refuse_large(int(announced), more=int(announced))
 
-    def _refuse_large(self, size: int) -> None:
+    def _refuse_large(self, size: int, *, more: int = 0) -> None:
+        """Refuse a body of ``size``, or one whose ``more`` bytes there is no room for.
+
+        Raises:
+            RefusalError: it is too large, or too much is under way already.
+        """
         settings = self._engine.settings
         if size > settings.max_body_bytes:
             raise RefusalError(
                 "body_too_large",
                 f"The body is over {settings.max_body_bytes:,} bytes; send it in parts.",
             )
-        if self._inflight_bytes + size > settings.max_inflight_bytes:
+        if self._inflight_bytes + more > settings.max_inflight_bytes:
             raise RefusalError(
                 "overloaded", "Too many bytes are waiting already; try again later.", retry_after=1
             )
@@ -149,7 +153,7 @@ class Gate:
             self._inflight_bytes += size
             complete = not message.get("more_body", False)
             try:
-                self._refuse_large(exchange.body_bytes if size else 0)
+                self._refuse_large(exchange.body_bytes)
             except RefusalError as refusal:
                 exchange.refused = refusal
                 raise
@@ -188,6 +192,11 @@ class Gate:
                 }
             },
         )
+
+
+def failure() -> RefusalError:
+    """A defect of ours, as the client sees it."""
+    return RefusalError("internal_error", "The server failed on this request; see its log.")
 
 
 class JsonLines(logging.Formatter):

@@ -29,7 +29,8 @@ class Job(Generic[Owner]):
 
     ``owner`` is the loaded model they were encoded for. ``deadline`` is on the monotonic clock.
     ``finish`` is called once, from the thread that scores, with None or why it failed. ``computed``
-    counts the tokens that the model computed for it. With ``action`` that is called in place of
+    counts the tokens that the model computed for it. ``costs`` are those of :func:`costs_of` where
+    they are known already. With ``action`` that is called in place of
     scoring, for other work that only the model's thread may do, and gives ``result``.
     """
 
@@ -52,7 +53,8 @@ class Job(Generic[Owner]):
 
     def __post_init__(self) -> None:
         self.rewards = [0.0] * len(self.sequences)
-        self.costs = costs_of(self.sequences)
+        if not self.costs:
+            self.costs = costs_of(self.sequences)
 
     @property
     def waiting_tokens(self) -> int:
@@ -70,6 +72,8 @@ class Slice(Generic[Owner]):
 
 def costs_of(sequences: Sequence[IntArray]) -> list[int]:
     """Tokens that each conversation adds to the one before it."""
+    if not sequences:
+        return []
     shared = [0] + [common_prefix([before, after]) for before, after in pairwise(sequences)]
     return [len(ids) - common for ids, common in zip(sequences, shared, strict=True)]
 

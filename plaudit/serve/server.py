@@ -30,6 +30,7 @@ logger = logging.getLogger("plaudit.serve")
 SETTINGS_VARIABLE = "PLAUDIT_SERVE_SETTINGS"
 TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"
 DEVICES_VARIABLE = "PLAUDIT_SERVE_DEVICES"
+JUST_ACCEPTED_SECONDS = 0.2
 # Connections that send nothing would else use up the process's file descriptors.
 MOST_CONNECTIONS = 4096
 
@@ -59,6 +60,16 @@ class DrainingServer(uvicorn.Server):
         notice = 0.0 if sig == signal.SIGINT else self._engine.settings.drain_notice
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(loop.call_later, notice, self._leave)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, then wait for requests of connections that were just accepted.
+
+        uvicorn would close a connection whose request has not arrived yet.
+        """
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        await asyncio.sleep(JUST_ACCEPTED_SECONDS)
+        await super().shutdown(sockets=sockets)
 
     def _leave(self) -> None:
         # uvicorn's own handler would raise the signal again after draining: exit code 0 is meant.
@@ -103,9 +114,9 @@ def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None
     Raises:
         SettingsError: the address cannot be listened on.
     """
-    log_as_json()
-    config = _config(build_app(engine, token=read_token(settings)), settings)
     listening = bind(settings)
+    config = _config(build_app(engine, token=read_token(settings)), settings)
+    log_as_json()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listening.getsockname()[1]}"
     server = DrainingServer(config, engine, lambda: on_listening(address))

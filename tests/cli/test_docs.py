@@ -49,7 +49,7 @@ NOT_RUN = {
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
-    "plaudit serve": "runs until it is stopped; tests/cli/test_serve.py runs it",
+    "plaudit serve": "runs until it is stopped; tests/cli/test_serve.py starts it",
     "pip install": "the network",
     "python -m pip wheel": "the network",
     "python -c": "makes a token, which nothing here needs",
@@ -62,19 +62,26 @@ NOT_RUN = {
     "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
     "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
 }
-# Standard tools that pages use to look at files or ask a server; run in the page's folder.
-STANDARD_TOOLS = ("cat", "cp", "curl", "head", "ls", "mkdir", "mv", "tail", "wc")
+# Standard tools that pages use to look at files; run by a shell in the page's folder.
+STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
 
 # Pages that ask a server: a real one of ``runs/first`` stands in for the address they name.
 ADDRESS = "http://127.0.0.1:8000"
-ASKS_A_SERVER = ("docs/how-to/use-the-client.md",)
+ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md")
 
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
+    "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
+    "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),
+    "docs/how-to/add-an-operator.md": (
+        "plaudit.data.operators.text",
+        "plaudit.data.operators.table",
+    ),
+    "docs/how-to/add-a-writer.md": ("plaudit.data.writers",),
 }
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -246,6 +253,8 @@ def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]
     if words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, f"{command}: the Makefile has no such target"
+    elif words[0] == "curl":
+        subprocess.run([*words, "--fail"], check=True, capture_output=True)
     elif words[0] in STANDARD_TOOLS:
         subprocess.run(words, check=True, capture_output=True)
     else:
@@ -310,6 +319,18 @@ def test_the_page_of_formats_shows_every_format() -> None:
         reader = choose_reader(json.loads(example[1]), where="the example")
         shown[section.split("\n")[0]] = reader.name
     assert shown == {name: name for name in READERS}
+
+
+def test_the_page_of_conversion_names_every_format_and_loss() -> None:
+    from plaudit.data.writers import LOSSES, REFUSALS, WRITERS
+
+    page = (ROOT / "docs/how-to/convert-and-split.md").read_text(encoding="utf-8")
+    named = {
+        name
+        for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`([\w]+)`", line)
+    }
+    assert named == {*WRITERS, *REFUSALS, *LOSSES}
 
 
 def test_the_page_of_formats_explains_every_reason() -> None:

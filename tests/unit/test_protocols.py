@@ -122,6 +122,7 @@ def test_sglang_classify_gives_one_object_or_a_list() -> None:
     assert [e["embedding"] for e in exchange("classify", {"text": ["t"]}, 1.3)] == [[1.3]]
     assert exchange("classify", {"input_ids": [1, 2]}, 1.3)["embedding"] == [1.3]
     assert len(exchange("encode", {"input_ids": [[1, 2], [3]]}, 1.3, 1.4)) == 2
+    assert exchange("encode", {"input_ids": []}) == []
 
 
 def test_inputs_are_texts_or_ids() -> None:

@@ -110,6 +110,14 @@ def test_a_body_that_is_not_json(server: Running, content: bytes) -> None:
     still_answers(server)
 
 
+def test_a_defect_has_the_shape_of_every_error(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(finished_run) as server:
+        monkeypatch.setattr(type(server.model), "encode", lambda *_: 1 / 0)
+        error(server.post("/v1/rewards", BODY), 500, "internal_error")
+
+
 def test_no_error_repeats_what_was_sent(server: Running) -> None:
     secret = "the prompt of a client"
     response = server.post("/v1/rewards", {"prompt": {"x": secret}, "responses": secret})

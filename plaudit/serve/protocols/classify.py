@@ -94,7 +94,9 @@ def _sglang_parts(request: SglangRequest) -> tuple[Part, ...]:
 def answer_sglang(request: SglangRequest, scored: Scored) -> Embedded | list[Embedded]:
     """One object for one input, a list for a list."""
     ids = request.input_ids
-    single = isinstance(request.text, str) if ids is None else isinstance(ids[0], int)
+    single = (
+        isinstance(request.text, str) if ids is None else len(ids) > 0 and isinstance(ids[0], int)
+    )
     rids = [request.rid] if isinstance(request.rid, str) else request.rid or []
     found = [
         Embedded(

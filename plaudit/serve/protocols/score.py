@@ -30,7 +30,10 @@ DOCUMENTS = ("documents", "text_2", "data_2", "items")
 
 
 class PairsRequest(Body):
-    """One query with any number of documents, or as many of one as of the other."""
+    """One query with any number of documents, or as many of one as of the other.
+
+    They may also be called text_1 and text_2, data_1 and data_2, or queries and items.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
