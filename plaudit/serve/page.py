@@ -50,7 +50,7 @@ def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> N
     async def settings() -> Response:
         return JSONResponse({"token": token}, headers=_headers(PAGE_POLICY))
 
-    @app.get("/models/{name}/{paper}", tags=["models"], operation_id="paper")
+    @app.get("/models/{name}/{paper}", include_in_schema=False)
     async def paper(name: str, paper: str) -> Response:
         """What lies beside a model: ``report`` is its HTML report, ``card`` its model card."""
         folder = Path(source_of(name))
