@@ -23,7 +23,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.serve.given import refuse_no_list
+from plaudit.given import refuse_no_list
 from plaudit.types import Best, Text, TokenReward
 
 try:

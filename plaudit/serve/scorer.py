@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, ModelError
+from plaudit.given import refuse_no_list
 from plaudit.model.artefact import ArtefactFacts
 from plaudit.model.imports.formats import open_reward_model
 from plaudit.model.imports.records import Choices, Opened
@@ -21,7 +22,6 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
-from plaudit.serve.given import refuse_no_list
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.pieces import pieces
