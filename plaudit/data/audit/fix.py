@@ -124,17 +124,19 @@ def write_fixed(
             for entry in _entries(source, verdict_N, rows.write, counts):
                 ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 on_rows(counts.rows)
+        # Refuses rows that do not add up, before anything is written.
+        cleaned = Cleaned(
+            path=str(out),
+            ledger=str(ledger_of(out)),
+            rows=counts.rows,
+            kept=counts.kept,
+            changed=dict(counts.changed),
+            changed_rows=counts.changed_rows,
+            dropped=dict(counts.dropped),
+        )
         write_atomically(out, lambda temporary: write(rows_path, temporary))
         write_atomically(ledger_of(out), ledger_path.rename)
-    return Cleaned(
-        path=str(out),
-        ledger=str(ledger_of(out)),
-        rows=counts.rows,
-        kept=counts.kept,
-        changed=dict(counts.changed),
-        changed_rows=counts.changed_rows,
-        dropped=dict(counts.dropped),
-    )
+    return cleaned
 
 
 def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
