@@ -15,7 +15,7 @@ import numpy as np
 
 from plaudit.data.files import fingerprint
 from plaudit.data.load import LocatedComparison, iterate
-from plaudit.data.writers import writer_of
+from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
@@ -60,9 +60,8 @@ def score_file(
         DataError: a row cannot be read, or already has a column of that name.
         OutputError: ``out`` exists, cannot be written, or is of an unknown kind.
     """
-    write = writer_of(out)
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another name.")
+    write = ROW_FILES[row_file_ending(out)]
+    refuse_existing(out)
     columns = Columns(rewards=column, picks=picks)
     total = sum(1 for _ in _checked(source, columns))
     partial = Partial.beside(out)
@@ -134,8 +133,7 @@ def _score_chunk(
         if columns.picks is not None:
             rewards = added[columns.rewards]
             added[columns.picks] = None if rewards is None else rewards.index(max(rewards))
-        # Parquet holds dates and bytes, which JSON has no form for.
-        yield json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n", reason
+        yield as_line({**row, **added}), reason
 
 
 def _identity(

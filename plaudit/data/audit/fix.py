@@ -24,7 +24,7 @@ from plaudit.data.audit.columns import digest_of
 from plaudit.data.load import iterate
 from plaudit.data.readers import Reader, choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.data.writers import writer_of
+from plaudit.data.row_files import ROW_FILES, row_file_ending
 from plaudit.errors import OutputError
 from plaudit.files import write_atomically, writing
 from plaudit.recipe import Source
@@ -86,7 +86,7 @@ def refuse_fix(out: Path) -> None:
     Raises:
         OutputError: the file or its ledger exists, or its extension is unknown.
     """
-    writer_of(out, "--fix")
+    row_file_ending(out, "--fix")
     for path in (out, ledger_of(out)):
         if path.exists():
             raise OutputError(f"--fix {path} exists already; choose another name.")
@@ -113,7 +113,7 @@ def write_fixed(
         OutputError: the disk.
     """
     refuse_fix(out)
-    write = writer_of(out, "--fix")
+    write = ROW_FILES[row_file_ending(out, "--fix")]
     counts = _Counts()
     with writing(out), _folder_beside(out) as name:
         rows_path, ledger_path = Path(name) / "rows", Path(name) / "ledger"
