@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plaudit.cli.data import VERBS as DATA_VERBS
 from plaudit.cli.main import VERBS, main
 from plaudit.recipe import LORA_DEFAULTS, Recipe, Section, Source
 from plaudit.recipe_check import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
 from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference"
+GROUPS: dict[str, Sequence[str]] = {"data": tuple(DATA_VERBS)}
+"""Verbs with verbs of their own."""
 NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a change. -->"
 
 
@@ -108,10 +111,12 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def cli_reference() -> str:
-    """The help of the command and of every verb."""
+    """The help of the command, of every verb and of the verbs of each group."""
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
     for name in VERBS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
+        for inner in GROUPS.get(name, ()):
+            parts += [f"### plaudit {name} {inner}", f"```text\n{_help(name, inner)}\n```"]
     parts.append("Exit codes: 0 done, 1 failed, 2 something for the user to put right.")
     return "\n\n".join(parts) + "\n"
 
