@@ -31,10 +31,17 @@ def visible(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def escaped(text: str) -> str:
+    """A name out of the data without anything that would not show or would act."""
+    return "".join(_escaped(character) for character in text)
+
+
 def _visible(character: str) -> str:
     marks = {" ": SPACE, "\n": f"{NEWLINE}\n", "\t": TAB}
-    if character in marks:
-        return marks[character]
+    return marks.get(character) or _escaped(character)
+
+
+def _escaped(character: str) -> str:
     # Combining marks belong to the letter before them, and are printable alone as well.
     if character.isprintable() or unicodedata.category(character) == "Mn":
         return character
@@ -107,7 +114,7 @@ def write_preview(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters.update(visible=visible, sizes=sizes, counted=counted)
+    page.filters.update(visible=visible, escaped=escaped, sizes=sizes, counted=counted)
     page.globals["standing"] = standing
     write_text(
         path,

@@ -36,6 +36,8 @@ LIGHT = (
     "plaudit.cli",
     "plaudit.cli.main",
     "plaudit.data",
+    "plaudit.cli.data",
+    "plaudit.data.convert",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.files",
@@ -44,6 +46,7 @@ LIGHT = (
     "plaudit.recipe",
     "plaudit.report",
     "plaudit.report.card",
+    "plaudit.report.preview",
     "plaudit.share.hub",
     "plaudit.types",
 )
