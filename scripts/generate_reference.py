@@ -19,9 +19,10 @@ from plaudit.recipe import LORA_DEFAULTS, Recipe, Section, Source
 from plaudit.recipe_check import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
 from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
+GROUPS = {"data": DATA_VERBS}
+"""Verbs that have verbs of their own."""
+
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference"
-GROUPS: dict[str, Sequence[str]] = {"data": tuple(DATA_VERBS)}
-"""Verbs with verbs of their own."""
 NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a change. -->"
 
 
@@ -115,8 +116,8 @@ def cli_reference() -> str:
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
     for name in VERBS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
-        for inner in GROUPS.get(name, ()):
-            parts += [f"### plaudit {name} {inner}", f"```text\n{_help(name, inner)}\n```"]
+        for verb in GROUPS.get(name, ()):
+            parts += [f"### plaudit {name} {verb}", f"```text\n{_help(name, verb)}\n```"]
     parts.append("Exit codes: 0 done, 1 failed, 2 something for the user to put right.")
     return "\n\n".join(parts) + "\n"
 

@@ -23,8 +23,8 @@ from plaudit.files import write_atomically
 BATCH_ROWS: Final = 512
 
 
-def row_file_ending(out: Path) -> str:
-    """The ending of a name by which the kind of file is known.
+def row_file_ending(out: Path, option: str = "--out") -> str:
+    """The ending of a name by which the kind of file is known; ``option`` gave the name.
 
     Raises:
         OutputError: it is none of :data:`ROW_FILES`.
@@ -32,7 +32,9 @@ def row_file_ending(out: Path) -> str:
     for ending in ROW_FILES:
         if out.name.lower().endswith(ending):
             return ending
-    raise OutputError(f"--out {out} has an unknown ending; expected one of {', '.join(ROW_FILES)}.")
+    raise OutputError(
+        f"{option} {out} has an unknown ending; expected one of {', '.join(ROW_FILES)}."
+    )
 
 
 def refuse_existing(out: Path) -> None:
@@ -81,7 +83,12 @@ def _jsonl(rows: Path, temporary: Path) -> None:
 
 
 def _jsonl_gz(rows: Path, temporary: Path) -> None:
-    with rows.open("rb") as plain, gzip.open(temporary, "wb") as packed:
+    # Neither the time nor the temporary name: equal rows give equal bytes.
+    with (
+        rows.open("rb") as plain,
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+    ):
         shutil.copyfileobj(plain, packed)
 
 
@@ -133,8 +140,8 @@ def _parquet(rows: Path, temporary: Path) -> None:
         OverflowError,
     ) as error:
         raise DataError(
-            f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose an "
-            "--out that ends in .jsonl."
+            f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose a "
+            "name that ends in .jsonl."
         ) from error
 
 

@@ -61,6 +61,7 @@ GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
+    "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),
     "docs/how-to/add-an-operator.md": (
         "plaudit.data.operators.text",

@@ -10,6 +10,7 @@ from importlib import import_module
 import typer
 
 VERBS: dict[str, str] = {
+    "audit": "plaudit.cli.data.audit:audit",
     "preview": "plaudit.cli.data.preview:preview",
     "mutate": "plaudit.cli.data.mutate:mutate",
     "convert": "plaudit.cli.data.convert:convert",
