@@ -54,9 +54,10 @@ def sizes(shown: ShownComparison) -> str:
     count = len(shown.branches)
     if count == 1:
         return f"{counted(shown.packed)}, one response."
+    sharing = "both" if count == 2 else f"all {count}"
     saved = 1 - shown.packed / shown.separate
     return (
-        f"{counted(len(shown.prefix))} that all {count} responses share, then {branches} of their "
+        f"{counted(len(shown.prefix))} that {sharing} responses share, then {branches} of their "
         f"own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} separate "
         f"sequences ({saved:.0%} fewer)."
     )
