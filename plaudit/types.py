@@ -12,7 +12,7 @@ Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -66,6 +66,19 @@ class Comparison:
     tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_turns(comparison: Comparison) -> Comparison:
+    """A comparison of plain texts as one user turn and one assistant turn each."""
+
+    def turn(text: Turns, role: str) -> Turns:
+        return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+    return replace(
+        comparison,
+        prompt=turn(comparison.prompt, "user"),
+        responses=tuple(turn(response, "assistant") for response in comparison.responses),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError
-from plaudit.tokens.rendering import Piece, Rendered, Voice, as_turns, is_chat, render
-from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree
+from plaudit.tokens.rendering import Piece, Rendered, Voice, is_chat, render
+from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree, as_turns
 
 Overlong = Literal["drop", "truncate_prompt", "error"]
 

@@ -38,6 +38,7 @@ LIGHT = (
     "plaudit.cli.main",
     "plaudit.data",
     "plaudit.data.audit.run",
+    "plaudit.data.convert",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.files",
@@ -47,6 +48,7 @@ LIGHT = (
     "plaudit.report",
     "plaudit.report.audit",
     "plaudit.report.card",
+    "plaudit.report.preview",
     "plaudit.share.hub",
     "plaudit.types",
 )
