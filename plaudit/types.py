@@ -51,7 +51,8 @@ class Comparison:
     ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
     rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
     rows with equal groups never stand on both sides of a split. Prompt and responses are of one
-    kind, all text or all messages.
+    kind, all text or all messages. ``unusable`` is the name of a reason why its reader found it
+    unfit for training.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Comparison:
     tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

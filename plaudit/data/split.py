@@ -16,18 +16,18 @@ from plaudit.errors import DataError
 
 def split(
     comparisons: StoredComparisons,
-    fraction: float,
+    size: float,
     *,
     by: Literal["prompt", "row"],
     seed: int,
 ) -> tuple[StoredComparisons, StoredComparisons]:
-    """``(train, held_out)``, each in input order, with about ``fraction`` of the rows held out.
+    """``(train, held_out)``, each in input order, with about ``size`` of the rows held out.
 
-    By prompt, all rows of a group go to one side and the held-out rows differ from
-    ``ceil(fraction * rows)`` by at most the largest group; groups of one row give it exactly
-    (or one less, where all rows would be held out). Which groups are held out depends on the seed,
-    the group names and sizes, not on the order of the input. By row,
-    ``ceil(fraction * rows)`` rows are the first of a seeded permutation, which are the rows that
+    ``size`` is a share below 1, which means ``ceil(size * rows)`` rows, or a number of rows. By
+    prompt, all rows of a group go to one side and the held-out rows differ from that number by at
+    most the largest group; groups of one row give it exactly (or one less, where all rows would be
+    held out). Which groups are held out depends on the seed, the group names and sizes, not on the
+    order of the input. By row, the rows are the first of a seeded permutation, which are those that
     ``datasets.Dataset.train_test_split`` holds out for the same seed; prompts may then stand on
     both sides (:func:`count_leaks`).
 
@@ -38,30 +38,33 @@ def split(
         DataError: there are not two groups (or rows) to part.
     """
     rows_N, groups_N = comparisons.rows_N, comparisons.groups
-    train_N, held_out_N = split_rows(rows_N, groups_N, fraction, by=by, seed=seed)
+    train_N, held_out_N = split_rows(rows_N, groups_N, size, by=by, seed=seed)
     return comparisons.take(train_N), comparisons.take(held_out_N)
 
 
 def split_rows(
     row_N: RowArray,
     group_N: GroupArray,
-    fraction: float,
+    size: float,
     *,
     by: Literal["prompt", "row"],
     seed: int,
 ) -> tuple[RowArray, RowArray]:
     """Positions of the training and the held-out part; ``row_N`` is equal for copies of a row."""
-    if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction is {fraction}; expected one between 0 and 1.")
+    if not 0 < size < 1 and not (isinstance(size, int) and size >= 1):
+        raise DataError(
+            f"{size:g} is to be held out; expected a share between 0 and 1, or a number of rows."
+        )
     _, first_U, unique_N = np.unique(row_N, return_index=True, return_inverse=True)
     # Different rows, numbered in the order of their first copies.
     order_U = np.argsort(first_U)
     first_R, row_of_N = first_U[order_U], np.argsort(order_U)[unique_N]
+    target = math.ceil(size * len(first_R)) if size < 1 else int(size)
     if by == "prompt":
-        held_R = _held_out_groups(group_N[first_R], fraction, seed)
+        held_R = _held_out_groups(group_N[first_R], target, seed)
     else:
         held_R = np.zeros(len(first_R), dtype=np.bool_)
-        held_R[_held_out_rows(len(first_R), fraction, seed)] = True
+        held_R[_held_out_rows(len(first_R), target, seed)] = True
     return np.flatnonzero(~held_R[row_of_N]), first_R[held_R]
 
 
@@ -70,7 +73,7 @@ def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:
     return int(np.isin(held_out.groups, train.groups).sum())
 
 
-def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def _held_out_groups(group_N: GroupArray, target: int, seed: int) -> npt.NDArray[np.bool_]:
     """Walk the groups in a seeded order; hold out each that brings the count nearer to its target.
 
     True for the rows held out.
@@ -82,7 +85,6 @@ def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDA
             f"all {rows} rows have the same prompt, so none can be held out by prompt; set"
             " `split_by: row`, or give evaluation data of its own."
         )
-    target = math.ceil(fraction * rows)
     # A hash orders the groups alike whatever the order of the input and the other groups are.
     digest_G = np.array(
         [hashlib.sha256(f"{seed}/{group_name(code)}".encode()).digest() for code in code_G.tolist()]
@@ -100,7 +102,7 @@ def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDA
     return held_G[group_of_N]
 
 
-def _held_out_rows(rows: int, fraction: float, seed: int) -> RowArray:
+def _held_out_rows(rows: int, target: int, seed: int) -> RowArray:
     if rows < 2:
         raise DataError(
             f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
@@ -108,5 +110,4 @@ def _held_out_rows(rows: int, fraction: float, seed: int) -> RowArray:
         )
     if seed < 0:
         raise DataError(f"the seed of the split is {seed}; expected 0 or more.")
-    held = min(math.ceil(fraction * rows), rows - 1)
-    return np.random.default_rng(seed).permutation(rows)[:held]
+    return np.random.default_rng(seed).permutation(rows)[: min(target, rows - 1)]

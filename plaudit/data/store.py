@@ -91,7 +91,7 @@ def store_source(
         return {"format": format_name, "rows": counts["rows"], "dropped": dict(dropped)}
 
     facts = {
-        "source": source.model_dump(mode="json", exclude={"weight"}),
+        "source": source.model_dump(mode="json", exclude={"weight", "rows", "share"}),
         "name": name,
         "fingerprint": fingerprint,
         "version": __version__,

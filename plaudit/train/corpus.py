@@ -95,14 +95,19 @@ def read_comparisons(
     evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
     test = _named_sets(section.test, "test", section.seed, loaded, on_read)
     left = 1.0
-    if not evaluation and section.eval_fraction is not None:
-        train, held_out = split(
-            train, section.eval_fraction, by=section.split_by, seed=section.seed
-        )
+    size = section.eval_rows or section.eval_fraction
+    if not evaluation and size is not None:
+        rows = len(np.unique(train.rows_N))
+        train, held_out = split(train, size, by=section.split_by, seed=section.seed)
         evaluation = {HELD_OUT: held_out}
-        left -= section.eval_fraction
+        left -= size if size < 1 else size / rows
     if not test and section.test_fraction is not None:
         # Both fractions are of everything, so a test set never changes the evaluation set.
+        if section.test_fraction >= left:
+            raise DataError(
+                f"data.eval_rows {section.eval_rows} and data.test_fraction "
+                f"{section.test_fraction:g} leave nothing to train on; make them smaller."
+            )
         share = section.test_fraction / left
         train, held_out = split(train, share, by=section.split_by, seed=section.seed)
         test = {TEST: held_out}
