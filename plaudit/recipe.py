@@ -199,6 +199,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Values of overrides are read as YAML. Raises RecipeError for a file that is missing, is not
     YAML or holds anything a recipe does not allow; the message names the file and the key.
     """
+    return parse_recipe(with_overrides(read_mapping(path), overrides), str(path))
+
+
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML or holds something else.
+    """
     where = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -215,7 +224,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             f"{where}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), "
             f"but this file {found}."
         )
-    return parse_recipe(_with_overrides(mapping, overrides), where)
+    return mapping
 
 
 def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
@@ -371,7 +380,7 @@ def _check_sources(role: str, sources: Sequence[Source]) -> None:
         )
 
 
-def _with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the mapping with each ``a.b=c`` set; sections on the way are made when missing."""
     result = copy.deepcopy(dict(mapping))
     for override in overrides:

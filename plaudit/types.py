@@ -110,7 +110,7 @@ class TokenTree:
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
     one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
-    tokens cut to fit.
+    tokens cut to fit, ``cut_responses`` the responses that lost their end to fit.
     """
 
     index: int
@@ -120,6 +120,7 @@ class TokenTree:
     margin: float = 0.0
     weight: float = 1.0
     truncated: int = 0
+    cut_responses: int = 0
 
     @property
     def tokens(self) -> int:

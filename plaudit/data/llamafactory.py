@@ -125,7 +125,9 @@ def _place(entry: Mapping[str, Any], source: Source, where: str) -> dict[str, An
     if not isinstance(name, str):
         raise DataError(f"{where} has no file_name and no hf_hub_url; expected one of them.")
     folder = Path(source.path).expanduser().parent
-    return {"path": str(folder / name), "split": None, "subset": None, "folder": None}
+    # A file is always streamed, so asking for it is no mistake here.
+    parts = dict.fromkeys(("split", "subset", "folder"))
+    return {"path": str(folder / name), "stream": False, **parts}
 
 
 def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:

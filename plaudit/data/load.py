@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from plaudit.data.store import OnRead, StoredComparisons, store_source
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison
+
+MIXED_FROM: Final = "mixed_from"
+"""Metadata that names the part of a mixture, where rows name another source themselves."""
 
 LocatedComparison: TypeAlias = tuple[int, str, dict[str, Any], Comparison]
 
@@ -91,7 +94,7 @@ def load(
     """
     sources = [resolve(source) for source in sources]
     _check_names(sources)
-    read = [_Read.of(source, on_read) for source in sources]
+    read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(read, exhaust)
     parts: list[StoredComparisons] = []
     facts: list[SourceFacts] = []
@@ -173,18 +176,28 @@ class _Read:
     table: MappedTable
 
     @classmethod
-    def of(cls, source: Source, on_read: OnRead) -> _Read:
+    def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
+        name = files.source_name(source)
+
         def read() -> tuple[str, Iterator[Comparison]]:
             reader, located = _open(source)
-            return reader.name, (comparison for _, _, _, comparison in located)
+            found = (comparison for _, _, _, comparison in located)
+            return reader.name, (_named_in_mixture(one, name) if mixed else one for one in found)
 
         fingerprint = files.fingerprint(source)
         return cls(
             source=source,
-            name=files.source_name(source),
+            name=name,
             fingerprint=fingerprint,
-            table=store_source(source, read, fingerprint=fingerprint, on_read=on_read),
+            table=store_source(source, read, fingerprint=fingerprint, mixed=mixed, on_read=on_read),
         )
+
+
+def _named_in_mixture(comparison: Comparison, name: str) -> Comparison:
+    """With the name of its part, which a source of the row's own would hide."""
+    if comparison.source == name:
+        return comparison
+    return replace(comparison, metadata={**comparison.metadata, MIXED_FROM: name})
 
 
 def _wanted(read: Sequence[_Read], exhaust: Literal["first", "all"]) -> list[int]:

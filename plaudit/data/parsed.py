@@ -72,4 +72,5 @@ def by_lead(
         responses=(first, second),
         grades=(float(lead > 0), float(lead < 0)),
         strength=strength,
+        metadata={} if strength is None else {"strength": strength},
     )

@@ -96,8 +96,7 @@ def to_comparison(
                 for name, value in row.items()
                 if name not in own and isinstance(value, (str, int, float, bool))
             }
-            | dict(parsed.metadata)
-            | ({} if parsed.strength is None else {"strength": parsed.strength}),
+            | dict(parsed.metadata),
             unusable=parsed.unusable,
         )
     except DataError as error:

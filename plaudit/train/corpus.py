@@ -90,7 +90,9 @@ def read_comparisons(
     Raises:
         DataError: a source cannot be read, or a split would leave nothing on one side.
     """
-    loaded = {"train": load(section.train, seed=section.seed, on_read=on_read)}
+    loaded = {
+        "train": load(section.train, seed=section.seed, exhaust=section.exhaust, on_read=on_read)
+    }
     train = loaded["train"].comparisons
     evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
     test = _named_sets(section.test, "test", section.seed, loaded, on_read)
@@ -293,16 +295,22 @@ def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
 
 
 def _token_facts(parts: Sequence[Part]) -> dict[str, int]:
-    """Tokens computed, tokens of separate conversations, and prompts cut to fit."""
+    """Tokens computed, tokens of separate conversations, and what was cut to fit.
+
+    ``cut_responses`` have lost their end, and so the token that ends a turn; they belong to
+    ``comparisons_with_cut_responses``.
+    """
 
     def column(name: str) -> npt.NDArray[np.int64]:
         return np.concatenate([part.trees.column(name) for part in parts]).astype(np.int64)
 
-    truncated_N = column("truncated")
+    truncated_N, cut_N = column("truncated"), column("cut_responses")
     return {
         "packed": int(column("packed").sum()),
         "separate": int(column("separate").sum()),
         "longest": int(column("longest").max()),
         "truncated_prompts": int(np.count_nonzero(truncated_N)),
         "truncated_tokens": int(truncated_N.sum()),
+        "cut_responses": int(cut_N.sum()),
+        "comparisons_with_cut_responses": int(np.count_nonzero(cut_N)),
     }

@@ -35,7 +35,7 @@ def info(folder: Path, rows: list[dict[str, Any]], **entry: Any) -> Source:
 
 
 def said(turns: Turns) -> list[Any]:
-    return [turns if isinstance(turns, str) else (turn.role, turn.content) for turn in turns]
+    return [turns] if isinstance(turns, str) else [(turn.role, turn.content) for turn in turns]
 
 
 def first(source: Source) -> Comparison:

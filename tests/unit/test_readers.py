@@ -495,7 +495,9 @@ def test_sharegpt_calls_of_functions_become_tool_calls() -> None:
         "assistant",
         "tool",
     ]
-    (made,) = prompt[2].extra["tool_calls"]  # type: ignore[union-attr]
+    called = prompt[2]
+    assert isinstance(called, Message)
+    (made,) = called.extra["tool_calls"]
     assert made["function"] == {"name": "clock", "arguments": {"zone": "UTC"}}
 
 
