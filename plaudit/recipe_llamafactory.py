@@ -144,6 +144,11 @@ def _ignored(why: str) -> Rule:
     return lambda key, settings: Outcome("ignored", why)
 
 
+def _along(words: str) -> Rule:
+    """Taken over by the rule of another key."""
+    return lambda key, settings: Outcome("mapped", words)
+
+
 def _refused(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
     """Only values that ask for nothing can stand."""
 
@@ -156,7 +161,8 @@ def _refused(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
 
 
 def _argument(key: str, settings: Settings) -> Outcome:
-    return Outcome("mapped", f"train.{key}", ((f"train.{key}", settings[key]),))
+    said = "the train section, under their own names"
+    return Outcome("mapped", said, ((f"train.{key}", settings[key]),))
 
 
 def _unknown(key: str, settings: Settings) -> Outcome:
@@ -386,7 +392,7 @@ def _strategy_of_evaluation(key: str, settings: Settings) -> Outcome:
         return Outcome(
             "ignored", "something is held out, so it is evaluated ten times a run to keep the best"
         )
-    return Outcome("mapped", "train.eval_strategy", (("train.eval_strategy", settings[key]),))
+    return _argument("eval_strategy", {"eval_strategy": settings[key]})
 
 
 def _out(key: str, settings: Settings) -> Outcome:
@@ -417,8 +423,8 @@ _OTHER_MODEL = "that would train another model"
 KEYS: Final[dict[str, Rule]] = (
     {
         # the run
-        "stage": _ignored("it is rm, which is all that plaudit trains"),
-        "do_train": _ignored("the verb decides: plaudit train trains"),
+        "stage": _along("it is rm, which is all that plaudit trains"),
+        "do_train": _along("the verb decides: plaudit train trains"),
         "finetuning_type": _finetuning_type,
         "output_dir": _out,
         "overwrite_output_dir": _ignored("a run folder is never written over"),
@@ -475,22 +481,18 @@ KEYS: Final[dict[str, Rule]] = (
         "use_rslora": _lora("use_rslora"),
         "use_dora": _lora("use_dora"),
         "pissa_init": _pissa,
-        "pissa_iter": _ignored("pissa_init takes it along"),
+        "pissa_iter": _along("lora.init_lora_weights, with pissa_init"),
         "pissa_convert": _ignored("the adapter is saved as it was trained"),
         "loraplus_lr_ratio": _refused("plaudit gives both halves of an adapter one learning rate"),
         "loraplus_lr_embedding": _ignored("it belongs to loraplus_lr_ratio"),
         # the data
         "dataset": _dataset,
         "eval_dataset": _eval_dataset,
-        "dataset_dir": _ignored("dataset takes it along"),
-        "max_samples": _ignored("the sources take it along as first"),
-        "streaming": _ignored(
-            "sources on the Hub take it along as stream; local files always stream"
-        ),
-        "mix_strategy": _ignored(
-            "the sources take it along as share, with data.exhaust; the counts are those expected"
-        ),
-        "interleave_probs": _ignored("the sources take it along as share"),
+        "dataset_dir": _along("the paths of the sources, with dataset"),
+        "max_samples": _along("first, of every source"),
+        "streaming": _along("stream, of sources on the Hub; local files always stream"),
+        "mix_strategy": _along("share and data.exhaust; the counts are those expected"),
+        "interleave_probs": _along("share, of every source"),
         "val_size": _val_size,
         "eval_on_each_dataset": _ignored("every evaluation set is measured by itself"),
         "template": _template,

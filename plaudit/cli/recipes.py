@@ -44,33 +44,28 @@ def choose(recipe: Path | None, llamafactory: Path | None, overrides: Sequence[s
 
 
 _TITLES: dict[Fate, str] = {
-    "mapped": "taken over",
-    "ignored": "left out",
-    "unknown": "not known",
-    "differs": "differs",
+    "mapped": "Taken over from LLaMA-Factory",
+    "ignored": "Left out, and why",
+    "unknown": "Not known, and left out",
+    "differs": "Different here",
 }
 
 
 def show_notes(notes: Sequence[Note], console: Console) -> None:
-    """What became of every key, grouped by fate, as a table that fits 80 columns."""
-    if not notes:
-        return
+    """What became of every key, by fate, as tables that fit 80 columns; like words stand once."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title="From LLaMA-Factory",
-        title_justify="left",
-        show_header=False,
-        box=None,
-        padding=(0, 1),
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
     for fate, title in _TITLES.items():
-        for note in (note for note in notes if note.fate == fate):
-            style = "bold" if fate in ("unknown", "differs") else ""
-            table.add_row(Text(title, style), Text(note.key), Text(note.words))
-            title = ""
-    console.print(table)
+        keys: dict[str, list[str]] = {}
+        for note in notes:
+            if note.fate == fate:
+                keys.setdefault(note.words, []).append(note.key)
+        if not keys:
+            continue
+        table = Table(title=title, title_justify="left", show_header=False, padding=(0, 1))
+        table.add_column(max_width=31)
+        table.add_column()
+        for words, names in keys.items():
+            table.add_row(Text(", ".join(names)), Text(words))
+        console.print(table)
