@@ -18,11 +18,12 @@ from plaudit.model.artefact import ArtefactFacts
 from plaudit.model.imports.formats import open_reward_model
 from plaudit.model.imports.records import Choices, Opened
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
-from plaudit.model.module import RewardModule
+from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.pieces import pieces
 from plaudit.tokens.share import share_prompts
 from plaudit.tokens.template import freeze_dates
 from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
@@ -44,6 +45,14 @@ class Best:
     response: Text
     reward: float
     rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenReward:
+    """A token's share of the text, and the reward of the conversation cut behind it."""
+
+    text: str
+    reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +88,50 @@ class RewardModel:
         comparison = self.comparison(prompt, responses)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
-            advice = (
-                f"shorten the prompt or the responses to {self.facts.max_length} tokens together"
-                if outcome.reason == OVER_LENGTH
-                else "change the messages so that the model's chat template takes them"
-            )
-            raise DataError(f"score() cannot score this ({outcome.detail}); {advice}.")
+            raise self._refusal("score", outcome)
         return [float(reward) for reward in outcome]
+
+    def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+        """The reward along a response: behind each of its tokens, as if the conversation ended.
+
+        One pass, since the models are causal; the last reward is that of :meth:`score`. Only there
+        was the model trained to be read, so the ones before show what moves it, not how good the
+        response is so far. The tokens are those that follow the rendered prompt, the template's own
+        among them.
+
+        Raises:
+            DataError: a conversation over the model's maximum length.
+            ModelError: an encoder, whose tokens see what follows them.
+        """
+        if isinstance(self.module, EncoderRewardModule):
+            raise ModelError(
+                "The reward along a response needs a causal model; this one is an encoder, whose "
+                "every token sees the whole text. Use score()."
+            )
+        comparison = self.comparison(prompt, [response, ""])
+        answer, _ = comparison.responses
+        (outcome,) = self.encode([replace(comparison, responses=(answer, _another(answer)))])
+        if isinstance(outcome, Refused):
+            raise self._refusal("along", outcome)
+        branch, _ = outcome.branches
+        batch = self.batcher.collate([replace(outcome, branches=(branch,), grades=())])
+        start = len(outcome.prefix)
+        ends_R = torch.arange(start, start + len(branch), device=batch.ends_R.device)
+        with torch.no_grad():
+            rewards_R = self.module(replace(batch, ends_R=ends_R)).double().tolist()
+        texts = pieces(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
+        return [
+            TokenReward(text=text, reward=reward)
+            for text, reward in zip(texts, rewards_R, strict=True)
+        ]
+
+    def _refusal(self, caller: str, refused: Refused) -> DataError:
+        advice = (
+            f"shorten the prompt or the responses to {self.facts.max_length} tokens together"
+            if refused.reason == OVER_LENGTH
+            else "change the messages so that the model's chat template takes them"
+        )
+        return DataError(f"{caller}() cannot score this ({refused.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``.
@@ -158,6 +204,15 @@ def _turns(text: Text, role: str, *, chat: bool) -> Turns:
     if isinstance(text, str):
         return (Message(role=role, content=text),) if chat else text
     return tuple(as_message(message) for message in text)
+
+
+def _another(response: Turns) -> Turns:
+    """A response that parts from this one at its first character: what both share is the prompt."""
+    if isinstance(response, str):
+        return "b" if response.lstrip()[:1] == "a" else "a"
+    first = response[0]
+    text = first.content if isinstance(first.content, str) else ""
+    return (replace(first, content=_another(text)),)
 
 
 def as_message(message: Mapping[str, Any]) -> Message:

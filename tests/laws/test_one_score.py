@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from plaudit.errors import DataError
 from plaudit.evaluate.run import evaluate
 from plaudit.evaluate.table import read_table
 from plaudit.recipe import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
+from plaudit.types import TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 
 
@@ -157,6 +160,39 @@ def test_best_of_takes_the_highest_reward(model: RewardModel) -> None:
     best = model.best_of("which one?", responses)
     assert best.reward == max(best.rewards)
     assert best.response == responses[best.index]
+
+
+@pytest.mark.parametrize("response", ["It is forty two — naïve 好的 🙂.", "", "a", "brown fox"])
+def test_the_reward_along_a_response_is_that_of_the_cut_conversation(
+    model: RewardModel, response: str
+) -> None:
+    along = model.along("what is the answer?", response)
+    (whole,) = model.score("what is the answer?", [response])
+    assert along[-1].reward == pytest.approx(whole, abs=1e-5)
+    rendered = model.tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "what is the answer?"},
+            {"role": "assistant", "content": response},
+        ],
+        tokenize=False,
+    )
+    # The tokens are those behind the prompt; their texts join to the end of the conversation.
+    assert str(rendered).endswith("".join(token.text for token in along))
+    assert response in "".join(token.text for token in along)
+    ids = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    for behind, token in enumerate(reversed(along)):
+        tree = TokenTree(
+            index=0,
+            prefix=np.zeros(0, np.int32),
+            branches=(np.asarray(ids[: len(ids) - behind], np.int32),),
+        )
+        (reward_K,) = model.score_trees([tree])
+        assert token.reward == pytest.approx(float(reward_K[0]), abs=1e-5)
+
+
+def test_the_reward_along_a_response_over_the_length_is_refused(model: RewardModel) -> None:
+    with pytest.raises(DataError, match=r"along\(\) cannot score this"):
+        model.along("what?", "fox " * 5000)
 
 
 @pytest.fixture(scope="module")
