@@ -449,6 +449,10 @@ def _field_at(loc: Sequence[str | int]) -> tuple[list[str | int], Any, Sequence[
             path.append(part)
             field = kind.model_fields.get(part)
             kind, metadata = (field.annotation, field.metadata) if field else (None, ())
+            # A section that may be null is followed like any other.
+            inner = [part for part in typing.get_args(kind) if part is not type(None)]
+            if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], Section):
+                kind = inner[0]
         else:
             break
     return path, kind, metadata

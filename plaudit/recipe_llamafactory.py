@@ -217,6 +217,12 @@ def _quantization(key: str, settings: Settings) -> Outcome:
     return Outcome("mapped", "model.quantize: 4bit", (("model.quantize", "4bit"),))
 
 
+def _pure_bf16(key: str, settings: Settings) -> Outcome:
+    if not settings[key]:
+        return Outcome("ignored", "it asks for nothing")
+    return Outcome("mapped", "model.dtype: bfloat16", (("model.dtype", "bfloat16"),))
+
+
 def _checkpointing(key: str, settings: Settings) -> Outcome:
     on = not settings.get(key, False)
     said = "" if key in settings else ", as is LLaMA-Factory's default"
@@ -331,10 +337,6 @@ def _val_size(key: str, settings: Settings) -> Outcome:
     )
 
 
-def _eval_dataset(key: str, settings: Settings) -> Outcome:
-    return _dataset(key, settings)
-
-
 def _seed(key: str, settings: Settings) -> Outcome:
     seed = settings.get(key, 42)
     return Outcome(
@@ -358,12 +360,6 @@ def _template(key: str, settings: Settings) -> Outcome:
         f"tokens.llamafactory, as release {RELEASE} had it (tokens.llamafactory.release=… is"
         " another's)",
         (("tokens.llamafactory", {"template": settings[key], "release": RELEASE}),),
-    )
-
-
-def _renamed(ours: str) -> Rule:
-    return lambda key, settings: Outcome(
-        "mapped", f"train.{ours}", ((f"train.{ours}", settings[key]),)
     )
 
 
@@ -451,11 +447,7 @@ KEYS: Final[dict[str, Rule]] = (
         "bf16": _ignored(
             "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU"
         ),
-        "pure_bf16": lambda key, settings: (
-            Outcome(*("mapped", "model.dtype: bfloat16"), (("model.dtype", "bfloat16"),))
-            if settings[key]
-            else Outcome("ignored", "it asks for nothing")
-        ),
+        "pure_bf16": _pure_bf16,
         "flash_attn": _ignored("model.attention: auto packs rows where that is exact"),
         "disable_gradient_checkpointing": _checkpointing,
         "use_reentrant_gc": _ignored("it changes no result"),
@@ -487,7 +479,7 @@ KEYS: Final[dict[str, Rule]] = (
         "loraplus_lr_embedding": _ignored("it belongs to loraplus_lr_ratio"),
         # the data
         "dataset": _dataset,
-        "eval_dataset": _eval_dataset,
+        "eval_dataset": _dataset,
         "dataset_dir": _along("the paths of the sources, with dataset"),
         "max_samples": _along("first, of every source"),
         "streaming": _along("stream, of sources on the Hub; local files always stream"),
@@ -525,7 +517,7 @@ KEYS: Final[dict[str, Rule]] = (
         "group_by_length": _ignored(
             "batches are packed by tokens, so grouping by length saves nothing"
         ),
-        "no_cuda": _renamed("use_cpu"),
+        "no_cuda": _to("train.use_cpu"),
         "tf32": _argument,
     }
     | {

@@ -144,13 +144,17 @@ def _misfit(row: Row, having: list[Reader]) -> str:
                 reasons.append(f"as {reader.name}, {str(error).rstrip('.')}")
     if reasons:
         return f"no format fits: {'; '.join(reasons)}."
-    expected = "; ".join(
-        f"{reader.name}: {', '.join(reader.columns)}" for reader in READERS.values()
-    )
+    near = sorted(READERS.values(), key=lambda reader: -len(row.keys() & set(reader.columns)))
+    expected = "; ".join(f"{reader.name}: {', '.join(reader.columns)}" for reader in near[:_NEAR])
+    others = ", ".join(reader.name for reader in near[_NEAR:])
     return (
-        f"no format has the columns {values.listed(row)}; expected ({expected}); rename the"
-        " columns, or name the format with `format:`."
+        f"no format has the columns {values.listed(row)}; expected ({expected}; or {others}); say"
+        " where they are with `columns:`, or name the format with `format:`."
     )
+
+
+_NEAR: Final = 4
+"""Formats whose columns a message spells out: those that have most of the row's."""
 
 
 # --- the formats --------------------------------------------------------------------------------
