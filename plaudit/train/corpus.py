@@ -279,6 +279,7 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
         "format": fact.format,
         "rows": fact.tally.rows,
         "used": fact.tally.used,
+        "sampled": fact.tally.sampled,
         "licence": fact.licence,
         "split": role,
         "fingerprint": fact.fingerprint,

@@ -351,6 +351,20 @@ def step_arguments(
         raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
 
 
+def _tell_mixture(corpus: Corpus, console: Console) -> None:
+    """What each source gives, where there are several or rows of one are left out or repeated."""
+    sources = corpus.loaded["train"].sources
+    if len(sources) == 1 and sources[0].tally.sampled == sources[0].tally.used:
+        return
+    total = sum(fact.tally.sampled for fact in sources)
+    parts = [
+        f"{fact.name} {fact.tally.sampled:,} ({fact.tally.sampled / total:.0%}) from "
+        f"{fact.tally.used:,} different rows"
+        for fact in sources
+    ]
+    console.print(f"sources: {'; '.join(parts)}", highlight=False, markup=False)
+
+
 def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
     facts = corpora.data_facts(corpus, recipe.data.split_by)
     sizes = ", ".join(f"{name} {part['used']:,}" for name, part in facts["splits"].items())
@@ -360,6 +374,7 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]
     console.print(
