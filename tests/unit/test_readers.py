@@ -561,8 +561,9 @@ def test_the_columns_all_formats_share() -> None:
 def test_messages_keep_what_else_they_carry() -> None:
     call = assistant(None, tool_calls=[{"name": "clock"}], name="bot", thinking=None)
     row = EXAMPLES["explicit_conversational"] | {"chosen": [call]}
-    (message,) = parse(row).responses[0]
-    assert isinstance(message, Message)
+    response = parse(row).responses[0]
+    assert isinstance(response, tuple)
+    (message,) = response
     assert message.content is None
     assert message.extra == {"tool_calls": [{"name": "clock"}], "name": "bot"}
     assert why_untrainable(parse(row)) is None
