@@ -51,7 +51,8 @@ class Comparison:
     ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
     rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
     rows with equal groups never stand on both sides of a split. Prompt and responses are of one
-    kind, all text or all messages.
+    kind, all text or all messages. ``unusable`` is the name of a reason why its reader found it
+    unfit for training.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Comparison:
     tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
 
 
 def as_turns(comparison: Comparison) -> Comparison:
@@ -121,7 +123,7 @@ class TokenTree:
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
     one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
-    tokens cut to fit.
+    tokens cut to fit, ``cut_responses`` the responses that lost their end to fit.
     """
 
     index: int
@@ -131,6 +133,7 @@ class TokenTree:
     margin: float = 0.0
     weight: float = 1.0
     truncated: int = 0
+    cut_responses: int = 0
 
     @property
     def tokens(self) -> int:

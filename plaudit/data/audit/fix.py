@@ -22,7 +22,8 @@ from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.columns import digest_of
 from plaudit.data.load import iterate
-from plaudit.data.readers import Reader, choose_reader, to_comparison
+from plaudit.data.parsed import Reader
+from plaudit.data.readers import choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.row_files import ROW_FILES, row_file_ending
 from plaudit.errors import OutputError
