@@ -33,7 +33,7 @@ from plaudit.types import Comparison, FloatArray, TokenTree
 
 QUESTION = "report_size"
 COLUMNS = 12
-WORDS = "the a reward is of and which answer because never often right blue two seven".split()
+WORDS = ["the", "reward", "is", "of", "and", "which", "answer", "never", "right", "blue", "seven"]
 
 
 def comparisons(count: int, generator: random.Random) -> list[Comparison]:
@@ -90,7 +90,7 @@ def evaluation(count: int) -> Evaluation:
     """What ``plaudit eval`` would hand over, its rewards drawn."""
     held_out = comparisons(count, random.Random(SEED))
     generator = np.random.default_rng(SEED)
-    rewards: list[FloatArray] = list(generator.normal(size=(count, 2)) + [0.6, 0.0])
+    rewards: list[FloatArray] = list(generator.normal(size=(count, 2)) + np.array([0.6, 0.0]))
     branch = np.ones(100, dtype=np.int32)
     trees = [TokenTree(index=n, prefix=branch, branches=(branch, branch)) for n in range(count)]
     table = build_table(score_rows("eval", held_out, trees, rewards))

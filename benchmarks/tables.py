@@ -30,6 +30,7 @@ QUESTIONS = (
     "data_path",
     "start_up",
     "growth",
+    "report_size",
     "gpu_llama8b",
 )
 NONE_YET = "Not measured yet.\n"

@@ -57,11 +57,13 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         )
     mistakes = _read_mistakes(folder) if with_texts else {}
     try:
-        return _environment().get_template("report/page.html.jinja").render(_view(metrics, mistakes))
+        return (
+            _environment().get_template("report/page.html.jinja").render(_view(metrics, mistakes))
+        )
     except (UndefinedError, KeyError) as error:
         raise DataError(
-            f"{METRICS_FILE} in {folder} lacks a fact the report needs ({error}); it was written by "
-            "another version, so evaluate the model again."
+            f"{METRICS_FILE} in {folder} lacks a fact the report needs ({error}); it was written "
+            "by another version, so evaluate the model again."
         ) from error
 
 

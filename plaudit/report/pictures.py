@@ -1,4 +1,4 @@
-"""Figures as SVG inside the page: in the page's own colours and font, so that dark stays readable."""
+"""Figures as SVG inside the page, in its colours and font: readable in light and dark."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
         for key, value in element.attrib.items():
             element.set(key, _COLOUR.sub(_variable, _FONT.sub("", value)))
         element.tag = element.tag.removeprefix(_SVG)
-    width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height"))
+    width, height = (
+        float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height")
+    )
     root.attrib.pop("version", None)
     root.set("viewBox", f"0 0 {width:g} {height:g}")
     root.set("class", "plot")

@@ -1,12 +1,13 @@
 """Plots of recorded facts: one function per picture and one row in a table.
 
-A plot of :data:`RUN_PLOTS` takes the content of ``metrics.json``, one of :data:`EVALUATION_PLOTS` an
-evaluation block of it; each returns a figure, or ``None`` where the facts hold nothing to draw. They
-compute nothing. Figures are made without pyplot, which keeps global state.
+A plot of :data:`RUN_PLOTS` takes the content of ``metrics.json``, one of :data:`EVALUATION_PLOTS`
+an evaluation block of it; each returns a figure, or ``None`` where the facts hold nothing to draw.
+They compute nothing. Figures are made without pyplot, which keeps global state.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ def _drawn(table: Mapping[str, Plot], facts: Facts) -> Iterator[Drawn]:
 
 
 def card_plots(metrics: Facts, folder: Path) -> list[tuple[str, str]]:
-    """(file name, caption) of the plots that lie in ``folder/plots``; the caption names the data."""
+    """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
     block = shown_evaluation(metrics)
     of = "" if block is None else f" ({block['dataset']} data, {block['pairs']:,} pairs.)"
     captions = {name: plot.caption for name, plot in RUN_PLOTS.items()}
@@ -96,12 +97,13 @@ def _save(figure: Figure, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     # The version matplotlib writes by default would change the bytes with every release.
-    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Names are data, and no font has every letter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
-def _figure(
-    title: str, panels: int = 1, rows: Sequence[int] = (1,)
-) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, panels: int = 1, rows: Sequence[int] = (1,)) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side and rows of these relative heights."""
     from matplotlib.figure import Figure
 
@@ -223,7 +225,7 @@ def rewards(block: Facts) -> Figure | None:
         left.stairs(reward[name], reward["edges"], color=color, linewidth=1.4, label=name)
     left.set_xlabel("reward")
     left.set_ylabel("responses")
-    _legend(left)
+    _legend(left, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     wrong = [n if edge < 0 else 0 for n, edge in _bins(margin)]
     right_side = [n if edge >= 0 else 0 for n, edge in _bins(margin)]
     right.stairs(
@@ -231,9 +233,9 @@ def rewards(block: Facts) -> Figure | None:
     )
     right.stairs(wrong, margin["edges"], fill=True, color=ORANGE, alpha=0.75, label="wrong")
     right.axvline(0, color=INK, linewidth=0.9)
-    right.set_xlabel("reward difference, chosen less rejected")
+    right.set_xlabel("difference, chosen less rejected")
     right.set_ylabel("pairs")
-    _legend(right)
+    _legend(right, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     for axis in (left, right):
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=6)
@@ -486,8 +488,8 @@ EVALUATION_PLOTS: dict[str, Plot] = {
     "slices": Plot(slices, "Accuracy by slice of the data, with its 95% interval."),
     "behaviour": Plot(
         behaviour,
-        "Good responses altered in known ways: damage should lower the reward, a rewrite should not "
-        "turn the order over, a trick should not raise it.",
+        "Good responses altered in known ways: damage should lower the reward, a rewrite should "
+        "not turn the order over, a trick should not raise it.",
     ),
     "bias": Plot(
         bias,

@@ -115,7 +115,7 @@ def fraction(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A difference: four decimals and its sign."""
-    return NOTHING if value is None else f"{value:+.4f}".replace("-", "\u2212")
+    return NOTHING if value is None else f"{value:+.4f}"
 
 
 def percent(value: float | None) -> str:

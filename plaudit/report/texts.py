@@ -101,7 +101,7 @@ _SHADES = 4
 
 
 def shade(change: float | None, largest: float) -> str:
-    """The class of a token by its share of the largest change: ``u1`` to ``u4``, ``d1`` to ``d4``."""
+    """The class of a token by its share of the largest change: ``u1``…``u4``, ``d1``…``d4``."""
     if change is None or not largest:
         return ""
     step = round(_SHADES * abs(change) / largest)
