@@ -52,7 +52,7 @@ PATTERNS = (
 """Names of files that make a reward model; the same inside ``base/``, and ``plots/*.png``."""
 
 _ASKED_FOR = ("report.html",)
-"""What comes down where it is, and goes up only by ``include``: a report holds texts of the data."""
+"""Comes down where it is, and goes up only by ``include``: a report holds texts of the data."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = re.compile(
