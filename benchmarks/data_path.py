@@ -77,9 +77,7 @@ def encode(data: Path) -> dict[str, Any]:
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, str(base_path()))
     encoder = Encoder(tokenizer=tokenizer, max_length=2048)
     comparisons = corpus.read_comparisons(recipe.data)
-    encoded = corpus.encode_corpus(
-        encoder, comparisons, margins=False, on_part=lambda name, rows: None
-    )
+    encoded = corpus.encode_corpus(encoder, comparisons, margins=False)
     facts = corpus.data_facts(encoded, recipe.data.split_by)
     return {"rows": facts["rows"], "used": facts["used"], "tokens": facts["tokens"]["packed"]}
 

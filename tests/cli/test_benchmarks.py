@@ -81,6 +81,19 @@ def test_the_gpu_comparison_runs_tiny_on_the_cpu(tmp_path: Path) -> None:
     assert case["predicted"]["total"] > 0
 
 
+@pytest.mark.heavy
+def test_the_data_path_reads_and_encodes_every_row(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(12))
+    done = run(
+        "data_path.py",
+        *("--data", str(data), "--sizes", "30", "--rounds", "1", "--out", str(tmp_path / "out")),
+    )
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
+    assert case["rows"] == 30
+    assert case["new"][0]["rows_per_second"] > 0
+
+
 @pytest.mark.usefixtures("benchmark_modules")
 def test_losses_that_differ_stop_the_comparison() -> None:
     training: Any = importlib.import_module("training")
