@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -99,9 +100,10 @@ def along_facts(
     first. A token that adds no character of its own (a character of several tokens) is one with the
     token that completes it. Of a long response the start and the end are kept: ``left_out`` tokens
     are missing behind the first ``head``. ``largest_rise`` and ``largest_fall`` are tokens of the
-    whole response, None where the reward never rose or fell.
+    whole response, None where the reward never rose or fell. There is nothing to record where a
+    reward on the way is not finite.
     """
-    if not tokens:
+    if not tokens or not all(math.isfinite(reward) for _, reward in tokens):
         return None
     entries: list[dict[str, Any]] = []
     text, before = "", None

@@ -37,6 +37,6 @@ def test_changes_and_extremes() -> None:
     assert facts["largest_fall"]["text"] == "b"
 
 
-@pytest.mark.parametrize("tokens", [None, []])
+@pytest.mark.parametrize("tokens", [None, [], [("a", float("nan")), ("b", 1.0)]])
 def test_nothing_is_nothing(tokens: list[tuple[str, float]] | None) -> None:
     assert along_facts(tokens) is None
