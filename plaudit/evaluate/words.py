@@ -92,6 +92,8 @@ def _calibration(block: Block) -> Iterator[str]:
         opening = "Its rewards are over-confident"
     elif off and temperature < 1 / _OVERCONFIDENT:
         opening = "Its rewards are under-confident"
+    elif off:
+        opening = "Its probabilities are off, too sure here and too unsure there"
     else:
         opening = "Its confidence shows no clear fault"
     yield (
