@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 
 from plaudit.cli.main import main
+from plaudit.evaluate.facts import json_safe, summarise
+from plaudit.evaluate.mistakes import with_texts
+from plaudit.evaluate.rows import score_rows
+from plaudit.evaluate.table import build_table
+from plaudit.files import write_json, write_json_lines
 from plaudit.types import Comparison, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
@@ -30,8 +35,6 @@ HOSTILE = (
     "nul \x00 and lone \udcff surrogate",
     "",
 )
-
-pytestmark = pytest.mark.heavy
 
 
 def hostile_comparisons(count: int) -> list[Comparison]:
@@ -57,12 +60,6 @@ def hostile_comparisons(count: int) -> list[Comparison]:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation by the real functions, with random rewards, of texts that mean harm."""
-    from plaudit.evaluate.facts import json_safe, summarise
-    from plaudit.evaluate.mistakes import with_texts
-    from plaudit.evaluate.rows import score_rows
-    from plaudit.evaluate.run import Evaluation, write_evaluation
-    from plaudit.evaluate.table import build_table
-
     comparisons = hostile_comparisons(120)
     branch = np.ones(4, dtype=np.int32)
     trees = [TokenTree(index=n, prefix=branch, branches=(branch, branch)) for n in range(120)]
@@ -83,19 +80,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [(piece, float(n)) for n, piece in enumerate([text[:9], "<b>", text[9:900]])]
 
     numbered = (("eval", number, row) for number, row in enumerate(comparisons))
-    folder = tmp_path_factory.mktemp("hostile") / "evaluation"
-    write_evaluation(
-        folder,
-        Evaluation(
-            metrics=json_safe(facts),
-            table=table,
-            comparisons=None,
-            mistakes=list(with_texts(block["mistakes"], numbered, along=along)),
-        ),
-    )
+    folder = tmp_path_factory.mktemp("hostile")
+    write_json(folder / "metrics.json", json_safe(facts))
+    mistakes = with_texts(block["mistakes"], numbered, along=along)
+    write_json_lines(folder / "mistakes.jsonl", mistakes)
+    assert main(["report", str(folder)]) == 0
     return folder
 
 
+@pytest.mark.heavy
 def test_the_report_of_a_run_is_rewritten(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +108,7 @@ def test_without_a_run_the_report_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
     finished_run: Path, tmp_path: Path
 ) -> None:
