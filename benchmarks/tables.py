@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the recorded results; numbers are never typed.
+"""Write the tables of the docs from the recorded results; numbers are never typed.
 
     python benchmarks/tables.py [--check]
 
@@ -32,6 +32,9 @@ QUESTIONS = (
     "growth",
     "report_size",
     "gpu_llama8b",
+PAGES = (
+    REPOSITORY / "docs" / "performance.md",
+    REPOSITORY / "docs" / "how-to" / "audit-your-data.md",
 )
 NONE_YET = "Not measured yet.\n"
 SLOT = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -234,13 +237,13 @@ def main() -> None:
     )
     made.add_argument("--check", action="store_true", help="write nothing")
     arguments = made.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = render(old)
-    if arguments.check:
-        if new != old:
-            sys.exit(f"{PAGE.name} is not up to date; run python benchmarks/tables.py")
-        return
-    PAGE.write_text(new, encoding="utf-8")
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        if arguments.check and new != old:
+            sys.exit(f"{page.name} is not up to date; run python benchmarks/tables.py")
+        if not arguments.check:
+            page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":
