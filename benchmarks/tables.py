@@ -21,17 +21,6 @@ from typing import Any
 from common.machine import REPOSITORY
 from common.results import RESULTS, Shown, median, size
 
-PAGE = REPOSITORY / "docs" / "performance.md"
-QUESTIONS = (
-    "training",
-    "llama_factory",
-    "responses",
-    "utilisation",
-    "data_path",
-    "start_up",
-    "growth",
-    "report_size",
-    "gpu_llama8b",
 PAGES = (
     REPOSITORY / "docs" / "performance.md",
     REPOSITORY / "docs" / "how-to" / "audit-your-data.md",

@@ -132,7 +132,7 @@ def _environment() -> Environment:
 
     def shown(value: Any) -> Any:
         plain = isinstance(value, str) and not isinstance(value, Markup)
-        return texts.visible(value) if plain else value
+        return texts.showable(value) if plain else value
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -40,7 +40,7 @@ class Conversation(NamedTuple):
     last: tuple[Turn, ...]
 
 
-def visible(text: str) -> str:
+def showable(text: str) -> str:
     """With signs in place of control characters, and nothing that UTF-8 cannot hold."""
     return _CONTROLS.sub(_sign, text.replace("\r\n", "\n"))
 

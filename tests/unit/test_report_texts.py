@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.report.texts import brief, conversation, excerpt, shade, spark, visible
+from plaudit.report.texts import brief, conversation, excerpt, shade, showable, spark
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=200))
 def test_every_text_can_be_written_and_holds_no_control(text: str) -> None:
-    shown = visible(text)
+    shown = showable(text)
     shown.encode("utf-8")
     assert not [c for c in shown if ord(c) < 32 and c not in "\n\t"]
-    assert visible(shown) == shown
+    assert showable(shown) == shown
 
 
 @given(st.text(max_size=60), st.integers(1, 40))
