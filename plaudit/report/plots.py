@@ -109,7 +109,7 @@ def _figure(title: str, panels: int = 1, rows: Sequence[int] = (1,)) -> tuple[Fi
 
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
     grid = figure.add_gridspec(len(rows), panels, height_ratios=rows)
-    axes = [figure.add_subplot(cell) for cell in grid]
+    axes = [figure.add_subplot(grid[number]) for number in range(len(rows) * panels)]
     figure.suptitle(title, fontsize=12, x=0.02, ha="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -447,7 +447,8 @@ def _dots(title: str, rows: Sequence[Row]) -> tuple[Figure, Axes]:
     figure.set_figheight(1.3 + 0.26 * len(rows))
     for place, row in enumerate(rows):
         if row.ends is not None:
-            axis.hlines(place, *row.ends, color=row.color, alpha=0.35, linewidth=5)
+            low, high = row.ends
+            axis.hlines(place, low, high, color=row.color, alpha=0.35, linewidth=5)
         axis.plot(row.value, place, "o", color=row.color, markersize=5.5)
     # Names are data: a dollar sign in them begins no formula.
     axis.set_yticks(range(len(rows)))
