@@ -19,6 +19,7 @@ STAGES = frozenset(
 ROOTS = (
     "train",
     "evaluate/run.py",
+    "evaluate/along.py",
     "evaluate/probing.py",
     "evaluate/additions.py",
     "evaluate/contestants.py",
