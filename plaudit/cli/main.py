@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     ),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
     "best-of": Verb("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
+    "serve": Verb("plaudit.cli.serve:serve", "Answer HTTP requests for rewards."),
     "import": Verb(
         "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
     ),

@@ -94,7 +94,7 @@ def _encode_batch(
                 )
             )
     kept = [one for item in rendered if not isinstance(item, Refused) for one in item]
-    sequences = iter(_encode_rendered(encoder.tokenizer, kept))
+    sequences = iter(encode_rendered(encoder.tokenizer, kept))
     for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
         if isinstance(item, Refused):
             yield item
@@ -103,7 +103,7 @@ def _encode_batch(
             yield grow_tree(encoder, comparison, read, start + offset)
 
 
-def _encode_rendered(
+def encode_rendered(
     tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]
 ) -> list[IntArray]:
     """Ids of each conversation, every kind of text in one call of the tokenizer."""
@@ -334,7 +334,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
     except (TemplateError, TypeError, LookupError, ValueError, AttributeError):
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0
-    (alone,) = _encode_rendered(encoder.tokenizer, [rendered])
+    (alone,) = encode_rendered(encoder.tokenizer, [rendered])
     shortest = min(len(alone), len(prefix))
     differs = np.flatnonzero(alone[:shortest] != prefix[:shortest])
     return int(differs[0]) if differs.size else shortest

@@ -48,6 +48,9 @@ NOT_RUN = {
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
+    "pip install plaudit[serve]": "the extra; constraints.txt has what tests run on",
+    "plaudit serve": "runs until it is stopped; tests/cli/test_serve.py starts it",
+    "curl": "a running server; tests/laws/test_one_score_over_http.py asks one",
     "vllm serve": "another tool's server, on a GPU",
     "python -m sglang.launch_server": "another tool's server, on a GPU",
     "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
@@ -59,6 +62,7 @@ STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
+    "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
