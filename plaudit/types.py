@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,36 @@ class Message:
 
 Turns: TypeAlias = tuple[Message, ...] | str
 """A prompt or a response: messages (rendered by the chat template) or plain text (concatenated)."""
+
+
+Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The response with the highest reward: its number, itself, its reward, and all rewards."""
+
+    index: int
+    response: Text
+    reward: float
+    rewards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, responses: Sequence[Text], rewards: Sequence[float]) -> Self:
+        """The first of equals."""
+        index = max(range(len(rewards)), key=lambda i: (rewards[i], -i))
+        return cls(
+            index=index, response=responses[index], reward=rewards[index], rewards=tuple(rewards)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenReward:
+    """A token's share of the text, and the reward of the conversation cut behind it."""
+
+    text: str
+    reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ LIGHT = (
     "plaudit.cli",
     "plaudit.cli.data",
     "plaudit.cli.main",
+    "plaudit.client",
     "plaudit.data",
     "plaudit.data.audit.run",
     "plaudit.data.convert",
