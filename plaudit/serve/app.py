@@ -24,6 +24,7 @@ from plaudit.serve.engine import Engine, Outcome
 from plaudit.serve.errors import documented, error_response, from_status, from_validation
 from plaudit.serve.gate import Exchange, Gate, failure
 from plaudit.serve.metrics import CONTENT_TYPE
+from plaudit.serve.page import add_page
 from plaudit.serve.protocols.records import Ask, Dialogue, Protocol, Scored, Step
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.queue import costs_of
@@ -106,6 +107,7 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
         _add(app, engine, protocol)
     _add_models(app, engine)
     _add_probes(app, engine)
+    add_page(app, lambda name: engine.model(name, exact=True).source, token=token is not None)
     app.add_exception_handler(RefusalError, _on_refusal)
     app.add_exception_handler(PlauditError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_validation)

@@ -20,11 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.serve.engine import Engine
 from plaudit.serve.errors import error_response
+from plaudit.serve.page import PAGE_PATHS
 from plaudit.serve.refusal import RefusalError
 
 logger = logging.getLogger("plaudit.serve")
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
 """Answered without the token: probes of a supervisor, and the page, which holds no data."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
