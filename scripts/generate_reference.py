@@ -116,7 +116,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def cli_reference() -> str:
-    """The help of the command and of every verb."""
+    """The help of the command, of every verb and of the verbs of each group."""
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
     for name in VERBS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]

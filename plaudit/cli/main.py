@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
     "data": Verb("plaudit.cli.data:app", "Look at, clean and make preference data."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
+    "report": Verb("plaudit.cli.report:report", "Rewrite the HTML report from recorded facts."),
 }
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -145,8 +146,6 @@ def worker_app() -> Gate:
     settings = Settings.from_json(os.environ[SETTINGS_VARIABLE])
     log_as_json()
     device = settings.device or claim_device(Path(os.environ[DEVICES_VARIABLE]))
-    from dataclasses import replace
-
     settings = replace(settings, device=device)
     app = build_app(open_engine(settings), token=read_token(settings))
     assert isinstance(app, Gate)

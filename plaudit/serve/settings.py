@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from plaudit.errors import PlauditError
@@ -54,7 +54,6 @@ class Settings:
     cached_scores: int = 1 << 16
     complete_texts: bool = False
     token_file: str | None = None
-    tokens_from_environment: bool = field(default=True)
 
     def as_json(self) -> str:
         """For worker processes, through the environment."""
