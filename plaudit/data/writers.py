@@ -37,7 +37,7 @@ REFUSALS: Final[dict[str, str]] = {
     ROLES: "turns that do not alternate between user and assistant, or other roles",
     NOT_TEXT: "a message with more than text: pictures, tool calls, names",
     MARKERS: "a text that holds the markers of the format",
-    BROKEN_TURNS: "turns that its own format skips: they do not alternate, or the last asks nothing",
+    BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
 }
 """Why a row is not written."""
 
