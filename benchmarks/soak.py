@@ -42,6 +42,7 @@ class Tally:
     wrong: int = 0
     seconds: list[float] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
+    lost_at: list[float] = field(default_factory=list)
 
 
 async def capacity(port: int, bodies: Sequence[bytes]) -> float:
@@ -76,6 +77,7 @@ async def arrive(
     """Requests at random times for so many seconds, then SIGTERM with some of them under way."""
     generator, tally, pool = random.Random(seed), Tally(), Pool(server.port)
     under_way: set[asyncio.Task[None]] = set()
+    began = time.perf_counter()
 
     async def ask(number: int) -> None:
         try:
@@ -83,10 +85,10 @@ async def arrive(
                 answer = await connection.post("/v1/rewards", bodies[number])
         except (OSError, asyncio.IncompleteReadError) as error:
             tally.ends[f"lost ({type(error).__name__})"] += 1
+            tally.lost_at.append(time.perf_counter() - began)
         else:
             judge(tally, answer, expected[number])
 
-    began = time.perf_counter()
     due, shown = 0.0, -1.0
     while (now := time.perf_counter() - began) < seconds:
         if now - shown >= 1:
@@ -115,6 +117,7 @@ def verdict(tally: Tally) -> dict[str, Any]:
         "sent": tally.sent,
         "ends": dict(tally.ends),
         "lost": lost + tally.sent - sum(tally.ends.values()),
+        "lost_at_seconds": tally.lost_at,
         "wrong": tally.wrong,
         "p50_seconds": median(ordered),
         "p99_seconds": ordered[int(0.99 * (len(ordered) - 1))],

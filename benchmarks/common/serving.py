@@ -86,6 +86,9 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> Answer:
         began = time.perf_counter()
+        if self._streams is not None and self._streams[0].at_eof():
+            # The server closes connections that were idle for long, as any HTTP client must expect.
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams

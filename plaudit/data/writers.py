@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.reasons import SINGLE_RESPONSE, TIE, UNLABELLED
+from plaudit.data.reasons import BROKEN_TURNS, SINGLE_RESPONSE, TIE, UNLABELLED
 from plaudit.errors import DataError
 from plaudit.types import Comparison, Message, Turns, as_turns
 
@@ -37,6 +37,7 @@ REFUSALS: Final[dict[str, str]] = {
     ROLES: "turns that do not alternate between user and assistant, or other roles",
     NOT_TEXT: "a message with more than text: pictures, tool calls, names",
     MARKERS: "a text that holds the markers of the format",
+    BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
 }
 """Why a row is not written."""
 
@@ -147,6 +148,8 @@ def write_comparison(
     are written if ``named``, and an id wherever a comparison becomes several rows.
     """
     losses: list[str] = []
+    if comparison.unusable is not None:
+        return Written(refused=comparison.unusable)
     try:
         if isinstance(comparison.prompt, str) and writer.turns == "chat":
             comparison = as_turns(comparison)

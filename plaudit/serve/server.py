@@ -32,6 +32,7 @@ SETTINGS_VARIABLE = "PLAUDIT_SERVE_SETTINGS"
 TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"
 DEVICES_VARIABLE = "PLAUDIT_SERVE_DEVICES"
 JUST_ACCEPTED_SECONDS = 0.2
+WORKER_START_SECONDS = 900
 # Connections that send nothing would else use up the process's file descriptors.
 MOST_CONNECTIONS = 4096
 
@@ -128,7 +129,11 @@ def serve_workers(settings: Settings) -> None:
     """Several worker processes behind one socket, each with its own copy of the models.
 
     uvicorn starts and watches them; SIGHUP to this process replaces them one after the other.
+
+    Raises:
+        SettingsError: the address cannot be listened on, or a worker cannot start.
     """
+    from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
     log_as_json()
@@ -138,7 +143,10 @@ def serve_workers(settings: Settings) -> None:
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         config = _config("plaudit.serve.server:worker_app", settings)
-        Multiprocess(config, sockets=[bind(settings)]).run()
+        supervisor = Multiprocess(config, sockets=[bind(settings)])
+        supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise SettingsError("A worker could not start; its reason stands above.")
 
 
 def worker_app() -> Gate:
@@ -215,6 +223,8 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=round(settings.drain_timeout),
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
+        # Until a new worker has loaded its models, too.
+        timeout_worker_healthcheck=WORKER_START_SECONDS,
         backlog=2048,
     )
 

@@ -180,6 +180,7 @@ def test_more_than_two_responses_become_pairs() -> None:
         ("alpaca", {"prompt": (Message(role="user", content=[{"type": "image"}]),)}, "not_text"),
         ("sharegpt", {"responses": ((assistant("a"), user("b")),) * 3}, "several_turns"),
         ("hh_rlhf", {"prompt": (user("a\n\nHuman: b"),)}, "markers"),
+        ("ranked", {"unusable": "broken_turns"}, "broken_turns"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_by_name(
