@@ -22,6 +22,7 @@ from transformers import (
 
 from plaudit.errors import ModelError
 from plaudit.model.families import why_not_packed
+from plaudit.model.last_layer import narrow_last_layer
 from plaudit.model.module import (
     DecoderRewardModule,
     RewardModule,
@@ -513,6 +514,7 @@ def choose_layout(
         from plaudit.model.lora import fuse_lora
 
         fuse_lora(network)
+    narrow_last_layer(classifier(network).base_model)
     module = as_reward_module(network, affine)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded)
