@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from plaudit.device import to_device
 from plaudit.types import PackedLayout
 
+
 class _Pass(threading.local):
     """What the hooks need while a last layer runs; each thread has its own."""
 
@@ -46,7 +47,7 @@ _PASS = _Pass()
 
 
 class ScoredRows(nn.Module):
-    """Mixed in before a decoder layer's class: of a packed row, the scored tokens alone come out."""
+    """Mixed in before a decoder layer's class: a packed row's scored tokens alone come out."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         layout = kwargs.get("packed_layout")
@@ -67,13 +68,12 @@ class ScoredRows(nn.Module):
 def narrow_last_layer(body: Any) -> None:
     """Let the last layer of a decoder compute scored rows only, where its parts have known names.
 
-    A compiled layer stays as it is: it would be compiled again for a second shape. So does one
-    whose instance has a ``forward`` of its own, which a class cannot change.
+    A layer whose instance has a ``forward`` of its own stays as it is: its class cannot change it.
     """
     layer = next(reversed(getattr(body, "layers", None) or [None]))
     if layer is None or isinstance(layer, ScoredRows):
         return
-    if layer._compiled_call_impl is not None or "forward" in vars(layer) or not _hook(layer):
+    if "forward" in vars(layer) or not _hook(layer):
         return
     kind = type(layer)
     layer.__class__ = type(kind.__name__, (ScoredRows, kind), {"__module__": kind.__module__})
@@ -82,6 +82,12 @@ def narrow_last_layer(body: Any) -> None:
 def is_narrowed(body: Any) -> bool:
     """Whether a packed pass of this body returns its scored rows alone."""
     return any(isinstance(layer, ScoredRows) for layer in getattr(body, "layers", ()))
+
+
+def is_compiled(body: Any) -> bool:
+    """Whether ``torch.compile`` runs a body's layers: it has fused, for shapes of its own."""
+    layers = getattr(body, "layers", None) or ()
+    return any(layer._compiled_call_impl is not None for layer in layers)
 
 
 def _hook(layer: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from plaudit.errors import ModelError
 from plaudit.model import attention
 from plaudit.model.attention import BACKENDS, PACKED_ATTENTION, spans, varlen_plan
+from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import PACKED_FAMILIES, why_not_packed
 from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
@@ -80,6 +81,7 @@ def compare(network: Any, trees: Sequence[TokenTree]) -> None:
     expected = gradients(network, expected_R)
     base.set_attn_implementation(PACKED_ATTENTION)
     fuse_lora(network)
+    fuse_elementwise(base.base_model)
     narrow_last_layer(base.base_model)
     assert is_narrowed(base.base_model)
     scores_R = DecoderRewardModule(network)(pack(trees, CPU))
@@ -123,6 +125,7 @@ def test_packed_equals_separate_under_activation_checkpointing(name: str, reentr
     expected_R = plain_scores(network, trees)
     expected = gradients(network, expected_R)
     network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_elementwise(network.base_model)
     narrow_last_layer(network.base_model)
     module = DecoderRewardModule(network)
     module.activation_checkpointing_enable(
@@ -205,6 +208,7 @@ def test_half_precision_error_is_that_of_padded_batches() -> None:
     module = DecoderRewardModule(network)
     padded_R = module(pad(trees, 2, CPU)).detach()
     network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_elementwise(network.base_model)
     narrow_last_layer(network.base_model)
     module = DecoderRewardModule(network)
     packed_R = module(pack(trees, CPU)).detach()
