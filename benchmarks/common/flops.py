@@ -10,9 +10,9 @@ body's linear layers, T tokens and A pairs of a token and one it attends to:
 
 ``W`` is heads times head size, summed over layers. Of the last layer only keys and values are
 needed for every token; its other layers count for the scored tokens alone, its attention for the
-pairs that those are in. plaudit computes no more than this there, and skipping the rest is not counted as
-speed. The adapter's own products, norms, rotary
-positions, activations and the optimizer are counted as nothing: they are cost, not work.
+pairs that those are in: skipping the rest is less work, not speed. The adapter's own products,
+norms, rotary positions, activations and the optimizer are counted as nothing: they are cost, not
+work.
 """
 
 from __future__ import annotations
