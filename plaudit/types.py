@@ -142,7 +142,7 @@ class PackedLayout:
     starts: tuple[int, ...]
     prefixes: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
-    ends: tuple[int, ...] = ()
+    ends: tuple[int, ...]
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

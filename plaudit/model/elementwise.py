@@ -43,7 +43,7 @@ def fuse_elementwise(network: nn.Module) -> None:
 def _exchange(module: nn.Module) -> type:
     """The class to run a module as; its own where nothing here fits it."""
     kind = type(module)
-    if isinstance(module, FusedNorm) or _ROTARY + "_" in vars(kind):
+    if isinstance(module, FusedNorm | FusedRotary):
         return kind
     if _is_rms_norm(module):
         return type(kind.__name__, (FusedNorm, kind), {"__module__": kind.__module__})
@@ -113,6 +113,10 @@ def _is_rms_norm(module: nn.Module) -> bool:
 # ---- rotary positions
 
 
+class FusedRotary(nn.Module):
+    """Marks an attention whose code calls the rotation below."""
+
+
 class _Rotate(torch.autograd.Function):
     """``x * cos + rotate_half(x) * sin`` (Su et al. 2021, arXiv:2104.09864, in Llama's order)."""
 
@@ -155,8 +159,8 @@ def _with_rotary(kind: type) -> type:
     names = {**forward.__globals__, _ROTARY: _fused_rotary(own)}
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
     copy.__kwdefaults__ = forward.__kwdefaults__
-    members = {"__module__": kind.__module__, "forward": copy, _ROTARY + "_": True}
-    return type(kind.__name__, (kind,), members)
+    members = {"__module__": kind.__module__, "forward": copy}
+    return type(kind.__name__, (FusedRotary, kind), members)
 
 
 def _fused_rotary(own: Rotary) -> Rotary:

@@ -226,7 +226,7 @@ def test_spans_cover_every_token_once_and_in_order() -> None:
 
 
 def test_varlen_plan_gathers_the_prompt_before_each_later_branch() -> None:
-    layout = PackedLayout(starts=(0,), prefixes=(2,), branches=((3, 2),))
+    layout = PackedLayout(starts=(0,), prefixes=(2,), branches=((3, 2),), ends=(4, 6))
     plan = varlen_plan(layout, CPU)
     assert plan.keys_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
     assert plan.queries_cumulative.tolist() == [0, 5, 7]
@@ -246,7 +246,7 @@ def test_a_call_without_a_layout_is_refused() -> None:
 )
 def test_an_argument_with_unknown_meaning_is_refused(extra: dict[str, Any]) -> None:
     q = torch.zeros(1, 4, 3, 8)
-    layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),))
+    layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),), ends=(1, 2))
     with pytest.raises(ModelError, match=next(iter(extra))):
         attention.packed_attention(
             torch.nn.Linear(1, 1), q, q, q, None, packed_layout=layout, **extra
