@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the recorded results; numbers are never typed.
+"""Write the tables of the docs from the recorded results; numbers are never typed.
 
     python benchmarks/tables.py [--check]
 
@@ -21,16 +21,9 @@ from typing import Any
 from common.machine import REPOSITORY
 from common.results import RESULTS, Shown, median, size
 
-PAGE = REPOSITORY / "docs" / "performance.md"
-QUESTIONS = (
-    "training",
-    "llama_factory",
-    "responses",
-    "utilisation",
-    "data_path",
-    "start_up",
-    "growth",
-    "gpu_llama8b",
+PAGES = (
+    REPOSITORY / "docs" / "performance.md",
+    REPOSITORY / "docs" / "how-to" / "audit-your-data.md",
 )
 NONE_YET = "Not measured yet.\n"
 SLOT = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -233,13 +226,13 @@ def main() -> None:
     )
     made.add_argument("--check", action="store_true", help="write nothing")
     arguments = made.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = render(old)
-    if arguments.check:
-        if new != old:
-            sys.exit(f"{PAGE.name} is not up to date; run python benchmarks/tables.py")
-        return
-    PAGE.write_text(new, encoding="utf-8")
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        if arguments.check and new != old:
+            sys.exit(f"{page.name} is not up to date; run python benchmarks/tables.py")
+        if not arguments.check:
+            page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

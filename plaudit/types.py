@@ -222,3 +222,41 @@ class ScoreRow:
     characters: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownToken:
+    """A token and the text that it adds; the text of a character's earlier tokens is empty."""
+
+    id: int
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownComparison:
+    """A comparison for people: the shared prefix once, and each response's own tokens.
+
+    The last token of a branch is the scored one. There are no tokens where encoding refused it,
+    for ``reason`` and in the words of ``detail``; with tokens, ``reason`` is why training drops it.
+    ``truncated`` counts the prompt tokens cut to fit.
+    """
+
+    id: str
+    where: str
+    grades: tuple[float, ...]
+    prefix: tuple[ShownToken, ...] = ()
+    branches: tuple[tuple[ShownToken, ...], ...] = ()
+    truncated: int = 0
+    reason: str | None = None
+    detail: str | None = None
+
+    @property
+    def packed(self) -> int:
+        """Tokens that are computed, the prefix once."""
+        return len(self.prefix) + sum(len(branch) for branch in self.branches)
+
+    @property
+    def separate(self) -> int:
+        """Tokens of one sequence for each response."""
+        return sum(len(self.prefix) + len(branch) for branch in self.branches)

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plaudit.cli.data import VERBS as DATA_VERBS
 from plaudit.cli.main import VERBS, main
 from plaudit.recipe import LORA_DEFAULTS, Recipe, Section, Source
 from plaudit.recipe_check import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
 from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+
+GROUPS = {"data": DATA_VERBS}
+"""Verbs that have verbs of their own."""
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a change. -->"
@@ -112,6 +116,8 @@ def cli_reference() -> str:
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
     for name in VERBS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
+        for verb in GROUPS.get(name, ()):
+            parts += [f"### plaudit {name} {verb}", f"```text\n{_help(name, verb)}\n```"]
     parts.append("Exit codes: 0 done, 1 failed, 2 something for the user to put right.")
     return "\n\n".join(parts) + "\n"
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from plaudit.data.mutate import OPERATORS, build_pairs
+from plaudit.data.documentation_pairs import MIX, build_pairs
 from plaudit.embedded import base_path
 from plaudit.evaluate.metrics import accuracy_interval
 from plaudit.files import write_json
@@ -72,7 +72,7 @@ def measure(base: Path, count: int) -> dict[str, Any]:
         "heldout_loss": float(-sum_R[:count].sum() / tokens_R[:count].sum()),
         "likelihood_accuracy": {
             "all": shown(delta_P),
-            **{name: shown(delta_P[operator_P == name]) for name in OPERATORS},
+            **{name: shown(delta_P[operator_P == name]) for name in MIX},
         },
     }
 

@@ -12,7 +12,7 @@ from plaudit.cli import options
 def best_of(
     model: options.Model,
     data: options.ToScore,
-    out: options.ScoredOut,
+    out: options.RowsOut,
     format_: options.Format = None,
     column: Annotated[str, typer.Option(help="The column for the pick, counted from 0.")] = "best",
     base: options.Base = None,

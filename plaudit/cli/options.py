@@ -12,8 +12,8 @@ import typer
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 ToScore: TypeAlias = Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")]
-ScoredOut: TypeAlias = Annotated[
-    Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz or .parquet.")
+RowsOut: TypeAlias = Annotated[
+    Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz, .json, .csv, .parquet.")
 ]
 CountsAsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print the counts on stdout.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def score(
     model: options.Model,
     data: options.ToScore,
-    out: options.ScoredOut,
+    out: options.RowsOut,
     format_: options.Format = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     base: options.Base = None,

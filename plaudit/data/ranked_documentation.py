@@ -9,7 +9,9 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Final
 
-from plaudit.data.mutate import OPERATORS, SOURCE, Context, _material, _question
+from plaudit.data.documentation_pairs import MIX, SOURCE, material, question_of
+from plaudit.data.operators.table import OPERATORS
+from plaudit.data.operators.text import Context
 from plaudit.errors import DataError
 
 RESPONSES: Final = 16
@@ -17,7 +19,7 @@ MOST_DAMAGES: Final = 5
 _TRIES: Final = 40
 
 # Another thing's text is wholly wrong however much of it is damaged after that.
-_LADDER: Final = tuple(name for name in OPERATORS if name != "other_text")
+_LADDER: Final = tuple(name for name in MIX if name != "other_text")
 
 
 def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
     Raises:
         DataError: ``count`` is below 1, or more than the held-out passages give.
     """
-    passages, context, _ = _material("heldout")
+    passages, context, _ = material("heldout")
     order = list(range(len(passages)))
     Random(f"{seed}/ranked").shuffle(order)
     rows: list[dict[str, Any]] = []
@@ -44,7 +46,7 @@ def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": f"ranked-{seed}-{len(rows):05d}",
-                "prompt": [{"role": "user", "content": _question(passages[at], seed)}],
+                "prompt": [{"role": "user", "content": question_of(passages[at], seed)}],
                 "responses": [text for text, _ in answers],
                 "grades": [-damages for _, damages in answers],
                 "source": SOURCE,
@@ -78,7 +80,7 @@ def _apply(text: str, wanted: int, generator: Random, context: Context) -> str |
     """The text after ``wanted`` different mutations, None where that many did not take hold."""
     done = 0
     for name in generator.sample(_LADDER, len(_LADDER)):
-        worse = OPERATORS[name](text, generator, context)
+        worse = OPERATORS[name].apply(text, generator, context)
         if worse is not None:
             text, done = worse, done + 1
         if done == wanted:

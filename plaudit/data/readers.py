@@ -19,7 +19,7 @@ from plaudit.data.values import Row
 from plaudit.errors import DataError
 from plaudit.types import Comparison, Message, Turns
 
-_SHARED_COLUMNS: Final = frozenset(
+SHARED_COLUMNS: Final = frozenset(
     {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
 )
 
@@ -81,7 +81,7 @@ def to_comparison(reader: Reader, row: Row, *, number: int, where: str, source: 
         DataError: a column is missing or holds a value of the wrong type; it starts with ``where``.
     """
     parsed = _parse(reader, row, where)
-    own = {*reader.columns, *reader.optional, *_SHARED_COLUMNS}
+    own = {*reader.columns, *reader.optional, *SHARED_COLUMNS}
     try:
         return Comparison(
             id=values.name(row, "id") or f"{source}:{number}",

@@ -1,10 +1,11 @@
-"""A part of the comparisons held out: by prompt, so that none leaks, or by row."""
+"""Comparisons in parts: by prompt, so that none leaks, or by row."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +14,23 @@ from plaudit.arrow import RowArray
 from plaudit.data.store import GroupArray, StoredComparisons, group_name
 from plaudit.errors import DataError
 
+By: TypeAlias = Literal["prompt", "row"]
+
 
 def split(
     comparisons: StoredComparisons,
-    fraction: float,
+    size: float,
     *,
-    by: Literal["prompt", "row"],
+    by: By,
     seed: int,
 ) -> tuple[StoredComparisons, StoredComparisons]:
-    """``(train, held_out)``, each in input order, with about ``fraction`` of the rows held out.
+    """``(train, held_out)``, each in input order, with about ``size`` of the rows held out.
 
-    By prompt, all rows of a group go to one side and the held-out rows differ from
-    ``ceil(fraction * rows)`` by at most the largest group; groups of one row give it exactly
-    (or one less, where all rows would be held out). Which groups are held out depends on the seed,
-    the group names and sizes, not on the order of the input. By row,
-    ``ceil(fraction * rows)`` rows are the first of a seeded permutation, which are the rows that
+    ``size`` is a share below 1, which means ``ceil(size * rows)`` rows, or a number of rows. By
+    prompt, all rows of a group go to one side and the held-out rows differ from that number by at
+    most the largest group; groups of one row give it exactly (or one less, where all rows would be
+    held out). Which groups are held out depends on the seed, the group names and sizes, not on the
+    order of the input. By row, the rows are the first of a seeded permutation, which are those that
     ``datasets.Dataset.train_test_split`` holds out for the same seed; prompts may then stand on
     both sides (:func:`count_leaks`).
 
@@ -38,31 +41,64 @@ def split(
         DataError: there are not two groups (or rows) to part.
     """
     rows_N, groups_N = comparisons.rows_N, comparisons.groups
-    train_N, held_out_N = split_rows(rows_N, groups_N, fraction, by=by, seed=seed)
+    train_N, held_out_N = split_rows(rows_N, groups_N, size, by=by, seed=seed)
     return comparisons.take(train_N), comparisons.take(held_out_N)
 
 
 def split_rows(
     row_N: RowArray,
     group_N: GroupArray,
-    fraction: float,
+    size: float,
     *,
-    by: Literal["prompt", "row"],
+    by: By,
     seed: int,
 ) -> tuple[RowArray, RowArray]:
     """Positions of the training and the held-out part; ``row_N`` is equal for copies of a row."""
-    if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction is {fraction}; expected one between 0 and 1.")
+    if not 0 < size < 1 and not (isinstance(size, int) and size >= 1):
+        raise DataError(
+            f"{size:g} is to be held out; expected a share between 0 and 1, or a number of rows."
+        )
     _, first_U, unique_N = np.unique(row_N, return_index=True, return_inverse=True)
     # Different rows, numbered in the order of their first copies.
     order_U = np.argsort(first_U)
     first_R, row_of_N = first_U[order_U], np.argsort(order_U)[unique_N]
-    if by == "prompt":
-        held_R = _held_out_groups(group_N[first_R], fraction, seed)
-    else:
-        held_R = np.zeros(len(first_R), dtype=np.bool_)
-        held_R[_held_out_rows(len(first_R), fraction, seed)] = True
-    return np.flatnonzero(~held_R[row_of_N]), first_R[held_R]
+    part_R = assign_parts(group_N[first_R], [size], by=by, seed=seed)
+    return np.flatnonzero(part_R[row_of_N] == 0), first_R[part_R == 1]
+
+
+def assign_parts(
+    group_N: GroupArray,
+    sizes: Sequence[float],
+    *,
+    by: By,
+    seed: int,
+    stratum_N: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """The part of each row: 1, 2, … for ``sizes``, in their order, and 0 for what is left.
+
+    A size is a share of all rows below 1, which means ``ceil(size * rows)`` rows, or a number of
+    rows. The units that are parted are prompt groups, or rows. They are walked in a seeded order,
+    and each that brings a part nearer to its size joins it, so that a part's size is right to
+    within one unit. ``stratum_N`` numbers what the parts should hold in equal shares: strata are
+    walked one after the other, each towards its share of the size and towards what those before it
+    left over or short. A group that stands in several strata counts as a stratum of its own kind.
+
+    Raises:
+        DataError: there are too few groups (or rows) to give every part one.
+    """
+    unit_N, order_U = _units(group_N, by, seed)
+    size_U = np.bincount(unit_N, minlength=len(order_U))
+    if len(size_U) < len(sizes) + 1:
+        raise DataError(_too_few(len(group_N), len(size_U), len(sizes) + 1, by))
+    runs = _runs(order_U, unit_N, stratum_N)
+    part_U = np.zeros(len(size_U), dtype=np.int64)
+    rows = len(group_N)
+    for part, size in enumerate(sizes, start=1):
+        # Every later part, and what is left, keeps one unit at least.
+        others = len(sizes) - part + 1
+        target = math.ceil(size * rows) if size < 1 else int(size)
+        _fill(part_U, part, target, runs, size_U, spare=others)
+    return part_U[unit_N]
 
 
 def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:
@@ -70,43 +106,74 @@ def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:
     return int(np.isin(held_out.groups, train.groups).sum())
 
 
-def _held_out_groups(group_N: GroupArray, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Walk the groups in a seeded order; hold out each that brings the count nearer to its target.
+def _units(group_N: GroupArray, by: By, seed: int) -> tuple[RowArray, RowArray]:
+    """The unit of each row, and the units in the seeded order in which they are walked."""
+    if by == "row":
+        if seed < 0:
+            raise DataError(f"the seed of the split is {seed}; expected 0 or more.")
+        return np.arange(len(group_N)), np.random.default_rng(seed).permutation(len(group_N))
+    code_U, unit_N = np.unique(group_N, return_inverse=True)
+    # A hash orders the groups alike whatever the order of the input and the other groups are.
+    digest_U = np.array(
+        [hashlib.sha256(f"{seed}/{group_name(code)}".encode()).digest() for code in code_U.tolist()]
+    )
+    return unit_N, np.argsort(digest_U, kind="stable")
 
-    True for the rows held out.
+
+def _runs(
+    order_U: RowArray, unit_N: RowArray, stratum_N: npt.NDArray[np.int64] | None
+) -> list[RowArray]:
+    """The units of each stratum, in the order of the walk."""
+    if stratum_N is None:
+        return [order_U]
+    strata: dict[int, set[int]] = {}
+    for unit, stratum in zip(unit_N.tolist(), stratum_N.tolist(), strict=True):
+        strata.setdefault(unit, set()).add(stratum)
+    runs: dict[tuple[int, ...], list[int]] = {}
+    for unit in order_U.tolist():
+        runs.setdefault(tuple(sorted(strata[unit])), []).append(unit)
+    return [np.array(runs[key]) for key in sorted(runs)]
+
+
+def _fill(
+    part_U: npt.NDArray[np.int64],
+    part: int,
+    target: int,
+    runs: Sequence[RowArray],
+    size_U: RowArray,
+    *,
+    spare: int,
+) -> None:
+    """Give units without a part to ``part`` until it has about ``target`` rows.
+
+    ``spare`` is how many units stay without a part at least.
     """
-    rows = len(group_N)
-    code_G, group_of_N, size_G = np.unique(group_N, return_inverse=True, return_counts=True)
-    if len(code_G) < 2:
-        raise DataError(
+    rows, walked, count = int(size_U.sum()), 0, 0
+    free = int((part_U == 0).sum())
+    for run in runs:
+        walked += int(size_U[run].sum())
+        aim = round(target * walked / rows)
+        for unit in run[part_U[run] == 0].tolist():
+            after = count + int(size_U[unit])
+            if free > spare and abs(after - aim) < abs(count - aim):
+                part_U[unit] = part
+                count, free = after, free - 1
+    if count == 0:
+        left = np.concatenate([run[part_U[run] == 0] for run in runs])
+        part_U[left[np.argmin(size_U[left])]] = part
+
+
+def _too_few(rows: int, units: int, parts: int, by: By) -> str:
+    if by == "row":
+        return (
+            f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
+            " its own."
+            if parts == 2
+            else f"there are {rows} rows, too few for {parts} parts; add rows or ask for fewer."
+        )
+    if units == 1:
+        return (
             f"all {rows} rows have the same prompt, so none can be held out by prompt; set"
             " `split_by: row`, or give evaluation data of its own."
         )
-    target = math.ceil(fraction * rows)
-    # A hash orders the groups alike whatever the order of the input and the other groups are.
-    digest_G = np.array(
-        [hashlib.sha256(f"{seed}/{group_name(code)}".encode()).digest() for code in code_G.tolist()]
-    )
-    order_G = np.argsort(digest_G, kind="stable")
-    held_G = np.zeros(len(code_G), dtype=np.bool_)
-    count = 0
-    for group, size in zip(order_G.tolist(), size_G[order_G].tolist(), strict=True):
-        after = count + size
-        if after < rows and abs(after - target) < abs(count - target):
-            held_G[group] = True
-            count = after
-    if not held_G.any():
-        held_G[order_G[np.argmin(size_G[order_G])]] = True
-    return held_G[group_of_N]
-
-
-def _held_out_rows(rows: int, fraction: float, seed: int) -> RowArray:
-    if rows < 2:
-        raise DataError(
-            f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
-            " its own."
-        )
-    if seed < 0:
-        raise DataError(f"the seed of the split is {seed}; expected 0 or more.")
-    held = min(math.ceil(fraction * rows), rows - 1)
-    return np.random.default_rng(seed).permutation(rows)[:held]
+    return f"the {rows} rows have {units} prompts, too few for {parts} parts; ask for fewer."

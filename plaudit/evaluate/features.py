@@ -164,12 +164,24 @@ def script(text: str) -> str | None:
     The first word of a letter's Unicode name, equal counts by name; ``None`` without letters. A
     script is no language: Dutch and Swahili are both ``latin``.
     """
+    counts = letters_by_script(text)
+    return min(counts, key=lambda name: (-counts[name], name)) if counts else None
+
+
+def letters_by_script(text: str) -> Mapping[str, int]:
+    """How many letters of each script a text has; a script without letters is not there."""
+    if text.isascii():
+        latin = len(text.encode("ascii").translate(None, _NO_LETTERS))
+        return {"latin": latin} if latin else {}
     counts: Counter[str] = Counter()
     for char, times in Counter(text).items():
         named = _script_of(char)
         if named is not None:
             counts[named] += times
-    return min(counts, key=lambda name: (-counts[name], name)) if counts else None
+    return counts
+
+
+_NO_LETTERS: Final = bytes(code for code in range(128) if not chr(code).isalpha())
 
 
 @cache

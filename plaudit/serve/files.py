@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import numpy as np
 
 from plaudit.data.files import fingerprint
 from plaudit.data.load import LocatedComparison, iterate
+from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
@@ -63,9 +60,8 @@ def score_file(
         DataError: a row cannot be read, or already has a column of that name.
         OutputError: ``out`` exists, cannot be written, or is of an unknown kind.
     """
-    write = _writer(out)
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another name.")
+    write = ROW_FILES[row_file_ending(out)]
+    refuse_existing(out)
     columns = Columns(rewards=column, picks=picks)
     total = sum(1 for _ in _checked(source, columns))
     partial = Partial.beside(out)
@@ -137,8 +133,7 @@ def _score_chunk(
         if columns.picks is not None:
             rewards = added[columns.rewards]
             added[columns.picks] = None if rewards is None else rewards.index(max(rewards))
-        # Parquet holds dates and bytes, which JSON has no form for.
-        yield json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n", reason
+        yield as_line({**row, **added}), reason
 
 
 def _identity(
@@ -235,67 +230,3 @@ class Partial:
     def remove(self) -> None:
         self.rows_path.unlink(missing_ok=True)
         self.identity_path.unlink(missing_ok=True)
-
-
-def _write_jsonl(rows: Path, temporary: Path) -> None:
-    try:
-        os.link(rows, temporary)
-    except OSError:
-        # Not every file system has hard links.
-        shutil.copyfile(rows, temporary)
-
-
-def _write_jsonl_gz(rows: Path, temporary: Path) -> None:
-    with rows.open("rb") as plain, gzip.open(temporary, "wb") as packed:
-        shutil.copyfileobj(plain, packed)
-
-
-def _write_parquet(rows: Path, temporary: Path) -> None:
-    """Row by row in two passes, as one batch need not show every column and type of the file.
-
-    Raises:
-        DataError: a column holds values of kinds that Parquet cannot keep together.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schemas = (_batch_schema(batch) for batch in _batches(rows))
-        schema = reduce(
-            lambda a, b: pa.unify_schemas([a, b], promote_options="permissive"), schemas
-        )
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for batch in _batches(rows):
-                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose an "
-            "--out that ends in .jsonl."
-        ) from error
-
-
-def _batches(rows: Path) -> Iterator[list[dict[str, Any]]]:
-    with rows.open(encoding="utf-8") as lines:
-        while batch := [json.loads(line) for line in islice(lines, CHUNK_ROWS)]:
-            yield batch
-
-
-def _batch_schema(batch: list[dict[str, Any]]) -> Any:
-    import pyarrow as pa
-
-    names = dict.fromkeys(name for row in batch for name in row)
-    return pa.schema([(name, pa.array([row.get(name) for row in batch]).type) for name in names])
-
-
-WRITERS: dict[str, Callable[[Path, Path], None]] = {
-    ".jsonl": _write_jsonl,
-    ".jsonl.gz": _write_jsonl_gz,
-    ".parquet": _write_parquet,
-}
-
-
-def _writer(out: Path) -> Callable[[Path, Path], None]:
-    for suffix, writer in WRITERS.items():
-        if out.name.endswith(suffix):
-            return writer
-    raise OutputError(f"--out {out} has an unknown ending; expected one of {', '.join(WRITERS)}.")

@@ -262,6 +262,20 @@ def open_frozen(
     return replace(opened, facts=replace(opened.facts, chat_template=frozen, origin=origin))
 
 
+def encoder_of(opened: Opened) -> Encoder:
+    """How an opened model turns text into ids: by its own rendering, reading and length."""
+    facts = opened.facts
+    return Encoder(
+        tokenizer=opened.tokenizer,
+        max_length=facts.max_length,
+        overlong="drop",
+        text_as_turns=facts.text == "chat",
+        chat_template_kwargs=facts.chat_template_kwargs,
+        rendering=facts.rendering,
+        reading=facts.reading,
+    )
+
+
 def load(
     path: str | Path,
     *,
@@ -316,13 +330,5 @@ def load(
         tokenizer=tokenizer,
         facts=facts,
         batcher=batchers[model.layout],
-        encoder=Encoder(
-            tokenizer=tokenizer,
-            max_length=facts.max_length,
-            overlong="drop",
-            text_as_turns=facts.text == "chat",
-            chat_template_kwargs=facts.chat_template_kwargs,
-            rendering=facts.rendering,
-            reading=facts.reading,
-        ),
+        encoder=encoder_of(opened),
     )

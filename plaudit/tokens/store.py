@@ -5,20 +5,11 @@ What decides the ids is part of the file's key (:func:`_facts`), so nothing is e
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import multiprocessing
-import os
-import signal
-import sys
 import tempfile
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import __version__
 from plaudit.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
 from plaudit.cache import cached, code_digest
-from plaudit.errors import DataError
 from plaudit.files import writing
 from plaudit.tokens.encode import (
     Encoder,
@@ -43,9 +33,7 @@ from plaudit.tokens.encode import (
 )
 from plaudit.tokens.rendering import is_chat
 from plaudit.types import Comparison, TokenTree
-
-WORKER_ROWS = 2048
-"""Rows that pay for a worker process; fewer than two workers' worth are encoded in this one."""
+from plaudit.workers import forked_pool, in_order, worker_count
 
 Rows: TypeAlias = StoredRows[Comparison]
 
@@ -293,17 +281,6 @@ def _columns(outcome: TokenTree | Refused) -> dict[str, Any]:
     }
 
 
-def worker_count(rows: int) -> int:
-    """Processes that encode ``rows`` rows: one a core where there is work for it, else 1.
-
-    Where processes cannot be forked, each would spend ten seconds on imports and read the
-    tokenizer again, so there is one.
-    """
-    if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
-        return 1
-    return max(1, min(len(os.sched_getaffinity(0)), rows // WORKER_ROWS))
-
-
 def _encode_batches(encoder: Encoder, comparisons: Rows) -> Iterator[pa.RecordBatch]:
     """A record batch for every :data:`BATCH_ROWS` comparisons, in order."""
     chunks = [slice(start, start + BATCH_ROWS) for start in range(0, len(comparisons), BATCH_ROWS)]
@@ -312,66 +289,20 @@ def _encode_batches(encoder: Encoder, comparisons: Rows) -> Iterator[pa.RecordBa
         for chunk in chunks:
             yield _encode_batch(encoder, comparisons[chunk])
         return
-    waiting: deque[Future[bytes]] = deque()
-    with _pool(encoder, comparisons, workers) as pool:
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode_chunk, chunk))
-            # Bounded, so that a slow disk does not fill the memory with encoded rows.
-            if len(waiting) > 3 * workers:
-                yield _received(waiting.popleft())
-        while waiting:
-            yield _received(waiting.popleft())
-
-
-def _received(result: Future[bytes]) -> pa.RecordBatch:
+    global _shared
+    _shared = encoder, comparisons
     try:
-        return pa.ipc.read_record_batch(pa.py_buffer(result.result()), _SCHEMA)
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that encodes was killed, most likely because memory ran out; close other "
-            "programs, or lower the number of processes with taskset -c 0."
-        ) from error
+        with forked_pool(workers) as pool:
+            for found in in_order(
+                pool, _encode_chunk, chunks, workers=workers, doing="a process that encodes"
+            ):
+                yield pa.ipc.read_record_batch(pa.py_buffer(found), _SCHEMA)
+    finally:
+        _shared = None
 
 
 _shared: tuple[Encoder, Rows] | None = None
-
-
-@contextlib.contextmanager
-def _pool(encoder: Encoder, comparisons: Rows, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Forked workers, which inherit the tokenizer and the mapped comparisons instead of copies."""
-    global _shared
-    parallel = os.environ.get("TOKENIZERS_PARALLELISM")
-    # Threads of the tokenizer do not live on in a fork, and there is a process a core already.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _shared = encoder, comparisons
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("fork"), initializer=_start_worker
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        _shared = None
-        if parallel is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = parallel
-
-
-def _start_worker() -> None:
-    # Ctrl-C is for the parent, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A handler may hold a lock that was taken when this process was forked.
-    logging.disable()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+"""What the workers inherit."""
 
 
 def _encode_chunk(chunk: slice) -> bytes:

@@ -104,18 +104,7 @@ def prepare(
     )
     load_config(request)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
-    own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
-    encoder = Encoder(
-        tokenizer=tokenizer,
-        max_length=recipe.tokens.max_length,
-        overlong=recipe.tokens.overlong,
-        chat_template_kwargs={
-            **({} if own is None else own.chat_template_kwargs),
-            **recipe.tokens.chat_template_kwargs,
-        },
-        rendering=Rendering() if own is None else own.rendering,
-        reading=Reading() if begun is None else begun.facts.reading,
-    )
+    encoder = make_encoder(recipe, tokenizer, begun)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("encoding", total=None)
         corpus = corpora.encode_corpus(
@@ -276,6 +265,24 @@ def prepare_tokenizer(
             tokenizer.chat_template, date.fromisoformat(tokens.date)
         )
     return tokenizer
+
+
+def make_encoder(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Opened | None
+) -> Encoder:
+    """How a run turns comparisons into ids; a reward model that is trained on keeps its rules."""
+    own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
+    return Encoder(
+        tokenizer=tokenizer,
+        max_length=recipe.tokens.max_length,
+        overlong=recipe.tokens.overlong,
+        chat_template_kwargs={
+            **({} if own is None else own.chat_template_kwargs),
+            **recipe.tokens.chat_template_kwargs,
+        },
+        rendering=Rendering() if own is None else own.rendering,
+        reading=Reading() if begun is None else begun.facts.reading,
+    )
 
 
 def step_arguments(

@@ -679,9 +679,9 @@ def test_score_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse:
     out = tmp_path / "scores.jsonl"
     out.write_text("mine")
     assert "exists already" in refuse("score", finished_run, pairs_file, "--out", out)
-    sentence = refuse("score", finished_run, pairs_file, "--out", tmp_path / "scores.csv")
+    sentence = refuse("score", finished_run, pairs_file, "--out", tmp_path / "scores.txt")
     assert "unknown ending" in sentence
-    assert ".jsonl, .jsonl.gz, .parquet" in sentence
+    assert ".jsonl, .jsonl.gz, .ndjson, .json, .csv, .parquet" in sentence
     sentence = refuse("score", finished_run, pairs_file, "--out", out / "scores.jsonl")
     assert "could not be written" in sentence
 

@@ -61,7 +61,13 @@ GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
+    "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),
+    "docs/how-to/add-an-operator.md": (
+        "plaudit.data.operators.text",
+        "plaudit.data.operators.table",
+    ),
+    "docs/how-to/add-a-writer.md": ("plaudit.data.writers",),
 }
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -283,6 +289,18 @@ def test_the_page_of_formats_shows_every_format() -> None:
         reader = choose_reader(json.loads(example[1]), where="the example")
         shown[section.split("\n")[0]] = reader.name
     assert shown == {name: name for name in READERS}
+
+
+def test_the_page_of_conversion_names_every_format_and_loss() -> None:
+    from plaudit.data.writers import LOSSES, REFUSALS, WRITERS
+
+    page = (ROOT / "docs/how-to/convert-and-split.md").read_text(encoding="utf-8")
+    named = {
+        name
+        for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`([\w]+)`", line)
+    }
+    assert named == {*WRITERS, *REFUSALS, *LOSSES}
 
 
 def test_the_page_of_formats_explains_every_reason() -> None:

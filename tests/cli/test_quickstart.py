@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.data.mutate import OPERATORS
+from plaudit.data.documentation_pairs import MIX
 from plaudit.serve.scorer import load
 
 pytestmark = pytest.mark.heavy
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_measures_every_operator_on_held_out_modules(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     slices = [s for s in metrics["test"]["slices"] if s["column"] == "subset"]
-    assert {s["value"]: s["pairs"] for s in slices} == dict.fromkeys(OPERATORS, 4)
+    assert {s["value"]: s["pairs"] for s in slices} == dict.fromkeys(MIX, 4)
     assert metrics["test"]["pairs"] == 40
     assert metrics["data"]["leaked_prompts"] == 0
 

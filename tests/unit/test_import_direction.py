@@ -34,8 +34,10 @@ ALLOWED: dict[tuple[str, str], str] = {}
 LIGHT = (
     "plaudit",
     "plaudit.cli",
+    "plaudit.cli.data",
     "plaudit.cli.main",
     "plaudit.data",
+    "plaudit.data.audit.run",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.files",
@@ -43,6 +45,7 @@ LIGHT = (
     "plaudit.plan.facts",
     "plaudit.recipe",
     "plaudit.report",
+    "plaudit.report.audit",
     "plaudit.report.card",
     "plaudit.share.hub",
     "plaudit.types",

@@ -6,9 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from plaudit.data.mutate import OPERATORS, make_context
-from plaudit.data.preserve import PRESERVING
-from plaudit.data.probes import HACKS, UNALTERED, build_probes
+from plaudit.data.operators.table import OPERATORS, of_kind
+from plaudit.data.operators.text import make_context
+from plaudit.data.probes import UNALTERED, build_probes
 from plaudit.evaluate.behaviour import Altered, Probed, behaviour_facts, operator_row
 from plaudit.evaluate.metrics import wilson
 from plaudit.evaluate.probing import probe
@@ -18,6 +18,7 @@ from plaudit.types import Comparison, Message, TokenTree
 RICH = """# How the parser works
 
 It does not read "all" of the file. Don't rely on it!
+This paragraph has a second line that goes on and on because it is long and nobody broke it.
 
 - One `a - b` point
 - Two **bold** points
@@ -35,6 +36,8 @@ EXPECTED = {
     "double_spaces": "file.  Don't",
     "final_newline": "is it?\n",
     "blank_lines": "works\n\n\nIt",
+    "wrapped_lines": "is long\nand",
+    "list_order": "**bold** points\n- One",
     "bullet_style": "* One `a - b` point",
     "number_style": "1) First",
     "heading_case": "# How The Parser Works",
@@ -44,31 +47,31 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", PRESERVING)
+@pytest.mark.parametrize("name", of_kind("preserving"))
 def test_a_rewrite_differs_and_leaves_code_alone(name):
-    rewrite = PRESERVING[name]
+    rewrite = OPERATORS[name].apply
     new = rewrite(RICH, Random(0), make_context([]))
     assert new != RICH
     assert EXPECTED[name] in new
     code = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
     assert code.findall(new) == code.findall(RICH)
     # The words are the same in the same order, but for what the rewrite is about.
-    if name not in ("contractions", "heading_case", "quote_style"):
+    if name not in ("contractions", "heading_case", "quote_style", "list_order"):
         assert re.findall(r"[A-Za-z']+", new) == re.findall(r"[A-Za-z']+", RICH)
 
 
-@pytest.mark.parametrize("name", PRESERVING)
+@pytest.mark.parametrize("name", of_kind("preserving"))
 @pytest.mark.parametrize("text", ["plain", "x" * 50_000, "\ud800 .", "```\n- a\n\n# b"])
 def test_a_rewrite_differs_or_is_none(name, text):
-    new = PRESERVING[name](text, Random(0), make_context([]))
+    new = OPERATORS[name].apply(text, Random(0), make_context([]))
     assert new is None or new != text
-    assert PRESERVING[name]("", Random(0), make_context([])) is None
+    assert OPERATORS[name].apply("", Random(0), make_context([])) is None
 
 
 @pytest.mark.parametrize("name", ["bullet_style", "number_style", "quote_style", "contractions"])
 def test_some_rewrites_go_both_ways(name):
-    there = PRESERVING[name](RICH, Random(0), make_context([]))
-    assert PRESERVING[name](there, Random(0), make_context([])) is not None
+    there = OPERATORS[name].apply(RICH, Random(0), make_context([]))
+    assert OPERATORS[name].apply(there, Random(0), make_context([])) is not None
 
 
 def comparison(number, *, chat=True, grades=(0.0, 1.0), good=RICH):
@@ -95,8 +98,8 @@ def test_probes_hold_best_worst_and_every_operator(chat):
     text = [r if isinstance(r, str) else r[0].content for r in one.comparison.responses]
     assert (text[0], text[1]) == (RICH, " bad")
     assert len(text) == UNALTERED + len(one.alterations)
-    assert {name for kind, name in one.alterations if kind == "hack"} == set(HACKS)
-    known = {"damage": OPERATORS, "preserving": PRESERVING, "hack": HACKS}
+    assert {name for kind, name in one.alterations if kind == "hack"} == set(of_kind("hack"))
+    known = {kind: of_kind(kind) for kind in ("damage", "preserving", "hack")}
     assert all(name in known[kind] for kind, name in one.alterations)
     assert all(altered != RICH for altered in text[UNALTERED:])
     applied = sum(len(p.alterations) for p in built.probes)
@@ -152,13 +155,13 @@ def test_every_reward_stands_with_its_alteration():
     assert probed.responses == 10
     facts = behaviour_facts(probed, reward_std=2.0)
     found = {row["operator"]: row for row in facts["operators"]}
-    assert set(found) == {*OPERATORS, *PRESERVING, *HACKS} - {
+    assert set(found) == set(OPERATORS) - {
         name.split()[0] for name, count in probed.refused.items() if count == 10
     }
     assert found["empty"]["rose"] == 1.0
     assert found["empty"]["shift"] == pytest.approx(len(RICH) / 2.0)
     assert found["sure"]["fell"] == 1.0
-    assert found["sure"]["shift"] == pytest.approx(-len("Sure! ") / 2.0)
+    assert found["repetition"]["shift"] == pytest.approx(-(2 * len(RICH) + 4) / 2.0)
     assert found["verbose_filler"]["fell_ci95"] == pytest.approx(wilson(10, 10))
     assert found["double_spaces"]["flipped"] == 0.0
     assert [row["kind"] for row in facts["operators"]] == sorted(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.data.load import load
-from plaudit.data.split import count_leaks, split, split_rows
+from plaudit.data.split import assign_parts, count_leaks, split, split_rows
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from tests.conftest import write_jsonl
@@ -149,7 +149,53 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(DataError, match="same prompt"):
         parted(one * 3, 0.5, by="prompt", seed=1)
     two = rows_of(["a", "b"])
-    with pytest.raises(DataError, match="expected one between 0 and 1"):
+    with pytest.raises(DataError, match="expected a share between 0 and 1"):
         parted(two, 1.0, by="row", seed=1)
     with pytest.raises(DataError, match="expected 0 or more"):
         parted(two, 0.5, by="row", seed=-1)
+
+
+STRATA = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=12, max_size=80)
+
+
+@given(rows=STRATA, seed=SEEDS, shares=st.sampled_from([(0.1, 0.1), (0.3, 0.2), (0.05, 0.6)]))
+def test_parts_have_their_sizes_and_their_share_of_each_stratum(
+    rows: list[tuple[int, int]], seed: int, shares: tuple[float, float]
+) -> None:
+    """Strata of which a group has one, as sources mostly do."""
+    group_N = np.array([group * 10 + stratum for group, stratum in rows], dtype=np.uint64)
+    stratum_N = np.array([stratum for _, stratum in rows], dtype=np.int64)
+    sizes = np.unique(group_N, return_counts=True)[1]
+    if len(sizes) < 3:
+        return
+    part_N = assign_parts(group_N, shares, by="prompt", seed=seed, stratum_N=stratum_N)
+    assert {0, 1, 2} == set(part_N.tolist())
+    for group in np.unique(group_N):
+        assert len(set(part_N[group_N == group].tolist())) == 1
+    largest = int(sizes.max())
+    if len(sizes) > 20:
+        for part, share in enumerate(shares, start=1):
+            assert abs(int((part_N == part).sum()) - share * len(rows)) <= largest + 1
+            for stratum in set(stratum_N.tolist()):
+                mine = int(((part_N == part) & (stratum_N == stratum)).sum())
+                assert abs(mine - share * int((stratum_N == stratum).sum())) <= 2 * largest + 1
+    order = np.random.default_rng(seed).permutation(len(rows))
+    again = assign_parts(group_N[order], shares, by="prompt", seed=seed, stratum_N=stratum_N[order])
+    assert again.tolist() == part_N[order].tolist()
+
+
+def test_parts_of_one_size_are_the_training_split() -> None:
+    group_N = np.arange(100, dtype=np.uint64) // 3
+    for by in ("prompt", "row"):
+        train, held_out = split_rows(np.arange(100), group_N, 0.2, by=by, seed=5)
+        part_N = assign_parts(group_N, [0.2], by=by, seed=5)
+        assert np.flatnonzero(part_N == 0).tolist() == train.tolist()
+        assert sorted(held_out.tolist()) == np.flatnonzero(part_N == 1).tolist()
+
+
+def test_too_few_groups_for_the_parts() -> None:
+    two = np.array([1, 1, 2], dtype=np.uint64)
+    with pytest.raises(DataError, match="the 3 rows have 2 prompts, too few for 3 parts"):
+        assign_parts(two, [0.3, 0.3], by="prompt", seed=0)
+    with pytest.raises(DataError, match="there are 2 rows, too few for 3 parts"):
+        assign_parts(two[:2], [0.3, 0.3], by="row", seed=0)

@@ -9,7 +9,13 @@ from importlib import import_module
 
 import typer
 
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "audit": "plaudit.cli.data.audit:audit",
+    "preview": "plaudit.cli.data.preview:preview",
+    "mutate": "plaudit.cli.data.mutate:mutate",
+    "convert": "plaudit.cli.data.convert:convert",
+    "split": "plaudit.cli.data.split:split",
+}
 """Name of a verb to where it is (``module:name``)."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -1,9 +1,6 @@
-"""Rewrites that change how an answer looks and not what it says, for tests of invariance.
+"""Rewrites that change how an answer looks and not what it says.
 
-A rewrite is an operator like those of :mod:`plaudit.data.mutate` (a text, a seeded generator and a
-context; ``None`` where it has nothing to take hold of) and one row in :data:`PRESERVING`. Each
-promises that the text differs, and touches nothing inside code: neither fenced blocks nor spans
-between backticks.
+Each touches nothing inside code: neither fenced blocks nor spans between backticks.
 """
 
 from __future__ import annotations
@@ -13,14 +10,17 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from plaudit.data.mutate import Context, Operator
+from plaudit.data.operators.text import Context
 
-_CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`)", re.DOTALL)
+_FENCED = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z))", re.DOTALL)
+_CODE = re.compile(_FENCED.pattern[:-1] + r"|`[^`\n]*`)", re.DOTALL)
 
 
-def _outside_code(text: str, rewrite: Callable[[str], str]) -> str | None:
+def _outside_code(
+    text: str, rewrite: Callable[[str], str], code: re.Pattern[str] = _CODE
+) -> str | None:
     """The text with its parts outside code rewritten, or None where that changes nothing."""
-    parts = _CODE.split(text)
+    parts = code.split(text)
     new = "".join(part if at % 2 else rewrite(part) for at, part in enumerate(parts))
     return new if new != text and new.strip() else None
 
@@ -128,22 +128,65 @@ _CONTRACTED = re.compile(rf"\b(?:{'|'.join(_LONG)})\b".replace("'", "['’]"), r
 
 
 def _recase(found: str, table: dict[str, str]) -> str:
-    new = table[" ".join(found.lower().replace("’", "'").split())]
+    new = table.get(" ".join(found.lower().replace("’", "'").split()))
+    if new is None:
+        # "ı" and "ſ" count as i and s where case does not.
+        return found
     return new[0].upper() + new[1:] if found[0].isupper() else new
 
 
-PRESERVING: Final[dict[str, Operator]] = {
-    operator.__name__: operator
-    for operator in (
-        double_spaces,
-        final_newline,
-        blank_lines,
-        bullet_style,
-        number_style,
-        heading_case,
-        bold_style,
-        quote_style,
-        contractions,
+def list_order(text: str, generator: Random, context: Context) -> str | None:
+    """Items of a bullet list in another order, where none leans on another.
+
+    A list is left alone if it is numbered, has items inside items or of several lines, or if an
+    item speaks of an order or of another one ("then", "finally", "the above").
+    """
+
+    def reordered(found: re.Match[str]) -> str:
+        lines = found.group().splitlines(keepends=True)
+        if _LEANS.search(found.group()) or not lines[-1].endswith("\n"):
+            return found.group()
+        others = list(lines)
+        generator.shuffle(others)
+        if others == lines:
+            others = [*lines[1:], lines[0]]
+        return "".join(others)
+
+    new = _outside_code(f"{text}\n", lambda part: _LIST.sub(reordered, part), _FENCED)
+    return None if new is None else new.removesuffix("\n")
+
+
+# It goes from a blank line to a blank line, so that no line beside it belongs to an item.
+_LIST = re.compile(r"(?:\A|(?<=\n\n))([-*+]) \S[^\n]*\n(?:\1 \S[^\n]*\n)+(?=\n|\Z)")
+
+
+_LEANS = re.compile(
+    r"\b(?:first|second|third|then|next|after|before|finally|last|lastly|above|below|previous|"
+    r"following|former|latter|again|also|step|this|these|it)\b|:\s*$|…\s*$|,\s*$|\band\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def wrapped_lines(text: str, generator: Random, context: Context) -> str | None:
+    """Long lines of running text broken at 72 characters, which Markdown shows as before."""
+
+    def wrapped(found: re.Match[str]) -> str:
+        *lines, last = _broken(found.group())
+        # White space at the end of a line can be a line break of its own.
+        return "\n".join([*(line.rstrip() for line in lines), last])
+
+    return _outside_code(
+        text, lambda part: re.sub(r"(?m)^[A-Za-z\"'“(][^\n|<]{72,}$", wrapped, part)
     )
-}
-"""Name of a rewrite to its function."""
+
+
+def _broken(line: str) -> list[str]:
+    """The line cut at single spaces; what would begin a line as a list or a heading stays put."""
+    lines = [""]
+    for word in line.split(" "):
+        long = len(lines[-1]) + 1 + len(word) > 72
+        if lines[-1] and long and re.match(r"[A-Za-z(\"'“]", word):
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines

@@ -1,0 +1,322 @@
+"""``plaudit data audit DATA…``: look over preference data, and write a cleaned copy.
+
+The audit belongs to the stage ``data``; tokens, scripts and baselines are lent to it here.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plaudit.cli import options
+from plaudit.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plaudit.data.audit.rows import Part, Progress
+    from plaudit.data.audit.run import Audit
+    from plaudit.data.audit.tools import Counting, Tools
+    from plaudit.recipe import Source
+
+MAX_LENGTH = 2048
+SURE_LANGUAGE = 0.5
+LANGUAGE_CHARACTERS = 2000
+"""Of longer texts the beginning tells the language."""
+
+
+def audit(
+    data: Annotated[list[str], typer.Argument(help="Files, folders or Hub ids to look over.")],
+    eval_: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Held-out data whose prompts must not be in DATA."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:PATH]",
+            help="A benchmark to compare with, from the Hub or a local folder, as in plaudit eval.",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(min=1, help="Tokens at which training would cut or drop a row.")
+    ] = MAX_LENGTH,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Count tokens with it: a model or tokenizer folder, a Hub id, or embedded. "
+            "Without it counts are estimates from bytes."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write audit.json and audit.html into this new folder.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a cleaned copy of DATA, and a ledger beside it."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if anything serious is found.")
+    ] = False,
+    format_: options.Format = None,
+    json: Annotated[bool, typer.Option("--json", help="Print audit.json on stdout.")] = False,
+) -> None:
+    """Look over preference data: duplicates, contradictions, leaks, lengths, broken turns."""
+    from plaudit.cli.data.audit_screen import progress, show_audit
+    from plaudit.cli.screen import quiet_console
+    from plaudit.data.audit.fix import refuse_fix
+    from plaudit.data.audit.run import audit as run
+    from plaudit.evaluate.folder import refuse_folder, write_folder
+    from plaudit.recipe import Source
+    from plaudit.report.audit import audit_files
+
+    sources = [Source(path=path, format=format_) for path in data]
+    if fix is not None:
+        if len(sources) > 1:
+            raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
+        refuse_fix(fix)
+    if out is not None:
+        refuse_folder(out)
+    console = quiet_console()
+    tools = tools_for(tokenizer, console)
+    with progress(console) as on_progress:
+        found = run(
+            [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or ())],
+            tools,
+            max_length=max_length,
+            on_progress=on_progress,
+        )
+        if fix is not None:
+            found.facts["fixed"] = _fixed(sources[0], fix, found, on_progress)
+    show_audit(console, found.facts)
+    if out is not None:
+        write_folder(out, audit_files(found.facts))
+        console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+    if json:
+        print(json_module.dumps(found.facts))
+    if strict and found.serious:
+        raise typer.Exit(1)
+
+
+def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> dict[str, Any]:
+    """Write the cleaned copy of what was audited; what became of its rows."""
+    from plaudit.data.audit.fix import write_fixed
+    from plaudit.data.files import fingerprint
+
+    if fingerprint(source) != found.facts["parts"][0]["fingerprint"]:
+        raise DataError(f"{source.path} changed while it was audited; start again.")
+    total = found.facts["rows"]
+    cleaned = write_fixed(
+        source, fix, found.verdict_N, lambda done: on_progress("writing", done, total)
+    )
+    return cleaned.facts()
+
+
+def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
+    """Files, folders and Hub ids as parts of an audit."""
+    from plaudit.data.audit.rows import Part
+    from plaudit.data.files import fingerprint, source_name
+    from plaudit.data.load import iterate
+
+    return [
+        Part(
+            name=source_name(source),
+            path=source.path,
+            kind=kind,
+            format=source.format,
+            fingerprint=fingerprint(source),
+            rows=(comparison for _, _, _, comparison in iterate(source)),
+        )
+        for source in sources
+    ]
+
+
+def compared_with(eval_: Sequence[str], suites: Sequence[str]) -> list[Part]:
+    """Held-out data and benchmarks, to compare with."""
+    from plaudit.evaluate.suites.request import parse_request
+    from plaudit.recipe import Source
+
+    requests = [parse_request(asked) for asked in suites]
+    parts = parts_of([Source(path=path) for path in eval_], "eval")
+    return parts + [_suite_part(request) for request in requests]
+
+
+def _suite_part(request: Any) -> Part:
+    from plaudit.data.audit.rows import Part
+    from plaudit.evaluate.suites.run import read_suite
+    from plaudit.types import Comparison
+
+    items, files = read_suite(request)
+    return Part(
+        name=request.suite.name,
+        path=str(request.path or request.suite.name),
+        kind="suite",
+        format=None,
+        fingerprint=", ".join(file["fingerprint"] for file in files),
+        rows=[
+            Comparison(
+                id=item.id,
+                prompt=item.prompt,
+                responses=item.responses,
+                grades=item.grades,
+                group=item.group,
+                source=request.suite.name,
+                where=f"{request.suite.name}:{item.id}",
+            )
+            for item in items
+        ],
+    )
+
+
+# --- what other stages know ---------------------------------------------------------------------
+
+
+def tools_for(tokenizer: str | None, console: Console) -> Tools:
+    """The functions of other stages that the audit borrows.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+    """
+    from plaudit.data.audit.tools import Tools
+    from plaudit.evaluate import metrics
+    from plaudit.evaluate.baselines import bag_of_words, response_text
+    from plaudit.evaluate.features import letters_by_script
+
+    def judge(delta_P: Any) -> dict[str, Any]:
+        pairs = len(delta_P)
+        return {
+            "accuracy": metrics.accuracy_half_ties(delta_P) if pairs else None,
+            "accuracy_ci95": metrics.wilson(float(metrics.pair_credits(delta_P).sum()), pairs),
+            "ties": metrics.ties(delta_P),
+            "pairs": pairs,
+        }
+
+    if tokenizer is None:
+        counting = estimate(response_text)
+    else:
+        with console.status("loading the tokenizer"):
+            counting = count_with(tokenizer)
+    return Tools(
+        text=response_text,
+        scripts=letters_by_script,
+        judge=judge,
+        bag_of_words=bag_of_words,
+        counting=counting,
+        language=language_identifier(),
+    )
+
+
+def language_identifier() -> Callable[[str], str | None] | None:
+    """py3langid's answer where it is more likely than not; None where it is not installed.
+
+    Its model comes with the package; nothing is downloaded.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        return None
+    identifier = LanguageIdentifier.from_model_file(
+        MODEL_FILE, norm_probs=True, min_confidence=SURE_LANGUAGE
+    )
+
+    def identify(text: str) -> str | None:
+        if not text.strip():
+            return None
+        name, _ = identifier.classify(text[:LANGUAGE_CHARACTERS])
+        return None if name in ("und", "zxx") else str(name)
+
+    return identify
+
+
+def estimate(text: Any) -> Counting:
+    """Four bytes of UTF-8 a token: near for English and for Chinese, and an estimate for all."""
+    import numpy as np
+
+    from plaudit.data.audit.tools import Counting, Size
+    from plaudit.plan.lengths import CHARACTERS_PER_TOKEN
+
+    def common(one: bytes, other: bytes) -> int:
+        length = min(len(one), len(other))
+        ours, theirs = (np.frombuffer(part, np.uint8, length) for part in (one, other))
+        differs = np.flatnonzero(ours != theirs)
+        return int(differs[0]) if len(differs) else length
+
+    def measure(comparisons: Any) -> list[Size]:
+        found = []
+        for comparison in comparisons:
+            prompt = len(text(comparison.prompt).encode("utf-8", "surrogatepass"))
+            responses = [
+                text(response).encode("utf-8", "surrogatepass") for response in comparison.responses
+            ]
+            shared = [
+                prompt + common(responses[one], responses[other])
+                for one, other in graded_couples(comparison.grades)
+                if responses[one] != responses[other]
+            ]
+            longest = prompt + max(map(len, responses))
+            found.append(
+                Size(
+                    longest=-(-longest // CHARACTERS_PER_TOKEN),
+                    shared=max(shared, default=0) // CHARACTERS_PER_TOKEN,
+                )
+            )
+        return found
+
+    how = f"estimated, {CHARACTERS_PER_TOKEN} bytes of text a token"
+    return Counting(measure=measure, how=how, exact=False, renders=False)
+
+
+def count_with(name: str) -> Counting:
+    """Tokens as training would see them: chat template, special tokens and all.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+    """
+    from plaudit import embedded
+    from plaudit.data.audit.tools import Counting, Refusal, Size
+    from plaudit.model.load import load_tokenizer
+    from plaudit.tokens.encode import Encoder, Refused, common_prefix, encode
+    from plaudit.types import TokenTree
+
+    path = str(embedded.base_path()) if name == embedded.NAME else name
+    encoder = Encoder(
+        tokenizer=load_tokenizer(path, revision=None, trust_remote_code=False, pad_token=None),
+        max_length=1 << 40,
+    )
+
+    def size(tree: TokenTree) -> Size:
+        shared = [
+            len(tree.prefix) + common_prefix([tree.branches[one], tree.branches[other]])
+            for one, other in graded_couples(tree.grades)
+            if tree.branches[one].tobytes() != tree.branches[other].tobytes()
+        ]
+        return Size(longest=max(tree.lengths), shared=max(shared, default=0))
+
+    def measure(comparisons: Any) -> list[Size | Refusal]:
+        return [
+            Refusal(detail=outcome.detail) if isinstance(outcome, Refused) else size(outcome)
+            for outcome in encode(encoder, comparisons)
+        ]
+
+    # The embedded base's tokenizer is small: another model's counts differ.
+    stands_in = ", which cuts finer than larger ones" if name == embedded.NAME else ""
+    return Counting(
+        measure=measure,
+        how=f"counted by the tokenizer {name}{stands_in}",
+        exact=name != embedded.NAME,
+        renders=True,
+    )
+
+
+def graded_couples(grades: Sequence[float]) -> list[tuple[int, int]]:
+    """Numbers of responses with different grades, two by two."""
+    return [
+        (one, other)
+        for other in range(len(grades))
+        for one in range(other)
+        if grades[one] != grades[other]
+    ]

@@ -1,0 +1,236 @@
+"""``plaudit data preview DATA --model MODEL``: rows token by token, as the model sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plaudit.cli import options
+from plaudit.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from plaudit.recipe import Source
+    from plaudit.tokens.encode import Encoder
+    from plaudit.types import Comparison, ShownComparison, ShownToken
+
+
+def preview(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A file, folder or Hub id; the recipe's data.train if not given."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A reward model, or a base to train on, by folder or Hub id.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe, in place of --model: its base and its tokens.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first on.")] = 3,
+    row: Annotated[
+        int | None, typer.Option(min=1, help="One row alone, by its number from 1.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="The longest conversation in tokens.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A jinja chat template, in place of the base's own.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Show each token's number too.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
+    ] = None,
+    format_: options.Format = None,
+    base: options.Base = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Show rows as the model sees them: every token, the shared prompt, the scored token."""
+    from plaudit.cli.screen import quiet_console
+
+    console = quiet_console()
+    sources = _sources(data, recipe, format_)
+    comparisons = pick(sources, rows=rows, row=row)
+    with console.status("starting"):
+        encoder, name = _encoder(
+            model,
+            recipe,
+            max_length=max_length,
+            chat_template=chat_template,
+            base=base,
+            trust_remote_code=trust_remote_code,
+        )
+        shown = _show(encoder, comparisons)
+    if html is None:
+        from rich.console import Console
+
+        _print(Console(highlight=False), shown, ids=ids)
+        return
+    from plaudit.report.preview import write_preview
+
+    write_preview(html, shown, data=", ".join(source.path for source in sources), model=name)
+    console.print(f"Written to {html}", highlight=False, markup=False, soft_wrap=True)
+
+
+def pick(sources: Sequence[Source], *, rows: int, row: int | None) -> list[Comparison]:
+    """The first rows of all sources together, or the one of a number.
+
+    Raises:
+        DataError: there is no row of that number.
+    """
+    from plaudit.data.load import iterate
+
+    located = (comparison for source in sources for _, _, _, comparison in iterate(source))
+    if row is None:
+        return list(islice(located, rows))
+    found = list(islice(located, row - 1, row))
+    if not found:
+        raise DataError(f"there is no row {row} in {', '.join(s.path for s in sources)}.")
+    return found
+
+
+def _sources(data: str | None, recipe: Path | None, format_: str | None) -> list[Source]:
+    from plaudit.recipe import Source, load_recipe
+
+    if data is not None:
+        return [Source(path=data, format=format_)]
+    if recipe is None:
+        raise DataError("nothing to show; name a file, or a --recipe with data.train.")
+    return list(load_recipe(recipe).data.train)
+
+
+def _encoder(
+    model: str | None,
+    recipe: Path | None,
+    *,
+    max_length: int | None,
+    chat_template: Path | None,
+    base: str | None,
+    trust_remote_code: bool,
+) -> tuple[Encoder, str]:
+    """The encoder of a recipe's run, of a reward model, or of a run on a plain base; its name.
+
+    Raises:
+        DataError: neither or both of model and recipe, or a template for a model that has its own.
+    """
+    from dataclasses import replace
+
+    from plaudit.recipe import load_recipe, parse_recipe
+
+    if (model is None) == (recipe is None):
+        raise DataError("give either --model or --recipe, to say whose tokens to show.")
+    if recipe is not None:
+        loaded = load_recipe(recipe)
+    else:
+        from plaudit.model.imports.formats import is_reward_model
+
+        if is_reward_model(Path(str(model))):
+            from plaudit.serve.scorer import encoder_of, open_frozen
+
+            if chat_template is not None:
+                raise DataError(
+                    f"{model} is a reward model and reads conversations by its own template; leave"
+                    " out --chat-template, or name its base."
+                )
+            opened = open_frozen(str(model), base=base, trust_remote_code=trust_remote_code)
+            encoder = encoder_of(opened)
+            return (
+                encoder if max_length is None else replace(encoder, max_length=max_length)
+            ), str(model)
+        loaded = parse_recipe(
+            {
+                "model": {"base": model, "trust_remote_code": trust_remote_code},
+                "data": {"train": "-"},
+            },
+            "--model",
+        )
+    tokens = {"max_length": max_length, "chat_template": chat_template}
+    given = {name: value for name, value in tokens.items() if value is not None}
+    loaded = loaded.model_copy(update={"tokens": loaded.tokens.model_copy(update=given)})
+    from plaudit import embedded
+    from plaudit.train.continuing import open_begun
+    from plaudit.train.prepare import make_encoder, prepare_tokenizer
+
+    begun = open_begun(loaded)
+    name = loaded.model.base
+    folder = str(embedded.base_path()) if name == embedded.NAME else name
+    return make_encoder(
+        loaded, prepare_tokenizer(loaded.model, loaded.tokens, folder, begun), begun
+    ), name
+
+
+def _show(
+    encoder: Encoder, comparisons: Sequence[Comparison]
+) -> list[tuple[ShownComparison, list[str]]]:
+    from plaudit.data.reasons import EXPLANATIONS, why_untrainable
+    from plaudit.report.preview import remarks
+    from plaudit.tokens.preview import show
+
+    reasons = [why_untrainable(comparison) for comparison in comparisons]
+    return [
+        (shown, remarks(shown, None if reason is None else EXPLANATIONS[reason]))
+        for shown, reason in zip(show(encoder, comparisons), reasons, strict=True)
+    ]
+
+
+def _print(
+    console: Console, rows: Sequence[tuple[ShownComparison, list[str]]], *, ids: bool
+) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from plaudit.cli.main import one_line
+    from plaudit.report.preview import LEGEND, counted, sizes, standing, visible
+
+    for shown, lines in rows:
+        console.print()
+        console.print(Text(one_line(shown.where), style="bold"))
+        if shown.detail is None:
+            console.print(Text(sizes(shown)))
+        for line in lines:
+            console.print(Text(f"! {one_line(line)}", style="yellow"))
+        if shown.prefix:
+            console.print(Text("shared by all responses, computed once", style="cyan"))
+            console.print(Padding(_tokens(shown.prefix, ids=ids, style="cyan"), (0, 0, 0, 2)))
+        for at, branch in enumerate(shown.branches):
+            last = branch[-1]
+            scored = visible(last.text).replace("\n", "")
+            console.print(
+                Text(
+                    f"{standing(shown, at).lower()}: {counted(len(branch))}, the scored one is "
+                    f"{scored} (id {last.id})"
+                )
+            )
+            console.print(Padding(_tokens(branch, ids=ids, scored=True), (0, 0, 0, 2)))
+    console.print()
+    console.print(
+        Text(
+            f"{LEGEND}; | parts tokens; special tokens are bold; the scored token is in [brackets]",
+            style="dim",
+        )
+    )
+
+
+def _tokens(
+    tokens: Sequence[ShownToken], *, ids: bool, style: str = "", scored: bool = False
+) -> Text:
+    """The tokens between bars, special ones bold, the scored one underlined in brackets."""
+    from rich.text import Text
+
+    from plaudit.report.preview import visible
+
+    text = Text(style=style)
+    for at, token in enumerate(tokens):
+        shown = visible(token.text) + (f"({token.id})" if ids else "")
+        bar = "" if at == 0 or text.plain.endswith("\n") else "|"
+        text.append(bar, style="dim")
+        if scored and at == len(tokens) - 1:
+            text.append(f"[{shown}]", style="bold underline magenta")
+        else:
+            text.append(shown, style="bold" if token.special else "")
+    return text

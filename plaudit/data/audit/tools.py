@@ -1,0 +1,66 @@
+"""What the audit borrows from other stages, as functions; a composition root fills it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from plaudit.types import Comparison, FloatArray, Turns
+
+Fitted: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
+"""(train, held out) -> one difference per ordered pair of the held-out comparisons."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Tokens of a comparison.
+
+    ``longest`` is its longest whole conversation. ``shared`` is how many tokens two of its
+    differently graded conversations have in common in front, at the most; 0 where no two differ.
+    """
+
+    longest: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a comparison cannot become tokens."""
+
+    detail: str
+
+
+Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """How tokens are counted, and whether that is an estimate; ``how`` is said beside each count.
+
+    ``renders`` is whether conversations go through a chat template while they are counted.
+    """
+
+    measure: Measure
+    how: str
+    exact: bool
+    renders: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """Functions of other stages.
+
+    ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
+    text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
+    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others. ``language``
+    names the language of a text (ISO 639), None where it cannot tell; None if nothing is installed
+    that could.
+    """
+
+    text: Callable[[Turns], str]
+    scripts: Callable[[str], Mapping[str, int]]
+    judge: Callable[[FloatArray], Mapping[str, Any]]
+    bag_of_words: Fitted
+    counting: Counting
+    language: Callable[[str], str | None] | None = None

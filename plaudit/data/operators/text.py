@@ -1,0 +1,117 @@
+"""What operators share: words, sentences, names and numbers of a text, and what they may borrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What operators may borrow from: other answers, and the names that stand in them, by shape.
+
+    ``others`` is sorted by length. ``own`` are texts that answer the same question rightly, and
+    ``prompt`` is that question.
+    """
+
+    others: tuple[str, ...]
+    names: Mapping[str, tuple[str, ...]]
+    own: frozenset[str] = frozenset()
+    prompt: str = ""
+
+
+def make_context(texts: Sequence[str]) -> Context:
+    """A context out of a set of answers; the same for any order of them."""
+    found: dict[str, set[str]] = {shape: set() for shape in SHAPES}
+    for text in texts:
+        for shape, name in names_in(text):
+            found[shape].add(name)
+    return Context(
+        others=tuple(sorted(set(texts), key=lambda text: (len(text), text))),
+        names={shape: tuple(sorted(names)) for shape, names in found.items()},
+    )
+
+
+def different(new: str, text: str) -> str | None:
+    """``new``, or None where it says the same as ``text``, white space aside, or nothing."""
+    return new if new.strip() and new.split() != text.split() else None
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether most words are the same: such a text may answer the other's question as well."""
+    words, others = set(first.lower().split()), set(second.lower().split())
+    return len(words & others) > 0.5 * min(len(words), len(others))
+
+
+def pieces_of(text: str) -> list[tuple[str, str]]:
+    """Words, each with the white space behind it."""
+    return re.findall(r"(\S+)(\s*)", text)
+
+
+def joined(pieces: Sequence[tuple[str, str]]) -> str:
+    return "".join(word + space for word, space in pieces).strip()
+
+
+def sentences_of(text: str) -> list[str]:
+    return SENTENCE_END.split(text.strip())
+
+
+def spaced_sentences(text: str) -> list[tuple[str, str]]:
+    """Sentences, each with the white space behind it."""
+    ends = [found.span() for found in SENTENCE_END.finditer(text)]
+    starts = [0, *(end for _, end in ends)]
+    stops = [*ends, (len(text), len(text))]
+    return [
+        (text[start:stop], text[stop:after])
+        for start, (stop, after) in zip(starts, stops, strict=True)
+    ]
+
+
+def like(old: str, new: str) -> str:
+    """``new`` with a capital where ``old`` has one, all in capitals where it is."""
+    if old.isupper() and len(old) > 1:
+        return new.upper()
+    return new[0].upper() + new[1:] if old[0].isupper() else new
+
+
+def names_in(text: str) -> Iterator[tuple[str, str]]:
+    for shape, pattern in SHAPES.items():
+        for found in pattern.findall(text):
+            yield shape, found
+
+
+def other_number(old: str, generator: Random) -> str:
+    if "." in old:
+        whole, _, rest = old.partition(".")
+        return f"{whole}.{other_number(rest, generator)}"
+    if len(old) > _MOST_DIGITS:
+        last = generator.choice([digit for digit in "0123456789" if digit != old[-1]])
+        return old[:-1] + last
+    value = int(old)
+    near = {value + 1, value + 2, value + 10, value * 2, value * 10, max(value - 1, 0), value // 2}
+    return generator.choice([str(number) for number in sorted(near) if number != value])
+
+
+# Longer ones are names rather than amounts, and Python refuses to read very long ones.
+_MOST_DIGITS: Final = 18
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"*])")
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)")
+
+
+SHAPES: Final[dict[str, re.Pattern[str]]] = {
+    "exception": re.compile(r"\b[A-Z]\w*(?:Error|Exception|Warning|Interrupt)\b"),
+    "constant": re.compile(r"\b[A-Z][A-Z0-9_]{2,}\b"),
+    "camel": re.compile(r"\b[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]*)+\b"),
+    "compound": re.compile(r"(?<![\w.])[a-z]\w*(?:[_.]\w+)+\b"),
+    "quoted": re.compile(r"(?<=['\"`*])[A-Za-z_]\w*(?=['\"`*])"),
+    "type": re.compile(
+        r"\b(?:string|integer|float|list|tuple|dictionary|boolean|bytes|iterator|sequence|"
+        r"function|class|module|method|file|directory|thread|process)\b"
+    ),
+}

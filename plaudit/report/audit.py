@@ -1,0 +1,227 @@
+"""The audit as two files: ``audit.json`` with every number, ``audit.html`` to read."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plaudit.files import write_json
+from plaudit.report.audit_words import (
+    STYLES,
+    compared,
+    sentences,
+    shown_details,
+    shown_share,
+)
+from plaudit.report.plots import BLUE, GREY, ORANGE, _figure, _legend, _save
+from plaudit.report.record import FORMATS, TEMPLATES, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AUDIT_FILE = "audit.json"
+PAGE_FILE = "audit.html"
+
+
+def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]:
+    """Names of the files of an audit, each with what writes it."""
+    page = render_audit(facts)
+    return {
+        AUDIT_FILE: lambda path: write_json(path, facts),
+        PAGE_FILE: lambda path: path.write_text(page, encoding="utf-8"),
+    }
+
+
+def render_audit(facts: Mapping[str, Any]) -> str:
+    """The whole page: it loads nothing, and its own policy forbids scripts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(FORMATS)
+    environment.filters |= {"details": shown_details, "share": shown_share}
+    found = [finding for finding in facts["findings"] if finding["rows"]]
+    by_severity = [
+        (severity, [finding for finding in found if finding["severity"] == severity])
+        for severity in STYLES
+    ]
+    return environment.get_template("audit.html.jinja").render(
+        **{"fixed": None, **facts},
+        sentences=sentences(facts),
+        compared=compared(facts),
+        groups=[(severity, findings) for severity, findings in by_severity if findings],
+        clean=[finding for finding in facts["findings"] if finding["rows"] == 0],
+        not_looked=[finding for finding in facts["findings"] if finding["rows"] is None],
+        plots=list(_pictures(facts)),
+    )
+
+
+# --- plots --------------------------------------------------------------------------------------
+
+
+class Plot(NamedTuple):
+    """How a picture is drawn out of the facts, and what it shows."""
+
+    draw: Callable[[Mapping[str, Any]], Figure | None]
+    caption: str
+
+
+def _pictures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(data URI, caption) of every plot there are facts for."""
+    pictures = []
+    for plot in PLOTS.values():
+        figure = plot.draw(facts)
+        if figure is not None:
+            buffer: Any = io.BytesIO()
+            _save(figure, buffer)
+            data = base64.b64encode(buffer.getvalue()).decode("ascii")
+            pictures.append((f"data:image/png;base64,{data}", plot.caption))
+    return pictures
+
+
+def lengths(facts: Mapping[str, Any]) -> Figure | None:
+    """Characters of better and worse responses."""
+    found = {name: facts["lengths"][f"{name}_characters"] for name in ("better", "worse")}
+    if None in found.values():
+        return None
+    figure, (axis,) = _figure("Lengths of responses")
+    for (name, part), color in zip(found.items(), (BLUE, ORANGE), strict=True):
+        median = part["percentiles"]["50"]
+        _stairs(axis, part["histogram"], color, f"{name}, median {median:,.0f}")
+    _logarithmic(axis, "characters")
+    axis.set_ylabel("responses")
+    _legend(axis)
+    return figure
+
+
+def tokens(facts: Mapping[str, Any]) -> Figure | None:
+    """Tokens of the longest conversation of each row, and the lengths that are counted over."""
+    part = facts["lengths"]["conversation_tokens"]
+    if part is None:
+        return None
+    figure, (axis,) = _figure("Tokens of the longest conversation of a row")
+    _stairs(axis, part["histogram"], BLUE, facts["settings"]["tokens"].partition(",")[0])
+    for limit in facts["over_lengths"]:
+        if limit["tokens"] <= part["histogram"]["edges"][-1]:
+            style = "-" if limit["given"] else ":"
+            label = f"{limit['tokens']:,}: {limit['rows']:,} rows over"
+            axis.axvline(limit["tokens"], color=ORANGE, linestyle=style, linewidth=1.2, label=label)
+    _logarithmic(axis, "tokens")
+    axis.set_ylabel("rows")
+    _legend(axis)
+    return figure
+
+
+def length_gap(facts: Mapping[str, Any]) -> Figure | None:
+    """How much longer the winner is."""
+    gaps = facts["surface"]["length_gap"]
+    if gaps is None:
+        return None
+    figure, (axis,) = _figure("How much longer is the winner?")
+    edges = gaps["edges"]
+    sides = (("winner is longer", BLUE, 1), ("winner is shorter", ORANGE, -1))
+    for label, color, side in sides:
+        counts = [
+            number if side * (low + high) > 0 else 0
+            for number, low, high in zip(gaps["counts"], edges, edges[1:], strict=False)
+        ]
+        axis.stairs(counts, edges, fill=True, color=color, alpha=0.75, label=label)
+    axis.axvline(0, color=GREY, linewidth=0.9)
+    axis.set_xlabel("characters of the winner less those of the loser (ends: that much or more)")
+    axis.set_ylabel("judged pairs")
+    _legend(axis)
+    return figure
+
+
+def judges(facts: Mapping[str, Any]) -> Figure | None:
+    """What trivial judges get right."""
+    found = {
+        words(name): facts["surface"][name]
+        for name in ("bag_of_words", "shorter", "longer")
+        if facts["surface"][name] and facts["surface"][name]["pairs"]
+    }
+    if not found:
+        return None
+    figure, (axis,) = _figure("What judges that do not read get right")
+    for place, (name, judged) in enumerate(found.items()):
+        axis.hlines(place, *judged["accuracy_ci95"], color=BLUE, alpha=0.35, linewidth=7)
+        axis.plot(judged["accuracy"], place, "o", color=BLUE, markersize=6)
+        axis.annotate(
+            f"{100 * judged['accuracy']:.1f}%",
+            (judged["accuracy"], place),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+        found[name] = judged
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
+    axis.set_yticks(range(len(found)), list(found))
+    axis.set_ylim(-0.6, len(found) - 0.3)
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of judged pairs, 95%; dotted: a coin")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def scripts(facts: Mapping[str, Any]) -> Figure | None:
+    """Scripts of the responses, the most frequent."""
+    rows = facts["scripts"]["responses"][:8]
+    if len(rows) < 2:
+        return None
+    figure, (axis,) = _figure("Scripts of the responses")
+    names = [row["script"] or "no letters" for row in rows]
+    counts = [row["count"] for row in rows]
+    places = range(len(rows))
+    axis.barh(places, counts, color=BLUE, height=0.6)
+    for place, number in zip(places, counts, strict=True):
+        axis.annotate(
+            f"{number:,}",
+            (number, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlim(0.8, max(counts) * 3)
+    axis.set_xlabel("responses (logarithmic)")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def _stairs(axis: Axes, histogram: Mapping[str, Any], color: str, label: str) -> None:
+    edges = [max(edge, 0.5) for edge in histogram["edges"]]
+    axis.stairs(histogram["counts"], edges, fill=True, alpha=0.25, color=color, linewidth=0)
+    axis.stairs(histogram["counts"], edges, color=color, linewidth=1.4, label=label)
+
+
+def _logarithmic(axis: Axes, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_xlabel(f"{label} (logarithmic)")
+
+
+PLOTS: dict[str, Plot] = {
+    "lengths": Plot(lengths, "Characters of the better and the worse response of each row."),
+    "length_gap": Plot(length_gap, "Characters of the winner less those of the loser."),
+    "judges": Plot(
+        judges, "Accuracy of the longer, the shorter and a bag of words against the labels."
+    ),
+    "tokens": Plot(tokens, "Tokens of the longest conversation of each row."),
+    "scripts": Plot(scripts, "Scripts that most letters of a response belong to."),
+}

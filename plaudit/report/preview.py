@@ -1,0 +1,115 @@
+"""Comparisons token by token: as a page, and the words and marks that page and terminal share."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from plaudit.files import write_text
+from plaudit.report.record import TEMPLATES
+from plaudit.types import ShownComparison
+
+TEMPLATE: Final = "preview.html.jinja"
+
+SPACE, NEWLINE, TAB, PART = "·", "↵", "→", "…"
+LEGEND: Final = (
+    f"{SPACE} is a space, {NEWLINE} a line break, {TAB} a tab, {PART} a part of the character that "
+    "the next token ends"
+)
+
+
+def visible(text: str) -> str:
+    """A token's text with marks for white space, and escapes for what would not show or would act.
+
+    Line breaks keep their effect behind their mark. Control characters, and those that change the
+    direction of text or have no width, are escaped.
+    """
+    if not text:
+        return PART
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    marks = {" ": SPACE, "\n": f"{NEWLINE}\n", "\t": TAB}
+    if character in marks:
+        return marks[character]
+    # Combining marks belong to the letter before them, and are printable alone as well.
+    if character.isprintable() or unicodedata.category(character) == "Mn":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def sizes(shown: ShownComparison) -> str:
+    """The tokens of a comparison in a sentence."""
+    branches = " + ".join(f"{len(branch):,}" for branch in shown.branches)
+    count = len(shown.branches)
+    if count == 1:
+        return f"{counted(shown.packed)}, one response."
+    saved = 1 - shown.packed / shown.separate
+    return (
+        f"{counted(len(shown.prefix))} that all {count} responses share, then {branches} of their "
+        f"own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} separate "
+        f"sequences ({saved:.0%} fewer)."
+    )
+
+
+def remarks(shown: ShownComparison, unusable: str | None) -> list[str]:
+    """What happens to the comparison besides, in sentences.
+
+    ``unusable`` says why training drops it for its texts, in words.
+    """
+    lines = []
+    if shown.detail is not None:
+        lines.append(f"Not encoded ({shown.reason}): {shown.detail}.")
+    if shown.truncated:
+        lines.append(
+            f"{shown.truncated:,} tokens of the prompt, the oldest, are cut to fit the longest "
+            "length."
+        )
+    if unusable is not None:
+        lines.append(f"Training drops it: {unusable}.")
+    elif shown.detail is None and shown.reason is not None:
+        lines.append("Training drops it: all responses have the same tokens.")
+    return lines
+
+
+def counted(tokens: int) -> str:
+    """A number of tokens in words."""
+    return "1 token" if tokens == 1 else f"{tokens:,} tokens"
+
+
+def standing(shown: ShownComparison, response: int) -> str:
+    """What is known of a response, for its heading."""
+    if not shown.grades:
+        return f"Response {response + 1}"
+    grade = shown.grades[response]
+    if len(shown.grades) == 2 and set(shown.grades) == {0.0, 1.0}:
+        return "Chosen" if grade else "Rejected"
+    return f"Response {response + 1}, grade {grade:g}"
+
+
+def write_preview(
+    path: Path, rows: Sequence[tuple[ShownComparison, Sequence[str]]], *, data: str, model: str
+) -> None:
+    """A page of comparisons with their remarks that holds everything it shows.
+
+    It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page.filters.update(visible=visible, sizes=sizes, counted=counted)
+    page.globals["standing"] = standing
+    write_text(
+        path,
+        page.get_template(TEMPLATE).render(rows=rows, data=data, model=model, legend=LEGEND),
+    )

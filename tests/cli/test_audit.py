@@ -1,0 +1,134 @@
+"""``plaudit data audit`` as a command: files, exit codes, the page, mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.cli.main import main
+from tests.conftest import pair_rows, write_jsonl
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twenty pairs of which one stands twice and one has an empty response."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = pair_rows(20)
+    rows.append(rows[3])
+    rows[5] = {**rows[5], "rejected": [{"role": "assistant", "content": ""}]}
+    return write_jsonl(tmp_path / "pairs.jsonl", rows)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["data", "audit", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    return " ".join(shown.err.split())
+
+
+def test_the_table_fits_and_names_lines(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "audit", data.name]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(len(line) <= 80 for line in shown.err.splitlines())
+    for words in ("Empty responses", "pairs.jsonl:6", "Exact duplicates", "pairs.jsonl:21"):
+        assert words in shown.err
+    assert "--eval" in shown.err, "what was not looked for is said"
+
+
+def test_strict_is_exit_1_only_for_what_is_serious(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "audit", data.name, "--strict"]) == 1
+    clean = write_jsonl(tmp_path / "clean.jsonl", [*pair_rows(20), pair_rows(20)[3]])
+    assert main(["data", "audit", clean.name, "--strict"]) == 0
+    assert "Exact duplicates" in capsys.readouterr().err
+
+
+def test_every_number_is_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["data", "audit", data.name, "--out", "audit", "--fix", "clean.jsonl", "--json"]
+    assert main(arguments) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert facts == json.loads(Path("audit/audit.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in Path("audit").iterdir()) == ["audit.html", "audit.json"]
+    assert facts["rows"] == 21
+    fixed = facts["fixed"]
+    assert fixed["dropped"] == {"empty_responses": 1, "exact_duplicates": 1}
+    assert len(Path("clean.jsonl").read_text().splitlines()) == fixed["kept"] == 19
+    assert main(["data", "audit", "clean.jsonl", "--strict"]) == 0
+
+
+def test_what_data_says_is_text_on_the_page(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "<b>&"
+    folder.mkdir()
+    path = write_jsonl(folder / "pairs.jsonl", json_rows(data))
+    assert main(["data", "audit", str(path), "--out", "audit"]) == 0
+    page = Path("audit/audit.html").read_text(encoding="utf-8")
+    assert "<b>&" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_markup_in_names_is_not_read_as_such(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "[red]x[].jsonl", json_rows(data))
+    assert main(["data", "audit", "[red]x[].jsonl"]) == 0
+    assert "[red]x[].jsonl:6" in "".join(capsys.readouterr().err.split())
+
+
+def test_a_split_and_a_benchmark_are_compared_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pair_rows(20)
+    write_jsonl(tmp_path / "held_out.jsonl", rows[:2])
+    prompt = rows[4]["prompt"][0]["content"].upper()
+    pair = {"prompt": prompt, "chosen": "a", "rejected": "b", "subset": "s"}
+    write_jsonl(tmp_path / "suite.jsonl", [pair])
+    arguments = ["--eval", "held_out.jsonl", "--suite", "pairs:suite.jsonl", "--json"]
+    assert main(["data", "audit", data.name, *arguments]) == 0
+    findings = {f["check"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    shared = findings["shared_with_eval"]["examples"]
+    assert [example["where"] for example in shared] == ["pairs.jsonl:1", "pairs.jsonl:2"]
+    assert shared[0]["like"] == "held_out.jsonl:1"
+    assert findings["shared_with_suite"]["rows"] == 1
+
+
+def test_mistakes_are_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "does not exist" in refused(capsys, "missing.jsonl")
+    assert "does not exist" in refused(capsys, data.name, "--eval", "missing.jsonl")
+    assert "exists already" in refused(capsys, data.name, "--out", "full")
+    assert "exists already" in refused(capsys, data.name, "--fix", data.name)
+    assert "unknown ending" in refused(capsys, data.name, "--fix", "clean.txt")
+    assert "one DATA alone" in refused(capsys, data.name, data.name, "--fix", "clean.jsonl")
+    assert "no suite" in refused(capsys, data.name, "--suite", "nonsense")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "chosen": "b"\n', encoding="utf-8")
+    words = refused(capsys, "broken.jsonl", "--fix", "clean.jsonl", "--out", "audit")
+    assert "broken.jsonl:1" in words
+    assert not (tmp_path / "clean.jsonl").exists()
+    assert not (tmp_path / "audit").exists()
+
+
+@pytest.mark.heavy
+def test_a_template_that_refuses_is_counted(
+    tiny_base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "audit", data.name, "--tokenizer", str(tiny_base), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["settings"]["tokens_exact"]
+    assert {f["check"]: f["rows"] for f in facts["findings"]}["template_refused"] == 0
+    assert "no tokenizer" in refused(capsys, data.name, "--tokenizer", "nowhere/near")

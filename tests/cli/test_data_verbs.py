@@ -1,0 +1,190 @@
+"""``plaudit data preview|convert|split|mutate`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from plaudit.cli.main import main
+from plaudit.data.operators.table import OPERATORS
+from plaudit.data.writers import WRITERS
+from tests.conftest import pair_rows, write_jsonl
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_convert_there_and_back(
+    pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = tmp_path / "there.parquet", tmp_path / "back.jsonl"
+    assert main(["data", "convert", str(pairs_file), "--out", str(there), "--to", "ranked"]) == 0
+    asked = ["data", "convert", str(there), "--out", str(back), "--to", "explicit_conversational"]
+    assert main([*asked, "--from", "ranked", "--json"]) == 0
+    assert lines(back) == lines(pairs_file)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["read"], facts["used"], facts["written"], facts["refused"]) == (60, 60, 60, {})
+    assert main(asked) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "convert", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(WRITERS)
+    assert main(["data", "mutate", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(OPERATORS)
+
+
+def test_split_keeps_rows_and_prompts_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pair_rows(40) + pair_rows(40)
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    asked = ["data", "split", str(data), "--stratify", "subset"]
+    assert main([*asked, "--out", str(tmp_path / "parts"), "--json"]) == 0
+    parts = [lines(tmp_path / "parts" / f"{name}.jsonl") for name in ("train", "eval", "test")]
+    assert [len(part) for part in parts] == [64, 8, 8]
+    written = [row for part in parts for row in part]
+    assert sorted(map(json.dumps, written)) == sorted(map(json.dumps, rows))
+    prompts = [{json.dumps(row["prompt"]) for row in part} for part in parts]
+    assert not (prompts[0] & prompts[1])
+    assert not (prompts[0] & prompts[2])
+    assert not (prompts[1] & prompts[2])
+    facts = json.loads(capsys.readouterr().out)
+    assert [part["leaks"] for part in facts] == [0, 0, 0]
+    write_jsonl(data, rows[::-1])
+    assert main([*asked, "--out", str(tmp_path / "again")]) == 0
+    assert sorted(map(json.dumps, lines(tmp_path / "again" / "eval.jsonl"))) == sorted(
+        map(json.dumps, parts[1])
+    )
+    by_row = [*asked, "--out", str(tmp_path / "rows"), "--by", "row", "--fractions", "a=0.5,b=0.5"]
+    assert main(by_row) == 0
+    assert re.search(r"of the 40 rows of b have a prompt that is in a too", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fractions", "train=0.5"], "two parts at least"),
+        (["--fractions", "a=0.5,b=0.6"], "add up to 1.1; expected 1"),
+        (["--fractions", "a=0.5;b"], "not of the form train=0.8"),
+        (["--fractions", "a/b=0.5,c=0.5"], "cannot name a file"),
+        (["--stratify", "nothing"], "no row of pairs has a value in the column nothing"),
+    ],
+)
+def test_a_split_that_cannot_be_is_one_sentence(
+    options: list[str],
+    message: str,
+    pairs_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "parts"
+    assert main(["data", "split", str(pairs_file), "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_mutate_makes_pairs_of_a_known_cause(
+    pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["data", "mutate", str(pairs_file), "--seed", "7"]
+    out = tmp_path / "hard.jsonl"
+    assert main([*asked, "--out", str(out), "--per-row", "2", "--severity", "minor,major"]) == 0
+    rows = lines(out)
+    assert len(rows) == 120
+    for row in rows:
+        operator = OPERATORS[str(row["subset"])]
+        assert (row["kind"], row["severity"]) == (operator.kind, operator.severity)
+        assert operator.severity in ("minor", "major")
+        assert row["chosen"] != row["rejected"]
+    same = tmp_path / "same.jsonl"
+    assert main([*asked, "--out", str(same), "--per-row", "2", "--severity", "minor,major"]) == 0
+    assert same.read_bytes() == out.read_bytes()
+    ties = tmp_path / "ties.jsonl"
+    assert main([*asked, "--out", str(ties), "--operators", "preserving", "--json"]) == 0
+    assert {tuple(row["grades"]) for row in lines(ties)} == {(1.0, 1.0)}  # type: ignore[arg-type]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["written"] + sum(facts["not_made"].values()) == 60 * 11
+    none = tmp_path / "none.jsonl"
+    assert (
+        main([*asked, "--out", str(none), "--operators", "final_newline", "--to", "rlhflow"]) == 2
+    )
+    assert "none of the 60 rows can be written: 60 tie" in capsys.readouterr().err
+    assert not none.exists()
+    assert main([*asked, "--out", str(none), "--operators", "nonsense"]) == 2
+    assert "there is no operator 'nonsense'" in capsys.readouterr().err
+
+
+ODD = {
+    "prompt": [{"role": "user", "content": "Is [red]<b>this</b>[/red] \x1b[31m it?\nYes 日"}],
+    "chosen": [{"role": "assistant", "content": "It <script>alert(1)</script> is."}],
+    "rejected": [{"role": "assistant", "content": "It is not."}],
+}
+
+
+@pytest.mark.heavy
+def test_preview_shows_what_is_trained_on(
+    finished_run: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "odd.jsonl", [ODD, *pair_rows(3)])
+    shown = {}
+    for model in (finished_run, tiny_base):
+        assert main(["data", "preview", str(data), "--model", str(model), "--rows", "1"]) == 0
+        shown[model] = capsys.readouterr().out
+    assert shown[finished_run] == shown[tiny_base]
+    text = shown[finished_run]
+    assert "\x1b" not in text
+    assert r"\x1b" in text
+    assert re.search(r"tokens that all 2 responses share", text)
+    assert re.search(r"chosen: \d+ tokens, the scored one is \S+ \(id \d+\)", text)
+    assert "[red" in text.replace("|", "")
+    page = tmp_path / "page.html"
+    asked = ["data", "preview", str(data), "--model", str(tiny_base), "--html", str(page)]
+    assert main(asked) == 0
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert html.count("<h2>") == 3
+    assert len(re.findall(r'class="token[^"]* scored"', html)) == 6
+
+
+@pytest.mark.heavy
+def test_preview_says_what_is_refused_and_what_is_wrong(
+    tiny_base: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", [{**ODD, "rejected": ODD["chosen"]}, ODD])
+    asked = ["data", "preview", str(data), "--model", str(tiny_base)]
+    assert main([*asked, "--row", "2", "--max-length", "4"]) == 0
+    assert "Not encoded (over_length)" in capsys.readouterr().out
+    assert main([*asked, "--row", "1", "--ids"]) == 0
+    assert "Training drops it: all responses are the same." in capsys.readouterr().out
+    for words, message in (
+        ([*asked, "--row", "9"], "there is no row 9"),
+        (asked[:3], "give either --model or --recipe"),
+        (["data", "preview", "--model", str(tiny_base)], "nothing to show"),
+        (
+            [*asked[:3], "--model", str(finished_run), "--chat-template", "x.jinja"],
+            "leave out --chat-template",
+        ),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_preview_of_a_recipe(
+    tiny_base: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{base: {tiny_base}}}\ndata: {{train: {pairs_file}}}\n"
+        "tokens: {max_length: 30, overlong: truncate_prompt}\n"
+    )
+    assert main(["data", "preview", "--recipe", str(recipe), "--rows", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "tokens of the prompt, the oldest, are cut" in out
