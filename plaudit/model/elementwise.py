@@ -70,7 +70,7 @@ class FusedNorm(nn.Module):
         if _ours(hidden_states, self.weight):
             out = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
         else:
-            out = super().forward(hidden_states)  # type: ignore[misc]
+            out = super().forward(hidden_states)
         return out
 
 
@@ -82,7 +82,8 @@ class _RmsNorm(torch.autograd.Function):
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        out: Tensor = (x * inverse).mul_(weight)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -124,8 +125,8 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         half = x.shape[-1] // 2
-        low, high = x.split(half, dim=-1)
-        sin_low, sin_high = sin.split(half, dim=-1)
+        low, high = torch.split(x, half, dim=-1)
+        sin_low, sin_high = torch.split(sin, half, dim=-1)
         out = torch.mul(x, cos, out=torch.empty_like(x))
         out[..., :half].addcmul_(high, sin_low, value=-1)
         out[..., half:].addcmul_(low, sin_high)
@@ -136,8 +137,8 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         half = grad.shape[-1] // 2
-        low, high = grad.split(half, dim=-1)
-        sin_low, sin_high = sin.split(half, dim=-1)
+        low, high = torch.split(grad, half, dim=-1)
+        sin_low, sin_high = torch.split(sin, half, dim=-1)
         grad_x = torch.mul(grad, cos, out=torch.empty_like(grad))
         grad_x[..., :half].addcmul_(high, sin_high)
         grad_x[..., half:].addcmul_(low, sin_low, value=-1)

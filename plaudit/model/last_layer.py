@@ -52,15 +52,14 @@ class ScoredRows(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         layout = kwargs.get("packed_layout")
         if layout is None:
-            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+            return super().forward(hidden_states, *args, **kwargs)
         # An adapter that was merged since has left other modules in its place.
         _hook(self)
         rows_R = scored_rows(layout, hidden_states.device)
-        whole_1TD = hidden_states
-        if hasattr(self, "input_layernorm"):
-            whole_1TD = self.input_layernorm(hidden_states)
+        norm = _child(self, "input_layernorm")
+        whole_1TD = hidden_states if norm is None else norm(hidden_states)
         with _PASS.of(whole_1TD, rows_R):
-            return super().forward(  # type: ignore[misc]
+            return super().forward(
                 hidden_states.index_select(1, rows_R), *args, queries_R=rows_R, **kwargs
             )
 
@@ -176,9 +175,9 @@ def attend_scored(
     plan = _row_plan(layout, window, q_1HTD.device)
     queries_1HRD = q_1HTD.index_select(2, rows_R)
     pieces = zip(
-        queries_1HRD.split(plan.scored, dim=2),
-        k_1GTD.split(plan.tokens, dim=2),
-        v_1GTD.split(plan.tokens, dim=2),
+        torch.split(queries_1HRD, plan.scored, dim=2),
+        torch.split(k_1GTD, plan.tokens, dim=2),
+        torch.split(v_1GTD, plan.tokens, dim=2),
         plan.masks_KS,
         strict=True,
     )

@@ -28,7 +28,7 @@ def kinds(network: Any) -> set[str]:
         ("llama", {"FusedNorm", "FusedRotary"}),
         ("qwen3", {"FusedNorm", "FusedRotary"}),
         ("gemma2", {"FusedRotary"}),
-        ("olmo", set()),
+        ("olmo", {"FusedRotary"}),
         ("glm", {"FusedNorm"}),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_model_and_its_gradients() -> None:
 
 def test_half_precision_and_autocast_are_the_modules_own() -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
-    half = tiny_classifier("llama").to(torch.bfloat16)
+    half = tiny_classifier("llama").bfloat16()
     full = tiny_classifier("llama")
     expected = half(input_ids=ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
