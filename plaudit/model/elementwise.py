@@ -3,8 +3,8 @@
 transformers writes them as a chain of operations, each of which reads and writes a whole
 activation, and autograd walks the chain back. Here each is one node of the graph that reduces
 without a copy, works in place and keeps nothing but its input. What is exchanged is compared with
-the module's own code on random numbers first; whatever differs (Gemma's ``1 + weight``, rotary
-positions of half a head) is left alone. In other precisions, under autocast and on other devices
+the module's own code on random numbers first; whatever differs (Gemma's ``1 + weight``, GLM's
+interleaved positions) is left alone. In other precisions, under autocast and on other devices
 the module's own code runs.
 
 Shapes: D width of a norm or a head, the last dimension everywhere.
