@@ -2,6 +2,7 @@
 # make install   a virtual environment with plaudit and its test tools
 # make test      install if needed, then every test
 # make check     style, types and import direction
+# make check-page   types of the page, with a TypeScript compiler from npm
 # make docs      regenerate docs/reference and the recipe key table
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUNNABLE := $(VENV)/.runnable
 OUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test check format docs clean
+.PHONY: help quickstart install test check check-page format docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,6 +45,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/unit/test_import_direction.py
+
+# The page ships as it is written; only this check needs Node and a registry.
+check-page:
+	npx --yes --package typescript@5.9 tsc --project jsconfig.json
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -31,5 +31,24 @@ class TrainingError(PlauditError):
     """Training cannot go on (for example a loss that is not finite)."""
 
 
+class ServerError(PlauditError):
+    """A reward server is away, stays busy, or refuses the client.
+
+    ``status`` is its HTTP status, None where no answer came; ``request_id`` finds the request in
+    the server's log.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.request_id = request_id
+
+
+class RequestRefusedError(ServerError, DataError):
+    """A reward server cannot score what it was sent."""
+
+
 class InterruptedRunError(PlauditError):
     """The user stopped the run; the message says how to go on."""

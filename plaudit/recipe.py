@@ -42,14 +42,29 @@ class ModelSection(Section):
 
 
 class Source(Section):
-    """One place comparisons come from: a file, a folder of files or a Hub dataset id."""
+    """One place comparisons come from: a file, a folder of files or a Hub dataset id.
+
+    ``columns`` says where the columns of the format are: ``{prompt: question}`` reads the column
+    ``question`` as ``prompt``, and ``{system: null}`` leaves ``system`` unread. ``tags`` does the
+    same for the keys and roles of ShareGPT turns. ``first`` reads no further than that row;
+    ``weight``, ``rows`` and ``share`` say how many of the usable rows are taken. ``folder`` and
+    ``stream`` are for the Hub: a folder of the dataset, and reading without a copy on this disk.
+    """
 
     path: str
     name: str | None = None
     format: str | None = None
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    tags: dict[str, str | None] = Field(default_factory=dict)
+    graded: Literal["ignore", "margin", "weight"] = "ignore"
     split: str | None = None
     subset: str | None = None
+    folder: str | None = None
+    stream: bool = False
+    first: Annotated[int, Field(ge=1)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
+    rows: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0)] | None = None
 
 
 def _as_sources(value: Any) -> Any:
@@ -64,11 +79,18 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
 class DataSection(Section):
-    """Which comparisons train, which choose the checkpoint, which are touched once at the end."""
+    """Which comparisons train, which choose the checkpoint, which are touched once at the end.
+
+    ``eval_rows`` holds out that many rows, in place of a fraction. ``exhaust`` is for sources with
+    a ``share``: they are taken until the ``first`` runs out, or until ``all`` have, rows of the
+    smaller ones repeated.
+    """
 
     train: Sources
+    exhaust: Literal["first", "all"] = "first"
     eval: Sources = ()
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.1
+    eval_rows: Annotated[int, Field(ge=1)] | None = None
     test: Sources = ()
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split_by: Literal["prompt", "row"] = "prompt"
@@ -80,12 +102,24 @@ def _real_day(text: str) -> str:
     return text
 
 
+class LlamaFactoryTemplate(Section):
+    """A conversation template of LLaMA-Factory by its name, as a release had it."""
+
+    template: str
+    release: str = "0.9.5"
+
+
 class TokensSection(Section):
-    """How comparisons become tokens, and how many go through the model at once."""
+    """How comparisons become tokens, and how many go through the model at once.
+
+    ``llamafactory`` renders conversations as LLaMA-Factory does, by one of its templates, in place
+    of the tokenizer's chat template: ``{template: llama3, release: 0.9.5}``.
+    """
 
     max_length: Annotated[int, Field(ge=2)] = 2048
-    overlong: Literal["drop", "truncate_prompt", "error"] = "drop"
+    overlong: Literal["drop", "truncate_prompt", "llamafactory", "error"] = "drop"
     chat_template: Path | None = None
+    llamafactory: LlamaFactoryTemplate | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     pad_token: str | None = None
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real_day)] = (
@@ -165,6 +199,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Values of overrides are read as YAML. Raises RecipeError for a file that is missing, is not
     YAML or holds anything a recipe does not allow; the message names the file and the key.
     """
+    return parse_recipe(with_overrides(read_mapping(path), overrides), str(path))
+
+
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML or holds something else.
+    """
     where = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -181,7 +224,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             f"{where}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), "
             f"but this file {found}."
         )
-    return parse_recipe(_with_overrides(mapping, overrides), where)
+    return mapping
 
 
 def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
@@ -214,7 +257,9 @@ def effective_training_arguments(recipe: Recipe) -> dict[str, Any]:
     Raises RecipeError where the recipe's own keys contradict each other.
     """
     given = recipe.train
-    evaluates = bool(recipe.data.eval) or recipe.data.eval_fraction is not None
+    evaluates = bool(recipe.data.eval or recipe.data.eval_rows) or (
+        recipe.data.eval_fraction is not None
+    )
     # Saving and evaluating share one schedule: a checkpoint without its loss cannot be chosen, a
     # loss without its checkpoint cannot be gone back to. Naming either sets both.
     schedule = given.get("eval_strategy", given.get("save_strategy", "steps"))
@@ -285,6 +330,13 @@ def _check_together(recipe: Recipe) -> None:
     data = recipe.data
     if not data.train:
         raise RecipeError(f"`data.train` is missing; {REQUIRED['data.train']}.")
+    for role, sources in (("train", data.train), ("eval", data.eval), ("test", data.test)):
+        _check_sources(role, sources)
+    if recipe.tokens.llamafactory and recipe.tokens.chat_template:
+        raise RecipeError(
+            "`tokens.llamafactory` and `tokens.chat_template` both say how conversations are "
+            "written; keep one."
+        )
     if not recipe.model.base.strip():
         raise RecipeError(f"`model.base` is empty; {REQUIRED['model.base']}.")
     held_out = (data.eval_fraction or 0) + (data.test_fraction or 0)
@@ -308,7 +360,27 @@ def _check_together(recipe: Recipe) -> None:
         )
 
 
-def _with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _check_sources(role: str, sources: Sequence[Source]) -> None:
+    """At most one of weight, rows and share a source; shares for all of a mixture or for none."""
+    for number, source in enumerate(sources):
+        given = {"weight": source.weight != 1, "rows": source.rows, "share": source.share}
+        said = [name for name, value in given.items() if value]
+        if len(said) > 1:
+            raise RecipeError(
+                f"`data.{role}.{number}` has {' and '.join(said)}, which each say how many of its "
+                "rows are taken; keep one."
+            )
+    shares = [source.share is not None for source in sources]
+    if any(shares) and (role != "train" or not all(shares)):
+        raise RecipeError(
+            f"`data.{role}` has a source with a share and another without, so the shares mean "
+            "nothing; give every source one."
+            if role == "train"
+            else f"`data.{role}` has a share, but its sets are not mixed; use rows or weight."
+        )
+
+
+def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the mapping with each ``a.b=c`` set; sections on the way are made when missing."""
     result = copy.deepcopy(dict(mapping))
     for override in overrides:
@@ -377,6 +449,10 @@ def _field_at(loc: Sequence[str | int]) -> tuple[list[str | int], Any, Sequence[
             path.append(part)
             field = kind.model_fields.get(part)
             kind, metadata = (field.annotation, field.metadata) if field else (None, ())
+            # A section that may be null is followed like any other.
+            inner = [part for part in typing.get_args(kind) if part is not type(None)]
+            if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], Section):
+                kind = inner[0]
         else:
             break
     return path, kind, metadata

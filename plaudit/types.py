@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,36 @@ Turns: TypeAlias = tuple[Message, ...] | str
 """A prompt or a response: messages (rendered by the chat template) or plain text (concatenated)."""
 
 
+Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The response with the highest reward: its number, itself, its reward, and all rewards."""
+
+    index: int
+    response: Text
+    reward: float
+    rewards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, responses: Sequence[Text], rewards: Sequence[float]) -> Self:
+        """The first of equals."""
+        index = max(range(len(rewards)), key=lambda i: (rewards[i], -i))
+        return cls(
+            index=index, response=responses[index], reward=rewards[index], rewards=tuple(rewards)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenReward:
+    """A token's share of the text, and the reward of the conversation cut behind it."""
+
+    text: str
+    reward: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One prompt, K responses and what is known of their order.
@@ -51,7 +81,8 @@ class Comparison:
     ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
     rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
     rows with equal groups never stand on both sides of a split. Prompt and responses are of one
-    kind, all text or all messages.
+    kind, all text or all messages. ``unusable`` is the name of a reason why its reader found it
+    unfit for training.
     """
 
     id: str
@@ -66,6 +97,20 @@ class Comparison:
     tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
+
+
+def as_turns(comparison: Comparison) -> Comparison:
+    """A comparison of plain texts as one user turn and one assistant turn each."""
+
+    def turn(text: Turns, role: str) -> Turns:
+        return (Message(role=role, content=text),) if isinstance(text, str) else text
+
+    return replace(
+        comparison,
+        prompt=turn(comparison.prompt, "user"),
+        responses=tuple(turn(response, "assistant") for response in comparison.responses),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +153,7 @@ class TokenTree:
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
     one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
-    tokens cut to fit.
+    tokens cut to fit, ``cut_responses`` the responses that lost their end to fit.
     """
 
     index: int
@@ -118,6 +163,7 @@ class TokenTree:
     margin: float = 0.0
     weight: float = 1.0
     truncated: int = 0
+    cut_responses: int = 0
 
     @property
     def tokens(self) -> int:

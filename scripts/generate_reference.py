@@ -1,17 +1,21 @@
-"""Write ``docs/reference/recipe.md`` and ``docs/reference/cli.md`` from the code.
+"""Write the pages of ``docs/reference`` from the code.
 
 The recipe's keys, types and defaults come from its sections and from the table of pass-through
-keys; the verbs' options from their own ``--help``. A test compares what lies there with this.
+keys; the verbs' options from their own ``--help``, HTTP from the
+table of protocols. A test compares what lies there with this.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from plaudit.cli.data import VERBS as DATA_VERBS
 from plaudit.cli.main import VERBS, main
@@ -112,7 +116,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def cli_reference() -> str:
-    """The help of the command and of every verb."""
+    """The help of the command, of every verb and of the verbs of each group."""
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
     for name in VERBS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
@@ -143,7 +147,96 @@ def _columns(width: int) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-PAGES = {"recipe.md": recipe_reference, "cli.md": cli_reference}
+def http_reference() -> str:
+    """Every protocol of the server: where, what is asked, what is answered."""
+    from plaudit.serve.protocols.table import PROTOCOLS
+    from plaudit.serve.refusal import STATUS
+
+    parts = ["# HTTP", NOTICE, _http_introduction()]
+    for protocol in PROTOCOLS.values():
+        schema = TypeAdapter(protocol.request).json_schema()
+        places = ", ".join(f"`{method} {p}`" for p in protocol.paths for method in protocol.methods)
+        example = json.dumps(protocol.example, ensure_ascii=False)
+        parts += [
+            f"## {protocol.name}",
+            f"{protocol.summary}. Spoken by {protocol.spoken_by}.",
+            places,
+            *(_body(one) for one in _alternatives(schema)),
+            f"For example:\n\n```text\n{example}\n```",
+            "Answered with:\n\n" + _answer(protocol.response),
+        ]
+    kinds = [(f"`{kind}`", str(status)) for kind, status in STATUS.items()]
+    parts += ["## Errors", _table(("type", "status"), kinds)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _http_introduction() -> str:
+    return (
+        "`plaudit serve` ([how](../how-to/serve-a-model.md)) answers these; the full schemas are "
+        "at `/openapi.json`. Besides: `GET /v1/models`, `GET /v1/models/NAME`, "
+        "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Headers: "
+        "`Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. Keys that "
+        "are not listed are ignored."
+    )
+
+
+def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The object schemas of a body: one, or those of a union."""
+    named = schema.get("$defs", {})
+    found = schema.get("oneOf", [schema])
+    return [named[one["$ref"].rpartition("/")[2]] if "$ref" in one else one for one in found]
+
+
+def _body(schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = [
+        (
+            f"`{name}`",
+            _kind(field),
+            "required" if name in required else _json(field.get("default")),
+            field.get("description", ""),
+        )
+        for name, field in schema["properties"].items()
+    ]
+    words = " ".join(schema.get("description", "").split())
+    return f"{words}\n\n" * bool(words) + _table(("key", "accepts", "default", ""), rows)
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """A JSON schema's type in a few words."""
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_kind(one) for one in field["anyOf"]))
+    if "$ref" in field:
+        return str(field["$ref"].rpartition("/")[2])
+    if "enum" in field or "const" in field:
+        return " or ".join(_json(v) for v in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        items = _kind(field.get("items", {}))
+        return f"list of ({items})" if " or " in items else f"list of {items}"
+    return str(field.get("type", "anything"))
+
+
+def _json(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def _answer(response: Any) -> str:
+    schema = TypeAdapter(response).json_schema()
+    named = schema.get("$defs", {})
+    shapes = [
+        one if "$ref" not in one else named[one["$ref"].rpartition("/")[2]]
+        for one in schema.get("anyOf", [schema])
+    ]
+    lines = []
+    for shape in shapes:
+        if shape.get("type") == "array":
+            lines.append(f"- a list of {_kind(shape['items'])}")
+        else:
+            lines.append("- " + ", ".join(f"`{name}`" for name in shape["properties"]))
+    return "\n".join(lines)
+
+
+PAGES = {"recipe.md": recipe_reference, "cli.md": cli_reference, "http.md": http_reference}
 
 if __name__ == "__main__":
     TARGET.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 import plaudit
 from plaudit.serve.scorer import RewardModel
@@ -58,6 +59,18 @@ def put_foreign_models(folder: Path) -> None:
         # The adapters' own settings name their base tiny-llama.
         (folder / name).symlink_to(BASE)
     build_openrlhf(folder / "openrlhf-rm")
+    put_llama_factory_run(folder)
+
+
+def put_llama_factory_run(folder: Path) -> None:
+    """A reward YAML of LLaMA-Factory with its data; a dozen pairs of a recorded run."""
+    settings = yaml.safe_load((LLAMA_FACTORY / "run" / "reward.yaml").read_text("utf-8"))
+    short = {"max_samples": 12, "num_train_epochs": 1, "dataset_dir": "data"}
+    settings |= {"model_name_or_path": "my-llama", "output_dir": "saves/rm", **short}
+    (folder / "reward.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (folder / "data").mkdir()
+    for name in ("dataset_info.json", "dpo_en_demo_90.json"):
+        (folder / "data" / name).symlink_to(LLAMA_FACTORY / "run" / name)
 
 
 def build_openrlhf(folder: Path) -> Path:

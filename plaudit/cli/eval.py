@@ -23,7 +23,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write metrics.json, predictions.parquet and mistakes.jsonl here."),
+        typer.Option(help="Write metrics, predictions, mistakes, plots and a report here."),
     ] = None,
     format_: options.Format = None,
     train_data: Annotated[

@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     ),
     "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
     "best-of": Verb("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
+    "serve": Verb("plaudit.cli.serve:serve", "Answer HTTP requests for rewards."),
     "import": Verb(
         "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
     ),
@@ -52,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
     "data": Verb("plaudit.cli.data:app", "Look at, clean and make preference data."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
+    "report": Verb("plaudit.cli.report:report", "Rewrite the HTML report from recorded facts."),
 }
 
 

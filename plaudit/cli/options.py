@@ -27,6 +27,15 @@ Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
 ]
+RecipeFile: TypeAlias = Annotated[Path | None, typer.Argument(help="A recipe (YAML).")]
+FromLlamaFactory: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-llamafactory",
+        metavar="YAML",
+        help="A reward YAML of LLaMA-Factory, in place of a recipe.",
+    ),
+]
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of the repository.")

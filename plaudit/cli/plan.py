@@ -14,12 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
+from plaudit.cli.recipes import choose as choose_recipe
+from plaudit.cli.recipes import show_notes
 from plaudit.errors import DataError
 from plaudit.plan.estimate import UTILISATION, Counts, Plan
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, given
-from plaudit.recipe import Recipe, load_recipe
+from plaudit.recipe import Recipe
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Asked:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    recipe: options.RecipeFile = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Number of pairs, in place of reading the data.")
     ] = None,
@@ -56,11 +58,13 @@ def plan(
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that is reached.")
     ] = UTILISATION,
+    from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's steps, parameters, memory, FLOPs and time, without weights."""
-    loaded = load_recipe(recipe, set_ or ())
+    chosen = choose_recipe(recipe, from_llamafactory, set_ or ())
+    loaded = chosen.recipe
     gpus = choose(gpu)
     asked = None
     if pairs is not None:
@@ -85,7 +89,9 @@ def plan(
         record["notes"] = [*remarks, *record["notes"]]
         print(json_format.dumps(record, indent=2))
     else:
-        show(result, remarks, Console())
+        console = Console()
+        show_notes(chosen.notes, console)
+        show(result, remarks, console)
 
 
 def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
@@ -113,7 +119,7 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Counts, Lengths, list[s
         return Counts(train=asked.pairs), lengths, remarks
     from plaudit.data.load import load
 
-    loaded = load(data.train, seed=data.seed)
+    loaded = load(data.train, seed=data.seed, exhaust=data.exhaust)
     counts = Counts(
         train=len(loaded.comparisons),
         evaluation=len(load(data.eval, seed=data.seed).comparisons) if data.eval else None,
@@ -134,12 +140,13 @@ def _measure(recipe: Recipe, comparisons: Sequence[Comparison]) -> tuple[Lengths
         ]
         return from_characters(characters), []
     from plaudit.tokens.encode import Encoder, encode
-    from plaudit.train.prepare import prepare_tokenizer
+    from plaudit.train.prepare import prepare_tokenizer, rendering_of
 
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
         max_length=NO_LIMIT,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
+        rendering=rendering_of(recipe.tokens, None),
     )
     rows = tuple(
         Length(prompt=len(tree.prefix), responses=tuple(len(branch) for branch in tree.branches))

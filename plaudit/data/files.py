@@ -44,9 +44,9 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
         return
     for path, shown in files:
         empty = True
-        for located in FILE_KINDS[_kind(path)](path, shown):
+        for where, row in FILE_KINDS[_kind(path)](path, shown):
             empty = False
-            yield located
+            yield where, _cells(source, row) if _kind(path).startswith(".csv") else row
         if empty:
             raise DataError(f"{shown} holds no rows; expected at least one comparison.")
 
@@ -68,10 +68,11 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
         return None
     else:
         raise DataError(_missing(path, source.path))
-    if source.split is not None or source.subset is not None:
+    given = (source.split, source.subset, source.folder)
+    if any(part is not None for part in given) or source.stream:
         raise DataError(
-            f"{source.path} is on this machine, and `split` and `subset` choose parts of Hub"
-            " datasets only; remove them."
+            f"{source.path} is on this machine, and `split`, `subset`, `folder` and `stream` are"
+            " for Hub datasets only; remove them."
         )
     return files
 
@@ -291,9 +292,25 @@ def _refuse_half_characters(value: Row, where: str) -> None:
 
 # --- CSV ----------------------------------------------------------------------------------------
 
-_TURNS: Final = ("prompt", "chosen", "rejected", "completion")
-_LISTS: Final = ("responses", "grades")
-_NUMBERS: Final = ("margin", "weight", "label")
+_TURNS: Final = (
+    *("prompt", "chosen", "rejected", "completion", "messages", "rejected_response"),
+    *("rejected_messages", "conversations", "context", "conversation_a", "conversation_b"),
+    *("answers", "completions"),
+)
+_LISTS: Final = ("responses", "grades", "history", "output")
+_NUMBERS: Final = (
+    *(
+        "margin",
+        "weight",
+        "label",
+        "labels",
+        "score_chosen",
+        "score_rejected",
+        "score_0",
+        "score_1",
+    ),
+    *("preference_strength", "overall_preference", "helpfulness", "better_response_id"),
+)
 _NULLABLE: Final = (*_NUMBERS, "grades", "tools", "chat_template_kwargs", "id", "source")
 
 
@@ -327,6 +344,15 @@ def _checked_header(cells: list[str], shown: str) -> list[str]:
     if len(set(names)) != len(names):
         raise DataError(f"{shown}: the header names a column twice; expected different names.")
     return names
+
+
+def _cells(source: Source, row: Row) -> Row:
+    """A row whose cells under other names are read as the columns that they stand for."""
+    ours_of = {theirs: ours for ours, theirs in source.columns.items() if theirs is not None}
+    return {
+        name: _cell(ours_of[name], value) if name in ours_of and isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def _cell(column: str, cell: str) -> Any:

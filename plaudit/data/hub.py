@@ -9,12 +9,13 @@ from plaudit.errors import DataError
 from plaudit.recipe import Source
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(where, row)``; ``where`` is like ``owner/name[subset/train]:row 17``."""
-    part = "/".join(name for name in (source.subset, source.split or "train") if name)
+    parts = (source.subset, source.folder, source.split or "train")
+    part = "/".join(name for name in parts if name)
     empty = True
     for number, row in enumerate(_dataset(source), start=1):
         empty = False
@@ -24,10 +25,20 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fingerprint(source: Source) -> str:
-    """``revision:<commit>`` when the Hub answers, else the fingerprint of the cached table."""
+    """``revision:<commit>`` when the Hub answers, else the fingerprint of the cached table.
+
+    Raises:
+        DataError: the source is streamed and the Hub does not answer, so that nothing says whether
+            it changed.
+    """
     info = _info(source)
     if info is not None and info.sha:
         return f"revision:{info.sha}"
+    if source.stream:
+        raise DataError(
+            f"{source.path} is to be streamed, but the Hub does not answer; set `stream` to false"
+            " to read a copy on this disk, or go online."
+        )
     return f"datasets:{_dataset(source)._fingerprint}"
 
 
@@ -52,13 +63,19 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _dataset(source: Source) -> Dataset:
+def _dataset(source: Source) -> Dataset | IterableDataset:
     # Importing datasets takes seconds and is needed for Hub ids alone.
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        return load_dataset(source.path, name=source.subset, split=source.split or "train")
+        return load_dataset(
+            source.path,
+            name=source.subset,
+            data_dir=source.folder,
+            split=source.split or "train",
+            streaming=source.stream,
+        )
     except DatasetNotFoundError as error:
         raise DataError(
             f"{source.path} is neither a file here nor a dataset on the Hub that you may read;"

@@ -5,20 +5,25 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.arrow import RowArray
-from plaudit.data import embedded, files, hub
-from plaudit.data.readers import Reader, choose_reader, to_comparison
+from plaudit.arrow import MappedTable, RowArray
+from plaudit.data import embedded, files, hub, names
+from plaudit.data.llamafactory import resolve
+from plaudit.data.parsed import Reader
+from plaudit.data.readers import choose_reader, strength_of, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.store import OnRead, StoredComparisons, store_source
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison
+
+MIXED_FROM: Final = "mixed_from"
+"""Metadata that names the part of a mixture, where rows name another source themselves."""
 
 LocatedComparison: TypeAlias = tuple[int, str, dict[str, Any], Comparison]
 
@@ -67,23 +72,34 @@ class Loaded:
 
 
 def load(
-    sources: Sequence[Source], *, seed: int, on_read: OnRead = lambda name, rows: None
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    exhaust: Literal["first", "all"] = "first",
+    on_read: OnRead = lambda name, rows: None,
 ) -> Loaded:
-    """Read all sources and keep what can train, each source as often as its weight says.
+    """Read all sources and keep what can train, each source as often as it says.
 
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
-    of them, drawn with ``seed`` and the source's name, so that no source changes another's draw.
-    A source that was read before comes out of the cache. ``on_read`` hears of rows read.
+    of them. ``rows`` is a number of comparisons: fewer than there are leave rows out, more repeat
+    them as a weight does. Shares mix sources: as many of each as its share says, until the first
+    of them runs out or (``exhaust: all``) until every one has, smaller ones repeated. What is
+    left out or repeated is drawn with ``seed`` and the source's name, so that no source changes
+    another's draw. A source that was read before comes out of the cache. ``on_read`` hears of rows
+    read. An entry of LLaMA-Factory's ``dataset_info.json`` stands for the source that it describes.
 
     Raises:
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
             the same name, or nothing usable is left.
     """
+    sources = [resolve(source) for source in sources]
     _check_names(sources)
+    read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
+    wanted = _wanted(read, exhaust)
     parts: list[StoredComparisons] = []
     facts: list[SourceFacts] = []
-    for source in sources:
-        kept, source_facts = _load_one(source, seed, on_read)
+    for one, count in zip(read, wanted, strict=True):
+        kept, source_facts = _take(one, count, random.Random(f"{seed}/{one.name}"))
         parts.append(kept)
         facts.append(source_facts)
     tally = _sum([fact.tally for fact in facts])
@@ -101,45 +117,123 @@ def iterate(source: Source) -> Iterator[LocatedComparison]:
     Raises:
         DataError: the source cannot be read, or a row has a value of the wrong type.
     """
-    return _open(source)[1]
+    return _open(resolve(source))[1]
 
 
 def _open(source: Source) -> tuple[Reader, Iterator[LocatedComparison]]:
-    rows = files.read_rows(source)
+    names.check_names(source)
+    rows = islice(files.read_rows(source), source.first)
     first = next(rows)  # read_rows raises rather than yield nothing
-    reader = choose_reader(first[1], where=first[0], name=source.format)
+    named = names.renamed_row(source, first[1])
+    reader = choose_reader(named, where=first[0], name=source.format)
+    if source.graded != "ignore":
+        _check_graded(source, reader, named, first[0])
     return reader, _parse_all(source, reader, chain([first], rows))
+
+
+def _check_graded(source: Source, reader: Reader, first: files.Row, where: str) -> None:
+    """Whether the first row says how clear its preference is.
+
+    Raises:
+        DataError: it does not, or it is no pair.
+    """
+    graded = source.graded
+    to_comparison(reader, first, number=1, where=where, source=source.path, graded=graded)
+    if strength_of(reader.parse(first), first) is None:
+        raise DataError(
+            f"{where}: `graded: {graded}` needs to know how clear a preference is, but a row of"
+            f" {reader.name} does not say it (found: {', '.join(first)}); name the columns with"
+            " `columns: {score_chosen: …, score_rejected: …}`, or set graded to ignore."
+        )
 
 
 def _parse_all(
     source: Source, reader: Reader, located: Iterable[files.LocatedRow]
 ) -> Iterator[LocatedComparison]:
     name = files.source_name(source)
+    unseen = names.Unseen(source)
     for number, (where, row) in enumerate(located, start=1):
-        comparison = to_comparison(reader, row, number=number, where=where, source=name)
+        unseen.look(row)
+        comparison = to_comparison(
+            reader,
+            names.renamed_row(source, row),
+            number=number,
+            where=where,
+            source=name,
+            graded=source.graded,
+        )
         yield number, where, row, comparison
+    unseen.refuse()
 
 
-def _load_one(source: Source, seed: int, on_read: OnRead) -> tuple[StoredComparisons, SourceFacts]:
-    def read() -> tuple[str, Iterator[Comparison]]:
-        reader, located = _open(source)
-        return reader.name, (comparison for _, _, _, comparison in located)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """A source with the table of its usable comparisons."""
 
-    name = files.source_name(source)
-    fingerprint = files.fingerprint(source)
-    table = store_source(source, read, fingerprint=fingerprint, on_read=on_read)
+    source: Source
+    name: str
+    fingerprint: str
+    table: MappedTable
+
+    @classmethod
+    def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
+        name = files.source_name(source)
+
+        def read() -> tuple[str, Iterator[Comparison]]:
+            reader, located = _open(source)
+            found = (comparison for _, _, _, comparison in located)
+            return reader.name, (_named_in_mixture(one, name) if mixed else one for one in found)
+
+        fingerprint = files.fingerprint(source)
+        return cls(
+            source=source,
+            name=name,
+            fingerprint=fingerprint,
+            table=store_source(source, read, fingerprint=fingerprint, mixed=mixed, on_read=on_read),
+        )
+
+
+def _named_in_mixture(comparison: Comparison, name: str) -> Comparison:
+    """With the name of its part, which a source of the row's own would hide."""
+    if comparison.source == name:
+        return comparison
+    return replace(comparison, metadata={**comparison.metadata, MIXED_FROM: name})
+
+
+def _wanted(read: Sequence[_Read], exhaust: Literal["first", "all"]) -> list[int]:
+    """How many comparisons of each source are wanted."""
+    wanted = [one.source.rows or _weighted(one.source.weight, one.table.rows) for one in read]
+    shares = [one.source.share for one in read]
+    lasts = [one.table.rows / share for one, share in zip(read, shares, strict=True) if share]
+    if not lasts:
+        return wanted
+    total = min(lasts) if exhaust == "first" else max(lasts)
+    return [
+        count if share is None else round(share * total)
+        for count, share in zip(wanted, shares, strict=True)
+    ]
+
+
+def _weighted(weight: float, rows: int) -> int:
+    whole = int(weight)
+    return whole * rows + round((weight - whole) * rows)
+
+
+def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredComparisons, SourceFacts]:
+    """``wanted`` comparisons of a source, none where it has none, and their account."""
+    source, table = read.source, read.table
     dropped = Counter(table.record["dropped"])
-    copies_N = _copies(table.rows, source.weight, random.Random(f"{seed}/{name}"))
+    copies_N = _copies(table.rows, wanted, rng)
     kept = StoredComparisons([table], np.repeat(np.arange(table.rows), copies_N))
     used = int(np.count_nonzero(copies_N))
     if used < table.rows:
         dropped[NOT_SAMPLED] = table.rows - used
     return kept, SourceFacts(
-        name=name,
+        name=read.name,
         path=source.path,
         format=table.record["format"],
         tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
-        fingerprint=fingerprint,
+        fingerprint=read.fingerprint,
         licence=_licence(source),
     )
 
@@ -150,11 +244,11 @@ def _licence(source: Source) -> str | None:
     return hub.licence(source) if files.local_files(source) is None else None
 
 
-def _copies(rows: int, weight: float, rng: random.Random) -> RowArray:
-    """How often each usable row is taken."""
-    whole = int(weight)
+def _copies(rows: int, wanted: int, rng: random.Random) -> RowArray:
+    """How often each usable row is taken: all equally often, and a draw of them once more."""
+    whole, more = divmod(wanted, rows) if rows else (0, 0)
     copies_N = np.full(rows, whole, dtype=np.int64)
-    copies_N[rng.sample(range(rows), round((weight - whole) * rows))] += 1
+    copies_N[rng.sample(range(rows), more)] += 1
     return copies_N
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data import values
+from plaudit.data import benchmarks, chats, published, values
+from plaudit.data.parsed import Parsed, Reader, pair, pair_of_whole
+from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns
 from plaudit.data.values import Row
 from plaudit.errors import DataError
 from plaudit.types import Comparison, Message, Turns
@@ -22,33 +21,14 @@ from plaudit.types import Comparison, Message, Turns
 SHARED_COLUMNS: Final = frozenset(
     {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
 )
+"""Columns that any format may have."""
 
+PROMPT_COLUMNS: Final = frozenset(
+    {"prompt", "instruction", "question", "input", "query", "context", "conversations", "history"}
+)
+"""Names under which data sets keep the prompt."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """What a reader takes out of a row. ``grades``: higher is better, empty when unknown."""
-
-    prompt: Turns
-    responses: tuple[Turns, ...]
-    grades: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """One format of rows.
-
-    ``columns`` must be there and ``optional`` may be; neither goes to ``metadata``.
-    ``recognises`` looks at the types of the values of a row that has all ``columns``; for any row
-    at most one reader should say yes. ``parse`` raises a DataError that names the column; where
-    the row stands is added for it.
-    """
-
-    name: str
-    description: str
-    columns: tuple[str, ...]
-    recognises: Callable[[Row], bool]
-    parse: Callable[[Row], Parsed]
-    optional: tuple[str, ...] = ()
+Graded: TypeAlias = Literal["ignore", "margin", "weight"]
 
 
 def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
@@ -72,10 +52,14 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
     raise DataError(f"{where}: {_misfit(row, having)}")
 
 
-def to_comparison(reader: Reader, row: Row, *, number: int, where: str, source: str) -> Comparison:
+def to_comparison(
+    reader: Reader, row: Row, *, number: int, where: str, source: str, graded: Graded = "ignore"
+) -> Comparison:
     """The comparison of one row; ``number`` (from 1) and ``source`` name it when it has no id.
 
-    Judges only types, never usefulness: see :func:`plaudit.data.reasons.why_untrainable`.
+    ``graded`` says what becomes of how clear the preference is (:func:`strength_of`): the margin,
+    where the row has none of its own, or a factor of its weight. Judges only types, never
+    usefulness: see :func:`plaudit.data.reasons.why_untrainable`.
 
     Raises:
         DataError: a column is missing or holds a value of the wrong type; it starts with ``where``.
@@ -83,6 +67,18 @@ def to_comparison(reader: Reader, row: Row, *, number: int, where: str, source: 
     parsed = _parse(reader, row, where)
     own = {*reader.columns, *reader.optional, *SHARED_COLUMNS}
     try:
+        strength = strength_of(parsed, row)
+        margin = values.optional_number(row, "margin")
+        weight = values.weight(row)
+        if graded != "ignore" and len(parsed.responses) > 2:
+            raise DataError(
+                f"there are {len(parsed.responses)} responses, but `graded: {graded}` is for pairs;"
+                " set graded to ignore."
+            )
+        if graded == "margin" and margin is None:
+            margin = strength
+        if graded == "weight" and strength:
+            weight *= strength
         return Comparison(
             id=values.name(row, "id") or f"{source}:{number}",
             prompt=parsed.prompt,
@@ -91,18 +87,34 @@ def to_comparison(reader: Reader, row: Row, *, number: int, where: str, source: 
             group=_group(parsed),
             source=values.name(row, "source") or source,
             where=where,
-            margin=values.optional_number(row, "margin"),
-            weight=values.weight(row),
+            margin=margin,
+            weight=weight,
             tools=values.tools(row),
             chat_template_kwargs=values.from_json(row, "chat_template_kwargs", dict) or {},
             metadata={
                 name: value
                 for name, value in row.items()
                 if name not in own and isinstance(value, (str, int, float, bool))
-            },
+            }
+            | dict(parsed.metadata),
+            unusable=parsed.unusable,
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def strength_of(parsed: Parsed, row: Row) -> float | None:
+    """How clear the preference is: the format's own measure, else how far two scores lie apart.
+
+    ``score_chosen`` and ``score_rejected`` are the columns of binarised data sets.
+    """
+    if parsed.strength is not None:
+        return parsed.strength
+    scores = [row.get(column) for column in ("score_chosen", "score_rejected")]
+    if any(isinstance(score, bool) or not isinstance(score, (int, float)) for score in scores):
+        return None
+    chosen, rejected = (values.as_number(score, "score_chosen") for score in scores)
+    return abs(chosen - rejected)
 
 
 def _parse(reader: Reader, row: Row, where: str) -> Parsed:
@@ -132,13 +144,17 @@ def _misfit(row: Row, having: list[Reader]) -> str:
                 reasons.append(f"as {reader.name}, {str(error).rstrip('.')}")
     if reasons:
         return f"no format fits: {'; '.join(reasons)}."
-    expected = "; ".join(
-        f"{reader.name}: {', '.join(reader.columns)}" for reader in READERS.values()
-    )
+    near = sorted(READERS.values(), key=lambda reader: -len(row.keys() & set(reader.columns)))
+    expected = "; ".join(f"{reader.name}: {', '.join(reader.columns)}" for reader in near[:_NEAR])
+    others = ", ".join(reader.name for reader in near[_NEAR:])
     return (
-        f"no format has the columns {values.listed(row)}; expected ({expected}); rename the"
-        " columns, or name the format with `format:`."
+        f"no format has the columns {values.listed(row)}; expected ({expected}; or {others}); say"
+        " where they are with `columns:`, or name the format with `format:`."
     )
+
+
+_NEAR: Final = 4
+"""Formats whose columns a message spells out: those that have most of the row's."""
 
 
 # --- the formats --------------------------------------------------------------------------------
@@ -146,7 +162,7 @@ def _misfit(row: Row, having: list[Reader]) -> str:
 
 def explicit_text(row: Row) -> Parsed:
     """Plain texts, the prompt in its own column (TRL, "standard" with explicit prompt)."""
-    return _pair(
+    return pair(
         values.text(row, "prompt"), values.text(row, "chosen"), values.text(row, "rejected")
     )
 
@@ -154,7 +170,7 @@ def explicit_text(row: Row) -> Parsed:
 def explicit_conversational(row: Row) -> Parsed:
     """Messages, the prompt in its own column. A text response is one assistant message."""
     prompt = values.messages(row, "prompt")
-    return _pair(prompt, values.reply(row, "chosen", prompt), values.reply(row, "rejected", prompt))
+    return pair(prompt, values.reply(row, "chosen", prompt), values.reply(row, "rejected", prompt))
 
 
 def implicit_text(row: Row) -> Parsed:
@@ -168,21 +184,12 @@ def implicit_text(row: Row) -> Parsed:
     cut = _shared_length(chosen.rstrip()[:-1], rejected.rstrip()[:-1])
     while cut and not chosen[cut - 1].isspace():
         cut -= 1
-    return _pair(chosen[:cut], chosen[cut:], rejected[cut:])
+    return pair(chosen[:cut], chosen[cut:], rejected[cut:])
 
 
 def implicit_conversational(row: Row) -> Parsed:
-    """Two whole conversations. The leading messages they share are the prompt.
-
-    At least one message stays in each response, so identical conversations keep their last turn.
-    """
-    chosen, rejected = values.messages(row, "chosen"), values.messages(row, "rejected")
-    shared = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours != theirs:
-            break
-        shared += 1
-    return _pair(chosen[:shared], chosen[shared:], rejected[shared:])
+    """Two whole conversations. The leading messages they share are the prompt."""
+    return pair_of_whole(values.messages(row, "chosen"), values.messages(row, "rejected"))
 
 
 def hh_rlhf(row: Row) -> Parsed:
@@ -196,15 +203,15 @@ def hh_rlhf(row: Row) -> Parsed:
     dialogues = [values.text(row, column) for column in ("chosen", "rejected")]
     heads, responses = [], []
     for column, dialogue in zip(("chosen", "rejected"), dialogues, strict=True):
-        if not dialogue.startswith(_HUMAN):
-            raise DataError(f"{column} does not start with {_HUMAN!r}; is this HH-RLHF text?")
-        head, _, answer = dialogue.rpartition(_ASSISTANT)
+        if not dialogue.startswith(HUMAN):
+            raise DataError(f"{column} does not start with {HUMAN!r}; is this HH-RLHF text?")
+        head, _, answer = dialogue.rpartition(ASSISTANT)
         heads.append(head or dialogue)
         responses.append((Message(role="assistant", content=answer.strip() if head else ""),))
     if heads[0] == heads[1]:
-        return _pair(_hh_turns(heads[0]), *responses)
-    whole = [_hh_turns(head) + reply for head, reply in zip(heads, responses, strict=True)]
-    return _pair((), *whole)
+        return pair(hh_turns(heads[0]), *responses)
+    whole = [hh_turns(head) + reply for head, reply in zip(heads, responses, strict=True)]
+    return pair((), *whole)
 
 
 def ranked(row: Row) -> Parsed:
@@ -216,7 +223,9 @@ def ranked(row: Row) -> Parsed:
     responses = tuple(
         values.as_reply(value, f"responses[{index}]", prompt) for index, value in enumerate(answers)
     )
-    return Parsed(prompt=prompt, responses=responses, grades=values.grades(row, len(responses)))
+    grades = values.grades(row, len(responses))
+    strength = abs(grades[0] - grades[1]) if len(grades) == 2 else None
+    return Parsed(prompt=prompt, responses=responses, grades=grades, strength=strength)
 
 
 def unpaired(row: Row) -> Parsed:
@@ -239,57 +248,34 @@ def _shared_length(one: str, other: str) -> int:
     return low
 
 
-def _pair(prompt: Turns, chosen: Turns, rejected: Turns) -> Parsed:
-    return Parsed(prompt=prompt, responses=(chosen, rejected), grades=(1.0, 0.0))
-
-
-_HUMAN: Final = "\n\nHuman:"
-_ASSISTANT: Final = "\n\nAssistant:"
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def _hh_turns(text: str) -> tuple[Message, ...]:
-    """The turns of a dialogue. Turns of one role in a row become one: templates refuse them."""
-    turns: list[tuple[str, str]] = []
-    _, *pieces = _HH_TURN.split(text)
-    for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
-        role = "user" if speaker == "Human" else "assistant"
-        if turns and turns[-1][0] == role:
-            turns[-1] = (role, f"{turns[-1][1]}\n\n{words.strip()}".strip())
-        else:
-            turns.append((role, words.strip()))
-    return tuple(Message(role=role, content=content) for role, content in turns)
-
-
 # --- what a first row looks like ----------------------------------------------------------------
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
-
-
-def _all_text(row: Row, *columns: str) -> bool:
-    return all(isinstance(row[column], str) for column in columns)
-
-
-def _all_messages(row: Row, *columns: str) -> bool:
-    return all(_is_messages(row[column]) for column in columns)
 
 
 def _looks_explicit_conversational(row: Row) -> bool:
     replies = (row["chosen"], row["rejected"])
-    return _is_messages(row["prompt"]) and all(
-        isinstance(reply, str) or _is_messages(reply) for reply in replies
+    return values.is_messages(row["prompt"]) and all(
+        isinstance(reply, str) or values.is_messages(reply) for reply in replies
+    )
+
+
+def _looks_explicit_text(row: Row) -> bool:
+    return values.all_text(row, "prompt", "chosen", "rejected") and not benchmarks.is_rewardbench(
+        row
     )
 
 
 def _looks_implicit_text(row: Row) -> bool:
-    return "prompt" not in row and _all_text(row, "chosen", "rejected") and not _looks_hh_rlhf(row)
+    """Not where a column beside may be the prompt: the answers alone would be read."""
+    return (
+        not PROMPT_COLUMNS & row.keys()
+        and values.all_text(row, "chosen", "rejected")
+        and not _looks_hh_rlhf(row)
+    )
 
 
 def _looks_implicit_conversational(row: Row) -> bool:
     """Also with a text ``prompt`` that repeats the first user turn, as UltraFeedback has it."""
-    if not _all_messages(row, "chosen", "rejected"):
+    if not values.all_messages(row, "chosen", "rejected"):
         return False
     opening = row["chosen"][0].get("role") if row["chosen"] else None
     return "prompt" not in row or (isinstance(row["prompt"], str) and opening != "assistant")
@@ -297,9 +283,9 @@ def _looks_implicit_conversational(row: Row) -> bool:
 
 def _looks_hh_rlhf(row: Row) -> bool:
     return (
-        "prompt" not in row
-        and _all_text(row, "chosen", "rejected")
-        and all(row[column].startswith(_HUMAN) for column in ("chosen", "rejected"))
+        not PROMPT_COLUMNS & row.keys()
+        and values.all_text(row, "chosen", "rejected")
+        and all(row[column].startswith(HUMAN) for column in ("chosen", "rejected"))
     )
 
 
@@ -345,7 +331,7 @@ READERS: Final[dict[str, Reader]] = {
             name="explicit_text",
             description="prompt, chosen and rejected are texts",
             columns=("prompt", "chosen", "rejected"),
-            recognises=lambda row: _all_text(row, "prompt", "chosen", "rejected"),
+            recognises=_looks_explicit_text,
             parse=explicit_text,
         ),
         Reader(
@@ -393,6 +379,9 @@ READERS: Final[dict[str, Reader]] = {
             recognises=_looks_unpaired,
             parse=unpaired,
         ),
+        *chats.READERS,
+        *published.READERS,
+        *benchmarks.READERS,
     )
 }
 """Name of a format to its reader; a recipe chooses one with ``format:``."""

@@ -16,8 +16,9 @@ IDENTICAL_RESPONSES: Final = "identical_responses"
 SINGLE_RESPONSE: Final = "single_response"
 UNLABELLED: Final = "unlabelled"
 TIE: Final = "tie"
+BROKEN_TURNS: Final = "broken_turns"
 NOT_SAMPLED: Final = "not_sampled"
-"""Usable, but left out because its source has a weight below 1."""
+"""Usable, but left out because its source has a weight below 1, fewer rows or a share."""
 
 EXPLANATIONS: Final[dict[str, str]] = {
     EMPTY_RESPONSE: "a response is empty or only white space",
@@ -26,13 +27,16 @@ EXPLANATIONS: Final[dict[str, str]] = {
     SINGLE_RESPONSE: "there is one response only, so nothing is compared",
     UNLABELLED: "nothing is known of which response is better",
     TIE: "all responses have the same grade",
-    NOT_SAMPLED: "left out by the weight of its source",
+    BROKEN_TURNS: "turns do not alternate, or the last one does not ask",
+    NOT_SAMPLED: "left out by the weight, rows or share of its source",
 }
 
 
 def why_untrainable(comparison: Comparison) -> str | None:
     """The first reason why no loss can learn from ``comparison``; ``None`` when one can."""
     responses, grades = comparison.responses, comparison.grades
+    if comparison.unusable is not None:
+        return comparison.unusable
     if any(is_blank(response) for response in responses):
         return EMPTY_RESPONSE
     if any(_opens_with_a_prompt(response) for response in responses):

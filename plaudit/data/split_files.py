@@ -71,8 +71,7 @@ def split_files(
     part_N = assign_parts(
         group_N, [fractions[name] for name in names[1:]], by=by, seed=seed, stratum_N=stratum_N
     )
-    for number, path in enumerate(paths):
-        write_rows(path, _rows_of(source, part_N == number))
+    _write_all({path: _rows_of(source, part_N == at) for at, path in enumerate(paths)})
     train_groups = group_N[part_N == 0]
     return tuple(
         Part(
@@ -102,6 +101,19 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     total = sum(fractions.values())
     if abs(total - 1) > 1e-6:
         raise DataError(f"the parts add up to {total:g}; expected 1.")
+
+
+def _write_all(files: Mapping[Path, Iterator[Mapping[str, Any]]]) -> None:
+    """All files or none."""
+    written: list[Path] = []
+    try:
+        for path, rows in files.items():
+            write_rows(path, rows)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _ending(source: Source) -> str:

@@ -56,11 +56,13 @@ def store_source(
     read: Callable[[], tuple[str, Iterator[Comparison]]],
     *,
     fingerprint: str,
+    mixed: bool,
     on_read: OnRead,
 ) -> MappedTable:
     """The table of a source's usable comparisons, in the order of its rows.
 
-    ``read`` opens the source: the name of its format, and all its comparisons. The table's record
+    ``read`` opens the source: the name of its format, and all its comparisons, which name the part
+    of the mixture if they are ``mixed``. The table's record
     has ``format``, ``rows`` (all that were read) and ``dropped`` (the unusable, by reason).
 
     Raises:
@@ -91,9 +93,10 @@ def store_source(
         return {"format": format_name, "rows": counts["rows"], "dropped": dict(dropped)}
 
     facts = {
-        "source": source.model_dump(mode="json", exclude={"weight"}),
+        "source": source.model_dump(mode="json", exclude={"weight", "rows", "share"}),
         "name": name,
         "fingerprint": fingerprint,
+        "mixed": mixed,
         "version": __version__,
         "code": code_digest(*Path(__file__).parent.glob("*.py")),
     }

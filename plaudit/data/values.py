@@ -22,7 +22,7 @@ def listed(row: Row) -> str:
     return ", ".join(str(column) for column in row) or "(none)"
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
     """How a value is called in a message."""
     if isinstance(value, float) and not math.isfinite(value):
         return "no finite number"
@@ -38,8 +38,28 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
+def all_text(row: Row, *columns: str) -> bool:
+    """Whether the columns, which are there, all hold text."""
+    return all(isinstance(row[column], str) for column in columns)
+
+
+def all_messages(row: Row, *columns: str) -> bool:
+    """Whether the columns, which are there, all hold lists of objects."""
+    return all(is_messages(row[column]) for column in columns)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value looks like a list of messages."""
+    return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts, at least one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
 def _wrong(what: str, value: Any, expected: str) -> DataError:
-    return DataError(f"{what} is {_kind(value)}; expected {expected}.")
+    return DataError(f"{what} is {kind(value)}; expected {expected}.")
 
 
 def value_of(row: Row, column: str) -> Any:
@@ -54,6 +74,46 @@ def text(row: Row, column: str) -> str:
     value = value_of(row, column)
     if not isinstance(value, str):
         raise _wrong(column, value, "text")
+    return value
+
+
+def optional_text(row: Row, column: str) -> str | None:
+    """A text; ``None`` where the column is null, missing or empty."""
+    return text(row, column) or None if row.get(column) is not None else None
+
+
+def texts(row: Row, column: str) -> tuple[str, ...]:
+    """A required list of texts, at least one."""
+    given = items(row, column)
+    if not given:
+        raise DataError(f"{column} is an empty list; expected at least one text.")
+    for index, value in enumerate(given):
+        if not isinstance(value, str):
+            raise _wrong(f"{column}[{index}]", value, "text")
+    return tuple(given)
+
+
+def objects(row: Row, column: str) -> list[dict[str, Any]]:
+    """A required list of objects, at least one."""
+    given = items(row, column)
+    if not given:
+        raise DataError(f"{column} is an empty list; expected at least one object.")
+    for index, value in enumerate(given):
+        if not isinstance(value, dict):
+            raise _wrong(f"{column}[{index}]", value, "an object")
+    return given
+
+
+def number(row: Row, column: str) -> float:
+    """A required finite number."""
+    return as_number(value_of(row, column), column)
+
+
+def inside(row: Row, column: str) -> Row:
+    """A required object."""
+    value = value_of(row, column)
+    if not isinstance(value, dict):
+        raise _wrong(column, value, "an object")
     return value
 
 
@@ -161,10 +221,12 @@ def grades(row: Row, count: int) -> tuple[float, ...]:
 
 
 def name(row: Row, column: str) -> str | None:
-    """A scalar as text; ``None`` where the column is null or missing."""
+    """A scalar or a list of texts as text; ``None`` where the column is null or missing."""
     value = row.get(column)
     if value is None:
         return None
+    if is_texts(value):
+        return ", ".join(value)
     if isinstance(value, (dict, list)):
         raise _wrong(column, value, "text or a number")
     return str(value)

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.data.reasons import SINGLE_RESPONSE, TIE, UNLABELLED
 from plaudit.errors import DataError
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import Comparison, Message, Turns, as_turns
 
 Row: TypeAlias = dict[str, Any]
 Pairs: TypeAlias = Literal["all", "best-worst", "none"]
@@ -163,19 +163,6 @@ def write_comparison(
     if writer.strips and _has_outer_space(comparison):
         losses.append(OUTER_SPACE)
     return Written(rows=rows, losses=tuple(dict.fromkeys(losses)))
-
-
-def as_turns(comparison: Comparison) -> Comparison:
-    """Plain texts as one user turn and one assistant turn."""
-
-    def turn(text: Turns, role: str) -> Turns:
-        return (Message(role=role, content=text),) if isinstance(text, str) else text
-
-    return replace(
-        comparison,
-        prompt=turn(comparison.prompt, "user"),
-        responses=tuple(turn(response, "assistant") for response in comparison.responses),
-    )
 
 
 def plain(turns: Turns) -> str | list[dict[str, Any]]:

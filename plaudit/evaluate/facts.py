@@ -22,7 +22,7 @@ from plaudit.evaluate.mistakes import mistake_facts
 from plaudit.evaluate.ranks import graded_facts, rank_facts
 from plaudit.evaluate.slices import quality, slice_facts
 from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, pairs
-from plaudit.evaluate.words import sentences
+from plaudit.evaluate.words import answers
 from plaudit.types import FloatArray
 
 _HISTOGRAM_BINS = 40
@@ -103,7 +103,8 @@ def summarise(
     if history is not None:
         block["history"] = [dict(entry) for entry in history]
     safe: dict[str, Any] = json_safe(block)
-    safe["summary"] = sentences(safe)
+    safe["answers"] = answers(safe)
+    safe["summary"] = [said for answer in safe["answers"] for said in answer["sentences"]]
     return safe
 
 

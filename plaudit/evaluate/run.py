@@ -17,15 +17,19 @@ from plaudit.data.probes import MOST
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError
+from plaudit.evaluate.along import along_of
 from plaudit.evaluate.baselines import BASELINES, fitted_comparisons, measure_baselines
 from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.folder import refuse_folder, write_folder
-from plaudit.evaluate.mistakes import MISTAKES_FILE, with_texts
+from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.probing import probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
 from plaudit.files import write_json, write_json_lines
 from plaudit.recipe import Source
+from plaudit.report.html import REPORT_FILE, write_report
+from plaudit.report.plots import write_plots
+from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.store import Trees, encode_rows
@@ -111,7 +115,7 @@ def evaluate(
         metrics=metrics,
         table=table,
         comparisons=kept,
-        mistakes=list(with_texts(block["mistakes"], numbered)),
+        mistakes=list(with_texts(block["mistakes"], numbered, along=along_of(reward_model))),
     )
     if folder is not None:
         write_evaluation(folder, evaluation)
@@ -119,7 +123,7 @@ def evaluate(
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """``metrics.json``, ``predictions.parquet`` and ``mistakes.jsonl``, all or no folder.
+    """Predictions, mistakes, metrics, plots and report, all or no folder.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -129,7 +133,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         {
             "predictions.parquet": lambda path: write_table(evaluation.table, path),
             MISTAKES_FILE: lambda path: write_json_lines(path, evaluation.mistakes),
-            "metrics.json": lambda path: write_json(path, evaluation.metrics),
+            METRICS_FILE: lambda path: write_json(path, evaluation.metrics),
+            # These two read what was just written beside them.
+            PLOTS_FOLDER: lambda path: write_plots(path.parent),
+            REPORT_FILE: lambda path: write_report(path.parent),
         },
     )
 

@@ -6,10 +6,11 @@ card, the report and the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
-Block = Mapping[str, Any]
+Block: TypeAlias = Mapping[str, Any]
+Part: TypeAlias = Callable[[Block], Iterator[str]]
 
 _FEWEST_ALTERED = 20
 _WELL_CALIBRATED = 0.03
@@ -17,15 +18,31 @@ _OVERCONFIDENT = 1.1
 _ABOVE_CHANCE = 1.5
 
 
-def sentences(block: Block) -> list[str]:
-    """Plain sentences about one evaluation block, most important first; each names its numbers."""
+def answers(block: Block) -> list[dict[str, Any]]:
+    """Plain sentences about one evaluation block by the question that they answer.
+
+    Most important first; each sentence names its numbers, and a question without an answer is left
+    out.
+    """
     if block["accuracy"] is None:
-        return ["There is no pair with a known order, so nothing can be said of accuracy."]
-    return [
-        sentence
-        for part in (_quality, _baselines, _calibration, _length, _features, _behaviour, _slices)
-        for sentence in part(block)
+        nothing = "There is no pair with a known order, so nothing can be said of accuracy."
+        return [{"question": _QUALITY, "sentences": [nothing]}]
+    answered = [
+        {"question": question, "sentences": [said for part in parts for said in part(block)]}
+        for question, parts in _questions().items()
     ]
+    return [entry for entry in answered if entry["sentences"]]
+
+
+_QUALITY = "What it is good for"
+
+
+def _questions() -> dict[str, tuple[Part, ...]]:
+    return {
+        _QUALITY: (_quality, _baselines),
+        "How sure it is": (_calibration,),
+        "What to watch": (_length, _features, _behaviour, _slices),
+    }
 
 
 def percent(share: float) -> str:
@@ -75,6 +92,8 @@ def _calibration(block: Block) -> Iterator[str]:
         opening = "Its rewards are over-confident"
     elif off and temperature < 1 / _OVERCONFIDENT:
         opening = "Its rewards are under-confident"
+    elif off:
+        opening = "Its probabilities are off, too sure here and too unsure there"
     else:
         opening = "Its confidence shows no clear fault"
     yield (

@@ -218,7 +218,10 @@ def split_sizes(recipe: Recipe, counts: Counts, kept: float = 1.0) -> Split:
     data = recipe.data
     evaluation = test = 0
     left = 1.0
-    if data.eval_fraction is not None and not data.eval:
+    if data.eval_rows is not None and not data.eval:
+        evaluation = min(data.eval_rows, counts.train - 1)
+        left -= evaluation / counts.train
+    elif data.eval_fraction is not None and not data.eval:
         evaluation = math.ceil(data.eval_fraction * counts.train)
         left -= data.eval_fraction
     if data.test_fraction is not None and not data.test:

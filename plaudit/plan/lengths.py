@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,7 +88,7 @@ def summarize(
     lengths: Lengths,
     *,
     max_length: int,
-    overlong: Literal["drop", "truncate_prompt", "error"],
+    overlong: Literal["drop", "truncate_prompt", "llamafactory", "error"],
     batch: int,
 ) -> LengthFacts:
     """Facts of the comparisons that the over-length policy keeps.
@@ -99,7 +99,8 @@ def summarize(
     Raises:
         DataError: no comparison is within ``max_length``.
     """
-    rows = [_shorten(row, max_length) for row in lengths.rows] if overlong != "drop" else []
+    shorten = _SHORTEN.get(overlong)
+    rows = [] if shorten is None else [shorten(row, max_length) for row in lengths.rows]
     rows = [row for row in rows or lengths.rows if row.longest <= max_length]
     if not rows:
         raise DataError(
@@ -119,6 +120,22 @@ def summarize(
 def _shorten(row: Length, max_length: int) -> Length:
     excess = max(0, row.longest - max_length)
     return Length(prompt=max(0, row.prompt - excess), responses=row.responses)
+
+
+def _cut_in_proportion(row: Length, max_length: int) -> Length:
+    """As LLaMA-Factory cuts, but for its rule of which part is cut first."""
+    share = min(1.0, max_length / row.longest)
+    return Length(
+        prompt=int(share * row.prompt), responses=tuple(int(share * r) for r in row.responses)
+    )
+
+
+_SHORTEN: dict[str, Callable[[Length, int], Length]] = {
+    "truncate_prompt": _shorten,
+    "error": _shorten,
+    "llamafactory": _cut_in_proportion,
+}
+"""What a policy makes of lengths over the limit; without a row they are left out."""
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
 from plaudit.files import write_text
-from plaudit.report.plots import CAPTIONS
+from plaudit.report.plots import card_plots
 from plaudit.report.record import (
     FORMATS,
-    PLOTS_FOLDER,
     TEMPLATES,
     evaluations,
     hub_datasets,
@@ -71,7 +70,6 @@ def render_card(folder: Path) -> str:
     from jinja2 import UndefinedError
 
     metrics = read_metrics(folder)
-    plots = [name for name in CAPTIONS if (folder / PLOTS_FOLDER / f"{name}.png").is_file()]
     try:
         body = (
             jinja_environment()
@@ -81,8 +79,7 @@ def render_card(folder: Path) -> str:
                 base=shown_base(metrics["run"]),
                 evaluations=evaluations(metrics),
                 snippet=Markdown(snippet(metrics["run"])),
-                plots=plots,
-                captions=CAPTIONS,
+                plots=card_plots(metrics, folder),
                 has_recipe=(folder / RECIPE_FILE).is_file(),
             )
         )

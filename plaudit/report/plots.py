@@ -1,48 +1,95 @@
-"""Plots of recorded facts: one function per picture and one row in :data:`PLOTS`.
+"""Plots of recorded facts: one function per picture and one row in a table.
 
-A plot function takes the content of ``metrics.json`` and returns a figure, or ``None`` where the
-facts hold nothing to draw. It computes nothing. Figures are made without pyplot, which keeps
-global state.
+A plot of :data:`RUN_PLOTS` takes the content of ``metrics.json``, one of :data:`EVALUATION_PLOTS`
+an evaluation block of it; each returns a figure, or ``None`` where the facts hold nothing to draw.
+They compute nothing. Figures are made without pyplot, which keeps global state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from plaudit.files import write_atomically
-from plaudit.report.record import PLOTS_FOLDER, read_metrics, words
+from plaudit.report.record import PLOTS_FOLDER, read_recorded, shown_evaluation, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Plot: TypeAlias = "Callable[[Mapping[str, Any]], Figure | None]"
+Facts: TypeAlias = Mapping[str, Any]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#6E6E6E"
+GRID, INK = "#E4E4E4", "#404040"
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
 _SIZE = (7.2, 4.2)
+
+
+class Plot(NamedTuple):
+    """How a picture is drawn, and what it shows in words."""
+
+    draw: Callable[[Facts], Figure | None]
+    caption: str
+
+
+class Drawn(NamedTuple):
+    """A picture with its file name (no ending) and its caption."""
+
+    name: str
+    figure: Figure
+    caption: str
 
 
 def write_plots(folder: Path) -> list[Path]:
     """Draw every plot there are facts for into ``folder/plots``; returns the files written.
 
-    Raises DataError (no readable metrics.json) and OutputError (the disk).
+    Those of an evaluation are drawn of the test data where there are any. Raises DataError (no
+    readable metrics.json) and OutputError (the disk).
     """
-    metrics = read_metrics(folder)
+    metrics = read_recorded(folder)
+    block = shown_evaluation(metrics)
     written = []
-    for name, draw in PLOTS.items():
-        figure = draw(metrics)
-        path = folder / PLOTS_FOLDER / f"{name}.png"
-        if figure is None:
-            path.unlink(missing_ok=True)
-            continue
-        write_atomically(path, partial(_save, figure))
+    for drawn in (*run_plots(metrics), *(evaluation_plots(block) if block else ())):
+        path = folder / PLOTS_FOLDER / f"{drawn.name}.png"
+        write_atomically(path, partial(_save, drawn.figure))
         written.append(path)
+    for name in {*RUN_PLOTS, *EVALUATION_PLOTS} - {path.stem for path in written}:
+        (folder / PLOTS_FOLDER / f"{name}.png").unlink(missing_ok=True)
     return written
+
+
+def run_plots(metrics: Facts) -> Iterator[Drawn]:
+    """The pictures of a training run."""
+    return _drawn(RUN_PLOTS, metrics)
+
+
+def evaluation_plots(block: Facts) -> Iterator[Drawn]:
+    """The pictures of one evaluation."""
+    return _drawn(EVALUATION_PLOTS, block)
+
+
+def _drawn(table: Mapping[str, Plot], facts: Facts) -> Iterator[Drawn]:
+    for name, plot in table.items():
+        figure = plot.draw(facts)
+        if figure is not None:
+            yield Drawn(name, figure, plot.caption)
+
+
+def card_plots(metrics: Facts, folder: Path) -> list[tuple[str, str]]:
+    """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
+    block = shown_evaluation(metrics)
+    of = "" if block is None else f" ({block['dataset']} data, {block['pairs']:,} pairs.)"
+    captions = {name: plot.caption for name, plot in RUN_PLOTS.items()}
+    captions |= {name: plot.caption + of for name, plot in EVALUATION_PLOTS.items()}
+    return [
+        (name, caption)
+        for name, caption in captions.items()
+        if (folder / PLOTS_FOLDER / f"{name}.png").is_file()
+    ]
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -50,21 +97,26 @@ def _save(figure: Figure, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     # The version matplotlib writes by default would change the bytes with every release.
-    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Names are data, and no font has every letter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
-def _figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, panels: int = 1, rows: Sequence[int] = (1,)) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side and rows of these relative heights."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
-    axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    grid = figure.add_gridspec(len(rows), panels, height_ratios=rows)
+    axes = [figure.add_subplot(grid[number]) for number in range(len(rows) * panels)]
     figure.suptitle(title, fontsize=12, x=0.02, ha="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(GREY)
-        axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        axis.grid(axis="y", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
-        axis.tick_params(colors="#404040", labelsize=9)
+        axis.tick_params(colors=INK, labelsize=9)
     return figure, axes
 
 
@@ -80,12 +132,12 @@ def _steps(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _history(metrics: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def _history(metrics: Facts, key: str) -> list[Mapping[str, Any]]:
     history = (metrics.get("eval") or {}).get("history") or []
     return [entry for entry in history if entry.get(key) is not None]
 
 
-def losses(metrics: Mapping[str, Any]) -> Figure | None:
+def losses(metrics: Facts) -> Figure | None:
     """Training and validation loss by step, the kept step marked."""
     training = [row for row in metrics.get("training_curve") or [] if row.get("loss") is not None]
     validation = _history(metrics, "validation_loss")
@@ -118,7 +170,7 @@ def losses(metrics: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def accuracy(metrics: Mapping[str, Any]) -> Figure | None:
+def accuracy(metrics: Facts) -> Figure | None:
     """Accuracy by step with its 95% band, baselines as lines."""
     history = _history(metrics, "accuracy")
     if not history:
@@ -162,29 +214,28 @@ def _baseline_lines(axis: Axes, baselines: Mapping[str, Any]) -> None:
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
 
 
-def rewards(metrics: Mapping[str, Any]) -> Figure | None:
+def rewards(block: Facts) -> Figure | None:
     """Histograms of rewards (chosen, rejected) and of their differences."""
-    curves = (metrics.get("eval") or {}).get("curves") or {}
-    reward, margin = curves.get("reward"), curves.get("margin")
+    reward, margin = block["curves"]["reward"], block["curves"]["margin"]
     if not reward or not margin:
         return None
-    figure, (left, right) = _figure("Rewards on the evaluation data", panels=2)
+    figure, (left, right) = _figure("Rewards", panels=2)
     for name, color in (("chosen", BLUE), ("rejected", ORANGE)):
         left.stairs(reward[name], reward["edges"], fill=True, alpha=0.3, color=color, linewidth=0)
         left.stairs(reward[name], reward["edges"], color=color, linewidth=1.4, label=name)
     left.set_xlabel("reward")
     left.set_ylabel("responses")
-    _legend(left)
+    _legend(left, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     wrong = [n if edge < 0 else 0 for n, edge in _bins(margin)]
     right_side = [n if edge >= 0 else 0 for n, edge in _bins(margin)]
     right.stairs(
         right_side, margin["edges"], fill=True, color=BLUE, alpha=0.75, label="right or tied"
     )
     right.stairs(wrong, margin["edges"], fill=True, color=ORANGE, alpha=0.75, label="wrong")
-    right.axvline(0, color="#404040", linewidth=0.9)
-    right.set_xlabel("reward difference, chosen less rejected")
+    right.axvline(0, color=INK, linewidth=0.9)
+    right.set_xlabel("difference, chosen less rejected")
     right.set_ylabel("pairs")
-    _legend(right)
+    _legend(right, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     for axis in (left, right):
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=6)
@@ -196,16 +247,16 @@ def _bins(histogram: Mapping[str, Any]) -> list[tuple[int, float]]:
     return list(zip(histogram["pairs"], histogram["edges"][:-1], strict=True))
 
 
-def length(metrics: Mapping[str, Any]) -> Figure | None:
+def length(block: Facts) -> Figure | None:
     """Accuracy by how much longer the chosen response is."""
-    bins = ((metrics.get("eval") or {}).get("curves") or {}).get("length")
+    bins = block["curves"]["length"]
     if not bins:
         return None
     figure, (axis,) = _figure("Accuracy against length difference")
     places = list(range(len(bins)))
     _points(axis, places, bins)
     axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-    overall = metrics["eval"]["accuracy"]
+    overall = block["accuracy"]
     axis.axhline(
         overall, color=BLUE, linewidth=1, linestyle="--", label=f"all pairs: {overall:.4f}"
     )
@@ -238,15 +289,14 @@ def _points(axis: Axes, places: Sequence[float], entries: Sequence[Mapping[str, 
     axis.plot(places, [entry["accuracy"] for entry in entries], "o", color=BLUE, markersize=5)
 
 
-def reliability(metrics: Mapping[str, Any]) -> Figure | None:
-    """Accuracy by confidence, before and after the temperature."""
-    curves = (metrics.get("eval") or {}).get("curves") or {}
-    raw, calibrated = curves.get("reliability"), curves.get("reliability_calibrated")
+def reliability(block: Facts) -> Figure | None:
+    """Accuracy by confidence, before and after the temperature, over the pairs of each bin."""
+    raw = block["curves"]["reliability"]
+    calibrated = block["curves"]["reliability_calibrated"]
     if not raw:
         return None
-    figure, (axis,) = _figure("Reliability: does confidence match accuracy?")
+    figure, (axis, counts) = _figure("Reliability: does confidence match accuracy?", rows=(3, 1))
     axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
-    block = metrics["eval"]
     for entries, key, color, mark, label in (
         (raw, "ece", BLUE, "o", "as trained"),
         (calibrated, "ece_calibrated", ORANGE, "s", "with temperature, cross-fitted"),
@@ -261,25 +311,190 @@ def reliability(metrics: Mapping[str, Any]) -> Figure | None:
         )
         text = f"{label} (ECE {block[key]:.4f})"
         axis.plot(x, y, color=color, marker=mark, markersize=4.5, linewidth=1.5, label=text)
-    axis.set_xlabel("probability given to the answer that the model prefers")
-    axis.set_ylabel("share of pairs ranked right, 95%")
-    axis.set_xlim(0.49, 1.01)
+        pairs = [entry["pairs"] for entry in entries]
+        counts.vlines(x, 0, pairs, color=color, alpha=0.5, linewidth=4)
+        counts.plot(x, pairs, color=color, marker=mark, markersize=3.5, linestyle="none")
+    axis.set_ylabel("share ranked right, 95%")
+    axis.tick_params(labelbottom=False)
     _legend(axis, loc="upper left")
+    counts.set_ylabel("pairs")
+    counts.set_ylim(bottom=0)
+    counts.locator_params(axis="y", nbins=3, integer=True)
+    counts.set_xlabel("probability given to the answer that the model prefers")
+    for panel in (axis, counts):
+        panel.set_xlim(0.49, 1.01)
     return figure
 
 
-PLOTS: dict[str, Plot] = {
-    "losses": losses,
-    "accuracy": accuracy,
-    "rewards": rewards,
-    "length": length,
-    "reliability": reliability,
+def risk_coverage(block: Facts) -> Figure | None:
+    """Share of errors among the most confident pairs, by how many of all pairs they are."""
+    points = block["curves"]["risk_coverage"]
+    if not points:
+        return None
+    figure, (axis,) = _figure("Errors, if only the surest pairs are answered")
+    x, y = [p["coverage"] for p in points], [p["risk"] for p in points]
+    lows, highs = ([p["risk_ci95"][end] for p in points] for end in (0, 1))
+    axis.fill_between(x, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
+    text = f"this model, 95% interval (area {block['aurc']:.4f})"
+    axis.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4, label=text)
+    axis.axhline(
+        points[-1]["risk"],
+        color=GREY,
+        linewidth=1,
+        linestyle="--",
+        label=f"all pairs: {points[-1]['risk']:.4f}",
+    )
+    axis.set_xlim(0, 1.02)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("share of pairs answered, the surest first")
+    axis.set_ylabel("share ranked wrong")
+    _legend(axis)
+    return figure
+
+
+_MOST_ROWS = 14
+
+
+def slices(block: Facts) -> Figure | None:
+    """Accuracy of slices with their intervals: what stands out, then the largest."""
+    known = [
+        entry
+        for entry in block["slices"]
+        if not entry["small"] and entry["pairs"] < block["pairs"] and entry["accuracy_ci95"]
+    ]
+    # Stable sorts: what stands out first, then by size, as the report's table can be sorted too.
+    known.sort(key=lambda entry: (not entry["stands_out"], -entry["pairs"]))
+    rows = [
+        Row(
+            label=_short(f"{words(entry['column'])}: {entry['value']}"),
+            value=entry["accuracy"],
+            ends=entry["accuracy_ci95"],
+            color=ORANGE if entry["stands_out"] else BLUE,
+        )
+        for entry in known[:_MOST_ROWS]
+    ]
+    if not rows:
+        return None
+    figure, axis = _dots("Accuracy by slice", rows)
+    axis.axvline(block["accuracy"], color=GREY, linewidth=1, linestyle="--")
+    axis.set_xlabel("share of pairs ranked right, 95% (dashed: all pairs; orange: stands out)")
+    return figure
+
+
+def behaviour(block: Facts) -> Figure | None:
+    """Shares of altered responses whose reward fell (damage), turned over or rose."""
+    if not block["behaviour"] or not block["behaviour"]["operators"]:
+        return None
+    rows = [
+        Row(
+            label=f"{words(row['operator'])} ({_BEHAVIOUR[row['kind']][1]})",
+            value=row[_BEHAVIOUR[row["kind"]][0]],
+            ends=row[f"{_BEHAVIOUR[row['kind']][0]}_ci95"],
+            color=_BEHAVIOUR[row["kind"]][2],
+        )
+        for row in block["behaviour"]["operators"]
+        if row["responses"]
+    ]
+    if not rows:
+        return None
+    figure, axis = _dots("When a good response is altered", rows)
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel("share of responses, 95% (blue: high is good; orange, green: low is good)")
+    return figure
+
+
+_BEHAVIOUR = {
+    "damage": ("fell", "fell", BLUE),
+    "preserving": ("flipped", "turned over", GREEN),
+    "hack": ("rose", "rose", ORANGE),
+}
+"""By kind of alteration: the recorded share, its word, its colour."""
+
+
+def bias(block: Facts) -> Figure | None:
+    """The gap of each feature that could be compared, with its interval."""
+    rows = [
+        Row(
+            label=f"{words(row['feature'])} ({row['pairs']:,})",
+            value=row["gap"],
+            ends=row["gap_ci95"],
+            color=ORANGE if row["stands_out"] else BLUE,
+        )
+        for row in block["bias"]["features"]
+        if row["gap"] is not None and row["p"] is not None
+    ]
+    if not rows:
+        return None
+    figure, axis = _dots("What it leans on", rows)
+    axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    axis.set_xlabel("accuracy where the better response has more, less accuracy where less, 95%")
+    return figure
+
+
+class Row(NamedTuple):
+    """A line of a dot plot."""
+
+    label: str
+    value: float
+    ends: Sequence[float] | None
+    color: str
+
+
+def _dots(title: str, rows: Sequence[Row]) -> tuple[Figure, Axes]:
+    """Values with their intervals, one below the other."""
+    figure, (axis,) = _figure(title)
+    figure.set_figheight(1.3 + 0.26 * len(rows))
+    for place, row in enumerate(rows):
+        if row.ends is not None:
+            low, high = row.ends
+            axis.hlines(place, low, high, color=row.color, alpha=0.35, linewidth=5)
+        axis.plot(row.value, place, "o", color=row.color, markersize=5.5)
+    # Names are data: a dollar sign in them begins no formula.
+    axis.set_yticks(range(len(rows)))
+    axis.set_yticklabels([row.label for row in rows], fontsize=8.5, parse_math=False)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", color=GRID, linewidth=0.8)
+    return figure, axis
+
+
+def _short(label: str, most: int = 38) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in label).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+RUN_PLOTS: dict[str, Plot] = {
+    "losses": Plot(
+        losses, "Training and validation loss; the star marks the checkpoint that was kept."
+    ),
+    "accuracy": Plot(
+        accuracy, "Accuracy on the evaluation data with its 95% interval, and the baselines."
+    ),
 }
 
-CAPTIONS = {
-    "losses": "Training and validation loss; the star marks the checkpoint that was kept.",
-    "accuracy": "Accuracy on the evaluation data with its 95% interval, and the baselines.",
-    "rewards": "Rewards of chosen and rejected responses, and their differences.",
-    "length": "Accuracy by how much longer the chosen response is than the rejected one.",
-    "reliability": "Accuracy by confidence, before and after the temperature.",
+EVALUATION_PLOTS: dict[str, Plot] = {
+    "rewards": Plot(rewards, "Rewards of chosen and rejected responses, and their differences."),
+    "reliability": Plot(
+        reliability,
+        "Accuracy by confidence, before and after the temperature, and how many pairs there are.",
+    ),
+    "risk_coverage": Plot(
+        risk_coverage,
+        "Share of errors when only the pairs that the model is surest of are counted.",
+    ),
+    "length": Plot(
+        length, "Accuracy by how much longer the chosen response is than the rejected one."
+    ),
+    "slices": Plot(slices, "Accuracy by slice of the data, with its 95% interval."),
+    "behaviour": Plot(
+        behaviour,
+        "Good responses altered in known ways: damage should lower the reward, a rewrite should "
+        "not turn the order over, a trick should not raise it.",
+    ),
+    "bias": Plot(
+        bias,
+        "What can be counted in a response, and how much the model's accuracy depends on it: "
+        "without a leaning the gap is zero.",
+    ),
 }

@@ -31,10 +31,17 @@ def visible(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def escaped(text: str) -> str:
+    """A name out of the data without anything that would not show or would act."""
+    return "".join(_escaped(character) for character in text)
+
+
 def _visible(character: str) -> str:
     marks = {" ": SPACE, "\n": f"{NEWLINE}\n", "\t": TAB}
-    if character in marks:
-        return marks[character]
+    return marks.get(character) or _escaped(character)
+
+
+def _escaped(character: str) -> str:
     # Combining marks belong to the letter before them, and are printable alone as well.
     if character.isprintable() or unicodedata.category(character) == "Mn":
         return character
@@ -47,9 +54,10 @@ def sizes(shown: ShownComparison) -> str:
     count = len(shown.branches)
     if count == 1:
         return f"{counted(shown.packed)}, one response."
+    sharing = "both" if count == 2 else f"all {count}"
     saved = 1 - shown.packed / shown.separate
     return (
-        f"{counted(len(shown.prefix))} that all {count} responses share, then {branches} of their "
+        f"{counted(len(shown.prefix))} that {sharing} responses share, then {branches} of their "
         f"own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} separate "
         f"sequences ({saved:.0%} fewer)."
     )
@@ -107,7 +115,7 @@ def write_preview(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters.update(visible=visible, sizes=sizes, counted=counted)
+    page.filters.update(visible=visible, escaped=escaped, sizes=sizes, counted=counted)
     page.globals["standing"] = standing
     write_text(
         path,

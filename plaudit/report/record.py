@@ -11,6 +11,9 @@ from typing import Any
 from plaudit.errors import DataError
 
 METRICS_FILE = "metrics.json"
+MISTAKES_FILE = "mistakes.jsonl"
+"""The texts of the most confident mistakes, beside ``metrics.json``."""
+
 PLOTS_FOLDER = "plots"
 TEMPLATES = Path(__file__).parent / "templates"
 NOTHING = "–"
@@ -21,10 +24,26 @@ _SECTIONS = ("run", "data", "train", "environment")
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The facts of a finished run.
+    """The facts of a finished training run.
 
     Raises DataError when the folder has no ``metrics.json``, or one that is broken, of a newer
     format or without the sections of a run.
+    """
+    found = read_recorded(folder)
+    missing = [name for name in _SECTIONS if not isinstance(found.get(name), dict)]
+    if missing:
+        raise DataError(
+            f"{folder / METRICS_FILE} lacks {', '.join(missing)}; expected the metrics of a "
+            "training run, written by plaudit train."
+        )
+    return found
+
+
+def read_recorded(folder: Path) -> dict[str, Any]:
+    """The facts of a run or of an evaluation.
+
+    Raises DataError when the folder has no ``metrics.json``, or one that is broken or of another
+    format.
     """
     path = folder / METRICS_FILE
     try:
@@ -44,12 +63,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
             f"{path} has format {stated!r}, expected {_FORMAT}; use the version of plaudit that "
             "wrote it, or a newer one."
         )
-    missing = [name for name in _SECTIONS if not isinstance(found.get(name), dict)]
-    if missing:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)}; expected the metrics of a training run, written "
-            "by plaudit train."
-        )
+    return found
+
+
+def shown_evaluation(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The evaluation that a single picture is drawn of: the test data, which chose nothing."""
+    found: dict[str, Any] | None = metrics.get("test") or metrics.get("eval")
     return found
 
 
@@ -94,6 +113,11 @@ def fraction(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
 
 
+def signed(value: float | None) -> str:
+    """A difference: four decimals and its sign."""
+    return NOTHING if value is None else f"{value:+.4f}"
+
+
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}%"
 
@@ -105,6 +129,10 @@ def probability(value: float | None) -> str:
 
 def interval(ends: Sequence[float] | None) -> str:
     return NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def signed_interval(ends: Sequence[float] | None) -> str:
+    return NOTHING if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
 
 
 def count(value: int | None) -> str:
@@ -149,6 +177,8 @@ FORMATS = {
     "percent": percent,
     "interval": interval,
     "probability": probability,
+    "signed": signed,
+    "signed_interval": signed_interval,
     "count": count,
     "number": number,
     "drops": drops,

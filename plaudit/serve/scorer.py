@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,38 +21,28 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
+from plaudit.serve.given import refuse_no_list
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.pieces import pieces
 from plaudit.tokens.share import share_prompts
 from plaudit.tokens.template import freeze_dates
-from plaudit.types import Batcher, Comparison, FloatArray, Message, TokenTree, Turns
+from plaudit.types import (
+    Batcher,
+    Best,
+    Comparison,
+    FloatArray,
+    Message,
+    Text,
+    TokenReward,
+    TokenTree,
+    Turns,
+)
 
 logger = logging.getLogger("plaudit")
 
 DAY = date.fromisoformat(TokensSection().date)
 """The day on which a date-bearing template of another tool is read: the recipe's default."""
-
-Text: TypeAlias = str | Sequence[Mapping[str, Any]]
-"""A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
-    """The response with the highest reward: its number, itself, its reward, and all rewards."""
-
-    index: int
-    response: Text
-    reward: float
-    rewards: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenReward:
-    """A token's share of the text, and the reward of the conversation cut behind it."""
-
-    text: str
-    reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +70,7 @@ class RewardModel:
             DataError: no responses, a single text in place of a list, or a conversation over the
                 model's maximum length.
         """
-        if isinstance(responses, str) or not responses:
-            raise DataError(
-                f"score() got {'one text' if isinstance(responses, str) else 'no responses'}; give "
-                "a list with at least one response."
-            )
+        refuse_no_list(responses)
         comparison = self.comparison(prompt, responses)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
@@ -147,11 +133,7 @@ class RewardModel:
 
     def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
         """The highest-scored response; the first of equals."""
-        rewards = self.score(prompt, responses)
-        index = max(range(len(rewards)), key=lambda i: (rewards[i], -i))
-        return Best(
-            index=index, response=responses[index], reward=rewards[index], rewards=tuple(rewards)
-        )
+        return Best.of(responses, self.score(prompt, responses))
 
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
         """Per comparison its ``rewards_K``, or why it has none.

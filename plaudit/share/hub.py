@@ -46,11 +46,13 @@ PATTERNS = (
     "environment.json",
     "recipe.yaml",
     "llamafactory.yaml",
-    "report.html",
     "LICENSE*",
     "NOTICE*",
 )
 """Names of files that make a reward model; the same inside ``base/``, and ``plots/*.png``."""
+
+_ASKED_FOR = ("report.html",)
+"""Comes down where it is, and goes up only by ``include``: a report holds texts of the data."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = re.compile(
@@ -141,7 +143,7 @@ def pull(
         with writing(folder), _hub_errors(repo):
             info = HfApi().model_info(repo, revision=revision)
             there = [sibling.rfilename for sibling in info.siblings or ()]
-            wanted = [name for name in there if _is_model_file(name)]
+            wanted = [name for name in there if _is_model_file(name, _ASKED_FOR)]
             _refuse_pickles_alone(repo, there)
             # By its commit: the branch may move while files come down.
             snapshot_download(

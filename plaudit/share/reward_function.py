@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeAlias
 
-from plaudit.serve.scorer import RewardModel, Text
+from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
+from plaudit.types import Text
 
 RewardFunction: TypeAlias = Callable[..., list[float | None]]
 

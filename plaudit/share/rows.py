@@ -11,8 +11,7 @@ from plaudit.data.load import iterate
 from plaudit.errors import DataError, PlauditError
 from plaudit.recipe import Source, load_recipe
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.rendering import as_turns
-from plaudit.types import Comparison, TokenTree
+from plaudit.types import Comparison, TokenTree, as_turns
 
 ROWS = 16
 """Comparisons that a check scores unless the user names a file."""

@@ -7,19 +7,19 @@ prompt encoded on its own would differ at the boundary: byte-pair merges reach a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError
-from plaudit.tokens.rendering import Piece, Rendered, Voice, as_turns, is_chat, render
-from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree
+from plaudit.tokens.rendering import Piece, Rendered, Voice, is_chat, render
+from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree, as_turns
 
-Overlong = Literal["drop", "truncate_prompt", "error"]
+Overlong = Literal["drop", "truncate_prompt", "llamafactory", "error"]
 
 OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"
@@ -94,7 +94,7 @@ def _encode_batch(
                 )
             )
     kept = [one for item in rendered if not isinstance(item, Refused) for one in item]
-    sequences = iter(_encode_rendered(encoder.tokenizer, kept))
+    sequences = iter(encode_rendered(encoder.tokenizer, kept))
     for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
         if isinstance(item, Refused):
             yield item
@@ -103,7 +103,7 @@ def _encode_batch(
             yield grow_tree(encoder, comparison, read, start + offset)
 
 
-def _encode_rendered(
+def encode_rendered(
     tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]
 ) -> list[IntArray]:
     """Ids of each conversation, every kind of text in one call of the tokenizer."""
@@ -192,33 +192,27 @@ def grow_tree(
         return Refused(
             index=index, reason=NO_TOKENS, detail=f"{comparison.where}: a response has no tokens"
         )
-    shared = common_prefix(sequences)
+    cut = Cut(sequences=tuple(sequences))
     longest = max(len(ids) for ids in sequences)
-    excess = longest - encoder.max_length
-    prefix = sequences[0][:shared]
-    if excess > 0:
-        kept = _shorten_prefix(encoder, comparison, prefix, excess)
-        if encoder.overlong == "error":
-            raise DataError(
-                f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
-                f"{encoder.max_length}; raise max_length or set tokens.overlong to drop or "
-                "truncate_prompt."
-            )
-        if kept is None:
+    if longest > encoder.max_length:
+        made = OVERLONG[encoder.overlong](encoder, comparison, sequences)
+        if made is None:
             return Refused(
                 index=index,
                 reason=OVER_LENGTH,
                 detail=f"{comparison.where}: {longest} tokens, over {encoder.max_length}",
             )
-        prefix = kept
+        cut = made
+    shared = common_prefix(cut.sequences)
     return TokenTree(
         index=index,
-        prefix=prefix,
-        branches=tuple(ids[shared:] for ids in sequences),
+        prefix=cut.sequences[0][:shared],
+        branches=tuple(ids[shared:] for ids in cut.sequences),
         grades=comparison.grades,
         margin=comparison.margin or 0.0,
         weight=comparison.weight,
-        truncated=shared - len(prefix),
+        truncated=cut.prompt_tokens,
+        cut_responses=cut.responses,
     )
 
 
@@ -238,21 +232,99 @@ def common_prefix(sequences: Sequence[IntArray]) -> int:
     return len(first)
 
 
-def _shorten_prefix(
-    encoder: Encoder, comparison: Comparison, prefix: IntArray, excess: int
-) -> IntArray | None:
-    """The prefix without its ``excess`` oldest tokens after BOS; None where that is not allowed.
+# --- what becomes of a conversation over the limit ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Conversations within the limit: how many prompt tokens and how many responses were cut."""
+
+    sequences: tuple[IntArray, ...]
+    prompt_tokens: int = 0
+    responses: int = 0
+
+
+Policy: TypeAlias = Callable[["Encoder", Comparison, Sequence[IntArray]], Cut | None]
+"""Cuts the conversations of a comparison that is too long; None where it is to be dropped."""
+
+
+def _drop(encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]) -> None:
+    return None
+
+
+def _stop(encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]) -> None:
+    longest = max(len(ids) for ids in sequences)
+    raise DataError(
+        f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
+        f"{encoder.max_length}; raise max_length or set tokens.overlong to drop or truncate_prompt."
+    )
+
+
+def _truncate_prompt(
+    encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]
+) -> Cut | None:
+    """Without the oldest tokens after BOS; None where those of the prompt do not suffice.
 
     Responses and the end token stay whole, also where all responses begin alike and so share more
     than the prompt; one token of the prompt stays.
     """
-    if encoder.overlong != "truncate_prompt":
-        return None
+    prefix = sequences[0][: common_prefix(sequences)]
+    excess = max(len(ids) for ids in sequences) - encoder.max_length
     bos = encoder.tokenizer.bos_token_id
     keep = 1 if bos is not None and len(prefix) > 0 and prefix[0] == bos else 0
     if excess > _prompt_tokens(encoder, comparison, prefix) - keep - 1:
         return None
-    return np.concatenate([prefix[:keep], prefix[keep + excess :]])
+    return Cut(
+        sequences=tuple(np.concatenate([ids[:keep], ids[keep + excess :]]) for ids in sequences),
+        prompt_tokens=excess,
+    )
+
+
+def _as_llamafactory(
+    encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]
+) -> Cut | None:
+    """The heads of prompt and responses (:func:`llamafactory_lengths`), their ends lost.
+
+    The prompt is what it encodes to alone: with LLaMA-Factory's own templates, up to where the
+    assistant is to speak.
+    """
+    shortest = min(sequences, key=len)
+    prompt = _prompt_tokens(encoder, comparison, shortest[:-1])
+    responses = [ids[prompt:] for ids in sequences]
+    kept_prompt, kept = llamafactory_lengths(
+        prompt, max(len(ids) for ids in responses), encoder.max_length
+    )
+    head = shortest[:kept_prompt]
+    return Cut(
+        sequences=tuple(np.concatenate([head, ids[:kept]]) for ids in responses),
+        prompt_tokens=prompt - kept_prompt,
+        responses=sum(len(ids) > kept for ids in responses),
+    )
+
+
+def llamafactory_lengths(prompt: int, response: int, cutoff: int) -> tuple[int, int]:
+    """Tokens that LLaMA-Factory keeps of a prompt and of its responses, by the longest of those.
+
+    A part shorter than half the cutoff stays whole and the other gets what is left; two longer
+    parts are cut in proportion (``infer_seqlen`` in ``llamafactory/data/processor``).
+    """
+    if 2 * response < cutoff:
+        room = cutoff
+    elif 2 * prompt < cutoff:
+        room = cutoff - prompt
+    else:
+        # The order of operations is theirs: it decides how the last token is rounded.
+        room = int(cutoff * (response / (prompt + response)))
+    kept = min(room, response)
+    return min(max(cutoff - kept, 0), prompt), kept
+
+
+OVERLONG: dict[Overlong, Policy] = {
+    "drop": _drop,
+    "error": _stop,
+    "truncate_prompt": _truncate_prompt,
+    "llamafactory": _as_llamafactory,
+}
 
 
 def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -> int:
@@ -262,7 +334,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
     except (TemplateError, TypeError, LookupError, ValueError, AttributeError):
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0
-    (alone,) = _encode_rendered(encoder.tokenizer, [rendered])
+    (alone,) = encode_rendered(encoder.tokenizer, [rendered])
     shortest = min(len(alone), len(prefix))
     differs = np.flatnonzero(alone[:shortest] != prefix[:shortest])
     return int(differs[0]) if differs.size else shortest

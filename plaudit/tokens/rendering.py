@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
@@ -54,19 +54,6 @@ def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
         ValueError, TypeError: the rendering has no form for them.
     """
     return RENDERERS[voice.rendering.kind](voice, comparison, response)
-
-
-def as_turns(comparison: Comparison) -> Comparison:
-    """A comparison of plain texts as one user turn and one assistant turn each."""
-
-    def turn(text: Turns, role: str) -> Turns:
-        return (Message(role=role, content=text),) if isinstance(text, str) else text
-
-    return replace(
-        comparison,
-        prompt=turn(comparison.prompt, "user"),
-        responses=tuple(turn(response, "assistant") for response in comparison.responses),
-    )
 
 
 def is_chat(comparison: Comparison) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -54,6 +55,68 @@ def share_prompts(
         members=tuple(tuple(group.numbers) for group in groups),
         branches=tuple(len(tree.branches) for tree in trees),
     )
+
+
+LEAST_SHARED = 8
+"""Shorter common beginnings stay apart: a branch costs attention calls of its own."""
+
+
+def share_prefixes(sequences: Sequence[IntArray], max_tokens: int) -> SharedTrees:
+    """Whole conversations as trees, wherever a common beginning computes fewer tokens.
+
+    For conversations whose prompts nobody named. In sorted order neighbours have the longest
+    common beginnings; they are joined longest first while each joining saves tokens and a tree
+    stays within ``max_tokens``.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())
+    clusters = [_Cluster([i], len(sequences[i]) - 1, len(sequences[i])) for i in order]
+    at = list(range(len(order)))
+    common = [common_prefix([sequences[a], sequences[b]]) for a, b in pairwise(order)]
+    for place in sorted(range(len(common)), key=lambda i: -common[i]):
+        if common[place] < LEAST_SHARED:
+            break
+        left, right = at[place], at[place + 1]
+        joined = clusters[left].joined(clusters[right], common[place])
+        apart = clusters[left].tokens + clusters[right].tokens
+        if joined.tokens >= apart or joined.tokens > max_tokens:
+            continue
+        clusters[left] = joined
+        # Members of a cluster are neighbours, so its right part is the run that pointed there.
+        for i in range(place + 1, len(at)):
+            if at[i] != right:
+                break
+            at[i] = left
+    kept = [clusters[i] for i in dict.fromkeys(at)]
+    return SharedTrees(
+        trees=tuple(cluster.tree(sequences) for cluster in kept),
+        members=tuple(tuple(cluster.numbers) for cluster in kept),
+        branches=(1,) * len(sequences),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """Conversations that begin with the same ``prefix`` tokens; ``total`` is their length."""
+
+    numbers: list[int]
+    prefix: int
+    total: int
+
+    @property
+    def tokens(self) -> int:
+        return self.total - self.prefix * (len(self.numbers) - 1)
+
+    def joined(self, other: _Cluster, prefix: int) -> _Cluster:
+        numbers = [*self.numbers, *other.numbers]
+        return _Cluster(numbers, prefix, self.total + other.total)
+
+    def tree(self, sequences: Sequence[IntArray]) -> TokenTree:
+        prefix = self.prefix if len(self.numbers) > 1 else 0
+        return TokenTree(
+            index=self.numbers[0],
+            prefix=sequences[self.numbers[0]][:prefix],
+            branches=tuple(sequences[i][prefix:] for i in self.numbers),
+        )
 
 
 class _Group:

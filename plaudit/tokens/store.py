@@ -48,6 +48,7 @@ _SCHEMA = pa.schema(
         ("grades", pa.list_(pa.float64())),
         ("prefix", pa.int32()),
         ("truncated", pa.int32()),
+        ("cut_responses", pa.int32()),
         ("margin", pa.float64()),
         ("weight", pa.float64()),
         # For facts about all rows, which must not walk all ids.
@@ -103,6 +104,7 @@ class StoredTrees(StoredRows[TokenTree]):
             margin=float(table.number("margin", row)) if self.with_margins else 0.0,
             weight=float(table.number("weight", row)),
             truncated=int(table.number("truncated", row)),
+            cut_responses=int(table.number("cut_responses", row)),
         )
 
 
@@ -272,6 +274,7 @@ def _columns(outcome: TokenTree | Refused) -> dict[str, Any]:
         "grades": list(outcome.grades),
         "prefix": len(outcome.prefix),
         "truncated": outcome.truncated,
+        "cut_responses": outcome.cut_responses,
         "margin": outcome.margin,
         "weight": outcome.weight,
         "packed": outcome.tokens,

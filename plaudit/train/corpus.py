@@ -90,19 +90,26 @@ def read_comparisons(
     Raises:
         DataError: a source cannot be read, or a split would leave nothing on one side.
     """
-    loaded = {"train": load(section.train, seed=section.seed, on_read=on_read)}
+    loaded = {
+        "train": load(section.train, seed=section.seed, exhaust=section.exhaust, on_read=on_read)
+    }
     train = loaded["train"].comparisons
     evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
     test = _named_sets(section.test, "test", section.seed, loaded, on_read)
     left = 1.0
-    if not evaluation and section.eval_fraction is not None:
-        train, held_out = split(
-            train, section.eval_fraction, by=section.split_by, seed=section.seed
-        )
+    size = section.eval_rows or section.eval_fraction
+    if not evaluation and size is not None:
+        rows = len(np.unique(train.rows_N))
+        train, held_out = split(train, size, by=section.split_by, seed=section.seed)
         evaluation = {HELD_OUT: held_out}
-        left -= section.eval_fraction
+        left -= size if size < 1 else size / rows
     if not test and section.test_fraction is not None:
         # Both fractions are of everything, so a test set never changes the evaluation set.
+        if section.test_fraction >= left:
+            raise DataError(
+                f"data.eval_rows {section.eval_rows} and data.test_fraction "
+                f"{section.test_fraction:g} leave nothing to train on; make them smaller."
+            )
         share = section.test_fraction / left
         train, held_out = split(train, share, by=section.split_by, seed=section.seed)
         test = {TEST: held_out}
@@ -272,6 +279,7 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
         "format": fact.format,
         "rows": fact.tally.rows,
         "used": fact.tally.used,
+        "sampled": fact.tally.sampled,
         "licence": fact.licence,
         "split": role,
         "fingerprint": fact.fingerprint,
@@ -288,16 +296,22 @@ def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
 
 
 def _token_facts(parts: Sequence[Part]) -> dict[str, int]:
-    """Tokens computed, tokens of separate conversations, and prompts cut to fit."""
+    """Tokens computed, tokens of separate conversations, and what was cut to fit.
+
+    ``cut_responses`` have lost their end, and so the token that ends a turn; they belong to
+    ``comparisons_with_cut_responses``.
+    """
 
     def column(name: str) -> npt.NDArray[np.int64]:
         return np.concatenate([part.trees.column(name) for part in parts]).astype(np.int64)
 
-    truncated_N = column("truncated")
+    truncated_N, cut_N = column("truncated"), column("cut_responses")
     return {
         "packed": int(column("packed").sum()),
         "separate": int(column("separate").sum()),
         "longest": int(column("longest").max()),
         "truncated_prompts": int(np.count_nonzero(truncated_N)),
         "truncated_tokens": int(truncated_N.sum()),
+        "cut_responses": int(cut_N.sum()),
+        "comparisons_with_cut_responses": int(np.count_nonzero(cut_N)),
     }

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import OutputError
-from plaudit.evaluate.mistakes import MISTAKES_FILE
 from plaudit.files import write_json, write_text, writing
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
+from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
 
 

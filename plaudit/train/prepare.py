@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from plaudit import embedded
-from plaudit.errors import RecipeError
+from plaudit.errors import ModelError, RecipeError
 from plaudit.model.budget import largest_budget
+from plaudit.model.imports.llamafactory import as_trained
 from plaudit.model.imports.records import Opened
+from plaudit.model.imports.templates import Template, era_of, template_of
 from plaudit.model.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
@@ -40,6 +42,7 @@ from plaudit.model.load import (
 )
 from plaudit.model.module import RewardModule
 from plaudit.recipe import (
+    LlamaFactoryTemplate,
     ModelSection,
     Recipe,
     TokensSection,
@@ -136,6 +139,26 @@ def prepare(
         built=built,
         started=started,
     )
+
+
+def rendering_of(tokens: TokensSection, own: Rendering | None) -> Rendering:
+    """LLaMA-Factory's template where the recipe names one, else the model's own."""
+    if tokens.llamafactory is None:
+        return Rendering() if own is None else own
+    template = llamafactory_template(tokens.llamafactory)
+    return Rendering(kind="llamafactory", template=template.name, strings=template.strings())
+
+
+def llamafactory_template(named: LlamaFactoryTemplate) -> Template:
+    """The template as its release had it.
+
+    Raises:
+        RecipeError: there is none of that name, or none yet then.
+    """
+    try:
+        return template_of(named.template, era_of(named.release))
+    except ModelError as error:
+        raise RecipeError(f"tokens.llamafactory: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +278,8 @@ def prepare_tokenizer(
             trust_remote_code=model.trust_remote_code,
             pad_token=tokens.pad_token,
         )
+    if tokens.llamafactory is not None:
+        as_trained(tokenizer, llamafactory_template(tokens.llamafactory))
     if tokens.chat_template is not None:
         tokenizer.chat_template = read_template(tokens.chat_template)
     if isinstance(tokenizer.chat_template, dict):
@@ -280,7 +305,7 @@ def make_encoder(
             **({} if own is None else own.chat_template_kwargs),
             **recipe.tokens.chat_template_kwargs,
         },
-        rendering=Rendering() if own is None else own.rendering,
+        rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
         reading=Reading() if begun is None else begun.facts.reading,
     )
 
@@ -333,6 +358,20 @@ def step_arguments(
         raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
 
 
+def _tell_mixture(corpus: Corpus, console: Console) -> None:
+    """What each source gives, where there are several or rows of one are left out or repeated."""
+    sources = corpus.loaded["train"].sources
+    if len(sources) == 1 and sources[0].tally.sampled == sources[0].tally.used:
+        return
+    total = sum(fact.tally.sampled for fact in sources)
+    parts = [
+        f"{fact.name} {fact.tally.sampled:,} ({fact.tally.sampled / total:.0%}) from "
+        f"{fact.tally.used:,} different rows"
+        for fact in sources
+    ]
+    console.print(f"sources: {'; '.join(parts)}", highlight=False, markup=False)
+
+
 def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
     facts = corpora.data_facts(corpus, recipe.data.split_by)
     sizes = ", ".join(f"{name} {part['used']:,}" for name, part in facts["splits"].items())
@@ -342,6 +381,7 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]
     console.print(
@@ -349,6 +389,15 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         "every response",
         highlight=False,
     )
+    if recipe.tokens.overlong == "llamafactory":
+        console.print(
+            f"[bold]cut by LLaMA-Factory's rule to {recipe.tokens.max_length:,} tokens: "
+            f"{tokens['truncated_prompts']:,} prompts lost their end and the header of the answer "
+            f"({tokens['truncated_tokens']:,} tokens), {tokens['cut_responses']:,} responses of "
+            f"{tokens['comparisons_with_cut_responses']:,} comparisons lost theirs and the end "
+            "token[/bold]; tokens.overlong: drop leaves such comparisons out",
+            highlight=False,
+        )
     margins = facts["margins"]
     if margins is not None:
         console.print(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate.utils import DistributedType
+
+from plaudit.evaluate.along import along_of
 from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
 from plaudit.files import write_json, write_json_lines, writing
@@ -16,6 +19,7 @@ from plaudit.recipe import (
 from plaudit.report.card import write_card
 from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
+from plaudit.serve.scorer import RewardModel
 from plaudit.train.folder import (
     RunFolder,
 )
@@ -34,19 +38,42 @@ def write_results(
     scores: Mapping[str, EvalScores],
 ) -> None:
     """Model, predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
-    network = trainer.accelerator.unwrap_model(trainer.model).network
+    module = trainer.accelerator.unwrap_model(trainer.model)
     facts = artefact_facts(run, metrics)
-    save_artefact(folder.path, network, run.tokenizer, facts)
+    save_artefact(folder.path, module.network, run.tokenizer, facts)
     parts = {**run.corpus.evaluation, **run.corpus.test}
     table = score_table(parts, {**scores["eval"], **scores["test"]})
     write_table(table, folder.predictions)
-    write_json_lines(folder.mistakes, _mistakes(run, metrics))
+    module.eval()
+    model = RewardModel(
+        source=str(folder.path),
+        module=module,
+        tokenizer=run.tokenizer,
+        facts=facts,
+        batcher=run.built.batcher,
+        encoder=run.encoder,
+    )
+    alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
+    write_json_lines(folder.mistakes, _mistakes(run, metrics, model if alone else None))
     write_json(folder.metrics, metrics)
     write_presentation(folder, run.recipe)
 
 
-def _mistakes(run: PreparedRun, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The most confident mistakes of both evaluations, with their texts."""
+# Elsewhere the ranks share the weights, and one of them cannot compute by itself.
+_WHOLE_MODEL_ON_EACH_RANK = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+)
+
+
+def _mistakes(
+    run: PreparedRun, metrics: Mapping[str, Any], model: RewardModel | None
+) -> list[dict[str, Any]]:
+    """The most confident mistakes of both evaluations, with their texts.
+
+    With ``model``, which holds the kept weights, also the reward along both responses.
+    """
     recorded = [
         mistake
         for block in (metrics["eval"], metrics["test"])
@@ -57,7 +84,9 @@ def _mistakes(run: PreparedRun, metrics: Mapping[str, Any]) -> list[dict[str, An
         for name, part in {**run.corpus.evaluation, **run.corpus.test}.items()
         for number, comparison in enumerate(part.comparisons)
     )
-    return list(with_texts(recorded, held_out))
+    if model is None:
+        return list(with_texts(recorded, held_out))
+    return list(with_texts(recorded, held_out, along=along_of(model)))
 
 
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:

@@ -15,7 +15,8 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ NOT_RUN = {
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
+    "plaudit serve": "runs until it is stopped; tests/cli/test_serve.py starts it",
+    "pip install": "the network",
+    "python -m pip wheel": "the network",
+    "python -c": "makes a token, which nothing here needs",
+    "docker": "a container daemon",
+    "MODEL=$PWD/runs/first": "a container daemon",
+    "systemctl": "a machine's service manager",
+    "kubectl": "a cluster",
     "vllm serve": "another tool's server, on a GPU",
     "python -m sglang.launch_server": "another tool's server, on a GPU",
     "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
@@ -56,9 +65,14 @@ NOT_RUN = {
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
 STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
 
+# Pages that ask a server: a real one of ``runs/first`` stands in for the address they name.
+ADDRESS = "http://127.0.0.1:8000"
+ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md")
+
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
+    "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
     "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
@@ -207,15 +221,29 @@ def test_a_page_runs_from_top_to_bottom(
     # Tables are copied: a row that a page adds must not be there for other tests.
     names = {n: dict(v) if n.isupper() and type(v) is dict else v for n, v in names.items()}
     names["__name__"] = "page"
-    for block in runnable(page):
-        where = f"{name_of(page)}:{block.line}"
-        if block.language == "python":
-            exec(compile("\n" * block.line + block.text, where, "exec"), names)
-            continue
-        for words in commands(block):
-            run_command(words, where, capsys)
+    with server_of(page, workplace) as address:
+        for block in runnable(page):
+            where = f"{name_of(page)}:{block.line}"
+            block = replace(block, text=block.text.replace(ADDRESS, address))
+            if block.language == "python":
+                exec(compile("\n" * block.line + block.text, where, "exec"), names)
+                continue
+            for words in commands(block):
+                run_command(words, where, capsys)
     for name in outs(page)[1]:
         assert (workplace / name / "metrics.json").is_file(), f"{name} was not finished"
+
+
+@contextmanager
+def server_of(page: Path, workplace: Path) -> Iterator[str]:
+    """The address of a server, where the page asks one; else the one that it names."""
+    if name_of(page) not in ASKS_A_SERVER:
+        yield ADDRESS
+        return
+    from tests.serving import running
+
+    with running(workplace / "runs/first") as server:
+        yield server.url
 
 
 def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +253,8 @@ def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]
     if words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, f"{command}: the Makefile has no such target"
+    elif words[0] == "curl":
+        subprocess.run([*words, "--fail"], check=True, capture_output=True)
     elif words[0] in STANDARD_TOOLS:
         subprocess.run(words, check=True, capture_output=True)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from plaudit.tokens.encode import (
     common_prefix,
     encode,
     grow_tree,
+    llamafactory_lengths,
     why_untrainable,
 )
 from plaudit.types import Comparison, IntArray, Message, TokenTree, Turns
@@ -340,3 +342,66 @@ def test_outcomes_keep_their_order_across_kinds_and_batches(
         assert isinstance(outcome, TokenTree)
         assert outcome.index == index
         assert whole(outcome) == whole(tree_of(encoder, item))
+
+
+# ---- LLaMA-Factory's rule
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "kept"),
+    [
+        (300, 100, (300, 100)),  # fits
+        (600, 100, (412, 100)),  # a short response: the prompt is cut
+        (100, 600, (100, 412)),  # a short prompt: the response is cut
+        (400, 400, (256, 256)),  # neither: in proportion
+        (1000, 300, (394, 118)),
+        (255, 512, (255, 257)),
+        (256, 511, (171, 341)),
+        (9999, 255, (257, 255)),
+        (9999, 256, (500, 12)),
+    ],
+)
+def test_llama_factorys_lengths(prompt: int, response: int, kept: tuple[int, int]) -> None:
+    """By hand for a cutoff of 512, by the rule in ``infer_seqlen``."""
+    assert llamafactory_lengths(prompt, response, 512) == kept
+
+
+@given(st.integers(0, 9999), st.integers(1, 9999), st.integers(2, 4096))
+def test_llama_factorys_lengths_fit_and_waste_little(
+    prompt: int, response: int, cutoff: int
+) -> None:
+    kept_prompt, kept = llamafactory_lengths(prompt, response, cutoff)
+    assert 0 <= kept_prompt <= prompt
+    assert 0 <= kept <= response
+    assert kept_prompt + kept <= cutoff
+    if prompt + response <= cutoff:
+        assert (kept_prompt, kept) == (prompt, response)
+    else:
+        assert kept_prompt + kept == cutoff
+
+
+@pytest.mark.parametrize("max_length", range(4, 60, 5))
+def test_llama_factorys_rule_keeps_heads_and_counts(
+    tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> None:
+    item = comparison(
+        says("user", "the quick brown fox jumps over the lazy dog " * 2),
+        says("assistant", "no"),
+        says("assistant", "yes it is because we counted twice"),
+    )
+    free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), item)
+    prompt = len(tree_of(Encoder(tokenizer=tokenizer, max_length=999), alone(item)).branches[0])
+    encoder = Encoder(tokenizer=tokenizer, max_length=max_length, overlong="llamafactory")
+    (outcome,) = encode(encoder, [item])
+    assert isinstance(outcome, TokenTree)
+    longest = max(free.lengths) - prompt
+    kept_prompt, kept = llamafactory_lengths(prompt, longest, max_length)
+    for ours, theirs in zip(whole(outcome), whole(free), strict=True):
+        assert ours == theirs[:kept_prompt] + theirs[prompt : prompt + kept]
+    assert outcome.truncated == prompt - kept_prompt
+    assert outcome.cut_responses == sum(length - prompt > kept for length in free.lengths)
+
+
+def alone(item: Comparison) -> Comparison:
+    """The prompt with nothing after it."""
+    return replace(item, responses=((),), grades=())

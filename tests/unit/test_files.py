@@ -272,9 +272,10 @@ def hub_table(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     calls: list[dict[str, Any]] = []
 
-    def load_dataset(path: str, *, name: str | None, split: str) -> Any:
-        calls.append({"path": path, "name": name, "split": split})
-        return datasets.Dataset.from_list(ROWS)
+    def load_dataset(path: str, *, streaming: bool, **parts: str | None) -> Any:
+        calls.append({"path": path, "streaming": streaming, **parts})
+        table = datasets.Dataset.from_list(ROWS)
+        return table.to_iterable_dataset() if streaming else table
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
@@ -286,7 +287,12 @@ def test_hub_datasets_give_rows_with_their_part(hub_table: list[dict[str, Any]])
         ("owner/name[train]:row 2", ROWS[1]),
     ]
     assert rows_of("owner/name", subset="s", split="test")[0][0] == "owner/name[s/test]:row 1"
-    assert hub_table[1] == {"path": "owner/name", "name": "s", "split": "test"}
+    parts = {"name": "s", "data_dir": None, "split": "test", "streaming": False}
+    assert hub_table[1] == {"path": "owner/name", **parts}
+    streamed = rows_of("owner/name", folder="preference", stream=True)
+    assert streamed[0] == ("owner/name[preference/train]:row 1", ROWS[0])
+    assert hub_table[2]["data_dir"] == "preference"
+    assert hub_table[2]["streaming"]
 
 
 def test_hub_facts_come_from_the_hub_or_are_left_out(
@@ -309,6 +315,8 @@ def test_hub_facts_come_from_the_hub_or_are_left_out(
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     assert hub.licence(source) is None
     assert fingerprint(source).startswith("datasets:")
+    with pytest.raises(DataError, match="is to be streamed, but the Hub does not answer"):
+        fingerprint(Source(path="owner/name", stream=True))
 
 
 @pytest.mark.parametrize(

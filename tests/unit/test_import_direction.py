@@ -19,6 +19,7 @@ STAGES = frozenset(
 ROOTS = (
     "train",
     "evaluate/run.py",
+    "evaluate/along.py",
     "evaluate/probing.py",
     "evaluate/additions.py",
     "evaluate/contestants.py",
@@ -36,8 +37,10 @@ LIGHT = (
     "plaudit.cli",
     "plaudit.cli.data",
     "plaudit.cli.main",
+    "plaudit.client",
     "plaudit.data",
     "plaudit.data.audit.run",
+    "plaudit.data.convert",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.files",
@@ -47,6 +50,7 @@ LIGHT = (
     "plaudit.report",
     "plaudit.report.audit",
     "plaudit.report.card",
+    "plaudit.report.preview",
     "plaudit.share.hub",
     "plaudit.types",
 )

@@ -171,3 +171,73 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
         load(tuple(Source(path=path) for path in sources), seed=1)
     named = tuple(Source(path=path, name=str(n)) for n, path in enumerate(sources))
     assert load(named, seed=1).tally.used == 2
+
+
+def numbered(path: Path, rows: int) -> str:
+    return write(path, [pair(str(number)) for number in range(rows)])
+
+
+def test_rows_take_a_number_of_them(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.jsonl", 10)
+    few = load((Source(path=path, rows=4),), seed=1)
+    assert few.tally == Tally(rows=10, used=4, sampled=4, dropped={"not_sampled": 6})
+    assert load((Source(path=path, rows=4),), seed=1).comparisons == few.comparisons
+    assert load((Source(path=path, rows=4),), seed=2).comparisons != few.comparisons
+    many = load((Source(path=path, rows=23),), seed=1)
+    assert many.tally == Tally(rows=10, used=10, sampled=23, dropped={})
+    copies = Counter(c.where for c in many.comparisons)
+    assert sorted(copies.values()) == [2] * 7 + [3] * 3
+
+
+def test_first_reads_no_further(tmp_path: Path) -> None:
+    """Not even a row that could not be read."""
+    path = tmp_path / "a.jsonl"
+    numbered(path, 5)
+    path.write_text(path.read_text() + "not JSON\n")
+    loaded = load((Source(path=str(path), first=3),), seed=1)
+    assert loaded.tally == Tally(rows=3, used=3, sampled=3, dropped={})
+    assert len(load((Source(path=str(path), first=5),), seed=1).comparisons) == 5
+
+
+@pytest.mark.parametrize(
+    ("exhaust", "expected"),
+    [("first", {"a": 30, "b": 10}), ("all", {"a": 120, "b": 40})],
+)
+def test_shares_mix_until_the_first_or_all_run_out(
+    tmp_path: Path, exhaust: Any, expected: dict[str, int]
+) -> None:
+    """Three of a for one of b: a has 30 rows and b 40."""
+    sources = (
+        Source(path=numbered(tmp_path / "a.jsonl", 30), share=0.75),
+        Source(path=numbered(tmp_path / "b.jsonl", 40), share=0.25),
+    )
+    loaded = load(sources, seed=1, exhaust=exhaust)
+    assert Counter(c.source for c in loaded.comparisons) == expected
+
+
+def test_a_named_mixture_is_known_row_by_row(tmp_path: Path) -> None:
+    """Rows that name a source of their own still say which part of the mixture they are."""
+    path = write(tmp_path / "a.jsonl", [pair("a", source="forum"), pair("b")])
+    other = write(tmp_path / "b.jsonl", [pair("c")])
+    mine = Source(path=path, name="mine")
+    one, two, _ = load((mine, Source(path=other)), seed=1).comparisons
+    assert (one.source, one.metadata) == ("forum", {"mixed_from": "mine"})
+    assert (two.source, two.metadata) == ("mine", {})
+    assert not any(comparison.metadata for comparison in load((mine,), seed=1).comparisons)
+
+
+def test_no_format_reads_ahead(tmp_path: Path) -> None:
+    """Memory does not grow with the rows: a file that breaks late still gives its first rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    broken = tmp_path / "a.csv"
+    broken.write_text("prompt,chosen,rejected\np,a,b\np,c,d\np,e\n")
+    rows = iterate(Source(path=str(broken)))
+    assert [next(rows)[0] for _ in range(2)] == [1, 2]
+    with pytest.raises(DataError, match="row 3: 2 cells"):
+        next(rows)
+    table = pa.Table.from_pylist([pair(str(number)) for number in range(3000)])
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
+    groups = iterate(Source(path=str(tmp_path / "a.parquet"), first=1))
+    assert [number for number, *_ in groups] == [1]

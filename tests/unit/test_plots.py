@@ -2,19 +2,34 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from plaudit.evaluate.behaviour import Altered, Probed
 from plaudit.evaluate.facts import summarise
 from plaudit.evaluate.table import build_table
-from plaudit.report.plots import CAPTIONS, PLOTS, write_plots
+from plaudit.report.pictures import inline_svg
+from plaudit.report.plots import (
+    EVALUATION_PLOTS,
+    RUN_PLOTS,
+    card_plots,
+    evaluation_plots,
+    run_plots,
+    write_plots,
+)
 from plaudit.types import ScoreRow
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 METRICS = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+ALL = [*RUN_PLOTS, *EVALUATION_PLOTS]
+# The golden run altered responses of its test data alone.
+GOLDEN_PLOTS = [name for name in ALL if name != "behaviour"]
 
 
 @pytest.fixture
@@ -22,10 +37,20 @@ def metrics():
     return copy.deepcopy(METRICS)
 
 
+def figures(metrics):
+    """Every plot there is, by name, the evaluation's of its ``eval`` block."""
+    block = metrics["eval"]
+    drawn = [*run_plots(metrics), *(evaluation_plots(block) if block else ())]
+    return {one.name: one.figure for one in drawn}
+
+
 def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     written = write_plots(tmp_path)
-    assert [path.stem for path in written] == list(PLOTS) == list(CAPTIONS)
+    assert [path.stem for path in written] == ALL
+    captions = dict(card_plots(metrics, tmp_path))
+    assert list(captions) == ALL
+    assert captions["reliability"].endswith("(test data, 900 pairs.)")
     for path in written:
         pixels = imread(path)
         assert pixels.shape[1] == 1080
@@ -35,13 +60,10 @@ def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
 
 def drawn(metrics):
     """Names of the plots that draw something; drawing must not fail."""
-    names = []
-    for name, plot in PLOTS.items():
-        figure = plot(metrics)
-        if figure is not None:
-            figure.draw_without_rendering()
-            names.append(name)
-    return names
+    found = figures(metrics)
+    for figure in found.values():
+        figure.draw_without_rendering()
+    return list(found)
 
 
 def labels(figure):
@@ -49,24 +71,26 @@ def labels(figure):
 
 
 def test_the_kept_step_and_the_baselines_are_named(metrics):
-    assert "kept: step 6,000, 0.5818" in labels(PLOTS["losses"](metrics))
+    assert "kept: step 6,000, 0.5818" in labels(figures(metrics)["losses"])
     baselines = metrics["eval"]["baselines"]
     named = {f"{name.replace('_', ' ')}: {b['accuracy']:.4f}" for name, b in baselines.items()}
     assert len(named) == 3
-    assert named <= set(labels(PLOTS["accuracy"](metrics)))
+    assert named <= set(labels(figures(metrics)["accuracy"]))
 
 
 def test_every_axis_is_labelled(metrics):
-    for plot in PLOTS.values():
-        for axis in plot(metrics).axes:
-            assert axis.get_xlabel()
-            assert axis.get_ylabel()
+    for name, figure in figures(metrics).items():
+        # Rows of a dot plot have names of their own; panels one above the other share an axis.
+        named = name in ("slices", "bias")
+        assert figure.axes[-1].get_xlabel()
+        assert all(axis.get_ylabel() or named for axis in figure.axes)
 
 
 def test_a_single_evaluation(metrics):
     metrics["eval"]["history"] = metrics["eval"]["history"][:1]
     metrics["training_curve"] = metrics["training_curve"][:1]
-    assert drawn(metrics) == list(PLOTS)
+    for one in run_plots(metrics):
+        one.figure.draw_without_rendering()
 
 
 def test_losses_without_evaluation(metrics):
@@ -74,7 +98,7 @@ def test_losses_without_evaluation(metrics):
 
 
 def test_nothing_recorded_draws_nothing_and_removes_stale_plots(tmp_path, metrics):
-    bare = metrics | {"eval": None, "best": None, "training_curve": []}
+    bare = metrics | {"eval": None, "test": None, "best": None, "training_curve": []}
     (tmp_path / "metrics.json").write_text(json.dumps(bare), encoding="utf-8")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "losses.png").touch()
@@ -82,7 +106,7 @@ def test_nothing_recorded_draws_nothing_and_removes_stale_plots(tmp_path, metric
     assert list((tmp_path / "plots").iterdir()) == []
 
 
-def evaluated(rewards, characters):
+def evaluated(rewards, characters, behaviour=None, metadata=lambda number: {}):
     rows = [
         ScoreRow(
             comparison=str(number),
@@ -96,12 +120,17 @@ def evaluated(rewards, characters):
             margin=0.0,
             tokens=3,
             characters=characters[response],
+            metadata=metadata(number),
         )
         for number, pair in enumerate(rewards)
         for response, reward in enumerate(pair)
     ]
     return summarise(
-        build_table(rows), dataset="eval", chose_checkpoint=True, baselines={"bag_of_words": None}
+        build_table(rows),
+        dataset="eval",
+        chose_checkpoint=True,
+        baselines={"bag_of_words": None},
+        behaviour=behaviour,
     )
 
 
@@ -116,8 +145,35 @@ def evaluated(rewards, characters):
 )
 def test_constant_and_lone_rewards(metrics, rewards, characters):
     found = drawn(metrics | {"eval": evaluated(rewards, characters)})
-    assert found == ["losses", "rewards", "length", "reliability"]
+    assert found == ["losses", "rewards", "reliability", "risk_coverage", "length"]
 
 
 def test_no_pairs(metrics):
     assert drawn(metrics | {"eval": evaluated([], (0, 0))}) == ["losses"]
+
+
+def test_names_from_data_are_no_formulas_and_altered_responses_are_drawn():
+    kinds = ("damage", "preserving", "hack")
+    altered = [Altered(kind=k, name="some_way", original=1, other=0, altered=0.5) for k in kinds]
+    block = evaluated(
+        [(0.3, 0.1), (0.1, 0.4)] * 40,
+        (9, 4),
+        behaviour=Probed(altered=altered, responses=1, refused={}, seed=0),
+        metadata=lambda number: {"kind": ["$x^{", "\u05d0\u05d1\n" * 40][number % 2]},
+    )
+    found = {one.name: one.figure for one in evaluation_plots(block)}
+    for name in ("slices", "behaviour"):
+        found[name].draw_without_rendering()
+
+
+def test_a_picture_in_the_page_has_the_pages_colours_and_ids_of_its_own(metrics):
+    found = [inline_svg(figure, name, name) for name, figure in figures(metrics).items()]
+    ids = [own for svg in found for own in re.findall(r' id="([^"]+)"', svg)]
+    assert len(ids) == len(set(ids))
+    for svg in found:
+        assert not re.search(r"#[0-9a-fA-F]{6}\b", svg)
+        assert "var(--blue)" in svg
+        assert "<style" not in svg
+        assert "<text" in svg
+        targets = {*re.findall(r'href="#([^"]+)"', svg), *re.findall(r"url\(#([^)]+)\)", svg)}
+        assert targets <= set(ids)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.data import readers
-from plaudit.data.readers import READERS, choose_reader, to_comparison
+from plaudit.data.readers import (
+    READERS,
+    SHARED_COLUMNS,
+    Graded,
+    choose_reader,
+    to_comparison,
+)
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.errors import DataError
 from plaudit.types import Comparison, Message, Turns
@@ -44,6 +51,133 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "ranked": {"prompt": "Name a prime", "responses": ["4", "5", "6"], "grades": [0, 2, 0.5]},
     "unpaired": {"prompt": "Hi", "completion": "Hello", "label": True},
+    "alpaca": {
+        "instruction": "Translate",
+        "input": "gato",
+        "chosen": "cat",
+        "rejected": "dog",
+        "history": [["Ready?", "Yes."]],
+        "system": "Be brief.",
+    },
+    "alpaca_output": {"instruction": "Translate", "input": "gato", "output": ["cat", "dog"]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello"},
+            {"from": "human", "value": "2+2?"},
+        ],
+        "chosen": {"from": "gpt", "value": "4"},
+        "rejected": {"from": "gpt", "value": "5"},
+    },
+    "ms_swift": {
+        "messages": [user("Hi"), assistant("Hello")],
+        "rejected_response": "No",
+    },
+    "ms_swift_messages": {
+        "messages": [user("Hi"), assistant("Hello")],
+        "rejected_messages": [user("Hi"), assistant("No")],
+    },
+    "question": {"system": "Be brief.", "question": "2+2?", "chosen": "4", "rejected": "5"},
+    "ultrafeedback": {
+        "source": "made_up",
+        "instruction": "Name a prime",
+        "models": ["a", "b", "c"],
+        "completions": [
+            {"model": "a", "response": "4", "overall_score": 1.0},
+            {"model": "b", "response": "5", "overall_score": 8.5},
+            {"model": "c", "response": "6", "overall_score": 2.0},
+        ],
+    },
+    "helpsteer2": {
+        "split": "train",
+        "prompt": "Explain rain",
+        "response_1": "Water falls.",
+        "response_2": "Vapour condenses, then falls.",
+        "preference_strength": 2,
+        "preference_statement": "Response 2 is better.",
+        "all_preferences_unprocessed": [{"strength": -100}],
+    },
+    "helpsteer2_ratings": {
+        "prompt": "Explain rain",
+        "response": "Water falls.",
+        "helpfulness": 3,
+        "verbosity": 1,
+    },
+    "helpsteer3": {
+        "domain": "code",
+        "language": "python",
+        "context": [user("Reverse a list")],
+        "response1": "x[::-1]",
+        "response2": "sort(x)",
+        "overall_preference": -3,
+        "individual_preference": [{"score": -3}],
+    },
+    "nectar": {
+        "prompt": "\n\nHuman: Hi \n\nAssistant: ",
+        "answers": [
+            {"answer": "no", "model": "m2", "rank": 2.0},
+            {"answer": "Hello!", "model": "m1", "rank": 1.0},
+            {"answer": "?", "model": "m3", "rank": 3.0},
+        ],
+        "turns": 1,
+        "source": ["demo", "other"],
+        "good_natured": True,
+    },
+    "nemo": {
+        "context": [user("2+2?")],
+        "completions": [
+            {"rank": 1, "completion": [assistant("5")]},
+            {"rank": 0, "completion": [assistant("4")]},
+        ],
+        "task_name": "demo",
+    },
+    "pku_saferlhf": {
+        "prompt": "Hi",
+        "response_0": "Go away",
+        "response_1": "Hello",
+        "is_response_0_safe": True,
+        "better_response_id": 1,
+        "safer_response_id": 0,
+    },
+    "shp": {
+        "history": "Why is bread brown?",
+        "human_ref_A": "Sugars and proteins react.",
+        "human_ref_B": "Dunno",
+        "labels": 1,
+        "score_ratio": 3.5,
+    },
+    "webgpt": {
+        "question": {"full_text": "Why is bread brown?", "dataset": "eli5"},
+        "answer_0": "Dunno",
+        "answer_1": "Sugars and proteins react.",
+        "score_0": -0.5,
+        "score_1": 0.5,
+    },
+    "arena": {
+        "model_a": "a",
+        "model_b": "b",
+        "winner": "model_b",
+        "conversation_a": [user("Hi"), assistant("?")],
+        "conversation_b": [user("Hi"), assistant("Hello")],
+    },
+    "rewardbench": {
+        "prompt": "Name a fruit",
+        "chosen": "Apple",
+        "chosen_model": "A",
+        "rejected": "Chair",
+        "rejected_model": "B",
+        "subset": "alpacaeval-easy",
+        "id": 7,
+    },
+    "answer_lists": {
+        "id": "12",
+        "prompt": "Name a metal",
+        "chosen": ["Iron"],
+        "rejected": ["Wood", "Milk", "Paper"],
+        "num_correct": 1,
+        "subset": "Factuality",
+    },
+    "llmbar": {"input": "List two primes", "output_1": "2, 3", "output_2": "4, 6", "label": 1},
 }
 
 WHERE = "pairs.jsonl:3"
@@ -79,7 +213,12 @@ def test_every_reader_recognises_its_example_and_no_other_does(name: str) -> Non
     assert choose_reader(row, where=WHERE).name == name
     assert choose_reader(row | {"extra": 1, "margin": None}, where=WHERE).name == name
     assert parse(row) == parse(row, format=name)
-    assert why_untrainable(parse(row)) == ("single_response" if name == "unpaired" else None)
+    alone = name in ("unpaired", "helpsteer2_ratings")
+    assert why_untrainable(parse(row)) == ("single_response" if alone else None)
+
+
+def test_every_reader_has_an_example() -> None:
+    assert EXAMPLES.keys() == READERS.keys()
 
 
 def test_explicit_shapes() -> None:
@@ -210,6 +349,189 @@ def test_ranked_and_unpaired() -> None:
     assert parse({"prompt": "Hi", "completion": "Hello"}).grades == ()
 
 
+TURN = tuple[str, str]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "best"),
+    [
+        (
+            "alpaca",
+            [
+                ("system", "Be brief."),
+                ("user", "Ready?"),
+                ("assistant", "Yes."),
+                ("user", "Translate\ngato"),
+            ],
+            "cat",
+        ),
+        ("alpaca_output", [("user", "Translate\ngato")], "cat"),
+        ("sharegpt", [("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?")], "4"),
+        ("ms_swift", [("user", "Hi")], "Hello"),
+        ("ms_swift_messages", [("user", "Hi")], "Hello"),
+        ("question", [("system", "Be brief."), ("user", "2+2?")], "4"),
+        ("ultrafeedback", [("user", "Name a prime")], "5"),
+        ("helpsteer2", [("user", "Explain rain")], "Vapour condenses, then falls."),
+        ("helpsteer3", [("user", "Reverse a list")], "x[::-1]"),
+        ("nectar", [("user", "Hi")], "Hello!"),
+        ("nemo", [("user", "2+2?")], "4"),
+        ("pku_saferlhf", [("user", "Hi")], "Hello"),
+        ("shp", [("user", "Why is bread brown?")], "Sugars and proteins react."),
+        ("webgpt", [("user", "Why is bread brown?")], "Sugars and proteins react."),
+        ("arena", [("user", "Hi")], "Hello"),
+        ("rewardbench", [("user", "Name a fruit")], "Apple"),
+        ("answer_lists", [("user", "Name a metal")], "Iron"),
+        ("llmbar", [("user", "List two primes")], "2, 3"),
+    ],
+)
+def test_published_formats_give_prompt_and_best_response(
+    name: str, prompt: list[TURN], best: str
+) -> None:
+    comparison = parse(EXAMPLES[name])
+    assert said(comparison.prompt) == prompt
+    order = sorted(zip(comparison.grades, comparison.responses, strict=True), key=lambda r: -r[0])
+    assert said(order[0][1]) == [("assistant", best)]
+    assert order[0][0] > order[1][0]
+
+
+def test_rankings_keep_all_responses_and_their_order() -> None:
+    assert parse(EXAMPLES["nectar"]).grades == (-2.0, -1.0, -3.0)
+    assert parse(EXAMPLES["nectar"]).source == "demo, other"
+    assert parse(EXAMPLES["ultrafeedback"]).grades == (1.0, 8.5, 2.0)
+    assert parse(EXAMPLES["answer_lists"]).grades == (1.0, 0.0, 0.0, 0.0)
+    unknown = EXAMPLES["ultrafeedback"]["completions"] + [{"response": "7"}]
+    assert parse(EXAMPLES["ultrafeedback"] | {"completions": unknown}).grades == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "grades", "reason"),
+    [
+        ("helpsteer2", {"preference_strength": -1}, (1.0, 0.0), None),
+        ("helpsteer2", {"preference_strength": 0}, (0.0, 0.0), "tie"),
+        ("helpsteer2", {"preference_strength": None}, (), "unlabelled"),
+        ("helpsteer3", {"overall_preference": 0}, (0.0, 0.0), "tie"),
+        ("arena", {"winner": "tie (bothbad)"}, (0.0, 0.0), "tie"),
+        ("webgpt", {"score_1": -0.5}, (0.0, 0.0), "tie"),
+        ("llmbar", {"label": 2}, (0.0, 1.0), None),
+        ("pku_saferlhf", {"better_response_id": 0}, (1.0, 0.0), None),
+        ("shp", {"labels": 0}, (0.0, 1.0), None),
+    ],
+)
+def test_signs_and_ties_are_kept(
+    name: str, change: dict[str, Any], grades: tuple[float, ...], reason: str | None
+) -> None:
+    comparison = parse(EXAMPLES[name] | change)
+    assert comparison.grades == grades
+    assert why_untrainable(comparison) == reason
+
+
+def test_a_helpsteer2_prompt_of_several_turns() -> None:
+    prompt = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAnd?"
+    assert said(parse(EXAMPLES["helpsteer2"] | {"prompt": prompt}).prompt) == [
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "And?"),
+    ]
+
+
+def test_ms_swift_rejects_a_text_some_turns_or_a_conversation() -> None:
+    call = assistant(None, tool_calls=[{"name": "clock"}])
+    whole = [user("Time?"), call, {"role": "tool", "content": "9"}, assistant("Nine.")]
+    row = {"messages": whole, "rejected_response": "No."}
+    assert len(parse(row).prompt) == 3
+    some = parse(row | {"rejected_response": [assistant("No.")]})
+    assert [len(turns) for turns in (some.prompt, *some.responses)] == [1, 3, 1]
+    other = parse(row | {"rejected_response": [user("Time?"), assistant("No.")]})
+    assert other == some
+    assert "does not end with an assistant turn" in complaint(row | {"messages": [user("Hi")]})
+
+
+def human(text: str, name: str = "human") -> dict[str, str]:
+    return {"from": name, "value": text}
+
+
+HEARD, RULE = human("9", "observation"), human("Be brief.", "system")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"conversations": [human("Hi")]}, None),
+        ({"conversations": [RULE, human("Hi")]}, None),
+        (
+            {
+                "conversations": [
+                    human("Hi"),
+                    human("9", "function_call"),
+                    human("9", "observation"),
+                ]
+            },
+            None,
+        ),
+        ({"conversations": []}, "broken_turns"),
+        ({"conversations": [human("Hi", "gpt")]}, "broken_turns"),
+        ({"conversations": [human("Hi"), human("Hello", "gpt")]}, "broken_turns"),
+        ({"conversations": [human("Hi"), human("Hello")]}, "broken_turns"),
+        ({"chosen": human("4", "human")}, "broken_turns"),
+        (
+            {"conversations": [RULE, RULE, human("Hi")]},
+            "broken_turns",
+        ),
+    ],
+)
+def test_llama_factorys_rule_of_turns(change: dict[str, Any], reason: str | None) -> None:
+    assert why_untrainable(parse(EXAMPLES["sharegpt"] | change)) == reason
+
+
+def test_sharegpt_calls_of_functions_become_tool_calls() -> None:
+    call = '{"name": "clock", "arguments": {"zone": "UTC"}}'
+    turns = [human("Time?"), human(call, "function_call"), HEARD]
+    row = EXAMPLES["sharegpt"] | {"conversations": turns, "system": "Be brief."}
+    prompt = parse(row).prompt
+    assert [turn.role for turn in prompt if isinstance(turn, Message)] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+    ]
+    called = prompt[2]
+    assert isinstance(called, Message)
+    (made,) = called.extra["tool_calls"]
+    assert made["function"] == {"name": "clock", "arguments": {"zone": "UTC"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "graded", "margin", "weight"),
+    [
+        ("helpsteer2", {}, "margin", 2.0, 1.0),
+        ("helpsteer2", {}, "weight", None, 2.0),
+        ("helpsteer2", {"weight": 0.5, "margin": 7}, "weight", 7.0, 1.0),
+        ("helpsteer2", {"margin": 7}, "margin", 7.0, 1.0),
+        ("helpsteer2", {"preference_strength": 0}, "weight", None, 1.0),
+        ("helpsteer2", {}, "ignore", None, 1.0),
+        ("helpsteer3", {}, "margin", 3.0, 1.0),
+        ("webgpt", {}, "margin", 1.0, 1.0),
+        ("nemo", {}, "margin", None, 1.0),
+        ("explicit_text", {"score_chosen": 8.5, "score_rejected": 3}, "margin", 5.5, 1.0),
+        ("ranked", {"responses": ["a", "b"], "grades": [1, 4]}, "margin", 3.0, 1.0),
+    ],
+)
+def test_how_clear_a_preference_is_becomes_margin_or_weight(
+    name: str, change: dict[str, Any], graded: Graded, margin: float | None, weight: float
+) -> None:
+    row = EXAMPLES[name] | change
+    reader = choose_reader(row, where=WHERE)
+    made = to_comparison(reader, row, number=1, where=WHERE, source="a", graded=graded)
+    assert (made.margin, made.weight) == (margin, weight)
+
+
+def test_graded_rankings_are_refused() -> None:
+    row = EXAMPLES["ranked"]
+    with pytest.raises(DataError, match="there are 3 responses, but `graded: margin` is for pairs"):
+        to_comparison(READERS["ranked"], row, number=1, where=WHERE, source="a", graded="margin")
+
+
 def test_the_columns_all_formats_share() -> None:
     row = EXAMPLES["explicit_text"] | {
         "id": 17,
@@ -239,8 +561,9 @@ def test_the_columns_all_formats_share() -> None:
 def test_messages_keep_what_else_they_carry() -> None:
     call = assistant(None, tool_calls=[{"name": "clock"}], name="bot", thinking=None)
     row = EXAMPLES["explicit_conversational"] | {"chosen": [call]}
-    (message,) = parse(row).responses[0]
-    assert isinstance(message, Message)
+    response = parse(row).responses[0]
+    assert isinstance(response, tuple)
+    (message,) = response
     assert message.content is None
     assert message.extra == {"tool_calls": [{"name": "clock"}], "name": "bot"}
     assert why_untrainable(parse(row)) is None
@@ -304,8 +627,9 @@ def test_a_missing_column_is_named_with_those_found() -> None:
 def test_unknown_columns_name_those_found_and_those_expected() -> None:
     message = complaint({"question": "a", "answer": "b"})
     assert message.startswith(f"{WHERE}: no format has the columns question, answer; expected (")
-    for reader in READERS.values():
-        assert f"{reader.name}: {', '.join(reader.columns)}" in message
+    assert "question: chosen, rejected" not in message
+    assert "webgpt: question, answer_0" in message
+    assert all(reader.name in message for reader in READERS.values())
     assert "`format:`" in message
     assert "(none)" in complaint({})
 
@@ -402,19 +726,41 @@ def test_the_reader_of_the_how_to_guide_works(monkeypatch: pytest.MonkeyPatch) -
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["\n\nHuman:", "<extra_id_1>User\n", "x" * 100_000, "\ud800"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-COLUMNS = ["prompt", "chosen", "rejected", "responses", "grades", "completion", "label"]
-
-
-@given(
-    st.sampled_from(sorted(READERS)),
-    st.dictionaries(st.sampled_from([*COLUMNS, "margin", "tools", "id", "weight"]), JSON),
+COLUMNS = sorted(
+    {column for reader in READERS.values() for column in (*reader.columns, *reader.optional)}
 )
-def test_any_row_gives_a_comparison_or_a_data_error(name: str, changes: dict[str, Any]) -> None:
-    row = EXAMPLES[name] | changes
+
+
+def damaged(value: Any) -> st.SearchStrategy[Any]:
+    """The value, with a part of it somewhere replaced by anything."""
+    if isinstance(value, dict) and value:
+        return st.sampled_from(sorted(value)).flatmap(
+            lambda key: damaged(value[key]).map(lambda new: {**value, key: new}) | JSON
+        )
+    if isinstance(value, list) and value:
+        return st.integers(0, len(value) - 1).flatmap(
+            lambda n: damaged(value[n]).map(lambda new: [*value[:n], new, *value[n + 1 :]]) | JSON
+        )
+    return JSON
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_row_gives_a_comparison_or_a_data_error(name: str, data: st.DataObject) -> None:
+    example = EXAMPLES[name]
+    more = st.dictionaries(st.sampled_from([*COLUMNS, *SHARED_COLUMNS]), JSON, max_size=3)
+    row = data.draw(st.just(example) | damaged(example))
+    row = {**(row if isinstance(row, dict) else {}), **data.draw(more)}
     for given_name in (name, None):
         outcome = outcome_of(row, given_name)
         if isinstance(outcome, str):
@@ -423,3 +769,4 @@ def test_any_row_gives_a_comparison_or_a_data_error(name: str, changes: dict[str
             assert len(outcome.responses) >= 1
             assert len(outcome.grades) in (0, len(outcome.responses))
             assert why_untrainable(outcome) in {None, *EXPLANATIONS}
+            assert all(math.isfinite(grade) for grade in outcome.grades)

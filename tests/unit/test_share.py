@@ -6,10 +6,11 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.recipe import Source
@@ -17,7 +18,7 @@ from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import common_prefix
-from plaudit.tokens.share import share_prompts
+from plaudit.tokens.share import share_prefixes, share_prompts
 from plaudit.types import PackedBatch, TokenTree
 from tests.conftest import write_jsonl
 
@@ -105,3 +106,47 @@ def test_a_file_of_few_prompts_has_the_scores_of_its_rows_alone(
     assert np.allclose([row["rewards"] for row in written], alone, rtol=0, atol=1e-5)
     assert len(computed) == 3
     assert sum(tree.tokens for tree in computed) < separate / 3
+
+
+@st.composite
+def whole_conversations(draw: st.DrawFn) -> list[np.ndarray[Any, Any]]:
+    """Several prompts that begin alike, each with several responses, in any order."""
+    system = draw(st.lists(st.integers(0, 3), max_size=20))
+    prompts = draw(st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=1, max_size=4))
+    answers = st.lists(st.integers(0, 3), min_size=1, max_size=6)
+    rows = [
+        system + prompt + answer
+        for prompt in prompts
+        for answer in draw(st.lists(answers, min_size=1, max_size=5))
+    ]
+    return [np.asarray(row, np.int32) for row in draw(st.permutations(rows))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(conversations=whole_conversations(), limit=st.integers(10, 300))
+def test_conversations_of_unnamed_prompts_stay_what_they_are(
+    conversations: list[np.ndarray[Any, Any]], limit: int
+) -> None:
+    shared = share_prefixes(conversations, limit)
+    scores = [
+        np.asarray([hash(tuple(np.concatenate([tree.prefix, b]))) for b in tree.branches], float)
+        for tree in shared.trees
+    ]
+    expected = [float(hash(tuple(ids))) for ids in conversations]
+    assert [float(one[0]) for one in shared.separate(scores)] == expected
+    assert sum(tree.tokens for tree in shared.trees) <= sum(map(len, conversations))
+    assert all(len(branch) > 0 for tree in shared.trees for branch in tree.branches)
+    assert all(tree.tokens <= limit for tree in shared.trees if len(tree.branches) > 1)
+
+
+def test_prompts_with_a_common_beginning_are_each_computed_once() -> None:
+    """Sharing the system text alone would leave the longer prompts to be computed again."""
+    system = list(range(20))
+    conversations = [
+        np.asarray([*system, *[prompt] * 50, answer], np.int32)
+        for answer in range(200, 204)
+        for prompt in (100, 101)
+    ]
+    shared = share_prefixes(conversations, 10_000)
+    assert sorted(len(tree.prefix) for tree in shared.trees) == [70, 70]
+    assert {tuple(sorted(members)) for members in shared.members} == {(0, 2, 4, 6), (1, 3, 5, 7)}

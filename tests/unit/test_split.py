@@ -151,6 +151,8 @@ def test_what_cannot_be_split_is_refused() -> None:
     two = rows_of(["a", "b"])
     with pytest.raises(DataError, match="expected a share between 0 and 1"):
         parted(two, 1.0, by="row", seed=1)
+    assert len(parted(rows_of(list("abcdef")), 4, by="prompt", seed=1)[1]) == 4
+    assert len(parted(rows_of(list("abcdef")), 9, by="row", seed=1)[1]) == 5
     with pytest.raises(DataError, match="expected 0 or more"):
         parted(two, 0.5, by="row", seed=-1)
 

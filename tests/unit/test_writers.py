@@ -19,13 +19,12 @@ from plaudit.data.writers import (
     LOSSES,
     REFUSALS,
     WRITERS,
-    as_turns,
     choose_writer,
     write_comparison,
 )
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe import Source
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import Comparison, Message, Turns, as_turns
 from tests.conftest import pair_rows, write_jsonl
 from tests.unit.test_readers import EXAMPLES
 

@@ -22,7 +22,8 @@ from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.columns import digest_of
 from plaudit.data.load import iterate
-from plaudit.data.readers import Reader, choose_reader, to_comparison
+from plaudit.data.parsed import Reader
+from plaudit.data.readers import choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.row_files import ROW_FILES, row_file_ending
 from plaudit.errors import OutputError
@@ -124,17 +125,19 @@ def write_fixed(
             for entry in _entries(source, verdict_N, rows.write, counts):
                 ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 on_rows(counts.rows)
+        # Refuses rows that do not add up, before anything is written.
+        cleaned = Cleaned(
+            path=str(out),
+            ledger=str(ledger_of(out)),
+            rows=counts.rows,
+            kept=counts.kept,
+            changed=dict(counts.changed),
+            changed_rows=counts.changed_rows,
+            dropped=dict(counts.dropped),
+        )
         write_atomically(out, lambda temporary: write(rows_path, temporary))
         write_atomically(ledger_of(out), ledger_path.rename)
-    return Cleaned(
-        path=str(out),
-        ledger=str(ledger_of(out)),
-        rows=counts.rows,
-        kept=counts.kept,
-        changed=dict(counts.changed),
-        changed_rows=counts.changed_rows,
-        dropped=dict(counts.dropped),
-    )
+    return cleaned
 
 
 def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:

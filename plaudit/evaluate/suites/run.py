@@ -21,8 +21,7 @@ from plaudit.evaluate.suites.table import HubFiles, Suite
 from plaudit.recipe import Source
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
-from plaudit.tokens.rendering import as_turns
-from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
+from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree, as_turns
 
 NOT_FINITE = "reward_not_finite"
 

@@ -69,7 +69,7 @@ def open_llamafactory(contents: Contents, request: Request) -> Opened:
     name, template_note = _template(contents, request, tokenizer)
     rows = [template_of(name, era or known) for known in (ERAS if era is None else [era])]
     template = rows[-1]
-    _as_trained(tokenizer, template)
+    as_trained(tokenizer, template)
     readings = {_reading(tokenizer, known) for known in (ERAS if era is None else [era])}
     if era is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
         raise ModelError(
@@ -207,7 +207,7 @@ def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | N
     return written_alike(template, str(rendered), tokens)
 
 
-def _as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+def as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """End and padding token as the trainer set them before it encoded anything."""
     if template.eos is not None and template.eos in tokenizer.get_vocab():
         tokenizer.eos_token = template.eos

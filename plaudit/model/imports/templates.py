@@ -195,8 +195,8 @@ def template_of(name: str, era: str) -> Template:
     rows = [template for template in TEMPLATES if template.name == name]
     if not rows:
         raise ModelError(
-            f"--template {name} is not known; expected one of {', '.join(NAMES)}, as the template "
-            "key of the LLaMA-Factory run said."
+            f"the template {name} is not known; expected one of {', '.join(NAMES)}, as the "
+            "template key of the LLaMA-Factory run said."
         )
     known = [row for row in rows if release(row.since) <= release(era)]
     if not known:

@@ -1,0 +1,292 @@
+"""How fast is the server, against the same model without HTTP and against a plain server?
+
+    python benchmarks/serving.py [--model 25m] [--data rows.jsonl] [--pairs 400] [--clients 64]
+
+Three questions, each to a ``plaudit serve`` process of its own whose cache of scores is off:
+
+- throughput: ``--clients`` connections that each wait for their answer, one preference pair a
+  request, against ``plaudit score`` (``score_file``) on the same rows in a process that has loaded;
+- overhead: one client, one pair a request, against the bare call of the model on the same pair;
+- 16 responses to a prompt: against ``common/plain_server.py``, which encodes each response alone.
+
+Rewards over HTTP must equal those from the file within 1e-4, and the largest difference is
+recorded: random weights this wide give rewards far from zero, where fp32 itself is coarser than
+1e-5. Server and client share the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import plots
+from common.models import MODELS, build_base
+from common.results import REPOSITORY, Shown, console, figure, median, parser, show
+from common.serving import Server, closed_loop, served
+
+if TYPE_CHECKING:
+    from plaudit.serve.scorer import RewardModel
+
+QUESTION = "serving"
+TOLERANCE = 1e-4
+SYLLABLES = ("ta", "re", "mi", "so", "lu", "ven", "dor", "kal", "pi", "est", "or", "an")
+
+
+def text(generator: random.Random, words: int) -> str:
+    """Made-up words of one to three syllables."""
+    return " ".join(
+        "".join(generator.choices(SYLLABLES, k=generator.randint(1, 3))) for _ in range(words)
+    )
+
+
+def pair_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Prompts of 20 to 120 words and answers of 10 to 60, all different."""
+    generator = random.Random(seed)
+    return [
+        {
+            "prompt": text(generator, generator.randint(20, 120)),
+            "chosen": text(generator, generator.randint(10, 60)),
+            "rejected": text(generator, generator.randint(10, 60)),
+        }
+        for _ in range(count)
+    ]
+
+
+def body_of(prompt: str, responses: Sequence[str]) -> bytes:
+    return json.dumps({"prompt": prompt, "responses": responses}).encode()
+
+
+def pair_bodies(rows: Sequence[dict[str, Any]]) -> list[bytes]:
+    return [body_of(row["prompt"], [row["chosen"], row["rejected"]]) for row in rows]
+
+
+def serve(folder: Path, work: Path) -> Any:
+    arguments = ("-m", "plaudit", "serve", str(folder), "--port", "0", "--cached-scores", "0")
+    return served(*arguments, log=work / "serve.log")
+
+
+def rewards_of(answers: Sequence[Any]) -> list[list[float]]:
+    return [answer.json()["rewards"] for answer in answers]
+
+
+def refuse_other_scores(found: Sequence[Sequence[float]], file: Sequence[Sequence[float]]) -> float:
+    """The largest difference, which must be within the tolerance."""
+    apart = max(
+        abs(a - b) for x, y in zip(found, file, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    if not apart <= TOLERANCE:
+        raise SystemExit(f"rewards are {apart:.2g} apart; they must agree within {TOLERANCE}")
+    return apart
+
+
+def offline(model: RewardModel, folder: Path, data: Path, out: Path) -> tuple[float, Any]:
+    """Seconds of ``score_file``, and the rewards it wrote."""
+    from plaudit.recipe import Source
+    from plaudit.serve.files import score_file
+
+    out.unlink(missing_ok=True)
+    began = time.perf_counter()
+    score_file(model, folder, Source(path=str(data)), out)
+    seconds = time.perf_counter() - began
+    lines = out.read_text(encoding="utf-8").splitlines()
+    return seconds, [json.loads(line)["rewards"] for line in lines]
+
+
+def warm(server: Server, rows: Sequence[dict[str, Any]]) -> None:
+    asyncio.run(closed_loop(server.port, "/v1/rewards", pair_bodies(rows), 8))
+
+
+def throughput(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
+    """Rows a second, file and server in turn."""
+    rows = pair_rows(arguments.pairs, arguments.seed)
+    data = work / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    seconds: dict[str, list[float]] = {"file": [], "server": []}
+    apart = 0.0
+    with serve(folder, work) as server:
+        warm(server, pair_rows(32, arguments.seed + 1))
+        offline(model, folder, data, work / "out.jsonl")
+        for _ in range(arguments.rounds):
+            took, expected = offline(model, folder, data, work / "out.jsonl")
+            seconds["file"].append(took)
+            took, answers = asyncio.run(
+                closed_loop(server.port, "/v1/rewards", pair_bodies(rows), arguments.clients)
+            )
+            seconds["server"].append(took)
+            apart = max(apart, refuse_other_scores(rewards_of(answers), expected))
+    rates = {side: len(rows) / median(values) for side, values in seconds.items()}
+    return {
+        "kind": "throughput",
+        "clients": arguments.clients,
+        "rows": len(rows),
+        "seconds": seconds,
+        "rows_per_second": rates,
+        "ratio": rates["server"] / rates["file"],
+        "largest_score_difference": apart,
+    }
+
+
+def overhead(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
+    """Milliseconds of a lone request, and of the bare call of the model on the same pair."""
+    rows = pair_rows(60, arguments.seed + 2)
+    comparisons = [model.comparison(r["prompt"], [r["chosen"], r["rejected"]]) for r in rows]
+    trees = [model.encode([comparison])[0] for comparison in comparisons]
+    bare: list[float] = []
+    with serve(folder, work) as server:
+        warm(server, pair_rows(32, arguments.seed + 1))
+        model.score_trees(trees[:8])  # type: ignore[arg-type]
+        for tree in trees:
+            began = time.perf_counter()
+            model.score_trees([tree])  # type: ignore[list-item]
+            bare.append(1000 * (time.perf_counter() - began))
+        _, answers = asyncio.run(closed_loop(server.port, "/v1/rewards", pair_bodies(rows), 1))
+    over_http = [1000 * answer.seconds for answer in answers]
+    return {
+        "kind": "overhead",
+        "rows": len(rows),
+        "milliseconds": {"bare": bare, "server": over_http},
+        "p50": {"bare": median(bare), "server": median(over_http)},
+        "p50_overhead": median([a - b for a, b in zip(over_http, bare, strict=True)]),
+    }
+
+
+def sixteen(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
+    """Responses a second, 16 to a prompt, from plaudit's server and from the plain one."""
+    generator = random.Random(arguments.seed + 3)
+    prompts = [text(generator, arguments.prompt_words) for _ in range(8)]
+    bodies = [
+        body_of(prompt, [text(generator, arguments.response_words) for _ in range(16)])
+        for prompt in prompts
+    ]
+    plain = str(REPOSITORY / "benchmarks" / "common" / "plain_server.py")
+    seconds: dict[str, list[float]] = {"plaudit": [], "plain": []}
+    with (
+        serve(folder, work) as server,
+        served(plain, str(folder), log=work / "plain.log") as alone,
+    ):
+        sides = {"plaudit": server, "plain": alone}
+        for side in sides.values():
+            asyncio.run(closed_loop(side.port, "/v1/rewards", bodies[:1], 1))
+        for _ in range(arguments.rounds):
+            found = {}
+            for name, side in sides.items():
+                took, answers = asyncio.run(closed_loop(side.port, "/v1/rewards", bodies, 4))
+                seconds[name].append(took)
+                found[name] = rewards_of(answers)
+            refuse_other_scores(found["plaudit"], found["plain"])
+    rates = {side: 16 * len(bodies) / median(values) for side, values in seconds.items()}
+    return {
+        "kind": "sixteen",
+        "prompt_words": arguments.prompt_words,
+        "response_words": arguments.response_words,
+        "seconds": seconds,
+        "responses_per_second": rates,
+        "ratio": rates["plaudit"] / rates["plain"],
+    }
+
+
+def table(record: dict[str, Any]) -> Shown:
+    """One line per question."""
+    rows = []
+    for case in record["cases"]:
+        if case["kind"] == "throughput":
+            name = f"{case['clients']} clients, a pair each, rows/s"
+            sides = case["rows_per_second"]
+            rows.append((case["model"], name, sides["server"], sides["file"], case["ratio"]))
+        elif case["kind"] == "overhead":
+            sides = case["p50"]
+            ratio = case["p50_overhead"]
+            rows.append(
+                (case["model"], "a lone pair, p50 ms", sides["server"], sides["bare"], ratio)
+            )
+        else:
+            name = "16 responses a prompt, responses/s"
+            sides = case["responses_per_second"]
+            rows.append((case["model"], name, sides["plaudit"], sides["plain"], case["ratio"]))
+    compared = {
+        "throughput": lambda value: f"{value:.2f} of offline",
+        "overhead": lambda value: f"{value:.2f} ms overhead",
+        "sixteen": lambda value: f"{value:.2f}x",
+    }
+    words = [compared[case["kind"]] for case in record["cases"]]
+    return Shown(
+        ("model", "question", "plaudit serve", "compared with", "result"),
+        tuple(
+            (model, name, figure(ours), figure(theirs), say(ratio))
+            for (model, name, ours, theirs, ratio), say in zip(rows, words, strict=True)
+        ),
+    )
+
+
+def main() -> None:
+    """Parse, answer the three questions, write after each."""
+    made = parser(__doc__, QUESTION)
+    made.add_argument("--model", default="25m", help=f"of {', '.join(MODELS)}")
+    made.add_argument("--pairs", type=int, default=400)
+    made.add_argument("--clients", type=int, default=64)
+    made.add_argument("--prompt-words", type=int, default=350)
+    made.add_argument("--response-words", type=int, default=20)
+    arguments = made.parse_args()
+
+    from common.saved import saved_model
+    from common.sides import begin
+    from plaudit.serve.scorer import load
+
+    recorder = begin(
+        QUESTION,
+        arguments,
+        settings={},
+        peers={"plain": "common/plain_server.py: each response encoded and computed alone"},
+    )
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        base = build_base(arguments.model, work / "base", seed=arguments.seed)
+        folder = saved_model(base, work / "run")
+        model = load(folder)
+        for question in (throughput, overhead, sixteen):
+            case = question(model, folder, work, arguments)
+            console.log(case["kind"], case.get("ratio", case.get("p50_overhead")))
+            recorder.add({"model": arguments.model, **case})
+    record = recorder.record()
+    show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """Rows and responses a second, and the distribution of a lone request's time."""
+    cases = {case["kind"]: case for case in record["cases"]}
+    plots.bars(
+        folder / "throughput.png",
+        {
+            "plaudit score\n(file)": {"rows": cases["throughput"]["rows_per_second"]["file"]},
+            f"plaudit serve\n({cases['throughput']['clients']} clients)": {
+                "rows": cases["throughput"]["rows_per_second"]["server"]
+            },
+        },
+        y="pairs a second",
+    )
+    plots.bars(
+        folder / "sixteen.png",
+        {
+            side: {"responses": cases["sixteen"]["responses_per_second"][side]}
+            for side in ("plain", "plaudit")
+        },
+        y="responses a second, 16 a prompt",
+    )
+    quantiles: dict[str, list[tuple[float, float]]] = {}
+    for side, values in cases["overhead"]["milliseconds"].items():
+        ordered = sorted(values)
+        quantiles[side] = [
+            (100 * (i + 0.5) / len(ordered), value) for i, value in enumerate(ordered)
+        ]
+    plots.lines(folder / "overhead.png", quantiles, x="percent of lone requests", y="milliseconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""``plaudit serve MODEL``: rewards over HTTP, in the protocols that RLHF tools speak."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from plaudit.cli import options
+from plaudit.errors import PlauditError
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="PATH or NAME=PATH; the first is the default."),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        str | None,
+        typer.Option(help="File with the bearer token that requests must carry."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, one a GPU, each with its own copy.")
+    ] = 1,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens computed at once.")
+    ] = None,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests accepted at a time; others get 429.")
+    ] = 1024,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds a request may take.")
+    ] = 180.0,
+    cached_scores: Annotated[
+        int, typer.Option(min=0, help="Rewards of recent conversations that are kept.")
+    ] = 1 << 16,
+    complete_texts: Annotated[
+        bool,
+        typer.Option("--complete-texts", help="Add the template's last characters to texts."),
+    ] = False,
+    base: options.Base = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Answer HTTP requests for rewards until stopped."""
+    refuse_without_extra()
+    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.serve.settings import Settings, model_sources
+
+    settings = Settings(
+        models=model_sources(models),
+        host=host,
+        port=port,
+        token_file=token_file,
+        workers=workers,
+        max_batch_tokens=max_batch_tokens,
+        max_requests=max_requests,
+        request_timeout=request_timeout,
+        cached_scores=cached_scores,
+        complete_texts=complete_texts,
+        base=base,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.serve.server import open_engine, read_token, serve, serve_workers
+
+        token = read_token(settings)
+    if workers > 1:
+        serve_workers(settings)
+        return
+    with console.status("loading the models"):
+        engine = open_engine(settings)
+    names = ", ".join(served.name for served in engine.models)
+    guard = "its token" if token else "no token"
+    serve(
+        settings,
+        engine,
+        on_listening=lambda address: console.print(
+            f"Serving {names} at {address} ({guard}); stop with Ctrl-C.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        ),
+    )
+
+
+def refuse_without_extra() -> None:
+    """The HTTP libraries come with an extra.
+
+    Raises:
+        PlauditError: one is not installed.
+    """
+    missing = [
+        name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None
+    ]
+    if missing:
+        raise PlauditError(
+            f"plaudit serve needs {', '.join(missing)}; install its extra: pip install "
+            "'plaudit[serve]'."
+        )

@@ -1,0 +1,512 @@
+"""A reward model behind ``plaudit serve``, used like one in this process. Loads no torch.
+
+``RewardClient(url).score(prompt, responses)`` means what ``plaudit.load(path).score(prompt,
+responses)`` means; ``AsyncRewardClient`` is the same with ``await``. What is said over the wire is
+written once, as generators that yield what to send or how long to wait; the two clients differ in
+who sends and who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+from plaudit.serve.given import refuse_no_list
+from plaudit.types import Best, Text, TokenReward
+
+try:
+    import httpx2 as httpx
+except ImportError:
+    raise PlauditError(
+        "plaudit.client needs httpx2; install it with pip install 'plaudit[client]'."
+    ) from None
+
+Answer = TypeVar("Answer")
+
+TIMEOUT = 60.0
+RETRIES = 5
+BUSY = (429, 502, 503, 504)
+"""Statuses that pass by themselves."""
+REFUSED = (400, 413, 422)
+"""Statuses that say the request itself cannot be scored."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewards:
+    """Everything the server says of K responses to one prompt, in their order.
+
+    ``win_probabilities`` are calibrated, of being the best of them; ``ranks`` count from 1, equals
+    share one. ``tokens`` are of each whole conversation; ``computed_tokens`` those that the model
+    computed, a shared prompt once. ``along`` is the reward along each response, if asked for.
+    """
+
+    model: str
+    rewards: tuple[float, ...]
+    win_probabilities: tuple[float, ...]
+    ranks: tuple[int, ...]
+    tokens: tuple[int, ...]
+    computed_tokens: int
+    along: tuple[tuple[TokenReward, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """A request to send; a client answers with the response, or the error in its place."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Seconds to wait before going on."""
+
+    seconds: float
+
+
+Reply: TypeAlias = "httpx.Response | httpx.TransportError | None"
+Talk: TypeAlias = Generator[Send | Wait, Reply, Answer]
+Row: TypeAlias = tuple[Text, Sequence[Text]]
+"""A prompt and its responses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """What is said to a server, one method per question, whoever carries it there.
+
+    ``model`` names one of the server's models, None is its default. ``retries`` counts further
+    attempts after the first.
+    """
+
+    url: str
+    model: str | None
+    retries: int
+    chance: random.Random = field(default_factory=random.Random)
+
+    def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool) -> Talk[Rewards]:
+        refuse_no_list(responses)
+        body = {
+            "prompt": _plain(prompt),
+            "responses": [_plain(response) for response in responses],
+            "along": along,
+        }
+        answer = yield from self._ask("POST", "v1/rewards", body)
+        with self._as_agreed():
+            return _rewards_of(answer)
+
+    def prefer(self, prompt: Text, a: Text, b: Text) -> Talk[float]:
+        body = {"prompt": _plain(prompt), "a": _plain(a), "b": _plain(b)}
+        answer = yield from self._ask("POST", "v1/compare", body)
+        with self._as_agreed():
+            return float(answer["probability"])
+
+    def models(self) -> Talk[list[str]]:
+        answer = yield from self._ask("GET", "v1/models", None)
+        with self._as_agreed():
+            return [str(model["id"]) for model in answer["data"]]
+
+    def describe(self) -> Talk[dict[str, Any]]:
+        name = self.model
+        if name is None:
+            name, *_ = yield from self.models()
+        return (yield from self._ask("GET", f"v1/models/{quote(name, safe='')}", None))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Talk[dict[str, Any]]:
+        """The JSON of a 200, asked again while the server is away or busy."""
+        if body is not None and self.model is not None:
+            body["model"] = self.model
+        for attempt in range(self.retries + 1):
+            reply = yield Send(method=method, path=path, body=body)
+            assert reply is not None
+            if isinstance(reply, httpx.Response) and reply.is_success:
+                with self._as_agreed():
+                    found: dict[str, Any] = reply.json()
+                    return found
+            pause = self._pause(reply, attempt)
+            if pause is None or attempt == self.retries:
+                raise self._problem(reply, attempt + 1)
+            yield Wait(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _pause(self, reply: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+        """Seconds until another attempt makes sense; None where none does.
+
+        Exponential, between half and all of it by chance, so that clients that failed together do
+        not come back together. What the server asks for in Retry-After counts instead.
+        """
+        own = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**attempt) * self.chance.uniform(0.5, 1.0)
+        if isinstance(reply, httpx.TransportError):
+            return None if isinstance(reply, httpx.UnsupportedProtocol) else own
+        if reply.status_code not in BUSY:
+            return None
+        asked = _retry_after(reply.headers.get("retry-after"))
+        if asked is None:
+            return own
+        return asked * self.chance.uniform(1.0, 1.1) if asked <= _LONGEST_WAIT else None
+
+    def _problem(
+        self, reply: httpx.Response | httpx.TransportError, attempts: int
+    ) -> ServerError | RequestRefusedError:
+        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        if isinstance(reply, httpx.TransportError):
+            why = str(reply) or type(reply).__name__
+            return ServerError(
+                f"{self.url} does not answer{tried} ({why.rstrip('.')}); see whether the server is "
+                "running there."
+            )
+        said = _message(reply)
+        status, request_id = reply.status_code, reply.headers.get("x-request-id")
+        if status in REFUSED:
+            return RequestRefusedError(
+                f"{self.url} cannot score this: {said}.", status=status, request_id=request_id
+            )
+        advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
+        return ServerError(
+            f"{self.url} answered {status}{tried}: {said}{advice.get(status, '')}.",
+            status=status,
+            request_id=request_id,
+        )
+
+    @contextmanager
+    def _as_agreed(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServerError(
+                f"{self.url} answered something that plaudit serve does not "
+                f"({type(error).__name__}: {error}); see whether it is one, of this version."
+            ) from error
+
+
+class RewardClient:
+    """A served reward model. Use it with ``with``, or call :meth:`close`; threads may share it.
+
+    ``token`` is the server's bearer token, ``model`` one of its models (None: its first),
+    ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
+    cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
+
+    All methods raise RequestRefusedError (a DataError) for what cannot be scored, and ServerError
+    for a server that is away, stays busy or refuses the client.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+    ) -> None:
+        self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
+        self._http = httpx.Client(**_settings(url, token, timeout))
+
+    def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        """One reward per response, as :meth:`RewardModel.score`."""
+        return list(self.rewards(prompt, responses).rewards)
+
+    def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+        """Calibrated probability that ``a`` is preferred to ``b``."""
+        return self._run(self._protocol.prefer(prompt, a, b))
+
+    def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+        """The highest-scored response; the first of equals."""
+        return Best.of(responses, self.rewards(prompt, responses).rewards)
+
+    def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+        """The reward along a response, as :meth:`RewardModel.along`."""
+        return _only(self.rewards(prompt, [response], along=True))
+
+    def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool = False) -> Rewards:
+        """Rewards with probabilities, ranks and token counts; ``along`` adds the reward along each
+        response.
+        """
+        return self._run(self._protocol.rewards(prompt, responses, along=along))
+
+    def rewards_of_many(
+        self,
+        rows: Sequence[Row],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Rewards | RequestRefusedError]:
+        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time.
+
+        A row that cannot be scored has the error in its place. ``on_progress`` hears rows done and
+        rows in all. ServerError ends all of it.
+        """
+        _check_concurrency(concurrency)
+        counter = _Counter(len(rows), on_progress)
+        stop = threading.Event()
+
+        def one(row: Row) -> Rewards | RequestRefusedError:
+            if stop.is_set():
+                raise ServerError("Another row of the same call failed.")
+            found: Rewards | RequestRefusedError
+            try:
+                found = self.rewards(*row)
+            except RequestRefusedError as refused:
+                found = refused
+            except BaseException:
+                stop.set()
+                raise
+            counter.add()
+            return found
+
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
+            try:
+                # Rows start in their order, so the first error met here is the one that stopped it.
+                return list(pool.map(one, rows))
+            finally:
+                stop.set()
+
+    def models(self) -> list[str]:
+        """Names of the models that the server has, its default first."""
+        return self._run(self._protocol.models())
+
+    def describe(self) -> dict[str, Any]:
+        """What the server says of the model."""
+        return self._run(self._protocol.describe())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, talk: Talk[Answer]) -> Answer:
+        reply: Reply = None
+        try:
+            while True:
+                step = talk.send(reply)
+                reply = None
+                if isinstance(step, Wait):
+                    time.sleep(step.seconds)
+                    continue
+                try:
+                    reply = self._http.request(step.method, step.path, json=step.body)
+                except httpx.TransportError as error:
+                    reply = error
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+
+
+class AsyncRewardClient:
+    """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+    ) -> None:
+        self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
+        self._http = httpx.AsyncClient(**_settings(url, token, timeout))
+
+    async def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        """One reward per response."""
+        return list((await self.rewards(prompt, responses)).rewards)
+
+    async def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+        """Calibrated probability that ``a`` is preferred to ``b``."""
+        return await self._run(self._protocol.prefer(prompt, a, b))
+
+    async def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+        """The highest-scored response; the first of equals."""
+        return Best.of(responses, (await self.rewards(prompt, responses)).rewards)
+
+    async def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+        """The reward along a response."""
+        return _only(await self.rewards(prompt, [response], along=True))
+
+    async def rewards(
+        self, prompt: Text, responses: Sequence[Text], *, along: bool = False
+    ) -> Rewards:
+        """Rewards with probabilities, ranks and token counts."""
+        return await self._run(self._protocol.rewards(prompt, responses, along=along))
+
+    async def rewards_of_many(
+        self,
+        rows: Sequence[Row],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Rewards | RequestRefusedError]:
+        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time."""
+        _check_concurrency(concurrency)
+        counter = _Counter(len(rows), on_progress)
+        found: list[Rewards | RequestRefusedError | None] = [None] * len(rows)
+        left = iter(enumerate(rows))
+
+        async def work() -> None:
+            for place, row in left:
+                try:
+                    found[place] = await self.rewards(*row)
+                except RequestRefusedError as refused:
+                    found[place] = refused
+                counter.add()
+
+        # Not a TaskGroup, whose ExceptionGroup would hide the one sentence.
+        tasks = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(rows)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [one for one in found if one is not None]
+
+    async def models(self) -> list[str]:
+        """Names of the models that the server has, its default first."""
+        return await self._run(self._protocol.models())
+
+    async def describe(self) -> dict[str, Any]:
+        """What the server says of the model."""
+        return await self._run(self._protocol.describe())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _run(self, talk: Talk[Answer]) -> Answer:
+        reply: Reply = None
+        try:
+            while True:
+                step = talk.send(reply)
+                reply = None
+                if isinstance(step, Wait):
+                    await asyncio.sleep(step.seconds)
+                    continue
+                try:
+                    reply = await self._http.request(step.method, step.path, json=step.body)
+                except httpx.TransportError as error:
+                    reply = error
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+
+
+# ---- shapes on the wire --------------------------------------------------------------------------
+
+
+def _checked(url: str, retries: int) -> str:
+    if retries < 0:
+        raise DataError(f"retries is {retries}; give 0 or more.")
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url!r} is no address; give one like http://127.0.0.1:8000.")
+    return url.rstrip("/")
+
+
+def _settings(url: str, token: str | None, timeout: float) -> dict[str, Any]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return {"base_url": url.rstrip("/") + "/", "headers": headers, "timeout": timeout}
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if concurrency < 1:
+        raise DataError(f"concurrency is {concurrency}; give 1 or more.")
+
+
+def _plain(text: Text) -> str | list[dict[str, Any]]:
+    """A text or messages as JSON has them."""
+    if isinstance(text, str):
+        return text
+    if not all(isinstance(message, Mapping) for message in text):
+        raise DataError(
+            "A message needs role and content; give [{'role': 'user', 'content': …}] or plain text."
+        )
+    return [dict(message) for message in text]
+
+
+def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
+    along = answer.get("along")
+    return Rewards(
+        model=answer["model"],
+        rewards=tuple(map(float, answer["rewards"])),
+        win_probabilities=tuple(map(float, answer["win_probabilities"])),
+        ranks=tuple(map(int, answer["ranks"])),
+        tokens=tuple(map(int, answer["tokens"])),
+        computed_tokens=int(answer["usage"]["computed_tokens"]),
+        along=None
+        if along is None
+        else tuple(
+            tuple(TokenReward(text=step["text"], reward=float(step["reward"])) for step in steps)
+            for steps in along
+        ),
+    )
+
+
+def _only(found: Rewards) -> list[TokenReward]:
+    assert found.along is not None, "asked for, so answered"
+    return list(found.along[0])
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says of its refusal; a proxy's page says no more than its status."""
+    try:
+        said = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        said = response.reason_phrase or "no reason given"
+    return said.rstrip(".")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+class _Counter:
+    """Rows done, counted by many threads and told in order."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._tell = 0, total, tell
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self._done += 1
+            self._tell(self._done, self._total)

@@ -1,0 +1,589 @@
+"""A reward run's YAML of LLaMA-Factory as a recipe, every key accounted for. Loads no torch.
+
+A key becomes a part of the recipe, or is left out for a stated reason, or stops the translation
+because the run would be another one without it. What every key means is LLaMA-Factory's
+``hparams`` (0.9.5). To add a key, add a row to :data:`KEYS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from plaudit.errors import RecipeError
+from plaudit.recipe import LORA_DEFAULTS
+from plaudit.recipe_check import OWNED_TRAIN, nearest, shown
+from plaudit.recipe_keys import TRAINING_ARGUMENTS
+
+Settings: TypeAlias = Mapping[str, Any]
+Fate: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]
+
+CUTOFF: Final = 2048
+RELEASE: Final = "0.9.5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What became of one key, or a difference that no key names."""
+
+    key: str
+    fate: Fate
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A recipe's mapping, what became of every key, and where the run is to be written."""
+
+    recipe: dict[str, Any]
+    notes: tuple[Note, ...]
+    out: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Values by their dotted place in the recipe, and the words for it."""
+
+    fate: Fate
+    words: str
+    sets: tuple[tuple[str, Any], ...] = ()
+
+
+Rule: TypeAlias = Callable[[str, Settings], Outcome]
+
+
+def translate(settings: Settings, where: str) -> Translation:
+    """The recipe of a LLaMA-Factory reward YAML.
+
+    Raises:
+        RecipeError: it is no reward run, or asks for something that plaudit does otherwise.
+    """
+    try:
+        _check_run(settings)
+        recipe: dict[str, Any] = {}
+        notes = []
+        for key, rule in [*_implied(settings), *((key, _rule(key)) for key in settings)]:
+            outcome = _outcome(key, rule, settings)
+            notes.append(Note(key=key, fate=outcome.fate, words=outcome.words))
+            for dotted, value in outcome.sets:
+                _set(recipe, dotted, value)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    out = settings.get("output_dir")
+    return Translation(
+        recipe=recipe,
+        notes=(*notes, *_DIFFERENCES),
+        out=None if out is None else Path(str(out)),
+    )
+
+
+def _outcome(key: str, rule: Rule, settings: Settings) -> Outcome:
+    if key in settings and settings[key] is None:
+        return Outcome("ignored", "it is null, which leaves the default")
+    return rule(key, settings)
+
+
+def _rule(key: str) -> Rule:
+    if key in KEYS:
+        return KEYS[key]
+    for prefixes, rule in _PREFIXES:
+        if key.startswith(prefixes):
+            return rule
+    if key in OWNED_TRAIN:
+        return _ignored(OWNED_TRAIN[key])
+    return _argument if key in TRAINING_ARGUMENTS else _unknown
+
+
+def _implied(settings: Settings) -> list[tuple[str, Rule]]:
+    """Rules of keys that hold also where the YAML does not name them: their defaults matter."""
+    always = {"val_size", "cutoff_len", "disable_gradient_checkpointing", "lora_target", "seed"}
+    if "eval_dataset" in settings:
+        always -= {"val_size"}
+    if settings.get("finetuning_type", "lora") == "full":
+        always -= {"lora_target"}
+    return [(key, KEYS[key]) for key in sorted(always) if key not in settings]
+
+
+def _check_run(settings: Settings) -> None:
+    stage = settings.get("stage", "sft")
+    if stage != "rm":
+        raise RecipeError(
+            f"stage is {shown(stage)}, but plaudit trains reward models alone; expected stage: rm."
+        )
+    for key, why in (("model_name_or_path", "the base"), ("dataset", "the data to train on")):
+        if not settings.get(key):
+            raise RecipeError(f"{key} is missing; it names {why}.")
+    if settings.get("val_size") and settings.get("eval_dataset"):
+        raise RecipeError("val_size and eval_dataset both say what is held out; keep one.")
+
+
+def _set(recipe: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    place = recipe
+    for name in parents:
+        place = place.setdefault(name, {})
+    place[last] = value
+
+
+# --- rules --------------------------------------------------------------------------------------
+
+
+def _to(*places: str, words: str = "") -> Rule:
+    """The value as it is, at these places of the recipe."""
+
+    def rule(key: str, settings: Settings) -> Outcome:
+        said = words or " and ".join(places)
+        return Outcome("mapped", said, tuple((place, settings[key]) for place in places))
+
+    return rule
+
+
+def _ignored(why: str) -> Rule:
+    return lambda key, settings: Outcome("ignored", why)
+
+
+def _along(words: str) -> Rule:
+    """Taken over by the rule of another key."""
+    return lambda key, settings: Outcome("mapped", words)
+
+
+def _refused(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
+    """Only values that ask for nothing can stand."""
+
+    def rule(key: str, settings: Settings) -> Outcome:
+        if settings[key] not in harmless:
+            raise RecipeError(f"{key} is {shown(settings[key])}, but {why}.")
+        return Outcome("ignored", "it asks for nothing")
+
+    return rule
+
+
+def _argument(key: str, settings: Settings) -> Outcome:
+    said = "the train section, under their own names"
+    return Outcome("mapped", said, ((f"train.{key}", settings[key]),))
+
+
+def _unknown(key: str, settings: Settings) -> Outcome:
+    guess = nearest(key, [*KEYS, *TRAINING_ARGUMENTS])
+    hint = f"; did you mean {guess}?" if guess else ""
+    return Outcome("unknown", f"no key of LLaMA-Factory's reward stage that is known here{hint}")
+
+
+def _finetuning_type(key: str, settings: Settings) -> Outcome:
+    kind = settings[key]
+    if kind not in ("lora", "full"):
+        raise RecipeError(
+            f"finetuning_type is {shown(kind)}, but plaudit trains LoRA or all weights; set lora or"
+            " full."
+        )
+    if kind == "full":
+        return Outcome("mapped", "lora: null", (("lora", None),))
+    return Outcome("mapped", "the lora section")
+
+
+def _adapter(key: str, settings: Settings) -> Outcome:
+    names = _names(settings[key])
+    if len(names) > 1 or settings.get("create_new_adapter"):
+        raise RecipeError(
+            f"adapter_name_or_path is {shown(settings[key])}: only one adapter can be trained on;"
+            " merge the others into the base first, and take out create_new_adapter."
+        )
+    return Outcome(
+        "mapped",
+        "model.base: the adapter, with its own settings and head",
+        (("model.base", names[0]),),
+    )
+
+
+def _base(key: str, settings: Settings) -> Outcome:
+    if settings.get("adapter_name_or_path"):
+        return Outcome("ignored", "the adapter of adapter_name_or_path names its base itself")
+    return Outcome("mapped", "model.base", (("model.base", settings[key]),))
+
+
+def _revision(key: str, settings: Settings) -> Outcome:
+    if settings[key] == "main":
+        return Outcome("ignored", "main is the default")
+    return Outcome("mapped", "model.revision", (("model.revision", settings[key]),))
+
+
+def _quantization(key: str, settings: Settings) -> Outcome:
+    if settings[key] != 4:
+        raise RecipeError(
+            f"quantization_bit is {shown(settings[key])}, but plaudit quantizes to 4 bits alone."
+        )
+    return Outcome("mapped", "model.quantize: 4bit", (("model.quantize", "4bit"),))
+
+
+def _pure_bf16(key: str, settings: Settings) -> Outcome:
+    if not settings[key]:
+        return Outcome("ignored", "it asks for nothing")
+    return Outcome("mapped", "model.dtype: bfloat16", (("model.dtype", "bfloat16"),))
+
+
+def _checkpointing(key: str, settings: Settings) -> Outcome:
+    on = not settings.get(key, False)
+    said = "" if key in settings else ", as is LLaMA-Factory's default"
+    return Outcome(
+        "mapped",
+        f"train.gradient_checkpointing: {shown(on)}{said}",
+        (("train.gradient_checkpointing", on),),
+    )
+
+
+def _lora(ours: str) -> Rule:
+    def rule(key: str, settings: Settings) -> Outcome:
+        if settings.get("finetuning_type", "lora") == "full":
+            return Outcome("ignored", "all weights are trained (finetuning_type: full)")
+        return Outcome("mapped", f"lora.{ours}", ((f"lora.{ours}", settings[key]),))
+
+    return rule
+
+
+def _lora_rank(key: str, settings: Settings) -> Outcome:
+    outcome = _lora("r")(key, settings)
+    if not outcome.sets or settings.get("lora_alpha"):
+        return outcome
+    alpha = 2 * settings[key] if isinstance(settings[key], int) else LORA_DEFAULTS["lora_alpha"]
+    return Outcome(
+        "mapped",
+        "lora.r, and lora.lora_alpha twice as large, as is LLaMA-Factory's default",
+        (*outcome.sets, ("lora.lora_alpha", alpha)),
+    )
+
+
+def _lora_target(key: str, settings: Settings) -> Outcome:
+    names = _names(settings.get(key, "all"))
+    target: Any = "all-linear" if names == ["all"] else names
+    outcome = _lora("target_modules")(key, {**settings, key: target})
+    said = "lora.target_modules: all-linear" if target == "all-linear" else outcome.words
+    return Outcome(outcome.fate, said if outcome.sets else outcome.words, outcome.sets)
+
+
+def _pissa(key: str, settings: Settings) -> Outcome:
+    if not settings[key]:
+        return Outcome("ignored", "it asks for nothing")
+    rounds = settings.get("pissa_iter", 16)
+    init = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
+    return _lora("init_lora_weights")(key, {**settings, key: init})
+
+
+def _additional_target(key: str, settings: Settings) -> Outcome:
+    return _lora("modules_to_save")(key, {**settings, key: _names(settings[key])})
+
+
+def _dataset(key: str, settings: Settings) -> Outcome:
+    place = "data.train" if key == "dataset" else "data.eval"
+    names = [str(name) for name in _names(settings[key])]
+    sources = [_source(name, settings) for name in names]
+    sets: list[tuple[str, Any]] = []
+    strategy = settings.get("mix_strategy") or "concat"
+    if place == "data.train" and strategy != "concat" and len(names) > 1:
+        shares = _names(settings.get("interleave_probs") or [1] * len(names))
+        if len(shares) != len(names):
+            raise RecipeError(
+                f"interleave_probs has {len(shares)} numbers for {len(names)} data sets; expected"
+                " one each."
+            )
+        sources = [
+            {**source, "share": _number("interleave_probs", share)}
+            for source, share in zip(sources, shares, strict=True)
+        ]
+        exhaust = {"interleave_under": "first", "interleave_over": "all"}.get(strategy)
+        if exhaust is None:
+            raise RecipeError(
+                f"mix_strategy is {shown(strategy)}; expected concat, interleave_under or"
+                " interleave_over."
+            )
+        sets.append(("data.exhaust", exhaust))
+    sets.append((place, sources))
+    return Outcome("mapped", f"{place}: {', '.join(names)}", tuple(sets))
+
+
+def _source(name: str, settings: Settings) -> dict[str, Any]:
+    folder = str(settings.get("dataset_dir") or "data")
+    if folder.startswith("REMOTE:"):
+        raise RecipeError(
+            f"dataset_dir is {shown(folder)}: download that dataset_info.json and name its folder."
+        )
+    source: dict[str, Any] = (
+        {"path": name}
+        if folder == "ONLINE"
+        else {"path": str(Path(folder) / "dataset_info.json"), "subset": name}
+    )
+    if settings.get("max_samples") is not None:
+        source["first"] = settings["max_samples"]
+    if settings.get("streaming"):
+        source["stream"] = True
+    return source
+
+
+def _val_size(key: str, settings: Settings) -> Outcome:
+    size = _number(key, settings.get(key, 0))
+    if size <= 1e-6:
+        return Outcome(
+            "mapped",
+            "data.eval_fraction: null; nothing is held out",
+            (("data.eval_fraction", None),),
+        )
+    place, value = ("data.eval_rows", int(size)) if size > 1 else ("data.eval_fraction", size)
+    return Outcome(
+        "mapped",
+        f"{place}, and data.split_by: row, as LLaMA-Factory splits; prompts on both sides are"
+        " counted (data.split_by=prompt keeps them apart)",
+        ((place, value), ("data.split_by", "row")),
+    )
+
+
+def _seed(key: str, settings: Settings) -> Outcome:
+    seed = settings.get(key, 42)
+    return Outcome(
+        "mapped", "train.seed and data.seed", (("train.seed", seed), ("data.seed", seed))
+    )
+
+
+def _cutoff(key: str, settings: Settings) -> Outcome:
+    said = "" if key in settings else f" ({CUTOFF} is LLaMA-Factory's default)"
+    return Outcome(
+        "mapped",
+        f"tokens.max_length{said}, and tokens.overlong: llamafactory, which cuts the ends of prompt"
+        " and answers as there and counts them (tokens.overlong=drop leaves long rows out)",
+        (("tokens.max_length", settings.get(key, CUTOFF)), ("tokens.overlong", "llamafactory")),
+    )
+
+
+def _template(key: str, settings: Settings) -> Outcome:
+    return Outcome(
+        "mapped",
+        f"tokens.llamafactory, as release {RELEASE} had it (tokens.llamafactory.release=… is"
+        " another's)",
+        (("tokens.llamafactory", {"template": settings[key], "release": RELEASE}),),
+    )
+
+
+def _warmup_ratio(key: str, settings: Settings) -> Outcome:
+    if settings.get("warmup_steps"):
+        return Outcome("ignored", "warmup_steps goes before it")
+    return Outcome("mapped", "train.warmup_steps", (("train.warmup_steps", settings[key]),))
+
+
+def _schedule_of_saving(key: str, settings: Settings) -> Outcome:
+    """Saving follows evaluation: keeping the best checkpoint needs one at every evaluation."""
+    strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
+    held_out = settings.get("val_size") or settings.get("eval_dataset")
+    if held_out and str(strategy).lower() not in ("no", "false"):
+        return Outcome("ignored", "a checkpoint is saved at every evaluation, to keep the best")
+    if held_out:
+        return Outcome(
+            "ignored", "plaudit evaluates and saves ten times a run where eval_strategy is no"
+        )
+    return _argument(key, settings)
+
+
+def _strategy_of_evaluation(key: str, settings: Settings) -> Outcome:
+    held_out = settings.get("val_size") or settings.get("eval_dataset")
+    if str(settings[key]).lower() in ("no", "false") and held_out:
+        return Outcome(
+            "ignored", "something is held out, so it is evaluated ten times a run to keep the best"
+        )
+    return _argument("eval_strategy", {"eval_strategy": settings[key]})
+
+
+def _out(key: str, settings: Settings) -> Outcome:
+    return Outcome("mapped", f"--out {settings[key]}, unless --out is given")
+
+
+def _names(value: Any) -> list[Any]:
+    """A list, given as such or as text with commas."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",") if name.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{key} is {shown(value)}; expected a number.") from None
+
+
+_GENERATION = _ignored("it is for generating text, and a reward model generates none")
+_SPEED = _ignored("it changes no result; plaudit packs rows and has its own cache")
+_TOKEN = _ignored(
+    "a recipe is copied into the run folder and must hold no secret; use hf auth login"
+)
+_OTHER_MODEL = "that would train another model"
+
+KEYS: Final[dict[str, Rule]] = (
+    {
+        # the run
+        "stage": _along("it is rm, which is all that plaudit trains"),
+        "do_train": _along("the verb decides: plaudit train trains"),
+        "finetuning_type": _finetuning_type,
+        "output_dir": _out,
+        "overwrite_output_dir": _ignored("a run folder is never written over"),
+        "plot_loss": _ignored("loss curves are always drawn"),
+        "compute_accuracy": _ignored("accuracy is always measured"),
+        "include_effective_tokens_per_second": _ignored("speed is always measured"),
+        "early_stopping_steps": _to("evaluate.early_stopping_patience"),
+        "disable_shuffling": _refused("training rows are always shuffled; take it out"),
+        "logging_dir": _ignored("events lie in the run folder"),
+        "save_safetensors": _ignored("weights are always saved as safetensors"),
+        # the model
+        "model_name_or_path": _base,
+        "model_revision": _revision,
+        "adapter_name_or_path": _adapter,
+        "create_new_adapter": _refused("one adapter is trained on; take it out"),
+        "adapter_folder": _refused(_OTHER_MODEL),
+        "trust_remote_code": _to("model.trust_remote_code"),
+        "quantization_bit": _quantization,
+        "quantization_method": _refused(
+            "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
+        ),
+        "quantization_type": _refused("plaudit quantizes to nf4 alone", harmless=("nf4",)),
+        "double_quantization": _ignored("plaudit decides how constants are quantized"),
+        "bf16": _ignored(
+            "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU"
+        ),
+        "pure_bf16": _pure_bf16,
+        "flash_attn": _ignored("model.attention: auto packs rows where that is exact"),
+        "disable_gradient_checkpointing": _checkpointing,
+        "use_reentrant_gc": _ignored("it changes no result"),
+        "enable_liger_kernel": _to("train.use_liger_kernel"),
+        "use_unsloth": _ignored("plaudit has its own way to be fast"),
+        "use_unsloth_gc": _SPEED,
+        "low_cpu_mem_usage": _SPEED,
+        "use_fast_tokenizer": _ignored("the fast tokenizer is used where there is one"),
+        "upcast_layernorm": _ignored("norms keep the type of the body"),
+        "upcast_lmhead_output": _GENERATION,
+        "cache_dir": _ignored("set HF_HOME to keep downloads elsewhere"),
+        "hf_hub_token": _TOKEN,
+        "ms_hub_token": _TOKEN,
+        "om_hub_token": _TOKEN,
+        "print_param_status": _ignored("trained parameters are counted and recorded"),
+        "use_v1_kernels": _SPEED,
+        # adapters
+        "lora_rank": _lora_rank,
+        "lora_alpha": _lora("lora_alpha"),
+        "lora_dropout": _lora("lora_dropout"),
+        "lora_target": _lora_target,
+        "additional_target": _additional_target,
+        "use_rslora": _lora("use_rslora"),
+        "use_dora": _lora("use_dora"),
+        "pissa_init": _pissa,
+        "pissa_iter": _along("lora.init_lora_weights, with pissa_init"),
+        "pissa_convert": _ignored("the adapter is saved as it was trained"),
+        "loraplus_lr_ratio": _refused("plaudit gives both halves of an adapter one learning rate"),
+        "loraplus_lr_embedding": _ignored("it belongs to loraplus_lr_ratio"),
+        # the data
+        "dataset": _dataset,
+        "eval_dataset": _dataset,
+        "dataset_dir": _along("the paths of the sources, with dataset"),
+        "max_samples": _along("first, of every source"),
+        "streaming": _along("stream, of sources on the Hub; local files always stream"),
+        "mix_strategy": _along("share and data.exhaust; the counts are those expected"),
+        "interleave_probs": _along("share, of every source"),
+        "val_size": _val_size,
+        "eval_on_each_dataset": _ignored("every evaluation set is measured by itself"),
+        "template": _template,
+        "cutoff_len": _cutoff,
+        "tool_format": _refused("templates render without tools", harmless=("default",)),
+        "media_dir": _ignored("text alone is read"),
+        "tokenized_path": _ignored("tokens are made from the data and cached"),
+        "overwrite_cache": _ignored("the cache is keyed by everything that decides its content"),
+        "preprocessing_batch_size": _SPEED,
+        "preprocessing_num_workers": _SPEED,
+        "data_shared_file_system": _SPEED,
+        "buffer_size": _ignored("all rows are shuffled, not a buffer of them"),
+        "packing": _ignored("rows are always packed, and attend to their own tokens alone"),
+        "neat_packing": _ignored("rows are always packed, and attend to their own tokens alone"),
+        "train_on_prompt": _GENERATION,
+        "mask_history": _GENERATION,
+        "ignore_pad_token_for_loss": _GENERATION,
+        "eval_num_beams": _GENERATION,
+        "predict_with_generate": _GENERATION,
+        "enable_thinking": _refused(
+            "a template's empty thought is written as it was trained", harmless=(True,)
+        ),
+        # training
+        "seed": _seed,
+        "evaluation_strategy": _strategy_of_evaluation,
+        "eval_strategy": _strategy_of_evaluation,
+        "save_strategy": _schedule_of_saving,
+        "save_steps": _schedule_of_saving,
+        "warmup_ratio": _warmup_ratio,
+        "group_by_length": _ignored(
+            "batches are packed by tokens, so grouping by length saves nothing"
+        ),
+        "no_cuda": _to("train.use_cpu"),
+        "tf32": _argument,
+    }
+    | {
+        key: _refused(_OTHER_MODEL)
+        for key in (
+            *("rope_scaling", "resize_vocab", "split_special_tokens", "add_tokens", "shift_attn"),
+            *("add_special_tokens", "new_special_tokens_config", "mixture_of_depths", "fp8"),
+            *("moe_aux_loss_coef", "train_from_scratch", "use_llama_pro"),
+        )
+    }
+    | {
+        key: _refused("plaudit has the optimizers of transformers (train.optim) alone")
+        for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca")
+    }
+)
+"""Every key of a reward run, beside transformers' own, and its rule."""
+
+_PREFIXES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
+    (
+        (
+            "infer_",
+            "vllm_",
+            "sglang_",
+            "ktransformers_",
+            "kt_",
+            "export_",
+            "init_special",
+            "offload_",
+        ),
+        _ignored("it is for inference or export"),
+    ),
+    (("image_", "video_", "audio_", "crop_to", "use_audio"), _ignored("text alone is read")),
+    (
+        ("ppo_", "pref_", "dpo_", "kto_", "simpo_", "ref_model", "reward_model", "ld_alpha"),
+        _ignored("it is for other stages than rm"),
+    ),
+    (
+        ("freeze_", "galore_", "apollo_", "badam_", "oft_", "module_dropout"),
+        _ignored("it belongs to a method that this run does not use"),
+    ),
+    (("swanlab_", "use_swanlab", "ray_"), _ignored("runs are logged with train.report_to")),
+    (("fp8_", "quantization_device"), _ignored("it belongs to a precision that is not used")),
+    (
+        ("use_kv_cache", "do_sample", "temperature", "top_", "num_beams", "max_new_tokens"),
+        _GENERATION,
+    ),
+    (("repetition_penalty", "length_penalty", "default_system", "skip_special"), _GENERATION),
+)
+
+_DIFFERENCES: Final = (
+    Note(
+        key="value head",
+        fate="differs",
+        words="there a linear head with a bias behind 10% dropout, begun at random; here without"
+        " both, begun at zero (model.head_init: normal begins at random)",
+    ),
+    Note(
+        key="kept model",
+        fate="differs",
+        words="there the last step unless load_best_model_at_end is set; here the evaluation with"
+        " the lowest loss, where anything is held out (train.load_best_model_at_end=false)",
+    ),
+    Note(
+        key="rows it skips",
+        fate="differs",
+        words="there with a warning; here counted by reason, before the split (there after it in"
+        " 0.9.2 and later)",
+    ),
+)

@@ -1,0 +1,307 @@
+"""The engine: any number of requests on the event loop's side, one thread that owns the models.
+
+Requests that wait are merged into the next batch, whoever sent them. A request that finds the
+engine idle is scored at once; where the last batch held several, the next waits a few milliseconds
+for as many. The event loop waits for nothing: encoding has a thread of its own, and so have models
+that are being loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from plaudit.serve.batch import score_slices
+from plaudit.serve.metrics import Metrics
+from plaudit.serve.queue import FairQueue, Job, Slice
+from plaudit.serve.refusal import RefusalError
+from plaudit.serve.served import Served, open_served
+from plaudit.serve.settings import ModelSource, Settings
+from plaudit.types import IntArray
+
+logger = logging.getLogger("plaudit.serve")
+
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16_384
+LONGEST_RETRY = 60
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Rewards of a request's conversations, and what they cost."""
+
+    rewards: tuple[float, ...]
+    computed: int
+    cached: int
+
+
+class Engine:
+    """Loaded models, the queue before them and the thread that runs them."""
+
+    def __init__(self, settings: Settings, served: Sequence[Served], metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.draining = False
+        self._served = {one.name: one for one in served}
+        self._default = served[0].name
+        self._queue: FairQueue[Served] = FairQueue(settings.max_waiting_tokens)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="plaudit-load")
+        self._reloading: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
+        self._accepted = 0
+        self._speed = 0.0
+        self._budget = settings.max_batch_tokens or self._default_budget()
+        metrics.watch_queue(self._queue)
+        for one in served:
+            metrics.loaded(one.name, one.version)
+
+    def _default_budget(self) -> int:
+        module = next(iter(self._served.values())).model.module
+        on_cpu = next(module.parameters()).device.type == "cpu"
+        return CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
+
+    # ---- what the event loop calls ---------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Finish what waits, then end the threads."""
+        self._queue.close()
+        if self._thread.is_alive():
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def models(self) -> tuple[Served, ...]:
+        return tuple(self._served.values())
+
+    def model(self, name: str | None, *, exact: bool) -> Served:
+        """The model that a request names, or the first one.
+
+        Where one model is served, clients of other tools may call it anything (not ``exact``).
+
+        Raises:
+            RefusalError: several models, and none of that name.
+        """
+        if name is None or (not exact and len(self._served) == 1):
+            return self._served[self._default]
+        if name not in self._served:
+            raise RefusalError(
+                "model_not_found",
+                f"No model of that name is served; expected one of {', '.join(self._served)}.",
+                param="model",
+            )
+        return self._served[name]
+
+    @contextmanager
+    def accepted(self) -> Iterator[None]:
+        """A place for one request until it is answered.
+
+        Raises:
+            RefusalError: all places are taken.
+        """
+        if self._accepted >= self.settings.max_requests:
+            raise self._overloaded("requests")
+        self._accepted += 1
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+
+    async def encode(self, work: Callable[[], Found]) -> Found:
+        """Run encoding in its own thread: tokenizers are not made for several at once."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, work)
+
+    async def score(
+        self,
+        served: Served,
+        sequences: Sequence[IntArray],
+        costs: Sequence[int],
+        *,
+        client: str,
+        deadline: float,
+    ) -> Outcome:
+        """Rewards of whole conversations, whose ``costs`` encoding has worked out.
+
+        Raises:
+            RefusalError: the queue is full, time ran out, or a reward is not finite.
+        """
+        if not sequences:
+            return Outcome(rewards=(), computed=0, cached=0)
+        job = await self._done(served, sequences, costs, client, deadline, action=None)
+        return Outcome(rewards=tuple(job.rewards), computed=job.computed, cached=job.cached)
+
+    async def call(
+        self,
+        served: Served,
+        action: Callable[[], Found],
+        *,
+        cost: IntArray,
+        client: str,
+        deadline: float,
+    ) -> Found:
+        """Run ``action`` in the model's thread when its turn comes; ``cost`` are its tokens."""
+        job = await self._done(served, [cost], [len(cost)], client, deadline, action=action)
+        found: Found = job.result
+        return found
+
+    async def _done(
+        self,
+        served: Served,
+        sequences: Sequence[IntArray],
+        costs: Sequence[int],
+        client: str,
+        deadline: float,
+        *,
+        action: Callable[[], Any] | None,
+    ) -> Job[Served]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def finish(_: Job[Served], refusal: RefusalError | None) -> None:
+            loop.call_soon_threadsafe(_settle, future, refusal)
+
+        job = Job(
+            owner=served,
+            client=client,
+            sequences=sequences,
+            costs=list(costs),
+            deadline=deadline,
+            finish=finish,
+            action=action,
+        )
+        if not self._queue.put(job):
+            raise self._overloaded("tokens")
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                await future
+        except TimeoutError:
+            self._queue.discard(job)
+            raise RefusalError(
+                "deadline_exceeded",
+                "The request's time ran out; try again, ask for less, or allow more time.",
+                retry_after=self._retry_after(),
+            ) from None
+        except asyncio.CancelledError:
+            self._queue.discard(job)
+            raise
+        return job
+
+    def _overloaded(self, what: str) -> RefusalError:
+        self.metrics.refused("overloaded")
+        return RefusalError(
+            "overloaded",
+            f"Too many {what} are waiting already; try again later.",
+            retry_after=self._retry_after(),
+        )
+
+    def _retry_after(self) -> int:
+        """Seconds in which what waits now will be computed, at the speed seen so far."""
+        seconds = self._queue.tokens / self._speed if self._speed else 1.0
+        return max(1, min(LONGEST_RETRY, math.ceil(seconds)))
+
+    # ---- new versions ----------------------------------------------------------------------------
+
+    async def reload(self, name: str) -> Served:
+        """Load a model's folder again; the version that is there answers until the new one can.
+
+        Raises:
+            RefusalError: no such model, or it is being loaded already.
+            ModelError: the new version cannot be loaded; the old one stays.
+        """
+        old = self.model(name, exact=True)
+        if name in self._reloading:
+            raise RefusalError("conflict", f"{name} is being loaded already.", retry_after=5)
+        self._reloading.add(name)
+        try:
+            source = ModelSource(name=name, path=old.source)
+            load = partial(open_served, source, self.settings, version=old.version + 1)
+            new = await asyncio.get_running_loop().run_in_executor(self._loader, load)
+        finally:
+            self._reloading.discard(name)
+        self._served[name] = new
+        self.metrics.loaded(name, new.version)
+        logger.info("model_loaded", extra={"facts": {"model": name, "version": new.version}})
+        return new
+
+    # ---- the thread that owns the models ---------------------------------------------------------
+
+    def _run(self) -> None:
+        expected = 1
+        while True:
+            slices = self._queue.take(self._budget, wait=self.settings.wait, expected=expected)
+            if slices is None:
+                return
+            if not slices:
+                continue
+            try:
+                self._score(slices)
+            except Exception:
+                logger.exception("engine_failed")
+                _fail(slices)
+            expected = len({id(part.job) for part in slices})
+
+    def _score(self, slices: Sequence[Slice[Served]]) -> None:
+        began = time.monotonic()
+        actions = [part for part in slices if part.job.action is not None]
+        plain = [part for part in slices if part.job.action is None]
+        for part in plain:
+            assert part.job.began is not None
+            if part.start == 0:
+                self.metrics.waited(part.job.began - part.job.arrived)
+        if plain:
+            computed = score_slices(plain[0].job.owner, plain)
+            seconds = time.monotonic() - began
+            self.metrics.batch(computed, requests=len(plain), seconds=seconds)
+            if computed.tokens:
+                speed = computed.tokens / max(seconds, 1e-6)
+                self._speed = speed if not self._speed else 0.8 * self._speed + 0.2 * speed
+        for part in actions:
+            _act(part.job)
+
+
+def _act(job: Job[Served]) -> None:
+    assert job.action is not None
+    refusal = None
+    try:
+        job.result = job.action()
+    except RefusalError as error:
+        refusal = error
+    except Exception:
+        logger.exception("action_failed")
+        refusal = RefusalError("internal_error", "The model failed; see the log.")
+    job.over = True
+    job.finish(job, refusal)
+
+
+def _fail(slices: Sequence[Slice[Served]]) -> None:
+    for job in {id(part.job): part.job for part in slices if not part.job.over}.values():
+        job.over = True
+        job.finish(job, RefusalError("internal_error", "The server failed; see its log."))
+
+
+def _settle(future: asyncio.Future[None], refusal: RefusalError | None) -> None:
+    if future.done():
+        return
+    if refusal is None:
+        future.set_result(None)
+    else:
+        future.set_exception(refusal)

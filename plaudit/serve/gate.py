@@ -1,0 +1,227 @@
+"""What happens to every request before and after its endpoint: id, token, body limits, log, count.
+
+Plain ASGI, so that a body is counted while it arrives and nothing is kept of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from plaudit.serve.engine import Engine
+from plaudit.serve.errors import error_response
+from plaudit.serve.page import PAGE_PATHS
+from plaudit.serve.refusal import RefusalError
+
+logger = logging.getLogger("plaudit.serve")
+
+OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
+"""Answered without the token: probes of a supervisor, and the page, which holds no data."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, as the log and the metrics see them.
+
+    ``refused`` is why its body was not read to the end.
+    """
+
+    request_id: str
+    began: float = field(default_factory=time.monotonic)
+    status: int = 0
+    body_bytes: int = 0
+    refused: RefusalError | None = None
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        engine: Engine,
+        token: str | None,
+        protocol_of: Mapping[str, str],
+    ) -> None:
+        self._app = app
+        self._engine = engine
+        self._token = token
+        self._protocol_of = protocol_of
+        self._inflight_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        exchange = Exchange(given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope["state"] = {**scope.get("state", {}), "exchange": exchange}
+        try:
+            await self._answer(scope, headers, receive, self._sender(exchange, send), exchange)
+        finally:
+            self._inflight_bytes -= exchange.body_bytes
+            self._record(scope, exchange)
+
+    async def _answer(
+        self, scope: Scope, headers: Headers, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        try:
+            self._check(scope, headers)
+            await self._app(scope, self._receiver(exchange, receive), send)
+        except RefusalError as refusal:
+            await self._refuse(refusal, scope, receive, send, exchange)
+        except Exception:
+            logger.exception("request_failed", extra={"facts": {"request_id": exchange.request_id}})
+            # The framework has answered already where its error handling saw it first.
+            if not exchange.status:
+                await self._refuse(failure(), scope, receive, send, exchange)
+
+    async def _refuse(
+        self, refusal: RefusalError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        if exchange.status:
+            # The answer has begun; all that is left is to break it off.
+            raise refusal
+        await error_response(refusal, exchange.request_id)(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        if self._token is not None and scope["path"] not in OPEN_PATHS:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
+            if kind.lower() != "bearer" or not same:
+                raise RefusalError(
+                    "unauthorized", "Send the server's token: Authorization: Bearer …."
+                )
+        announced = headers.get("content-length", "")
+        if announced.isdigit():
+            self._refuse_large(int(announced), more=int(announced))
+
+    def _refuse_large(self, size: int, *, more: int = 0) -> None:
+        """Refuse a body of ``size``, or one whose ``more`` bytes there is no room for.
+
+        Raises:
+            RefusalError: it is too large, or too much is under way already.
+        """
+        settings = self._engine.settings
+        if size > settings.max_body_bytes:
+            raise RefusalError(
+                "body_too_large",
+                f"The body is over {settings.max_body_bytes:,} bytes; send it in parts.",
+            )
+        if self._inflight_bytes + more > settings.max_inflight_bytes:
+            raise RefusalError(
+                "overloaded", "Too many bytes are waiting already; try again later.", retry_after=1
+            )
+
+    def _receiver(self, exchange: Exchange, receive: Receive) -> Receive:
+        """Body pieces within the limits of size and time; afterwards the plain channel."""
+        settings = self._engine.settings
+        complete = False
+
+        async def limited() -> Message:
+            nonlocal complete
+            if complete:
+                return await receive()
+            left = exchange.began + settings.body_timeout - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0.001))
+            except TimeoutError:
+                exchange.refused = RefusalError(
+                    "slow_body", f"No whole body in {settings.body_timeout:g} seconds."
+                )
+                raise exchange.refused from None
+            if message["type"] != "http.request":
+                complete = True
+                return message
+            size = len(message.get("body", b""))
+            exchange.body_bytes += size
+            self._inflight_bytes += size
+            complete = not message.get("more_body", False)
+            try:
+                self._refuse_large(exchange.body_bytes)
+            except RefusalError as refusal:
+                exchange.refused = refusal
+                raise
+            return message
+
+        return limited
+
+    def _sender(self, exchange: Exchange, send: Send) -> Send:
+        async def sender(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = exchange.request_id
+                if self._engine.draining or exchange.status in (408, 413):
+                    # Clients then come back on a new connection, to another server.
+                    headers["connection"] = "close"
+            await send(message)
+
+        return sender
+
+    def _record(self, scope: Scope, exchange: Exchange) -> None:
+        seconds = time.monotonic() - exchange.began
+        protocol = self._protocol_of.get(scope["path"], "other")
+        self._engine.metrics.answered(protocol, exchange.status, seconds)
+        logger.info(
+            "request",
+            extra={
+                "facts": {
+                    "request_id": exchange.request_id,
+                    "method": scope["method"],
+                    "protocol": protocol,
+                    "status": exchange.status,
+                    "ms": round(1000 * seconds, 2),
+                    "bytes": exchange.body_bytes,
+                    **exchange.facts,
+                }
+            },
+        )
+
+
+def failure() -> RefusalError:
+    """A defect of ours, as the client sees it."""
+    return RefusalError("internal_error", "The server failed on this request; see its log.")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event and facts. Facts never hold a text of a client."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        facts = record.__dict__.get("facts")
+        if isinstance(facts, dict):
+            line.update(facts)
+        if record.exc_info and record.exc_info[0] is not None:
+            # The place, not the message: libraries put what they were given into theirs.
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = _places(record)
+        return json.dumps(line, default=str)
+
+
+def _places(record: logging.LogRecord) -> list[str]:
+    import traceback
+
+    assert record.exc_info is not None
+    frames = traceback.extract_tb(record.exc_info[2])
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]

@@ -1,0 +1,52 @@
+"""LLaMA-Factory's API of ``stage: rm``: texts that its template rendered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from plaudit.serve.protocols.records import Ask, Body, Protocol, Scored, Written, refuse_empty
+
+
+class EvaluationRequest(Body):
+    """``messages`` are whole conversations as text, not turns."""
+
+    model: str | None = None
+    messages: list[str]
+    max_length: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Refuse longer texts; their end is what is scored."
+    )
+
+
+class EvaluationResponse(BaseModel):
+    id: str
+    object: Literal["score.evaluation"] = "score.evaluation"
+    model: str
+    scores: list[float]
+
+
+def read(request: EvaluationRequest) -> Ask:
+    refuse_empty(len(request.messages), "messages")
+    return Ask(
+        model=request.model,
+        parts=tuple(map(Written, request.messages)),
+        limit=request.max_length,
+    )
+
+
+def answer(request: EvaluationRequest, scored: Scored) -> EvaluationResponse:
+    return EvaluationResponse(id=f"scoreval-{scored.id}", model=scored.model, scores=scored.flat)
+
+
+SCORE_EVALUATION = Protocol(
+    name="llama_factory",
+    summary="Rewards of whole texts",
+    spoken_by="LLaMA-Factory (reward_model_type: api)",
+    paths=("/v1/score/evaluation",),
+    request=EvaluationRequest,
+    response=EvaluationResponse,
+    read=read,
+    answer=answer,
+    example={"model": "rm", "messages": ["What is ice? Frozen water.", "What is ice? Fire."]},
+)

@@ -1,0 +1,53 @@
+"""OpenRLHF's remote reward model: ``/get_reward``, as its clients since 0.4 post it.
+
+Older clients concatenate what ``extra_logs`` holds and read ``rewards`` alone; since 0.8 they read
+``scores`` too. A batch may be cut over several servers so that a part is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from plaudit.serve.protocols.records import Ask, Body, Protocol, Scored, Written
+
+
+class RewardRequest(Body):
+    """``query`` is prompt and answer as one text, special tokens kept."""
+
+    query: list[str] | str = Field(description="Whole conversations as text.")
+    prompts: list[Any] | str | None = None
+    labels: list[Any] | str | None = None
+    model: str | None = None
+
+
+class RewardResponse(BaseModel):
+    """Lists as long as the query's; ``len`` counts tokens."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[int]]
+
+
+def read(request: RewardRequest) -> Ask:
+    texts = [request.query] if isinstance(request.query, str) else request.query
+    return Ask(model=request.model, parts=tuple(map(Written, texts)))
+
+
+def answer(request: RewardRequest, scored: Scored) -> RewardResponse:
+    rewards = scored.flat
+    return RewardResponse(rewards=rewards, scores=rewards, extra_logs={"len": scored.flat_tokens})
+
+
+GET_REWARD = Protocol(
+    name="openrlhf",
+    summary="Rewards of whole texts",
+    spoken_by="OpenRLHF (--remote_rm_url)",
+    paths=("/get_reward",),
+    request=RewardRequest,
+    response=RewardResponse,
+    read=read,
+    answer=answer,
+    example={"query": ["What is ice? Frozen water."], "prompts": ["What is ice?"], "labels": [""]},
+)

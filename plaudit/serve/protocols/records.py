@@ -1,0 +1,153 @@
+"""What every protocol turns a request into, and what it makes its answer of. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from plaudit.serve.refusal import RefusalError
+
+Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """A prompt and its responses, which the model's own template renders."""
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A whole conversation as text that the client rendered."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """A whole conversation as token ids."""
+
+    ids: tuple[int, ...]
+
+
+Part: TypeAlias = Dialogue | Written | Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request wants scored.
+
+    ``keep_last`` cuts each conversation to its last tokens, ``limit`` refuses longer ones.
+    ``along`` asks for the reward along each response as well.
+    """
+
+    parts: tuple[Part, ...]
+    model: str | None = None
+    keep_last: int | None = None
+    limit: int | None = None
+    along: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A token of a response, and the reward if the response ended there."""
+
+    text: str
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Rewards and lengths of each part's conversations, in the order asked.
+
+    ``computed`` are the tokens that the model computed for this request, shared prompts once.
+    """
+
+    id: str
+    model: str
+    created: int
+    temperature: float
+    rewards: tuple[tuple[float, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
+    computed: int
+    seconds: float
+    along: tuple[tuple[Step, ...], ...] | None = None
+
+    @property
+    def flat(self) -> list[float]:
+        return [reward for part in self.rewards for reward in part]
+
+    @property
+    def flat_tokens(self) -> list[int]:
+        return [count for part in self.tokens for count in part]
+
+
+class Body(BaseModel):
+    """A request body. Keys that a protocol's clients send and this server has no use for pass."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+
+
+class Usage(BaseModel):
+    """Tokens of all conversations, as other servers count them."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+def usage(scored: Scored) -> Usage:
+    total = sum(scored.flat_tokens)
+    return Usage(prompt_tokens=total, total_tokens=total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """One row: where it listens, what it takes, how it is read and answered.
+
+    ``request`` is a pydantic model or an annotated union of some, ``response`` what ``answer``
+    gives. ``example`` is a request that the tests send and the reference shows. ``exact_model``:
+    a name that is not served is refused even where one model is served, which clients of other
+    tools could not know.
+    """
+
+    name: str
+    summary: str
+    spoken_by: str
+    paths: tuple[str, ...]
+    request: Any
+    response: Any
+    read: Callable[[Any], Ask]
+    answer: Callable[[Any, Scored], Any]
+    example: Mapping[str, Any]
+    methods: tuple[str, ...] = ("POST",)
+    exact_model: bool = False
+
+
+def activated(reward: float, activation: bool | None) -> float:
+    """The raw reward, or its sigmoid where the client asks for an activation."""
+    if not activation:
+        return reward
+    return 1 / (1 + math.exp(-reward)) if reward >= 0 else 1 - 1 / (1 + math.exp(reward))
+
+
+def asks_activation(*given: bool | None) -> bool:
+    """Whether any of a protocol's names for it is true; unsaid is raw."""
+    return any(value is True for value in given)
+
+
+def refuse_empty(count: int, name: str) -> None:
+    """For protocols that want at least one.
+
+    Raises:
+        RefusalError: there is none.
+    """
+    if count == 0:
+        raise RefusalError("bad_request", f"{name} is empty; give at least one.", param=name)

@@ -1,0 +1,172 @@
+"""plaudit's own protocols: K responses to a prompt with their rewards, and a pair compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from plaudit.serve.protocols.messages import Messages, as_text
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Protocol, Scored
+
+
+class OwnUsage(BaseModel):
+    """``prompt_tokens`` and ``total_tokens``: all tokens of all conversations. ``computed_tokens``:
+    those that the model computed, a shared prompt once and nothing for a repeated conversation.
+    """
+
+    prompt_tokens: int
+    computed_tokens: int
+    total_tokens: int
+
+
+class RewardsRequest(Body):
+    """A prompt and its responses, as texts or as messages."""
+
+    model: str | None = None
+    prompt: str | Messages
+    responses: Annotated[list[str | Messages], Field(min_length=1)]
+    along: bool = Field(default=False, description="Add the reward along each response.")
+
+
+class TokenReward(BaseModel):
+    """A token, and the reward if the response ended behind it."""
+
+    text: str
+    reward: float
+
+
+class RewardsResponse(BaseModel):
+    """Everything in the order of the responses. Rank 1 is the best; equals share a rank."""
+
+    id: str
+    object: Literal["rewards"] = "rewards"
+    model: str
+    rewards: list[float]
+    win_probabilities: list[float] = Field(
+        description="Of being the best of them: the softmax of the rewards over the temperature "
+        "measured on evaluation data (Plackett-Luce; of two, Bradley-Terry)."
+    )
+    ranks: list[int]
+    tokens: list[int] = Field(description="Of each whole conversation.")
+    usage: OwnUsage
+    along: list[list[TokenReward]] | None = None
+
+
+class CompareRequest(Body):
+    """A prompt and two responses."""
+
+    model: str | None = None
+    prompt: str | Messages
+    a: str | Messages
+    b: str | Messages
+
+
+class Comparison(BaseModel):
+    """``probability`` that ``a`` is preferred, calibrated."""
+
+    id: str
+    object: Literal["comparison"] = "comparison"
+    model: str
+    rewards: list[float]
+    probability: float
+    preferred: Literal["a", "b", "tie"]
+    tokens: list[int]
+    usage: OwnUsage
+
+
+def read_rewards(request: RewardsRequest) -> Ask:
+    dialogue = Dialogue(
+        prompt=as_text(request.prompt), responses=tuple(map(as_text, request.responses))
+    )
+    return Ask(model=request.model, parts=(dialogue,), along=request.along)
+
+
+def answer_rewards(request: RewardsRequest, scored: Scored) -> RewardsResponse:
+    rewards = scored.flat
+    along = None
+    if scored.along is not None:
+        along = [
+            [TokenReward(text=step.text, reward=step.reward) for step in steps]
+            for steps in scored.along
+        ]
+    return RewardsResponse(
+        id=f"rewards-{scored.id}",
+        model=scored.model,
+        rewards=rewards,
+        win_probabilities=win_probabilities(rewards, scored.temperature),
+        ranks=ranks(rewards),
+        tokens=scored.flat_tokens,
+        usage=_usage(scored),
+        along=along,
+    )
+
+
+def read_compare(request: CompareRequest) -> Ask:
+    dialogue = Dialogue(
+        prompt=as_text(request.prompt), responses=(as_text(request.a), as_text(request.b))
+    )
+    return Ask(model=request.model, parts=(dialogue,))
+
+
+def answer_compare(request: CompareRequest, scored: Scored) -> Comparison:
+    a, b = scored.flat
+    return Comparison(
+        id=f"comparison-{scored.id}",
+        model=scored.model,
+        rewards=[a, b],
+        probability=win_probabilities([a, b], scored.temperature)[0],
+        preferred="tie" if a == b else "a" if a > b else "b",
+        tokens=scored.flat_tokens,
+        usage=_usage(scored),
+    )
+
+
+def win_probabilities(rewards: Sequence[float], temperature: float) -> list[float]:
+    """Softmax of the rewards over the temperature."""
+    top = max(rewards)
+    weights = [math.exp((reward - top) / temperature) for reward in rewards]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def ranks(rewards: Sequence[float]) -> list[int]:
+    """1 for the best; equal rewards share a rank."""
+    place: dict[float, int] = {}
+    for number, reward in enumerate(sorted(rewards, reverse=True), start=1):
+        place.setdefault(reward, number)
+    return [place[reward] for reward in rewards]
+
+
+def _usage(scored: Scored) -> OwnUsage:
+    total = sum(scored.flat_tokens)
+    return OwnUsage(prompt_tokens=total, computed_tokens=scored.computed, total_tokens=total)
+
+
+REWARDS = Protocol(
+    name="rewards",
+    summary="Rewards of K responses to one prompt",
+    spoken_by="plaudit",
+    paths=("/v1/rewards",),
+    request=RewardsRequest,
+    response=RewardsResponse,
+    read=read_rewards,
+    answer=answer_rewards,
+    example={"prompt": "Name a prime.", "responses": ["7", "8", "a prime"]},
+    exact_model=True,
+)
+
+COMPARE = Protocol(
+    name="compare",
+    summary="Which of two responses is preferred",
+    spoken_by="plaudit",
+    paths=("/v1/compare",),
+    request=CompareRequest,
+    response=Comparison,
+    read=read_compare,
+    answer=answer_compare,
+    example={"prompt": "Name a prime.", "a": "7", "b": "8"},
+    exact_model=True,
+)

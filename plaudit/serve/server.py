@@ -1,0 +1,244 @@
+"""The server process: uvicorn around the application, signals, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from filelock import FileLock, Timeout
+
+from plaudit.errors import PlauditError
+from plaudit.serve.app import build_app
+from plaudit.serve.engine import Engine
+from plaudit.serve.gate import Gate, JsonLines
+from plaudit.serve.metrics import Metrics
+from plaudit.serve.served import open_served
+from plaudit.serve.settings import Settings, SettingsError
+
+logger = logging.getLogger("plaudit.serve")
+
+SETTINGS_VARIABLE = "PLAUDIT_SERVE_SETTINGS"
+TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"
+DEVICES_VARIABLE = "PLAUDIT_SERVE_DEVICES"
+JUST_ACCEPTED_SECONDS = 0.2
+# Connections that send nothing would else use up the process's file descriptors.
+MOST_CONNECTIONS = 4096
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which on SIGTERM first says that it is going and then drains.
+
+    For ``drain_notice`` seconds ``/ready`` is 503 and answers close their connections, so that
+    balancers and clients turn away; requests are still taken. Then no more are, and those that
+    were accepted are answered. A second signal ends at once.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, on_listening: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._on_listening = on_listening
+        self._reloads: set[asyncio.Future[None]] = set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._engine.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._engine.draining = True
+        logger.info("draining", extra={"facts": {"signal": signal.Signals(sig).name}})
+        notice = 0.0 if sig == signal.SIGINT else self._engine.settings.drain_notice
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, notice, self._leave)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, then wait for requests of connections that were just accepted.
+
+        uvicorn would close a connection whose request has not arrived yet.
+        """
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        await asyncio.sleep(JUST_ACCEPTED_SECONDS)
+        await super().shutdown(sockets=sockets)
+
+    def _leave(self) -> None:
+        # uvicorn's own handler would raise the signal again after draining: exit code 0 is meant.
+        self.should_exit = True
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_listening()
+        if hasattr(signal, "SIGHUP"):
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._reload_all)
+
+    def _reload_all(self) -> None:
+        for served in self._engine.models:
+            task = asyncio.ensure_future(self._reload(served.name))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self, name: str) -> None:
+        try:
+            await self._engine.reload(name)
+        except PlauditError as error:
+            logger.error("reload_failed", extra={"facts": {"model": name, "why": str(error)}})
+
+
+def open_engine(settings: Settings) -> Engine:
+    """Load every model.
+
+    Raises:
+        ModelError: one cannot be loaded.
+    """
+    return Engine(
+        settings, [open_served(source, settings) for source in settings.models], Metrics()
+    )
+
+
+def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None]) -> None:
+    """Answer requests until a signal says to stop. The engine's models are loaded.
+
+    ``on_listening`` hears the address.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    listening = bind(settings)
+    config = _config(build_app(engine, token=read_token(settings)), settings)
+    log_as_json()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    server = DrainingServer(config, engine, lambda: on_listening(address))
+    server.run(sockets=[listening])
+
+
+def serve_workers(settings: Settings) -> None:
+    """Several worker processes behind one socket, each with its own copy of the models.
+
+    uvicorn starts and watches them; SIGHUP to this process replaces them one after the other.
+    """
+    from uvicorn.supervisors import Multiprocess
+
+    log_as_json()
+    read_token(settings)
+    with tempfile.TemporaryDirectory(prefix="plaudit-serve-") as shared:
+        os.environ[SETTINGS_VARIABLE] = settings.as_json()
+        os.environ[DEVICES_VARIABLE] = shared
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        config = _config("plaudit.serve.server:worker_app", settings)
+        Multiprocess(config, sockets=[bind(settings)]).run()
+
+
+def worker_app() -> Gate:
+    """The application of one worker process, built there."""
+    settings = Settings.from_json(os.environ[SETTINGS_VARIABLE])
+    log_as_json()
+    device = settings.device or claim_device(Path(os.environ[DEVICES_VARIABLE]))
+    from dataclasses import replace
+
+    settings = replace(settings, device=device)
+    app = build_app(open_engine(settings), token=read_token(settings))
+    assert isinstance(app, Gate)
+    return app
+
+
+def claim_device(folder: Path) -> str | None:
+    """The first GPU that no other worker has; None without one, or with fewer GPUs than workers."""
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        lock = FileLock(folder / f"device-{number}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        # Held until the process ends, which frees it for the worker that comes after.
+        _CLAIMED.append(lock)
+        return f"cuda:{number}"
+    return None
+
+
+_CLAIMED: list[FileLock] = []
+
+
+def read_token(settings: Settings) -> str | None:
+    """The bearer token from its file or the environment, never from the command line.
+
+    Raises:
+        SettingsError: the file cannot be read, or is empty.
+    """
+    if settings.token_file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(settings.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"--token-file {settings.token_file} cannot be read ({error}); name a file that holds "
+            "the token."
+        ) from None
+    if not token:
+        raise SettingsError(
+            f"--token-file {settings.token_file} is empty; write the token into it."
+        )
+    return token
+
+
+def log_as_json() -> None:
+    """One JSON line per request and event on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        factory=isinstance(app, str),
+        workers=settings.workers,
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_timeout),
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=30,
+        backlog=2048,
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The socket to listen on.
+
+    Its protocol is named, since asyncio turns Nagle's algorithm off only then: uvicorn's own socket
+    leaves it 0, and an answer's body would wait 40 ms for the acknowledgement of its head.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise SettingsError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
+            "choose another --port, or a --host of this machine."
+        ) from None
+    listening.set_inheritable(True)
+    return listening

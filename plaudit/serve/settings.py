@@ -1,0 +1,89 @@
+"""What a server is started with. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from plaudit.errors import PlauditError
+
+MIB = 1 << 20
+
+
+class SettingsError(PlauditError):
+    """An option of the server cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model by the name that requests give it, and where it is loaded from."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a server process needs to know; the token is never in here.
+
+    Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
+    CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
+    and not answered, ``max_inflight_bytes`` the bodies of it.
+    """
+
+    models: tuple[ModelSource, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    base: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    workers: int = 1
+    max_batch_tokens: int | None = None
+    wait: float = 0.004
+    max_requests: int = 1024
+    max_waiting_tokens: int = 1 << 20
+    max_body_bytes: int = 32 * MIB
+    max_inflight_bytes: int = 256 * MIB
+    max_conversations: int = 8192
+    request_timeout: float = 180.0
+    body_timeout: float = 30.0
+    drain_notice: float = 0.5
+    drain_timeout: float = 120.0
+    cached_scores: int = 1 << 16
+    complete_texts: bool = False
+    token_file: str | None = None
+    tokens_from_environment: bool = field(default=True)
+
+    def as_json(self) -> str:
+        """For worker processes, through the environment."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What :meth:`as_json` wrote."""
+        raw = json.loads(text)
+        models = tuple(ModelSource(**model) for model in raw.pop("models"))
+        return cls(models=models, **raw)
+
+
+def model_sources(words: list[str]) -> tuple[ModelSource, ...]:
+    """``PATH`` or ``NAME=PATH`` each; a path's last part is its name.
+
+    Raises:
+        SettingsError: two models of one name.
+    """
+    sources: list[ModelSource] = []
+    for word in words:
+        name, given, path = word.partition("=")
+        # A folder whose own name holds "=" is a path.
+        if not given or not name or Path(word).exists():
+            name, path = "", word
+        name = name or Path(path).resolve().name or path
+        if any(source.name == name for source in sources):
+            raise SettingsError(
+                f"Two models are named {name}; name them apart: {name}-a=PATH {name}-b=PATH."
+            )
+        sources.append(ModelSource(name=name, path=path))
+    return tuple(sources)

@@ -1,0 +1,171 @@
+"""``plaudit serve`` as a process: start, signals under load, options that cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from plaudit.cli.main import main
+from plaudit.serve.scorer import load
+from tests.unit.test_import_direction import imports
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.heavy
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server process, where it answers, and the file of its log."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = self.log.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@contextmanager
+def served(log: Path, *arguments: str) -> Iterator[Served]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "plaudit", "serve", *arguments, "--port", "0"]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stderr=errors, env=environment) as process,
+    ):
+        try:
+            yield Served(process, address(process, log), log)
+        finally:
+            process.kill()
+
+
+def address(process: subprocess.Popen[bytes], log: Path) -> str:
+    for _ in range(1200):
+        found = re.search(r"at (http://[\d.:]+)", log.read_text(encoding="utf-8"))
+        if found is not None:
+            return found[1]
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
+def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> None:
+    """SIGHUP loads the new version behind the name, SIGTERM drains; every answer is a right one."""
+    link, new = tmp_path / "current", tmp_path / "new"
+    shutil.copytree(finished_run, new)
+    link.symlink_to(finished_run)
+    expected = load(finished_run).score("a fox", ["right", "wrong"])
+    body = {"prompt": "a fox", "responses": ["right", "wrong"]}
+    statuses: list[int] = []
+
+    def client(server: Served, number: int) -> str:
+        """Ask until the server closes; a request that was taken must be answered."""
+        with httpx.Client(timeout=60) as session:
+            for turn in range(100_000):
+                varied = {**body, "responses": [*body["responses"], f"{number} {turn}"]}
+                try:
+                    response = session.post(f"{server.url}/v1/rewards", json=varied)
+                except httpx.TransportError:
+                    # Not accepted any more; the log below tells whether it was.
+                    return "closed"
+                statuses.append(response.status_code)
+                assert response.json()["rewards"][:2] == pytest.approx(expected, abs=1e-5)
+        return "never closed"
+
+    with served(tmp_path / "log", f"model={link}") as server, ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, server, number) for number in range(8)]
+        time.sleep(0.5)
+        link.unlink()
+        link.symlink_to(new)
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(400):
+            if httpx.get(f"{server.url}/v1/models/model").json()["version"] == 2:
+                break
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        assert [future.result() for future in clients] == ["closed"] * 8
+        assert server.process.wait(timeout=60) == 0
+        lines = server.lines()
+    events = {line["event"] for line in lines}
+    accepted = [line["status"] for line in lines if line.get("protocol") == "rewards"]
+    # Every request that the server took was answered, and its client has the answer.
+    assert accepted == statuses == [200] * len(statuses)
+    assert len(statuses) > 20
+    assert {"model_loaded", "draining"} <= events
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere"),
+        (["a=x", "a=y"], "Two models are named a"),
+        (["x", "--token-file", "missing"], "--token-file missing cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_sentence(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_taken_port_is_said_in_one_sentence(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(finished_run), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_verb_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plaudit.cli import serve
+
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    assert main(["serve", "anything"]) == 2
+    assert "pip install 'plaudit[serve]'" in capsys.readouterr().err
+
+
+def test_scoring_needs_no_http_library() -> None:
+    """What the modules that score in Python and files import, directly or not."""
+    package = ROOT / "plaudit"
+    waiting, seen, foreign = ["plaudit.serve.scorer", "plaudit.serve.files"], set(), set()
+    while waiting:
+        module = waiting.pop()
+        path = package.parent / Path(*module.split("."))
+        file = (
+            path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+        )
+        if module in seen or not file.is_file():
+            continue
+        seen.add(module)
+        for name in imports(file):
+            (waiting.append if name.startswith("plaudit") else foreign.add)(name)
+    assert "plaudit.model.load" in seen
+    tops = {name.split(".")[0] for name in foreign}
+    assert not tops & {"fastapi", "starlette", "uvicorn", "prometheus_client"}

@@ -1,0 +1,256 @@
+"""The client's own rules: when it asks again, how long it waits, what it says when it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx2
+import pytest
+
+from plaudit.client import AsyncRewardClient, Protocol, RewardClient, Send, Wait
+from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+
+ANSWER = {
+    "model": "first",
+    "rewards": [0.5, -1.0],
+    "win_probabilities": [0.8, 0.2],
+    "ranks": [1, 2],
+    "tokens": [7, 9],
+    "usage": {"prompt_tokens": 16, "computed_tokens": 10, "total_tokens": 16},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the scripted server does with one request; status 0 hangs up."""
+
+    status: int = 200
+    body: Any = field(default_factory=lambda: ANSWER)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def refusal(status: int, **headers: str) -> Reply:
+    error = {"type": "any", "message": "It said no.", "param": None, "request_id": "r1"}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status=status, body={"error": error}, headers={"x-request-id": "r1", **named})
+
+
+@dataclass(slots=True)
+class Scripted:
+    """A server on loopback that answers by a script, and what it was sent."""
+
+    url: str
+    script: list[Reply]
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def scripted(*script: Reply) -> Iterator[Scripted]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            state.seen.append({"path": self.path, "headers": dict(self.headers), "body": body})
+            reply = state.script.pop(0)
+            if reply.status == 0:
+                self.close_connection = True
+                return
+            content = (
+                reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            )
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "content-length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = Scripted(f"http://127.0.0.1:{server.server_address[1]}", list(script))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_busy_server_is_asked_again_when_it_says() -> None:
+    with (
+        scripted(refusal(429, retry_after="0"), refusal(503, retry_after="0"), Reply()) as server,
+        RewardClient(server.url, token="secret", model="first") as client,
+    ):
+        assert client.score("p", ["a", "b"]) == [0.5, -1.0]
+    assert len(server.seen) == 3
+    assert server.seen[0]["headers"]["Authorization"] == "Bearer secret"
+    assert {seen["path"] for seen in server.seen} == {"/v1/rewards"}
+    assert server.seen[2]["body"] == {
+        "prompt": "p", "responses": ["a", "b"], "along": False, "model": "first",
+    }  # fmt: skip
+
+
+def test_a_dropped_connection_is_asked_again() -> None:
+    with scripted(Reply(status=0), Reply()) as server, RewardClient(server.url) as client:
+        assert client.best_of("p", ("a", "b")).index == 0
+    assert len(server.seen) == 2
+    assert "model" not in server.seen[0]["body"]
+
+
+def test_the_asynchronous_client_asks_again_too() -> None:
+    async def score(url: str) -> list[float]:
+        async with AsyncRewardClient(url) as client:
+            return await client.score([{"role": "user", "content": "p"}], ["a", "b"])
+
+    with scripted(refusal(502, retry_after="0"), Reply(status=0), Reply()) as server:
+        assert asyncio.run(score(server.url)) == [0.5, -1.0]
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, RequestRefusedError),
+        (413, RequestRefusedError),
+        (422, RequestRefusedError),
+        (401, ServerError),
+        (404, ServerError),
+        (500, ServerError),
+    ],
+)
+def test_what_will_not_change_is_not_asked_again(status: int, kind: type[ServerError]) -> None:
+    with (
+        scripted(refusal(status)) as server,
+        RewardClient(server.url) as client,
+        pytest.raises(PlauditError, match="It said no") as caught,
+    ):
+        client.score("p", ["a"])
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.request_id) == (status, "r1")
+    assert isinstance(caught.value, DataError) == (kind is RequestRefusedError)
+    assert "\n" not in str(caught.value)
+    assert len(server.seen) == 1
+
+
+def test_it_gives_up_after_the_retries() -> None:
+    with (
+        scripted(*[refusal(503, retry_after="0")] * 3) as server,
+        RewardClient(server.url, retries=2) as client,
+        pytest.raises(ServerError, match="answered 503 after 3 attempts: It said no"),
+    ):
+        client.prefer("p", "a", "b")
+    assert server.script == []
+
+
+def test_a_server_that_is_not_there() -> None:
+    with scripted() as server:
+        pass
+    with (
+        RewardClient(server.url, retries=0) as client,
+        pytest.raises(ServerError, match=r"does not answer \(.*see whether the server is running"),
+    ):
+        client.models()
+
+
+@pytest.mark.parametrize("body", [b"<html>a proxy</html>", [], {"rewards": None}, {"model": "m"}])
+def test_an_answer_that_is_none_of_ours(body: Any) -> None:
+    with (
+        scripted(Reply(body=body)) as server,
+        RewardClient(server.url) as client,
+        pytest.raises(ServerError, match="something that plaudit serve does not"),
+    ):
+        client.score("p", ["a"])
+
+
+# ---- waiting, without a clock --------------------------------------------------------------------
+
+
+def waits(*replies: httpx2.Response | httpx2.TransportError, seed: int = 0) -> list[float]:
+    """The pauses between these replies; the last one ends the talk."""
+    protocol = Protocol(url="http://x", model=None, retries=50, chance=random.Random(seed))
+    talk = protocol.rewards("p", ["a"], along=False)
+    pauses = []
+    step = next(talk)
+    for reply in replies:
+        assert isinstance(step, Send)
+        try:
+            step = talk.send(reply)
+        except (ServerError, StopIteration):
+            return pauses
+        assert isinstance(step, Wait)
+        pauses.append(step.seconds)
+        step = next(talk)
+    return pauses
+
+
+def busy(**headers: str) -> httpx2.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx2.Response(503, headers=named, json={"error": {"message": "busy"}})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_waits_double_up_to_a_minute_and_differ_by_chance(seed: int) -> None:
+    failures = [busy(), httpx2.ConnectError("refused"), httpx2.ReadTimeout("slow"), *[busy()] * 7]
+    pauses = waits(*failures, seed=seed)
+    assert len(pauses) == 10
+    for attempt, pause in enumerate(pauses):
+        longest = min(60.0, 0.5 * 2.0**attempt)
+        assert longest / 2 <= pause <= longest
+    assert pauses != waits(*failures, seed=seed + 100)
+
+
+def test_what_the_server_asks_for_counts() -> None:
+    (pause,) = waits(busy(retry_after="7"))
+    assert 7 <= pause <= 7.7
+    (pause,) = waits(busy(retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=20))))
+    assert 15 <= pause <= 22
+    (pause,) = waits(busy(retry_after="Thu, 01 Jan 1970 00:00:00 GMT"))
+    assert pause == 0
+    (pause,) = waits(busy(retry_after="soon"))
+    assert 0.25 <= pause <= 0.5
+    assert waits(busy(retry_after="3600")) == []
+
+
+# ---- many rows -----------------------------------------------------------------------------------
+
+
+def test_many_rows_stop_at_a_server_that_fails() -> None:
+    rows = [("p", ["a", "b"])] * 50
+    with (
+        scripted(Reply(), refusal(500), *[Reply()] * 48) as server,
+        RewardClient(server.url) as client,
+        pytest.raises(ServerError, match="500: It said no"),
+    ):
+        client.rewards_of_many(rows, concurrency=1)
+    assert len(server.seen) == 2
+
+
+# ---- what is refused before anything is sent -----------------------------------------------------
+
+
+def test_mistakes_are_said_at_once() -> None:
+    with pytest.raises(DataError, match="is no address"):
+        RewardClient("localhost:8000")
+    with pytest.raises(DataError, match="retries is -1"):
+        RewardClient("http://localhost:8000", retries=-1)
+    with RewardClient("http://localhost:1") as client:
+        with pytest.raises(DataError, match="got one text"):
+            client.score("p", "a")
+        with pytest.raises(DataError, match="got no responses"):
+            client.score("p", [])
+        with pytest.raises(DataError, match="A message needs role and content"):
+            client.score(["p"], ["a"])  # type: ignore[list-item]
+        with pytest.raises(DataError, match="concurrency is 0"):
+            client.rewards_of_many([], concurrency=0)

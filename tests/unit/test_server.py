@@ -1,0 +1,400 @@
+"""The server under bad requests, limits, hang-ups and reloads; each test is real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cohere
+import httpx
+import pytest
+
+from plaudit.errors import ModelError
+from plaudit.serve import engine as engine_module
+from plaudit.serve.gate import JsonLines
+from plaudit.serve.protocols.table import PROTOCOLS
+from tests.serving import Running, running
+
+pytestmark = pytest.mark.heavy
+BODY = PROTOCOLS["rewards"].example
+
+
+@pytest.fixture(scope="module")
+def server(finished_run: Path) -> Iterator[Running]:
+    with running(finished_run, max_body_bytes=200_000, body_timeout=1.0) as found:
+        yield found
+
+
+def error(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"type", "message", "param", "request_id"}
+    assert body["error"]["type"] == kind
+    assert response.headers["x-request-id"] == body["error"]["request_id"]
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def still_answers(server: Running) -> None:
+    assert server.post("/v1/rewards", BODY).status_code == 200
+
+
+# ---- bad requests --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind", "words"),
+    [
+        ("/v1/rewards", {"prompt": "p", "responses": []}, 422, "invalid_request", "responses"),
+        ("/v1/rewards", {"prompt": 3, "responses": ["a"]}, 422, "invalid_request", "prompt"),
+        ("/v1/rewards", ["p"], 422, "invalid_request", "not a JSON object"),
+        ("/v1/rewards", {**BODY, "model": "other"}, 404, "model_not_found", "lora"),
+        ("/v1/rewards", {"prompt": "p " * 400, "responses": ["a"]}, 400, "over_length", "256"),
+        ("/v1/rewards", {"prompt": "\ud800", "responses": ["a"]}, 400, "bad_request", "surrogate"),
+        ("/classify", {"text": "a", "rid": "\udc00"}, 400, "bad_request", "surrogate"),
+        (
+            "/v1/rewards",
+            {"prompt": [{"role": "user", "content": [{"t": "\ud800"}]}], "responses": ["a"]},
+            400,
+            "bad_request",
+            "surrogate",
+        ),
+        (
+            "/v1/rewards",
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "responses": ["a"]},
+            400,
+            "bad_request",
+            "template",
+        ),
+        ("/get_reward", {"query": [""]}, 400, "bad_request", "no tokens"),
+        ("/classify", {"input": [10**6]}, 400, "bad_request", "token id"),
+        ("/classify", {"input": []}, 200, "", ""),
+        ("/v1/score/evaluation", {"messages": []}, 400, "bad_request", "messages"),
+        ("/nowhere", {}, 404, "not_found", ""),
+        ("/health", {}, 405, "method_not_allowed", ""),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(
+    server: Running, path: str, body: Any, status: int, kind: str, words: str
+) -> None:
+    response = httpx.post(
+        f"{server.url}{path}",
+        content=json.dumps(body),
+        headers={"content-type": "application/json"},
+    )
+    if status == 200:
+        assert response.status_code == 200
+    else:
+        assert words in error(response, status, kind)["message"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"prompt": ' + b"1" * 5000 + b"}", b"null"]
+)
+def test_a_body_that_is_not_json(server: Running, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server.url}/v1/rewards", content=content, headers=headers)
+    assert response.status_code in (400, 422)
+    error(response, response.status_code, response.json()["error"]["type"])
+    still_answers(server)
+
+
+def test_a_defect_has_the_shape_of_every_error(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(finished_run) as server:
+        monkeypatch.setattr(type(server.model), "encode", lambda *_: 1 / 0)
+        error(server.post("/v1/rewards", BODY), 500, "internal_error")
+
+
+def test_no_error_repeats_what_was_sent(server: Running) -> None:
+    secret = "the prompt of a client"
+    response = server.post("/v1/rewards", {"prompt": {"x": secret}, "responses": secret})
+    assert secret not in response.text
+
+
+def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
+    assert server.post("/get_reward", {"query": ["a"], "model": "policy"}).status_code == 200
+    assert server.post("/get_reward?model=lora", {"query": ["a"]}).status_code == 200
+    error(server.post("/get_reward?model=x", {"query": ["a"]}), 404, "model_not_found")
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def test_a_huge_body_is_refused_before_it_is_read(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(
+            b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 999999999\r\n\r\n{"
+        )
+        raw.settimeout(10)
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+    still_answers(server)
+
+
+def test_a_huge_body_without_a_length_is_cut_off(server: Running) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b" " * 10_000
+
+    try:
+        response = httpx.post(f"{server.url}/v1/rewards", content=pieces(), timeout=20)
+    except httpx.WriteError:
+        # The server hung up before all of it was sent.
+        response = None
+    if response is not None:
+        error(response, 413, "body_too_large")
+    still_answers(server)
+
+
+def test_a_slow_body_is_given_up(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        raw.settimeout(10)
+        assert raw.recv(100).startswith(b"HTTP/1.1 408")
+    still_answers(server)
+
+
+def test_connections_that_send_nothing_or_half_of_it(server: Running) -> None:
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    for number, raw in enumerate(idle):
+        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"[:number])
+    body = json.dumps(BODY).encode()
+    half = socket.create_connection(("127.0.0.1", server.port))
+    half.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    half.sendall(body)
+    half.shutdown(socket.SHUT_WR)
+    still_answers(server)
+    for raw in (*idle, half):
+        raw.close()
+    still_answers(server)
+
+
+def test_garbage_instead_of_http(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+        raw.settimeout(10)
+        assert raw.recv(100).startswith(b"HTTP/1.1 400")
+    still_answers(server)
+
+
+@pytest.fixture
+def slow_model(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The model's thread waits for the event before each batch."""
+    go = threading.Event()
+    real = engine_module.score_slices
+
+    def waits(*arguments: Any) -> Any:
+        go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(engine_module, "score_slices", waits)
+    return go
+
+
+def until(condition: Any) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within ten seconds")
+
+
+def test_what_is_over_the_limits_is_told_when_to_come_back(
+    finished_run: Path, slow_model: threading.Event
+) -> None:
+    with (
+        running(finished_run, max_requests=2) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        waiting = [pool.submit(server.post, "/v1/rewards", BODY) for _ in range(2)]
+        until(lambda: server.engine._accepted == 2)
+        refused = server.post("/v1/rewards", BODY)
+        error(refused, 429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        slow_model.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+        still_answers(server)
+
+
+def test_a_deadline_is_kept(finished_run: Path, slow_model: threading.Event) -> None:
+    with running(finished_run) as server:
+        late = server.post("/v1/rewards", BODY, headers={"x-request-timeout": "0.2"})
+        error(late, 504, "deadline_exceeded")
+        bad = server.post("/v1/rewards", BODY, headers={"x-request-timeout": "-1"})
+        assert error(bad, 400, "bad_request")["param"] == "x-request-timeout"
+        slow_model.set()
+        still_answers(server)
+
+
+def test_a_client_that_hangs_up_is_taken_out_of_the_queue(
+    finished_run: Path, slow_model: threading.Event
+) -> None:
+    with running(finished_run) as server:
+
+        async def hang_up() -> None:
+            async with httpx.AsyncClient() as client:
+                call = asyncio.create_task(client.post(f"{server.url}/v1/rewards", json=BODY))
+                while server.engine._accepted < 1:
+                    await asyncio.sleep(0.01)
+                call.cancel()
+
+        asyncio.run(hang_up())
+        until(lambda: server.engine._accepted == 0)
+        slow_model.set()
+        still_answers(server)
+
+
+# ---- token, several models, new versions ---------------------------------------------------------
+
+
+def test_the_token_guards_all_but_the_probes(finished_run: Path) -> None:
+    with running(finished_run, token="secret-ö") as server:
+        assert server.get("/health").status_code == 200
+        assert server.get("/ready").status_code == 200
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "secret-ö".encode()},
+        ):
+            response = server.post("/v1/rewards", BODY, headers=headers)
+            error(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+        for path in ("/metrics", "/v1/models", "/openapi.json"):
+            assert server.get(path).status_code == 401
+        good = {"authorization": "Bearer secret-ö".encode()}
+        assert server.post("/v1/rewards", BODY, headers=good).status_code == 200
+
+
+def test_several_models_answer_by_name_and_a_new_version_takes_over(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = tmp_path / "second"
+    shutil.copytree(finished_run, second)
+    with running(finished_run, second) as server:
+        names = [model["id"] for model in server.get("/v1/models").json()["data"]]
+        assert names == ["lora", "second"]
+        before = server.post("/v1/rewards", {**BODY, "model": "second"}).json()
+        assert before["model"] == "second"
+        double_the_head(second)
+        with ThreadPoolExecutor(5) as pool:
+            calls = [
+                pool.submit(server.post, "/get_reward", {"query": [f"a {n}"]}) for n in range(60)
+            ]
+            reloaded = server.post("/v1/models/second/reload", {})
+            assert {call.result().status_code for call in calls} == {200}
+        assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
+        after = server.post("/v1/rewards", {**BODY, "model": "second"}).json()
+        assert after["rewards"] == pytest.approx([2 * r for r in before["rewards"]], abs=1e-5)
+        assert server.post("/v1/rewards", BODY).json()["rewards"] == pytest.approx(
+            before["rewards"]
+        )
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise ModelError("its weights are gone; restore them.")
+
+        monkeypatch.setattr(engine_module, "open_served", broken)
+        assert (
+            "old version stays"
+            in error(server.post("/v1/models/second/reload", {}), 409, "conflict")["message"]
+        )
+        assert server.post("/v1/rewards", {**BODY, "model": "second"}).json() != before
+
+
+def double_the_head(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    state = load_file(path)
+    save_file(
+        {name: 2 * t if "score" in name else t for name, t in state.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+
+
+def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Path) -> None:
+    facts = server.get("/v1/models/lora").json()
+    recorded = json.loads((finished_run / "metrics.json").read_text())["eval"]
+    assert facts["evaluation"]["accuracy"] == recorded["accuracy"]
+    assert facts["evaluation"]["accuracy_ci95"] == recorded["accuracy_ci95"]
+    assert (facts["kind"], facts["max_length"], facts["layout"]) == ("adapter", 256, "packed")
+    assert str(finished_run.parent) not in json.dumps(facts)
+
+
+# ---- sharing, measuring, logging -----------------------------------------------------------------
+
+
+def test_prompts_are_shared_within_and_across_requests(finished_run: Path) -> None:
+    prompt = "what is the answer to this question " * 5
+    with running(finished_run) as server:
+        first = server.post(
+            "/v1/rewards", {"prompt": prompt, "responses": ["a", "b", "c d"]}
+        ).json()
+        usage = first["usage"]
+        assert usage["computed_tokens"] < 0.5 * usage["total_tokens"]
+        again = server.post("/v1/rewards", {"prompt": prompt, "responses": ["b", "a"]}).json()
+        assert again["usage"]["computed_tokens"] == 0
+        assert again["rewards"] == [first["rewards"][1], first["rewards"][0]]
+
+
+def test_metrics_count_every_request(finished_run: Path) -> None:
+    with running(finished_run) as server:
+        for _ in range(3):
+            still_answers(server)
+        server.post("/v1/rewards", {})
+        text = server.get("/metrics").text
+    assert 'plaudit_requests_total{protocol="rewards",status="200"} 3.0' in text
+    assert 'plaudit_requests_total{protocol="rewards",status="422"} 1.0' in text
+    assert 'plaudit_conversations_total{source="cache"} 6.0' in text
+    assert "plaudit_queue_requests 0.0" in text
+
+
+def test_the_log_is_json_and_holds_no_prompt(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="plaudit.serve"):
+        server.post("/v1/rewards", {"prompt": "secret words", "responses": ["more secret"]})
+        until(lambda: any(r.getMessage() == "request" for r in caplog.records))
+    lines = [JsonLines().format(record) for record in caplog.records]
+    facts = json.loads(next(line for line in lines if '"event": "request"' in line))
+    assert facts["protocol"] == "rewards"
+    assert facts["status"] == 200
+    assert facts["conversations"] == 1
+    assert "secret" not in "".join(lines)
+
+
+# ---- other tools' clients ------------------------------------------------------------------------
+
+
+def test_coheres_own_client_reranks(server: Running) -> None:
+    documents = ["a fox right", "the dog wrong", "forty two"]
+    expected = server.post("/v1/rewards", {"prompt": "what is it", "responses": documents}).json()[
+        "rewards"
+    ]
+    order = sorted(range(3), key=lambda i: -expected[i])
+    newer = cohere.ClientV2(api_key="unused", base_url=server.url)
+    found = newer.rerank(model="lora", query="what is it", documents=documents, top_n=2)
+    assert [result.index for result in found.results] == order[:2]
+    assert [result.relevance_score for result in found.results] == pytest.approx(
+        [expected[i] for i in order[:2]], abs=1e-5
+    )
+    older = cohere.Client(api_key="unused", base_url=server.url)
+    again = older.rerank(
+        query="what is it", documents=[{"text": text} for text in documents], return_documents=True
+    )
+    assert [result.index for result in again.results] == order
+    assert again.results[0].document is not None
+    assert again.results[0].document.text == documents[order[0]]
