@@ -180,13 +180,15 @@ class TokenTree:
 class PackedLayout:
     """Where the trees of a packed row lie: per tree its start, prefix length and branch lengths.
 
-    Token order is prefix, branch 0, branch 1, …, next tree. ``cache`` holds what attention
-    backends derive from the layout (masks, offsets) so that every layer of a pass shares it.
+    Token order is prefix, branch 0, branch 1, …, next tree. ``ends`` are the scored tokens of the
+    row, in its order. ``cache`` holds what attention backends derive from the layout (masks,
+    offsets) so that every layer of a pass shares it.
     """
 
     starts: tuple[int, ...]
     prefixes: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -207,6 +209,11 @@ class PackedBatch:
             "packed_layout": self.layout,
         }
 
+    def read_at(self, ends: Sequence[int]) -> PackedBatch:
+        """The same tokens with other ones of them scored; ``ends`` ascend."""
+        layout = replace(self.layout, ends=tuple(ends), cache={})
+        return replace(self, ends_R=self.ends_R.new_tensor(layout.ends), layout=layout)
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -219,6 +226,10 @@ class PaddedBatch:
 
     def body_inputs(self) -> dict[str, Any]:
         return {"input_ids": self.ids_RT, "attention_mask": self.mask_RT}
+
+    def read_at(self, ends: Sequence[int]) -> PaddedBatch:
+        """The same tokens with other ones of them scored; ``ends`` ascend."""
+        return replace(self, ends_R=self.ends_R.new_tensor(tuple(ends)))
 
 
 Batch: TypeAlias = PackedBatch | PaddedBatch

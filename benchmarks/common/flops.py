@@ -8,8 +8,11 @@ body's linear layers, T tokens and A pairs of a token and one it attends to:
 - a LoRA training step: ``4 N T + 12 W A``: forward, and the gradients of activations (the base's
   weights are frozen, so theirs are not computed)
 
-``W`` is heads times head size, summed over layers. The adapter's own products, norms, rotary
-positions, activations and the optimizer are counted as nothing: they are cost, not work.
+``W`` is heads times head size, summed over layers. Of the last layer only keys and values are
+needed for every token; its other layers count for the scored tokens alone, its attention for the
+pairs that those are in: skipping the rest is less work, not speed. The adapter's own products,
+norms, rotary positions, activations and the optimizer are counted as nothing: they are cost, not
+work.
 """
 
 from __future__ import annotations
@@ -38,20 +41,37 @@ def attended(tree: TokenTree) -> int:
 
 
 def attention_width(config: Any) -> int:
-    """Heads times head size, over all layers."""
+    """Heads times head size, of one layer."""
     heads = int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(config.num_hidden_layers) * heads * head
+    return heads * head
+
+
+def scored_weights(network: Any) -> int:
+    """Weights of the last layer that only scored tokens need: all but those of keys and values."""
+    last = f".{int(network.config.num_hidden_layers) - 1}."
+    return sum(
+        layer.weight.numel()
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+        and f"layers{last}" in name
+        and "lora_" not in name
+        and "k_proj" not in name
+        and "v_proj" not in name
+    )
 
 
 def work(network: Any, trees: Iterable[TokenTree], per: dict[str, int]) -> dict[str, float]:
-    """Operations of trees computed packed: in linear layers, and in attention."""
+    """Operations that trees computed packed need: in linear layers, and in attention."""
     own = list(trees)
+    tokens = sum(tree.tokens for tree in own)
+    scored = sum(len(tree.branches) for tree in own)
+    above, whole = scored_weights(network), int(network.config.num_hidden_layers) - 1
+    pairs = whole * sum(attended(tree) for tree in own) + sum(sum(tree.lengths) for tree in own)
     return {
-        "linear": float(per["linear"]) * linear_weights(network) * sum(t.tokens for t in own),
-        "attention": float(per["attention"])
-        * attention_width(network.config)
-        * sum(attended(tree) for tree in own),
+        "linear": float(per["linear"])
+        * ((linear_weights(network) - above) * tokens + above * scored),
+        "attention": float(per["attention"]) * attention_width(network.config) * pairs,
     }
 
 

@@ -23,6 +23,7 @@ from transformers import AttentionInterface
 from plaudit.device import to_device
 from plaudit.errors import ModelError
 from plaudit.model import cpu_attention
+from plaudit.model.last_layer import attend_scored
 from plaudit.types import PackedLayout
 
 PACKED_ATTENTION = "plaudit_packed"
@@ -66,6 +67,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed_layout: PackedLayout | None = None,
+    queries_R: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -76,7 +78,8 @@ def packed_attention(
     """Transformers' attention interface over a packed row; returns ``[1, T, H, D]``.
 
     ``sliding_window`` counts the token itself, as transformers does: a token sees the
-    ``sliding_window - 1`` tokens before it.
+    ``sliding_window - 1`` tokens before it. ``queries_R`` are the tokens whose attention is wanted,
+    in a last layer; None is all of them.
 
     Raises:
         ModelError: no layout (a padded call would attend to padding), a mask, attention dropout,
@@ -110,6 +113,18 @@ def packed_attention(
     settings = Settings(
         scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
     )
+    if queries_R is not None:
+        out_1HTD = attend_scored(
+            query_1HTD,
+            key_1GTD,
+            value_1GTD,
+            packed_layout,
+            queries_R,
+            scale=settings.scale,
+            window=settings.window,
+            softcap=settings.softcap,
+        )
+        return out_1HTD.transpose(1, 2), None
     backend = BACKENDS[choose_backend(query_1HTD, settings)]
     out_1HTD = backend(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
     return out_1HTD.transpose(1, 2).contiguous(), None

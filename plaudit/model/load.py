@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
+from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import why_not_packed
+from plaudit.model.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.module import (
     DecoderRewardModule,
     RewardModule,
@@ -513,6 +515,10 @@ def choose_layout(
         from plaudit.model.lora import fuse_lora
 
         fuse_lora(network)
+    body = classifier(network).base_model
+    if not is_compiled(body):
+        fuse_elementwise(body)
+        narrow_last_layer(body)
     module = as_reward_module(network, affine)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded)

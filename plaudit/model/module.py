@@ -85,7 +85,11 @@ class DecoderRewardModule(RewardModule):
         """``hidden_RD``: the body's final state at each scored token."""
         body = classifier(self.network).base_model
         hidden_BTD = body(**batch.body_inputs(), use_cache=False).last_hidden_state
-        return hidden_BTD.flatten(0, 1)[batch.ends_R]  # type: ignore[no-any-return]
+        hidden_ND: Tensor = hidden_BTD.flatten(0, 1)
+        if len(hidden_ND) == len(batch.ends_R):
+            # A narrowed last layer returns these alone; otherwise every token is scored.
+            return hidden_ND
+        return hidden_ND[batch.ends_R]
 
 
 class EncoderRewardModule(RewardModule):

@@ -102,9 +102,9 @@ class RewardModel:
         branch, _ = outcome.branches
         batch = self.batcher.collate([replace(outcome, branches=(branch,), grades=())])
         start = len(outcome.prefix)
-        ends_R = torch.arange(start, start + len(branch), device=batch.ends_R.device)
+        along = batch.read_at(range(start, start + len(branch)))
         with torch.no_grad():
-            rewards_R = self.module(replace(batch, ends_R=ends_R)).double().tolist()
+            rewards_R = self.module(along).double().tolist()
         texts = pieces(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
         return [
             TokenReward(text=text, reward=reward)

@@ -128,6 +128,7 @@ def pack(trees: Sequence[TokenTree], device: torch.device) -> PackedBatch:
         starts=tuple(starts),
         prefixes=tuple(len(tree.prefix) for tree in trees),
         branches=tuple(tuple(len(b) for b in tree.branches) for tree in trees),
+        ends=tuple(ends),
     )
     return PackedBatch(
         ids_1T=_long(np.concatenate(ids), device)[None],

@@ -13,7 +13,9 @@ from torch import Tensor
 from plaudit.errors import ModelError
 from plaudit.model import attention
 from plaudit.model.attention import BACKENDS, PACKED_ATTENTION, spans, varlen_plan
+from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import PACKED_FAMILIES, why_not_packed
+from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
 from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
@@ -79,6 +81,9 @@ def compare(network: Any, trees: Sequence[TokenTree]) -> None:
     expected = gradients(network, expected_R)
     base.set_attn_implementation(PACKED_ATTENTION)
     fuse_lora(network)
+    fuse_elementwise(base.base_model)
+    narrow_last_layer(base.base_model)
+    assert is_narrowed(base.base_model)
     scores_R = DecoderRewardModule(network)(pack(trees, CPU))
     found = gradients(network, scores_R)
     base.set_attn_implementation(plain)
@@ -120,6 +125,8 @@ def test_packed_equals_separate_under_activation_checkpointing(name: str, reentr
     expected_R = plain_scores(network, trees)
     expected = gradients(network, expected_R)
     network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_elementwise(network.base_model)
+    narrow_last_layer(network.base_model)
     module = DecoderRewardModule(network)
     module.activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": reentrant}
@@ -201,6 +208,9 @@ def test_half_precision_error_is_that_of_padded_batches() -> None:
     module = DecoderRewardModule(network)
     padded_R = module(pad(trees, 2, CPU)).detach()
     network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_elementwise(network.base_model)
+    narrow_last_layer(network.base_model)
+    module = DecoderRewardModule(network)
     packed_R = module(pack(trees, CPU)).detach()
 
     def error(scores_R: Tensor) -> float:
@@ -216,7 +226,7 @@ def test_spans_cover_every_token_once_and_in_order() -> None:
 
 
 def test_varlen_plan_gathers_the_prompt_before_each_later_branch() -> None:
-    layout = PackedLayout(starts=(0,), prefixes=(2,), branches=((3, 2),))
+    layout = PackedLayout(starts=(0,), prefixes=(2,), branches=((3, 2),), ends=(4, 6))
     plan = varlen_plan(layout, CPU)
     assert plan.keys_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
     assert plan.queries_cumulative.tolist() == [0, 5, 7]
@@ -236,7 +246,7 @@ def test_a_call_without_a_layout_is_refused() -> None:
 )
 def test_an_argument_with_unknown_meaning_is_refused(extra: dict[str, Any]) -> None:
     q = torch.zeros(1, 4, 3, 8)
-    layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),))
+    layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),), ends=(1, 2))
     with pytest.raises(ModelError, match=next(iter(extra))):
         attention.packed_attention(
             torch.nn.Linear(1, 1), q, q, q, None, packed_layout=layout, **extra

@@ -48,8 +48,9 @@ def layers(network: nn.Module) -> list[type]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(7, 12), (1, 9, 12), (2, 3, 5, 12)])
+@pytest.mark.parametrize("shape", [(7, 12), (1, 9, 12), (18, 12), (2, 3, 5, 12)])
 def test_fused_equals_peft(bias: bool, shape: tuple[int, ...]) -> None:
+    """Few tokens add to the product; 18 fold the adapter forwards, 30 backwards too."""
     network = adapted(base_bias=bias)
     x = torch.randn(*shape)
     expected = gradients(network, x)
@@ -58,7 +59,8 @@ def test_fused_equals_peft(bias: bool, shape: tuple[int, ...]) -> None:
     found = gradients(network, x)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+        largest = float(value.abs().max())
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_an_input_without_gradient_gets_none() -> None:

@@ -1,0 +1,90 @@
+"""Fused norms and rotations compute what the modules' own code does, or step aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
+from tests.models import tiny_classifier
+
+
+def kinds(network: Any) -> set[str]:
+    return {
+        fused.__name__
+        for module in network.modules()
+        for fused in (FusedNorm, FusedRotary)
+        if isinstance(module, fused)
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"FusedNorm", "FusedRotary"}),
+        ("qwen3", {"FusedNorm", "FusedRotary"}),
+        ("gemma2", {"FusedRotary"}),
+        ("olmo", {"FusedRotary"}),
+        ("glm", {"FusedNorm"}),
+    ],
+)
+def test_what_differs_is_left_alone(family: str, expected: set[str]) -> None:
+    network = tiny_classifier(family)
+    fuse_elementwise(network)
+    assert kinds(network) == expected
+
+
+def outcome(run: Callable[[], Tensor], *leaves: Tensor) -> list[Tensor]:
+    out = run()
+    return [out.detach(), *torch.autograd.grad(out.sin().sum(), leaves)]
+
+
+def test_a_norm_and_its_gradients() -> None:
+    norm = tiny_classifier("llama").model.norm
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 5, 32, requires_grad=True)
+    expected = outcome(lambda: norm(x), x, norm.weight)
+    fuse_elementwise(norm)
+    assert isinstance(norm, FusedNorm)
+    found = outcome(lambda: norm(x), x, norm.weight)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_and_its_gradients() -> None:
+    """Under transformers' own attention, so that the rotation is all that differs in it."""
+    network = tiny_classifier("llama")
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    leaves = list(network.parameters())
+    expected = outcome(lambda: network(input_ids=ids).logits, *leaves)
+    fuse_elementwise(network)
+    found = outcome(lambda: network(input_ids=ids).logits, *leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max()))
+        )
+
+
+def test_half_precision_and_autocast_are_the_modules_own() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    half = tiny_classifier("llama").bfloat16()
+    full = tiny_classifier("llama")
+    expected = half(input_ids=ids).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected_cast = full(input_ids=ids).logits
+    fuse_elementwise(half)
+    fuse_elementwise(full)
+    assert torch.equal(half(input_ids=ids).logits, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(full(input_ids=ids).logits, expected_cast)
+
+
+def test_other_models_of_the_process_are_not_touched() -> None:
+    first, second = tiny_classifier("llama"), tiny_classifier("llama")
+    fuse_elementwise(first)
+    assert kinds(second) == set()
+    assert type(second.model.layers[0].self_attn) is not type(first.model.layers[0].self_attn)
