@@ -7,7 +7,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+# Two workers, one thread each: most tests wait for imports and processes.
+PYTEST_ARGS ?= --numprocesses 2 --dist worksteal
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNNABLE := $(VENV)/.runnable

@@ -161,6 +161,7 @@ def _batch_schema(batch: list[dict[str, Any]]) -> Any:
 ROW_FILES: Final[dict[str, Callable[[Path, Path], None]]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl_gz,
+    ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
