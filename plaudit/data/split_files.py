@@ -127,7 +127,7 @@ def _known_ending(path: Path) -> str:
     try:
         return row_file_ending(path)
     except OutputError:
-        # .ndjson is JSON Lines, and the compressed kinds that are not written are written plain.
+        # Compressed kinds that are not written are written plain.
         plain = path.name.lower().removesuffix(".gz")
         return next((ending for ending in ROW_FILES if plain.endswith(ending)), ".jsonl")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.mistakes import Along
-from plaudit.serve.scorer import RewardModel, Text
-from plaudit.types import Comparison, Message, Turns
+from plaudit.serve.scorer import RewardModel
+from plaudit.types import Comparison, Message, Text, Turns
 
 
 def along_of(model: RewardModel) -> Along:
