@@ -32,10 +32,12 @@ from plaudit.data.audit.shingles import (
 )
 from plaudit.data.audit.tools import Tools
 from plaudit.data.files import read_rows
+from plaudit.data.load import iterate
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
+from tests.unit.test_readers import EXAMPLES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from common.planting import KINDS, plant, ranked
@@ -249,6 +251,38 @@ def test_what_mending_makes_useless_is_dropped(tmp_path: Path, tools: Tools) -> 
         "exact_duplicates": 1,
     }
     assert cleaned.kept == 1
+
+
+@pytest.mark.parametrize("format_", EXAMPLES)
+def test_texts_of_every_format_are_mended(format_: str, tmp_path: Path, tools: Tools) -> None:
+    def spoilt(value: Any, key: str = "") -> Any:
+        if isinstance(value, str) and key not in ("role", "from", "winner"):
+            return value + "<|im_end|>"
+        if isinstance(value, list):
+            return [spoilt(item) for item in value]
+        if isinstance(value, dict):
+            return {name: spoilt(item, name) for name, item in value.items()}
+        return value
+
+    data = write_jsonl(tmp_path / "rows.jsonl", [spoilt(EXAMPLES[format_])])
+    source = Source(path=str(data), format=format_)
+    (given,) = (comparison for *_, comparison in iterate(source))
+    assert chat.special_tokens(given)
+    out = tmp_path / "fixed.jsonl"
+    cleaned = write_fixed(source, out, np.zeros(1, np.uint8))
+    assert cleaned.changed == {"special_tokens": 1}
+    (mended,) = (c for *_, c in iterate(Source(path=str(out), format=format_)))
+    assert not chat.special_tokens(mended)
+
+
+def test_of_equal_rows_on_both_sides_of_a_split_one_stays(tmp_path: Path, tools: Tools) -> None:
+    rows = [pair(f"Question {n}?", f"Yes {n}.", "No.", split="train") for n in range(4)]
+    rows += [pair("Question 2?", "Yes 2.", "No.", split="test")] * 2
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "fixed.jsonl"
+    cleaned = write_fixed(Source(path=str(data)), out, look(tools, data).verdict_N)
+    assert cleaned.dropped == {"split_column_leak": 1, "exact_duplicates": 1}
+    assert [row for _, row in read_rows(Source(path=str(out)))] == [*rows[:2], *rows[3:5]]
 
 
 def test_the_input_is_never_written_over(tmp_path: Path, tools: Tools) -> None:

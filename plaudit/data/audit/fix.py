@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.data import names
 from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.columns import digest_of
@@ -25,7 +26,7 @@ from plaudit.data.load import iterate
 from plaudit.data.parsed import Reader
 from plaudit.data.readers import choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.data.row_files import ROW_FILES, row_file_ending
+from plaudit.data.row_files import ROW_FILES, as_line, row_file_ending
 from plaudit.errors import OutputError
 from plaudit.files import write_atomically, writing
 from plaudit.recipe import Source
@@ -156,18 +157,25 @@ def _entries(
     seen: set[int] = set()
     for number, where, row, comparison in iterate(source):
         counts.rows += 1
-        reader = reader or choose_reader(row, where=where, name=source.format)
+        named = names.renamed_row(source, row)
+        reader = reader or choose_reader(named, where=where, name=source.format)
         verdict = int(verdict_N[number - 1])
         if verdict:
             yield _dropped(where, CHECKS[verdict - 1].name, CHECKS[verdict - 1].why, counts)
             continue
-        mended, done = _mended(row, reader, comparison)
+        mended, done = _mended(source, row, reader, comparison)
         if not done:
             counts.kept += 1
             seen.add(_key(comparison))
-            write(_line(row))
+            write(as_line(row))
             continue
-        again = to_comparison(reader, mended, number=number, where=where, source=comparison.source)
+        again = to_comparison(
+            reader,
+            names.renamed_row(source, mended),
+            number=number,
+            where=where,
+            source=comparison.source,
+        )
         reason = why_untrainable(again) if why_untrainable(comparison) is None else None
         if reason is not None:
             yield _dropped(where, reason, f"After mending: {EXPLANATIONS[reason]}.", counts)
@@ -179,7 +187,7 @@ def _entries(
             seen.add(_key(again))
             counts.changed_rows += 1
             counts.changed.update(done)
-            write(_line(mended))
+            write(as_line(mended))
             yield {
                 "where": where,
                 "action": "changed",
@@ -195,9 +203,11 @@ def _dropped(where: str, reason: str, why: str, counts: _Counts) -> dict[str, An
 
 
 def _mended(
-    row: Mapping[str, Any], reader: Reader, comparison: Comparison
+    source: Source, row: Mapping[str, Any], reader: Reader, comparison: Comparison
 ) -> tuple[dict[str, Any], list[str]]:
     """The row with its texts mended, and the names of the checks that this was for."""
+    read = {source.columns.get(name, name) for name in (*reader.columns, *reader.optional)}
+    keys = _TEXT_KEYS | {source.tags.get("content_tag")}
     done: list[str] = []
     mended = dict(row)
     bits = chat.problems(comparison)
@@ -205,7 +215,7 @@ def _mended(
         if not bits & (1 << list(chat.PROBLEMS).index(name)):
             continue
         new = {
-            column: _each_text(value, mend) if column in reader.columns else value
+            column: _each_text(value, mend, keys) if column in read else value
             for column, value in mended.items()
         }
         if new != mended:
@@ -213,15 +223,21 @@ def _mended(
     return mended, done
 
 
-def _each_text(value: Any, mend: Mend) -> Any:
+_TEXT_KEYS: Final[frozenset[str | None]] = frozenset(
+    {"content", "text", "value", "answer", "response", "completion", "full_text"}
+)
+"""Keys under which formats keep texts, or lists of messages, inside a column."""
+
+
+def _each_text(value: Any, mend: Mend, keys: frozenset[str | None]) -> Any:
     """The value with its texts mended; roles, types and other keys are names and stay."""
     if isinstance(value, str):
         return mend(value)
     if isinstance(value, list):
-        return [_each_text(item, mend) for item in value]
+        return [_each_text(item, mend, keys) for item in value]
     if isinstance(value, dict):
         return {
-            key: _each_text(item, mend) if key in ("content", "text") else item
+            key: _each_text(item, mend, keys) if key in keys else item
             for key, item in value.items()
         }
     return value
@@ -234,12 +250,8 @@ def _key(comparison: Comparison) -> int:
     return hash((comparison.group, tuple(graded)))
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
-
-
 def _sha256(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_line(row).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(as_line(row).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 assert set(MENDS) == {check.name for check in CHECKS if check.fix == "change"}

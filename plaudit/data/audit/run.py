@@ -210,14 +210,17 @@ def _finding(check: Check, found: Found | None, evidence: Evidence) -> dict[str,
 def _verdicts(found: dict[str, Found], data: int) -> npt.NDArray[np.uint8]:
     """For what each row is dropped: the first check of the table that drops it.
 
-    A near duplicate stays where the row that it repeats goes.
+    A near duplicate stays where the row that it repeats goes, and so does one exact duplicate.
     """
     verdict_N = np.zeros(data, np.uint8)
     for number, check in enumerate(CHECKS, start=1):
         if check.fix != "drop" or check.name not in found or check is BY_NAME["near_duplicates"]:
             continue
         hers = found[check.name]
-        rows_M = hers.rows_M if hers.drop_M is None else hers.drop_M
+        if check is BY_NAME["exact_duplicates"]:
+            rows_M = _but_one_of_each(hers, verdict_N)
+        else:
+            rows_M = hers.rows_M if hers.drop_M is None else hers.drop_M
         verdict_N[rows_M[verdict_N[rows_M] == 0]] = number
     near = found["near_duplicates"]
     assert near.like_M is not None, "a near duplicate is one of a row"
@@ -226,3 +229,13 @@ def _verdicts(found: dict[str, Found], data: int) -> npt.NDArray[np.uint8]:
         if verdict_N[row] == 0 and verdict_N[like] in (0, number):
             verdict_N[row] = number
     return verdict_N
+
+
+def _but_one_of_each(repeats: Found, verdict_N: npt.NDArray[np.uint8]) -> RowArray:
+    """Repeated rows without the one of each set that stays where the set's first row goes."""
+    assert repeats.like_M is not None, "an exact duplicate is one of a row"
+    staying: dict[int, int] = {}
+    for row, first in zip(repeats.rows_M.tolist(), repeats.like_M.tolist(), strict=True):
+        if verdict_N[first] and not verdict_N[row]:
+            staying.setdefault(first, row)
+    return np.setdiff1d(repeats.rows_M, np.array(list(staying.values()), np.int64))
