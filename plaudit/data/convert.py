@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from plaudit.data import names
 from plaudit.data.files import read_rows
+from plaudit.data.llamafactory import resolve
 from plaudit.data.load import iterate
 from plaudit.data.readers import SHARED_COLUMNS, choose_reader
 from plaudit.data.row_files import refuse_existing, row_file_ending, write_rows
@@ -87,14 +89,17 @@ def add_dataset_info(out: Path, writer: Writer) -> None:
 
 
 def _rows(source: Source, writer: Writer, pairs: Pairs, ledger: Ledger) -> Iterator[Row]:
+    source = resolve(source)
     where, first = next(read_rows(source))
-    reader = choose_reader(first, where=where, name=source.format)
+    reader = choose_reader(names.renamed_row(source, first), where=where, name=source.format)
     own = {*reader.columns, *reader.optional, *SHARED_COLUMNS}
 
     def outcomes() -> Iterator[Written]:
         for _, _, row, comparison in iterate(source):
             others = {
-                name: value for name, value in row.items() if name not in own and value is not None
+                name: value
+                for name, value in names.renamed_row(source, row).items()
+                if name not in own and value is not None
             }
             # An id that the file does not have would be one more column to explain.
             named = row.get("id") is not None or row.get("source") is not None

@@ -400,6 +400,7 @@ FILE_KINDS: Final[dict[str, Callable[[Path, str], Iterator[LocatedRow]]]] = {
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
     ".ndjson": _read_jsonl,
+    ".ndjson.gz": _read_jsonl,
     ".json": _read_json,
     ".json.gz": _read_json,
     ".csv": _read_csv,

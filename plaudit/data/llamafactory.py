@@ -41,8 +41,18 @@ _ELSEWHERE: Final = {
 
 
 def is_dataset_info(source: Source) -> bool:
-    """Whether a source is an entry of such a file: the path names it, ``subset`` the entry."""
-    return Path(source.path).name == FILE_NAME
+    """Whether a source is an entry of such a file: the path names it, ``subset`` the entry.
+
+    On command lines ``dataset_info.json:ENTRY`` names both.
+    """
+    return Path(source.path).name.partition(":")[0] == FILE_NAME
+
+
+def _entry_apart(source: Source) -> Source:
+    path, colon, entry = source.path.rpartition(":")
+    if not colon or Path(path).name != FILE_NAME:
+        return source
+    return source.model_copy(update={"path": path, "subset": entry})
 
 
 def resolve(source: Source) -> Source:
@@ -56,6 +66,7 @@ def resolve(source: Source) -> Source:
     """
     if not is_dataset_info(source):
         return source
+    source = _entry_apart(source)
     entry = _entry(source)
     where = f"{source.path}: {source.subset}"
     _refuse_unusable(entry, where)
@@ -79,7 +90,7 @@ def _entry(source: Source) -> Mapping[str, Any]:
     if source.subset is None:
         raise DataError(
             f"{source.path} describes {', '.join(entries) or 'nothing'}; choose an entry with"
-            " `subset`."
+            f" `subset`, on a command line as {FILE_NAME}:ENTRY."
         )
     if source.subset not in entries:
         near = difflib.get_close_matches(source.subset, entries, n=1)

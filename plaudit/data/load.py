@@ -15,7 +15,12 @@ from plaudit.arrow import MappedTable, RowArray
 from plaudit.data import embedded, files, hub, names
 from plaudit.data.llamafactory import resolve
 from plaudit.data.parsed import Reader
-from plaudit.data.readers import choose_reader, strength_of, to_comparison
+from plaudit.data.readers import (
+    choose_reader,
+    refuse_another_format,
+    strength_of,
+    to_comparison,
+)
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.store import OnRead, StoredComparisons, store_source
 from plaudit.errors import DataError
@@ -154,9 +159,12 @@ def _parse_all(
     unseen = names.Unseen(source)
     for number, (where, row) in enumerate(located, start=1):
         unseen.look(row)
+        named = names.renamed_row(source, row)
+        if source.format is None:
+            refuse_another_format(reader, named, where=where)
         comparison = to_comparison(
             reader,
-            names.renamed_row(source, row),
+            named,
             number=number,
             where=where,
             source=name,

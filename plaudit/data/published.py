@@ -119,7 +119,7 @@ def webgpt(row: Row) -> Parsed:
 def arena(row: Row) -> Parsed:
     """Chatbot Arena: two conversations and the winner."""
     winner = values.text(row, "winner")
-    leads = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "tie (bothbad)": 0.0}
+    leads = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "tie (bothbad)": 0.0, "both_bad": 0.0}
     if winner not in leads:
         raise DataError(f"winner is not among {', '.join(leads)}.")
     whole = pair_of_whole(
@@ -143,7 +143,7 @@ def _ranked(
 ) -> Parsed:
     """Responses with a rank each, the lowest the best."""
     ranks = [values.number(item, "rank") for item in items]
-    return Parsed(prompt=prompt, responses=responses, grades=tuple(-rank for rank in ranks))
+    return Parsed(prompt=prompt, responses=responses, grades=tuple(0.0 - rank for rank in ranks))
 
 
 def _answer(item: Row, index: int) -> Messages:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.data import benchmarks, chats, published, values
 from plaudit.data.parsed import Parsed, Reader, pair, pair_of_whole
+from plaudit.data.reasons import TIE
 from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns
 from plaudit.data.values import Row
 from plaudit.errors import DataError
@@ -52,14 +53,37 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
     raise DataError(f"{where}: {_misfit(row, having)}")
 
 
+def refuse_another_format(reader: Reader, row: Row, *, where: str) -> None:
+    """Whether a later row is still one of ``reader``'s, which the first row chose.
+
+    Some rows of another format can be read, but as something else: a prompt in a column of its own
+    would become metadata.
+
+    Raises:
+        DataError: it is not, and another format recognises it.
+    """
+    if _fits(reader, row):
+        return
+    other = next((one for one in READERS.values() if _fits(one, row)), None)
+    if other is not None:
+        raise DataError(
+            f"{where}: a row of {other.name}, but the first row chose {reader.name}; put each"
+            " format into a file of its own, or name one for all rows with `format`."
+        )
+
+
+def _fits(reader: Reader, row: Row) -> bool:
+    return row.keys() >= set(reader.columns) and reader.recognises(row)
+
+
 def to_comparison(
     reader: Reader, row: Row, *, number: int, where: str, source: str, graded: Graded = "ignore"
 ) -> Comparison:
     """The comparison of one row; ``number`` (from 1) and ``source`` name it when it has no id.
 
     ``graded`` says what becomes of how clear the preference is (:func:`strength_of`): the margin,
-    where the row has none of its own, or a factor of its weight. Judges only types, never
-    usefulness: see :func:`plaudit.data.reasons.why_untrainable`.
+    where the row has none of its own, or a factor of its weight; a row that would weigh nothing is
+    a tie. Judges only types, never usefulness: see :func:`plaudit.data.reasons.why_untrainable`.
 
     Raises:
         DataError: a column is missing or holds a value of the wrong type; it starts with ``where``.
@@ -97,7 +121,7 @@ def to_comparison(
                 if name not in own and isinstance(value, (str, int, float, bool))
             }
             | dict(parsed.metadata),
-            unusable=parsed.unusable,
+            unusable=TIE if graded == "weight" and strength == 0 else parsed.unusable,
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.data.files import local_files, source_name
+from plaudit.data.llamafactory import resolve
 from plaudit.data.load import iterate
 from plaudit.data.row_files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.split import By, assign_parts
@@ -61,6 +62,7 @@ def split_files(
         OutputError: a file is there already or cannot be written.
     """
     check_fractions(fractions)
+    source = resolve(source)
     names = list(fractions)
     ending = _ending(source)
     paths = [out / f"{name}{ending}" for name in names]

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from plaudit.cli.main import main
+from plaudit.data.files import read_rows
 from plaudit.data.load import load
 from plaudit.data.readers import READERS
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison, Turns
+from tests.conftest import write_jsonl
 
 RUN = Path(__file__).parents[1] / "fixtures" / "llama_factory" / "run"
 
@@ -217,3 +220,48 @@ def test_graded_needs_a_measure(tmp_path: Path) -> None:
     )
     loaded = load((Source(path=str(path), graded="margin"),), seed=1)
     assert [one.margin for one in loaded.comparisons] == [7.0, None]
+
+
+def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path) -> None:
+    """A weight of 0 is none, and a weight of 1 would count them more than clear ones."""
+    scores = [(8.0, 7.5), (8.0, 8.0)]
+    rows = [
+        {"prompt": f"{n}?", "chosen": "a", "rejected": "b", "score_chosen": c, "score_rejected": r}
+        for n, (c, r) in enumerate(scores)
+    ]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    loaded = load((Source(path=path, graded="weight"),), seed=1)
+    assert [comparison.weight for comparison in loaded.comparisons] == [0.5]
+    assert loaded.tally.dropped == {"tie": 1}
+    assert load((Source(path=path),), seed=1).tally.used == 2
+
+
+def test_a_later_row_of_another_format_is_an_error(tmp_path: Path) -> None:
+    """Its prompt would become metadata, and its answers be read without it."""
+    rows = [{"chosen": "One? Yes", "rejected": "One? No"}]
+    rows += [{"prompt": "Two?", "chosen": "Yes", "rejected": "No"}]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    said = complaint(Source(path=path))
+    assert "rows.jsonl:2: a row of explicit_text, but the first row chose implicit_text" in said
+    named = load((Source(path=path, format="implicit_text"),), seed=1)
+    assert named.tally.used == 2
+
+
+def test_an_entry_on_the_command_line(tmp_path: Path) -> None:
+    """``dataset_info.json:ENTRY`` is audited, mended, converted and split."""
+    row = {"q": "2+2?", "good": "4<|im_end|>", "bad": "5", "instruction": "not this", "topic": "a"}
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    given = info(tmp_path, [row, row | {"q": "2+3?"}], columns=columns)
+    path = f"{given.path}:{given.subset}"
+    run = ["data", "audit", path, "--fix", str(tmp_path / "clean.jsonl")]
+    assert main(run) == 0
+    (_, mended), _ = read_rows(Source(path=str(tmp_path / "clean.jsonl")))
+    assert mended == row | {"good": "4"}
+    out = tmp_path / "out.jsonl"
+    assert main(["data", "convert", path, "--to", "rewardbench", "--out", str(out)]) == 0
+    (_, converted), _ = read_rows(Source(path=str(out)))
+    assert (converted["prompt"], converted["chosen"]) == ("2+2?", "4<|im_end|>")
+    assert converted["topic"] == "a"
+    assert "q" not in converted
+    parts = ["--out", str(tmp_path / "parts"), "--fractions", "a=0.5,b=0.5"]
+    assert main(["data", "split", path, *parts]) == 0

@@ -70,11 +70,12 @@ def audit(
     from plaudit.cli.screen import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
+    from plaudit.data.llamafactory import resolve
     from plaudit.evaluate.folder import refuse_folder, write_folder
     from plaudit.recipe import Source
     from plaudit.report.audit import audit_files
 
-    sources = [Source(path=path, format=format_) for path in data]
+    sources = [resolve(Source(path=path, format=format_)) for path in data]
     if fix is not None:
         if len(sources) > 1:
             raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
@@ -137,11 +138,12 @@ def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
 
 def compared_with(eval_: Sequence[str], suites: Sequence[str]) -> list[Part]:
     """Held-out data and benchmarks, to compare with."""
+    from plaudit.data.llamafactory import resolve
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
 
     requests = [parse_request(asked) for asked in suites]
-    parts = parts_of([Source(path=path) for path in eval_], "eval")
+    parts = parts_of([resolve(Source(path=path)) for path in eval_], "eval")
     return parts + [_suite_part(request) for request in requests]
 
 
