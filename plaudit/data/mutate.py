@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Final
 
 from plaudit.data.operators.answers import best_response, last_text, prompt_text, with_text
 from plaudit.data.operators.table import Operator
@@ -100,12 +101,18 @@ def _pair(comparison: Comparison, best: Turns, altered: Turns, operator: Operato
         grades=(1.0, 1.0 if operator.kind == "preserving" else 0.0),
         margin=None,
         metadata={
-            **comparison.metadata,
+            **{name: v for name, v in comparison.metadata.items() if name not in _OF_THE_REJECTED},
             "subset": operator.name,
             "kind": operator.kind,
             "severity": operator.severity,
         },
     )
+
+
+_OF_THE_REJECTED: Final = frozenset(
+    {"strength", "score_chosen", "score_rejected", "rejected_model"}
+)
+"""Metadata of the response that the altered one stands in for: untrue of the new pair."""
 
 
 def _place(pair: Comparison, operators: Sequence[Operator]) -> int:

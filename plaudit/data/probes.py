@@ -90,7 +90,9 @@ def build_probes(comparisons: Iterable[Comparison], *, most: int = MOST, seed: i
             for name, operator in OPERATORS.items()
         }
         kept = {key: new for key, new in altered.items() if new is not None}
-        refused.update(f"{name} does not apply" for kind, name in altered.keys() - kept.keys())
+        refused.update(
+            f"{name} does not apply" for kind, name in altered if (kind, name) not in kept
+        )
         probes.append(
             Probe(
                 comparison=replace(

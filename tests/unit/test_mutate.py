@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plaudit.cli.main import main
 from plaudit.data.mutate import mutate
 from plaudit.data.operators.table import choose_operators
 from plaudit.types import Comparison, Message, Turns
+from tests.conftest import write_jsonl
 
 
 def comparison(name: str, responses: tuple[Turns, ...], grades: tuple[float, ...]) -> Comparison:
@@ -36,15 +43,11 @@ def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
         "chat-reversed_meaning",
         "chat-truncation",
     ]
-    assert (
-        made.refused
-        == {
-            "no text": 4,
-            "reversed_meaning does not apply": 1,
-            "truncation does not apply": 1,
-        }
-        or made.refused["no text"] == 2
-    )
+    assert made.refused == {
+        "no text": 2,
+        "reversed_meaning does not apply": 1,
+        "truncation does not apply": 1,
+    }
     first, _, third, _ = made.comparisons
     assert first.responses[0] == "Close the socket after it was read."
     assert (first.grades, first.group, first.prompt) == ((1.0, 0.0), "text", "Why?")
@@ -56,6 +59,26 @@ def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
     assert third.responses[0] == SAID
     assert third.responses[1][0].role == "assistant"  # type: ignore[union-attr]
     assert third.responses[1] != SAID
+
+
+def test_scores_of_the_old_pair_are_not_those_of_the_new() -> None:
+    old = {"strength": 2.0, "score_chosen": 8.5, "score_rejected": 3.0, "topic": "files"}
+    given = replace(ROWS[0], metadata=old, margin=2.0)
+    (pair,) = mutate([given], choose_operators(["reversed_meaning"]), seed=3).comparisons
+    assert pair.margin is None
+    assert set(pair.metadata) == {"topic", "subset", "kind", "severity"}
+
+
+def test_where_nothing_can_be_altered_it_is_said_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}]
+    data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    asked = ["--operators", "truncation", "--out", str(out)]
+    assert main(["data", "mutate", str(data), *asked]) == 2
+    said = capsys.readouterr().err
+    assert "none of the 1 rows can be altered: truncation does not apply 1." in said
+    assert not out.exists()
 
 
 def test_rewrites_make_ties_and_tricks_make_losers() -> None:

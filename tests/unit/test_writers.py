@@ -245,7 +245,7 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
 
 
 def test_the_tables_are_complete() -> None:
-    assert set(ROW_FILES) == {".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"}
+    assert set(ROW_FILES) == {".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet"}
     for name, writer in WRITERS.items():
         assert name == writer.name
         assert writer.description

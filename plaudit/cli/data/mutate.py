@@ -10,8 +10,10 @@ import typer
 
 from plaudit.cli import options
 from plaudit.cli.data.convert import ledger_lines
+from plaudit.errors import DataError
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from plaudit.data.operators.table import Operator
@@ -85,6 +87,10 @@ def mutate(
     ledger = Ledger()
     with console.status("altering"):
         made = run(comparisons, chosen, seed, per_row=per_row)
+        if not made.comparisons:
+            raise DataError(
+                f"none of the {len(comparisons):,} rows can be altered: {times(made.refused)}."
+            )
         outcomes = (write_comparison(writer, pair) for pair in made.comparisons)
         write_rows(out, only_written(ledger, outcomes))
     add_dataset_info(out, writer)
@@ -94,10 +100,14 @@ def mutate(
     made_from = f"{len(comparisons):,} rows and {len(chosen)} operators"
     lines = [f"{made_from} made {len(made.comparisons):,} pairs, in the format {writer.name}"]
     if made.refused:
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in made.refused.most_common())
-        lines.append(f"  none, by reason and times: {counts}")
+        lines.append(f"  none, by reason and times: {times(made.refused)}")
     for line in (*lines, *ledger_lines(ledger, out)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def times(refused: Counter[str]) -> str:
+    """Reasons, the most frequent first, each with how often."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in refused.most_common())
 
 
 def names_in(text: str) -> list[str]:
