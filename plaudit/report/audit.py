@@ -16,8 +16,9 @@ from plaudit.report.audit_words import (
     shown_details,
     shown_share,
 )
+from plaudit.report.pages import page_environment
 from plaudit.report.plots import BLUE, GREY, ORANGE, _figure, _legend, _save
-from plaudit.report.record import FORMATS, TEMPLATES, words
+from plaudit.report.record import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,17 +39,7 @@ def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]
 
 def render_audit(facts: Mapping[str, Any]) -> str:
     """The whole page: it loads nothing, and its own policy forbids scripts."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FORMATS)
+    environment = page_environment()
     environment.filters |= {"details": shown_details, "share": shown_share}
     found = [finding for finding in facts["findings"] if finding["rows"]]
     by_severity = [

@@ -13,10 +13,10 @@ from plaudit.errors import DataError
 from plaudit.files import write_text
 from plaudit.report import texts
 from plaudit.report.best_of import best_of_figure
+from plaudit.report.pages import page_environment
 from plaudit.report.pictures import inline_svg
 from plaudit.report.plots import Drawn, evaluation_plots, run_plots
 from plaudit.report.record import (
-    FORMATS,
     METRICS_FILE,
     MISTAKES_FILE,
     TEMPLATES,
@@ -127,24 +127,14 @@ def _pictures(drawn: Iterable[Drawn], prefix: str) -> list[tuple[str, str]]:
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
         plain = isinstance(value, str) and not isinstance(value, Markup)
         return texts.showable(value) if plain else value
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        # Every value, wherever it comes from: what cannot be seen or written is shown as a sign.
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FORMATS)
+    # Every value, wherever it comes from: what cannot be seen or written is shown as a sign.
+    environment = page_environment(finalize=shown)
     for function in (texts.brief, texts.conversation, texts.preview, texts.shade, texts.spark):
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from plaudit.files import write_text
-from plaudit.report.record import TEMPLATES
+from plaudit.report.pages import page_environment
 from plaudit.types import ShownComparison
 
 TEMPLATE: Final = "preview.html.jinja"
@@ -105,16 +105,7 @@ def write_preview(
 
     It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    page = page_environment()
     page.filters.update(visible=visible, escaped=escaped, sizes=sizes, counted=counted)
     page.globals["standing"] = standing
     write_text(
