@@ -130,7 +130,8 @@ def to_comparison(
 def strength_of(parsed: Parsed, row: Row) -> float | None:
     """How clear the preference is: the format's own measure, else how far two scores lie apart.
 
-    ``score_chosen`` and ``score_rejected`` are the columns of binarised data sets.
+    ``score_chosen`` and ``score_rejected`` are the columns of binarised data sets. Scores that
+    speak against the label make nothing clear: 0.
     """
     if parsed.strength is not None:
         return parsed.strength
@@ -138,7 +139,7 @@ def strength_of(parsed: Parsed, row: Row) -> float | None:
     if any(isinstance(score, bool) or not isinstance(score, (int, float)) for score in scores):
         return None
     chosen, rejected = (values.as_number(score, "score_chosen") for score in scores)
-    return abs(chosen - rejected)
+    return max(chosen - rejected, 0.0)
 
 
 def _parse(reader: Reader, row: Row, where: str) -> Parsed:

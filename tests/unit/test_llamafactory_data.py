@@ -224,7 +224,7 @@ def test_graded_needs_a_measure(tmp_path: Path) -> None:
 
 def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path) -> None:
     """A weight of 0 is none, and a weight of 1 would count them more than clear ones."""
-    scores = [(8.0, 7.5), (8.0, 8.0)]
+    scores = [(8.0, 7.5), (8.0, 8.0), (3.0, 8.0)]
     rows = [
         {"prompt": f"{n}?", "chosen": "a", "rejected": "b", "score_chosen": c, "score_rejected": r}
         for n, (c, r) in enumerate(scores)
@@ -232,8 +232,10 @@ def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path)
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     loaded = load((Source(path=path, graded="weight"),), seed=1)
     assert [comparison.weight for comparison in loaded.comparisons] == [0.5]
-    assert loaded.tally.dropped == {"tie": 1}
-    assert load((Source(path=path),), seed=1).tally.used == 2
+    assert loaded.tally.dropped == {"tie": 2}
+    assert load((Source(path=path),), seed=1).tally.used == 3
+    margins = load((Source(path=path, graded="margin"),), seed=1).comparisons
+    assert [comparison.margin for comparison in margins] == [0.5, 0.0, 0.0]
 
 
 def test_a_later_row_of_another_format_is_an_error(tmp_path: Path) -> None:
