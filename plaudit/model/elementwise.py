@@ -12,6 +12,7 @@ Shapes: D width of a norm or a head, the last dimension everywhere.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -33,10 +34,13 @@ def fuse_elementwise(network: nn.Module) -> None:
     """
     exchanged: dict[type, type] = {}
     for module in network.modules():
+        if "forward" in vars(module):
+            # Liger's kernel or a hook of accelerate runs in its place; a class cannot change it.
+            continue
         kind = type(module)
         if kind not in exchanged:
             exchanged[kind] = _exchange(module)
-        if exchanged[kind] is not kind and "forward" not in vars(module):
+        if exchanged[kind] is not kind:
             module.__class__ = exchanged[kind]
 
 
@@ -103,6 +107,9 @@ def _is_rms_norm(module: nn.Module) -> bool:
     parameters = dict(module.named_parameters())
     if set(parameters) != {"weight"} or not isinstance(vars(module).get("variance_epsilon"), float):
         return False
+    if len(inspect.signature(module.forward).parameters) != 1:
+        # Norms of hybrid models take a gate beside their input.
+        return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *parameters["weight"].shape[:1], generator=generator)
     weight = torch.randn(x.shape[-1], generator=generator)
@@ -165,7 +172,11 @@ def _with_rotary(kind: type) -> type:
 
 
 def _fused_rotary(own: Rotary) -> Rotary:
-    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # Some attentions (ModernBERT's) say as well which dimension the heads are.
+        if kwargs or len(args) != 4:
+            return own(*args, **kwargs)
+        q, k, cos, sin = args
         if not _ours(q, k, cos, sin) or cos.shape[-1] != q.shape[-1]:
             return own(q, k, cos, sin)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
