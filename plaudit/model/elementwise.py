@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from plaudit.model.exchange import Exchanged
+
 _ROTARY = "apply_rotary_pos_emb"
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
@@ -50,7 +52,7 @@ def _exchange(module: nn.Module) -> type:
     if isinstance(module, FusedNorm | FusedRotary):
         return kind
     if _is_rms_norm(module):
-        return type(kind.__name__, (FusedNorm, kind), {"__module__": kind.__module__})
+        return FusedNorm.of(kind)
     return _with_rotary(kind)
 
 
@@ -63,7 +65,7 @@ def _ours(*tensors: Tensor) -> bool:
 # ---- norms
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(Exchanged):
     """Mixed in before a norm whose code is Llama's: ``weight * x / rms(x)``."""
 
     weight: nn.Parameter
@@ -121,8 +123,21 @@ def _is_rms_norm(module: nn.Module) -> bool:
 # ---- rotary positions
 
 
-class FusedRotary(nn.Module):
-    """Marks an attention whose code calls the rotation below."""
+class FusedRotary(Exchanged):
+    """An attention whose code calls the rotation below.
+
+    The code looks the function up among its module's names, so a copy of it is given names of its
+    own, with one of them changed.
+    """
+
+    @classmethod
+    def of(cls, kind: type) -> type:
+        forward = vars(kind)["forward"]
+        names = {**forward.__globals__, _ROTARY: _fused_rotary(forward.__globals__[_ROTARY])}
+        copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
+        copy.__kwdefaults__ = forward.__kwdefaults__
+        members = {"__module__": kind.__module__, "forward": copy}
+        return type(kind.__name__, (cls, kind), members)
 
 
 class _Rotate(torch.autograd.Function):
@@ -153,22 +168,14 @@ class _Rotate(torch.autograd.Function):
 
 
 def _with_rotary(kind: type) -> type:
-    """An attention class whose own code calls the fused rotation, or the class as it is.
-
-    The code looks the function up among its module's names, so a copy of it is given names of its
-    own, with one of them changed.
-    """
+    """An attention class whose own code calls the fused rotation, or the class as it is."""
     forward = vars(kind).get("forward")
     if not isinstance(forward, FunctionType) or forward.__code__.co_freevars:
         return kind
     own = forward.__globals__.get(_ROTARY)
     if _ROTARY not in forward.__code__.co_names or own is None or not _is_plain(own):
         return kind
-    names = {**forward.__globals__, _ROTARY: _fused_rotary(own)}
-    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
-    copy.__kwdefaults__ = forward.__kwdefaults__
-    members = {"__module__": kind.__module__, "forward": copy}
-    return type(kind.__name__, (FusedRotary, kind), members)
+    return FusedRotary.of(kind)
 
 
 def _fused_rotary(own: Rotary) -> Rotary:
