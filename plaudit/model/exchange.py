@@ -24,6 +24,5 @@ class Exchanged(nn.Module):
 
 
 def _empty(mixin: type[Exchanged], kind: type) -> nn.Module:
-    made = mixin.of(kind)
-    module: nn.Module = made.__new__(made)
+    module: nn.Module = object.__new__(mixin.of(kind))
     return module

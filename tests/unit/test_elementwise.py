@@ -98,7 +98,7 @@ def test_an_attention_that_says_where_its_heads_are() -> None:
         cls_token_id=1,
         sep_token_id=2,
     )
-    network = ModernBertModel(config).eval()
+    network = ModernBertModel(config)
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = network(input_ids=ids).last_hidden_state
     fuse_elementwise(network)
