@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from plaudit.device import to_device
 from plaudit.errors import ModelError
 from plaudit.model import cpu_attention
-from plaudit.model.last_layer import attend_scored
+from plaudit.model.last_layer import attend_scored, few_scored
 from plaudit.types import PackedLayout
 
 PACKED_ATTENTION = "plaudit_packed"
@@ -113,7 +113,7 @@ def packed_attention(
     settings = Settings(
         scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
     )
-    if queries_R is not None:
+    if queries_R is not None and few_scored(packed_layout):
         out_1HTD = attend_scored(
             query_1HTD,
             key_1GTD,
@@ -156,7 +156,7 @@ def choose_backend(query: Tensor, settings: Settings) -> str:
         return "explicit"
     if query.device.type == "cpu" and settings.window is None and cpu_attention.available():
         return "cpu"
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_available():
+    if query.is_cuda and varlen_available() and _varlen_takes(query):
         return "varlen"
     return "sdpa"
 
@@ -362,6 +362,20 @@ class VarlenCall:
     function: Callable[..., Any]
     has_window: bool
     has_gqa: bool
+
+
+def _varlen_takes(query: Tensor) -> bool:
+    """Whether flash attention, which is behind the call, has a kernel for such heads on this GPU.
+
+    It needs half precision, Ampere or newer, and heads whose width is a multiple of 8 up to 256.
+    """
+    width = query.shape[-1]
+    return (
+        query.dtype in (torch.float16, torch.bfloat16)
+        and width % 8 == 0
+        and width <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 @functools.cache

@@ -12,6 +12,7 @@ Shapes: D width of a norm or a head, the last dimension everywhere.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from plaudit.model.exchange import Exchanged
 
 _ROTARY = "apply_rotary_pos_emb"
 
@@ -33,10 +36,13 @@ def fuse_elementwise(network: nn.Module) -> None:
     """
     exchanged: dict[type, type] = {}
     for module in network.modules():
+        if "forward" in vars(module):
+            # Liger's kernel or a hook of accelerate runs in its place; a class cannot change it.
+            continue
         kind = type(module)
         if kind not in exchanged:
             exchanged[kind] = _exchange(module)
-        if exchanged[kind] is not kind and "forward" not in vars(module):
+        if exchanged[kind] is not kind:
             module.__class__ = exchanged[kind]
 
 
@@ -46,7 +52,7 @@ def _exchange(module: nn.Module) -> type:
     if isinstance(module, FusedNorm | FusedRotary):
         return kind
     if _is_rms_norm(module):
-        return type(kind.__name__, (FusedNorm, kind), {"__module__": kind.__module__})
+        return FusedNorm.of(kind)
     return _with_rotary(kind)
 
 
@@ -59,7 +65,7 @@ def _ours(*tensors: Tensor) -> bool:
 # ---- norms
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(Exchanged):
     """Mixed in before a norm whose code is Llama's: ``weight * x / rms(x)``."""
 
     weight: nn.Parameter
@@ -103,6 +109,9 @@ def _is_rms_norm(module: nn.Module) -> bool:
     parameters = dict(module.named_parameters())
     if set(parameters) != {"weight"} or not isinstance(vars(module).get("variance_epsilon"), float):
         return False
+    if len(inspect.signature(module.forward).parameters) != 1:
+        # Norms of hybrid models take a gate beside their input.
+        return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *parameters["weight"].shape[:1], generator=generator)
     weight = torch.randn(x.shape[-1], generator=generator)
@@ -114,8 +123,21 @@ def _is_rms_norm(module: nn.Module) -> bool:
 # ---- rotary positions
 
 
-class FusedRotary(nn.Module):
-    """Marks an attention whose code calls the rotation below."""
+class FusedRotary(Exchanged):
+    """An attention whose code calls the rotation below.
+
+    The code looks the function up among its module's names, so a copy of it is given names of its
+    own, with one of them changed.
+    """
+
+    @classmethod
+    def of(cls, kind: type) -> type:
+        forward = vars(kind)["forward"]
+        names = {**forward.__globals__, _ROTARY: _fused_rotary(forward.__globals__[_ROTARY])}
+        copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
+        copy.__kwdefaults__ = forward.__kwdefaults__
+        members = {"__module__": kind.__module__, "forward": copy}
+        return type(kind.__name__, (cls, kind), members)
 
 
 class _Rotate(torch.autograd.Function):
@@ -146,26 +168,22 @@ class _Rotate(torch.autograd.Function):
 
 
 def _with_rotary(kind: type) -> type:
-    """An attention class whose own code calls the fused rotation, or the class as it is.
-
-    The code looks the function up among its module's names, so a copy of it is given names of its
-    own, with one of them changed.
-    """
+    """An attention class whose own code calls the fused rotation, or the class as it is."""
     forward = vars(kind).get("forward")
     if not isinstance(forward, FunctionType) or forward.__code__.co_freevars:
         return kind
     own = forward.__globals__.get(_ROTARY)
     if _ROTARY not in forward.__code__.co_names or own is None or not _is_plain(own):
         return kind
-    names = {**forward.__globals__, _ROTARY: _fused_rotary(own)}
-    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
-    copy.__kwdefaults__ = forward.__kwdefaults__
-    members = {"__module__": kind.__module__, "forward": copy}
-    return type(kind.__name__, (FusedRotary, kind), members)
+    return FusedRotary.of(kind)
 
 
 def _fused_rotary(own: Rotary) -> Rotary:
-    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # Some attentions (ModernBERT's) say as well which dimension the heads are.
+        if kwargs or len(args) != 4:
+            return own(*args, **kwargs)
+        q, k, cos, sin = args
         if not _ours(q, k, cos, sin) or cos.shape[-1] != q.shape[-1]:
             return own(q, k, cos, sin)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.device import to_device
+from plaudit.model.exchange import Exchanged
 from plaudit.types import PackedLayout
 
 
@@ -46,7 +48,7 @@ class _Pass(threading.local):
 _PASS = _Pass()
 
 
-class ScoredRows(nn.Module):
+class ScoredRows(Exchanged):
     """Mixed in before a decoder layer's class: a packed row's scored tokens alone come out."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -74,8 +76,7 @@ def narrow_last_layer(body: Any) -> None:
         return
     if "forward" in vars(layer) or not _hook(layer):
         return
-    kind = type(layer)
-    layer.__class__ = type(kind.__name__, (ScoredRows, kind), {"__module__": kind.__module__})
+    layer.__class__ = ScoredRows.of(type(layer))
 
 
 def is_narrowed(body: Any) -> bool:
@@ -147,6 +148,11 @@ def scored_rows(layout: PackedLayout, device: torch.device) -> Tensor:
     return rows_R
 
 
+MOST_SCORED = 64
+"""Scored tokens of a tree, on average over tokens, up to which their attention is written out: its
+weights then take about the room of one activation."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowPlan:
     """Per tree its tokens, its scored tokens, and which of the former each of the latter sees."""
@@ -154,6 +160,27 @@ class RowPlan:
     tokens: list[int]
     scored: list[int]
     masks_KS: list[Tensor]
+
+
+def few_scored(layout: PackedLayout) -> bool:
+    """Whether writing the scored tokens' attention out takes little memory.
+
+    It holds a weight for each scored token and each token of its tree: little for the ends of
+    responses, but the square of the length where a reward is read at every token.
+    """
+    weights = layout.cache.get("written_weights")
+    if weights is None:
+        weights = layout.cache["written_weights"] = sum(
+            size * (bisect_left(layout.ends, start + size) - bisect_left(layout.ends, start))
+            for start, size in _trees(layout)
+        )
+    return weights <= MOST_SCORED * sum(size for _, size in _trees(layout))
+
+
+def _trees(layout: PackedLayout) -> Iterator[tuple[int, int]]:
+    """Where each tree starts, and its tokens."""
+    for start, prefix, lengths in zip(layout.starts, layout.prefixes, layout.branches, strict=True):
+        yield start, prefix + sum(lengths)
 
 
 def attend_scored(

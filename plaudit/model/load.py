@@ -501,11 +501,12 @@ def choose_layout(
     packed: Batcher,
     padded: Batcher,
     affine: Affine = Affine(),
+    autocast: torch.dtype | None = None,
 ) -> Prepared:
     """Packed where the architecture is proven and the probe on the loaded weights agrees.
 
     No model trains or scores packed before its probe has passed; a mismatch switches to padded
-    batches, aloud.
+    batches, aloud. ``autocast`` is the precision that the model will run under, if any.
 
     Raises:
         ModelError: packed was asked for by name and is not possible.
@@ -521,7 +522,7 @@ def choose_layout(
         narrow_last_layer(body)
     module = as_reward_module(network, affine)
     plain = classifier(network).config._attn_implementation
-    note = _why_padded(module, asked, packed=packed, padded=padded)
+    note = _why_padded(module, asked, packed=packed, padded=padded, autocast=autocast)
     if note is None:
         return Prepared(module=module, layout="packed", note=None)
     if asked == "packed":
@@ -536,7 +537,12 @@ def choose_layout(
 
 
 def _why_padded(
-    module: RewardModule, asked: str, *, packed: Batcher, padded: Batcher
+    module: RewardModule,
+    asked: str,
+    *,
+    packed: Batcher,
+    padded: Batcher,
+    autocast: torch.dtype | None,
 ) -> str | None:
     if asked == "padded":
         return "model.attention is padded"
@@ -545,7 +551,7 @@ def _why_padded(
     reason = why_not_packed(classifier(module.network).config)
     if reason is not None:
         return reason
-    result = probe(module, packed, padded)
+    result = probe(module, packed, padded, autocast=autocast)
     if result.passed:
         return None
     return (

@@ -47,13 +47,20 @@ class FusedLinear(Linear):
         return out
 
     def _is_plain(self, name: str) -> bool:
-        """One adapter on a frozen dense layer, no dropout, no variant (DoRA and others)."""
+        """One adapter on a frozen dense layer, no dropout, no variant (DoRA and others).
+
+        A base bias that trains (``lora.bias``) would get no gradient here. Thin layers that are no
+        plain ones hold their weights elsewhere: FSDP gathers them when it is called.
+        """
         if self.disable_adapters or self.merged or name not in self.lora_A or self.lora_variant:
             return False
         base, dropout = self.base_layer, self.lora_dropout[name]
         return (
             type(base) is nn.Linear
             and not base.weight.requires_grad
+            and (base.bias is None or not base.bias.requires_grad)
+            and type(self.lora_A[name]) is nn.Linear
+            and type(self.lora_B[name]) is nn.Linear
             and self.lora_B[name].bias is None
             and (not self.training or not isinstance(dropout, nn.Dropout) or dropout.p == 0.0)
             # ZeRO-3 gathers a layer's weights when that layer is called, and here it is not.
@@ -79,7 +86,8 @@ class _LoraLinear(torch.autograd.Function):
             out = F.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
         else:
             out = F.linear(x, weight, bias)
-            out.flatten(0, -2).addmm_(x_TI @ a.T, b.T, alpha=scaling)
+            # A view, never a copy: what is added must arrive in `out`.
+            out.view(-1, out.shape[-1]).addmm_(x_TI @ a.T, b.T, alpha=scaling)
         ctx.save_for_backward(x_TI, weight, a, b)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit.model.attention import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule, classifier
@@ -44,8 +44,17 @@ def probe_trees(vocabulary: int) -> list[TokenTree]:
     ]
 
 
-def probe(module: DecoderRewardModule, packed: Batcher, padded: Batcher) -> ProbeResult:
+def probe(
+    module: DecoderRewardModule,
+    packed: Batcher,
+    padded: Batcher,
+    *,
+    autocast: torch.dtype | None = None,
+) -> ProbeResult:
     """Compare packed with one-sequence-at-a-time on the loaded weights.
+
+    ``autocast`` is the precision that training will run under, None for that of the weights: it
+    decides which attention runs on a GPU.
 
     The model comes with the attention transformers chose for it (not every architecture has
     SDPA) and leaves with packed attention, in the mode (training or not) it came in.
@@ -60,17 +69,30 @@ def probe(module: DecoderRewardModule, packed: Batcher, padded: Batcher) -> Prob
             for tree in trees
             for branch in tree.branches
         ]
-        separate_RD = torch.cat([_hidden(module, padded.collate([tree])) for tree in alone])
+        separate_RD = torch.cat(
+            [_hidden(module, padded.collate([tree]), autocast) for tree in alone]
+        )
         network.set_attn_implementation(PACKED_ATTENTION)
-        packed_RD = _hidden(module, packed.collate(trees))
+        packed_RD = _hidden(module, packed.collate(trees), autocast)
     finally:
         module.train(training)
     largest = separate_RD.abs().max().clamp_min(1e-12)
     difference = float((packed_RD - separate_RD).abs().max() / largest)
-    dtype = next(iter(network.base_model.parameters())).dtype
-    return ProbeResult(difference=difference, tolerance=TOLERANCE.get(dtype, 6e-2))
+    return ProbeResult(difference=difference, tolerance=_tolerance(network.base_model, autocast))
+
+
+def _tolerance(body: nn.Module, autocast: torch.dtype | None) -> float:
+    """That of the coarsest precision in use; 4-bit weights compute in half precision.
+
+    A quantized body has fp32 embeddings and norms beside them, so no one tensor tells.
+    """
+    used = {parameter.dtype for parameter in body.parameters()}
+    if autocast is not None:
+        used.add(autocast)
+    return max(TOLERANCE.get(dtype, 6e-2) for dtype in used)
 
 
 @torch.no_grad()
-def _hidden(module: DecoderRewardModule, batch: Batch) -> Tensor:
-    return module.hidden(batch).float()
+def _hidden(module: DecoderRewardModule, batch: Batch, autocast: torch.dtype | None) -> Tensor:
+    with torch.autocast(batch.ends_R.device.type, dtype=autocast, enabled=autocast is not None):
+        return module.hidden(batch).float()

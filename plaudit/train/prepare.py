@@ -208,6 +208,7 @@ def _build_model(
         packed=batchers["packed"],
         padded=batchers["padded"],
         affine=Affine() if begun is None else begun.facts.affine,
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
     )
     batcher = batchers[model.layout]
     wrapped = bool(args.fsdp) or args.deepspeed is not None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import ModernBertConfig, ModernBertModel
 
 from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
 from tests.models import tiny_classifier
@@ -81,6 +82,62 @@ def test_half_precision_and_autocast_are_the_modules_own() -> None:
     assert torch.equal(half(input_ids=ids).logits, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(full(input_ids=ids).logits, expected_cast)
+
+
+def test_an_attention_that_says_where_its_heads_are() -> None:
+    """ModernBERT calls the rotation with one argument more."""
+    config = ModernBertConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    network = ModernBertModel(config)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = network(input_ids=ids).last_hidden_state
+    fuse_elementwise(network)
+    torch.testing.assert_close(network(input_ids=ids).last_hidden_state, expected)
+
+
+class Gated(torch.nn.Module):
+    """A norm as hybrid models have it: Llama's, and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        if gate is not None:
+            hidden_states = hidden_states * torch.nn.functional.silu(gate)
+        scale = hidden_states.square().mean(-1, keepdim=True).add(self.variance_epsilon).rsqrt()
+        return self.weight * (hidden_states * scale)
+
+
+def test_a_norm_with_a_gate_is_left_alone() -> None:
+    network = torch.nn.Sequential(Gated())
+    fuse_elementwise(network)
+    assert kinds(network) == set()
+
+
+def test_a_forward_put_on_an_instance_is_not_tried() -> None:
+    """Liger's kernel would refuse the CPU tensors of the trial."""
+
+    def on_a_gpu(hidden_states: Tensor) -> Tensor:
+        raise ValueError("cpu tensor")
+
+    network = tiny_classifier("llama")
+    network.model.norm.forward = on_a_gpu
+    network.model.layers[0].input_layernorm.forward = on_a_gpu
+    fuse_elementwise(network)
+    assert not isinstance(network.model.norm, FusedNorm)
+    assert isinstance(network.model.layers[1].input_layernorm, FusedNorm)
 
 
 def test_other_models_of_the_process_are_not_touched() -> None:

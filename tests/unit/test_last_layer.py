@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from plaudit.model import last_layer
 from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
 from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
 from plaudit.model.lora import fuse_lora
@@ -45,9 +48,14 @@ def test_the_last_layer_computes_scored_rows_alone() -> None:
     assert scored_rows_of_mlp(narrowed(packed("llama"))) == [6]
 
 
+@pytest.mark.parametrize("most", [last_layer.MOST_SCORED, 0])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "phi", "gpt_neox"])
-def test_any_token_can_be_read(family: str) -> None:
-    """Prompt tokens and the middles of branches too, under windows and soft-caps."""
+def test_any_token_can_be_read(family: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt tokens and the middles of branches too, under windows and soft-caps.
+
+    Where many are read, no attention is written out: the backends compute it.
+    """
+    monkeypatch.setattr(last_layer, "MOST_SCORED", most)
     module = packed(family)
     batch = pack(TREES, CPU)
     every = batch.read_at(range(batch.ids_1T.shape[1]))
@@ -56,6 +64,14 @@ def test_any_token_can_be_read(family: str) -> None:
     narrowed(module)
     torch.testing.assert_close(module(every), expected_T, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(module(some), expected_T[some.ends_R], rtol=1e-5, atol=1e-5)
+
+
+def test_reading_every_token_of_a_long_text_is_not_written_out() -> None:
+    batch = pack(make_trees([(10, (300,))]), CPU)
+    assert last_layer.few_scored(batch.layout)
+    assert not last_layer.few_scored(batch.read_at(range(10, 310)).layout)
+    pairs = pack(make_trees([(10, (300, 280)), (0, (5, 7)), (40, (9,))]), CPU)
+    assert last_layer.few_scored(pairs.layout)
 
 
 def test_a_padded_call_is_the_layers_own() -> None:
@@ -78,6 +94,20 @@ def test_an_adapter_merged_afterwards_leaves_it_working() -> None:
     expected_R = narrowed(DecoderRewardModule(network))(pack(TREES, CPU))
     merged = DecoderRewardModule(network.merge_and_unload())  # type: ignore[operator]
     torch.testing.assert_close(merged(pack(TREES, CPU)), expected_R, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_can_be_pickled() -> None:
+    """As for another process; all three kinds of exchanged classes."""
+    module = packed("llama")
+    fuse_elementwise(module.network)
+    narrowed(module)
+    expected_R = module(pack(TREES, CPU))
+    sent = pickle.loads(pickle.dumps(module))
+    assert is_narrowed(sent.network.base_model)
+    layer = sent.network.base_model.layers[0]
+    assert isinstance(layer.input_layernorm, FusedNorm)
+    assert isinstance(layer.self_attn, FusedRotary)
+    torch.testing.assert_close(sent(pack(TREES, CPU)), expected_R)
 
 
 def test_copies_and_threads_do_not_meet() -> None:

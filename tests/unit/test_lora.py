@@ -63,6 +63,18 @@ def test_fused_equals_peft(bias: bool, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6 * largest)
 
 
+@pytest.mark.parametrize("kind", ["all", "lora_only"])
+def test_a_bias_that_trains_gets_its_gradient(kind: str) -> None:
+    network = adapted(base_bias=True, bias=kind)
+    x = torch.randn(6, 12)
+    expected = gradients(network, x)
+    assert "base_model.model.proj.base_layer.bias" in expected
+    fuse_lora(network)
+    found = gradients(network, x)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected)
+
+
 def test_an_input_without_gradient_gets_none() -> None:
     network = adapted()
     fuse_lora(network)

@@ -31,8 +31,8 @@ from plaudit.model.load import (
     refuse_too_long,
     trainable_parameters,
 )
-from plaudit.model.module import as_reward_module, classifier
-from plaudit.model.probe import ProbeResult, probe_trees
+from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
+from plaudit.model.probe import ProbeResult, probe, probe_trees
 from plaudit.model.scoring import score_trees
 from plaudit.serve.scorer import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
@@ -324,6 +324,44 @@ def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(scores(network), expected)
     with pytest.raises(ModelError, match=r"packed was asked for, but the load-time probe"):
         chosen(tiny_classifier(), "packed")
+
+
+def test_the_probe_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU another attention runs in half precision: that one must be tried."""
+    from plaudit.model import attention
+
+    seen: set[torch.dtype] = set()
+    own = attention.BACKENDS["cpu"]
+
+    def watched(query: Tensor, *others: Any) -> Tensor:
+        seen.add(query.dtype)
+        return own(query, *others)
+
+    monkeypatch.setitem(attention.BACKENDS, "cpu", watched)
+    batchers = make_batchers(400, CPU, PAD)
+    for autocast, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        seen.clear()
+        prepared = choose_layout(
+            tiny_classifier(),
+            "auto",
+            packed=batchers["packed"],
+            padded=batchers["padded"],
+            autocast=autocast,
+        )
+        assert (prepared.layout, seen) == ("packed", {expected})
+
+
+def test_a_probe_allows_for_the_coarsest_precision_of_a_body() -> None:
+    """A quantized one has fp32 embeddings: the first tensor does not tell."""
+    batchers = make_batchers(400, CPU, PAD)
+    full, mixed = tiny_classifier(), tiny_classifier()
+    mlp = mixed.model.layers[1].mlp.bfloat16()
+    mlp.register_forward_pre_hook(lambda _, inputs: tuple(x.bfloat16() for x in inputs))
+    tolerances = [
+        probe(DecoderRewardModule(network), batchers["packed"], batchers["padded"]).tolerance
+        for network in (full, mixed)
+    ]
+    assert tolerances == [1e-3, 6e-2]
 
 
 def test_a_failed_probe_is_recorded(
