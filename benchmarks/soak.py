@@ -59,7 +59,7 @@ def judge(tally: Tally, answer: Answer, expected: Sequence[float]) -> None:
         tally.seconds.append(answer.seconds)
         found = answer.json()["rewards"]
         tally.wrong += any(abs(a - b) > TOLERANCE for a, b in zip(found, expected, strict=True))
-    elif answer.status in REFUSALS:
+    elif answer.status in REFUSALS and answer.retry_after is not None:
         tally.ends[f"refused {answer.status}"] += 1
     else:
         tally.ends[f"failed {answer.status}"] += 1

@@ -70,11 +70,12 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, body and seconds of one exchange."""
+    """Status, body and seconds of one exchange, and the seconds after which to come back."""
 
     status: int
     body: bytes
     seconds: float
+    retry_after: int | None
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -109,7 +110,13 @@ class Connection:
         self._used = time.perf_counter()
         if b"connection: close" in head:
             self.close()
-        return Answer(int(head.split(b" ", 2)[1]), content, time.perf_counter() - began)
+        again = re.search(rb"retry-after: (\d+)", head)
+        return Answer(
+            status=int(head.split(b" ", 2)[1]),
+            body=content,
+            seconds=time.perf_counter() - began,
+            retry_after=None if again is None else int(again[1]),
+        )
 
     def close(self) -> None:
         if self._streams is not None:
