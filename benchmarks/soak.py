@@ -30,7 +30,7 @@ from serving import pair_bodies, pair_rows
 QUESTION = "soak"
 TOLERANCE = 1e-5
 DISTINCT = 400
-REFUSALS = frozenset({429, 503, 504})
+REFUSALS = frozenset({503, 504})
 
 
 @dataclass(slots=True)

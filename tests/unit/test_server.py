@@ -237,7 +237,7 @@ def test_what_is_over_the_limits_is_told_when_to_come_back(
         waiting = [pool.submit(server.post, "/v1/rewards", BODY) for _ in range(2)]
         until(lambda: server.engine._accepted == 2)
         refused = server.post("/v1/rewards", BODY)
-        error(refused, 429, "overloaded")
+        error(refused, 503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         slow_model.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
