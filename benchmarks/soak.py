@@ -30,7 +30,7 @@ from serving import pair_bodies, pair_rows
 QUESTION = "soak"
 TOLERANCE = 1e-5
 DISTINCT = 400
-REFUSALS = frozenset({429, 503, 504})
+REFUSALS = frozenset({503, 504})
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ def judge(tally: Tally, answer: Answer, expected: Sequence[float]) -> None:
         tally.seconds.append(answer.seconds)
         found = answer.json()["rewards"]
         tally.wrong += any(abs(a - b) > TOLERANCE for a, b in zip(found, expected, strict=True))
-    elif answer.status in REFUSALS:
+    elif answer.status in REFUSALS and answer.retry_after is not None:
         tally.ends[f"refused {answer.status}"] += 1
     else:
         tally.ends[f"failed {answer.status}"] += 1

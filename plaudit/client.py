@@ -9,6 +9,7 @@ who sends and who waits.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -68,7 +69,7 @@ class Send:
 
     method: str
     path: str
-    body: Mapping[str, Any] | None = None
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,9 @@ class Protocol:
         """The JSON of a 200, asked again while the server is away or busy."""
         if body is not None and self.model is not None:
             body["model"] = self.model
+        content = None if body is None else _as_json(body)
         for attempt in range(self.retries + 1):
-            reply = yield Send(method=method, path=path, body=body)
+            reply = yield Send(method=method, path=path, content=content)
             assert reply is not None
             if isinstance(reply, httpx.Response) and reply.is_success:
                 with self._as_agreed():
@@ -148,7 +150,9 @@ class Protocol:
         Exponential, between half and all of it by chance, so that clients that failed together do
         not come back together. What the server asks for in Retry-After counts instead.
         """
-        own = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**attempt) * self.chance.uniform(0.5, 1.0)
+        own = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt, 16)) * self.chance.uniform(
+            0.5, 1.0
+        )
         if isinstance(reply, httpx.TransportError):
             return None if isinstance(reply, httpx.UnsupportedProtocol) else own
         if reply.status_code not in BUSY:
@@ -306,7 +310,7 @@ class RewardClient:
                     time.sleep(step.seconds)
                     continue
                 try:
-                    reply = self._http.request(step.method, step.path, json=step.body)
+                    reply = self._http.request(step.method, step.path, content=step.content)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as done:
@@ -414,7 +418,7 @@ class AsyncRewardClient:
                     await asyncio.sleep(step.seconds)
                     continue
                 try:
-                    reply = await self._http.request(step.method, step.path, json=step.body)
+                    reply = await self._http.request(step.method, step.path, content=step.content)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as done:
@@ -430,11 +434,17 @@ def _checked(url: str, retries: int) -> str:
         raise DataError(f"retries is {retries}; give 0 or more.")
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url!r} is no address; give one like http://127.0.0.1:8000.")
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise DataError(f"{url!r} is no address ({error}); mend it.") from None
     return url.rstrip("/")
 
 
 def _settings(url: str, token: str | None, timeout: float) -> dict[str, Any]:
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     return {"base_url": url.rstrip("/") + "/", "headers": headers, "timeout": timeout}
 
 
@@ -452,6 +462,21 @@ def _plain(text: Text) -> str | list[dict[str, Any]]:
             "A message needs role and content; give [{'role': 'user', 'content': …}] or plain text."
         )
     return [dict(message) for message in text]
+
+
+def _as_json(body: Mapping[str, Any]) -> bytes:
+    """The body of a request.
+
+    Raises:
+        RequestRefusedError: a message holds what JSON or UTF-8 has no form for.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise RequestRefusedError(
+            f"This cannot be sent as JSON ({error}); give texts of whole characters, and messages "
+            "of plain values."
+        ) from None
 
 
 def _rewards_of(answer: Mapping[str, Any]) -> Rewards:

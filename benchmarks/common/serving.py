@@ -18,6 +18,9 @@ from typing import Any
 
 ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
 START_SECONDS = 120
+# As aiohttp's. A server closes connections that were idle for longer, and a request that is sent at
+# that moment is lost whatever the server does.
+IDLE_SECONDS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +70,12 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, body and seconds of one exchange."""
+    """Status, body and seconds of one exchange, and the seconds after which to come back."""
 
     status: int
     body: bytes
     seconds: float
+    retry_after: int | None
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -83,11 +87,12 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def post(self, path: str, body: bytes) -> Answer:
         began = time.perf_counter()
-        if self._streams is not None and self._streams[0].at_eof():
-            # The server closes connections that were idle for long, as any HTTP client must expect.
+        idle = began - self._used
+        if self._streams is not None and (idle > IDLE_SECONDS or self._streams[0].at_eof()):
             self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -102,9 +107,16 @@ class Connection:
         length = re.search(rb"content-length: (\d+)", head)
         assert length is not None, head
         content = await reader.readexactly(int(length[1]))
+        self._used = time.perf_counter()
         if b"connection: close" in head:
             self.close()
-        return Answer(int(head.split(b" ", 2)[1]), content, time.perf_counter() - began)
+        again = re.search(rb"retry-after: (\d+)", head)
+        return Answer(
+            status=int(head.split(b" ", 2)[1]),
+            body=content,
+            seconds=time.perf_counter() - began,
+            retry_after=None if again is None else int(again[1]),
+        )
 
     def close(self) -> None:
         if self._streams is not None:

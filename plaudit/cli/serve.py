@@ -29,7 +29,7 @@ def serve(
         int | None, typer.Option(min=1, help="Tokens computed at once.")
     ] = None,
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Requests accepted at a time; others get 429.")
+        int, typer.Option(min=1, help="Requests accepted at a time; others get 503.")
     ] = 1024,
     request_timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds a request may take.")

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from plaudit import __version__
 from plaudit.errors import PlauditError
 from plaudit.serve.engine import Engine, Outcome
-from plaudit.serve.errors import documented, error_response, from_status, from_validation
+from plaudit.serve.errors import documented, from_status, from_validation
 from plaudit.serve.gate import Exchange, Gate, failure
 from plaudit.serve.metrics import CONTENT_TYPE
 from plaudit.serve.page import add_page
@@ -152,7 +152,7 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
 async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request) -> Scored:
     """The one path from any protocol's request to rewards."""
     began = time.monotonic()
-    exchange: Exchange = request.scope["state"]["exchange"]
+    exchange = _exchange(request)
     deadline = exchange.began + _timeout(engine, request)
     client = _client(request)
     limit = engine.settings.max_conversations
@@ -161,7 +161,7 @@ async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request)
         raise RefusalError(
             "bad_request", f"{asked} conversations are over {limit}; send fewer at once."
         )
-    encoded, costs = await engine.encode(lambda: _encoded(served, ask))
+    encoded, costs = await engine.encode(lambda: _encoded(served, ask), deadline=deadline)
     sequences = [ids for part in encoded for ids in part]
     outcome = await engine.score(served, sequences, costs, client=client, deadline=deadline)
     along = None
@@ -336,32 +336,32 @@ def _add_probes(app: FastAPI, engine: Engine) -> None:
 # ---- errors --------------------------------------------------------------------------------------
 
 
-def _id(request: Request) -> str:
+def _exchange(request: Request) -> Exchange:
     exchange: Exchange = request.scope["state"]["exchange"]
-    return exchange.request_id
+    return exchange
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
     refusal = error if isinstance(error, RefusalError) else RefusalError("bad_request", str(error))
-    return error_response(refusal, _id(request))
+    return _exchange(request).refuse(refusal)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(from_validation(error), _id(request))
+    return _exchange(request).refuse(from_validation(error))
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:
     # Starlette raises it again after this answer, and the gate logs it.
-    return error_response(failure(), _id(request))
+    return _exchange(request).refuse(failure())
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    exchange: Exchange = request.scope["state"]["exchange"]
+    exchange = _exchange(request)
     # FastAPI makes a 400 of whatever its reading of a body meets.
     refusal = exchange.refused or from_status(error.status_code, str(error.detail))
-    response = error_response(refusal, exchange.request_id)
+    response = exchange.refuse(refusal)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response

@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,9 +126,14 @@ class Engine:
         finally:
             self._accepted -= 1
 
-    async def encode(self, work: Callable[[], Found]) -> Found:
-        """Run encoding in its own thread: tokenizers are not made for several at once."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, work)
+    async def encode(self, work: Callable[[], Found], *, deadline: float) -> Found:
+        """Run encoding in its own thread: tokenizers are not made for several at once.
+
+        Raises:
+            RefusalError: time ran out, for example behind a request of many megabytes.
+        """
+        loop = asyncio.get_running_loop()
+        return await self._in_time(loop.run_in_executor(self._encoder, work), deadline)
 
     async def score(
         self,
@@ -191,22 +196,26 @@ class Engine:
         if not self._queue.put(job):
             raise self._overloaded("tokens")
         try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                await future
-        except TimeoutError:
+            await self._in_time(future, deadline)
+        except (asyncio.CancelledError, RefusalError):
+            # Of a request that failed in one batch, the rest may be waiting for another.
             self._queue.discard(job)
+            raise
+        return job
+
+    async def _in_time(self, work: Awaitable[Found], deadline: float) -> Found:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                return await work
+        except TimeoutError:
             raise RefusalError(
                 "deadline_exceeded",
                 "The request's time ran out; try again, ask for less, or allow more time.",
                 retry_after=self._retry_after(),
             ) from None
-        except asyncio.CancelledError:
-            self._queue.discard(job)
-            raise
-        return job
 
     def _overloaded(self, what: str) -> RefusalError:
-        self.metrics.refused("overloaded")
         return RefusalError(
             "overloaded",
             f"Too many {what} are waiting already; try again later.",

@@ -53,13 +53,16 @@ def from_status(status: int, detail: str) -> RefusalError:
     return RefusalError(kind, detail)
 
 
+_NO_OBJECT = ("missing", "model_attributes_type", "dict_type", "union_tag_not_found")
+
+
 def from_validation(error: RequestValidationError) -> RefusalError:
     """The first thing wrong with a body. What was sent is never repeated: it may be a prompt."""
     first: Mapping[str, Any] = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return RefusalError("bad_request", "The body is not JSON.")
-    if not place and first["type"] in ("missing", "model_attributes_type", "dict_type"):
+    if not place and first["type"] in _NO_OBJECT:
         return RefusalError(
             "invalid_request",
             "The body is not a JSON object; send one, with Content-Type: application/json.",

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.serve.engine import Engine
@@ -28,6 +29,11 @@ logger = logging.getLogger("plaudit.serve")
 OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
 """Answered without the token: probes of a supervisor, and the page, which holds no data."""
 
+MOST_OPEN = 4096
+"""Requests open at once, their bodies not yet read among them. (uvicorn's own limit counts idle
+connections too, so that 4,096 of those would shut out everybody, and refuses in plain text.)
+"""
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -35,7 +41,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Exchange:
     """One request and its answer, as the log and the metrics see them.
 
-    ``refused`` is why its body was not read to the end.
+    ``refused`` is why its body was not read to the end, ``kind`` that of the refusal it got.
     """
 
     request_id: str
@@ -43,7 +49,13 @@ class Exchange:
     status: int = 0
     body_bytes: int = 0
     refused: RefusalError | None = None
+    kind: str | None = None
     facts: dict[str, object] = field(default_factory=dict)
+
+    def refuse(self, refusal: RefusalError) -> Response:
+        """The refusal as the answer."""
+        self.kind = refusal.kind
+        return error_response(refusal, self.request_id)
 
 
 class Gate:
@@ -62,6 +74,7 @@ class Gate:
         self._token = token
         self._protocol_of = protocol_of
         self._inflight_bytes = 0
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,9 +84,11 @@ class Gate:
         given = headers.get("x-request-id", "")
         exchange = Exchange(given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex)
         scope["state"] = {**scope.get("state", {}), "exchange": exchange}
+        self._open += 1
         try:
             await self._answer(scope, headers, receive, self._sender(exchange, send), exchange)
         finally:
+            self._open -= 1
             self._inflight_bytes -= exchange.body_bytes
             self._record(scope, exchange)
 
@@ -97,7 +112,7 @@ class Gate:
         if exchange.status:
             # The answer has begun; all that is left is to break it off.
             raise refusal
-        await error_response(refusal, exchange.request_id)(scope, receive, send)
+        await exchange.refuse(refusal)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         if self._token is not None and scope["path"] not in OPEN_PATHS:
@@ -107,6 +122,10 @@ class Gate:
                 raise RefusalError(
                     "unauthorized", "Send the server's token: Authorization: Bearer …."
                 )
+        if self._open > MOST_OPEN and scope["path"] not in OPEN_PATHS:
+            raise RefusalError(
+                "overloaded", "Too many requests are open already; try again later.", retry_after=1
+            )
         announced = headers.get("content-length", "")
         if announced.isdigit():
             self._refuse_large(int(announced), more=int(announced))
@@ -178,6 +197,9 @@ class Gate:
         seconds = time.monotonic() - exchange.began
         protocol = self._protocol_of.get(scope["path"], "other")
         self._engine.metrics.answered(protocol, exchange.status, seconds)
+        why = {} if exchange.kind is None else {"refused": exchange.kind}
+        if exchange.kind is not None:
+            self._engine.metrics.refused(exchange.kind)
         logger.info(
             "request",
             extra={
@@ -188,6 +210,7 @@ class Gate:
                     "status": exchange.status,
                     "ms": round(1000 * seconds, 2),
                     "bytes": exchange.body_bytes,
+                    **why,
                     **exchange.facts,
                 }
             },

@@ -18,13 +18,16 @@ STATUS = {
     "body_too_large": 413,
     "invalid_request": 422,
     "reward_not_finite": 422,
-    "overloaded": 429,
     "client_gone": 499,
     "internal_error": 500,
     "unavailable": 503,
+    "overloaded": 503,
     "deadline_exceeded": 504,
 }
-"""Kinds of refusals. 4xx is the caller's to put right; 429 and 5xx may be tried again."""
+"""Kinds of refusals. 4xx is the caller's to put right; 5xx may be tried again.
+
+``overloaded`` is not 429: verl gives up on every 4xx, and with it the training run.
+"""
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -50,12 +51,14 @@ class Served:
         """
         written = [part.text for part in ask.parts if isinstance(part, Written)]
         texts = iter(self._written(written))
+        model = self.model if ask.keep_last is None else _of_any_length(self.model)
         encoded = [
-            [next(texts)] if isinstance(part, Written) else self._encode_part(part)
+            [next(texts)] if isinstance(part, Written) else _encode_part(model, part)
             for part in ask.parts
         ]
         if ask.keep_last is not None:
-            encoded = [[ids[-ask.keep_last :] for ids in part] for part in encoded]
+            keep = self.model.facts.max_length if ask.keep_last == -1 else ask.keep_last
+            encoded = [[ids[-keep:] for ids in part] for part in encoded]
         limit = min(self.model.facts.max_length, ask.limit or self.model.facts.max_length)
         for part in encoded:
             for ids in part:
@@ -65,34 +68,35 @@ class Served:
     def _written(self, texts: Sequence[str]) -> list[IntArray]:
         return encode_written(self.model.encoder, self.habits, texts, complete=self.complete_texts)
 
-    def _encode_part(self, part: Part) -> list[IntArray]:
-        if isinstance(part, Ids):
-            return [self._ids(part.ids)]
-        assert isinstance(part, Dialogue)
-        if not part.responses:
-            return []
-        try:
-            comparison = self.model.comparison(part.prompt, part.responses)
-            (tree,) = self.model.encode(
-                [replace(comparison, chat_template_kwargs=part.template_kwargs)]
-            )
-        except (DataError, ModelError) as error:
-            raise RefusalError("bad_request", str(error)) from None
-        if isinstance(tree, Refused):
-            kind = "over_length" if tree.reason == OVER_LENGTH else "bad_request"
-            raise RefusalError(kind, f"{tree.detail}; the model reads {self._limits()}.")
-        return conversations(tree)
 
-    def _ids(self, ids: Sequence[int]) -> IntArray:
-        known = self.model.module.config.get_text_config().vocab_size
-        if any(not 0 <= token < known for token in ids):
-            raise RefusalError(
-                "bad_request", f"A token id is not among the model's 0 to {known - 1}."
-            )
-        return np.asarray(ids, dtype=np.int32)
+def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
+    if isinstance(part, Ids):
+        return [_known(model, part.ids)]
+    assert isinstance(part, Dialogue)
+    if not part.responses:
+        return []
+    try:
+        comparison = model.comparison(part.prompt, part.responses)
+        (tree,) = model.encode([replace(comparison, chat_template_kwargs=part.template_kwargs)])
+    except (DataError, ModelError) as error:
+        raise RefusalError("bad_request", str(error)) from None
+    if isinstance(tree, Refused):
+        kind = "over_length" if tree.reason == OVER_LENGTH else "bad_request"
+        limits = f"conversations of at most {model.facts.max_length} tokens"
+        raise RefusalError(kind, f"{tree.detail}; the model reads {limits}.")
+    return conversations(tree)
 
-    def _limits(self) -> str:
-        return f"conversations of at most {self.model.facts.max_length} tokens"
+
+def _known(model: RewardModel, ids: Sequence[int]) -> IntArray:
+    known = model.module.config.get_text_config().vocab_size
+    if any(not 0 <= token < known for token in ids):
+        raise RefusalError("bad_request", f"A token id is not among the model's 0 to {known - 1}.")
+    return np.asarray(ids, dtype=np.int32)
+
+
+def _of_any_length(model: RewardModel) -> RewardModel:
+    """The model where the caller cuts what it encodes."""
+    return replace(model, encoder=replace(model.encoder, max_length=sys.maxsize))
 
 
 def conversations(tree: TokenTree) -> list[IntArray]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,8 +34,9 @@ TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"
 DEVICES_VARIABLE = "PLAUDIT_SERVE_DEVICES"
 JUST_ACCEPTED_SECONDS = 0.2
 WORKER_START_SECONDS = 900
-# Connections that send nothing would else use up the process's file descriptors.
-MOST_CONNECTIONS = 4096
+# Longer than the 60 s after which nginx and most balancers give up an idle connection to a server:
+# who closes first must be the one who sends, or a request meets a connection that is closing.
+KEEP_ALIVE_SECONDS = 75
 
 
 class DrainingServer(uvicorn.Server):
@@ -155,9 +157,30 @@ def worker_app() -> Gate:
     log_as_json()
     device = settings.device or claim_device(Path(os.environ[DEVICES_VARIABLE]))
     settings = replace(settings, device=device)
-    app = build_app(open_engine(settings), token=read_token(settings))
+    engine = open_engine(settings)
+    app = build_app(engine, token=read_token(settings))
     assert isinstance(app, Gate)
+    _say_first_on_term(engine)
     return app
+
+
+def _say_first_on_term(engine: Engine) -> None:
+    """Let uvicorn's worker, which makes a server of its own class, give notice as ours does."""
+    leave = signal.getsignal(signal.SIGTERM)
+    if not callable(leave):
+        return
+
+    def told(sig: int, frame: FrameType | None) -> None:
+        if engine.draining:
+            leave(sig, frame)
+            return
+        engine.draining = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(
+            loop.call_later, engine.settings.drain_notice, partial(leave, sig, frame)
+        )
+
+    signal.signal(signal.SIGTERM, told)
 
 
 def claim_device(folder: Path) -> str | None:
@@ -183,10 +206,16 @@ def read_token(settings: Settings) -> str | None:
     """The bearer token from its file or the environment, never from the command line.
 
     Raises:
-        SettingsError: the file cannot be read, or is empty.
+        SettingsError: the file cannot be read, or it or the variable is empty.
     """
     if settings.token_file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        given = os.environ.get(TOKEN_VARIABLE)
+        if given is not None and not given.strip():
+            # A secret that was not filled in must not open the server.
+            raise SettingsError(
+                f"{TOKEN_VARIABLE} is empty; put the token into it, or unset it to serve without."
+            )
+        return given and given.strip()
     try:
         token = Path(settings.token_file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
@@ -221,8 +250,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         log_level="error",
         server_header=False,
         timeout_graceful_shutdown=round(settings.drain_timeout),
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # Until a new worker has loaded its models, too.
         timeout_worker_healthcheck=WORKER_START_SECONDS,
         backlog=2048,

@@ -130,6 +130,14 @@ def test_what_cannot_be_served_is_said_in_one_sentence(
     assert words in capsys.readouterr().err
 
 
+def test_a_token_that_was_not_filled_in_does_not_open_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PLAUDIT_SERVE_TOKEN", "\n")
+    assert main(["serve", "nowhere"]) == 2
+    assert "PLAUDIT_SERVE_TOKEN is empty" in capsys.readouterr().err
+
+
 def test_a_taken_port_is_said_in_one_sentence(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

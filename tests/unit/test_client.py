@@ -243,6 +243,8 @@ def test_many_rows_stop_at_a_server_that_fails() -> None:
 def test_mistakes_are_said_at_once() -> None:
     with pytest.raises(DataError, match="is no address"):
         RewardClient("localhost:8000")
+    with pytest.raises(DataError, match="is no address"):
+        RewardClient("http://localhost:port")
     with pytest.raises(DataError, match="retries is -1"):
         RewardClient("http://localhost:8000", retries=-1)
     with RewardClient("http://localhost:1") as client:
@@ -252,5 +254,7 @@ def test_mistakes_are_said_at_once() -> None:
             client.score("p", [])
         with pytest.raises(DataError, match="A message needs role and content"):
             client.score(["p"], ["a"])  # type: ignore[list-item]
+        unsendable = client.rewards_of_many([("\ud800", ["a"]), ([{"role": {1}}], ["a"])])
+        assert all("cannot be sent as JSON" in str(row) for row in unsendable)
         with pytest.raises(DataError, match="concurrency is 0"):
             client.rewards_of_many([], concurrency=0)

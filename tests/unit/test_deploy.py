@@ -108,7 +108,9 @@ def test_nobody_is_root_and_nothing_is_writable() -> None:
     )
     assert container()["securityContext"]["readOnlyRootFilesystem"] is True
     assert compose()["read_only"] is True
-    assert {"DynamicUser=yes", "ProtectSystem=strict"} <= set(read("plaudit.service").splitlines())
+    unit = set(read("plaudit.service").splitlines())
+    assert {"DynamicUser=yes", "ProtectSystem=strict"} <= unit
+    assert "ProcSubset=pid" not in unit, "torch does not start without /proc/cpuinfo"
 
 
 def test_the_service_leads_to_the_deployment() -> None:

@@ -156,7 +156,7 @@ def test_the_last_tokens_are_kept_where_asked() -> None:
         body = {"input": "t", "truncate_prompt_tokens": value}
         return protocol.read(TypeAdapter(protocol.request).validate_python(body)).keep_last
 
-    assert (keep(16), keep(-1)) == (16, None)
+    assert (keep(16), keep(-1)) == (16, -1)
     with pytest.raises(RefusalError):
         keep(0)
 

@@ -59,6 +59,10 @@ def still_answers(server: Running) -> None:
         ("/v1/rewards", {"prompt": "p", "responses": []}, 422, "invalid_request", "responses"),
         ("/v1/rewards", {"prompt": 3, "responses": ["a"]}, 422, "invalid_request", "prompt"),
         ("/v1/rewards", ["p"], 422, "invalid_request", "not a JSON object"),
+        ("/classify", ["p"], 422, "invalid_request", "not a JSON object"),
+        ("/score", "p", 422, "invalid_request", "not a JSON object"),
+        ("/v1/embeddings", None, 422, "invalid_request", "not a JSON object"),
+        ("/classify", {"text": None, "input": [], "messages": None}, 200, "", ""),
         ("/v1/rewards", {**BODY, "model": "other"}, 404, "model_not_found", "lora"),
         ("/v1/rewards", {"prompt": "p " * 400, "responses": ["a"]}, 400, "over_length", "256"),
         ("/v1/rewards", {"prompt": "\ud800", "responses": ["a"]}, 400, "bad_request", "surrogate"),
@@ -122,6 +126,17 @@ def test_no_error_repeats_what_was_sent(server: Running) -> None:
     secret = "the prompt of a client"
     response = server.post("/v1/rewards", {"prompt": {"x": secret}, "responses": secret})
     assert secret not in response.text
+
+
+@pytest.mark.parametrize(
+    "long", [{"input": "p " * 400}, {"messages": [{"role": "user", "content": "p " * 400}]}]
+)
+def test_minus_one_keeps_as_many_tokens_as_the_model_reads(
+    server: Running, long: dict[str, Any]
+) -> None:
+    error(server.post("/classify", long), 400, "over_length")
+    cut = server.post("/classify", {**long, "truncate_prompt_tokens": -1})
+    assert cut.json()["usage"]["prompt_tokens"] == 256
 
 
 def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
@@ -222,7 +237,7 @@ def test_what_is_over_the_limits_is_told_when_to_come_back(
         waiting = [pool.submit(server.post, "/v1/rewards", BODY) for _ in range(2)]
         until(lambda: server.engine._accepted == 2)
         refused = server.post("/v1/rewards", BODY)
-        error(refused, 429, "overloaded")
+        error(refused, 503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         slow_model.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
@@ -358,6 +373,7 @@ def test_metrics_count_every_request(finished_run: Path) -> None:
         text = server.get("/metrics").text
     assert 'plaudit_requests_total{protocol="rewards",status="200"} 3.0' in text
     assert 'plaudit_requests_total{protocol="rewards",status="422"} 1.0' in text
+    assert 'plaudit_refused_total{reason="invalid_request"} 1.0' in text
     assert 'plaudit_conversations_total{source="cache"} 6.0' in text
     assert "plaudit_queue_requests 0.0" in text
 

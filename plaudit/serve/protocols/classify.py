@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
@@ -24,6 +23,7 @@ from plaudit.serve.protocols.records import (
     Usage,
     activated,
     asks_activation,
+    keys_of,
     usage,
 )
 from plaudit.serve.refusal import RefusalError
@@ -65,9 +65,9 @@ class Embedded(BaseModel):
     meta_info: Meta
 
 
-def _tell(body: Any) -> str:
-    keys = body if isinstance(body, Mapping) else vars(body)
-    return "sglang" if "text" in keys or "input_ids" in keys else chat_or_input(body)
+def _tell(body: Any) -> str | None:
+    keys = keys_of(body)
+    return "sglang" if keys and keys & {"text", "input_ids"} else chat_or_input(body)
 
 
 Request = Annotated[

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Part, Text, Written
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Part, Written, keys_of
 from plaudit.serve.refusal import RefusalError
+from plaudit.types import Text
 
 
 class ChatMessage(BaseModel):
@@ -75,10 +76,10 @@ class ChatRequest(Tuned):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def chat_or_input(body: Any) -> str:
+def chat_or_input(body: Any) -> str | None:
     """A discriminator: ``chat`` where a body has ``messages``, else ``input``."""
-    keys = body if isinstance(body, Mapping) else vars(body)
-    return "chat" if "messages" in keys else "input"
+    keys = keys_of(body)
+    return None if keys is None else "chat" if "messages" in keys else "input"
 
 
 def ask_of(request: InputRequest | ChatRequest) -> Ask:
@@ -90,16 +91,15 @@ def ask_of(request: InputRequest | ChatRequest) -> Ask:
             "truncate_prompt_tokens is 0; nothing would be read.",
             param="truncate_prompt_tokens",
         )
-    keep = cut if cut is not None and cut > 0 else None
     if isinstance(request, InputRequest):
-        return Ask(model=request.model, parts=parts_of(request.input), keep_last=keep)
+        return Ask(model=request.model, parts=parts_of(request.input), keep_last=cut)
     *before, last = request.messages
     dialogue = Dialogue(
         prompt=as_text(before),
         responses=(as_text([last]),),
         template_kwargs=request.chat_template_kwargs or {},
     )
-    return Ask(model=request.model, parts=(dialogue,), keep_last=keep)
+    return Ask(model=request.model, parts=(dialogue,), keep_last=cut)
 
 
 def as_base64(value: float) -> str:

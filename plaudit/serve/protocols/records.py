@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from plaudit.serve.refusal import RefusalError
-
-Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+from plaudit.types import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,8 @@ Part: TypeAlias = Dialogue | Written | Ids
 class Ask:
     """What a request wants scored.
 
-    ``keep_last`` cuts each conversation to its last tokens, ``limit`` refuses longer ones.
+    ``keep_last`` cuts each conversation to its last tokens (-1: to as many as the model reads),
+    ``limit`` refuses longer ones.
     ``along`` asks for the reward along each response as well.
     """
 
@@ -93,6 +93,17 @@ class Body(BaseModel):
     """A request body. Keys that a protocol's clients send and this server has no use for pass."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+
+
+def keys_of(body: Any) -> frozenset[str] | None:
+    """Keys under which a body holds something, for telling two shapes of one path apart.
+
+    None where it is no JSON object, so that no shape fits.
+    """
+    if not isinstance(body, Mapping | BaseModel):
+        return None
+    items = body if isinstance(body, Mapping) else vars(body)
+    return frozenset(name for name, value in items.items() if value is not None)
 
 
 class Usage(BaseModel):

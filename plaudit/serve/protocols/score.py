@@ -6,7 +6,7 @@ behind the query as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -21,6 +21,7 @@ from plaudit.serve.protocols.records import (
     Written,
     activated,
     asks_activation,
+    keys_of,
     usage,
 )
 from plaudit.serve.refusal import RefusalError
@@ -75,9 +76,9 @@ class ScoringResponse(BaseModel):
     usage: Usage
 
 
-def _tell(body: Any) -> str:
-    keys = body if isinstance(body, Mapping) else vars(body)
-    return "items" if "query" in keys else "pairs"
+def _tell(body: Any) -> str | None:
+    keys = keys_of(body)
+    return None if keys is None else "items" if "query" in keys else "pairs"
 
 
 Request = Annotated[
