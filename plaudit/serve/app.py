@@ -298,8 +298,11 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
         return ModelFacts(**facts_of(engine.model(name, exact=True)))
 
     @app.post("/v1/models/{name}/reload", tags=["models"], operation_id="reload")
-    async def reload(name: str) -> ModelFacts:
+    async def reload(name: str, request: Request) -> ModelFacts:
         """Load the model's folder again; the old version answers until the new one can."""
+        # A browser says where a request comes from; a foreign page may not make the server work.
+        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise RefusalError("forbidden", "Another site's page may not reload a model.")
         if engine.settings.workers > 1:
             raise RefusalError(
                 "conflict", "This server has several workers; send SIGHUP to the first process."

@@ -10,6 +10,7 @@ STATUS = {
     "bad_request": 400,
     "over_length": 400,
     "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,

@@ -201,7 +201,7 @@ def test_the_majority_is_kept_and_without_one_nothing(tmp_path: Path, tools: Too
     assert json.loads(row) == two_to_one[0]
 
 
-def test_a_near_duplicate_stays_where_its_like_goes(tmp_path: Path, tools: Tools) -> None:
+def test_near_duplicates_are_told_and_kept(tmp_path: Path, tools: Tools) -> None:
     long = "The answer to this rather long question has a good many words in it, as one can see."
     rows = [
         pair("What was asked?", long, "No idea at all."),

@@ -389,8 +389,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="worth a look",
         find=near_duplicates,
         why="Prompt and responses differ from another row's in few words or none.",
-        advice="Keep the first of each.",
-        fix="drop",
+        advice="Look at the examples: questions that differ in one number are not repeats.",
     ),
     Check(
         name="near_eval",

@@ -210,11 +210,11 @@ def _finding(check: Check, found: Found | None, evidence: Evidence) -> dict[str,
 def _verdicts(found: dict[str, Found], data: int) -> npt.NDArray[np.uint8]:
     """For what each row is dropped: the first check of the table that drops it.
 
-    A near duplicate stays where the row that it repeats goes, and so does one exact duplicate.
+    One of a set of exact duplicates stays where the row that they repeat goes.
     """
     verdict_N = np.zeros(data, np.uint8)
     for number, check in enumerate(CHECKS, start=1):
-        if check.fix != "drop" or check.name not in found or check is BY_NAME["near_duplicates"]:
+        if check.fix != "drop" or check.name not in found:
             continue
         hers = found[check.name]
         if check is BY_NAME["exact_duplicates"]:
@@ -222,12 +222,6 @@ def _verdicts(found: dict[str, Found], data: int) -> npt.NDArray[np.uint8]:
         else:
             rows_M = hers.rows_M if hers.drop_M is None else hers.drop_M
         verdict_N[rows_M[verdict_N[rows_M] == 0]] = number
-    near = found["near_duplicates"]
-    assert near.like_M is not None, "a near duplicate is one of a row"
-    number = list(BY_NAME).index("near_duplicates") + 1
-    for row, like in zip(near.rows_M.tolist(), near.like_M.tolist(), strict=True):
-        if verdict_N[row] == 0 and verdict_N[like] in (0, number):
-            verdict_N[row] = number
     return verdict_N
 
 
