@@ -1,12 +1,12 @@
 """How fast is the server, against the same model without HTTP and against a plain server?
 
-    python benchmarks/serving.py [--model 25m] [--data rows.jsonl] [--pairs 400] [--clients 64]
+    python benchmarks/serving.py [--model 25m] [--pairs 400] [--clients 64] [--questions overhead]
 
 Three questions, each to a ``plaudit serve`` process of its own whose cache of scores is off:
 
 - throughput: ``--clients`` connections that each wait for their answer, one preference pair a
   request, against ``plaudit score`` (``score_file``) on the same rows in a process that has loaded;
-- overhead: one client, one pair a request, against the bare call of the model on the same pair;
+- overhead: one client, one pair a request, in turn with the bare call of the model on that pair;
 - 16 responses to a prompt: against ``common/plain_server.py``, which encodes each response alone.
 
 Rewards over HTTP must equal those from the file within 1e-4, and the largest difference is
@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 from common import plots
 from common.models import MODELS, build_base
 from common.results import REPOSITORY, Shown, console, figure, median, parser, show
-from common.serving import Server, closed_loop, served
+from common.serving import Connection, Server, closed_loop, served
 
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
 
 QUESTION = "serving"
 TOLERANCE = 1e-4
+PAUSE = 0.05
 SYLLABLES = ("ta", "re", "mi", "so", "lu", "ven", "dor", "kal", "pi", "est", "or", "an")
 
 
@@ -137,16 +138,26 @@ def overhead(model: RewardModel, folder: Path, work: Path, arguments: Any) -> di
     rows = pair_rows(60, arguments.seed + 2)
     comparisons = [model.comparison(r["prompt"], [r["chosen"], r["rejected"]]) for r in rows]
     trees = [model.encode([comparison])[0] for comparison in comparisons]
+    bodies = pair_bodies(rows)
     bare: list[float] = []
-    with serve(folder, work) as server:
-        warm(server, pair_rows(32, arguments.seed + 1))
-        model.score_trees(trees[:8])  # type: ignore[arg-type]
-        for tree in trees:
+    over_http: list[float] = []
+
+    async def taking_turns(port: int) -> None:
+        connection = Connection(port)
+        for tree, body in zip(trees, bodies, strict=True):
             began = time.perf_counter()
             model.score_trees([tree])  # type: ignore[list-item]
             bare.append(1000 * (time.perf_counter() - began))
-        _, answers = asyncio.run(closed_loop(server.port, "/v1/rewards", pair_bodies(rows), 1))
-    over_http = [1000 * answer.seconds for answer in answers]
+            # The threads of the bare call wait actively for a moment, on the server's cores.
+            await asyncio.sleep(PAUSE)
+            over_http.append(1000 * (await connection.post("/v1/rewards", body)).seconds)
+            await asyncio.sleep(PAUSE)
+        connection.close()
+
+    with serve(folder, work) as server:
+        warm(server, pair_rows(32, arguments.seed + 1))
+        model.score_trees(trees[:8])  # type: ignore[arg-type]
+        asyncio.run(taking_turns(server.port))
     return {
         "kind": "overhead",
         "rows": len(rows),
@@ -232,7 +243,9 @@ def main() -> None:
     made.add_argument("--clients", type=int, default=64)
     made.add_argument("--prompt-words", type=int, default=350)
     made.add_argument("--response-words", type=int, default=20)
+    made.add_argument("--questions", default="throughput,overhead,sixteen", help="which of them")
     arguments = made.parse_args()
+    questions = [ASKED[name] for name in arguments.questions.split(",")]
 
     from common.saved import saved_model
     from common.sides import begin
@@ -249,13 +262,16 @@ def main() -> None:
         base = build_base(arguments.model, work / "base", seed=arguments.seed)
         folder = saved_model(base, work / "run")
         model = load(folder)
-        for question in (throughput, overhead, sixteen):
+        for question in questions:
             case = question(model, folder, work, arguments)
             console.log(case["kind"], case.get("ratio", case.get("p50_overhead")))
             recorder.add({"model": arguments.model, **case})
     record = recorder.record()
     show(table(record))
     draw(record, recorder.folder)
+
+
+ASKED = {"throughput": throughput, "overhead": overhead, "sixteen": sixteen}
 
 
 def draw(record: dict[str, Any], folder: Path) -> None:
