@@ -170,7 +170,7 @@ def overhead(model: RewardModel, folder: Path, work: Path, arguments: Any) -> di
 def sixteen(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
     """Responses a second, 16 to a prompt, from plaudit's server and from the plain one."""
     generator = random.Random(arguments.seed + 3)
-    prompts = [text(generator, arguments.prompt_words) for _ in range(8)]
+    prompts = [text(generator, arguments.prompt_words) for _ in range(2)]
     bodies = [
         body_of(prompt, [text(generator, arguments.response_words) for _ in range(16)])
         for prompt in prompts

@@ -18,6 +18,11 @@ from typing import Any
 
 ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
 START_SECONDS = 120
+# What common/machine.py's keep_heap sets in its own process.
+KEPT_HEAP = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=18446744073709551615"
+)
 # As aiohttp's. A server closes connections that were idle for longer, and a request that is sent at
 # that moment is lost whatever the server does.
 IDLE_SECONDS = 15
@@ -43,10 +48,18 @@ class Server:
 
 @contextlib.contextmanager
 def served(*arguments: str, log: Path) -> Iterator[Server]:
-    """A command that says its address on stderr, until the block ends."""
+    """A command that says its address on stderr, until the block ends.
+
+    It keeps the memory it frees, as the process that measures does (common/machine.py).
+    """
     with (
         log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen([sys.executable, *arguments], stderr=errors, text=True) as process,
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            stderr=errors,
+            text=True,
+            env={**os.environ, "GLIBC_TUNABLES": KEPT_HEAP},
+        ) as process,
     ):
         try:
             yield Server(process=process, port=_port(process, log))

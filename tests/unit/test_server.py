@@ -309,9 +309,7 @@ def test_several_models_answer_by_name_and_a_new_version_takes_over(
                 pool.submit(server.post, "/get_reward", {"query": [f"a {n}"]}) for n in range(60)
             ]
             elsewhere = {"sec-fetch-site": "cross-site"}
-            error(
-                server.post("/v1/models/second/reload", {}, headers=elsewhere), 403, "forbidden"
-            )
+            error(server.post("/v1/models/second/reload", {}, headers=elsewhere), 403, "forbidden")
             reloaded = server.post("/v1/models/second/reload", {})
             assert {call.result().status_code for call in calls} == {200}
         assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
