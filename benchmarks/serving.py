@@ -275,33 +275,40 @@ ASKED = {"throughput": throughput, "overhead": overhead, "sixteen": sixteen}
 
 
 def draw(record: dict[str, Any], folder: Path) -> None:
-    """Rows and responses a second, and the distribution of a lone request's time."""
-    cases = {case["kind"]: case for case in record["cases"]}
-    plots.bars(
-        folder / "throughput.png",
-        {
-            "plaudit score\n(file)": {"rows": cases["throughput"]["rows_per_second"]["file"]},
-            f"plaudit serve\n({cases['throughput']['clients']} clients)": {
-                "rows": cases["throughput"]["rows_per_second"]["server"]
-            },
-        },
-        y="pairs a second",
-    )
-    plots.bars(
-        folder / "sixteen.png",
-        {
-            side: {"responses": cases["sixteen"]["responses_per_second"][side]}
-            for side in ("plain", "plaudit")
-        },
-        y="responses a second, 16 a prompt",
-    )
+    """A plot of each question that was asked."""
+    for case in record["cases"]:
+        DRAWN[case["kind"]](case, folder)
+
+
+def draw_throughput(case: dict[str, Any], folder: Path) -> None:
+    """Pairs a second with and without HTTP."""
+    rates = case["rows_per_second"]
+    bars = {
+        "plaudit score\n(file)": {"rows": rates["file"]},
+        f"plaudit serve\n({case['clients']} clients)": {"rows": rates["server"]},
+    }
+    plots.bars(folder / "throughput.png", bars, y="pairs a second")
+
+
+def draw_sixteen(case: dict[str, Any], folder: Path) -> None:
+    """Responses a second of both servers."""
+    rates = case["responses_per_second"]
+    bars = {side: {"responses": rates[side]} for side in ("plain", "plaudit")}
+    plots.bars(folder / "sixteen.png", bars, y="responses a second, 16 a prompt")
+
+
+def draw_overhead(case: dict[str, Any], folder: Path) -> None:
+    """The distribution of a lone request's time."""
     quantiles: dict[str, list[tuple[float, float]]] = {}
-    for side, values in cases["overhead"]["milliseconds"].items():
+    for side, values in case["milliseconds"].items():
         ordered = sorted(values)
         quantiles[side] = [
             (100 * (i + 0.5) / len(ordered), value) for i, value in enumerate(ordered)
         ]
     plots.lines(folder / "overhead.png", quantiles, x="percent of lone requests", y="milliseconds")
+
+
+DRAWN = {"throughput": draw_throughput, "sixteen": draw_sixteen, "overhead": draw_overhead}
 
 
 if __name__ == "__main__":
