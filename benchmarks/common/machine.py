@@ -51,9 +51,7 @@ def keep_heap() -> None:
 
     By default it gives large blocks back to the system at once and gets them anew, page by page, in
     the next layer: seconds of a padded step, and much more of them on a virtual machine whose host
-    takes free memory away. And it gives a thread a small heap of its own, while sides that take
-    turns (:mod:`common.stepper`) are threads. The larger a side's tensors are, the more this helps
-    it.
+    takes free memory away. The larger a side's tensors are, the more this helps it.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,18 +1,20 @@
 """Whole training loops that take turns: one optimizer step of one side, then one of the other.
 
 Each side's own ``Trainer.train()`` runs as released (its data loader, collator, ``training_step``,
-clipping, optimizer, schedule and callbacks), in a thread that waits at the end of every optimizer
-step. Only one of them ever runs at a time, so all meet the machine in the same state.
+clipping, optimizer, schedule and callbacks) on a stack of its own (greenlet) that is left at the
+end of every optimizer step. All sides run in the process's main thread, as a training does: every
+thread that computes has OpenMP threads of its own, and where a process has more of them than
+cores, libgomp puts all of them to sleep between the parts of a product.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from greenlet import greenlet
 from transformers import Trainer, TrainerCallback
 
 from common import machine
@@ -34,16 +36,12 @@ class Stepper:
     """Runs ``trainer.train()`` one optimizer step at a time."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._go = threading.Semaphore(0)
-        self._arrived = threading.Semaphore(0)
         self._stop = False
-        self._error: BaseException | None = None
         self._losses: list[torch.Tensor] = []
         self._watch(trainer)
         trainer.add_callback(_Turnstile(self))
-        self._thread = threading.Thread(target=self._run, args=(trainer,), daemon=True)
-        self._thread.start()
-        self._wait()
+        self._side = greenlet(trainer.train)
+        self._side.switch()
 
     def step(self) -> Step:
         """Let the side take one optimizer step.
@@ -53,9 +51,9 @@ class Stepper:
         """
         self._losses.clear()
         before, began = machine.load(), time.perf_counter()
-        self._go.release()
-        self._wait()
+        self._side.switch()
         seconds = time.perf_counter() - began
+        assert self._losses, "the side's training has ended"
         return Step(
             seconds=seconds,
             loss=float(sum(float(loss) for loss in self._losses)),
@@ -65,20 +63,8 @@ class Stepper:
     def close(self) -> None:
         """End the training."""
         self._stop = True
-        self._go.release()
-        self._thread.join()
-
-    def _run(self, trainer: Trainer) -> None:
-        try:
-            trainer.train()
-        except BaseException as error:  # handed to the thread that waits for it
-            self._error = error
-        self._arrived.release()
-
-    def _wait(self) -> None:
-        self._arrived.acquire()
-        if self._error is not None:
-            raise self._error
+        if not self._side.dead:
+            self._side.switch()
 
     def _watch(self, trainer: Any) -> None:
         """Keep what ``training_step`` returns: the Trainer itself rounds the losses it logs."""
@@ -94,8 +80,7 @@ class Stepper:
     def turn(self) -> bool:
         """Hand the machine back, wait for the next turn, and say whether there is one."""
         if not self._stop:
-            self._arrived.release()
-            self._go.acquire()
+            self._side.parent.switch()
         return not self._stop
 
 

@@ -57,7 +57,7 @@ class Engine:
         self._default = served[0].name
         self._queue: FairQueue[Served] = FairQueue(settings.max_waiting_tokens)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="plaudit-load")
+        self._loading = asyncio.Lock()
         self._reloading: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
         self._accepted = 0
@@ -83,7 +83,6 @@ class Engine:
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
         self._encoder.shutdown(wait=False, cancel_futures=True)
-        self._loader.shutdown(wait=False, cancel_futures=True)
 
     @property
     def alive(self) -> bool:
@@ -243,7 +242,9 @@ class Engine:
         try:
             source = ModelSource(name=name, path=old.source)
             load = partial(open_served, source, self.settings, version=old.version + 1)
-            new = await asyncio.get_running_loop().run_in_executor(self._loader, load)
+            async with self._loading:
+                with passing_thread() as thread:
+                    new = await asyncio.get_running_loop().run_in_executor(thread, load)
         finally:
             self._reloading.discard(name)
         self._served[name] = new
@@ -285,6 +286,21 @@ class Engine:
                 self._speed = speed if not self._speed else 0.8 * self._speed + 0.2 * speed
         for part in actions:
             _act(part.job)
+
+
+@contextmanager
+def passing_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread to load models in, which ends when that is done; who leaves early does not wait.
+
+    Every thread that computes with torch keeps OpenMP threads of its own until it ends. Once a
+    process has more of them than cores, libgomp lets all of them sleep between the parts of a
+    product in place of waiting actively: the model's thread must stay the only one.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="plaudit-load")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _act(job: Job[Served]) -> None:

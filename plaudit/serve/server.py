@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from plaudit.errors import PlauditError
 from plaudit.serve.app import build_app
-from plaudit.serve.engine import Engine
+from plaudit.serve.engine import Engine, passing_thread
 from plaudit.serve.gate import Gate, JsonLines
 from plaudit.serve.metrics import Metrics
 from plaudit.serve.served import open_served
@@ -105,9 +105,9 @@ def open_engine(settings: Settings) -> Engine:
     Raises:
         ModelError: one cannot be loaded.
     """
-    return Engine(
-        settings, [open_served(source, settings) for source in settings.models], Metrics()
-    )
+    with passing_thread() as thread:
+        served = list(thread.map(lambda source: open_served(source, settings), settings.models))
+    return Engine(settings, served, Metrics())
 
 
 def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None]) -> None:
