@@ -6,28 +6,33 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from plaudit.serve.cache import digest
+from plaudit.serve.prompts import score_resumed
 from plaudit.serve.queue import Job, Slice
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.share import share_prefixes
-from plaudit.types import IntArray, TokenTree
+from plaudit.types import FloatArray, IntArray, TokenTree
 
 logger = logging.getLogger("plaudit.serve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """A batch in numbers: conversations asked for, found in the cache, and tokens computed."""
+    """A batch in numbers: conversations asked for, found in the cache, and tokens computed.
+
+    ``reused`` are tokens that were not, since an earlier batch had read the same beginning.
+    """
 
     conversations: int
     cached: int
     tokens: int
+    reused: int
 
 
 def score_slices(served: Served, slices: Sequence[Slice[Served]]) -> Computed:
@@ -37,6 +42,7 @@ def score_slices(served: Served, slices: Sequence[Slice[Served]]) -> Computed:
     """
     wanted: dict[bytes, IntArray] = {}
     first: dict[bytes, Job[Served]] = {}
+    before = _reused(served)
     keys = [[digest(ids) for ids in part.job.sequences[part.start : part.stop]] for part in slices]
     known: dict[bytes, float] = {}
     for part, digests in zip(slices, keys, strict=True):
@@ -52,8 +58,15 @@ def score_slices(served: Served, slices: Sequence[Slice[Served]]) -> Computed:
         _hand_over(part, digests, known, failed)
     total = sum(len(digests) for digests in keys)
     return Computed(
-        conversations=total, cached=sum(key not in wanted for d in keys for key in d), tokens=tokens
+        conversations=total,
+        cached=sum(key not in wanted for d in keys for key in d),
+        tokens=tokens,
+        reused=_reused(served) - before,
     )
+
+
+def _reused(served: Served) -> int:
+    return 0 if served.states is None else served.states.reused
 
 
 def _score_wanted(
@@ -86,18 +99,23 @@ def _rewards(
 ) -> list[float | RefusalError]:
     """Rewards of distinct conversations; where a batch fails, of its halves.
 
-    A conversation that the device has no memory for then fails alone.
+    A conversation that the device has no memory for then fails alone, and only once the memory of
+    kept states is free.
     """
     if not keys:
         return []
     try:
         return list(_forward(served, keys, wanted, spent))
     except Exception as error:
+        # It may have been memory that ran out.
+        freed = served.states is not None and served.states.clear()
         if len(keys) > 1:
             logger.warning("batch_halved", extra={"facts": {"error": type(error).__name__}})
             middle = len(keys) // 2
             halves = (keys[:middle], keys[middle:])
             return [r for half in halves for r in _rewards(served, half, wanted, spent)]
+        if freed:
+            return _rewards(served, keys, wanted, spent)
         logger.exception("batch_failed")
         return [RefusalError("internal_error", "The model failed on a conversation; see the log.")]
 
@@ -116,12 +134,22 @@ def _forward(
             spent[key] += len(ids)
         return [float(scores_K[0]) for scores_K in scores]
     shared = share_prefixes(sequences, batcher.max_tokens)
-    scores = served.model.score_trees(shared.trees)
-    for tree, members in zip(shared.trees, shared.members, strict=True):
+    scores, computed = _score_trees(served, shared.trees)
+    for tree, members in zip(computed, shared.members, strict=True):
         spent[keys[members[0]]] += len(tree.prefix)
         for member, branch in zip(members, tree.branches, strict=True):
             spent[keys[member]] += len(branch)
     return [float(np.asarray(scores_K)[0]) for scores_K in shared.separate(scores)]
+
+
+def _score_trees(
+    served: Served, trees: Sequence[TokenTree]
+) -> tuple[list[FloatArray], list[TokenTree]]:
+    """Rewards, and of each tree what the model computed: less where its beginning is kept."""
+    if served.states is None:
+        return served.model.score_trees(trees), list(trees)
+    scores, resumed = score_resumed(served.model, served.states, trees)
+    return scores, [replace(one.tree, prefix=one.tree.prefix[one.held.tokens :]) for one in resumed]
 
 
 def _hand_over(

@@ -29,7 +29,8 @@ class Settings:
 
     Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
-    and not answered, ``max_inflight_bytes`` the bodies of it.
+    and not answered, ``max_inflight_bytes`` the bodies of it. ``prefix_cache_bytes`` bounds, for
+    each model, the attention states of what it has read lately; 0 keeps none.
     """
 
     models: tuple[ModelSource, ...]
@@ -52,6 +53,7 @@ class Settings:
     drain_notice: float = 0.5
     drain_timeout: float = 120.0
     cached_scores: int = 1 << 16
+    prefix_cache_bytes: int = 512 * MIB
     complete_texts: bool = False
     token_file: str | None = None
 

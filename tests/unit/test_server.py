@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from plaudit.errors import ModelError
+from plaudit.model import prompt_states
 from plaudit.serve import engine as engine_module
 from plaudit.serve.gate import JsonLines
 from plaudit.serve.protocols.table import PROTOCOLS
@@ -143,6 +144,85 @@ def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
     assert server.post("/get_reward", {"query": ["a"], "model": "policy"}).status_code == 200
     assert server.post("/get_reward?model=lora", {"query": ["a"]}).status_code == 200
     error(server.post("/get_reward?model=x", {"query": ["a"]}), 404, "model_not_found")
+
+
+# ---- what is kept from batch to batch ------------------------------------------------------------
+
+PROMPT = [{"role": "user", "content": "what do you know of foxes and of the hedges they live in"}]
+
+
+def scored(server: Running, prompt: list[dict[str, str]], *responses: str) -> Any:
+    body = {"prompt": prompt, "responses": responses}
+    response = server.post("/v1/rewards", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    expected = server.model.model.score(prompt, responses)
+    assert answer["rewards"] == pytest.approx(expected, abs=1e-5)
+    return answer["usage"]
+
+
+def test_a_later_response_to_a_prompt_is_all_that_is_computed(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0) as server:
+        first = scored(server, PROMPT, "a long answer about them", "none")
+        assert first["computed_tokens"] > 20
+        for later in ("red", "none of that", "a long answer about hens"):
+            usage = scored(server, PROMPT, later)
+            assert usage["computed_tokens"] < usage["total_tokens"] - 15
+        # The next turn of the conversation has read all before it.
+        turns = [
+            *PROMPT,
+            {"role": "assistant", "content": "red"},
+            {"role": "user", "content": "and what do they eat"},
+        ]
+        usage = scored(server, turns, "hens")
+        assert usage["computed_tokens"] < usage["total_tokens"] - 20
+        metrics = server.get("/metrics").text
+    reused = [line for line in metrics.splitlines() if line.startswith("plaudit_tokens_reused")]
+    assert any(float(line.split()[1]) > 60 for line in reused), reused
+
+
+def test_nothing_is_kept_where_that_is_off(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0, prefix_cache_bytes=0) as server:
+        assert server.model.states is None
+        for response in ("red", "none of that"):
+            usage = scored(server, PROMPT, response)
+            assert usage["computed_tokens"] == usage["total_tokens"]
+
+
+def test_a_model_that_must_not_resume_does_not(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept states that change a reward are found before anybody asks."""
+    through = prompt_states.StatesOfPass.through
+
+    def wrong(self: Any, key: Any, value: Any) -> Any:
+        key, value = through(self, key, value)
+        return key, value + (1.0 if self._held else 0.0)
+
+    monkeypatch.setattr(prompt_states.StatesOfPass, "through", wrong)
+    with running(finished_run) as server:
+        assert server.model.states is None
+
+
+def test_a_batch_that_fails_gives_kept_memory_back(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(finished_run, cached_scores=0) as server:
+        scored(server, PROMPT, "red")
+        states = server.model.states
+        assert states is not None
+        assert states.bytes > 0
+        module = type(server.model.model.module)
+        raw = module.raw
+
+        def no_memory(self: Any, batch: Any) -> Any:
+            if states.bytes:
+                raise MemoryError
+            return raw(self, batch)
+
+        monkeypatch.setattr(module, "raw", no_memory)
+        answer = server.post("/v1/rewards", {"prompt": PROMPT, "responses": ["a", "b"]})
+    assert answer.status_code == 200, answer.text
 
 
 # ---- limits --------------------------------------------------------------------------------------
