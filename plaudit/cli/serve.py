@@ -19,6 +19,10 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name to be asked under, on loopback without a token; repeatable."),
+    ] = None,
     token_file: Annotated[
         str | None,
         typer.Option(help="File with the bearer token that requests must carry."),
@@ -59,6 +63,7 @@ def serve(
         models=model_sources(models),
         host=host,
         port=port,
+        allowed_hosts=tuple(allowed_host or ()),
         token_file=token_file,
         workers=workers,
         max_batch_tokens=max_batch_tokens,

@@ -11,6 +11,7 @@ Shapes: G key/value heads, T tokens of a row, S tokens of a run, D head width.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -70,8 +71,14 @@ class PromptStates:
         self.limit = limit
         self.bytes = 0
         self.reused = 0
+        self._token_bytes = 0
         self._root = Run(np.zeros(0, np.int32), [], None)
         self._clock = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that the whole store can hold, as far as it has seen how large one is."""
+        return self.limit // self._token_bytes if self._token_bytes else sys.maxsize
 
     def find(self, ids: IntArray) -> Held:
         """As much of the beginning of ``ids`` as is kept."""
@@ -105,6 +112,7 @@ class PromptStates:
         run = Run(ids[found.tokens :].copy(), rest, parent, self._clock)
         parent.children[int(run.ids[0])] = run
         self.bytes += run.bytes
+        self._token_bytes = max(1, run.bytes // len(run.ids))
         self._drop()
 
     def clear(self) -> bool:
@@ -187,13 +195,13 @@ class StatesOfPass:
 
     def __init__(self, held: Sequence[Held], kept: Sequence[slice]) -> None:
         self._held = [one for one in held if one.tokens]
-        self._kept = kept
+        self.kept = tuple(kept)
         self._layer = 0
         self.found: list[Layers] = [[] for _ in kept]
 
     def through(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
         """Of one layer, the row's keys and values with those of the held prompts behind them."""
-        for layers, part in zip(self.found, self._kept, strict=True):
+        for layers, part in zip(self.found, self.kept, strict=True):
             layers.append((key_1GTD[:, :, part].clone(), value_1GTD[:, :, part].clone()))
         pieces = [pair for held in self._held for pair in held.layer(self._layer)]
         self._layer += 1

@@ -82,10 +82,13 @@ class ResumingBatcher:
     def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
         members = [self._resumed[tree.index] for tree in trees]
         kept: list[slice] = []
-        start = 0
+        start, room = 0, self._states.room
         for one in members:
-            kept.append(slice(start, start + len(one.beginning) - one.held.tokens))
+            # More than the store holds would only be dropped again.
+            fresh = min(len(one.beginning) - one.held.tokens, room)
+            kept.append(slice(start, start + fresh))
             start += one.computed
+            room -= fresh
         self._pass = StatesOfPass([one.held for one in members], kept)
         held = [one.held.tokens > 0 for one in members]
         return pack(trees, self._plain.device, held=held, states=self._pass)
@@ -93,10 +96,11 @@ class ResumingBatcher:
     def keep(self, trees: Sequence[TokenTree]) -> None:
         """Keep the states that the pass over these trees found."""
         assert self._pass is not None
-        for tree, layers in zip(trees, self._pass.found, strict=True):
+        for tree, part, layers in zip(trees, self._pass.kept, self._pass.found, strict=True):
             one = self._resumed[tree.index]
-            self._states.add(one.beginning, one.held.tokens, layers)
-            self._states.reused += one.held.tokens
+            held = one.held.tokens
+            self._states.add(one.beginning[: held + part.stop - part.start], held, layers)
+            self._states.reused += held
 
 
 def score_resumed(

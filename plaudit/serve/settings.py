@@ -30,12 +30,14 @@ class Settings:
     Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
     and not answered, ``max_inflight_bytes`` the bodies of it. ``prefix_cache_bytes`` bounds, for
-    each model, the attention states of what it has read lately; 0 keeps none.
+    each model, the attention states of what it has read lately; 0 keeps none. On loopback and
+    without a token, requests name this machine or one of ``allowed_hosts``.
     """
 
     models: tuple[ModelSource, ...]
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
     base: str | None = None
     device: str | None = None
     dtype: str = "auto"
@@ -66,7 +68,8 @@ class Settings:
         """What :meth:`as_json` wrote."""
         raw = json.loads(text)
         models = tuple(ModelSource(**model) for model in raw.pop("models"))
-        return cls(models=models, **raw)
+        names = tuple(raw.pop("allowed_hosts"))
+        return cls(models=models, allowed_hosts=names, **raw)
 
 
 def model_sources(words: list[str]) -> tuple[ModelSource, ...]:

@@ -130,11 +130,11 @@ def pack(
     starts: list[int] = []
     total = 0
     in_row: list[int] = []
-    for tree, outside in zip(trees, held or (False,) * len(trees), strict=True):
+    for tree, left_out in zip(trees, held or (False,) * len(trees), strict=True):
         starts.append(total)
         prefix = len(tree.prefix)
-        in_row.append(0 if outside else prefix)
-        if not outside:
+        in_row.append(0 if left_out else prefix)
+        if not left_out:
             ids.append(tree.prefix)
             positions.append(np.arange(prefix))
             total += prefix
@@ -143,12 +143,13 @@ def pack(
             positions.append(np.arange(prefix, prefix + len(branch)))
             total += len(branch)
             ends.append(total - 1)
+    outside = tuple(len(tree.prefix) - n for tree, n in zip(trees, in_row, strict=True))
     layout = PackedLayout(
         starts=tuple(starts),
         prefixes=tuple(in_row),
         branches=tuple(tuple(len(b) for b in tree.branches) for tree in trees),
         ends=tuple(ends),
-        held=tuple(len(t.prefix) - n for t, n in zip(trees, in_row, strict=True)) if held else (),
+        held=outside if any(outside) else (),
         states=states,
     )
     return PackedBatch(

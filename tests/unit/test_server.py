@@ -21,8 +21,9 @@ import pytest
 from plaudit.errors import ModelError
 from plaudit.model import prompt_states
 from plaudit.serve import engine as engine_module
-from plaudit.serve.gate import JsonLines
+from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serve.settings import ModelSource, Settings
 from tests.serving import Running, running
 
 pytestmark = pytest.mark.heavy
@@ -146,6 +147,36 @@ def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
     error(server.post("/get_reward?model=x", {"query": ["a"]}), 404, "model_not_found")
 
 
+def test_another_name_for_this_machine_is_refused(finished_run: Path) -> None:
+    """A page whose own name was made to mean 127.0.0.1 reads neither rewards nor the report."""
+    foreign = (
+        "evil.example",
+        "localhost.evil.example:80",
+        "[::1].evil.example",
+        "127.0.0.1.nip.io",
+    )
+    own = ("localhost", "LOCALHOST:8000", "[::1]:8000", "rewards.internal:443")
+    with running(finished_run, allowed_hosts=("rewards.internal",)) as server:
+        for name in (*own, *foreign):
+            for response in (
+                server.post("/v1/rewards", BODY, headers={"host": name}),
+                server.get("/v1/models", headers={"host": name}),
+                server.get("/", headers={"host": name}),
+            ):
+                assert response.status_code == (403 if name in foreign else 200), name
+        response = server.get("/health", headers={"host": foreign[0]})
+        assert "--allowed-host" in error(response, 403, "forbidden")["message"]
+    with running(finished_run, token="secret") as server:
+        assert server.get("/health", headers={"host": foreign[0]}).status_code == 200
+
+
+def test_a_server_for_other_machines_takes_any_name() -> None:
+    models = (ModelSource(name="a", path="a"),)
+    assert own_names(Settings(models=models, host="0.0.0.0")) is None
+    assert own_names(Settings(models=models, host="rewards.internal")) is None
+    assert own_names(Settings(models=models, host="127.0.0.2")) == {"127.0.0.2", *LOCAL_NAMES}
+
+
 # ---- what is kept from batch to batch ------------------------------------------------------------
 
 PROMPT = [{"role": "user", "content": "what do you know of foxes and of the hedges they live in"}]
@@ -179,6 +210,16 @@ def test_a_later_response_to_a_prompt_is_all_that_is_computed(finished_run: Path
         metrics = server.get("/metrics").text
     reused = [line for line in metrics.splitlines() if line.startswith("plaudit_tokens_reused")]
     assert any(float(line.split()[1]) > 60 for line in reused), reused
+
+
+def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0, prefix_cache_bytes=30_000) as server:
+        states = server.model.states
+        assert states is not None
+        assert 8 < states.room < 100
+        for number in range(20):
+            scored(server, [{"role": "user", "content": f"{number} " * 30}], "red", "none", "hens")
+            assert states.bytes <= 30_000
 
 
 def test_nothing_is_kept_where_that_is_off(finished_run: Path) -> None:
@@ -231,7 +272,7 @@ def test_a_batch_that_fails_gives_kept_memory_back(
 def test_a_huge_body_is_refused_before_it_is_read(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(
-            b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 999999999\r\n\r\n{"
         )
         raw.settimeout(10)
@@ -256,7 +297,7 @@ def test_a_huge_body_without_a_length_is_cut_off(server: Running) -> None:
 
 def test_a_slow_body_is_given_up(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
-        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         raw.settimeout(10)
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
     still_answers(server)
@@ -265,10 +306,14 @@ def test_a_slow_body_is_given_up(server: Running) -> None:
 def test_connections_that_send_nothing_or_half_of_it(server: Running) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     for number, raw in enumerate(idle):
-        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"[:number])
+        raw.sendall(
+            b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"[:number]
+        )
     body = json.dumps(BODY).encode()
     half = socket.create_connection(("127.0.0.1", server.port))
-    half.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    half.sendall(
+        b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
     half.sendall(body)
     half.shutdown(socket.SHUT_WR)
     still_answers(server)
