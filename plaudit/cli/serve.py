@@ -21,7 +21,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name to be asked under, on loopback without a token; repeatable."),
+        typer.Option(
+            help="A name to answer to without a token, beside this machine's own; repeatable."
+        ),
     ] = None,
     token_file: Annotated[
         str | None,
@@ -57,13 +59,13 @@ def serve(
     """Answer HTTP requests for rewards until stopped."""
     refuse_without_extra()
     from plaudit.cli.screen import hush_weight_loading, quiet_console
-    from plaudit.serve.settings import Settings, model_sources
+    from plaudit.serve.settings import Settings, host_names, model_sources
 
     settings = Settings(
         models=model_sources(models),
         host=host,
         port=port,
-        allowed_hosts=tuple(allowed_host or ()),
+        allowed_hosts=host_names(allowed_host or []),
         token_file=token_file,
         workers=workers,
         max_batch_tokens=max_batch_tokens,

@@ -25,17 +25,17 @@ Layers = list[tuple[Tensor, Tensor]]
 """Keys and values ``[1, G, S, D]`` of each layer, in the order in which layers run."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Run:
     """Tokens that follow one another, their states, and the runs that follow them.
 
-    ``used`` is the store's clock when a pass last needed it.
+    ``used`` is the store's clock when a pass last needed it. Runs do not know what they follow, so
+    that dropped ones are gone at once and not when Python next looks for cycles.
     """
 
     ids: IntArray
     layers: Layers
-    parent: Run | None
-    used: int = 0
+    used: int
     children: dict[int, Run] = field(default_factory=dict)
 
     @property
@@ -72,7 +72,7 @@ class PromptStates:
         self.bytes = 0
         self.reused = 0
         self._token_bytes = 0
-        self._root = Run(np.zeros(0, np.int32), [], None)
+        self._root = Run(np.zeros(0, np.int32), [], 0)
         self._clock = 0
 
     @property
@@ -106,11 +106,12 @@ class PromptStates:
         found = self.find(ids)
         if not held <= found.tokens < len(ids):
             return
-        parent = self._cut_behind(found)
+        before = self._cut_behind(found)
+        # What is kept must not hold on to what is not.
         known = found.tokens - held
         rest = _cloned(layers, known, len(ids) - held) if known else layers
-        run = Run(ids[found.tokens :].copy(), rest, parent, self._clock)
-        parent.children[int(run.ids[0])] = run
+        run = Run(ids[found.tokens :].copy(), rest, self._clock)
+        before.children[int(run.ids[0])] = run
         self.bytes += run.bytes
         self._token_bytes = max(1, run.bytes // len(run.ids))
         self._drop()
@@ -129,50 +130,50 @@ class PromptStates:
         """
         if not found.runs:
             return self._root
-        whole = found.runs[-1]
-        size = found.tokens - sum(len(run.ids) for run in found.runs[:-1])
+        *before, whole = found.runs
+        size = found.tokens - sum(len(run.ids) for run in before)
         if size == len(whole.ids):
             return whole
-        assert whole.parent is not None
-        first = Run(whole.ids[:size], _cloned(whole.layers, 0, size), whole.parent, whole.used)
         second = Run(
             whole.ids[size:],
             _cloned(whole.layers, size, len(whole.ids)),
-            first,
             whole.used,
             whole.children,
         )
-        for child in second.children.values():
-            child.parent = second
+        first = Run(whole.ids[:size], _cloned(whole.layers, 0, size), whole.used)
         first.children[int(second.ids[0])] = second
-        whole.parent.children[int(first.ids[0])] = first
+        (before[-1] if before else self._root).children[int(first.ids[0])] = first
         return first
 
     def _drop(self) -> None:
-        """Over the limit, drop the leaves that were needed longest ago, a tenth more than needed.
+        """Over the limit, drop the ends that were needed longest ago, a tenth more than needed.
 
-        Looking through all of them is then rare.
+        Looking through all of them is then rare. What was needed just now stays while it fits.
         """
         if self.bytes <= self.limit:
             return
-        leaves = [(run.used, number, run) for number, run in enumerate(self._leaves())]
-        heapq.heapify(leaves)
-        while leaves and self.bytes > 0.9 * self.limit:
-            _, number, leaf = heapq.heappop(leaves)
-            assert leaf.parent is not None
-            del leaf.parent.children[int(leaf.ids[0])]
-            self.bytes -= leaf.bytes
-            if not leaf.parent.children and leaf.parent is not self._root:
-                heapq.heappush(leaves, (leaf.parent.used, number, leaf.parent))
+        follows = {id(run): before for before, run in self._pairs()}
+        ends = [run for _, run in self._pairs() if not run.children]
+        waiting = [(run.used, number, run) for number, run in enumerate(ends)]
+        heapq.heapify(waiting)
+        while waiting and self.bytes > 0.9 * self.limit:
+            used, number, run = heapq.heappop(waiting)
+            if used == self._clock and self.bytes <= self.limit:
+                break
+            before = follows[id(run)]
+            del before.children[int(run.ids[0])]
+            self.bytes -= run.bytes
+            if not before.children and before is not self._root:
+                heapq.heappush(waiting, (before.used, number, before))
 
-    def _leaves(self) -> Iterator[Run]:
-        waiting = list(self._root.children.values())
+    def _pairs(self) -> Iterator[tuple[Run, Run]]:
+        """Every run behind the one it follows."""
+        waiting = [self._root]
         while waiting:
-            run = waiting.pop()
-            if run.children:
-                waiting += run.children.values()
-            else:
-                yield run
+            before = waiting.pop()
+            for run in before.children.values():
+                yield before, run
+                waiting.append(run)
 
 
 def _cloned(layers: Layers, start: int, stop: int) -> Layers:
@@ -201,6 +202,7 @@ class StatesOfPass:
 
     def through(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
         """Of one layer, the row's keys and values with those of the held prompts behind them."""
+        assert not torch.is_grad_enabled(), "kept states have no gradients"
         for layers, part in zip(self.found, self.kept, strict=True):
             layers.append((key_1GTD[:, :, part].clone(), value_1GTD[:, :, part].clone()))
         pieces = [pair for held in self._held for pair in held.layer(self._layer)]

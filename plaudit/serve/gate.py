@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -232,21 +232,25 @@ LOCAL_NAMES = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
 
 def own_names(settings: Settings) -> frozenset[str] | None:
-    """The names under which a server on loopback is asked; None where it listens to others.
+    """The names under which a server on loopback is asked; None where any will do.
 
     A page of any site can let its own name mean 127.0.0.1 and then read what is there (DNS
-    rebinding); the name that its browser sends tells.
+    rebinding); the name that its browser sends tells. A server for other machines, whose names
+    nobody knows here, is asked under any unless some are allowed.
     """
-    if not _is_loopback(settings.host):
+    if not settings.allowed_hosts and not _is_loopback(settings.host):
         return None
     return LOCAL_NAMES | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
 
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
     except ValueError:
-        return host.lower() == "localhost"
+        # 127.1 is an address to the system, but not to Python.
+        return host.lower() == "localhost" or host.startswith("127.")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def host_name(header: str) -> str:

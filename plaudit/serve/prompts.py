@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from plaudit.tokens.batch import PackedBatcher, fill, pack
 from plaudit.tokens.share import LEAST_SHARED
 from plaudit.types import FloatArray, IntArray, PackedBatch, TokenTree
 
-logger = logging.getLogger("plaudit.serve")
+logger = logging.getLogger("plaudit")
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """How far apart a reward may be with and without kept states, per unit of its size."""
@@ -42,6 +43,10 @@ class Resumed:
 
 
 NOTHING = Held(0, ())
+
+HELD_PER_COMPUTED = 4
+"""Held tokens that count as one computed token where a micro-batch is bounded: each layer copies
+their keys and values, but computes nothing for them."""
 
 
 def resume(tree: TokenTree, states: PromptStates) -> Resumed:
@@ -76,7 +81,9 @@ class ResumingBatcher:
         self._pass: StatesOfPass | None = None
 
     def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
-        sizes = [self._resumed[tree.index].computed for tree in trees]
+        """By what is computed and, of each layer's keys, a part of what is read again."""
+        members = [self._resumed[tree.index] for tree in trees]
+        sizes = [one.computed + one.held.tokens // HELD_PER_COMPUTED for one in members]
         return fill(sizes, self._plain.max_tokens)
 
     def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
@@ -85,10 +92,11 @@ class ResumingBatcher:
         start, room = 0, self._states.room
         for one in members:
             # More than the store holds would only be dropped again.
-            fresh = min(len(one.beginning) - one.held.tokens, room)
+            left = max(0, room - one.held.tokens)
+            fresh = min(len(one.beginning) - one.held.tokens, left)
             kept.append(slice(start, start + fresh))
             start += one.computed
-            room -= fresh
+            room = max(0, room - fresh)
         self._pass = StatesOfPass([one.held for one in members], kept)
         held = [one.held.tokens > 0 for one in members]
         return pack(trees, self._plain.device, held=held, states=self._pass)
@@ -100,7 +108,6 @@ class ResumingBatcher:
             one = self._resumed[tree.index]
             held = one.held.tokens
             self._states.add(one.beginning[: held + part.stop - part.start], held, layers)
-            self._states.reused += held
 
 
 def score_resumed(
@@ -113,6 +120,7 @@ def score_resumed(
     scores = score_trees(
         model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
     )
+    states.reused += sum(one.held.tokens for one in resumed)
     return scores, resumed
 
 
@@ -122,28 +130,38 @@ def open_states(model: RewardModel, limit: int) -> PromptStates | None:
     A conversation is scored with and without them first: a model whose rewards then differ by more
     than rounding goes without, aloud.
     """
-    turning = company_dependent_length(classifier(model.module.network).config)
-    steady = turning is None or model.facts.max_length <= turning
-    if limit <= 0 or not steady or not isinstance(model.batcher, PackedBatcher):
+    if limit <= 0 or not isinstance(model.batcher, PackedBatcher):
         return None
-    states = PromptStates(limit)
+    why = _why_not_kept(model)
+    if why is not None:
+        logger.warning("%s keeps nothing of what it has read: %s.", model.source, why)
+        return None
+    return PromptStates(limit)
+
+
+def _why_not_kept(model: RewardModel) -> str | None:
+    turning = company_dependent_length(classifier(model.module.network).config)
+    if turning is not None and model.facts.max_length > turning:
+        return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
+    states = PromptStates(sys.maxsize)
     known = classifier(model.module.network).config.get_text_config().vocab_size
-    ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED), dtype=np.int32)
+    ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)
     ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]
-    first, second = (
-        TokenTree(index=0, prefix=ids[:0], branches=(ids,)) for ids in ids_KT.astype(np.int32)
-    )
+    first, second = (TokenTree(index=0, prefix=ids[:0], branches=(ids,)) for ids in ids_KT)
     (plain,) = model.score_trees([second])
     score_resumed(model, states, [first])
     (again,), (resumed,) = score_resumed(model, states, [second])
-    states.clear()
     if resumed.held.tokens < 2 * LEAST_SHARED:
-        logger.warning("prompts_not_kept", extra={"facts": {"why": "no states were found"}})
-        return None
-    embeddings = classifier(model.module.network).get_input_embeddings()
-    dtype = str(embeddings.weight.dtype).removeprefix("torch.")
-    apart = float(np.abs(plain - again).max())
-    if not apart <= TOLERANCE.get(dtype, 0.0) * max(1.0, float(np.abs(plain).max())):
-        logger.warning("prompts_not_kept", extra={"facts": {"difference": apart}})
-        return None
-    return states
+        return "its attention hands over no keys"
+    affine = model.module.affine
+    size = max(1.0, float(np.abs((plain - affine.offset) / affine.scale).max()))
+    apart = float(np.abs(plain - again).max()) / abs(affine.scale)
+    if not apart <= _tolerance(model) * size:
+        return f"a reward was {apart:.2g} apart with and without"
+    return None
+
+
+def _tolerance(model: RewardModel) -> float:
+    """That of the coarsest precision among the weights."""
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
+    return max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)

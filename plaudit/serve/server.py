@@ -37,6 +37,7 @@ WORKER_START_SECONDS = 900
 # Longer than the 60 s after which nginx and most balancers give up an idle connection to a server:
 # who closes first must be the one who sends, or a request meets a connection that is closing.
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
 
 
 class DrainingServer(uvicorn.Server):
@@ -146,6 +147,7 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         config = _config("plaudit.serve.server:worker_app", settings)
         listening = bind(settings)
+        listening.listen(BACKLOG)
         supervisor = Multiprocess(config, sockets=[listening])
         on_start(_address(settings, listening))
         supervisor.run()
@@ -260,7 +262,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # Until a new worker has loaded its models, too.
         timeout_worker_healthcheck=WORKER_START_SECONDS,
-        backlog=2048,
+        backlog=BACKLOG,
     )
 
 

@@ -72,6 +72,20 @@ class Settings:
         return cls(models=models, allowed_hosts=names, **raw)
 
 
+def host_names(words: list[str]) -> tuple[str, ...]:
+    """Names as a ``Host`` header has them in front of its port.
+
+    Raises:
+        SettingsError: one has a scheme, a port or brackets.
+    """
+    for word in words:
+        if not word or set(word) & set(":/[] "):
+            raise SettingsError(
+                f"--allowed-host {word} is not a name; give the host alone, without scheme or port."
+            )
+    return tuple(words)
+
+
 def model_sources(words: list[str]) -> tuple[ModelSource, ...]:
     """``PATH`` or ``NAME=PATH`` each; a path's last part is its name.
 

@@ -127,6 +127,13 @@ def workers_of(server: Served) -> set[int]:
     return {int(word) for word in children.read_text(encoding="ascii").split()}
 
 
+def answered(server: Served) -> int:
+    """Requests that all workers have counted."""
+    metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+    found = re.search(r'plaudit_requests_total{protocol="rewards",status="200"} (\d+)', metrics)
+    return 0 if found is None else int(found[1])
+
+
 def alive(number: int) -> bool:
     try:
         state = Path(f"/proc/{number}/stat").read_text(encoding="ascii")
@@ -166,13 +173,14 @@ def test_workers_answer_are_replaced_and_leave(finished_run: Path, tmp_path: Pat
         assert len(workers_of(server) - first) == 1
         ready(server)
         ask(server, 40)
+        last = workers_of(server)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=60) == 0
         for _ in range(200):
-            if not any(alive(number) for number in first):
+            if not any(alive(number) for number in last):
                 break
             time.sleep(0.05)
-        assert not any(alive(number) for number in first)
+        assert not any(alive(number) for number in last)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from plaudit.model.prompt_states import Held, Layers, PromptStates, StatesOfPass
 from plaudit.types import IntArray
@@ -98,13 +104,55 @@ def test_states_behind_tokens_that_were_dropped_are_not_kept() -> None:
     assert states.bytes == 0
 
 
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """What is freed is freed because nothing holds it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def branched(states: PromptStates) -> list[weakref.ref[Tensor]]:
+    """Fill a store with three conversations of one beginning; all of its keys."""
+    for end in range(3):
+        ids = ids_of([1, 2, 3, end])
+        held = states.find(ids).tokens
+        states.add(ids, held, states_of(ids, held))
+    found = states.find(ids_of([1, 2, 3, 0]))
+    assert len(found.runs) == 2
+    return [weakref.ref(keys) for run in found.runs for keys, _ in run.layers]
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
 def test_clearing_gives_all_memory_back() -> None:
     states = PromptStates(1 << 20)
-    ids = ids_of([1, 2, 3])
-    states.add(ids, 0, states_of(ids))
-    states.clear()
+    kept = branched(states)
+    assert all(reference() is not None for reference in kept)
+    assert states.clear()
     assert states.bytes == 0
-    assert states.find(ids).tokens == 0
+    assert all(reference() is None for reference in kept)
+    assert not states.clear()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+def test_a_store_that_nobody_has_any_more_is_gone() -> None:
+    states = PromptStates(1 << 20)
+    kept = branched(states)
+    del states
+    assert all(reference() is None for reference in kept)
+
+
+def test_one_conversation_as_large_as_the_store_is_kept() -> None:
+    states = PromptStates(100 * TOKEN_BYTES)
+    for start in range(10):
+        ids = ids_of([start] * 10)
+        states.add(ids, 0, states_of(ids))
+    large = ids_of([11, *range(99)])
+    for _ in range(3):
+        held = states.find(large).tokens
+        states.add(large, held, states_of(large, held))
+        assert states.find(large).tokens == 100
+        assert states.bytes == 100 * TOKEN_BYTES
 
 
 def test_a_pass_reads_held_prompts_and_records_parts_of_its_row() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import shutil
 import socket
 import threading
@@ -23,7 +24,7 @@ from plaudit.model import prompt_states
 from plaudit.serve import engine as engine_module
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.settings import ModelSource, Settings
+from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running
 
 pytestmark = pytest.mark.heavy
@@ -175,6 +176,16 @@ def test_a_server_for_other_machines_takes_any_name() -> None:
     assert own_names(Settings(models=models, host="0.0.0.0")) is None
     assert own_names(Settings(models=models, host="rewards.internal")) is None
     assert own_names(Settings(models=models, host="127.0.0.2")) == {"127.0.0.2", *LOCAL_NAMES}
+    for host in ("127.1", "::1", "::ffff:127.0.0.1", "LocalHost"):
+        assert own_names(Settings(models=models, host=host)) is not None
+    container = Settings(models=models, host="0.0.0.0", allowed_hosts=("localhost",))
+    assert own_names(container) == {"0.0.0.0", *LOCAL_NAMES}
+
+
+@pytest.mark.parametrize("word", ["rewards.internal:443", "http://rewards", "[::1]", ""])
+def test_what_is_no_name_cannot_be_allowed(word: str) -> None:
+    with pytest.raises(SettingsError, match="allowed-host"):
+        host_names([word])
 
 
 # ---- what is kept from batch to batch ------------------------------------------------------------
@@ -208,8 +219,8 @@ def test_a_later_response_to_a_prompt_is_all_that_is_computed(finished_run: Path
         usage = scored(server, turns, "hens")
         assert usage["computed_tokens"] < usage["total_tokens"] - 20
         metrics = server.get("/metrics").text
-    reused = [line for line in metrics.splitlines() if line.startswith("plaudit_tokens_reused")]
-    assert any(float(line.split()[1]) > 60 for line in reused), reused
+    (reused,) = re.findall(r"^plaudit_tokens_reused_total (\S+)$", metrics, re.MULTILINE)
+    assert float(reused) > 60
 
 
 def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> None:
@@ -218,8 +229,11 @@ def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> Non
         assert states is not None
         assert 8 < states.room < 100
         for number in range(20):
-            scored(server, [{"role": "user", "content": f"{number} " * 30}], "red", "none", "hens")
-            assert states.bytes <= 30_000
+            prompt = [{"role": "user", "content": f"{number} " * 30}]
+            for response in ("red", "none", "hens"):
+                usage = scored(server, prompt, response)
+                assert 0 < states.bytes <= 30_000
+            assert usage["computed_tokens"] < usage["total_tokens"] - 20
 
 
 def test_nothing_is_kept_where_that_is_off(finished_run: Path) -> None:
@@ -245,25 +259,33 @@ def test_a_model_that_must_not_resume_does_not(
         assert server.model.states is None
 
 
-def test_a_batch_that_fails_gives_kept_memory_back(
+def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(finished_run, cached_scores=0) as server:
-        scored(server, PROMPT, "red")
-        states = server.model.states
-        assert states is not None
-        assert states.bytes > 0
-        module = type(server.model.model.module)
-        raw = module.raw
+    """As where memory runs out: of no model is anything kept, and a whole pass is made."""
+    other = finished_run.parent / "again"
+    if not other.exists():
+        other.symlink_to(finished_run)
+    with running(finished_run, other, cached_scores=0) as server:
+        both = [served.states for served in server.engine.models]
+        for name in (finished_run.name, "again"):
+            body = {"prompt": PROMPT, "responses": ["red"], "model": name}
+            assert server.post("/v1/rewards", body).status_code == 200
+        assert all(states is not None and states.bytes for states in both)
+        raw = type(server.model.model.module).raw
+        failures = []
 
         def no_memory(self: Any, batch: Any) -> Any:
-            if states.bytes:
+            if batch.layout.states is not None:
+                failures.append(batch)
                 raise MemoryError
             return raw(self, batch)
 
-        monkeypatch.setattr(module, "raw", no_memory)
-        answer = server.post("/v1/rewards", {"prompt": PROMPT, "responses": ["a", "b"]})
-    assert answer.status_code == 200, answer.text
+        monkeypatch.setattr(type(server.model.model.module), "raw", no_memory)
+        usage = scored(server, PROMPT, "a", "b")
+        assert len(failures) == 1
+        assert usage["computed_tokens"] > 20
+        assert not any(states is not None and states.bytes for states in both)
 
 
 # ---- limits --------------------------------------------------------------------------------------
