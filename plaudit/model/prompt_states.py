@@ -64,21 +64,22 @@ class Held:
 class PromptStates:
     """A tree of runs within ``limit`` bytes. Used by the one thread that owns the model.
 
-    ``reused`` counts tokens that passes found here.
+    ``reused`` counts tokens that passes found here. ``token_bytes`` are those of one token where
+    they are known before the first is kept.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, token_bytes: int = 0) -> None:
         self.limit = limit
+        self.token_bytes = token_bytes
         self.bytes = 0
         self.reused = 0
-        self._token_bytes = 0
         self._root = Run(np.zeros(0, np.int32), [], 0)
         self._clock = 0
 
     @property
     def room(self) -> int:
         """Tokens that the whole store can hold, as far as it has seen how large one is."""
-        return self.limit // self._token_bytes if self._token_bytes else sys.maxsize
+        return self.limit // self.token_bytes if self.token_bytes else sys.maxsize
 
     def find(self, ids: IntArray) -> Held:
         """As much of the beginning of ``ids`` as is kept."""
@@ -113,7 +114,7 @@ class PromptStates:
         run = Run(ids[found.tokens :].copy(), rest, self._clock)
         before.children[int(run.ids[0])] = run
         self.bytes += run.bytes
-        self._token_bytes = max(1, run.bytes // len(run.ids))
+        self.token_bytes = max(1, run.bytes // len(run.ids))
         self._drop()
 
     def clear(self) -> bool:

@@ -132,18 +132,19 @@ def open_states(model: RewardModel, limit: int) -> PromptStates | None:
     """
     if limit <= 0 or not isinstance(model.batcher, PackedBatcher):
         return None
-    why = _why_not_kept(model)
+    tried = PromptStates(sys.maxsize)
+    why = _why_not_kept(model, tried)
     if why is not None:
         logger.warning("%s keeps nothing of what it has read: %s.", model.source, why)
         return None
-    return PromptStates(limit)
+    return PromptStates(limit, token_bytes=tried.token_bytes)
 
 
-def _why_not_kept(model: RewardModel) -> str | None:
+def _why_not_kept(model: RewardModel, states: PromptStates) -> str | None:
+    """Why nothing may be kept; None where scoring with ``states`` is as good as without."""
     turning = company_dependent_length(classifier(model.module.network).config)
     if turning is not None and model.facts.max_length > turning:
         return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
-    states = PromptStates(sys.maxsize)
     known = classifier(model.module.network).config.get_text_config().vocab_size
     ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)
     ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]

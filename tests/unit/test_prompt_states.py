@@ -155,6 +155,7 @@ def test_one_conversation_as_large_as_the_store_is_kept() -> None:
         assert states.bytes == 100 * TOKEN_BYTES
 
 
+@torch.no_grad()
 def test_a_pass_reads_held_prompts_and_records_parts_of_its_row() -> None:
     ids = ids_of([1, 2, 0, 1])
     states = PromptStates(1 << 20)
