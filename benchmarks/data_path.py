@@ -119,9 +119,10 @@ def measure(data: Path, cache: Path) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> Shown:
     """One line per number of rows; cost is relative to the smallest."""
-    first = median([1 / r["rows_per_second"] for r in record["cases"][0]["new"]])
+    cases = sorted(record["cases"], key=lambda case: int(case["rows"]))
+    first = median([1 / r["rows_per_second"] for r in cases[0]["new"]])
     rows: list[tuple[str, ...]] = []
-    for case in record["cases"]:
+    for case in cases:
         each = median([1 / r["rows_per_second"] for r in case["new"]])
         rows.append(
             (

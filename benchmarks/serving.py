@@ -2,12 +2,15 @@
 
     python benchmarks/serving.py [--model 25m] [--pairs 400] [--clients 64] [--questions overhead]
 
-Three questions, each to a ``plaudit serve`` process of its own whose cache of scores is off:
+Four questions, each to a ``plaudit serve`` process of its own that keeps no scores and, but for
+the last, no beginnings of conversations either:
 
 - throughput: ``--clients`` connections that each wait for their answer, one preference pair a
   request, against ``plaudit score`` (``score_file``) on the same rows in a process that has loaded;
 - overhead: one client, one pair a request, in turn with the bare call of the model on that pair;
-- 16 responses to a prompt: against ``common/plain_server.py``, which encodes each response alone.
+- 16 responses to a prompt: against ``common/plain_server.py``, which encodes each response alone;
+- later: 16 responses to a prompt in a request each, one after the other, as a loop asks that has
+  its responses one by one: against the same server without its prefix cache.
 
 Rewards over HTTP must equal those from the file within 1e-4, and the largest difference is
 recorded: random weights this wide give rewards far from zero, where fp32 itself is coarser than
@@ -67,9 +70,11 @@ def pair_bodies(rows: Sequence[dict[str, Any]]) -> list[bytes]:
     return [body_of(row["prompt"], [row["chosen"], row["rejected"]]) for row in rows]
 
 
-def serve(folder: Path, work: Path) -> Any:
+def serve(folder: Path, work: Path, *, prefix_cache: int = 0) -> Any:
+    """A server that keeps ``prefix_cache`` MiB of beginnings, and no scores."""
     arguments = ("-m", "plaudit", "serve", str(folder), "--port", "0", "--cached-scores", "0")
-    return served(*arguments, log=work / "serve.log")
+    kept = ("--prefix-cache-mib", str(prefix_cache))
+    return served(*arguments, *kept, log=work / f"serve-{prefix_cache}.log")
 
 
 def rewards_of(answers: Sequence[Any]) -> list[list[float]]:
@@ -202,6 +207,39 @@ def sixteen(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dic
     }
 
 
+def later(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dict[str, Any]:
+    """Responses a second, one to a request, from a server with its prefix cache and one without."""
+    generator = random.Random(arguments.seed + 4)
+    seconds: dict[str, list[float]] = {"kept": [], "anew": []}
+    with (
+        serve(folder, work, prefix_cache=512) as with_cache,
+        serve(folder, work) as without,
+    ):
+        sides = {"kept": with_cache, "anew": without}
+        for side in sides.values():
+            warm(side, pair_rows(32, arguments.seed + 1))
+        for _ in range(arguments.rounds):
+            # A prompt that neither side has seen.
+            prompt = text(generator, arguments.prompt_words)
+            answers = [text(generator, arguments.response_words) for _ in range(16)]
+            bodies = [body_of(prompt, [answer]) for answer in answers]
+            found = {}
+            for name, side in sides.items():
+                took, got = asyncio.run(closed_loop(side.port, "/v1/rewards", bodies, 1))
+                seconds[name].append(took)
+                found[name] = rewards_of(got)
+            refuse_other_scores(found["kept"], found["anew"])
+    rates = {side: 16 / median(values) for side, values in seconds.items()}
+    return {
+        "kind": "later",
+        "prompt_words": arguments.prompt_words,
+        "response_words": arguments.response_words,
+        "seconds": seconds,
+        "responses_per_second": rates,
+        "ratio": rates["kept"] / rates["anew"],
+    }
+
+
 def table(record: dict[str, Any]) -> Shown:
     """One line per question."""
     rows = []
@@ -217,13 +255,14 @@ def table(record: dict[str, Any]) -> Shown:
                 (case["model"], "a lone pair, p50 ms", sides["server"], sides["bare"], ratio)
             )
         else:
-            name = "16 responses a prompt, responses/s"
+            name, ours, theirs = COMPARED[case["kind"]]
             sides = case["responses_per_second"]
-            rows.append((case["model"], name, sides["plaudit"], sides["plain"], case["ratio"]))
+            rows.append((case["model"], name, sides[ours], sides[theirs], case["ratio"]))
     compared = {
         "throughput": lambda value: f"{value:.2f} of offline",
         "overhead": lambda value: f"{value:.2f} ms overhead",
         "sixteen": lambda value: f"{value:.2f}x",
+        "later": lambda value: f"{value:.2f}x",
     }
     words = [compared[case["kind"]] for case in record["cases"]]
     return Shown(
@@ -235,15 +274,23 @@ def table(record: dict[str, Any]) -> Shown:
     )
 
 
+COMPARED = {
+    "sixteen": ("16 responses a prompt, responses/s", "plaudit", "plain"),
+    "later": ("the same in 16 requests in turn, responses/s", "kept", "anew"),
+}
+
+
 def main() -> None:
-    """Parse, answer the three questions, write after each."""
+    """Parse, answer the questions, write after each."""
     made = parser(__doc__, QUESTION)
     made.add_argument("--model", default="25m", help=f"of {', '.join(MODELS)}")
     made.add_argument("--pairs", type=int, default=400)
     made.add_argument("--clients", type=int, default=64)
     made.add_argument("--prompt-words", type=int, default=350)
     made.add_argument("--response-words", type=int, default=20)
-    made.add_argument("--questions", default="throughput,overhead,sixteen", help="which of them")
+    made.add_argument(
+        "--questions", default="throughput,overhead,sixteen,later", help="which of them"
+    )
     arguments = made.parse_args()
     questions = [ASKED[name] for name in arguments.questions.split(",")]
 
@@ -271,7 +318,7 @@ def main() -> None:
     draw(record, recorder.folder)
 
 
-ASKED = {"throughput": throughput, "overhead": overhead, "sixteen": sixteen}
+ASKED = {"throughput": throughput, "overhead": overhead, "sixteen": sixteen, "later": later}
 
 
 def draw(record: dict[str, Any], folder: Path) -> None:
@@ -297,6 +344,13 @@ def draw_sixteen(case: dict[str, Any], folder: Path) -> None:
     plots.bars(folder / "sixteen.png", bars, y="responses a second, 16 a prompt")
 
 
+def draw_later(case: dict[str, Any], folder: Path) -> None:
+    """Responses a second with and without the prefix cache."""
+    rates = case["responses_per_second"]
+    bars = {f"beginnings {side}": {"responses": rates[side]} for side in ("anew", "kept")}
+    plots.bars(folder / "later.png", bars, y="responses a second, one a request")
+
+
 def draw_overhead(case: dict[str, Any], folder: Path) -> None:
     """The distribution of a lone request's time."""
     quantiles: dict[str, list[tuple[float, float]]] = {}
@@ -308,7 +362,12 @@ def draw_overhead(case: dict[str, Any], folder: Path) -> None:
     plots.lines(folder / "overhead.png", quantiles, x="percent of lone requests", y="milliseconds")
 
 
-DRAWN = {"throughput": draw_throughput, "sixteen": draw_sixteen, "overhead": draw_overhead}
+DRAWN = {
+    "throughput": draw_throughput,
+    "sixteen": draw_sixteen,
+    "later": draw_later,
+    "overhead": draw_overhead,
+}
 
 
 if __name__ == "__main__":

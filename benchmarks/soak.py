@@ -5,8 +5,9 @@
 First the capacity is measured with 32 connections that wait for their answers. Then requests
 arrive at ``--load`` times that rate at random times (Poisson), whether or not earlier ones were
 answered. Every request must end with rewards within 1e-5 of the model's own or with a refusal that
-says when to come back; the server's resident memory is read every second. Its cache is off. At the
-end SIGTERM is sent while requests are under way. Exit code 1 if anything was lost or wrong.
+says when to come back; the server's resident memory is read every second. It keeps no scores, and
+so few beginnings of conversations that they are dropped all the time. At the end SIGTERM is sent
+while requests are under way. Exit code 1 if anything was lost or wrong.
 """
 
 from __future__ import annotations
@@ -156,6 +157,7 @@ def main() -> None:
     made.add_argument("--minutes", type=float, default=10.0)
     made.add_argument("--load", type=float, default=2.0)
     made.add_argument("--max-requests", type=int, default=256)
+    made.add_argument("--prefix-cache-mib", type=int, default=16)
     arguments = made.parse_args()
 
     from common.saved import saved_model
@@ -170,8 +172,9 @@ def main() -> None:
         folder = saved_model(base, work / "run")
         model = load(folder)
         expected = [model.score(row["prompt"], [row["chosen"], row["rejected"]]) for row in rows]
-        options = ("--cached-scores", "0", "--max-requests", str(arguments.max_requests))
-        command = ("-m", "plaudit", "serve", str(folder), "--port", "0", *options)
+        limits = ("--max-requests", str(arguments.max_requests))
+        kept = ("--cached-scores", "0", "--prefix-cache-mib", str(arguments.prefix_cache_mib))
+        command = ("-m", "plaudit", "serve", str(folder), "--port", "0", *limits, *kept)
         with served(*command, log=work / "serve.log") as server:
             can = asyncio.run(capacity(server.port, pair_bodies(rows)))
             console.log(f"capacity {can:.1f} requests a second")

@@ -158,6 +158,13 @@ def _cost_per_row(record: dict[str, Any]) -> tuple[str, bool] | None:
     return f"{ratio:.2f}x", ratio <= 1.1
 
 
+def _overhead(record: dict[str, Any]) -> tuple[str, bool] | None:
+    for case in _cases(record, kind="overhead"):
+        more = case["p50_overhead"]
+        return f"{more:.1f} ms", more <= 5
+    return None
+
+
 TARGETS: tuple[tuple[str, str, str, Finder], ...] = (
     (
         "training, 25M, batch 8, against TRL",
@@ -211,6 +218,19 @@ TARGETS: tuple[tuple[str, str, str, Finder], ...] = (
     ("`plaudit score` of one row, cold", "import + 2 s", "start_up", _score),
     ("memory for 10^6 rows", "2 GiB", "data_path", _flat),
     ("cost of a row at 10^6 against 10^4", "1.1x", "data_path", _cost_per_row),
+    (
+        "served to 64 clients, against scoring the file",
+        "0.9x",
+        "serving",
+        _case_ratio(0.9, kind="throughput"),
+    ),
+    ("a lone request beyond the bare call, p50", "5 ms", "serving", _overhead),
+    (
+        "16 responses a prompt served, against each alone",
+        "5x",
+        "serving",
+        _case_ratio(5.0, kind="sixteen"),
+    ),
 )
 
 

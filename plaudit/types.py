@@ -11,7 +11,7 @@ Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
@@ -176,20 +176,68 @@ class TokenTree:
         return tuple(len(self.prefix) + len(branch) for branch in self.branches)
 
 
+class PassStates(Protocol):
+    """Keys and values of prompts that are not in a packed row: what a layout's ``held`` counts."""
+
+    def through(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The row's keys and values with the held ones behind them; once a layer, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
     """Where the trees of a packed row lie: per tree its start, prefix length and branch lengths.
 
     Token order is prefix, branch 0, branch 1, …, next tree. ``ends`` are the scored tokens of the
-    row, in its order. ``cache`` holds what attention backends derive from the layout (masks,
-    offsets) so that every layer of a pass shares it.
+    row, in its order. A tree with ``held`` tokens has no prefix in the row: its prompt was computed
+    in an earlier pass, and ``states`` puts the keys and values of all held prompts behind the
+    row's, in the order of the trees. No ``held`` at all is none for every tree. ``cache`` holds
+    what attention backends derive from the layout (masks, offsets) so that every layer of a pass
+    shares it.
     """
 
     starts: tuple[int, ...]
     prefixes: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
+    held: tuple[int, ...] = ()
+    states: PassStates | None = field(default=None, compare=False, repr=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return self.starts[-1] + self.prefixes[-1] + sum(self.branches[-1])
+
+    def placed(self) -> Iterator[PlacedTree]:
+        """Every tree with where its prompt's keys lie, in the row or behind it."""
+        behind = self.tokens
+        held = self.held or (0,) * len(self.starts)
+        for start, prefix, lengths, outside in zip(
+            self.starts, self.prefixes, self.branches, held, strict=True
+        ):
+            prompt = slice(behind, behind + outside) if outside else slice(start, start + prefix)
+            yield PlacedTree(start, prefix, lengths, prompt)
+            behind += outside
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedTree:
+    """A tree of a row: ``prefix`` tokens of prompt in it, and the keys of the whole prompt."""
+
+    start: int
+    prefix: int
+    branches: tuple[int, ...]
+    prompt: slice
+
+    @property
+    def held(self) -> int:
+        """Tokens of the prompt that are not in the row."""
+        return self.visible - self.prefix
+
+    @property
+    def visible(self) -> int:
+        """Tokens of the prompt, which every branch sees."""
+        return int(self.prompt.stop - self.prompt.start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -18,6 +19,12 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name to answer to without a token, beside this machine's own; repeatable."
+        ),
+    ] = None,
     token_file: Annotated[
         str | None,
         typer.Option(help="File with the bearer token that requests must carry."),
@@ -37,6 +44,10 @@ def serve(
     cached_scores: Annotated[
         int, typer.Option(min=0, help="Rewards of recent conversations that are kept.")
     ] = 1 << 16,
+    prefix_cache_mib: Annotated[
+        int,
+        typer.Option(min=0, help="Memory for the beginnings of recent conversations, per model."),
+    ] = 512,
     complete_texts: Annotated[
         bool,
         typer.Option("--complete-texts", help="Add the template's last characters to texts."),
@@ -48,18 +59,20 @@ def serve(
     """Answer HTTP requests for rewards until stopped."""
     refuse_without_extra()
     from plaudit.cli.screen import hush_weight_loading, quiet_console
-    from plaudit.serve.settings import Settings, model_sources
+    from plaudit.serve.settings import Settings, host_names, model_sources
 
     settings = Settings(
         models=model_sources(models),
         host=host,
         port=port,
+        allowed_hosts=host_names(allowed_host or []),
         token_file=token_file,
         workers=workers,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
         request_timeout=request_timeout,
         cached_scores=cached_scores,
+        prefix_cache_bytes=prefix_cache_mib << 20,
         complete_texts=complete_texts,
         base=base,
         device=device,
@@ -71,23 +84,24 @@ def serve(
         from plaudit.serve.server import open_engine, read_token, serve, serve_workers
 
         token = read_token(settings)
+    guard = "its token" if token else "no token"
+
+    def say(what: str, address: str) -> None:
+        console.print(
+            f"{what} at {address} ({guard}); stop with Ctrl-C.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
     if workers > 1:
-        serve_workers(settings)
+        names = ", ".join(source.name for source in settings.models)
+        serve_workers(settings, partial(say, f"Starting {workers} workers for {names}"))
         return
     with console.status("loading the models"):
         engine = open_engine(settings)
     names = ", ".join(served.name for served in engine.models)
-    guard = "its token" if token else "no token"
-    serve(
-        settings,
-        engine,
-        on_listening=lambda address: console.print(
-            f"Serving {names} at {address} ({guard}); stop with Ctrl-C.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        ),
-    )
+    serve(settings, engine, on_listening=partial(say, f"Serving {names}"))
 
 
 def refuse_without_extra() -> None:

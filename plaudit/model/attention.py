@@ -35,7 +35,10 @@ _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One attention call: queries ``[start, stop)`` after ``shared`` prompt keys at ``prefix``."""
+    """One attention call: queries ``[start, stop)`` after ``shared`` prompt keys at ``prefix``.
+
+    The keys of a held prompt lie behind the row's.
+    """
 
     prefix: int
     shared: int
@@ -46,16 +49,20 @@ class Span:
 def spans(layout: PackedLayout) -> Iterator[Span]:
     """The calls that cover a layout: prompt + first branch in one, then each further branch.
 
-    The query ranges lie end to end and cover every token once.
+    Where the prompt is held, every branch is a call of its own. The query ranges lie end to end and
+    cover every token once.
     """
-    for start, prefix, branches in zip(
-        layout.starts, layout.prefixes, layout.branches, strict=True
-    ):
-        first = start + prefix + branches[0]
-        yield Span(prefix=start, shared=0, start=start, stop=first)
-        begin = first
-        for length in branches[1:]:
-            yield Span(prefix=start, shared=prefix, start=begin, stop=begin + length)
+    for tree in layout.placed():
+        begin = tree.start
+        lengths = tree.branches
+        if not tree.held:
+            begin += tree.prefix + lengths[0]
+            lengths = lengths[1:]
+            yield Span(prefix=tree.start, shared=0, start=tree.start, stop=begin)
+        for length in lengths:
+            yield Span(
+                prefix=tree.prompt.start, shared=tree.visible, start=begin, stop=begin + length
+            )
             begin += length
 
 
@@ -109,6 +116,8 @@ def packed_attention(
         # Under autocast rotary positions widen queries and keys; transformers' fused attention
         # narrows them again, and a fused call needs one precision.
         query_1HTD, key_1GTD = query_1HTD.to(value_1GTD.dtype), key_1GTD.to(value_1GTD.dtype)
+    if packed_layout.states is not None:
+        key_1GTD, value_1GTD = packed_layout.states.through(key_1GTD, value_1GTD)
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     settings = Settings(
         scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
@@ -144,8 +153,7 @@ def _narrows(window: int | None, layout: PackedLayout) -> int | None:
     longest = layout.cache.get("longest")
     if longest is None:
         longest = layout.cache["longest"] = max(
-            prefix + max(branches)
-            for prefix, branches in zip(layout.prefixes, layout.branches, strict=True)
+            tree.visible + max(tree.branches) for tree in layout.placed()
         )
     return window if window is not None and longest > window else None
 
@@ -259,11 +267,18 @@ def _pieces(
     """
     calls = list(spans(layout))
     sizes = [span.stop - span.start for span in calls]
+    row = layout.tokens
+    own_k, own_v = (k, v) if k.shape[2] == row else (k[:, :, :row], v[:, :, :row])
     prompt = k[:, :, :0], v[:, :, :0]
     for number, (span, queries, keys, values) in enumerate(
-        zip(calls, *(torch.split(tensor, sizes, dim=2) for tensor in (q, k, v)), strict=True)
+        zip(
+            calls, *(torch.split(tensor, sizes, dim=2) for tensor in (q, own_k, own_v)), strict=True
+        )
     ):
         if span.shared:
+            if span.prefix >= row:
+                held = slice(span.prefix, span.prefix + span.shared)
+                prompt = k[:, :, held], v[:, :, held]
             yield (
                 span,
                 queries,

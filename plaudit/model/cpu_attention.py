@@ -1,8 +1,9 @@
 """Packed attention on a CPU: no masks, no copies of a prompt's keys, few calls.
 
 A tree is three kinds of calls. Its prompt and first branch are one causal call. The queries of all
-further branches meet the prompt in one call that needs no mask, since they see all of it. Each of
-those branches meets itself in a causal call, branches of one length in a row together. The two
+further branches (of all, where the prompt is held from an earlier pass) meet the prompt in one call
+that needs no mask, since they see all of it. Each of those branches meets itself in a causal call,
+branches of one length in a row together. The two
 halves of a branch's softmax are then joined by their log-sum-exp, as flash attention joins its
 blocks (Dao et al. 2022, arXiv 2205.14135, section 3.1).
 
@@ -44,14 +45,20 @@ def available() -> bool:
 class Tree:
     """Where one tree lies: ``[start, first)`` is causal, ``[first, stop)`` sees the prompt too.
 
-    ``runs`` are ``(begin, branches, length)`` of further branches of one length, end to end.
+    ``prompt`` are its keys. ``runs`` are ``(begin, branches, length)`` of further branches of one
+    length, end to end.
     """
 
     start: int
-    prompt: int
+    prompt: slice
     first: int
     stop: int
     runs: tuple[tuple[int, int, int], ...]
+
+    @property
+    def joins(self) -> bool:
+        """Whether branches meet the prompt in a call of their own."""
+        return bool(self.prompt.start < self.prompt.stop and self.first < self.stop)
 
 
 def trees(layout: PackedLayout) -> tuple[Tree, ...]:
@@ -64,14 +71,15 @@ def trees(layout: PackedLayout) -> tuple[Tree, ...]:
 
 
 def _trees(layout: PackedLayout) -> Iterator[Tree]:
-    for start, prefix, lengths in zip(layout.starts, layout.prefixes, layout.branches, strict=True):
-        first = begin = start + prefix + lengths[0]
+    for tree in layout.placed():
+        alone = 0 if tree.held else 1
+        first = begin = tree.start + tree.prefix + sum(tree.branches[:alone])
         runs = []
-        for length, members in groupby(lengths[1:]):
+        for length, members in groupby(tree.branches[alone:]):
             branches = len(list(members))
             runs.append((begin, branches, length))
             begin += branches * length
-        yield Tree(start, start + prefix, first, begin, tuple(runs))
+        yield Tree(tree.start, tree.prompt, first, begin, tuple(runs))
 
 
 def attend(
@@ -98,7 +106,8 @@ class _Attend(torch.autograd.Function):
         sums = torch.empty(q.shape[:3], dtype=torch.float32)
         for tree in trees(layout):
             own = slice(tree.start, tree.first)
-            out[:, :, own], sums[:, :, own] = _call(q, k, v, own, own, scale, causal=True)
+            if tree.start < tree.first:
+                out[:, :, own], sums[:, :, own] = _call(q, k, v, own, own, scale, causal=True)
             if tree.first < tree.stop:
                 _later_branches(q, k, v, out, sums, tree, scale)
         ctx.save_for_backward(q, k, v, out, sums)
@@ -113,9 +122,10 @@ class _Attend(torch.autograd.Function):
         given: Saved = (grad, q, k, v, out, sums)
         for tree in trees(ctx.layout):
             own = slice(tree.start, tree.first)
-            parts = _call_backward(given, own, own, ctx.scale, causal=True)
-            for whole, part in zip(grads, parts, strict=True):
-                whole[:, :, own] = part
+            if tree.start < tree.first:
+                parts = _call_backward(given, own, own, ctx.scale, causal=True)
+                for whole, part in zip(grads, parts, strict=True):
+                    whole[:, :, own] = part
             for begin, branches, length in tree.runs:
                 run = slice(begin, begin + branches * length)
                 parts = _kernel_backward(
@@ -132,8 +142,8 @@ class _Attend(torch.autograd.Function):
                 )
                 for whole, part in zip(grads, parts, strict=True):
                     _as_batch(whole[:, :, run], branches).copy_(part)
-            if tree.start < tree.prompt and tree.first < tree.stop:
-                later, prompt = slice(tree.first, tree.stop), slice(tree.start, tree.prompt)
+            if tree.joins:
+                later, prompt = slice(tree.first, tree.stop), tree.prompt
                 parts = _call_backward(given, later, prompt, ctx.scale, causal=False)
                 for whole, part, where in zip(grads, parts, (later, prompt, prompt), strict=True):
                     whole[:, :, where] += part
@@ -157,10 +167,10 @@ def _later_branches(
         )
         _as_batch(out[:, :, run], branches).copy_(found)
         _as_batch(sums[:, :, run], branches).copy_(found_sums)
-    if tree.start == tree.prompt:
+    if not tree.joins:
         return
-    later, prompt = slice(tree.first, tree.stop), slice(tree.start, tree.prompt)
-    seen, seen_sums = _call(q, k, v, later, prompt, scale, causal=False)
+    later = slice(tree.first, tree.stop)
+    seen, seen_sums = _call(q, k, v, later, tree.prompt, scale, causal=False)
     own_sums = sums[:, :, later]
     joined = torch.logaddexp(own_sums, seen_sums)
     weight = torch.exp(seen_sums - joined)[..., None].to(out.dtype)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from plaudit.device import to_device
 from plaudit.model.exchange import Exchanged
-from plaudit.types import PackedLayout
+from plaudit.types import PackedLayout, PlacedTree
 
 
 class _Pass(threading.local):
@@ -155,11 +155,15 @@ weights then take about the room of one activation."""
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """Per tree its tokens, its scored tokens, and which of the former each of the latter sees."""
+    """Per tree its tokens, its scored tokens, and which of the former each of the latter sees.
+
+    ``keys_S`` brings the keys into the order of the trees where prompts are held behind the row.
+    """
 
     tokens: list[int]
     scored: list[int]
     masks_KS: list[Tensor]
+    keys_S: Tensor | None
 
 
 def few_scored(layout: PackedLayout) -> bool:
@@ -171,16 +175,17 @@ def few_scored(layout: PackedLayout) -> bool:
     weights = layout.cache.get("written_weights")
     if weights is None:
         weights = layout.cache["written_weights"] = sum(
-            size * (bisect_left(layout.ends, start + size) - bisect_left(layout.ends, start))
-            for start, size in _trees(layout)
+            tree.visible * scored + sum(tree.branches) * scored for tree, scored in _trees(layout)
         )
-    return weights <= MOST_SCORED * sum(size for _, size in _trees(layout))
+    tokens = sum(tree.visible + sum(tree.branches) for tree in layout.placed())
+    return weights <= MOST_SCORED * tokens
 
 
-def _trees(layout: PackedLayout) -> Iterator[tuple[int, int]]:
-    """Where each tree starts, and its tokens."""
-    for start, prefix, lengths in zip(layout.starts, layout.prefixes, layout.branches, strict=True):
-        yield start, prefix + sum(lengths)
+def _trees(layout: PackedLayout) -> Iterator[tuple[PlacedTree, int]]:
+    """Each tree and how many of its tokens are scored."""
+    for tree in layout.placed():
+        stop = tree.start + tree.prefix + sum(tree.branches)
+        yield tree, bisect_left(layout.ends, stop) - bisect_left(layout.ends, tree.start)
 
 
 def attend_scored(
@@ -200,6 +205,8 @@ def attend_scored(
     that one form serves every device, window and soft-cap. Returns ``[1, H, T, D]``.
     """
     plan = _row_plan(layout, window, q_1HTD.device)
+    if plan.keys_S is not None:
+        k_1GTD, v_1GTD = k_1GTD.index_select(2, plan.keys_S), v_1GTD.index_select(2, plan.keys_S)
     queries_1HRD = q_1HTD.index_select(2, rows_R)
     pieces = zip(
         torch.split(queries_1HRD, plan.scored, dim=2),
@@ -248,20 +255,26 @@ def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.devic
     tokens: list[int] = []
     scored: list[int] = []
     masks: list[Tensor] = []
+    keys: list[Tensor] = []
     ends = torch.tensor(layout.ends)
-    for start, prefix, lengths in zip(layout.starts, layout.prefixes, layout.branches, strict=True):
-        size = prefix + sum(lengths)
-        own_K = ends[(ends >= start) & (ends < start + size)] - start
+    for tree in layout.placed():
+        prompt, lengths = tree.visible, tree.branches
+        stop = tree.start + tree.prefix + sum(lengths)
+        # Counted from the prompt's first token, whether that is in the row or not.
+        own_K = ends[(ends >= tree.start) & (ends < stop)] - tree.start + tree.held
         # The prompt is branch -1, which every branch sees.
         branch_S = torch.repeat_interleave(
-            torch.arange(-1, len(lengths)), torch.tensor([prefix, *lengths])
+            torch.arange(-1, len(lengths)), torch.tensor([prompt, *lengths])
         )
-        at_S = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in lengths)])
+        at_S = torch.cat([torch.arange(prompt), *(prompt + torch.arange(n) for n in lengths)])
         sees_KS = (branch_S == -1) | (branch_S == branch_S[own_K, None])
         sees_KS &= at_S <= at_S[own_K, None]
         if window is not None:
             sees_KS &= at_S > at_S[own_K, None] - window
-        tokens.append(size)
+        tokens.append(prompt + sum(lengths))
         scored.append(len(own_K))
         masks.append(to_device(sees_KS, device))
-    return RowPlan(tokens, scored, masks)
+        keys.append(torch.arange(tree.prompt.start, tree.prompt.stop))
+        keys.append(torch.arange(tree.start + tree.prefix, stop))
+    keys_S = to_device(torch.cat(keys), device) if layout.held else None
+    return RowPlan(tokens, scored, masks, keys_S)

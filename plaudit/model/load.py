@@ -285,9 +285,14 @@ def company_dependent_length(config: Any) -> int | None:
     transformers' dynamic and longrope frequencies look at the largest position of the whole batch.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in ("dynamic", "longrope"):
-        return None
-    return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    # One for all layers, or one for each kind of layer.
+    kinds = [rope] if "rope_type" in rope else [one for one in rope.values() if one]
+    turning = [
+        int(one.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for one in kinds
+        if isinstance(one, Mapping) and one.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(turning, default=None)
 
 
 def refuse_unknown_ids(network: nn.Module, largest_id: int, base: str) -> None:

@@ -278,14 +278,32 @@ class Engine:
             if part.start == 0:
                 self.metrics.waited(part.job.began - part.job.arrived)
         if plain:
-            computed = score_slices(plain[0].job.owner, plain)
+            owner = plain[0].job.owner
+            computed = score_slices(owner, plain, partial(self._free, owner))
             seconds = time.monotonic() - began
             self.metrics.batch(computed, requests=len(plain), seconds=seconds)
             if computed.tokens:
-                speed = computed.tokens / max(seconds, 1e-6)
+                # What waits is counted before anybody knows what of it was read already.
+                speed = (computed.tokens + computed.reused) / max(seconds, 1e-6)
                 self._speed = speed if not self._speed else 0.8 * self._speed + 0.2 * speed
         for part in actions:
-            _act(part.job)
+            self._act(part.job)
+
+    def _act(self, job: Job[Served]) -> None:
+        """Do what a job asks; where that fails, once more with nothing kept: it may be memory."""
+        assert job.action is not None
+        refusal = _tried(job, job.action)
+        if refusal is not None and refusal.kind == "internal_error":
+            self._free(job.owner)
+            refusal = _tried(job, job.action)
+        job.over = True
+        job.finish(job, refusal)
+
+    def _free(self, owner: Served) -> None:
+        """Give back what all models keep of what they have read; ``owner`` may be replaced."""
+        for served in {owner, *self._served.values()}:
+            if served.states is not None:
+                served.states.clear()
 
 
 @contextmanager
@@ -303,18 +321,16 @@ def passing_thread() -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=False)
 
 
-def _act(job: Job[Served]) -> None:
-    assert job.action is not None
-    refusal = None
+def _tried(job: Job[Served], action: Callable[[], Any]) -> RefusalError | None:
+    """Put the action's result into the job, or give the reason why there is none."""
     try:
-        job.result = job.action()
+        job.result = action()
     except RefusalError as error:
-        refusal = error
+        return error
     except Exception:
         logger.exception("action_failed")
-        refusal = RefusalError("internal_error", "The model failed; see the log.")
-    job.over = True
-    job.finish(job, refusal)
+        return RefusalError("internal_error", "The model failed; see the log.")
+    return None
 
 
 def _fail(slices: Sequence[Slice[Served]]) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -23,6 +24,7 @@ from plaudit.serve.engine import Engine
 from plaudit.serve.errors import error_response
 from plaudit.serve.page import PAGE_PATHS
 from plaudit.serve.refusal import RefusalError
+from plaudit.serve.settings import Settings
 
 logger = logging.getLogger("plaudit.serve")
 
@@ -73,6 +75,7 @@ class Gate:
         self._engine = engine
         self._token = token
         self._protocol_of = protocol_of
+        self._names = None if token is not None else own_names(engine.settings)
         self._inflight_bytes = 0
         self._open = 0
 
@@ -115,6 +118,13 @@ class Gate:
         await exchange.refuse(refusal)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        if self._names is not None and host_name(headers.get("host", "")) not in self._names:
+            raise RefusalError(
+                "forbidden",
+                "This server has no token and answers to localhost alone; start it with "
+                "--allowed-host and the name you asked, or with --token-file.",
+                param="host",
+            )
         if self._token is not None and scope["path"] not in OPEN_PATHS:
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
@@ -215,6 +225,40 @@ class Gate:
                 }
             },
         )
+
+
+LOCAL_NAMES = frozenset({"", "localhost", "127.0.0.1", "::1"})
+"""Names of this machine; a request without one (HTTP/1.0) comes from no browser."""
+
+
+def own_names(settings: Settings) -> frozenset[str] | None:
+    """The names under which a server on loopback is asked; None where any will do.
+
+    A page of any site can let its own name mean 127.0.0.1 and then read what is there (DNS
+    rebinding); the name that its browser sends tells. A server for other machines, whose names
+    nobody knows here, is asked under any unless some are allowed.
+    """
+    if not settings.allowed_hosts and not _is_loopback(settings.host):
+        return None
+    return LOCAL_NAMES | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        # 127.1 is an address to the system, but not to Python.
+        return host.lower() == "localhost" or host.startswith("127.")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def host_name(header: str) -> str:
+    """A ``Host`` header's name, without the port and an IPv6 address's brackets."""
+    name, separator, behind = header.lower().removeprefix("[").partition("]")
+    if not separator:
+        return name.partition(":")[0]
+    return name if not behind or behind.startswith(":") else header
 
 
 def failure() -> RefusalError:

@@ -29,6 +29,8 @@ class Batch(Protocol):
     def cached(self) -> int: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def reused(self) -> int: ...
 
 
 class Metrics:
@@ -71,6 +73,11 @@ class Metrics:
         self._tokens = Counter(
             "plaudit_tokens_computed", "Tokens the model computed, shared prompts once.", **where
         )
+        self._reused = Counter(
+            "plaudit_tokens_reused",
+            "Tokens not computed, since an earlier batch had read the same beginning.",
+            **where,
+        )
         self._refused = Counter(
             "plaudit_refused", "Requests refused, by reason.", ("reason",), **where
         )
@@ -108,6 +115,7 @@ class Metrics:
         self._conversations.labels("cache").inc(computed.cached)
         self._conversations.labels("model").inc(computed.conversations - computed.cached)
         self._tokens.inc(computed.tokens)
+        self._reused.inc(computed.reused)
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""

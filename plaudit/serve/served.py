@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import DataError, ModelError
+from plaudit.model.prompt_states import PromptStates
 from plaudit.serve.cache import ScoreCache
+from plaudit.serve.prompts import open_states
 from plaudit.serve.protocols.records import Ask, Dialogue, Ids, Part, Written
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.scorer import RewardModel, load
@@ -33,6 +35,7 @@ class Served:
     model: RewardModel
     habits: Habits
     cache: ScoreCache
+    states: PromptStates | None
     version: int
     complete_texts: bool
     loaded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -136,6 +139,7 @@ def open_served(source: ModelSource, settings: Settings, *, version: int = 1) ->
         model=model,
         habits=habits_of(model.encoder, model.facts.text),
         cache=ScoreCache(settings.cached_scores),
+        states=open_states(model, settings.prefix_cache_bytes),
         version=version,
         complete_texts=settings.complete_texts,
     )

@@ -37,6 +37,7 @@ WORKER_START_SECONDS = 900
 # Longer than the 60 s after which nginx and most balancers give up an idle connection to a server:
 # who closes first must be the one who sends, or a request meets a connection that is closing.
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
 
 
 class DrainingServer(uvicorn.Server):
@@ -121,16 +122,16 @@ def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None
     listening = bind(settings)
     config = _config(build_app(engine, token=read_token(settings)), settings)
     log_as_json()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    address = _address(settings, listening)
     server = DrainingServer(config, engine, lambda: on_listening(address))
     server.run(sockets=[listening])
 
 
-def serve_workers(settings: Settings) -> None:
+def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
     """Several worker processes behind one socket, each with its own copy of the models.
 
     uvicorn starts and watches them; SIGHUP to this process replaces them one after the other.
+    ``on_start`` hears the address; requests that come before a worker is ready wait for one.
 
     Raises:
         SettingsError: the address cannot be listened on, or a worker cannot start.
@@ -145,10 +146,18 @@ def serve_workers(settings: Settings) -> None:
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         config = _config("plaudit.serve.server:worker_app", settings)
-        supervisor = Multiprocess(config, sockets=[bind(settings)])
+        listening = bind(settings)
+        listening.listen(BACKLOG)
+        supervisor = Multiprocess(config, sockets=[listening])
+        on_start(_address(settings, listening))
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise SettingsError("A worker could not start; its reason stands above.")
+
+
+def _address(settings: Settings, listening: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listening.getsockname()[1]}"
 
 
 def worker_app() -> Gate:
@@ -253,7 +262,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # Until a new worker has loaded its models, too.
         timeout_worker_healthcheck=WORKER_START_SECONDS,
-        backlog=2048,
+        backlog=BACKLOG,
     )
 
 

@@ -29,12 +29,15 @@ class Settings:
 
     Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
-    and not answered, ``max_inflight_bytes`` the bodies of it.
+    and not answered, ``max_inflight_bytes`` the bodies of it. ``prefix_cache_bytes`` bounds, for
+    each model, the attention states of what it has read lately; 0 keeps none. On loopback and
+    without a token, requests name this machine or one of ``allowed_hosts``.
     """
 
     models: tuple[ModelSource, ...]
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
     base: str | None = None
     device: str | None = None
     dtype: str = "auto"
@@ -52,6 +55,7 @@ class Settings:
     drain_notice: float = 0.5
     drain_timeout: float = 120.0
     cached_scores: int = 1 << 16
+    prefix_cache_bytes: int = 512 * MIB
     complete_texts: bool = False
     token_file: str | None = None
 
@@ -64,7 +68,22 @@ class Settings:
         """What :meth:`as_json` wrote."""
         raw = json.loads(text)
         models = tuple(ModelSource(**model) for model in raw.pop("models"))
-        return cls(models=models, **raw)
+        names = tuple(raw.pop("allowed_hosts"))
+        return cls(models=models, allowed_hosts=names, **raw)
+
+
+def host_names(words: list[str]) -> tuple[str, ...]:
+    """Names as a ``Host`` header has them in front of its port.
+
+    Raises:
+        SettingsError: one has a scheme, a port or brackets.
+    """
+    for word in words:
+        if not word or set(word) & set(":/[] "):
+            raise SettingsError(
+                f"--allowed-host {word} is not a name; give the host alone, without scheme or port."
+            )
+    return tuple(words)
 
 
 def model_sources(words: list[str]) -> tuple[ModelSource, ...]:

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from plaudit.device import to_device
-from plaudit.types import Batcher, PackedBatch, PackedLayout, PaddedBatch, TokenTree
+from plaudit.types import (
+    Batcher,
+    PackedBatch,
+    PackedLayout,
+    PaddedBatch,
+    PassStates,
+    TokenTree,
+)
 
 MICROBATCH_TOKENS = 8192
 """``tokens.max_tokens_per_microbatch: auto``."""
@@ -106,29 +113,44 @@ def fill(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
-def pack(trees: Sequence[TokenTree], device: torch.device) -> PackedBatch:
-    """Prefix, branch 0, branch 1, …, next tree; positions restart after the prefix."""
+def pack(
+    trees: Sequence[TokenTree],
+    device: torch.device,
+    *,
+    held: Sequence[bool] = (),
+    states: PassStates | None = None,
+) -> PackedBatch:
+    """Prefix, branch 0, branch 1, …, next tree; positions restart after the prefix.
+
+    The prefix of a tree that is ``held`` is left out of the row: ``states`` has it.
+    """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     ends: list[int] = []
     starts: list[int] = []
     total = 0
-    for tree in trees:
+    in_row: list[int] = []
+    for tree, left_out in zip(trees, held or (False,) * len(trees), strict=True):
         starts.append(total)
         prefix = len(tree.prefix)
-        ids.append(tree.prefix)
-        positions.append(np.arange(prefix))
-        total += prefix
+        in_row.append(0 if left_out else prefix)
+        if not left_out:
+            ids.append(tree.prefix)
+            positions.append(np.arange(prefix))
+            total += prefix
         for branch in tree.branches:
             ids.append(branch)
             positions.append(np.arange(prefix, prefix + len(branch)))
             total += len(branch)
             ends.append(total - 1)
+    outside = tuple(len(tree.prefix) - n for tree, n in zip(trees, in_row, strict=True))
     layout = PackedLayout(
         starts=tuple(starts),
-        prefixes=tuple(len(tree.prefix) for tree in trees),
+        prefixes=tuple(in_row),
         branches=tuple(tuple(len(b) for b in tree.branches) for tree in trees),
         ends=tuple(ends),
+        held=outside if any(outside) else (),
+        states=states,
     )
     return PackedBatch(
         ids_1T=_long(np.concatenate(ids), device)[None],

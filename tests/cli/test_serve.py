@@ -110,6 +110,79 @@ def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> 
     assert {"model_loaded", "draining"} <= events
 
 
+def ready(server: Served) -> None:
+    for _ in range(600):
+        try:
+            if httpx.get(f"{server.url}/ready", timeout=60).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("no worker is ready")
+
+
+def workers_of(server: Served) -> set[int]:
+    """The processes below the first one: workers, and what Python starts beside them."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return {int(word) for word in children.read_text(encoding="ascii").split()}
+
+
+def answered(server: Served) -> int:
+    """Requests that all workers have counted."""
+    metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+    found = re.search(r'plaudit_requests_total{protocol="rewards",status="200"} (\d+)', metrics)
+    return 0 if found is None else int(found[1])
+
+
+def alive(number: int) -> bool:
+    try:
+        state = Path(f"/proc/{number}/stat").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # Dead, and nobody has asked how it ended.
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for the workers")
+def test_workers_answer_are_replaced_and_leave(finished_run: Path, tmp_path: Path) -> None:
+    """Two processes behind one address: a killed one is started anew, SIGTERM ends them all."""
+    expected = load(finished_run).score("a fox", ["right", "wrong"])
+
+    def ask(server: Served, number: int) -> None:
+        body = {"prompt": "a fox", "responses": ["right", "wrong", str(number)]}
+        answer = httpx.post(f"{server.url}/v1/rewards", json=body, timeout=60).json()
+        assert answer["rewards"][:2] == pytest.approx(expected, abs=1e-5)
+
+    with served(tmp_path / "log", f"model={finished_run}", "--workers", "2") as server:
+        ready(server)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: ask(server, number), range(40)))
+        # Counts of both processes together.
+        metrics = httpx.get(f"{server.url}/metrics").text
+        counted = re.search(
+            r'plaudit_requests_total{protocol="rewards",status="200"} (\d+)', metrics
+        )
+        assert counted is not None
+        assert int(counted[1]) == 40
+        first = workers_of(server)
+        os.kill(max(first), signal.SIGKILL)
+        for _ in range(1200):
+            if len(workers_of(server) - first) == 1:
+                break
+            time.sleep(0.05)
+        assert len(workers_of(server) - first) == 1
+        ready(server)
+        ask(server, 40)
+        last = workers_of(server)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+        for _ in range(200):
+            if not any(alive(number) for number in last):
+                break
+            time.sleep(0.05)
+        assert not any(alive(number) for number in last)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -224,12 +224,22 @@ def test_alone(name: str, server: Running, rows: list[Row]) -> None:
         check(server, way, rows[0])
 
 
-def test_of_many_clients_at_once(server: Running, rows: list[Row]) -> None:
-    """Every protocol's requests merged into common batches, prompts shared across them."""
+@pytest.mark.parametrize("cached_scores", [0, 1 << 16])
+def test_of_many_clients_at_once(cached_scores: int, finished_run: Path, rows: list[Row]) -> None:
+    """Every protocol's requests merged into common batches, prompts shared across them.
+
+    Without kept scores, from what earlier batches have read.
+    """
     work = [(way, row) for way in EVERY_WAY for row in rows]
     random.Random(0).shuffle(work)
-    with ThreadPoolExecutor(16) as pool:
+    with (
+        running(finished_run, cached_scores=cached_scores) as server,
+        ThreadPoolExecutor(16) as pool,
+    ):
         list(pool.map(lambda pair: check(server, *pair), work))
+        states = server.model.states
+    assert states is not None
+    assert (states.reused > 100) == (cached_scores == 0)
 
 
 def test_one_chat_as_messages(server: Running, rows: list[Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
 from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
-from plaudit.tokens.batch import pack, pad
+from plaudit.model.prompt_states import PromptStates
+from plaudit.model.scoring import score_trees
+from plaudit.serve.prompts import Resumed, ResumingBatcher, resume
+from plaudit.tokens.batch import PackedBatcher, pack, pad
 from plaudit.types import PackedLayout, TokenTree
 from tests.models import FAMILY_OPTIONS, WINDOW, make_trees, tiny_classifier
 
@@ -197,6 +201,64 @@ def test_every_backend_equals_separate(
     """The fused CUDA call is stood in for by its documentation; the layout it gets is ours."""
     force_backend(backend)
     compare(tiny_classifier(name), hard_trees())
+
+
+def later(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """Other conversations that begin as these do: new branches, parts of a prompt, more behind."""
+    found: list[TokenTree] = []
+    for tree in trees:
+        whole = np.concatenate([tree.prefix, tree.branches[0]])
+        tail = np.asarray([5, 9, 4, 7], dtype=np.int32)
+        found += [
+            replace(tree, branches=(tail, *tree.branches[1:])),
+            TokenTree(index=0, prefix=whole[:0], branches=(np.concatenate([whole, tail]),)),
+            TokenTree(index=0, prefix=whole[:9], branches=(tail, tail[:2])),
+        ]
+    return [replace(tree, index=i) for i, tree in enumerate(found)]
+
+
+def compare_resumed(network: Any, *, most: int = 10_000) -> None:
+    """Law 1 for beginnings whose states an earlier pass computed."""
+    trees = hard_trees()
+    after = later(trees)
+    expected_R = plain_scores(network, after).detach()
+    assert float(expected_R.std()) > 0.05, "scores so alike would hide a wrong mask"
+    network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_elementwise(network.base_model)
+    narrow_last_layer(network.base_model)
+    states = PromptStates(1 << 30)
+    plain = PackedBatcher(max_tokens=most, device=CPU)
+
+    def scores(given: Sequence[TokenTree]) -> tuple[Tensor, list[Resumed]]:
+        resumed = [resume(tree, states) for tree in given]
+        batcher = ResumingBatcher(plain, states, resumed)
+        wanted = [one.tree for one in resumed]
+        found = score_trees(DecoderRewardModule(network), batcher, wanted, on_batch=batcher.keep)
+        return torch.from_numpy(np.concatenate(found)).float(), resumed
+
+    scores([replace(tree, index=i) for i, tree in enumerate(trees)])
+    found_R, resumed = scores(after)
+    assert sum(one.held.tokens for one in resumed) > 0.4 * sum(t.tokens for t in after)
+    torch.testing.assert_close(found_R, expected_R, atol=1e-5, rtol=1e-5)
+    again_R, _ = scores(after)
+    torch.testing.assert_close(again_R, expected_R, atol=1e-5, rtol=1e-5)
+
+
+def test_resumed_equals_separate(family: str) -> None:
+    compare_resumed(tiny_classifier(family))
+
+
+def test_resumed_equals_separate_over_several_batches() -> None:
+    compare_resumed(tiny_classifier("llama"), most=60)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gpt_neox"])
+def test_every_backend_resumes(
+    name: str, backend: str, force_backend: Callable[[str], None]
+) -> None:
+    force_backend(backend)
+    compare_resumed(tiny_classifier(name))
 
 
 def test_half_precision_error_is_that_of_padded_batches() -> None:

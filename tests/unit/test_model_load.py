@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from plaudit.model.load import (
     add_lora,
     choose_layout,
     choose_pad_token,
+    company_dependent_length,
     dropouts_off,
     init_head,
     load_base,
@@ -543,3 +545,27 @@ def test_positions_are_checked_before_training(tmp_path: Path, pairs_file: Path)
     with pytest.raises(ModelError, match="positions for 64 tokens"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        (None, None),
+        ({"rope_type": "default", "rope_theta": 1e4}, None),
+        ({"rope_type": "dynamic", "original_max_position_embeddings": 32}, 32),
+        ({"rope_type": "longrope"}, 64),
+        (
+            {
+                "full_attention": {"rope_type": "dynamic"},
+                "sliding_attention": {"rope_type": "default"},
+            },
+            64,
+        ),
+    ],
+)
+def test_positions_that_depend_on_the_batch_are_found(
+    rope: dict[str, Any] | None, length: int | None
+) -> None:
+    """In one rotary setting for all layers, and in one for each kind of layer."""
+    config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=64)
+    assert company_dependent_length(config) == length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import shutil
 import socket
 import threading
@@ -19,9 +20,11 @@ import httpx
 import pytest
 
 from plaudit.errors import ModelError
+from plaudit.model import prompt_states
 from plaudit.serve import engine as engine_module
-from plaudit.serve.gate import JsonLines
+from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running
 
 pytestmark = pytest.mark.heavy
@@ -145,13 +148,153 @@ def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
     error(server.post("/get_reward?model=x", {"query": ["a"]}), 404, "model_not_found")
 
 
+def test_another_name_for_this_machine_is_refused(finished_run: Path) -> None:
+    """A page whose own name was made to mean 127.0.0.1 reads neither rewards nor the report."""
+    foreign = (
+        "evil.example",
+        "localhost.evil.example:80",
+        "[::1].evil.example",
+        "127.0.0.1.nip.io",
+    )
+    own = ("localhost", "LOCALHOST:8000", "[::1]:8000", "rewards.internal:443")
+    with running(finished_run, allowed_hosts=("rewards.internal",)) as server:
+        for name in (*own, *foreign):
+            for response in (
+                server.post("/v1/rewards", BODY, headers={"host": name}),
+                server.get("/v1/models", headers={"host": name}),
+                server.get("/", headers={"host": name}),
+            ):
+                assert response.status_code == (403 if name in foreign else 200), name
+        response = server.get("/health", headers={"host": foreign[0]})
+        assert "--allowed-host" in error(response, 403, "forbidden")["message"]
+    with running(finished_run, token="secret") as server:
+        assert server.get("/health", headers={"host": foreign[0]}).status_code == 200
+
+
+def test_a_server_for_other_machines_takes_any_name() -> None:
+    models = (ModelSource(name="a", path="a"),)
+    assert own_names(Settings(models=models, host="0.0.0.0")) is None
+    assert own_names(Settings(models=models, host="rewards.internal")) is None
+    assert own_names(Settings(models=models, host="127.0.0.2")) == {"127.0.0.2", *LOCAL_NAMES}
+    for host in ("127.1", "::1", "::ffff:127.0.0.1", "LocalHost"):
+        assert own_names(Settings(models=models, host=host)) is not None
+    container = Settings(models=models, host="0.0.0.0", allowed_hosts=("localhost",))
+    assert own_names(container) == {"0.0.0.0", *LOCAL_NAMES}
+
+
+@pytest.mark.parametrize("word", ["rewards.internal:443", "http://rewards", "[::1]", ""])
+def test_what_is_no_name_cannot_be_allowed(word: str) -> None:
+    with pytest.raises(SettingsError, match="allowed-host"):
+        host_names([word])
+
+
+# ---- what is kept from batch to batch ------------------------------------------------------------
+
+PROMPT = [{"role": "user", "content": "what do you know of foxes and of the hedges they live in"}]
+
+
+def scored(server: Running, prompt: list[dict[str, str]], *responses: str) -> Any:
+    body = {"prompt": prompt, "responses": responses}
+    response = server.post("/v1/rewards", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    expected = server.model.model.score(prompt, responses)
+    assert answer["rewards"] == pytest.approx(expected, abs=1e-5)
+    return answer["usage"]
+
+
+def test_a_later_response_to_a_prompt_is_all_that_is_computed(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0) as server:
+        first = scored(server, PROMPT, "a long answer about them", "none")
+        assert first["computed_tokens"] > 20
+        for later in ("red", "none of that", "a long answer about hens"):
+            usage = scored(server, PROMPT, later)
+            assert usage["computed_tokens"] < usage["total_tokens"] - 15
+        # The next turn of the conversation has read all before it.
+        turns = [
+            *PROMPT,
+            {"role": "assistant", "content": "red"},
+            {"role": "user", "content": "and what do they eat"},
+        ]
+        usage = scored(server, turns, "hens")
+        assert usage["computed_tokens"] < usage["total_tokens"] - 20
+        metrics = server.get("/metrics").text
+    (reused,) = re.findall(r"^plaudit_tokens_reused_total (\S+)$", metrics, re.MULTILINE)
+    assert float(reused) > 60
+
+
+def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0, prefix_cache_bytes=30_000) as server:
+        states = server.model.states
+        assert states is not None
+        assert 8 < states.room < 100
+        for number in range(20):
+            prompt = [{"role": "user", "content": f"{number} " * 30}]
+            for response in ("red", "none", "hens"):
+                usage = scored(server, prompt, response)
+                assert 0 < states.bytes <= 30_000
+            assert usage["computed_tokens"] < usage["total_tokens"] - 20
+
+
+def test_nothing_is_kept_where_that_is_off(finished_run: Path) -> None:
+    with running(finished_run, cached_scores=0, prefix_cache_bytes=0) as server:
+        assert server.model.states is None
+        for response in ("red", "none of that"):
+            usage = scored(server, PROMPT, response)
+            assert usage["computed_tokens"] == usage["total_tokens"]
+
+
+def test_a_model_that_must_not_resume_does_not(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept states that change a reward are found before anybody asks."""
+    through = prompt_states.StatesOfPass.through
+
+    def wrong(self: Any, key: Any, value: Any) -> Any:
+        key, value = through(self, key, value)
+        return key, value + (1.0 if self._held else 0.0)
+
+    monkeypatch.setattr(prompt_states.StatesOfPass, "through", wrong)
+    with running(finished_run) as server:
+        assert server.model.states is None
+
+
+def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory runs out: of no model is anything kept, and a whole pass is made."""
+    other = finished_run.parent / "again"
+    if not other.exists():
+        other.symlink_to(finished_run)
+    with running(finished_run, other, cached_scores=0) as server:
+        both = [served.states for served in server.engine.models]
+        for name in (finished_run.name, "again"):
+            body = {"prompt": PROMPT, "responses": ["red"], "model": name}
+            assert server.post("/v1/rewards", body).status_code == 200
+        assert all(states is not None and states.bytes for states in both)
+        raw = type(server.model.model.module).raw
+        failures = []
+
+        def no_memory(self: Any, batch: Any) -> Any:
+            if batch.layout.states is not None:
+                failures.append(batch)
+                raise MemoryError
+            return raw(self, batch)
+
+        monkeypatch.setattr(type(server.model.model.module), "raw", no_memory)
+        usage = scored(server, PROMPT, "a", "b")
+        assert len(failures) == 1
+        assert usage["computed_tokens"] > 20
+        assert not any(states is not None and states.bytes for states in both)
+
+
 # ---- limits --------------------------------------------------------------------------------------
 
 
 def test_a_huge_body_is_refused_before_it_is_read(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(
-            b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 999999999\r\n\r\n{"
         )
         raw.settimeout(10)
@@ -176,7 +319,7 @@ def test_a_huge_body_without_a_length_is_cut_off(server: Running) -> None:
 
 def test_a_slow_body_is_given_up(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
-        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         raw.settimeout(10)
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
     still_answers(server)
@@ -185,10 +328,14 @@ def test_a_slow_body_is_given_up(server: Running) -> None:
 def test_connections_that_send_nothing_or_half_of_it(server: Running) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     for number, raw in enumerate(idle):
-        raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"[:number])
+        raw.sendall(
+            b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"[:number]
+        )
     body = json.dumps(BODY).encode()
     half = socket.create_connection(("127.0.0.1", server.port))
-    half.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    half.sendall(
+        b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
     half.sendall(body)
     half.shutdown(socket.SHUT_WR)
     still_answers(server)
