@@ -175,7 +175,8 @@ def main() -> None:
         limits = ("--max-requests", str(arguments.max_requests))
         kept = ("--cached-scores", "0", "--prefix-cache-mib", str(arguments.prefix_cache_mib))
         command = ("-m", "plaudit", "serve", str(folder), "--port", "0", *limits, *kept)
-        with served(*command, log=work / "serve.log") as server:
+        # With the memory settings of a server that somebody starts: memory is the question.
+        with served(*command, log=work / "serve.log", environment={}) as server:
             can = asyncio.run(capacity(server.port, pair_bodies(rows)))
             console.log(f"capacity {can:.1f} requests a second")
             tally = asyncio.run(

@@ -322,7 +322,9 @@ def _cases(
 def table(record: dict[str, Any]) -> Shown:
     """One line per model, batch size, order and side."""
     rows: list[tuple[str, ...]] = []
-    for case in record["cases"]:
+    # As --add may have put them together in any order.
+    cases = sorted(record["cases"], key=lambda c: (c["model"], c["batch"], c["order"] == "grouped"))
+    for case in cases:
         held = case.get("memory", {})
         for side, one in case["sides"].items():
             above = held.get(side, {}).get("above")

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
 START_SECONDS = 120
 # What common/machine.py's keep_heap sets in its own process.
-KEPT_HEAP = (
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+KEEPS_HEAP = {
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=18446744073709551615"
-)
+}
 # As aiohttp's. A server closes connections that were idle for longer, and a request that is sent at
 # that moment is lost whatever the server does.
 IDLE_SECONDS = 15
@@ -47,10 +47,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(*arguments: str, log: Path) -> Iterator[Server]:
+def served(
+    *arguments: str, log: Path, environment: Mapping[str, str] = KEEPS_HEAP
+) -> Iterator[Server]:
     """A command that says its address on stderr, until the block ends.
 
-    It keeps the memory it frees, as the process that measures does (common/machine.py).
+    Where speed is compared it keeps the memory it frees, as the process that measures does
+    (common/machine.py).
     """
     with (
         log.open("w", encoding="utf-8") as errors,
@@ -58,7 +61,7 @@ def served(*arguments: str, log: Path) -> Iterator[Server]:
             [sys.executable, *arguments],
             stderr=errors,
             text=True,
-            env={**os.environ, "GLIBC_TUNABLES": KEPT_HEAP},
+            env={**os.environ, **environment},
         ) as process,
     ):
         try:
