@@ -157,13 +157,18 @@ def main() -> None:
                 recorder.add(case)
     record = recorder.record()
     show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """The question's plot."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for case in record["cases"]:
         if "tokens" in case:
             points = zip(case["tokens"], case["seconds"], strict=True)
             lines.setdefault(case["model"], []).extend(points)
     plots.lines(
-        recorder.folder / "tokens.png",
+        folder / "tokens.png",
         lines,
         x="tokens of an optimizer step",
         y="seconds",

@@ -302,8 +302,13 @@ def main() -> None:
             recorder.add({"model": name, "vocabulary": vocabulary, **found})
     record = recorder.record()
     show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """The question's plot."""
     plots.bars(
-        recorder.folder / "pairs.png",
+        folder / "pairs.png",
         {
             f"{side}\n{case['vocabulary']:,}": {"pairs/s": rate}
             for case in record["cases"]

@@ -194,12 +194,17 @@ def main() -> None:
                     recorder.add({"model": name, "prompt": prompt, "responses": responses, **found})
     record = recorder.record()
     show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """The question's plot."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for case in record["cases"]:
         key = f"{case['model']}, prompt {case['prompt']:,}"
         lines.setdefault(key, []).append((case["responses"], case["ratio"]))
     plots.lines(
-        recorder.folder / "ratio.png",
+        folder / "ratio.png",
         lines,
         x="responses to a prompt",
         y="plaudit is faster, times",

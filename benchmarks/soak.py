@@ -150,6 +150,15 @@ def table(record: dict[str, Any]) -> Shown:
     return Shown(headings, tuple(rows))
 
 
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """Memory over time."""
+    for case in record["cases"]:
+        points = [(second, held / 2**20) for second, held in case["memory_over_time"]]
+        plots.lines(
+            folder / "memory.png", {"plaudit serve": points}, x="seconds", y="resident memory, MiB"
+        )
+
+
 def main() -> None:
     """Measure the capacity, send twice as much, judge."""
     made = parser(__doc__, QUESTION)
@@ -202,13 +211,9 @@ def main() -> None:
             "memory_over_time": tally.memory,
         }
     )
-    show(table(recorder.record()))
-    plots.lines(
-        recorder.folder / "memory.png",
-        {"plaudit serve": [(second, held / 2**20) for second, held in tally.memory]},
-        x="seconds",
-        y="resident memory, MiB",
-    )
+    record = recorder.record()
+    show(table(record))
+    draw(record, recorder.folder)
     if found["lost"] or found["wrong"] or code != 0:
         raise SystemExit(f"lost {found['lost']}, wrong {found['wrong']}, exit code {code}")
 

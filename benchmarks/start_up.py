@@ -149,10 +149,15 @@ def main() -> None:
             console.log(f"round {number}: " + ", ".join(f"{s:.2f}" for s in taken))
     record = recorder.record()
     show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """The question's plot."""
     plots.bars(
-        recorder.folder / "seconds.png",
+        folder / "seconds.png",
         {
-            case["name"].replace(" ", "\n", 2): {"seconds": median(case["seconds"])}
+            case["name"].replace(" ", "\n"): {"seconds": median(case["seconds"])}
             for case in record["cases"]
         },
         y="seconds from the start of the process",

@@ -239,13 +239,24 @@ def render(page: str) -> str:
     return SLOT.sub(lambda slot: f"{slot[1]}\n{block(slot[2])}\n{slot[3]}", page)
 
 
+def draw_all() -> None:
+    """The plots of every question that was measured and has one."""
+    for path in sorted(RESULTS.glob("*/results.json")):
+        module = importlib.import_module(path.parent.name)
+        if "draw" in vars(module):
+            module.draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
+
+
 def main() -> None:
     """Write the page, or say that it is not up to date."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--check", action="store_true", help="write nothing")
+    made.add_argument("--plots", action="store_true", help="draw the plots of all results anew")
     arguments = made.parse_args()
+    if arguments.plots:
+        draw_all()
     for page in PAGES:
         old = page.read_text(encoding="utf-8")
         new = render(old)

@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any
 from common import machine, plots
 from common.models import LLAMAS, LORA, MODELS, build_base
 from common.results import (
-    Recorder,
     Shown,
     console,
     figure,
@@ -276,7 +275,9 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 for case in _cases(arguments, prepared, base, batch):
                     recorder.add({"model": name, "batch": batch, **case})
-    finish(recorder)
+    record = recorder.record()
+    show(table(record))
+    draw(record, recorder.folder)
 
 
 def _cases(
@@ -356,10 +357,8 @@ def table(record: dict[str, Any]) -> Shown:
     return Shown(headings, tuple(rows))
 
 
-def finish(recorder: Recorder) -> None:
-    """The table and the plot of all cases."""
-    record = recorder.record()
-    show(table(record))
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """Pairs a second and ratios over the batch size."""
     for measure_, name, label in (
         ("pairs_per_second", "pairs.png", "pairs per second"),
         ("ratio", "ratio.png", "plaudit is faster, times"),
@@ -375,9 +374,7 @@ def finish(recorder: Recorder) -> None:
                 lines.setdefault(f"{case['model']} {named}", []).append(
                     (case["batch"], one[measure_])
                 )
-        plots.lines(
-            recorder.folder / name, lines, x="pairs per optimizer step", y=label, log_x=True
-        )
+        plots.lines(folder / name, lines, x="pairs per optimizer step", y=label, log_x=True)
 
 
 def main() -> None:

@@ -229,8 +229,13 @@ def main() -> None:
             recorder.add({"model": name, "kind": kind, "pairs": pairs, **found})
     record = recorder.record()
     show(table(record))
+    draw(record, recorder.folder)
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """The question's plot."""
     plots.bars(
-        recorder.folder / "parts.png",
+        folder / "parts.png",
         {
             f"{case['model']}\n{case['kind']}": {
                 part: seconds / sum(case["parts"].values())

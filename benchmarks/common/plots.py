@@ -23,13 +23,16 @@ def lines(
         axes.plot([p[0] for p in ordered], [p[1] for p in ordered], marker="o", label=name)
     axes.set(xlabel=x, ylabel=y)
     if log_x:
-        axes.set_xscale(
-            "log", base=2 if max(p[0] for s in series.values() for p in s) < 1e4 else 10
-        )
+        at = sorted({point[0] for points in series.values() for point in points})
+        axes.set_xscale("log")
+        axes.set_xticks(at, [f"{value:,.0f}" for value in at], minor=False)
+        axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
+    # Room above the highest point, where a flat line would lie on the frame.
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=None if log_y else 0)
-    axes.legend(fontsize="small")
+    _name(axes, len(series))
     _save(figure, path)
 
 
@@ -43,8 +46,14 @@ def bars(path: Path, series: Mapping[str, Mapping[str, float]], *, y: str) -> No
         axes.bar(list(series), heights, bottom=list(bottoms.values()), label=part, width=0.6)
         bottoms = {n: bottoms[n] + h for n, h in zip(series, heights, strict=True)}
     axes.set(ylabel=y)
-    axes.legend(fontsize="small")
+    _name(axes, len(parts))
     _save(figure, path)
+
+
+def _name(axes: Any, count: int) -> None:
+    """A legend beside the axes, where it hides nothing; one series needs none."""
+    if count > 1:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
 
 
 def _axes() -> tuple[Any, Any]:
