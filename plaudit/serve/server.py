@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 from filelock import FileLock, Timeout
+from uvicorn.supervisors import Multiprocess
 
 from plaudit.errors import PlauditError
 from plaudit.serve.app import build_app
@@ -100,6 +101,20 @@ class DrainingServer(uvicorn.Server):
             logger.error("reload_failed", extra={"facts": {"model": name, "why": str(error)}})
 
 
+class Workers(Multiprocess):
+    """uvicorn's worker processes, whose death is seen at once.
+
+    uvicorn 0.54 keeps the worker's end of the pipe over which it asks whether a worker is well. One
+    that died while it was asked then looks as if it would still answer, for as long as a worker
+    may take to start, and nobody replaces it. Can go when uvicorn closes that end itself.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
+
 def open_engine(settings: Settings) -> Engine:
     """Load every model.
 
@@ -137,7 +152,6 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         SettingsError: the address cannot be listened on, or a worker cannot start.
     """
     from uvicorn.config import STARTUP_FAILURE
-    from uvicorn.supervisors import Multiprocess
 
     log_as_json()
     read_token(settings)
@@ -148,7 +162,7 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         config = _config("plaudit.serve.server:worker_app", settings)
         listening = bind(settings)
         listening.listen(BACKLOG)
-        supervisor = Multiprocess(config, sockets=[listening])
+        supervisor = Workers(config, sockets=[listening])
         on_start(_address(settings, listening))
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
