@@ -550,16 +550,15 @@ def test_coheres_own_client_reranks(server: Running) -> None:
         "rewards"
     ]
     order = sorted(range(3), key=lambda i: -expected[i])
-    newer = cohere.ClientV2(api_key="unused", base_url=server.url)
-    found = newer.rerank(model="lora", query="what is it", documents=documents, top_n=2)
+    with cohere.ClientV2(api_key="unused", base_url=server.url) as newer:
+        found = newer.rerank(model="lora", query="what is it", documents=documents, top_n=2)
     assert [result.index for result in found.results] == order[:2]
     assert [result.relevance_score for result in found.results] == pytest.approx(
         [expected[i] for i in order[:2]], abs=1e-5
     )
-    older = cohere.Client(api_key="unused", base_url=server.url)
-    again = older.rerank(
-        query="what is it", documents=[{"text": text} for text in documents], return_documents=True
-    )
+    texts = [{"text": text} for text in documents]
+    with cohere.Client(api_key="unused", base_url=server.url) as older:
+        again = older.rerank(query="what is it", documents=texts, return_documents=True)
     assert [result.index for result in again.results] == order
     assert again.results[0].document is not None
     assert again.results[0].document.text == documents[order[0]]
