@@ -239,6 +239,16 @@ class PlacedTree:
         """Tokens of the prompt, which every branch sees."""
         return int(self.prompt.stop - self.prompt.start)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and all branches, whether they are in the row or not."""
+        return self.visible + sum(self.branches)
+
+    @property
+    def stop(self) -> int:
+        """Where the tree ends in the row."""
+        return self.start + self.prefix + sum(self.branches)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:

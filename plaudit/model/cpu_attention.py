@@ -3,9 +3,9 @@
 A tree is three kinds of calls. Its prompt and first branch are one causal call. The queries of all
 further branches (of all, where the prompt is held from an earlier pass) meet the prompt in one call
 that needs no mask, since they see all of it. Each of those branches meets itself in a causal call,
-branches of one length in a row together. The two
-halves of a branch's softmax are then joined by their log-sum-exp, as flash attention joins its
-blocks (Dao et al. 2022, arXiv 2205.14135, section 3.1).
+branches of one length in a row together. The two halves of a branch's softmax are then joined by
+their log-sum-exp, as flash attention joins its blocks (Dao et al. 2022, arXiv 2205.14135, section
+3.1).
 
 The joined output and log-sum-exp are also all that the backward pass of each half needs: a
 probability is ``exp(logit - logsumexp)`` whichever call recomputes it.

@@ -172,20 +172,18 @@ def few_scored(layout: PackedLayout) -> bool:
     It holds a weight for each scored token and each token of its tree: little for the ends of
     responses, but the square of the length where a reward is read at every token.
     """
-    weights = layout.cache.get("written_weights")
-    if weights is None:
-        weights = layout.cache["written_weights"] = sum(
-            tree.visible * scored + sum(tree.branches) * scored for tree, scored in _trees(layout)
-        )
-    tokens = sum(tree.visible + sum(tree.branches) for tree in layout.placed())
-    return weights <= MOST_SCORED * tokens
+    few = layout.cache.get("few_scored")
+    if few is None:
+        weights = sum(tree.tokens * _scored(layout, tree) for tree in layout.placed())
+        tokens = sum(tree.tokens for tree in layout.placed())
+        few = layout.cache["few_scored"] = weights <= MOST_SCORED * tokens
+    assert isinstance(few, bool)
+    return few
 
 
-def _trees(layout: PackedLayout) -> Iterator[tuple[PlacedTree, int]]:
-    """Each tree and how many of its tokens are scored."""
-    for tree in layout.placed():
-        stop = tree.start + tree.prefix + sum(tree.branches)
-        yield tree, bisect_left(layout.ends, stop) - bisect_left(layout.ends, tree.start)
+def _scored(layout: PackedLayout, tree: PlacedTree) -> int:
+    """How many of a tree's tokens are scored."""
+    return bisect_left(layout.ends, tree.stop) - bisect_left(layout.ends, tree.start)
 
 
 def attend_scored(
@@ -259,9 +257,8 @@ def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.devic
     ends = torch.tensor(layout.ends)
     for tree in layout.placed():
         prompt, lengths = tree.visible, tree.branches
-        stop = tree.start + tree.prefix + sum(lengths)
         # Counted from the prompt's first token, whether that is in the row or not.
-        own_K = ends[(ends >= tree.start) & (ends < stop)] - tree.start + tree.held
+        own_K = ends[(ends >= tree.start) & (ends < tree.stop)] - tree.start + tree.held
         # The prompt is branch -1, which every branch sees.
         branch_S = torch.repeat_interleave(
             torch.arange(-1, len(lengths)), torch.tensor([prompt, *lengths])
@@ -271,10 +268,10 @@ def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.devic
         sees_KS &= at_S <= at_S[own_K, None]
         if window is not None:
             sees_KS &= at_S > at_S[own_K, None] - window
-        tokens.append(prompt + sum(lengths))
+        tokens.append(tree.tokens)
         scored.append(len(own_K))
         masks.append(to_device(sees_KS, device))
         keys.append(torch.arange(tree.prompt.start, tree.prompt.stop))
-        keys.append(torch.arange(tree.start + tree.prefix, stop))
+        keys.append(torch.arange(tree.start + tree.prefix, tree.stop))
     keys_S = to_device(torch.cat(keys), device) if layout.held else None
     return RowPlan(tokens, scored, masks, keys_S)

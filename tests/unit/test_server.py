@@ -24,6 +24,7 @@ from plaudit.model import prompt_states
 from plaudit.serve import engine as engine_module
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serve.scorer import RewardModel
 from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running
 
@@ -286,6 +287,29 @@ def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
         assert len(failures) == 1
         assert usage["computed_tokens"] > 20
         assert not any(states is not None and states.bytes for states in both)
+
+
+@pytest.mark.parametrize(("failures", "status"), [(1, 200), (2, 500)])
+def test_the_way_along_a_response_is_tried_again_with_nothing_kept(
+    failures: int, status: int, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(finished_run, cached_scores=0) as server:
+        states = server.model.states
+        assert states is not None
+        along = RewardModel.along
+        tries: list[int] = []
+
+        def no_memory(self: RewardModel, *arguments: Any) -> Any:
+            tries.append(states.bytes)
+            if len(tries) <= failures:
+                raise MemoryError
+            return along(self, *arguments)
+
+        monkeypatch.setattr(RewardModel, "along", no_memory)
+        body = {"prompt": PROMPT, "responses": ["red"], "along": True}
+        assert server.post("/v1/rewards", body).status_code == status
+        assert tries[0] > 0
+        assert tries[1] == 0
 
 
 # ---- limits --------------------------------------------------------------------------------------
