@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
-from plaudit.model.load import BaseRequest, load_base, load_tokenizer
+from plaudit.model.load import BaseRequest, load_base, load_tokenizer, silence_load_messages
 from plaudit.model.module import has_score_head
 from plaudit.types import Affine, Reading, Rendering
 
@@ -297,7 +297,8 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
         )
     stored = refuse_lost_head(network, folder)
     try:
-        model = PeftModel.from_pretrained(network, str(folder))
+        with silence_load_messages():
+            model = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "
