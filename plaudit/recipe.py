@@ -140,7 +140,12 @@ class LossSection(Section):
 
 
 class EvaluateSection(Section):
-    """What is measured beside the loss, and when training may stop early."""
+    """What is measured beside the loss, and when training may stop early.
+
+    ``behaviour`` held-out good responses at most are perturbed in known ways and scored after
+    training, as long as this takes at most ``perturbation_share`` of the tokens that training
+    computed.
+    """
 
     calibrate: bool = True
     baselines: tuple[Literal["longer", "shorter", "bag_of_words"], ...] = (
@@ -149,6 +154,7 @@ class EvaluateSection(Section):
         "bag_of_words",
     )
     behaviour: Annotated[int, Field(ge=0)] = 200
+    perturbation_share: Annotated[float, Field(gt=0)] = 0.25
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
 

@@ -60,7 +60,7 @@ def hush_weight_loading() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if os.environ["TRANSFORMERS_VERBOSITY"] == "error":
         # It reads the variable once, and another module may have imported it before.
-        transformers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def open_model(
@@ -125,7 +125,7 @@ def show_words(console: Console, block: Mapping[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(_points(block["summary"]))
+    console.print(_points([*block["summary"], *block.get("perturbation_notes", ())]))
     console.print()
     _show_tables(console, (_judges(block), _probabilities(block)))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from plaudit.evaluate import metrics
-from plaudit.evaluate.behaviour import Probed
+from plaudit.evaluate.behaviour import Budget, Probed
 from plaudit.evaluate.calibrate import cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
@@ -148,10 +148,11 @@ def probed_role(run: PreparedRun) -> str:
     return "test" if run.corpus.test else "eval"
 
 
-def probe_run(run: PreparedRun, score: Score) -> Probed | None:
+def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
     """Altered held-out responses scored; None where it is not asked for, or nothing is held out.
 
-    Every rank must call it: ``score`` communicates.
+    They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
+    rank must call it: ``score`` communicates.
     """
     parts = run.corpus.test or run.corpus.evaluation
     most = run.recipe.evaluate.behaviour
@@ -159,4 +160,12 @@ def probe_run(run: PreparedRun, score: Score) -> Probed | None:
         return None
     held_out = chain.from_iterable(part.comparisons for part in parts.values())
     encoding = partial(encode, run.encoder)
-    return probe(held_out, encoding, score, most=most, seed=run.recipe.data.seed)
+    return probe(
+        held_out,
+        encoding,
+        score,
+        most=most,
+        seed=run.recipe.data.seed,
+        packed=run.built.model.layout == "packed",
+        budget=Budget(share=run.recipe.evaluate.perturbation_share, run_tokens=run_tokens),
+    )

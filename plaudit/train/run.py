@@ -36,7 +36,7 @@ from plaudit.train.callbacks import (
     ProgressReport,
     StopSignal,
 )
-from plaudit.train.facts import gather_metrics
+from plaudit.train.facts import computed_tokens, gather_metrics
 from plaudit.train.folder import (
     RunFolder,
     is_main_process,
@@ -136,7 +136,8 @@ def _train(
             "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
             "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
         }
-        probed = probe_run(run, trainer.score)
+    with console.status("perturbation tests"):
+        probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
         return TrainedRun(folder=folder.path, metrics={})
     metrics = gather_metrics(run, trainer, folder, index, scores, probed, seconds)
