@@ -32,12 +32,14 @@ def check_request(prompt: Any, responses: Any, where: str = "") -> None:
         _check_text(f"{where}responses[{number}]", response)
 
 
-def check_rows(rows: Iterable[Any]) -> list[Row]:
+def check_rows(rows: Any) -> list[Row]:
     """The rows, each a pair of what :func:`check_request` takes.
 
     Raises:
         DataError: something else, named by its position and its type.
     """
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
+        raise DataError(f"rows is {_shown(rows)}; give a list of pairs (prompt, responses).")
     checked: list[Row] = []
     for number, row in enumerate(rows):
         if not isinstance(row, (tuple, list)) or len(row) != 2:

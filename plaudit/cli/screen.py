@@ -58,7 +58,7 @@ def hush_weight_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if os.environ["TRANSFORMERS_VERBOSITY"] == "error":
+    if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
         # It reads the variable once, and another module may have imported it before.
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 

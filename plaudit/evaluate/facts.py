@@ -64,8 +64,7 @@ def summarise(
     ``dataset`` names the kind of data and ``chose_checkpoint`` says whether it chose the
     checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table,
     fitted on ``baselines_fitted_on`` training comparisons.
-    ``behaviour`` are the scored perturbations, or the sentence why
-    there are none.
+    ``behaviour`` are the scored perturbations, or a sentence that says why there are none.
     ``history`` is written where given. Numbers that do not exist (no pairs, nothing to calibrate)
     are null. Raises ModelError when a reward is not finite.
     """

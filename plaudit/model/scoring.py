@@ -103,7 +103,9 @@ def distinct_trees(trees: Sequence[TokenTree]) -> DistinctTrees:
     digest of its ids.
     """
     digests: list[bytes] = []
+    branches: list[int] = []
     for tree in trees:
+        branches.append(len(tree.branches))
         prefix = blake2b(np.asarray(tree.prefix, np.int32).tobytes(), digest_size=16)
         for branch in tree.branches:
             whole = prefix.copy()
@@ -113,11 +115,10 @@ def distinct_trees(trees: Sequence[TokenTree]) -> DistinctTrees:
     _, first_U, inverse_R = np.unique(keys_R, return_index=True, return_inverse=True)
     first_R = first_U[inverse_R]
     kept_R = first_R == np.arange(len(keys_R))
-    branches = tuple(len(tree.branches) for tree in trees)
     return DistinctTrees(
         trees=trees if kept_R.all() else _KeptBranches(trees, branches, kept_R),
         place_R=(np.cumsum(kept_R) - 1)[first_R],
-        branches=branches,
+        branches=tuple(branches),
     )
 
 

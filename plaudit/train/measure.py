@@ -149,7 +149,7 @@ def probed_role(run: PreparedRun) -> str:
 
 
 def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
-    """Altered held-out responses scored; None where it is not asked for, or nothing is held out.
+    """Perturbation tests on held-out data; None where they are off, or nothing is held out.
 
     They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
     rank must call it: ``score`` communicates.

@@ -294,6 +294,9 @@ def test_a_row_is_a_prompt_with_its_responses() -> None:
     for row in ("pq", {"prompt": "p", "responses": ["a"]}, ("p", ["a"], 1), None):
         with pytest.raises(DataError, match=r"^rows\[0\] is .*; give a pair \(prompt, responses\)"):
             check_rows([row])
+    for rows in (None, "p", {"prompt": "p"}, 3):
+        with pytest.raises(DataError, match=r"^rows is .*; give a list of pairs"):
+            check_rows(rows)
 
 
 def test_both_clients_check_before_they_send() -> None:
