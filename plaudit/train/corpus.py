@@ -16,7 +16,7 @@ from plaudit.data.split import count_leaks, split
 from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
 from plaudit.recipe import DataSection, Source
-from plaudit.tokens.encode import Encoder
+from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
 
 HELD_OUT = "eval"
@@ -201,10 +201,14 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
         counts = ", ".join(
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
+        advice = (
+            "raise tokens.max_length, set tokens.overlong to truncate_prompt, or look at the data"
+            if OVER_LENGTH in found.dropped
+            else "look at the data with plaudit data preview"
+        )
         raise DataError(
             f"None of the {len(rows)} comparisons of the {name} part can be used "
-            f"({counts}{'; ' + found.example if found.example else ''}); raise tokens.max_length, "
-            "set tokens.overlong to truncate_prompt, or look at the data."
+            f"({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
     return Part(
         comparisons=rows.take(found.kept_N),

@@ -81,9 +81,9 @@ def still_answers(server: Running) -> None:
         (
             "/v1/rewards",
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "responses": ["a"]},
-            400,
-            "bad_request",
-            "template",
+            422,
+            "invalid_request",
+            "images",
         ),
         ("/get_reward", {"query": [""]}, 400, "bad_request", "no tokens"),
         ("/classify", {"input": [10**6]}, 400, "bad_request", "token id"),
