@@ -25,7 +25,7 @@ class ChatMessage(BaseModel):
 
 Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
 Tools: TypeAlias = Annotated[
-    tuple[dict[str, Any], ...],
+    tuple[dict[str, Any], ...] | None,
     Field(description="Schemas of tools for the chat template, which must render them."),
 ]
 TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
@@ -75,7 +75,7 @@ class ChatRequest(Tuned):
     """One conversation, rendered by the model's own template."""
 
     messages: Messages
-    tools: Tools | None = None
+    tools: Tools = None
     add_generation_prompt: Literal[False] = False
     chat_template: None = None
     chat_template_kwargs: dict[str, Any] | None = None

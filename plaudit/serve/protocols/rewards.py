@@ -28,7 +28,7 @@ class RewardsRequest(Body):
     model: str | None = None
     prompt: str | Messages
     responses: Annotated[list[str | Messages], Field(min_length=1)]
-    tools: Tools | None = None
+    tools: Tools = None
     along: bool = Field(default=False, description="Add the reward along each response.")
 
 
@@ -63,7 +63,7 @@ class CompareRequest(Body):
     prompt: str | Messages
     a: str | Messages
     b: str | Messages
-    tools: Tools | None = None
+    tools: Tools = None
 
 
 class Comparison(BaseModel):
