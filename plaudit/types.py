@@ -35,8 +35,19 @@ MEDIA_COLUMNS: Final = frozenset({"image", "images", "audio", "audios", "video",
 
 
 METADATA_FIELDS: Final = frozenset(
-    {"annotations", "country", "hashed_ip", "header", "id", "language", "model", "name", "state"}
-    | {"timestamp", "tool_call_id"}
+    {
+        "annotations",
+        "country",
+        "hashed_ip",
+        "header",
+        "id",
+        "language",
+        "model",
+        "name",
+        "state",
+        "timestamp",
+        "tool_call_id",
+    }
 )
 """Fields of a message that say whose it is and not what it says (OpenAI's API, WildChat)."""
 

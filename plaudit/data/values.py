@@ -135,7 +135,7 @@ def items(row: Row, column: str) -> list[Any]:
 
 def messages(row: Row, column: str) -> tuple[Message, ...]:
     """A required list of messages."""
-    return _as_messages(value_of(row, column), column, "a list of messages")
+    return as_messages(value_of(row, column), column, "a list of messages")
 
 
 def turns(row: Row, column: str) -> Turns:
@@ -143,7 +143,7 @@ def turns(row: Row, column: str) -> Turns:
     value = value_of(row, column)
     if isinstance(value, str):
         return value
-    return _as_messages(value, column, "text or a list of messages")
+    return as_messages(value, column)
 
 
 def reply(row: Row, column: str, prompt: Turns) -> Turns:
@@ -159,24 +159,25 @@ def as_reply(value: Any, what: str, prompt: Turns) -> Turns:
         return value
     if isinstance(value, str):
         return (Message(role="assistant", content=value),)
-    return _as_messages(value, what, "a list of messages or text")
+    return as_messages(value, what)
 
 
-def _as_messages(value: Any, what: str, expected: str) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise _wrong(what, value, expected)
-    return tuple(as_message(turn, f"{what}[{index}]") for index, turn in enumerate(value))
-
-
-def as_message(value: Any, what: str) -> Message:
-    """A message of a row, a caller or a request; ``what`` names it in errors.
-
-    Content parts become their text (:func:`_content`). A field that is null is absent: tables fill
-    the fields that a message lacks with null.
+def as_messages(
+    value: Any, what: str, expected: str = "text or a list of messages"
+) -> tuple[Message, ...]:
+    """Messages of a row, a caller or a request; ``what`` names them in errors.
 
     Raises:
-        DataError: it has no role, or a content that is neither text nor parts.
+        DataError: it is no list, or one of them has no role, or a content that is neither text nor
+            parts.
     """
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(what, value, expected)
+    return tuple(_as_message(turn, f"{what}[{index}]") for index, turn in enumerate(value))
+
+
+def _as_message(value: Any, what: str) -> Message:
+    """A field that is null is absent: tables fill the fields that a message lacks with null."""
     if not isinstance(value, Mapping):
         raise _wrong(what, value, "a message with role and content")
     role, content = value.get("role"), value.get("content")

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.values import as_message
+from plaudit.data.values import as_messages
 from plaudit.errors import DataError, ModelError
 from plaudit.given import refuse_no_list
 from plaudit.model.artefact import ArtefactFacts
@@ -200,7 +200,7 @@ class RewardModel:
 def _turns(text: Text, role: str, what: str, *, chat: bool) -> Turns:
     if isinstance(text, str):
         return (Message(role=role, content=text),) if chat else text
-    return tuple(as_message(message, f"{what}[{index}]") for index, message in enumerate(text))
+    return as_messages(text, what)
 
 
 def _another(response: Turns) -> Turns:

@@ -28,13 +28,15 @@ class Part:
     """Comparisons and their trees, in step with each other, and what encoding dropped.
 
     ``dropped`` counts comparisons by reason; ``lost`` counts each input row among them once,
-    however often its source's weight repeats it. Both sequences lie in the cache folder.
+    however often its source's weight repeats it. ``example`` is a sentence about the first that has
+    no tokens, empty if all have. Both sequences lie in the cache folder.
     """
 
     comparisons: StoredComparisons
     trees: StoredTrees
     dropped: Mapping[str, int]
     lost: Mapping[str, int]
+    example: str = ""
 
     @property
     def rows(self) -> int:
@@ -215,6 +217,7 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
         trees=found.trees if margins else found.trees.without_margins(),
         dropped=found.dropped,
         lost=found.lost,
+        example=found.example,
     )
 
 

@@ -212,6 +212,13 @@ def test_python_has_the_file_s_outcome(
     assert edge.says in str(raised.value)
 
 
+def test_what_is_no_message_is_named(model: RewardModel) -> None:
+    with pytest.raises(DataError, match=r"^responses\[1\] is null; expected text or a list of"):
+        model.score("Time?", ["Nine.", None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"^prompt\[0\] has no role \(found: content\)"):
+        model.score([{"content": "Time?"}], ["Nine."])
+
+
 @pytest.mark.parametrize("name", EDGES)
 def test_http_has_the_file_s_outcome(
     name: str, server: Running, scored: dict[str, dict[str, Any]]

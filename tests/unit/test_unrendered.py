@@ -124,18 +124,20 @@ def test_every_response_is_looked_at() -> None:
     assert outcome(template, (ASK,), ((NINE,), (THINKS,)), ()) == "reasoning_content"
 
 
-def test_texts_of_the_common_roles_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only conversations that hold more cost another rendering."""
+def test_what_another_rendering_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing for texts of the common roles, one rendering for any number of other parts."""
     rendered: list[object] = []
     monkeypatch.setattr(
         "plaudit.tokens.unrendered.render", lambda *args: rendered.append(args) or render(*args)
     )
-    template = LOOP.format(TEXT)
-    turns = (says("system", "Be brief. "), ASK, NINE, AGAIN, says("assistant", " Ten.", name="b"))
-    assert left_out(template, *turns) is None
-    assert not rendered
-    assert left_out(template, *turns[:-1], THINKS) == "reasoning_content"
-    assert rendered
+    template = LOOP.format(TEXT + CALLS)
+    texts = (says("system", "Be brief. "), ASK, NINE, AGAIN, says("assistant", " Ten.", name="b"))
+    assert left_out(template, *texts) is None
+    assert len(rendered) == 0
+    called = (ASK, *(turn for _ in range(8) for turn in (LOOKS_TWICE, ANSWER)), NINE)
+    assert left_out(template, *called) is None
+    assert len(rendered) == 1
+    assert left_out(template, *called[:-1], THINKS) == "reasoning_content"
 
 
 # ---- templates of real models ------------------------------------------------------------------
