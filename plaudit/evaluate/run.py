@@ -167,9 +167,10 @@ def encode_scorable(
         ).of(comparisons)
     if not len(encoded.kept_N):
         counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
+        example = f"; {encoded.example}" if encoded.example else ""
         raise DataError(
-            f"None of the {len(comparisons)} comparisons can be scored ({counts}); the model "
-            f"reads at most {model.facts.max_length} tokens."
+            f"None of the {len(comparisons)} comparisons can be scored ({counts}{example}); the "
+            f"model reads at most {model.facts.max_length} tokens."
         )
     return comparisons.take(encoded.kept_N), encoded
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from plaudit.data.values import as_messages
 from plaudit.errors import DataError, ModelError
 from plaudit.given import Row, check_request, check_rows
 from plaudit.model.artefact import ArtefactFacts
@@ -24,11 +25,12 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
 from plaudit.serve.cache import ScoreCache
 from plaudit.tokens.batch import PackedBatcher, make_batchers
-from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.pieces import pieces
 from plaudit.tokens.share import share_prompts
 from plaudit.tokens.template import freeze_dates
 from plaudit.types import (
+    MEDIA,
     Batcher,
     Best,
     Comparison,
@@ -38,6 +40,7 @@ from plaudit.types import (
     TokenReward,
     TokenTree,
     Turns,
+    has_media,
 )
 
 logger = logging.getLogger("plaudit")
@@ -82,7 +85,9 @@ class RewardModel:
 
         Raises:
             DataError: no responses, a single text in place of a list, something that is neither
-                text nor messages, or a conversation over the model's maximum length.
+                text nor messages, a conversation over the model's maximum length, or one with
+                something that the model cannot read (an image, a field that the chat template does
+                not render).
         """
         check_request(prompt, responses)
         comparison = self.comparison(prompt, responses)
@@ -154,11 +159,12 @@ class RewardModel:
         ]
 
     def _refusal(self, caller: str, refused: Refused) -> DataError:
-        advice = (
-            f"shorten the prompt or the responses to {self.facts.max_length} tokens together"
-            if refused.reason == OVER_LENGTH
-            else "change the messages so that the model's chat template takes them"
-        )
+        advice = {
+            OVER_LENGTH: "shorten the prompt or the responses to "
+            f"{self.facts.max_length} tokens together",
+            MEDIA: "leave them out",
+            NOT_RENDERED: "leave it out, or put it into the text of a turn",
+        }.get(refused.reason, "change the messages so that the model's chat template takes them")
         return DataError(f"{caller}() cannot score this ({refused.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text) -> float:
@@ -216,24 +222,34 @@ class RewardModel:
         return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
 
     def comparison(self, prompt: Text, responses: Sequence[Text]) -> Comparison:
-        """Texts or messages as the record that encoding reads."""
+        """Texts or messages as the record that encoding reads.
+
+        Raises:
+            DataError: a message without role and content, or with content of another kind.
+        """
         # Beside messages, a text is a turn: the template renders all of it or nothing.
         chat = not all(isinstance(text, str) for text in (prompt, *responses))
+        asked = _turns(prompt, "user", "prompt", chat=chat)
+        answers = tuple(
+            _turns(response, "assistant", f"responses[{index}]", chat=chat)
+            for index, response in enumerate(responses)
+        )
         return Comparison(
             id="0",
-            prompt=_turns(prompt, "user", chat=chat),
-            responses=tuple(_turns(response, "assistant", chat=chat) for response in responses),
+            prompt=asked,
+            responses=answers,
             grades=(),
             group="0",
             source="python",
             where="the conversation",
+            unusable=MEDIA if has_media(asked, *answers) else None,
         )
 
 
-def _turns(text: Text, role: str, *, chat: bool) -> Turns:
+def _turns(text: Text, role: str, what: str, *, chat: bool) -> Turns:
     if isinstance(text, str):
         return (Message(role=role, content=text),) if chat else text
-    return tuple(as_message(message) for message in text)
+    return as_messages(text, what)
 
 
 def _another(response: Turns) -> Turns:
@@ -242,23 +258,8 @@ def _another(response: Turns) -> Turns:
         return "b" if response.lstrip()[:1] == "a" else "a"
     first = response[0]
     text = first.content if isinstance(first.content, str) else ""
-    return (replace(first, content=_another(text)),)
-
-
-def as_message(message: Mapping[str, Any]) -> Message:
-    """A mapping with ``role`` and ``content`` as the record.
-
-    Raises:
-        DataError: one of the two is missing.
-    """
-    try:
-        extra = {k: v for k, v in message.items() if k not in ("role", "content")}
-        return Message(role=message["role"], content=message.get("content"), extra=extra)
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(
-            f"A message needs role and content, got {type(message).__name__}; give "
-            "[{'role': 'user', 'content': …}] or plain text."
-        ) from None
+    # Beside the other fields of a turn, a template may leave out its text.
+    return (Message(role=first.role, content=_another(text)),)
 
 
 def open_frozen(

@@ -382,6 +382,10 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    examples = (part.example for parts in corpus.parts().values() for part in parts)
+    example = next((example for example in examples if example), None)
+    if example is not None:
+        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]

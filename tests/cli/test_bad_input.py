@@ -219,7 +219,8 @@ def test_rows_that_cannot_train_are_counted(
     empty = {**rows[0], "rejected": [{"role": "assistant", "content": "  "}]}
     same = {**rows[1], "rejected": rows[1]["chosen"]}
     long = {**rows[2], "chosen": [{"role": "assistant", "content": "fox " * 400}]}
-    odd = {**rows[3], "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
+    calls = [{"function": {"name": "clock"}}]
+    odd = {**rows[3], "chosen": [{"role": "assistant", "content": None, "tool_calls": calls}]}
     data = write_jsonl(tmp_path / "pairs.jsonl", [*rows, empty, same, long, odd])
     recipe = saved(recipe_of(tiny_base, data, num_train_epochs=1), tmp_path)
     code = main(["train", str(recipe), "--out", str(tmp_path / "run"), "--json"])

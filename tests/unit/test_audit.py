@@ -98,8 +98,10 @@ def planted(
 
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
-    # Messages alone can be refused by a template; near_suite is near_eval against another set.
-    elsewhere = {"template_refused", "near_suite", "prompt_mismatch"}
+    # Messages alone can be refused by a template or hold more than it renders, and media
+    # (test_nothing_vanishes_content.py); near_suite is near_eval against another set.
+    messages = {"template_refused", "not_rendered", "media", "more_than_text"}
+    elsewhere = messages | {"near_suite", "prompt_mismatch"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 
 

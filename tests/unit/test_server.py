@@ -93,9 +93,9 @@ def test_equal_responses_of_a_long_request_have_one_reward(
         (
             "/v1/rewards",
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "responses": ["a"]},
-            400,
-            "bad_request",
-            "template",
+            422,
+            "invalid_request",
+            "images",
         ),
         ("/get_reward", {"query": [""]}, 400, "bad_request", "no tokens"),
         ("/classify", {"input": [10**6]}, 400, "bad_request", "token id"),

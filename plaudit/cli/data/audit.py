@@ -274,7 +274,9 @@ def count_with(name: str) -> Counting:
 
     def measure(comparisons: Any) -> list[Size | Refusal]:
         return [
-            Refusal(detail=outcome.detail) if isinstance(outcome, Refused) else size(outcome)
+            Refusal(reason=outcome.reason, field=outcome.field)
+            if isinstance(outcome, Refused)
+            else size(outcome)
             for outcome in encode(encoder, comparisons)
         ]
 

@@ -44,7 +44,7 @@ def lengths(evidence: Evidence) -> dict[str, Any]:
         "prompt_characters": evidence.column("prompt_characters"),
         "better_characters": characters_R[differ & (grade_R == best_N[row_R])],
         "worse_characters": characters_R[differ & (grade_R == worst_N[row_R])],
-        "conversation_tokens": evidence.column("longest")[~evidence.column("refused")],
+        "conversation_tokens": evidence.column("longest")[evidence.column("refused") == 0],
     }
     return {name: spread(values) for name, values in found.items()}
 

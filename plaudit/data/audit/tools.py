@@ -26,9 +26,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a comparison cannot become tokens."""
+    """Why a comparison cannot become tokens; ``field`` is what the chat template leaves out."""
 
-    detail: str
+    reason: str
+    field: str
 
 
 Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
