@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from plaudit.errors import OutputError
 from plaudit.files import write_json, write_text, writing
+from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
+
+logger = logging.getLogger("plaudit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,11 @@ class RunFolder:
     def data(self) -> Path:
         """Fingerprints of the data files when the run was started."""
         return self.path / "data.json"
+
+    @property
+    def training(self) -> Path:
+        """How training ended, until the run is evaluated."""
+        return self.path / TRAINING_FILE
 
     @property
     def base(self) -> Path:
@@ -136,10 +145,8 @@ def rank_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
-    """The folder of a stopped run and its newest complete checkpoint, None before the first.
-
-    The main process removes what a kill left half-written.
+def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
+    """The folder of a stopped run.
 
     Raises:
         OutputError: no run there, or one of another recipe.
@@ -156,17 +163,68 @@ def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
             f"The run in {path} was started with another recipe (different: {', '.join(changed)}); "
             f"go on with its own recipe ({folder.recipe}), or choose another --out."
         )
-    if is_main_process():
-        checkpoints.remove_incomplete(folder.checkpoints)
-    latest = checkpoints.latest(folder.checkpoints)
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEnd:
+    """How training ended: the trainer's state as JSON, and the seconds that training took."""
+
+    state: str
+    seconds: float
+
+
+def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
+    """Record that the model in the folder is the trained one; it and the record get a manifest.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_json(folder.training, asdict(end))
+    write_model_manifest(folder.path, [TRAINING_FILE])
+
+
+def resume_point(folder: RunFolder) -> TrainingEnd | Path | None:
+    """Where a stopped run goes on: the end of training, a checkpoint, or None for its first step.
+
+    All files that are to be read are verified. Removes checkpoints that a kill left half-written.
+
+    Raises:
+        TrainingError: there are checkpoints, and none can be used.
+        OutputError: another number of processes wrote the checkpoint.
+    """
+    end = _read_training_end(folder)
+    if end is not None:
+        return end
+    checkpoints.remove_incomplete(folder.checkpoints)
+    latest = checkpoints.latest_intact(folder.checkpoints)
     if latest is not None and checkpoints.ranks_of(latest) != rank_count():
         raise OutputError(
-            f"The run in {path} was started on {checkpoints.ranks_of(latest)} processes and this "
-            f"call has {rank_count()}, so its steps would differ; go on with as many as before."
+            f"The run in {folder.path} was started on {checkpoints.ranks_of(latest)} processes and "
+            f"this call has {rank_count()}, so its steps would differ; go on with as many as "
+            "before."
         )
-    if latest is not None and is_main_process():
-        checkpoints.repair_state(latest)
-    return folder, latest
+    return latest
+
+
+def _read_training_end(folder: RunFolder) -> TrainingEnd | None:
+    """The end of training, None before it or where its model is damaged (one warning)."""
+    if not folder.training.is_file():
+        return None
+    # The record is written after the model. A kill just then leaves no manifest, and no damage.
+    listed = (folder.path / MANIFEST_FILE).is_file()
+    damage = find_damage(folder.path) if listed else None
+    if damage is None:
+        try:
+            return TrainingEnd(**json.loads(folder.training.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            damage = f"{TRAINING_FILE} cannot be read ({error})"
+    logger.warning(
+        "The trained model is damaged: %s/%s. Training resumes from a checkpoint.",
+        folder.path,
+        damage,
+    )
+    return None
 
 
 def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:

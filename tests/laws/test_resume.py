@@ -86,12 +86,12 @@ def test_killed_at_several_moments(recipe: Path, uninterrupted: Path, tmp_path: 
 
     def saving_a_second_checkpoint() -> bool:
         folder = checkpoint_of(out, 16)
-        return folder.is_dir() and not (folder / checkpoints.MARKER).is_file()
+        return folder.is_dir() and not checkpoints.is_complete(folder)
 
     moments: list[Callable[[], bool]] = [
         lambda: (out / "events.jsonl").is_file(),
         saving_a_second_checkpoint,
-        lambda: (checkpoint_of(out, 40) / checkpoints.MARKER).is_file(),
+        lambda: checkpoints.is_complete(checkpoint_of(out, 40)),
     ]
     for number, moment in enumerate(moments):
         with running(recipe, out, *(["--resume"] if number else [])) as process:
@@ -109,7 +109,7 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "run"
     with running(recipe, out) as process:
-        wait_until(lambda: (checkpoint_of(out, 8) / checkpoints.MARKER).is_file(), process)
+        wait_until(lambda: checkpoints.is_complete(checkpoint_of(out, 8)), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -118,7 +118,7 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
     assert "checkpoint is kept" in sentence
     command = sentence.rpartition("go on with: ")[2]
     assert command == f"plaudit train {out / 'recipe.yaml'} --out {out} --resume"
-    assert checkpoints.latest(out / "checkpoints") is not None
+    assert checkpoints.latest_intact(out / "checkpoints") is not None
     with running(out / "recipe.yaml", out, "--resume") as process:
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
