@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -66,6 +67,11 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checksum_of(record: Mapping[str, Any]) -> str:
+    """XXH3 of a JSON mapping, the same for any order of its keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(record, sort_keys=True).encode())
+
+
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """List these files of the folder, atomically; all must be written completely.
 
@@ -74,7 +80,8 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """
     with writing(folder):
         files = {name: asdict(_file_sum(folder / name)) for name in sorted(names)}
-    write_json(folder / MANIFEST_FILE, {"format": _FORMAT, "files": files})
+    record = {"format": _FORMAT, "files": files}
+    write_json(folder / MANIFEST_FILE, {**record, "xxh3_128": checksum_of(record)})
 
 
 def write_model_manifest(folder: Path, more: Iterable[str] = ()) -> None:
@@ -90,13 +97,12 @@ def read_manifest(folder: Path) -> Mapping[str, FileSum]:
         FileNotFoundError: there is no manifest.
         ValueError: it is damaged.
     """
-    raw = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    try:
-        if raw["format"] != _FORMAT:
-            raise ValueError(f"format {raw['format']!r} is not {_FORMAT}")
-        return {name: FileSum(**sums) for name, sums in raw["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a manifest: {error}") from None
+    record = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or record.pop("xxh3_128", None) != checksum_of(record):
+        raise ValueError("it is not what was written")
+    if record["format"] != _FORMAT:
+        raise ValueError(f"format {record['format']!r} of a newer plaudit")
+    return {name: FileSum(**sums) for name, sums in record["files"].items()}
 
 
 def find_damage(folder: Path, concerns: Callable[[str], bool] = lambda _: True) -> str | None:
@@ -108,7 +114,7 @@ def find_damage(folder: Path, concerns: Callable[[str], bool] = lambda _: True) 
     try:
         listed = read_manifest(folder)
     except (OSError, ValueError) as error:
-        return f"{MANIFEST_FILE} cannot be read ({error})"
+        return f"{MANIFEST_FILE} is damaged ({error})"
     selected = {name: sums for name, sums in listed.items() if concerns(name)}
     for problem in (_wrong_size, _wrong_bytes):
         for name, sums in selected.items():

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from plaudit.errors import OutputError
+from plaudit.errors import OutputError, TrainingError
 from plaudit.files import write_json, write_text, writing
 from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
@@ -82,7 +83,7 @@ class RunFolder:
         """
         path = self.path / "micro_batches.json"
         if path.is_file():
-            return int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
+            return int(_read_record(path)["tokens"])
         tokens = measure()
         if is_main_process():
             write_json(path, {"tokens": tokens})
@@ -184,18 +185,15 @@ def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
     write_model_manifest(folder.path, [TRAINING_FILE])
 
 
-def resume_point(folder: RunFolder) -> TrainingEnd | Path | None:
-    """Where a stopped run goes on: the end of training, a checkpoint, or None for its first step.
+def checkpoint_to_resume(folder: RunFolder) -> Path | None:
+    """The newest checkpoint whose files are as they were written, None before the first one.
 
-    All files that are to be read are verified. Removes checkpoints that a kill left half-written.
+    Removes checkpoints that a kill left half-written.
 
     Raises:
         TrainingError: there are checkpoints, and none can be used.
         OutputError: another number of processes wrote the checkpoint.
     """
-    end = _read_training_end(folder)
-    if end is not None:
-        return end
     checkpoints.remove_incomplete(folder.checkpoints)
     latest = checkpoints.latest_intact(folder.checkpoints)
     if latest is not None and checkpoints.ranks_of(latest) != rank_count():
@@ -207,8 +205,8 @@ def resume_point(folder: RunFolder) -> TrainingEnd | Path | None:
     return latest
 
 
-def _read_training_end(folder: RunFolder) -> TrainingEnd | None:
-    """The end of training, None before it or where its model is damaged (one warning)."""
+def read_training_end(folder: RunFolder) -> TrainingEnd | None:
+    """The end of training, None before it or where a file of its model is damaged (a warning)."""
     if not folder.training.is_file():
         return None
     # The record is written after the model. A kill just then leaves no manifest, and no damage.
@@ -234,7 +232,7 @@ def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> N
         OutputError: a file is not what it was.
     """
     if folder.data.is_file():
-        before = json.loads(folder.data.read_text(encoding="utf-8"))
+        before = _read_record(folder.data)
         changed = sorted(p for p in fingerprints if before.get(p) != fingerprints[p])
         if changed:
             raise OutputError(
@@ -243,6 +241,25 @@ def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> N
             )
     elif is_main_process():
         write_json(folder.data, dict(fingerprints))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a run recorded when it was started.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+        error: object = "no mapping"
+    except (OSError, ValueError) as caught:
+        error = caught
+    raise TrainingError(
+        f"{path} is damaged ({error}); restore it from a backup, or start the run again with "
+        "another --out."
+    )
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:

@@ -41,9 +41,10 @@ from plaudit.train.facts import gather_metrics
 from plaudit.train.folder import (
     RunFolder,
     TrainingEnd,
+    checkpoint_to_resume,
     is_main_process,
+    read_training_end,
     resume_folder,
-    resume_point,
     start_folder,
 )
 from plaudit.train.measure import (
@@ -103,7 +104,7 @@ def train(
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
         args = step_arguments(recipe, arguments, folder)
-        start = _on_main_process(lambda: resume_point(folder), args) if resume else None
+        start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
         run = prepare(recipe, args, folder, console)
         return _train(run, folder, start, console)
     except BaseException:
@@ -117,6 +118,16 @@ def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     if isinstance(recipe, Mapping):
         return parse_recipe(recipe, "recipe")
     return load_recipe(recipe)
+
+
+def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | None:
+    """Where a stopped run goes on; None is its first step.
+
+    Ranks that share the weights of a model get them from a checkpoint alone.
+    """
+    shared = bool(args.fsdp) or args.deepspeed is not None
+    end = None if shared else read_training_end(folder)
+    return checkpoint_to_resume(folder) if end is None else end
 
 
 def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
