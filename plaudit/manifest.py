@@ -79,15 +79,34 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
         OutputError: a file cannot be read, or the manifest cannot be written.
     """
     with writing(folder):
-        files = {name: asdict(_file_sum(folder / name)) for name in sorted(names)}
-    record = {"format": _FORMAT, "files": files}
-    write_json(folder / MANIFEST_FILE, {**record, "xxh3_128": checksum_of(record)})
+        listed = {name: _file_sum(folder / name) for name in names}
+    _write(folder, listed)
 
 
 def write_model_manifest(folder: Path, more: Iterable[str] = ()) -> None:
     """List the model files of a folder, and those named in ``more``. Raises OutputError."""
     files = (path.name for path in folder.iterdir() if path.is_file())
     write_manifest(folder, [*filter(is_model_file, files), *more])
+
+
+def rewrite_listed(folder: Path, name: str, write: Callable[[], object]) -> None:
+    """Let ``write`` replace a model file, and bring its line of the manifest up to date.
+
+    The other files keep their lines; they are not read. A folder without a manifest gets one. A
+    kill before the end leaves none, and the folder loads.
+
+    Raises:
+        OutputError: the manifest cannot be written.
+        ValueError: it was damaged before.
+    """
+    path = folder / MANIFEST_FILE
+    listed = read_manifest(folder) if path.is_file() else None
+    path.unlink(missing_ok=True)
+    write()
+    if listed is None:
+        write_model_manifest(folder)
+    else:
+        _write(folder, {**listed, name: _file_sum(folder / name)})
 
 
 def read_manifest(folder: Path) -> Mapping[str, FileSum]:
@@ -143,6 +162,11 @@ def check_model(folder: Path) -> None:
             f"{folder}/{damage}, so the model is not as it was saved; restore that file from a "
             f"backup. If you changed it yourself, delete {folder / MANIFEST_FILE}."
         )
+
+
+def _write(folder: Path, listed: Mapping[str, FileSum]) -> None:
+    record = {"format": _FORMAT, "files": {name: asdict(listed[name]) for name in sorted(listed)}}
+    write_json(folder / MANIFEST_FILE, {**record, "xxh3_128": checksum_of(record)})
 
 
 def _file_sum(path: Path) -> FileSum:

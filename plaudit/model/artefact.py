@@ -17,7 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
-from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, check_model, write_model_manifest
+from plaudit.manifest import (
+    MANIFEST_FILE,
+    TRAINING_FILE,
+    check_model,
+    rewrite_listed,
+    write_model_manifest,
+)
 from plaudit.model.load import BaseRequest, load_base, load_tokenizer
 from plaudit.model.module import has_score_head
 from plaudit.types import Affine, Reading, Rendering
@@ -165,13 +171,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def write_facts(folder: Path, facts: ArtefactFacts) -> None:
-    """Write ``plaudit.json``, and the manifest anew. All model files must be there.
-
-    A kill between the two leaves a folder without a manifest, which loads.
-    """
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    write_json(folder / FACTS_FILE, asdict(facts))
-    write_model_manifest(folder)
+    """Write ``plaudit.json`` beside the other model files, and its line of the manifest."""
+    rewrite_listed(folder, FACTS_FILE, lambda: write_json(folder / FACTS_FILE, asdict(facts)))
 
 
 def read_facts(folder: Path) -> ArtefactFacts:

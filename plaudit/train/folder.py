@@ -185,6 +185,13 @@ def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
     write_model_manifest(folder.path, [TRAINING_FILE])
 
 
+def remove_training_end(folder: RunFolder) -> None:
+    """The run is evaluated: its model is listed without the end of training."""
+    if folder.training.is_file():
+        folder.training.unlink()
+        write_model_manifest(folder.path)
+
+
 def checkpoint_to_resume(folder: RunFolder) -> Path | None:
     """The newest checkpoint whose files are as they were written, None before the first one.
 

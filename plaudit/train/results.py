@@ -24,6 +24,7 @@ from plaudit.serve.scorer import RewardModel
 from plaudit.train import corpus as corpora
 from plaudit.train.folder import (
     RunFolder,
+    remove_training_end,
     write_training_end,
 )
 from plaudit.train.measure import (
@@ -113,7 +114,7 @@ def _mistakes(
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
     """Plots, card and report, all from what is recorded in the folder."""
     with writing(folder.path):
-        folder.training.unlink(missing_ok=True)
+        remove_training_end(folder)
         if recipe.report.plots:
             write_plots(folder.path)
         write_card(folder.path)

@@ -16,6 +16,7 @@ from plaudit.manifest import (
     check_model,
     is_model_file,
     read_manifest,
+    rewrite_listed,
     write_model_manifest,
 )
 from plaudit.train import checkpoints
@@ -100,6 +101,23 @@ def test_a_checkpoint_needs_the_weights_of_its_best_one(
     assert "checkpoint-20 needs the best one, checkpoint-10/model.safetensors is missing" in warning
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-5"
+
+
+def test_a_rewritten_file_leaves_the_other_lines_alone(tmp_path: Path) -> None:
+    """Storing a temperature in a checkpoint neither drops its optimizer nor excuses damage to it."""
+    make(tmp_path, 5)
+    checkpoint = tmp_path / "checkpoint-5"
+    facts = checkpoint / "plaudit.json"
+    facts.write_text("{}")
+    checkpoints.mark_complete(checkpoint)
+    before = read_manifest(checkpoint)
+    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text('{"temperature": 2}'))
+    after = read_manifest(checkpoint)
+    assert {name for name in before if before[name] != after[name]} == {facts.name}
+    assert before.keys() == after.keys()
+    (checkpoint / MANIFEST_FILE).unlink()
+    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text("{}"))
+    assert read_manifest(checkpoint).keys() == {"model.safetensors", facts.name}
 
 
 def test_checkpoints_of_the_first_release_are_kept_and_not_resumed(tmp_path: Path) -> None:
