@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -800,6 +800,7 @@ def test_rewards_that_are_no_numbers_are_not_written(
     weights = load_file(path)
     weights["base_model.model.score.weight"].fill_(float("inf"))
     save_file(weights, path, metadata={"format": "pt"})
+    (own_run / "manifest.json").unlink()
     out = tmp_path / "out.jsonl"
     assert main(["score", str(own_run), str(pairs_file), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["refused"] == {"reward_not_finite": 60}
@@ -854,7 +855,7 @@ def test_a_killed_call_is_gone_on_with(
         process.wait()
     assert not out.exists()
 
-    set_fact("temperature", 7.0)(own_run)
+    set_facts(own_run, temperature=7.0)
     sentence = refuse("score", own_run, data, "--out", out)
     assert "another model" in sentence
     assert str(tmp_path / ".out.jsonl.partial.json") in sentence

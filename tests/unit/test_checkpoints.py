@@ -104,7 +104,7 @@ def test_a_checkpoint_needs_the_weights_of_its_best_one(
 
 
 def test_a_rewritten_file_leaves_the_other_lines_alone(tmp_path: Path) -> None:
-    """Storing a temperature in a checkpoint neither drops its optimizer nor excuses damage to it."""
+    """Storing a temperature in a checkpoint keeps its optimizer listed, and damage to it."""
     make(tmp_path, 5)
     checkpoint = tmp_path / "checkpoint-5"
     facts = checkpoint / "plaudit.json"

@@ -356,6 +356,7 @@ def test_openrlhfs_own_text_rule_is_compared(finished_run: Path, tmp_path: Path)
     template = folder / "chat_template.jinja"
     changed = template.read_text() + "{{- '\\n' }}"
     template.write_text(changed)
+    (folder / "manifest.json").unlink()
     done = export(folder, "openrlhf", tmp_path / "out")
     assert done.parity is not None
     assert done.parity.text_differs == done.parity.responses

@@ -179,6 +179,7 @@ def test_other_tokenizers_are_refused(finished_run: Path, tmp_path: Path) -> Non
     shutil.copytree(finished_run, other)
     path = other / "tokenizer.json"
     path.write_text(path.read_text().replace('"<|system|>"', '"<|tool|>"'))
+    (other / "manifest.json").unlink()
     with pytest.raises(ModelError, match="different tokenizers"):
         merge([finished_run, other], tmp_path / "out")
 
