@@ -123,6 +123,16 @@ def finished_run(
     return folder
 
 
+def set_facts(folder: Path, **changes: Any) -> None:
+    """Change facts of a saved model as plaudit does: ``plaudit.json``, and its manifest anew."""
+    from plaudit.manifest import write_model_manifest
+
+    path = folder / "plaudit.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**facts, **changes}), encoding="utf-8")
+    write_model_manifest(folder)
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
     import yaml

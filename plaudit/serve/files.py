@@ -198,7 +198,6 @@ def _identity(
         for pattern in ("*.safetensors", "*.bin")
         for path in model_path.glob(pattern)
     )
-    # A checkpoint has no plaudit.json of its own.
     read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
     facts = hashlib.sha256(read.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +229,17 @@ def largest_id(corpus: Corpus) -> int:
     )
 
 
-def text_kind(parts: Sequence[Part]) -> str:
+def training_fingerprints(corpus: Corpus) -> list[str]:
+    """Fingerprint of each source of training rows."""
+    return [
+        fact.fingerprint
+        for role, loaded in corpus.loaded.items()
+        if role.partition(":")[0] == "train"
+        for fact in loaded.sources
+    ]
+
+
+def text_kind(parts: Sequence[Part]) -> Literal["chat", "text", "mixed"]:
     """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
     kinds = {bool(kind) for part in parts for kind in np.unique(part.trees.column("chat"))}
     return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"

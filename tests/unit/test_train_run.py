@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +15,7 @@ from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.run import evaluate
 from plaudit.serve.scorer import load
 from plaudit.train.run import train
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -207,8 +205,7 @@ def test_a_folder_cannot_ask_for_its_own_code_to_run(finished_run: Path, tmp_pat
 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    facts: dict[str, Any] = json.loads((folder / "plaudit.json").read_text())
-    (folder / "plaudit.json").write_text(json.dumps({**facts, "trust_remote_code": True}))
+    set_facts(folder, trust_remote_code=True)
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         load(folder)
     assert load(folder, trust_remote_code=True).score("a", ["b"])
