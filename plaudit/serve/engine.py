@@ -57,6 +57,7 @@ class Engine:
         self._default = served[0].name
         self._queue: FairQueue[Served] = FairQueue(settings.max_waiting_tokens)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="plaudit-parse")
         self._loading = asyncio.Lock()
         self._reloading: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
@@ -82,7 +83,8 @@ class Engine:
         self._queue.close()
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._encoder, self._parser):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def alive(self) -> bool:
@@ -124,6 +126,15 @@ class Engine:
             yield
         finally:
             self._accepted -= 1
+
+    async def parse(self, work: Callable[[], Found], *, deadline: float) -> Found:
+        """Run parsing of a large body in a thread, one at a time, so that others have turns.
+
+        Raises:
+            RefusalError: time ran out.
+        """
+        loop = asyncio.get_running_loop()
+        return await self._in_time(loop.run_in_executor(self._parser, work), deadline)
 
     async def encode(self, work: Callable[[], Found], *, deadline: float) -> Found:
         """Run encoding in its own thread: tokenizers are not made for several at once.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit.serve.refusal import RefusalError
 from plaudit.types import Text
@@ -93,6 +93,12 @@ class Body(BaseModel):
     """A request body. Keys that a protocol's clients send and this server has no use for pass."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+
+
+Element = TypeVar("Element")
+Many: TypeAlias = Annotated[list[Element], Field(fail_fast=True)]
+"""A list in a request. Validation ends at its first wrong element: a megabyte of wrong ones would
+otherwise take seconds to report."""
 
 
 def keys_of(body: Any) -> frozenset[str] | None:
