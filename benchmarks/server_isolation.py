@@ -130,6 +130,8 @@ def beside_bodies(server: Server, name: str, mib: int, seconds: float) -> dict[s
     case = measured(server, seconds)
     other.terminate()
     other.join()
+    # Until the server has done with what it had read.
+    measured(server, 1)
     return {"kind": f"{mib} MiB of {name}", "bytes": len(body), **case}
 
 
