@@ -9,6 +9,7 @@ that are being loaded.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
@@ -259,6 +260,11 @@ class Engine:
         finally:
             self._reloading.discard(name)
         self._served[name] = new
+        if gc.get_freeze_count():
+            # The old version is collected once its last requests are answered.
+            gc.unfreeze()
+            later = asyncio.get_running_loop().call_later
+            later(self.settings.request_timeout, freeze_heap)
         self.metrics.loaded(name, new.version)
         logger.info("model_loaded", extra={"facts": {"model": name, "version": new.version}})
         return new
@@ -315,6 +321,17 @@ class Engine:
         for served in {owner, *self._served.values()}:
             if served.states is not None:
                 served.states.clear()
+
+
+def freeze_heap() -> None:
+    """Keep the objects that are there now (libraries and models) out of garbage collection.
+
+    A large body makes so many objects that the collector looks at all there are, and no thread runs
+    meanwhile.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

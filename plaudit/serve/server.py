@@ -23,7 +23,7 @@ from uvicorn.supervisors import Multiprocess
 from plaudit.errors import PlauditError
 from plaudit.serve.app import build_app
 from plaudit.serve.connections import BoundedConnection
-from plaudit.serve.engine import Engine, passing_thread
+from plaudit.serve.engine import Engine, freeze_heap, passing_thread
 from plaudit.serve.gate import Gate, JsonLines
 from plaudit.serve.metrics import Metrics
 from plaudit.serve.served import open_served
@@ -159,6 +159,7 @@ def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None
     listening = bind(settings)
     config = configure(build_app(engine, token=read_token(settings)), settings)
     log_as_json()
+    freeze_heap()
     address = _address(settings, listening)
     server = DrainingServer(config, engine, lambda: on_listening(address))
     server.run(sockets=[listening])
@@ -206,6 +207,7 @@ def worker_app() -> Gate:
     app = build_app(engine, token=read_token(settings))
     assert isinstance(app, Gate)
     _say_first_on_term(engine)
+    freeze_heap()
     return app
 
 
