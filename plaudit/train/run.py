@@ -54,6 +54,7 @@ from plaudit.train.measure import (
 from plaudit.train.meter import NotFiniteError
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments
 from plaudit.train.results import write_presentation, write_results
+from plaudit.train.trackers import logging_into
 from plaudit.train.trainer import EvalScores, Objective, RewardTrainer
 from plaudit.types import TokenTree
 
@@ -94,7 +95,8 @@ def train(
     try:
         args = step_arguments(recipe, arguments, folder)
         run = prepare(recipe, args, folder, console)
-        return _train(run, folder, checkpoint, console)
+        with logging_into(folder, list(args.report_to or ())):
+            return _train(run, folder, checkpoint, console)
     except BaseException:
         _remove_if_untouched(folder, resume)
         raise
