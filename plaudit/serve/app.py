@@ -166,6 +166,9 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
             description=f"Spoken by {protocol.spoken_by}. `?model=` names a model where the "
             "body of a client cannot.",
             response_model=protocol.response,
+            openapi_extra={
+                "requestBody": {"content": {"application/json": {"example": protocol.example}}}
+            },
             tags=[protocol.name],
             route_class_override=ProtocolRoute,
         )
