@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def logs(self) -> Path:
+        """Of experiment trackers, a folder each."""
+        return self.path / "logs"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 

@@ -63,6 +63,7 @@ from plaudit.train.results import (
     write_results,
     write_trained,
 )
+from plaudit.train.trackers import logging_into
 from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import TokenTree
 
@@ -106,7 +107,8 @@ def train(
         args = step_arguments(recipe, arguments, folder)
         start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
         run = prepare(recipe, args, folder, console)
-        return _train(run, folder, start, console)
+        with logging_into(folder, list(args.report_to or ())):
+            return _train(run, folder, start, console)
     except BaseException:
         _remove_if_untouched(folder, resume)
         raise

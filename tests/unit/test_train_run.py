@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +17,9 @@ from plaudit.cli.screen import show_words
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.run import evaluate
 from plaudit.serve.scorer import load
+from plaudit.train.folder import RunFolder
 from plaudit.train.run import train
+from plaudit.train.trackers import logging_into
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -209,3 +214,31 @@ def test_a_folder_cannot_ask_for_its_own_code_to_run(finished_run: Path, tmp_pat
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         load(folder)
     assert load(folder, trust_remote_code=True).score("a", ["b"])
+
+
+def test_trackers_write_into_the_run_and_not_beside_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils as trackers
+
+    opened: list[str] = []
+    writer = SimpleNamespace(SummaryWriter=lambda log_dir: opened.append(log_dir))
+    monkeypatch.setattr(trackers, "is_tensorboard_available", lambda: True)
+    for name in ("tensorboardX", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, writer)
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SWANLAB_LOG_DIR", "mine")
+    folder = RunFolder(tmp_path / "run")
+    with logging_into(folder, ["tensorboard", "wandb", "swanlab", "mlflow"]):
+        callback = trackers.TensorBoardCallback()
+        state = SimpleNamespace(is_world_process_zero=True, is_hyper_param_search=False)
+        callback.on_train_begin(SimpleNamespace(output_dir=folder.checkpoints), state, None)
+        assert opened == [str(folder.path / "logs" / "tensorboard")]
+        assert os.environ["WANDB_DIR"] == str(folder.path / "logs")
+        assert Path(os.environ["WANDB_DIR"]).is_dir()
+        assert os.environ["SWANLAB_LOG_DIR"] == "mine"
+    assert "WANDB_DIR" not in os.environ
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    with logging_into(RunFolder(tmp_path / "other"), []):
+        assert not (tmp_path / "other").exists()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Part, Written, keys_of
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Many, Part, Written, keys_of
 from plaudit.serve.refusal import RefusalError
 from plaudit.types import Text
 
@@ -20,16 +20,16 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[str | dict[str, Any]] | None = None
+    content: str | Many[str | dict[str, Any]] | None = None
 
 
-Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
 Tools: TypeAlias = Annotated[
     tuple[dict[str, Any], ...] | None,
     Field(description="Schemas of tools for the chat template, which must render them."),
 ]
-TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
-TextInput: TypeAlias = str | TokenIds | list[str] | list[TokenIds]
+TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
+TextInput: TypeAlias = str | TokenIds | Many[str] | Many[TokenIds]
 """One text or its ids, or several."""
 
 

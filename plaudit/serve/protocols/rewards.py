@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from plaudit.serve.protocols.messages import Messages, Tools, as_text
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Protocol, Scored
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Many, Protocol, Scored
 
 
 class OwnUsage(BaseModel):
@@ -27,7 +27,7 @@ class RewardsRequest(Body):
 
     model: str | None = None
     prompt: str | Messages
-    responses: Annotated[list[str | Messages], Field(min_length=1)]
+    responses: Annotated[Many[str | Messages], Field(min_length=1)]
     tools: Tools = None
     along: bool = Field(default=False, description="Add the reward along each response.")
 
