@@ -42,15 +42,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def missing_path(name: str) -> str | None:
     """What to say where ``name`` can only be a path and nothing is there, as half a sentence.
 
-    None for what is there, and for what may be an id on the Hub: ``model`` or ``owner/model``, with
-    no folder ``owner`` here.
+    None for what is there, and for what may be an id on the Hub: ``model`` or ``owner/model``.
     """
     path = Path(name)
-    if path.exists():
-        return None
-    owner, slash, _ = name.partition("/")
-    is_path = name.startswith((".", "~", "/")) or name.count("/") > 1
-    if not is_path and not (slash and Path(owner).is_dir()):
+    if path.exists() or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         return None
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -98,7 +98,7 @@ def read_yaml(text: str, where: str) -> Any:
             *(
                 f"{where}:{node.start_mark.line + 1}: this is not valid YAML: the key "
                 f"{node.value!r} stands twice."
-                for node in loader.repeated
+                for node in sorted(loader.repeated, key=lambda node: node.start_mark.line)
             )
         )
     return value

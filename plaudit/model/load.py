@@ -186,7 +186,7 @@ def no_config(base: str, reason: str) -> str:
     missing = missing_path(base)
     if missing is not None:
         return missing
-    return f"{base} does not exist here, and it could not be loaded from the Hub ({reason})"
+    return f"{base} does not exist on this machine, and was not found on the Hub ({reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

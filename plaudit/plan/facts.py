@@ -69,7 +69,7 @@ def read_config(
                 f"{missing}; model.base must be a model folder or a Hub id."
             ) from error
         raise ModelError(
-            f"{base} is no local folder, not in plaudit's table of {len(architectures())} "
-            "architectures, and could not be had from the Hub; check the name or the connection, "
-            "or give a folder with the model's config.json."
+            f"{base} does not exist on this machine, is not in plaudit's table of "
+            f"{len(architectures())} architectures, and was not found on the Hub; check the name "
+            "or the connection, or give a folder with the model's config.json."
         ) from error

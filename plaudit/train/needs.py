@@ -8,12 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from plaudit.data import embedded
-from plaudit.data.files import local_files
-from plaudit.data.llamafactory import resolve
+from plaudit.data.load import check_source
 from plaudit.errors import PlauditError, RecipeError
 from plaudit.files import missing_path
-from plaudit.recipe import Recipe, Source
+from plaudit.recipe import Recipe
 from plaudit.recipe_check import nearest
 from plaudit.tokens.template import read_template
 
@@ -80,7 +78,7 @@ def _missing_files(recipe: Recipe) -> Iterator[str]:
     for role in ("train", "eval", "test"):
         for source in getattr(recipe.data, role):
             try:
-                _look_up(source)
+                check_source(source)
             except PlauditError as error:
                 yield f"data.{role}: {error}"
     if recipe.tokens.chat_template is not None:
@@ -91,14 +89,6 @@ def _missing_files(recipe: Recipe) -> Iterator[str]:
     deepspeed = recipe.train.get("deepspeed")
     if isinstance(deepspeed, str) and deepspeed.endswith(".json") and not Path(deepspeed).is_file():
         yield f"train.deepspeed: {deepspeed} does not exist; give the path of its configuration."
-
-
-def _look_up(source: Source) -> None:
-    """Raises DataError where a source can only be a file and there is none."""
-    if embedded.is_documentation(source):
-        embedded.parse(source.path)
-    else:
-        local_files(resolve(source))
 
 
 def _missing_libraries(recipe: Recipe) -> Iterator[str]:
