@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -337,8 +337,8 @@ class Draft:
         """The recipe.
 
         Raises:
-            RecipeError: all its problems, each with its place; keys that contradict each other are
-                looked for where every key is right by itself.
+            RecipeError: all its problems, each with its place. Keys that contradict each other are
+                among them where their sections are right by themselves.
         """
         # A section whose every key is commented out reads as null; only for lora is null a value.
         values = {
@@ -350,6 +350,7 @@ class Draft:
             problems = list(_contradictions(recipe))
         except ValidationError as error:
             problems = _problems(error, values)
+            problems += _contradictions_outside(_sections_of(problems), values)
         if problems:
             raise RecipeError(*self._located(problems))
         return recipe
@@ -514,21 +515,35 @@ def _check_same_steps(save_steps: float, eval_steps: float) -> None:
         )
 
 
-def _contradictions(recipe: Recipe) -> Iterator[Problem]:
-    """What no section can know alone."""
+def _contradictions(recipe: Recipe, wrong: Collection[str] = ()) -> Iterator[Problem]:
+    """What no section can know alone; nothing is said of sections that are ``wrong`` already."""
+    for sections, check in CONTRADICTIONS.items():
+        if not set(sections) & set(wrong):
+            yield from check(recipe)
+
+
+def _contradictions_outside(wrong: Collection[str], values: Mapping[str, Any]) -> list[Problem]:
+    """Contradictions among the sections that are right, the others left out."""
+    right = {n: v for n, v in values.items() if n in Recipe.model_fields and n not in wrong}
+    stand_in = {"model": {"base": "unknown"}, "data": {"train": "unknown"}}
+    return list(_contradictions(Recipe.model_validate({**stand_in, **right}), wrong))
+
+
+def _sections_of(problems: Sequence[Problem]) -> set[str]:
+    """The sections that problems are in, or where a key at the top was most likely meant to be."""
+    names: set[str] = set()
+    for path in (problem.path for problem in problems):
+        known = path[0] in Recipe.model_fields
+        names |= {str(path[0])} if known else {g.split(".")[0] for g in meant(*_unknown(path[:1]))}
+    return names
+
+
+def _data_contradictions(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     if not data.train:
         yield Problem(("data", "train"), f"`data.train` is missing; {REQUIRED['data.train']}.")
     for role, sources in (("train", data.train), ("eval", data.eval), ("test", data.test)):
         yield from _source_contradictions(role, sources)
-    if recipe.tokens.llamafactory and recipe.tokens.chat_template:
-        yield Problem(
-            ("tokens", "llamafactory"),
-            "`tokens.llamafactory` and `tokens.chat_template` both say how conversations are "
-            "written; keep one.",
-        )
-    if not recipe.model.base.strip():
-        yield Problem(("model", "base"), f"`model.base` is empty; {REQUIRED['model.base']}.")
     held_out = (data.eval_fraction or 0) + (data.test_fraction or 0)
     if held_out >= 1:
         yield Problem(
@@ -536,12 +551,29 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
             f"`data.eval_fraction` and `data.test_fraction` hold out {held_out:g} of the data "
             "together, which leaves nothing to train on; make them smaller.",
         )
+
+
+def _token_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.tokens.llamafactory and recipe.tokens.chat_template:
+        yield Problem(
+            ("tokens", "llamafactory"),
+            "`tokens.llamafactory` and `tokens.chat_template` both say how conversations are "
+            "written; keep one.",
+        )
+
+
+def _model_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.model.base.strip():
+        yield Problem(("model", "base"), f"`model.base` is empty; {REQUIRED['model.base']}.")
     if recipe.model.quantize and recipe.lora is None:
         yield Problem(
             ("model", "quantize"),
             "`model.quantize` is '4bit' and `lora` is null, but quantized weights cannot be "
             "trained; keep a lora section, or set quantize to null.",
         )
+
+
+def _schedule_contradictions(recipe: Recipe) -> Iterator[Problem]:
     try:
         arguments = effective_training_arguments(recipe)
     except RecipeError as error:
@@ -555,6 +587,15 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
             "evaluation on schedule and the best checkpoint kept; set data.eval or "
             "data.eval_fraction, and leave load_best_model_at_end true.",
         )
+
+
+CONTRADICTIONS: dict[tuple[str, ...], Callable[[Recipe], Iterator[Problem]]] = {
+    ("model", "lora"): _model_contradictions,
+    ("data",): _data_contradictions,
+    ("tokens",): _token_contradictions,
+    ("data", "train", "evaluate"): _schedule_contradictions,
+}
+"""Checks of keys that must agree, by the sections that they look at."""
 
 
 def _source_contradictions(role: str, sources: Sequence[Source]) -> Iterator[Problem]:

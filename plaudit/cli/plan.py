@@ -117,6 +117,7 @@ def plan(
 def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     """The model's sizes, and whether its batches can be packed."""
     from plaudit.model.families import why_not_packed
+    from plaudit.model.load import check_lora
     from plaudit.plan.estimate import activation_dtype
     from plaudit.plan.facts import read_config
     from plaudit.plan.model import measure
@@ -125,6 +126,8 @@ def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     config = read_config(
         model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+    if recipe.lora is not None:
+        check_lora(config, recipe.lora)
     size = measure(config, recipe.lora, activations=activation_dtype(recipe))
     return size, model.attention != "padded" and why_not_packed(config) is None
 

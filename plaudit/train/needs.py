@@ -17,17 +17,22 @@ from plaudit.tokens.template import read_template
 
 
 class Library(NamedTuple):
-    """A library that is not a dependency: its module, and what pip installs it as."""
+    """A library that is not a dependency: its module, and what pip installs it as.
+
+    ``other`` is a module that does as well.
+    """
 
     module: str
     package: str
+    other: str | None = None
 
     @property
     def installed(self) -> bool:
-        return find_spec(self.module) is not None
+        modules = (self.module, self.other)
+        return any(name is not None and find_spec(name) is not None for name in modules)
 
 
-LOGGERS: Final[dict[str, Library]] = {
+LOGGERS: Final[dict[str, Library | None]] = {
     "azure_ml": Library("azureml", "azureml-mlflow"),
     "clearml": Library("clearml", "clearml"),
     "codecarbon": Library("codecarbon", "codecarbon"),
@@ -35,11 +40,11 @@ LOGGERS: Final[dict[str, Library]] = {
     "dagshub": Library("dagshub", "dagshub"),
     "dvclive": Library("dvclive", "dvclive"),
     "flyte": Library("flytekit", "flytekit"),
-    "kubeflow": Library("kubeflow", "kubeflow"),
+    "kubeflow": None,
     "mlflow": Library("mlflow", "mlflow"),
     "neptune": Library("neptune", "neptune"),
     "swanlab": Library("swanlab", "swanlab"),
-    "tensorboard": Library("tensorboard", "tensorboard"),
+    "tensorboard": Library("tensorboard", "tensorboard", "tensorboardX"),
     "trackio": Library("trackio", "trackio"),
     "wandb": Library("wandb", "wandb"),
 }

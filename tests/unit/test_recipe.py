@@ -262,6 +262,19 @@ def test_all_problems_are_shown_each_with_its_line(tmp_path: Path) -> None:
         assert said in problem
 
 
+@pytest.mark.parametrize(
+    ("override", "count"),
+    [("tokens.max_length=0", 3), ("train.seed=x", 2), ("eval_steps=5", 2), ("data.seed=x", 1)],
+)
+def test_contradictions_are_shown_beside_problems_elsewhere(
+    recipe_file: Path, override: str, count: int
+) -> None:
+    """A section with a problem of its own may be another when it is mended."""
+    overrides = ["data.eval_fraction=0.5", "data.test_fraction=0.5", "train.save_strategy=no"]
+    problems = problems_of(recipe_file, *overrides, "train.load_best_model_at_end=true", override)
+    assert len(problems) == count
+
+
 def test_all_contradictions_and_all_repeated_keys_are_shown(recipe_file: Path) -> None:
     overrides = ["data.eval_fraction=0.5", "data.test_fraction=0.5", "train.save_strategy=no"]
     problems = problems_of(recipe_file, *overrides, "train.load_best_model_at_end=true")
