@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
+from plaudit.files import missing_path
 from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import why_not_packed
 from plaudit.model.last_layer import is_compiled, narrow_last_layer
@@ -168,21 +170,25 @@ def load_config(request: BaseRequest) -> Any:
             num_labels=1,
         )
     except LIBRARY_ERRORS as error:
-        local = Path(request.base)
-        found = (
-            f"{request.base} has no usable config.json"
-            if local.is_dir()
-            else f"{request.base} is neither a local folder nor a model that can be reached"
-        )
         raise ModelError(
-            f"{found} ({first_line(error)}); model.base must be a transformers model folder or a "
-            "Hub id."
+            f"{no_config(request.base, first_line(error))}; model.base must be a transformers "
+            "model folder or a Hub id."
         ) from None
     for name, value in vars(config).items():
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def no_config(base: str, reason: str) -> str:
+    """Why a base has no configuration, as half a sentence; ``reason`` is the library's."""
+    if Path(base).is_dir():
+        return f"{base} has no usable config.json ({reason})"
+    missing = missing_path(base)
+    if missing is not None:
+        return missing
+    return f"{base} does not exist on this machine, and was not found on the Hub ({reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,18 +424,25 @@ def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
         nn.init.zeros_(head.bias)
 
 
-def _four_bit(dtype: torch.dtype) -> Any:
+def check_four_bit() -> None:
+    """Whether a base can be quantized here.
+
+    Raises:
+        ModelError: no CUDA device, or no bitsandbytes.
+    """
     if not torch.cuda.is_available():
         raise ModelError(
             "model.quantize: 4bit needs a CUDA device, and none is here; remove it to train in "
             "full precision."
         )
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
+    if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.quantize: 4bit needs bitsandbytes; install it with pip install 'plaudit[gpu]'."
-        ) from None
+        )
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    check_four_bit()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -439,6 +452,51 @@ def _four_bit(dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         # A quantized head crashes or degrades (unslothai/unsloth issue 5027).
         llm_int8_skip_modules=["score", "classifier"],
+    )
+
+
+def check_lora(config: Any, options: Mapping[str, Any]) -> None:
+    """Whether LoRA's target modules are in a base, by its configuration alone.
+
+    The classifier is built without storage (meta device). A base that needs its own code to be
+    built is checked when it is loaded.
+
+    Raises:
+        ModelError: a name in ``target_modules`` matches no module.
+    """
+    try:
+        with torch.device("meta"):
+            network: nn.Module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    except LIBRARY_ERRORS:
+        return
+    check_target_modules(network, options.get("target_modules"))
+
+
+def check_target_modules(network: nn.Module, targets: str | Sequence[str] | None) -> None:
+    """Whether every target is in a classifier; PEFT is content with one of a list.
+
+    Raises:
+        ModelError: a name or a regular expression matches no module.
+    """
+    if targets is None or targets == "all-linear":
+        return
+    names = [name for name, _ in network.named_modules()]
+    if isinstance(targets, str):
+        absent = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        ends = {name for name in targets for known in names if f".{known}".endswith(f".{name}")}
+        absent = [name for name in targets if name not in ends]
+    if not absent:
+        return
+    linear = dict.fromkeys(
+        name.rpartition(".")[2]
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Linear) and name.count(".") > 1
+    )
+    hint = "write several names as a list" if "," in absent[0] else "all-linear takes them all"
+    raise ModelError(
+        f"lora.target_modules: {', '.join(absent)} matches no module of this base; its linear "
+        f"layers are {', '.join(linear)} ({hint})."
     )
 
 
@@ -454,6 +512,7 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
+    check_target_modules(network, options.get("target_modules"))
     heads = head_modules(network)
     saved = [*heads, *(n for n in options.get("modules_to_save") or () if n not in heads)]
     chosen = {

@@ -56,6 +56,7 @@ from plaudit.train.measure import (
     write_rewards,
 )
 from plaudit.train.meter import NotFiniteError
+from plaudit.train.needs import check_needs
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments
 from plaudit.train.results import (
     artefact_facts,
@@ -87,7 +88,8 @@ def train(
 ) -> TrainedRun:
     """Train a reward model and write its run folder.
 
-    ``recipe`` is a recipe, its mapping or its file. ``resume`` goes on after a stop of any kind;
+    ``recipe`` is a recipe, its mapping, its file, the name of a shipped one, or a run folder.
+    ``resume`` goes on after a stop of any kind;
     the result is that of the uninterrupted run. ``console`` gets progress; None is silent.
 
     Raises:
@@ -104,6 +106,7 @@ def train(
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
+        check_needs(recipe)
         args = step_arguments(recipe, arguments, folder)
         start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
         run = prepare(recipe, args, folder, console)

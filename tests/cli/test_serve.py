@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,6 +65,16 @@ def address(process: subprocess.Popen[bytes], log: Path) -> str:
         assert process.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.05)
     raise AssertionError("the server did not start")
+
+
+def test_a_busy_port_is_said_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no model, which is what loading it would say."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert main(["serve", str(tmp_path / "gone"), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
 
 
 def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> None:

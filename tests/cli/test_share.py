@@ -56,7 +56,7 @@ def test_mistakes_are_one_sentence(finished_run: Path, tmp_path: Path) -> None:
     bad_rows = tmp_path / "bad.jsonl"
     bad_rows.write_text('{"nothing": "known"}\n')
     cases = [
-        (("export", tmp_path / "none", "--to", "merged", "--out", out), "No reward model at"),
+        (("export", tmp_path / "none", "--to", "merged", "--out", out), "none does not exist"),
         (("export", finished_run, "--to", "gguf", "--out", out), "gguf"),
         (
             ("export", finished_run, "--to", "merged", "--out", out, "--rows", bad_rows),

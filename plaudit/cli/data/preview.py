@@ -30,7 +30,8 @@ def preview(
         str | None, typer.Option(help="A reward model, or a base to train on, by folder or Hub id.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A recipe, in place of --model: its base and its tokens.")
+        Path | None,
+        typer.Option(help="Recipe (file, shipped name or run folder), in place of --model."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first on.")] = 3,
     row: Annotated[
