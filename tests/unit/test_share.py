@@ -142,6 +142,7 @@ def test_a_text_has_one_reward_wherever_it_stands_in_a_call(
     folder = shutil.copytree(finished_run, tmp_path / "model")
     facts = json.loads((folder / "plaudit.json").read_text())
     (folder / "plaudit.json").write_text(json.dumps({**facts, "attention": layout}))
+    (folder / "manifest.json").unlink()
     model = load(folder, max_tokens_per_microbatch=60)
     assert f"layout='{layout}'" in repr(model)
     others = [f"no, that is not right {'because ' * n}" for n in range(9)]
