@@ -21,7 +21,7 @@ from plaudit.plan.estimate import UTILISATION, Counts, Plan
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, given
-from plaudit.recipe import Recipe
+from plaudit.recipe import Recipe, with_columns
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ def plan(
     ] = UTILISATION,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
+    columns: options.Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's steps, parameters, memory, FLOPs and time, without weights."""
     chosen = choose_recipe(recipe, from_llamafactory, set_ or ())
-    loaded = chosen.recipe
+    loaded = with_columns(chosen.recipe, options.parse_columns(columns))
     gpus = choose(gpu)
     asked = None
     if pairs is not None:
@@ -127,6 +128,7 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Counts, Lengths, list[s
     )
     dropped = sum(loaded.tally.dropped.values())
     remarks = [f"{dropped:,} of {loaded.tally.rows:,} rows cannot be used."] if dropped else []
+    remarks += [line for one in loaded.sources if (line := one.unread.sentence(one.name))]
     lengths, more = _measure(recipe, loaded.comparisons)
     return counts, lengths, remarks + more
 
@@ -145,6 +147,7 @@ def _measure(recipe: Recipe, comparisons: Sequence[Comparison]) -> tuple[Lengths
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
         max_length=NO_LIMIT,
+        text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
         rendering=rendering_of(recipe.tokens, None),
     )

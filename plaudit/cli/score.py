@@ -20,6 +20,7 @@ def score(
     data: options.ToScore,
     out: options.RowsOut,
     format_: options.Format = None,
+    columns: options.Columns = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -31,6 +32,7 @@ def score(
         data,
         out,
         format_=format_,
+        columns=columns,
         base=base,
         trust_remote_code=trust_remote_code,
         json=json,
@@ -44,6 +46,7 @@ def write_scores(
     out: Path,
     *,
     format_: str | None,
+    columns: list[str] | None,
     base: str | None,
     trust_remote_code: bool,
     json: bool,
@@ -57,13 +60,14 @@ def write_scores(
     from plaudit.recipe import Source
     from plaudit.serve.files import score_file
 
+    source = Source(path=data, format=format_, columns=options.parse_columns(columns))
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
         scored = score_file(
             reward_model,
             model,
-            Source(path=data, format=format_),
+            source,
             out,
             column=column,
             picks=picks,
@@ -72,6 +76,8 @@ def write_scores(
     if json:
         print(json_module.dumps(asdict(scored)))
     console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
+    for line in scored.unread.lines(data):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def scored_line(scored: ScoredFile, out: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,13 @@ def data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
         "used": loaded.tally.rows - sum(reasons.values()),
         "dropped": dict(reasons),
         "sources": [
-            {"name": s.name, "path": s.path, "format": s.format, "fingerprint": s.fingerprint}
+            {
+                "name": s.name,
+                "path": s.path,
+                "format": s.format,
+                "fingerprint": s.fingerprint,
+                "unread": asdict(s.unread),
+            }
             for s in loaded.sources
         ],
     }

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from plaudit.data.files import fingerprint
-from plaudit.data.load import LocatedComparison, iterate
+from plaudit.data.load import LocatedComparison, iterate, open_source
 from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
+from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
@@ -30,13 +31,15 @@ NOT_FINITE = "reward_not_finite"
 class ScoredFile:
     """What became of the rows: ``rows == scored + sum(refused.values())``.
 
-    ``resumed`` rows were already scored by an earlier, stopped call.
+    ``resumed`` rows were already scored by an earlier, stopped call. ``unread`` counts the columns
+    that are not read.
     """
 
     rows: int
     scored: int
     refused: Mapping[str, int]
     resumed: int
+    unread: Unread
 
 
 def score_file(
@@ -63,13 +66,14 @@ def score_file(
     write = ROW_FILES[row_file_ending(out)]
     refuse_existing(out)
     columns = Columns(rewards=column, picks=picks)
-    total = sum(1 for _ in _checked(source, columns))
+    opened = open_source(source)
+    total = sum(1 for _ in _checked(opened.rows, columns))
     partial = Partial.beside(out)
     with writing(out):
         done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
         with partial.rows_path.open("a", encoding="utf-8") as file:
-            rows = islice(_checked(source, columns), resumed, None)
+            rows = islice(_checked(iterate(source), columns), resumed, None)
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 for line, reason in _score_chunk(model, chunk, columns):
                     file.write(line)
@@ -84,6 +88,7 @@ def score_file(
         scored=done.rows - sum(done.refused.values()),
         refused=dict(done.refused),
         resumed=resumed,
+        unread=opened.counter.total,
     )
 
 
@@ -100,8 +105,8 @@ class Columns:
         return [name for name in added if name is not None]
 
 
-def _checked(source: Source, columns: Columns) -> Iterator[LocatedComparison]:
-    for item in iterate(source):
+def _checked(rows: Iterator[LocatedComparison], columns: Columns) -> Iterator[LocatedComparison]:
+    for item in rows:
         _, where, row, _ = item
         taken = next((name for name in columns.names() if name in row), None)
         if taken is not None:

@@ -63,6 +63,7 @@ def audit(
         bool, typer.Option("--strict", help="Exit with 1 if anything serious is found.")
     ] = False,
     format_: options.Format = None,
+    columns: options.Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json on stdout.")] = False,
 ) -> None:
     """Look over preference data: duplicates, contradictions, leaks, lengths, broken turns."""
@@ -75,7 +76,9 @@ def audit(
     from plaudit.recipe import Source
     from plaudit.report.audit import audit_files
 
-    sources = [resolve(Source(path=path, format=format_)) for path in data]
+    mapped = options.parse_columns(columns)
+    sources = [resolve(Source(path=path, format=format_, columns=mapped)) for path in data]
+    held_out = [resolve(Source(path=path, columns=mapped)) for path in eval_ or ()]
     if fix is not None:
         if len(sources) > 1:
             raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
@@ -86,7 +89,7 @@ def audit(
     tools = tools_for(tokenizer, console)
     with progress(console) as on_progress:
         found = run(
-            [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or ())],
+            [*parts_of(sources, "data"), *parts_of(held_out, "eval"), *suite_parts(suite or ())],
             tools,
             max_length=max_length,
             on_progress=on_progress,
@@ -119,32 +122,31 @@ def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> di
 
 def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
     """Files, folders and Hub ids as parts of an audit."""
+    return [_part_of(source, kind) for source in sources]
+
+
+def _part_of(source: Source, kind: str) -> Part:
     from plaudit.data.audit.rows import Part
     from plaudit.data.files import fingerprint, source_name
-    from plaudit.data.load import iterate
+    from plaudit.data.load import open_source
 
-    return [
-        Part(
-            name=source_name(source),
-            path=source.path,
-            kind=kind,
-            format=source.format,
-            fingerprint=fingerprint(source),
-            rows=(comparison for _, _, _, comparison in iterate(source)),
-        )
-        for source in sources
-    ]
+    opened = open_source(source)
+    return Part(
+        name=source_name(source),
+        path=source.path,
+        kind=kind,
+        format=source.format,
+        fingerprint=fingerprint(source),
+        rows=(comparison for _, _, _, comparison in opened.rows),
+        counter=opened.counter,
+    )
 
 
-def compared_with(eval_: Sequence[str], suites: Sequence[str]) -> list[Part]:
-    """Held-out data and benchmarks, to compare with."""
-    from plaudit.data.llamafactory import resolve
+def suite_parts(suites: Sequence[str]) -> list[Part]:
+    """Benchmarks, to compare with."""
     from plaudit.evaluate.suites.request import parse_request
-    from plaudit.recipe import Source
 
-    requests = [parse_request(asked) for asked in suites]
-    parts = parts_of([resolve(Source(path=path)) for path in eval_], "eval")
-    return parts + [_suite_part(request) for request in requests]
+    return [_suite_part(request) for request in map(parse_request, suites)]
 
 
 def _suite_part(request: Any) -> Part:
@@ -311,6 +313,7 @@ def count_with(name: str) -> Counting:
         how=f"counted by the tokenizer {name}{stands_in}",
         exact=name != embedded.NAME,
         renders=True,
+        has_template=encoder.has_template,
     )
 
 

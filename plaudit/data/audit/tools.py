@@ -38,13 +38,15 @@ Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
 class Counting:
     """How tokens are counted, and whether that is an estimate; ``how`` is said beside each count.
 
-    ``renders`` is whether conversations go through a chat template while they are counted.
+    ``renders`` is whether conversations go through a chat template while they are counted, and
+    ``has_template`` whether the tokenizer has one.
     """
 
     measure: Measure
     how: str
     exact: bool
     renders: bool
+    has_template: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

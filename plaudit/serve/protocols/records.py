@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from plaudit.data.unread import has_words, kind_of_name
 from plaudit.serve.refusal import RefusalError
 from plaudit.types import Text
 
@@ -89,10 +92,48 @@ class Scored:
         return [count for part in self.tokens for count in part]
 
 
+END_USER: Final = "user"
+"""OpenAI's clients name their end user by it."""
+
+
 class Body(BaseModel):
-    """A request body. Keys that a protocol's clients send and this server has no use for pass."""
+    """A request body.
+
+    Keys that a protocol's clients send and this server has no use for pass; but a key that looks
+    like a prompt and is not read is an error, because the rewards would be those without it.
+    """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def reads_every_prompt(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        unread = body.keys() - _names_of(cls) - {END_USER}
+        for name in sorted(name for name in unread if isinstance(name, str)):
+            kind = kind_of_name(name)
+            if kind is not None and has_words(body[name]):
+                message = f"looks like {kind}, but is not read here; put its text into the prompt"
+                wrong = InitErrorDetails(
+                    type=PydanticCustomError("unread_prompt", message),
+                    loc=(name,),
+                    input=None,
+                )
+                raise ValidationError.from_exception_data(cls.__name__, [wrong])
+        return body
+
+
+@cache
+def _names_of(body: type[Body]) -> frozenset[str]:
+    """Every key that a body reads, its other names included."""
+    names = set(body.model_fields)
+    for field_ in body.model_fields.values():
+        if isinstance(field_.validation_alias, AliasChoices):
+            names |= {
+                choice for choice in field_.validation_alias.choices if isinstance(choice, str)
+            }
+    return frozenset(names)
 
 
 def keys_of(body: Any) -> frozenset[str] | None:
