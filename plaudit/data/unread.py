@@ -109,14 +109,10 @@ class UnreadCounter:
         """
         self._rows += 1
         self._without_prompt += is_blank(comparison.prompt)
-        for name, value in named.unread:
-            if not has_words(value):
-                continue
-            kind = _kind_of(name, value, named, comparison)
-            if kind is None:
-                self._columns[name] += 1
-            elif not repeats(value, comparison):
-                raise DataError(_complaint(self._source, row, name, kind, comparison.where))
+        found = unread_text(named, comparison)
+        if found.lost:
+            raise DataError(_complaint(self._source, row, found.lost, comparison.where))
+        self._columns.update(found.others)
 
 
 def open_reader(source: Source, row: Row, *, where: str) -> Reader:
@@ -130,6 +126,33 @@ def open_reader(source: Source, row: Row, *, where: str) -> Reader:
     reader = choose_reader(row, where=where, name=source.format)
     mapped = source.columns.get("system") is not None
     return with_system(reader) if mapped and "system" not in reader.optional else reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadText:
+    """The columns of one row that hold text and are not read.
+
+    ``lost`` are those with a prompt that is no part of the comparison, and what each looks like;
+    ``others`` say something else.
+    """
+
+    lost: Mapping[str, Kind]
+    others: tuple[str, ...]
+
+
+def unread_text(named: TrackedRow, comparison: Comparison) -> UnreadText:
+    """What ``named``, once it was read as ``comparison``, says in columns that were not read."""
+    lost: dict[str, Kind] = {}
+    others: list[str] = []
+    for name, value in named.unread:
+        if not has_words(value):
+            continue
+        kind = _kind_of(name, value, named, comparison)
+        if kind is None:
+            others.append(name)
+        elif not repeats(value, comparison):
+            lost[name] = kind
+    return UnreadText(lost=lost, others=tuple(others))
 
 
 # --- what looks like a prompt -------------------------------------------------------------------
@@ -217,16 +240,18 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def repeats(value: Any, comparison: Comparison) -> bool:
-    """Whether every conversation of the comparison holds all texts of ``value``, or a response is.
+    """Whether ``value`` is a response or a conversation of the comparison, or part of each.
 
     An answer at the end of a list of messages is left out: data sets keep the whole good
     conversation beside a pair.
     """
-    if any(list(texts_of(value)) == list(texts_of(response)) for response in comparison.responses):
-        return True
-    texts = list(texts_of(_without_answer(value)))
+    said = "\n".join(texts_of(value))
     conversations = [_whole(comparison.prompt, response) for response in comparison.responses]
-    return all(_stands_in(text, whole) for whole in conversations for text in texts)
+    responses = ["\n".join(texts_of(response)) for response in comparison.responses]
+    if said in conversations or said in responses:
+        return True
+    asked = list(texts_of(_without_answer(value)))
+    return all(_stands_in(text, whole) for whole in conversations for text in asked)
 
 
 def _without_answer(value: Any) -> Any:
@@ -256,16 +281,17 @@ def _stands_in(text: str, whole: str) -> bool:
 
 def _joined(one: str, other: str) -> bool:
     """Whether two characters belong to one word; scripts without spaces have no such words."""
-    return all(character.isascii() and character.isalnum() for character in (one, other) if one)
+    return all(character.isascii() and character.isalnum() for character in (one, other))
 
 
 # --- the error ----------------------------------------------------------------------------------
 
 
-def _complaint(source: Source, row: Row, name: str, kind: Kind, where: str) -> str:
-    """The column, and how `columns` reads it or leaves it out."""
+def _complaint(source: Source, row: Row, lost: Mapping[str, Kind], where: str) -> str:
+    """The first column that is lost, and how `columns` reads it or leaves it out."""
+    name, kind = next(iter(lost.items()))
     theirs = source.columns.get(name) or name
-    columns = _columns_that_read(source, row, theirs, kind)
+    columns = _columns_that_read(source, row, theirs, lost)
     if columns is not None:
         advice = f"read it with `columns: {_as_yaml(columns)}`"
     elif source.format is not None:
@@ -273,46 +299,49 @@ def _complaint(source: Source, row: Row, name: str, kind: Kind, where: str) -> s
     else:
         advice = "put its text where the format reads it"
     left_out = {name: None}
-    shown = _as_option(left_out if columns is None else columns)
     return (
         f"{where}: the column {_printable(theirs)} looks like {kind}, but it is not read; {advice},"
         f" or leave it out with `columns: {_as_yaml(left_out)}` (on a command line: --columns"
-        f" {shown})."
+        f" {_as_option(left_out if columns is None else columns)})."
     )
 
 
 def _columns_that_read(
-    source: Source, row: Row, theirs: str, kind: Kind
+    source: Source, row: Row, theirs: str, lost: Mapping[str, Kind]
 ) -> dict[str, str | None] | None:
     """Names for ``columns`` under which the row reads with this column; each was tried."""
-    for columns in _candidates(source, theirs, kind):
+    already = {source.columns.get(name) or name for name in lost}
+    for columns in _candidates(source, theirs):
         # What is mapped away takes its place with it; a column must not hide another.
         if any(ours in row and ours not in columns.values() for ours in columns):
             continue
         kept = {k: v for k, v in source.columns.items() if v not in columns.values()}
         trial = source.model_copy(update={"columns": {**kept, **columns}})
-        if _reads(trial, row, row[theirs]):
+        left = _lost_under(trial, row)
+        if left is not None and left < already and theirs not in left:
             return columns
     return None
 
 
-def _candidates(source: Source, theirs: str, kind: Kind) -> Iterable[dict[str, str | None]]:
-    prompt = source.columns.get("prompt") or "prompt"
-    if kind == "a system message":
+def _candidates(source: Source, theirs: str) -> Iterable[dict[str, str | None]]:
+    if kind_of_name(theirs) == "a system message":
+        prompt = source.columns.get("prompt") or "prompt"
         return ({"system": theirs}, {"question": prompt, "system": theirs})
     names = ("prompt", "input", "history", "messages", "conversations", "context")
     return [{ours: theirs} for ours in names]
 
 
-def _reads(source: Source, row: Row, value: Any) -> bool:
+def _lost_under(source: Source, row: Row) -> set[str] | None:
+    """What is lost of a row under a source's columns, as the file names it; ``None``: no format."""
     try:
         check_names(source)
         named = renamed_row(source, dict(row))
         reader = open_reader(source, named, where="")
-        comparison = to_comparison(reader, named, number=1, where="", source="")
+        tracked = TrackedRow(named)
+        comparison = to_comparison(reader, tracked, number=1, where="", source="")
     except DataError:
-        return False
-    return repeats(value, comparison)
+        return None
+    return {source.columns.get(name) or name for name in unread_text(tracked, comparison).lost}
 
 
 def _as_yaml(columns: Mapping[str, str | None]) -> str:

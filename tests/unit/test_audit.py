@@ -58,7 +58,7 @@ def look(
     suite: Sequence[str] = (),
     max_length: int = 2048,
 ) -> Audit:
-    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite)]
+    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite, {})]
     return audit(parts, tools, max_length=max_length)
 
 
@@ -100,7 +100,8 @@ def planted(
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
     # Messages alone can be refused by a template; near_suite is near_eval against another set.
-    elsewhere = {"template_refused", "near_suite", "prompt_mismatch"}
+    # A prompt is missing, and text stands beside a template, in whole files.
+    elsewhere = {"template_refused", "near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 
 

@@ -6,7 +6,7 @@ The audit belongs to the stage ``data``; tokens, scripts and baselines are lent 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,6 @@ def audit(
 
     mapped = options.parse_columns(columns)
     sources = [resolve(Source(path=path, format=format_, columns=mapped)) for path in data]
-    held_out = [resolve(Source(path=path, columns=mapped)) for path in eval_ or ()]
     if fix is not None:
         if len(sources) > 1:
             raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
@@ -89,7 +88,7 @@ def audit(
     tools = tools_for(tokenizer, console)
     with progress(console) as on_progress:
         found = run(
-            [*parts_of(sources, "data"), *parts_of(held_out, "eval"), *suite_parts(suite or ())],
+            [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or (), mapped)],
             tools,
             max_length=max_length,
             on_progress=on_progress,
@@ -142,11 +141,17 @@ def _part_of(source: Source, kind: str) -> Part:
     )
 
 
-def suite_parts(suites: Sequence[str]) -> list[Part]:
-    """Benchmarks, to compare with."""
+def compared_with(
+    eval_: Sequence[str], suites: Sequence[str], columns: Mapping[str, str | None]
+) -> list[Part]:
+    """Held-out data, with ``columns`` as its names, and benchmarks, to compare with."""
+    from plaudit.data.llamafactory import resolve
     from plaudit.evaluate.suites.request import parse_request
+    from plaudit.recipe import Source
 
-    return [_suite_part(request) for request in map(parse_request, suites)]
+    requests = [parse_request(asked) for asked in suites]
+    held_out = [resolve(Source(path=path, columns=dict(columns))) for path in eval_]
+    return parts_of(held_out, "eval") + [_suite_part(request) for request in requests]
 
 
 def _suite_part(request: Any) -> Part:
