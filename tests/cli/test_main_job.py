@@ -199,6 +199,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
         "scored": 8,
         "refused": {"over_length": 1},
         "resumed": 0,
+        "unread": {"rows": 9, "without_prompt": 0, "columns": {"subset": 9}},
     }
     written = pq.read_table(out).to_pylist()
     assert [row["prompt"][0]["content"] for row in written] == [

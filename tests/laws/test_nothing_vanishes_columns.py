@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from plaudit.cli.main import main
 from plaudit.data.load import load, open_source
-from plaudit.data.readers import READERS
-from plaudit.data.unread import Unread, kind_of_name
+from plaudit.data.readers import READERS, to_comparison
+from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe import Source
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.unit.test_readers import EXAMPLES, assistant, user
+from tests.unit.test_readers import COLUMNS, EXAMPLES, JSON, assistant, damaged, user
 
 TEXTS = {"chosen": "Blue, by day.", "rejected": "It is green."}
 WHOLE = {
@@ -300,6 +302,65 @@ def test_no_prompt_in_any_row_is_said_once(
     one = source_of(tmp_path, TEXTS, {"chosen": "The sky is blue", "rejected": "The sky is red"})
     assert counts(one).without_prompt == 1
     assert not caplog.records
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_row_is_counted_or_an_error(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(READERS)))
+    more = st.dictionaries(st.sampled_from([*COLUMNS, "system_prompt", "note"]), JSON, max_size=3)
+    drawn = data.draw(st.just(EXAMPLES[name]) | damaged(EXAMPLES[name]))
+    row = {**(drawn if isinstance(drawn, dict) else {}), **data.draw(more)}
+    named = TrackedRow(row)
+    source = Source(path="rows.jsonl", format=name)
+    counter = UnreadCounter(source)
+    try:
+        comparison = to_comparison(READERS[name], named, number=1, where="rows:1", source="rows")
+        counter.count(named, comparison, row)
+        error = ""
+    except DataError as raised:
+        error = str(raised)
+    assert error.startswith("rows:1: ") if error else counter.total.rows == 1
+    assert not set(counter.total.columns) & {"prompt", "problem", "system_prompt", "conversation"}
+    for line in counter.total.lines("rows"):
+        assert "\n" not in line
+
+
+def test_the_audit_reports_what_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def audit(*arguments: str) -> tuple[dict[str, Any], str]:
+        assert main(["data", "audit", *arguments, "--json"]) == 0
+        captured = capsys.readouterr()
+        return json.loads(captured.out), " ".join(captured.err.split())
+
+    rows = [{"headline": f"Sky {n}", **TEXTS} for n in range(4)]
+    lost = write_jsonl(tmp_path / "lost.jsonl", rows)
+    fine = write_jsonl(tmp_path / "fine.jsonl", [EXAMPLES["explicit_text"]])
+    facts, screen = audit(str(lost), str(fine))
+    (finding,) = (f for f in facts["findings"] if f["check"] == "no_prompt")
+    assert (finding["severity"], finding["rows"]) == ("serious", 4)
+    assert "No prompt in 100% of rows" in screen
+    assert "lost: columns that are not read, with their share of rows: headline (100%)." in screen
+    assert [part["unread"]["columns"] for part in facts["parts"]] == [{"headline": 4}, {}]
+    assert main(["data", "audit", str(lost), "--strict"]) == 1
+    capsys.readouterr()
+    facts, screen = audit(str(lost), "--eval", str(lost), "--columns", "prompt=headline")
+    assert [f["rows"] for f in facts["findings"] if f["check"] == "no_prompt"] == [0]
+    assert "columns that are not read" not in screen
+
+
+@pytest.mark.heavy
+def test_the_audit_counts_text_beside_a_chat_template(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rows, count in (("text", text_rows(3), 3), ("chat", pair_rows(3), 0)):
+        data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        assert main(["data", "audit", str(data), "--tokenizer", str(tiny_base), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert [f["rows"] for f in facts["findings"] if f["check"] == "plain_text"] == [count]
+        assert main(["data", "preview", str(data), "--model", str(tiny_base)]) == 0
+        assert ("data.as_chat: true" in capsys.readouterr().err) == (count > 0)
 
 
 # --- every command, Python and HTTP --------------------------------------------------------------
