@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from plaudit.data.unread import has_words, kind_of_name
 from plaudit.serve.refusal import RefusalError
-from plaudit.types import Text
+from plaudit.types import MEDIA_COLUMNS, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class Dialogue:
 
     prompt: Text
     responses: tuple[Text, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -97,17 +98,25 @@ END_USER: Final = "user"
 
 
 class Body(BaseModel):
-    """A request body.
+    """A request body. Keys that a protocol's clients send and this server has no use for pass.
 
-    Keys that a protocol's clients send and this server has no use for pass; but a key that looks
-    like a prompt and is not read is an error, because the rewards would be those without it.
+    Those that hold images, audio or video, and those that look like a prompt, are errors: they are
+    part of what is to be scored.
     """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
 
     @model_validator(mode="before")
     @classmethod
-    def reads_every_prompt(cls, body: Any) -> Any:
+    def _check_media(cls, body: Any) -> Any:
+        for name in sorted(MEDIA_COLUMNS) if isinstance(body, Mapping) else ():
+            if body.get(name):
+                raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
+        return body
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unread(cls, body: Any) -> Any:
         if not isinstance(body, Mapping):
             return body
         unread = body.keys() - _names_of(cls) - {END_USER}
@@ -134,6 +143,12 @@ def _names_of(body: type[Body]) -> frozenset[str]:
                 choice for choice in field_.validation_alias.choices if isinstance(choice, str)
             }
     return frozenset(names)
+
+
+Element = TypeVar("Element")
+Many: TypeAlias = Annotated[list[Element], Field(fail_fast=True)]
+"""A list in a request. Validation ends at its first wrong element: a megabyte of wrong ones would
+otherwise take seconds to report."""
 
 
 def keys_of(body: Any) -> frozenset[str] | None:
