@@ -178,7 +178,7 @@ def facts_of(served: Served) -> dict[str, Any]:
     }
 
 
-_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_calibrated")
+_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_stored")
 
 
 def _metrics(folder: Path) -> Mapping[str, Any] | None:

@@ -123,7 +123,7 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
             "init": run.built.head_init,
             "dtype": "float32",
         },
-        temperature=evaluation.get("temperature"),
+        temperature=evaluation.get("stored_temperature"),
         reward_mean=evaluation.get("reward", {}).get("mean"),
         reward_std=evaluation.get("reward", {}).get("std"),
         data_fingerprint="+".join(fingerprints),

@@ -139,7 +139,7 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
     for curve in (equal_width(empty), equal_count(empty)):
         assert math.isnan(metrics.expected_calibration_error(curve))
     assert metrics.ties(empty) == 0
-    assert metrics.accuracy_interval(empty) is None
+    assert metrics.share_interval(empty, empty) == (None, None, None, None)
     assert all(math.isnan(value) for value in metrics.spread(empty).values())
 
 
@@ -296,7 +296,7 @@ def test_intervals_cover_at_the_stated_rate(pairs_each, shared):
         of_prompt = np.repeat(generator.normal(0, 1, 150), pairs_each)
         delta_P = 0.6 + shared * of_prompt + generator.normal(0, 1, len(group_P))
         intervals = {
-            "wilson": metrics.accuracy_interval(delta_P),
+            "wilson": metrics.wilson(int((delta_P > 0).sum()), len(delta_P)),
             "bootstrap": metrics.bootstrap_means(
                 (delta_P > 0).astype(float)[None], group_P, resamples=300, seed=number
             )[0],
