@@ -64,6 +64,7 @@ def evaluate(
             help="Alter this many good responses in known ways and score them too; 0 for none.",
         ),
     ] = 200,
+    limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
@@ -92,7 +93,7 @@ def evaluate(
     if data:
         result = run(
             reward_model,
-            [Source(path=path, format=format_) for path in data],
+            [Source(path=path, format=format_, first=limit) for path in data],
             baseline_data=[Source(path=path) for path in train_data or ()],
             behaviour=behaviour,
             console=console,

@@ -11,9 +11,19 @@ from typing import Annotated, TypeAlias
 import typer
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
-ToScore: TypeAlias = Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")]
 RowsOut: TypeAlias = Annotated[
     Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz, .json, .csv, .parquet.")
+]
+ScoresOut: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="File to write: .jsonl, .jsonl.gz, .json, .csv or .parquet. "
+        "Default: JSON Lines on stdout.",
+    ),
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Read only the first N rows of each file.")
 ]
 CountsAsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print the counts on stdout.")

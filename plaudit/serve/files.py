@@ -1,4 +1,4 @@
-"""Scoring a file of any data format: every row kept in its order, a killed run gone on with."""
+"""Scoring rows of any data format: every row kept in its order, a stopped call resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -70,21 +70,31 @@ def score_file(
         resumed = done.rows
         with partial.rows_path.open("a", encoding="utf-8") as file:
             rows = islice(_checked(source, columns), resumed, None)
-            while chunk := list(islice(rows, CHUNK_ROWS)):
-                for line, reason in _score_chunk(model, chunk, columns):
-                    file.write(line)
-                    done.count(reason)
-                # A kill loses at most this chunk.
-                file.flush()
-                on_progress(done.rows, total)
+            _write_scores(model, rows, columns, file, done, lambda rows: on_progress(rows, total))
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
-    return ScoredFile(
-        rows=done.rows,
-        scored=done.rows - sum(done.refused.values()),
-        refused=dict(done.refused),
-        resumed=resumed,
-    )
+    return done.counts(resumed=resumed)
+
+
+def score_to_stream(
+    model: RewardModel,
+    source: Source,
+    stream: TextIO,
+    *,
+    column: str = "rewards",
+    picks: str | None = None,
+) -> ScoredFile:
+    """Write the rows of :func:`score_file` as JSON Lines to an open text stream.
+
+    Raises:
+        DataError: a row cannot be read, or already has a column of that name.
+    """
+    columns = Columns(rewards=column, picks=picks)
+    for _ in _checked(source, columns):
+        pass
+    done = Done()
+    _write_scores(model, _checked(source, columns), columns, stream, done, lambda rows: None)
+    return done.counts(resumed=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +122,24 @@ def _checked(source: Source, columns: Columns) -> Iterator[LocatedComparison]:
 def reason_of(column: str) -> str:
     """The column that says why a row has no rewards; only such rows have it."""
     return f"{column}_reason"
+
+
+def _write_scores(
+    model: RewardModel,
+    rows: Iterator[LocatedComparison],
+    columns: Columns,
+    stream: TextIO,
+    done: Done,
+    on_chunk: Callable[[int], None],
+) -> None:
+    """Score and write what is left of the rows; ``on_chunk`` is called with the rows done."""
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        for line, reason in _score_chunk(model, chunk, columns):
+            stream.write(line)
+            done.count(reason)
+        # A kill loses at most this chunk.
+        stream.flush()
+        on_chunk(done.rows)
 
 
 def _score_chunk(
@@ -174,6 +202,14 @@ class Done:
         self.rows += 1
         if reason is not None:
             self.refused[reason] += 1
+
+    def counts(self, *, resumed: int) -> ScoredFile:
+        return ScoredFile(
+            rows=self.rows,
+            scored=self.rows - sum(self.refused.values()),
+            refused=dict(self.refused),
+            resumed=resumed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

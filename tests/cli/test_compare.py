@@ -77,6 +77,9 @@ def test_recorded_and_scored_checkpoints_agree(
         assert after["accuracy"] == before["accuracy"]
         assert after["nll"] == pytest.approx(before["nll"], abs=1e-5)
     assert new["left_out"][first.name] == 60 - new["pairs"]
+    first_line = rescored.stderr.strip().splitlines()[0]
+    assert first_line.startswith(f"{new['comparisons']} of 60 comparisons were scored by every")
+    assert f"{60 - new['comparisons']} more in {first.name} only" in first_line
     # The kept checkpoint is the run's own model.
     kept = json.loads((finished_run / "metrics.json").read_text())["best"]["step"]
     names = {model["name"]: model for model in new["models"]}
@@ -102,6 +105,21 @@ def test_models_on_data_say_where_they_part(
         assert example["worse_text"].endswith("wrong")
     assert "kappa" in done.stderr
     assert "Written to" in done.stderr
+
+
+def test_what_is_not_compared_is_said_first(
+    finished_run: Path, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    rows = pair_rows(8)
+    rows[1]["chosen"] = [{"role": "assistant", "content": "fox " * 400}]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done = plaudit("compare", finished_run, checkpoints[0], data)
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stderr.split()).startswith(
+        "6 of 8 comparisons were scored by every model (not compared: 1 rows identical_responses, "
+        f"1 over_length for {finished_run.name}, 1 over_length for {checkpoints[0].name})."
+    )
 
 
 def test_a_checkpoint_is_a_model(checkpoints: list[Path], data: Path, tmp_path: Path) -> None:
