@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = (
-    ("accuracy", "accuracy_bootstrap_ci95", "share of pairs ranked right, 95%"),
+    ("accuracy", "accuracy_ci95", "share of pairs ranked right, 95%"),
     ("nll", "nll_ci95", "log loss (nats), 95%"),
 )
 
