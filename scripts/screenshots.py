@@ -1,7 +1,7 @@
 """Take screenshots of pages that plaudit writes, at three widths, in light and dark.
 
-    python scripts/screenshots.py RUN_FOLDER… --out DIR [--widths 360,768,1280] [--schemes light,dark]
-                                  [--open] [--height PIXELS]
+    python scripts/screenshots.py RUN_FOLDER… --out DIR [--widths 360,768,1280]
+                                  [--schemes light,dark] [--open] [--height PIXELS]
 
 Takes every HTML page of a folder (report, audit), or the named HTML files (a preview). Each page is
 written to ``DIR/<folder>-<page>/<width>-<scheme>.png``, in parts where it is long, and each of its
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FloatRect, Page
 
-PART = 3000
+PART = 1600
 """Pixels of a page in one file: Chromium cannot draw more than 16,384 at once, and nobody can read
 more than a few screens in one picture."""
 
@@ -85,7 +85,7 @@ def take(page: Page, folder: Path, name: str, height: int) -> None:
     width = page.evaluate("document.documentElement.clientWidth")
     tops = range(0, height, PART)
     for number, top in enumerate(tops, start=1):
-        part = {"x": 0, "y": top, "width": width, "height": min(PART, height - top)}
+        part: FloatRect = {"x": 0, "y": top, "width": width, "height": min(PART, height - top)}
         suffix = f"-part{number:02d}" if len(tops) > 1 else ""
         page.screenshot(path=folder / f"{name}{suffix}.png", clip=part, full_page=True)
     for number, figure in enumerate(page.locator("figure").all(), start=1):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from plaudit.files import write_json
 from plaudit.report.audit_words import (
@@ -17,7 +15,17 @@ from plaudit.report.audit_words import (
     shown_share,
 )
 from plaudit.report.pages import page_environment
-from plaudit.report.plots import BLUE, GREY, ORANGE, _figure, _legend, _save
+from plaudit.report.pictures import inline_pictures
+from plaudit.report.plots import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PAGE_WIDTH,
+    Plot,
+    drawn_plots,
+    make_figure,
+    place_legend,
+)
 from plaudit.report.record import words
 
 if TYPE_CHECKING:
@@ -53,54 +61,34 @@ def render_audit(facts: Mapping[str, Any]) -> str:
         groups=[(severity, findings) for severity, findings in by_severity if findings],
         clean=[finding for finding in facts["findings"] if finding["rows"] == 0],
         not_looked=[finding for finding in facts["findings"] if finding["rows"] is None],
-        plots=list(_pictures(facts)),
+        pictures=inline_pictures(drawn_plots(PLOTS, facts, PAGE_WIDTH), "audit"),
     )
 
 
 # --- plots --------------------------------------------------------------------------------------
 
 
-class Plot(NamedTuple):
-    """How a picture is drawn out of the facts, and what it shows."""
-
-    draw: Callable[[Mapping[str, Any]], Figure | None]
-    caption: str
-
-
-def _pictures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(data URI, caption) of every plot there are facts for."""
-    pictures = []
-    for plot in PLOTS.values():
-        figure = plot.draw(facts)
-        if figure is not None:
-            buffer: Any = io.BytesIO()
-            _save(figure, buffer)
-            data = base64.b64encode(buffer.getvalue()).decode("ascii")
-            pictures.append((f"data:image/png;base64,{data}", plot.caption))
-    return pictures
-
-
-def lengths(facts: Mapping[str, Any]) -> Figure | None:
+def lengths(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Characters of better and worse responses."""
     found = {name: facts["lengths"][f"{name}_characters"] for name in ("better", "worse")}
     if None in found.values():
         return None
-    figure, (axis,) = _figure("Lengths of responses")
+    figure, (axis,) = make_figure("Lengths of responses", width)
     for (name, part), color in zip(found.items(), (BLUE, ORANGE), strict=True):
         median = part["percentiles"]["50"]
         _stairs(axis, part["histogram"], color, f"{name}, median {median:,.0f}")
     _logarithmic(axis, "characters")
     axis.set_ylabel("responses")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def tokens(facts: Mapping[str, Any]) -> Figure | None:
+def tokens(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Tokens of the longest conversation of each row, and the lengths that are counted over."""
     part = facts["lengths"]["conversation_tokens"]
     if part is None:
         return None
-    figure, (axis,) = _figure("Tokens of the longest conversation of a row")
+    figure, (axis,) = make_figure("Tokens of the longest conversation of a row", width)
     _stairs(axis, part["histogram"], BLUE, facts["settings"]["tokens"].partition(",")[0])
     for limit in facts["over_lengths"]:
         if limit["tokens"] <= part["histogram"]["edges"][-1]:
@@ -109,16 +97,16 @@ def tokens(facts: Mapping[str, Any]) -> Figure | None:
             axis.axvline(limit["tokens"], color=ORANGE, linestyle=style, linewidth=1.2, label=label)
     _logarithmic(axis, "tokens")
     axis.set_ylabel("rows")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def length_gap(facts: Mapping[str, Any]) -> Figure | None:
+def length_gap(facts: Mapping[str, Any], width: float) -> Figure | None:
     """How much longer the winner is."""
     gaps = facts["surface"]["length_gap"]
     if gaps is None:
         return None
-    figure, (axis,) = _figure("How much longer is the winner?")
+    figure, (axis,) = make_figure("How much longer is the winner?", width)
     edges = gaps["edges"]
     sides = (("winner is longer", BLUE, 1), ("winner is shorter", ORANGE, -1))
     for label, color, side in sides:
@@ -128,13 +116,13 @@ def length_gap(facts: Mapping[str, Any]) -> Figure | None:
         ]
         axis.stairs(counts, edges, fill=True, color=color, alpha=0.75, label=label)
     axis.axvline(0, color=GREY, linewidth=0.9)
-    axis.set_xlabel("characters of the winner less those of the loser (ends: that much or more)")
+    axis.set_xlabel("characters, winner − loser (ends: or more)")
     axis.set_ylabel("judged pairs")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def judges(facts: Mapping[str, Any]) -> Figure | None:
+def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
     """What trivial judges get right."""
     found = {
         words(name): facts["surface"][name]
@@ -143,7 +131,7 @@ def judges(facts: Mapping[str, Any]) -> Figure | None:
     }
     if not found:
         return None
-    figure, (axis,) = _figure("What judges that do not read get right")
+    figure, (axis,) = make_figure("What judges that do not read get right", width)
     for place, (name, judged) in enumerate(found.items()):
         axis.hlines(place, *judged["accuracy_ci95"], color=BLUE, alpha=0.35, linewidth=7)
         axis.plot(judged["accuracy"], place, "o", color=BLUE, markersize=6)
@@ -165,12 +153,12 @@ def judges(facts: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def scripts(facts: Mapping[str, Any]) -> Figure | None:
+def scripts(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Scripts of the responses, the most frequent."""
     rows = facts["scripts"]["responses"][:8]
     if len(rows) < 2:
         return None
-    figure, (axis,) = _figure("Scripts of the responses")
+    figure, (axis,) = make_figure("Scripts of the responses", width)
     names = [row["script"] or "no letters" for row in rows]
     counts = [row["count"] for row in rows]
     places = range(len(rows))
