@@ -22,8 +22,12 @@ from plaudit.report.plots import (
     ORANGE,
     PAGE_WIDTH,
     Plot,
+    Row,
+    Style,
+    dot_plot,
     drawn_plots,
     make_figure,
+    name_rows,
     place_legend,
 )
 from plaudit.report.record import words
@@ -47,8 +51,12 @@ def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]
 
 def render_audit(facts: Mapping[str, Any]) -> str:
     """The whole page: it loads nothing, and its own policy forbids scripts."""
+    from markupsafe import Markup
+
     environment = page_environment()
     environment.filters |= {"details": shown_details, "share": shown_share}
+    # A figure is the package's own markup, of text that it escaped.
+    environment.globals["svg"] = Markup
     found = [finding for finding in facts["findings"] if finding["rows"]]
     by_severity = [
         (severity, [finding for finding in found if finding["severity"] == severity])
@@ -88,8 +96,8 @@ def tokens(facts: Mapping[str, Any], width: float) -> Figure | None:
     part = facts["lengths"]["conversation_tokens"]
     if part is None:
         return None
-    figure, (axis,) = make_figure("Tokens of the longest conversation of a row", width)
-    _stairs(axis, part["histogram"], BLUE, facts["settings"]["tokens"].partition(",")[0])
+    figure, (axis,) = make_figure("Tokens of the longest conversation", width)
+    _stairs(axis, part["histogram"], BLUE, "rows by their tokens")
     for limit in facts["over_lengths"]:
         if limit["tokens"] <= part["histogram"]["edges"][-1]:
             style = "-" if limit["given"] else ":"
@@ -123,7 +131,7 @@ def length_gap(facts: Mapping[str, Any], width: float) -> Figure | None:
 
 
 def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """What trivial judges get right."""
+    """Accuracy of baselines that do not read."""
     found = {
         words(name): facts["surface"][name]
         for name in ("bag_of_words", "shorter", "longer")
@@ -131,25 +139,19 @@ def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
     }
     if not found:
         return None
-    figure, (axis,) = make_figure("What judges that do not read get right", width)
-    for place, (name, judged) in enumerate(found.items()):
-        axis.hlines(place, *judged["accuracy_ci95"], color=BLUE, alpha=0.35, linewidth=7)
-        axis.plot(judged["accuracy"], place, "o", color=BLUE, markersize=6)
-        axis.annotate(
-            f"{100 * judged['accuracy']:.1f}%",
-            (judged["accuracy"], place),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-        found[name] = judged
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-    axis.set_yticks(range(len(found)), list(found))
-    axis.set_ylim(-0.6, len(found) - 0.3)
+    interval = Style(BLUE, "o", "accuracy, 95% interval")
+    figure, axis = dot_plot(
+        "Accuracy of surface baselines",
+        width,
+        [
+            Row(name, judged["accuracy"], judged["accuracy_ci95"], interval)
+            for name, judged in found.items()
+        ],
+    )
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
     axis.set_xlim(0, 1)
-    axis.set_xlabel("share of judged pairs, 95%; dotted: a coin")
-    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("share of labelled pairs")
+    place_legend(figure)
     return figure
 
 
@@ -170,14 +172,11 @@ def scripts(facts: Mapping[str, Any], width: float) -> Figure | None:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            fontsize=9,
+            fontsize=10,
         )
-    axis.set_yticks(places, names)
-    axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.set_xlim(0.8, max(counts) * 3)
-    axis.set_xlabel("responses (logarithmic)")
-    axis.grid(axis="y", visible=False)
+    name_rows(axis, names)
+    _logarithmic(axis, "responses")
+    axis.set_xlim(0.8, max(counts) * 4)
     return figure
 
 

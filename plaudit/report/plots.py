@@ -301,7 +301,7 @@ def length(block: Facts, width: float) -> Figure | None:
         )
         for entry in bins
     ]
-    figure, axis = _dots("Accuracy by length difference", width, rows)
+    figure, axis = dot_plot("Accuracy by length difference", width, rows)
     _overall(axis, block["accuracy"])
     axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
     shorter = sum(entry["high"] < 0 for entry in bins)
@@ -311,7 +311,6 @@ def length(block: Facts, width: float) -> Figure | None:
         )
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel("accuracy")
-    axis.set_ylabel("characters, chosen − rejected (pairs)")
     place_legend(figure)
     return figure
 
@@ -446,7 +445,7 @@ def slices(block: Facts, width: float) -> Figure | None:
     ]
     if not rows:
         return None
-    figure, axis = _dots("Accuracy by slice", width, rows)
+    figure, axis = dot_plot("Accuracy by slice", width, rows)
     _overall(axis, block["accuracy"])
     axis.set_xlabel("accuracy, 95% (number of pairs)")
     place_legend(figure)
@@ -469,7 +468,7 @@ def behaviour(block: Facts, width: float) -> Figure | None:
     ]
     if not rows:
         return None
-    figure, axis = _dots("Perturbation tests", width, rows)
+    figure, axis = dot_plot("Perturbation tests", width, rows)
     axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel("share of responses, 95%")
@@ -502,7 +501,7 @@ def bias(block: Facts, width: float) -> Figure | None:
     ]
     if not rows:
         return None
-    figure, axis = _dots("Feature bias", width, rows)
+    figure, axis = dot_plot("Feature bias", width, rows)
     axis.axvline(0, color=INK, linewidth=1, linestyle="--", label="no bias")
     axis.set_xlabel("Δ accuracy, 95%: better response has more − has less (pairs)")
     place_legend(figure)
@@ -512,7 +511,7 @@ def bias(block: Facts, width: float) -> Figure | None:
 SIGNIFICANT = Style(ORANGE, "D", "significant after adjustment")
 
 
-def _dots(title: str, width: float, rows: Sequence[Row]) -> tuple[Figure, Axes]:
+def dot_plot(title: str, width: float, rows: Sequence[Row]) -> tuple[Figure, Axes]:
     """Values with their intervals, one below the other."""
     figure, (axis,) = make_figure(title, width)
     figure.set_figheight(1.3 + 0.27 * len(rows))
@@ -561,7 +560,9 @@ EVALUATION_PLOTS: dict[str, Plot] = {
         "Share of errors when only the pairs that the model is surest of are counted.",
     ),
     "length": Plot(
-        length, "Accuracy by how much longer the chosen response is than the rejected one."
+        length,
+        "Accuracy by how many characters longer the chosen response is than the rejected one; "
+        "in brackets the number of pairs.",
     ),
     "slices": Plot(slices, "Accuracy by slice of the data, with its 95% interval."),
     "behaviour": Plot(
