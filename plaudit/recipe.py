@@ -220,7 +220,9 @@ class EvaluateSection(Section):
     )
     """Baselines to compare the model with."""
     behaviour: Annotated[int, Field(ge=0)] = 200
-    """Responses in the perturbation tests; 0 for none."""
+    """Most responses in the perturbation tests; 0 for none."""
+    perturbation_share: Annotated[float, Field(gt=0)] = 0.25
+    """Most tokens of the perturbation tests, as a share of those that training computed."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations without improvement."""
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0

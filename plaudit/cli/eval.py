@@ -63,9 +63,10 @@ def evaluate(
         int,
         typer.Option(
             min=0,
-            help="Alter this many good responses in known ways and score them too; 0 for none.",
+            help="Perturbation tests: alter so many good responses in about 30 known ways each and "
+            "score them too, such as 200.",
         ),
-    ] = 200,
+    ] = 0,
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,6 +203,29 @@ class LoadedBase:
     missing: frozenset[str] = frozenset()
 
 
+@contextmanager
+def silence_load_messages() -> Iterator[None]:
+    """Two messages about loading are dropped: false here, or about code that is not the caller's.
+
+    transformers reports ``score.weight`` as newly initialized before PEFT loads the trained head
+    from the adapter (huggingface/peft issue 2367). TRL drops that report too (huggingface/trl pull
+    request 5058). What is missing or misshapen is checked by plaudit, as an error. And PEFT 0.21
+    asks models for an attribute that transformers 5.23 calls deprecated.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(is_other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
+    finally:
+        reporter.removeFilter(is_other)
+
+
 def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     """The base as a one-label classifier with a fresh head, or the head its checkpoint has.
 
@@ -222,15 +247,16 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
         # Quantized weights cannot be moved afterwards: each rank loads onto its own device.
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            request.base,
-            config=config,
-            revision=request.revision,
-            trust_remote_code=request.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=request.foreign_head,
-            **options,
-        )
+        with silence_load_messages():
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                request.base,
+                config=config,
+                revision=request.revision,
+                trust_remote_code=request.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=request.foreign_head,
+                **options,
+            )
     except LIBRARY_ERRORS as error:
         raise ModelError(
             f"{request.base} cannot be loaded as a one-label sequence classifier "
@@ -500,7 +526,8 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     try:
         config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=saved, **chosen)
         # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).
-        return get_peft_model(network, config)
+        with silence_load_messages():
+            return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"lora: PEFT refuses these settings ({first_line(error).rstrip('.')}); target_modules "

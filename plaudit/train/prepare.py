@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -20,6 +19,8 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
+from plaudit.manifest import check_model
+from plaudit.model.artefact import copy_base
 from plaudit.model.budget import largest_budget
 from plaudit.model.imports.llamafactory import as_trained
 from plaudit.model.imports.records import Opened
@@ -95,6 +96,7 @@ def prepare(
         if begun is None
         else place_begun(begun, Path(recipe.model.base), folder)
     )
+    check_model(Path(base))
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
@@ -260,9 +262,7 @@ def place_base(base: str, folder: RunFolder) -> str:
         if not is_main_process():
             return str(embedded.base_path())
         if not folder.base.is_dir():
-            staged = folder.base.with_name(".base.partial")
-            shutil.copytree(embedded.base_path(), staged, dirs_exist_ok=True)
-            staged.rename(folder.base)
+            copy_base(embedded.base_path(), folder.path)
         return str(folder.base.resolve())
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
@@ -388,6 +388,10 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    examples = (part.example for parts in corpus.parts().values() for part in parts)
+    example = next((example for example in examples if example), None)
+    if example is not None:
+        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]

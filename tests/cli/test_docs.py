@@ -345,6 +345,7 @@ def test_the_page_of_formats_explains_every_reason() -> None:
         *EXPLANATIONS,
         encode.OVER_LENGTH,
         encode.TEMPLATE_REFUSED,
+        encode.NOT_RENDERED,
         encode.IDENTICAL_TOKENS,
         encode.NO_TOKENS,
     }

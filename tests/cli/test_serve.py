@@ -23,6 +23,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.serve.scorer import load
+from tests.conftest import environment_of_a_user
 from tests.unit.test_import_direction import imports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ class Served:
 
 @contextmanager
 def served(log: Path, *arguments: str) -> Iterator[Served]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**environment_of_a_user(), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "plaudit", "serve", *arguments, "--port", "0"]
     with (
         log.open("wb") as errors,
@@ -119,6 +120,8 @@ def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> 
     assert accepted == statuses == [200] * len(statuses)
     assert len(statuses) > 20
     assert {"model_loaded", "draining"} <= events
+    (said,) = [n for n in server.log.read_text().splitlines() if n and not n.startswith("{")]
+    assert said.startswith("Serving model at http://127.0.0.1:")
 
 
 def ready(server: Served) -> None:

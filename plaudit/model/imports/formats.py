@@ -127,8 +127,8 @@ def recognise(contents: Contents, request: Request) -> Format:
     own = _is_own(contents)
     if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
         raise ModelError(
-            f"{request.source} has no {FACTS_FILE}, so it is not a finished plaudit run; give a "
-            "folder that plaudit train completed."
+            f"{request.source} has no {FACTS_FILE}, so this run has not finished training; name "
+            "one of its checkpoints, or finish the run with plaudit train --resume."
         )
     for row in FORMATS:
         if row.recognises(contents):
