@@ -127,7 +127,7 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
 class DataSection(Section):
-    """Which comparisons train, which choose the checkpoint, which are evaluated once, after training.
+    """Which comparisons train, which choose the checkpoint, which are evaluated once at the end.
 
     ``eval_rows`` holds out that many rows, in place of a fraction. ``exhaust`` is for sources with
     a ``share``: they are taken until the ``first`` runs out, or until ``all`` have, rows of the
