@@ -28,7 +28,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common import plots
 from common.models import build_base
 from common.results import Shown, console, figure, median, numbers, parser, recorder, show
 from common.serving import Connection, Server, served
@@ -191,13 +190,6 @@ def _cell(case: dict[str, Any] | None) -> str:
     return f"{times}; {case['open_at_the_end']} open after {case['seconds']:.0f} s"
 
 
-def draw(record: dict[str, Any], folder: Path) -> None:
-    series: dict[str, dict[str, float]] = {}
-    for case in record["cases"]:
-        series.setdefault(case["kind"], {})[case["name"]] = case["p99"]
-    plots.bars(folder / "p99.png", series, y="p99 of a small request, ms")
-
-
 def main() -> None:
     """Parse, measure, write after each case."""
     made = parser(__doc__, QUESTION)
@@ -235,7 +227,6 @@ def main() -> None:
                     record.add({"name": arguments.name, **case})
                     console.log(case["kind"], case["p99"], case["open_at_the_end"])
     show(table(record.record()))
-    draw(record.record(), record.folder)
 
 
 if __name__ == "__main__":
