@@ -73,11 +73,26 @@ def compare(
         )
     if json:
         print(json_module.dumps(facts))
+    console.print(coverage(facts), highlight=False, markup=False, soft_wrap=True)
     console.print(models_table(facts))
     for line in [*facts["sentences"], *notes(facts)]:
         console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def coverage(facts: Mapping[str, Any]) -> str:
+    """How many comparisons all models scored, out of how many, and what became of the others."""
+    data, skipped = facts["data"], facts["data"].get("refused", {})
+    others = [f"{count:,} rows {reason}" for reason, count in data.get("dropped", {}).items()]
+    for name, reasons in skipped.items():
+        others += [f"{count:,} {reason} for {name}" for reason, count in reasons.items()]
+    if len(skipped) < len(facts["models"]):
+        # Recorded scores have no reasons.
+        others += [f"{n:,} more in {name} only" for name, n in facts["left_out"].items() if n]
+    rows = f" of {data['rows']:,}" if data["scored"] else ""
+    why = f" (not compared: {', '.join(others)})" if others else ""
+    return f"{facts['comparisons']:,}{rows} comparisons were scored by every model{why}."
 
 
 def models_table(facts: Mapping[str, Any]) -> Table:
@@ -116,7 +131,7 @@ def against_leader(facts: Mapping[str, Any], metric: str, name: str) -> str:
 
 
 def notes(facts: Mapping[str, Any]) -> list[str]:
-    """What else must be known: agreement of two, rows left out, slices that differ, whose data."""
+    """What else must be known: agreement of two, slices that differ, whose data."""
     lines = []
     if len(facts["contests"]) == 1:
         found = facts["contests"][0]["agreement"]
@@ -128,13 +143,6 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             f"differences {_short(found['pearson'])})."
         )
     lines += slice_lines(facts)
-    for name, count in facts["left_out"].items():
-        if count:
-            lines.append(f"{count:,} comparisons of {name} are left out: another model lacks them.")
-    for name, refused in (facts["data"].get("refused") or {}).items():
-        if refused:
-            counts = ", ".join(f"{reason} {count:,}" for reason, count in refused.items())
-            lines.append(f"{name} could not score: {counts}.")
     if facts["data"]["chose_checkpoint"]:
         lines.append(
             "These data chose the checkpoints, which favours the kept ones slightly; name data "

@@ -1,4 +1,4 @@
-"""``plaudit plan RECIPE``: what a run will take, before renting anything."""
+"""``plaudit plan``: what a run will take, before renting anything."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
+from plaudit.cli.recipes import RecipeRequest, show_notes
 from plaudit.cli.recipes import choose as choose_recipe
-from plaudit.cli.recipes import show_notes
 from plaudit.errors import DataError
 from plaudit.plan.estimate import UTILISATION, Plan, Split
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, given, within
 from plaudit.recipe import Recipe
+from plaudit.recipes.starter import DATA
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class Asked:
 
 
 def plan(
-    recipe: options.RecipeFile = None,
+    recipe: options.Recipe = None,
+    model: options.BaseModel = None,
+    data: options.TrainData = None,
+    test: options.TestData = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Number of pairs, in place of reading the data.")
     ] = None,
@@ -62,8 +66,24 @@ def plan(
     set_: options.Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a run's steps, parameters, memory, FLOPs and time, without weights."""
-    chosen = choose_recipe(recipe, from_llamafactory, set_ or ())
+    """Show a run's steps, parameters, memory, FLOPs and time, without weights.
+
+    It takes the arguments of train; --pairs stands in for the data.
+    """
+    if pairs is not None and recipe is None and from_llamafactory is None:
+        # The recipe needs data; nothing reads them.
+        data = data or [DATA]
+    chosen = choose_recipe(
+        RecipeRequest(
+            named=recipe,
+            llamafactory=from_llamafactory,
+            model=model,
+            data=data or (),
+            test=test or (),
+            overrides=set_ or (),
+        ),
+        "plan",
+    )
     loaded = chosen.recipe
     gpus = choose(gpu)
     asked = None
@@ -97,6 +117,7 @@ def plan(
 def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     """The model's sizes, and whether its batches can be packed."""
     from plaudit.model.families import why_not_packed
+    from plaudit.model.load import check_lora
     from plaudit.plan.estimate import activation_dtype
     from plaudit.plan.facts import read_config
     from plaudit.plan.model import measure
@@ -105,6 +126,8 @@ def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     config = read_config(
         model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+    if recipe.lora is not None:
+        check_lora(config, recipe.lora)
     size = measure(config, recipe.lora, activations=activation_dtype(recipe))
     return size, model.attention != "padded" and why_not_packed(config) is None
 

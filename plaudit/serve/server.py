@@ -148,15 +148,17 @@ def with_open_files(settings: Settings) -> Settings:
     return replace(settings, max_connections=max(1, allowed - OTHER_FILES))
 
 
-def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None]) -> None:
-    """Answer requests until a signal says to stop. The engine's models are loaded.
+def serve(
+    settings: Settings,
+    engine: Engine,
+    listening: socket.socket,
+    on_listening: Callable[[str], None],
+) -> None:
+    """Answer requests on a bound socket until a signal says to stop.
 
-    ``on_listening`` hears the address.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
+    The socket is bound before the engine's models are loaded, so that a busy port is an error at
+    once. ``on_listening`` is called with the address.
     """
-    listening = bind(settings)
     config = configure(build_app(engine, token=read_token(settings)), settings)
     log_as_json()
     freeze_heap()

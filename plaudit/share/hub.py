@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.files import writing
+from plaudit.manifest import MANIFEST_FILE, MODEL_FILES
 from plaudit.share.folder import new_folder
 
 if TYPE_CHECKING:
@@ -26,20 +27,9 @@ if TYPE_CHECKING:
 CARD = "README.md"
 PATTERNS = (
     CARD,
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
+    *MODEL_FILES,
+    MANIFEST_FILE,
     "generation_config.json",
-    "adapter_config.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "plaudit.json",
     "export.json",
     "merge.json",
     "metrics.json",

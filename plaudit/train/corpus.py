@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
 from plaudit.recipe import DataSection, Source
-from plaudit.tokens.encode import Encoder
+from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
 
 HELD_OUT = "eval"
@@ -28,13 +28,15 @@ class Part:
     """Comparisons and their trees, in step with each other, and what encoding dropped.
 
     ``dropped`` counts comparisons by reason; ``lost`` counts each input row among them once,
-    however often its source's weight repeats it. Both sequences lie in the cache folder.
+    however often its source's weight repeats it. ``example`` is a sentence about the first that has
+    no tokens, empty if all have. Both sequences lie in the cache folder.
     """
 
     comparisons: StoredComparisons
     trees: StoredTrees
     dropped: Mapping[str, int]
     lost: Mapping[str, int]
+    example: str = ""
 
     @property
     def rows(self) -> int:
@@ -227,16 +229,21 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
         counts = ", ".join(
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
+        advice = (
+            "raise tokens.max_length, set tokens.overlong to truncate_prompt, or look at the data"
+            if OVER_LENGTH in found.dropped
+            else "look at the data with plaudit data preview"
+        )
         raise DataError(
             f"None of the {len(rows)} comparisons of the {name} part can be used "
-            f"({counts}{'; ' + found.example if found.example else ''}); raise tokens.max_length, "
-            "set tokens.overlong to truncate_prompt, or look at the data."
+            f"({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
     return Part(
         comparisons=rows.take(found.kept_N),
         trees=found.trees if margins else found.trees.without_margins(),
         dropped=found.dropped,
         lost=found.lost,
+        example=found.example,
     )
 
 
@@ -248,7 +255,17 @@ def largest_id(corpus: Corpus) -> int:
     )
 
 
-def text_kind(parts: Sequence[Part]) -> str:
+def training_fingerprints(corpus: Corpus) -> list[str]:
+    """Fingerprint of each source of training rows."""
+    return [
+        fact.fingerprint
+        for role, loaded in corpus.loaded.items()
+        if role.partition(":")[0] == "train"
+        for fact in loaded.sources
+    ]
+
+
+def text_kind(parts: Sequence[Part]) -> Literal["chat", "text", "mixed"]:
     """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
     kinds = {bool(kind) for part in parts for kind in np.unique(part.trees.column("chat"))}
     return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"

@@ -5,23 +5,27 @@ Shapes: N responses of all evaluation sets end to end, P ordered pairs among the
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
-from plaudit.evaluate.behaviour import Probed
+from plaudit.evaluate.behaviour import Budget, Probed
 from plaudit.evaluate.calibrate import cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs
 from plaudit.files import write_atomically
+from plaudit.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
 from plaudit.train.prepare import PreparedRun
@@ -109,9 +113,21 @@ def write_rewards(folder: Path, step: int, reward_N: FloatArray) -> None:
 
 
 def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
-    """The pair differences of an evaluation of this run."""
-    with np.load(folder / f"step-{step}.npz") as stored:
-        return Evaluated(step=step, delta_P=index.deltas(stored["reward_N"]))
+    """The pair differences of an evaluation of this run.
+
+    Raises:
+        TrainingError: its file is missing or damaged.
+    """
+    path = folder / f"step-{step}.npz"
+    try:
+        with np.load(path) as stored:
+            return Evaluated(step=step, delta_P=index.deltas(stored["reward_N"]))
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error) as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}), and the run's evaluation needs it; restore it from "
+            f"a backup, or delete {TRAINING_FILE} and the checkpoints from step {step} on and "
+            "resume the run, which writes it again."
+        ) from None
 
 
 def history(log: Sequence[Mapping[str, Any]], pairs_evaluated: int) -> list[dict[str, Any]]:
@@ -148,10 +164,11 @@ def probed_role(run: PreparedRun) -> str:
     return "test" if run.corpus.test else "eval"
 
 
-def probe_run(run: PreparedRun, score: Score) -> Probed | None:
-    """Altered held-out responses scored; None where it is not asked for, or nothing is held out.
+def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
+    """Perturbation tests on held-out data; None where they are off, or nothing is held out.
 
-    Every rank must call it: ``score`` communicates.
+    They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
+    rank must call it: ``score`` communicates.
     """
     parts = run.corpus.test or run.corpus.evaluation
     most = run.recipe.evaluate.behaviour
@@ -159,4 +176,12 @@ def probe_run(run: PreparedRun, score: Score) -> Probed | None:
         return None
     held_out = chain.from_iterable(part.comparisons for part in parts.values())
     encoding = partial(encode, run.encoder)
-    return probe(held_out, encoding, score, most=most, seed=run.recipe.data.seed)
+    return probe(
+        held_out,
+        encoding,
+        score,
+        most=most,
+        seed=run.recipe.data.seed,
+        packed=run.built.model.layout == "packed",
+        budget=Budget(share=run.recipe.evaluate.perturbation_share, run_tokens=run_tokens),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -20,6 +19,8 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
+from plaudit.manifest import check_model
+from plaudit.model.artefact import copy_base
 from plaudit.model.budget import largest_budget
 from plaudit.model.imports.llamafactory import as_trained
 from plaudit.model.imports.records import Opened
@@ -29,6 +30,8 @@ from plaudit.model.load import (
     BaseRequest,
     Prepared,
     add_lora,
+    check_four_bit,
+    check_lora,
     choose_dtype,
     choose_layout,
     choose_pad_token,
@@ -82,21 +85,18 @@ class PreparedRun:
 def prepare(
     recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
 ) -> PreparedRun:
-    """Cheap checks first: data and configuration are read before any weight is."""
+    """Cheap checks first: of the base's configuration, then of the data, then of its weights."""
     started = datetime.now(UTC)
     set_seed(args.seed)
-    with console.status("reading data") as status:
-        comparisons = corpora.read_comparisons(
-            recipe.data,
-            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
-        )
-    refuse_changed_data(folder, corpora.fingerprints(comparisons))
+    if recipe.model.quantize is not None:
+        check_four_bit()
     begun = open_begun(recipe)
     base = (
         place_base(recipe.model.base, folder)
         if begun is None
         else place_begun(begun, Path(recipe.model.base), folder)
     )
+    check_model(Path(base))
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
@@ -105,8 +105,16 @@ def prepare(
         head_init=recipe.model.head_init,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    load_config(request)
+    config = load_config(request)
+    if recipe.lora is not None and (begun is None or begun.facts.kind == "full"):
+        check_lora(config, recipe.lora)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
+    with console.status("reading data") as status:
+        comparisons = corpora.read_comparisons(
+            recipe.data,
+            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
+        )
+    refuse_changed_data(folder, corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe, tokenizer, begun)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("encoding", total=None)
@@ -254,9 +262,7 @@ def place_base(base: str, folder: RunFolder) -> str:
         if not is_main_process():
             return str(embedded.base_path())
         if not folder.base.is_dir():
-            staged = folder.base.with_name(".base.partial")
-            shutil.copytree(embedded.base_path(), staged, dirs_exist_ok=True)
-            staged.rename(folder.base)
+            copy_base(embedded.base_path(), folder.path)
         return str(folder.base.resolve())
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
@@ -382,6 +388,10 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    examples = (part.example for parts in corpus.parts().values() for part in parts)
+    example = next((example for example in examples if example), None)
+    if example is not None:
+        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]

@@ -16,8 +16,7 @@ from tests.conftest import write_jsonl
 
 pytestmark = pytest.mark.heavy
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-REFERENCE = str(RECIPES / "llama3-8b-reference.yaml")
+REFERENCE = "llama3-8b-reference"
 STATED = ["--pairs", "24004", "--prompt-tokens", "300", "--response-tokens", "200"]
 
 

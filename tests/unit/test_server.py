@@ -58,6 +58,18 @@ def still_answers(server: Running) -> None:
     assert server.post("/v1/rewards", BODY).status_code == 200
 
 
+@pytest.mark.parametrize("cached_scores", [0, 1 << 16])
+def test_equal_responses_of_a_long_request_have_one_reward(
+    finished_run: Path, cached_scores: int
+) -> None:
+    """They are computed in several batches: each turn takes only a part of the request."""
+    responses = [r for n in range(40) for r in ("it is right", f"no {'because ' * n}{n}")]
+    with running(finished_run, cached_scores=cached_scores, max_batch_tokens=64) as server:
+        answer = server.post("/v1/rewards", {"prompt": "fox", "responses": responses}).json()
+        assert len(set(answer["rewards"][::2])) == 1
+        assert len(set(answer["ranks"][::2])) == 1
+
+
 # ---- bad requests --------------------------------------------------------------------------------
 
 
@@ -85,9 +97,9 @@ def still_answers(server: Running) -> None:
         (
             "/v1/rewards",
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "responses": ["a"]},
-            400,
-            "bad_request",
-            "template",
+            422,
+            "invalid_request",
+            "images",
         ),
         ("/get_reward", {"query": [""]}, 400, "bad_request", "no tokens"),
         ("/classify", {"input": [10**6]}, 400, "bad_request", "token id"),
