@@ -1,6 +1,6 @@
 """What best checkpoint, early stopping and calibration save: every checkpoint of one finished run.
 
-    plaudit train recipes/reference-schedule-small.yaml --set train.save_total_limit=12 --out RUN
+    plaudit train reference-schedule-small --set train.save_total_limit=12 --out RUN
     python benchmarks/reference_schedule.py RUN --out benchmarks/reference_schedule
 
 The evaluation pairs are those the run kept at each evaluation; the test pairs are scored here with

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +51,33 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+LIBRARY_NOISE = re.compile(
+    r"Warning\b|warnings\.warn|site-packages|^\[\w+\] |LOAD REPORT|newly initialized|it/s\]",
+    re.MULTILINE,
+)
+
+
+def environment_of_a_user() -> dict[str, str]:
+    """The environment without what keeps libraries quiet in tests, and with every warning shown."""
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "COLUMNS": "100"}
+    del environment["TRANSFORMERS_VERBOSITY"]
+    return environment
+
+
+def plaudit(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The command as a user's process, whose stderr holds nothing that a library said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "plaudit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment_of_a_user(),
+    )
+    assert "Traceback" in done.stderr or not LIBRARY_NOISE.search(done.stderr), done.stderr
+    return done
 
 
 @pytest.fixture(scope="session")

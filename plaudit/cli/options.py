@@ -37,7 +37,27 @@ Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
 ]
-RecipeFile: TypeAlias = Annotated[Path | None, typer.Argument(help="A recipe (YAML).")]
+Recipe: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        help="Looked up in this order: a recipe file (.yaml), the name of a shipped recipe "
+        "(small-local), a run folder (its recipe), a data file (with --model)."
+    ),
+]
+BaseModel: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", help="Path or Hub id of the base model (model.base)."),
+]
+TrainData: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="File, folder or Hub id to train on (data.train); repeatable."),
+]
+TestData: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--test", help="File, folder or Hub id to evaluate once, after training (data.test)."
+    ),
+]
 FromLlamaFactory: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -46,7 +66,9 @@ FromLlamaFactory: TypeAlias = Annotated[
         help="A reward YAML of LLaMA-Factory, in place of a recipe.",
     ),
 ]
-Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Resume the run in --out, or in the named run folder.")
+]
 Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of the repository.")
 ]

@@ -118,10 +118,17 @@ def write_scores(
     if out is None and json:
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
     from plaudit.cli.screen import open_model
+    from plaudit.data.load import check_source
+    from plaudit.data.row_files import refuse_existing, row_file_ending
     from plaudit.recipe import Source
 
-    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    # What is wrong is said before the model is loaded.
+    if out is not None:
+        row_file_ending(out)
+        refuse_existing(out)
     source = Source(path=data, format=format_, first=limit)
+    check_source(source)
+    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     if out is None:
         from plaudit.serve.files import score_to_stream
 

@@ -54,10 +54,13 @@ class ScreenHandler(logging.Handler):
 
 
 def hush_weight_loading() -> None:
-    """No bar for loading weights from a local disk. Imports transformers."""
+    """No bar for loading weights from a local disk, and no chatter. Imports transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
+        # It reads the variable once, and another module may have imported it before.
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def open_model(
@@ -122,7 +125,7 @@ def show_words(console: Console, block: Mapping[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(_points(block["summary"]))
+    console.print(_points([*block["summary"], *block.get("perturbation_notes", ())]))
     console.print()
     _show_tables(console, (_judges(block), _probabilities(block)))
 

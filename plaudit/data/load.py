@@ -114,6 +114,18 @@ def load(
     return Loaded(comparisons=comparisons, tally=tally, sources=tuple(facts))
 
 
+def check_source(source: Source) -> None:
+    """Say early that a source which can only be on this machine is not there. Reads no rows.
+
+    Raises:
+        DataError: there is no such file or folder, or none of a known kind.
+    """
+    if embedded.is_documentation(source):
+        embedded.parse(source.path)
+    else:
+        files.local_files(resolve(source))
+
+
 def iterate(source: Source) -> Iterator[LocatedComparison]:
     """Yield ``(row number from 1, where, row as read, comparison)`` for every row, dropping none.
 

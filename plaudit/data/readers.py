@@ -17,9 +17,9 @@ from plaudit.data.reasons import TIE
 from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns
 from plaudit.data.values import Row
 from plaudit.errors import DataError
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media
 
-SHARED_COLUMNS: Final = frozenset(
+SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
     {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
 )
 """Columns that any format may have."""
@@ -121,10 +121,21 @@ def to_comparison(
                 if name not in own and isinstance(value, (str, int, float, bool))
             }
             | dict(parsed.metadata),
-            unusable=TIE if graded == "weight" and strength == 0 else parsed.unusable,
+            unusable=_why_unusable(parsed, row, no_weight=graded == "weight" and strength == 0),
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def _why_unusable(parsed: Parsed, row: Row, *, no_weight: bool) -> str | None:
+    """Media first: the one reason that scoring asks for too."""
+    # A number in such a column counts or names something; it is no media.
+    columns = [row[name] for name in MEDIA_COLUMNS & row.keys()]
+    if has_media(parsed.prompt, *parsed.responses) or any(
+        value and not isinstance(value, (bool, int, float)) for value in columns
+    ):
+        return MEDIA
+    return TIE if no_weight else parsed.unusable
 
 
 def strength_of(parsed: Parsed, row: Row) -> float | None:

@@ -151,6 +151,7 @@ def encode(comparison: Comparison) -> bytes:
         comparison.tools,
         comparison.chat_template_kwargs,
         comparison.metadata,
+        comparison.unusable,
     ]
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=str)
     # A cell of a table may hold half a character, which strict UTF-8 refuses.
@@ -172,6 +173,7 @@ def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
         tools,
         chat_template_kwargs,
         metadata,
+        unusable,
     ) = json.loads(bytes(text).decode("utf-8", "surrogatepass"))
     return Comparison(
         id=id_,
@@ -186,6 +188,7 @@ def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
         tools=None if tools is None else tuple(tools),
         chat_template_kwargs=chat_template_kwargs,
         metadata=metadata,
+        unusable=unusable,
     )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from plaudit.evaluate import metrics
 from plaudit.evaluate.baselines import baseline_facts
-from plaudit.evaluate.behaviour import Probed, behaviour_facts
+from plaudit.evaluate.behaviour import Probed, behaviour_facts, behaviour_notes
 from plaudit.evaluate.bias import bias_facts
 from plaudit.evaluate.calibrate import Calibration, cross_fit, cross_fit_isotonic
 from plaudit.evaluate.mistakes import mistake_facts
@@ -54,7 +54,7 @@ def summarise(
     chose_checkpoint: bool,
     baselines: Mapping[str, FloatArray | None],
     baselines_fitted_on: int = 0,
-    behaviour: Probed | None = None,
+    behaviour: Probed | str | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     calibrate: bool = True,
     seed: int = 0,
@@ -64,6 +64,7 @@ def summarise(
     ``dataset`` names the kind of data and ``chose_checkpoint`` says whether it chose the
     checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table,
     fitted on ``baselines_fitted_on`` training comparisons.
+    ``behaviour`` are the scored perturbations, or a sentence that says why there are none.
     ``history`` is written where given. Numbers that do not exist (no pairs, nothing to calibrate)
     are null. Raises ModelError when a reward is not finite.
     """
@@ -92,9 +93,10 @@ def summarise(
         "baselines_fitted_on": baselines_fitted_on,
         "baselines_sentence": _baselines_sentence(judged),
         "bias": bias_facts(table, paired, seed=seed),
-        "behaviour": None
-        if behaviour is None
-        else behaviour_facts(behaviour, reward_std=spread["std"]),
+        "behaviour": behaviour_facts(behaviour, reward_std=spread["std"])
+        if isinstance(behaviour, Probed)
+        else None,
+        "perturbation_notes": _perturbation_notes(behaviour),
         "slices": slice_facts(table, paired),
         "datasets": _per_dataset(table, paired),
         "mistakes": mistake_facts(table, paired, temperature=calibration.temperature),
@@ -106,6 +108,12 @@ def summarise(
     safe["answers"] = answers(safe)
     safe["summary"] = [said for answer in safe["answers"] for said in answer["sentences"]]
     return safe
+
+
+def _perturbation_notes(behaviour: Probed | str | None) -> list[str]:
+    if isinstance(behaviour, Probed):
+        return list(behaviour_notes(behaviour))
+    return [] if behaviour is None else [behaviour]
 
 
 def _bootstrapped(paired: Pairs, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from plaudit.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
-from plaudit.model.load import BaseRequest, load_base, load_tokenizer
+from plaudit.model.load import BaseRequest, load_base, load_tokenizer, silence_load_messages
 from plaudit.model.module import has_score_head
 from plaudit.types import Affine, Reading, Rendering
 
@@ -356,7 +356,8 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
         )
     stored = refuse_lost_head(network, folder)
     try:
-        model = PeftModel.from_pretrained(network, str(folder))
+        with silence_load_messages():
+            model = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "

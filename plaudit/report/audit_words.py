@@ -79,6 +79,8 @@ def shown_details(finding: Facts) -> str:
         return f"{_percent(details['agreement'])} agree"
     if finding["check"] == "opposite_labels":
         return _plural(details["pairs"], "pair")
+    if "fields" in details:
+        return ", ".join(f"{field} {count(rows)}" for field, rows in details["fields"].items())
     if "max_length" in details:
         about = "" if details["tokens"].startswith("counted") else "about "
         return f"{about}{count(details['max_length'])} tokens"

@@ -122,6 +122,15 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}%"
 
 
+def points(value: float | None) -> str:
+    """Percent with one decimal and no sign, as leaderboards print benchmark suites."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def percent_interval(ends: Sequence[float] | None) -> str:
+    return NOTHING if ends is None else f"{points(ends[0])} to {points(ends[1])}"
+
+
 def probability(value: float | None) -> str:
     """A p-value: four decimals, and no zero."""
     return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
@@ -175,6 +184,8 @@ def words(name: str) -> str:
 FORMATS = {
     "fraction": fraction,
     "percent": percent,
+    "points": points,
+    "percent_interval": percent_interval,
     "interval": interval,
     "probability": probability,
     "signed": signed,

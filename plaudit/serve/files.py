@@ -19,10 +19,15 @@ from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
+from plaudit.serve.cache import ScoreCache
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
+from plaudit.types import TokenTree
 
 CHUNK_ROWS = 512
+REMEMBERED = 1 << 20
+"""Conversations whose reward is kept while a file is scored: equal ones then have one reward in
+whichever chunks they are, unless this many others lie between them. About 200 MB when full."""
 NOT_FINITE = "reward_not_finite"
 
 
@@ -68,8 +73,10 @@ def score_file(
     with writing(out):
         done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
+        rows = _checked(source, columns)
+        if resumed:
+            _recall(model, islice(rows, resumed), partial.rows_path, column, done.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
-            rows = islice(_checked(source, columns), resumed, None)
             _write_scores(model, rows, columns, file, done, lambda rows: on_progress(rows, total))
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
@@ -124,6 +131,23 @@ def reason_of(column: str) -> str:
     return f"{column}_reason"
 
 
+def _recall(
+    model: RewardModel,
+    rows: Iterator[LocatedComparison],
+    written: Path,
+    column: str,
+    earlier: ScoreCache,
+) -> None:
+    """Take what a stopped call has ``written`` for these rows into ``earlier``."""
+    with written.open(encoding="utf-8") as lines:
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            outcomes = model.encode([comparison for *_, comparison in chunk])
+            for outcome, line in zip(outcomes, lines, strict=False):
+                rewards = json.loads(line)[column]
+                if rewards is not None and isinstance(outcome, TokenTree):
+                    earlier.settle(outcome, np.asarray(rewards, np.float64))
+
+
 def _write_scores(
     model: RewardModel,
     rows: Iterator[LocatedComparison],
@@ -134,7 +158,7 @@ def _write_scores(
 ) -> None:
     """Score and write what is left of the rows; ``on_chunk`` is called with the rows done."""
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        for line, reason in _score_chunk(model, chunk, columns):
+        for line, reason in _score_chunk(model, chunk, columns, done.earlier):
             stream.write(line)
             done.count(reason)
         # A kill loses at most this chunk.
@@ -143,10 +167,11 @@ def _write_scores(
 
 
 def _score_chunk(
-    model: RewardModel, chunk: list[LocatedComparison], columns: Columns
+    model: RewardModel, chunk: list[LocatedComparison], columns: Columns, earlier: ScoreCache
 ) -> Iterator[tuple[str, str | None]]:
     """Output lines, and the reason where a row has no rewards."""
-    outcomes = model.score_comparisons([comparison for _, _, _, comparison in chunk])
+    comparisons = [comparison for _, _, _, comparison in chunk]
+    outcomes = model.score_comparisons(comparisons, earlier=earlier)
     reason: str | None
     for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
         if isinstance(outcome, Refused):
@@ -191,11 +216,15 @@ def _identity(
 
 
 class Done:
-    """Rows written so far, and how many of them have no rewards, by reason."""
+    """Rows written so far, how many of them have no rewards, by reason, and the rewards of others.
+
+    ``earlier`` gives an equal conversation of a later chunk the same reward.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
         self.refused: Counter[str] = Counter()
+        self.earlier = ScoreCache(REMEMBERED)
 
     def count(self, reason: str | None) -> None:
         self.rows += 1

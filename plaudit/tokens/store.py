@@ -221,7 +221,9 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "rendering": asdict(encoder.rendering),
         "reading": asdict(encoder.reading),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
-        "code": code_digest(here / "encode.py", here / "rendering.py", here / "store.py"),
+        "code": code_digest(
+            *(here / f"{name}.py" for name in ("encode", "rendering", "store", "unrendered"))
+        ),
     }
 
 

@@ -16,6 +16,7 @@ from plaudit.errors import OutputError, TrainingError
 from plaudit.files import write_json, write_text, writing
 from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
+from plaudit.recipes import RUN_RECIPE, shipped_recipes
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
 
@@ -30,7 +31,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
+        return self.path / RUN_RECIPE
 
     @property
     def checkpoints(self) -> Path:
@@ -44,6 +45,11 @@ class RunFolder:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Of experiment trackers, a folder each."""
+        return self.path / "logs"
 
     @property
     def metrics(self) -> Path:
@@ -92,10 +98,9 @@ class RunFolder:
     def resume_command(self) -> str:
         """What to type to go on with this run, with the launcher it was started by."""
         launcher = f"torchrun --nproc_per_node={rank_count()} -m " if rank_count() > 1 else ""
-        return (
-            f"{launcher}plaudit train {shlex.quote(str(self.recipe))} "
-            f"--out {shlex.quote(str(self.path))} --resume"
-        )
+        # A shipped recipe of the same name would come first.
+        path = f"./{self.path}" if str(self.path) in shipped_recipes() else str(self.path)
+        return f"{launcher}plaudit train {shlex.quote(path)} --resume"
 
 
 def refuse_existing(path: Path) -> None:
@@ -108,8 +113,8 @@ def refuse_existing(path: Path) -> None:
         return
     if path.exists():
         advice = (
-            "add --resume to go on with that run, or choose another name"
-            if (path / "recipe.yaml").is_file()
+            "add --resume to resume that run, or choose another name"
+            if (path / RUN_RECIPE).is_file()
             else "choose another name"
         )
         raise OutputError(f"--out {path} exists already; {advice}.")

@@ -18,7 +18,7 @@ import numpy as np
 
 from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
-from plaudit.evaluate.behaviour import Probed
+from plaudit.evaluate.behaviour import Budget, Probed
 from plaudit.evaluate.calibrate import cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
@@ -164,10 +164,11 @@ def probed_role(run: PreparedRun) -> str:
     return "test" if run.corpus.test else "eval"
 
 
-def probe_run(run: PreparedRun, score: Score) -> Probed | None:
-    """Altered held-out responses scored; None where it is not asked for, or nothing is held out.
+def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
+    """Perturbation tests on held-out data; None where they are off, or nothing is held out.
 
-    Every rank must call it: ``score`` communicates.
+    They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
+    rank must call it: ``score`` communicates.
     """
     parts = run.corpus.test or run.corpus.evaluation
     most = run.recipe.evaluate.behaviour
@@ -175,4 +176,12 @@ def probe_run(run: PreparedRun, score: Score) -> Probed | None:
         return None
     held_out = chain.from_iterable(part.comparisons for part in parts.values())
     encoding = partial(encode, run.encoder)
-    return probe(held_out, encoding, score, most=most, seed=run.recipe.data.seed)
+    return probe(
+        held_out,
+        encoding,
+        score,
+        most=most,
+        seed=run.recipe.data.seed,
+        packed=run.built.model.layout == "packed",
+        budget=Budget(share=run.recipe.evaluate.perturbation_share, run_tokens=run_tokens),
+    )

@@ -30,6 +30,8 @@ from plaudit.model.load import (
     BaseRequest,
     Prepared,
     add_lora,
+    check_four_bit,
+    check_lora,
     choose_dtype,
     choose_layout,
     choose_pad_token,
@@ -83,15 +85,11 @@ class PreparedRun:
 def prepare(
     recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
 ) -> PreparedRun:
-    """Cheap checks first: data and configuration are read before any weight is."""
+    """Cheap checks first: of the base's configuration, then of the data, then of its weights."""
     started = datetime.now(UTC)
     set_seed(args.seed)
-    with console.status("reading data") as status:
-        comparisons = corpora.read_comparisons(
-            recipe.data,
-            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
-        )
-    refuse_changed_data(folder, corpora.fingerprints(comparisons))
+    if recipe.model.quantize is not None:
+        check_four_bit()
     begun = open_begun(recipe)
     base = (
         place_base(recipe.model.base, folder)
@@ -107,8 +105,16 @@ def prepare(
         head_init=recipe.model.head_init,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    load_config(request)
+    config = load_config(request)
+    if recipe.lora is not None and (begun is None or begun.facts.kind == "full"):
+        check_lora(config, recipe.lora)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
+    with console.status("reading data") as status:
+        comparisons = corpora.read_comparisons(
+            recipe.data,
+            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
+        )
+    refuse_changed_data(folder, corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe, tokenizer, begun)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("encoding", total=None)
@@ -382,6 +388,10 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    examples = (part.example for parts in corpus.parts().values() for part in parts)
+    example = next((example for example in examples if example), None)
+    if example is not None:
+        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]

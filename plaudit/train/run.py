@@ -37,7 +37,7 @@ from plaudit.train.callbacks import (
     ProgressReport,
     StopSignal,
 )
-from plaudit.train.facts import gather_metrics
+from plaudit.train.facts import computed_tokens, gather_metrics
 from plaudit.train.folder import (
     RunFolder,
     TrainingEnd,
@@ -56,6 +56,7 @@ from plaudit.train.measure import (
     write_rewards,
 )
 from plaudit.train.meter import NotFiniteError
+from plaudit.train.needs import check_needs
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments
 from plaudit.train.results import (
     artefact_facts,
@@ -63,6 +64,7 @@ from plaudit.train.results import (
     write_results,
     write_trained,
 )
+from plaudit.train.trackers import logging_into
 from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import TokenTree
 
@@ -86,7 +88,8 @@ def train(
 ) -> TrainedRun:
     """Train a reward model and write its run folder.
 
-    ``recipe`` is a recipe, its mapping or its file. ``resume`` goes on after a stop of any kind;
+    ``recipe`` is a recipe, its mapping, its file, the name of a shipped one, or a run folder.
+    ``resume`` goes on after a stop of any kind;
     the result is that of the uninterrupted run. ``console`` gets progress; None is silent.
 
     Raises:
@@ -103,10 +106,12 @@ def train(
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
+        check_needs(recipe)
         args = step_arguments(recipe, arguments, folder)
         start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
         run = prepare(recipe, args, folder, console)
-        return _train(run, folder, start, console)
+        with logging_into(folder, list(args.report_to or ())):
+            return _train(run, folder, start, console)
     except BaseException:
         _remove_if_untouched(folder, resume)
         raise
@@ -191,7 +196,8 @@ def _evaluate(
             "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
             "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
         }
-        probed = probe_run(run, trainer.score)
+    with console.status("perturbation tests"):
+        probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
         return TrainedRun(folder=folder.path, metrics={})
     metrics = gather_metrics(run, trainer, folder, index, scores, probed, seconds)

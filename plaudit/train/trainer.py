@@ -35,7 +35,7 @@ from plaudit.errors import TrainingError
 from plaudit.files import writing
 from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import FILLER, score_trees
+from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
 from plaudit.tokens.store import StoredTrees
 from plaudit.train import checkpoints
 from plaudit.train.folder import TrainingEnd
@@ -255,21 +255,23 @@ class RewardTrainer(Trainer):
         training = model.training
         model.eval()
         self._switch_optimizer("eval")
-        mine, rounds = self._share(trees)
+        # Before the ranks share the trees: they must agree on the number of batches.
+        distinct = distinct_trees(trees)
+        mine, rounds = self._share(distinct.trees)
         try:
             with self.compute_loss_context_manager():
-                scored = score_trees(model, self.batcher, mine, batches=rounds)
+                scored = score_distinct(model, self.batcher, mine, batches=rounds)
         finally:
             model.train(training)
         ranks = self.accelerator.num_processes
         if ranks == 1:
-            return scored
-        results: list[FloatArray] = [np.zeros(0)] * len(trees)
+            return distinct.restore(scored)
+        results: list[FloatArray] = [np.zeros(0)] * len(distinct.trees)
         gathered = gather_object([scored])
-        for share, rewards in zip(equal_shares(trees, ranks), gathered, strict=True):
+        for share, rewards in zip(equal_shares(distinct.trees, ranks), gathered, strict=True):
             for i, rewards_K in zip(share, rewards, strict=True):
                 results[i] = rewards_K
-        return results
+        return distinct.restore(results)
 
     # ---- log
 

@@ -219,7 +219,8 @@ def test_rows_that_cannot_train_are_counted(
     empty = {**rows[0], "rejected": [{"role": "assistant", "content": "  "}]}
     same = {**rows[1], "rejected": rows[1]["chosen"]}
     long = {**rows[2], "chosen": [{"role": "assistant", "content": "fox " * 400}]}
-    odd = {**rows[3], "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
+    calls = [{"function": {"name": "clock"}}]
+    odd = {**rows[3], "chosen": [{"role": "assistant", "content": None, "tool_calls": calls}]}
     data = write_jsonl(tmp_path / "pairs.jsonl", [*rows, empty, same, long, odd])
     recipe = saved(recipe_of(tiny_base, data, num_train_epochs=1), tmp_path)
     code = main(["train", str(recipe), "--out", str(tmp_path / "run"), "--json"])
@@ -293,20 +294,28 @@ def test_an_override(tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: 
 
 
 @pytest.mark.parametrize(
-    ("lora", "words"),
-    [({"target_modules": ["no_such_layer"]}, ["lora", "no_such_layer"])],
+    ("targets", "absent"),
+    [
+        (["no_such_layer"], "no_such_layer"),
+        (["q_proj", "v_prj"], "v_prj"),
+        (".*nothing.*", ".*nothing.*"),
+        ("q_proj,v_proj", "(write several names as a list)"),
+    ],
+    ids=str,
 )
-def test_lora_options(
-    lora: dict[str, Any],
-    words: Sequence[str],
+def test_target_modules_are_checked_before_data_are_read(
+    targets: Any,
+    absent: str,
     tiny_base: Path,
-    pairs_file: Path,
     tmp_path: Path,
     refuse: Refuse,
 ) -> None:
-    recipe = overlaid(recipe_of(tiny_base, pairs_file), lora=lora)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("no rows, which reading would say")
+    recipe = overlaid(recipe_of(tiny_base, data), lora={"target_modules": targets})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    for word in words:
+    assert absent in sentence
+    for word in ("lora.target_modules", "q_proj", "down_proj"):
         assert word in sentence
 
 
@@ -366,12 +375,11 @@ def test_base(
 def test_a_base_that_is_nowhere(pairs_file: Path, tmp_path: Path, refuse: Refuse) -> None:
     recipe = overlaid(recipe_of(Path("x"), pairs_file), model={"base": "nobody/nothing"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    assert "nobody/nothing is neither a local folder nor" in sentence
+    assert "nobody/nothing does not exist on this machine" in sentence
 
 
 def test_four_bits_without_a_gpu(
     tiny_base: Path,
-    pairs_file: Path,
     tmp_path: Path,
     refuse: Refuse,
     monkeypatch: pytest.MonkeyPatch,
@@ -379,7 +387,9 @@ def test_four_bits_without_a_gpu(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    recipe = overlaid(recipe_of(tiny_base, pairs_file), model={"quantize": "4bit"})
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("no rows, which reading would say")
+    recipe = overlaid(recipe_of(tiny_base, data), model={"quantize": "4bit"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
     assert "4bit needs a CUDA device" in sentence
 
@@ -605,7 +615,7 @@ def without_tensors(word: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], object], Sequence[str]]] = {
-    "none": (shutil.rmtree, ["No reward model"]),
+    "none": (shutil.rmtree, ["does not exist"]),
     "without plaudit.json": (remove("plaudit.json"), ["no plaudit.json"]),
     "with a broken plaudit.json": (cut("plaudit.json"), ["plaudit.json cannot be read"]),
     "of a newer format": (set_fact("format", 99), ["format 99", "upgrade plaudit"]),

@@ -6,7 +6,6 @@ import gzip
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,10 @@ def planted(
 
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
-    # Messages alone can be refused by a template; near_suite is near_eval against another set.
-    elsewhere = {"template_refused", "near_suite", "prompt_mismatch"}
+    # Messages alone can be refused by a template or hold more than it renders, and media
+    # (test_nothing_vanishes_content.py); near_suite is near_eval against another set.
+    messages = {"template_refused", "not_rendered", "media", "more_than_text"}
+    elsewhere = messages | {"near_suite", "prompt_mismatch"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 
 
@@ -474,11 +475,10 @@ def test_truncation_is_by_the_length_given(tmp_path: Path, tools: Tools) -> None
         ) == (expected)
 
 
-def test_languages_are_counted_where_something_can_tell(tmp_path: Path, tools: Tools) -> None:
+def test_languages_are_counted(tmp_path: Path, tools: Tools) -> None:
     english = "What is the highest mountain that people climb every summer in this country?"
     german = "Welcher ist der höchste Berg, auf den die Leute in diesem Land jeden Sommer steigen?"
     rows = [pair(english, english, english + " " + german[:4])] * 3 + [pair(english, german, "7")]
-    assert tools.language is not None
     facts = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)).facts["languages"]
     assert facts["prompts"] == [{"language": "en", "count": 4}]
     assert {row["language"]: row["count"] for row in facts["responses"]} == {
@@ -487,8 +487,6 @@ def test_languages_are_counted_where_something_can_tell(tmp_path: Path, tools: T
         None: 1,
     }
     assert (facts["responses_in_another"], facts["responses_compared"]) == (1, 7)
-    without = replace(tools, language=None)
-    assert look(without, tmp_path / "rows.jsonl").facts["languages"] is None
 
 
 @pytest.mark.heavy

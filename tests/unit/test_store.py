@@ -103,6 +103,7 @@ MESSAGES = st.lists(
         tools=st.none() | st.lists(st.dictionaries(TEXT, JSON), min_size=1).map(tuple),
         chat_template_kwargs=st.dictionaries(TEXT, JSON, max_size=2),
         metadata=st.dictionaries(TEXT, TEXT | st.floats(allow_nan=False), max_size=2),
+        unusable=st.none() | TEXT,
     )
 )
 def test_a_comparison_comes_back_as_it_was(comparison: Comparison) -> None:

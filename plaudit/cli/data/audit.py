@@ -6,7 +6,7 @@ The audit belongs to the stage ``data``; tokens, scripts and baselines are lent 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from plaudit.recipe import Source
 
 MAX_LENGTH = 2048
-SURE_LANGUAGE = 0.5
-LANGUAGE_CHARACTERS = 2000
-"""Of longer texts the beginning tells the language."""
 
 
 def audit(
@@ -208,30 +205,7 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
         judge=judge,
         bag_of_words=bag_of_words,
         counting=counting,
-        language=language_identifier(),
     )
-
-
-def language_identifier() -> Callable[[str], str | None] | None:
-    """py3langid's answer where it is more likely than not; None where it is not installed.
-
-    Its model comes with the package; nothing is downloaded.
-    """
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        return None
-    identifier = LanguageIdentifier.from_model_file(
-        MODEL_FILE, norm_probs=True, min_confidence=SURE_LANGUAGE
-    )
-
-    def identify(text: str) -> str | None:
-        if not text.strip():
-            return None
-        name, _ = identifier.classify(text[:LANGUAGE_CHARACTERS])
-        return None if name in ("und", "zxx") else str(name)
-
-    return identify
 
 
 def estimate(text: Any) -> Counting:
@@ -300,7 +274,9 @@ def count_with(name: str) -> Counting:
 
     def measure(comparisons: Any) -> list[Size | Refusal]:
         return [
-            Refusal(detail=outcome.detail) if isinstance(outcome, Refused) else size(outcome)
+            Refusal(reason=outcome.reason, field=outcome.field)
+            if isinstance(outcome, Refused)
+            else size(outcome)
             for outcome in encode(encoder, comparisons)
         ]
 

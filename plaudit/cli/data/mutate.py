@@ -27,7 +27,9 @@ def show_operators(asked: bool) -> None:
         from plaudit.data.operators.table import OPERATORS
 
         for operator in OPERATORS.values():
-            print(f"{operator.name:20} {operator.kind:10} {operator.severity:8} {operator.what}")
+            languages = ",".join(sorted(operator.languages or {"any"}))
+            named = f"{operator.name:20} {operator.kind:10} {operator.severity:8} {languages:4}"
+            print(f"{named} {operator.what}")
         raise typer.Exit
 
 
@@ -95,12 +97,19 @@ def mutate(
         write_rows(out, only_written(ledger, outcomes))
     add_dataset_info(out, writer)
     if json:
-        facts = {"rows": len(comparisons), "not_made": dict(made.refused), **asdict(ledger)}
+        facts = {
+            "rows": len(comparisons),
+            "not_made": dict(made.refused),
+            "languages": dict(made.languages),
+            **asdict(ledger),
+        }
         print(json_module.dumps(facts))
     made_from = f"{len(comparisons):,} rows and {len(chosen)} operators"
     lines = [f"{made_from} made {len(made.comparisons):,} pairs, in the format {writer.name}"]
     if made.refused:
         lines.append(f"  none, by reason and times: {times(made.refused)}")
+    if set(made.languages) - {"en"}:
+        lines.append(f"  languages of the rows: {times(made.languages)}")
     for line in (*lines, *ledger_lines(ledger, out)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

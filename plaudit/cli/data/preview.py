@@ -30,7 +30,8 @@ def preview(
         str | None, typer.Option(help="A reward model, or a base to train on, by folder or Hub id.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A recipe, in place of --model: its base and its tokens.")
+        Path | None,
+        typer.Option(help="Recipe (file, shipped name or run folder), in place of --model."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first on.")] = 3,
     row: Annotated[
@@ -171,11 +172,13 @@ def _show(
     from plaudit.report.preview import remarks
     from plaudit.tokens.preview import show
 
-    reasons = [why_untrainable(comparison) for comparison in comparisons]
-    return [
-        (shown, remarks(shown, None if reason is None else EXPLANATIONS[reason]))
-        for shown, reason in zip(show(encoder, comparisons), reasons, strict=True)
-    ]
+    rows = []
+    for comparison, shown in zip(comparisons, show(encoder, comparisons), strict=True):
+        reason = why_untrainable(comparison)
+        # The reason for which a row is not encoded is said once.
+        said = reason is None or reason == shown.reason
+        rows.append((shown, remarks(shown, None if said else EXPLANATIONS[str(reason)])))
+    return rows
 
 
 def _print(

@@ -6,6 +6,7 @@ of the rows it complains of. What the cleaned copy does with them is said in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +19,7 @@ from plaudit.data.audit import chat
 from plaudit.data.audit.columns import REASONS
 from plaudit.data.audit.evidence import Evidence, first_of_equals
 from plaudit.data.audit.shingles import GRAM_WORDS, NEAR
+from plaudit.types import MEDIA
 
 Severity: TypeAlias = Literal["serious", "worth a look", "for your information"]
 
@@ -98,7 +100,18 @@ def _counted(evidence: Evidence) -> dict[str, Any]:
 
 def template_refused(evidence: Evidence) -> Found:
     """Rows that the chat template refuses to render."""
-    return Found(rows_M=np.flatnonzero(evidence.column("refused")))
+    media = evidence.column("reason") == REASONS.index(MEDIA) + 1
+    refused = (evidence.column("refused") != 0) & (evidence.column("unrendered") == 0) & ~media
+    return Found(rows_M=np.flatnonzero(refused))
+
+
+def not_rendered(evidence: Evidence) -> Found:
+    """Rows with a field or a turn that the chat template leaves out; how many by field."""
+    code_N = evidence.column("unrendered")
+    rows = np.flatnonzero(code_N)
+    counts = Counter(code_N[rows].tolist()).most_common()
+    fields = {evidence.columns.names[code]: count for code, count in counts}
+    return Found(rows_M=rows, details={"fields": fields})
 
 
 def _renders(evidence: Evidence) -> bool:
@@ -366,6 +379,26 @@ CHECKS: Final[tuple[Check, ...]] = (
         looks=_renders,
     ),
     Check(
+        name="not_rendered",
+        title="Not rendered by the chat template",
+        severity="serious",
+        find=not_rendered,
+        why="A field or a turn (tool calls, tools, reasoning, a tool's answer) leaves no trace in "
+        "the rendered text. Training and scoring skip the row.",
+        advice="Use a chat template that renders it, or put it into the text of a turn.",
+        fix="drop",
+        looks=_renders,
+    ),
+    Check(
+        name="media",
+        title="Images, audio or video",
+        severity="serious",
+        find=_reason(MEDIA),
+        why="Only text is read. Training and scoring skip the row.",
+        advice="Drop the rows, or describe the media in the text.",
+        fix="drop",
+    ),
+    Check(
         name="special_tokens",
         title="Stray special tokens",
         severity="serious",
@@ -452,6 +485,16 @@ CHECKS: Final[tuple[Check, ...]] = (
         find=mixed_scripts,
         why="The label may be about the language and not about the answer.",
         advice="Look at the examples.",
+    ),
+    Check(
+        name="more_than_text",
+        title="Turns with more than text",
+        severity="for your information",
+        find=_problem("more_than_text"),
+        why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
+        "that are not rendered in full are skipped.",
+        advice="Name the base with --tokenizer to see what its chat template renders.",
+        looks=lambda evidence: not _renders(evidence),
     ),
     Check(
         name="ties",

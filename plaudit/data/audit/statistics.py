@@ -14,6 +14,7 @@ from plaudit.data.audit.evidence import Evidence
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import Progress
 from plaudit.data.audit.shingles import evenly_spaced
+from plaudit.data.language import identify_language
 from plaudit.types import Comparison, FloatArray
 
 LENGTHS: Final = (512, 1024, 2048, 4096)
@@ -43,7 +44,7 @@ def lengths(evidence: Evidence) -> dict[str, Any]:
         "prompt_characters": evidence.column("prompt_characters"),
         "better_characters": characters_R[differ & (grade_R == best_N[row_R])],
         "worse_characters": characters_R[differ & (grade_R == worst_N[row_R])],
-        "conversation_tokens": evidence.column("longest")[~evidence.column("refused")],
+        "conversation_tokens": evidence.column("longest")[evidence.column("refused") == 0],
     }
     return {name: spread(values) for name, values in found.items()}
 
@@ -102,23 +103,21 @@ def _counted(evidence: Evidence, codes: Array) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["count"], row["script"] or ""))
 
 
-def languages(evidence: Evidence) -> dict[str, Any] | None:
-    """Languages of prompts and responses of evenly spaced rows; None if nothing can tell them.
+def languages(evidence: Evidence) -> dict[str, Any]:
+    """Languages of prompts and responses of evenly spaced rows.
 
     ``responses_in_another`` are those in another language than their prompt, of
     ``responses_compared`` where both are known.
     """
-    language, text = evidence.tools.language, evidence.tools.text
-    if language is None:
-        return None
+    text = evidence.tools.text
     rows = evenly_spaced(evidence.data, LANGUAGE_ROWS)
     prompts: Counter[str | None] = Counter()
     responses: Counter[str | None] = Counter()
     compared = another = 0
     for row in rows.tolist():
         comparison = evidence.rows[row]
-        asked = language(text(comparison.prompt))
-        answered = [language(text(response)) for response in comparison.responses]
+        asked = identify_language(text(comparison.prompt))
+        answered = [identify_language(text(response)) for response in comparison.responses]
         prompts[asked] += 1
         responses.update(answered)
         known = [name for name in answered if name is not None and asked is not None]

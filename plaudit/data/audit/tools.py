@@ -26,9 +26,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a comparison cannot become tokens."""
+    """Why a comparison cannot become tokens; ``field`` is what the chat template leaves out."""
 
-    detail: str
+    reason: str
+    field: str
 
 
 Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
@@ -53,9 +54,7 @@ class Tools:
 
     ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
     text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
-    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others. ``language``
-    names the language of a text (ISO 639), None where it cannot tell; None if nothing is installed
-    that could.
+    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others.
     """
 
     text: Callable[[Turns], str]
@@ -63,4 +62,3 @@ class Tools:
     judge: Callable[[FloatArray], Mapping[str, Any]]
     bag_of_words: Fitted
     counting: Counting
-    language: Callable[[str], str | None] | None = None

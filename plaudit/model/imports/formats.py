@@ -6,7 +6,6 @@ recognises a folder opens it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
+from plaudit.files import missing_path
 from plaudit.model.artefact import (
     FACTS_FILE,
     RUN_FILES,
@@ -164,8 +164,11 @@ def locate(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     named = str(source)
-    if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
-        raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
+    if folder.exists():
+        raise ModelError(f"{source} is a file; expected the folder of a reward model or a Hub id.")
+    missing = missing_path(named)
+    if missing is not None:
+        raise ModelError(f"{missing}; expected the folder of a reward model or a Hub id.")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

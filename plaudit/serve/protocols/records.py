@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from plaudit.serve.refusal import RefusalError
-from plaudit.types import Text
+from plaudit.types import MEDIA_COLUMNS, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Dialogue:
 
     prompt: Text
     responses: tuple[Text, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -90,9 +92,25 @@ class Scored:
 
 
 class Body(BaseModel):
-    """A request body. Keys that a protocol's clients send and this server has no use for pass."""
+    """A request body. Keys that a protocol's clients send and this server has no use for pass,
+    those that hold images, audio or video excepted: they are part of what is to be scored.
+    """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_media(cls, body: Any) -> Any:
+        for name in sorted(MEDIA_COLUMNS) if isinstance(body, Mapping) else ():
+            if body.get(name):
+                raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
+        return body
+
+
+Element = TypeVar("Element")
+Many: TypeAlias = Annotated[list[Element], Field(fail_fast=True)]
+"""A list in a request. Validation ends at its first wrong element: a megabyte of wrong ones would
+otherwise take seconds to report."""
 
 
 def keys_of(body: Any) -> frozenset[str] | None:
