@@ -17,6 +17,7 @@ from plaudit.evaluate.contestants import score
 from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.run import data_facts
 from plaudit.evaluate.table import Pairs, pairs
+from plaudit.manifest import TRAINING_FILE
 from plaudit.model.artefact import (
     FACTS_FILE,
     ArtefactFacts,
@@ -118,14 +119,20 @@ def check_plaudit_folder(folder: Path) -> None:
     """Say before anything is loaded that a temperature cannot be stored there.
 
     Raises:
-        ModelError: it is no folder with a ``plaudit.json``.
+        ModelError: it is a checkpoint, an unfinished run, or no folder with a ``plaudit.json``.
     """
-    if (folder / FACTS_FILE).is_file():
-        return
-    if folder.is_dir() and (run := run_of(folder)) is not None:
+    run = run_of(folder) if folder.is_dir() else None
+    if run is not None:
         raise ModelError(
             f"{folder} is a checkpoint, and only the run has a temperature; calibrate {run}."
         )
+    if (folder / TRAINING_FILE).is_file():
+        raise ModelError(
+            f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
+            "with plaudit train --resume."
+        )
+    if (folder / FACTS_FILE).is_file():
+        return
     raise ModelError(
         f"{folder} is no local plaudit folder (no {FACTS_FILE}), so there is nowhere to store a "
         "temperature; download a plaudit model with plaudit pull, or convert another tool's with "
