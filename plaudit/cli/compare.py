@@ -110,7 +110,7 @@ def models_table(facts: Mapping[str, Any]) -> Table:
     for model in facts["models"]:
         table.add_row(
             Text(model["name"]),
-            _ended(model["accuracy"], model["accuracy_bootstrap_ci95"]),
+            _ended(model["accuracy"], model["accuracy_ci95"]),
             against_leader(facts, "accuracy", model["name"]),
             _ended(model["nll"], model["nll_ci95"]),
             against_leader(facts, "nll", model["name"]),

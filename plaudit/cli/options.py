@@ -57,16 +57,20 @@ Recipe: TypeAlias = Annotated[
 ]
 BaseModel: TypeAlias = Annotated[
     str | None,
-    typer.Option("--model", help="Path or Hub id of the base model (model.base)."),
+    typer.Option("--model", metavar="BASE", help="Path or Hub id of the base (model.base)."),
 ]
 TrainData: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--data", help="File, folder or Hub id to train on (data.train); repeatable."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="File, folder or Hub id to train on (data.train); repeatable.",
+    ),
 ]
 TestData: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--test", help="File, folder or Hub id to evaluate once, after training (data.test)."
+        "--test", metavar="DATA", help="Evaluated once, after training (data.test); repeatable."
     ),
 ]
 FromLlamaFactory: TypeAlias = Annotated[

@@ -184,11 +184,15 @@ def _judges(block: Mapping[str, Any]) -> Table:
 
 def _probabilities(block: Mapping[str, Any]) -> Table:
     table = _table("probabilities", "log loss", "Brier", "ECE", "ECE, equal count")
-    temperature = block["temperature"]
+    stored, fitted = (
+        "" if block[key] is None else f"{block[key]:.3g}"
+        for key in ("stored_temperature", "temperature")
+    )
     titles = {
-        "as_trained": "as trained",
-        "temperature": "" if temperature is None else f"temperature {temperature:.3g}",
-        "isotonic": "isotonic",
+        "as_trained": "uncalibrated",
+        "stored": f"stored temperature {stored}",
+        "temperature": f"temperature {fitted}, cross-fitted",
+        "isotonic": "isotonic, cross-fitted",
     }
     for way, facts in block["calibrations"].items():
         if facts is not None and block["pairs"]:

@@ -106,6 +106,7 @@ def evaluate(
         baselines=measure_baselines(BASELINES, fitted_on, kept),
         baselines_fitted_on=fitted_comparisons(fitted_on),
         behaviour=probed,
+        stored_temperature=reward_model.facts.temperature or 1.0,
         seed=seed,
     )
     metrics = json_safe(

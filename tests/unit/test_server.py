@@ -657,6 +657,7 @@ def double_the_head(folder: Path) -> None:
         path,
         metadata={"format": "pt"},
     )
+    (folder / "manifest.json").unlink()
 
 
 def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Path) -> None:

@@ -192,11 +192,13 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
     from plaudit.evaluate.baselines import bag_of_words, response_text
     from plaudit.evaluate.features import letters_by_script
 
-    def judge(delta_P: Any) -> dict[str, Any]:
+    def judge(delta_P: Any, group_P: Any) -> dict[str, Any]:
         pairs = len(delta_P)
+        interval = metrics.share_interval(metrics.pair_credits(delta_P), group_P)
         return {
             "accuracy": metrics.accuracy_half_ties(delta_P) if pairs else None,
-            "accuracy_ci95": metrics.wilson(float(metrics.pair_credits(delta_P).sum()), pairs),
+            "accuracy_ci95": interval.shown,
+            "accuracy_ci95_method": interval.method,
             "ties": metrics.ties(delta_P),
             "pairs": pairs,
         }

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy.typing as npt
+
 from plaudit.types import Comparison, FloatArray, Turns
 
 Fitted: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
@@ -55,12 +57,13 @@ class Tools:
     """Functions of other stages.
 
     ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
-    text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
-    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others.
+    text by script. ``judge`` turns differences (winner less loser) and the prompts of their pairs
+    into accuracy, interval, ties and pairs. ``bag_of_words`` is fitted on some comparisons and
+    judges others.
     """
 
     text: Callable[[Turns], str]
     scripts: Callable[[str], Mapping[str, int]]
-    judge: Callable[[FloatArray], Mapping[str, Any]]
+    judge: Callable[[FloatArray, npt.NDArray[Any]], Mapping[str, Any]]
     bag_of_words: Fitted
     counting: Counting
