@@ -129,9 +129,6 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 class DataSection(Section):
     """Which comparisons train, which choose the checkpoint, which are evaluated once, at the end.
 
-    ``as_chat`` says what becomes of plain text where the base has a chat template: true makes the
-    prompt a user turn and each response an assistant turn, false keeps the text as it stands.
-    Unset, text is kept too, and the run says so.
     ``eval_rows`` holds out that many rows, in place of a fraction. ``exhaust`` is for sources with
     a ``share``: they are taken until the ``first`` runs out, or until ``all`` have, rows of the
     smaller ones repeated.
@@ -152,8 +149,8 @@ class DataSection(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train held out as test set."""
     as_chat: bool | None = None
-    """Plain text on a base with a chat template: true makes it turns, false keeps it; unset keeps
-    it and says so."""
+    """Plain text on a base with a chat template: true makes it turns, false and null keep it, null
+    with a warning."""
     split_by: Literal["prompt", "row"] = "prompt"
     """prompt keeps all rows of one prompt on one side of a split."""
     seed: Annotated[int, Field(ge=0)] = 42
