@@ -627,6 +627,7 @@ def test_several_models_answer_by_name_and_a_new_version_takes_over(
             # As ``plaudit serve`` does, which would keep the old version for ever.
             gc.freeze()
             reloaded = server.post("/v1/models/second/reload", {})
+            assert reloaded.status_code == 200, reloaded.text
             assert gc.get_freeze_count() == 0
             assert {call.result().status_code for call in calls} == {200}
         assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
@@ -657,6 +658,7 @@ def double_the_head(folder: Path) -> None:
         path,
         metadata={"format": "pt"},
     )
+    # Which would call the change damage.
     (folder / "manifest.json").unlink()
 
 

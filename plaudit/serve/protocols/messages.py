@@ -25,7 +25,7 @@ class ChatMessage(BaseModel):
 
 Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
 Tools: TypeAlias = Annotated[
-    Many[dict[str, Any]] | None,
+    Annotated[tuple[dict[str, Any], ...], Field(fail_fast=True)] | None,
     Field(description="Schemas of tools for the chat template, which must render them."),
 ]
 TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
@@ -102,7 +102,7 @@ def ask_of(request: InputRequest | ChatRequest) -> Ask:
     dialogue = Dialogue(
         prompt=as_text(before),
         responses=(as_text([last]),),
-        tools=tuple(request.tools or ()) or None,
+        tools=request.tools or None,
         template_kwargs=request.chat_template_kwargs or {},
     )
     return Ask(model=request.model, parts=(dialogue,), keep_last=cut)

@@ -83,7 +83,7 @@ def read_rewards(request: RewardsRequest) -> Ask:
     dialogue = Dialogue(
         prompt=as_text(request.prompt),
         responses=tuple(map(as_text, request.responses)),
-        tools=tuple(request.tools or ()) or None,
+        tools=request.tools or None,
     )
     return Ask(model=request.model, parts=(dialogue,), along=request.along)
 
@@ -112,7 +112,7 @@ def read_compare(request: CompareRequest) -> Ask:
     dialogue = Dialogue(
         prompt=as_text(request.prompt),
         responses=(as_text(request.a), as_text(request.b)),
-        tools=tuple(request.tools or ()) or None,
+        tools=request.tools or None,
     )
     return Ask(model=request.model, parts=(dialogue,))
 
