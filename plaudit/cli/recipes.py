@@ -93,8 +93,8 @@ def _started(request: RecipeRequest, command: str) -> Chosen:
         options = " ".join(f"--data {shlex.quote(name)}" for name in files)
         raise RecipeError(
             f"{' and '.join(missing)} must be named where no recipe is; type: plaudit {command} "
-            f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe to "
-            "edit)."
+            f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe "
+            "to edit)."
         )
     return Chosen(recipe=draft.check(), name=Path(str(base)).name or "run")
 
