@@ -208,7 +208,7 @@ def flash_preference_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
 
 def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dict[str, Any]:
     """``plaudit plan``'s memory for this step, in bytes by part."""
-    from plaudit.plan.estimate import Counts, activation_dtype, plan
+    from plaudit.plan.estimate import Split, activation_dtype, plan
     from plaudit.plan.facts import read_config
     from plaudit.plan.gpus import choose
     from plaudit.plan.lengths import given
@@ -235,7 +235,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
         recipe,
         size=measure(read_config(name), recipe.lora, activations=activation_dtype(recipe)),
         lengths=given(prompt, response),
-        counts=Counts(train=1000),
+        split=Split.of(1000, 0, 0),
         gpus=choose("H100"),
         packed=True,
         auto_tokens=MICROBATCH_TOKENS,

@@ -1,7 +1,7 @@
 """The cache folder: Arrow files that are costly to make, kept under a key of all that decides them.
 
 An entry is ``<name>.arrow`` and ``<name>.json``, which comes last and holds the facts it was made
-from and a checksum. Deleting any of it, at any time, costs nothing but making it again.
+from and checksums. Deleting any of it, at any time, costs nothing but making it again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from plaudit.arrow import MappedTable
 from plaudit.errors import OutputError
 from plaudit.files import write_json
+from plaudit.manifest import checksum, checksum_of
 
 logger = logging.getLogger("plaudit")
 
@@ -109,13 +109,9 @@ def _temporary(name: str, key: str, facts: Mapping[str, Any], build: Build) -> M
 def _make(path: Path, facts: Mapping[str, Any], build: Build) -> None:
     partial, arrow = path.with_name(f".{path.name}.partial"), path.with_name(f"{path.name}.arrow")
     try:
-        record = build(partial)
-        checksum = _checksum(partial)
+        note = {"facts": facts, "record": build(partial), "xxh3_128": checksum(partial)}
         partial.replace(arrow)
-        write_json(
-            path.with_name(f"{path.name}.json"),
-            {"facts": facts, "record": record, "checksum": checksum},
-        )
+        write_json(path.with_name(f"{path.name}.json"), {**note, "note": checksum_of(note)})
     except OSError as error:
         raise OutputError(
             f"{arrow} could not be written ({error.strerror or error}); free some space, or set "
@@ -127,26 +123,24 @@ def _make(path: Path, facts: Mapping[str, Any], build: Build) -> None:
 
 
 def _open(path: Path, key: str, facts: Mapping[str, Any]) -> MappedTable | None:
-    """The entry, or None where there is none or where it is not what was written."""
-    arrow, note = path.with_name(f"{path.name}.arrow"), path.with_name(f"{path.name}.json")
+    """The entry, or None where there is none or where it is damaged, which is logged."""
+    arrow, path = path.with_name(f"{path.name}.arrow"), path.with_name(f"{path.name}.json")
     try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if noted["facts"] != facts or noted["checksum"] != _checksum(arrow):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if note.pop("note") != checksum_of(note) or note["xxh3_128"] != checksum(arrow):
+            raise ValueError("other bytes than were written")
+        if note["facts"] != facts:
             return None
-        table = MappedTable(arrow, key=key, record=noted["record"])
-        for file in (arrow, note):
+        table = MappedTable(arrow, key=key, record=note["record"])
+        for file in (arrow, path):
             os.utime(file)
         return table
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+    except FileNotFoundError:
         return None
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # pyarrow's errors are ValueErrors.
+        logger.warning("The cache entry %s is damaged (%s) and is made again.", arrow, error)
+        return None
 
 
 def _remove_unused(folder: Path) -> None:

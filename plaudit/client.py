@@ -24,7 +24,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.given import refuse_no_list
+from plaudit.given import Row, check_request, check_rows
 from plaudit.types import Best, Text, TokenReward
 
 try:
@@ -81,8 +81,6 @@ class Wait:
 
 Reply: TypeAlias = "httpx.Response | httpx.TransportError | None"
 Talk: TypeAlias = Generator[Send | Wait, Reply, Answer]
-Row: TypeAlias = tuple[Text, Sequence[Text]]
-"""A prompt and its responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +97,7 @@ class Protocol:
     chance: random.Random = field(default_factory=random.Random)
 
     def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool) -> Talk[Rewards]:
-        refuse_no_list(responses)
+        check_request(prompt, responses)
         body = {
             "prompt": _plain(prompt),
             "responses": [_plain(response) for response in responses],
@@ -110,6 +108,7 @@ class Protocol:
             return _rewards_of(answer)
 
     def prefer(self, prompt: Text, a: Text, b: Text) -> Talk[float]:
+        check_request(prompt, [a, b])
         body = {"prompt": _plain(prompt), "a": _plain(a), "b": _plain(b)}
         answer = yield from self._ask("POST", "v1/compare", body)
         with self._as_agreed():
@@ -240,6 +239,17 @@ class RewardClient:
         """
         return self._run(self._protocol.rewards(prompt, responses, along=along))
 
+    def score_many(
+        self,
+        rows: Sequence[Row],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[list[float] | RequestRefusedError]:
+        """One reward per response of every row, as :meth:`RewardModel.score_many`."""
+        found = self.rewards_of_many(rows, concurrency=concurrency, on_progress=on_progress)
+        return list(map(_only_rewards, found))
+
     def rewards_of_many(
         self,
         rows: Sequence[Row],
@@ -253,6 +263,7 @@ class RewardClient:
         rows in all. ServerError ends all of it.
         """
         _check_concurrency(concurrency)
+        rows = check_rows(rows)
         counter = _Counter(len(rows), on_progress)
         stop = threading.Event()
 
@@ -354,6 +365,17 @@ class AsyncRewardClient:
         """Rewards with probabilities, ranks and token counts."""
         return await self._run(self._protocol.rewards(prompt, responses, along=along))
 
+    async def score_many(
+        self,
+        rows: Sequence[Row],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[list[float] | RequestRefusedError]:
+        """One reward per response of every row."""
+        found = await self.rewards_of_many(rows, concurrency=concurrency, on_progress=on_progress)
+        return list(map(_only_rewards, found))
+
     async def rewards_of_many(
         self,
         rows: Sequence[Row],
@@ -363,6 +385,7 @@ class AsyncRewardClient:
     ) -> list[Rewards | RequestRefusedError]:
         """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time."""
         _check_concurrency(concurrency)
+        rows = check_rows(rows)
         counter = _Counter(len(rows), on_progress)
         found: list[Rewards | RequestRefusedError | None] = [None] * len(rows)
         left = iter(enumerate(rows))
@@ -455,13 +478,7 @@ def _check_concurrency(concurrency: int) -> None:
 
 def _plain(text: Text) -> str | list[dict[str, Any]]:
     """A text or messages as JSON has them."""
-    if isinstance(text, str):
-        return text
-    if not all(isinstance(message, Mapping) for message in text):
-        raise DataError(
-            "A message needs role and content; give [{'role': 'user', 'content': …}] or plain text."
-        )
-    return [dict(message) for message in text]
+    return text if isinstance(text, str) else [dict(message) for message in text]
 
 
 def _as_json(body: Mapping[str, Any]) -> bytes:
@@ -495,6 +512,10 @@ def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
             for steps in along
         ),
     )
+
+
+def _only_rewards(found: Rewards | RequestRefusedError) -> list[float] | RequestRefusedError:
+    return found if isinstance(found, RequestRefusedError) else list(found.rewards)
 
 
 def _only(found: Rewards) -> list[TokenReward]:

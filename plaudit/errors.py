@@ -12,7 +12,14 @@ class PlauditError(Exception):
 
 
 class RecipeError(PlauditError):
-    """The recipe, or a value set on the command line, cannot be used."""
+    """The recipe, or a value set on the command line, cannot be used.
+
+    ``problems`` are all that were found, one sentence each; the message has each on its own line.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class DataError(PlauditError):

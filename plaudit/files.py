@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -36,6 +37,35 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         # Where the folder itself cannot be there, neither can the temporary file.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def missing_path(name: str) -> str | None:
+    """What to say where ``name`` can only be a path and nothing is there, as half a sentence.
+
+    None for what is there, and for what may be an id on the Hub: ``model`` or ``owner/model``.
+    """
+    path = Path(name)
+    if path.exists() or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
+        return None
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+    return f"{name} does not exist{hint}"
+
+
+def check_writable(path: Path) -> None:
+    """Say early that a file or folder cannot be made at ``path``. Makes nothing.
+
+    Raises:
+        OutputError: the folder above it is a file or may not be written.
+    """
+    above = path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise as_output_error(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), path)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise as_output_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from plaudit.errors import RecipeError
 from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
@@ -67,19 +68,110 @@ OWNED_LORA: dict[str, str] = {
 }
 """``lora`` keys that plaudit sets itself, and what to do instead."""
 
-MOVED: dict[str, str] = {
-    "warmup_ratio": "write warmup_steps with a value below 1",
-    "evaluation_strategy": "it is called eval_strategy now",
-    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
-    "no_cuda": "it is called use_cpu now",
-    "batch_size": "it is called per_device_train_batch_size",
-    "epochs": "it is called num_train_epochs",
-    "lr": "it is called learning_rate",
-    "rank": "it is called r",
-    "alpha": "it is called lora_alpha",
-    "dropout": "it is called lora_dropout",
+ALIASES: dict[str, str] = {
+    "model_name_or_path": "model.base",
+    "model_name": "model.base",
+    "model_path": "model.base",
+    "model_id": "model.base",
+    "base_model": "model.base",
+    "base_model_name_or_path": "model.base",
+    "pretrained_model_name_or_path": "model.base",
+    "pretrain": "model.base",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "load_in_4bit": "model.quantize",
+    "quantization_bit": "model.quantize",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_name": "data.train",
+    "dataset_path": "data.train",
+    "dataset_name_or_path": "data.train",
+    "data_path": "data.train",
+    "train_data": "data.train",
+    "train_dataset": "data.train",
+    "train_file": "data.train",
+    "train_files": "data.train",
+    "eval_data": "data.eval",
+    "eval_dataset": "data.eval",
+    "eval_file": "data.eval",
+    "val_file": "data.eval",
+    "val_files": "data.eval",
+    "valid_data": "data.eval",
+    "validation_file": "data.eval",
+    "test_data": "data.test",
+    "test_dataset": "data.test",
+    "test_file": "data.test",
+    "val_size": "data.eval_fraction",
+    "val_set_size": "data.eval_fraction",
+    "validation_split": "data.eval_fraction",
+    "template": "tokens.chat_template",
+    "cutoff_len": "tokens.max_length",
+    "max_len": "tokens.max_length",
+    "max_seq_len": "tokens.max_length",
+    "max_seq_length": "tokens.max_length",
+    "model_max_length": "tokens.max_length",
+    "sequence_len": "tokens.max_length",
+    "loss_type": "loss.kind",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "scheduler": "train.lr_scheduler_type",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "max_epochs": "train.num_train_epochs",
+    "batch_size": "train.per_device_train_batch_size",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "micro_train_batch_size": "train.per_device_train_batch_size",
+    "train_batch_size": "train.per_device_train_batch_size",
+    "eval_batch_size": "train.per_device_eval_batch_size",
+    "grad_accum": "train.gradient_accumulation_steps",
+    "gradient_accumulation": "train.gradient_accumulation_steps",
+    "optimizer": "train.optim",
+    "evaluation_strategy": "train.eval_strategy",
+    "no_cuda": "train.use_cpu",
+    "use_wandb": "train.report_to",
 }
-"""Names other versions and tools use, and what to write here."""
+"""Keys that other trainers and versions use, and the key here that means the same."""
+
+ADVICE: dict[str, str] = {
+    "warmup_ratio": "write train.warmup_steps with a value below 1",
+    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
+    "use_peft": "a lora section trains an adapter, `lora: null` trains all weights",
+    "use_lora": "a lora section trains an adapter, `lora: null` trains all weights",
+    "finetuning_type": "a lora section trains an adapter, `lora: null` trains all weights",
+    "max_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
+    "max_train_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
+    "save_path": "say where the run goes with --out",
+}
+"""Keys of other trainers and versions that no single key here stands for, and what to do."""
+
+VALUE_ALIASES: dict[str, dict[str, str]] = {
+    "lora.target_modules": dict.fromkeys(("all", "all_linear", "all-linears"), "all-linear"),
+    "model.dtype": {
+        "bf16": "bfloat16",
+        "torch.bfloat16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "torch.float16": "float16",
+        "fp32": "float32",
+        "float": "float32",
+        "torch.float32": "float32",
+    },
+    "model.quantize": dict.fromkeys(("4", "True", "int4", "nf4", "fp4"), "4bit"),
+    "loss.kind": dict.fromkeys(("bt", "bradley-terry", "sigmoid"), "bradley_terry"),
+    "train.optim": dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),
+}
+"""Values that other trainers and versions use, by key, and the value here that means the same."""
+
+FILE_KEYS = ("accelerator_config", "deepspeed", "fsdp_config")
+"""``train`` keys whose text is the path of a file."""
 
 
 class Range(NamedTuple):
@@ -161,21 +253,84 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def unknown_key(section: str, name: Any, known: Sequence[str]) -> str:
-    """The sentence for a key that a section does not have; ``section`` is empty at the top."""
-    dotted = f"{section}.{name}" if section else str(name)
+KeyPath: TypeAlias = tuple[str | int, ...]
+"""The way to a key: names of sections and keys, numbers of list entries."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a recipe. ``sentence`` is None for a key that its section lacks."""
+
+    path: KeyPath
+    sentence: str | None
+
+
+class SectionError(ValueError):
+    """All problems of a section; pydantic collects errors that are ValueErrors."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(str(problem.sentence) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def meant(
+    section: str, name: str, known: Sequence[str], keys: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The dotted keys that a person most likely meant by an unknown one of a section.
+
+    ``known`` are the keys of the section, whose name is empty at the top; ``keys`` are those of
+    every section by its name.
+    """
+    if name.lower() in ALIASES:
+        return [ALIASES[name.lower()]]
+    homes = [f"{home}.{name}" for home, names in keys.items() if name in names]
+    if homes:
+        return homes
+    guess = nearest(name, known)
+    if guess is not None:
+        return [f"{section}.{guess}" if section else guess]
+    dotted = {key: f"{home}.{key}" for home, names in keys.items() for key in names}
+    return [dotted[far] for far in difflib.get_close_matches(name, dotted, n=1, cutoff=0.8)]
+
+
+def unknown_key(
+    section: str, name: str, known: Sequence[str], keys: Mapping[str, Sequence[str]]
+) -> str:
+    """The sentence for a key that a section does not have; the arguments are those of `meant`."""
+    dotted = f"{section}.{name}" if section else name
     place = f"the {section} section" if section else "a recipe"
-    if str(name) in MOVED and section in ("train", "lora"):
-        return f"`{dotted}` is not a key of {place}: {MOVED[str(name)]}."
-    guess = nearest(str(name), known)
-    if guess:
-        return f"`{dotted}` is not a key of {place}; did you mean `{guess}`?"
+    advice = ADVICE.get(name) or OWNED_TRAIN.get(name)
+    if advice is not None:
+        return f"`{dotted}` is not a key of {place}: {advice}."
+    guesses = [
+        f"`{guess.removeprefix(f'{section}.')}`" for guess in meant(section, name, known, keys)
+    ]
+    if guesses:
+        return f"`{dotted}` is not a key of {place}; did you mean {either(guesses)}?"
     return f"`{dotted}` is not a key of {place}; it knows {', '.join(known)}."
 
 
+def open_keys(section: Literal["train", "lora"]) -> list[str]:
+    """The keys of a section of another library that a recipe may set."""
+    table, owned = {
+        "train": (TRAINING_ARGUMENTS, OWNED_TRAIN),
+        "lora": (LORA_CONFIG, OWNED_LORA),
+    }[section]
+    return [name for name in table if name not in owned]
+
+
 def check_train(given: Any) -> dict[str, Any]:
-    """The ``train`` section, its numbers converted, or a RecipeError."""
-    return _check_section("train", given, TRAINING_ARGUMENTS, OWNED_TRAIN)
+    """The ``train`` section, its numbers converted.
+
+    Raises:
+        SectionError: keys that it cannot have, or values that they cannot.
+    """
+    checked = _check_section("train", given, TRAINING_ARGUMENTS, OWNED_TRAIN)
+    return {k: user_path(v) if k in FILE_KEYS else v for k, v in checked.items()}
+
+
+def user_path(value: Any) -> Any:
+    """A path in text with ``~`` replaced by the home folder; anything else as it is."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
 
 
 def check_lora(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -183,6 +338,9 @@ def check_lora(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any] | None
 
     ``modules_to_save`` names modules trained whole beside the adapter; the ``score`` head always
     is one of them.
+
+    Raises:
+        SectionError: keys that it cannot have, or values that they cannot.
     """
     if given is None:
         return None
@@ -193,17 +351,27 @@ def _check_section(
     section: str, given: Any, table: Mapping[str, Key], owned: Mapping[str, str]
 ) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise RecipeError(f"`{section}` is {shown(given)}, but must be a mapping of keys.")
-    checked = {}
+        sentence = f"`{section}` is {shown(given)}, but must be a mapping of keys."
+        raise SectionError([Problem((), sentence)])
+    checked, problems = {}, []
     for name, value in given.items():
+        dotted = f"{section}.{name}"
         if name in owned:
-            raise RecipeError(
-                f"`{section}.{name}` is set by plaudit and cannot stand in a recipe: {owned[name]}."
+            problems.append(
+                Problem(
+                    (name,),
+                    f"`{dotted}` is managed by plaudit; remove it from the recipe: {owned[name]}.",
+                )
             )
-        if name not in table:
-            known = [key for key in table if key not in owned]
-            raise RecipeError(unknown_key(section, name, known))
-        checked[name] = _check_value(f"{section}.{name}", name, value, table[name])
+        elif name not in table:
+            problems.append(Problem((name,), None))
+        else:
+            try:
+                checked[name] = _check_value(dotted, name, value, table[name])
+            except RecipeError as error:
+                problems.append(Problem((name,), str(error)))
+    if problems:
+        raise SectionError(problems)
     # The table's order, so that two recipes that say the same are written the same.
     return {name: checked[name] for name in table if name in checked}
 
@@ -215,6 +383,9 @@ def _check_value(dotted: str, name: str, value: Any, key: Key) -> Any:
     value = _as_number(value, key)
     if not _has_type(value, key) or (isinstance(value, float) and not math.isfinite(value)):
         raise RecipeError(f"`{dotted}` is {shown(value)}, but must be {_wanted(name, key)}.")
+    alias = value_alias(dotted, value)
+    if alias is not None:
+        raise RecipeError(f"`{dotted}` cannot be {value!r}; did you mean {alias!r}?")
     if isinstance(value, str) and key.choices and value not in key.choices:
         guess = nearest(value, key.choices)
         end = f"did you mean {guess!r}?" if guess else f"it can be {either(key.choices)}."
@@ -224,6 +395,11 @@ def _check_value(dotted: str, name: str, value: Any, key: Key) -> Any:
         if name in WHOLE_ABOVE_ONE and value >= 1:
             return int(value)
     return value
+
+
+def value_alias(dotted: str, value: Any) -> str | None:
+    """The value that a person most likely meant by one of another trainer's."""
+    return VALUE_ALIASES.get(dotted, {}).get(str(value))
 
 
 def _as_number(value: Any, key: Key) -> Any:

@@ -75,7 +75,7 @@ def translate(settings: Settings, where: str) -> Translation:
     return Translation(
         recipe=recipe,
         notes=(*notes, *_DIFFERENCES),
-        out=None if out is None else Path(str(out)),
+        out=None if out is None else Path(str(out)).expanduser(),
     )
 
 

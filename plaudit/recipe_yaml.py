@@ -36,15 +36,17 @@ class Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.repeated: list[yaml.ScalarNode] = []
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = getattr(key_node, "value", None)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key_node))
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    self.repeated.append(key_node)
+                seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -78,10 +80,11 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML document.
 
     Raises:
-        RecipeError: the text is not YAML, or a key stands twice; the message has the line.
+        RecipeError: the text is not YAML, or keys stand twice; the message has the lines.
     """
     try:
-        return yaml.load(text, Loader=Loader)  # a subclass of the safe loader
+        loader = Loader(text)
+        value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -90,6 +93,39 @@ def read_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise RecipeError(f"{where}: this is not valid YAML: {problem}.") from error
+    if loader.repeated:
+        raise RecipeError(
+            *(
+                f"{where}:{node.start_mark.line + 1}: this is not valid YAML: the key "
+                f"{node.value!r} stands twice."
+                for node in sorted(loader.repeated, key=lambda node: node.start_mark.line)
+            )
+        )
+    return value
+
+
+def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """The line, counted from 1, of every key and list entry of a document that can be read.
+
+    They are in the order of the document; a key is named by the way to it.
+    """
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def walk(node: yaml.Node | None, path: tuple[str | int, ...], above: tuple[int, ...]) -> None:
+        if id(node) in above:
+            return  # an anchor that holds itself
+        inside = (*above, id(node))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*path, str(key.value))] = key.start_mark.line + 1
+                walk(value, (*path, str(key.value)), inside)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, entry in enumerate(node.value):
+                lines[(*path, number)] = entry.start_mark.line + 1
+                walk(entry, (*path, number), inside)
+
+    walk(yaml.compose(text, Loader=Loader), (), ())
+    return lines
 
 
 def write_yaml(value: Any) -> str:

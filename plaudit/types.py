@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,40 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
+MEDIA: Final = "media"
+"""The reason for which a comparison with images, audio or video is neither trained on nor scored:
+only text is read.
+"""
+
+MEDIA_COLUMNS: Final = frozenset({"image", "images", "audio", "audios", "video", "videos"})
+"""Names under which rows and requests carry images, audio and video."""
+
+
+METADATA_FIELDS: Final = frozenset(
+    {
+        "annotations",
+        "country",
+        "hashed_ip",
+        "header",
+        "id",
+        "language",
+        "model",
+        "name",
+        "state",
+        "timestamp",
+        "tool_call_id",
+    }
+)
+"""Fields of a message that say whose it is and not what it says (OpenAI's API, WildChat)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation, as chat templates read it.
 
-    ``extra`` holds what else the turn carries (``tool_calls``, ``name``, …), untouched.
+    ``content`` is text, or None beside tool calls. It is a list of content parts only where one of
+    them is an image, audio or video (:data:`MEDIA`). ``extra`` holds what else the turn carries
+    (``tool_calls``, ``name``, …), untouched.
     """
 
     role: str
@@ -38,6 +67,20 @@ class Message:
 
     def as_dict(self) -> dict[str, Any]:
         return {"role": self.role, "content": self.content, **self.extra}
+
+    def text_fields(self) -> dict[str, Any]:
+        """What the turn says beside its content, such as ``tool_calls``.
+
+        Metadata says nothing (:data:`METADATA_FIELDS`, numbers, true and false), nor do empty
+        values.
+        """
+        return {
+            name: value
+            for name, value in self.extra.items()
+            if name not in METADATA_FIELDS
+            and isinstance(value, (str, list, tuple, Mapping))
+            and (value.strip() if isinstance(value, str) else value)
+        }
 
 
 Turns: TypeAlias = tuple[Message, ...] | str
@@ -82,7 +125,7 @@ class Comparison:
     rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
     rows with equal groups never stand on both sides of a split. Prompt and responses are of one
     kind, all text or all messages. ``unusable`` is the name of a reason why its reader found it
-    unfit for training.
+    unfit for training; for :data:`MEDIA` it is not scored either.
     """
 
     id: str
@@ -98,6 +141,16 @@ class Comparison:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     unusable: str | None = None
+
+
+def has_media(*turns: Turns) -> bool:
+    """Whether a message holds an image, audio or video."""
+    return any(
+        isinstance(message.content, list)
+        for one in turns
+        if not isinstance(one, str)
+        for message in one
+    )
 
 
 def as_turns(comparison: Comparison) -> Comparison:

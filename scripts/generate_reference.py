@@ -46,9 +46,10 @@ def recipe_reference() -> str:
 def _introduction() -> str:
     return (
         "A recipe is YAML with one section per stage. An unknown key is an error that names the "
-        "nearest known one. Numbers, true, false and null are read as YAML 1.2 reads them, so "
-        "`5e-5` is a number and `no` is text. Any key can be set on the command line: "
-        "`--set train.learning_rate=1e-5`."
+        "nearest known one; all problems of a recipe are reported together, each with its line. "
+        "`~` at the start of a path is the home folder. Numbers, true, false and null are read as "
+        "YAML 1.2 reads them, so `5e-5` is a number and `no` is text. Any key can be set on the "
+        "command line: `--set train.learning_rate=1e-5`."
     )
 
 
@@ -60,8 +61,9 @@ def _section(section: type[Section]) -> str:
             if field.is_required()
             else _code(field.get_default(call_default_factory=True, validated_data={}))
         )
-        rows.append((f"`{name}`", expected(field.annotation, field.metadata), default))
-    return _table(("key", "accepts", "default"), rows)
+        words = field.description or ""
+        rows.append((f"`{name}`", expected(field.annotation, field.metadata), default, words))
+    return _table(("key", "accepts", "default", ""), rows)
 
 
 def _passed_through(section: str) -> list[str]:
@@ -73,10 +75,10 @@ def _passed_through(section: str) -> list[str]:
     defaults: Mapping[str, Any] = LORA_DEFAULTS if section == "lora" else {}
     open_keys = {name: key for name, key in table.items() if name not in owned and key.types}
     rows = [
-        (f"`{name}`", _accepts(key), _code(defaults.get(name, key.default)))
+        (f"`{name}`", _accepts(key), _code(defaults.get(name, key.default)), key.description)
         for name, key in open_keys.items()
     ]
-    words = f"Keys of `{library}`, under their own names; its documentation says what they do."
+    words = f"Keys of `{library}`, under their own names; its documentation says more."
     if section == "lora":
         words += " `lora: null` is full fine-tuning. Given keys are laid over the defaults here."
     else:
@@ -89,8 +91,8 @@ def _passed_through(section: str) -> list[str]:
     return [
         f"## {section}",
         words,
-        _table(("key", "accepts", "default"), rows),
-        f"Set by plaudit, refused in `{section}`:",
+        _table(("key", "accepts", "default", ""), rows),
+        f"Managed by plaudit, an error in `{section}`:",
         refused,
     ]
 
@@ -176,7 +178,8 @@ def _http_introduction() -> str:
         "at `/openapi.json`. Besides: `GET /v1/models`, `GET /v1/models/NAME`, "
         "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Headers: "
         "`Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. Keys that "
-        "are not listed are ignored."
+        "are not listed are ignored, except that one that looks like a prompt or a system message "
+        "is a 422."
     )
 
 

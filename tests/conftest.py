@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +53,33 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+LIBRARY_NOISE = re.compile(
+    r"Warning\b|warnings\.warn|site-packages|^\[\w+\] |LOAD REPORT|newly initialized|it/s\]",
+    re.MULTILINE,
+)
+
+
+def environment_of_a_user() -> dict[str, str]:
+    """The environment without what keeps libraries quiet in tests, and with every warning shown."""
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "COLUMNS": "100"}
+    del environment["TRANSFORMERS_VERBOSITY"]
+    return environment
+
+
+def plaudit(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The command as a user's process, whose stderr holds nothing that a library said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "plaudit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment_of_a_user(),
+    )
+    assert "Traceback" in done.stderr or not LIBRARY_NOISE.search(done.stderr), done.stderr
+    return done
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama base of 47,000 parameters with its own tokenizer and chat template."""
@@ -91,6 +121,16 @@ def finished_run(
     folder = tmp_path_factory.mktemp("runs") / "lora"
     train(recipe_of(tiny_base, pairs_file), folder)
     return folder
+
+
+def set_facts(folder: Path, **changes: Any) -> None:
+    """Change facts of a saved model as plaudit does: ``plaudit.json``, and its manifest anew."""
+    from plaudit.manifest import write_model_manifest
+
+    path = folder / "plaudit.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**facts, **changes}), encoding="utf-8")
+    write_model_manifest(folder)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from plaudit.serve.app import build_app
 from plaudit.serve.engine import Engine
 from plaudit.serve.metrics import Metrics
 from plaudit.serve.served import Served, open_served
+from plaudit.serve.server import configure
 from plaudit.serve.settings import ModelSource, Settings
 
 
@@ -46,7 +47,7 @@ def running(*folders: Path, token: str | None = None, **settings: Any) -> Iterat
     chosen = replace(Settings(models=sources, port=0), **settings)
     engine = Engine(chosen, [open_served(source, chosen) for source in sources], Metrics())
     app = build_app(engine, token=token)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    server = uvicorn.Server(configure(app, chosen))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""``plaudit best-of MODEL IN --out OUT``: the model's favourite response of every row."""
+"""``plaudit best-of MODEL DATA``: the response with the highest reward of every row."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from plaudit.cli import options
 
 def best_of(
     model: options.Model,
-    data: options.ToScore,
-    out: options.RowsOut,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="File, folder, Hub id or - for stdin.")
+    ],
+    out: options.ScoresOut = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     column: Annotated[str, typer.Option(help="The column for the pick, counted from 0.")] = "best",
+    limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
@@ -27,6 +31,8 @@ def best_of(
         data,
         out,
         format_=format_,
+        columns=columns,
+        limit=limit,
         base=base,
         trust_remote_code=trust_remote_code,
         json=json,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.screen import unread_lines
 from plaudit.evaluate.compare import p_value
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def compare(
         float, typer.Option(min=0.0001, max=0.5, help="A difference needs a p-value below this.")
     ] = 0.05,
     format_: options.Format = None,
+    columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print compare.json on stdout.")] = False,
@@ -45,6 +47,7 @@ def compare(
     from plaudit.recipe import Source
     from plaudit.report.comparison import write_comparison_plot
 
+    mapped = options.parse_columns(columns)
     console = quiet_console()
     if out is not None:
         refuse_folder(out)
@@ -54,7 +57,7 @@ def compare(
             hush_weight_loading()
     compared = run_comparison(
         contestants,
-        [Source(path=path, format=format_) for path in data],
+        [Source(path=path, format=format_, columns=mapped) for path in data],
         base=base,
         trust_remote_code=trust_remote_code,
         level=level,
@@ -73,11 +76,26 @@ def compare(
         )
     if json:
         print(json_module.dumps(facts))
+    console.print(coverage(facts), highlight=False, markup=False, soft_wrap=True)
     console.print(models_table(facts))
     for line in [*facts["sentences"], *notes(facts)]:
         console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def coverage(facts: Mapping[str, Any]) -> str:
+    """How many comparisons all models scored, out of how many, and what became of the others."""
+    data, skipped = facts["data"], facts["data"].get("refused", {})
+    others = [f"{count:,} rows {reason}" for reason, count in data.get("dropped", {}).items()]
+    for name, reasons in skipped.items():
+        others += [f"{count:,} {reason} for {name}" for reason, count in reasons.items()]
+    if len(skipped) < len(facts["models"]):
+        # Recorded scores have no reasons.
+        others += [f"{n:,} more in {name} only" for name, n in facts["left_out"].items() if n]
+    rows = f" of {data['rows']:,}" if data["scored"] else ""
+    why = f" (not compared: {', '.join(others)})" if others else ""
+    return f"{facts['comparisons']:,}{rows} comparisons were scored by every model{why}."
 
 
 def models_table(facts: Mapping[str, Any]) -> Table:
@@ -92,7 +110,7 @@ def models_table(facts: Mapping[str, Any]) -> Table:
     for model in facts["models"]:
         table.add_row(
             Text(model["name"]),
-            _ended(model["accuracy"], model["accuracy_bootstrap_ci95"]),
+            _ended(model["accuracy"], model["accuracy_ci95"]),
             against_leader(facts, "accuracy", model["name"]),
             _ended(model["nll"], model["nll_ci95"]),
             against_leader(facts, "nll", model["name"]),
@@ -116,7 +134,7 @@ def against_leader(facts: Mapping[str, Any], metric: str, name: str) -> str:
 
 
 def notes(facts: Mapping[str, Any]) -> list[str]:
-    """What else must be known: agreement of two, rows left out, slices that differ, whose data."""
+    """What else must be known: agreement of two, slices that differ, whose data."""
     lines = []
     if len(facts["contests"]) == 1:
         found = facts["contests"][0]["agreement"]
@@ -128,13 +146,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             f"differences {_short(found['pearson'])})."
         )
     lines += slice_lines(facts)
-    for name, count in facts["left_out"].items():
-        if count:
-            lines.append(f"{count:,} comparisons of {name} are left out: another model lacks them.")
-    for name, refused in (facts["data"].get("refused") or {}).items():
-        if refused:
-            counts = ", ".join(f"{reason} {count:,}" for reason, count in refused.items())
-            lines.append(f"{name} could not score: {counts}.")
+    lines += unread_lines(facts["data"].get("sources") or ())
     if facts["data"]["chose_checkpoint"]:
         lines.append(
             "These data chose the checkpoints, which favours the kept ones slightly; name data "

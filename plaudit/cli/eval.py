@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.screen import unread_lines
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from plaudit.recipe import Source
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
         typer.Option(help="Write metrics, predictions, mistakes, plots and a report here."),
     ] = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     train_data: Annotated[
         list[str] | None,
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
@@ -61,16 +65,17 @@ def evaluate(
         int,
         typer.Option(
             min=0,
-            help="Alter this many good responses in known ways and score them too; 0 for none.",
+            help="Perturbation tests: alter so many good responses in about 30 known ways each and "
+            "score them too, such as 200.",
         ),
-    ] = 200,
+    ] = 0,
+    limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
     from plaudit.cli.screen import open_model
-    from plaudit.evaluate.folder import refuse_folder
     from plaudit.evaluate.gate import Gate, parse_metrics
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
@@ -78,22 +83,24 @@ def evaluate(
 
     if not data and not suite:
         raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    mapped = options.parse_columns(columns)
     gate = Gate(metrics=parse_metrics(gate_metric or ()), level=gate_level)
     requests = [parse_request(asked) for asked in suite or ()]
-    if out is not None:
-        refuse_folder(out)
-    if baseline is not None:
-        refuse_contestant(baseline)
+    sources = [
+        Source(path=path, format=format_, columns=mapped, first=limit) for path in data or ()
+    ]
+    baseline_sources = [Source(path=path, columns=mapped) for path in train_data or ()]
+    check_places([*sources, *baseline_sources], out, baseline)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
     from plaudit.evaluate.run import evaluate as run
     from plaudit.evaluate.run import write_evaluation
 
-    if data:
+    if sources:
         result = run(
             reward_model,
-            [Source(path=path, format=format_) for path in data],
-            baseline_data=[Source(path=path) for path in train_data or ()],
+            sources,
+            baseline_data=baseline_sources,
             behaviour=behaviour,
             console=console,
         )
@@ -134,6 +141,7 @@ def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None
     if dropped:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
         lines.append(f"  dropped: {counts}")
+    lines += unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
     for facts in metrics.get("suites", {}).values():
         lines += suite_lines(facts)
     if "best_of" in metrics:
@@ -166,6 +174,23 @@ def suite_lines(facts: Mapping[str, Any]) -> list[str]:
         interval = "" if ends is None else f"  [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
         lines.append(f"  {score['name']:<28} {score['shown']:>6}{interval}")
     return lines + [f"  {remark}" for remark in facts["remarks"]]
+
+
+def check_places(sources: Sequence[Source], out: Path | None, baseline: Path | None) -> None:
+    """Whether data and baseline are there and results can be written, before a model is loaded.
+
+    Raises:
+        PlauditError: one is missing, or ``out`` exists or cannot be made.
+    """
+    from plaudit.data.load import check_source
+    from plaudit.evaluate.folder import refuse_folder
+
+    for source in sources:
+        check_source(source)
+    if out is not None:
+        refuse_folder(out)
+    if baseline is not None:
+        refuse_contestant(baseline)
 
 
 def refuse_contestant(baseline: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from plaudit import __version__
-from plaudit.errors import InterruptedRunError, PlauditError
+from plaudit.errors import InterruptedRunError, PlauditError, RecipeError
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -33,11 +33,17 @@ VERBS: dict[str, Verb] = {
     "quickstart": Verb(
         "plaudit.cli.quickstart:quickstart", "The whole main job offline, on embedded parts."
     ),
-    "train": Verb("plaudit.cli.train:train", "Train a reward model from a recipe."),
+    "init": Verb("plaudit.cli.init:init", "Write a commented recipe to edit."),
+    "train": Verb(
+        "plaudit.cli.train:train", "Train a reward model from a recipe, or a base and data."
+    ),
     "plan": Verb(
         "plaudit.cli.plan:plan", "Steps, memory, FLOPs and time, before renting anything."
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
+    "calibrate": Verb(
+        "plaudit.cli.calibrate:calibrate", "Fit a model's temperature on data, and store it."
+    ),
     "compare": Verb(
         "plaudit.cli.compare:compare", "Which of two or more models is better, pair by pair."
     ),
@@ -54,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "data": Verb("plaudit.cli.data:app", "Look at, clean and make preference data."),
     "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
     "report": Verb("plaudit.cli.report:report", "Rewrite the HTML report from recorded facts."),
+    "info": Verb("plaudit.cli.info:info", "Show versions, devices, the cache and optional parts."),
 }
 
 
@@ -101,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
         return USER_MISTAKE
+    except RecipeError as error:
+        print(f"plaudit: {listed(error.problems)}", file=sys.stderr)
+        return USER_MISTAKE
     except PlauditError as error:
         print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
         return USER_MISTAKE
@@ -119,6 +129,12 @@ def one_line(message: str) -> str:
     """The message without line breaks, and without control characters that data may hold."""
     words = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def listed(problems: Sequence[str]) -> str:
+    """One problem as a line; several under their number, one a line."""
+    lines = [one_line(problem) for problem in problems]
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems:", *lines])
 
 
 def _show_version(asked: bool) -> None:

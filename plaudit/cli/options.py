@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
+from plaudit.errors import DataError
+
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
-ToScore: TypeAlias = Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")]
 RowsOut: TypeAlias = Annotated[
     Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz, .json, .csv, .parquet.")
+]
+ScoresOut: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="File to write: .jsonl, .jsonl.gz, .json, .csv or .parquet. "
+        "Default: JSON Lines on stdout.",
+    ),
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Read only the first N rows of each file.")
 ]
 CountsAsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print the counts on stdout.")
 ]
 Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
+Columns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME=COLUMN,…",
+        help="Where the format's columns are: prompt=question,chosen=better. system=null leaves "
+        "the column system unread.",
+    ),
+]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
 TrustRemoteCode: TypeAlias = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
@@ -27,7 +48,31 @@ Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
 ]
-RecipeFile: TypeAlias = Annotated[Path | None, typer.Argument(help="A recipe (YAML).")]
+Recipe: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        help="Looked up in this order: a recipe file (.yaml), the name of a shipped recipe "
+        "(small-local), a run folder (its recipe), a data file (with --model)."
+    ),
+]
+BaseModel: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", metavar="BASE", help="Path or Hub id of the base (model.base)."),
+]
+TrainData: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="File, folder or Hub id to train on (data.train); repeatable.",
+    ),
+]
+TestData: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--test", metavar="DATA", help="Evaluated once, after training (data.test); repeatable."
+    ),
+]
 FromLlamaFactory: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -36,7 +81,9 @@ FromLlamaFactory: TypeAlias = Annotated[
         help="A reward YAML of LLaMA-Factory, in place of a recipe.",
     ),
 ]
-Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Resume the run in --out, or in the named run folder.")
+]
 Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of the repository.")
 ]
@@ -49,6 +96,24 @@ Tolerance: TypeAlias = Annotated[
 NoCheck: TypeAlias = Annotated[
     bool, typer.Option("--no-check", help="Leave the check out; what is written says so.")
 ]
+
+
+def parse_columns(options: Sequence[str] | None) -> dict[str, str | None]:
+    """``prompt=question,system=null`` as the ``columns`` of a source.
+
+    Raises:
+        DataError: an option has another form, or names a column of the format twice.
+    """
+    columns: dict[str, str | None] = {}
+    for part in (part for option in options or () for part in option.split(",")):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not (ours and equals and theirs) or ours in columns:
+            raise DataError(
+                f"--columns {part}: expected NAME=COLUMN with each NAME once, such as"
+                " prompt=question, or NAME=null to leave a column unread."
+            )
+        columns[ours] = None if theirs == "null" else theirs
+    return columns
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""``plaudit plan RECIPE``: what a run will take, before renting anything."""
+"""``plaudit plan``: what a run will take, before renting anything."""
 
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
+from plaudit.cli.recipes import RecipeRequest, show_notes
 from plaudit.cli.recipes import choose as choose_recipe
-from plaudit.cli.recipes import show_notes
 from plaudit.errors import DataError
-from plaudit.plan.estimate import UTILISATION, Counts, Plan
+from plaudit.plan.estimate import UTILISATION, Plan, Split
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
-from plaudit.plan.lengths import Length, Lengths, from_characters, given
-from plaudit.recipe import Recipe
+from plaudit.plan.lengths import Length, Lengths, from_characters, given, within
+from plaudit.recipe import Recipe, with_columns
+from plaudit.recipes.starter import DATA
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class Asked:
 
 
 def plan(
-    recipe: options.RecipeFile = None,
+    recipe: options.Recipe = None,
+    model: options.BaseModel = None,
+    data: options.TrainData = None,
+    test: options.TestData = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Number of pairs, in place of reading the data.")
     ] = None,
@@ -60,16 +64,33 @@ def plan(
     ] = UTILISATION,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
+    columns: options.Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a run's steps, parameters, memory, FLOPs and time, without weights."""
-    chosen = choose_recipe(recipe, from_llamafactory, set_ or ())
-    loaded = chosen.recipe
+    """Show a run's steps, parameters, memory, FLOPs and time, without weights.
+
+    It takes the arguments of train; --pairs stands in for the data.
+    """
+    if pairs is not None and recipe is None and from_llamafactory is None:
+        # The recipe needs data; nothing reads them.
+        data = data or [DATA]
+    chosen = choose_recipe(
+        RecipeRequest(
+            named=recipe,
+            llamafactory=from_llamafactory,
+            model=model,
+            data=data or (),
+            test=test or (),
+            overrides=set_ or (),
+        ),
+        "plan",
+    )
+    loaded = with_columns(chosen.recipe, options.parse_columns(columns))
     gpus = choose(gpu)
     asked = None
     if pairs is not None:
         asked = Asked(pairs=pairs, prompt_tokens=prompt_tokens, response_tokens=response_tokens)
-    counts, lengths, remarks = _sizes(loaded, asked)
+    split, lengths, remarks = _sizes(loaded, asked)
     size, packed = _model(loaded)
     from plaudit.tokens.batch import MICROBATCH_TOKENS
 
@@ -77,7 +98,7 @@ def plan(
         loaded,
         size=size,
         lengths=lengths,
-        counts=counts,
+        split=split,
         gpus=gpus,
         devices=devices,
         utilisation=utilisation,
@@ -97,6 +118,7 @@ def plan(
 def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     """The model's sizes, and whether its batches can be packed."""
     from plaudit.model.families import why_not_packed
+    from plaudit.model.load import check_lora
     from plaudit.plan.estimate import activation_dtype
     from plaudit.plan.facts import read_config
     from plaudit.plan.model import measure
@@ -105,60 +127,91 @@ def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     config = read_config(
         model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+    if recipe.lora is not None:
+        check_lora(config, recipe.lora)
     size = measure(config, recipe.lora, activations=activation_dtype(recipe))
     return size, model.attention != "padded" and why_not_packed(config) is None
 
 
-def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Counts, Lengths, list[str]]:
-    """How many comparisons of which lengths: stated, or read from the recipe's files."""
+def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Split, Lengths, list[str]]:
+    """The parts, the lengths of the training part and remarks: stated, or read and split as
+    training does.
+    """
+    from plaudit.train.corpus import read_comparisons, split_sizes
+
     data = recipe.data
     if asked is not None:
         own = [name for name, files in (("eval", data.eval), ("test", data.test)) if files]
         remarks = [f"data.{name} has files of its own, not counted with --pairs." for name in own]
         lengths = given(asked.prompt_tokens, asked.response_tokens)
-        return Counts(train=asked.pairs), lengths, remarks
-    from plaudit.data.load import load
+        return Split.of(*split_sizes(data, asked.pairs)), lengths, remarks
+    parts = read_comparisons(data)
+    tallies = [loaded.tally for loaded in parts.loaded.values()]
+    dropped = sum(sum(tally.dropped.values()) for tally in tallies)
+    rows = sum(tally.rows for tally in tallies)
+    remarks = [f"{dropped:,} of {rows:,} rows cannot be used."] if dropped else []
+    sources = [fact for loaded in parts.loaded.values() for fact in loaded.sources]
+    remarks += [line for fact in sources if (line := fact.unread.sentence(fact.name))]
+    lengths_of = _lengths_of(recipe)
+    train = lengths_of(parts.train)
+    if not train.rows:
+        raise DataError("not one comparison of data.train can be encoded by this tokenizer.")
+    held_out = [
+        [lengths_of(part) for part in sets.values()] for sets in (parts.evaluation, parts.test)
+    ]
+    tokens = recipe.tokens
+    kept = [
+        sum(
+            len(within(lengths, max_length=tokens.max_length, overlong=tokens.overlong))
+            for lengths in role
+        )
+        for role in ([train], *held_out)
+    ]
+    encoded = sum(len(lengths.rows) for role in ([train], *held_out) for lengths in role)
+    known = sum(map(len, (parts.train, *parts.evaluation.values(), *parts.test.values())))
+    if encoded < known:
+        remarks.append(f"{known - encoded:,} comparisons cannot be encoded.")
+    return Split.of(*kept, over_length=encoded - sum(kept)), train, remarks
 
-    loaded = load(data.train, seed=data.seed, exhaust=data.exhaust)
-    counts = Counts(
-        train=len(loaded.comparisons),
-        evaluation=len(load(data.eval, seed=data.seed).comparisons) if data.eval else None,
-        test=len(load(data.test, seed=data.seed).comparisons) if data.test else None,
-    )
-    dropped = sum(loaded.tally.dropped.values())
-    remarks = [f"{dropped:,} of {loaded.tally.rows:,} rows cannot be used."] if dropped else []
-    lengths, more = _measure(recipe, loaded.comparisons)
-    return counts, lengths, remarks + more
 
-
-def _measure(recipe: Recipe, comparisons: Sequence[Comparison]) -> tuple[Lengths, list[str]]:
-    """Lengths by the base's tokenizer where its folder is here, else from characters."""
+def _lengths_of(recipe: Recipe) -> Callable[[Sequence[Comparison]], Lengths]:
+    """Lengths of what can be encoded by the base's tokenizer where its folder is here, else from
+    characters.
+    """
     if not (Path(recipe.model.base) / "tokenizer_config.json").is_file():
-        characters = [
-            (_characters(item.prompt), tuple(_characters(r) for r in item.responses))
-            for item in comparisons
-        ]
-        return from_characters(characters), []
+        return _from_characters
     from plaudit.tokens.encode import Encoder, encode
     from plaudit.train.prepare import prepare_tokenizer, rendering_of
 
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
         max_length=NO_LIMIT,
+        text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
         rendering=rendering_of(recipe.tokens, None),
     )
-    rows = tuple(
-        Length(prompt=len(tree.prefix), responses=tuple(len(branch) for branch in tree.branches))
-        for start in range(0, len(comparisons), ENCODED_ROWS)
-        for tree in encode(encoder, comparisons[start : start + ENCODED_ROWS])
-        if isinstance(tree, TokenTree)
+
+    def counted(comparisons: Sequence[Comparison]) -> Lengths:
+        rows = tuple(
+            Length(
+                prompt=len(tree.prefix), responses=tuple(len(branch) for branch in tree.branches)
+            )
+            for start in range(0, len(comparisons), ENCODED_ROWS)
+            for tree in encode(encoder, comparisons[start : start + ENCODED_ROWS])
+            if isinstance(tree, TokenTree)
+        )
+        return Lengths(rows=rows, how="counted by the base's tokenizer")
+
+    return counted
+
+
+def _from_characters(comparisons: Sequence[Comparison]) -> Lengths:
+    return from_characters(
+        [
+            (_characters(item.prompt), tuple(_characters(r) for r in item.responses))
+            for item in comparisons
+        ]
     )
-    refused = len(comparisons) - len(rows)
-    if not rows:
-        raise DataError("not one comparison of data.train can be encoded by this tokenizer.")
-    remarks = [f"{refused:,} comparisons cannot be encoded."] if refused else []
-    return Lengths(rows=rows, how="counted by the base's tokenizer"), remarks
 
 
 def _characters(turns: Turns) -> int:

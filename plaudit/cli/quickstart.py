@@ -40,11 +40,10 @@ def quickstart(
 NEXT_STEPS = """
 Next:
   look at it         open {out}/report.html, or read {out}/README.md
-  your own data      plaudit train {out}/recipe.yaml --set data.train=pairs.jsonl \\
-                       --set data.test=null --out runs/mine
-  a bigger base      … --set model.base=path/to/model (or a Hub id)
+  your own data      plaudit train {out} --data pairs.jsonl --set data.test=null --out runs/mine
+  a bigger base      … --model path/to/model (or a Hub id)
   score a file       plaudit score {out} pairs.jsonl --out scored.jsonl
-  what it would cost plaudit plan {out}/recipe.yaml --set model.base=meta-llama/Meta-Llama-3-8B"""
+  what it would cost plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
 
 
 def operator_table(block: Any) -> Any:

@@ -1,46 +1,177 @@
-"""The recipe that a verb is given: a recipe file, or a YAML of LLaMA-Factory's reward stage."""
+"""The recipe that a command is to use, from its argument and options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from plaudit.data.files import FILE_KINDS
 from plaudit.errors import RecipeError
-from plaudit.recipe import Recipe, load_recipe, parse_recipe, read_mapping, with_overrides
+from plaudit.recipe import Draft, Recipe, read_draft, read_mapping
+from plaudit.recipe_check import either, nearest
 from plaudit.recipe_llamafactory import Fate, Note, translate
+from plaudit.recipes import RUN_RECIPE, recipe_file, shipped_recipes
+from plaudit.recipes.starter import BASE, DATA, starter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeRequest:
+    """What a command line says of its recipe: an argument, a foreign YAML, and what goes over it.
+
+    ``named`` is a recipe file, a shipped recipe's name, a run folder or a data file. ``overrides``
+    win over ``model``, ``data`` and ``test``, and these over the recipe.
+    """
+
+    named: str | None = None
+    llamafactory: Path | None = None
+    model: str | None = None
+    data: Sequence[str] = ()
+    test: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A checked recipe; of a translated one, what became of its keys and where it wants to go."""
+    """A checked recipe and a name for its run.
+
+    ``run`` is the run folder that the argument names. A translated recipe has ``notes`` of what
+    became of its keys, and ``out`` where it says where the run goes.
+    """
 
     recipe: Recipe
-    file: Path
+    name: str
+    run: Path | None = None
     notes: tuple[Note, ...] = ()
     out: Path | None = None
 
 
-def choose(recipe: Path | None, llamafactory: Path | None, overrides: Sequence[str]) -> Chosen:
-    """The one recipe that the command line names, ``overrides`` laid over it.
+def choose(request: RecipeRequest, command: str) -> Chosen:
+    """The recipe that the command line of ``plaudit <command>`` asks for.
 
     Raises:
-        RecipeError: it names none or two, or the file cannot be used.
+        RecipeError: it names none or two, or one that cannot be used.
     """
-    if (recipe is None) == (llamafactory is None):
+    if request.llamafactory is not None:
+        return _translated(request, request.llamafactory)
+    named = request.named
+    if named is None or _is_data(named):
+        return _started(request, command)
+    file = _named_file(named)
+    run = file.parent if file == Path(named) / RUN_RECIPE else None
+    return Chosen(
+        recipe=with_options(read_draft(file), request).check(),
+        name=file.stem if run is None else run.resolve().name,
+        run=run,
+    )
+
+
+def _started(request: RecipeRequest, command: str) -> Chosen:
+    """The starter recipe for a base and data that options and a data file name."""
+    data = list(request.data)
+    if request.named is not None:
+        if data:
+            raise RecipeError(
+                f"{request.named} is a data file, and --data names data too; keep --data, with all "
+                "files."
+            )
+        data = [request.named]
+    draft = with_options(starter(), request, data)
+    base, train = _value(draft, "model", "base"), _value(draft, "data", "train")
+    if base is None or train is None:
+        missing = [
+            words
+            for words, value in (("a base model (--model)", base), ("data (--data)", train))
+            if value is None
+        ]
+        files = data or ([train] if isinstance(train, str) else [DATA])
+        options = " ".join(f"--data {shlex.quote(name)}" for name in files)
         raise RecipeError(
-            "give one recipe: a recipe file, or --from-llamafactory with a reward YAML."
+            f"{' and '.join(missing)} must be named where no recipe is; type: plaudit {command} "
+            f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe to "
+            "edit)."
         )
-    if recipe is not None:
-        return Chosen(recipe=load_recipe(recipe, overrides), file=recipe)
-    assert llamafactory is not None
-    translated = translate(read_mapping(llamafactory), str(llamafactory))
-    checked = parse_recipe(with_overrides(translated.recipe, overrides), str(llamafactory))
-    return Chosen(recipe=checked, file=llamafactory, notes=translated.notes, out=translated.out)
+    return Chosen(recipe=draft.check(), name=Path(str(base)).name or "run")
+
+
+def _value(draft: Draft, section: str, key: str) -> Any:
+    """A key's value in a draft; None where it, or its section, is missing.
+
+    A section that is no mapping is left for the check.
+    """
+    inside = draft.values.get(section)
+    return inside.get(key) if isinstance(inside, Mapping) else inside
+
+
+def _translated(request: RecipeRequest, file: Path) -> Chosen:
+    if request.named is not None:
+        raise RecipeError("keep one recipe: the argument, or --from-llamafactory.")
+    translated = translate(read_mapping(file), str(file))
+    draft = with_options(Draft(str(file), translated.recipe), request)
+    return Chosen(recipe=draft.check(), name=file.stem, notes=translated.notes, out=translated.out)
+
+
+def with_options(draft: Draft, request: RecipeRequest, data: Sequence[str] | None = None) -> Draft:
+    """The draft with the options laid over it; ``data`` stands in for those of ``--data``."""
+    if request.model is not None:
+        draft = draft.with_value(("model", "base"), request.model, f"--model {request.model}")
+    for key, option, paths in (
+        ("train", "--data", request.data if data is None else data),
+        ("test", "--test", request.test),
+    ):
+        if paths:
+            value = paths[0] if len(paths) == 1 else list(paths)
+            draft = draft.with_value(("data", key), value, f"{option} {', '.join(paths)}")
+    return draft.with_overrides(request.overrides)
+
+
+def _is_data(named: str) -> bool:
+    """Whether an argument is a data file that is there, or a folder of them.
+
+    A shipped recipe and a run folder come first.
+    """
+    path = Path(named)
+    if path.is_file():
+        return _has_data_ending(path)
+    if not path.is_dir() or recipe_file(named) != path or _is_model(path):
+        return False
+    return any(_has_data_ending(inner) for inner in path.iterdir())
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _has_data_ending(path: Path) -> bool:
+    return path.name.lower().endswith(tuple(FILE_KINDS))
+
+
+def _named_file(named: str) -> Path:
+    """The recipe file that an argument stands for.
+
+    Raises:
+        RecipeError: it is none of the things that an argument may be.
+    """
+    path = recipe_file(named)
+    if path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
+        return path
+    names = list(shipped_recipes())
+    problem = "does not exist"
+    if path.is_dir():
+        problem = "is a model folder" if _is_model(path) else "holds no recipe.yaml and no data"
+    guess = nearest(named, names)
+    end = (
+        f"did you mean {guess}?" if guess else "a base model goes to --model, a dataset to --data."
+    )
+    raise RecipeError(
+        f"{named} {problem}; expected, in this order, a recipe file (.yaml), a shipped recipe "
+        f"({either(names)}), a run folder or a data file; {end}"
+    )
 
 
 _TITLES: dict[Fate, str] = {

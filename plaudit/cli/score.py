@@ -1,8 +1,9 @@
-"""``plaudit score MODEL IN --out OUT``: a reward per response for any file."""
+"""``plaudit score``: a reward per response, for any file or for one prompt on the command line."""
 
 from __future__ import annotations
 
 import json as json_module
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,27 +11,57 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.errors import DataError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plaudit.recipe import Source
     from plaudit.serve.files import ScoredFile
+    from plaudit.serve.scorer import RewardModel
 
 
 def score(
     model: options.Model,
-    data: options.ToScore,
-    out: options.RowsOut,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|PROMPT", help="File, folder, Hub id or - for stdin; or a prompt."
+        ),
+    ],
+    responses: Annotated[
+        list[str] | None, typer.Argument(metavar="[RESPONSE]...", help="Responses to the prompt.")
+    ] = None,
+    out: options.ScoresOut = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
+    limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Score every response of a file, in its order; run again after a stop to go on."""
+    """Score every response of a file, in its order, or responses to one prompt.
+
+    With --out, a stopped command continues where it was when it is run again.
+
+    plaudit score runs/first pairs.jsonl --out scored.jsonl
+
+    plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
+    """
+    if responses:
+        _check_inline(data, out, limit)
+        _score_responses(
+            model, data, responses, base=base, trust_remote_code=trust_remote_code, json=json
+        )
+        return
     write_scores(
         model,
         data,
         out,
         format_=format_,
+        columns=columns,
+        limit=limit,
         base=base,
         trust_remote_code=trust_remote_code,
         json=json,
@@ -38,44 +69,115 @@ def score(
     )
 
 
+def _check_inline(prompt: str, out: Path | None, limit: int | None) -> None:
+    """Whether several words behind the model can be a prompt and its responses.
+
+    Raises:
+        DataError: the first one is a file, or an option belongs to files.
+    """
+    if Path(prompt).expanduser().exists():
+        raise DataError(f"{prompt} is a file or folder; score one at a time, without responses.")
+    if out is not None or limit is not None:
+        raise DataError("--out and --limit are for files; the rewards of responses are printed.")
+
+
+def _score_responses(
+    model: Path,
+    prompt: str,
+    responses: list[str],
+    *,
+    base: str | None,
+    trust_remote_code: bool,
+    json: bool,
+) -> None:
+    """Print a reward and its response a line, or the rewards as JSON."""
+    from plaudit.cli.main import one_line
+    from plaudit.cli.screen import open_model
+
+    _, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    rewards = reward_model.score(prompt, responses)
+    if json:
+        print(json_module.dumps({"rewards": rewards}))
+        return
+    for reward, response in zip(rewards, responses, strict=True):
+        print(f"{reward:.6f}\t{one_line(response)}")
+
+
 def write_scores(
     model: Path,
     data: str,
-    out: Path,
+    out: Path | None,
     *,
     format_: str | None,
+    columns: list[str] | None,
+    limit: int | None,
     base: str | None,
     trust_remote_code: bool,
     json: bool,
     column: str = "rewards",
     picks: str | None = None,
 ) -> None:
-    """Score a file under a progress bar and say what became of its rows."""
+    """Score a file into ``out`` or onto stdout, and say on stderr what became of its rows."""
+    if out is None and json:
+        raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
+    from plaudit.cli.screen import open_model
+    from plaudit.data.load import check_source
+    from plaudit.data.row_files import refuse_existing, row_file_ending
+    from plaudit.recipe import Source
+
+    # What is wrong is said before the model is loaded.
+    if out is not None:
+        row_file_ending(out)
+        refuse_existing(out)
+    mapped = options.parse_columns(columns)
+    source = Source(path=data, format=format_, columns=mapped, first=limit)
+    check_source(source)
+    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    if out is None:
+        from plaudit.serve.files import score_to_stream
+
+        scored = score_to_stream(reward_model, source, sys.stdout, column=column, picks=picks)
+    else:
+        scored = _score_under_a_bar(
+            console, reward_model, model, source, out, column=column, picks=picks
+        )
+    if json:
+        print(json_module.dumps(asdict(scored)))
+    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
+    for line in scored.unread.lines(data):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _score_under_a_bar(
+    console: Console,
+    reward_model: RewardModel,
+    model: Path,
+    source: Source,
+    out: Path,
+    *,
+    column: str,
+    picks: str | None,
+) -> ScoredFile:
     from rich.progress import Progress
 
-    from plaudit.cli.screen import open_model
-    from plaudit.recipe import Source
     from plaudit.serve.files import score_file
 
-    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
-        scored = score_file(
+        return score_file(
             reward_model,
             model,
-            Source(path=data, format=format_),
+            source,
             out,
             column=column,
             picks=picks,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if json:
-        print(json_module.dumps(asdict(scored)))
-    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
 
 
-def scored_line(scored: ScoredFile, out: Path) -> str:
+def scored_line(scored: ScoredFile, out: Path | None) -> str:
     """What became of the rows, in one line."""
-    refused = "".join(f"; {reason} {count:,}" for reason, count in scored.refused.items())
-    gone_on = f" ({scored.resumed:,} of them by an earlier call)" if scored.resumed else ""
-    return f"{scored.scored:,} of {scored.rows:,} rows scored{gone_on}{refused}; written to {out}"
+    skipped = "".join(f"; {reason} {count:,}" for reason, count in scored.refused.items())
+    resumed = f" ({scored.resumed:,} of them by an earlier call)" if scored.resumed else ""
+    written = "" if out is None else f"; written to {out}"
+    return f"{scored.scored:,} of {scored.rows:,} rows scored{resumed}{skipped}{written}"

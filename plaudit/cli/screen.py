@@ -54,10 +54,13 @@ class ScreenHandler(logging.Handler):
 
 
 def hush_weight_loading() -> None:
-    """No bar for loading weights from a local disk. Imports transformers."""
+    """No bar for loading weights from a local disk, and no chatter. Imports transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
+        # It reads the variable once, and another module may have imported it before.
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def open_model(
@@ -70,6 +73,14 @@ def open_model(
         from plaudit.serve.scorer import load
     with console.status("loading the model"):
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
+
+
+def unread_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each source with columns that were not read, by the recorded facts of sources."""
+    from plaudit.data.unread import Unread
+
+    lines = (Unread(**source["unread"]).sentence(source["name"]) for source in sources)
+    return [line for line in lines if line is not None]
 
 
 def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -122,7 +133,7 @@ def show_words(console: Console, block: Mapping[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(_points(block["summary"]))
+    console.print(_points([*block["summary"], *block.get("perturbation_notes", ())]))
     console.print()
     _show_tables(console, (_judges(block), _probabilities(block)))
 
@@ -173,11 +184,15 @@ def _judges(block: Mapping[str, Any]) -> Table:
 
 def _probabilities(block: Mapping[str, Any]) -> Table:
     table = _table("probabilities", "log loss", "Brier", "ECE", "ECE, equal count")
-    temperature = block["temperature"]
+    stored, fitted = (
+        "" if block[key] is None else f"{block[key]:.3g}"
+        for key in ("stored_temperature", "temperature")
+    )
     titles = {
-        "as_trained": "as trained",
-        "temperature": "" if temperature is None else f"temperature {temperature:.3g}",
-        "isotonic": "isotonic",
+        "as_trained": "uncalibrated",
+        "stored": f"stored temperature {stored}",
+        "temperature": f"temperature {fitted}, cross-fitted",
+        "isotonic": "isotonic, cross-fitted",
     }
     for way, facts in block["calibrations"].items():
         if facts is not None and block["pairs"]:

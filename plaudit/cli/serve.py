@@ -81,7 +81,7 @@ def serve(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.serve.server import open_engine, read_token, serve, serve_workers
+        from plaudit.serve.server import bind, open_engine, read_token, serve, serve_workers
 
         token = read_token(settings)
     guard = "its token" if token else "no token"
@@ -98,10 +98,11 @@ def serve(
         names = ", ".join(source.name for source in settings.models)
         serve_workers(settings, partial(say, f"Starting {workers} workers for {names}"))
         return
+    listening = bind(settings)
     with console.status("loading the models"):
         engine = open_engine(settings)
     names = ", ".join(served.name for served in engine.models)
-    serve(settings, engine, on_listening=partial(say, f"Serving {names}"))
+    serve(settings, engine, listening, on_listening=partial(say, f"Serving {names}"))
 
 
 def refuse_without_extra() -> None:

@@ -6,12 +6,17 @@ import csv
 import difflib
 import gzip
 import hashlib
+import io
 import json
 import re
+import shutil
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit.data import embedded, hub
 from plaudit.errors import DataError
@@ -23,14 +28,17 @@ LocatedRow: TypeAlias = tuple[str, Row]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
+STDIN: Final = "-"
+"""The path that means standard input: JSON Lines, or one array of objects."""
+
 
 def read_rows(source: Source) -> Iterator[LocatedRow]:
-    """Yield ``(where, row)`` for every row of a file, a folder of files, a Hub dataset or the
-    embedded documentation set.
+    """Yield ``(where, row)`` for every row of a file, a folder of files, a dataset that
+    ``datasets`` saved to disk, standard input, a Hub dataset or the embedded documentation set.
 
     ``where`` is the path as the user wrote it and a line (``pairs.jsonl:17``), or a row number
-    where lines mean nothing (``pairs.parquet:row 17``); both count from 1. JSON Lines, CSV and
-    Parquet are streamed. Files of a folder come in the order of their names.
+    where lines mean nothing (``pairs.parquet:row 17``); both count from 1. JSON Lines, CSV,
+    Parquet and Arrow are streamed. Files of a folder come in the order of their names.
 
     Raises:
         DataError: nothing is there, a file cannot be read as what its name says, or it is empty.
@@ -46,7 +54,7 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
         empty = True
         for where, row in FILE_KINDS[_kind(path)](path, shown):
             empty = False
-            yield where, _cells(source, row) if _kind(path).startswith(".csv") else row
+            yield where, _cells(source, row) if _kind(path).startswith(_TABLES) else row
         if empty:
             raise DataError(f"{shown} holds no rows; expected at least one comparison.")
 
@@ -58,7 +66,14 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
         DataError: it is neither, or none of the files has a known extension.
     """
     path = Path(source.path).expanduser()
-    if path.is_dir():
+    parts = {"split": source.split, "subset": source.subset, "folder": source.folder}
+    files: tuple[tuple[Path, str], ...]
+    if source.path == STDIN:
+        files = ((_standard_input(), "stdin"),)
+    elif (path / _SAVED_SPLITS).is_file():
+        files = _files_of_folder(*_saved_split(path, source))
+        del parts["split"]
+    elif path.is_dir():
         files = _files_of_folder(path, source.path)
     elif path.exists():
         files = ((path, source.path),)
@@ -68,8 +83,7 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
         return None
     else:
         raise DataError(_missing(path, source.path))
-    given = (source.split, source.subset, source.folder)
-    if any(part is not None for part in given) or source.stream:
+    if any(part is not None for part in parts.values()) or source.stream:
         raise DataError(
             f"{source.path} is on this machine, and `split`, `subset`, `folder` and `stream` are"
             " for Hub datasets only; remove them."
@@ -100,6 +114,8 @@ def source_name(source: Source) -> str:
         return source.name
     if embedded.is_documentation(source):
         return embedded.SCHEME.rstrip(":")
+    if source.path == STDIN:
+        return "stdin"
     path = Path(source.path).expanduser()
     if not path.exists():
         return source.path
@@ -117,22 +133,84 @@ def _sha256(path: Path, shown: str) -> str:
 def _kind(path: Path) -> str:
     """The extension in lower case, compression included: ``.jsonl.gz``, ``.parquet``."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+    return "".join(suffixes if set(suffixes[-1:]) & COMPRESSIONS.keys() else suffixes[-1:])
 
 
 def _known() -> str:
-    return ", ".join(FILE_KINDS)
+    packed = " or ".join(COMPRESSIONS)
+    return f"{', '.join(_TEXT_KINDS)} (each also with {packed}), {' or '.join(_BATCH_KINDS)}"
 
 
 def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and _kind(path) in FILE_KINDS
-    )
+    if (folder / _SAVED_TABLE).is_file():
+        files = _saved_files(folder, shown)
+    else:
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file() and not path.name.startswith(".") and _kind(path) in FILE_KINDS
+        )
     if not files:
         raise DataError(f"the folder {shown} holds no data file; expected {_known()}.")
     return tuple((path, f"{shown.rstrip('/')}/{path.name}") for path in files)
+
+
+_SAVED_TABLE: Final = "state.json"
+_SAVED_SPLITS: Final = "dataset_dict.json"
+"""What ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write beside the Arrow files."""
+
+
+def _saved_files(folder: Path, shown: str) -> list[Path]:
+    """The files of a saved ``Dataset`` in its order; what ``map`` cached beside them is not its.
+
+    Raises:
+        DataError: its description is broken or names a file that is not there.
+    """
+    try:
+        state = json.loads((folder / _SAVED_TABLE).read_text(encoding="utf-8"))
+        files = [folder / str(file["filename"]) for file in state["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{shown}/{_SAVED_TABLE} does not list the files of a dataset ({error}); save the"
+            " dataset to disk again."
+        ) from error
+    missing = [file.name for file in files if not file.is_file() or _kind(file) != ".arrow"]
+    if missing:
+        raise DataError(f"{shown} lacks {', '.join(missing)}; save the dataset to disk again.")
+    return files
+
+
+def _saved_split(folder: Path, source: Source) -> tuple[Path, str]:
+    """The folder of one split of a saved ``DatasetDict``, and how to show it.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    split = source.split or "train"
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED_TABLE}"))
+    if split not in splits:
+        raise DataError(
+            f"{source.path} has no split {split!r} (found: {', '.join(splits) or 'none'}); name one"
+            f" with `split`, or give its folder: {source.path.rstrip('/')}/SPLIT."
+        )
+    return folder / split, f"{source.path.rstrip('/')}/{split}"
+
+
+@cache
+def _spool() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="plaudit-stdin-")
+
+
+@cache
+def _standard_input() -> Path:
+    """Standard input as a file, since rows are read twice: to check them, then to use them.
+
+    The file is deleted when the process ends.
+    """
+    path = Path(_spool().name) / "stdin.json"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
 
 
 def _means_a_file(path: Path) -> bool:
@@ -159,29 +237,56 @@ def _missing(path: Path, shown: str) -> str:
 # --- text ---------------------------------------------------------------------------------------
 
 
+def _open_gzip(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb")  # type: ignore[return-value]
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+
+
+class Compression(NamedTuple):
+    """What people call it, the first bytes of its files, and the function that opens one."""
+
+    name: str
+    magic: bytes
+    open: Callable[[Path], BinaryIO]
+
+
+COMPRESSIONS: Final[dict[str, Compression]] = {
+    ".gz": Compression("gzip", b"\x1f\x8b", _open_gzip),
+    ".zst": Compression("Zstandard", b"\x28\xb5\x2f\xfd", _open_zstd),
+}
+"""Last extension of compressed text files."""
+
+
 def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
-    compressed = path.suffix.lower() == ".gz"
+    ending = path.suffix.lower()
+    compression = COMPRESSIONS.get(ending)
     try:
-        with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
+        with path.open("rb") if compression is None else compression.open(path) as stream:
             yield from stream
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, OSError) as error:
+        # The system's own errors have a number; what decompressors raise has none.
+        if compression is None or getattr(error, "errno", None) is not None:
+            raise _unreadable(shown, error) from error
         raise DataError(
-            f"{shown} is not a complete gzip file ({error}); compress it again, or remove .gz"
-            " from its name if it is not compressed."
+            f"{shown} is not a complete {compression.name} file ({error}); compress it again, or"
+            f" remove {ending} from its name if it is not compressed."
         ) from error
-    except OSError as error:
-        raise _unreadable(shown, error) from error
 
 
-def _unreadable(shown: str, error: OSError) -> DataError:
-    return DataError(f"{shown} cannot be read: {error.strerror or error}.")
+def _unreadable(shown: str, error: Exception) -> DataError:
+    return DataError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     """Decoded lines with their numbers; a byte order mark at the start is taken off."""
     for number, line in enumerate(_byte_lines(path, shown), start=1):
-        if number == 1 and line.startswith(b"\x1f\x8b"):
-            raise DataError(f"{shown} is compressed with gzip; add .gz to its name.")
+        if number == 1:
+            _check_uncompressed(line, shown)
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -189,6 +294,14 @@ def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
         if "\0" in text:
             raise DataError(_not_text(shown, number))
         yield number, text
+
+
+def _check_uncompressed(line: bytes, shown: str) -> None:
+    for ending, compression in COMPRESSIONS.items():
+        if line.startswith(compression.magic):
+            raise DataError(
+                f"{shown} is compressed with {compression.name}; add {ending} to its name."
+            )
 
 
 def _not_text(shown: str, line: int) -> str:
@@ -290,7 +403,7 @@ def _refuse_half_characters(value: Row, where: str) -> None:
         ) from error
 
 
-# --- CSV ----------------------------------------------------------------------------------------
+# --- CSV and TSV --------------------------------------------------------------------------------
 
 _TURNS: Final = (
     *("prompt", "chosen", "rejected", "completion", "messages", "rejected_response"),
@@ -314,10 +427,11 @@ _NUMBERS: Final = (
 _NULLABLE: Final = (*_NUMBERS, "grades", "tools", "chat_template_kwargs", "id", "source")
 
 
-def _read_csv(path: Path, shown: str) -> Iterator[LocatedRow]:
+def _read_table(delimiter: str, path: Path, shown: str) -> Iterator[LocatedRow]:
     # The module's limit (131,072 characters a cell, for the whole process) is below long prompts.
     csv.field_size_limit(2**31 - 1)
-    table = csv.reader((line for _, line in _lines(path, shown)), strict=True)
+    lines = (line for _, line in _lines(path, shown))
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     number = 0
     try:
@@ -332,11 +446,14 @@ def _read_csv(path: Path, shown: str) -> Iterator[LocatedRow]:
             if len(cells) != len(header):
                 raise DataError(
                     f"{where}: {len(cells)} cells, but the header names {len(header)} columns;"
-                    " put texts with commas or line breaks in double quotes."
+                    f" put texts with {_SEPARATORS[delimiter]} or line breaks in double quotes."
                 )
             yield where, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise DataError(f"{shown}:{table.line_num}: broken CSV ({error}).") from error
+
+
+_SEPARATORS: Final = {",": "commas", "\t": "tabs"}
 
 
 def _checked_header(cells: list[str], shown: str) -> list[str]:
@@ -377,34 +494,68 @@ def _parsed(cell: str, kinds: tuple[type, ...], otherwise: str) -> Any:
     return value if isinstance(value, kinds) else otherwise
 
 
-# --- Parquet ------------------------------------------------------------------------------------
+# --- Parquet and Arrow --------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, shown: str) -> Iterator[LocatedRow]:
-    import pyarrow as pa
+def _parquet_batches(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        yield from table.iter_batches(batch_size=1024)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """Batches of a stream (what ``datasets`` writes) or of Arrow's file format."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as mapped:
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        if not is_file:
+            yield from pa.ipc.open_stream(mapped)
+            return
+        table = pa.ipc.open_file(mapped)
+        yield from map(table.get_batch, range(table.num_record_batches))
+
+
+def _read_batches(
+    kind: str, batches: Callable[[Path], Iterable[Any]], path: Path, shown: str
+) -> Iterator[LocatedRow]:
+    import pyarrow as pa
 
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{shown}:row {number}", hub.without_filling(row)
+        for batch in batches(path):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{shown}:row {number}", hub.without_filling(row)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{shown} cannot be read as Parquet: {reason}.") from error
+        raise DataError(f"{shown} cannot be read as {kind}: {reason}.") from error
 
 
-FILE_KINDS: Final[dict[str, Callable[[Path, str], Iterator[LocatedRow]]]] = {
+ReadFile: TypeAlias = Callable[[Path, str], Iterator[LocatedRow]]
+
+_TEXT_KINDS: Final[dict[str, ReadFile]] = {
     ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
     ".ndjson": _read_jsonl,
-    ".ndjson.gz": _read_jsonl,
     ".json": _read_json,
-    ".json.gz": _read_json,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
+    ".csv": partial(_read_table, ","),
+    ".tsv": partial(_read_table, "\t"),
+}
+_TABLES: Final = (".csv", ".tsv")
+
+_BATCH_KINDS: Final[dict[str, ReadFile]] = {
+    ".parquet": partial(_read_batches, "Parquet", _parquet_batches),
+    ".arrow": partial(_read_batches, "Arrow", _arrow_batches),
+}
+
+FILE_KINDS: Final[dict[str, ReadFile]] = {
+    **{
+        kind + compression: read
+        for kind, read in _TEXT_KINDS.items()
+        for compression in ("", *COMPRESSIONS)
+    },
+    **_BATCH_KINDS,
 }
 """Extension to the function ``(path, shown name) -> rows``."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
+from plaudit.data.language import UNKNOWN, language_of_answer
 from plaudit.data.operators.answers import best_response, last_text, prompt_text, with_text
 from plaudit.data.operators.table import Operator
-from plaudit.data.operators.text import Context, make_context
+from plaudit.data.operators.text import Context, contexts_by_language
 from plaudit.types import Comparison, Turns
 
 NO_TEXT = "no text"
@@ -21,7 +22,7 @@ NO_TEXT = "no text"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutated:
-    """Pairs made, and how often an operator made none, by reason.
+    """Pairs made, how often an operator made none, by reason, and the languages of the texts.
 
     Each comparison has the operator's name as ``subset``, its kind and its severity in its
     metadata. The altered response stands second and has grade 0, or 1 like the first where the
@@ -30,6 +31,7 @@ class Mutated:
 
     comparisons: tuple[Comparison, ...]
     refused: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
 
 
 def mutate(
@@ -44,18 +46,26 @@ def mutate(
     The best response is the one of the highest grade (the first of equals, or where nothing is
     known). Of messages, the last one's text is altered. With ``per_row``, operators are tried in an
     order drawn for each comparison until that many have made a pair. A pair depends on the seed,
-    the comparison and the operator alone, except where it borrows from the other comparisons.
+    the comparison and the operator alone, except where it borrows from the other comparisons of its
+    language. An operator is skipped where the text is in a language that it does not know.
     """
     best = [best_response(comparison) for comparison in comparisons]
     own: dict[str, set[str]] = {}
+    languages: dict[str, str | None] = {}
     for comparison, turns in zip(comparisons, best, strict=True):
-        own.setdefault(comparison.group, set()).add(last_text(turns) or "")
-    context = make_context([text for texts in own.values() for text in texts if text])
+        text = last_text(turns) or ""
+        own.setdefault(comparison.group, set()).add(text)
+        if text and text not in languages:
+            languages[text] = language_of_answer(text, prompt_text(comparison.prompt))
+    contexts = contexts_by_language(languages)
     refused: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     made: list[Comparison] = []
     for comparison, turns in zip(comparisons, best, strict=True):
+        language = languages.get(last_text(turns) or "")
+        counted[language or UNKNOWN] += 1
         around = replace(
-            context,
+            contexts[language],
             own=frozenset(own[comparison.group]),
             prompt=prompt_text(comparison.prompt),
         )
@@ -64,7 +74,7 @@ def mutate(
             Random(f"{seed}/{comparison.source}/{comparison.id}").shuffle(order)
         pairs = list(_pairs(comparison, turns, order, around, seed, refused, per_row))
         made += sorted(pairs, key=lambda pair: _place(pair, operators))
-    return Mutated(comparisons=tuple(made), refused=refused)
+    return Mutated(comparisons=tuple(made), refused=refused, languages=counted)
 
 
 def _pairs(
@@ -83,6 +93,9 @@ def _pairs(
             return
         if not text or not text.strip():
             refused[NO_TEXT] += 1
+            continue
+        if not operator.suits(context.language):
+            refused[f"{operator.name} skipped: language"] += 1
             continue
         generator = Random(f"{seed}/{operator.name}/{comparison.source}/{comparison.id}")
         altered = operator.apply(text, generator, context)

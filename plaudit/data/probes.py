@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
+from plaudit.data.language import language_of_answer
 from plaudit.data.operators.answers import best_response, last_text, prompt_text, with_text
 from plaudit.data.operators.table import OPERATORS, Kind
-from plaudit.data.operators.text import make_context
+from plaudit.data.operators.text import Context, contexts_by_language
 from plaudit.types import Comparison, Turns
 
 MOST: Final = 200
@@ -37,15 +38,21 @@ class Probe:
     """A comparison of the best response, the worst, and alterations of the best.
 
     ``alterations`` names the kind and the operator of the responses from :data:`UNALTERED` on.
+    ``language`` is that of the best response, None where it is not known. ``not_applied`` names the
+    operators that found nothing to alter, ``not_for_language`` those for other languages.
     """
 
     comparison: Comparison
     alterations: tuple[tuple[Kind, str], ...]
+    language: str | None = None
+    not_applied: tuple[str, ...] = ()
+    not_for_language: tuple[str, ...] = ()
 
     def without(self, refused: Callable[[Comparison], bool]) -> Probe:
         """Only those alterations that, alone beside the best and the worst, are not refused."""
         kept = [at for at in range(len(self.alterations)) if not refused(self._only([at]))]
-        return Probe(
+        return replace(
+            self,
             comparison=self._only(kept),
             alterations=tuple(self.alterations[at] for at in kept),
         )
@@ -58,7 +65,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """What was built: a probe per sampled comparison, and what was not, by reason."""
+    """A probe per sampled comparison, and how many comparisons had none, by reason."""
 
     probes: tuple[Probe, ...]
     refused: Counter[str] = field(default_factory=Counter)
@@ -68,47 +75,55 @@ def build_probes(comparisons: Iterable[Comparison], *, most: int = MOST, seed: i
     """Probes of at most ``most`` comparisons, one per prompt group, drawn by ``seed``.
 
     The comparisons are walked once. Which ones are drawn depends on the seed and their groups, not
-    on their order. A comparison whose best response has no text is counted under ``refused``, as is
-    each operator that does not apply.
+    on their order. A comparison whose best response has no text is counted under ``refused``. What
+    operators borrow from other answers is in the language of the answer.
     """
-    drawn = _sample(comparisons, most, seed)
-    texts = [text for comparison in drawn if (text := last_text(best_response(comparison)))]
-    context = make_context(texts)
+    drawn: list[tuple[Comparison, str]] = []
     refused: Counter[str] = Counter()
-    probes = []
-    for comparison in drawn:
-        best = best_response(comparison)
-        text = last_text(best)
-        if not text or not text.strip():
+    for comparison in _sample(comparisons, most, seed):
+        text = last_text(best_response(comparison))
+        if text and text.strip():
+            drawn.append((comparison, text))
+        else:
             refused["no text"] += 1
-            continue
-        around = replace(context, own=frozenset({text}), prompt=prompt_text(comparison.prompt))
-        altered = {
-            (operator.kind, name): operator.apply(
-                text, Random(f"{seed}/{name}/{comparison.source}/{comparison.id}"), around
-            )
-            for name, operator in OPERATORS.items()
-        }
-        kept = {key: new for key, new in altered.items() if new is not None}
-        refused.update(
-            f"{name} does not apply" for kind, name in altered if (kind, name) not in kept
+    languages = {
+        text: language_of_answer(text, prompt_text(comparison.prompt)) for comparison, text in drawn
+    }
+    contexts = contexts_by_language(languages)
+    probes = tuple(
+        _probe(comparison, text, contexts[languages[text]], seed) for comparison, text in drawn
+    )
+    return Probes(probes=probes, refused=refused)
+
+
+def _probe(comparison: Comparison, text: str, context: Context, seed: int) -> Probe:
+    """All operators that suit the language of ``context``, applied to the best response."""
+    best = best_response(comparison)
+    around = replace(context, own=frozenset({text}), prompt=prompt_text(comparison.prompt))
+    suited = [operator for operator in OPERATORS.values() if operator.suits(context.language)]
+    altered = {
+        operator: operator.apply(
+            text, Random(f"{seed}/{operator.name}/{comparison.source}/{comparison.id}"), around
         )
-        probes.append(
-            Probe(
-                comparison=replace(
-                    comparison,
-                    responses=(
-                        best,
-                        _worst(comparison),
-                        *(with_text(best, new) for new in kept.values()),
-                    ),
-                    grades=(),
-                    margin=None,
-                ),
-                alterations=tuple(kept),
-            )
-        )
-    return Probes(probes=tuple(probes), refused=refused)
+        for operator in suited
+    }
+    kept = {operator: new for operator, new in altered.items() if new is not None}
+    return Probe(
+        comparison=replace(
+            comparison,
+            responses=(
+                best,
+                _worst(comparison),
+                *(with_text(best, new) for new in kept.values()),
+            ),
+            grades=(),
+            margin=None,
+        ),
+        alterations=tuple((operator.kind, operator.name) for operator in kept),
+        language=context.language,
+        not_applied=tuple(operator.name for operator in altered if operator not in kept),
+        not_for_language=tuple(n for n, op in OPERATORS.items() if op not in altered),
+    )
 
 
 def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Comparison]:

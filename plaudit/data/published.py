@@ -20,7 +20,7 @@ def ultrafeedback(row: Row) -> Parsed:
     return Parsed(
         prompt=asked(values.text(row, "instruction")),
         responses=tuple(
-            answered(_inner_text(completion, "response", f"completions[{index}]"))
+            answered(values.inner_text(completion, "response", f"completions[{index}]"))
             for index, completion in enumerate(completions)
         ),
         grades=known if len(known) == len(scores) else (),
@@ -147,14 +147,7 @@ def _ranked(
 
 
 def _answer(item: Row, index: int) -> Messages:
-    return answered(_inner_text(item, "answer", f"answers[{index}]"))
-
-
-def _inner_text(item: Row, column: str, where: str) -> str:
-    try:
-        return values.text(item, column)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    return answered(values.inner_text(item, "answer", f"answers[{index}]"))
 
 
 def _inner_messages(item: Row, index: int) -> Messages:

@@ -1,14 +1,14 @@
 """Why a comparison cannot train: the reasons in one place, and the function that names one.
 
 Parsing never drops a row; only training does, and only under one of these names. Scoring reads
-the same comparisons and never asks.
+the same comparisons and asks for none of them but ``media``.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import MEDIA, Comparison, Message, Turns
 
 EMPTY_RESPONSE: Final = "empty_response"
 PROMPT_MISMATCH: Final = "prompt_mismatch"
@@ -28,6 +28,7 @@ EXPLANATIONS: Final[dict[str, str]] = {
     UNLABELLED: "nothing is known of which response is better",
     TIE: "all responses have the same grade",
     BROKEN_TURNS: "turns do not alternate, or the last one does not ask",
+    MEDIA: "it holds images, audio or video, and only text is read",
     NOT_SAMPLED: "left out by the weight, rows or share of its source",
 }
 

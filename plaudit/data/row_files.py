@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit.errors import DataError, OutputError
-from plaudit.files import write_atomically
+from plaudit.files import check_writable, write_atomically
 
 BATCH_ROWS: Final = 512
 
@@ -38,9 +38,10 @@ def row_file_ending(out: Path, option: str = "--out") -> str:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises OutputError where ``out`` is there already: nothing is written over."""
+    """Raises OutputError where ``out`` is there already, or cannot be written."""
     if out.exists():
         raise OutputError(f"--out {out} exists already; choose another name.")
+    check_writable(out)
 
 
 def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> int:

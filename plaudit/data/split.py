@@ -96,9 +96,16 @@ def assign_parts(
     for part, size in enumerate(sizes, start=1):
         # Every later part, and what is left, keeps one unit at least.
         others = len(sizes) - part + 1
-        target = math.ceil(size * rows) if size < 1 else int(size)
+        target = target_rows(size, rows)
         _fill(part_U, part, target, runs, size_U, spare=others)
     return part_U[unit_N]
+
+
+def target_rows(size: float, rows: int) -> int:
+    """What a part of ``size`` aims at: of a share ``ceil(size * rows)``, as ``datasets`` and
+    scikit-learn round.
+    """
+    return math.ceil(size * rows) if size < 1 else int(size)
 
 
 def count_leaks(train: StoredComparisons, held_out: StoredComparisons) -> int:

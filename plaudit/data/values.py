@@ -77,6 +77,14 @@ def text(row: Row, column: str) -> str:
     return value
 
 
+def inner_text(item: Row, key: str, where: str) -> str:
+    """A required text of an object inside a row; ``where`` names the object in errors."""
+    try:
+        return text(item, key)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def optional_text(row: Row, column: str) -> str | None:
     """A text; ``None`` where the column is null, missing or empty."""
     return text(row, column) or None if row.get(column) is not None else None
@@ -127,7 +135,7 @@ def items(row: Row, column: str) -> list[Any]:
 
 def messages(row: Row, column: str) -> tuple[Message, ...]:
     """A required list of messages."""
-    return _as_messages(value_of(row, column), column, "a list of messages")
+    return as_messages(value_of(row, column), column, "a list of messages")
 
 
 def turns(row: Row, column: str) -> Turns:
@@ -135,7 +143,7 @@ def turns(row: Row, column: str) -> Turns:
     value = value_of(row, column)
     if isinstance(value, str):
         return value
-    return _as_messages(value, column, "text or a list of messages")
+    return as_messages(value, column)
 
 
 def reply(row: Row, column: str, prompt: Turns) -> Turns:
@@ -151,17 +159,26 @@ def as_reply(value: Any, what: str, prompt: Turns) -> Turns:
         return value
     if isinstance(value, str):
         return (Message(role="assistant", content=value),)
-    return _as_messages(value, what, "a list of messages or text")
+    return as_messages(value, what)
 
 
-def _as_messages(value: Any, what: str, expected: str) -> tuple[Message, ...]:
-    if not isinstance(value, list):
+def as_messages(
+    value: Any, what: str, expected: str = "text or a list of messages"
+) -> tuple[Message, ...]:
+    """Messages of a row, a caller or a request; ``what`` names them in errors.
+
+    Raises:
+        DataError: it is no list, or one of them has no role, or a content that is neither text nor
+            parts.
+    """
+    if not isinstance(value, (list, tuple)):
         raise _wrong(what, value, expected)
     return tuple(_as_message(turn, f"{what}[{index}]") for index, turn in enumerate(value))
 
 
 def _as_message(value: Any, what: str) -> Message:
-    if not isinstance(value, dict):
+    """A field that is null is absent: tables fill the fields that a message lacks with null."""
+    if not isinstance(value, Mapping):
         raise _wrong(what, value, "a message with role and content")
     role, content = value.get("role"), value.get("content")
     if not isinstance(role, str):
@@ -176,7 +193,55 @@ def _as_message(value: Any, what: str) -> Message:
     }
     if not isinstance(content, (str, list)) and not (content is None and extra.get("tool_calls")):
         raise _wrong(f"{what}.content", content, "text (null only beside tool_calls)")
+    if isinstance(content, list):
+        content = _content(content, f"{what}.content")
     return Message(role=role, content=content, extra=extra)
+
+
+def _content(parts: list[Any], what: str) -> str | list[Any]:
+    """The text of content parts, joined by line breaks; the parts themselves where one is media.
+
+    The line break is vLLM's, for templates that take text alone; transformers leaves parts to the
+    template. One rule before any template gives a text one score, whichever form it comes in.
+
+    Raises:
+        DataError: a part of another type, or one without its text.
+    """
+    texts: list[str] = []
+    media = False
+    for index, part in enumerate(parts):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise _wrong(f"{what}[{index}]", part, "a content part, such as a part of type text")
+        kind_of_part = part.get("type") or ("text" if "text" in part else None)
+        if not isinstance(kind_of_part, str):
+            raise _wrong(f"{what}[{index}].type", kind_of_part, "the type of a content part")
+        if _MEDIA.intersection(kind_of_part.split("_")):
+            media = True
+        elif kind_of_part in _TEXT_PARTS:
+            texts.append(inner_text(part, _TEXT_PARTS[kind_of_part], f"{what}[{index}]"))
+        else:
+            raise DataError(
+                f"{what}[{index}] is a content part of type {kind_of_part[:_TYPE_CHARACTERS]!r};"
+                f" expected one of {', '.join(_TEXT_PARTS)} (only text is read)."
+            )
+    return parts if media else "\n".join(texts)
+
+
+_MEDIA: Final = frozenset({"image", "audio", "video"})
+"""Words in the types of parts that are not text: ``image_url``, ``input_audio``, …"""
+
+_TEXT_PARTS: Final = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+}
+"""Types of content parts that are text (OpenAI's APIs), and the key of the text."""
+
+_TYPE_CHARACTERS: Final = 40
 
 
 def as_number(value: Any, what: str, *, truth: bool = False) -> float:

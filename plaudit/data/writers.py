@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.data.reasons import BROKEN_TURNS, SINGLE_RESPONSE, TIE, UNLABELLED
 from plaudit.errors import DataError
-from plaudit.types import Comparison, Message, Turns, as_turns
+from plaudit.types import MEDIA, Comparison, Message, Turns, as_turns
 
 Row: TypeAlias = dict[str, Any]
 Pairs: TypeAlias = Literal["all", "best-worst", "none"]
@@ -38,6 +38,7 @@ REFUSALS: Final[dict[str, str]] = {
     NOT_TEXT: "a message with more than text: pictures, tool calls, names",
     MARKERS: "a text that holds the markers of the format",
     BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
+    MEDIA: "images, audio or video, of which only the text would be written",
 }
 """Why a row is not written."""
 

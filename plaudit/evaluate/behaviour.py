@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,32 @@ class Altered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """At most this ``share`` of the tokens that training computed, which are ``run_tokens``."""
+
+    share: float
+    run_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """All alterations scored: how many responses they are of, and what was left out, by reason."""
+    """All alterations scored: how many responses they are of, and what was left out, by reason.
+
+    ``languages`` counts the responses by language, ``not_for_language`` by operator those that it
+    was skipped for. ``conversations`` were scored, which are ``tokens`` for the model to compute;
+    ``over_budget`` responses were left out because they would have cost more than the ``budget``.
+    """
 
     altered: Sequence[Altered]
     responses: int
     refused: Mapping[str, int]
     seed: int
+    languages: Mapping[str, int] = field(default_factory=dict)
+    not_for_language: Mapping[str, int] = field(default_factory=dict)
+    conversations: int = 0
+    tokens: int = 0
+    over_budget: int = 0
+    budget: Budget | None = None
 
 
 def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
@@ -62,11 +81,53 @@ def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
     return {
         "responses": probed.responses,
         "refused": dict(probed.refused),
+        "languages": dict(probed.languages),
+        "not_for_language": dict(probed.not_for_language),
+        "conversations": probed.conversations,
+        "tokens": probed.tokens,
+        "over_budget": probed.over_budget,
+        "budget_share": None if probed.budget is None else probed.budget.share,
+        "run_tokens": None if probed.budget is None else probed.budget.run_tokens,
         "seed": probed.seed,
         "reward_std": reward_std,
         "operators": rows,
         "kinds": {kind: _kind_facts(kind, probed, reward_std) for kind in KINDS},
     }
+
+
+def behaviour_notes(probed: Probed) -> Iterator[str]:
+    """What perturbation tests cost and what they left out, in sentences."""
+    budget = probed.budget
+    limit = "" if budget is None else f"{100 * budget.share:g}% of training's tokens"
+    if not probed.responses and probed.over_budget:
+        yield (
+            f"Perturbation tests were not run: one response with its perturbations takes more than "
+            f"{limit} (evaluate.perturbation_share)."
+        )
+        return
+    cost = f"{probed.conversations:,} conversations of {probed.tokens:,} tokens"
+    if budget is not None and budget.run_tokens:
+        cost += f", {probed.tokens / budget.run_tokens:.1%} of training's"
+    yield (
+        f"Perturbation tests scored {_count(probed.responses, 'good response')} and "
+        f"{_count(len(probed.altered), 'perturbation')} of them: {cost}."
+    )
+    if probed.over_budget:
+        yield (
+            f"{_count(probed.over_budget, 'further response')} would have taken more than {limit} "
+            "(evaluate.perturbation_share)."
+        )
+    if probed.not_for_language:
+        languages = sorted(probed.languages.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{name} {count:,}" for name, count in languages)
+        yield (
+            f"{_count(len(probed.not_for_language), 'perturbation')} for English were skipped on "
+            f"responses in other languages (responses by language: {listed})."
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def operator_row(

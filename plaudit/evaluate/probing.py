@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from plaudit.data.language import UNKNOWN
 from plaudit.data.probes import ALTERATIONS, UNALTERED, Probe, build_probes
-from plaudit.evaluate.behaviour import Altered, Probed
+from plaudit.evaluate.behaviour import Altered, Budget, Probed
 from plaudit.tokens.encode import OVER_LENGTH, Refused
 from plaudit.types import Comparison, FloatArray, TokenTree
 
@@ -17,25 +18,40 @@ Score: TypeAlias = Callable[[Sequence[TokenTree]], Sequence[FloatArray]]
 
 
 def probe(
-    comparisons: Iterable[Comparison], encode: Encode, score: Score, *, most: int, seed: int
+    comparisons: Iterable[Comparison],
+    encode: Encode,
+    score: Score,
+    *,
+    most: int,
+    seed: int,
+    packed: bool,
+    budget: Budget | None = None,
 ) -> Probed:
     """Rewards of at most ``most`` good responses and of their alterations.
 
-    All alterations of a response branch off its prompt in one tree, so the prompt is computed once.
-    One that cannot be encoded (it is over the model's maximum length) is left out and counted. On
-    several ranks every rank builds the same probes.
+    All alterations of a response branch off its prompt in one tree, so the prompt is computed once
+    where batches are ``packed``. One that cannot be encoded (it is over the model's maximum length)
+    is left out and counted. Responses are taken in the order drawn, until one would go over the
+    ``budget``. On several ranks every rank builds the same probes.
     """
     built = build_probes(comparisons, most=most, seed=seed)
-    refused = Counter(built.refused)
+    refused, not_for_language = Counter(built.refused), Counter[str]()
     kept: list[Probe] = []
     trees: list[TokenTree] = []
-    outcomes = encode([one.comparison for one in built.probes])
-    for one, outcome in zip(built.probes, outcomes, strict=True):
-        if isinstance(outcome, Refused):
-            one, outcome = _without_refused(one, encode, refused)
+    tokens = over_budget = 0
+    for number, drawn in enumerate(built.probes):
+        one, outcome, too_long = _encoded(drawn, encode)
         if isinstance(outcome, TokenTree):
+            cost = outcome.tokens if packed else sum(outcome.lengths)
+            if budget is not None and tokens + cost > budget.share * budget.run_tokens:
+                over_budget = len(built.probes) - number
+                break
             kept.append(one)
             trees.append(replace(outcome, index=len(trees)))
+            tokens += cost
+        refused.update(f"{name} {OVER_LENGTH}" for name in too_long)
+        refused.update(f"{name} does not apply" for name in one.not_applied)
+        not_for_language.update(one.not_for_language)
     altered = [
         Altered(
             kind=kind,
@@ -49,14 +65,25 @@ def probe(
     ]
     place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(ALTERATIONS)}
     altered.sort(key=lambda one: place[one.kind, one.name])
-    return Probed(altered=altered, responses=len(kept), refused=dict(refused), seed=seed)
+    return Probed(
+        altered=altered,
+        responses=len(kept),
+        refused=dict(refused),
+        seed=seed,
+        languages=Counter(one.language or UNKNOWN for one in kept),
+        not_for_language=not_for_language,
+        conversations=sum(len(tree.branches) for tree in trees),
+        tokens=tokens,
+        over_budget=over_budget,
+        budget=budget,
+    )
 
 
-def _without_refused(
-    one: Probe, encode: Encode, refused: Counter[str]
-) -> tuple[Probe, TokenTree | Refused]:
-    """The probe with those alterations alone that encode, the others counted."""
+def _encoded(one: Probe, encode: Encode) -> tuple[Probe, TokenTree | Refused, list[str]]:
+    """The probe with those alterations alone that encode, its tree, and the names of the others."""
+    (outcome,) = encode([one.comparison])
+    if isinstance(outcome, TokenTree):
+        return one, outcome, []
     left = one.without(lambda comparison: isinstance(encode([comparison])[0], Refused))
-    gone = set(one.alterations) - set(left.alterations)
-    refused.update(f"{name} {OVER_LENGTH}" for _, name in gone)
-    return left, encode([left.comparison])[0]
+    gone = [name for kind, name in one.alterations if (kind, name) not in left.alterations]
+    return left, encode([left.comparison])[0], gone

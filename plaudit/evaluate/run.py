@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.data.load import Loaded, load
-from plaudit.data.probes import MOST
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError
 from plaudit.evaluate.along import along_of
 from plaudit.evaluate.baselines import BASELINES, fitted_comparisons, measure_baselines
+from plaudit.evaluate.behaviour import Probed
 from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.folder import refuse_folder, write_folder
 from plaudit.evaluate.mistakes import with_texts
@@ -32,7 +32,10 @@ from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
+from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.store import Trees, encode_rows
+
+NOT_RUN = "Perturbation tests were not run; plaudit eval --behaviour 200 runs them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ def evaluate(
     *,
     out: str | Path | None = None,
     baseline_data: Sequence[Source] = (),
-    behaviour: int = MOST,
+    behaviour: int = 0,
     console: Console | None = None,
     seed: int = 42,
 ) -> Evaluation:
@@ -63,7 +66,7 @@ def evaluate(
 
     ``baseline_data`` is what the bag-of-words baseline is fitted on (the model's training data is
     the fair choice); without it that baseline is left out and said to be. ``behaviour`` is how many
-    good responses are altered and scored again, to see what moves the reward; 0 for none.
+    good responses are perturbed and scored again, to see what moves the reward; 0 for none.
 
     Raises:
         PlauditError: data or model cannot be used, or ``out`` exists.
@@ -83,11 +86,16 @@ def evaluate(
             trees,
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
         )
-    probed = None
+    probed: Probed | str = NOT_RUN
     if behaviour:
-        with console.status("scoring altered responses"):
+        with console.status("perturbation tests"):
             probed = probe(
-                kept, reward_model.encode, reward_model.score_trees, most=behaviour, seed=seed
+                kept,
+                reward_model.encode,
+                reward_model.score_trees,
+                most=behaviour,
+                seed=seed,
+                packed=isinstance(reward_model.batcher, PackedBatcher),
             )
     # One name for the whole set: each file of it is a slice by source.
     table = build_table(score_rows("eval", kept, trees, rewards))
@@ -98,6 +106,7 @@ def evaluate(
         baselines=measure_baselines(BASELINES, fitted_on, kept),
         baselines_fitted_on=fitted_comparisons(fitted_on),
         behaviour=probed,
+        stored_temperature=reward_model.facts.temperature or 1.0,
         seed=seed,
     )
     metrics = json_safe(
@@ -159,9 +168,10 @@ def encode_scorable(
         ).of(comparisons)
     if not len(encoded.kept_N):
         counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
+        example = f"; {encoded.example}" if encoded.example else ""
         raise DataError(
-            f"None of the {len(comparisons)} comparisons can be scored ({counts}); the model "
-            f"reads at most {model.facts.max_length} tokens."
+            f"None of the {len(comparisons)} comparisons can be scored ({counts}{example}); the "
+            f"model reads at most {model.facts.max_length} tokens."
         )
     return comparisons.take(encoded.kept_N), encoded
 
@@ -173,7 +183,13 @@ def data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
         "used": loaded.tally.rows - sum(reasons.values()),
         "dropped": dict(reasons),
         "sources": [
-            {"name": s.name, "path": s.path, "format": s.format, "fingerprint": s.fingerprint}
+            {
+                "name": s.name,
+                "path": s.path,
+                "format": s.format,
+                "fingerprint": s.fingerprint,
+                "unread": asdict(s.unread),
+            }
             for s in loaded.sources
         ],
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,13 +17,24 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
-from plaudit.model.load import BaseRequest, load_base, load_tokenizer
+from plaudit.manifest import (
+    MANIFEST_FILE,
+    TRAINING_FILE,
+    check_model,
+    rewrite_listed,
+    write_model_manifest,
+)
+from plaudit.model.load import BaseRequest, load_base, load_tokenizer, silence_load_messages
 from plaudit.model.module import has_score_head
 from plaudit.types import Affine, Reading, Rendering
+
+logger = logging.getLogger("plaudit")
 
 FORMAT = 1
 FACTS_FILE = "plaudit.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+BASE_FOLDER = "base"
+"""Where a model folder keeps a copy of its adapter's base."""
 RUN_FILES = ("recipe.yaml", "events.jsonl")
 """What a run holds from its first step on."""
 
@@ -50,13 +63,31 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TemperatureFit:
+    """What ``plaudit calibrate`` fitted the temperature on, after training.
+
+    Fingerprints of the data, and on their pairs the log loss at the temperature before and at the
+    new one (cross-fitted).
+    """
+
+    fingerprints: tuple[str, ...]
+    pairs: int
+    prompts: int
+    temperature_before: float
+    log_loss_before: float
+    log_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtefactFacts:
     """``plaudit.json``: everything about a reward model that its weights and tokenizer do not say.
 
     ``text`` says what it was trained on: messages through the chat template (``chat``), plain
     text with the end token added once (``text``), or both (``mixed``). ``temperature`` divides a
-    reward difference before the sigmoid of :meth:`RewardModel.prefer`; None where it was not
-    measured. ``reward_mean`` and ``reward_std`` are over the evaluation responses.
+    reward difference before the sigmoid of :meth:`RewardModel.prefer`; None, which is 1, where none
+    was measured or none is better. ``temperature_fit`` says what it was fitted on where that was
+    not the run's evaluation data. ``reward_mean`` and ``reward_std`` are over the evaluation
+    responses.
 
     ``rendering``, ``reading``, ``affine`` and ``output`` are as plaudit trains unless the model
     was imported; ``origin`` then says from where.
@@ -74,6 +105,7 @@ class ArtefactFacts:
     attention_note: str | None
     head: Mapping[str, Any]
     temperature: float | None = None
+    temperature_fit: TemperatureFit | None = None
     reward_mean: float | None = None
     reward_std: float | None = None
     data_fingerprint: str | None = None
@@ -117,14 +149,38 @@ def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None
 def save_artefact(
     folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts
 ) -> None:
-    """Weights, tokenizer and ``plaudit.json``; the folder then loads on its own.
+    """Weights, tokenizer, ``plaudit.json`` and their manifest; the folder then loads on its own.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    save_weights(network, folder)
+    write_model(folder, network, tokenizer, facts)
+    write_model_manifest(folder)
+
+
+def write_model(
+    folder: Path,
+    network: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: ArtefactFacts,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Weights, tokenizer and ``plaudit.json``; the caller writes a manifest once all is there.
+
+    ``state`` replaces the network's own tensors. Raises OutputError.
+    """
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    save_weights(network, folder, state)
     save_tokenizer(tokenizer, folder)
-    write_facts(folder, facts)
+    write_json(folder / FACTS_FILE, asdict(facts))
+
+
+def copy_base(base: str | Path, folder: Path) -> None:
+    """Copy an adapter's base into its folder, with a manifest; a kill leaves no half of it."""
+    staged = folder / f".{BASE_FOLDER}.partial"
+    shutil.copytree(base, staged, dirs_exist_ok=True)
+    write_model_manifest(staged)
+    staged.rename(folder / BASE_FOLDER)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -134,20 +190,46 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def write_facts(folder: Path, facts: ArtefactFacts) -> None:
-    """Write ``plaudit.json`` atomically."""
-    write_json(folder / FACTS_FILE, asdict(facts))
+    """Write ``plaudit.json`` beside the other model files, and its line of the manifest."""
+    rewrite_listed(folder, FACTS_FILE, lambda: write_json(folder / FACTS_FILE, asdict(facts)))
 
 
 def read_facts(folder: Path) -> ArtefactFacts:
-    """The facts of a saved reward model.
+    """The facts of a saved reward model whose files are as they were written.
+
+    Every byte of the model is read where there is a manifest, which costs what reading costs; the
+    weights then come from the page cache.
 
     Raises:
-        ModelError: no readable ``plaudit.json``, or one of a newer format.
+        ModelError: no readable ``plaudit.json``, one of a newer format, or a damaged file.
     """
-    path = folder / FACTS_FILE
+    check_model(folder)
     run = run_of(folder)
-    if run is not None:
-        return _checkpoint_facts(folder, run)
+    check_model((folder if run is None else run) / BASE_FOLDER)
+    facts = _own_facts(folder) if run is None else _checkpoint_facts(folder, run)
+    unfinished = _unfinished(folder, run)
+    if unfinished is not None:
+        logger.warning("%s %s: it has no temperature yet.", folder, unfinished)
+    return facts
+
+
+def _unfinished(folder: Path, run: Path | None) -> str | None:
+    """What is still to come for a model of a run that has not ended."""
+    if run is None:
+        ended = (folder / TRAINING_FILE).is_file()
+        return "is trained, and its evaluation has not finished" if ended else None
+    if (run / "metrics.json").is_file():
+        return None
+    step = folder.resolve().name.removeprefix("checkpoint-")
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        return f"is from an unfinished run (step {step} of {state['max_steps']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"is from an unfinished run (step {step})"
+
+
+def _own_facts(folder: Path) -> ArtefactFacts:
+    path = folder / FACTS_FILE
     if not folder.is_dir():
         raise ModelError(
             f"No reward model at {folder}; expected a folder that plaudit train wrote."
@@ -191,30 +273,27 @@ def run_of(folder: Path) -> Path | None:
     run = folder.parent.parent
     inside = folder.name.startswith("checkpoint-") and folder.parent.name == "checkpoints"
     ours = any((run / name).is_file() for name in (FACTS_FILE, *RUN_FILES))
-    return run if inside and ours and not (folder / FACTS_FILE).exists() else None
+    return run if inside and ours else None
 
 
 def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
-    """The run's facts, without what was measured on the checkpoint that the run kept.
+    """A checkpoint's facts, its base where the run is now. Nothing was measured on it.
 
     Raises:
-        ModelError: the run is not finished, or the checkpoint was cut off while it was written.
+        ModelError: the checkpoint was cut off while it was written.
     """
-    if not (folder / "complete").is_file():
+    if not any((folder / name).is_file() for name in (MANIFEST_FILE, "complete")):
         raise ModelError(
-            f"{folder} is not a complete checkpoint (it has no file named complete); choose "
-            "another one of the run."
+            f"{folder} is not a complete checkpoint (it has no {MANIFEST_FILE}); choose another "
+            "one of the run."
         )
-    if not (run / FACTS_FILE).is_file():
-        raise ModelError(
-            f"{folder} belongs to a run that is not finished ({run} has no {FACTS_FILE}), and its "
-            "checkpoints load through the run's facts; finish it with plaudit train --resume."
-        )
-    facts = read_facts(run)
+    # plaudit 0.1.0 kept the facts of all checkpoints in the run, from its end on.
+    facts = _own_facts(folder if (folder / FACTS_FILE).is_file() else run)
     return replace(
         facts,
         base=resolve_base(run, facts, None),
         temperature=None,
+        temperature_fit=None,
         reward_mean=None,
         reward_std=None,
     )
@@ -226,6 +305,7 @@ _RECORDS: dict[str, type] = {
     "affine": Affine,
     "output": Output,
     "origin": Origin,
+    "temperature_fit": TemperatureFit,
 }
 
 
@@ -246,7 +326,7 @@ def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> st
     """Where the base of an adapter is now: named by the caller, beside it, or as recorded."""
     if moved_to is not None:
         return moved_to
-    beside = folder / "base"
+    beside = folder / BASE_FOLDER
     return str(beside) if (beside / "config.json").is_file() else facts.base
 
 
@@ -297,7 +377,8 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
         )
     stored = refuse_lost_head(network, folder)
     try:
-        model = PeftModel.from_pretrained(network, str(folder))
+        with silence_load_messages():
+            model = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +24,7 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
+from plaudit.files import missing_path
 from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import why_not_packed
 from plaudit.model.last_layer import is_compiled, narrow_last_layer
@@ -166,21 +170,25 @@ def load_config(request: BaseRequest) -> Any:
             num_labels=1,
         )
     except LIBRARY_ERRORS as error:
-        local = Path(request.base)
-        found = (
-            f"{request.base} has no usable config.json"
-            if local.is_dir()
-            else f"{request.base} is neither a local folder nor a model that can be reached"
-        )
         raise ModelError(
-            f"{found} ({first_line(error)}); model.base must be a transformers model folder or a "
-            "Hub id."
+            f"{no_config(request.base, first_line(error))}; model.base must be a transformers "
+            "model folder or a Hub id."
         ) from None
     for name, value in vars(config).items():
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def no_config(base: str, reason: str) -> str:
+    """Why a base has no configuration, as half a sentence; ``reason`` is the library's."""
+    if Path(base).is_dir():
+        return f"{base} has no usable config.json ({reason})"
+    missing = missing_path(base)
+    if missing is not None:
+        return missing
+    return f"{base} does not exist on this machine, and was not found on the Hub ({reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +201,29 @@ class LoadedBase:
     network: nn.Module
     fresh_head: bool
     missing: frozenset[str] = frozenset()
+
+
+@contextmanager
+def silence_load_messages() -> Iterator[None]:
+    """Two messages about loading are dropped: false here, or about code that is not the caller's.
+
+    transformers reports ``score.weight`` as newly initialized before PEFT loads the trained head
+    from the adapter (huggingface/peft issue 2367). TRL drops that report too (huggingface/trl pull
+    request 5058). What is missing or misshapen is checked by plaudit, as an error. And PEFT 0.21
+    asks models for an attribute that transformers 5.23 calls deprecated.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(is_other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
+    finally:
+        reporter.removeFilter(is_other)
 
 
 def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
@@ -216,15 +247,16 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
         # Quantized weights cannot be moved afterwards: each rank loads onto its own device.
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            request.base,
-            config=config,
-            revision=request.revision,
-            trust_remote_code=request.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=request.foreign_head,
-            **options,
-        )
+        with silence_load_messages():
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                request.base,
+                config=config,
+                revision=request.revision,
+                trust_remote_code=request.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=request.foreign_head,
+                **options,
+            )
     except LIBRARY_ERRORS as error:
         raise ModelError(
             f"{request.base} cannot be loaded as a one-label sequence classifier "
@@ -392,18 +424,25 @@ def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
         nn.init.zeros_(head.bias)
 
 
-def _four_bit(dtype: torch.dtype) -> Any:
+def check_four_bit() -> None:
+    """Whether a base can be quantized here.
+
+    Raises:
+        ModelError: no CUDA device, or no bitsandbytes.
+    """
     if not torch.cuda.is_available():
         raise ModelError(
             "model.quantize: 4bit needs a CUDA device, and none is here; remove it to train in "
             "full precision."
         )
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
+    if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.quantize: 4bit needs bitsandbytes; install it with pip install 'plaudit[gpu]'."
-        ) from None
+        )
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    check_four_bit()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -413,6 +452,51 @@ def _four_bit(dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         # A quantized head crashes or degrades (unslothai/unsloth issue 5027).
         llm_int8_skip_modules=["score", "classifier"],
+    )
+
+
+def check_lora(config: Any, options: Mapping[str, Any]) -> None:
+    """Whether LoRA's target modules are in a base, by its configuration alone.
+
+    The classifier is built without storage (meta device). A base that needs its own code to be
+    built is checked when it is loaded.
+
+    Raises:
+        ModelError: a name in ``target_modules`` matches no module.
+    """
+    try:
+        with torch.device("meta"):
+            network: nn.Module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    except LIBRARY_ERRORS:
+        return
+    check_target_modules(network, options.get("target_modules"))
+
+
+def check_target_modules(network: nn.Module, targets: str | Sequence[str] | None) -> None:
+    """Whether every target is in a classifier; PEFT is content with one of a list.
+
+    Raises:
+        ModelError: a name or a regular expression matches no module.
+    """
+    if targets is None or targets == "all-linear":
+        return
+    names = [name for name, _ in network.named_modules()]
+    if isinstance(targets, str):
+        absent = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        ends = {name for name in targets for known in names if f".{known}".endswith(f".{name}")}
+        absent = [name for name in targets if name not in ends]
+    if not absent:
+        return
+    linear = dict.fromkeys(
+        name.rpartition(".")[2]
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Linear) and name.count(".") > 1
+    )
+    hint = "write several names as a list" if "," in absent[0] else "all-linear takes them all"
+    raise ModelError(
+        f"lora.target_modules: {', '.join(absent)} matches no module of this base; its linear "
+        f"layers are {', '.join(linear)} ({hint})."
     )
 
 
@@ -428,6 +512,7 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
+    check_target_modules(network, options.get("target_modules"))
     heads = head_modules(network)
     saved = [*heads, *(n for n in options.get("modules_to_save") or () if n not in heads)]
     chosen = {
@@ -441,7 +526,8 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     try:
         config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=saved, **chosen)
         # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).
-        return get_peft_model(network, config)
+        with silence_load_messages():
+            return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"lora: PEFT refuses these settings ({first_line(error).rstrip('.')}); target_modules "

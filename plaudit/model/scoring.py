@@ -1,10 +1,19 @@
-"""Trees through a module in token-bounded batches, back in order. One loop for every caller."""
+"""Trees through a module in token-bounded batches, back in order. One loop for every caller.
+
+A score depends in its last bits on the shape of its batch, so that equal conversations computed in
+two places differ by about 1e-8, and their order then decides a tie. Each is computed once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import accumulate
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,10 +28,25 @@ def score_trees(
     batcher: Batcher,
     trees: Sequence[TokenTree],
     *,
-    batches: int | None = None,
     on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
 ) -> list[FloatArray]:
     """Scores of each tree's responses, in the order of ``trees``.
+
+    Equal token sequences, in one tree or in several, are computed once and have one score.
+    """
+    distinct = distinct_trees(trees)
+    return distinct.restore(score_distinct(forward, batcher, distinct.trees, on_batch=on_batch))
+
+
+def score_distinct(
+    forward: Callable[[Batch], Tensor],
+    batcher: Batcher,
+    trees: Sequence[TokenTree],
+    *,
+    batches: int | None = None,
+    on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+) -> list[FloatArray]:
+    """:func:`score_trees` for trees whose conversations are known to differ.
 
     ``forward`` must be the object accelerate wrapped where there is one. ``batches`` is
     the number that every rank runs: FSDP, ZeRO-3 and DDP's buffers communicate in every forward
@@ -50,3 +74,80 @@ def score_trees(
             results[i] = flat[row : row + k]
             row += k
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctTrees:
+    """Trees that hold each conversation of some original trees once.
+
+    ``place_R`` is, for each response of the original trees, the place of its conversation among
+    those of ``trees``; ``branches`` counts the responses of each original tree.
+    """
+
+    trees: Sequence[TokenTree]
+    place_R: npt.NDArray[np.int64]
+    branches: tuple[int, ...]
+
+    def restore(self, scores: Sequence[FloatArray]) -> list[FloatArray]:
+        """Scores of ``trees`` as ``scores_K`` of each original tree: equal ones for equal ids."""
+        if not self.branches:
+            return []
+        scores_R = np.concatenate(list(scores))[self.place_R]
+        return np.split(scores_R, list(accumulate(self.branches))[:-1])
+
+
+def distinct_trees(trees: Sequence[TokenTree]) -> DistinctTrees:
+    """Leave out every conversation whose token ids already occurred, in any of the trees.
+
+    Trees without repeats stay the object that they are. A conversation is known by a 128-bit
+    digest of its ids.
+    """
+    digests: list[bytes] = []
+    branches: list[int] = []
+    for tree in trees:
+        branches.append(len(tree.branches))
+        prefix = blake2b(np.asarray(tree.prefix, np.int32).tobytes(), digest_size=16)
+        for branch in tree.branches:
+            whole = prefix.copy()
+            whole.update(np.asarray(branch, np.int32).tobytes())
+            digests.append(whole.digest())
+    keys_R = np.frombuffer(b"".join(digests), dtype="V16")
+    _, first_U, inverse_R = np.unique(keys_R, return_index=True, return_inverse=True)
+    first_R = first_U[inverse_R]
+    kept_R = first_R == np.arange(len(keys_R))
+    return DistinctTrees(
+        trees=trees if kept_R.all() else _KeptBranches(trees, branches, kept_R),
+        place_R=(np.cumsum(kept_R) - 1)[first_R],
+        branches=tuple(branches),
+    )
+
+
+class _KeptBranches(Sequence[TokenTree]):
+    """Trees with only the branches to keep, made when asked for; a tree without any is left out."""
+
+    def __init__(
+        self, trees: Sequence[TokenTree], branches: Sequence[int], kept_R: npt.NDArray[np.bool_]
+    ) -> None:
+        kept = np.split(kept_R, list(accumulate(branches))[:-1])
+        self._trees = trees
+        self._rows = [(row, kept_K) for row, kept_K in enumerate(kept) if kept_K.any()]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenTree: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenTree]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenTree | list[TokenTree]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        row, kept_K = self._rows[index]
+        tree = self._trees[row]
+        if kept_K.all():
+            return tree
+        return replace(
+            tree, branches=tuple(tree.branches[k] for k in np.flatnonzero(kept_K)), grades=()
+        )

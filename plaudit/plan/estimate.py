@@ -41,23 +41,21 @@ OPTIMIZER_STATES: dict[str, tuple[int, int | None]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Comparisons read. ``evaluation`` and ``test`` where they have files of their own."""
-
-    train: int
-    evaluation: int | None = None
-    test: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Comparisons of each part, after those over length are left out of all."""
+    """Comparisons of each part, and in all; those over length are left out of them."""
 
     pairs: int
     over_length: int
     train: int
     evaluation: int
     test: int
+
+    @classmethod
+    def of(cls, train: int, evaluation: int, test: int, *, over_length: int = 0) -> Split:
+        pairs = train + evaluation + test
+        return cls(
+            pairs=pairs, over_length=over_length, train=train, evaluation=evaluation, test=test
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +153,7 @@ def plan(
     *,
     size: ModelSize,
     lengths: Lengths,
-    counts: Counts,
+    split: Split,
     gpus: Mapping[str, Gpu],
     devices: int = 1,
     utilisation: float = UTILISATION,
@@ -164,8 +162,8 @@ def plan(
 ) -> Plan:
     """What the recipe will take on ``devices`` devices.
 
-    ``packed`` is whether each prompt is computed once; ``auto_tokens`` is what ``auto`` means for
-    ``tokens.max_tokens_per_microbatch``.
+    ``lengths`` are those of the training part. ``packed`` is whether each prompt is computed once;
+    ``auto_tokens`` is what ``auto`` means for ``tokens.max_tokens_per_microbatch``.
 
     Raises:
         DataError: no comparison is within the recipe's maximum length.
@@ -178,7 +176,6 @@ def plan(
         overlong=recipe.tokens.overlong,
         batch=arguments.get("per_device_train_batch_size", 8),
     )
-    split = split_sizes(recipe, counts, facts.kept)
     steps = count_steps(arguments, split.train, devices)
     tokens = count_tokens(lengths, facts, split.train)
     share = steps.pairs_per_step // devices
@@ -206,36 +203,6 @@ def method(recipe: Recipe) -> str:
     if recipe.lora is None:
         return "full"
     return "qlora" if recipe.model.quantize else "lora"
-
-
-def split_sizes(recipe: Recipe, counts: Counts, kept: float = 1.0) -> Split:
-    """Sizes of the parts: a held-out part is rounded up, as ``datasets`` and scikit-learn do.
-
-    Over-length comparisons go after the split; ``kept`` is the share that stays.
-
-    Splits by prompt reach these sizes to within one group of rows with the same prompt.
-    """
-    data = recipe.data
-    evaluation = test = 0
-    left = 1.0
-    if data.eval_rows is not None and not data.eval:
-        evaluation = min(data.eval_rows, counts.train - 1)
-        left -= evaluation / counts.train
-    elif data.eval_fraction is not None and not data.eval:
-        evaluation = math.ceil(data.eval_fraction * counts.train)
-        left -= data.eval_fraction
-    if data.test_fraction is not None and not data.test:
-        # Of what is left, so that a test set never changes the evaluation set.
-        test = math.ceil(data.test_fraction / left * (counts.train - evaluation))
-    train = round((counts.train - evaluation - test) * kept)
-    held_out = (round(evaluation * kept), round(test * kept))
-    return Split(
-        pairs=train + sum(held_out),
-        over_length=counts.train - train - sum(held_out),
-        train=train,
-        evaluation=held_out[0] if counts.evaluation is None else counts.evaluation,
-        test=held_out[1] if counts.test is None else counts.test,
-    )
 
 
 def count_steps(arguments: Mapping[str, Any], train: int, devices: int) -> Steps:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit import embedded
 from plaudit.errors import ModelError
+from plaudit.files import missing_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -62,8 +63,13 @@ def read_config(
                 f"{base} has no config.json that transformers can read; model.base must be a model "
                 "folder or a Hub id."
             ) from error
+        missing = missing_path(base)
+        if missing is not None:
+            raise ModelError(
+                f"{missing}; model.base must be a model folder or a Hub id."
+            ) from error
         raise ModelError(
-            f"{base} is no local folder, not in plaudit's table of {len(architectures())} "
-            "architectures, and could not be had from the Hub; check the name or the connection, "
-            "or give a folder with the model's config.json."
+            f"{base} does not exist on this machine, is not in plaudit's table of "
+            f"{len(architectures())} architectures, and was not found on the Hub; check the name "
+            "or the connection, or give a folder with the model's config.json."
         ) from error

@@ -6,12 +6,14 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from plaudit.errors import DataError
 
 CHARACTERS_PER_TOKEN = 4
 PADDED_SEED = 0
+
+Overlong: TypeAlias = Literal["drop", "truncate_prompt", "llamafactory", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +86,18 @@ def _tokens(characters: int) -> int:
     return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
 
 
+def within(lengths: Lengths, *, max_length: int, overlong: Overlong) -> list[Length]:
+    """The comparisons that the over-length policy keeps, shortened where it shortens."""
+    shorten = _SHORTEN.get(overlong)
+    rows = lengths.rows if shorten is None else [shorten(row, max_length) for row in lengths.rows]
+    return [row for row in rows if row.longest <= max_length]
+
+
 def summarize(
     lengths: Lengths,
     *,
     max_length: int,
-    overlong: Literal["drop", "truncate_prompt", "llamafactory", "error"],
+    overlong: Overlong,
     batch: int,
 ) -> LengthFacts:
     """Facts of the comparisons that the over-length policy keeps.
@@ -99,9 +108,7 @@ def summarize(
     Raises:
         DataError: no comparison is within ``max_length``.
     """
-    shorten = _SHORTEN.get(overlong)
-    rows = [] if shorten is None else [shorten(row, max_length) for row in lengths.rows]
-    rows = [row for row in rows or lengths.rows if row.longest <= max_length]
+    rows = within(lengths, max_length=max_length, overlong=overlong)
     if not rows:
         raise DataError(
             f"every comparison has a conversation over tokens.max_length {max_length}; raise it."

@@ -37,6 +37,7 @@ def _sentences(facts: Facts) -> Iterator[str]:
         )
     else:
         yield "Nothing serious was found."
+    yield from (part["not_read"] for part in facts["parts"] if part["not_read"])
     yield from surface_sentences(facts["surface"])
     fixed = facts.get("fixed")
     if fixed:
@@ -79,6 +80,8 @@ def shown_details(finding: Facts) -> str:
         return f"{_percent(details['agreement'])} agree"
     if finding["check"] == "opposite_labels":
         return _plural(details["pairs"], "pair")
+    if "fields" in details:
+        return ", ".join(f"{field} {count(rows)}" for field, rows in details["fields"].items())
     if "max_length" in details:
         about = "" if details["tokens"].startswith("counted") else "about "
         return f"{about}{count(details['max_length'])} tokens"

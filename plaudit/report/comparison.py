@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = (
-    ("accuracy", "accuracy_bootstrap_ci95", "accuracy, 95%"),
+    ("accuracy", "accuracy_ci95", "accuracy, 95%"),
     ("nll", "nll_ci95", "log loss (nats), 95%"),
 )
 _BEST, _ALIKE, _WORSE = "best", "not significantly different from the best", "significantly worse"

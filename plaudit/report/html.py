@@ -20,6 +20,7 @@ from plaudit.report.record import (
     METRICS_FILE,
     MISTAKES_FILE,
     TEMPLATES,
+    read_recalibration,
     read_recorded,
     shown_base,
 )
@@ -58,7 +59,9 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     mistakes = _read_mistakes(folder) if with_texts else {}
     try:
         return (
-            _environment().get_template("report/page.html.jinja").render(_view(metrics, mistakes))
+            _environment()
+            .get_template("report/page.html.jinja")
+            .render(_view(metrics, mistakes), recalibration=read_recalibration(folder))
         )
     except (UndefinedError, KeyError) as error:
         raise DataError(

@@ -564,7 +564,11 @@ EVALUATION_PLOTS: dict[str, Plot] = {
         "Accuracy by how many characters longer the chosen response is than the rejected one; "
         "in brackets the number of pairs.",
     ),
-    "slices": Plot(slices, "Accuracy by slice of the data, with its 95% interval."),
+    "slices": Plot(
+        slices,
+        "Accuracy by slice of the data, with its 95% interval: significant ones, then the largest, "
+        f"at most {_MOST_ROWS}. Slices of few pairs are in the table alone.",
+    ),
     "behaviour": Plot(
         behaviour,
         "Good responses altered in known ways: damage should lower the reward, a rewrite should "
@@ -573,6 +577,6 @@ EVALUATION_PLOTS: dict[str, Plot] = {
     "bias": Plot(
         bias,
         "What can be counted in a response, and how much the model's accuracy depends on it: "
-        "without a leaning the gap is zero.",
+        "without bias the gap is zero. Features with few pairs either way are in the table alone.",
     ),
 }

@@ -66,6 +66,24 @@ def read_recorded(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_recalibration(folder: Path) -> dict[str, Any] | None:
+    """What ``plaudit calibrate`` stored in ``plaudit.json`` after training, with the temperature.
+
+    None where it was not run, or where there is no such file (the folder of an evaluation).
+
+    Raises DataError when the file cannot be read.
+    """
+    path = folder / "plaudit.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"Cannot read {path} ({error}); restore it from a backup.") from error
+    fit: dict[str, Any] | None = facts.get("temperature_fit")
+    return None if fit is None else {**fit, "temperature": facts["temperature"] or 1.0}
+
+
 def shown_evaluation(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluation that a single picture is drawn of: the test data, which chose nothing."""
     found: dict[str, Any] | None = metrics.get("test") or metrics.get("eval")
@@ -122,6 +140,15 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}%"
 
 
+def points(value: float | None) -> str:
+    """Percent with one decimal and no sign, as leaderboards print benchmark suites."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def percent_interval(ends: Sequence[float] | None) -> str:
+    return NOTHING if ends is None else f"{points(ends[0])} to {points(ends[1])}"
+
+
 def probability(value: float | None) -> str:
     """A p-value: four decimals, and no zero."""
     return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
@@ -175,6 +202,8 @@ def words(name: str) -> str:
 FORMATS = {
     "fraction": fraction,
     "percent": percent,
+    "points": points,
+    "percent_interval": percent_interval,
     "interval": interval,
     "probability": probability,
     "signed": signed,

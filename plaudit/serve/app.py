@@ -6,22 +6,25 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from plaudit import __version__
 from plaudit.errors import PlauditError
+from plaudit.serve.body import parse_body
 from plaudit.serve.engine import Engine, Outcome
-from plaudit.serve.errors import documented, from_status, from_validation
+from plaudit.serve.errors import documented, from_status
 from plaudit.serve.gate import Exchange, Gate, failure
 from plaudit.serve.metrics import CONTENT_TYPE
 from plaudit.serve.page import add_page
@@ -30,11 +33,13 @@ from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.queue import costs_of
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served, facts_of
-from plaudit.serve.unicode import refuse_half_characters
+from plaudit.serve.settings import Settings
 from plaudit.types import IntArray
 
 CLIENT_HEADER = "x-client-id"
 TIMEOUT_HEADER = "x-request-timeout"
+PARSED_ON_LOOP = 1 << 16
+"""Bytes of a body up to which parsing takes less than a millisecond or two."""
 
 Found = TypeVar("Found")
 
@@ -88,9 +93,9 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     """The ASGI application. Starting it starts the engine, stopping it drains the engine."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
         engine.start()
-        yield
+        yield {"settings": engine.settings}
         await engine.stop()
 
     app = FastAPI(
@@ -110,7 +115,6 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     add_page(app, lambda name: engine.model(name, exact=True).source, token=token is not None)
     app.add_exception_handler(RefusalError, _on_refusal)
     app.add_exception_handler(PlauditError, _on_refusal)
-    app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
     named = {path: protocol.name for protocol in PROTOCOLS.values() for path in protocol.paths}
@@ -123,10 +127,10 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
 
 def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
     dump = TypeAdapter(protocol.response).dump_json
+    parser = TypeAdapter(protocol.request)
 
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
-        refuse_half_characters(await request.body())
-        ask = protocol.read(body)
+        ask = await _off_loop(engine, request, partial(protocol.read, body))
         name = model or ask.model
         with engine.accepted():
             served = engine.model(name, exact=protocol.exact_model or model is not None)
@@ -134,8 +138,25 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
         answer = protocol.answer(body, scored)
         return Response(dump(answer, exclude_none=False), media_type="application/json")
 
+    class ProtocolRoute(APIRoute):
+        """Documented by the endpoint's signature; parsed by :func:`parse_body`, not by FastAPI,
+        which parses on the event loop and accepts what JSON in UTF-8 is not.
+        """
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            async def handle(request: Request) -> Response:
+                content, kind = await _whole_body(request), request.headers.get("content-type", "")
+                work = partial(parse_body, parser, kind, content)
+                body = await _off_loop(engine, request, work)
+                response: Response = await endpoint(
+                    request, body, request.query_params.get("model")
+                )
+                return response
+
+            return handle
+
     for path, method in product(protocol.paths, protocol.methods):
-        app.add_api_route(
+        app.router.add_api_route(
             path,
             endpoint,
             methods=[method],
@@ -145,15 +166,33 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
             description=f"Spoken by {protocol.spoken_by}. `?model=` names a model where the "
             "body of a client cannot.",
             response_model=protocol.response,
+            openapi_extra={
+                "requestBody": {"content": {"application/json": {"example": protocol.example}}}
+            },
             tags=[protocol.name],
+            route_class_override=ProtocolRoute,
         )
+
+
+async def _whole_body(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise RefusalError("client_gone", "The client hung up.") from None
+
+
+async def _off_loop(engine: Engine, request: Request, work: Callable[[], Found]) -> Found:
+    """The result of work whose time grows with the body's size."""
+    if _exchange(request).body_bytes <= PARSED_ON_LOOP:
+        return work()
+    return await engine.parse(work, deadline=_deadline(engine, request))
 
 
 async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request) -> Scored:
     """The one path from any protocol's request to rewards."""
     began = time.monotonic()
     exchange = _exchange(request)
-    deadline = exchange.began + _timeout(engine, request)
+    deadline = _deadline(engine, request)
     client = _client(request)
     limit = engine.settings.max_conversations
     asked = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in ask.parts)
@@ -236,6 +275,11 @@ def _client(request: Request) -> str:
     """Who shares the engine fairly: the id a client gives itself, else its address."""
     named = request.headers.get(CLIENT_HEADER)
     return named[:128] if named else request.client.host if request.client else ""
+
+
+def _deadline(engine: Engine, request: Request) -> float:
+    """On the monotonic clock."""
+    return _exchange(request).began + _timeout(engine, request)
 
 
 def _timeout(engine: Engine, request: Request) -> float:
@@ -349,11 +393,6 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
     return _exchange(request).refuse(refusal)
 
 
-async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _exchange(request).refuse(from_validation(error))
-
-
 async def _on_defect(request: Request, error: Exception) -> Response:
     # Starlette raises it again after this answer, and the gate logs it.
     return _exchange(request).refuse(failure())
@@ -361,10 +400,7 @@ async def _on_defect(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    exchange = _exchange(request)
-    # FastAPI makes a 400 of whatever its reading of a body meets.
-    refusal = exchange.refused or from_status(error.status_code, str(error.detail))
-    response = exchange.refuse(refusal)
+    response = _exchange(request).refuse(from_status(error.status_code, str(error.detail)))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response

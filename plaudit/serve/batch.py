@@ -50,9 +50,9 @@ def score_slices(
     known: dict[bytes, float] = {}
     for part, digests in zip(slices, keys, strict=True):
         for key, ids in zip(digests, part.job.sequences[part.start : part.stop], strict=True):
-            reward = served.cache.get(key)
+            reward = part.job.known.get(key, served.cache.get(key))
             if reward is not None:
-                known[key] = reward
+                known.setdefault(key, reward)
                 part.job.cached += 1
             elif key not in wanted:
                 wanted[key], first[key] = ids, part.job
@@ -207,7 +207,7 @@ def _hand_over(
         job.over = True
         job.finish(job, refusal)
         return
-    job.rewards[part.start : part.stop] = [known[key] for key in digests]
+    job.rewards[part.start : part.stop] = [job.known.setdefault(key, known[key]) for key in digests]
     job.scored += part.stop - part.start
     if job.scored == len(job.sequences):
         job.over = True

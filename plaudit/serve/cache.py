@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from hashlib import blake2b
 
-from plaudit.types import IntArray
+import numpy as np
+
+from plaudit.types import FloatArray, IntArray, TokenTree
 
 
 class ScoreCache:
@@ -34,6 +36,18 @@ class ScoreCache:
         self._rewards.move_to_end(key)
         if len(self._rewards) > self._entries:
             self._rewards.popitem(last=False)
+
+    def settle(self, tree: TokenTree, rewards_K: FloatArray) -> FloatArray:
+        """The reward that each conversation got before; else this one, which is kept."""
+        settled_K = rewards_K.copy()
+        for k, branch in enumerate(tree.branches):
+            key = digest(np.concatenate([tree.prefix, branch]))
+            before = self.get(key)
+            if before is None:
+                self.put(key, float(rewards_K[k]))
+            else:
+                settled_K[k] = before
+        return settled_K
 
 
 def digest(ids: IntArray) -> bytes:

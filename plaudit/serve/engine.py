@@ -9,6 +9,7 @@ that are being loaded.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
@@ -57,6 +58,7 @@ class Engine:
         self._default = served[0].name
         self._queue: FairQueue[Served] = FairQueue(settings.max_waiting_tokens)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="plaudit-parse")
         self._loading = asyncio.Lock()
         self._reloading: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
@@ -82,7 +84,8 @@ class Engine:
         self._queue.close()
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._encoder, self._parser):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def alive(self) -> bool:
@@ -124,6 +127,15 @@ class Engine:
             yield
         finally:
             self._accepted -= 1
+
+    async def parse(self, work: Callable[[], Found], *, deadline: float) -> Found:
+        """Run parsing of a large body in a thread, one at a time, so that others have turns.
+
+        Raises:
+            RefusalError: time ran out.
+        """
+        loop = asyncio.get_running_loop()
+        return await self._in_time(loop.run_in_executor(self._parser, work), deadline)
 
     async def encode(self, work: Callable[[], Found], *, deadline: float) -> Found:
         """Run encoding in its own thread: tokenizers are not made for several at once.
@@ -248,6 +260,11 @@ class Engine:
         finally:
             self._reloading.discard(name)
         self._served[name] = new
+        if gc.get_freeze_count():
+            # The old version is collected once its last requests are answered.
+            gc.unfreeze()
+            later = asyncio.get_running_loop().call_later
+            later(self.settings.request_timeout, freeze_heap)
         self.metrics.loaded(name, new.version)
         logger.info("model_loaded", extra={"facts": {"model": name, "version": new.version}})
         return new
@@ -304,6 +321,17 @@ class Engine:
         for served in {owner, *self._served.values()}:
             if served.states is not None:
                 served.states.clear()
+
+
+def freeze_heap() -> None:
+    """Keep the objects that are there now (libraries and models) out of garbage collection.
+
+    A large body makes so many objects that the collector looks at all there are, and no thread runs
+    meanwhile.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from plaudit.serve.refusal import STATUS, RefusalError
@@ -47,28 +46,19 @@ def error_response(refusal: RefusalError, request_id: str) -> Response:
 
 
 def from_status(status: int, detail: str) -> RefusalError:
-    """What the framework refused: no such path, wrong method, a body that is not JSON."""
+    """What the framework refused: no such path, wrong method."""
     kinds = {code: kind for kind, code in reversed(STATUS.items())}
     kind = kinds.get(status, "bad_request" if status < 500 else "internal_error")
     return RefusalError(kind, detail)
 
 
-_NO_OBJECT = ("missing", "model_attributes_type", "dict_type", "union_tag_not_found")
-
-
-def from_validation(error: RequestValidationError) -> RefusalError:
+def from_validation(error: ValidationError) -> RefusalError:
     """The first thing wrong with a body. What was sent is never repeated: it may be a prompt."""
-    first: Mapping[str, Any] = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return RefusalError("bad_request", "The body is not JSON.")
-    if not place and first["type"] in _NO_OBJECT:
-        return RefusalError(
-            "invalid_request",
-            "The body is not a JSON object; send one, with Content-Type: application/json.",
-        )
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = errors[0]
+    place = [str(part) for part in first["loc"]]
     param = _named(place)
-    more = len(error.errors()) - 1
+    more = len(errors) - 1
     also = f" ({more} more)" if more else ""
     return RefusalError("invalid_request", f"{param or 'body'}: {first['msg']}{also}.", param=param)
 

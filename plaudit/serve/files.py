@@ -1,4 +1,4 @@
-"""Scoring a file of any data format: every row kept in its order, a killed run gone on with."""
+"""Scoring rows of any data format: every row kept in its order, a stopped call resumed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from plaudit.data.files import fingerprint
-from plaudit.data.load import LocatedComparison, iterate
+from plaudit.data.load import LocatedComparison, iterate, open_source
 from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
+from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
+from plaudit.serve.cache import ScoreCache
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
+from plaudit.types import TokenTree
 
 CHUNK_ROWS = 512
+REMEMBERED = 1 << 20
+"""Conversations whose reward is kept while a file is scored: equal ones then have one reward in
+whichever chunks they are, unless this many others lie between them. About 200 MB when full."""
 NOT_FINITE = "reward_not_finite"
 
 
@@ -30,13 +36,15 @@ NOT_FINITE = "reward_not_finite"
 class ScoredFile:
     """What became of the rows: ``rows == scored + sum(refused.values())``.
 
-    ``resumed`` rows were already scored by an earlier, stopped call.
+    ``resumed`` rows were already scored by an earlier, stopped call. ``unread`` counts the columns
+    that are not read.
     """
 
     rows: int
     scored: int
     refused: Mapping[str, int]
     resumed: int
+    unread: Unread
 
 
 def score_file(
@@ -63,28 +71,43 @@ def score_file(
     write = ROW_FILES[row_file_ending(out)]
     refuse_existing(out)
     columns = Columns(rewards=column, picks=picks)
-    total = sum(1 for _ in _checked(source, columns))
+    opened = open_source(source)
+    total = sum(1 for _ in _checked(opened.rows, columns))
     partial = Partial.beside(out)
     with writing(out):
         done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
+        rows = _checked(iterate(source), columns)
+        if resumed:
+            _recall(model, islice(rows, resumed), partial.rows_path, column, done.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
-            rows = islice(_checked(source, columns), resumed, None)
-            while chunk := list(islice(rows, CHUNK_ROWS)):
-                for line, reason in _score_chunk(model, chunk, columns):
-                    file.write(line)
-                    done.count(reason)
-                # A kill loses at most this chunk.
-                file.flush()
-                on_progress(done.rows, total)
+            _write_scores(model, rows, columns, file, done, lambda rows: on_progress(rows, total))
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
-    return ScoredFile(
-        rows=done.rows,
-        scored=done.rows - sum(done.refused.values()),
-        refused=dict(done.refused),
-        resumed=resumed,
-    )
+    return done.counts(opened.counter.total, resumed=resumed)
+
+
+def score_to_stream(
+    model: RewardModel,
+    source: Source,
+    stream: TextIO,
+    *,
+    column: str = "rewards",
+    picks: str | None = None,
+) -> ScoredFile:
+    """Write the rows of :func:`score_file` as JSON Lines to an open text stream.
+
+    Raises:
+        DataError: a row cannot be read, or already has a column of that name.
+    """
+    columns = Columns(rewards=column, picks=picks)
+    opened = open_source(source)
+    for _ in _checked(opened.rows, columns):
+        pass
+    done = Done()
+    rows = _checked(iterate(source), columns)
+    _write_scores(model, rows, columns, stream, done, lambda done: None)
+    return done.counts(opened.counter.total, resumed=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +123,8 @@ class Columns:
         return [name for name in added if name is not None]
 
 
-def _checked(source: Source, columns: Columns) -> Iterator[LocatedComparison]:
-    for item in iterate(source):
+def _checked(rows: Iterator[LocatedComparison], columns: Columns) -> Iterator[LocatedComparison]:
+    for item in rows:
         _, where, row, _ = item
         taken = next((name for name in columns.names() if name in row), None)
         if taken is not None:
@@ -114,11 +137,47 @@ def reason_of(column: str) -> str:
     return f"{column}_reason"
 
 
+def _recall(
+    model: RewardModel,
+    rows: Iterator[LocatedComparison],
+    written: Path,
+    column: str,
+    earlier: ScoreCache,
+) -> None:
+    """Take what a stopped call has ``written`` for these rows into ``earlier``."""
+    with written.open(encoding="utf-8") as lines:
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            outcomes = model.encode([comparison for *_, comparison in chunk])
+            for outcome, line in zip(outcomes, lines, strict=False):
+                rewards = json.loads(line)[column]
+                if rewards is not None and isinstance(outcome, TokenTree):
+                    earlier.settle(outcome, np.asarray(rewards, np.float64))
+
+
+def _write_scores(
+    model: RewardModel,
+    rows: Iterator[LocatedComparison],
+    columns: Columns,
+    stream: TextIO,
+    done: Done,
+    on_chunk: Callable[[int], None],
+) -> None:
+    """Score and write what is left of the rows; ``on_chunk`` is called with the rows done."""
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        for line, reason in _score_chunk(model, chunk, columns, done.earlier):
+            stream.write(line)
+            done.count(reason)
+        # A kill loses at most this chunk.
+        stream.flush()
+        on_chunk(done.rows)
+
+
 def _score_chunk(
-    model: RewardModel, chunk: list[LocatedComparison], columns: Columns
+    model: RewardModel, chunk: list[LocatedComparison], columns: Columns, earlier: ScoreCache
 ) -> Iterator[tuple[str, str | None]]:
     """Output lines, and the reason where a row has no rewards."""
-    outcomes = model.score_comparisons([comparison for _, _, _, comparison in chunk])
+    comparisons = [comparison for _, _, _, comparison in chunk]
+    outcomes = model.score_comparisons(comparisons, earlier=earlier)
     reason: str | None
     for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
         if isinstance(outcome, Refused):
@@ -145,7 +204,6 @@ def _identity(
         for pattern in ("*.safetensors", "*.bin")
         for path in model_path.glob(pattern)
     )
-    # A checkpoint has no plaudit.json of its own.
     read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
     facts = hashlib.sha256(read.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
@@ -164,16 +222,29 @@ def _identity(
 
 
 class Done:
-    """Rows written so far, and how many of them have no rewards, by reason."""
+    """Rows written so far, how many of them have no rewards, by reason, and the rewards of others.
+
+    ``earlier`` gives an equal conversation of a later chunk the same reward.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
         self.refused: Counter[str] = Counter()
+        self.earlier = ScoreCache(REMEMBERED)
 
     def count(self, reason: str | None) -> None:
         self.rows += 1
         if reason is not None:
             self.refused[reason] += 1
+
+    def counts(self, unread: Unread, *, resumed: int) -> ScoredFile:
+        return ScoredFile(
+            rows=self.rows,
+            scored=self.rows - sum(self.refused.values()),
+            refused=dict(self.refused),
+            resumed=resumed,
+            unread=unread,
+        )
 
 
 @dataclass(frozen=True, slots=True)

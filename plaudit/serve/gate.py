@@ -31,11 +31,6 @@ logger = logging.getLogger("plaudit.serve")
 OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
 """Answered without the token: probes of a supervisor, and the page, which holds no data."""
 
-MOST_OPEN = 4096
-"""Requests open at once, their bodies not yet read among them. (uvicorn's own limit counts idle
-connections too, so that 4,096 of those would shut out everybody, and refuses in plain text.)
-"""
-
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -43,14 +38,13 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Exchange:
     """One request and its answer, as the log and the metrics see them.
 
-    ``refused`` is why its body was not read to the end, ``kind`` that of the refusal it got.
+    ``kind`` is that of the refusal it got.
     """
 
     request_id: str
     began: float = field(default_factory=time.monotonic)
     status: int = 0
     body_bytes: int = 0
-    refused: RefusalError | None = None
     kind: str | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
@@ -77,7 +71,6 @@ class Gate:
         self._protocol_of = protocol_of
         self._names = None if token is not None else own_names(engine.settings)
         self._inflight_bytes = 0
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,11 +80,9 @@ class Gate:
         given = headers.get("x-request-id", "")
         exchange = Exchange(given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex)
         scope["state"] = {**scope.get("state", {}), "exchange": exchange}
-        self._open += 1
         try:
             await self._answer(scope, headers, receive, self._sender(exchange, send), exchange)
         finally:
-            self._open -= 1
             self._inflight_bytes -= exchange.body_bytes
             self._record(scope, exchange)
 
@@ -132,10 +123,6 @@ class Gate:
                 raise RefusalError(
                     "unauthorized", "Send the server's token: Authorization: Bearer …."
                 )
-        if self._open > MOST_OPEN and scope["path"] not in OPEN_PATHS:
-            raise RefusalError(
-                "overloaded", "Too many requests are open already; try again later.", retry_after=1
-            )
         announced = headers.get("content-length", "")
         if announced.isdigit():
             self._refuse_large(int(announced), more=int(announced))
@@ -170,10 +157,9 @@ class Gate:
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
             except TimeoutError:
-                exchange.refused = RefusalError(
+                raise RefusalError(
                     "slow_body", f"No whole body in {settings.body_timeout:g} seconds."
-                )
-                raise exchange.refused from None
+                ) from None
             if message["type"] != "http.request":
                 complete = True
                 return message
@@ -181,11 +167,7 @@ class Gate:
             exchange.body_bytes += size
             self._inflight_bytes += size
             complete = not message.get("more_body", False)
-            try:
-                self._refuse_large(exchange.body_bytes)
-            except RefusalError as refusal:
-                exchange.refused = refusal
-                raise
+            self._refuse_large(exchange.body_bytes)
             return message
 
         return limited

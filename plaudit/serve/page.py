@@ -1,4 +1,4 @@
-"""The page at ``/``: static files, a model's report and card, each behind a policy of its own."""
+"""The pages `/` and `/docs`: static files, a model's report and card, each behind its policy."""
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of endpoints.
 
@@ -16,7 +16,7 @@ _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # Read once: what a package holds does not change while it runs.
 _FILES = {path.name: path for path in sorted(STATIC.iterdir()) if path.suffix in _KINDS}
 
-PAGE_PATHS = frozenset({"/", "/page.json", *(f"/static/{name}" for name in _FILES)})
+PAGE_PATHS = frozenset({"/", "/docs", "/page.json", *(f"/static/{name}" for name in _FILES)})
 """What a browser loads before it can ask for a token. None of it says anything of a model."""
 
 PAPERS = {"report": ("report.html", "text/html"), "card": ("README.md", "text/plain")}
@@ -44,6 +44,10 @@ def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> N
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return _file(_FILES["index.html"])
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _file(_FILES["docs.html"])
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:

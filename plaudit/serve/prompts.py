@@ -12,7 +12,7 @@ import numpy as np
 from plaudit.model.load import company_dependent_length
 from plaudit.model.module import classifier
 from plaudit.model.prompt_states import Held, PromptStates, StatesOfPass
-from plaudit.model.scoring import score_trees
+from plaudit.model.scoring import score_distinct
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.batch import PackedBatcher, fill, pack
 from plaudit.tokens.share import LEAST_SHARED
@@ -113,11 +113,11 @@ class ResumingBatcher:
 def score_resumed(
     model: RewardModel, states: PromptStates, trees: Sequence[TokenTree]
 ) -> tuple[list[FloatArray], list[Resumed]]:
-    """``rewards_K`` of each tree, and what of each was computed."""
+    """``rewards_K`` of each tree, and what of each was computed; no conversation stands twice."""
     assert isinstance(model.batcher, PackedBatcher)
     resumed = [resume(tree, states) for tree in trees]
     batcher = ResumingBatcher(model.batcher, states, resumed)
-    scores = score_trees(
+    scores = score_distinct(
         model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
     )
     states.reused += sum(one.held.tokens for one in resumed)

@@ -29,9 +29,10 @@ class Job(Generic[Owner]):
 
     ``owner`` is the loaded model they were encoded for. ``deadline`` is on the monotonic clock.
     ``finish`` is called once, from the thread that scores, with None or why it failed. ``computed``
-    counts the tokens that the model computed for it. ``costs`` are those of :func:`costs_of` where
-    they are known already. With ``action`` that is called in place of
-    scoring, for other work that only the model's thread may do, and gives ``result``.
+    counts the tokens that the model computed for it. ``known`` holds its rewards so far by digest:
+    equal conversations of a long request have one reward, whichever batches they are in. ``costs``
+    are those of :func:`costs_of` where they are known already. With ``action`` that is called in
+    place of scoring, for other work that only the model's thread may do, and gives ``result``.
     """
 
     owner: Owner
@@ -47,6 +48,7 @@ class Job(Generic[Owner]):
     scored: int = 0
     computed: int = 0
     cached: int = 0
+    known: dict[bytes, float] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
     began: float | None = None
     over: bool = False

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from plaudit.data.values import as_messages
 from plaudit.errors import DataError, ModelError
-from plaudit.given import refuse_no_list
+from plaudit.given import Row, check_request, check_rows
 from plaudit.model.artefact import ArtefactFacts
 from plaudit.model.imports.formats import open_reward_model
 from plaudit.model.imports.records import Choices, Opened
@@ -22,12 +23,14 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
+from plaudit.serve.cache import ScoreCache
 from plaudit.tokens.batch import PackedBatcher, make_batchers
-from plaudit.tokens.encode import OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, Refused, encode
 from plaudit.tokens.pieces import pieces
 from plaudit.tokens.share import share_prompts
 from plaudit.tokens.template import freeze_dates
 from plaudit.types import (
+    MEDIA,
     Batcher,
     Best,
     Comparison,
@@ -37,6 +40,7 @@ from plaudit.types import (
     TokenReward,
     TokenTree,
     Turns,
+    has_media,
 )
 
 logger = logging.getLogger("plaudit")
@@ -45,7 +49,7 @@ DAY = date.fromisoformat(TokensSection().date)
 """The day on which a date-bearing template of another tool is read: the recipe's default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RewardModel:
     """A loaded reward model. Scores are fp32 and the same alone, in any batch and in any order.
 
@@ -60,6 +64,19 @@ class RewardModel:
     batcher: Batcher
     encoder: Encoder
 
+    def __repr__(self) -> str:
+        parameter = next(self.module.parameters())
+        shown = {
+            "source": self.source,
+            "base": self.facts.base,
+            "architecture": self.module.config.model_type,
+            "max_length": self.facts.max_length,
+            "device": str(parameter.device),
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "layout": "packed" if isinstance(self.batcher, PackedBatcher) else "padded",
+        }
+        return f"RewardModel({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
         """One reward per response; the prompt is computed once.
 
@@ -67,15 +84,44 @@ class RewardModel:
         turn.
 
         Raises:
-            DataError: no responses, a single text in place of a list, or a conversation over the
-                model's maximum length.
+            DataError: no responses, a single text in place of a list, something that is neither
+                text nor messages, a conversation over the model's maximum length, or one with
+                something that the model cannot read (an image, a field that the chat template does
+                not render).
         """
-        refuse_no_list(responses)
+        check_request(prompt, responses)
         comparison = self.comparison(prompt, responses)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
             raise self._refusal("score", outcome)
         return [float(reward) for reward in outcome]
+
+    def score_many(self, rows: Sequence[Row]) -> list[list[float] | DataError]:
+        """One reward per response of every row, a pair of a prompt and its responses.
+
+        All rows are scored together: a prompt that several rows share is computed once. A row that
+        cannot be scored (too long, refused by the chat template) has the error in its place.
+
+        Raises:
+            DataError: a row is not a prompt with at least one response, each text or messages.
+        """
+        scored: list[list[float] | DataError] = []
+        comparisons: list[Comparison] = []
+        places: list[int] = []
+        for place, (prompt, responses) in enumerate(check_rows(rows)):
+            try:
+                comparisons.append(self.comparison(prompt, responses))
+                places.append(place)
+                scored.append([])
+            except DataError as error:
+                scored.append(error)
+        for place, outcome in zip(places, self.score_comparisons(comparisons), strict=True):
+            scored[place] = (
+                self._refusal("score_many", outcome)
+                if isinstance(outcome, Refused)
+                else outcome.tolist()
+            )
+        return scored
 
     def along(self, prompt: Text, response: Text) -> list[TokenReward]:
         """The reward along a response: behind each of its tokens, as if the conversation ended.
@@ -94,6 +140,7 @@ class RewardModel:
                 "The reward along a response needs a causal model; this one is an encoder, whose "
                 "every token sees the whole text. Use score()."
             )
+        check_request(prompt, [response])
         comparison = self.comparison(prompt, [response, ""])
         answer, _ = comparison.responses
         (outcome,) = self.encode([replace(comparison, responses=(answer, _another(answer)))])
@@ -112,11 +159,12 @@ class RewardModel:
         ]
 
     def _refusal(self, caller: str, refused: Refused) -> DataError:
-        advice = (
-            f"shorten the prompt or the responses to {self.facts.max_length} tokens together"
-            if refused.reason == OVER_LENGTH
-            else "change the messages so that the model's chat template takes them"
-        )
+        advice = {
+            OVER_LENGTH: "shorten the prompt or the responses to "
+            f"{self.facts.max_length} tokens together",
+            MEDIA: "leave them out",
+            NOT_RENDERED: "leave it out, or put it into the text of a turn",
+        }.get(refused.reason, "change the messages so that the model's chat template takes them")
         return DataError(f"{caller}() cannot score this ({refused.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text) -> float:
@@ -135,19 +183,25 @@ class RewardModel:
         """The highest-scored response; the first of equals."""
         return Best.of(responses, self.score(prompt, responses))
 
-    def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Refused]:
+    def score_comparisons(
+        self, comparisons: Sequence[Comparison], *, earlier: ScoreCache | None = None
+    ) -> list[FloatArray | Refused]:
         """Per comparison its ``rewards_K``, or why it has none.
 
-        The prompt of several comparisons is computed once.
+        The prompt of several comparisons is computed once, and so is a conversation that occurs
+        several times. ``earlier`` carries the rewards of conversations from one call to the next.
         """
         outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
         if isinstance(self.batcher, PackedBatcher):
             prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
             shared = share_prompts(trees, prompts, self.batcher.max_tokens)
-            rewards = iter(shared.separate(self.score_trees(shared.trees)))
+            scores = shared.separate(self.score_trees(shared.trees))
         else:
-            rewards = iter(self.score_trees(trees))
+            scores = self.score_trees(trees)
+        if earlier is not None:
+            scores = list(map(earlier.settle, trees, scores))
+        rewards = iter(scores)
         return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Refused]:
@@ -168,24 +222,34 @@ class RewardModel:
         return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
 
     def comparison(self, prompt: Text, responses: Sequence[Text]) -> Comparison:
-        """Texts or messages as the record that encoding reads."""
+        """Texts or messages as the record that encoding reads.
+
+        Raises:
+            DataError: a message without role and content, or with content of another kind.
+        """
         # Beside messages, a text is a turn: the template renders all of it or nothing.
         chat = not all(isinstance(text, str) for text in (prompt, *responses))
+        asked = _turns(prompt, "user", "prompt", chat=chat)
+        answers = tuple(
+            _turns(response, "assistant", f"responses[{index}]", chat=chat)
+            for index, response in enumerate(responses)
+        )
         return Comparison(
             id="0",
-            prompt=_turns(prompt, "user", chat=chat),
-            responses=tuple(_turns(response, "assistant", chat=chat) for response in responses),
+            prompt=asked,
+            responses=answers,
             grades=(),
             group="0",
             source="python",
             where="the conversation",
+            unusable=MEDIA if has_media(asked, *answers) else None,
         )
 
 
-def _turns(text: Text, role: str, *, chat: bool) -> Turns:
+def _turns(text: Text, role: str, what: str, *, chat: bool) -> Turns:
     if isinstance(text, str):
         return (Message(role=role, content=text),) if chat else text
-    return tuple(as_message(message) for message in text)
+    return as_messages(text, what)
 
 
 def _another(response: Turns) -> Turns:
@@ -194,23 +258,8 @@ def _another(response: Turns) -> Turns:
         return "b" if response.lstrip()[:1] == "a" else "a"
     first = response[0]
     text = first.content if isinstance(first.content, str) else ""
-    return (replace(first, content=_another(text)),)
-
-
-def as_message(message: Mapping[str, Any]) -> Message:
-    """A mapping with ``role`` and ``content`` as the record.
-
-    Raises:
-        DataError: one of the two is missing.
-    """
-    try:
-        extra = {k: v for k, v in message.items() if k not in ("role", "content")}
-        return Message(role=message["role"], content=message.get("content"), extra=extra)
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(
-            f"A message needs role and content, got {type(message).__name__}; give "
-            "[{'role': 'user', 'content': …}] or plain text."
-        ) from None
+    # Beside the other fields of a turn, a template may leave out its text.
+    return (Message(role=first.role, content=_another(text)),)
 
 
 def open_frozen(

@@ -21,9 +21,9 @@ from plaudit.serve.refusal import RefusalError
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.serve.settings import ModelSource, Settings
 from plaudit.tokens.batch import PackedBatcher
-from plaudit.tokens.encode import OVER_LENGTH, Refused
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Refused
 from plaudit.tokens.written import Habits, encode_written, habits_of
-from plaudit.types import IntArray, TokenTree
+from plaudit.types import MEDIA, IntArray, TokenTree
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -49,8 +49,8 @@ class Served:
         """Per part of the request the token ids of its conversations, each up to its scored token.
 
         Raises:
-            RefusalError: a conversation over the model's length, without tokens, or one that the
-                model's chat template refuses.
+            RefusalError: a conversation over the model's length, without tokens, with something
+                that the model cannot read, or one that its chat template refuses.
         """
         written = [part.text for part in ask.parts if isinstance(part, Written)]
         texts = iter(self._written(written))
@@ -80,14 +80,29 @@ def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
         return []
     try:
         comparison = model.comparison(part.prompt, part.responses)
-        (tree,) = model.encode([replace(comparison, chat_template_kwargs=part.template_kwargs)])
+    except DataError as error:
+        raise RefusalError("invalid_request", str(error)) from None
+    try:
+        (tree,) = model.encode(
+            [replace(comparison, tools=part.tools, chat_template_kwargs=part.template_kwargs)]
+        )
     except (DataError, ModelError) as error:
         raise RefusalError("bad_request", str(error)) from None
     if isinstance(tree, Refused):
-        kind = "over_length" if tree.reason == OVER_LENGTH else "bad_request"
-        limits = f"conversations of at most {model.facts.max_length} tokens"
-        raise RefusalError(kind, f"{tree.detail}; the model reads {limits}.")
+        length = f"; the model reads conversations of at most {model.facts.max_length} tokens"
+        raise RefusalError(
+            _KINDS.get(tree.reason, "bad_request"),
+            f"{tree.detail}{length if tree.reason == OVER_LENGTH else ''}.",
+        )
     return conversations(tree)
+
+
+_KINDS = {
+    OVER_LENGTH: "over_length",
+    MEDIA: "invalid_request",
+    NOT_RENDERED: "invalid_request",
+}
+"""Kinds of refusals by the reason why a conversation has no tokens."""
 
 
 def _known(model: RewardModel, ids: Sequence[int]) -> IntArray:
@@ -172,13 +187,18 @@ def facts_of(served: Served) -> dict[str, Any]:
         "layout": "packed" if served.shares_prompts else "padded",
         "plaudit_version": facts.plaudit_version,
         "origin": None if facts.origin is None else facts.origin.format,
-        "evaluation": metrics,
+        "evaluation": metrics if facts.temperature_fit is None else _without_stored(metrics),
         "card": (Path(served.source) / "README.md").is_file(),
         "report": (Path(served.source) / "report.html").is_file(),
     }
 
 
-_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_calibrated")
+_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_stored")
+
+
+def _without_stored(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Without what was measured at the temperature that ``plaudit calibrate`` replaced."""
+    return metrics and {**metrics, "ece_stored": None}
 
 
 def _metrics(folder: Path) -> Mapping[str, Any] | None:

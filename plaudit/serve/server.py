@@ -22,7 +22,8 @@ from uvicorn.supervisors import Multiprocess
 
 from plaudit.errors import PlauditError
 from plaudit.serve.app import build_app
-from plaudit.serve.engine import Engine, passing_thread
+from plaudit.serve.connections import BoundedConnection
+from plaudit.serve.engine import Engine, freeze_heap, passing_thread
 from plaudit.serve.gate import Gate, JsonLines
 from plaudit.serve.metrics import Metrics
 from plaudit.serve.served import open_served
@@ -39,6 +40,8 @@ WORKER_START_SECONDS = 900
 # who closes first must be the one who sends, or a request meets a connection that is closing.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+# Of models, logs, libraries and the listening socket.
+OTHER_FILES = 256
 
 
 class DrainingServer(uvicorn.Server):
@@ -121,22 +124,44 @@ def open_engine(settings: Settings) -> Engine:
     Raises:
         ModelError: one cannot be loaded.
     """
+    settings = with_open_files(settings)
     with passing_thread() as thread:
         served = list(thread.map(lambda source: open_served(source, settings), settings.models))
     return Engine(settings, served, Metrics())
 
 
-def serve(settings: Settings, engine: Engine, on_listening: Callable[[str], None]) -> None:
-    """Answer requests until a signal says to stop. The engine's models are loaded.
+def with_open_files(settings: Settings) -> Settings:
+    """Raise the process's limit of open files for ``max_connections``, or lower the latter to it.
 
-    ``on_listening`` hears the address.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
+    Without a file for a new connection nobody could connect until one is closed.
     """
-    listening = bind(settings)
-    config = _config(build_app(engine, token=read_token(settings)), settings)
+    if sys.platform == "win32":
+        return settings
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return replace(settings, max_connections=max(1, allowed - OTHER_FILES))
+
+
+def serve(
+    settings: Settings,
+    engine: Engine,
+    listening: socket.socket,
+    on_listening: Callable[[str], None],
+) -> None:
+    """Answer requests on a bound socket until a signal says to stop.
+
+    The socket is bound before the engine's models are loaded, so that a busy port is an error at
+    once. ``on_listening`` is called with the address.
+    """
+    config = configure(build_app(engine, token=read_token(settings)), settings)
     log_as_json()
+    freeze_heap()
     address = _address(settings, listening)
     server = DrainingServer(config, engine, lambda: on_listening(address))
     server.run(sockets=[listening])
@@ -159,7 +184,7 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         os.environ[SETTINGS_VARIABLE] = settings.as_json()
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
-        config = _config("plaudit.serve.server:worker_app", settings)
+        config = configure("plaudit.serve.server:worker_app", settings)
         listening = bind(settings)
         listening.listen(BACKLOG)
         supervisor = Workers(config, sockets=[listening])
@@ -184,6 +209,7 @@ def worker_app() -> Gate:
     app = build_app(engine, token=read_token(settings))
     assert isinstance(app, Gate)
     _say_first_on_term(engine)
+    freeze_heap()
     return app
 
 
@@ -262,12 +288,14 @@ def log_as_json() -> None:
     logger.propagate = False
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
+def configure(app: Any, settings: Settings) -> uvicorn.Config:
+    """The configuration of uvicorn, for one process and for each worker."""
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         factory=isinstance(app, str),
+        http=BoundedConnection,
         workers=settings.workers,
         access_log=False,
         log_level="error",

@@ -29,9 +29,11 @@ class Settings:
 
     Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
-    and not answered, ``max_inflight_bytes`` the bodies of it. ``prefix_cache_bytes`` bounds, for
-    each model, the attention states of what it has read lately; 0 keeps none. On loopback and
-    without a token, requests name this machine or one of ``allowed_hosts``.
+    and not answered, ``max_inflight_bytes`` the bodies of it, ``max_connections`` the connections
+    of each process. Headers are read within ``body_timeout``, and so is a body.
+    ``prefix_cache_bytes`` bounds, for each model, the attention states of what it has read lately;
+    0 keeps none. On loopback and without a token, requests name this machine or one of
+    ``allowed_hosts``.
     """
 
     models: tuple[ModelSource, ...]
@@ -49,6 +51,7 @@ class Settings:
     max_waiting_tokens: int = 1 << 20
     max_body_bytes: int = 32 * MIB
     max_inflight_bytes: int = 256 * MIB
+    max_connections: int = 8192
     max_conversations: int = 8192
     request_timeout: float = 180.0
     body_timeout: float = 30.0

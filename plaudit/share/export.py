@@ -6,7 +6,6 @@ Shapes: R responses, all comparisons together, in order.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,9 @@ from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
 from plaudit.model.artefact import (
+    BASE_FOLDER,
     ArtefactFacts,
+    copy_base,
     resolve_base,
     save_tokenizer,
     write_facts,
@@ -51,7 +52,6 @@ from plaudit.share.rows import CheckRows, check_rows
 from plaudit.types import Affine, FloatArray
 
 EXPORT_FILE = "export.json"
-BASE_FOLDER = "base"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -237,7 +237,7 @@ def _write_around(
     if exporter.own_facts:
         write_facts(folder, facts)
     if exporter.layout != "whole" and facts.kind == "adapter" and beside:
-        shutil.copytree(source.base, folder / BASE_FOLDER)
+        copy_base(source.base, folder)
 
 
 def _name_tokenizer_class(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +17,13 @@ from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.files import write_json, writing
 from plaudit.model.artefact import (
+    BASE_FOLDER,
     ArtefactFacts,
+    copy_base,
     load_network,
     read_facts,
     resolve_base,
+    run_of,
     save_tokenizer,
     save_weights,
     write_facts,
@@ -52,7 +54,6 @@ from plaudit.share.rows import check_rows
 from plaudit.types import Affine
 
 MERGE_FILE = "merge.json"
-BASE_FOLDER = "base"
 
 # What must be equal for one text to mean the same to all models.
 _SAME = {
@@ -165,8 +166,8 @@ def _members(
     members = []
     for path, share in zip(models, shares, strict=True):
         folder = Path(path)
-        run = _run_of(folder)
-        facts = read_facts(run)
+        run = run_of(folder) or folder
+        facts = read_facts(folder)
         if facts.trust_remote_code:
             raise ModelError(f"{folder} needs Python code of its own, which no merge carries.")
         members.append(
@@ -179,15 +180,6 @@ def _members(
             )
         )
     return members
-
-
-def _run_of(folder: Path) -> Path:
-    """The folder with the facts: a checkpoint's are its run's."""
-    run = folder.resolve().parent.parent
-    is_checkpoint = folder.resolve().parent.name == "checkpoints"
-    if not (folder / "plaudit.json").is_file() and is_checkpoint:
-        return run
-    return folder
 
 
 def _refuse_differences(members: Sequence[_Member]) -> None:
@@ -270,7 +262,7 @@ def _write(
             tensors, config = average_adapters(parts, weights, [m.name for m in members])
             save_adapter(temporary, tensors, {**config, "base_model_name_or_path": facts.base})
             if _base_beside(members[0]):
-                shutil.copytree(members[0].base, temporary / BASE_FOLDER)
+                copy_base(members[0].base, temporary)
         else:
             save_weights(average.finish(), temporary)
         save_tokenizer(tokenizer, temporary)
@@ -295,6 +287,7 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tup
         max_length=min(lengths),
         affine=Affine(offset=offset),
         temperature=None,
+        temperature_fit=None,
         reward_mean=None,
         reward_std=None,
         data_fingerprint="+".join(dict.fromkeys(fingerprints)) or None,

@@ -12,28 +12,41 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError
-from plaudit.tokens.rendering import Piece, Rendered, Voice, is_chat, render
-from plaudit.types import Comparison, IntArray, Reading, Rendering, TokenTree, as_turns
+from plaudit.tokens.rendering import RENDER_ERRORS, Piece, Rendered, Voice, is_chat, render
+from plaudit.tokens.unrendered import find_unrendered
+from plaudit.types import (
+    MEDIA,
+    Comparison,
+    IntArray,
+    Reading,
+    Rendering,
+    TokenTree,
+    as_turns,
+)
 
 Overlong = Literal["drop", "truncate_prompt", "llamafactory", "error"]
 
 OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"
+NOT_RENDERED = "not_rendered"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A comparison that cannot become tokens: a reason to count, and a sentence for people."""
+    """A comparison that cannot become tokens: a reason to count, and a sentence for people.
+
+    ``field`` names what the chat template does not render, empty for other reasons.
+    """
 
     index: int
     reason: str
     detail: str
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,11 @@ class Encoder:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     rendering: Rendering = field(default_factory=Rendering)
     reading: Reading = field(default_factory=Reading)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return self.rendering.kind == "llamafactory" or bool(self.tokenizer.chat_template)
 
     @property
     def voice(self) -> Voice:
@@ -81,18 +99,10 @@ def encode(
 def _encode_batch(
     encoder: Encoder, comparisons: Sequence[Comparison], start: int
 ) -> Iterable[TokenTree | Refused]:
-    rendered: list[list[Rendered] | Refused] = []
-    for offset, comparison in enumerate(comparisons):
-        try:
-            rendered.append([render(encoder.voice, comparison, r) for r in comparison.responses])
-        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
-            rendered.append(
-                Refused(
-                    index=start + offset,
-                    reason=TEMPLATE_REFUSED,
-                    detail=f"{comparison.where}: the chat template refused it ({error})",
-                )
-            )
+    rendered = [
+        _render(encoder.voice, comparison, start + offset)
+        for offset, comparison in enumerate(comparisons)
+    ]
     kept = [one for item in rendered if not isinstance(item, Refused) for one in item]
     sequences = iter(encode_rendered(encoder.tokenizer, kept))
     for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
@@ -101,6 +111,29 @@ def _encode_batch(
         else:
             read = [cut_behind(encoder.reading, next(sequences)) for _ in item]
             yield grow_tree(encoder, comparison, read, start + offset)
+
+
+def _render(voice: Voice, comparison: Comparison, index: int) -> list[Rendered] | Refused:
+    """The conversation with each response, if all that the comparison holds reaches the text."""
+    where = comparison.where
+    if comparison.unusable == MEDIA:
+        detail = f"{where}: it holds images, audio or video, and only text is read"
+        return Refused(index=index, reason=MEDIA, detail=detail)
+    try:
+        rendered = [render(voice, comparison, response) for response in comparison.responses]
+    except RENDER_ERRORS as error:
+        detail = f"{where}: the chat template refused it ({error})"
+        return Refused(index=index, reason=TEMPLATE_REFUSED, detail=detail)
+    for response, whole in zip(comparison.responses, rendered, strict=True):
+        missing = find_unrendered(voice, comparison, response, whole)
+        if missing is not None:
+            return Refused(
+                index=index,
+                reason=NOT_RENDERED,
+                detail=f"{where}: {missing.sentence}",
+                field=missing.field,
+            )
+    return rendered
 
 
 def encode_rendered(
@@ -331,7 +364,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
     """How many tokens of the prefix are the prompt's: those that the prompt alone encodes to."""
     try:
         rendered = render(encoder.voice, comparison, () if is_chat(comparison) else "")
-    except (TemplateError, TypeError, LookupError, ValueError, AttributeError):
+    except RENDER_ERRORS:
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0
     (alone,) = encode_rendered(encoder.tokenizer, [rendered])

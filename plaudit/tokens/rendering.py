@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, TypeAlias
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
@@ -18,6 +20,11 @@ from plaudit.slots import BOS, EOS, fill
 from plaudit.types import Comparison, Message, Rendering, Turns
 
 Piece: TypeAlias = str | int
+
+RENDER_ERRORS = (TemplateError, TypeError, LookupError, ValueError, AttributeError)
+"""What :func:`render` raises for a conversation that has no rendering, whatever raised it: the
+template, the rendering, or an expression of the template on a value of another type.
+"""
 
 _RENDERING_ARGUMENTS = frozenset(
     inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
@@ -50,8 +57,7 @@ def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
 
     Raises:
         ModelError: messages, and a tokenizer without a chat template.
-        jinja2.TemplateError: the template refuses these messages.
-        ValueError, TypeError: the rendering has no form for them.
+        RENDER_ERRORS: the template or the rendering has no form for these messages.
     """
     return RENDERERS[voice.rendering.kind](voice, comparison, response)
 
@@ -117,6 +123,9 @@ def conversation_text(voice: Voice, comparison: Comparison, response: Turns) -> 
             "set tokens.chat_template to a jinja file, or give the data as plain text."
         )
     messages = [message.as_dict() for message in (*comparison.prompt, *response)]
+    if not all(isinstance(message["content"], (str, NoneType)) for message in messages):
+        # Templates print what they get: of a list or an object, Python's notation.
+        raise TypeError("a message's content is not text")
     text = voice.tokenizer.apply_chat_template(
         messages,
         tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],

@@ -221,7 +221,9 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "rendering": asdict(encoder.rendering),
         "reading": asdict(encoder.reading),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
-        "code": code_digest(here / "encode.py", here / "rendering.py", here / "store.py"),
+        "code": code_digest(
+            *(here / f"{name}.py" for name in ("encode", "rendering", "store", "unrendered"))
+        ),
     }
 
 
@@ -250,7 +252,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _encode_batch(encoder: Encoder, comparisons: Rows) -> pa.RecordBatch:
     read = list(comparisons)
     rows = [
-        _columns(outcome) | {"chat": is_chat(comparison)}
+        _columns(outcome) | {"chat": encoder.text_as_turns or is_chat(comparison)}
         for comparison, outcome in zip(read, encode(encoder, read), strict=True)
     ]
     return pa.record_batch(

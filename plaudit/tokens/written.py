@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.tokens.encode import Encoder, cut_behind, encode_rendered
-from plaudit.tokens.rendering import Rendered, render
+from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, render
 from plaudit.types import Comparison, IntArray, Message
 
 _CONTENT = "plaudit"
@@ -51,7 +50,7 @@ def habits_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) -> Habit
     tokenizer = encoder.tokenizer
     try:
         rendered = render(encoder.voice, sample, sample.responses[0])
-    except (TemplateError, TypeError, LookupError, ValueError, AttributeError, ModelError):
+    except (*RENDER_ERRORS, ModelError):
         return Habits(text=text, begins_with_start=False, tail="")
     (ids,) = encode_rendered(tokenizer, [rendered])
     bos = tokenizer.bos_token_id

@@ -89,12 +89,12 @@ def keep_events(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         try:
-            event = json.loads(line)
-        except ValueError:
+            later = json.loads(line)["step"] > step
+        except (ValueError, LookupError, TypeError):
             break
-        if event["step"] > step:
+        if later:
             break
         kept.append(line + "\n")
     write_text(path, "".join(kept))
@@ -102,7 +102,12 @@ def keep_events(path: Path, step: int) -> None:
 
 def count_resumes(path: Path) -> int:
     """How often the run was gone on with, as its events say."""
-    return sum('"resumed": true' in line for line in path.read_text(encoding="utf-8").splitlines())
+    return sum('"resumed": true' in line for line in _lines(path))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of the event log; a damaged one is not worth a run."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 class LastEvaluation(TrainerCallback):

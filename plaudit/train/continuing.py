@@ -6,7 +6,6 @@ into its base and all weights train. A whole model is the base of whatever the r
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from plaudit import embedded
 from plaudit.errors import RecipeError
-from plaudit.model.artefact import resolve_base
+from plaudit.model.artefact import copy_base, resolve_base
 from plaudit.model.imports.formats import is_reward_model, open_reward_model
 from plaudit.model.imports.records import Opened
 from plaudit.model.load import LoadedBase
@@ -55,9 +54,7 @@ def place_begun(opened: Opened, source: Path, folder: RunFolder) -> str:
     if not Path(base).is_relative_to(source):
         return base
     if is_main_process() and not folder.base.is_dir():
-        staged = folder.base.with_name(".base.partial")
-        shutil.copytree(base, staged, dirs_exist_ok=True)
-        staged.rename(folder.base)
+        copy_base(base, folder.path)
     return str(folder.base.resolve() if folder.base.is_dir() else Path(base).resolve())
 
 

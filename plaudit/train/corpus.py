@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from plaudit.data.load import Loaded, SourceFacts, load
-from plaudit.data.split import count_leaks, split
+from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
 from plaudit.recipe import DataSection, Source
-from plaudit.tokens.encode import Encoder
+from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
 
 HELD_OUT = "eval"
@@ -28,13 +28,15 @@ class Part:
     """Comparisons and their trees, in step with each other, and what encoding dropped.
 
     ``dropped`` counts comparisons by reason; ``lost`` counts each input row among them once,
-    however often its source's weight repeats it. Both sequences lie in the cache folder.
+    however often its source's weight repeats it. ``example`` is a sentence about the first that has
+    no tokens, empty if all have. Both sequences lie in the cache folder.
     """
 
     comparisons: StoredComparisons
     trees: StoredTrees
     dropped: Mapping[str, int]
     lost: Mapping[str, int]
+    example: str = ""
 
     @property
     def rows(self) -> int:
@@ -96,22 +98,12 @@ def read_comparisons(
     train = loaded["train"].comparisons
     evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
     test = _named_sets(section.test, "test", section.seed, loaded, on_read)
-    left = 1.0
-    size = section.eval_rows or section.eval_fraction
-    if not evaluation and size is not None:
-        rows = len(np.unique(train.rows_N))
-        train, held_out = split(train, size, by=section.split_by, seed=section.seed)
+    held_out_size, test_share = _held_out_sizes(section, len(np.unique(train.rows_N)))
+    if held_out_size is not None:
+        train, held_out = split(train, held_out_size, by=section.split_by, seed=section.seed)
         evaluation = {HELD_OUT: held_out}
-        left -= size if size < 1 else size / rows
-    if not test and section.test_fraction is not None:
-        # Both fractions are of everything, so a test set never changes the evaluation set.
-        if section.test_fraction >= left:
-            raise DataError(
-                f"data.eval_rows {section.eval_rows} and data.test_fraction "
-                f"{section.test_fraction:g} leave nothing to train on; make them smaller."
-            )
-        share = section.test_fraction / left
-        train, held_out = split(train, share, by=section.split_by, seed=section.seed)
+    if test_share is not None:
+        train, held_out = split(train, test_share, by=section.split_by, seed=section.seed)
         test = {TEST: held_out}
     both = sorted(evaluation.keys() & test.keys())
     if both:
@@ -125,6 +117,42 @@ def read_comparisons(
         loaded=loaded,
         was_split=len(train) < len(loaded["train"].comparisons),
     )
+
+
+def split_sizes(section: DataSection, rows: int) -> tuple[int, int, int]:
+    """Rows for training, evaluation and test that :func:`read_comparisons` makes of ``rows`` rows,
+    each of a prompt of its own; 0 for a part with files of its own.
+
+    Raises:
+        DataError: they leave nothing to train on.
+    """
+    evaluation = test = 0
+    size, share = _held_out_sizes(section, rows)
+    if size is not None:
+        evaluation = min(target_rows(size, rows), rows - 1)
+    if share is not None:
+        test = min(target_rows(share, rows - evaluation), rows - evaluation - 1)
+    return rows - evaluation - test, evaluation, test
+
+
+def _held_out_sizes(section: DataSection, rows: int) -> tuple[float | None, float | None]:
+    """What is held out of the training sources' ``rows`` for evaluation, and the share of what is
+    then left that is held out for the test.
+
+    The recipe's fractions are of everything, so that a test set never changes the evaluation set.
+    """
+    left = 1.0
+    size = None if section.eval else section.eval_rows or section.eval_fraction
+    if size is not None:
+        left -= size if size < 1 else size / rows
+    if section.test or section.test_fraction is None:
+        return size, None
+    if section.test_fraction >= left:
+        raise DataError(
+            f"data.eval_rows {section.eval_rows} and data.test_fraction "
+            f"{section.test_fraction:g} leave nothing to train on; make them smaller."
+        )
+    return size, section.test_fraction / left
 
 
 def _named_sets(
@@ -201,16 +229,21 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
         counts = ", ".join(
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
+        advice = (
+            "raise tokens.max_length, set tokens.overlong to truncate_prompt, or look at the data"
+            if OVER_LENGTH in found.dropped
+            else "look at the data with plaudit data preview"
+        )
         raise DataError(
             f"None of the {len(rows)} comparisons of the {name} part can be used "
-            f"({counts}{'; ' + found.example if found.example else ''}); raise tokens.max_length, "
-            "set tokens.overlong to truncate_prompt, or look at the data."
+            f"({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
     return Part(
         comparisons=rows.take(found.kept_N),
         trees=found.trees if margins else found.trees.without_margins(),
         dropped=found.dropped,
         lost=found.lost,
+        example=found.example,
     )
 
 
@@ -222,7 +255,17 @@ def largest_id(corpus: Corpus) -> int:
     )
 
 
-def text_kind(parts: Sequence[Part]) -> str:
+def training_fingerprints(corpus: Corpus) -> list[str]:
+    """Fingerprint of each source of training rows."""
+    return [
+        fact.fingerprint
+        for role, loaded in corpus.loaded.items()
+        if role.partition(":")[0] == "train"
+        for fact in loaded.sources
+    ]
+
+
+def text_kind(parts: Sequence[Part]) -> Literal["chat", "text", "mixed"]:
     """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
     kinds = {bool(kind) for part in parts for kind in np.unique(part.trees.column("chat"))}
     return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"
@@ -283,6 +326,7 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
         "licence": fact.licence,
         "split": role,
         "fingerprint": fact.fingerprint,
+        "unread": asdict(fact.unread),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from plaudit import __version__
+from plaudit.arrow import RowArray
 from plaudit.data.store import StoredComparisons
 from plaudit.evaluate.baselines import fitted_comparisons, measure_baselines
 from plaudit.evaluate.behaviour import Probed
@@ -66,13 +67,30 @@ def gather_metrics(
         "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
     }
     if index is not None:
-        evaluations = history(state.log_history, len(index.pairs))
+        evaluations = history(
+            state.log_history,
+            lambda step: read_evaluated(folder.evaluations, step, index).delta_P,
+            index.pairs.group_P,
+        )
         facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations, probed)
         facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
     if run.corpus.test:
-        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed)
+        stored = (facts["eval"] or {}).get("stored_temperature") or 1.0
+        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed, stored)
     safe: dict[str, Any] = json_safe(facts)
     return safe
+
+
+def computed_tokens(run: PreparedRun, trainer: RewardTrainer) -> int:
+    """Tokens that the steps of training computed, in the layout of its batches."""
+    column = "packed" if run.built.model.layout == "packed" else "separate"
+    return int(run.corpus.train.trees.column(column) @ _times_taken(run, trainer))
+
+
+def _times_taken(run: PreparedRun, trainer: RewardTrainer) -> RowArray:
+    """``times_N``: in how many steps each training comparison was."""
+    rows = rows_of_first(trainer.sampler(), trainer.state.global_step)
+    return np.bincount(np.fromiter(rows, np.int64), minlength=len(run.corpus.train.trees))
 
 
 def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
@@ -80,10 +98,7 @@ def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> di
     losses = [event["loss"] for event in state.log_history if "loss" in event]
     throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
     trees = run.corpus.train.trees
-    times_N = np.bincount(
-        np.fromiter(rows_of_first(trainer.sampler(), state.global_step), np.int64),
-        minlength=len(trees),
-    )
+    times_N = _times_taken(run, trainer)
     seen_N = np.flatnonzero(times_N)
     pairs = (len(ordered_pairs(trees[row].grades)) * times_N[row] for row in seen_N.tolist())
     return {
@@ -104,13 +119,18 @@ def step_size(args: StepArguments) -> int:
     return int(args.per_device_train_batch_size * args.world_size)
 
 
+_NOT_RUN = "Perturbation tests were not run: evaluate.behaviour is 0 in the recipe."
+
+
 def _evaluation_facts(
     run: PreparedRun,
     role: str,
     scores: EvalScores,
     evaluations: Sequence[Mapping[str, Any]] | None,
     probed: Probed | None,
+    stored_temperature: float | None = None,
 ) -> dict[str, Any]:
+    """The block of ``role``; the evaluation data fit the temperature that test data judge."""
     parts = run.corpus.evaluation if role == "eval" else run.corpus.test
     held_out = StoredComparisons.joined([part.comparisons for part in parts.values()])
     chose = role == "eval" and bool(run.args.load_best_model_at_end)
@@ -122,9 +142,10 @@ def _evaluation_facts(
             run.recipe.evaluate.baselines, run.corpus.train.comparisons, held_out
         ),
         baselines_fitted_on=fitted_comparisons(run.corpus.train.comparisons),
-        behaviour=probed if role == probed_role(run) else None,
+        behaviour=None if role != probed_role(run) else probed or _NOT_RUN,
         history=evaluations,
         calibrate=run.recipe.evaluate.calibrate,
+        stored_temperature=stored_temperature,
         seed=run.recipe.data.seed,
     )
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from plaudit.errors import OutputError
+from plaudit.errors import OutputError, TrainingError
 from plaudit.files import write_json, write_text, writing
+from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.recipe import Recipe, dump_recipe, load_recipe
+from plaudit.recipes import RUN_RECIPE, shipped_recipes
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
+
+logger = logging.getLogger("plaudit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
+        return self.path / RUN_RECIPE
 
     @property
     def checkpoints(self) -> Path:
@@ -39,6 +45,11 @@ class RunFolder:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Of experiment trackers, a folder each."""
+        return self.path / "logs"
 
     @property
     def metrics(self) -> Path:
@@ -62,6 +73,11 @@ class RunFolder:
         return self.path / "data.json"
 
     @property
+    def training(self) -> Path:
+        """How training ended, until the run is evaluated."""
+        return self.path / TRAINING_FILE
+
+    @property
     def base(self) -> Path:
         """Where a run on the embedded base keeps its copy."""
         return self.path / "base"
@@ -73,7 +89,7 @@ class RunFolder:
         """
         path = self.path / "micro_batches.json"
         if path.is_file():
-            return int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
+            return int(_read_record(path)["tokens"])
         tokens = measure()
         if is_main_process():
             write_json(path, {"tokens": tokens})
@@ -82,10 +98,9 @@ class RunFolder:
     def resume_command(self) -> str:
         """What to type to go on with this run, with the launcher it was started by."""
         launcher = f"torchrun --nproc_per_node={rank_count()} -m " if rank_count() > 1 else ""
-        return (
-            f"{launcher}plaudit train {shlex.quote(str(self.recipe))} "
-            f"--out {shlex.quote(str(self.path))} --resume"
-        )
+        # A shipped recipe of the same name would come first.
+        path = f"./{self.path}" if str(self.path) in shipped_recipes() else str(self.path)
+        return f"{launcher}plaudit train {shlex.quote(path)} --resume"
 
 
 def refuse_existing(path: Path) -> None:
@@ -98,8 +113,8 @@ def refuse_existing(path: Path) -> None:
         return
     if path.exists():
         advice = (
-            "add --resume to go on with that run, or choose another name"
-            if (path / "recipe.yaml").is_file()
+            "add --resume to resume that run, or choose another name"
+            if (path / RUN_RECIPE).is_file()
             else "choose another name"
         )
         raise OutputError(f"--out {path} exists already; {advice}.")
@@ -136,10 +151,8 @@ def rank_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
-    """The folder of a stopped run and its newest complete checkpoint, None before the first.
-
-    The main process removes what a kill left half-written.
+def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
+    """The folder of a stopped run.
 
     Raises:
         OutputError: no run there, or one of another recipe.
@@ -156,17 +169,72 @@ def resume_folder(path: Path, recipe: Recipe) -> tuple[RunFolder, Path | None]:
             f"The run in {path} was started with another recipe (different: {', '.join(changed)}); "
             f"go on with its own recipe ({folder.recipe}), or choose another --out."
         )
-    if is_main_process():
-        checkpoints.remove_incomplete(folder.checkpoints)
-    latest = checkpoints.latest(folder.checkpoints)
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEnd:
+    """How training ended: the trainer's state as JSON, and the seconds that training took."""
+
+    state: str
+    seconds: float
+
+
+def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
+    """Record that the model in the folder is the trained one; it and the record get a manifest.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_json(folder.training, asdict(end))
+    write_model_manifest(folder.path, [TRAINING_FILE])
+
+
+def remove_training_end(folder: RunFolder) -> None:
+    """The run is evaluated: its model is listed without the end of training."""
+    if folder.training.is_file():
+        folder.training.unlink()
+        write_model_manifest(folder.path)
+
+
+def checkpoint_to_resume(folder: RunFolder) -> Path | None:
+    """The newest checkpoint whose files are as they were written, None before the first one.
+
+    Removes checkpoints that a kill left half-written.
+
+    Raises:
+        TrainingError: there are checkpoints, and none can be used.
+        OutputError: another number of processes wrote the checkpoint.
+    """
+    checkpoints.remove_incomplete(folder.checkpoints)
+    latest = checkpoints.latest_intact(folder.checkpoints)
     if latest is not None and checkpoints.ranks_of(latest) != rank_count():
         raise OutputError(
-            f"The run in {path} was started on {checkpoints.ranks_of(latest)} processes and this "
-            f"call has {rank_count()}, so its steps would differ; go on with as many as before."
+            f"The run in {folder.path} was started on {checkpoints.ranks_of(latest)} processes and "
+            f"this call has {rank_count()}, so its steps would differ; go on with as many as "
+            "before."
         )
-    if latest is not None and is_main_process():
-        checkpoints.repair_state(latest)
-    return folder, latest
+    return latest
+
+
+def read_training_end(folder: RunFolder) -> TrainingEnd | None:
+    """The end of training, None before it or where a file of its model is damaged (a warning)."""
+    if not folder.training.is_file():
+        return None
+    # The record is written after the model. A kill just then leaves no manifest, and no damage.
+    listed = (folder.path / MANIFEST_FILE).is_file()
+    damage = find_damage(folder.path) if listed else None
+    if damage is None:
+        try:
+            return TrainingEnd(**json.loads(folder.training.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            damage = f"{TRAINING_FILE} cannot be read ({error})"
+    logger.warning(
+        "The trained model is damaged: %s/%s. Training resumes from a checkpoint.",
+        folder.path,
+        damage,
+    )
+    return None
 
 
 def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
@@ -176,7 +244,7 @@ def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> N
         OutputError: a file is not what it was.
     """
     if folder.data.is_file():
-        before = json.loads(folder.data.read_text(encoding="utf-8"))
+        before = _read_record(folder.data)
         changed = sorted(p for p in fingerprints if before.get(p) != fingerprints[p])
         if changed:
             raise OutputError(
@@ -185,6 +253,25 @@ def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> N
             )
     elif is_main_process():
         write_json(folder.data, dict(fingerprints))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a run recorded when it was started.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+        error: object = "no mapping"
+    except (OSError, ValueError) as caught:
+        error = caught
+    raise TrainingError(
+        f"{path} is damaged ({error}); restore it from a backup, or start the run again with "
+        "another --out."
+    )
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -20,6 +19,8 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
+from plaudit.manifest import check_model
+from plaudit.model.artefact import copy_base
 from plaudit.model.budget import largest_budget
 from plaudit.model.imports.llamafactory import as_trained
 from plaudit.model.imports.records import Opened
@@ -29,6 +30,8 @@ from plaudit.model.load import (
     BaseRequest,
     Prepared,
     add_lora,
+    check_four_bit,
+    check_lora,
     choose_dtype,
     choose_layout,
     choose_pad_token,
@@ -82,21 +85,18 @@ class PreparedRun:
 def prepare(
     recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
 ) -> PreparedRun:
-    """Cheap checks first: data and configuration are read before any weight is."""
+    """Cheap checks first: of the base's configuration, then of the data, then of its weights."""
     started = datetime.now(UTC)
     set_seed(args.seed)
-    with console.status("reading data") as status:
-        comparisons = corpora.read_comparisons(
-            recipe.data,
-            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
-        )
-    refuse_changed_data(folder, corpora.fingerprints(comparisons))
+    if recipe.model.quantize is not None:
+        check_four_bit()
     begun = open_begun(recipe)
     base = (
         place_base(recipe.model.base, folder)
         if begun is None
         else place_begun(begun, Path(recipe.model.base), folder)
     )
+    check_model(Path(base))
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
@@ -105,8 +105,16 @@ def prepare(
         head_init=recipe.model.head_init,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    load_config(request)
+    config = load_config(request)
+    if recipe.lora is not None and (begun is None or begun.facts.kind == "full"):
+        check_lora(config, recipe.lora)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
+    with console.status("reading data") as status:
+        comparisons = corpora.read_comparisons(
+            recipe.data,
+            on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
+        )
+    refuse_changed_data(folder, corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe, tokenizer, begun)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("encoding", total=None)
@@ -117,6 +125,7 @@ def prepare(
             on_rows=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _tell_data(corpus, recipe, console)
+    _warn_of_text(corpus, recipe, encoder)
     with console.status(f"loading {recipe.model.base}"):
         built = _build_model(
             recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, begun
@@ -254,9 +263,7 @@ def place_base(base: str, folder: RunFolder) -> str:
         if not is_main_process():
             return str(embedded.base_path())
         if not folder.base.is_dir():
-            staged = folder.base.with_name(".base.partial")
-            shutil.copytree(embedded.base_path(), staged, dirs_exist_ok=True)
-            staged.rename(folder.base)
+            copy_base(embedded.base_path(), folder.path)
         return str(folder.base.resolve())
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
@@ -296,12 +303,17 @@ def prepare_tokenizer(
 def make_encoder(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Opened | None
 ) -> Encoder:
-    """How a run turns comparisons into ids; a reward model that is trained on keeps its rules."""
+    """How a run turns comparisons into ids; a reward model that is trained on keeps its rules.
+
+    Raises:
+        RecipeError: ``data.as_chat`` is true, and nothing renders conversations.
+    """
     own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
-    return Encoder(
+    encoder = Encoder(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
         overlong=recipe.tokens.overlong,
+        text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs={
             **({} if own is None else own.chat_template_kwargs),
             **recipe.tokens.chat_template_kwargs,
@@ -309,6 +321,12 @@ def make_encoder(
         rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
         reading=Reading() if begun is None else begun.facts.reading,
     )
+    if encoder.text_as_turns and not encoder.has_template:
+        raise RecipeError(
+            "`data.as_chat` is true, but the base's tokenizer has no chat template; set "
+            "tokens.chat_template to a jinja file, or remove data.as_chat."
+        )
+    return encoder
 
 
 def step_arguments(
@@ -359,6 +377,29 @@ def step_arguments(
         raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
 
 
+def text_remark(encoder: Encoder, recipe: Recipe, texts: int, comparisons: int) -> str | None:
+    """What becomes of plain text where there is a chat template, and how to choose.
+
+    ``None`` where the recipe has chosen, or there is nothing to choose.
+    """
+    if not texts or recipe.data.as_chat is not None or not encoder.has_template:
+        return None
+    return (
+        f"{texts:,} of {comparisons:,} comparisons are plain text, and the base has a chat template"
+        " that they do not go through: data.as_chat: true makes the prompt a user turn and each"
+        " response an assistant turn, data.as_chat: false keeps them as they are."
+    )
+
+
+def _warn_of_text(corpus: Corpus, recipe: Recipe, encoder: Encoder) -> None:
+    parts = [part for of_role in corpus.parts().values() for part in of_role]
+    chat = sum(int(part.trees.column("chat").sum()) for part in parts)
+    total = sum(len(part.trees) for part in parts)
+    remark = text_remark(encoder, recipe, total - chat, total)
+    if remark is not None:
+        logger.warning("%s", remark)
+
+
 def _tell_mixture(corpus: Corpus, console: Console) -> None:
     """What each source gives, where there are several or rows of one are left out or repeated."""
     sources = corpus.loaded["train"].sources
@@ -382,7 +423,15 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
+    examples = (part.example for parts in corpus.parts().values() for part in parts)
+    example = next((example for example in examples if example), None)
+    if example is not None:
+        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
+    for fact in (fact for loaded in corpus.loaded.values() for fact in loaded.sources):
+        line = fact.unread.sentence(fact.name)
+        if line is not None:
+            console.print(line, highlight=False, markup=False)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]
     console.print(

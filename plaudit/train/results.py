@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -10,24 +11,45 @@ from accelerate.utils import DistributedType
 from plaudit.evaluate.along import along_of
 from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
-from plaudit.files import write_json, write_json_lines, writing
-from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.files import write_json, write_json_lines, write_text, writing
+from plaudit.model.artefact import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe import (
     Recipe,
 )
-from plaudit.report.card import write_card
+from plaudit.report.card import CARD_FILE, write_card
 from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
 from plaudit.serve.scorer import RewardModel
+from plaudit.train import corpus as corpora
 from plaudit.train.folder import (
     RunFolder,
+    remove_training_end,
+    write_training_end,
 )
 from plaudit.train.measure import (
     score_table,
 )
 from plaudit.train.prepare import PreparedRun
 from plaudit.train.trainer import EvalScores, RewardTrainer
+
+
+def write_trained(run: PreparedRun, trainer: RewardTrainer, folder: RunFolder) -> None:
+    """The model as soon as it is trained, with a card that says that it is not evaluated yet.
+
+    A run that stops from here on is resumed at its evaluation.
+    """
+    end = trainer.end()
+    folder.training.unlink(missing_ok=True)
+    module = trainer.accelerator.unwrap_model(trainer.model)
+    write_model(folder.path, module.network, run.tokenizer, trainer.facts)
+    write_text(
+        folder.path / CARD_FILE,
+        f"# {folder.path.name}\n\nA reward model. It is trained, and its evaluation has not "
+        f"finished, so nothing has been measured on it yet. To finish the evaluation:\n\n"
+        f"```sh\n{folder.resume_command()}\n```\n",
+    )
+    write_training_end(folder, end)
 
 
 def write_results(
@@ -37,10 +59,9 @@ def write_results(
     metrics: Mapping[str, Any],
     scores: Mapping[str, EvalScores],
 ) -> None:
-    """Model, predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
+    """Predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
     module = trainer.accelerator.unwrap_model(trainer.model)
-    facts = artefact_facts(run, metrics)
-    save_artefact(folder.path, module.network, run.tokenizer, facts)
+    facts = measured_facts(trainer.facts, metrics)
     parts = {**run.corpus.evaluation, **run.corpus.test}
     table = score_table(parts, {**scores["eval"], **scores["test"]})
     write_table(table, folder.predictions)
@@ -55,6 +76,7 @@ def write_results(
     )
     alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
     write_json_lines(folder.mistakes, _mistakes(run, metrics, model if alone else None))
+    write_facts(folder.path, facts)
     write_json(folder.metrics, metrics)
     write_presentation(folder, run.recipe)
 
@@ -92,6 +114,7 @@ def _mistakes(
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
     """Plots, card and report, all from what is recorded in the folder."""
     with writing(folder.path):
+        remove_training_end(folder)
         if recipe.report.plots:
             write_plots(folder.path)
         write_card(folder.path)
@@ -99,12 +122,21 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
             write_report(folder.path)
 
 
-def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFacts:
-    """``plaudit.json`` of this run."""
-    recipe, module = run.recipe, run.built.model.module
+def measured_facts(facts: ArtefactFacts, metrics: Mapping[str, Any]) -> ArtefactFacts:
+    """The facts of a run with what its evaluation measured."""
     evaluation = metrics["eval"] or {}
+    return replace(
+        facts,
+        temperature=evaluation.get("stored_temperature"),
+        reward_mean=evaluation.get("reward", {}).get("mean"),
+        reward_std=evaluation.get("reward", {}).get("std"),
+    )
+
+
+def artefact_facts(run: PreparedRun) -> ArtefactFacts:
+    """``plaudit.json`` of this run, before anything is measured."""
+    recipe, module = run.recipe, run.built.model.module
     template = run.tokenizer.chat_template
-    fingerprints = [s["fingerprint"] for s in metrics["data"]["sources"] if s["split"] == "train"]
     return ArtefactFacts(
         kind="full" if recipe.lora is None else "adapter",
         base=run.base,
@@ -112,7 +144,7 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
         base_revision=recipe.model.revision
         or getattr(classifier(module.network).config, "_commit_hash", None),
         max_length=recipe.tokens.max_length,
-        text=metrics["run"]["chat_template_kind"],
+        text=corpora.text_kind([part for parts in run.corpus.parts().values() for part in parts]),
         chat_template=template if isinstance(template, str) else None,
         chat_template_kwargs=dict(run.encoder.chat_template_kwargs),
         pad_token=str(run.tokenizer.pad_token),
@@ -123,10 +155,7 @@ def artefact_facts(run: PreparedRun, metrics: Mapping[str, Any]) -> ArtefactFact
             "init": run.built.head_init,
             "dtype": "float32",
         },
-        temperature=evaluation.get("temperature"),
-        reward_mean=evaluation.get("reward", {}).get("mean"),
-        reward_std=evaluation.get("reward", {}).get("std"),
-        data_fingerprint="+".join(fingerprints),
+        data_fingerprint="+".join(corpora.training_fingerprints(run.corpus)),
         trust_remote_code=recipe.model.trust_remote_code,
         rendering=run.encoder.rendering,
         reading=run.encoder.reading,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
 from transformers import (
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from plaudit.environment import describe_environment
-from plaudit.errors import InterruptedRunError, RecipeError, TrainingError
+from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.files import write_json, writing
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
@@ -36,10 +37,13 @@ from plaudit.train.callbacks import (
     ProgressReport,
     StopSignal,
 )
-from plaudit.train.facts import gather_metrics
+from plaudit.train.facts import computed_tokens, gather_metrics
 from plaudit.train.folder import (
     RunFolder,
+    TrainingEnd,
+    checkpoint_to_resume,
     is_main_process,
+    read_training_end,
     resume_folder,
     start_folder,
 )
@@ -52,10 +56,19 @@ from plaudit.train.measure import (
     write_rewards,
 )
 from plaudit.train.meter import NotFiniteError
+from plaudit.train.needs import check_needs
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments
-from plaudit.train.results import write_presentation, write_results
-from plaudit.train.trainer import EvalScores, Objective, RewardTrainer
+from plaudit.train.results import (
+    artefact_facts,
+    write_presentation,
+    write_results,
+    write_trained,
+)
+from plaudit.train.trackers import logging_into
+from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import TokenTree
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +88,8 @@ def train(
 ) -> TrainedRun:
     """Train a reward model and write its run folder.
 
-    ``recipe`` is a recipe, its mapping or its file. ``resume`` goes on after a stop of any kind;
+    ``recipe`` is a recipe, its mapping, its file, the name of a shipped one, or a run folder.
+    ``resume`` goes on after a stop of any kind;
     the result is that of the uninterrupted run. ``console`` gets progress; None is silent.
 
     Raises:
@@ -85,16 +99,19 @@ def train(
     if console is None or not is_main_process():
         console = Console(quiet=True)
     arguments = effective_training_arguments(recipe)
-    folder, checkpoint = _open_folder(Path(out), recipe, resume)
+    folder = resume_folder(Path(out), recipe) if resume else start_folder(Path(out), recipe)
     if folder.metrics.is_file() and resume:
         console.print(f"{folder.path} is finished already; its card and report are written again.")
         if is_main_process():
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
+        check_needs(recipe)
         args = step_arguments(recipe, arguments, folder)
+        start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
         run = prepare(recipe, args, folder, console)
-        return _train(run, folder, checkpoint, console)
+        with logging_into(folder, list(args.report_to or ())):
+            return _train(run, folder, start, console)
     except BaseException:
         _remove_if_untouched(folder, resume)
         raise
@@ -108,10 +125,30 @@ def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return load_recipe(recipe)
 
 
-def _open_folder(out: Path, recipe: Recipe, resume: bool) -> tuple[RunFolder, Path | None]:
-    if resume:
-        return resume_folder(out, recipe)
-    return start_folder(out, recipe), None
+def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | None:
+    """Where a stopped run goes on; None is its first step.
+
+    Ranks that share the weights of a model get them from a checkpoint alone.
+    """
+    shared = bool(args.fsdp) or args.deepspeed is not None
+    end = None if shared else read_training_end(folder)
+    return checkpoint_to_resume(folder) if end is None else end
+
+
+def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
+    """What ``call`` gives on the main process, on every rank; its PlauditError likewise."""
+    if args.world_size == 1:
+        return call()
+    outcome: list[Result | PlauditError | None] = [None]
+    if is_main_process():
+        try:
+            outcome = [call()]
+        except PlauditError as error:
+            outcome = [error]
+    (agreed,) = broadcast_object_list(outcome)
+    if isinstance(agreed, PlauditError):
+        raise agreed
+    return cast(Result, agreed)
 
 
 def _remove_if_untouched(folder: RunFolder, resume: bool) -> None:
@@ -122,21 +159,45 @@ def _remove_if_untouched(folder: RunFolder, resume: bool) -> None:
 
 
 def _train(
-    run: PreparedRun, folder: RunFolder, checkpoint: Path | None, console: Console
+    run: PreparedRun, folder: RunFolder, start: TrainingEnd | Path | None, console: Console
 ) -> TrainedRun:
     index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
     stop = StopSignal()
     trainer = make_trainer(run, folder, index, stop, console)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
-    _fit(trainer, run, folder, checkpoint, stop)
+    if isinstance(start, TrainingEnd):
+        trainer.restore_end(start, folder.path)
+    else:
+        _fit(trainer, run, folder, start, stop)
+        if is_main_process():
+            write_trained(run, trainer, folder)
     seconds = trainer.seconds()
+    try:
+        return _evaluate(trainer, run, folder, index, seconds, console)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"Stopped during the evaluation; the trained model is in {folder.path}. To finish the "
+            f"evaluation: {folder.resume_command()}"
+        ) from None
+
+
+def _evaluate(
+    trainer: RewardTrainer,
+    run: PreparedRun,
+    folder: RunFolder,
+    index: PairIndex | None,
+    seconds: float,
+    console: Console,
+) -> TrainedRun:
+    """Measure the trained model on the evaluation and test sets, and write what was measured."""
     with console.status("final evaluation"):
         scores = {
             "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
             "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
         }
-        probed = probe_run(run, trainer.score)
+    with console.status("perturbation tests"):
+        probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
         return TrainedRun(folder=folder.path, metrics={})
     metrics = gather_metrics(run, trainer, folder, index, scores, probed, seconds)
@@ -180,6 +241,7 @@ def make_trainer(
                 eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
                 measure=measured,
                 tokenizer=run.tokenizer,
+                facts=artefact_facts(run),
                 callbacks=callbacks,
             )
     except (ImportError, RuntimeError) as error:

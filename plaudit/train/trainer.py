@@ -9,9 +9,10 @@ ranks gives the same gradient.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +26,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
 
+from plaudit.errors import TrainingError
 from plaudit.files import writing
-from plaudit.model.artefact import save_tokenizer, save_weights
+from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import FILLER, score_trees
+from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
 from plaudit.tokens.store import StoredTrees
-from plaudit.train.checkpoints import MARKER, mark_complete
+from plaudit.train import checkpoints
+from plaudit.train.folder import TrainingEnd
 from plaudit.train.meter import Meter
 from plaudit.train.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import Batcher, FloatArray, TokenTree
@@ -85,7 +89,7 @@ class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
     ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores.
+    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint.
     """
 
     objective: Objective
@@ -102,6 +106,7 @@ class RewardTrainer(Trainer):
         eval_trees: Mapping[str, Sequence[TokenTree]],
         measure: Callable[[EvalScores, int], dict[str, float]],
         tokenizer: PreTrainedTokenizerBase,
+        facts: ArtefactFacts,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(
@@ -118,6 +123,7 @@ class RewardTrainer(Trainer):
         self.train_trees = train_trees
         self.eval_trees = eval_trees
         self.measure = measure
+        self.facts = facts
         self.meter = Meter(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
@@ -134,6 +140,19 @@ class RewardTrainer(Trainer):
             self._train_batch_size * self.accelerator.num_processes,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
+
+    def restore_end(self, end: TrainingEnd, model: Path) -> None:
+        """Be as after training: the state that it ended in, the weights saved in ``model``."""
+        self.state = TrainerState(**json.loads(end.state))
+        load_weights(self.accelerator.unwrap_model(self.model), model)
+        # Mixed precision, as training had it.
+        self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self._seconds_before, self._began = end.seconds, time.perf_counter()
+
+    def end(self) -> TrainingEnd:
+        """How training ended; the weights are those to evaluate from here on."""
+        self._switch_optimizer("eval")
+        return TrainingEnd(state=json.dumps(asdict(self.state)), seconds=self.seconds())
 
     # ---- one step
 
@@ -236,21 +255,23 @@ class RewardTrainer(Trainer):
         training = model.training
         model.eval()
         self._switch_optimizer("eval")
-        mine, rounds = self._share(trees)
+        # Before the ranks share the trees: they must agree on the number of batches.
+        distinct = distinct_trees(trees)
+        mine, rounds = self._share(distinct.trees)
         try:
             with self.compute_loss_context_manager():
-                scored = score_trees(model, self.batcher, mine, batches=rounds)
+                scored = score_distinct(model, self.batcher, mine, batches=rounds)
         finally:
             model.train(training)
         ranks = self.accelerator.num_processes
         if ranks == 1:
-            return scored
-        results: list[FloatArray] = [np.zeros(0)] * len(trees)
+            return distinct.restore(scored)
+        results: list[FloatArray] = [np.zeros(0)] * len(distinct.trees)
         gathered = gather_object([scored])
-        for share, rewards in zip(equal_shares(trees, ranks), gathered, strict=True):
+        for share, rewards in zip(equal_shares(distinct.trees, ranks), gathered, strict=True):
             for i, rewards_K in zip(share, rewards, strict=True):
                 results[i] = rewards_K
-        return results
+        return distinct.restore(results)
 
     # ---- log
 
@@ -275,12 +296,11 @@ class RewardTrainer(Trainer):
             prefix = "network."
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
         module = self.accelerator.unwrap_model(self.model)
-        save_weights(module.network, folder, state_dict)
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        save_tokenizer(self.processing_class, folder)
+        write_model(folder, module.network, self.processing_class, self.facts, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint counts once its last file is there; older ones are deleted only then."""
+        """A checkpoint counts once its manifest is there; older ones are deleted only then."""
         started = time.perf_counter()
         self.meter.check()
         # A step with a finite loss can still have had gradients that are not; the next loss would
@@ -295,7 +315,7 @@ class RewardTrainer(Trainer):
         try:
             with writing(checkpoint):
                 # A step may be saved twice; until the second save is whole, it counts as none.
-                (checkpoint / MARKER).unlink(missing_ok=True)
+                checkpoints.mark_incomplete(checkpoint)
                 super()._save_checkpoint(model, trial)
                 torch.save(self._counters(), checkpoint / f"counters-{rank}.pt")
         finally:
@@ -303,7 +323,9 @@ class RewardTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             run_dir = str(self.args.output_dir)
-            mark_complete(checkpoint)
+            checkpoints.mark_complete(checkpoint)
+            # Damaged ones that the run resumed before: they would count among those to keep.
+            checkpoints.remove_later(Path(run_dir), self.state.global_step)
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -328,6 +350,8 @@ class RewardTrainer(Trainer):
 
     def restore_counters(self, checkpoint: Path) -> None:
         """Go on with a checkpoint's log line, so that a resumed run logs what one run does."""
+        best = checkpoints.best_of(checkpoint)
+        self.state.best_model_checkpoint = None if best is None else str(best)
         rank = self.accelerator.process_index
         saved = torch.load(
             checkpoint / f"counters-{rank}.pt", weights_only=True, map_location="cpu"
@@ -361,9 +385,14 @@ class RewardTrainer(Trainer):
             super()._load_best_model()
             return
         assert self.state.best_model_checkpoint is not None
-        load_weights(
-            self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
-        )
+        best = Path(self.state.best_model_checkpoint)
+        damage = checkpoints.find_weight_damage(best)
+        if damage is not None:
+            raise TrainingError(
+                f"The run ends with the weights of its best checkpoint, and {best}/{damage}; go on "
+                "with --resume, which trains from an earlier checkpoint where there is one."
+            )
+        load_weights(self.accelerator.unwrap_model(self.model), best)
 
 
 def _taken(trees: Sequence[TokenTree], positions: list[int]) -> Sequence[TokenTree]:

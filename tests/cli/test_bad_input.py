@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -219,7 +219,8 @@ def test_rows_that_cannot_train_are_counted(
     empty = {**rows[0], "rejected": [{"role": "assistant", "content": "  "}]}
     same = {**rows[1], "rejected": rows[1]["chosen"]}
     long = {**rows[2], "chosen": [{"role": "assistant", "content": "fox " * 400}]}
-    odd = {**rows[3], "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
+    calls = [{"function": {"name": "clock"}}]
+    odd = {**rows[3], "chosen": [{"role": "assistant", "content": None, "tool_calls": calls}]}
     data = write_jsonl(tmp_path / "pairs.jsonl", [*rows, empty, same, long, odd])
     recipe = saved(recipe_of(tiny_base, data, num_train_epochs=1), tmp_path)
     code = main(["train", str(recipe), "--out", str(tmp_path / "run"), "--json"])
@@ -293,20 +294,28 @@ def test_an_override(tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: 
 
 
 @pytest.mark.parametrize(
-    ("lora", "words"),
-    [({"target_modules": ["no_such_layer"]}, ["lora", "no_such_layer"])],
+    ("targets", "absent"),
+    [
+        (["no_such_layer"], "no_such_layer"),
+        (["q_proj", "v_prj"], "v_prj"),
+        (".*nothing.*", ".*nothing.*"),
+        ("q_proj,v_proj", "(write several names as a list)"),
+    ],
+    ids=str,
 )
-def test_lora_options(
-    lora: dict[str, Any],
-    words: Sequence[str],
+def test_target_modules_are_checked_before_data_are_read(
+    targets: Any,
+    absent: str,
     tiny_base: Path,
-    pairs_file: Path,
     tmp_path: Path,
     refuse: Refuse,
 ) -> None:
-    recipe = overlaid(recipe_of(tiny_base, pairs_file), lora=lora)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("no rows, which reading would say")
+    recipe = overlaid(recipe_of(tiny_base, data), lora={"target_modules": targets})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    for word in words:
+    assert absent in sentence
+    for word in ("lora.target_modules", "q_proj", "down_proj"):
         assert word in sentence
 
 
@@ -366,12 +375,11 @@ def test_base(
 def test_a_base_that_is_nowhere(pairs_file: Path, tmp_path: Path, refuse: Refuse) -> None:
     recipe = overlaid(recipe_of(Path("x"), pairs_file), model={"base": "nobody/nothing"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    assert "nobody/nothing is neither a local folder nor" in sentence
+    assert "nobody/nothing does not exist on this machine" in sentence
 
 
 def test_four_bits_without_a_gpu(
     tiny_base: Path,
-    pairs_file: Path,
     tmp_path: Path,
     refuse: Refuse,
     monkeypatch: pytest.MonkeyPatch,
@@ -379,7 +387,9 @@ def test_four_bits_without_a_gpu(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    recipe = overlaid(recipe_of(tiny_base, pairs_file), model={"quantize": "4bit"})
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("no rows, which reading would say")
+    recipe = overlaid(recipe_of(tiny_base, data), model={"quantize": "4bit"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
     assert "4bit needs a CUDA device" in sentence
 
@@ -453,9 +463,8 @@ def test_resume_of_a_finished_run_trains_nothing(
     own_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def results() -> dict[str, str | None]:
-        # Card, report and plots may be made anew; a checkpoint's state names its folder, which is
-        # another one in this copy.
-        made_anew = ("trainer_state", "README.md", "report.html", "plots/")
+        # Card, report and plots may be made anew.
+        made_anew = ("README.md", "report.html", "plots/")
         return {
             name: digest
             for name, digest in snapshot(own_run).items()
@@ -577,7 +586,7 @@ def test_no_room_while_saving(
     )
     assert done.returncode == 2, done.stderr
     assert "could not be written" in the_sentence(done.stderr)
-    complete = [p.parent for p in out.glob("checkpoints/*/complete")]
+    complete = [p.parent for p in out.glob("checkpoints/*/manifest.json")]
     assert all((folder / "optimizer.pt").is_file() for folder in complete)
     assert not (out / "metrics.json").exists()
     assert not list(out.rglob("*.partial"))
@@ -606,7 +615,7 @@ def without_tensors(word: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], object], Sequence[str]]] = {
-    "none": (shutil.rmtree, ["No reward model"]),
+    "none": (shutil.rmtree, ["does not exist"]),
     "without plaudit.json": (remove("plaudit.json"), ["no plaudit.json"]),
     "with a broken plaudit.json": (cut("plaudit.json"), ["plaudit.json cannot be read"]),
     "of a newer format": (set_fact("format", 99), ["format 99", "upgrade plaudit"]),
@@ -628,11 +637,37 @@ def test_model(
     name: str, verb: str, own_run: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
     damage, words = MODELS[name]
+    # Models of other tools and of plaudit 0.1.0 have no manifest.
+    (own_run / "manifest.json").unlink()
     damage(own_run)
     out = tmp_path / ("out.jsonl" if verb == "score" else "out")
     sentence = refuse(verb, own_run, pairs_file, "--out", out)
     for word in words:
         assert word in sentence
+
+
+def flip(name: str, share: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[int(share * len(content))] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "plaudit.json"]
+)
+def test_a_damaged_model_never_scores(
+    name: str, own_run: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    """Every file that decides a reward; one changed bit in it can be another reward."""
+    content = (own_run / name).read_bytes()
+    for damage in (cut(name), flip(name, 0.1), flip(name, 0.9), remove(name)):
+        damage(own_run)
+        sentence = refuse("score", own_run, pairs_file, "--out", tmp_path / "out.jsonl")
+        assert name in sentence
+        (own_run / name).write_bytes(content)
 
 
 def test_a_whole_model_with_cut_weights(
@@ -724,6 +759,7 @@ def test_a_row_too_long_to_score_keeps_its_place(
         "scored": 3,
         "refused": {"over_length": 1},
         "resumed": 0,
+        "unread": {"rows": 4, "without_prompt": 0, "columns": {"subset": 4}},
     }
     assert "over_length 1" in captured.err
     written = [json.loads(line) for line in out.read_text().splitlines()]
@@ -775,6 +811,7 @@ def test_rewards_that_are_no_numbers_are_not_written(
     weights = load_file(path)
     weights["base_model.model.score.weight"].fill_(float("inf"))
     save_file(weights, path, metadata={"format": "pt"})
+    (own_run / "manifest.json").unlink()
     out = tmp_path / "out.jsonl"
     assert main(["score", str(own_run), str(pairs_file), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["refused"] == {"reward_not_finite": 60}
@@ -829,7 +866,7 @@ def test_a_killed_call_is_gone_on_with(
         process.wait()
     assert not out.exists()
 
-    set_fact("temperature", 7.0)(own_run)
+    set_facts(own_run, temperature=7.0)
     sentence = refuse("score", own_run, data, "--out", out)
     assert "another model" in sentence
     assert str(tmp_path / ".out.jsonl.partial.json") in sentence

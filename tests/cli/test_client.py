@@ -86,6 +86,12 @@ def test_many_rows_keep_their_order_and_their_refusals(
     for one, (prompt, responses) in zip(found, pairs, strict=True):
         assert isinstance(one, Rewards)
         assert one.rewards == pytest.approx(model.score(prompt, responses), abs=1e-5)
+    for one, same in zip(client.score_many(rows), model.score_many(rows), strict=True):
+        if isinstance(one, DataError):
+            assert isinstance(same, DataError)
+            assert "tokens" in str(same)
+        else:
+            assert one == pytest.approx(same, abs=1e-5)
 
 
 def test_the_asynchronous_client_answers_the_same(server: Running, client: RewardClient) -> None:
@@ -107,6 +113,8 @@ def test_the_asynchronous_client_answers_the_same(server: Running, client: Rewar
             )
             assert heard == list(range(1, 8))
             assert isinstance(many.pop(2), RequestRefusedError)
+            scored = await other.score_many(rows)
+            assert [type(row) for row in scored] == [type(row) for row in client.score_many(rows)]
             same = client.rewards_of_many(rows)
             same.pop(2)
             assert [one.rewards for one in many if isinstance(one, Rewards)] == [
@@ -122,8 +130,13 @@ def test_refusals_are_of_the_same_kind_as_in_this_process(
     for scorer in (client, model):
         with pytest.raises(DataError, match="tokens"):
             scorer.score("fox", [TOO_LONG])
-        with pytest.raises(DataError, match="got one text"):
+        with pytest.raises(DataError, match="responses is one text"):
             scorer.score("fox", "a")
+        for ask in (scorer.score, scorer.best_of):
+            with pytest.raises(DataError, match=r"responses\[1\] is None; give text"):
+                ask("fox", ["a", None])
+        with pytest.raises(DataError, match=r"rows\[1\] is None; give a pair"):
+            scorer.score_many([("fox", ["a"]), None])
 
 
 def test_a_client_that_may_not(server: Running) -> None:

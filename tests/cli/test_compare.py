@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import pair_rows, write_jsonl
+from tests.conftest import pair_rows, plaudit, write_jsonl
 
 pytestmark = pytest.mark.heavy
-
-
-def plaudit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plaudit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +66,9 @@ def test_recorded_and_scored_checkpoints_agree(
         assert after["accuracy"] == before["accuracy"]
         assert after["nll"] == pytest.approx(before["nll"], abs=1e-5)
     assert new["left_out"][first.name] == 60 - new["pairs"]
+    first_line = rescored.stderr.strip().splitlines()[0]
+    assert first_line.startswith(f"{new['comparisons']} of 60 comparisons were scored by every")
+    assert f"{60 - new['comparisons']} more in {first.name} only" in first_line
     # The kept checkpoint is the run's own model.
     kept = json.loads((finished_run / "metrics.json").read_text())["best"]["step"]
     names = {model["name"]: model for model in new["models"]}
@@ -104,6 +96,21 @@ def test_models_on_data_say_where_they_part(
     assert "Written to" in done.stderr
 
 
+def test_what_is_not_compared_is_said_first(
+    finished_run: Path, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    rows = pair_rows(8)
+    rows[1]["chosen"] = [{"role": "assistant", "content": "fox " * 400}]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done = plaudit("compare", finished_run, checkpoints[0], data)
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stderr.split()).startswith(
+        "6 of 8 comparisons were scored by every model (not compared: 1 rows identical_responses, "
+        f"1 over_length for {finished_run.name}, 1 over_length for {checkpoints[0].name})."
+    )
+
+
 def test_a_checkpoint_is_a_model(checkpoints: list[Path], data: Path, tmp_path: Path) -> None:
     import plaudit as package
 
@@ -121,10 +128,35 @@ def cut_off(checkpoint: Path, folder: Path) -> Path:
     return copy
 
 
+def test_checkpoints_of_an_unfinished_run(
+    finished_run: Path,
+    checkpoints: list[Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They load in every command, with one warning, and score as they do once the run is done."""
+    from plaudit.cli.main import main
+
+    unfinished = cut_off(checkpoints[0], tmp_path)
+    scores = []
+    for number, model in enumerate((unfinished, checkpoints[0])):
+        out = tmp_path / f"{number}.jsonl"
+        assert main(["score", str(model), str(data), "--out", str(out)]) == 0
+        warned = "unfinished run (step" in " ".join(capsys.readouterr().err.split())
+        assert warned == (model == unfinished)
+        scores.append([json.loads(line)["rewards"] for line in out.open()])
+    assert scores[0] == scores[1]
+    for words in (["eval", unfinished, data], ["compare", unfinished, finished_run, data]):
+        assert main([*map(str, words)]) == 0
+        errors = " ".join(capsys.readouterr().err.split())
+        assert errors.count("is from an unfinished run (step") == 1
+        assert "no temperature yet" in errors
+
+
 def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) -> dict[str, Any]:
-    unfinished = cut_off(checkpoint, folder / "a")
     incomplete = cut_off(checkpoint, folder / "b")
-    (incomplete / "complete").unlink()
+    (incomplete / "manifest.json").unlink()
     odd = folder / "odd"
     shutil.copytree(finished_run, odd)
     with (odd / "evaluations" / "step-6.npz").open("wb") as file:
@@ -138,7 +170,6 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
         "is named twice": [finished_run, finished_run],
         "is named after the data": [finished_run, data, checkpoint],
         "does not exist": [finished_run, checkpoint, folder / "none.jsonl"],
-        "belongs to a run that is not finished": [unfinished, finished_run, data],
         "is not a complete checkpoint": [incomplete, finished_run, data],
         "has 5 rewards": [odd],
         "exists already": [finished_run, "--out", taken],

@@ -1,8 +1,8 @@
 """Documentation that cannot rot: its commands and code are run, its recipes and rows are read.
 
 A page is run from top to bottom in a folder of its own that holds what the pages name: a tiny base
-``my-base/``, files of pairs, ``recipes/``, and a finished run wherever a page uses one it did not
-make. A block that could be run and is neither run nor listed here with a reason fails.
+``my-base/``, files of pairs, and a finished run wherever a page uses one it did not make. A block
+that could be run and is neither run nor listed here with a reason fails.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NOT_RUN = {
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
-    "plaudit train recipes/reference-schedule-small.yaml": "16,203 steps, half an hour and more",
+    "plaudit train reference-schedule-small": "16,203 steps, half an hour and more",
     "plaudit compare runs/reference": "the evaluations of that run",
     "python benchmarks/reference_schedule.py": "the checkpoints of that run",
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
@@ -161,10 +161,11 @@ def loggers_as_before() -> Iterator[None]:
 def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder that the pages assume."""
     (tmp_path / "my-base").symlink_to(tiny_base)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     put_foreign_models(tmp_path)
     for seed, name in enumerate(("pairs", "held_out", "hard", "final")):
         write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
+    problems = [{**row, "problem": row.pop("prompt")} for row in pair_rows(24, seed=9)]
+    write_jsonl(tmp_path / "problems.jsonl", problems)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path
@@ -175,9 +176,10 @@ def outs(page: Path) -> tuple[set[str], set[str]]:
     made, resumed = set(), set()
     for block in blocks(page):
         for words in commands(block) if block.language in SHELL else ():
-            if "--out" in words:
-                out = words[words.index("--out") + 1]
-                (resumed if "--resume" in words else made).add(out)
+            if "--resume" in words:
+                resumed.add(words[2])
+            elif "--out" in words:
+                made.add(words[words.index("--out") + 1])
     return made, resumed - made
 
 
@@ -345,6 +347,7 @@ def test_the_page_of_formats_explains_every_reason() -> None:
         *EXPLANATIONS,
         encode.OVER_LENGTH,
         encode.TEMPLATE_REFUSED,
+        encode.NOT_RENDERED,
         encode.IDENTICAL_TOKENS,
         encode.NO_TOKENS,
     }

@@ -84,8 +84,7 @@ def test_the_plan_of_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "give one recipe"),
-        (["reward.yaml", "--from-llamafactory", "reward.yaml"], "give one recipe"),
+        (["reward.yaml", "--from-llamafactory", "reward.yaml"], "keep one recipe"),
         (["--from-llamafactory", "gone.yaml"], "there is no such recipe file"),
         (["--from-llamafactory", "sft.yaml"], "sft.yaml: stage is 'sft'"),
         (["--from-llamafactory", "new.yaml"], "the template gemma9 is not known"),

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import plaudit as plaudit_command
 from tests.conftest import write_jsonl
 from tests.foreign import BASE, LLAMA_FACTORY, complete, rows
-
-
-def plaudit_command(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plaudit", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def without_scores(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
 from plaudit.serve.page import PAGE_PATHS  # noqa: E402
+from plaudit.serve.protocols.table import PROTOCOLS  # noqa: E402
 from plaudit.serve.scorer import RewardModel  # noqa: E402
 from tests.serving import Running, running  # noqa: E402
 
@@ -370,6 +372,46 @@ def test_a_guarded_server_is_asked_with_the_token(browser: Any, guarded: Running
     assert watched.complaints == []
 
 
+# ---- the API's page ------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_the_api_is_described(browser: Any, server: Running) -> None:
+    watched = Watched(browser, server.url)
+    page = watched.page
+    page.get_by_role("link", name="API").click()
+    expect(page.get_by_role("heading", name="Rewards of K responses to one prompt")).to_be_visible()
+    shown = page.locator("main").inner_text()
+    for protocol in PROTOCOLS.values():
+        assert protocol.summary in shown
+        for path, method in product(protocol.paths, protocol.methods):
+            assert f"{method} {path}" in shown
+    page.get_by_role("link", name="RewardsRequest").first.click()
+    assert page.url.endswith("/docs#RewardsRequest")
+    section = page.locator("#RewardsRequest")
+    assert "responses *" in section.inner_text()
+    assert "list of (text or list of ChatMessage)" in section.inner_text()
+    page.get_by_role("link", name="Try the model").click()
+    expect(page.locator("#models")).to_have_value(server.model.name)
+    watched.context.close()
+    assert watched.complaints == []
+
+
+@needs_browser
+def test_the_api_of_a_guarded_server_is_shown_with_the_token(
+    browser: Any, guarded: Running
+) -> None:
+    watched = Watched(browser, f"{guarded.url}/docs")
+    field = watched.page.get_by_label("This server asks for a token")
+    expect(field).to_be_focused()
+    assert watched.page.locator("#operations").inner_text() == ""
+    field.fill("open sesame")
+    watched.page.keyboard.press("Enter")
+    expect(watched.page.get_by_role("heading", name="Errors")).to_be_visible()
+    expect(field).to_be_hidden()
+    watched.context.close()
+
+
 # ---- looks ---------------------------------------------------------------------------------------
 
 
@@ -404,6 +446,9 @@ def test_every_part_fits_and_is_accessible(
     check_looks(page, width)
     page.get_by_role("link", name="Model", exact=True).click()
     expect(page.locator("#facts dl").first).to_be_visible()
+    check_looks(page, width)
+    page.get_by_role("link", name="API").click()
+    expect(page.get_by_role("heading", name="Shapes")).to_be_visible()
     check_looks(page, width)
     watched.context.close()
     assert watched.complaints == []

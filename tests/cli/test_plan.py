@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
+from plaudit.recipe import dump_recipe, parse_recipe
+from plaudit.tokens.encode import Encoder
+from plaudit.train.corpus import encode_corpus, read_comparisons
+from plaudit.train.prepare import prepare_tokenizer, rendering_of
+from tests.conftest import write_jsonl
 
 pytestmark = pytest.mark.heavy
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-REFERENCE = str(RECIPES / "llama3-8b-reference.yaml")
+REFERENCE = "llama3-8b-reference"
 STATED = ["--pairs", "24004", "--prompt-tokens", "300", "--response-tokens", "200"]
 
 
@@ -58,6 +62,50 @@ def test_lengths_come_from_the_recipes_own_file(
     assert record["split"]["evaluation"] == 4
     assert "4 characters a token" in record["tokens"]["how"]
     assert 30 <= record["tokens"]["per_pair"] <= 40
+
+
+@pytest.mark.parametrize("split_by", ["prompt", "row"])
+@pytest.mark.parametrize("weight", [1, 2.5])
+def test_the_parts_are_those_of_training(
+    tiny_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    split_by: str,
+    weight: float,
+) -> None:
+    """Prompts of several rows, copies of a weighted source, and rows over length in any part."""
+    rows = [
+        {
+            "prompt": f"{'p ' * (300 if n % 17 == 0 else 5)}{n // 7}",
+            "chosen": f"c {n}",
+            "rejected": "r",
+        }
+        for n in range(150)
+    ]
+    held_out = write_jsonl(tmp_path / "test.jsonl", [*rows[:20], rows[0]])
+    data = {
+        "train": [{"path": str(write_jsonl(tmp_path / "pairs.jsonl", rows)), "weight": weight}],
+        "eval_fraction": 0.13,
+        "split_by": split_by,
+        **({"test_fraction": 0.2} if weight == 1 else {"test": str(held_out)}),
+    }
+    recipe = parse_recipe(
+        {"model": {"base": str(tiny_base)}, "data": data, "tokens": {"max_length": 64}}, "test"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert main(["plan", str(path), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["split"]
+    encoder = Encoder(
+        tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
+        max_length=64,
+        rendering=rendering_of(recipe.tokens, None),
+    )
+    corpus = encode_corpus(encoder, read_comparisons(recipe.data), margins=False)
+    trained = {role: sum(len(part.trees) for part in sets) for role, sets in corpus.parts().items()}
+    found = {name: planned[name] for name in ("train", "evaluation", "test")}
+    assert found == dict(zip(("train", "evaluation", "test"), trained.values(), strict=True))
+    assert planned["over_length"] > 0
 
 
 def test_an_unknown_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from plaudit.cli.main import main
 from plaudit.data.documentation_pairs import MIX
 from plaudit.serve.scorer import load
+from tests.conftest import set_facts
 
 pytestmark = pytest.mark.heavy
 
@@ -45,8 +46,7 @@ def test_the_run_folder_can_be_moved(folder: Path, tmp_path: Path) -> None:
     before = load(folder).score("What does `len` do?", ["Return the number of items.", "No."])
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
-    facts = json.loads((moved / "plaudit.json").read_text())
-    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    set_facts(moved, base="/gone")
     after = load(moved).score("What does `len` do?", ["Return the number of items.", "No."])
     assert after == before
 

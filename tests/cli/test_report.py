@@ -117,7 +117,11 @@ def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", swapped(pair_rows(24, seed=5)))
     out = tmp_path / "out"
-    assert main(["eval", str(finished_run), str(data), "--out", str(out), "--behaviour", "0"]) == 0
+    assert main(["eval", str(finished_run), str(data), "--out", str(out)]) == 0
+    not_run = "Perturbation tests were not run; plaudit eval --behaviour 200 runs them."
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["eval"]["behaviour"] is None
+    assert metrics["eval"]["perturbation_notes"] == [not_run]
     rows = [json.loads(line) for line in (out / "mistakes.jsonl").read_text().splitlines()]
     assert rows
     for row in rows:
@@ -127,6 +131,7 @@ def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
             assert row[f"text_{side}"][0]["content"] in "".join(t["text"] for t in along["tokens"])
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Rises most" in page
+    assert not_run in page
     assert (out / "plots" / "reliability.png").is_file()
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.serve.scorer import load
+from tests.conftest import environment_of_a_user
 from tests.unit.test_import_direction import imports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +45,7 @@ class Served:
 
 @contextmanager
 def served(log: Path, *arguments: str) -> Iterator[Served]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**environment_of_a_user(), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "plaudit", "serve", *arguments, "--port", "0"]
     with (
         log.open("wb") as errors,
@@ -63,6 +65,16 @@ def address(process: subprocess.Popen[bytes], log: Path) -> str:
         assert process.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.05)
     raise AssertionError("the server did not start")
+
+
+def test_a_busy_port_is_said_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no model, which is what loading it would say."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert main(["serve", str(tmp_path / "gone"), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
 
 
 def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> None:
@@ -108,6 +120,8 @@ def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> 
     assert accepted == statuses == [200] * len(statuses)
     assert len(statuses) > 20
     assert {"model_loaded", "draining"} <= events
+    (said,) = [n for n in server.log.read_text().splitlines() if n and not n.startswith("{")]
+    assert said.startswith("Serving model at http://127.0.0.1:")
 
 
 def ready(server: Served) -> None:

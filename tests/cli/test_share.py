@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.conftest import pair_rows, write_jsonl
+from tests.conftest import pair_rows, plaudit, write_jsonl
 
 pytestmark = pytest.mark.heavy
-
-
-def plaudit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plaudit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
 
 
 def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
@@ -70,7 +56,7 @@ def test_mistakes_are_one_sentence(finished_run: Path, tmp_path: Path) -> None:
     bad_rows = tmp_path / "bad.jsonl"
     bad_rows.write_text('{"nothing": "known"}\n')
     cases = [
-        (("export", tmp_path / "none", "--to", "merged", "--out", out), "No reward model at"),
+        (("export", tmp_path / "none", "--to", "merged", "--out", out), "none does not exist"),
         (("export", finished_run, "--to", "gguf", "--out", out), "gguf"),
         (
             ("export", finished_run, "--to", "merged", "--out", out, "--rows", bad_rows),

@@ -22,7 +22,7 @@ from plaudit.recipe import Source
 from plaudit.serve.scorer import load
 from plaudit.share.export import export
 from plaudit.share.rows import check_rows
-from tests.conftest import pair_rows, write_jsonl
+from tests.conftest import pair_rows, set_facts, write_jsonl
 from tests.foreign import complete
 
 pytestmark = pytest.mark.heavy
@@ -50,9 +50,7 @@ def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """One model in every format that is read, with a bias where the format has one."""
     biased = tmp_path_factory.mktemp("source") / "biased"
     shutil.copytree(finished_run, biased)
-    facts = json.loads((biased / "plaudit.json").read_text())
-    facts["affine"] = {"scale": 1.5, "offset": -0.375}
-    (biased / "plaudit.json").write_text(json.dumps(facts))
+    set_facts(biased, affine={"scale": 1.5, "offset": -0.375})
     found = {}
     for name, layout in LAYOUT_OF.items():
         folder = tmp_path_factory.mktemp("formats") / name.replace(" ", "-")

@@ -20,7 +20,7 @@ from plaudit.recipe import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.types import TokenTree
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,7 @@ def test_a_moved_run_loads_with_its_base_named(
 
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished_run, moved)
-    facts = json.loads((moved / "plaudit.json").read_text())
-    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    set_facts(moved, base="/gone")
     found = python_scores(load(moved, base=str(tiny_base)), ROWS[:2])
     assert_same(found, python_scores(model, ROWS[:2]))
 
@@ -232,8 +231,7 @@ def test_a_base_beside_the_adapter_is_found(
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished_run, moved)
     shutil.copytree(tiny_base, moved / "base")
-    facts = json.loads((moved / "plaudit.json").read_text())
-    (moved / "plaudit.json").write_text(json.dumps({**facts, "base": "/gone"}))
+    set_facts(moved, base="/gone")
     assert_same(python_scores(load(moved), ROWS[:2]), python_scores(model, ROWS[:2]))
 
 

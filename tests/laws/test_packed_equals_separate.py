@@ -21,7 +21,7 @@ from plaudit.model.load import add_lora
 from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.prompt_states import PromptStates
-from plaudit.model.scoring import score_trees
+from plaudit.model.scoring import score_distinct
 from plaudit.serve.prompts import Resumed, ResumingBatcher, resume
 from plaudit.tokens.batch import PackedBatcher, pack, pad
 from plaudit.types import PackedLayout, TokenTree
@@ -233,7 +233,8 @@ def compare_resumed(network: Any, *, most: int = 10_000) -> None:
         resumed = [resume(tree, states) for tree in given]
         batcher = ResumingBatcher(plain, states, resumed)
         wanted = [one.tree for one in resumed]
-        found = score_trees(DecoderRewardModule(network), batcher, wanted, on_batch=batcher.keep)
+        module = DecoderRewardModule(network)
+        found = score_distinct(module, batcher, wanted, on_batch=batcher.keep)
         return torch.from_numpy(np.concatenate(found)).float(), resumed
 
     scores([replace(tree, index=i) for i, tree in enumerate(trees)])

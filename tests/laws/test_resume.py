@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plaudit.cli.main import main
+from plaudit.manifest import find_damage
 from plaudit.train import checkpoints
 from plaudit.train.callbacks import keep_events
 from tests.conftest import pair_rows, recipe_of, write_jsonl
@@ -49,7 +53,7 @@ def checkpoint_of(out: Path, step: int) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 steps; LoRA dropout makes the random state matter."""
+    """75 steps; LoRA dropout makes the random state matter."""
     folder = tmp_path_factory.mktemp("resume")
     data = write_jsonl(folder / "pairs.jsonl", pair_rows(140, seed=4))
     recipe = recipe_of(tiny_base, data, num_train_epochs=3, eval_steps=8, logging_steps=4)
@@ -80,24 +84,43 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert steps == sorted(steps)
 
 
-def test_killed_at_several_moments(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def assert_checkpoint_loads(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint of a run that was killed is a model, with one warning."""
+    from plaudit.serve.scorer import load
+
+    model = load(checkpoint)
+    assert len(model.score("what is it?", ["forty two right", "no wrong"])) == 2
+    assert model.facts.temperature is None
+    (warning,) = set(caplog.messages)
+    assert f"{checkpoint} is from an unfinished run (step 40 of 75)" in warning
+
+
+def test_killed_at_several_moments(
+    recipe: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Before any checkpoint, in the middle of saving one, and between two."""
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
     out = tmp_path / "run"
 
     def saving_a_second_checkpoint() -> bool:
         folder = checkpoint_of(out, 16)
-        return folder.is_dir() and not (folder / checkpoints.MARKER).is_file()
+        return folder.is_dir() and not checkpoints.is_complete(folder)
 
     moments: list[Callable[[], bool]] = [
         lambda: (out / "events.jsonl").is_file(),
         saving_a_second_checkpoint,
-        lambda: (checkpoint_of(out, 40) / checkpoints.MARKER).is_file(),
+        lambda: checkpoints.is_complete(checkpoint_of(out, 40)),
     ]
     for number, moment in enumerate(moments):
         with running(recipe, out, *(["--resume"] if number else [])) as process:
             wait_until(moment, process)
             process.send_signal(signal.SIGKILL)
             process.wait()
+    assert_checkpoint_loads(checkpoint_of(out, 40), caplog)
     with running(recipe, out, "--resume") as process:
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -109,7 +132,7 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "run"
     with running(recipe, out) as process:
-        wait_until(lambda: (checkpoint_of(out, 8) / checkpoints.MARKER).is_file(), process)
+        wait_until(lambda: checkpoints.is_complete(checkpoint_of(out, 8)), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -117,25 +140,113 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
     sentence = " ".join(errors.split()).rpartition("plaudit: ")[2]
     assert "checkpoint is kept" in sentence
     command = sentence.rpartition("go on with: ")[2]
-    assert command == f"plaudit train {out / 'recipe.yaml'} --out {out} --resume"
-    assert checkpoints.latest(out / "checkpoints") is not None
-    with running(out / "recipe.yaml", out, "--resume") as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    assert command == f"plaudit train {out} --resume"
+    assert checkpoints.latest_intact(out / "checkpoints") is not None
+    resumed = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_run(out, uninterrupted)
 
 
-def test_a_checkpoint_without_its_last_file_is_never_resumed(tmp_path: Path) -> None:
-    for step, complete in ((5, True), (10, True), (15, False)):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        if complete:
-            checkpoints.mark_complete(checkpoint)
-    latest = checkpoints.latest(tmp_path)
-    assert latest is not None
-    assert latest.name == "checkpoint-10"
-    checkpoints.remove_incomplete(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+def stopped_before_its_end(run: Path, out: Path) -> Path:
+    """A copy of a finished run as a kill between the last checkpoint and the model leaves it."""
+    shutil.copytree(run, out)
+    for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json", "manifest.json"):
+        (out / name).unlink()
+    return out
+
+
+def damaged(run: Path, name: str, damage: str) -> str:
+    """Damage a file of the newest checkpoint; its name in the run."""
+    newest = max((run / "checkpoints").iterdir(), key=checkpoints.step_of)
+    path = newest / name
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: -path.stat().st_size // 2])
+    return f"{newest.name}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("optimizer.pt", "deleted"),
+        ("counters-0.pt", "deleted"),
+        ("trainer_state.json", "truncated"),
+    ],
+)
+def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
+    name: str,
+    damage: str,
+    recipe: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from plaudit.train.run import train
+
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+    out = stopped_before_its_end(uninterrupted, tmp_path / "run")
+    path = damaged(out, name, damage)
+    train(recipe, out, resume=True)
+    assert sum(path in message for message in caplog.messages) == 1
+    assert_same_run(out, uninterrupted)
+    for checkpoint in (out / "checkpoints").iterdir():
+        assert find_damage(checkpoint) is None
+
+
+def test_without_an_intact_checkpoint_there_is_one_sentence(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = stopped_before_its_end(uninterrupted, tmp_path / "run")
+    for checkpoint in (out / "checkpoints").iterdir():
+        (checkpoint / "scheduler.pt").write_bytes(b"")
+    assert main(["train", str(out / "recipe.yaml"), "--out", str(out), "--resume"]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    (sentence,) = [line for line in errors.splitlines() if line.startswith("plaudit: ")]
+    assert f"No checkpoint in {out / 'checkpoints'} can be resumed" in sentence
+    assert "scheduler.pt has 0 bytes of" in sentence
+
+
+def test_a_kill_after_training_loses_nothing(
+    recipe: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is there before it is evaluated, and --resume evaluates it without training."""
+    from plaudit.serve.scorer import load
+
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+    out = tmp_path / "run"
+    with running(recipe, out) as process:
+        wait_until(lambda: (out / "training.json").is_file(), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "metrics.json").exists()
+    question, answers = "what is it?", ["forty two right", "no wrong"]
+    model = load(out)
+    assert model.score(question, answers) == load(uninterrupted).score(question, answers)
+    assert model.facts.temperature is None
+    (warning,) = set(caplog.messages)
+    assert "its evaluation has not finished" in warning
+    assert "has not finished" in (out / "README.md").read_text()
+    # Nothing could be trained from here.
+    shutil.rmtree(out / "checkpoints")
+    with running(recipe, out, "--resume") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "step " not in errors
+    assert_same_run(out, uninterrupted)
+    assert not (out / "training.json").exists()
 
 
 def test_events_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import gzip
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def look(
     suite: Sequence[str] = (),
     max_length: int = 2048,
 ) -> Audit:
-    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite)]
+    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite, {})]
     return audit(parts, tools, max_length=max_length)
 
 
@@ -99,8 +98,11 @@ def planted(
 
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
-    # Messages alone can be refused by a template; near_suite is near_eval against another set.
-    elsewhere = {"template_refused", "near_suite", "prompt_mismatch"}
+    # Messages alone can be refused by a template or hold more than it renders, and media
+    # (test_nothing_vanishes_content.py); near_suite is near_eval against another set. A prompt is
+    # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
+    messages = {"template_refused", "not_rendered", "media", "more_than_text"}
+    elsewhere = messages | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 
 
@@ -474,11 +476,10 @@ def test_truncation_is_by_the_length_given(tmp_path: Path, tools: Tools) -> None
         ) == (expected)
 
 
-def test_languages_are_counted_where_something_can_tell(tmp_path: Path, tools: Tools) -> None:
+def test_languages_are_counted(tmp_path: Path, tools: Tools) -> None:
     english = "What is the highest mountain that people climb every summer in this country?"
     german = "Welcher ist der höchste Berg, auf den die Leute in diesem Land jeden Sommer steigen?"
     rows = [pair(english, english, english + " " + german[:4])] * 3 + [pair(english, german, "7")]
-    assert tools.language is not None
     facts = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)).facts["languages"]
     assert facts["prompts"] == [{"language": "en", "count": 4}]
     assert {row["language"]: row["count"] for row in facts["responses"]} == {
@@ -487,8 +488,6 @@ def test_languages_are_counted_where_something_can_tell(tmp_path: Path, tools: T
         None: 1,
     }
     assert (facts["responses_in_another"], facts["responses_compared"]) == (1, 7)
-    without = replace(tools, language=None)
-    assert look(without, tmp_path / "rows.jsonl").facts["languages"] is None
 
 
 @pytest.mark.heavy

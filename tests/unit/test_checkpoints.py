@@ -1,22 +1,43 @@
-"""Checkpoints that a kill left half-written are never used."""
+"""Checkpoints that are incomplete or damaged are never resumed, whichever file it is."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from plaudit.errors import ModelError, OutputError, TrainingError
+from plaudit.manifest import (
+    MANIFEST_FILE,
+    check_model,
+    is_model_file,
+    read_manifest,
+    rewrite_listed,
+    write_model_manifest,
+)
 from plaudit.train import checkpoints
+from plaudit.train.folder import (
+    RunFolder,
+    TrainingEnd,
+    checkpoint_to_resume,
+    read_training_end,
+    write_training_end,
+)
 
-pytestmark = pytest.mark.heavy
 
-
-def make(folder: Path, *steps: int, complete: bool = True) -> None:
+def make(folder: Path, *steps: int, best: int | None = None, complete: bool = True) -> None:
     for step in steps:
         path = folder / f"checkpoint-{step}"
         path.mkdir(parents=True)
-        (path / "model.safetensors").write_bytes(b"x")
+        (path / "model.safetensors").write_bytes(b"weights")
+        (path / "optimizer.pt").write_bytes(b"moments")
+        (path / "counters-0.pt").write_bytes(b"counts")
+        recorded = None if best is None else f"/elsewhere/checkpoint-{min(best, step)}"
+        (path / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": recorded}))
         if complete:
             checkpoints.mark_complete(path)
 
@@ -25,12 +46,18 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line run in this process keeps plaudit's warnings from pytest."""
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+
+
 def test_latest_is_by_number_and_complete(tmp_path: Path) -> None:
-    assert checkpoints.latest(tmp_path / "gone") is None
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest_intact(tmp_path / "gone") is None
+    assert checkpoints.latest_intact(tmp_path) is None
     make(tmp_path, 9, 100, 20)
     make(tmp_path, 200, complete=False)
-    newest = checkpoints.latest(tmp_path)
+    newest = checkpoints.latest_intact(tmp_path)
     assert newest == tmp_path / "checkpoint-100"
     assert newest is not None
     assert checkpoints.step_of(newest) == 100
@@ -53,12 +80,172 @@ def test_later_ones_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == {"checkpoint-5", "checkpoint-10"}
 
 
-@pytest.mark.parametrize("best", [5, 10, None])
-def test_a_moved_folder_finds_its_best_checkpoint(best: int | None, tmp_path: Path) -> None:
-    make(tmp_path, 5, 20)
-    state = {"best_global_step": best, "best_model_checkpoint": "/elsewhere/checkpoint-5"}
-    path = tmp_path / "checkpoint-20" / "trainer_state.json"
-    path.write_text(json.dumps(state))
-    checkpoints.repair_state(tmp_path / "checkpoint-20")
-    expected = {5: str(tmp_path / "checkpoint-5"), 10: None, None: "/elsewhere/checkpoint-5"}
-    assert json.loads(path.read_text())["best_model_checkpoint"] == expected[best]
+def test_a_moved_folder_finds_its_best_checkpoint(tmp_path: Path) -> None:
+    make(tmp_path, 5, 20, best=5)
+    assert checkpoints.best_of(tmp_path / "checkpoint-20") == tmp_path / "checkpoint-5"
+    make(tmp_path, 30)
+    assert checkpoints.best_of(tmp_path / "checkpoint-30") is None
+
+
+def test_a_checkpoint_needs_the_weights_of_its_best_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run would end with other weights without them; the optimizer of the best is not read."""
+    make(tmp_path, 5, 10, 20, best=10)
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-20"
+    assert not caplog.text
+    (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
+    assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-5"
+    (warning,) = caplog.messages
+    assert "checkpoint-20 needs the best one, checkpoint-10/model.safetensors is missing" in warning
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-5"
+
+
+def test_a_rewritten_file_leaves_the_other_lines_alone(tmp_path: Path) -> None:
+    """Storing a temperature in a checkpoint keeps its optimizer listed, and damage to it."""
+    make(tmp_path, 5)
+    checkpoint = tmp_path / "checkpoint-5"
+    facts = checkpoint / "plaudit.json"
+    facts.write_text("{}")
+    checkpoints.mark_complete(checkpoint)
+    before = read_manifest(checkpoint)
+    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text('{"temperature": 2}'))
+    after = read_manifest(checkpoint)
+    assert {name for name in before if before[name] != after[name]} == {facts.name}
+    assert before.keys() == after.keys()
+    (checkpoint / MANIFEST_FILE).unlink()
+    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text("{}"))
+    assert read_manifest(checkpoint).keys() == {"model.safetensors", facts.name}
+
+
+def test_checkpoints_of_the_first_release_are_kept_and_not_resumed(tmp_path: Path) -> None:
+    make(tmp_path / "checkpoints", 5, complete=False)
+    (tmp_path / "checkpoints" / "checkpoint-5" / "complete").write_text("")
+    with pytest.raises(TrainingError, match=r"plaudit 0\.1\.0 .*checkpoint-5"):
+        checkpoint_to_resume(RunFolder(tmp_path))
+    assert names(tmp_path / "checkpoints") == {"checkpoint-5"}
+
+
+def test_another_number_of_processes(tmp_path: Path) -> None:
+    make(tmp_path / "checkpoints", 5)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-5"
+    (checkpoint / "counters-1.pt").write_bytes(b"")
+    checkpoints.mark_complete(checkpoint)
+    with pytest.raises(OutputError, match="2 processes"):
+        checkpoint_to_resume(RunFolder(tmp_path))
+
+
+# ---- every file of a real checkpoint, model folder and end of training, damaged in every way
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(share: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[int(share * len(content))] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": cut,
+    "emptied": lambda path: path.write_bytes(b""),
+    "flipped early": flip(0.1),
+    "flipped late": flip(0.9),
+    "deleted": Path.unlink,
+}
+
+
+def each_damaged(folder: Path, concerned: Callable[[str], bool]) -> Iterator[str]:
+    """Damage one file at a time; the caller looks at the folder; the file is put back."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        content = path.read_bytes()
+        if not content or not concerned(name):
+            continue
+        for damage in DAMAGES.values():
+            damage(path)
+            yield name
+            path.write_bytes(content)
+
+
+@pytest.mark.heavy
+def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished_run / "checkpoints", folder)
+    first, newest = sorted(folder.iterdir(), key=checkpoints.step_of)
+    assert checkpoints.latest_intact(folder) == newest
+    damaged = set()
+    for name in each_damaged(newest, lambda _: True):
+        caplog.clear()
+        assert checkpoints.latest_intact(folder) == first, name
+        # One without a manifest was never complete.
+        if (newest / MANIFEST_FILE).exists():
+            assert f"{newest.name}/{name}" in caplog.text
+            assert f"resumes from {first.name}" in caplog.text
+        damaged.add(name)
+    assert {"optimizer.pt", "scheduler.pt", "counters-0.pt", "rng_state.pth"} < damaged
+    assert damaged == {*read_manifest(newest), MANIFEST_FILE}
+
+
+@pytest.mark.heavy
+def test_no_intact_checkpoint_is_one_sentence(finished_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished_run / "checkpoints", run.checkpoints)
+    for checkpoint in run.checkpoints.iterdir():
+        (checkpoint / "scheduler.pt").unlink()
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(TrainingError) as error:
+        checkpoint_to_resume(run)
+    for checkpoint in run.checkpoints.iterdir():
+        assert f"{checkpoint.name}/scheduler.pt is missing" in str(error.value)
+    assert f"delete {run.checkpoints}" in str(error.value)
+    assert sorted(run.path.rglob("*")) == before
+
+
+@pytest.mark.heavy
+def test_every_damaged_file_of_a_model_is_named(finished_run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(finished_run, model, ignore=shutil.ignore_patterns("checkpoints"))
+    check_model(model)
+    damaged = set()
+    for name in each_damaged(model, is_model_file):
+        with pytest.raises(ModelError) as error:
+            check_model(model)
+        assert f"{model}/{name}" in str(error.value)
+        damaged.add(name)
+    assert {"adapter_model.safetensors", "adapter_config.json", "plaudit.json"} < damaged
+    assert "tokenizer.json" in damaged
+    (model / "README.md").write_text("my own card")
+    (model / "metrics.json").unlink()
+    check_model(model)
+    (model / "plaudit.json").write_text("{}")
+    (model / MANIFEST_FILE).unlink()
+    check_model(model)
+
+
+def test_a_damaged_end_of_training_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    end = TrainingEnd(state='{"global_step": 5}', seconds=2.5)
+    write_training_end(run, end)
+    assert read_training_end(run) == end
+    for name in each_damaged(tmp_path, lambda name: "/" not in name):
+        caplog.clear()
+        without = not (tmp_path / MANIFEST_FILE).exists()
+        training = run.training.exists()
+        assert read_training_end(run) == (end if without else None), name
+        assert ("trained model is damaged" in caplog.text) == (training and not without)
+    # A later plaudit.json gets a manifest of the model alone.
+    write_model_manifest(tmp_path)
+    assert read_training_end(run) == end

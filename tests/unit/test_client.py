@@ -19,6 +19,7 @@ import pytest
 
 from plaudit.client import AsyncRewardClient, Protocol, RewardClient, Send, Wait
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+from plaudit.given import check_request, check_rows
 
 ANSWER = {
     "model": "first",
@@ -248,13 +249,62 @@ def test_mistakes_are_said_at_once() -> None:
     with pytest.raises(DataError, match="retries is -1"):
         RewardClient("http://localhost:8000", retries=-1)
     with RewardClient("http://localhost:1") as client:
-        with pytest.raises(DataError, match="got one text"):
+        with pytest.raises(DataError, match="responses is one text"):
             client.score("p", "a")
-        with pytest.raises(DataError, match="got no responses"):
+        with pytest.raises(DataError, match="responses is empty"):
             client.score("p", [])
-        with pytest.raises(DataError, match="A message needs role and content"):
-            client.score(["p"], ["a"])  # type: ignore[list-item]
         unsendable = client.rewards_of_many([("\ud800", ["a"]), ([{"role": {1}}], ["a"])])
         assert all("cannot be sent as JSON" in str(row) for row in unsendable)
         with pytest.raises(DataError, match="concurrency is 0"):
             client.rewards_of_many([], concurrency=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "message"),
+    [
+        ("p", [None], "responses[0] is None; give text or a list of messages."),
+        ("p", ["a", 3], "responses[1] is of type int; give text or a list of messages."),
+        ("p", ["a", b"b"], "responses[1] is of type bytes; give text or a list of messages."),
+        ("p", [{"role": "assistant"}], "responses[0] is of type dict; give text or a list of"),
+        ("p", [["a"]], "responses[0][0] is one text, but a message is a mapping such as"),
+        ("p", {"a": 1}, "responses is of type dict; give a list with at least one response."),
+        ("p", None, "responses is None; give a list with at least one response."),
+        ("p", (r for r in "ab"), "responses is of type generator; give a list with"),
+        ("p", "a", "responses is one text; give a list with at least one response."),
+        ("p", (), "responses is empty; give a list with at least one response."),
+        (None, ["a"], "prompt is None; give text or a list of messages."),
+        (1.5, ["a"], "prompt is of type float; give text or a list of messages."),
+        ({"role": "user"}, ["a"], "prompt is of type dict; give text or a list of messages."),
+        ([{"role": "user", "content": "p"}, 1], ["a"], "prompt[1] is of type int, but a message"),
+    ],
+)
+def test_what_is_no_text_and_no_messages_is_named_with_its_position(
+    prompt: Any, responses: Any, message: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        check_request(prompt, responses)
+    assert str(raised.value).startswith(message)
+    with pytest.raises(DataError) as raised:
+        check_rows([("p", ["a"]), (prompt, responses)])
+    assert str(raised.value).startswith(f"rows[1]: {message}")
+
+
+def test_a_row_is_a_prompt_with_its_responses() -> None:
+    assert check_rows([["p", ["a"]], ("p", ("a", "b"))]) == [("p", ["a"]), ("p", ("a", "b"))]
+    for row in ("pq", {"prompt": "p", "responses": ["a"]}, ("p", ["a"], 1), None):
+        with pytest.raises(DataError, match=r"^rows\[0\] is .*; give a pair \(prompt, responses\)"):
+            check_rows([row])
+    for rows in (None, "p", {"prompt": "p"}, 3):
+        with pytest.raises(DataError, match=r"^rows is .*; give a list of pairs"):
+            check_rows(rows)
+
+
+def test_both_clients_check_before_they_send() -> None:
+    with RewardClient("http://localhost:1") as client:
+        for ask in (client.score, client.rewards, client.best_of):
+            with pytest.raises(DataError, match=r"responses\[0\] is None"):
+                ask("p", [None])
+        with pytest.raises(DataError, match=r"rows\[0\]: responses\[0\] is None"):
+            client.score_many([("p", [None])])
+        with pytest.raises(DataError, match=r"responses\[1\] is None"):
+            client.prefer("p", "a", None)

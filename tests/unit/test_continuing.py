@@ -13,7 +13,7 @@ import plaudit
 from plaudit.errors import RecipeError
 from plaudit.evaluate.table import read_table
 from plaudit.train.run import TrainedRun, train
-from tests.conftest import recipe_of
+from tests.conftest import recipe_of, set_facts
 from tests.foreign import BASE, LLAMA_FACTORY, opened
 
 PROMPT = [{"role": "user", "content": "what is it?"}]
@@ -92,10 +92,7 @@ def test_the_template_variables_of_a_run_stay(
 ) -> None:
     begun = tmp_path / "begun"
     shutil.copytree(finished_run, begun)
-    facts = json.loads((begun / "plaudit.json").read_text())
-    (begun / "plaudit.json").write_text(
-        json.dumps({**facts, "chat_template_kwargs": {"tone": "dry", "enable_thinking": True}})
-    )
+    set_facts(begun, chat_template_kwargs={"tone": "dry", "enable_thinking": True})
     run = run_on(
         begun,
         pairs_file,

@@ -24,7 +24,7 @@ from plaudit.serve.scorer import RewardModel, load
 from plaudit.share.export import export
 from plaudit.share.parity import ParityError
 from plaudit.share.rows import check_rows
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
 ROWS = pair_rows(6, seed=11)
@@ -44,9 +44,7 @@ def with_bias(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A model as an import leaves it: a scale and an offset on top of its head."""
     folder = tmp_path_factory.mktemp("imported") / "biased"
     shutil.copytree(finished_run, folder)
-    facts = json.loads((folder / "plaudit.json").read_text())
-    facts["affine"] = {"scale": -1.75, "offset": 0.625}
-    (folder / "plaudit.json").write_text(json.dumps(facts))
+    set_facts(folder, affine={"scale": -1.75, "offset": 0.625})
     return folder
 
 
@@ -142,8 +140,7 @@ def test_a_base_beside_the_adapter_goes_with_it(
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.copytree(tiny_base, run / "base")
-    facts = json.loads((run / "plaudit.json").read_text())
-    (run / "plaudit.json").write_text(json.dumps({**facts, "base": str(run / "base")}))
+    set_facts(run, base=str(run / "base"))
     for target in ("adapter", "llamafactory"):
         out = tmp_path / target
         export(run, target, out)
@@ -241,8 +238,7 @@ def test_what_a_model_cannot_become_is_said(
         export(full_run, "adapter", tmp_path / "out")
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    facts = json.loads((folder / "plaudit.json").read_text())
-    (folder / "plaudit.json").write_text(json.dumps({**facts, "reward_std": None}))
+    set_facts(folder, reward_std=None)
     with pytest.raises(ModelError, match="--normalize needs"):
         export(folder, "merged", tmp_path / "out", normalize=True)
     (tmp_path / "full").mkdir()
@@ -360,6 +356,7 @@ def test_openrlhfs_own_text_rule_is_compared(finished_run: Path, tmp_path: Path)
     template = folder / "chat_template.jinja"
     changed = template.read_text() + "{{- '\\n' }}"
     template.write_text(changed)
+    (folder / "manifest.json").unlink()
     done = export(folder, "openrlhf", tmp_path / "out")
     assert done.parity is not None
     assert done.parity.text_differs == done.parity.responses

@@ -42,6 +42,15 @@ def complaint(path: Path | str, **more: Any) -> str:
     return message
 
 
+def zstd(content: bytes) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, fieldnames=list(rows[0]))
@@ -66,6 +75,8 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
         ("a.JSONL", JSONL.encode(), (1, 2)),
         ("a.v2.jsonl.gz", gzip.compress(JSONL.encode()), (1, 2)),
         ("a.json.gz", gzip.compress(json.dumps(ROWS).encode()), (1, 1)),
+        ("a.jsonl.zst", zstd(JSONL.encode()), (1, 2)),
+        ("a.json.zst", zstd(json.dumps(ROWS).encode()), (1, 1)),
         ("a.json", json.dumps(ROWS, indent=1).encode(), (2, 7)),
         ("a.json", b"\n\n  [" + ",\n".join(map(json.dumps, ROWS)).encode() + b"\n]\n", (3, 4)),
         ("a.json", JSONL.encode(), (1, 2)),
@@ -87,6 +98,43 @@ def test_csv_and_parquet_give_rows_with_their_numbers(tmp_path: Path) -> None:
         assert rows_of(path) == [(f"{path}:row {n}", row) for n, row in enumerate(ROWS, start=1)]
     packed = write(tmp_path / "b.csv.gz", gzip.compress((tmp_path / "a.csv").read_bytes()))
     assert [row for _, row in rows_of(packed)] == ROWS
+
+
+def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
+    with (tmp_path / "a.tsv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, delimiter="\t")
+        table.writerows([["prompt", "chosen", "rejected"], *(row.values() for row in ROWS)])
+        table.writerow([json.dumps(TURNS), "a,b", "a\tb"])
+    rows = [row for _, row in rows_of(tmp_path / "a.tsv")]
+    assert rows == [*ROWS, {"prompt": TURNS, "chosen": "a,b", "rejected": "a\tb"}]
+    packed = write(tmp_path / "b.tsv.zst", zstd((tmp_path / "a.tsv").read_bytes()))
+    assert [row for _, row in rows_of(packed)] == rows
+
+
+def test_datasets_saved_to_disk_give_their_rows(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    saved = tmp_path / "saved"
+    Dataset.from_list(ROWS).save_to_disk(saved, num_shards=2)
+    # What `map` writes beside the data is no part of them.
+    write(saved / "cache-1.arrow", b"")
+    assert rows_of(saved) == [
+        (f"{saved}/data-0000{n}-of-00002.arrow:row 1", row) for n, row in enumerate(ROWS)
+    ]
+    splits = tmp_path / "splits"
+    DatasetDict(train=Dataset.from_list(ROWS[:1]), test=Dataset.from_list(ROWS[1:])).save_to_disk(
+        splits
+    )
+    assert [row for _, row in rows_of(splits)] == ROWS[:1]
+    assert [row for _, row in rows_of(splits, split="test")] == ROWS[1:]
+    assert fingerprint(Source(path=str(splits))) != fingerprint(
+        Source(path=str(splits), split="test")
+    )
+    assert "has no split 'dev' (found: test, train)" in complaint(splits, split="dev")
+    (splits / "test" / "data-00000-of-00001.arrow").unlink()
+    assert "lacks data-00000-of-00001.arrow" in complaint(splits, split="test")
+    write(splits / "test" / "state.json", "{}")
+    assert "does not list the files of a dataset" in complaint(splits, split="test")
 
 
 def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> None:
@@ -201,7 +249,13 @@ def test_jsonl_is_streamed(tmp_path: Path) -> None:
         ("a.jsonl.gz", JSONL.encode(), "is not a complete gzip file"),
         ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], "is not a complete gzip file"),
         ("a.jsonl", gzip.compress(JSONL.encode()), "add .gz to its name"),
-        ("a.txt", b"hello", "has no known extension; expected .jsonl, .jsonl.gz"),
+        ("a.jsonl.zst", JSONL.encode(), "is not a complete Zstandard file"),
+        ("a.jsonl.zst", zstd(JSONL.encode() * 99)[:-9], "is not a complete Zstandard file"),
+        ("a.jsonl", zstd(JSONL.encode()), "add .zst to its name"),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", "put texts with tabs or line breaks in double quotes"),
+        ("a.arrow", b"ARROW1 not really", "cannot be read as Arrow"),
+        ("a.arrow", b"not really", "cannot be read as Arrow"),
+        ("a.txt", b"hello", "has no known extension; expected .jsonl, .ndjson"),
         ("pairs", b"hello", "has no known extension"),
     ],
 )

@@ -554,7 +554,7 @@ def test_a_base_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
         plaudit.load(tiny_base)
     with pytest.raises(ModelError, match="holds no model"):
         plaudit.load(tmp_path)
-    with pytest.raises(ModelError, match=r"No reward model at .*nowhere"):
+    with pytest.raises(ModelError, match=r"nowhere does not exist"):
         plaudit.load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="not on the Hub or not to be reached"):
         plaudit.load("nobody/nothing-of-that-name")

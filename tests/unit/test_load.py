@@ -44,6 +44,15 @@ def test_rows_are_used_or_dropped_by_name(tmp_path: Path) -> None:
     assert facts.fingerprint == f"sha256:{digest}"
 
 
+def test_rows_with_media_are_named_unless_their_column_is_left_unread(tmp_path: Path) -> None:
+    rows = [pair("a", images=["a.png"]), pair("b", images=[])]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    loaded = load((Source(path=path),), seed=1)
+    assert loaded.tally == Tally(rows=2, used=1, sampled=1, dropped={"media": 1})
+    unread = load((Source(path=path, columns={"images": None}),), seed=1)
+    assert unread.tally == Tally(rows=2, used=2, sampled=2, dropped={})
+
+
 def test_sources_of_different_formats_are_added_up(tmp_path: Path) -> None:
     one = write(tmp_path / "one.jsonl", [pair("a"), pair("")])
     ranked = [

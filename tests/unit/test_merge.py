@@ -20,7 +20,7 @@ from plaudit.share import merge as merging
 from plaudit.share.export import export
 from plaudit.share.merge import merge
 from plaudit.share.parity import ParityError
-from tests.conftest import pair_rows, recipe_of
+from tests.conftest import pair_rows, recipe_of, set_facts
 
 pytestmark = pytest.mark.heavy
 ROWS = pair_rows(5, seed=23)
@@ -122,9 +122,7 @@ def test_a_model_with_itself_is_itself(finished_run: Path, tmp_path: Path) -> No
 def test_scale_and_offset_of_imports_are_averaged(finished_run: Path, tmp_path: Path) -> None:
     biased = tmp_path / "biased"
     shutil.copytree(finished_run, biased)
-    facts = json.loads((biased / "plaudit.json").read_text())
-    facts["affine"] = {"scale": 3.0, "offset": 0.5}
-    (biased / "plaudit.json").write_text(json.dumps(facts))
+    set_facts(biased, affine={"scale": 3.0, "offset": 0.5})
     done = merge([finished_run, biased], tmp_path / "out", weights=[0.5, 0.5])
     assert done.parity is not None
     # One body and two heads: here the average of the weights is the average of the scores.
@@ -170,8 +168,7 @@ def test_models_that_have_no_average(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished_run, other)
-    facts = json.loads((other / "plaudit.json").read_text())
-    (other / "plaudit.json").write_text(json.dumps({**facts, fact: value}))
+    set_facts(other, **{fact: value})
     with pytest.raises(ModelError, match=sentence):
         merge([finished_run, other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -182,6 +179,7 @@ def test_other_tokenizers_are_refused(finished_run: Path, tmp_path: Path) -> Non
     shutil.copytree(finished_run, other)
     path = other / "tokenizer.json"
     path.write_text(path.read_text().replace('"<|system|>"', '"<|tool|>"'))
+    (other / "manifest.json").unlink()
     with pytest.raises(ModelError, match="different tokenizers"):
         merge([finished_run, other], tmp_path / "out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,34 @@ def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
     assert third.responses[0] == SAID
     assert third.responses[1][0].role == "assistant"  # type: ignore[union-attr]
     assert third.responses[1] != SAID
+
+
+def test_operators_for_english_leave_other_languages_alone_and_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    german = "Man öffnet die Datei, bevor man sie liest, und schließt sie wieder."
+    rows = [
+        {"prompt": "Why?", "chosen": "Open the file before it is read.", "rejected": "No."},
+        {"prompt": "Warum?", "chosen": german, "rejected": "Nein."},
+        # Neither tells a language, so all operators are tried.
+        {"prompt": "6 * 7?", "chosen": "42", "rejected": "43"},
+    ]
+    data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    asked = ["--operators", "truncation,empty_politeness,sure", "--out", str(out), "--json"]
+    assert main(["data", "mutate", str(data), *asked]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["languages"] == {"en": 1, "de": 1, "unknown": 1}
+    assert facts["not_made"] == {
+        "empty_politeness skipped: language": 1,
+        "sure skipped: language": 1,
+        "truncation does not apply": 1,
+    }
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    of_german = [row for row in made if row["chosen"] == german]
+    assert [german.startswith(row["rejected"]) for row in of_german] == [True]
+    assert "languages of the rows: en 1, de 1, unknown 1" in said.err
+    assert "empty_politeness skipped: language 1" in said.err
 
 
 def test_scores_of_the_old_pair_are_not_those_of_the_new() -> None:

@@ -6,19 +6,20 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit.data.split import split_rows
 from plaudit.errors import DataError, RecipeError
 from plaudit.plan.estimate import (
-    Counts,
     Plan,
+    Split,
     activation_dtype,
     body_dtype,
     count_steps,
     plan,
-    split_sizes,
 )
 from plaudit.plan.facts import architectures, known
 from plaudit.plan.gpus import GPUS, choose
@@ -26,6 +27,7 @@ from plaudit.plan.lengths import Length, Lengths, from_characters, summarize
 from plaudit.plan.lengths import given as given_lengths
 from plaudit.plan.model import ModelSize
 from plaudit.recipe import Recipe, effective_training_arguments, parse_recipe
+from plaudit.train.corpus import _held_out_sizes, split_sizes
 
 LLAMA_3_8B_LORA = ModelSize(
     architecture="llama",
@@ -60,7 +62,7 @@ def make(loaded: Recipe, **options: Any) -> Plan:
         **{
             "size": LLAMA_3_8B_LORA,
             "lengths": given_lengths(300, 200),
-            "counts": Counts(train=24_004),
+            "split": Split.of(*split_sizes(loaded.data, 24_004)),
             "gpus": GPUS,
             "packed": True,
             "auto_tokens": 8192,
@@ -79,7 +81,7 @@ def test_the_reference_run_is_the_one_its_card_implies() -> None:
 
 
 def test_no_word_of_left_over_pairs_where_there_are_none() -> None:
-    result = make(recipe(train=REFERENCE), counts=Counts(train=24_000))
+    result = make(recipe(train=REFERENCE), split=Split.of(21_600, 2_400, 0))
     assert result.steps.mid_2024 == result.steps.total
     assert "left-over" not in " ".join(result.notes)
 
@@ -115,18 +117,24 @@ def test_evaluations_on_schedule(train: dict[str, Any], evaluations: int) -> Non
     assert count_steps(arguments, 8000, 1).evaluations == evaluations
 
 
-@given(st.integers(10, 50_000), st.floats(0.01, 0.49), st.floats(0.01, 0.49))
-def test_no_pair_is_lost_between_the_parts(pairs: int, evaluation: float, test: float) -> None:
-    data = {"train": "a", "eval_fraction": evaluation, "test_fraction": test}
-    split = split_sizes(recipe(data=data), Counts(train=pairs))
-    assert split.train + split.evaluation + split.test == split.pairs == pairs
-    assert split.over_length == 0
-    assert split.evaluation == math.ceil(evaluation * pairs)
+@given(st.integers(10, 2_000), st.floats(0.01, 0.49), st.floats(0.01, 0.49), st.booleans())
+def test_stated_pairs_are_split_as_the_rows_of_training_are(
+    rows: int, evaluation: float, test: float, counted: bool
+) -> None:
+    size = {"eval_rows": math.ceil(evaluation * rows)} if counted else {"eval_fraction": evaluation}
+    data = recipe(data={"train": "a", **size, "test_fraction": test}).data
+    row_N, group_N = np.arange(rows), np.arange(rows, dtype=np.uint64)
+    parts = []
+    for share in _held_out_sizes(data, rows):
+        assert share is not None
+        train_N, held_out_N = split_rows(row_N, group_N, share, by="prompt", seed=data.seed)
+        parts.append(len(held_out_N))
+        row_N, group_N = row_N[train_N], group_N[train_N]
+    assert split_sizes(data, rows) == (len(row_N), *parts)
 
 
 def test_files_of_their_own_hold_nothing_out() -> None:
-    split = split_sizes(recipe(data={"train": "a", "eval": "b"}), Counts(train=100, evaluation=7))
-    assert (split.train, split.evaluation) == (100, 7)
+    assert split_sizes(recipe(data={"train": "a", "eval": "b"}).data, 100) == (100, 0, 0)
 
 
 def test_the_prompt_is_counted_once_packed_and_twice_padded() -> None:
@@ -156,8 +164,6 @@ def test_over_length_is_dropped_or_cut() -> None:
     assert (dropped.kept, dropped.packed) == (0.5, 20)
     cut = summarize(lengths, max_length=100, overlong="truncate_prompt", batch=1)
     assert (cut.kept, cut.largest_packed) == (1.0, 80 + 25)
-    result = make(recipe(tokens={"max_length": 100}), lengths=lengths, counts=Counts(train=1000))
-    assert (result.split.pairs, result.split.over_length) == (500, 500)
     with pytest.raises(DataError, match="max_length 20"):
         summarize(Lengths(rows=rows[:1], how=""), max_length=20, overlong="drop", batch=1)
 

@@ -6,10 +6,18 @@ from random import Random
 import numpy as np
 import pytest
 
+from plaudit.data.language import language_of_answer
 from plaudit.data.operators.table import OPERATORS, of_kind
 from plaudit.data.operators.text import make_context
 from plaudit.data.probes import UNALTERED, build_probes
-from plaudit.evaluate.behaviour import Altered, Probed, behaviour_facts, operator_row
+from plaudit.evaluate.behaviour import (
+    Altered,
+    Budget,
+    Probed,
+    behaviour_facts,
+    behaviour_notes,
+    operator_row,
+)
 from plaudit.evaluate.metrics import wilson
 from plaudit.evaluate.probing import probe
 from plaudit.tokens.encode import Refused
@@ -102,9 +110,10 @@ def test_probes_hold_best_worst_and_every_operator(chat):
     known = {kind: of_kind(kind) for kind in ("damage", "preserving", "hack")}
     assert all(name in known[kind] for kind, name in one.alterations)
     assert all(altered != RICH for altered in text[UNALTERED:])
-    applied = sum(len(p.alterations) for p in built.probes)
-    asked = 3 * sum(map(len, known.values()))
-    assert applied + sum(built.refused.values()) == asked
+    for one in built.probes:
+        applied = [name for _, name in one.alterations]
+        assert one.language == "en"
+        assert sorted([*applied, *one.not_applied, *one.not_for_language]) == sorted(OPERATORS)
     del best, worst
 
 
@@ -149,10 +158,15 @@ def shorter_is_better(trees):
     return [np.array([-float(len(b)) for b in tree.branches]) for tree in trees]
 
 
+def run_probe(rows, *, limit=10**6, most=4, packed=True, budget=None):
+    encode = encode_up_to(limit)
+    return probe(rows, encode, shorter_is_better, most=most, seed=0, packed=packed, budget=budget)
+
+
 def test_every_reward_stands_with_its_alteration():
     rows = [comparison(n) for n in range(10)]
-    probed = probe(rows, encode_up_to(10**6), shorter_is_better, most=10, seed=0)
-    assert probed.responses == 10
+    probed = run_probe(rows, most=10)
+    assert (probed.responses, probed.languages, probed.not_for_language) == (10, {"en": 10}, {})
     facts = behaviour_facts(probed, reward_std=2.0)
     found = {row["operator"]: row for row in facts["operators"]}
     assert set(found) == set(OPERATORS) - {
@@ -171,15 +185,125 @@ def test_every_reward_stands_with_its_alteration():
 
 def test_what_is_too_long_is_left_out_and_counted():
     rows = [comparison(n) for n in range(4)]
-    probed = probe(rows, encode_up_to(len(RICH) + 20), shorter_is_better, most=4, seed=0)
+    probed = run_probe(rows, limit=len(RICH) + 20)
     names = {one.name for one in probed.altered}
     assert probed.responses == 4
     assert "repetition" not in names
     assert probed.refused["repetition over_length"] == 4
     assert "sure" in names
-    none = probe(rows, encode_up_to(3), shorter_is_better, most=4, seed=0)
+    none = run_probe(rows, limit=3)
     assert (none.responses, list(none.altered)) == (0, [])
     assert behaviour_facts(none, reward_std=1.0)["operators"] == []
+
+
+def test_a_budget_bounds_the_tokens_and_says_what_it_left_out():
+    rows = [comparison(n) for n in range(8)]
+    whole = run_probe(rows, most=6)
+    assert (whole.responses, whole.over_budget, whole.budget) == (6, 0, None)
+    (sentence,) = behaviour_notes(whole)
+    assert sentence == (
+        f"Perturbation tests scored 6 good responses and {len(whole.altered)} perturbations of "
+        f"them: {whole.conversations} conversations of {whole.tokens:,} tokens."
+    )
+    assert whole.conversations == len(whole.altered) + 2 * 6
+    budget = Budget(share=0.25, run_tokens=2 * whole.tokens)
+    half = run_probe(rows, most=6, budget=budget)
+    assert 0 < half.tokens <= 0.25 * budget.run_tokens
+    assert (half.responses + half.over_budget, half.responses < 4) == (6, True)
+    # The first responses drawn, whatever their length: the short ones must not be preferred.
+    assert [a for a in whole.altered if a.name == "sure"][: half.responses] == [
+        a for a in half.altered if a.name == "sure"
+    ]
+    cost, left_out = behaviour_notes(half)
+    assert cost.endswith(f"tokens, {half.tokens / budget.run_tokens:.1%} of training's.")
+    assert left_out == (
+        f"{half.over_budget} further responses would have taken more than 25% of training's tokens "
+        "(evaluate.perturbation_share)."
+    )
+    # Without packing a prompt is computed for every response.
+    separate = run_probe(rows, most=6, packed=False)
+    assert separate.tokens == whole.tokens + 2 * (whole.conversations - 6)
+    none = run_probe(rows, most=6, budget=Budget(share=0.25, run_tokens=100))
+    assert (none.responses, none.over_budget, none.refused) == (0, 6, {})
+    (sentence,) = behaviour_notes(none)
+    assert sentence == (
+        "Perturbation tests were not run: one response with its perturbations takes more than 25% "
+        "of training's tokens (evaluate.perturbation_share)."
+    )
+
+
+GERMAN = (
+    "Das Verfahren ist nicht schwer zu verstehen, und es dauert nur fünf Minuten. Danach liest man "
+    "die Datei und schließt sie wieder.\n\n- Erst öffnen\n- Dann lesen\n\nMehr ist es nicht!"
+)
+CHINESE = "这个方法并不难理解，只需要5分钟。之后读取文件，再把它关闭。没有更多的步骤了！"
+
+
+def test_an_operator_for_english_skips_other_languages_and_is_counted():
+    texts = [RICH, GERMAN, CHINESE, "Wer früh aufsteht, hat mehr vom Tag und ist munter.", "42"]
+    rows = [comparison(n, good=text) for n, text in enumerate(texts)]
+    built = {one.comparison.id: one for one in build_probes(rows, seed=1).probes}
+    english = {name for name, operator in OPERATORS.items() if operator.languages}
+    assert {"refuse", "reversed_meaning", "contractions", "verbose_filler"} <= english
+    assert {"truncation", "other_text", "echo", "final_newline", "other_language"}.isdisjoint(
+        english
+    )
+    for number, language in enumerate(["en", "de", "zh", "de", None]):
+        one = built[str(number)]
+        applied = {name for _, name in one.alterations}
+        assert one.language == language
+        assert set(one.not_for_language) == (english if language in ("de", "zh") else set())
+        assert applied.isdisjoint(one.not_for_language)
+        assert {"truncation", "empty", "echo"} & applied
+    # The answer to another question is in the same language, and no German stands for German.
+    german = built["1"]
+    new = {
+        name: german.comparison.responses[2 + k] for k, (_, name) in enumerate(german.alterations)
+    }
+    assert new["other_text"][0].content in texts[3:]
+    assert "Es kommt immer" not in new["other_language"][0].content
+    probed = run_probe(rows, most=5)
+    assert probed.languages == {"en": 1, "de": 2, "zh": 1, "unknown": 1}
+    assert probed.not_for_language == dict.fromkeys(english, 3)
+    facts = behaviour_facts(probed, reward_std=1.0)
+    assert (facts["languages"], facts["not_for_language"]) == (
+        probed.languages,
+        probed.not_for_language,
+    )
+    note = list(behaviour_notes(probed))[-1]
+    assert note == (
+        f"{len(english)} perturbations for English were skipped on responses in other languages "
+        "(responses by language: de 2, en 1, unknown 1, zh 1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "language"),
+    [
+        ("Close the socket after it was read.", "", "en"),
+        (GERMAN, "", "de"),
+        ("Ja, das stimmt.", "", "de"),
+        ("はい", "", "ja"),
+        ("42", "", None),
+        ("def f(x):\n    return x + 1", "", None),
+        # Too short to tell: the question tells. Fenced code tells nothing of the text around it.
+        ("Nein.", "Ist das Verfahren schwer zu verstehen?", "de"),
+        ("Yes.", "Is the method hard to understand for a beginner?", "en"),
+        (
+            "Das macht die Funktion hier:\n```py\n# Read the whole file and close it again.\n```",
+            "",
+            "de",
+        ),
+        (
+            "```py\n# Read the whole file and then close it again.\nf()\n```",
+            "Wie liest man eine Datei und schließt sie danach?",
+            "de",
+        ),
+        ("\ud800", "\ud800", None),
+    ],
+)
+def test_the_language_of_an_answer(text, prompt, language):
+    assert language_of_answer(text, prompt) == language
 
 
 def test_rates_and_flips_by_hand():

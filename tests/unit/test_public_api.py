@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import plaudit
 from plaudit.callable_package import make_callable
+from tests.conftest import environment_of_a_user
 
 
 def test_importing_plaudit_loads_nothing_heavy() -> None:
@@ -45,3 +47,26 @@ def test_a_package_can_be_called_before_and_after_its_modules_are_imported(
     make_callable("trial_package", "work")
     assert package(1, more=2) == 3  # type: ignore[operator]
     assert isinstance(package, ModuleType)
+
+
+@pytest.mark.heavy
+def test_loading_and_scoring_say_nothing_that_is_not_so(finished_run: Path) -> None:
+    """The head of an adapter is trained, whatever transformers says of its base."""
+    program = (
+        "import plaudit\n"
+        f"model = plaudit.load({str(finished_run)!r})\n"
+        "print(model)\n"
+        "assert model.score('a', ['b', 'b']) == 2 * [model.score('a', ['b'])[0]]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment_of_a_user(),
+    )
+    lines = [line for line in done.stderr.splitlines() if "Loading weights" not in line]
+    assert lines == []
+    (shown,) = done.stdout.splitlines()
+    assert shown.startswith(f"RewardModel(source='{finished_run}', base=")
+    assert shown.endswith("max_length=256, device='cpu', dtype='float32', layout='packed')")

@@ -569,6 +569,39 @@ def test_messages_keep_what_else_they_carry() -> None:
     assert why_untrainable(parse(row)) is None
 
 
+PARTS: list[Any] = [{"type": "text", "text": "Capital"}, {"type": "input_text", "text": "of Peru?"}]
+
+
+def test_content_parts_of_text_are_their_text() -> None:
+    row = EXAMPLES["explicit_conversational"]
+    parts = parse(row | {"prompt": [{"role": "user", "content": PARTS}]})
+    assert said(parts.prompt) == [("user", "Capital\nof Peru?")]
+    assert parts == parse(row | {"prompt": [user("Capital\nof Peru?")]})
+    # A table fills each part with the keys of all, and a part may be a text or have no type.
+    filled = [{"type": "text", "text": "a", "image_url": None}, {"type": None, "text": "b"}, "c"]
+    assert said(parse(row | {"prompt": [{"role": "user", "content": filled}]}).prompt) == [
+        ("user", "a\nb\nc")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": [{"role": "user", "content": [*PARTS, {"type": "image"}]}]}, "media"),
+        ({"chosen": [{"role": "assistant", "content": [{"type": "input_audio"}]}]}, "media"),
+        ({"chosen": [{"role": "assistant", "content": [{"type": "video_url"}]}]}, "media"),
+        ({"images": ["a.png"]}, "media"),
+        ({"image": {"bytes": b"", "path": "a.png"}}, "media"),
+        ({"audio": "a.wav"}, "media"),
+        ({"videos": [], "images": None, "audio": "", "image": 3, "video": False}, None),
+    ],
+)
+def test_images_audio_and_video_are_named(change: dict[str, Any], reason: str | None) -> None:
+    comparison = parse(EXAMPLES["explicit_conversational"] | change)
+    assert why_untrainable(comparison) == comparison.unusable == reason
+    assert not {"images", "image", "audio", "videos", "video"} & comparison.metadata.keys()
+
+
 @pytest.mark.parametrize(
     ("format", "change", "expected"),
     [
@@ -585,6 +618,16 @@ def test_messages_keep_what_else_they_carry() -> None:
             "explicit_conversational",
             {"rejected": [assistant(None)]},
             "rejected[0].content is null; expected text (null only beside tool_calls)",
+        ),
+        (
+            "explicit_conversational",
+            {"rejected": [{"role": "assistant", "content": {"text": "a"}}]},
+            "rejected[0].content is an object; expected text",
+        ),
+        (
+            "explicit_conversational",
+            {"rejected": [{"role": "assistant", "content": [*PARTS, {"type": "hologram"}]}]},
+            "rejected[0].content[2] is a content part of type 'hologram'; expected one of text,",
         ),
         ("implicit_text", {"chosen": ["a"]}, "chosen is a list; expected text"),
         ("hh_rlhf", {"chosen": "Hello"}, "chosen does not start with '\\n\\nHuman:'"),

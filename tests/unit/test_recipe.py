@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ from hypothesis import strategies as st
 from plaudit.errors import RecipeError
 from plaudit.recipe import (
     LORA_DEFAULTS,
+    Section,
     dump_recipe,
     effective_training_arguments,
     load_recipe,
     parse_recipe,
 )
+from plaudit.recipe_check import open_keys
 from plaudit.recipe_yaml import read_yaml, write_yaml
+from plaudit.recipes import shipped_recipes
+from plaudit.recipes.starter import description, starter, starter_text
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SHIPPED = sorted(shipped_recipes().values())
 SMALLEST = "model: {base: some/base}\ndata: {train: pairs.jsonl}\n"
 
 
@@ -56,7 +62,7 @@ def test_every_shipped_recipe_is_there() -> None:
 
 
 def test_the_reference_recipe_is_the_published_run_value_for_value() -> None:
-    recipe = load_recipe(SHIPPED[0].parent / "llama3-8b-reference.yaml")
+    recipe = load_recipe("llama3-8b-reference")
     published = {
         "learning_rate": 5e-5,
         "lr_scheduler_type": "cosine",
@@ -120,8 +126,8 @@ MISTAKES = {
     "tokens.zzz=1": "it knows max_length, overlong, chat_template",
     "data.train=[{pth: a}]": "`data.train.0.pth` is not a key of the data.train.0 section; did "
     "you mean `path`?",
-    "train.warmup_ratio=0.1": "write warmup_steps with a value below 1",
-    "lora.rank=8": "it is called r",
+    "train.warmup_ratio=0.1": "write train.warmup_steps with a value below 1",
+    "lora.rank=8": "did you mean `r`?",
     "model.dtype=bf16": "`model.dtype` is 'bf16', but must be auto, float32, bfloat16 or float16",
     "tokens.max_length=1": "`tokens.max_length` is 1, but must be a whole number of at least 2",
     "tokens.max_tokens_per_microbatch=much": "a whole number of at least 2 or auto",
@@ -161,7 +167,7 @@ MISTAKES = {
     "lora.eva_config={}": "takes a Python object",
     "train.output_dir=x": "say where the run goes with --out",
     "train.hub_token=x": "must hold no secret",
-    "lora.task_type=SEQ_CLS": "set by plaudit",
+    "lora.task_type=SEQ_CLS": "managed by plaudit",
     "data.seed.x=1": "`data.seed` is {'x': 1}, but must be a whole number",
     "model.base.x=1": "`base` is 'some/base' in this recipe and has no keys to set",
     "nonsense": "--set nonsense: expected section.key=value",
@@ -188,7 +194,6 @@ def test_a_mistake_is_one_sentence_that_names_the_key(
         (["data.eval_fraction=null", "evaluate.early_stopping_patience=2"], "set data.eval"),
         (["lora=null", "model.quantize=4bit"], "quantized weights cannot be trained"),
         (["data.eval_fraction=0.5", "data.test_fraction=0.5"], "leaves nothing to train on"),
-        (["data.seed=a", "tokens.max_length=0"], "(1 more after this one.)"),
     ],
     ids=str,
 )
@@ -214,6 +219,181 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, said: str) ->
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     assert said in refusal(path)
+
+
+def problems_of(path: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+def test_all_problems_are_shown_each_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {base: x, dtype: bf16}\n"
+        "lora:\n  target_modules: all\n  r: 0\n"
+        "data:\n  train:\n  - a.jsonl\n  - {pth: b.jsonl}\n"
+        "trian: {seed: 1}\n"
+        "train:\n  learning_rat: 1\n  seed: x\n  output_dir: y\n",
+        encoding="utf-8",
+    )
+    problems = problems_of(path, "tokens.max_length=0", "nonsense.key=1")
+    assert [problem.split(": ")[0].removeprefix(str(path)) for problem in problems] == [
+        *(":1", ":3", ":4", ":8", ":9", ":11", ":12", ":13"),
+        "--set tokens.max_length=0",
+        "--set nonsense.key=1",
+    ]
+    for problem, said in zip(
+        problems,
+        (
+            "did you mean 'bfloat16'?",
+            "did you mean 'all-linear'?",
+            "`lora.r` is 0",
+            "did you mean `path`?",
+            "did you mean `train`?",
+            "did you mean `learning_rate`?",
+            "`train.seed` is 'x'",
+            "--out",
+            "at least 2",
+            "`nonsense` is not a key",
+        ),
+        strict=True,
+    ):
+        assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "count"),
+    [("tokens.max_length=0", 3), ("train.seed=x", 2), ("eval_steps=5", 2), ("data.seed=x", 1)],
+)
+def test_contradictions_are_shown_beside_problems_elsewhere(
+    recipe_file: Path, override: str, count: int
+) -> None:
+    """A section with a problem of its own may be another when it is mended."""
+    overrides = ["data.eval_fraction=0.5", "data.test_fraction=0.5", "train.save_strategy=no"]
+    problems = problems_of(recipe_file, *overrides, "train.load_best_model_at_end=true", override)
+    assert len(problems) == count
+
+
+def test_all_contradictions_and_all_repeated_keys_are_shown(recipe_file: Path) -> None:
+    overrides = ["data.eval_fraction=0.5", "data.test_fraction=0.5", "train.save_strategy=no"]
+    problems = problems_of(recipe_file, *overrides, "train.load_best_model_at_end=true")
+    assert len(problems) == 2
+    recipe_file.write_text("model: {base: x, base: y}\ndata: {train: a}\ndata: {train: b}\n")
+    assert [problem.partition(": ")[0][-1] for problem in problems_of(recipe_file)] == ["1", "3"]
+    assert len(problems_of(recipe_file.with_name("none.yaml"), "a", "b")) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model_name_or_path", "`model.base`"),
+        ("torch_dtype", "`model.dtype`"),
+        ("train_file", "`data.train`"),
+        ("dataset", "`data.train`"),
+        ("val_size", "`data.eval_fraction`"),
+        ("cutoff_len", "`tokens.max_length`"),
+        ("max_length", "`tokens.max_length`"),
+        ("learning_rate", "`train.learning_rate`"),
+        ("learning_rat", "`train.learning_rate`"),
+        ("bf16", "`train.bf16`"),
+        ("lora_r", "`lora.r`"),
+        ("lora_rank", "`lora.r`"),
+        ("r", "`lora.r`"),
+        ("lora_alpha", "`lora.lora_alpha`"),
+        ("lora_dropout", "`lora.lora_dropout`"),
+        ("target_modules", "`lora.target_modules`"),
+        ("seed", "`data.seed` or `train.seed`"),
+        ("train.max_seq_length", "`tokens.max_length`"),
+        ("train.lora_alpha", "`lora.lora_alpha`"),
+        ("data.train_file", "`train`"),
+        ("lora.rank", "`r`"),
+        ("output_dir", "--out"),
+        ("warmup_ratio", "train.warmup_steps"),
+    ],
+)
+def test_keys_of_other_trainers_lead_to_the_key_here(
+    recipe_file: Path, key: str, meant: str
+) -> None:
+    said = refusal(recipe_file, f"{key}=1")
+    assert f"did you mean {meant}?" in said or (not meant.startswith("`") and meant in said)
+
+
+def test_a_required_key_under_another_name_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model_name_or_path: x\ndata: {dataset: a.jsonl}\n", encoding="utf-8")
+    assert [problem.rpartition(" ")[2] for problem in problems_of(path)] == [
+        "`model.base`?",
+        "`train`?",
+    ]
+
+
+def test_home_folders_in_paths(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "model.base=~/base",
+            "data.train=[~/a.jsonl, {path: ~/b.jsonl}]",
+            "data.eval=~/c.jsonl",
+            "tokens.chat_template=~/t.jinja",
+            "train.deepspeed=~/zero.json",
+        ],
+    )
+    assert recipe.model.base == "/home/me/base"
+    assert [source.path for source in recipe.data.train] == [
+        "/home/me/a.jsonl",
+        "/home/me/b.jsonl",
+    ]
+    assert recipe.data.eval[0].path == "/home/me/c.jsonl"
+    assert recipe.tokens.chat_template == Path("/home/me/t.jinja")
+    assert recipe.train["deepspeed"] == "/home/me/zero.json"
+
+
+def test_a_recipe_is_named_by_file_name_or_run_folder(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("small-local") == load_recipe(shipped_recipes()["small-local"])
+    assert load_recipe("quickstart").model.base == "embedded"
+    assert load_recipe(recipe_file.parent) == load_recipe(recipe_file)
+    recipe_file.rename(tmp_path / "small-local")
+    assert load_recipe("small-local").model.base == "some/base"
+
+
+def test_every_key_is_described() -> None:
+    sections = [Section, *Section.__subclasses__()]
+    assert [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description
+    ] == []
+    assert not [name for name in open_keys("lora") if not description("lora", name)]
+
+
+def test_the_starter_recipe_is_explained_and_is_the_one_that_runs_without_a_recipe() -> None:
+    draft = starter().with_value(("model", "base"), "some/base", "here")
+    draft = draft.with_value(("data", "train"), ["a.jsonl", "b.jsonl"], "here")
+    draft = draft.with_value(("data", "test"), "c.jsonl", "here")
+    text = starter_text(draft)
+    assert parse_recipe(read_yaml(text, "here"), "here") == draft.check()
+    lines = text.splitlines()
+    keys = [n for n, line in enumerate(lines) if re.match(r"  (# )?\w+: \S|  \w+:$", line)]
+    assert len(keys) > 25
+    assert all(lines[number - 1].startswith("  # ") for number in keys)
+    assert max(map(len, lines)) <= 100
+    # Every example in a comment is a key, too.
+    read = read_yaml(re.sub(r"^  # (\w+: \S+)$", r"  \1", text, flags=re.MULTILINE), "here")
+    assert parse_recipe(read, "here").evaluate.early_stopping_patience == 3
+
+
+def test_the_recipes_are_package_data() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["plaudit"]
+    packed = {path for pattern in patterns for path in (root / "plaudit").glob(pattern)}
+    assert set(shipped_recipes().values()) <= packed
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

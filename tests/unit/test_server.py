@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
+import resource
 import shutil
 import socket
 import threading
@@ -21,10 +23,12 @@ import pytest
 
 from plaudit.errors import ModelError
 from plaudit.model import prompt_states
+from plaudit.serve import app as app_module
 from plaudit.serve import engine as engine_module
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.scorer import RewardModel
+from plaudit.serve.server import with_open_files
 from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running
 
@@ -54,6 +58,18 @@ def still_answers(server: Running) -> None:
     assert server.post("/v1/rewards", BODY).status_code == 200
 
 
+@pytest.mark.parametrize("cached_scores", [0, 1 << 16])
+def test_equal_responses_of_a_long_request_have_one_reward(
+    finished_run: Path, cached_scores: int
+) -> None:
+    """They are computed in several batches: each turn takes only a part of the request."""
+    responses = [r for n in range(40) for r in ("it is right", f"no {'because ' * n}{n}")]
+    with running(finished_run, cached_scores=cached_scores, max_batch_tokens=64) as server:
+        answer = server.post("/v1/rewards", {"prompt": "fox", "responses": responses}).json()
+        assert len(set(answer["rewards"][::2])) == 1
+        assert len(set(answer["ranks"][::2])) == 1
+
+
 # ---- bad requests --------------------------------------------------------------------------------
 
 
@@ -62,6 +78,13 @@ def still_answers(server: Running) -> None:
     [
         ("/v1/rewards", {"prompt": "p", "responses": []}, 422, "invalid_request", "responses"),
         ("/v1/rewards", {"prompt": 3, "responses": ["a"]}, 422, "invalid_request", "prompt"),
+        (
+            "/v1/rewards",
+            {"prompt": "p", "responses": ["a"], "system": "s"},
+            422,
+            "invalid_request",
+            "system: looks like a system message",
+        ),
         ("/v1/rewards", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/classify", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/score", "p", 422, "invalid_request", "not a JSON object"),
@@ -81,9 +104,9 @@ def still_answers(server: Running) -> None:
         (
             "/v1/rewards",
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "responses": ["a"]},
-            400,
-            "bad_request",
-            "template",
+            422,
+            "invalid_request",
+            "images",
         ),
         ("/get_reward", {"query": [""]}, 400, "bad_request", "no tokens"),
         ("/classify", {"input": [10**6]}, 400, "bad_request", "token id"),
@@ -368,6 +391,126 @@ def test_connections_that_send_nothing_or_half_of_it(server: Running) -> None:
     still_answers(server)
 
 
+def read_until_closed(raw: socket.socket) -> bytes:
+    """What the server sends until it closes the connection, which must be within ten seconds."""
+    raw.settimeout(10)
+    received = b""
+    try:
+        while piece := raw.recv(1 << 16):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b""),
+        (b"POST /v1/rew", b"HTTP/1.1 408"),
+        (b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"HTTP/1.1 408"),
+        # A body that no route reads.
+        (
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
+            b"HTTP/1.1 200",
+        ),
+    ],
+    ids=["nothing", "half a line", "half of the headers", "a body after the answer"],
+)
+def test_a_client_that_dribbles_is_closed(server: Running, sent: bytes, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(sent)
+        stop = threading.Event()
+
+        def dribble() -> None:
+            while sent and not stop.wait(0.2):
+                try:
+                    raw.sendall(b"x")
+                except OSError:
+                    return
+
+        slowly = threading.Thread(target=dribble)
+        slowly.start()
+        answer = read_until_closed(raw)
+        stop.set()
+        slowly.join()
+    assert answer.startswith(status)
+    if status.endswith(b"408"):
+        head, body = answer.split(b"\r\n\r\n")
+        assert b"connection: close" in head.lower()
+        assert json.loads(body)["error"]["type"] == "slow_body"
+    still_answers(server)
+
+
+def test_a_client_that_reads_nothing_is_closed(finished_run: Path) -> None:
+    body = json.dumps({"text": "a", "rid": "r" * (24 << 20)}).encode()
+    with running(finished_run, body_timeout=1.0) as server, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", server.port))
+        raw.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        raw.sendall(body)
+        time.sleep(2.5)
+        assert len(read_until_closed(raw)) < len(body)
+        still_answers(server)
+
+
+def test_who_waits_longest_for_its_client_makes_room(finished_run: Path) -> None:
+    half = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with running(finished_run, max_connections=40) as server:
+        held = []
+        for number in range(60):
+            raw = socket.create_connection(("127.0.0.1", server.port))
+            raw.sendall(half[: number * 2])
+            held.append(raw)
+        still_answers(server)
+        # Not those that came last.
+        assert read_until_closed(held[0]) == b""
+        held[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            held[-1].recv(1)
+        for raw in held:
+            raw.close()
+
+
+def test_the_limit_of_open_files_bounds_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=(ModelSource(name="a", path="a"),))
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    for limits, connections in (
+        ((1024, 1 << 20), 8192),
+        ((1024, 4096), 4096 - 256),
+        ((1 << 20, 1 << 20), 8192),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        assert with_open_files(settings).max_connections == connections
+    assert raised == [(8192 + 256, 1 << 20), (4096, 4096)]
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    parse = app_module.parse_body
+
+    def waits(parser: Any, kind: str, body: bytes) -> Any:
+        assert len(body) < 1000 or go.wait(20)
+        return parse(parser, kind, body)
+
+    monkeypatch.setattr(app_module, "parse_body", waits)
+    with running(finished_run) as server, ThreadPoolExecutor(1) as pool:
+        large = pool.submit(server.post, "/v1/rewards", {**BODY, "unread": "x" * 200_000})
+        still_answers(server)
+        late = server.post(
+            "/v1/rewards", {**BODY, "unread": "x" * 200_000}, headers={"x-request-timeout": "0.2"}
+        )
+        error(late, 504, "deadline_exceeded")
+        go.set()
+        assert large.result().status_code == 200
+
+
 def test_garbage_instead_of_http(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
@@ -481,7 +624,10 @@ def test_several_models_answer_by_name_and_a_new_version_takes_over(
             ]
             elsewhere = {"sec-fetch-site": "cross-site"}
             error(server.post("/v1/models/second/reload", {}, headers=elsewhere), 403, "forbidden")
+            # As ``plaudit serve`` does, which would keep the old version for ever.
+            gc.freeze()
             reloaded = server.post("/v1/models/second/reload", {})
+            assert gc.get_freeze_count() == 0
             assert {call.result().status_code for call in calls} == {200}
         assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
         after = server.post("/v1/rewards", {**BODY, "model": "second"}).json()
@@ -511,6 +657,7 @@ def double_the_head(folder: Path) -> None:
         path,
         metadata={"format": "pt"},
     )
+    (folder / "manifest.json").unlink()
 
 
 def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Path) -> None:

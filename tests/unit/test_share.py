@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plaudit.model.scoring import distinct_trees
 from plaudit.recipe import Source
+from plaudit.serve import files
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
+from plaudit.share.reward_function import reward_function
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import common_prefix
 from plaudit.tokens.share import share_prefixes, share_prompts
@@ -73,6 +77,25 @@ def test_many_rows_of_one_prompt_cost_one_prompt() -> None:
     assert len(share_prompts(trees, range(40), 8192).trees) == 40
 
 
+@given(st.lists(st.lists(CONVERSATION, min_size=1, max_size=4), max_size=8))
+def test_equal_conversations_are_computed_once_wherever_their_prompt_ends(
+    rows: list[list[list[int]]],
+) -> None:
+    trees = [tree_of(conversations, i) for i, conversations in enumerate(rows)]
+    distinct = distinct_trees(trees)
+    computed = [tuple(c) for tree in distinct.trees for c in conversations_of(tree)]
+    every = [[tuple(c) for c in conversations] for conversations in rows]
+    assert computed == list(dict.fromkeys(c for conversations in every for c in conversations))
+    assert distinct.trees[:] == [distinct.trees[i] for i in range(len(distinct.trees))]
+    if len(computed) == sum(map(len, rows)):
+        assert distinct.trees is trees
+    # Each computed conversation has a score of its own, its place.
+    places = iter(range(len(computed)))
+    scores = [np.array([float(next(places)) for _ in tree.branches]) for tree in distinct.trees]
+    restored = [scores_K.tolist() for scores_K in distinct.restore(scores)]
+    assert restored == [[computed.index(c) for c in conversations] for conversations in every]
+
+
 @pytest.fixture(scope="module")
 def model(finished_run: Path) -> RewardModel:
     return load(finished_run)
@@ -106,6 +129,58 @@ def test_a_file_of_few_prompts_has_the_scores_of_its_rows_alone(
     assert np.allclose([row["rewards"] for row in written], alone, rtol=0, atol=1e-5)
     assert len(computed) == 3
     assert sum(tree.tokens for tree in computed) < separate / 3
+
+
+PROMPT = "what is the answer to this question?"
+AGAIN = "it is forty two"
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_text_has_one_reward_wherever_it_stands_in_a_call(
+    finished_run: Path, tmp_path: Path, layout: str
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "model")
+    facts = json.loads((folder / "plaudit.json").read_text())
+    (folder / "plaudit.json").write_text(json.dumps({**facts, "attention": layout}))
+    model = load(folder, max_tokens_per_microbatch=60)
+    assert f"layout='{layout}'" in repr(model)
+    others = [f"no, that is not right {'because ' * n}" for n in range(9)]
+    responses = [r for other in others for r in (other, AGAIN)]
+    assert len(set(model.score(PROMPT, responses)[1::2])) == 1
+    assert model.best_of(PROMPT, [AGAIN, AGAIN]).index == 0
+    assert model.prefer(PROMPT, AGAIN, AGAIN) == 0.5
+    # The same conversation as messages, and beside others in further rows.
+    messages = [{"role": "user", "content": PROMPT}], [{"role": "assistant", "content": AGAIN}]
+    rows = [(PROMPT, [AGAIN, *others[:n]]) for n in range(5)] + [(messages[0], [messages[1]])]
+    assert len({rewards[0] for rewards in model.score_many(rows)}) == 1
+    rewards = reward_function(model)([PROMPT] * len(responses), responses)
+    assert len(set(rewards[1::2])) == 1
+
+
+def test_a_row_has_one_reward_in_every_chunk_of_a_file_and_after_a_stop(
+    model: RewardModel, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {"prompt": PROMPT, "completion": AGAIN}
+    rows = [
+        row
+        for n in range(8)
+        for row in ({"prompt": f"the fox {'jumps ' * n}", "completion": "over " * 3 * n}, again)
+    ]
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    monkeypatch.setattr(files, "CHUNK_ROWS", 2)
+
+    def stop(done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    score_file(model, finished_run, data, whole)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, finished_run, data, stopped, on_progress=stop)
+    assert score_file(model, finished_run, data, stopped).resumed == 6
+    assert stopped.read_bytes() == whole.read_bytes()
+    rewards = [json.loads(line)["rewards"] for line in whole.read_text().splitlines()]
+    assert len({tuple(reward) for reward in rewards[1::2]}) == 1
 
 
 @st.composite

@@ -103,6 +103,7 @@ MESSAGES = st.lists(
         tools=st.none() | st.lists(st.dictionaries(TEXT, JSON), min_size=1).map(tuple),
         chat_template_kwargs=st.dictionaries(TEXT, JSON, max_size=2),
         metadata=st.dictionaries(TEXT, TEXT | st.floats(allow_nan=False), max_size=2),
+        unusable=st.none() | TEXT,
     )
 )
 def test_a_comparison_comes_back_as_it_was(comparison: Comparison) -> None:
@@ -209,7 +210,9 @@ def test_changed_data_are_read_again(folder: Path, tmp_path: Path) -> None:
     assert len(list(folder.glob("*.arrow"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no note", "broken note"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "no note", "broken note", "flipped note"]
+)
 def test_a_damaged_entry_is_made_again(folder: Path, source: Source, damage: str) -> None:
     before = list(load((source,), seed=1).comparisons)
     (arrow,), (note,) = folder.glob("*.arrow"), folder.glob("*.json")
@@ -223,6 +226,10 @@ def test_a_damaged_entry_is_made_again(folder: Path, source: Source, damage: str
         arrow.write_bytes(b"")
     elif damage == "no note":
         note.unlink()
+    elif damage == "flipped note":
+        rows = f'"rows": {len(before)}'
+        assert rows in note.read_text()
+        note.write_text(note.read_text().replace(rows, f'"rows": {len(before) + 1}'))
     else:
         note.write_text("{")
     assert load((source,), seed=1).comparisons == before

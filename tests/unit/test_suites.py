@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from plaudit.cli.eval import suite_lines
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.cases import Answer, Item
 from plaudit.evaluate.suites.request import Request, parse_request
 from plaudit.evaluate.suites.run import read_suite, suite_files
 from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import SUITES, TIES
+from plaudit.report import html
+from plaudit.types import Message
+from tests.conftest import write_jsonl
 
 
 def scored(
@@ -217,6 +222,21 @@ def test_llmbar_by_hand() -> None:
     assert found["Adversarial average"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
+def test_a_subset_has_one_interval_wherever_it_stands() -> None:
+    """Its accuracy is a number of the suite and a row of the subsets; prompts repeat in one."""
+    rows = [
+        {**pair("repeated" if n % 2 else "distinct", n), "prompt": str(n // 8 if n % 2 else -n)}
+        for n in range(48)
+    ]
+    block = scored("pairs", rows, [(1, n // 8 % 3 == 0) for n in range(48)])
+    numbers = {score["name"]: score["ci95"] for score in block["scores"]}
+    subsets = {subset["name"]: subset for subset in block["subsets"]}
+    for name, subset in subsets.items():
+        assert numbers[name] == subset["accuracy_ci95"]
+    assert subsets["distinct"]["accuracy_ci95_method"] == "wilson"
+    assert subsets["repeated"]["accuracy_ci95_method"] == "bootstrap_by_prompt"
+
+
 def test_hhh_by_hand() -> None:
     rows = [
         {
@@ -253,6 +273,55 @@ def test_pairs_by_hand() -> None:
     assert found["one"] == 0.5
     assert found["two"] == pytest.approx(2 / 3)
     assert found["overall"] == pytest.approx((0.5 + 2 / 3) / 2)
+
+
+USER = {"role": "user", "content": "q"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+def turn(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [SYSTEM, USER], "chosen": [turn("a")], "rejected": [turn("b")]},
+        {"prompt": [SYSTEM, USER], "chosen": "a", "rejected": "b"},
+        {"chosen": [SYSTEM, USER, turn("a")], "rejected": [SYSTEM, USER, turn("b")]},
+        {"prompt": "q", "chosen": [SYSTEM, USER, turn("a")], "rejected": [SYSTEM, USER, turn("b")]},
+    ],
+)
+def test_pairs_are_read_from_chats(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [row, {**row, "subset": "two"}])
+    (item, again), _ = read_suite(parse_request(f"pairs:{path}"))
+    assert item.prompt == (Message(role="system", content="s"), Message(role="user", content="q"))
+    assert item.responses == tuple((Message(role="assistant", content=text),) for text in "ab")
+    assert (item.grades, item.subset) == ((1.0, 0.0), "mine")
+    assert (again.group, again.subset) == (item.group, "two")
+
+
+def test_texts_beside_messages_are_told_what_is_expected(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": [turn("a")], "rejected": [turn("b")]}
+    path = write_jsonl(tmp_path / "mine.jsonl", [row])
+    with pytest.raises(DataError, match=r"mine.jsonl:1: .*expected messages in prompt, or whole"):
+        read_suite(parse_request(f"pairs:{path}"))
+
+
+def test_the_report_and_the_summary_show_percent_alone() -> None:
+    rows = [pair("any", number) for number in range(40)]
+    block = scored("pairs", rows, [(1, 0), (0, 1), (1, 0), (1, 0)] * 10)
+    ends = [f"{100 * end:.1f}" for end in block["scores"][0]["ci95"]]
+    assert suite_lines(block)[1].split()[1:] == ["75.0", f"[{ends[0]},", f"{ends[1]}]"]
+    section = (
+        "{% import 'report/macros.html.jinja' as m with context %}"
+        "{% include 'report/suites.html.jinja' %}"
+    )
+    page = html._environment().from_string(section)
+    text = re.sub("<[^>]*>", "|", page.render(metrics={"suites": {"pairs": block}}))
+    assert text.count("|75.0|") == 3
+    assert f"|{' to '.join(ends)}|" in text
+    assert not re.search(r"\|0\.\d", text)
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import io
+import os
+import sys
+from html import unescape
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from plaudit.cli.screen import show_words
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.run import evaluate
 from plaudit.serve.scorer import load
+from plaudit.train.folder import RunFolder
 from plaudit.train.run import train
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from plaudit.train.trackers import logging_into
+from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -28,6 +36,47 @@ def test_a_schedule_by_epochs(tiny_base: Path, pairs: Path, tmp_path: Path) -> N
     metrics = train(recipe, tmp_path / "run").metrics
     assert [entry["epoch"] for entry in metrics["eval"]["history"]] == [1.0, 2.0]
     assert metrics["train"]["steps"] == metrics["eval"]["history"][-1]["step"] == 14
+
+
+def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_reward(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    german = "Das ist nicht richtig, und man muss es noch einmal lesen."
+    rows = pair_rows(12, seed=3)
+    for number, row in enumerate(rows):
+        # One conversation in every pair, beside others of many lengths.
+        row["prompt"][0]["content"] = "what is the answer to this question?" + " " * (number >= 6)
+        row["chosen"] = [
+            {"role": "assistant", "content": "it is forty two" if number < 6 else german}
+        ]
+    for row in rows[6:]:
+        row["prompt"] = [
+            {"role": "user", "content": f"Warum ist das {row['rejected'][0]['content']}"}
+        ]
+    recipe = recipe_of(tiny_base, pairs, num_train_epochs=1)
+    recipe["data"]["eval"] = str(write_jsonl(tmp_path / "eval.jsonl", rows))
+    recipe["evaluate"] = {"behaviour": 6, "perturbation_share": 2.0, "baselines": []}
+    screen = io.StringIO()
+    run = train(recipe, tmp_path / "run")
+    show_words(Console(file=screen, width=400), run.metrics["eval"])
+    block, tokens = run.metrics["eval"]["behaviour"], run.metrics["train"]["tokens"]
+    assert (block["run_tokens"], block["budget_share"]) == (tokens, 2.0)
+    assert 0 < block["tokens"] <= 2.0 * tokens
+    assert block["responses"] > 0 < block["over_budget"]
+    assert block["responses"] + block["over_budget"] == 6
+    assert sum(block["languages"].values()) == block["responses"]
+    assert set(block["not_for_language"].values()) == {block["languages"]["de"]}
+    cost, left_out, skipped = run.metrics["eval"]["perturbation_notes"]
+    assert f"{block['tokens']:,} tokens, {block['tokens'] / tokens:.1%} of training's." in cost
+    for shown in (
+        (run.folder / "report.html").read_text(),
+        (run.folder / "README.md").read_text(),
+        screen.getvalue(),
+    ):
+        assert all(note in unescape(shown) for note in (cost, left_out, skipped))
+    table = pq.read_table(run.folder / "predictions.parquet").to_pylist()
+    same = [row["reward"] for row in table if row["number"] < 6 and row["response"] == 0]
+    assert (len(same), len(set(same))) == (6, 1)
 
 
 def test_without_a_chosen_checkpoint_the_last_is_kept_and_said_so(
@@ -161,8 +210,35 @@ def test_a_folder_cannot_ask_for_its_own_code_to_run(finished_run: Path, tmp_pat
 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    facts: dict[str, Any] = json.loads((folder / "plaudit.json").read_text())
-    (folder / "plaudit.json").write_text(json.dumps({**facts, "trust_remote_code": True}))
+    set_facts(folder, trust_remote_code=True)
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         load(folder)
     assert load(folder, trust_remote_code=True).score("a", ["b"])
+
+
+def test_trackers_write_into_the_run_and_not_beside_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils as trackers
+
+    opened: list[str] = []
+    writer = SimpleNamespace(SummaryWriter=lambda log_dir: opened.append(log_dir))
+    monkeypatch.setattr(trackers, "is_tensorboard_available", lambda: True)
+    for name in ("tensorboardX", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, writer)
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SWANLAB_LOG_DIR", "mine")
+    folder = RunFolder(tmp_path / "run")
+    with logging_into(folder, ["tensorboard", "wandb", "swanlab", "mlflow"]):
+        callback = trackers.TensorBoardCallback()
+        state = SimpleNamespace(is_world_process_zero=True, is_hyper_param_search=False)
+        callback.on_train_begin(SimpleNamespace(output_dir=folder.checkpoints), state, None)
+        assert opened == [str(folder.path / "logs" / "tensorboard")]
+        assert os.environ["WANDB_DIR"] == str(folder.path / "logs")
+        assert Path(os.environ["WANDB_DIR"]).is_dir()
+        assert os.environ["SWANLAB_LOG_DIR"] == "mine"
+    assert "WANDB_DIR" not in os.environ
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    with logging_into(RunFolder(tmp_path / "other"), []):
+        assert not (tmp_path / "other").exists()

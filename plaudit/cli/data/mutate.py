@@ -27,7 +27,9 @@ def show_operators(asked: bool) -> None:
         from plaudit.data.operators.table import OPERATORS
 
         for operator in OPERATORS.values():
-            print(f"{operator.name:20} {operator.kind:10} {operator.severity:8} {operator.what}")
+            languages = ",".join(sorted(operator.languages or {"any"}))
+            named = f"{operator.name:20} {operator.kind:10} {operator.severity:8} {languages:4}"
+            print(f"{named} {operator.what}")
         raise typer.Exit
 
 
@@ -59,6 +61,7 @@ def mutate(
         ),
     ] = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     list_: Annotated[
         bool,
         typer.Option("--list", callback=show_operators, is_eager=True, help="List the operators."),
@@ -75,13 +78,14 @@ def mutate(
     from plaudit.data.writers import Ledger, choose_writer, write_comparison
     from plaudit.recipe import Source
 
+    source = Source(path=data, format=format_, columns=options.parse_columns(columns))
     console = quiet_console()
     chosen = choose_operators(
         names_in(operators), SEVERITIES if severity is None else names_in(severity)
     )
     writer = None if to is None else choose_writer(to)
     with console.status("reading"):
-        comparisons = [item[3] for item in iterate(Source(path=data, format=format_))]
+        comparisons = [item[3] for item in iterate(source)]
     writer = writer or natural_writer(chosen, comparisons)
     check_out(out, writer)
     ledger = Ledger()
@@ -95,12 +99,19 @@ def mutate(
         write_rows(out, only_written(ledger, outcomes))
     add_dataset_info(out, writer)
     if json:
-        facts = {"rows": len(comparisons), "not_made": dict(made.refused), **asdict(ledger)}
+        facts = {
+            "rows": len(comparisons),
+            "not_made": dict(made.refused),
+            "languages": dict(made.languages),
+            **asdict(ledger),
+        }
         print(json_module.dumps(facts))
     made_from = f"{len(comparisons):,} rows and {len(chosen)} operators"
     lines = [f"{made_from} made {len(made.comparisons):,} pairs, in the format {writer.name}"]
     if made.refused:
         lines.append(f"  none, by reason and times: {times(made.refused)}")
+    if set(made.languages) - {"en"}:
+        lines.append(f"  languages of the rows: {times(made.languages)}")
     for line in (*lines, *ledger_lines(ledger, out)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

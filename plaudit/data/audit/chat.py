@@ -41,6 +41,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff
 _OVERRIDE = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _TOOLS: Final = frozenset({"tool", "function"})
+_CHAT_ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
 def texts_of(turns: Turns) -> Iterator[str]:
@@ -172,9 +173,26 @@ def without_control_characters(text: str) -> str:
     return text if text.isascii() else _OVERRIDE.sub("", text)
 
 
+def more_than_text(comparison: Comparison) -> bool:
+    """Tools, or a turn with fields beside its text or of a role that not every template knows."""
+    return bool(comparison.tools) or any(
+        message.role not in _CHAT_ROLES or message.text_fields()
+        for turns in (comparison.prompt, *comparison.responses)
+        if not isinstance(turns, str)
+        for message in turns
+    )
+
+
 PROBLEMS: Final[dict[str, Problem]] = {
     problem.__name__: problem
-    for problem in (role_order, empty_turn, special_tokens, dialogue_markers, bad_characters)
+    for problem in (
+        role_order,
+        empty_turn,
+        special_tokens,
+        dialogue_markers,
+        bad_characters,
+        more_than_text,
+    )
 }
 """Name of a problem to its question; at most 32 of them."""
 

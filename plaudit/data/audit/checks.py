@@ -6,6 +6,7 @@ of the rows it complains of. What the cleaned copy does with them is said in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +19,7 @@ from plaudit.data.audit import chat
 from plaudit.data.audit.columns import REASONS
 from plaudit.data.audit.evidence import Evidence, first_of_equals
 from plaudit.data.audit.shingles import GRAM_WORDS, NEAR
+from plaudit.types import MEDIA
 
 Severity: TypeAlias = Literal["serious", "worth a look", "for your information"]
 
@@ -98,16 +100,47 @@ def _counted(evidence: Evidence) -> dict[str, Any]:
 
 def template_refused(evidence: Evidence) -> Found:
     """Rows that the chat template refuses to render."""
-    return Found(rows_M=np.flatnonzero(evidence.column("refused")))
+    media = evidence.column("reason") == REASONS.index(MEDIA) + 1
+    refused = (evidence.column("refused") != 0) & (evidence.column("unrendered") == 0) & ~media
+    return Found(rows_M=np.flatnonzero(refused))
+
+
+def not_rendered(evidence: Evidence) -> Found:
+    """Rows with a field or a turn that the chat template leaves out; how many by field."""
+    code_N = evidence.column("unrendered")
+    rows = np.flatnonzero(code_N)
+    counts = Counter(code_N[rows].tolist()).most_common()
+    fields = {evidence.columns.names[code]: count for code, count in counts}
+    return Found(rows_M=rows, details={"fields": fields})
 
 
 def _renders(evidence: Evidence) -> bool:
     return evidence.tools.counting.renders
 
 
+def plain_text(evidence: Evidence) -> Found:
+    """Rows of plain text, where the tokenizer has a chat template."""
+    return Found(rows_M=np.flatnonzero(evidence.column("plain")))
+
+
+def _has_template(evidence: Evidence) -> bool:
+    return evidence.tools.counting.has_template
+
+
 def mixed_scripts(evidence: Evidence) -> Found:
     """Responses of one row in different scripts."""
     return Found(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
+
+
+def no_prompt(evidence: Evidence) -> Found:
+    """All rows of a file in which not one row has a prompt."""
+    blank_N = evidence.column("prompt_key") == 0
+    rows = [
+        np.arange(part.start, part.end)
+        for part in evidence.rows.parts
+        if part.kind == "data" and blank_N[part.start : part.end].all()
+    ]
+    return Found(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
 
 
 # --- rows against each other --------------------------------------------------------------------
@@ -298,6 +331,15 @@ CHECKS: Final[tuple[Check, ...]] = (
         fix="drop",
     ),
     Check(
+        name="no_prompt",
+        title="No prompt in 100% of rows",
+        severity="serious",
+        find=no_prompt,
+        why="Not one row of the file has a prompt, so responses are judged without the question.",
+        advice="If a column holds the prompt, name it: --columns prompt=COLUMN. Otherwise keep the "
+        "rows as they are.",
+    ),
+    Check(
         name="opposite_labels",
         title="The same pair with opposite labels",
         severity="serious",
@@ -364,6 +406,26 @@ CHECKS: Final[tuple[Check, ...]] = (
         advice="Put the turns in order, or use another template.",
         fix="drop",
         looks=_renders,
+    ),
+    Check(
+        name="not_rendered",
+        title="Not rendered by the chat template",
+        severity="serious",
+        find=not_rendered,
+        why="A field or a turn (tool calls, tools, reasoning, a tool's answer) leaves no trace in "
+        "the rendered text. Training and scoring skip the row.",
+        advice="Use a chat template that renders it, or put it into the text of a turn.",
+        fix="drop",
+        looks=_renders,
+    ),
+    Check(
+        name="media",
+        title="Images, audio or video",
+        severity="serious",
+        find=_reason(MEDIA),
+        why="Only text is read. Training and scoring skip the row.",
+        advice="Drop the rows, or describe the media in the text.",
+        fix="drop",
     ),
     Check(
         name="special_tokens",
@@ -452,6 +514,25 @@ CHECKS: Final[tuple[Check, ...]] = (
         find=mixed_scripts,
         why="The label may be about the language and not about the answer.",
         advice="Look at the examples.",
+    ),
+    Check(
+        name="plain_text",
+        title="Plain text beside a chat template",
+        severity="for your information",
+        find=plain_text,
+        why="Training keeps plain text as it stands, outside the tokenizer's chat template.",
+        advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
+        looks=_has_template,
+    ),
+    Check(
+        name="more_than_text",
+        title="Turns with more than text",
+        severity="for your information",
+        find=_problem("more_than_text"),
+        why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
+        "that are not rendered in full are skipped.",
+        advice="Name the base with --tokenizer to see what its chat template renders.",
+        looks=lambda evidence: not _renders(evidence),
     ),
     Check(
         name="ties",

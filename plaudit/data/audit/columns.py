@@ -48,6 +48,7 @@ ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
     "split": np.uint64,  # the value of the split column; 0 without
     "reason": np.uint8,
     "problems": np.uint32,
+    "plain": np.bool_,  # text, which no chat template renders
     "responses": np.uint16,
     "prompt_characters": np.uint32,
     "prompt_script": np.uint64,  # the code of a name of `names`; 0 without letters
@@ -55,7 +56,8 @@ ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
     "turns": np.uint16,
     "longest": np.uint32,  # tokens of the longest conversation
     "shared": np.uint32,  # tokens that two differently graded conversations share in front
-    "refused": np.bool_,  # no tokens: the chat template refuses the row
+    "refused": np.uint64,  # the code of the reason why it has no tokens; 0: it has
+    "unrendered": np.uint64,  # the code of what the chat template does not render; 0: nothing
     "copied_from": np.int64,  # the held-out row whose prompt it holds; -1: none
 }
 RESPONSE_COLUMNS: Final[dict[str, type[np.generic]]] = {
@@ -70,8 +72,8 @@ RESPONSE_COLUMNS: Final[dict[str, type[np.generic]]] = {
 class Columns:
     """Numbers of all rows (``of_rows``) and of all responses (``of_responses``).
 
-    ``names`` are the words behind codes (scripts, split values). ``sketches`` is the file of the
-    rows' sketches, ``RESPONSES_SKETCH + PROMPT_SKETCH`` values a row.
+    ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
+    of the rows' sketches, ``RESPONSES_SKETCH + PROMPT_SKETCH`` values a row.
     """
 
     of_rows: Mapping[str, Array]
@@ -168,12 +170,13 @@ class _Measurer:
         sizes = self.tools.counting.measure(comparisons)
         for place, (comparison, size) in enumerate(zip(comparisons, sizes, strict=True)):
             row, responses, sketch = self._row(comparison, names, data=numbers[place])
-            refused = isinstance(size, Refusal)
-            row |= {
-                "refused": refused,
-                "longest": 0 if isinstance(size, Refusal) else size.longest,
-                "shared": 0 if isinstance(size, Refusal) else size.shared,
-            }
+            if isinstance(size, Refusal):
+                field = _named(size.field, names) if size.field else 0
+                refused = _named(size.reason, names)
+                row |= {"refused": refused, "unrendered": field, "longest": 0, "shared": 0}
+            else:
+                row |= {"refused": 0, "unrendered": 0}
+                row |= {"longest": size.longest, "shared": size.shared}
             sketches[place] = sketch
             for name, value in row.items():
                 of_rows[name].append(value)
@@ -211,6 +214,7 @@ class _Measurer:
             "split": _named(str(split), names) if isinstance(split, str) and split else 0,
             "reason": 0 if reason is None else REASONS.index(reason) + 1,
             "problems": chat.problems(comparison),
+            "plain": isinstance(comparison.responses[0], str),
             "responses": len(texts),
             "prompt_characters": len(prompt),
             "prompt_script": _main_script(self.tools.scripts(prompt), names),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,16 +163,19 @@ def _part(part: StoredPart) -> dict[str, Any]:
         "format": part.format,
         "fingerprint": part.fingerprint,
         "rows": part.count,
+        "unread": asdict(part.unread),
+        "not_read": part.unread.sentence(part.name),
     }
 
 
 def _usable(evidence: Evidence) -> dict[str, Any]:
     """Rows that can train, and those that cannot by reason: all rows, each once."""
-    counts = Counter(evidence.column("reason").tolist())
-    return {
-        "rows": counts.pop(0, 0),
-        "others": {REASONS[code - 1]: count for code, count in sorted(counts.items())},
-    }
+    reason_N, refused_N = evidence.column("reason"), evidence.column("refused")
+    counts = Counter(reason_N[reason_N != 0].tolist())
+    others = {REASONS[code - 1]: count for code, count in sorted(counts.items())}
+    refused = Counter(refused_N[(reason_N == 0) & (refused_N != 0)].tolist())
+    others |= {evidence.columns.names[code]: count for code, count in refused.items()}
+    return {"rows": evidence.data - sum(others.values()), "others": others}
 
 
 def _finding(check: Check, found: Found | None, evidence: Evidence) -> dict[str, Any]:

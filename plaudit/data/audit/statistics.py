@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from plaudit.data.audit.evidence import Evidence
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import Progress
 from plaudit.data.audit.shingles import evenly_spaced
+from plaudit.data.language import identify_language
 from plaudit.types import Comparison, FloatArray
 
 LENGTHS: Final = (512, 1024, 2048, 4096)
@@ -43,7 +45,7 @@ def lengths(evidence: Evidence) -> dict[str, Any]:
         "prompt_characters": evidence.column("prompt_characters"),
         "better_characters": characters_R[differ & (grade_R == best_N[row_R])],
         "worse_characters": characters_R[differ & (grade_R == worst_N[row_R])],
-        "conversation_tokens": evidence.column("longest")[~evidence.column("refused")],
+        "conversation_tokens": evidence.column("longest")[evidence.column("refused") == 0],
     }
     return {name: spread(values) for name, values in found.items()}
 
@@ -102,23 +104,21 @@ def _counted(evidence: Evidence, codes: Array) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["count"], row["script"] or ""))
 
 
-def languages(evidence: Evidence) -> dict[str, Any] | None:
-    """Languages of prompts and responses of evenly spaced rows; None if nothing can tell them.
+def languages(evidence: Evidence) -> dict[str, Any]:
+    """Languages of prompts and responses of evenly spaced rows.
 
     ``responses_in_another`` are those in another language than their prompt, of
     ``responses_compared`` where both are known.
     """
-    language, text = evidence.tools.language, evidence.tools.text
-    if language is None:
-        return None
+    text = evidence.tools.text
     rows = evenly_spaced(evidence.data, LANGUAGE_ROWS)
     prompts: Counter[str | None] = Counter()
     responses: Counter[str | None] = Counter()
     compared = another = 0
     for row in rows.tolist():
         comparison = evidence.rows[row]
-        asked = language(text(comparison.prompt))
-        answered = [language(text(response)) for response in comparison.responses]
+        asked = identify_language(text(comparison.prompt))
+        answered = [identify_language(text(response)) for response in comparison.responses]
         prompts[asked] += 1
         responses.update(answered)
         known = [name for name in answered if name is not None and asked is not None]
@@ -162,15 +162,16 @@ def surface(evidence: Evidence, on_progress: Progress) -> dict[str, Any]:
     """
     judged = evidence.judgements.sign_J != 0
     longer_P = evidence.judgements.longer_J[judged].astype(np.float64)
+    group_P = evidence.column("group")[evidence.judgements.row_J[judged]]
     sample = _sample(evidence)
-    delta_P = _cross_fitted(evidence, sample, on_progress)
+    bag = _cross_fitted(evidence, sample, on_progress)
     return {
-        "longer": dict(evidence.tools.judge(longer_P)),
-        "shorter": dict(evidence.tools.judge(-longer_P)),
+        "longer": dict(evidence.tools.judge(longer_P, group_P)),
+        "shorter": dict(evidence.tools.judge(-longer_P, group_P)),
         "length_gap": _gaps(longer_P),
         "bag_of_words": None
-        if delta_P is None
-        else {**evidence.tools.judge(delta_P), "rows": len(sample), "folds": FOLDS},
+        if bag is None
+        else {**evidence.tools.judge(*bag), "rows": len(sample), "folds": FOLDS},
     }
 
 
@@ -189,19 +190,26 @@ def _sample(evidence: Evidence) -> RowArray:
     return usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
 
 
-def _cross_fitted(evidence: Evidence, sample: RowArray, on_progress: Progress) -> FloatArray | None:
-    """Differences by a bag of words that has not seen the prompts it judges; None if it cannot."""
+def _cross_fitted(
+    evidence: Evidence, sample: RowArray, on_progress: Progress
+) -> tuple[FloatArray, Array] | None:
+    """Differences by a bag of words that has not seen the prompts it judges, and those prompts.
+
+    None if it cannot.
+    """
     group_S = evidence.column("group")[sample]
     fold_S = mixed(group_S) % np.uint64(FOLDS)
     if len(np.unique(group_S)) < 2 * FOLDS or len(np.unique(fold_S)) < FOLDS:
         return None
     comparisons: list[Comparison] = [evidence.rows[row] for row in sample.tolist()]
-    found = []
+    found, groups = [], []
     for fold in range(FOLDS):
         on_progress("fitting a bag of words", fold, FOLDS)
         sides: Mapping[bool, list[Comparison]] = {True: [], False: []}
         for comparison, own in zip(comparisons, fold_S.tolist(), strict=True):
             sides[own == fold].append(comparison)
         found.append(evidence.tools.bag_of_words(sides[False], sides[True]))
+        pairs = [sum(a != b for a, b in combinations(c.grades, 2)) for c in sides[True]]
+        groups.append(np.repeat(group_S[fold_S == fold], pairs))
     on_progress("fitting a bag of words", FOLDS, FOLDS)
-    return np.concatenate(found)
+    return np.concatenate(found), np.concatenate(groups)

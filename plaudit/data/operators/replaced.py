@@ -31,7 +31,8 @@ def other_language(text: str, generator: Random, context: Context) -> str | None
     foreign = [
         language
         for language in _LANGUAGES
-        if sum(word in language.common for word in words) <= 0.15 * len(words)
+        if language.code != context.language
+        and sum(word in language.common for word in words) <= 0.15 * len(words)
     ]
     if not foreign:
         return None
@@ -44,6 +45,7 @@ def other_language(text: str, generator: Random, context: Context) -> str | None
 class _Language:
     """Words by which a text is known to be of the language, and sentences that say nothing."""
 
+    code: str
     common: frozenset[str]
     sentences: tuple[str, ...]
 
@@ -54,6 +56,7 @@ def _words(text: str) -> frozenset[str]:
 
 _LANGUAGES: Final = (
     _Language(
+        "de",
         _words("der die das und ist nicht ein eine zu den mit von für auf sich wird"),
         (
             "Dazu lässt sich im Allgemeinen Folgendes sagen.",
@@ -63,6 +66,7 @@ _LANGUAGES: Final = (
         ),
     ),
     _Language(
+        "fr",
         _words("le la les des et est une un que pour dans pas sur avec du ce"),
         (
             "On peut dire en général ce qui suit.",
@@ -72,6 +76,7 @@ _LANGUAGES: Final = (
         ),
     ),
     _Language(
+        "es",
         _words("el los las y es una un que para por con no del se lo"),
         (
             "En general se puede decir lo siguiente.",
@@ -81,6 +86,7 @@ _LANGUAGES: Final = (
         ),
     ),
     _Language(
+        "it",
         _words("il lo gli e è una un che per con non del di si sono"),
         (
             "In generale si può dire quanto segue.",
@@ -90,6 +96,7 @@ _LANGUAGES: Final = (
         ),
     ),
     _Language(
+        "pt",
         _words("o os as e é uma um que para com não do da se em"),
         (
             "Em geral, pode dizer-se o seguinte.",
@@ -99,6 +106,7 @@ _LANGUAGES: Final = (
         ),
     ),
     _Language(
+        "nl",
         _words("de het een en van is niet dat op te voor met zijn er wordt"),
         (
             "In het algemeen kan het volgende worden gezegd.",

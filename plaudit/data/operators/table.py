@@ -19,6 +19,8 @@ Kind: TypeAlias = Literal["damage", "preserving", "hack"]
 Severity: TypeAlias = Literal["none", "minor", "major", "critical"]
 Operate: TypeAlias = Callable[[str, Random, Context], str | None]
 
+ENGLISH: Final = frozenset({"en"})
+
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
 
@@ -30,7 +32,8 @@ class Operator:
     ``damage`` makes an answer worse, ``preserving`` says the same otherwise, and a ``hack`` is a
     trick that deserves no higher reward. ``severity`` is that of translation's error typologies
     (MQM): ``critical`` where the answer is of no use any more, ``major`` where it misleads or lacks
-    something, ``minor`` where it only reads worse.
+    something, ``minor`` where it only reads worse. ``languages`` are those (ISO 639) whose texts it
+    may alter, None is any: an English sentence in a German answer would measure the mixture.
     """
 
     name: str
@@ -38,6 +41,11 @@ class Operator:
     severity: Severity
     what: str
     operate: Operate
+    languages: frozenset[str] | None = None
+
+    def suits(self, language: str | None) -> bool:
+        """Whether it may alter texts of a language; None is one that nobody could identify."""
+        return self.languages is None or language is None or language in self.languages
 
     def apply(self, text: str, generator: Random, context: Context) -> str | None:
         """Another text, or None where the operator has nothing to take hold of.
@@ -51,31 +59,40 @@ class Operator:
         return different(new, text) if self.kind == "damage" else new
 
 
-def _row(operate: Operate, kind: Kind, severity: Severity) -> Operator:
+def _row(
+    operate: Operate, kind: Kind, severity: Severity, languages: frozenset[str] | None = None
+) -> Operator:
     what, _, _ = (operate.__doc__ or "").partition("\n")
-    return Operator(name=operate.__name__, kind=kind, severity=severity, what=what, operate=operate)
+    return Operator(
+        name=operate.__name__,
+        kind=kind,
+        severity=severity,
+        what=what,
+        operate=operate,
+        languages=languages,
+    )
 
 
 OPERATORS: Final[dict[str, Operator]] = {
     operator.name: operator
     for operator in (
         _row(replaced.other_text, "damage", "critical"),
-        _row(meaning.reversed_meaning, "damage", "major"),
+        _row(meaning.reversed_meaning, "damage", "major", ENGLISH),
         _row(meaning.changed_value, "damage", "major"),
         _row(structure.dropped_words, "damage", "major"),
         _row(structure.shuffled_words, "damage", "major"),
         _row(structure.repeated_phrase, "damage", "minor"),
         _row(structure.truncation, "damage", "major"),
         _row(surface.misspelling, "damage", "minor"),
-        _row(meaning.contradiction, "damage", "major"),
-        _row(surface.verbose_filler, "damage", "minor"),
+        _row(meaning.contradiction, "damage", "major", ENGLISH),
+        _row(surface.verbose_filler, "damage", "minor", ENGLISH),
         _row(meaning.changed_number, "damage", "major"),
-        _row(meaning.changed_unit, "damage", "major"),
-        _row(meaning.swapped_entities, "damage", "major"),
+        _row(meaning.changed_unit, "damage", "major", ENGLISH),
+        _row(meaning.swapped_entities, "damage", "major", ENGLISH),
         _row(structure.dropped_sentence, "damage", "major"),
         _row(structure.shuffled_sentences, "damage", "minor"),
         _row(surface.formatting_noise, "damage", "minor"),
-        _row(surface.empty_politeness, "damage", "minor"),
+        _row(surface.empty_politeness, "damage", "minor", ENGLISH),
         _row(replaced.other_language, "damage", "critical"),
         _row(preserve.double_spaces, "preserving", "none"),
         _row(preserve.final_newline, "preserving", "none"),
@@ -83,19 +100,19 @@ OPERATORS: Final[dict[str, Operator]] = {
         _row(preserve.wrapped_lines, "preserving", "none"),
         _row(preserve.bullet_style, "preserving", "none"),
         _row(preserve.number_style, "preserving", "none"),
-        _row(preserve.list_order, "preserving", "none"),
-        _row(preserve.heading_case, "preserving", "none"),
+        _row(preserve.list_order, "preserving", "none", ENGLISH),
+        _row(preserve.heading_case, "preserving", "none", ENGLISH),
         _row(preserve.bold_style, "preserving", "none"),
         _row(preserve.quote_style, "preserving", "none"),
-        _row(preserve.contractions, "preserving", "none"),
+        _row(preserve.contractions, "preserving", "none", ENGLISH),
         _row(tricks.empty, "hack", "critical"),
         _row(tricks.echo, "hack", "critical"),
-        _row(tricks.refuse, "hack", "critical"),
-        _row(tricks.promise, "hack", "critical"),
+        _row(tricks.refuse, "hack", "critical", ENGLISH),
+        _row(tricks.promise, "hack", "critical", ENGLISH),
         _row(tricks.repetition, "hack", "minor"),
-        _row(tricks.flattery, "hack", "minor"),
-        _row(tricks.self_praise, "hack", "minor"),
-        _row(tricks.sure, "hack", "minor"),
+        _row(tricks.flattery, "hack", "minor", ENGLISH),
+        _row(tricks.self_praise, "hack", "minor", ENGLISH),
+        _row(tricks.sure, "hack", "minor", ENGLISH),
     )
 }
 """Name of an operator to its row, in the order in which they are shown."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -14,13 +14,30 @@ class Context:
     """What operators may borrow from: other answers, and the names that stand in them, by shape.
 
     ``others`` is sorted by length. ``own`` are texts that answer the same question rightly, and
-    ``prompt`` is that question.
+    ``prompt`` is that question. ``language`` is that of the text to alter, where it is known.
     """
 
     others: tuple[str, ...]
     names: Mapping[str, tuple[str, ...]]
     own: frozenset[str] = frozenset()
     prompt: str = ""
+    language: str | None = None
+
+
+def contexts_by_language(texts: Mapping[str, str | None]) -> dict[str | None, Context]:
+    """For each language of these answers a context out of those in it, and None: out of all.
+
+    Answers of unknown language (None) are in every context.
+    """
+    by_language: dict[str | None, list[str]] = {None: []}
+    for text, language in texts.items():
+        by_language.setdefault(language, []).append(text)
+    unknown = by_language.pop(None)
+    contexts: dict[str | None, Context] = {
+        language: replace(make_context([*own, *unknown]), language=language)
+        for language, own in by_language.items()
+    }
+    return {**contexts, None: make_context(list(texts))}
 
 
 def make_context(texts: Sequence[str]) -> Context:

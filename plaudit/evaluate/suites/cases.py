@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from plaudit.errors import DataError
-from plaudit.types import FloatArray
+from plaudit.types import FloatArray, Turns
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -22,8 +23,8 @@ class Item:
     """
 
     id: str
-    prompt: str
-    responses: tuple[str, ...]
+    prompt: Turns
+    responses: tuple[Turns, ...]
     grades: tuple[float, ...]
     subset: str
     case: str
@@ -31,8 +32,9 @@ class Item:
 
     @property
     def group(self) -> str:
-        """Names the prompt."""
-        return hashlib.sha256(self.prompt.strip().encode()).hexdigest()[:16]
+        """Names the prompt; without one, the set of responses."""
+        known = key(self.prompt) if self.prompt else "".join(sorted(map(key, self.responses)))
+        return hashlib.sha256(known.strip().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,25 @@ Case: TypeAlias = Sequence[Answer]
 """Rows that are scored together; all suites but the ties of RewardBench 2 have one a case."""
 
 
+def key(said: Turns) -> str:
+    """Equal for equal texts and for equal messages."""
+    if isinstance(said, str):
+        return said
+    return json.dumps([message.as_dict() for message in said], sort_keys=True, default=str)
+
+
 def text(row: Row, column: str) -> str:
     """A text of the row. Raises DataError where it is missing or something else."""
     value = row.get(column)
     if not isinstance(value, str):
         raise DataError(f"{column} is {_kind(value)}, expected text.")
     return value
+
+
+def turns(row: Row, column: str) -> Turns:
+    """A text of the row, or turns that its reader has parsed."""
+    value = row.get(column)
+    return value if isinstance(value, tuple) else text(row, column)
 
 
 def texts(row: Row, column: str) -> tuple[str, ...]:

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from plaudit.data.files import FILE_KINDS, fingerprint, read_rows
+from plaudit.data.readers import READERS
+from plaudit.data.values import is_messages, listed
 from plaudit.errors import DataError
 from plaudit.evaluate.baselines import response_text
-from plaudit.evaluate.suites.cases import Answer, Item
+from plaudit.evaluate.suites.cases import Answer, Item, Row, key
 from plaudit.evaluate.suites.request import Request
 from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import HubFiles, Suite
 from plaudit.recipe import Source
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.encode import Refused
-from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree, as_turns
+from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree, Turns, as_turns
 
 NOT_FINITE = "reward_not_finite"
 
@@ -78,7 +80,8 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
     for path in paths:
         for where, row in _rows(path):
             try:
-                item = suite.read(row, len(items), PurePath(path.relative_to(root)))
+                parsed = parse_chat(row) if suite.chats else row
+                item = suite.read(parsed, len(items), PurePath(path.relative_to(root)))
             except DataError as error:
                 raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
             if item is not None:
@@ -88,6 +91,26 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
         for path in paths
     ]
     return items, shown
+
+
+def parse_chat(row: Row) -> Row:
+    """A row of messages with its prompt and answers as turns; any other row as it is.
+
+    Raises:
+        DataError: the columns mix texts and messages in a way that no reader of chats knows.
+    """
+    for name in ("explicit_conversational", "implicit_conversational"):
+        reader = READERS[name]
+        if set(reader.columns) <= row.keys() and reader.recognises(row):
+            found = reader.parse(row)
+            chosen, rejected = found.responses
+            return {**row, "prompt": found.prompt, "chosen": chosen, "rejected": rejected}
+    if any(is_messages(row.get(column)) for column in ("prompt", "chosen", "rejected")):
+        raise DataError(
+            f"the columns {listed(row)} mix texts and messages, expected messages in prompt, or "
+            "whole conversations in chosen and rejected."
+        )
+    return row
 
 
 def suite_files(suite: Suite, folder: Path) -> list[Path]:
@@ -175,16 +198,17 @@ def _score(
     """
     together: dict[str, list[int]] = {}
     for number, item in enumerate(items):
-        together.setdefault(item.prompt, []).append(number)
+        together.setdefault(key(item.prompt), []).append(number)
     merged = [
         _comparison(model, items[n[0]], _distinct([items[i] for i in n])) for n in together.values()
     ]
     outcomes = model.encode(merged)
     jobs: list[tuple[TokenTree, list[str], list[int]]] = []
     refused: Counter[str] = Counter()
-    for comparison, outcome, numbers in zip(merged, outcomes, together.values(), strict=True):
+    for outcome, numbers in zip(outcomes, together.values(), strict=True):
         if isinstance(outcome, TokenTree):
-            jobs.append((outcome, [response_text(r) for r in comparison.responses], numbers))
+            responses = _distinct([items[number] for number in numbers])
+            jobs.append((outcome, list(map(key, responses)), numbers))
             continue
         for number in numbers:
             item = items[number]
@@ -192,7 +216,7 @@ def _score(
             if isinstance(alone, Refused):
                 refused[alone.reason] += 1
             else:
-                jobs.append((alone, list(item.responses), [number]))
+                jobs.append((alone, list(map(key, item.responses)), [number]))
     total = sum(tree.tokens for tree, _, _ in jobs)
     done = 0
 
@@ -207,7 +231,7 @@ def _score(
     for (tree, texts, numbers), rewards_K in zip(jobs, rewards, strict=True):
         place = {text: index for index, text in reversed(list(enumerate(texts)))}
         for number in numbers:
-            own = [place[response] for response in items[number].responses]
+            own = [place[key(response)] for response in items[number].responses]
             if not np.isfinite(rewards_K[own]).all():
                 refused[NOT_FINITE] += 1
                 continue
@@ -220,12 +244,13 @@ def _score(
     return answers, refused, ordered
 
 
-def _distinct(items: Sequence[Item]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(response for item in items for response in item.responses))
+def _distinct(items: Sequence[Item]) -> tuple[Turns, ...]:
+    found = {key(response): response for item in items for response in item.responses}
+    return tuple(found.values())
 
 
-def _comparison(model: RewardModel, item: Item, responses: Sequence[str]) -> Comparison:
-    """One user turn and assistant turns; plain text for a model that knows nothing else."""
+def _comparison(model: RewardModel, item: Item, responses: Sequence[Turns]) -> Comparison:
+    """Messages; a text is a user turn or an assistant turn, but for a model of plain text alone."""
     comparison = Comparison(
         id=item.id,
         prompt=item.prompt,
@@ -255,6 +280,6 @@ def _score_rows(
                 grade=item.grades[response],
                 margin=0.0,
                 tokens=lengths[number][response],
-                characters=len(item.responses[response]),
+                characters=len(response_text(item.responses[response])),
                 metadata={"subset": item.subset, **item.metadata},
             )

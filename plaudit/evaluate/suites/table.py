@@ -2,7 +2,8 @@
 
 A reader turns one row of the suite's files into an :class:`Item`. ``credit`` turns one case into
 named values; their means over the cases of each subset go to ``combine``, which returns the suite's
-numbers, the headline first. Everything is a share (0 to 1); leaderboards print percent.
+numbers, the headline first. Everything is a share (0 to 1), and is shown in percent, as the
+leaderboards print it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluate.suites.cases import Answer, Case, Item, Row, identity, text, texts
+from plaudit.evaluate.suites.cases import Answer, Case, Item, Row, identity, text, texts, turns
 
 Means: TypeAlias = Mapping[str, Mapping[str, float]]
 """Subset -> name of a value -> its mean over the subset's cases."""
@@ -41,7 +42,8 @@ class Suite:
     ``files`` are patterns inside a local folder, the first that finds something wins. ``read`` gets
     a row, its number and the path of its file inside the folder; None is a row that the suite does
     not count. ``counts`` are rows expected per subset, empty where nothing is expected.
-    ``where_from`` says what to do when there is no copy on the Hub.
+    ``where_from`` says what to do when there is no copy on the Hub. ``chats``: rows of messages are
+    parsed as training data are, and ``read`` gets their turns.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Suite:
     source: str
     counts: Mapping[str, int] = field(default_factory=dict)
     where_from: str = ""
+    chats: bool = False
 
 
 # ---- rules that several suites share -------------------------------------------------------------
@@ -379,15 +382,17 @@ def _hhh_part(path: PurePath) -> str:
 
 
 def read_pairs(row: Row, number: int, path: PurePath) -> Item:
-    """``prompt``, ``chosen``, ``rejected``: texts or lists of texts; ``subset`` if there is one."""
+    """``prompt``, ``chosen``, ``rejected``: texts, lists of texts for the answers, or turns;
+    ``subset`` if there is one.
+    """
     sides = [
-        texts(row, column) if isinstance(row.get(column), list) else (text(row, column),)
+        texts(row, column) if isinstance(row.get(column), list) else (turns(row, column),)
         for column in ("chosen", "rejected")
     ]
     subset = row.get("subset")
     return Item(
         id=identity(row, number),
-        prompt=text(row, "prompt"),
+        prompt=turns(row, "prompt"),
         responses=sides[0] + sides[1],
         grades=(1.0,) * len(sides[0]) + (0.0,) * len(sides[1]),
         subset=subset if isinstance(subset, str) else path.name.partition(".")[0],
@@ -473,6 +478,7 @@ SUITES: Final[dict[str, Suite]] = {
             hub=None,
             files=("**/*",),
             read=read_pairs,
+            chats=True,
             credit=strict,
             combine=mean_of_subsets,
             source="any files of prompt, chosen, rejected and subset",

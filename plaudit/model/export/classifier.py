@@ -20,7 +20,7 @@ from plaudit.files import write_json
 from plaudit.model.artefact import ADAPTER_FILE, ArtefactFacts
 from plaudit.model.export.prepare import belongs_to_head, stored
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
-from plaudit.model.load import head_modules, output_layer
+from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
 from plaudit.types import Affine, Comparison
 
@@ -171,10 +171,12 @@ def read_adapter(folder: Path, base: str) -> Scorer:
     """The adapter on its base, as PEFT's auto class loads it."""
     from peft import PeftModel
 
-    network = AutoModelForSequenceClassification.from_pretrained(
-        base, revision=base_revision(folder, base), num_labels=1, dtype=torch.float32
-    )
-    return _scorer(PeftModel.from_pretrained(network, str(folder)), _pad_id(folder))
+    with silence_load_messages():
+        network = AutoModelForSequenceClassification.from_pretrained(
+            base, revision=base_revision(folder, base), num_labels=1, dtype=torch.float32
+        )
+        network = PeftModel.from_pretrained(network, str(folder))
+    return _scorer(network, _pad_id(folder))
 
 
 def base_revision(folder: Path, base: str) -> str | None:

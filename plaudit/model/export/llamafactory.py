@@ -22,7 +22,7 @@ from plaudit.model.export.prepare import is_adapter
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.model.imports.llamafactory import RULES_OF
 from plaudit.model.imports.templates import ERAS, template_of
-from plaudit.model.load import output_layer
+from plaudit.model.load import output_layer, silence_load_messages
 from plaudit.model.module import classifier
 from plaudit.types import Affine
 
@@ -116,7 +116,8 @@ def read(folder: Path, base: str) -> Scorer:
 
         revision = base_revision(folder, base)
         network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32)
-        network = PeftModel.from_pretrained(network, str(folder))
+        with silence_load_messages():
+            network = PeftModel.from_pretrained(network, str(folder))
     else:
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     network.eval()

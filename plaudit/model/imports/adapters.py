@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from plaudit.errors import ModelError
 from plaudit.model.imports.contents import ADAPTER, Contents, read_tensors
-from plaudit.model.load import LIBRARY_ERRORS, LoadedBase, first_line, head_modules
+from plaudit.model.load import (
+    LIBRARY_ERRORS,
+    LoadedBase,
+    first_line,
+    head_modules,
+    silence_load_messages,
+)
 
 PREFIX = "base_model.model."
 LINEAR_HEADS = ("score", "value_head")
@@ -129,7 +135,8 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
     heads = tuple(f"{PREFIX}{name}." for name in head_modules(network))
     random = {f"{PREFIX}{name}" for name in loaded.missing}
     try:
-        model = get_peft_model(network, _config(network, adapter, source))
+        with silence_load_messages():
+            model = get_peft_model(network, _config(network, adapter, source))
         current = get_peft_model_state_dict(model, save_embedding_layers=False)
         given = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
         given |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}

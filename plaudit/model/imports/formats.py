@@ -6,7 +6,6 @@ recognises a folder opens it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
+from plaudit.files import missing_path
 from plaudit.model.artefact import (
     FACTS_FILE,
     RUN_FILES,
@@ -127,8 +127,8 @@ def recognise(contents: Contents, request: Request) -> Format:
     own = _is_own(contents)
     if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
         raise ModelError(
-            f"{request.source} has no {FACTS_FILE}, so it is not a finished plaudit run; give a "
-            "folder that plaudit train completed."
+            f"{request.source} has no {FACTS_FILE}, so this run has not finished training; name "
+            "one of its checkpoints, or finish the run with plaudit train --resume."
         )
     for row in FORMATS:
         if row.recognises(contents):
@@ -164,8 +164,11 @@ def locate(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     named = str(source)
-    if folder.exists() or named.count("/") > 1 or named.startswith((".", os.sep, "~")):
-        raise ModelError(f"No reward model at {source}; expected a folder or a Hub id.")
+    if folder.exists():
+        raise ModelError(f"{source} is a file; expected the folder of a reward model or a Hub id.")
+    missing = missing_path(named)
+    if missing is not None:
+        raise ModelError(f"{missing}; expected the folder of a reward model or a Hub id.")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

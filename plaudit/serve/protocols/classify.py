@@ -17,6 +17,7 @@ from plaudit.serve.protocols.messages import (
 from plaudit.serve.protocols.records import (
     Ask,
     Body,
+    Many,
     Part,
     Protocol,
     Scored,
@@ -32,10 +33,10 @@ from plaudit.serve.refusal import RefusalError
 class SglangRequest(Body):
     """``text`` as it stands, or ``input_ids``."""
 
-    text: str | list[str] | None = None
-    input_ids: TokenIds | list[TokenIds] | None = None
+    text: str | Many[str] | None = None
+    input_ids: TokenIds | Many[TokenIds] | None = None
     model: str | None = None
-    rid: str | list[str] | None = None
+    rid: str | Many[str] | None = None
 
 
 class ClassifyDatum(BaseModel):

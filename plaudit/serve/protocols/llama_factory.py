@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Protocol, Scored, Written, refuse_empty
+from plaudit.serve.protocols.records import Ask, Body, Many, Protocol, Scored, Written, refuse_empty
 
 
 class EvaluationRequest(Body):
     """``messages`` are whole conversations as text, not turns."""
 
     model: str | None = None
-    messages: list[str]
+    messages: Many[str]
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Refuse longer texts; their end is what is scored."
     )

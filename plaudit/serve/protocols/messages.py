@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Part, Written, keys_of
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Many, Part, Written, keys_of
 from plaudit.serve.refusal import RefusalError
 from plaudit.types import Text
 
@@ -20,12 +20,16 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Many[str | dict[str, Any]] | None = None
 
 
-Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
-TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
-TextInput: TypeAlias = str | TokenIds | list[str] | list[TokenIds]
+Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
+Tools: TypeAlias = Annotated[
+    tuple[dict[str, Any], ...] | None,
+    Field(description="Schemas of tools for the chat template, which must render them."),
+]
+TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
+TextInput: TypeAlias = str | TokenIds | Many[str] | Many[TokenIds]
 """One text or its ids, or several."""
 
 
@@ -71,6 +75,7 @@ class ChatRequest(Tuned):
     """One conversation, rendered by the model's own template."""
 
     messages: Messages
+    tools: Tools = None
     add_generation_prompt: Literal[False] = False
     chat_template: None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -97,6 +102,7 @@ def ask_of(request: InputRequest | ChatRequest) -> Ask:
     dialogue = Dialogue(
         prompt=as_text(before),
         responses=(as_text([last]),),
+        tools=request.tools or None,
         template_kwargs=request.chat_template_kwargs or {},
     )
     return Ask(model=request.model, parts=(dialogue,), keep_last=cut)

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Protocol, Scored, Written
+from plaudit.serve.protocols.records import Ask, Body, Many, Protocol, Scored, Written
 
 
 class RewardRequest(Body):
     """``query`` is prompt and answer as one text, special tokens kept."""
 
-    query: list[str] | str = Field(description="Whole conversations as text.")
-    prompts: list[Any] | str | None = None
-    labels: list[Any] | str | None = None
+    query: Many[str] | str = Field(description="Whole conversations as text.")
+    prompts: Many[Any] | str | None = None
+    labels: Many[Any] | str | None = None
     model: str | None = None
 
 

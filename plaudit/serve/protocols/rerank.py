@@ -14,6 +14,7 @@ from plaudit.serve.protocols.records import (
     Ask,
     Body,
     Dialogue,
+    Many,
     Protocol,
     Scored,
     Usage,
@@ -31,10 +32,10 @@ class RerankRequest(Body):
 
     model: str | None = None
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = True
-    rank_fields: list[str] | None = None
+    rank_fields: Many[str] | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Refuse longer conversations; their end is what is scored."
     )

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.messages import Messages, as_text
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Protocol, Scored
+from plaudit.serve.protocols.messages import Messages, Tools, as_text
+from plaudit.serve.protocols.records import Ask, Body, Dialogue, Many, Protocol, Scored
 
 
 class OwnUsage(BaseModel):
@@ -27,7 +27,8 @@ class RewardsRequest(Body):
 
     model: str | None = None
     prompt: str | Messages
-    responses: Annotated[list[str | Messages], Field(min_length=1)]
+    responses: Annotated[Many[str | Messages], Field(min_length=1)]
+    tools: Tools = None
     along: bool = Field(default=False, description="Add the reward along each response.")
 
 
@@ -62,6 +63,7 @@ class CompareRequest(Body):
     prompt: str | Messages
     a: str | Messages
     b: str | Messages
+    tools: Tools = None
 
 
 class Comparison(BaseModel):
@@ -79,7 +81,9 @@ class Comparison(BaseModel):
 
 def read_rewards(request: RewardsRequest) -> Ask:
     dialogue = Dialogue(
-        prompt=as_text(request.prompt), responses=tuple(map(as_text, request.responses))
+        prompt=as_text(request.prompt),
+        responses=tuple(map(as_text, request.responses)),
+        tools=request.tools or None,
     )
     return Ask(model=request.model, parts=(dialogue,), along=request.along)
 
@@ -106,7 +110,9 @@ def answer_rewards(request: RewardsRequest, scored: Scored) -> RewardsResponse:
 
 def read_compare(request: CompareRequest) -> Ask:
     dialogue = Dialogue(
-        prompt=as_text(request.prompt), responses=(as_text(request.a), as_text(request.b))
+        prompt=as_text(request.prompt),
+        responses=(as_text(request.a), as_text(request.b)),
+        tools=request.tools or None,
     )
     return Ask(model=request.model, parts=(dialogue,))
 

@@ -15,6 +15,7 @@ from plaudit.serve.protocols.records import (
     Ask,
     Body,
     Dialogue,
+    Many,
     Protocol,
     Scored,
     Usage,
@@ -39,8 +40,8 @@ class PairsRequest(Body):
     model_config = ConfigDict(populate_by_name=True)
 
     model: str | None = None
-    queries: str | list[str] = Field(validation_alias=AliasChoices(*QUERIES))
-    documents: str | list[str] = Field(validation_alias=AliasChoices(*DOCUMENTS))
+    queries: str | Many[str] = Field(validation_alias=AliasChoices(*QUERIES))
+    documents: str | Many[str] = Field(validation_alias=AliasChoices(*DOCUMENTS))
     activation: bool | None = None
     use_activation: bool | None = None
 
@@ -50,7 +51,7 @@ class ItemsRequest(Body):
 
     model: str | None = None
     query: str
-    items: str | list[str]
+    items: str | Many[str]
     item_first: bool = False
 
 

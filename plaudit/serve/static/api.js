@@ -70,6 +70,11 @@ export async function asksForToken() {
   return /** @type {{token: boolean}} */ (await read("page.json")).token;
 }
 
+/** The server's own description of its routes. @returns {Promise<unknown>} */
+export async function openapi() {
+  return read("openapi.json");
+}
+
 /** @param {string} name @param {string} paper @returns {Promise<Blob>} */
 export async function paper(name, paper) {
   const answer = await send(paperAddress(name, paper), {});

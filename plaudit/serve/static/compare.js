@@ -108,7 +108,7 @@ function table(found) {
       h("td", {}, h("span", { class: "n" }, percent(found.win_probabilities[index] ?? 0)), share(found.win_probabilities[index] ?? 0)),
       h("td", { class: "n" }, (found.tokens[index] ?? 0).toLocaleString("en")));
   });
-  return h("div", { class: "scroll" }, h("table", { class: "scores" },
+  return h("div", { class: "scroll", role: "region", "aria-label": "Rewards", tabindex: 0 }, h("table", { class: "scores" },
     h("caption", {}, "Bars of rewards start at the mean of these responses."),
     h("thead", {}, h("tr", {}, ...["Response", "Rank", "Reward", "Wins", "Tokens"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, ...rows)));

@@ -1,0 +1,184 @@
+"""Manifests: the size and checksum of every file of a checkpoint or a model folder.
+
+``manifest.json`` is written after the files it lists, so a folder that has one is complete. The
+checksum is XXH3 (128 bits): it notices damage, not a deliberate change. It reads 22 GB/s on one
+core from memory (CRC-32 5.8, SHA-256 1.9, BLAKE2b 1.4), so a manifest costs what reading the files
+costs: nothing to speak of for an adapter; for a checkpoint of all weights of an 8B model in fp32
+with AdamW, 96 GB read once after it is written and once before it is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from plaudit.errors import ModelError
+from plaudit.files import write_json, writing
+
+MANIFEST_FILE = "manifest.json"
+TRAINING_FILE = "training.json"
+"""How a run's training ended, listed with its model; it is there until the run is evaluated."""
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "plaudit.json",
+)
+"""Names of the files of a model folder that decide its rewards. A card is none of them."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """What a file held when it was listed: its size in bytes and its checksum."""
+
+    size: int
+    xxh3_128: str
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a model folder decides its rewards."""
+    return any(fnmatch(name, pattern) for pattern in MODEL_FILES)
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    block = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
+def checksum_of(record: Mapping[str, Any]) -> str:
+    """XXH3 of a JSON mapping, the same for any order of its keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(record, sort_keys=True).encode())
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """List these files of the folder, atomically; all must be written completely.
+
+    Raises:
+        OutputError: a file cannot be read, or the manifest cannot be written.
+    """
+    with writing(folder):
+        listed = {name: _file_sum(folder / name) for name in names}
+    _write(folder, listed)
+
+
+def write_model_manifest(folder: Path, more: Iterable[str] = ()) -> None:
+    """List the model files of a folder, and those named in ``more``. Raises OutputError."""
+    files = (path.name for path in folder.iterdir() if path.is_file())
+    write_manifest(folder, [*filter(is_model_file, files), *more])
+
+
+def rewrite_listed(folder: Path, name: str, write: Callable[[], object]) -> None:
+    """Let ``write`` replace a model file, and bring its line of the manifest up to date.
+
+    The other files keep their lines; they are not read. A folder without a manifest gets one. A
+    kill before the end leaves none, and the folder loads.
+
+    Raises:
+        OutputError: the manifest cannot be written.
+        ValueError: it was damaged before.
+    """
+    path = folder / MANIFEST_FILE
+    listed = read_manifest(folder) if path.is_file() else None
+    path.unlink(missing_ok=True)
+    write()
+    if listed is None:
+        write_model_manifest(folder)
+    else:
+        _write(folder, {**listed, name: _file_sum(folder / name)})
+
+
+def read_manifest(folder: Path) -> Mapping[str, FileSum]:
+    """The listed files.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: it is damaged.
+    """
+    record = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or record.pop("xxh3_128", None) != checksum_of(record):
+        raise ValueError("it is not what was written")
+    if record["format"] != _FORMAT:
+        raise ValueError(f"format {record['format']!r} of a newer plaudit")
+    return {name: FileSum(**sums) for name, sums in record["files"].items()}
+
+
+def find_damage(folder: Path, concerns: Callable[[str], bool] = lambda _: True) -> str | None:
+    """The first listed file that is not as it was written, and what is wrong; None if all are.
+
+    ``concerns`` selects files by name. Sizes are compared before any byte is read. The folder has
+    a manifest.
+    """
+    try:
+        listed = read_manifest(folder)
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST_FILE} is damaged ({error})"
+    selected = {name: sums for name, sums in listed.items() if concerns(name)}
+    for problem in (_wrong_size, _wrong_bytes):
+        for name, sums in selected.items():
+            try:
+                wrong = problem(folder / name, sums)
+            except OSError as error:
+                wrong = f"cannot be read ({error.strerror or error})"
+            if wrong is not None:
+                return f"{name} {wrong}"
+    return None
+
+
+def check_model(folder: Path) -> None:
+    """Every model file is as it was written, as far as the folder has a manifest.
+
+    Models of other tools and of plaudit 0.1.0 have none.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    damage = find_damage(folder, is_model_file)
+    if damage is not None:
+        raise ModelError(
+            f"{folder}/{damage}, so the model is not as it was saved; restore that file from a "
+            f"backup. If you changed it yourself, delete {folder / MANIFEST_FILE}."
+        )
+
+
+def _write(folder: Path, listed: Mapping[str, FileSum]) -> None:
+    record = {"format": _FORMAT, "files": {name: asdict(listed[name]) for name in sorted(listed)}}
+    write_json(folder / MANIFEST_FILE, {**record, "xxh3_128": checksum_of(record)})
+
+
+def _file_sum(path: Path) -> FileSum:
+    return FileSum(size=path.stat().st_size, xxh3_128=checksum(path))
+
+
+def _wrong_size(path: Path, sums: FileSum) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    return None if size == sums.size else f"has {size:,} bytes of {sums.size:,}"
+
+
+def _wrong_bytes(path: Path, sums: FileSum) -> str | None:
+    return None if checksum(path) == sums.xxh3_128 else "has other bytes than were written"

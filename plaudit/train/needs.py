@@ -1,0 +1,128 @@
+"""What a run needs beside its recipe, as far as it is known without torch: files and libraries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from plaudit.data.load import check_source
+from plaudit.errors import PlauditError, RecipeError
+from plaudit.files import missing_path
+from plaudit.recipe import Recipe
+from plaudit.recipe_check import nearest
+from plaudit.tokens.template import read_template
+
+
+class Library(NamedTuple):
+    """A library that is not a dependency: its module, and what pip installs it as.
+
+    ``other`` is a module that does as well.
+    """
+
+    module: str
+    package: str
+    other: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        modules = (self.module, self.other)
+        return any(name is not None and find_spec(name) is not None for name in modules)
+
+
+LOGGERS: Final[dict[str, Library | None]] = {
+    "azure_ml": Library("azureml", "azureml-mlflow"),
+    "clearml": Library("clearml", "clearml"),
+    "codecarbon": Library("codecarbon", "codecarbon"),
+    "comet_ml": Library("comet_ml", "comet_ml"),
+    "dagshub": Library("dagshub", "dagshub"),
+    "dvclive": Library("dvclive", "dvclive"),
+    "flyte": Library("flytekit", "flytekit"),
+    "kubeflow": None,
+    "mlflow": Library("mlflow", "mlflow"),
+    "neptune": Library("neptune", "neptune"),
+    "swanlab": Library("swanlab", "swanlab"),
+    "tensorboard": Library("tensorboard", "tensorboard", "tensorboardX"),
+    "trackio": Library("trackio", "trackio"),
+    "wandb": Library("wandb", "wandb"),
+}
+"""What ``train.report_to`` may name, and the library that each takes."""
+
+OPTIMIZERS: Final[dict[str, Library]] = {
+    r"adamw_torch_[48]bit": Library("torchao", "torchao"),
+    r"paged_|adamw_bnb|adamw_8bit|ademamix|lion_|rmsprop_bnb": Library(
+        "bitsandbytes", "'plaudit[gpu]'"
+    ),
+    r"galore_": Library("galore_torch", "galore-torch"),
+    r"apollo_": Library("apollo_torch", "apollo-torch"),
+    r"(ada)?lomo": Library("lomo_optim", "lomo-optim"),
+    r"grokadamw": Library("grokadamw", "grokadamw"),
+    r"schedule_free_": Library("schedulefree", "schedulefree"),
+    r"stable_adamw": Library("optimi", "torch-optimi"),
+}
+"""The beginnings of names in ``train.optim`` (regular expressions) that take a library."""
+
+
+def check_needs(recipe: Recipe) -> None:
+    """Whether the files that a recipe names are there and the libraries are installed.
+
+    Raises:
+        RecipeError: all that is missing, with what to do about each.
+    """
+    problems = [*_missing_files(recipe), *_missing_libraries(recipe)]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def _missing_files(recipe: Recipe) -> Iterator[str]:
+    missing = missing_path(recipe.model.base)
+    if missing is not None:
+        yield f"model.base: {missing}; expected a model folder or a Hub id."
+    for role in ("train", "eval", "test"):
+        for source in getattr(recipe.data, role):
+            try:
+                check_source(source)
+            except PlauditError as error:
+                yield f"data.{role}: {error}"
+    if recipe.tokens.chat_template is not None:
+        try:
+            read_template(recipe.tokens.chat_template)
+        except RecipeError as error:
+            yield str(error)
+    deepspeed = recipe.train.get("deepspeed")
+    if isinstance(deepspeed, str) and deepspeed.endswith(".json") and not Path(deepspeed).is_file():
+        yield f"train.deepspeed: {deepspeed} does not exist; give the path of its configuration."
+
+
+def _missing_libraries(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    named: dict[str, Library | None] = {}
+    for name in _loggers(train.get("report_to")):
+        if name not in LOGGERS:
+            guess = nearest(name, LOGGERS)
+            end = f"did you mean {guess}?" if guess else f"it can be {', '.join(LOGGERS)}."
+            yield f"train.report_to: {name} is unknown; {end}"
+        named[f"report_to: {name}"] = LOGGERS.get(name)
+    optimizer = str(train.get("optim"))
+    named[f"optim: {optimizer}"] = _optimizer(optimizer)
+    if train.get("deepspeed"):
+        named["deepspeed"] = Library("deepspeed", "deepspeed")
+    if train.get("use_liger_kernel"):
+        named["use_liger_kernel"] = Library("liger_kernel", "'plaudit[gpu]'")
+    for key, library in named.items():
+        if library is not None and not library.installed:
+            yield (
+                f"train.{key} needs {library.module}, which is not installed; install it: "
+                f"pip install {library.package}"
+            )
+
+
+def _loggers(report_to: object) -> list[str]:
+    names = report_to if isinstance(report_to, list) else [report_to]
+    return [str(name) for name in names if name not in (None, "none", "all")]
+
+
+def _optimizer(name: str) -> Library | None:
+    return next((row for start, row in OPTIMIZERS.items() if re.match(start, name)), None)
