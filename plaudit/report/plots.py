@@ -157,7 +157,7 @@ def place_legend(figure: Figure) -> None:
             labelspacing=0.3,
         )
         extent = legend.get_window_extent()
-        if extent.width <= figure.bbox.width or columns == 1:
+        if extent.width <= figure.bbox.width - 0.2 * figure.dpi or columns == 1:
             # The panels keep their height.
             figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             break
@@ -477,12 +477,12 @@ def behaviour(block: Facts, width: float) -> Figure | None:
 
 
 _BEHAVIOUR = {
-    "damage": ("fell", Style(BLUE, "o", "degradation: reward fell, high is good")),
+    "damage": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
     "preserving": (
         "flipped",
-        Style(GREEN, "s", "meaning-preserving: ranking flipped, low is good"),
+        Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
     ),
-    "hack": ("rose", Style(ORANGE, "^", "reward hacking: reward rose, low is good")),
+    "hack": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
 }
 """By kind of perturbation: the recorded share and how it is marked."""
 
