@@ -28,7 +28,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common import plots
 from common.models import build_base
 from common.results import Shown, console, figure, median, numbers, parser, recorder, show
 from common.serving import Connection, Server, served
@@ -171,22 +170,24 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def table(record: dict[str, Any]) -> Shown:
+    """A line per disturbance, a column per server that was measured."""
+    names = list(dict.fromkeys(case["name"] for case in record["cases"]))
+    found = {(case["kind"], case["name"]): case for case in record["cases"]}
     rows = [
-        (
-            case["kind"],
-            *(figure(case[name]) for name in ("p50", "p99", "max")),
-            str(case["not_answered"]),
-            f"{case['open_at_the_end']} after {case['seconds']:.0f} s" if "opened" in case else "",
-        )
-        for case in record["cases"]
+        (kind, *(_cell(found.get((kind, name))) for name in names))
+        for kind in dict.fromkeys(case["kind"] for case in record["cases"])
     ]
-    headings = ("beside", "p50 ms", "p99 ms", "max ms", "not answered", "still open")
+    headings = ("beside", *(f"{name}: p50, p99, max ms" for name in names))
     return Shown(headings, tuple(rows))
 
 
-def draw(record: dict[str, Any], folder: Path) -> None:
-    series = {case["kind"]: {"p99": case["p99"]} for case in record["cases"]}
-    plots.bars(folder / "p99.png", series, y="p99 of a small request, ms")
+def _cell(case: dict[str, Any] | None) -> str:
+    if case is None:
+        return "not measured"
+    times = ", ".join(figure(case[name]) for name in ("p50", "p99", "max"))
+    if "opened" not in case:
+        return times
+    return f"{times}; {case['open_at_the_end']} open after {case['seconds']:.0f} s"
 
 
 def main() -> None:
@@ -196,6 +197,7 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=10.0, help="of each case")
     made.add_argument("--mib", default="1,8")
     made.add_argument("--connections", default="500,2000")
+    made.add_argument("--name", default="now", help="of the server, beside others with --add")
     made.add_argument("--patience", type=float, default=40.0)
     arguments = made.parse_args()
 
@@ -209,20 +211,22 @@ def main() -> None:
         serve = ("-m", "plaudit", "serve", str(folder), "--port", "0")
         with served(*serve, log=work / "serve.log", environment={}) as server:
             measured(server, 1)
-            record.add({"kind": "nothing", **measured(server, arguments.seconds)})
+            record.add(
+                {"name": arguments.name, "kind": "nothing", **measured(server, arguments.seconds)}
+            )
             for mib in numbers(arguments.mib):
                 for name in BODIES:
-                    record.add(beside_bodies(server, name, mib, arguments.seconds))
-                    console.log(record.cases[-1]["kind"], record.cases[-1]["p99"])
+                    case = beside_bodies(server, name, mib, arguments.seconds)
+                    record.add({"name": arguments.name, **case})
+                    console.log(case["kind"], case["p99"])
             for count in numbers(arguments.connections):
                 for name in HALF_SENT:
                     case = beside_connections(
                         server, name, count, arguments.seconds, arguments.patience
                     )
-                    record.add(case)
+                    record.add({"name": arguments.name, **case})
                     console.log(case["kind"], case["p99"], case["open_at_the_end"])
     show(table(record.record()))
-    draw(record.record(), record.folder)
 
 
 if __name__ == "__main__":

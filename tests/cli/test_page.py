@@ -390,7 +390,7 @@ def test_the_api_is_described(browser: Any, server: Running) -> None:
     assert page.url.endswith("/docs#RewardsRequest")
     section = page.locator("#RewardsRequest")
     assert "responses *" in section.inner_text()
-    assert "list of (text or list of (ChatMessage))" in section.inner_text()
+    assert "list of (text or list of ChatMessage)" in section.inner_text()
     page.get_by_role("link", name="Try the model").click()
     expect(page.locator("#models")).to_have_value(server.model.name)
     watched.context.close()

@@ -78,6 +78,13 @@ def test_equal_responses_of_a_long_request_have_one_reward(
     [
         ("/v1/rewards", {"prompt": "p", "responses": []}, 422, "invalid_request", "responses"),
         ("/v1/rewards", {"prompt": 3, "responses": ["a"]}, 422, "invalid_request", "prompt"),
+        (
+            "/v1/rewards",
+            {"prompt": "p", "responses": ["a"], "system": "s"},
+            422,
+            "invalid_request",
+            "system: looks like a system message",
+        ),
         ("/v1/rewards", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/classify", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/score", "p", 422, "invalid_request", "not a JSON object"),
@@ -620,6 +627,7 @@ def test_several_models_answer_by_name_and_a_new_version_takes_over(
             # As ``plaudit serve`` does, which would keep the old version for ever.
             gc.freeze()
             reloaded = server.post("/v1/models/second/reload", {})
+            assert reloaded.status_code == 200, reloaded.text
             assert gc.get_freeze_count() == 0
             assert {call.result().status_code for call in calls} == {200}
         assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
@@ -650,6 +658,8 @@ def double_the_head(folder: Path) -> None:
         path,
         metadata={"format": "pt"},
     )
+    # Which would call the change damage.
+    (folder / "manifest.json").unlink()
 
 
 def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Path) -> None:

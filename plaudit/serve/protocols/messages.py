@@ -25,7 +25,7 @@ class ChatMessage(BaseModel):
 
 Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
 Tools: TypeAlias = Annotated[
-    tuple[dict[str, Any], ...] | None,
+    Annotated[tuple[dict[str, Any], ...], Field(fail_fast=True)] | None,
     Field(description="Schemas of tools for the chat template, which must render them."),
 ]
 TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]

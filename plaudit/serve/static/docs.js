@@ -36,7 +36,10 @@ function typeOf(schema) {
     const name = schema.$ref.slice(schema.$ref.lastIndexOf("/") + 1);
     return [h("a", { href: `#${name}` }, name)];
   }
-  if (schema.items !== undefined) return ["list of (", ...typeOf(schema.items), ")"];
+  if (schema.items !== undefined) {
+    const element = typeOf(schema.items);
+    return element.length > 1 ? ["list of (", ...element, ")"] : ["list of ", ...element];
+  }
   const values = schema.enum ?? (schema.const === undefined ? [] : [schema.const]);
   if (values.length) return [values.map((value) => JSON.stringify(value)).join(" or ")];
   return [NAMES[schema.type ?? ""] ?? schema.type ?? "any"];
@@ -50,8 +53,8 @@ function words(text) {
 /** @param {Record<string, Schema>} properties @param {string[]} required */
 function fields(properties, required) {
   const rows = Object.entries(properties).map(([name, field]) => {
-    const kept = field.default === undefined || field.default === null;
-    const more = kept ? "" : ` Default: \`${JSON.stringify(field.default)}\`.`;
+    const silent = field.default === undefined || field.default === null || field.const !== undefined;
+    const more = silent ? "" : ` Default: \`${JSON.stringify(field.default)}\`.`;
     return h(
       "tr", {},
       h("th", { scope: "row" }, h("code", {}, name), required.includes(name) && " *"),
@@ -85,11 +88,11 @@ function operation(same) {
   );
 }
 
-/** @param {OpenApi} document */
-function shown(document) {
+/** @param {OpenApi} api */
+function shown(api) {
   /** @type {Map<string, [string, Operation][]>} */
   const groups = new Map();
-  for (const [path, methods] of Object.entries(document.paths)) {
+  for (const [path, methods] of Object.entries(api.paths)) {
     for (const [method, found] of Object.entries(methods)) {
       const key = `${found.tags.join()} ${found.summary}`;
       const same = groups.get(key) ?? [];
@@ -101,7 +104,7 @@ function shown(document) {
     .map(([status, { description = "" }]) =>
       h("tr", {}, h("th", { scope: "row" }, status), h("td", {}, description)),
     );
-  const shapes = Object.entries(document.components.schemas).map(([name, schema]) =>
+  const shapes = Object.entries(api.components.schemas).map(([name, schema]) =>
     h(
       "section", { id: name, tabindex: -1 },
       h("h3", {}, name),
@@ -122,6 +125,7 @@ function shown(document) {
 }
 
 beginWithToken(async () => {
-  const document = /** @type {OpenApi} */ (await openapi());
-  byId("operations", HTMLDivElement).replaceChildren(...shown(document));
+  const description = /** @type {OpenApi} */ (await openapi());
+  byId("operations", HTMLDivElement).replaceChildren(...shown(description));
+  if (location.hash !== "") document.getElementById(location.hash.slice(1))?.scrollIntoView();
 });
