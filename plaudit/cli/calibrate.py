@@ -18,6 +18,7 @@ def calibrate(
         typer.Argument(help="Files or Hub ids of labelled comparisons that it was not trained on."),
     ],
     format_: options.Format = None,
+    columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
@@ -26,6 +27,7 @@ def calibrate(
     from plaudit.cli.screen import hush_weight_loading, quiet_console
     from plaudit.recipe import Source
 
+    mapped = options.parse_columns(columns)
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
@@ -34,7 +36,7 @@ def calibrate(
     result = run(
         model,
         CalibrateOptions(
-            data=tuple(Source(path=path, format=format_) for path in data),
+            data=tuple(Source(path=path, format=format_, columns=mapped) for path in data),
             base=base,
             trust_remote_code=trust_remote_code,
         ),

@@ -72,6 +72,9 @@ def evaluate(
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show all findings and tables.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
@@ -125,33 +128,40 @@ def evaluate(
             write_best_of_plot(result.metrics["best_of"], out / "best_of.png")
     if json:
         print(json_module.dumps(result.metrics))
-    show(console, result.metrics, out)
+    show(console, result.metrics, out, verbose=verbose)
     if baseline is not None and not result.metrics["gate"]["passed"]:
         raise typer.Exit(1)
 
 
-def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None:
-    """The summary: data, suites, gate, and where it was written."""
-    from plaudit.cli.screen import show_evaluation
+def show(console: Console, metrics: Mapping[str, Any], out: Path | None, *, verbose: bool) -> None:
+    """The evaluation, its suites and its gate, and where they were written."""
+    from plaudit.cli.screen import show_evaluation, show_summary
 
-    if metrics["eval"]:
-        show_evaluation(console, metrics["eval"])
-    lines: list[str] = []
-    dropped = metrics["data"]["dropped"] if metrics["data"] else {}
-    if dropped:
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
-        lines.append(f"  dropped: {counts}")
-    lines += unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
+    others = unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
     for facts in metrics.get("suites", {}).values():
-        lines += suite_lines(facts)
+        others += suite_lines(facts)
     if "best_of" in metrics:
-        lines += best_of_lines(metrics["best_of"])
+        others += best_of_lines(metrics["best_of"])
     if "gate" in metrics:
-        lines.append(metrics["gate"]["sentence"])
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+        others.append(metrics["gate"]["sentence"])
+    if metrics["eval"] and not verbose:
+        show_summary(console, metrics["eval"], skipped=skipped_of(metrics["data"]), others=others)
+    else:
+        if metrics["eval"]:
+            show_evaluation(console, metrics["eval"], skipped=skipped_of(metrics["data"]))
+        for line in others:
+            console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def skipped_of(data: Mapping[str, Any]) -> str:
+    """How many of the rows were skipped, by reason, as a remark behind a count."""
+    reasons = data["dropped"]
+    if not reasons:
+        return ""
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    return f" ({sum(reasons.values()):,} of {data['rows']:,} rows skipped: {counts})"
 
 
 def best_of_lines(block: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -115,24 +115,76 @@ def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Ta
     return table
 
 
-def show_evaluation(console: Console, block: Mapping[str, Any]) -> None:
+SUMMARY_LINES = 25
+"""Lines of the terminal that the summary of an evaluation takes at the most."""
+
+
+def show_summary(
+    console: Console, block: Mapping[str, Any], *, skipped: str, others: Sequence[str]
+) -> None:
+    """An evaluation within :data:`SUMMARY_LINES` lines, ``others`` included, which come last.
+
+    The first line, the baselines and the probabilities are always shown, then as many of the
+    sentences as there is room for: what to watch first, since the tables hold the rest.
+    """
+    first = Text(_headline(block, skipped))
+    tables = [table for table in (_judges(block), _probabilities(block)) if table.row_count]
+    last = [Text(line) for line in others]
+    pointer = Text(_POINTER)
+    room = SUMMARY_LINES - _height(console, [first, *tables, pointer, *last])
+    # The tables are set apart by an empty line each, the sentences by one.
+    room -= len(tables) + 2
+    console.print(first, highlight=False)
+    for table in tables:
+        console.print()
+        console.print(Padding(table, (0, 0, 0, 2)))
+    console.print()
+    for sentence in _watch_first(block):
+        point = _points([sentence])
+        room -= _height(console, [point])
+        if room < 0:
+            break
+        console.print(point)
+    console.print(pointer)
+    for line in last:
+        console.print(line, highlight=False)
+
+
+def _height(console: Console, parts: Iterable[RenderableType]) -> int:
+    """Lines that the parts take one below the other."""
+    return sum(len(console.render_lines(part, pad=False)) for part in parts)
+
+
+def _watch_first(block: Mapping[str, Any]) -> list[str]:
+    return [said for answer in reversed(block["answers"]) for said in answer["sentences"]]
+
+
+_POINTER = "All findings, slices and perturbations: --verbose, or --out DIR for a report."
+
+
+def show_evaluation(console: Console, block: Mapping[str, Any], *, skipped: str = "") -> None:
     """An evaluation in plain words, then all its tables. Every number is a recorded one."""
-    show_words(console, block)
+    show_words(console, block, skipped=skipped)
     slices = [entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]
     tables = (_bias(block["bias"]["features"]), _behaviour(block["behaviour"]), _slices(slices))
     _show_tables(console, tables)
 
 
-def show_words(console: Console, block: Mapping[str, Any]) -> None:
-    """An evaluation in plain words, and how it stands beside the baselines."""
+def _headline(block: Mapping[str, Any], skipped: str) -> str:
+    """The accuracy, and what it was measured on."""
     chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
-    console.print(
+    return (
         f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs of "
-        f"{block['groups']:,} prompts{chose}; loss {number(block['loss'])}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"{block['groups']:,} prompts{chose}{skipped}; loss {number(block['loss'])}"
     )
+
+
+def show_words(console: Console, block: Mapping[str, Any], *, skipped: str = "") -> None:
+    """An evaluation in plain words, and how it stands beside the baselines.
+
+    ``skipped`` says which rows the counts of the first line leave out.
+    """
+    console.print(_headline(block, skipped), highlight=False, markup=False, soft_wrap=True)
     console.print(_points([*block["summary"], *block.get("perturbation_notes", ())]))
     console.print()
     _show_tables(console, (_judges(block), _probabilities(block)))
@@ -164,7 +216,7 @@ def _table(first: str, *headings: str) -> Table:
 
 
 def _judges(block: Mapping[str, Any]) -> Table:
-    table = _table("judge", "accuracy", "95%", "behind by", "95%")
+    table = _table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
     if block["pairs"]:
         own = (number(block["accuracy"]), ends(block["accuracy_ci95"]))
         table.add_row("this model", *own, "", "")
@@ -202,7 +254,7 @@ def _probabilities(block: Mapping[str, Any]) -> Table:
 
 
 def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("leans on", "pairs", "labels", "model", "gap", "95%", "adjusted p")
+    table = _table("feature bias", "pairs", "labels", "model", "gap", "95% CI", "adjusted p")
     for row in rows:
         if row["pairs"]:
             table.add_row(
@@ -218,7 +270,7 @@ def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _behaviour(behaviour: Mapping[str, Any] | None) -> Table:
-    table = _table("altered response", "n", "fell", "95%", "rose", "shift", "flipped")
+    table = _table("perturbation", "n", "fell", "95% CI", "rose", "shift", "flipped")
     kind = None
     if behaviour is None:
         return table
@@ -242,7 +294,7 @@ _MOST_SLICES = 24
 
 
 def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("slice", "pairs", "accuracy", "95%", "adjusted p")
+    table = _table("slice", "pairs", "accuracy", "95% CI", "adjusted p")
     for entry in slices[:_MOST_SLICES]:
         value = "(none)" if entry["value"] is None else entry["value"]
         mark = " (few pairs)" if entry["small"] else " *" if entry["stands_out"] else ""

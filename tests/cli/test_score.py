@@ -68,3 +68,15 @@ def test_rows_on_stdout_leave_no_room_for_counts(
 ) -> None:
     assert main(["score", "runs/gone", str(pairs_file), "--json"]) == 2
     assert "add --out FILE" in capsys.readouterr().err
+
+
+def test_eval_reads_the_first_rows_and_says_it_in_a_few_lines(
+    finished_run: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(finished_run), str(pairs_file), "--limit", "7", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["eval"]["pairs"] == 7
+    assert "--verbose" in captured.err
+    command = ["eval", str(finished_run), str(pairs_file), "--limit", "7", "--verbose"]
+    assert main(command) == 0
+    assert len(capsys.readouterr().err) > len(captured.err)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from plaudit.cli.screen import ends, show_evaluation, signed
+from plaudit.cli.screen import SUMMARY_LINES, ends, show_evaluation, show_summary, signed
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 
@@ -45,3 +45,22 @@ def test_no_number_is_cut_off(role: str, width: int) -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()[1:]) <= width
     for interval in intervals(block):
         assert interval in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("others", [[], ["One more line, such as a verdict."] * 3])
+def test_a_summary_is_short_and_says_what_was_skipped_beside_its_count(
+    width: int, others: list[str]
+) -> None:
+    block = json.loads(GOLDEN.read_text(encoding="utf-8"))["eval"]
+    screen = io.StringIO()
+    console = Console(file=screen, width=width)
+    show_summary(console, block, skipped=" (5 of 99 rows skipped: tie 5)", others=others)
+    lines = screen.getvalue().splitlines()
+    assert len(lines) <= SUMMARY_LINES
+    assert "(5 of 99 rows skipped: tie 5); loss" in " ".join(lines[:3])
+    text = " ".join(" ".join(lines).split())
+    assert block["answers"][-1]["sentences"][0] in text.replace("• ", "")
+    assert all(name.replace("_", " ") in text for name in block["baselines"])
+    assert "--verbose" in text
+    assert text.endswith(" ".join(others))
