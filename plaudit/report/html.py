@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 
-_IN_TABLES = ("slices", "behaviour", "bias")
+IN_TABLES = ("slices", "behaviour", "bias")
 """Plots of the card that the page shows as tables, which can be searched and sorted."""
 
 
@@ -108,7 +108,7 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
                     (
                         one
                         for one in evaluation_plots(block, PAGE_WIDTH)
-                        if one.name not in _IN_TABLES
+                        if one.name not in IN_TABLES
                     ),
                     block["dataset"],
                 ),

@@ -31,6 +31,7 @@ _VARIABLES = {
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b", re.IGNORECASE)
 _FONT = re.compile(r"font-family: [^;]*;? ?")
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
 
 
@@ -72,7 +73,7 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     _own_ids(root, name)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _COLOUR.sub(_variable, _FONT.sub("", value)))
+            element.set(key, _COLOUR.sub(_variable, _FONT.sub("", _rounded(value))))
         element.tag = element.tag.removeprefix(_SVG)
     width, height = (
         float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height")
@@ -83,6 +84,11 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     root.set("role", "img")
     root.set("aria-label", title)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _rounded(value: str) -> str:
+    """Coordinates to a hundredth of a pixel, which keeps the page small."""
+    return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value)
 
 
 def _draw(figure: Figure) -> bytes:

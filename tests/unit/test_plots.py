@@ -18,6 +18,7 @@ from plaudit.report import fonts
 from plaudit.report.best_of import best_of_figure
 from plaudit.report.comparison import comparison_figure
 from plaudit.report.fonts import drawable, families_for
+from plaudit.report.html import IN_TABLES
 from plaudit.report.pictures import inline_svg
 from plaudit.report.plots import (
     CARD_WIDTH,
@@ -148,6 +149,8 @@ def test_nothing_is_cut_and_no_legend_lies_on_data(metrics, width):
     found |= {one.name: one.figure for one in evaluation_plots(perturbed(), width)}
     found |= {"best_of": best_of_figure(BEST_OF, width), "compare": comparison_figure(COMPARED)}
     assert {*ALL, "best_of", "compare"} == set(found)
+    if width == PAGE_WIDTH:
+        found = {name: figure for name, figure in found.items() if name not in IN_TABLES}
     for name, figure in found.items():
         figure.draw_without_rendering()
         frame = figure.bbox.padded(1)
