@@ -24,7 +24,7 @@ from rich.progress import track
 
 from plaudit.environment import describe_environment
 from plaudit.evaluate import metrics
-from plaudit.evaluate.calibrate import cross_fit, fit_temperature
+from plaudit.evaluate.calibrate import best_temperature, cross_fit
 from plaudit.evaluate.table import Pairs, ScoreTable, pairs, read_table
 from plaudit.files import write_json, write_text
 from plaudit.recipe import load_recipe
@@ -91,11 +91,13 @@ def read_checkpoints(run: Path, eval_table: ScoreTable, test_table: ScoreTable) 
 
 def quality(delta_P: FloatArray, group_P: np.ndarray) -> dict[str, Any]:
     """Loss, accuracy and calibration of a set, the temperature cross-fitted by prompt group."""
-    calibrated = cross_fit(delta_P, group_P)
+    calibrated = cross_fit(
+        delta_P, group_P, estimator=lambda others_P, _: best_temperature(others_P)
+    )
     assert calibrated.delta_P is not None
     return {
         "accuracy": metrics.accuracy(delta_P),
-        "accuracy_ci95": metrics.accuracy_interval(delta_P),
+        "accuracy_ci95": metrics.wilson(int((delta_P > 0).sum()), len(delta_P)),
         "loss": metrics.nll(delta_P),
         "ece": metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P)),
         "temperature": calibrated.temperature,
@@ -134,7 +136,7 @@ def measure(checkpoints: list[Checkpoint], eval_: Pairs, test: Pairs) -> dict[st
         remedies[name] = {"step": chosen.step} | compare(last.test_P, chosen.test_P, test.group_P)
     for name, checkpoint in {"last": last, **kept}.items():
         # Fitted on the evaluation pairs, applied to the test pairs.
-        temperature = fit_temperature(checkpoint.eval_P).value
+        temperature = best_temperature(checkpoint.eval_P)
         scaled_P = checkpoint.test_P / temperature
         remedies[f"{name}_calibrated"] = {
             "step": checkpoint.step,

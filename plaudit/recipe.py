@@ -127,7 +127,7 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
 class DataSection(Section):
-    """Which comparisons train, which choose the checkpoint, which are touched once at the end.
+    """Which comparisons train, which choose the checkpoint, which are evaluated once, at the end.
 
     ``eval_rows`` holds out that many rows, in place of a fraction. ``exhaust`` is for sources with
     a ``share``: they are taken until the ``first`` runs out, or until ``all`` have, rows of the
@@ -148,6 +148,9 @@ class DataSection(Section):
     """Pairs evaluated once, after training."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train held out as test set."""
+    as_chat: bool | None = None
+    """Plain text on a base with a chat template: true makes it turns, false and null keep it, null
+    with a warning."""
     split_by: Literal["prompt", "row"] = "prompt"
     """prompt keeps all rows of one prompt on one side of a split."""
     seed: Annotated[int, Field(ge=0)] = 42
@@ -436,6 +439,22 @@ def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         RecipeError: all its problems.
     """
     return Draft(where, mapping).check()
+
+
+def with_columns(recipe: Recipe, columns: Mapping[str, str | None]) -> Recipe:
+    """The recipe with ``columns`` laid over those of each of its sources."""
+    if not columns:
+        return recipe
+
+    def mapped(sources: Sequence[Source]) -> tuple[Source, ...]:
+        return tuple(
+            source.model_copy(update={"columns": {**source.columns, **columns}})
+            for source in sources
+        )
+
+    data = recipe.data
+    sources = {"train": mapped(data.train), "eval": mapped(data.eval), "test": mapped(data.test)}
+    return recipe.model_copy(update={"data": data.model_copy(update=sources)})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -900,7 +900,7 @@ LORA_CONFIG: dict[str, Key] = {
         ("bool",),
         False,
         (),
-        "Enable <a href='https://huggingface.co/papers/2402.09353'>'Weight-Decomposed Low-Rank Adaptation' (DoRA)</a>. This technique decomposes the updates of the weights into two parts, magnitude and direction.",
+        "Enable 'Weight-Decomposed Low-Rank Adaptation' (DoRA). This technique decomposes the updates of the weights into two parts, magnitude and direction.",
     ),
     "velora_config": Key(
         ("dict", "null"), None, (), "Enable VeLoRA as a LoRA variant by providing a VeloraConfig."
@@ -909,7 +909,7 @@ LORA_CONFIG: dict[str, Key] = {
         ("list", "null"),
         None,
         (),
-        "If not None, enable <a href='https://huggingface.co/papers/2504.12397'>'Activated LoRA' (aLoRA)</a>, with alora_invocation_tokens being the tokenized invocation string for the adapter (must be present in all model input strings).",
+        "If not None, enable 'Activated LoRA' (aLoRA), with alora_invocation_tokens being the tokenized invocation string for the adapter (must be present in all model input strings).",
     ),
     "use_qalora": Key(("bool",), False, (), "It is only implemented in GPTQ for now."),
     "qalora_group_size": Key(

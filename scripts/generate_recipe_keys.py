@@ -114,6 +114,7 @@ def description_of(field: dataclasses.Field[Any]) -> str:
     if field.name in CLEARER:
         return CLEARER[field.name]
     words = " ".join(str(field.metadata.get("help") or "").split())
+    words = re.sub(r"</?a\b[^>]*>", "", words)
     first, *more = re.split(r"(?<=[a-z)`'\"]\.) (?=[A-Z`])", words)
     for sentence in more:
         if len(first) + len(sentence) >= DESCRIPTION:

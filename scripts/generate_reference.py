@@ -178,7 +178,8 @@ def _http_introduction() -> str:
         "at `/openapi.json`. Besides: `GET /v1/models`, `GET /v1/models/NAME`, "
         "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Headers: "
         "`Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. Keys that "
-        "are not listed are ignored."
+        "are not listed are ignored, except that one that looks like a prompt or a system message "
+        "is a 422."
     )
 
 

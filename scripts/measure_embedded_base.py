@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from plaudit.data.documentation_pairs import MIX, build_pairs
 from plaudit.embedded import base_path
-from plaudit.evaluate.metrics import accuracy_interval
+from plaudit.evaluate.metrics import wilson
 from plaudit.files import write_json
 from plaudit.types import FloatArray
 
@@ -79,7 +79,7 @@ def measure(base: Path, count: int) -> dict[str, Any]:
 
 def shown(delta_P: FloatArray) -> dict[str, Any]:
     """Accuracy with its 95% interval and the number of pairs."""
-    interval = accuracy_interval(delta_P)
+    interval = wilson(int((delta_P > 0).sum()), len(delta_P))
     assert interval is not None
     return {
         "accuracy": float(np.mean(delta_P > 0)),

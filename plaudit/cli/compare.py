@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.screen import unread_lines
 from plaudit.evaluate.compare import p_value
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def compare(
         float, typer.Option(min=0.0001, max=0.5, help="A difference needs a p-value below this.")
     ] = 0.05,
     format_: options.Format = None,
+    columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print compare.json on stdout.")] = False,
@@ -45,6 +47,7 @@ def compare(
     from plaudit.recipe import Source
     from plaudit.report.comparison import write_comparison_plot
 
+    mapped = options.parse_columns(columns)
     console = quiet_console()
     if out is not None:
         refuse_folder(out)
@@ -54,7 +57,7 @@ def compare(
             hush_weight_loading()
     compared = run_comparison(
         contestants,
-        [Source(path=path, format=format_) for path in data],
+        [Source(path=path, format=format_, columns=mapped) for path in data],
         base=base,
         trust_remote_code=trust_remote_code,
         level=level,
@@ -107,7 +110,7 @@ def models_table(facts: Mapping[str, Any]) -> Table:
     for model in facts["models"]:
         table.add_row(
             Text(model["name"]),
-            _ended(model["accuracy"], model["accuracy_bootstrap_ci95"]),
+            _ended(model["accuracy"], model["accuracy_ci95"]),
             against_leader(facts, "accuracy", model["name"]),
             _ended(model["nll"], model["nll_ci95"]),
             against_leader(facts, "nll", model["name"]),
@@ -143,6 +146,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             f"differences {_short(found['pearson'])})."
         )
     lines += slice_lines(facts)
+    lines += unread_lines(facts["data"].get("sources") or ())
     if facts["data"]["chose_checkpoint"]:
         lines.append(
             "These data chose the checkpoints, which favours the kept ones slightly; name data "

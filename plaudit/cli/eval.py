@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.screen import unread_lines
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def evaluate(
         typer.Option(help="Write metrics, predictions, mistakes, plots and a report here."),
     ] = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     train_data: Annotated[
         list[str] | None,
         typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
@@ -81,10 +83,13 @@ def evaluate(
 
     if not data and not suite:
         raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    mapped = options.parse_columns(columns)
     gate = Gate(metrics=parse_metrics(gate_metric or ()), level=gate_level)
     requests = [parse_request(asked) for asked in suite or ()]
-    sources = [Source(path=path, format=format_, first=limit) for path in data or ()]
-    baseline_sources = [Source(path=path) for path in train_data or ()]
+    sources = [
+        Source(path=path, format=format_, columns=mapped, first=limit) for path in data or ()
+    ]
+    baseline_sources = [Source(path=path, columns=mapped) for path in train_data or ()]
     check_places([*sources, *baseline_sources], out, baseline)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
@@ -136,6 +141,7 @@ def show(console: Console, metrics: Mapping[str, Any], out: Path | None) -> None
     if dropped:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
         lines.append(f"  dropped: {counts}")
+    lines += unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
     for facts in metrics.get("suites", {}).values():
         lines += suite_lines(facts)
     if "best_of" in metrics:

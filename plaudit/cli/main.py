@@ -41,6 +41,9 @@ VERBS: dict[str, Verb] = {
         "plaudit.cli.plan:plan", "Steps, memory, FLOPs and time, before renting anything."
     ),
     "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
+    "calibrate": Verb(
+        "plaudit.cli.calibrate:calibrate", "Fit a model's temperature on data, and store it."
+    ),
     "compare": Verb(
         "plaudit.cli.compare:compare", "Which of two or more models is better, pair by pair."
     ),

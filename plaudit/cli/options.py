@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+from plaudit.errors import DataError
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 RowsOut: TypeAlias = Annotated[
@@ -29,6 +31,15 @@ CountsAsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print the counts on stdout.")
 ]
 Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
+Columns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME=COLUMN,…",
+        help="Where the format's columns are: prompt=question,chosen=better. system=null leaves "
+        "the column system unread.",
+    ),
+]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
 TrustRemoteCode: TypeAlias = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
@@ -46,16 +57,20 @@ Recipe: TypeAlias = Annotated[
 ]
 BaseModel: TypeAlias = Annotated[
     str | None,
-    typer.Option("--model", help="Path or Hub id of the base model (model.base)."),
+    typer.Option("--model", metavar="BASE", help="Path or Hub id of the base (model.base)."),
 ]
 TrainData: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--data", help="File, folder or Hub id to train on (data.train); repeatable."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="File, folder or Hub id to train on (data.train); repeatable.",
+    ),
 ]
 TestData: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--test", help="File, folder or Hub id to evaluate once, after training (data.test)."
+        "--test", metavar="DATA", help="Evaluated once, after training (data.test); repeatable."
     ),
 ]
 FromLlamaFactory: TypeAlias = Annotated[
@@ -81,6 +96,24 @@ Tolerance: TypeAlias = Annotated[
 NoCheck: TypeAlias = Annotated[
     bool, typer.Option("--no-check", help="Leave the check out; what is written says so.")
 ]
+
+
+def parse_columns(options: Sequence[str] | None) -> dict[str, str | None]:
+    """``prompt=question,system=null`` as the ``columns`` of a source.
+
+    Raises:
+        DataError: an option has another form, or names a column of the format twice.
+    """
+    columns: dict[str, str | None] = {}
+    for part in (part for option in options or () for part in option.split(",")):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not (ours and equals and theirs) or ours in columns:
+            raise DataError(
+                f"--columns {part}: expected NAME=COLUMN with each NAME once, such as"
+                " prompt=question, or NAME=null to leave a column unread."
+            )
+        columns[ours] = None if theirs == "null" else theirs
+    return columns
 
 
 @contextmanager

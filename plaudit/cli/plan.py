@@ -21,7 +21,7 @@ from plaudit.plan.estimate import UTILISATION, Plan, Split
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, given, within
-from plaudit.recipe import Recipe
+from plaudit.recipe import Recipe, with_columns
 from plaudit.recipes.starter import DATA
 from plaudit.types import Comparison, TokenTree, Turns
 
@@ -64,6 +64,7 @@ def plan(
     ] = UTILISATION,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
+    columns: options.Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's steps, parameters, memory, FLOPs and time, without weights.
@@ -84,7 +85,7 @@ def plan(
         ),
         "plan",
     )
-    loaded = chosen.recipe
+    loaded = with_columns(chosen.recipe, options.parse_columns(columns))
     gpus = choose(gpu)
     asked = None
     if pairs is not None:
@@ -149,6 +150,8 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Split, Lengths, list[st
     dropped = sum(sum(tally.dropped.values()) for tally in tallies)
     rows = sum(tally.rows for tally in tallies)
     remarks = [f"{dropped:,} of {rows:,} rows cannot be used."] if dropped else []
+    sources = [fact for loaded in parts.loaded.values() for fact in loaded.sources]
+    remarks += [line for fact in sources if (line := fact.unread.sentence(fact.name))]
     lengths_of = _lengths_of(recipe)
     train = lengths_of(parts.train)
     if not train.rows:
@@ -183,6 +186,7 @@ def _lengths_of(recipe: Recipe) -> Callable[[Sequence[Comparison]], Lengths]:
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
         max_length=NO_LIMIT,
+        text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs=recipe.tokens.chat_template_kwargs,
         rendering=rendering_of(recipe.tokens, None),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plaudit.data.files import FILE_KINDS
 from plaudit.errors import RecipeError
@@ -81,8 +82,7 @@ def _started(request: RecipeRequest, command: str) -> Chosen:
             )
         data = [request.named]
     draft = with_options(starter(), request, data)
-    base = draft.values.get("model", {}).get("base")
-    train = draft.values.get("data", {}).get("train")
+    base, train = _value(draft, "model", "base"), _value(draft, "data", "train")
     if base is None or train is None:
         missing = [
             words
@@ -90,12 +90,22 @@ def _started(request: RecipeRequest, command: str) -> Chosen:
             if value is None
         ]
         files = data or ([train] if isinstance(train, str) else [DATA])
-        options = " ".join(f"--data {name}" for name in files)
+        options = " ".join(f"--data {shlex.quote(name)}" for name in files)
         raise RecipeError(
             f"{' and '.join(missing)} must be named where no recipe is; type: plaudit {command} "
-            f"--model {base or BASE} {options} (`plaudit init` writes a recipe to edit)."
+            f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe "
+            "to edit)."
         )
-    return Chosen(recipe=draft.check(), name=Path(str(base)).name)
+    return Chosen(recipe=draft.check(), name=Path(str(base)).name or "run")
+
+
+def _value(draft: Draft, section: str, key: str) -> Any:
+    """A key's value in a draft; None where it, or its section, is missing.
+
+    A section that is no mapping is left for the check.
+    """
+    inside = draft.values.get(section)
+    return inside.get(key) if isinstance(inside, Mapping) else inside
 
 
 def _translated(request: RecipeRequest, file: Path) -> Chosen:

@@ -34,6 +34,7 @@ def score(
     ] = None,
     out: options.ScoresOut = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
     limit: options.Limit = None,
     base: options.Base = None,
@@ -59,6 +60,7 @@ def score(
         data,
         out,
         format_=format_,
+        columns=columns,
         limit=limit,
         base=base,
         trust_remote_code=trust_remote_code,
@@ -107,6 +109,7 @@ def write_scores(
     out: Path | None,
     *,
     format_: str | None,
+    columns: list[str] | None,
     limit: int | None,
     base: str | None,
     trust_remote_code: bool,
@@ -126,7 +129,8 @@ def write_scores(
     if out is not None:
         row_file_ending(out)
         refuse_existing(out)
-    source = Source(path=data, format=format_, first=limit)
+    mapped = options.parse_columns(columns)
+    source = Source(path=data, format=format_, columns=mapped, first=limit)
     check_source(source)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     if out is None:
@@ -140,6 +144,8 @@ def write_scores(
     if json:
         print(json_module.dumps(asdict(scored)))
     console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
+    for line in scored.unread.lines(data):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _score_under_a_bar(

@@ -75,6 +75,14 @@ def open_model(
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
+def unread_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each source with columns that were not read, by the recorded facts of sources."""
+    from plaudit.data.unread import Unread
+
+    lines = (Unread(**source["unread"]).sentence(source["name"]) for source in sources)
+    return [line for line in lines if line is not None]
+
+
 def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:
     """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
     if metrics["eval"] is not None:
@@ -176,11 +184,15 @@ def _judges(block: Mapping[str, Any]) -> Table:
 
 def _probabilities(block: Mapping[str, Any]) -> Table:
     table = _table("probabilities", "log loss", "Brier", "ECE", "ECE, equal count")
-    temperature = block["temperature"]
+    stored, fitted = (
+        "" if block[key] is None else f"{block[key]:.3g}"
+        for key in ("stored_temperature", "temperature")
+    )
     titles = {
-        "as_trained": "as trained",
-        "temperature": "" if temperature is None else f"temperature {temperature:.3g}",
-        "isotonic": "isotonic",
+        "as_trained": "uncalibrated",
+        "stored": f"stored temperature {stored}",
+        "temperature": f"temperature {fitted}, cross-fitted",
+        "isotonic": "isotonic, cross-fitted",
     }
     for way, facts in block["calibrations"].items():
         if facts is not None and block["pairs"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ def train(
     ] = None,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
+    columns: options.Columns = None,
     resume: options.Resume = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
@@ -34,6 +36,7 @@ def train(
     from plaudit.cli.recipes import RecipeRequest, choose, show_notes
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
+    from plaudit.recipe import with_columns
     from plaudit.train.folder import is_main_process, refuse_existing
     from plaudit.train.needs import check_needs
 
@@ -49,6 +52,7 @@ def train(
         ),
         "train",
     )
+    mapped = with_columns(chosen.recipe, options.parse_columns(columns))
     out = out or chosen.out or (chosen.run if resume else None)
     if out is None and (resume or "WORLD_SIZE" in os.environ):
         raise OutputError("--resume and runs on several processes need --out: name the run folder.")
@@ -57,14 +61,17 @@ def train(
     if not resume and is_main_process():
         refuse_existing(folder)
     if not resume:
-        check_needs(chosen.recipe)
+        check_needs(mapped)
     console = quiet_console()
     if is_main_process():
         show_notes(chosen.notes, console)
+    else:
+        # Every process would warn of the same.
+        logging.getLogger("plaudit").setLevel(logging.ERROR)
     with console.status("starting"):
         hush_weight_loading()
         from plaudit.train.run import train as run
-    trained = run(chosen.recipe, folder, resume=resume, console=console)
+    trained = run(mapped, folder, resume=resume, console=console)
     if not trained.metrics:
         return
     if json:

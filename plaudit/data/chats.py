@@ -130,11 +130,11 @@ def _looks_sharegpt(row: Row) -> bool:
 
 def _looks_question(row: Row) -> bool:
     asks = [row[column] for column in ("question", "input") if column in row]
-    others = ("prompt", "instruction", "conversations", "query", "context", "history")
     return (
-        len(asks) == 1
+        bool(asks)
         and isinstance(asks[0], str)
-        and not any(column in row for column in others)
+        and "prompt" not in row
+        and "instruction" not in row
         and values.all_text(row, "chosen", "rejected")
         and not row["chosen"].startswith(HUMAN)
     )

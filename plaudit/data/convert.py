@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit.data import names
-from plaudit.data.files import read_rows
 from plaudit.data.llamafactory import resolve
-from plaudit.data.load import iterate
-from plaudit.data.readers import SHARED_COLUMNS, choose_reader
+from plaudit.data.load import open_source
+from plaudit.data.readers import SHARED_COLUMNS
 from plaudit.data.row_files import refuse_existing, row_file_ending, write_rows
 from plaudit.data.writers import REFUSALS, Ledger, Pairs, Row, Writer, Written, write_comparison
 from plaudit.errors import DataError, OutputError
@@ -90,12 +89,11 @@ def add_dataset_info(out: Path, writer: Writer) -> None:
 
 def _rows(source: Source, writer: Writer, pairs: Pairs, ledger: Ledger) -> Iterator[Row]:
     source = resolve(source)
-    where, first = next(read_rows(source))
-    reader = choose_reader(names.renamed_row(source, first), where=where, name=source.format)
-    own = {*reader.columns, *reader.optional, *SHARED_COLUMNS}
+    opened = open_source(source)
+    own = {*opened.reader.columns, *opened.reader.optional, *SHARED_COLUMNS}
 
     def outcomes() -> Iterator[Written]:
-        for _, _, row, comparison in iterate(source):
+        for _, _, row, comparison in opened.rows:
             others = {
                 name: value
                 for name, value in names.renamed_row(source, row).items()

@@ -71,7 +71,9 @@ def resolve(source: Source) -> Source:
     where = f"{source.path}: {source.subset}"
     _refuse_unusable(entry, where)
     fields = source.model_dump(exclude_unset=True) | _place(entry, source, where)
-    fields |= {"name": source.name or source.subset, **_shape(entry, where)}
+    shape = _shape(entry, where)
+    fields |= {"name": source.name or source.subset, **shape}
+    fields["columns"] = {**shape["columns"], **source.columns}
     if entry.get("num_samples") is not None and source.weight == 1 and not source.share:
         fields.setdefault("rows", entry["num_samples"])
     return Source(**fields)

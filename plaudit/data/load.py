@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,17 +16,15 @@ from plaudit.arrow import MappedTable, RowArray
 from plaudit.data import embedded, files, hub, names
 from plaudit.data.llamafactory import resolve
 from plaudit.data.parsed import Reader
-from plaudit.data.readers import (
-    choose_reader,
-    refuse_another_format,
-    strength_of,
-    to_comparison,
-)
+from plaudit.data.readers import refuse_another_format, strength_of, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
-from plaudit.data.store import OnRead, StoredComparisons, store_source
+from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
+from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison
+
+logger = logging.getLogger("plaudit")
 
 MIXED_FROM: Final = "mixed_from"
 """Metadata that names the part of a mixture, where rows name another source themselves."""
@@ -60,6 +59,7 @@ class SourceFacts:
     path: str
     format: str
     tally: Tally
+    unread: Unread
     fingerprint: str
     licence: str | None
 
@@ -105,6 +105,9 @@ def load(
     facts: list[SourceFacts] = []
     for one, count in zip(read, wanted, strict=True):
         kept, source_facts = _take(one, count, random.Random(f"{seed}/{one.name}"))
+        warning = source_facts.unread.warning(one.name)
+        if warning is not None:
+            logger.warning("%s", warning)
         parts.append(kept)
         facts.append(source_facts)
     tally = _sum([fact.tally for fact in facts])
@@ -134,18 +137,35 @@ def iterate(source: Source) -> Iterator[LocatedComparison]:
     Raises:
         DataError: the source cannot be read, or a row has a value of the wrong type.
     """
-    return _open(resolve(source))[1]
+    return open_source(source).rows
 
 
-def _open(source: Source) -> tuple[Reader, Iterator[LocatedComparison]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSource:
+    """A source whose first row chose its reader. ``rows`` are read once, and counted meanwhile."""
+
+    reader: Reader
+    rows: Iterator[LocatedComparison]
+    counter: UnreadCounter
+
+
+def open_source(source: Source) -> OpenSource:
+    """Like :func:`iterate`, with the reader, and what is not read of the rows so far.
+
+    Raises:
+        DataError: the source cannot be read, or its first row fits no format.
+    """
+    source = resolve(source)
     names.check_names(source)
     rows = islice(files.read_rows(source), source.first)
     first = next(rows)  # read_rows raises rather than yield nothing
     named = names.renamed_row(source, first[1])
-    reader = choose_reader(named, where=first[0], name=source.format)
+    reader = open_reader(source, named, where=first[0])
     if source.graded != "ignore":
         _check_graded(source, reader, named, first[0])
-    return reader, _parse_all(source, reader, chain([first], rows))
+    counter = UnreadCounter(source)
+    located = _parse_all(source, reader, counter, chain([first], rows))
+    return OpenSource(reader=reader, rows=located, counter=counter)
 
 
 def _check_graded(source: Source, reader: Reader, first: files.Row, where: str) -> None:
@@ -165,7 +185,7 @@ def _check_graded(source: Source, reader: Reader, first: files.Row, where: str) 
 
 
 def _parse_all(
-    source: Source, reader: Reader, located: Iterable[files.LocatedRow]
+    source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[files.LocatedRow]
 ) -> Iterator[LocatedComparison]:
     name = files.source_name(source)
     unseen = names.Unseen(source)
@@ -174,14 +194,16 @@ def _parse_all(
         named = names.renamed_row(source, row)
         if source.format is None:
             refuse_another_format(reader, named, where=where)
+        tracked = TrackedRow(named)
         comparison = to_comparison(
             reader,
-            named,
+            tracked,
             number=number,
             where=where,
             source=name,
             graded=source.graded,
         )
+        counter.count(tracked, comparison, row)
         yield number, where, row, comparison
     unseen.refuse()
 
@@ -199,10 +221,14 @@ class _Read:
     def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
         name = files.source_name(source)
 
-        def read() -> tuple[str, Iterator[Comparison]]:
-            reader, located = _open(source)
-            found = (comparison for _, _, _, comparison in located)
-            return reader.name, (_named_in_mixture(one, name) if mixed else one for one in found)
+        def read() -> Reading:
+            opened = open_source(source)
+            found = (comparison for _, _, _, comparison in opened.rows)
+            return Reading(
+                format=opened.reader.name,
+                comparisons=(_named_in_mixture(one, name) if mixed else one for one in found),
+                counter=opened.counter,
+            )
 
         fingerprint = files.fingerprint(source)
         return cls(
@@ -253,6 +279,7 @@ def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredCompariso
         path=source.path,
         format=table.record["format"],
         tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
+        unread=Unread(**table.record["unread"]),
         fingerprint=read.fingerprint,
         licence=_licence(source),
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+from plaudit.data.parsed import Reader
 from plaudit.data.readers import READERS, SHARED_COLUMNS
 from plaudit.data.turns import SHAREGPT_ROLES
 from plaudit.errors import DataError
@@ -31,28 +32,44 @@ _TURNS: Final = ("conversations", "chosen", "rejected")
 def check_names(source: Source) -> None:
     """Whether the source's columns and tags are names that some reader knows.
 
+    Any column may be set to null, which leaves it out.
+
     Raises:
         DataError: one is not.
     """
-    known = set(SHARED_COLUMNS) | {"score_chosen", "score_rejected"}
     named = READERS.get(source.format or "")
-    for reader in READERS.values() if named is None else [named]:
-        known |= {*reader.columns, *reader.optional}
+    known = _known_columns(READERS.values() if named is None else [named])
     where = f"`columns` of {source.path}"
     what = "a column that a format reads" if named is None else f"a column of {named.name}"
-    _check_known(source.columns, known, where, what)
+    read = {ours: theirs for ours, theirs in source.columns.items() if theirs is not None}
+    _check_known(read, known, where, what)
     _check_known(source.tags, {*KEY_TAGS, *ROLE_TAGS}, f"`tags` of {source.path}", "a tag")
     for tag in KEY_TAGS:
         if tag in source.tags and not source.tags[tag]:
             raise DataError(f"`tags` of {source.path}: {tag} is null; expected the name of a key.")
 
 
+def _known_columns(readers: Iterable[Reader]) -> set[str]:
+    known = {*SHARED_COLUMNS, "score_chosen", "score_rejected", "system"}
+    for reader in readers:
+        known |= {*reader.columns, *reader.optional}
+    return known
+
+
 class Unseen:
-    """Columns that ``columns`` names and no row has had yet."""
+    """Columns that ``columns`` names and no row has had yet.
+
+    A column that some format reads may be set to null whether it is there or not.
+    """
 
     def __init__(self, source: Source) -> None:
         self._path = source.path
-        self._columns = {theirs for theirs in source.columns.values() if theirs is not None}
+        known = _known_columns(READERS.values())
+        self._columns = {
+            ours if theirs is None else theirs
+            for ours, theirs in source.columns.items()
+            if theirs is not None or ours not in known
+        }
         self._found = ""
 
     def look(self, row: Row) -> None:

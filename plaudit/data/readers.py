@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.data import benchmarks, chats, published, values
 from plaudit.data.parsed import Parsed, Reader, pair, pair_of_whole
 from plaudit.data.reasons import TIE
-from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns
+from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns, under_system
 from plaudit.data.values import Row
 from plaudit.errors import DataError
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media
@@ -24,10 +25,8 @@ SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
 )
 """Columns that any format may have."""
 
-PROMPT_COLUMNS: Final = frozenset(
-    {"prompt", "instruction", "question", "input", "query", "context", "conversations", "history"}
-)
-"""Names under which data sets keep the prompt."""
+PROMPT_COLUMNS: Final = frozenset({"prompt", "instruction", "question", "input"})
+"""Columns beside two texts from which another format reads the prompt."""
 
 Graded: TypeAlias = Literal["ignore", "margin", "weight"]
 
@@ -136,6 +135,30 @@ def _why_unusable(parsed: Parsed, row: Row, *, no_weight: bool) -> str | None:
     ):
         return MEDIA
     return TIE if no_weight else parsed.unusable
+
+
+def with_system(reader: Reader) -> Reader:
+    """The reader, which also reads column ``system`` as the first message of the prompt."""
+
+    def parse(row: Row) -> Parsed:
+        parsed = reader.parse(row)
+        system = values.optional_text(row, "system")
+        if system is None:
+            return parsed
+        if isinstance(parsed.prompt, str):
+            raise DataError(
+                "system is a system message, but the prompt is plain text; read the prompt as a"
+                " user turn with `columns: {question: prompt}`, or leave system out with `columns:"
+                " {system: null}`."
+            )
+        if parsed.prompt and parsed.prompt[0].role == "system":
+            raise DataError(
+                "system is a second system message, before the one that opens the prompt; leave it"
+                " out with `columns: {system: null}`."
+            )
+        return replace(parsed, prompt=under_system(system, parsed.prompt))
+
+    return replace(reader, optional=(*reader.optional, "system"), parse=parse)
 
 
 def strength_of(parsed: Parsed, row: Row) -> float | None:
@@ -301,7 +324,7 @@ def _looks_explicit_text(row: Row) -> bool:
 
 
 def _looks_implicit_text(row: Row) -> bool:
-    """Not where a column beside may be the prompt: the answers alone would be read."""
+    """Not where another format reads a column beside as the prompt."""
     return (
         not PROMPT_COLUMNS & row.keys()
         and values.all_text(row, "chosen", "rejected")

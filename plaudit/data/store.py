@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from plaudit.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
 from plaudit.cache import cached, code_digest
 from plaudit.data import files
 from plaudit.data.reasons import why_untrainable
+from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 from plaudit.types import Comparison, Message, Turns
@@ -51,9 +53,18 @@ def group_name(code: int) -> str:
     return f"{code:016x}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A source that is being read: its format, its comparisons, and what is not read of them."""
+
+    format: str
+    comparisons: Iterator[Comparison]
+    counter: UnreadCounter
+
+
 def store_source(
     source: Source,
-    read: Callable[[], tuple[str, Iterator[Comparison]]],
+    read: Callable[[], Reading],
     *,
     fingerprint: str,
     mixed: bool,
@@ -61,9 +72,9 @@ def store_source(
 ) -> MappedTable:
     """The table of a source's usable comparisons, in the order of its rows.
 
-    ``read`` opens the source: the name of its format, and all its comparisons, which name the part
-    of the mixture if they are ``mixed``. The table's record
-    has ``format``, ``rows`` (all that were read) and ``dropped`` (the unusable, by reason).
+    ``read`` opens the source; its comparisons name the part of the mixture if they are ``mixed``.
+    The table's record has ``format``, ``rows`` (all that were read), ``dropped`` (the unusable, by
+    reason) and ``unread`` (the fields of :class:`plaudit.data.unread.Unread`).
 
     Raises:
         DataError: the source cannot be read, or changed meanwhile.
@@ -72,12 +83,12 @@ def store_source(
     name = files.source_name(source)
 
     def build(path: Path) -> Mapping[str, Any]:
-        format_name, comparisons = read()
+        reading = read()
         dropped: Counter[str] = Counter()
         counts = {"rows": 0}
 
         def usable() -> Iterator[Comparison]:
-            for comparison in comparisons:
+            for comparison in reading.comparisons:
                 counts["rows"] += 1
                 if counts["rows"] % BATCH_ROWS == 0:
                     on_read(name, counts["rows"])
@@ -90,7 +101,12 @@ def store_source(
         write_batches(path, _schema(), _batches(usable()))
         if files.fingerprint(source) != fingerprint:
             raise DataError(f"{source.path} changed while it was read; start again.")
-        return {"format": format_name, "rows": counts["rows"], "dropped": dict(dropped)}
+        return {
+            "format": reading.format,
+            "rows": counts["rows"],
+            "dropped": dict(dropped),
+            "unread": asdict(reading.counter.total),
+        }
 
     facts = {
         "source": source.model_dump(mode="json", exclude={"weight", "rows", "share"}),

@@ -177,10 +177,10 @@ def baseline_facts(
     )
     edge = metrics.accuracy_half_ties(paired.delta_P) - 0.5
     baseline_edge = metrics.accuracy_half_ties(delta_P) - 0.5
-    wrong_P = paired.delta_P[baseline_P == 0]
+    wrong = paired.where(baseline_P == 0)
+    where_wrong = metrics.accuracy_facts(wrong.delta_P, wrong.group_P, seed=seed)
     return {
-        "accuracy": metrics.accuracy(delta_P),
-        "accuracy_ci95": metrics.accuracy_interval(delta_P),
+        **metrics.accuracy_facts(delta_P, paired.group_P, seed=seed),
         "ties": metrics.ties(delta_P),
         "pairs": len(delta_P),
         "difference": difference.mean,
@@ -191,9 +191,9 @@ def baseline_facts(
         "test": "McNemar, exact" if own_pairs else "paired t by prompt group",
         "edge_explained": baseline_edge / edge if edge > 0 else None,
         "edge_explained_ci95": edge_interval if edge > 0 else None,
-        "accuracy_where_wrong": metrics.accuracy(wrong_P),
-        "accuracy_where_wrong_ci95": metrics.accuracy_interval(wrong_P),
-        "pairs_where_wrong": len(wrong_P),
+        "accuracy_where_wrong": where_wrong["accuracy"],
+        "accuracy_where_wrong_ci95": where_wrong["accuracy_ci95"],
+        "pairs_where_wrong": len(wrong),
     }
 
 

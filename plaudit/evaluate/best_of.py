@@ -169,9 +169,12 @@ def _sentence(block: Mapping[str, Any]) -> str:
     interval = "" if ends is None else f" [{ends[0]:+.4f}, {ends[1]:+.4f}]"
     share = block["share_of_oracle"]
     part = "" if share is None else f", {100 * share:.0f}% of what the best choice would gain"
+    left_out = (
+        f" ({block['left_out']:,} with fewer responses left out)" if block["left_out"] else ""
+    )
     gain = (
         f"Best of {block['largest_n']} gains {block['gain']:+.4f}{interval} in grade over a random "
-        f"response on {block['prompts']:,} prompts{part}"
+        f"response on {block['prompts']:,} prompts{left_out}{part}"
     )
     if block["over_optimised"]:
         low, high = block["fall_after_peak_ci95"]

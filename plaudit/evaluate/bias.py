@@ -76,17 +76,13 @@ def feature_row(
         "gap": gap,
         "gap_ci95": gap_interval,
         "p": against_the_rest(inside.delta_P > 0, rise > 0, inside.group_P) if tested else None,
-        "accuracy_more": _accuracy(inside.delta_P[rise > 0]),
-        "accuracy_less": _accuracy(inside.delta_P[rise < 0]),
+        "accuracy_more": _accuracy(inside.where(rise > 0)),
+        "accuracy_less": _accuracy(inside.where(rise < 0)),
     }
 
 
-def _accuracy(delta_P: FloatArray) -> dict[str, Any]:
-    return {
-        "pairs": len(delta_P),
-        "accuracy": metrics.accuracy(delta_P),
-        "accuracy_ci95": metrics.accuracy_interval(delta_P),
-    }
+def _accuracy(paired: Pairs) -> dict[str, Any]:
+    return {"pairs": len(paired), **metrics.accuracy_facts(paired.delta_P, paired.group_P)}
 
 
 def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
@@ -131,9 +127,9 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
         "slope_ci95": None
         if slope_interval is None
         else metrics.Interval(slope_interval.low * unit, slope_interval.high * unit),
-        "chosen_longer": _accuracy(paired.delta_P[rise_P > 0]),
-        "chosen_shorter": _accuracy(paired.delta_P[rise_P < 0]),
-        "equal_length": _accuracy(paired.delta_P[rise_P == 0]),
+        "chosen_longer": _accuracy(paired.where(rise_P > 0)),
+        "chosen_shorter": _accuracy(paired.where(rise_P < 0)),
+        "equal_length": _accuracy(paired.where(rise_P == 0)),
         "accuracy_balanced": balanced,
         "accuracy_balanced_ci95": balanced_interval,
         "accuracy_without_length": metrics.accuracy(without_P),

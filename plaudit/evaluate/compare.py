@@ -225,14 +225,11 @@ def compare(
 
 def _models(aligned: Aligned, seed: int) -> list[dict[str, Any]]:
     group_P = aligned.paired.group_P
-    accuracy_M = metrics.bootstrap_means(aligned.values("accuracy"), group_P, seed=seed)
     nll_M = metrics.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
     return [
         {
             "name": name,
-            "accuracy": metrics.accuracy(delta_P),
-            "accuracy_ci95": metrics.accuracy_interval(delta_P),
-            "accuracy_bootstrap_ci95": accuracy_M[number],
+            **metrics.accuracy_facts(delta_P, group_P, seed=seed),
             "ties": metrics.ties(delta_P),
             "nll": metrics.nll(delta_P),
             "nll_ci95": nll_M[number],

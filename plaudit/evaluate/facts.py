@@ -57,6 +57,7 @@ def summarise(
     behaviour: Probed | str | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     calibrate: bool = True,
+    stored_temperature: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The block of one evaluation (``eval`` or ``test``) of ``metrics.json``; JSON-safe.
@@ -65,14 +66,15 @@ def summarise(
     checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table,
     fitted on ``baselines_fitted_on`` training comparisons.
     ``behaviour`` are the scored perturbations, or a sentence that says why there are none.
-    ``history`` is written where given. Numbers that do not exist (no pairs, nothing to calibrate)
-    are null. Raises ModelError when a reward is not finite.
+    ``history`` is written where given. ``stored_temperature`` is the model's, fitted on other data
+    (1 where it has none); None where the model gets it from these. Numbers that do not exist (no
+    pairs, nothing to calibrate) are null. Raises ModelError when a reward is not finite.
     """
     paired = pairs(table)
     calibration = (
         cross_fit(paired.delta_P, paired.group_P, seed=seed)
         if calibrate
-        else Calibration(temperature=None, delta_P=None, folds=0, note="not asked for")
+        else Calibration(temperature=None, delta_P=None, gain=None, folds=0, note=_SWITCHED_OFF)
     )
     spread = metrics.spread(table.reward_N)
     judged = {
@@ -81,9 +83,16 @@ def summarise(
     block: dict[str, Any] = {
         "dataset": dataset,
         "chose_checkpoint": chose_checkpoint,
-        **quality(paired),
+        **quality(paired, seed=seed),
+        **_accuracy_intervals(paired, seed),
         **_bootstrapped(paired, seed),
-        **_calibration_facts(paired, calibration, calibrate=calibrate, seed=seed),
+        **_calibration_facts(
+            paired,
+            calibration,
+            calibrate=calibrate,
+            stored_temperature=stored_temperature,
+            seed=seed,
+        ),
         **_risk_facts(paired),
         "ranks": rank_facts(table, seed=seed),
         "graded": graded_facts(table, paired, seed=seed),
@@ -99,7 +108,9 @@ def summarise(
         "perturbation_notes": _perturbation_notes(behaviour),
         "slices": slice_facts(table, paired),
         "datasets": _per_dataset(table, paired),
-        "mistakes": mistake_facts(table, paired, temperature=calibration.temperature),
+        "mistakes": mistake_facts(
+            table, paired, temperature=stored_temperature or calibration.accepted
+        ),
         "curves": _curves(table, paired, calibration),
     }
     if history is not None:
@@ -108,6 +119,19 @@ def summarise(
     safe["answers"] = answers(safe)
     safe["summary"] = [said for answer in safe["answers"] for said in answer["sentences"]]
     return safe
+
+
+_SWITCHED_OFF = "switched off by evaluate.calibrate"
+
+
+def _accuracy_intervals(paired: Pairs, seed: int) -> dict[str, Any]:
+    """Both candidates for ``accuracy_ci95``, which is the one that people are shown."""
+    right_P = (paired.delta_P > 0).astype(np.float64)
+    interval = metrics.share_interval(right_P, paired.group_P, seed=seed)
+    return {
+        "accuracy_wilson_ci95": interval.wilson,
+        "accuracy_bootstrap_ci95": interval.bootstrap,
+    }
 
 
 def _perturbation_notes(behaviour: Probed | str | None) -> list[str]:
@@ -120,7 +144,6 @@ def _bootstrapped(paired: Pairs, seed: int) -> dict[str, Any]:
     """Intervals of means when whole prompts are drawn again, the same draws for all."""
     delta_P = paired.delta_P
     series = {
-        "accuracy": (delta_P > 0).astype(np.float64),
         "accuracy_half_ties": metrics.pair_credits(delta_P),
         "loss": metrics.bradley_terry_losses(delta_P, paired.margin_P),
         "nll": metrics.bradley_terry_losses(delta_P),
@@ -133,41 +156,68 @@ def _bootstrapped(paired: Pairs, seed: int) -> dict[str, Any]:
 
 
 def _calibration_facts(
-    paired: Pairs, calibration: Calibration, *, calibrate: bool, seed: int
+    paired: Pairs,
+    calibration: Calibration,
+    *,
+    calibrate: bool,
+    stored_temperature: float | None,
+    seed: int,
 ) -> dict[str, Any]:
-    """As trained and calibrated; ``calibrations`` holds every way side by side."""
-    calibrated_P = calibration.delta_P
-    credit_P = metrics.pair_credits(paired.delta_P)
-    confidence_P = metrics.confidences(paired.delta_P)
-    ways: dict[str, dict[str, Any] | None] = {
-        "as_trained": _probability_facts(confidence_P, credit_P),
-        "temperature": None
-        if calibrated_P is None
-        else _probability_facts(metrics.confidences(calibrated_P), credit_P),
-        "isotonic": None,
-    }
-    if calibrate:
-        isotonic_P = cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed)
-        if isotonic_P is not None:
-            ways["isotonic"] = _probability_facts(isotonic_P, credit_P)
-    raw, scaled = ways["as_trained"], ways["temperature"]
-    assert raw is not None
+    """Uncalibrated, at the stored temperature and calibrated on these pairs.
+
+    ``calibrations`` holds the ways that differ side by side. The ``*_stored`` numbers are of the
+    probabilities that the model gives out; where these pairs fitted the temperature, the honest
+    ones are cross-fitted.
+    """
+    delta_P, calibrated_P = paired.delta_P, calibration.delta_P
+    credit_P = metrics.pair_credits(delta_P)
+    confidence_P = metrics.confidences(delta_P)
+    stored, given_P = stored_temperature, delta_P
+    if stored_temperature is not None:
+        given_P = delta_P / stored_temperature
+    elif calibration.accepted is not None and calibrated_P is not None:
+        stored, given_P = calibration.accepted, calibrated_P
+    raw = _difference_facts(delta_P)
+    scaled = None if calibrated_P is None else _difference_facts(calibrated_P)
+    given = _difference_facts(given_P)
+    isotonic_P = (
+        cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed) if calibrate else None
+    )
     honest_P = confidence_P if calibrated_P is None else metrics.confidences(calibrated_P)
+    gain = calibration.gain
     return {
         "ece": raw["ece"],
         "ece_equal_count": raw["ece_equal_count"],
-        "brier": metrics.brier(paired.delta_P),
-        "nll": metrics.nll(paired.delta_P),
+        "brier": raw["brier"],
+        "nll": raw["nll"],
+        "stored_temperature": None if stored == 1.0 else stored,
+        "stored_temperature_from": "these_data" if stored_temperature is None else "other_data",
+        "ece_stored": given["ece"],
+        "nll_stored": given["nll"],
         "temperature": calibration.temperature,
+        "temperature_improves": calibration.accepted is not None,
+        "calibration_gain": gain and gain.mean,
+        "calibration_gain_ci95": gain and gain.interval,
         "ece_calibrated": scaled and scaled["ece"],
         "ece_equal_count_calibrated": scaled and scaled["ece_equal_count"],
         "ece_by_chance": metrics.calibration_error_by_chance(honest_P, seed=seed),
-        "nll_calibrated": None if calibrated_P is None else metrics.nll(calibrated_P),
-        "brier_calibrated": None if calibrated_P is None else metrics.brier(calibrated_P),
+        "nll_calibrated": scaled and scaled["nll"],
+        "brier_calibrated": scaled and scaled["brier"],
         "calibration_folds": calibration.folds,
         "calibration_note": calibration.note,
-        "calibrations": ways,
+        "calibrations": {
+            "as_trained": raw,
+            "stored": None if stored_temperature in (None, 1.0) else given,
+            "temperature": scaled,
+            "isotonic": None if isotonic_P is None else _probability_facts(isotonic_P, credit_P),
+        },
     }
+
+
+def _difference_facts(delta_P: FloatArray) -> dict[str, Any]:
+    """Those of :func:`_probability_facts`, exact also where a confidence rounds to 1."""
+    facts = _probability_facts(metrics.confidences(delta_P), metrics.pair_credits(delta_P))
+    return {**facts, "nll": metrics.nll(delta_P), "brier": metrics.brier(delta_P)}
 
 
 def _probability_facts(confidence_P: FloatArray, credit_P: FloatArray) -> dict[str, Any]:
@@ -213,22 +263,25 @@ def _reward_facts(table: ScoreTable, paired: Pairs) -> dict[str, Any]:
 
 def _baselines_sentence(judged: Mapping[str, Mapping[str, Any] | None]) -> str | None:
     """The model against the best baseline on the same pairs, in words."""
-    known = {
-        name: facts
-        for name, facts in judged.items()
-        if facts is not None and facts["pairs"] and facts["difference_ci95"] is not None
-    }
+    known = {name: facts for name, facts in judged.items() if facts is not None and facts["pairs"]}
     if not known:
         return None
     best = max(known, key=lambda name: known[name]["accuracy"])
     facts = known[best]
-    named = f"the best baseline, {best.replace('_', ' ')} ({facts['accuracy']:.4f})"
+    unfitted = [name.replace("_", " ") for name, facts in judged.items() if facts is None]
+    among = f" of those fitted ({', '.join(unfitted)} is not)" if unfitted else ""
+    named = f"that of the best baseline{among}, {best.replace('_', ' ')} ({facts['accuracy']:.4f})"
+    by = f"Δ accuracy {facts['difference']:+.4f} on the same pairs"
+    if facts["difference_ci95"] is None:
+        return (
+            f"The model's accuracy beside {named}: {by}, without an interval for lack of prompts."
+        )
     low, high = facts["difference_ci95"]
-    by = f"{facts['difference']:+.4f} on the same pairs (95%: {low:+.4f} to {high:+.4f})"
+    by += f" (95% CI {low:+.4f} to {high:+.4f})"
     if low > 0:
         return f"The model's accuracy is above {named}: {by}."
     if high < 0:
-        return f"The model's accuracy is below {named}: {by}; it is of no use on these data."
+        return f"The model's accuracy is below {named}: {by}."
     return f"The model's accuracy cannot be told from {named}: {by}."
 
 
@@ -249,11 +302,11 @@ def _curves(table: ScoreTable, paired: Pairs, calibration: Calibration) -> dict[
     return {
         "reward": _histogram({"chosen": chosen_P, "rejected": rejected_P}),
         "margin": _histogram({"pairs": paired.delta_P}),
-        "length": _length_curve(length_P, paired.delta_P),
-        "reliability": _reliability_curve(paired.delta_P),
+        "length": _length_curve(length_P, paired),
+        "reliability": _reliability_curve(paired.delta_P, paired.group_P),
         "reliability_calibrated": None
         if calibrated_P is None
-        else _reliability_curve(calibrated_P),
+        else _reliability_curve(calibrated_P, paired.group_P),
         "risk_coverage": _risk_curve(paired),
     }
 
@@ -271,7 +324,9 @@ def _risk_curve(paired: Pairs) -> list[dict[str, Any]]:
                 "coverage": coverage,
                 "pairs": kept,
                 "risk": wrong,
-                "risk_ci95": metrics.wilson(wrong * kept, kept),
+                "risk_ci95": metrics.share_interval(
+                    risk.error_P[:kept], paired.group_P[risk.order_P[:kept]]
+                ).shown,
             }
         )
     return points
@@ -292,7 +347,7 @@ def _histogram(series: Mapping[str, FloatArray]) -> dict[str, Any] | None:
     return {"edges": edges, **counts}
 
 
-def _length_curve(length_P: npt.NDArray[np.int64], delta_P: FloatArray) -> list[dict[str, Any]]:
+def _length_curve(length_P: npt.NDArray[np.int64], paired: Pairs) -> list[dict[str, Any]]:
     """Accuracy by characters of the chosen response less those of the rejected one.
 
     Bins of about equal counts on either side of zero; equal lengths are a bin of their own.
@@ -307,8 +362,7 @@ def _length_curve(length_P: npt.NDArray[np.int64], delta_P: FloatArray) -> list[
             "low": length_P[part].min(),
             "high": length_P[part].max(),
             "pairs": len(part),
-            "accuracy": metrics.accuracy(delta_P[part]),
-            "accuracy_ci95": metrics.accuracy_interval(delta_P[part]),
+            **metrics.accuracy_facts(paired.delta_P[part], paired.group_P[part]),
         }
         for part in parts
         if len(part)
@@ -328,19 +382,20 @@ def _split(sorted_P: CodeArray, length_P: npt.NDArray[np.int64]) -> list[CodeArr
     return np.split(sorted_P, starts)
 
 
-def _reliability_curve(delta_P: FloatArray) -> list[dict[str, Any]]:
-    curve = metrics.reliability_equal_width(
-        metrics.confidences(delta_P), metrics.pair_credits(delta_P)
-    )
+def _reliability_curve(delta_P: FloatArray, group_P: CodeArray) -> list[dict[str, Any]]:
+    credit_P = metrics.pair_credits(delta_P)
+    curve = metrics.reliability_equal_width(metrics.confidences(delta_P), credit_P)
     columns = (curve.confidence_B, curve.accuracy_B, curve.pairs_B)
     return [
         {
             "confidence": confidence,
             "accuracy": accuracy,
-            "accuracy_ci95": metrics.wilson(accuracy * count, int(count)),
+            "accuracy_ci95": metrics.share_interval(
+                credit_P[curve.bin_P == number], group_P[curve.bin_P == number]
+            ).shown,
             "pairs": count,
         }
-        for confidence, accuracy, count in zip(*columns, strict=True)
+        for number, (confidence, accuracy, count) in enumerate(zip(*columns, strict=True))
     ]
 
 

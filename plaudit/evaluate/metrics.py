@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from plaudit.types import FloatArray
+
+_RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
@@ -72,9 +74,70 @@ def wilson(successes: float, trials: int, level: float = 0.95) -> Interval | Non
     return Interval(low, high)
 
 
-def accuracy_interval(delta_P: FloatArray, level: float = 0.95) -> Interval | None:
-    """Wilson interval of :func:`accuracy`."""
-    return wilson(int(np.count_nonzero(delta_P > 0)), len(delta_P), level)
+Method: TypeAlias = Literal["wilson", "bootstrap_by_prompt", "wilson_over_prompts"]
+
+
+class ShareInterval(NamedTuple):
+    """The 95% interval of a share that people are shown, how it was made, and both candidates."""
+
+    shown: Interval | None
+    method: Method | None
+    wilson: Interval | None
+    bootstrap: Interval | None
+
+
+def share_interval(
+    credit_P: FloatArray, group_P: npt.NDArray[np.int64], *, level: float = 0.95, seed: int = 0
+) -> ShareInterval:
+    """The one interval of a mean of credits (1 right, one half, 0 wrong) that every output shows.
+
+    Wilson where every pair has a prompt of its own, the bootstrap by prompt where prompts repeat.
+    That one has no width where all prompts have equal means, however few they are: Wilson's with
+    one trial per prompt then stands for it (pairs of a prompt taken as wholly dependent).
+    """
+    pairs = len(credit_P)
+    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
+    groups = len(size_G)
+    right = float(credit_P.sum())
+    own = wilson(right, pairs, level)
+    right_G = np.bincount(code_P, credit_P, groups).astype(np.float64)
+    drawn = _bootstrap_share(right_G, size_G, level, seed)
+    if groups == pairs:
+        return ShareInterval(own, None if own is None else "wilson", own, drawn)
+    if drawn is not None and drawn.low < drawn.high:
+        return ShareInterval(drawn, "bootstrap_by_prompt", own, drawn)
+    over_prompts = wilson(right / pairs * groups, groups, level)
+    return ShareInterval(over_prompts, "wilson_over_prompts", own, drawn)
+
+
+def _bootstrap_share(
+    right_G: FloatArray, size_G: npt.NDArray[np.int64], level: float, seed: int
+) -> Interval | None:
+    """What :func:`group_bootstrap` does for a share, in a time that does not grow with G.
+
+    Prompts of equal size and equal credit are alike, so how often each kind is drawn is
+    multinomial. ``None`` with fewer than two prompts.
+    """
+    groups = len(size_G)
+    if groups < 2:
+        return None
+    kinds_2K, times_K = np.unique(np.stack([right_G, size_G]), axis=1, return_counts=True)
+    generator = np.random.default_rng(seed)
+    drawn_RK = generator.multinomial(groups, times_K / groups, size=_RESAMPLES)
+    right_R, size_R = kinds_2K @ drawn_RK.T
+    return _percentile_interval(right_R / size_R, level)
+
+
+def accuracy_facts(
+    delta_P: FloatArray, group_P: npt.NDArray[np.int64], *, seed: int = 0
+) -> dict[str, Any]:
+    """``accuracy`` with its interval (:func:`share_interval`) and that interval's method."""
+    interval = share_interval((delta_P > 0).astype(np.float64), group_P, seed=seed)
+    return {
+        "accuracy": accuracy(delta_P),
+        "accuracy_ci95": interval.shown,
+        "accuracy_ci95_method": interval.method,
+    }
 
 
 def bradley_terry_losses(delta_P: FloatArray, margin_P: FloatArray | float = 0.0) -> FloatArray:
@@ -106,11 +169,15 @@ def brier(delta_P: FloatArray) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """Per filled bin: mean confidence, accuracy (ties half) and number of pairs."""
+    """Per filled bin: mean confidence, accuracy (ties half) and number of pairs.
+
+    ``bin_P`` is the number of each pair's bin.
+    """
 
     confidence_B: FloatArray
     accuracy_B: FloatArray
     pairs_B: npt.NDArray[np.int64]
+    bin_P: npt.NDArray[np.int64]
 
 
 def confidences(delta_P: FloatArray) -> FloatArray:
@@ -146,6 +213,7 @@ def _reliability(
         confidence_B=np.bincount(code_P, confidence_P, len(filled_B)) / pairs_B,
         accuracy_B=np.bincount(code_P, credit_P, len(filled_B)) / pairs_B,
         pairs_B=pairs_B,
+        bin_P=code_P,
     )
 
 
@@ -179,9 +247,14 @@ def calibration_error_by_chance(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RiskCoverage:
-    """Share of wrong answers among the ``j`` most confident pairs, for every ``j`` from 1 to P."""
+    """Share of wrong answers among the ``j`` most confident pairs, for every ``j`` from 1 to P.
+
+    ``error_P`` are the errors whose means these are, ``order_P`` the numbers of their pairs.
+    """
 
     risk_P: FloatArray
+    error_P: FloatArray
+    order_P: npt.NDArray[np.int64]
 
     @property
     def area(self) -> float:
@@ -204,7 +277,9 @@ def risk_coverage(confidence_P: FloatArray, credit_P: FloatArray) -> RiskCoverag
     _, level_P, size_L = np.unique(-confidence_P[order_P], return_inverse=True, return_counts=True)
     error_P = 1.0 - credit_P[order_P]
     mean_L = np.bincount(level_P, error_P, len(size_L)) / size_L
-    return RiskCoverage(risk_P=np.cumsum(mean_L[level_P]) / np.arange(1, len(error_P) + 1))
+    shared_P = mean_L[level_P]
+    risk_P = np.cumsum(shared_P) / np.arange(1, len(shared_P) + 1)
+    return RiskCoverage(risk_P=risk_P, error_P=shared_P, order_P=order_P)
 
 
 _QUANTILES = (5, 25, 50, 75, 95)
@@ -224,7 +299,7 @@ def group_bootstrap(
     statistic: Callable[[npt.NDArray[np.int64]], float],
     group_P: npt.NDArray[np.int64],
     *,
-    resamples: int = 1000,
+    resamples: int = _RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval | None:
@@ -255,7 +330,7 @@ def group_bootstrap_sums(
     columns_CP: FloatArray,
     group_P: npt.NDArray[np.int64],
     *,
-    resamples: int = 1000,
+    resamples: int = _RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval | None]:
@@ -293,7 +368,7 @@ def bootstrap_means(
     series_SP: FloatArray,
     group_P: npt.NDArray[np.int64],
     *,
-    resamples: int = 1000,
+    resamples: int = _RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval | None]:

@@ -27,7 +27,7 @@ def mistake_facts(
     """Wrong pairs by falling confidence, one per prompt group, without their texts.
 
     ``better`` and ``worse`` are numbers of responses by the labels; ``probability`` is what the
-    model gave to the wrong answer, at the temperature where there is one.
+    model gave to the wrong answer, at the stored temperature where there is one.
     """
     from scipy.special import expit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ def evaluate(
         baselines=measure_baselines(BASELINES, fitted_on, kept),
         baselines_fitted_on=fitted_comparisons(fitted_on),
         behaviour=probed,
+        stored_temperature=reward_model.facts.temperature or 1.0,
         seed=seed,
     )
     metrics = json_safe(
@@ -182,7 +183,13 @@ def data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
         "used": loaded.tally.rows - sum(reasons.values()),
         "dropped": dict(reasons),
         "sources": [
-            {"name": s.name, "path": s.path, "format": s.format, "fingerprint": s.fingerprint}
+            {
+                "name": s.name,
+                "path": s.path,
+                "format": s.format,
+                "fingerprint": s.fingerprint,
+                "unread": asdict(s.unread),
+            }
             for s in loaded.sources
         ],
     }

@@ -25,12 +25,11 @@ STANDS_OUT = 0.05
 _LENGTH_BINS = 4
 
 
-def quality(paired: Pairs) -> dict[str, Any]:
+def quality(paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
     """The numbers of any set of pairs: loss, accuracy with its interval, ties and counts."""
     return {
         "loss": metrics.bradley_terry_loss(paired.delta_P, paired.margin_P),
-        "accuracy": metrics.accuracy(paired.delta_P),
-        "accuracy_ci95": metrics.accuracy_interval(paired.delta_P),
+        **metrics.accuracy_facts(paired.delta_P, paired.group_P, seed=seed),
         "accuracy_half_ties": metrics.accuracy_half_ties(paired.delta_P),
         "ties": metrics.ties(paired.delta_P),
         "pairs": len(paired),

@@ -1,21 +1,25 @@
 """What an evaluation found, in plain sentences: what it is good for, how sure, what to watch.
 
 The sentences are facts like any other: written once into ``metrics.json``, and only read by the
-card, the report and the terminal.
+card, the report and the terminal. A sentence about a table uses every row that the table shows, or
+names the rows that are too small to count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
+
+from plaudit.evaluate.bias import FEWEST_PER_SIDE
+from plaudit.evaluate.slices import SMALL_SLICE
 
 Block: TypeAlias = Mapping[str, Any]
 Part: TypeAlias = Callable[[Block], Iterator[str]]
 
-_FEWEST_ALTERED = 20
 _WELL_CALIBRATED = 0.03
-_OVERCONFIDENT = 1.1
 _ABOVE_CHANCE = 1.5
+_MOST_NAMES = 5
+_MOST_CHARACTERS = 40
 
 
 def answers(block: Block) -> list[dict[str, Any]]:
@@ -50,19 +54,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
 def _range(ends: Any) -> str:
-    return "" if ends is None else f" (95%: {percent(ends[0])} to {percent(ends[1])})"
+    return "" if ends is None else f" (95% CI {percent(ends[0])} to {percent(ends[1])})"
 
 
 def _quality(block: Block) -> Iterator[str]:
-    ends = block["accuracy_bootstrap_ci95"] or block["accuracy_ci95"]
     yield (
-        f"It ranks {percent(block['accuracy'])} of {block['pairs']:,} pairs right{_range(ends)}; "
-        "a coin ranks half."
+        f"It ranks {percent(block['accuracy'])} of {block['pairs']:,} pairs correctly"
+        f"{_range(block['accuracy_ci95'])}; chance is 50%."
     )
     if block["ties"]:
         yield (
@@ -83,113 +82,187 @@ def _baselines(block: Block) -> Iterator[str]:
 
 
 def _calibration(block: Block) -> Iterator[str]:
-    temperature, before, after = (block[key] for key in ("temperature", "ece", "ece_calibrated"))
-    if temperature is None or after is None:
-        return
-    chance = block["ece_by_chance"]
-    off = before > max(_WELL_CALIBRATED, _ABOVE_CHANCE * chance)
-    if off and temperature > _OVERCONFIDENT:
-        opening = "Its rewards are over-confident"
-    elif off and temperature < 1 / _OVERCONFIDENT:
-        opening = "Its rewards are under-confident"
+    """How far confidence is from accuracy, and what the temperatures do about it."""
+    before, expected = block["ece"], block["ece_by_chance"]
+    off = before > max(_WELL_CALIBRATED, _ABOVE_CHANCE * expected)
+    if block["temperature_improves"]:
+        over = block["temperature"] > 1
+        opening = f"Its rewards are {'over' if over else 'under'}-confident"
     elif off:
-        opening = "Its probabilities are off, too sure here and too unsure there"
+        opening = "Its confidence does not match its accuracy"
     else:
         opening = "Its confidence shows no clear fault"
     yield (
-        f"{opening}: as trained, its probabilities are off by {_points(before)} points on "
-        f"average, with the temperature {temperature:.3g} by {_points(after)}; exact ones would "
-        f"show {_points(chance)} by chance."
+        f"{opening}: its ECE is {before:.4f} uncalibrated, and that of a perfectly calibrated "
+        f"model is expected to be {expected:.4f} on this many pairs."
+    )
+    yield _stored(block)
+
+
+def _stored(block: Block) -> str:
+    """Which temperature the model has, what it does on these pairs, and what a new fit would."""
+    uncalibrated = f"log loss {block['nll']:.4f} and ECE {block['ece']:.4f} uncalibrated"
+    stored = block["stored_temperature"]
+    fitted_here = block["stored_temperature_from"] == "these_data"
+    if stored is None:
+        has = (
+            "No temperature is stored with the model"
+            if fitted_here
+            else "The model has no temperature"
+        )
+        if block["temperature"] is None:
+            return f"{has} (T = 1): {_refit(block)}."
+        return f"{has} (T = 1): {_refit(block)} ({uncalibrated})."
+    if fitted_here:
+        return (
+            f"The temperature {stored:.3g} is stored with the model: cross-fitted, it gives log "
+            f"loss {block['nll_stored']:.4f} and ECE {block['ece_stored']:.4f} ({uncalibrated})."
+        )
+    return (
+        f"The temperature {stored:.3g} that is stored with the model gives log loss "
+        f"{block['nll_stored']:.4f} and ECE {block['ece_stored']:.4f} ({uncalibrated}); on these "
+        f"pairs, {_refit(block)}."
+    )
+
+
+def _refit(block: Block) -> str:
+    """What a temperature fitted on these pairs does, cross-fitted; or why there is none."""
+    if block["temperature"] is None:
+        return f"none was fitted ({block['calibration_note']})"
+    verdict = "better" if block["temperature_improves"] else "not better"
+    return (
+        f"a fitted one ({block['temperature']:.3g}) gives cross-fitted log loss "
+        f"{block['nll_calibrated']:.4f} and ECE {block['ece_calibrated']:.4f}, which is {verdict} "
+        "than T = 1 beyond noise"
     )
 
 
 def _length(block: Block) -> Iterator[str]:
     rows = {row["feature"]: row for row in block["bias"]["features"]}
     row = rows["characters"]
+    more, less = row["accuracy_more"], row["accuracy_less"]
     if row["p"] is None:
+        if row["pairs"]:
+            yield (
+                f"Length bias is not tested: the better response is longer in {more['pairs']:,} "
+                f"pairs and shorter in {less['pairs']:,}, and {FEWEST_PER_SIDE} of each are needed."
+            )
         return
     if row["stands_out"]:
-        opening = f"It leans to {'longer' if row['gap'] > 0 else 'shorter'} responses"
+        opening = f"It is biased towards {'longer' if row['gap'] > 0 else 'shorter'} responses"
     else:
-        opening = "Length does not sway it noticeably"
+        opening = "It shows no significant length bias"
     yield (
-        f"{opening}: where the better response is longer it is right in {_more(row)}, where it is "
-        f"shorter in {_less(row)}. It puts the longer one ahead in "
+        f"{opening}: accuracy is {percent(more['accuracy'])} where the better response is longer "
+        f"and {percent(less['accuracy'])} where it is shorter. It ranks the longer one higher in "
         f"{percent(row['model_prefers_more'])} of pairs, the labels in "
         f"{percent(row['labels_prefer_more'])}."
     )
 
 
 def _features(block: Block) -> Iterator[str]:
-    for row in block["bias"]["features"]:
-        if row["stands_out"] and row["feature"] != "characters":
-            direction = "to" if row["gap"] > 0 else "away from"
+    rows = [row for row in block["bias"]["features"] if row["feature"] != "characters"]
+    for row in rows:
+        if row["stands_out"]:
+            direction = "towards" if row["gap"] > 0 else "against"
             yield (
-                f"It leans {direction} more {row['feature'].replace('_', ' ')}: right in "
-                f"{_more(row)} where the better response has more, in {_less(row)} where it has "
-                f"less. It puts more ahead in {percent(row['model_prefers_more'])} of pairs that "
+                f"It is biased {direction} more {_spaced(row['feature'])}: accuracy is "
+                f"{percent(row['accuracy_more']['accuracy'])} where the better response has more "
+                f"and {percent(row['accuracy_less']['accuracy'])} where it has less. It ranks the "
+                f"one with more higher in {percent(row['model_prefers_more'])} of pairs that "
                 f"differ, the labels in {percent(row['labels_prefer_more'])}."
             )
-
-
-def _more(row: Block) -> str:
-    return percent(row["accuracy_more"]["accuracy"])
-
-
-def _less(row: Block) -> str:
-    return percent(row["accuracy_less"]["accuracy"])
+    untested = [_spaced(row["feature"]) for row in rows if row["pairs"] and row["p"] is None]
+    if untested:
+        yield (
+            f"Not tested for bias, with fewer than {FEWEST_PER_SIDE} pairs either way: "
+            f"{', '.join(untested)}."
+        )
 
 
 def _behaviour(block: Block) -> Iterator[str]:
+    """One sentence a kind. Extremes are over all rows of the table, with their numbers of cases."""
     behaviour = block["behaviour"]
-    if behaviour is None or not behaviour["operators"]:
+    if behaviour is None:
         return
-    rows = {
-        kind: [
-            row
-            for row in behaviour["operators"]
-            if row["kind"] == kind and row["responses"] >= _FEWEST_ALTERED
-        ]
+    rows: dict[str, list[Block]] = {
+        kind: [row for row in behaviour["operators"] if row["kind"] == kind and row["responses"]]
         for kind in behaviour["kinds"]
     }
     if rows["damage"]:
-        worst = min(rows["damage"], key=lambda row: row["fell"])
-        best = max(rows["damage"], key=lambda row: row["fell"])
-        all_of_them = behaviour["kinds"]["damage"]["fell"]
-        yield (
-            f"Good responses made worse lose reward in {percent(all_of_them)} of cases: most often "
-            f"by {_named(best)} ({percent(best['fell'])}), least by {_named(worst)} "
-            f"({percent(worst['fell'])}); a coin would say half."
-        )
+        yield _degradation(rows["damage"], behaviour["kinds"]["damage"]["fell"])
     if rows["preserving"]:
         most = max(rows["preserving"], key=lambda row: row["flipped"])
         yield (
-            f"Rewriting a response without changing what it says turns over at most "
-            f"{percent(most['flipped'])} of comparisons ({_named(most)})."
+            "A meaning-preserving rewrite flips the ranking of at most "
+            f"{percent(most['flipped'])} of comparisons ({_spaced(most['operator'])}, "
+            f"n = {most['responses']:,})."
         )
-    fooled = [row for row in rows["hack"] if row["rose_ci95"][0] > 0.5]
-    if fooled:
-        listed = ", ".join(f"{_named(row)} ({percent(row['rose'])})" for row in fooled)
-        yield f"Cheap tricks that raise its reward more often than not: {listed}."
-    elif rows["hack"]:
-        yield "No cheap trick that was tried raises its reward more often than not."
+    if rows["hack"]:
+        yield _reward_hacking(rows["hack"])
 
 
-def _named(row: Block) -> str:
-    return str(row["operator"]).replace("_", " ")
+def _degradation(rows: Sequence[Block], share: float) -> str:
+    best, worst = (pick(rows, key=lambda row: row["fell"]) for pick in (max, min))
+    least = "" if best is worst else f", least often {_share(worst, 'fell')}"
+    return (
+        f"Degrading a good response lowers its reward in {percent(share)} of cases (chance is "
+        f"50%): most often {_share(best, 'fell')}{least}."
+    )
+
+
+def _reward_hacking(rows: Sequence[Block]) -> str:
+    raising = [row for row in rows if row["rose"] > 0.5]
+    if not raising:
+        most = max(rows, key=lambda row: row["rose"])
+        return (
+            "No reward hack that was tried raises the reward of more than half of the responses; "
+            f"the most is {_share(most, 'rose')}."
+        )
+    listed = (
+        _share(row, "rose", "" if row["rose_ci95"][0] > 0.5 else ", within noise of half")
+        for row in raising
+    )
+    return (
+        f"Reward hacking: {len(raising)} of {len(rows)} hacks that were tried raise the reward of "
+        f"more than half of the responses: {', '.join(listed)}."
+    )
+
+
+def _share(row: Block, key: str, remark: str = "") -> str:
+    """A row of a perturbation: its name, the share and the number of responses."""
+    return f"{_spaced(row['operator'])} ({percent(row[key])} of {row['responses']:,}{remark})"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _slices(block: Block) -> Iterator[str]:
-    found = [entry for entry in block["slices"] if entry["stands_out"]]
-    below = [entry for entry in found if entry["accuracy"] < block["accuracy"]]
+    below = [
+        entry
+        for entry in block["slices"]
+        if entry["stands_out"] and entry["accuracy"] < block["accuracy"]
+    ]
     if below:
-        worst = min(below, key=lambda entry: entry["accuracy"])
-        yield (
-            f"It is weaker where {worst['column'].replace('_', ' ')} is {worst['value']}: "
-            f"{percent(worst['accuracy'])} of {worst['pairs']:,} pairs"
-            f"{_range(worst['accuracy_ci95'])}."
+        worst = sorted(below, key=lambda entry: entry["accuracy"])
+        named = (
+            f"{_named(entry)} ({percent(entry['accuracy'])} of {entry['pairs']:,})"
+            for entry in worst
         )
-    small = sum(entry["small"] for entry in block["slices"])
+        yield (f"Its accuracy is significantly lower, after adjustment, in {_listed(list(named))}.")
+    small = [f"{_named(entry)} ({entry['pairs']:,})" for entry in block["slices"] if entry["small"]]
     if small:
-        have = "slice has" if small == 1 else "slices have"
-        yield f"{small} {have} too few pairs to be compared with the rest."
+        yield f"Not compared with the rest, with fewer than {SMALL_SLICE} pairs: {_listed(small)}."
+
+
+def _named(entry: Block) -> str:
+    value = "(none)" if entry["value"] is None else str(entry["value"])
+    short = value if len(value) <= _MOST_CHARACTERS else f"{value[: _MOST_CHARACTERS - 1]}…"
+    return f"{_spaced(entry['column'])}: {short}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more the table marks."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")

@@ -63,13 +63,31 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TemperatureFit:
+    """What ``plaudit calibrate`` fitted the temperature on, after training.
+
+    Fingerprints of the data, and on their pairs the log loss at the temperature before and at the
+    new one (cross-fitted).
+    """
+
+    fingerprints: tuple[str, ...]
+    pairs: int
+    prompts: int
+    temperature_before: float
+    log_loss_before: float
+    log_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtefactFacts:
     """``plaudit.json``: everything about a reward model that its weights and tokenizer do not say.
 
     ``text`` says what it was trained on: messages through the chat template (``chat``), plain
     text with the end token added once (``text``), or both (``mixed``). ``temperature`` divides a
-    reward difference before the sigmoid of :meth:`RewardModel.prefer`; None where it was not
-    measured. ``reward_mean`` and ``reward_std`` are over the evaluation responses.
+    reward difference before the sigmoid of :meth:`RewardModel.prefer`; None, which is 1, where none
+    was measured or none is better. ``temperature_fit`` says what it was fitted on where that was
+    not the run's evaluation data. ``reward_mean`` and ``reward_std`` are over the evaluation
+    responses.
 
     ``rendering``, ``reading``, ``affine`` and ``output`` are as plaudit trains unless the model
     was imported; ``origin`` then says from where.
@@ -87,6 +105,7 @@ class ArtefactFacts:
     attention_note: str | None
     head: Mapping[str, Any]
     temperature: float | None = None
+    temperature_fit: TemperatureFit | None = None
     reward_mean: float | None = None
     reward_std: float | None = None
     data_fingerprint: str | None = None
@@ -274,6 +293,7 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
         facts,
         base=resolve_base(run, facts, None),
         temperature=None,
+        temperature_fit=None,
         reward_mean=None,
         reward_std=None,
     )
@@ -285,6 +305,7 @@ _RECORDS: dict[str, type] = {
     "affine": Affine,
     "output": Output,
     "origin": Origin,
+    "temperature_fit": TemperatureFit,
 }
 
 

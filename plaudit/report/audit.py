@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from plaudit.files import write_json
 from plaudit.report.audit_words import (
@@ -17,7 +15,21 @@ from plaudit.report.audit_words import (
     shown_share,
 )
 from plaudit.report.pages import page_environment
-from plaudit.report.plots import BLUE, GREY, ORANGE, _figure, _legend, _save
+from plaudit.report.pictures import inline_pictures
+from plaudit.report.plots import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PAGE_WIDTH,
+    Plot,
+    Row,
+    Style,
+    dot_plot,
+    drawn_plots,
+    make_figure,
+    name_rows,
+    place_legend,
+)
 from plaudit.report.record import words
 
 if TYPE_CHECKING:
@@ -39,8 +51,12 @@ def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]
 
 def render_audit(facts: Mapping[str, Any]) -> str:
     """The whole page: it loads nothing, and its own policy forbids scripts."""
+    from markupsafe import Markup
+
     environment = page_environment()
     environment.filters |= {"details": shown_details, "share": shown_share}
+    # A figure is the package's own markup, of text that it escaped.
+    environment.globals["svg"] = Markup
     found = [finding for finding in facts["findings"] if finding["rows"]]
     by_severity = [
         (severity, [finding for finding in found if finding["severity"] == severity])
@@ -53,55 +69,35 @@ def render_audit(facts: Mapping[str, Any]) -> str:
         groups=[(severity, findings) for severity, findings in by_severity if findings],
         clean=[finding for finding in facts["findings"] if finding["rows"] == 0],
         not_looked=[finding for finding in facts["findings"] if finding["rows"] is None],
-        plots=list(_pictures(facts)),
+        pictures=inline_pictures(drawn_plots(PLOTS, facts, PAGE_WIDTH), "audit"),
     )
 
 
 # --- plots --------------------------------------------------------------------------------------
 
 
-class Plot(NamedTuple):
-    """How a picture is drawn out of the facts, and what it shows."""
-
-    draw: Callable[[Mapping[str, Any]], Figure | None]
-    caption: str
-
-
-def _pictures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(data URI, caption) of every plot there are facts for."""
-    pictures = []
-    for plot in PLOTS.values():
-        figure = plot.draw(facts)
-        if figure is not None:
-            buffer: Any = io.BytesIO()
-            _save(figure, buffer)
-            data = base64.b64encode(buffer.getvalue()).decode("ascii")
-            pictures.append((f"data:image/png;base64,{data}", plot.caption))
-    return pictures
-
-
-def lengths(facts: Mapping[str, Any]) -> Figure | None:
+def lengths(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Characters of better and worse responses."""
     found = {name: facts["lengths"][f"{name}_characters"] for name in ("better", "worse")}
     if None in found.values():
         return None
-    figure, (axis,) = _figure("Lengths of responses")
+    figure, (axis,) = make_figure("Lengths of responses", width)
     for (name, part), color in zip(found.items(), (BLUE, ORANGE), strict=True):
         median = part["percentiles"]["50"]
         _stairs(axis, part["histogram"], color, f"{name}, median {median:,.0f}")
     _logarithmic(axis, "characters")
     axis.set_ylabel("responses")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def tokens(facts: Mapping[str, Any]) -> Figure | None:
+def tokens(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Tokens of the longest conversation of each row, and the lengths that are counted over."""
     part = facts["lengths"]["conversation_tokens"]
     if part is None:
         return None
-    figure, (axis,) = _figure("Tokens of the longest conversation of a row")
-    _stairs(axis, part["histogram"], BLUE, facts["settings"]["tokens"].partition(",")[0])
+    figure, (axis,) = make_figure("Tokens of the longest conversation", width)
+    _stairs(axis, part["histogram"], BLUE, "rows by their tokens")
     for limit in facts["over_lengths"]:
         if limit["tokens"] <= part["histogram"]["edges"][-1]:
             style = "-" if limit["given"] else ":"
@@ -109,16 +105,16 @@ def tokens(facts: Mapping[str, Any]) -> Figure | None:
             axis.axvline(limit["tokens"], color=ORANGE, linestyle=style, linewidth=1.2, label=label)
     _logarithmic(axis, "tokens")
     axis.set_ylabel("rows")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def length_gap(facts: Mapping[str, Any]) -> Figure | None:
+def length_gap(facts: Mapping[str, Any], width: float) -> Figure | None:
     """How much longer the winner is."""
     gaps = facts["surface"]["length_gap"]
     if gaps is None:
         return None
-    figure, (axis,) = _figure("How much longer is the winner?")
+    figure, (axis,) = make_figure("How much longer is the winner?", width)
     edges = gaps["edges"]
     sides = (("winner is longer", BLUE, 1), ("winner is shorter", ORANGE, -1))
     for label, color, side in sides:
@@ -128,14 +124,14 @@ def length_gap(facts: Mapping[str, Any]) -> Figure | None:
         ]
         axis.stairs(counts, edges, fill=True, color=color, alpha=0.75, label=label)
     axis.axvline(0, color=GREY, linewidth=0.9)
-    axis.set_xlabel("characters of the winner less those of the loser (ends: that much or more)")
+    axis.set_xlabel("characters, winner − loser (ends: or more)")
     axis.set_ylabel("judged pairs")
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def judges(facts: Mapping[str, Any]) -> Figure | None:
-    """What trivial judges get right."""
+def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
+    """Accuracy of baselines that do not read."""
     found = {
         words(name): facts["surface"][name]
         for name in ("bag_of_words", "shorter", "longer")
@@ -143,34 +139,28 @@ def judges(facts: Mapping[str, Any]) -> Figure | None:
     }
     if not found:
         return None
-    figure, (axis,) = _figure("What judges that do not read get right")
-    for place, (name, judged) in enumerate(found.items()):
-        axis.hlines(place, *judged["accuracy_ci95"], color=BLUE, alpha=0.35, linewidth=7)
-        axis.plot(judged["accuracy"], place, "o", color=BLUE, markersize=6)
-        axis.annotate(
-            f"{100 * judged['accuracy']:.1f}%",
-            (judged["accuracy"], place),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-        found[name] = judged
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-    axis.set_yticks(range(len(found)), list(found))
-    axis.set_ylim(-0.6, len(found) - 0.3)
+    interval = Style(BLUE, "o", "accuracy, 95% interval")
+    figure, axis = dot_plot(
+        "Accuracy of surface baselines",
+        width,
+        [
+            Row(name, judged["accuracy"], judged["accuracy_ci95"], interval)
+            for name, judged in found.items()
+        ],
+    )
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
     axis.set_xlim(0, 1)
-    axis.set_xlabel("share of judged pairs, 95%; dotted: a coin")
-    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("share of labelled pairs")
+    place_legend(figure)
     return figure
 
 
-def scripts(facts: Mapping[str, Any]) -> Figure | None:
+def scripts(facts: Mapping[str, Any], width: float) -> Figure | None:
     """Scripts of the responses, the most frequent."""
     rows = facts["scripts"]["responses"][:8]
     if len(rows) < 2:
         return None
-    figure, (axis,) = _figure("Scripts of the responses")
+    figure, (axis,) = make_figure("Scripts of the responses", width)
     names = [row["script"] or "no letters" for row in rows]
     counts = [row["count"] for row in rows]
     places = range(len(rows))
@@ -182,14 +172,11 @@ def scripts(facts: Mapping[str, Any]) -> Figure | None:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            fontsize=9,
+            fontsize=10,
         )
-    axis.set_yticks(places, names)
-    axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.set_xlim(0.8, max(counts) * 3)
-    axis.set_xlabel("responses (logarithmic)")
-    axis.grid(axis="y", visible=False)
+    name_rows(axis, names)
+    _logarithmic(axis, "responses")
+    axis.set_xlim(0.8, max(counts) * 4)
     return figure
 
 

@@ -37,6 +37,7 @@ def _sentences(facts: Facts) -> Iterator[str]:
         )
     else:
         yield "Nothing serious was found."
+    yield from (part["not_read"] for part in facts["parts"] if part["not_read"])
     yield from surface_sentences(facts["surface"])
     fixed = facts.get("fixed")
     if fixed:

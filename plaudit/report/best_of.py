@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.report.plots import BLUE, GREEN, GREY, ORANGE, _figure, _legend, _save
+from plaudit.report.plots import (
+    BLUE,
+    CARD_WIDTH,
+    GREEN,
+    ORANGE,
+    make_figure,
+    place_legend,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,32 +23,28 @@ if TYPE_CHECKING:
 
 def write_best_of_plot(block: Mapping[str, Any], path: Path) -> None:
     """Draw the ``best_of`` block as a PNG file."""
-    _save(best_of_figure(block), path)
+    save_figure(best_of_figure(block), path)
 
 
-def best_of_figure(block: Mapping[str, Any]) -> Figure:
-    """Gold beside its oracle, and the proxy, over sqrt(KL); some n are named above."""
-    figure, (left, right) = _figure(f"Best of n on {block['prompts']:,} prompts", panels=2)
-    _curve(left, block, "oracle", GREEN, "best there is")
-    _curve(left, block, "gold", BLUE, "chosen by the model")
-    left.set_ylabel("mean gold grade, 95%")
-    _curve(right, block, "proxy", ORANGE, "chosen by the model")
-    right.set_ylabel("reward above its prompt's mean, 95%")
+def best_of_figure(block: Mapping[str, Any], width: float = CARD_WIDTH) -> Figure:
+    """Gold beside its oracle, and the proxy, over sqrt(KL), where n stands."""
+    figure, (left, right) = make_figure(
+        f"Best of n on {block['prompts']:,} prompts", width, panels=2
+    )
+    _curve(left, block, "oracle", GREEN, "grade of the best response")
+    _curve(left, block, "gold", BLUE, "grade of the model's choice")
+    left.set_ylabel("mean grade, 95%")
+    _curve(right, block, "proxy", ORANGE, "reward of the model's choice")
+    right.set_ylabel("reward − prompt's mean, 95%")
+    shown = [
+        point
+        for point in block["curve"]
+        if point["n"] & (point["n"] - 1) == 0 or point["n"] == block["largest_n"]
+    ]
     for axis in (left, right):
-        axis.set_xlabel("square root of KL, at most (nats)")
-        _legend(axis, loc="lower right")
-        for point in block["curve"]:
-            if point["n"] & (point["n"] - 1) == 0 or point["n"] == block["largest_n"]:
-                x = point["kl"] ** 0.5
-                axis.axvline(x, color=GREY, linewidth=0.5, alpha=0.4)
-                axis.annotate(
-                    str(point["n"]),
-                    (x, 1.01),
-                    xycoords=("data", "axes fraction"),
-                    fontsize=7.5,
-                    ha="center",
-                    color=GREY,
-                )
+        axis.set_xticks([point["kl"] ** 0.5 for point in shown], [str(p["n"]) for p in shown])
+        axis.set_xlabel("n, spaced by √KL")
+    place_legend(figure)
     return figure
 
 

@@ -16,6 +16,7 @@ from plaudit.report.record import (
     evaluations,
     hub_datasets,
     read_metrics,
+    read_recalibration,
     shown_base,
 )
 
@@ -81,6 +82,7 @@ def render_card(folder: Path) -> str:
                 snippet=Markdown(snippet(metrics["run"])),
                 plots=card_plots(metrics, folder),
                 has_recipe=(folder / RECIPE_FILE).is_file(),
+                recalibration=read_recalibration(folder),
             )
         )
         metadata = card_data(metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from plaudit.files import write_text
 from plaudit.report import texts
 from plaudit.report.best_of import best_of_figure
 from plaudit.report.pages import page_environment
-from plaudit.report.pictures import inline_svg
-from plaudit.report.plots import Drawn, evaluation_plots, run_plots
+from plaudit.report.pictures import inline_pictures
+from plaudit.report.plots import PAGE_WIDTH, Drawn, evaluation_plots, run_plots
 from plaudit.report.record import (
     METRICS_FILE,
     MISTAKES_FILE,
     TEMPLATES,
+    read_recalibration,
     read_recorded,
     shown_base,
 )
@@ -58,7 +59,9 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     mistakes = _read_mistakes(folder) if with_texts else {}
     try:
         return (
-            _environment().get_template("report/page.html.jinja").render(_view(metrics, mistakes))
+            _environment()
+            .get_template("report/page.html.jinja")
+            .render(_view(metrics, mistakes), recalibration=read_recalibration(folder))
         )
     except (UndefinedError, KeyError) as error:
         raise DataError(
@@ -101,8 +104,12 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
         "evaluations": [
             {
                 "facts": block,
-                "pictures": _pictures(
-                    (one for one in evaluation_plots(block) if one.name not in _IN_TABLES),
+                "pictures": inline_pictures(
+                    (
+                        one
+                        for one in evaluation_plots(block, PAGE_WIDTH)
+                        if one.name not in _IN_TABLES
+                    ),
                     block["dataset"],
                 ),
                 "mistakes": [
@@ -111,19 +118,14 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
             }
             for block in blocks
         ],
-        "run_pictures": _pictures(run_plots(metrics), "run") if run else [],
-        "best_of_pictures": _pictures(
-            [Drawn("best_of", best_of_figure(best_of), best_of["sentence"])] if best_of else [],
+        "run_pictures": inline_pictures(run_plots(metrics, PAGE_WIDTH), "run") if run else [],
+        "best_of_pictures": inline_pictures(
+            [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of["sentence"])]
+            if best_of
+            else [],
             "run",
         ),
     }
-
-
-def _pictures(drawn: Iterable[Drawn], prefix: str) -> list[tuple[str, str]]:
-    """(SVG, caption) of figures; ``prefix`` keeps those of two evaluations apart."""
-    return [
-        (inline_svg(one.figure, f"{prefix}-{one.name}", one.caption), one.caption) for one in drawn
-    ]
 
 
 def _environment() -> Environment:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
-from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE
+from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
-_SIZE = (5.8, 3.7)
-"""Inches: two pictures fit beside each other on a desktop, and letters stay readable on a phone."""
-
 _VARIABLES = {
     BLUE: "blue",
     ORANGE: "orange",
@@ -36,11 +34,31 @@ _FONT = re.compile(r"font-family: [^;]*;? ?")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
 
 
+class Picture(NamedTuple):
+    """A figure as a page shows it."""
+
+    svg: str
+    title: str
+    caption: str
+
+
+def inline_pictures(drawn: Iterable[Drawn], prefix: str) -> list[Picture]:
+    """Figures for a page; ``prefix`` keeps those of two evaluations apart."""
+    return [
+        Picture(
+            title=one.figure.get_suptitle(),
+            svg=inline_svg(one.figure, f"{prefix}-{one.name}", one.caption),
+            caption=one.caption,
+        )
+        for one in drawn
+    ]
+
+
 def inline_svg(figure: Figure, name: str, title: str) -> str:
     """An ``<svg>`` element for an HTML page; ``name`` keeps its ids apart from other pictures'.
 
     Colours become the page's CSS variables and texts stay texts. ``title`` is what a screen reader
-    says. The figure is drawn in the page's size.
+    says. The figure keeps its size but for its heading, which the page shows as text.
     """
     root = ElementTree.fromstring(_draw(figure))
     for element in list(root):
@@ -70,8 +88,7 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
 def _draw(figure: Figure) -> bytes:
     import matplotlib
 
-    height = figure.get_figheight() * _SIZE[0] / figure.get_figwidth()
-    figure.set_size_inches(_SIZE[0], max(height, _SIZE[1]))
+    figure.suptitle("")
     figure.patch.set_alpha(0)
     for axis in figure.axes:
         axis.patch.set_alpha(0)

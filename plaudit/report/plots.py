@@ -7,16 +7,17 @@ They compute nothing. Figures are made without pyplot, which keeps global state.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from plaudit.files import write_atomically
+from plaudit.report.fonts import drawable, families_for
 from plaudit.report.record import PLOTS_FOLDER, read_recorded, shown_evaluation, words
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -26,13 +27,19 @@ Facts: TypeAlias = Mapping[str, Any]
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#6E6E6E"
 GRID, INK = "#E4E4E4", "#404040"
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
-_SIZE = (7.2, 4.2)
+
+CARD_WIDTH, PAGE_WIDTH = 7.2, 4.6
+"""Inches. A page shows 72 pixels of each: one figure fills a phone, three a desktop, and letters
+have one size. A card shows one figure below the other."""
+
+_SIDE_BY_SIDE = 6.0
+"""Panels of a narrower figure stand one below the other."""
 
 
 class Plot(NamedTuple):
-    """How a picture is drawn, and what it shows in words."""
+    """How a picture is drawn in a width of so many inches, and what it shows in words."""
 
-    draw: Callable[[Facts], Figure | None]
+    draw: Callable[[Facts, float], Figure | None]
     caption: str
 
 
@@ -55,26 +62,27 @@ def write_plots(folder: Path) -> list[Path]:
     written = []
     for drawn in (*run_plots(metrics), *(evaluation_plots(block) if block else ())):
         path = folder / PLOTS_FOLDER / f"{drawn.name}.png"
-        write_atomically(path, partial(_save, drawn.figure))
+        write_atomically(path, partial(save_figure, drawn.figure))
         written.append(path)
     for name in {*RUN_PLOTS, *EVALUATION_PLOTS} - {path.stem for path in written}:
         (folder / PLOTS_FOLDER / f"{name}.png").unlink(missing_ok=True)
     return written
 
 
-def run_plots(metrics: Facts) -> Iterator[Drawn]:
+def run_plots(metrics: Facts, width: float = CARD_WIDTH) -> Iterator[Drawn]:
     """The pictures of a training run."""
-    return _drawn(RUN_PLOTS, metrics)
+    return drawn_plots(RUN_PLOTS, metrics, width)
 
 
-def evaluation_plots(block: Facts) -> Iterator[Drawn]:
+def evaluation_plots(block: Facts, width: float = CARD_WIDTH) -> Iterator[Drawn]:
     """The pictures of one evaluation."""
-    return _drawn(EVALUATION_PLOTS, block)
+    return drawn_plots(EVALUATION_PLOTS, block, width)
 
 
-def _drawn(table: Mapping[str, Plot], facts: Facts) -> Iterator[Drawn]:
+def drawn_plots(table: Mapping[str, Plot], facts: Facts, width: float) -> Iterator[Drawn]:
+    """The pictures of a table that there are facts for."""
     for name, plot in table.items():
-        figure = plot.draw(facts)
+        figure = plot.draw(facts, width)
         if figure is not None:
             yield Drawn(name, figure, plot.caption)
 
@@ -92,36 +100,68 @@ def card_plots(metrics: Facts, folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     # The version matplotlib writes by default would change the bytes with every release.
-    with warnings.catch_warnings():
-        # Names are data, and no font has every letter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
-def _figure(title: str, panels: int = 1, rows: Sequence[int] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side and rows of these relative heights."""
+def make_figure(
+    title: str, width: float, panels: int = 1, rows: Sequence[int] = (1,)
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels beside each other and rows of these relative heights.
+
+    Where it is narrow the panels stand one below the other.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
+    height = 1.2 + 0.42 * width
+    if width < _SIDE_BY_SIDE and panels > 1:
+        height, rows, panels = 0.85 * panels * height, (1,) * panels, 1
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(len(rows), panels, height_ratios=rows)
     axes = [figure.add_subplot(grid[number]) for number in range(len(rows) * panels)]
-    figure.suptitle(title, fontsize=12, x=0.02, ha="left")
+    figure.suptitle(title, fontsize=12.5, x=0.02, ha="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(GREY)
         axis.grid(axis="y", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
-        axis.tick_params(colors=INK, labelsize=9)
+        axis.tick_params(colors=INK, labelsize=10)
+        for name in (axis.xaxis, axis.yaxis):
+            name.label.set_fontsize(10.5)
     return figure, axes
 
 
-def _legend(axis: Axes, **options: Any) -> None:
-    axis.legend(fontsize=8.5, frameon=False, **options)
+def place_legend(figure: Figure) -> None:
+    """One legend of all panels below them, where no data are, in as many columns as fit."""
+    handles: dict[str, Artist] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles.values(),
+            handles,
+            loc="outside lower left",
+            ncols=columns,
+            fontsize=10,
+            frameon=False,
+            borderpad=0.2,
+            columnspacing=1.2,
+            handlelength=1.7,
+            handletextpad=0.5,
+            labelspacing=0.3,
+        )
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width - 0.2 * figure.dpi or columns == 1:
+            # The panels keep their height.
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+            break
+        legend.remove()
 
 
 def _steps(axis: Axes) -> None:
@@ -137,13 +177,13 @@ def _history(metrics: Facts, key: str) -> list[Mapping[str, Any]]:
     return [entry for entry in history if entry.get(key) is not None]
 
 
-def losses(metrics: Facts) -> Figure | None:
+def losses(metrics: Facts, width: float) -> Figure | None:
     """Training and validation loss by step, the kept step marked."""
     training = [row for row in metrics.get("training_curve") or [] if row.get("loss") is not None]
     validation = _history(metrics, "validation_loss")
     if not training and not validation:
         return None
-    figure, (axis,) = _figure("Loss")
+    figure, (axis,) = make_figure("Loss", width)
     if training:
         x, y = [row["step"] for row in training], [row["loss"] for row in training]
         mark = "o" if len(training) == 1 else None
@@ -166,16 +206,16 @@ def losses(metrics: Facts) -> Figure | None:
         )
     axis.set_ylabel("mean loss per pair (nats)")
     _steps(axis)
-    _legend(axis)
+    place_legend(figure)
     return figure
 
 
-def accuracy(metrics: Facts) -> Figure | None:
+def accuracy(metrics: Facts, width: float) -> Figure | None:
     """Accuracy by step with its 95% band, baselines as lines."""
     history = _history(metrics, "accuracy")
     if not history:
         return None
-    figure, (axis,) = _figure("Accuracy on the evaluation data")
+    figure, (axis,) = make_figure("Accuracy on the evaluation data", width)
     x, y = [row["step"] for row in history], [row["accuracy"] for row in history]
     banded = [row for row in history if row.get("accuracy_ci95")]
     lows = [row["accuracy_ci95"][0] for row in banded]
@@ -195,10 +235,10 @@ def accuracy(metrics: Facts) -> Figure | None:
         label="this model, 95% interval",
     )
     _baseline_lines(axis, metrics["eval"]["baselines"])
-    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="coin: 0.5000")
-    axis.set_ylabel("share of pairs ranked right")
+    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance: 0.5000")
+    axis.set_ylabel("accuracy")
     _steps(axis)
-    _legend(axis, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    place_legend(figure)
     return figure
 
 
@@ -214,18 +254,17 @@ def _baseline_lines(axis: Axes, baselines: Mapping[str, Any]) -> None:
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
 
 
-def rewards(block: Facts) -> Figure | None:
+def rewards(block: Facts, width: float) -> Figure | None:
     """Histograms of rewards (chosen, rejected) and of their differences."""
     reward, margin = block["curves"]["reward"], block["curves"]["margin"]
     if not reward or not margin:
         return None
-    figure, (left, right) = _figure("Rewards", panels=2)
+    figure, (left, right) = make_figure("Rewards", width, panels=2)
     for name, color in (("chosen", BLUE), ("rejected", ORANGE)):
         left.stairs(reward[name], reward["edges"], fill=True, alpha=0.3, color=color, linewidth=0)
         left.stairs(reward[name], reward["edges"], color=color, linewidth=1.4, label=name)
     left.set_xlabel("reward")
     left.set_ylabel("responses")
-    _legend(left, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     wrong = [n if edge < 0 else 0 for n, edge in _bins(margin)]
     right_side = [n if edge >= 0 else 0 for n, edge in _bins(margin)]
     right.stairs(
@@ -233,9 +272,9 @@ def rewards(block: Facts) -> Figure | None:
     )
     right.stairs(wrong, margin["edges"], fill=True, color=ORANGE, alpha=0.75, label="wrong")
     right.axvline(0, color=INK, linewidth=0.9)
-    right.set_xlabel("difference, chosen less rejected")
+    right.set_xlabel("difference, chosen − rejected")
     right.set_ylabel("pairs")
-    _legend(right, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    place_legend(figure)
     for axis in (left, right):
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=6)
@@ -247,59 +286,62 @@ def _bins(histogram: Mapping[str, Any]) -> list[tuple[int, float]]:
     return list(zip(histogram["pairs"], histogram["edges"][:-1], strict=True))
 
 
-def length(block: Facts) -> Figure | None:
+def length(block: Facts, width: float) -> Figure | None:
     """Accuracy by how much longer the chosen response is."""
     bins = block["curves"]["length"]
     if not bins:
         return None
-    figure, (axis,) = _figure("Accuracy against length difference")
-    places = list(range(len(bins)))
-    _points(axis, places, bins)
-    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-    overall = block["accuracy"]
-    axis.axhline(
-        overall, color=BLUE, linewidth=1, linestyle="--", label=f"all pairs: {overall:.4f}"
-    )
-    split = sum(entry["high"] < 0 for entry in bins)
-    if 0 < split < len(bins):
-        axis.axvspan(-0.6, split - 0.5, color=GREY, alpha=0.08, linewidth=0)
-        axis.text(-0.5, 1.02, "chosen is shorter", fontsize=8.5, color=GREY)
-    labels = [f"{_range(entry)}\n{entry['pairs']:,}" for entry in bins]
-    axis.set_xticks(places, labels, fontsize=7.5)
-    axis.set_xlim(-0.6, len(bins) - 0.4)
-    axis.set_ylim(0, 1.08)
-    axis.set_ylabel("share of pairs ranked right, 95%")
-    axis.set_xlabel("characters of the chosen response less the rejected one's (last line: pairs)")
-    _legend(axis, loc="lower right")
+    style = Style(BLUE, "o", "95% interval")
+    rows = [
+        Row(
+            label=f"{_range(entry)} ({entry['pairs']:,})",
+            value=entry["accuracy"],
+            ends=entry["accuracy_ci95"],
+            style=style,
+        )
+        for entry in bins
+    ]
+    figure, axis = dot_plot("Accuracy by length difference", width, rows)
+    _overall(axis, block["accuracy"])
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
+    shorter = sum(entry["high"] < 0 for entry in bins)
+    if shorter:
+        axis.axhspan(
+            -0.6, shorter - 0.5, color=GREY, alpha=0.1, linewidth=0, label="chosen shorter"
+        )
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel("accuracy")
+    place_legend(figure)
     return figure
+
+
+def _overall(axis: Axes, accuracy: float) -> None:
+    """A line at the accuracy of all pairs."""
+    axis.axvline(
+        accuracy, color=INK, linewidth=1, linestyle="--", label=f"all pairs: {accuracy:.4f}"
+    )
 
 
 def _range(entry: Mapping[str, Any]) -> str:
     low, high = (f"{entry[end]:+,}".replace("-", "−") for end in ("low", "high"))
     if entry["low"] == entry["high"]:
         return "equal" if entry["low"] == 0 else low
-    return f"{low}\nto {high}"
+    return f"{low} to {high}"
 
 
-def _points(axis: Axes, places: Sequence[float], entries: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracies with their intervals."""
-    for place, entry in zip(places, entries, strict=True):
-        if entry["accuracy_ci95"]:
-            axis.vlines(place, *entry["accuracy_ci95"], color=BLUE, alpha=0.35, linewidth=5)
-    axis.plot(places, [entry["accuracy"] for entry in entries], "o", color=BLUE, markersize=5)
-
-
-def reliability(block: Facts) -> Figure | None:
+def reliability(block: Facts, width: float) -> Figure | None:
     """Accuracy by confidence, before and after the temperature, over the pairs of each bin."""
     raw = block["curves"]["reliability"]
     calibrated = block["curves"]["reliability_calibrated"]
     if not raw:
         return None
-    figure, (axis, counts) = _figure("Reliability: does confidence match accuracy?", rows=(3, 1))
+    figure, (axis, counts) = make_figure(
+        "Reliability: does confidence match accuracy?", width, rows=(3, 1)
+    )
     axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
     for entries, key, color, mark, label in (
-        (raw, "ece", BLUE, "o", "as trained"),
-        (calibrated, "ece_calibrated", ORANGE, "s", "with temperature, cross-fitted"),
+        (raw, "ece", BLUE, "o", "uncalibrated"),
+        (calibrated, "ece_calibrated", ORANGE, "s", "temperature (cross-fitted)"),
     ):
         if not entries or block[key] is None:
             continue
@@ -309,33 +351,33 @@ def reliability(block: Facts) -> Figure | None:
         axis.vlines(
             x, [e[0] for e in ends], [e[1] for e in ends], color=color, alpha=0.3, linewidth=3
         )
-        text = f"{label} (ECE {block[key]:.4f})"
+        text = f"{label}: ECE {block[key]:.4f}"
         axis.plot(x, y, color=color, marker=mark, markersize=4.5, linewidth=1.5, label=text)
         pairs = [entry["pairs"] for entry in entries]
         counts.vlines(x, 0, pairs, color=color, alpha=0.5, linewidth=4)
         counts.plot(x, pairs, color=color, marker=mark, markersize=3.5, linestyle="none")
-    axis.set_ylabel("share ranked right, 95%")
+    axis.set_ylabel("accuracy, 95%")
     axis.tick_params(labelbottom=False)
-    _legend(axis, loc="upper left")
+    place_legend(figure)
     counts.set_ylabel("pairs")
     counts.set_ylim(bottom=0)
     counts.locator_params(axis="y", nbins=3, integer=True)
-    counts.set_xlabel("probability given to the answer that the model prefers")
+    counts.set_xlabel("probability of the preferred response")
     for panel in (axis, counts):
         panel.set_xlim(0.49, 1.01)
     return figure
 
 
-def risk_coverage(block: Facts) -> Figure | None:
+def risk_coverage(block: Facts, width: float) -> Figure | None:
     """Share of errors among the most confident pairs, by how many of all pairs they are."""
     points = block["curves"]["risk_coverage"]
     if not points:
         return None
-    figure, (axis,) = _figure("Errors, if only the surest pairs are answered")
+    figure, (axis,) = make_figure("Error rate of the most confident pairs", width)
     x, y = [p["coverage"] for p in points], [p["risk"] for p in points]
     lows, highs = ([p["risk_ci95"][end] for p in points] for end in (0, 1))
     axis.fill_between(x, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
-    text = f"this model, 95% interval (area {block['aurc']:.4f})"
+    text = f"this model, 95% (area {block['aurc']:.4f})"
     axis.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4, label=text)
     axis.axhline(
         points[-1]["risk"],
@@ -346,90 +388,21 @@ def risk_coverage(block: Facts) -> Figure | None:
     )
     axis.set_xlim(0, 1.02)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("share of pairs answered, the surest first")
-    axis.set_ylabel("share ranked wrong")
-    _legend(axis)
+    axis.set_xlabel("share of pairs answered, most confident first")
+    axis.set_ylabel("error rate")
+    place_legend(figure)
     return figure
 
 
 _MOST_ROWS = 14
 
 
-def slices(block: Facts) -> Figure | None:
-    """Accuracy of slices with their intervals: what stands out, then the largest."""
-    known = [
-        entry
-        for entry in block["slices"]
-        if not entry["small"] and entry["pairs"] < block["pairs"] and entry["accuracy_ci95"]
-    ]
-    # Stable sorts: what stands out first, then by size, as the report's table can be sorted too.
-    known.sort(key=lambda entry: (not entry["stands_out"], -entry["pairs"]))
-    rows = [
-        Row(
-            label=_short(f"{words(entry['column'])}: {entry['value']}"),
-            value=entry["accuracy"],
-            ends=entry["accuracy_ci95"],
-            color=ORANGE if entry["stands_out"] else BLUE,
-        )
-        for entry in known[:_MOST_ROWS]
-    ]
-    if not rows:
-        return None
-    figure, axis = _dots("Accuracy by slice", rows)
-    axis.axvline(block["accuracy"], color=GREY, linewidth=1, linestyle="--")
-    axis.set_xlabel("share of pairs ranked right, 95% (dashed: all pairs; orange: stands out)")
-    return figure
+class Style(NamedTuple):
+    """How the rows of one kind are marked; colour is never the only sign."""
 
-
-def behaviour(block: Facts) -> Figure | None:
-    """Shares of altered responses whose reward fell (damage), turned over or rose."""
-    if not block["behaviour"] or not block["behaviour"]["operators"]:
-        return None
-    rows = [
-        Row(
-            label=f"{words(row['operator'])} ({_BEHAVIOUR[row['kind']][1]})",
-            value=row[_BEHAVIOUR[row["kind"]][0]],
-            ends=row[f"{_BEHAVIOUR[row['kind']][0]}_ci95"],
-            color=_BEHAVIOUR[row["kind"]][2],
-        )
-        for row in block["behaviour"]["operators"]
-        if row["responses"]
-    ]
-    if not rows:
-        return None
-    figure, axis = _dots("When a good response is altered", rows)
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_xlabel("share of responses, 95% (blue: high is good; orange, green: low is good)")
-    return figure
-
-
-_BEHAVIOUR = {
-    "damage": ("fell", "fell", BLUE),
-    "preserving": ("flipped", "turned over", GREEN),
-    "hack": ("rose", "rose", ORANGE),
-}
-"""By kind of alteration: the recorded share, its word, its colour."""
-
-
-def bias(block: Facts) -> Figure | None:
-    """The gap of each feature that could be compared, with its interval."""
-    rows = [
-        Row(
-            label=f"{words(row['feature'])} ({row['pairs']:,})",
-            value=row["gap"],
-            ends=row["gap_ci95"],
-            color=ORANGE if row["stands_out"] else BLUE,
-        )
-        for row in block["bias"]["features"]
-        if row["gap"] is not None and row["p"] is not None
-    ]
-    if not rows:
-        return None
-    figure, axis = _dots("What it leans on", rows)
-    axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
-    axis.set_xlabel("accuracy where the better response has more, less accuracy where less, 95%")
-    return figure
+    color: str
+    marker: str
+    label: str
 
 
 class Row(NamedTuple):
@@ -438,29 +411,132 @@ class Row(NamedTuple):
     label: str
     value: float
     ends: Sequence[float] | None
-    color: str
+    style: Style
 
 
-def _dots(title: str, rows: Sequence[Row]) -> tuple[Figure, Axes]:
+NOT_SIGNIFICANT = Style(BLUE, "o", "not significant")
+BELOW = Style(ORANGE, "v", "significantly below the rest")
+ABOVE = Style(GREEN, "^", "significantly above the rest")
+
+
+def slices(block: Facts, width: float) -> Figure | None:
+    """Accuracy of slices with their intervals: significant ones first, then the largest."""
+    known = [
+        entry
+        for entry in block["slices"]
+        if not entry["small"] and entry["pairs"] < block["pairs"] and entry["accuracy_ci95"]
+    ]
+    # Stable sorts: by significance, then by size, as the report's table can be sorted too.
+    known.sort(key=lambda entry: (not entry["stands_out"], -entry["pairs"]))
+    rows = [
+        Row(
+            # The mark keeps the count behind a name that is written from right to left.
+            label=f"{short_name(words(entry['column']) + ': ' + str(entry['value']))}\u200e "
+            f"({entry['pairs']:,})",
+            value=entry["accuracy"],
+            ends=entry["accuracy_ci95"],
+            style=NOT_SIGNIFICANT
+            if not entry["stands_out"]
+            else BELOW
+            if entry["accuracy"] < block["accuracy"]
+            else ABOVE,
+        )
+        for entry in known[:_MOST_ROWS]
+    ]
+    if not rows:
+        return None
+    figure, axis = dot_plot("Accuracy by slice", width, rows)
+    _overall(axis, block["accuracy"])
+    axis.set_xlabel("accuracy, 95% (number of pairs)")
+    place_legend(figure)
+    return figure
+
+
+def behaviour(block: Facts, width: float) -> Figure | None:
+    """Shares of perturbed responses whose reward fell (degradation), flipped or rose."""
+    if not block["behaviour"] or not block["behaviour"]["operators"]:
+        return None
+    rows = [
+        Row(
+            label=words(row["operator"]),
+            value=row[_BEHAVIOUR[row["kind"]][0]],
+            ends=row[f"{_BEHAVIOUR[row['kind']][0]}_ci95"],
+            style=_BEHAVIOUR[row["kind"]][1],
+        )
+        for row in block["behaviour"]["operators"]
+        if row["responses"]
+    ]
+    if not rows:
+        return None
+    figure, axis = dot_plot("Perturbation tests", width, rows)
+    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel("share of responses, 95%")
+    place_legend(figure)
+    return figure
+
+
+_BEHAVIOUR = {
+    "damage": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
+    "preserving": (
+        "flipped",
+        Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
+    ),
+    "hack": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
+}
+"""By kind of perturbation: the recorded share and how it is marked."""
+
+
+def bias(block: Facts, width: float) -> Figure | None:
+    """The gap of each feature that could be compared, with its interval."""
+    rows = [
+        Row(
+            label=f"{words(row['feature'])} ({row['pairs']:,})",
+            value=row["gap"],
+            ends=row["gap_ci95"],
+            style=SIGNIFICANT if row["stands_out"] else NOT_SIGNIFICANT,
+        )
+        for row in block["bias"]["features"]
+        if row["gap"] is not None and row["p"] is not None
+    ]
+    if not rows:
+        return None
+    figure, axis = dot_plot("Feature bias", width, rows)
+    axis.axvline(0, color=INK, linewidth=1, linestyle="--", label="no bias")
+    axis.set_xlabel("Δ accuracy, 95%: better response has more − has less (pairs)")
+    place_legend(figure)
+    return figure
+
+
+SIGNIFICANT = Style(ORANGE, "D", "significant after adjustment")
+
+
+def dot_plot(title: str, width: float, rows: Sequence[Row]) -> tuple[Figure, Axes]:
     """Values with their intervals, one below the other."""
-    figure, (axis,) = _figure(title)
-    figure.set_figheight(1.3 + 0.26 * len(rows))
+    figure, (axis,) = make_figure(title, width)
+    figure.set_figheight(1.3 + 0.27 * len(rows))
     for place, row in enumerate(rows):
+        color, marker, label = row.style
         if row.ends is not None:
-            low, high = row.ends
-            axis.hlines(place, low, high, color=row.color, alpha=0.35, linewidth=5)
-        axis.plot(row.value, place, "o", color=row.color, markersize=5.5)
-    # Names are data: a dollar sign in them begins no formula.
-    axis.set_yticks(range(len(rows)))
-    axis.set_yticklabels([row.label for row in rows], fontsize=8.5, parse_math=False)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.grid(axis="y", visible=False)
-    axis.grid(axis="x", color=GRID, linewidth=0.8)
+            axis.hlines(place, row.ends[0], row.ends[1], color=color, alpha=0.35, linewidth=5)
+        axis.plot(row.value, place, marker, color=color, markersize=6, label=label)
+    name_rows(axis, [row.label for row in rows])
     return figure, axis
 
 
-def _short(label: str, most: int = 38) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in label).split())
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """Rows from top to bottom with their names, which may come from data."""
+    axis.set_yticks(range(len(names)))
+    # A dollar sign in a name begins no formula.
+    axis.set_yticklabels(names, parse_math=False, fontfamily=families_for(names))
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", color=GRID, linewidth=0.8)
+
+
+def short_name(name: str, most: int = 38) -> str:
+    """A name out of data as a label: one line that can be drawn."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in drawable(name[:most])).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
@@ -484,9 +560,15 @@ EVALUATION_PLOTS: dict[str, Plot] = {
         "Share of errors when only the pairs that the model is surest of are counted.",
     ),
     "length": Plot(
-        length, "Accuracy by how much longer the chosen response is than the rejected one."
+        length,
+        "Accuracy by how many characters longer the chosen response is than the rejected one; "
+        "in brackets the number of pairs.",
     ),
-    "slices": Plot(slices, "Accuracy by slice of the data, with its 95% interval."),
+    "slices": Plot(
+        slices,
+        "Accuracy by slice of the data, with its 95% interval: significant ones, then the largest, "
+        f"at most {_MOST_ROWS}. Slices of few pairs are in the table alone.",
+    ),
     "behaviour": Plot(
         behaviour,
         "Good responses altered in known ways: damage should lower the reward, a rewrite should "
@@ -495,6 +577,6 @@ EVALUATION_PLOTS: dict[str, Plot] = {
     "bias": Plot(
         bias,
         "What can be counted in a response, and how much the model's accuracy depends on it: "
-        "without a leaning the gap is zero.",
+        "without bias the gap is zero. Features with few pairs either way are in the table alone.",
     ),
 }

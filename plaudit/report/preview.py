@@ -5,11 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from plaudit.files import write_text
 from plaudit.report.pages import page_environment
 from plaudit.types import ShownComparison
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE: Final = "preview.html.jinja"
 
@@ -98,6 +101,14 @@ def standing(shown: ShownComparison, response: int) -> str:
     return f"Response {response + 1}, grade {grade:g}"
 
 
+def breakable(text: str) -> Markup:
+    """Text where a line may end before the mark of a space, and behind a slash of a path."""
+    from markupsafe import Markup, escape
+
+    end = Markup("<wbr>")
+    return escape(text).replace(SPACE, end + SPACE).replace("/", "/" + end)
+
+
 def write_preview(
     path: Path, rows: Sequence[tuple[ShownComparison, Sequence[str]]], *, data: str, model: str
 ) -> None:
@@ -106,7 +117,9 @@ def write_preview(
     It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
     """
     page = page_environment()
-    page.filters.update(visible=visible, escaped=escaped, sizes=sizes, counted=counted)
+    page.filters.update(
+        visible=visible, breakable=breakable, escaped=escaped, sizes=sizes, counted=counted
+    )
     page.globals["standing"] = standing
     write_text(
         path,

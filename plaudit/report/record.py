@@ -66,6 +66,24 @@ def read_recorded(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_recalibration(folder: Path) -> dict[str, Any] | None:
+    """What ``plaudit calibrate`` stored in ``plaudit.json`` after training, with the temperature.
+
+    None where it was not run, or where there is no such file (the folder of an evaluation).
+
+    Raises DataError when the file cannot be read.
+    """
+    path = folder / "plaudit.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"Cannot read {path} ({error}); restore it from a backup.") from error
+    fit: dict[str, Any] | None = facts.get("temperature_fit")
+    return None if fit is None else {**fit, "temperature": facts["temperature"] or 1.0}
+
+
 def shown_evaluation(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluation that a single picture is drawn of: the test data, which chose nothing."""
     found: dict[str, Any] | None = metrics.get("test") or metrics.get("eval")

@@ -14,8 +14,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from plaudit.data.files import fingerprint
-from plaudit.data.load import LocatedComparison, iterate
+from plaudit.data.load import LocatedComparison, iterate, open_source
 from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
+from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
@@ -35,13 +36,15 @@ NOT_FINITE = "reward_not_finite"
 class ScoredFile:
     """What became of the rows: ``rows == scored + sum(refused.values())``.
 
-    ``resumed`` rows were already scored by an earlier, stopped call.
+    ``resumed`` rows were already scored by an earlier, stopped call. ``unread`` counts the columns
+    that are not read.
     """
 
     rows: int
     scored: int
     refused: Mapping[str, int]
     resumed: int
+    unread: Unread
 
 
 def score_file(
@@ -68,19 +71,20 @@ def score_file(
     write = ROW_FILES[row_file_ending(out)]
     refuse_existing(out)
     columns = Columns(rewards=column, picks=picks)
-    total = sum(1 for _ in _checked(source, columns))
+    opened = open_source(source)
+    total = sum(1 for _ in _checked(opened.rows, columns))
     partial = Partial.beside(out)
     with writing(out):
         done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
-        rows = _checked(source, columns)
+        rows = _checked(iterate(source), columns)
         if resumed:
             _recall(model, islice(rows, resumed), partial.rows_path, column, done.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
             _write_scores(model, rows, columns, file, done, lambda rows: on_progress(rows, total))
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
-    return done.counts(resumed=resumed)
+    return done.counts(opened.counter.total, resumed=resumed)
 
 
 def score_to_stream(
@@ -97,11 +101,13 @@ def score_to_stream(
         DataError: a row cannot be read, or already has a column of that name.
     """
     columns = Columns(rewards=column, picks=picks)
-    for _ in _checked(source, columns):
+    opened = open_source(source)
+    for _ in _checked(opened.rows, columns):
         pass
     done = Done()
-    _write_scores(model, _checked(source, columns), columns, stream, done, lambda rows: None)
-    return done.counts(resumed=0)
+    rows = _checked(iterate(source), columns)
+    _write_scores(model, rows, columns, stream, done, lambda done: None)
+    return done.counts(opened.counter.total, resumed=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +123,8 @@ class Columns:
         return [name for name in added if name is not None]
 
 
-def _checked(source: Source, columns: Columns) -> Iterator[LocatedComparison]:
-    for item in iterate(source):
+def _checked(rows: Iterator[LocatedComparison], columns: Columns) -> Iterator[LocatedComparison]:
+    for item in rows:
         _, where, row, _ = item
         taken = next((name for name in columns.names() if name in row), None)
         if taken is not None:
@@ -231,12 +237,13 @@ class Done:
         if reason is not None:
             self.refused[reason] += 1
 
-    def counts(self, *, resumed: int) -> ScoredFile:
+    def counts(self, unread: Unread, *, resumed: int) -> ScoredFile:
         return ScoredFile(
             rows=self.rows,
             scored=self.rows - sum(self.refused.values()),
             refused=dict(self.refused),
             resumed=resumed,
+            unread=unread,
         )
 
 

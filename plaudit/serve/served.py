@@ -187,13 +187,18 @@ def facts_of(served: Served) -> dict[str, Any]:
         "layout": "packed" if served.shares_prompts else "padded",
         "plaudit_version": facts.plaudit_version,
         "origin": None if facts.origin is None else facts.origin.format,
-        "evaluation": metrics,
+        "evaluation": metrics if facts.temperature_fit is None else _without_stored(metrics),
         "card": (Path(served.source) / "README.md").is_file(),
         "report": (Path(served.source) / "report.html").is_file(),
     }
 
 
-_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_calibrated")
+_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_stored")
+
+
+def _without_stored(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Without what was measured at the temperature that ``plaudit calibrate`` replaced."""
+    return metrics and {**metrics, "ece_stored": None}
 
 
 def _metrics(folder: Path) -> Mapping[str, Any] | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.files import writing
-from plaudit.manifest import MANIFEST_FILE, MODEL_FILES
+from plaudit.manifest import MANIFEST_FILE, MODEL_FILES, check_model
 from plaudit.share.folder import new_folder
 
 if TYPE_CHECKING:
@@ -96,13 +96,14 @@ def push(
     weight files that the repository has and this folder has not be deleted.
 
     Raises:
-        ModelError: no head in the weights, no usable card, a pickle asked for, or a Hub that
-            refuses or cannot be reached.
+        ModelError: no head in the weights, a damaged model, no usable card, a pickle asked for, or
+            a Hub that refuses or cannot be reached.
     """
     path = Path(folder)
     _refuse_bad_id(repo)
     files, left = _to_upload(path, include)
     find_head(path)
+    check_model(path)
     notes = (*_check_card(path / CARD), *_local_notes(path, files))
     plan = Upload(repo=repo, files=files, left=left, notes=notes)
     if dry_run:

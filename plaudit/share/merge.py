@@ -287,6 +287,7 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tup
         max_length=min(lengths),
         affine=Affine(offset=offset),
         temperature=None,
+        temperature_fit=None,
         reward_mean=None,
         reward_std=None,
         data_fingerprint="+".join(dict.fromkeys(fingerprints)) or None,

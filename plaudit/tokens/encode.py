@@ -66,6 +66,11 @@ class Encoder:
     reading: Reading = field(default_factory=Reading)
 
     @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return self.rendering.kind == "llamafactory" or bool(self.tokenizer.chat_template)
+
+    @property
     def voice(self) -> Voice:
         return Voice(
             tokenizer=self.tokenizer,

@@ -252,7 +252,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _encode_batch(encoder: Encoder, comparisons: Rows) -> pa.RecordBatch:
     read = list(comparisons)
     rows = [
-        _columns(outcome) | {"chat": is_chat(comparison)}
+        _columns(outcome) | {"chat": encoder.text_as_turns or is_chat(comparison)}
         for comparison, outcome in zip(read, encode(encoder, read), strict=True)
     ]
     return pa.record_batch(

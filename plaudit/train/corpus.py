@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal
 
@@ -326,6 +326,7 @@ def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
         "licence": fact.licence,
         "split": role,
         "fingerprint": fact.fingerprint,
+        "unread": asdict(fact.unread),
     }
 
 

@@ -67,11 +67,16 @@ def gather_metrics(
         "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
     }
     if index is not None:
-        evaluations = history(state.log_history, len(index.pairs))
+        evaluations = history(
+            state.log_history,
+            lambda step: read_evaluated(folder.evaluations, step, index).delta_P,
+            index.pairs.group_P,
+        )
         facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations, probed)
         facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
     if run.corpus.test:
-        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed)
+        stored = (facts["eval"] or {}).get("stored_temperature") or 1.0
+        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed, stored)
     safe: dict[str, Any] = json_safe(facts)
     return safe
 
@@ -123,7 +128,9 @@ def _evaluation_facts(
     scores: EvalScores,
     evaluations: Sequence[Mapping[str, Any]] | None,
     probed: Probed | None,
+    stored_temperature: float | None = None,
 ) -> dict[str, Any]:
+    """The block of ``role``; the evaluation data fit the temperature that test data judge."""
     parts = run.corpus.evaluation if role == "eval" else run.corpus.test
     held_out = StoredComparisons.joined([part.comparisons for part in parts.values()])
     chose = role == "eval" and bool(run.args.load_best_model_at_end)
@@ -138,6 +145,7 @@ def _evaluation_facts(
         behaviour=None if role != probed_role(run) else probed or _NOT_RUN,
         history=evaluations,
         calibrate=run.recipe.evaluate.calibrate,
+        stored_temperature=stored_temperature,
         seed=run.recipe.data.seed,
     )
 

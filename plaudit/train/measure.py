@@ -6,7 +6,7 @@ Shapes: N responses of all evaluation sets end to end, P ordered pairs among the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,11 +15,12 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
 from plaudit.evaluate.behaviour import Budget, Probed
-from plaudit.evaluate.calibrate import cross_fit
+from plaudit.evaluate.calibrate import best_temperature, cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
 from plaudit.evaluate.rows import score_rows
@@ -75,13 +76,16 @@ def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:
 def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
     """Exact loss and accuracy over all pairs, and per named set where there are several.
 
-    ``eval_calibrated_loss`` is the loss at temperatures cross-fitted by prompt group: what the
-    rewards are worth once their over-confidence is taken away. Chosen by the plain loss, a run
-    keeps an early checkpoint whose ranking is worse (docs/reproduction.md).
+    ``eval_calibrated_loss`` is the loss at the best temperatures, cross-fitted by prompt group:
+    what the rewards are worth once their over-confidence is taken away. They are not shrunk towards
+    1, so that checkpoints compare by their ranking, whatever the scale of their rewards. Chosen by
+    the plain loss, a run keeps an early checkpoint whose ranking is worse (docs/reproduction.md).
     """
     delta_P = index.deltas(reward_N)
     measured = _numbers("eval", delta_P, index.pairs.margin_P)
-    calibrated_P = cross_fit(delta_P, index.pairs.group_P).delta_P
+    calibrated_P = cross_fit(
+        delta_P, index.pairs.group_P, estimator=lambda others_P, _: best_temperature(others_P)
+    ).delta_P
     measured["eval_calibrated_loss"] = metrics.nll(
         delta_P if calibrated_P is None else calibrated_P
     )
@@ -130,8 +134,14 @@ def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
         ) from None
 
 
-def history(log: Sequence[Mapping[str, Any]], pairs_evaluated: int) -> list[dict[str, Any]]:
+def history(
+    log: Sequence[Mapping[str, Any]],
+    delta_at: Callable[[int], FloatArray],
+    group_P: npt.NDArray[np.int64],
+) -> list[dict[str, Any]]:
     """One entry per evaluation: ``{step, epoch, training_loss, validation_loss, accuracy, …}``.
+
+    ``delta_at`` gives the pair differences of the evaluation at a step.
 
     The training loss beside an evaluation is the last one logged before it, as in the
     training-results table that transformers writes.
@@ -142,17 +152,13 @@ def history(log: Sequence[Mapping[str, Any]], pairs_evaluated: int) -> list[dict
         if "loss" in event:
             training_loss = event["loss"]
         if "eval_loss" in event:
-            accuracy = event["eval_accuracy"]
             entries.append(
                 {
                     "step": event["step"],
                     "epoch": event["epoch"],
                     "training_loss": training_loss,
                     "validation_loss": event["eval_loss"],
-                    "accuracy": accuracy,
-                    "accuracy_ci95": metrics.wilson(
-                        round(accuracy * pairs_evaluated), pairs_evaluated
-                    ),
+                    **metrics.accuracy_facts(delta_at(event["step"]), group_P),
                 }
             )
     # The evaluation at a step may stand twice where a resumed run began with it.

@@ -125,6 +125,7 @@ def prepare(
             on_rows=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _tell_data(corpus, recipe, console)
+    _warn_of_text(corpus, recipe, encoder)
     with console.status(f"loading {recipe.model.base}"):
         built = _build_model(
             recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, begun
@@ -302,12 +303,17 @@ def prepare_tokenizer(
 def make_encoder(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Opened | None
 ) -> Encoder:
-    """How a run turns comparisons into ids; a reward model that is trained on keeps its rules."""
+    """How a run turns comparisons into ids; a reward model that is trained on keeps its rules.
+
+    Raises:
+        RecipeError: ``data.as_chat`` is true, and nothing renders conversations.
+    """
     own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
-    return Encoder(
+    encoder = Encoder(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
         overlong=recipe.tokens.overlong,
+        text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs={
             **({} if own is None else own.chat_template_kwargs),
             **recipe.tokens.chat_template_kwargs,
@@ -315,6 +321,12 @@ def make_encoder(
         rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
         reading=Reading() if begun is None else begun.facts.reading,
     )
+    if encoder.text_as_turns and not encoder.has_template:
+        raise RecipeError(
+            "`data.as_chat` is true, but the base's tokenizer has no chat template; set "
+            "tokens.chat_template to a jinja file, or remove data.as_chat."
+        )
+    return encoder
 
 
 def step_arguments(
@@ -365,6 +377,29 @@ def step_arguments(
         raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
 
 
+def text_remark(encoder: Encoder, recipe: Recipe, texts: int, comparisons: int) -> str | None:
+    """What becomes of plain text where there is a chat template, and how to choose.
+
+    ``None`` where the recipe has chosen, or there is nothing to choose.
+    """
+    if not texts or recipe.data.as_chat is not None or not encoder.has_template:
+        return None
+    return (
+        f"{texts:,} of {comparisons:,} comparisons are plain text, and the base has a chat template"
+        " that they do not go through: data.as_chat: true makes the prompt a user turn and each"
+        " response an assistant turn, data.as_chat: false keeps them as they are."
+    )
+
+
+def _warn_of_text(corpus: Corpus, recipe: Recipe, encoder: Encoder) -> None:
+    parts = [part for of_role in corpus.parts().values() for part in of_role]
+    chat = sum(int(part.trees.column("chat").sum()) for part in parts)
+    total = sum(len(part.trees) for part in parts)
+    remark = text_remark(encoder, recipe, total - chat, total)
+    if remark is not None:
+        logger.warning("%s", remark)
+
+
 def _tell_mixture(corpus: Corpus, console: Console) -> None:
     """What each source gives, where there are several or rows of one are left out or repeated."""
     sources = corpus.loaded["train"].sources
@@ -393,6 +428,10 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
     if example is not None:
         console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
     _tell_mixture(corpus, console)
+    for fact in (fact for loaded in corpus.loaded.values() for fact in loaded.sources):
+        line = fact.unread.sentence(fact.name)
+        if line is not None:
+            console.print(line, highlight=False, markup=False)
     tokens = facts["tokens"]
     saved = 1 - tokens["packed"] / tokens["separate"]
     console.print(

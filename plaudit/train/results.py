@@ -127,7 +127,7 @@ def measured_facts(facts: ArtefactFacts, metrics: Mapping[str, Any]) -> Artefact
     evaluation = metrics["eval"] or {}
     return replace(
         facts,
-        temperature=evaluation.get("temperature"),
+        temperature=evaluation.get("stored_temperature"),
         reward_mean=evaluation.get("reward", {}).get("mean"),
         reward_std=evaluation.get("reward", {}).get("std"),
     )

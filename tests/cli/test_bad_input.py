@@ -759,6 +759,7 @@ def test_a_row_too_long_to_score_keeps_its_place(
         "scored": 3,
         "refused": {"over_length": 1},
         "resumed": 0,
+        "unread": {"rows": 4, "without_prompt": 0, "columns": {"subset": 4}},
     }
     assert "over_length 1" in captured.err
     written = [json.loads(line) for line in out.read_text().splitlines()]

@@ -164,6 +164,8 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     put_foreign_models(tmp_path)
     for seed, name in enumerate(("pairs", "held_out", "hard", "final")):
         write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
+    problems = [{**row, "problem": row.pop("prompt")} for row in pair_rows(24, seed=9)]
+    write_jsonl(tmp_path / "problems.jsonl", problems)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path

@@ -183,6 +183,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
         "scored": 8,
         "refused": {"over_length": 1},
         "resumed": 0,
+        "unread": {"rows": 9, "without_prompt": 0, "columns": {"subset": 9}},
     }
     line = f"8 of 9 rows scored; over_length 1; written to {out}"
     assert done.stderr.split("\n") == ["", line, ""]

@@ -18,13 +18,16 @@ from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import build_table
 from plaudit.files import write_json, write_json_lines
-from plaudit.types import Comparison, TokenTree
+from plaudit.report.html import write_report
+from plaudit.report.preview import write_preview
+from plaudit.types import Comparison, ShownComparison, ShownToken, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = "/usr/bin/chromium"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 HOSTILE = (
     "<script>window.ran = 1</script>",
     "<img src=http://127.0.0.1:9/x.png onerror='window.ran = 1'>",
@@ -137,15 +140,22 @@ def swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
 
 
-@pytest.fixture
-def browser_page() -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright (the test extra)")
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no Chromium at {CHROMIUM}")
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 380, "height": 800}, color_scheme="dark")
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def browser_page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme="dark")
+    yield page
+    page.close()
 
 
 def test_a_browser_searches_sorts_and_opens_and_runs_nothing_from_data(
@@ -157,9 +167,11 @@ def test_a_browser_searches_sorts_and_opens_and_runs_nothing_from_data(
     browser_page.on("pageerror", lambda error: said.append(str(error)))
     browser_page.on("request", lambda request: asked.append(request.url))
     address = (hostile / "report.html").as_uri()
-    browser_page.goto(address)
-    width = browser_page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width[0] <= width[1]
+    # An address of a part opens it, wherever it is folded away.
+    browser_page.goto(f"{address}#eval-slices")
+    assert browser_page.locator(".fold[open]").count() == 1
+    browser_page.get_by_role("link", name="eval: mistakes").click()
+    assert browser_page.locator(".fold[open]").count() == 2
 
     slices = browser_page.locator("[data-search='Search slices']")
     heading = slices.locator("thead th", has_text="pairs")
@@ -171,6 +183,11 @@ def test_a_browser_searches_sorts_and_opens_and_runs_nothing_from_data(
     numbers = [int(text) for text in counts.all_inner_texts()]
     assert numbers == sorted(numbers, reverse=True)
     assert len(set(numbers)) > 1
+    rows = slices.locator("tbody tr")
+    total = rows.count()
+    assert rows.filter(visible=True).count() == 10 < total
+    slices.get_by_role("button", name=f"Show all {total}").click()
+    assert rows.filter(visible=True).count() == total
 
     mistakes = browser_page.locator(".mistakes > details")
     first = json.loads((hostile / "mistakes.jsonl").read_text().splitlines()[0])
@@ -188,4 +205,105 @@ def test_a_browser_searches_sorts_and_opens_and_runs_nothing_from_data(
 
     assert browser_page.evaluate("window.ran") is None
     assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert [url.partition("#")[0] for url in asked if not url.startswith("data:")] == [address]
+
+
+# ---- looks ---------------------------------------------------------------------------------------
+
+TOO_WIDE = """() => [...document.querySelectorAll("body *")].filter((element) => {
+    const box = element.getBoundingClientRect();
+    const inside = element.closest(".scroll, svg") && !element.matches(".scroll, svg");
+    return box.width && !inside && box.right > document.documentElement.clientWidth + 0.5;
+  }).map((element) => element.outerHTML.slice(0, 200))"""
+"""Elements wider than the window, but for what scrolls by itself and what is drawn."""
+
+CUT_TEXTS = """() => [...document.querySelectorAll("svg.plot")].flatMap((svg) => {
+    const all = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll("text")].filter((text) => {
+      const box = text.getBoundingClientRect();
+      return box.left < all.left - 1 || box.right > all.right + 1
+        || box.top < all.top - 1 || box.bottom > all.bottom + 1;
+    }).map((text) => `${svg.getAttribute("aria-label")}: ${text.textContent}`);
+  })"""
+"""Texts of figures that reach out of them, with the letters of the browser."""
+
+SMALLEST_LETTERS = """() => Math.min(...[...document.querySelectorAll("svg.plot text")].map(
+    (text) => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a || Infinity))"""
+"""Pixels of the smallest letters of a figure that are not turned round."""
+
+BROKEN_WORDS = """() => {
+    const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+    const broken = [];
+    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+      if (!/^\\s*\\S{1,16}\\s*$/.test(node.data) || !node.parentNode.closest("td, th")) continue;
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      const tops = [...range.getClientRects()].map((box) => Math.round(box.top));
+      if (new Set(tops).size > 1) broken.push(node.data);
+    }
+    return broken;
+  }"""
+"""Words of a table, of no more than 16 letters, on more than one line."""
+
+OPEN_ALL = "for (const part of document.querySelectorAll('details')) part.open = true"
+
+
+SCRIPTS = (
+    "今日は晴れです。",
+    "오늘은 맑습니다.",
+    "باريس هي عاصمة فرنسا",
+    "w" * 300,
+    "a plain answer",
+)
+
+
+@pytest.fixture(scope="module")
+def pages(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Reports of a run with test data and of an evaluation, an audit, and a preview."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(GOLDEN, folder)
+    rows = [
+        row | {"chosen": f"{SCRIPTS[n % 5]} {n}", "rejected": SCRIPTS[n % 4], "prompt": f"{n}?"}
+        for n, row in enumerate(pair_rows(60))
+    ]
+    data = write_jsonl(folder / "pairs_of_a_long_name.jsonl", [*rows, rows[0]])
+    assert main(["data", "audit", str(data), "--out", str(folder / "audit")]) == 0
+    tokens = tuple(
+        ShownToken(id=n, text=f" {text[:300]}", special=n == 3) for n, text in enumerate(HOSTILE)
+    )
+    shown = ShownComparison(
+        id=HOSTILE[0], where=str(data), grades=(1.0, 0.0), prefix=tokens, branches=(tokens, tokens)
+    )
+    write_preview(folder / "preview.html", [(shown, HOSTILE[:2])], data=str(data), model="x" * 90)
+    return [
+        write_report(folder),
+        hostile / "report.html",
+        folder / "audit" / "audit.html",
+        folder / "preview.html",
+    ]
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_every_page_fits_and_is_accessible(pages: list[Path], browser: Browser, width: int) -> None:
+    """axe-core's rules (WCAG 2.1 A and AA among them), and nothing cut, too wide or too long."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe").Axe()
+    # Of the test's own script alone: axe is put into the page.
+    page = browser.new_page(viewport={"width": width, "height": 800}, bypass_csp=True)
+    for path in pages:
+        page.emulate_media(color_scheme="light")
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollHeight") < 9_000
+        page.evaluate(OPEN_ALL)
+        page.wait_for_timeout(50)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(TOO_WIDE) == []
+        assert page.evaluate(CUT_TEXTS) == []
+        assert page.evaluate(BROKEN_WORDS) == []
+        assert page.evaluate(SMALLEST_LETTERS) > 9
+        light = axe.run(page)
+        assert light.violations_count == 0, light.generate_report()
+        # Of a dark page only the colours are others.
+        page.emulate_media(color_scheme="dark")
+        dark = axe.run(page, options={"runOnly": ["color-contrast"]})
+        assert dark.violations_count == 0, dark.generate_report()
+    page.close()

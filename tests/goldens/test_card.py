@@ -107,12 +107,12 @@ def test_without_evaluation_the_card_says_so(folder, metrics):
 
 def test_numbers_that_do_not_exist_are_dashes(folder, metrics):
     block = metrics["eval"]
-    for key in ("accuracy", "loss", "accuracy_ci95", "temperature", "nll_calibrated"):
+    for key in ("accuracy", "loss", "accuracy_ci95", "stored_temperature", "nll_stored"):
         block[key] = None
     block["baselines"]["bag_of_words"] = None
     metrics["test"] = None
     card = ModelCard.load(write(folder, metrics))
-    assert "| temperature | – |" in card.text
+    assert "| stored temperature | – |" in card.text
     assert "| bag of words | not fitted: no training data | – | – |" in card.text
     assert card.data.eval_results is None
     assert "None" not in card.text

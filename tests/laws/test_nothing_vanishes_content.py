@@ -213,7 +213,9 @@ def test_python_has_the_file_s_outcome(
 
 
 def test_what_is_no_message_is_named(model: RewardModel) -> None:
-    with pytest.raises(DataError, match=r"^responses\[1\] is null; expected text or a list of"):
+    with pytest.raises(
+        DataError, match=r"^responses\[1\] is None; give text or a list of messages"
+    ):
         model.score("Time?", ["Nine.", None])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"^prompt\[0\] has no role \(found: content\)"):
         model.score([{"content": "Time?"}], ["Nine."])

@@ -57,7 +57,7 @@ def look(
     suite: Sequence[str] = (),
     max_length: int = 2048,
 ) -> Audit:
-    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite)]
+    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite, {})]
     return audit(parts, tools, max_length=max_length)
 
 
@@ -99,9 +99,10 @@ def planted(
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
     # Messages alone can be refused by a template or hold more than it renders, and media
-    # (test_nothing_vanishes_content.py); near_suite is near_eval against another set.
+    # (test_nothing_vanishes_content.py); near_suite is near_eval against another set. A prompt is
+    # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
     messages = {"template_refused", "not_rendered", "media", "more_than_text"}
-    elsewhere = messages | {"near_suite", "prompt_mismatch"}
+    elsewhere = messages | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 
 

@@ -149,8 +149,11 @@ def test_a_feature_row_by_hand():
     assert row["gap"] == 1.0
     assert row["accuracy_more"]["pairs"] == 1
     assert row["accuracy_less"] == {
-        "pairs": 2, "accuracy": 0.0, "accuracy_ci95": pytest.approx((0.0, 0.6576), abs=1e-3)
-    }  # fmt: skip
+        "pairs": 2,
+        "accuracy": 0.0,
+        "accuracy_ci95": pytest.approx((0.0, 0.6576), abs=1e-3),
+        "accuracy_ci95_method": "wilson",
+    }
     assert row["p"] is None
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,6 +198,62 @@ def test_mistakes_are_the_most_confident_one_per_prompt():
     assert all(mistake["probability"] > 0.5 for mistake in found)
     assert len({mistake["number"] // 2 for mistake in found}) == len(found) <= 30
     assert (found[0]["better"], found[0]["worse"]) == (0, 1)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_one_interval_by_prompt_where_prompts_repeat(repeat):
+    """The same choice for all pairs, a slice, a baseline and a bin; the other one stays there."""
+    table = make_table(count=120)
+    if not repeat:
+        table = replace(table, group_N=table.number_N.astype(str).astype(object))
+    block = summary(table, baselines={"longer": np.ones(120)})
+    kind = "bootstrap_by_prompt" if repeat else "wilson"
+    assert block["accuracy_ci95_method"] == kind
+    chosen = "accuracy_bootstrap_ci95" if repeat else "accuracy_wilson_ci95"
+    other = "accuracy_wilson_ci95" if repeat else "accuracy_bootstrap_ci95"
+    assert block["accuracy_ci95"] == block[chosen] != block[other]
+    low, high = block["accuracy_ci95"]
+    assert f"(95% CI {100 * low:.1f}% to {100 * high:.1f}%)" in block["summary"][0]
+    # Two of a prompt's pairs stand in two slices by source: none repeats there.
+    assert {entry["accuracy_ci95_method"] for entry in block["slices"]} == {"wilson"}
+    assert block["baselines"]["longer"]["accuracy_ci95_method"] == (
+        "wilson_over_prompts" if repeat else "wilson"
+    )
+    assert block["curves"]["risk_coverage"][-1]["risk_ci95"] == pytest.approx(
+        [1 - high, 1 - low], abs=0.02
+    )
+
+
+def test_a_temperature_of_other_data_is_reported_beside_a_new_one():
+    table = make_table(count=400)
+    delta_P = pairs(table).delta_P
+    block = summary(table, stored_temperature=2.5)
+    assert (block["stored_temperature"], block["stored_temperature_from"]) == (2.5, "other_data")
+    assert block["nll_stored"] == pytest.approx(bradley_terry_loss(delta_P / 2.5))
+    assert block["calibrations"]["stored"]["nll"] == block["nll_stored"]
+    assert block["nll_calibrated"] < block["nll_stored"]
+    assert all(
+        mistake["probability"] == pytest.approx(expit(-mistake["difference"] / 2.5))
+        for mistake in block["mistakes"]
+    )
+    (sentence,) = (s for s in block["summary"] if "The temperature 2.5" in s)
+    assert f"gives log loss {block['nll_stored']:.4f}" in sentence
+    assert f"cross-fitted log loss {block['nll_calibrated']:.4f}" in sentence
+    none = summary(table, stored_temperature=1.0)
+    assert none["stored_temperature"] is None
+    assert none["calibrations"]["stored"] is None
+    assert none["nll_stored"] == none["nll"]
+
+
+def test_a_temperature_of_these_data_is_judged_without_its_own_pairs():
+    block = summary(make_table(count=400, spread=4.0))
+    assert block["stored_temperature"] == block["temperature"] > 2
+    assert block["temperature_improves"]
+    assert block["calibration_gain_ci95"][0] > 0
+    assert block["nll_stored"] == block["nll_calibrated"] < block["nll"] - 0.05
+    few = summary(make_table(count=6))
+    assert few["stored_temperature"] is None
+    assert few["nll_stored"] == few["nll"]
 
 
 def test_risk_falls_with_coverage_and_ends_at_the_error():

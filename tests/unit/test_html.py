@@ -131,7 +131,7 @@ def test_the_summary_comes_first_by_question(tmp_path, bare):
         for part in (answer["question"], *answer["sentences"])
     ]
     assert places == sorted(places)
-    assert places[-1] < text.index("Judges of the same pairs")
+    assert places[-1] < text.index("The model and its baselines on the same pairs")
 
 
 def test_everything_from_data_is_escaped(tmp_path, bare):

@@ -23,6 +23,7 @@ ROOTS = (
     "evaluate/probing.py",
     "evaluate/additions.py",
     "evaluate/contestants.py",
+    "evaluate/temperature.py",
     "evaluate/suites/run.py",
     "serve",
     "share",

@@ -245,8 +245,11 @@ def test_a_later_row_of_another_format_is_an_error(tmp_path: Path) -> None:
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     said = complaint(Source(path=path))
     assert "rows.jsonl:2: a row of explicit_text, but the first row chose implicit_text" in said
-    named = load((Source(path=path, format="implicit_text"),), seed=1)
-    assert named.tally.used == 2
+    assert "rows.jsonl:2: the column prompt looks like a prompt, but it is not read" in complaint(
+        Source(path=path, format="implicit_text")
+    )
+    alone = Source(path=path, format="implicit_text", columns={"prompt": None})
+    assert load((alone,), seed=1).tally.used == 2
 
 
 def test_an_entry_on_the_command_line(tmp_path: Path) -> None:

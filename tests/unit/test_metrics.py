@@ -139,7 +139,7 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
     for curve in (equal_width(empty), equal_count(empty)):
         assert math.isnan(metrics.expected_calibration_error(curve))
     assert metrics.ties(empty) == 0
-    assert metrics.accuracy_interval(empty) is None
+    assert metrics.share_interval(empty, empty) == (None, None, None, None)
     assert all(math.isnan(value) for value in metrics.spread(empty).values())
 
 
@@ -291,21 +291,65 @@ def test_intervals_cover_at_the_stated_rate(pairs_each, shared):
     generator = np.random.default_rng(7)
     truth = stats.norm.sf(-0.6 / math.sqrt(1 + shared**2))
     group_P = np.repeat(np.arange(150), pairs_each)
-    runs, covered = 400, {"wilson": 0, "bootstrap": 0}
+    runs, covered = 400, {"wilson": 0, "bootstrap": 0, "shown": 0}
     for number in range(runs):
         of_prompt = np.repeat(generator.normal(0, 1, 150), pairs_each)
         delta_P = 0.6 + shared * of_prompt + generator.normal(0, 1, len(group_P))
         intervals = {
-            "wilson": metrics.accuracy_interval(delta_P),
+            "wilson": metrics.wilson(int((delta_P > 0).sum()), len(delta_P)),
             "bootstrap": metrics.bootstrap_means(
                 (delta_P > 0).astype(float)[None], group_P, resamples=300, seed=number
             )[0],
+            "shown": metrics.share_interval(
+                (delta_P > 0).astype(float), group_P, seed=number
+            ).shown,
         }
         for name, (low, high) in intervals.items():
             covered[name] += low <= truth <= high
     # 400 runs at 0.95: a standard error of 0.011.
     assert 0.915 <= covered["bootstrap"] / runs <= 0.985
+    assert 0.915 <= covered["shown"] / runs <= 0.985
     if pairs_each == 1:
         assert 0.92 <= covered["wilson"] / runs <= 0.98
     else:
         assert covered["wilson"] < covered["bootstrap"] - 0.05 * runs
+
+
+CREDITS = arrays(np.float64, st.integers(1, 80), elements=st.sampled_from([0.0, 0.5, 1.0]))
+
+
+@settings(deadline=None)
+@given(CREDITS, st.integers(1, 5), st.randoms(use_true_random=False))
+def test_one_interval_is_shown_and_holds_the_share(credit_P, pairs_each, shuffle):
+    group_P = np.arange(len(credit_P)) // pairs_each
+    found = metrics.share_interval(credit_P, group_P)
+    share, groups = credit_P.mean(), len(np.unique(group_P))
+    assert found.shown.low - 1e-12 <= share <= found.shown.high + 1e-12
+    assert found.wilson == metrics.wilson(credit_P.sum(), len(credit_P))
+    if groups == len(credit_P):
+        assert (found.shown, found.method) == (found.wilson, "wilson")
+    elif found.method == "bootstrap_by_prompt":
+        assert found.shown == found.bootstrap
+    else:
+        # All prompts alike: as wide as one pair of each would allow.
+        assert found.method == "wilson_over_prompts"
+        assert found.shown == pytest.approx(metrics.wilson(share * groups, groups))
+    # Names of prompts and the order of pairs do not matter.
+    order = list(range(len(credit_P)))
+    shuffle.shuffle(order)
+    assert metrics.share_interval(credit_P[order], 7 - group_P[order]) == found
+
+
+@pytest.mark.parametrize("pairs_each", [1, 3])
+def test_the_bootstrap_of_a_share_equals_the_one_over_drawn_pairs(pairs_each):
+    """Kinds of prompts drawn by their number, against prompts drawn one by one; and scipy's."""
+    generator = np.random.default_rng(4)
+    credit_P = generator.choice([0.0, 0.5, 1.0], p=[0.3, 0.1, 0.6], size=240)
+    group_P = np.arange(240) // pairs_each
+    found = metrics.share_interval(credit_P, group_P).bootstrap
+    drawn = metrics.group_bootstrap(lambda rows: credit_P[rows].mean(), group_P, resamples=1000)
+    mean_G = credit_P.reshape(-1, pairs_each).mean(axis=1)
+    scipys = stats.bootstrap((mean_G,), np.mean, method="percentile", rng=5).confidence_interval
+    # A thousand draws: the ends of an interval of width 0.12 shake by some 0.005.
+    assert found == pytest.approx(drawn, abs=0.012)
+    assert found == pytest.approx(tuple(scipys), abs=0.012)

@@ -2,19 +2,27 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from plaudit.evaluate.behaviour import Altered, Probed
 from plaudit.evaluate.facts import summarise
 from plaudit.evaluate.table import build_table
+from plaudit.report import fonts
+from plaudit.report.best_of import best_of_figure
+from plaudit.report.comparison import comparison_figure
+from plaudit.report.fonts import drawable, families_for
 from plaudit.report.pictures import inline_svg
 from plaudit.report.plots import (
+    CARD_WIDTH,
     EVALUATION_PLOTS,
+    PAGE_WIDTH,
     RUN_PLOTS,
     card_plots,
     evaluation_plots,
@@ -81,9 +89,143 @@ def test_the_kept_step_and_the_baselines_are_named(metrics):
 def test_every_axis_is_labelled(metrics):
     for name, figure in figures(metrics).items():
         # Rows of a dot plot have names of their own; panels one above the other share an axis.
-        named = name in ("slices", "bias")
+        named = name in ("slices", "bias", "length")
         assert figure.axes[-1].get_xlabel()
         assert all(axis.get_ylabel() or named for axis in figure.axes)
+
+
+def perturbed(metadata=lambda number: {}):
+    """An evaluation with perturbation tests."""
+    kinds = ("damage", "preserving", "hack")
+    return evaluated(
+        [(0.3, 0.1), (0.1, 0.4)] * 40,
+        (9, 4),
+        behaviour=Probed(
+            altered=[
+                Altered(kind=k, name="some_way", original=1, other=0, altered=0.5) for k in kinds
+            ],
+            responses=1,
+            refused={},
+            seed=0,
+        ),
+        metadata=metadata,
+    )
+
+
+COMPARED = {
+    "pairs": 20,
+    "models": [
+        {
+            "name": "run of a very long name 中文 " * 3,
+            "accuracy": 0.5,
+            "nll": 0.6,
+            "accuracy_ci95": (0.2, 0.8),
+            "accuracy_bootstrap_ci95": (0.2, 0.8),
+            "nll_ci95": (0.5, 0.7),
+        }
+    ]
+    * 2,
+    "best": {m: {"name": "a", "not_told_from": []} for m in ("accuracy", "nll")},
+}
+BEST_OF = {
+    "prompts": 9,
+    "largest_n": 16,
+    "curve": [
+        {"n": n, "kl": math.log(n) - (n - 1) / n}
+        | dict.fromkeys(("gold", "oracle", "proxy"), n / 16)
+        | {f"{key}_ci95": (0, 1) for key in ("gold", "oracle", "proxy")}
+        for n in range(1, 17)
+    ],
+}
+
+
+@pytest.mark.parametrize("width", [CARD_WIDTH, PAGE_WIDTH])
+def test_nothing_is_cut_and_no_legend_lies_on_data(metrics, width):
+    block = metrics["test"]
+    block["slices"][0] |= {"column": "language", "value": "Straßenbahnhaltestelle " * 9}
+    drawn = (*run_plots(metrics, width), *evaluation_plots(block, width))
+    found = {one.name: one.figure for one in drawn}
+    found |= {one.name: one.figure for one in evaluation_plots(perturbed(), width)}
+    found |= {"best_of": best_of_figure(BEST_OF, width), "compare": comparison_figure(COMPARED)}
+    assert {*ALL, "best_of", "compare"} == set(found)
+    for name, figure in found.items():
+        figure.draw_without_rendering()
+        frame = figure.bbox.padded(1)
+        (legend,) = figure.legends
+        of_axes = [text for axis in figure.axes for text in labels_and_ticks(axis)]
+        for text in filter(Text.get_text, [*figure.texts, *legend.get_texts(), *of_axes]):
+            box = text.get_window_extent()
+            for x, y in ((box.x0, box.y0), (box.x1, box.y1)):
+                assert frame.contains(x, y), (name, text.get_text())
+        for axis in figure.axes:
+            assert axis.get_legend() is None
+            assert not legend.get_window_extent().overlaps(axis.get_window_extent()), name
+            # Side by side they share the width; names of slices take a good part of it.
+            panels = axis.get_gridspec().ncols
+            assert axis.get_window_extent().width > 0.45 * figure.bbox.width / panels, name
+
+
+def labels_and_ticks(axis):
+    ends = [(axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())]
+    shown = [
+        tick.label1
+        for one, limits in ends
+        for tick in one.get_major_ticks()
+        if min(limits) <= tick.get_loc() <= max(limits)
+    ]
+    return [axis.xaxis.label, axis.yaxis.label, *axis.texts, *shown]
+
+
+def test_slices_below_and_above_the_rest_differ_in_colour_and_shape(metrics):
+    block = metrics["test"]
+    below, above, alike = block["slices"][:3]
+    for entry, accuracy, significant in (
+        (below, 0.1, True),
+        (above, 0.9, True),
+        (alike, 0.5, False),
+    ):
+        entry |= {"accuracy": accuracy, "stands_out": significant, "small": False, "pairs": 99}
+    (figure,) = (one.figure for one in evaluation_plots(block) if one.name == "slices")
+    marks = {
+        line.get_xdata()[0]: (line.get_color(), line.get_marker())
+        for line in figure.axes[0].get_lines()
+        if line.get_marker() != "None"
+    }
+    assert len({marks[value] for value in (0.1, 0.9, 0.5)}) == 3
+    assert len({color for color, _ in marks.values()}) == 3
+    assert len({marker for _, marker in marks.values()}) == 3
+
+
+def test_the_marks_of_two_compared_models_are_whole():
+    figure = comparison_figure(COMPARED)
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        inside = axis.get_window_extent()
+        for line in axis.get_lines():
+            half = line.get_markersize() / 2 * figure.dpi / 72
+            x, y = axis.transData.transform((line.get_xdata()[0], line.get_ydata()[0]))
+            assert inside.y0 + half < y < inside.y1 - half
+            assert inside.x0 + half < x < inside.x1 - half
+
+
+def test_letters_without_a_font_become_code_points(monkeypatch):
+    assert drawable("a é Ω") == "a é Ω"
+    assert families_for(["plain"]) == families_for([])
+    # A machine without any other font.
+    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
+    fonts._fallbacks.cache_clear()
+    assert drawable("東京") == " U+6771  U+4EAC "
+    fonts._fallbacks.cache_clear()
+
+
+def test_installed_fonts_draw_letters_that_matplotlib_lacks(metrics, tmp_path, recwarn):
+    if drawable("中") != "中":
+        pytest.skip("no installed font has Chinese letters")
+    block = metrics["test"]
+    block["slices"][0] |= {"column": "語", "value": "中文", "small": False, "pairs": 99}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_plots(tmp_path)
+    assert not [str(w.message) for w in recwarn if "missing from" in str(w.message)]
 
 
 def test_a_single_evaluation(metrics):
@@ -152,15 +294,8 @@ def test_no_pairs(metrics):
     assert drawn(metrics | {"eval": evaluated([], (0, 0))}) == ["losses"]
 
 
-def test_names_from_data_are_no_formulas_and_altered_responses_are_drawn():
-    kinds = ("damage", "preserving", "hack")
-    altered = [Altered(kind=k, name="some_way", original=1, other=0, altered=0.5) for k in kinds]
-    block = evaluated(
-        [(0.3, 0.1), (0.1, 0.4)] * 40,
-        (9, 4),
-        behaviour=Probed(altered=altered, responses=1, refused={}, seed=0),
-        metadata=lambda number: {"kind": ["$x^{", "\u05d0\u05d1\n" * 40][number % 2]},
-    )
+def test_names_from_data_are_no_formulas_and_perturbed_responses_are_drawn():
+    block = perturbed(lambda number: {"kind": ["$x^{", "\u05d0\u05d1\n" * 40][number % 2]})
     found = {one.name: one.figure for one in evaluation_plots(block)}
     for name in ("slices", "behaviour"):
         found[name].draw_without_rendering()

@@ -78,6 +78,13 @@ def test_equal_responses_of_a_long_request_have_one_reward(
     [
         ("/v1/rewards", {"prompt": "p", "responses": []}, 422, "invalid_request", "responses"),
         ("/v1/rewards", {"prompt": 3, "responses": ["a"]}, 422, "invalid_request", "prompt"),
+        (
+            "/v1/rewards",
+            {"prompt": "p", "responses": ["a"], "system": "s"},
+            422,
+            "invalid_request",
+            "system: looks like a system message",
+        ),
         ("/v1/rewards", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/classify", ["p"], 422, "invalid_request", "not a JSON object"),
         ("/score", "p", 422, "invalid_request", "not a JSON object"),
@@ -652,7 +659,7 @@ def double_the_head(folder: Path) -> None:
         metadata={"format": "pt"},
     )
     # Which would call the change damage.
-    (folder / "manifest.json").unlink(missing_ok=True)
+    (folder / "manifest.json").unlink()
 
 
 def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Path) -> None:

@@ -222,6 +222,21 @@ def test_llmbar_by_hand() -> None:
     assert found["Adversarial average"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
+def test_a_subset_has_one_interval_wherever_it_stands() -> None:
+    """Its accuracy is a number of the suite and a row of the subsets; prompts repeat in one."""
+    rows = [
+        {**pair("repeated" if n % 2 else "distinct", n), "prompt": str(n // 8 if n % 2 else -n)}
+        for n in range(48)
+    ]
+    block = scored("pairs", rows, [(1, n // 8 % 3 == 0) for n in range(48)])
+    numbers = {score["name"]: score["ci95"] for score in block["scores"]}
+    subsets = {subset["name"]: subset for subset in block["subsets"]}
+    for name, subset in subsets.items():
+        assert numbers[name] == subset["accuracy_ci95"]
+    assert subsets["distinct"]["accuracy_ci95_method"] == "wilson"
+    assert subsets["repeated"]["accuracy_ci95_method"] == "bootstrap_by_prompt"
+
+
 def test_hhh_by_hand() -> None:
     rows = [
         {

@@ -6,7 +6,7 @@ The audit belongs to the stage ``data``; tokens, scripts and baselines are lent 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +60,7 @@ def audit(
         bool, typer.Option("--strict", help="Exit with 1 if anything serious is found.")
     ] = False,
     format_: options.Format = None,
+    columns: options.Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json on stdout.")] = False,
 ) -> None:
     """Look over preference data: duplicates, contradictions, leaks, lengths, broken turns."""
@@ -72,7 +73,8 @@ def audit(
     from plaudit.recipe import Source
     from plaudit.report.audit import audit_files
 
-    sources = [resolve(Source(path=path, format=format_)) for path in data]
+    mapped = options.parse_columns(columns)
+    sources = [resolve(Source(path=path, format=format_, columns=mapped)) for path in data]
     if fix is not None:
         if len(sources) > 1:
             raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
@@ -83,7 +85,7 @@ def audit(
     tools = tools_for(tokenizer, console)
     with progress(console) as on_progress:
         found = run(
-            [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or ())],
+            [*parts_of(sources, "data"), *compared_with(eval_ or (), suite or (), mapped)],
             tools,
             max_length=max_length,
             on_progress=on_progress,
@@ -116,32 +118,37 @@ def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> di
 
 def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
     """Files, folders and Hub ids as parts of an audit."""
+    return [_part_of(source, kind) for source in sources]
+
+
+def _part_of(source: Source, kind: str) -> Part:
     from plaudit.data.audit.rows import Part
     from plaudit.data.files import fingerprint, source_name
-    from plaudit.data.load import iterate
+    from plaudit.data.load import open_source
 
-    return [
-        Part(
-            name=source_name(source),
-            path=source.path,
-            kind=kind,
-            format=source.format,
-            fingerprint=fingerprint(source),
-            rows=(comparison for _, _, _, comparison in iterate(source)),
-        )
-        for source in sources
-    ]
+    opened = open_source(source)
+    return Part(
+        name=source_name(source),
+        path=source.path,
+        kind=kind,
+        format=source.format,
+        fingerprint=fingerprint(source),
+        rows=(comparison for _, _, _, comparison in opened.rows),
+        counter=opened.counter,
+    )
 
 
-def compared_with(eval_: Sequence[str], suites: Sequence[str]) -> list[Part]:
-    """Held-out data and benchmarks, to compare with."""
+def compared_with(
+    eval_: Sequence[str], suites: Sequence[str], columns: Mapping[str, str | None]
+) -> list[Part]:
+    """Held-out data, with ``columns`` as its names, and benchmarks, to compare with."""
     from plaudit.data.llamafactory import resolve
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
 
     requests = [parse_request(asked) for asked in suites]
-    parts = parts_of([resolve(Source(path=path)) for path in eval_], "eval")
-    return parts + [_suite_part(request) for request in requests]
+    held_out = [resolve(Source(path=path, columns=dict(columns))) for path in eval_]
+    return parts_of(held_out, "eval") + [_suite_part(request) for request in requests]
 
 
 def _suite_part(request: Any) -> Part:
@@ -185,11 +192,13 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
     from plaudit.evaluate.baselines import bag_of_words, response_text
     from plaudit.evaluate.features import letters_by_script
 
-    def judge(delta_P: Any) -> dict[str, Any]:
+    def judge(delta_P: Any, group_P: Any) -> dict[str, Any]:
         pairs = len(delta_P)
+        interval = metrics.share_interval(metrics.pair_credits(delta_P), group_P)
         return {
             "accuracy": metrics.accuracy_half_ties(delta_P) if pairs else None,
-            "accuracy_ci95": metrics.wilson(float(metrics.pair_credits(delta_P).sum()), pairs),
+            "accuracy_ci95": interval.shown,
+            "accuracy_ci95_method": interval.method,
             "ties": metrics.ties(delta_P),
             "pairs": pairs,
         }
@@ -287,6 +296,7 @@ def count_with(name: str) -> Counting:
         how=f"counted by the tokenizer {name}{stands_in}",
         exact=name != embedded.NAME,
         renders=True,
+        has_template=encoder.has_template,
     )
 
 

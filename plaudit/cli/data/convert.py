@@ -44,6 +44,7 @@ def convert(
     format_: Annotated[
         str | None, typer.Option("--from", help="Name the format of IN; recognised if not given.")
     ] = None,
+    columns: options.Columns = None,
     pairs: Annotated[
         PairsChoice,
         typer.Option(
@@ -63,10 +64,13 @@ def convert(
     from plaudit.data.writers import choose_writer
     from plaudit.recipe import Source
 
+    mapped = options.parse_columns(columns)
     console = quiet_console()
     writer = choose_writer(to)
     with console.status("converting"):
-        ledger = run(Source(path=data, format=format_), out, writer, pairs=pairs.value)
+        ledger = run(
+            Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs.value
+        )
     if json:
         print(json_module.dumps(asdict(ledger)))
     for line in ledger_lines(ledger, out):

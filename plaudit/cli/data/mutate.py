@@ -61,6 +61,7 @@ def mutate(
         ),
     ] = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     list_: Annotated[
         bool,
         typer.Option("--list", callback=show_operators, is_eager=True, help="List the operators."),
@@ -77,13 +78,14 @@ def mutate(
     from plaudit.data.writers import Ledger, choose_writer, write_comparison
     from plaudit.recipe import Source
 
+    source = Source(path=data, format=format_, columns=options.parse_columns(columns))
     console = quiet_console()
     chosen = choose_operators(
         names_in(operators), SEVERITIES if severity is None else names_in(severity)
     )
     writer = None if to is None else choose_writer(to)
     with console.status("reading"):
-        comparisons = [item[3] for item in iterate(Source(path=data, format=format_))]
+        comparisons = [item[3] for item in iterate(source)]
     writer = writer or natural_writer(chosen, comparisons)
     check_out(out, writer)
     ledger = Ledger()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from plaudit.recipe import Source
+    from plaudit.recipe import Recipe, Source
     from plaudit.tokens.encode import Encoder
     from plaudit.types import Comparison, ShownComparison, ShownToken
 
@@ -48,6 +48,7 @@ def preview(
         Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
     ] = None,
     format_: options.Format = None,
+    columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
@@ -55,10 +56,10 @@ def preview(
     from plaudit.cli.screen import quiet_console
 
     console = quiet_console()
-    sources = _sources(data, recipe, format_)
-    comparisons = pick(sources, rows=rows, row=row)
+    sources = _sources(data, recipe, format_, options.parse_columns(columns))
+    comparisons, notes = pick(sources, rows=rows, row=row)
     with console.status("starting"):
-        encoder, name = _encoder(
+        encoder, name, run = _encoder(
             model,
             recipe,
             max_length=max_length,
@@ -67,6 +68,10 @@ def preview(
             trust_remote_code=trust_remote_code,
         )
         shown = _show(encoder, comparisons)
+        if run is not None:
+            notes += _text_notes(encoder, comparisons, run)
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if html is None:
         from rich.console import Console
 
@@ -78,31 +83,43 @@ def preview(
     console.print(f"Written to {html}", highlight=False, markup=False, soft_wrap=True)
 
 
-def pick(sources: Sequence[Source], *, rows: int, row: int | None) -> list[Comparison]:
-    """The first rows of all sources together, or the one of a number.
+def pick(
+    sources: Sequence[Source], *, rows: int, row: int | None
+) -> tuple[list[Comparison], list[str]]:
+    """The first rows of all sources together, or the one of a number; what is not read up to it.
 
     Raises:
         DataError: there is no row of that number.
     """
-    from plaudit.data.load import iterate
+    from plaudit.data.load import OpenSource, open_source
 
-    located = (comparison for source in sources for _, _, _, comparison in iterate(source))
-    if row is None:
-        return list(islice(located, rows))
-    found = list(islice(located, row - 1, row))
+    opened: list[tuple[str, OpenSource]] = []
+
+    def comparisons() -> Iterator[Comparison]:
+        for source in sources:
+            opened.append((source.path, open_source(source)))
+            yield from (comparison for _, _, _, comparison in opened[-1][1].rows)
+
+    first, last = (0, rows) if row is None else (row - 1, row)
+    found = list(islice(comparisons(), first, last))
     if not found:
         raise DataError(f"there is no row {row} in {', '.join(s.path for s in sources)}.")
-    return found
+    return found, [line for path, one in opened for line in one.counter.total.lines(path)]
 
 
-def _sources(data: str | None, recipe: Path | None, format_: str | None) -> list[Source]:
-    from plaudit.recipe import Source, load_recipe
+def _sources(
+    data: str | None,
+    recipe: Path | None,
+    format_: str | None,
+    columns: Mapping[str, str | None],
+) -> list[Source]:
+    from plaudit.recipe import Source, load_recipe, with_columns
 
     if data is not None:
-        return [Source(path=data, format=format_)]
+        return [Source(path=data, format=format_, columns=dict(columns))]
     if recipe is None:
         raise DataError("nothing to show; name a file, or a --recipe with data.train.")
-    return list(load_recipe(recipe).data.train)
+    return list(with_columns(load_recipe(recipe), columns).data.train)
 
 
 def _encoder(
@@ -113,8 +130,10 @@ def _encoder(
     chat_template: Path | None,
     base: str | None,
     trust_remote_code: bool,
-) -> tuple[Encoder, str]:
+) -> tuple[Encoder, str, Recipe | None]:
     """The encoder of a recipe's run, of a reward model, or of a run on a plain base; its name.
+
+    The recipe is that of the run; ``None`` for a reward model.
 
     Raises:
         DataError: neither or both of model and recipe, or a template for a model that has its own.
@@ -140,9 +159,9 @@ def _encoder(
                 )
             opened = open_frozen(str(model), base=base, trust_remote_code=trust_remote_code)
             encoder = encoder_of(opened)
-            return (
-                encoder if max_length is None else replace(encoder, max_length=max_length)
-            ), str(model)
+            if max_length is not None:
+                encoder = replace(encoder, max_length=max_length)
+            return encoder, str(model), None
         loaded = parse_recipe(
             {
                 "model": {"base": model, "trust_remote_code": trust_remote_code},
@@ -160,9 +179,17 @@ def _encoder(
     begun = open_begun(loaded)
     name = loaded.model.base
     folder = str(embedded.base_path()) if name == embedded.NAME else name
-    return make_encoder(
-        loaded, prepare_tokenizer(loaded.model, loaded.tokens, folder, begun), begun
-    ), name
+    tokenizer = prepare_tokenizer(loaded.model, loaded.tokens, folder, begun)
+    return make_encoder(loaded, tokenizer, begun), name, loaded
+
+
+def _text_notes(encoder: Encoder, comparisons: Sequence[Comparison], recipe: Recipe) -> list[str]:
+    from plaudit.tokens.rendering import is_chat
+    from plaudit.train.prepare import text_remark
+
+    texts = sum(not is_chat(comparison) for comparison in comparisons)
+    remark = text_remark(encoder, recipe, texts, len(comparisons))
+    return [] if remark is None else [remark]
 
 
 def _show(

@@ -44,6 +44,7 @@ def split(
     ] = "source",
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other parts.")] = 42,
     format_: options.Format = None,
+    columns: options.Columns = None,
     json: options.CountsAsJson = False,
 ) -> None:
     """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
@@ -51,10 +52,11 @@ def split(
     from plaudit.data.split_files import split_files
     from plaudit.recipe import Source
 
+    mapped = options.parse_columns(columns)
     console = quiet_console()
     with console.status("splitting"):
         parts = split_files(
-            Source(path=data, format=format_),
+            Source(path=data, format=format_, columns=mapped),
             out,
             parse_fractions(fractions),
             by=by.value,

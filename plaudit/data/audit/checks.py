@@ -118,9 +118,29 @@ def _renders(evidence: Evidence) -> bool:
     return evidence.tools.counting.renders
 
 
+def plain_text(evidence: Evidence) -> Found:
+    """Rows of plain text, where the tokenizer has a chat template."""
+    return Found(rows_M=np.flatnonzero(evidence.column("plain")))
+
+
+def _has_template(evidence: Evidence) -> bool:
+    return evidence.tools.counting.has_template
+
+
 def mixed_scripts(evidence: Evidence) -> Found:
     """Responses of one row in different scripts."""
     return Found(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
+
+
+def no_prompt(evidence: Evidence) -> Found:
+    """All rows of a file in which not one row has a prompt."""
+    blank_N = evidence.column("prompt_key") == 0
+    rows = [
+        np.arange(part.start, part.end)
+        for part in evidence.rows.parts
+        if part.kind == "data" and blank_N[part.start : part.end].all()
+    ]
+    return Found(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
 
 
 # --- rows against each other --------------------------------------------------------------------
@@ -311,6 +331,15 @@ CHECKS: Final[tuple[Check, ...]] = (
         fix="drop",
     ),
     Check(
+        name="no_prompt",
+        title="No prompt in 100% of rows",
+        severity="serious",
+        find=no_prompt,
+        why="Not one row of the file has a prompt, so responses are judged without the question.",
+        advice="If a column holds the prompt, name it: --columns prompt=COLUMN. Otherwise keep the "
+        "rows as they are.",
+    ),
+    Check(
         name="opposite_labels",
         title="The same pair with opposite labels",
         severity="serious",
@@ -485,6 +514,15 @@ CHECKS: Final[tuple[Check, ...]] = (
         find=mixed_scripts,
         why="The label may be about the language and not about the answer.",
         advice="Look at the examples.",
+    ),
+    Check(
+        name="plain_text",
+        title="Plain text beside a chat template",
+        severity="for your information",
+        find=plain_text,
+        why="Training keeps plain text as it stands, outside the tokenizer's chat template.",
+        advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
+        looks=_has_template,
     ),
     Check(
         name="more_than_text",

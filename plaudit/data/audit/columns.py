@@ -48,6 +48,7 @@ ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
     "split": np.uint64,  # the value of the split column; 0 without
     "reason": np.uint8,
     "problems": np.uint32,
+    "plain": np.bool_,  # text, which no chat template renders
     "responses": np.uint16,
     "prompt_characters": np.uint32,
     "prompt_script": np.uint64,  # the code of a name of `names`; 0 without letters
@@ -213,6 +214,7 @@ class _Measurer:
             "split": _named(str(split), names) if isinstance(split, str) and split else 0,
             "reason": 0 if reason is None else REASONS.index(reason) + 1,
             "problems": chat.problems(comparison),
+            "plain": isinstance(comparison.responses[0], str),
             "responses": len(texts),
             "prompt_characters": len(prompt),
             "prompt_script": _main_script(self.tools.scripts(prompt), names),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from plaudit.arrow import BATCH_ROWS, MappedTable, write_batches
 from plaudit.cache import cache_folder
 from plaudit.data.store import decode, encode
+from plaudit.data.unread import Unread, UnreadCounter
 from plaudit.files import writing
 from plaudit.types import Comparison
 
@@ -30,7 +31,8 @@ class Part:
     """Comparisons to audit or to compare with: ``kind`` says which.
 
     ``data`` is looked over. ``eval`` is held-out data of the same task, whose prompts must not be
-    in ``data``; ``suite`` a published benchmark. ``rows`` is read once.
+    in ``data``; ``suite`` a published benchmark. ``rows`` is read once; ``counter`` then knows
+    what was not read of them.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Part:
     format: str | None
     fingerprint: str
     rows: Iterable[Comparison]
+    counter: UnreadCounter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,7 @@ class StoredPart:
     fingerprint: str
     start: int
     end: int
+    unread: Unread
 
     @property
     def count(self) -> int:
@@ -135,6 +139,7 @@ def store_rows(folder: Path, parts: Sequence[Part], on_progress: Progress) -> Au
                     fingerprint=part.fingerprint,
                     start=start,
                     end=count,
+                    unread=Unread() if part.counter is None else part.counter.total,
                 )
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,6 +163,8 @@ def _part(part: StoredPart) -> dict[str, Any]:
         "format": part.format,
         "fingerprint": part.fingerprint,
         "rows": part.count,
+        "unread": asdict(part.unread),
+        "not_read": part.unread.sentence(part.name),
     }
 
 

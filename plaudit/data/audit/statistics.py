@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -161,15 +162,16 @@ def surface(evidence: Evidence, on_progress: Progress) -> dict[str, Any]:
     """
     judged = evidence.judgements.sign_J != 0
     longer_P = evidence.judgements.longer_J[judged].astype(np.float64)
+    group_P = evidence.column("group")[evidence.judgements.row_J[judged]]
     sample = _sample(evidence)
-    delta_P = _cross_fitted(evidence, sample, on_progress)
+    bag = _cross_fitted(evidence, sample, on_progress)
     return {
-        "longer": dict(evidence.tools.judge(longer_P)),
-        "shorter": dict(evidence.tools.judge(-longer_P)),
+        "longer": dict(evidence.tools.judge(longer_P, group_P)),
+        "shorter": dict(evidence.tools.judge(-longer_P, group_P)),
         "length_gap": _gaps(longer_P),
         "bag_of_words": None
-        if delta_P is None
-        else {**evidence.tools.judge(delta_P), "rows": len(sample), "folds": FOLDS},
+        if bag is None
+        else {**evidence.tools.judge(*bag), "rows": len(sample), "folds": FOLDS},
     }
 
 
@@ -188,19 +190,26 @@ def _sample(evidence: Evidence) -> RowArray:
     return usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
 
 
-def _cross_fitted(evidence: Evidence, sample: RowArray, on_progress: Progress) -> FloatArray | None:
-    """Differences by a bag of words that has not seen the prompts it judges; None if it cannot."""
+def _cross_fitted(
+    evidence: Evidence, sample: RowArray, on_progress: Progress
+) -> tuple[FloatArray, Array] | None:
+    """Differences by a bag of words that has not seen the prompts it judges, and those prompts.
+
+    None if it cannot.
+    """
     group_S = evidence.column("group")[sample]
     fold_S = mixed(group_S) % np.uint64(FOLDS)
     if len(np.unique(group_S)) < 2 * FOLDS or len(np.unique(fold_S)) < FOLDS:
         return None
     comparisons: list[Comparison] = [evidence.rows[row] for row in sample.tolist()]
-    found = []
+    found, groups = [], []
     for fold in range(FOLDS):
         on_progress("fitting a bag of words", fold, FOLDS)
         sides: Mapping[bool, list[Comparison]] = {True: [], False: []}
         for comparison, own in zip(comparisons, fold_S.tolist(), strict=True):
             sides[own == fold].append(comparison)
         found.append(evidence.tools.bag_of_words(sides[False], sides[True]))
+        pairs = [sum(a != b for a, b in combinations(c.grades, 2)) for c in sides[True]]
+        groups.append(np.repeat(group_S[fold_S == fold], pairs))
     on_progress("fitting a bag of words", FOLDS, FOLDS)
-    return np.concatenate(found)
+    return np.concatenate(found), np.concatenate(groups)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy.typing as npt
+
 from plaudit.types import Comparison, FloatArray, Turns
 
 Fitted: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
@@ -39,13 +41,15 @@ Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
 class Counting:
     """How tokens are counted, and whether that is an estimate; ``how`` is said beside each count.
 
-    ``renders`` is whether conversations go through a chat template while they are counted.
+    ``renders`` is whether conversations go through a chat template while they are counted, and
+    ``has_template`` whether the tokenizer has one.
     """
 
     measure: Measure
     how: str
     exact: bool
     renders: bool
+    has_template: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +57,13 @@ class Tools:
     """Functions of other stages.
 
     ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a
-    text by script. ``judge`` turns differences (winner less loser) into accuracy, interval,
-    ties and pairs. ``bag_of_words`` is fitted on some comparisons and judges others.
+    text by script. ``judge`` turns differences (winner less loser) and the prompts of their pairs
+    into accuracy, interval, ties and pairs. ``bag_of_words`` is fitted on some comparisons and
+    judges others.
     """
 
     text: Callable[[Turns], str]
     scripts: Callable[[str], Mapping[str, int]]
-    judge: Callable[[FloatArray], Mapping[str, Any]]
+    judge: Callable[[FloatArray, npt.NDArray[Any]], Mapping[str, Any]]
     bag_of_words: Fitted
     counting: Counting

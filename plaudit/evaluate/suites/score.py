@@ -35,6 +35,9 @@ def score_suite(
     tables = _Values.of(suite, answers)
     numbers = suite.combine(tables.means(None))
     drawn = _bootstrap(suite, tables, seed)
+    subsets = _subset_facts(suite, tables, items)
+    # A subset's accuracy may be one of the numbers, and has one interval then.
+    own = {subset["name"]: subset for subset in subsets if subset["accuracy"] is not None}
     remarks = [*_count_remarks(suite, items), *_refusal_remarks(len(items), refused)]
     block: dict[str, Any] = {
         "suite": suite.name,
@@ -51,12 +54,14 @@ def score_suite(
             {
                 "name": name,
                 "value": value,
-                "ci95": _ends(drawn[name]) if name in drawn else None,
+                "ci95": own[name]["accuracy_ci95"]
+                if name in own and own[name]["accuracy"] == value
+                else _ends(drawn.get(name, ())),
                 "shown": leaderboard_form(value),
             }
             for name, value in numbers.items()
         ],
-        "subsets": _subset_facts(suite, tables, items),
+        "subsets": subsets,
     }
     safe: dict[str, Any] = json_safe(block)
     return safe
@@ -93,6 +98,13 @@ class _Values:
     def cases(self, subset: str) -> int:
         """Cases of a subset that were scored."""
         return len(self.by_subset[subset][1]) if subset in self.by_subset else 0
+
+    def accuracy_interval(self, subset: str) -> metrics.ShareInterval | None:
+        """Of the subset's mean accuracy; None for a subset that is scored by other values."""
+        names, values_CV, group_C = self.by_subset.get(subset, ([], np.zeros((0, 0)), np.zeros(0)))
+        if "accuracy" not in names:
+            return None
+        return metrics.share_interval(values_CV[:, names.index("accuracy")], group_C)
 
     def fixed(self) -> list[str]:
         """Subsets of one prompt, which drawing prompts again does not change."""
@@ -147,17 +159,16 @@ def _subset_facts(suite: Suite, tables: _Values, items: Sequence[Item]) -> list[
     for subset, count in rows.items():
         cases = tables.cases(subset)
         means = all_means.get(subset, {})
-        accuracy = means.get("accuracy")
+        interval = tables.accuracy_interval(subset)
         facts.append(
             {
                 "name": subset,
                 "rows": count,
                 "expected_rows": suite.counts.get(subset),
                 "cases": cases,
-                "accuracy": accuracy,
-                "accuracy_ci95": None
-                if accuracy is None
-                else metrics.wilson(accuracy * cases, cases),
+                "accuracy": means.get("accuracy"),
+                "accuracy_ci95": interval and interval.shown,
+                "accuracy_ci95_method": interval and interval.method,
                 "values": {name: value for name, value in means.items() if name != "accuracy"},
             }
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias, TypeVar
+from functools import cache
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from plaudit.data.unread import has_words, kind_of_name
 from plaudit.serve.refusal import RefusalError
 from plaudit.types import MEDIA_COLUMNS, Text
 
@@ -91,9 +93,15 @@ class Scored:
         return [count for part in self.tokens for count in part]
 
 
+END_USER: Final = "user"
+"""OpenAI's clients name their end user by it."""
+
+
 class Body(BaseModel):
-    """A request body. Keys that a protocol's clients send and this server has no use for pass,
-    those that hold images, audio or video excepted: they are part of what is to be scored.
+    """A request body. Keys that a protocol's clients send and this server has no use for pass.
+
+    Those that hold images, audio or video, and those that look like a prompt, are errors: they are
+    part of what is to be scored.
     """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
@@ -105,6 +113,36 @@ class Body(BaseModel):
             if body.get(name):
                 raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
         return body
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unread(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        unread = body.keys() - _names_of(cls) - {END_USER}
+        for name in sorted(name for name in unread if isinstance(name, str)):
+            kind = kind_of_name(name)
+            if kind is not None and has_words(body[name]):
+                message = f"looks like {kind}, but is not read here; put its text into the prompt"
+                wrong = InitErrorDetails(
+                    type=PydanticCustomError("unread_prompt", message),
+                    loc=(name,),
+                    input=None,
+                )
+                raise ValidationError.from_exception_data(cls.__name__, [wrong])
+        return body
+
+
+@cache
+def _names_of(body: type[Body]) -> frozenset[str]:
+    """Every key that a body reads, its other names included."""
+    names = set(body.model_fields)
+    for field_ in body.model_fields.values():
+        if isinstance(field_.validation_alias, AliasChoices):
+            names |= {
+                choice for choice in field_.validation_alias.choices if isinstance(choice, str)
+            }
+    return frozenset(names)
 
 
 Element = TypeVar("Element")

@@ -14,7 +14,7 @@ const NOT_SHOWN = new Set(["object", "created", "owned_by"]);
 /** @type {Record<string, string>} */
 const NAMES = {
   max_length: "most tokens read", reward_std: "reward standard deviation", ece: "calibration error",
-  ece_calibrated: "calibration error, calibrated", accuracy_ci95: "accuracy, 95% interval",
+  ece_stored: "calibration error, stored temperature", accuracy_ci95: "accuracy, 95% interval",
   chose_checkpoint: "these data chose the checkpoint",
 };
 const LONG = 200;

@@ -1,5 +1,6 @@
 "use strict";
-// Searching, sorting and reading tokens one by one. Without it the page shows the same facts.
+// Searching, sorting, shortening and reading tokens one by one. Without it the page shows the same
+// facts.
 (() => {
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -32,6 +33,7 @@
     const rows = [...body.rows].map((row) => [value(row, column), row]);
     rows.sort(([a], [b]) => order(a, b, descending ? -1 : 1));
     body.append(...rows.map(([, row]) => row));
+    body.dispatchEvent(new Event("sorted"));
   };
 
   for (const table of document.querySelectorAll("table.data")) {
@@ -47,32 +49,26 @@
     });
   }
 
-  const searchField = (tools, label, items) => {
+  // Of a long list the first entries, until more is asked for; a search looks through all.
+  const MOST = 10;
+
+  const searchField = (tools, label, onInput) => {
     const field = document.createElement("input");
     field.type = "search";
-    const status = make("span", "soft", `${items.length} shown`);
-    status.setAttribute("role", "status");
-    const words = items.map(() => null);
-    field.addEventListener("input", () => {
-      const asked = field.value.trim().toLowerCase();
-      let shown = 0;
-      items.forEach((item, place) => {
-        words[place] ??= item.textContent.toLowerCase();
-        item.hidden = !words[place].includes(asked);
-        shown += !item.hidden;
-      });
-      status.textContent = `${shown} of ${items.length} shown`;
-    });
+    field.addEventListener("input", () => onInput(field.value.trim().toLowerCase()));
     const wrapper = make("label", "", label);
     wrapper.append(field);
+    const status = make("span", "soft", "");
+    status.setAttribute("role", "status");
     tools.append(wrapper, status);
+    return status;
   };
 
-  const sortField = (tools, list, items) => {
+  const sortField = (tools, list, onSort) => {
     const field = document.createElement("select");
     for (const [text, key, direction] of [
-      ["the surest first", "probability", -1],
-      ["the largest difference first", "difference", -1],
+      ["most confident first", "probability", -1],
+      ["largest difference first", "difference", -1],
       ["by source", "source", 1],
       ["by id", "id", 1],
     ]) {
@@ -82,24 +78,99 @@
     }
     field.addEventListener("change", () => {
       const direction = Number(field.selectedOptions[0].dataset.direction);
-      const sorted = [...items].sort((a, b) =>
+      const sorted = [...list.children].sort((a, b) =>
         order(a.dataset[field.value], b.dataset[field.value], direction));
       list.append(...sorted);
+      onSort();
     });
     const wrapper = make("label", "", "Order ");
     wrapper.append(field);
     tools.append(wrapper);
   };
 
-  for (const block of document.querySelectorAll("[data-search]")) {
-    const list = block.querySelector(".mistakes");
-    const items = [...block.querySelectorAll(list ? ".mistakes > details" : "tbody > tr")];
-    if (items.length < 4) continue;
-    const tools = make("div", "tools", "");
-    searchField(tools, block.dataset.search, items);
-    if (list) sortField(tools, list, items);
-    block.prepend(tools);
+  // `list` holds the entries; `block`, where there is one, gets a search field.
+  const shorten = (list, block) => {
+    const total = list.children.length;
+    if (total < 4) return;
+    const words = new Map();
+    const wordsOf = (item) => {
+      if (!words.has(item)) words.set(item, item.textContent.toLowerCase());
+      return words.get(item);
+    };
+    const button = make("button", "all", "");
+    button.type = "button";
+    let query = "";
+    let all = total <= MOST + 3;
+    let status;
+    const show = () => {
+      const items = [...list.children];
+      const found = query ? items.filter((item) => wordsOf(item).includes(query)) : items;
+      const shown = new Set(all || query ? found : found.slice(0, MOST));
+      for (const item of items) item.hidden = !shown.has(item);
+      button.hidden = all || query !== "";
+      button.textContent = `Show all ${total}`;
+      if (status) status.textContent = `${shown.size} of ${total} shown`;
+    };
+    button.addEventListener("click", () => {
+      all = true;
+      show();
+      // The button goes; who came by keyboard goes on with what it showed.
+      const next = list.children[MOST];
+      next.tabIndex = -1;
+      next.focus({ preventScroll: true });
+    });
+    if (block) {
+      const tools = make("div", "tools", "");
+      status = searchField(tools, block.dataset.search, (asked) => { query = asked; show(); });
+      if (list.classList.contains("mistakes")) sortField(tools, list, show);
+      block.prepend(tools);
+    }
+    (list.closest(".scroll") ?? list).after(button);
+    list.addEventListener("sorted", show);
+    show();
+  };
+
+  for (const table of document.querySelectorAll(".scroll > table")) {
+    const headings = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, column) => {
+        if (cell.tagName === "TD" && cell.textContent.trim() && cell.colSpan === 1 && !cell.classList.contains("name")) {
+          cell.dataset.label = headings[column];
+        }
+      });
+    }
   }
+  for (const table of document.querySelectorAll("table.data")) {
+    shorten(table.tBodies[0], table.closest("[data-search]"));
+  }
+  for (const list of document.querySelectorAll(".mistakes")) {
+    shorten(list, list.closest("[data-search]"));
+  }
+
+  // A table that is wider than its place is shown row by row. What is closed has no width yet.
+  const tables = [...document.querySelectorAll(".scroll > table")];
+  const fit = () => {
+    for (const table of tables) table.classList.remove("blocks");
+    const wide = tables.filter((table) => table.offsetWidth > table.parentNode.clientWidth);
+    for (const table of wide) table.classList.add("blocks");
+  };
+  addEventListener("resize", fit);
+  document.addEventListener("toggle", fit, true);
+
+  // Parts are closed at first. On a wide screen those of the first data are open, on paper all.
+  const folds = [...document.querySelectorAll(".fold")];
+  if (matchMedia("(min-width: 60rem)").matches) {
+    const first = document.querySelector(".evaluation");
+    for (const fold of folds) fold.open = fold.closest(".evaluation") === first;
+  }
+  addEventListener("beforeprint", () => { for (const fold of folds) fold.open = true; });
+  const reveal = () => {
+    const fold = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest(".fold");
+    if (fold) fold.open = true;
+  };
+  addEventListener("hashchange", reveal);
+  reveal();
+  fit();
 
   // A token's number without a pointer: arrow keys, or a touch.
   for (const box of document.querySelectorAll(".tokens")) {

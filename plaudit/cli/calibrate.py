@@ -1,0 +1,47 @@
+"""``plaudit calibrate MODEL DATA…``: fit a model's temperature, and store it if that is better."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from plaudit.cli import options
+
+
+def calibrate(
+    model: options.Model,
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Files or Hub ids of labelled comparisons that it was not trained on."),
+    ],
+    format_: options.Format = None,
+    base: options.Base = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+) -> None:
+    """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
+    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.recipe import Source
+
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+        from plaudit.evaluate.temperature import CalibrateOptions
+        from plaudit.evaluate.temperature import calibrate as run
+    result = run(
+        model,
+        CalibrateOptions(
+            data=tuple(Source(path=path, format=format_) for path in data),
+            base=base,
+            trust_remote_code=trust_remote_code,
+        ),
+        console=console,
+    )
+    if json:
+        print(json_module.dumps(asdict(result)))
+    console.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
+    if not result.stored:
+        raise typer.Exit(1)

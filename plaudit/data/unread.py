@@ -1,0 +1,371 @@
+"""Columns that no reader reads: one that holds a prompt is an error, the others are counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias
+
+from plaudit.data.names import check_names, renamed_row
+from plaudit.data.parsed import Reader
+from plaudit.data.readers import choose_reader, to_comparison, with_system
+from plaudit.data.reasons import is_blank
+from plaudit.data.turns import is_sharegpt
+from plaudit.data.values import Row
+from plaudit.errors import DataError
+from plaudit.recipe import Source
+from plaudit.types import Comparison, Message, Turns
+
+Kind: TypeAlias = Literal["a prompt", "a system message", "a conversation"]
+
+
+class TrackedRow(dict[str, Any]):
+    """A row that records which of its columns are looked up.
+
+    What a reader looks up is what it reads, so no format has to declare it.
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.looked_up: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.looked_up.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        self.looked_up.add(column)
+        return super().get(column, default)
+
+    @property
+    def unread(self) -> list[tuple[str, Any]]:
+        """The columns that were not looked up, with their values."""
+        return [(name, value) for name, value in self.items() if name not in self.looked_up]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """What was not read of a source's rows.
+
+    ``columns`` counts the rows in which a column that is not read holds text. ``without_prompt``
+    counts the rows whose prompt is empty.
+    """
+
+    rows: int = 0
+    without_prompt: int = 0
+    columns: Mapping[str, int] = field(default_factory=dict)
+
+    def sentence(self, name: str) -> str | None:
+        """The columns of the source ``name``, each with its share of rows; ``None`` for none."""
+        if not self.columns:
+            return None
+        listed = ", ".join(
+            f"{_printable(column)} ({_share(count, self.rows)})"
+            for column, count in sorted(self.columns.items(), key=lambda item: (-item[1], item[0]))
+        )
+        return f"{name}: columns that are not read, with their share of rows: {listed}."
+
+    def warning(self, name: str) -> str | None:
+        """A sentence where not one row of the source ``name`` has a prompt."""
+        if not self.rows or self.without_prompt < self.rows:
+            return None
+        return (
+            f"{name}: no prompt in 100% of its {self.rows:,} rows, so responses are scored without"
+            " one; if a column holds it, name it with `columns: {prompt: COLUMN}` (on a command"
+            " line: --columns prompt=COLUMN)."
+        )
+
+    def lines(self, name: str) -> list[str]:
+        """The warning and the sentence, as far as there is one."""
+        return [line for line in (self.warning(name), self.sentence(name)) if line is not None]
+
+
+class UnreadCounter:
+    """Counts what is not read of one source, row by row."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._rows = 0
+        self._without_prompt = 0
+        self._columns: Counter[str] = Counter()
+
+    @property
+    def total(self) -> Unread:
+        """The counts of the rows so far."""
+        return Unread(
+            rows=self._rows, without_prompt=self._without_prompt, columns=dict(self._columns)
+        )
+
+    def count(self, named: TrackedRow, comparison: Comparison, row: Row) -> None:
+        """Count a row that was read as ``comparison``; ``row`` is as it stands in the file.
+
+        Raises:
+            DataError: a column holds a prompt, a system message or a conversation that is no part
+                of the comparison.
+        """
+        self._rows += 1
+        self._without_prompt += is_blank(comparison.prompt)
+        found = unread_text(named, comparison)
+        if found.lost:
+            raise DataError(_complaint(self._source, row, found.lost, comparison.where))
+        self._columns.update(found.others)
+
+
+def open_reader(source: Source, row: Row, *, where: str) -> Reader:
+    """The reader of a source by its first row, under the readers' names.
+
+    A source that maps ``system`` to a column reads it, whatever its format.
+
+    Raises:
+        DataError: not exactly one format fits.
+    """
+    reader = choose_reader(row, where=where, name=source.format)
+    mapped = source.columns.get("system") is not None
+    return with_system(reader) if mapped and "system" not in reader.optional else reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadText:
+    """The columns of one row that hold text and are not read.
+
+    ``lost`` are those with a prompt that is no part of the comparison, and what each looks like;
+    ``others`` say something else.
+    """
+
+    lost: Mapping[str, Kind]
+    others: tuple[str, ...]
+
+
+def unread_text(named: TrackedRow, comparison: Comparison) -> UnreadText:
+    """What ``named``, once it was read as ``comparison``, says in columns that were not read."""
+    lost: dict[str, Kind] = {}
+    others: list[str] = []
+    for name, value in named.unread:
+        if not has_words(value):
+            continue
+        kind = _kind_of(name, value, named, comparison)
+        if kind is None:
+            others.append(name)
+        elif not repeats(value, comparison):
+            lost[name] = kind
+    return UnreadText(lost=lost, others=tuple(others))
+
+
+# --- what looks like a prompt -------------------------------------------------------------------
+
+_SYSTEM_WORDS: Final = "system|developer|sys"
+_PROMPT_WORDS: Final = (
+    "prompt|instruction|question|input|query|querie|context|problem|user|message|conversation|conv"
+    "|dialogue|dialog|chat|history|historie|text|turn|request|passage|document|article"
+)
+_OTHER_WORDS: Final = "original|previous|initial|earlier|formatted|full|raw|first|last|content|str"
+_NAME: Final = re.compile(rf"(?:(?:{_SYSTEM_WORDS}|{_PROMPT_WORDS}|{_OTHER_WORDS})s?)+")
+_SYSTEM: Final = re.compile(_SYSTEM_WORDS)
+_PROMPT: Final = re.compile(_PROMPT_WORDS)
+
+
+@lru_cache(maxsize=4096)
+def kind_of_name(name: str) -> Kind | None:
+    """What a column of this name holds, if all its words are those of prompts.
+
+    Case and separators do not matter: ``system_prompt`` and ``SystemPrompt`` are one name.
+    ``prompt_id`` and ``prompt_source`` are no prompts.
+    """
+    plain = "".join(character for character in name.casefold() if character.isalnum())
+    if not _NAME.fullmatch(plain):
+        return None
+    if _SYSTEM.search(plain):
+        return "a system message"
+    return "a prompt" if _PROMPT.search(plain) else None
+
+
+def _kind_of(name: str, value: Any, named: TrackedRow, comparison: Comparison) -> Kind | None:
+    kind = kind_of_name(name)
+    if _is_conversation(value):
+        # Beside a prompt, messages under another name are a record of how the data were made.
+        has_prompt = not isinstance(comparison.prompt, str) or any(
+            kind_of_name(column) for column in named.looked_up & named.keys()
+        )
+        return "a conversation" if kind is not None or not has_prompt else None
+    return kind
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(_is_message(turn) or is_sharegpt(turn) for turn in value)
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value and "content" in value
+
+
+_NO_WORDS: Final = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|true|false", re.IGNORECASE)
+"""Numbers and truth values, which the cells of a CSV file hold as text."""
+
+_NO_TEXT: Final = ("role", "from", "type", "name", "id")
+"""Keys of messages and their parts that say who speaks or what follows."""
+
+
+def has_words(value: Any) -> bool:
+    """Whether a value holds text that is more than a number or a truth value."""
+    return not all(_NO_WORDS.fullmatch(text) for text in texts_of(value))
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text inside a value, in order, white space made single; none that is empty."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            text = " ".join(item.split())
+            if text:
+                yield text
+        elif isinstance(item, Message):
+            waiting.append(item.content)
+        elif isinstance(item, Mapping):
+            inner = [part for key, part in item.items() if key not in _NO_TEXT]
+            waiting += reversed(inner)
+        elif isinstance(item, (list, tuple)):
+            waiting += reversed(item)
+
+
+# --- what stands in the comparison already ------------------------------------------------------
+
+
+def repeats(value: Any, comparison: Comparison) -> bool:
+    """Whether ``value`` is a response or a conversation of the comparison, or part of each.
+
+    An answer at the end of a list of messages is left out: data sets keep the whole good
+    conversation beside a pair.
+    """
+    said = "\n".join(texts_of(value))
+    conversations = [_whole(comparison.prompt, response) for response in comparison.responses]
+    responses = ["\n".join(texts_of(response)) for response in comparison.responses]
+    if said in conversations or said in responses:
+        return True
+    asked = list(texts_of(_without_answer(value)))
+    return all(_stands_in(text, whole) for whole in conversations for text in asked)
+
+
+def _without_answer(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        last = value[-1]
+        if last.get("role", last.get("from")) in ("assistant", "gpt"):
+            return value[:-1]
+    return value
+
+
+def _whole(prompt: Turns, response: Turns) -> str:
+    if isinstance(prompt, str) and isinstance(response, str):
+        return " ".join((prompt + response).split())
+    return "\n".join(texts_of([prompt, response]))
+
+
+def _stands_in(text: str, whole: str) -> bool:
+    """Whether a text is part of another, as words: "no" is no part of "know"."""
+    at = whole.find(text)
+    while at >= 0:
+        before, after = whole[at - 1 : at], whole[at + len(text) :][:1]
+        if not (_joined(before, text[0]) or _joined(text[-1], after)):
+            return True
+        at = whole.find(text, at + 1)
+    return False
+
+
+def _joined(one: str, other: str) -> bool:
+    """Whether two characters belong to one word; scripts without spaces have no such words."""
+    return all(character.isascii() and character.isalnum() for character in (one, other))
+
+
+# --- the error ----------------------------------------------------------------------------------
+
+
+def _complaint(source: Source, row: Row, lost: Mapping[str, Kind], where: str) -> str:
+    """The first column that is lost, and how `columns` reads it or leaves it out."""
+    name, kind = next(iter(lost.items()))
+    theirs = source.columns.get(name) or name
+    columns = _columns_that_read(source, row, theirs, lost)
+    if columns is not None:
+        advice = f"read it with `columns: {_as_yaml(columns)}`"
+    elif source.format is not None:
+        advice = "name a `format` that reads it"
+    else:
+        advice = "put its text where the format reads it"
+    left_out = {name: None}
+    return (
+        f"{where}: the column {_printable(theirs)} looks like {kind}, but it is not read; {advice},"
+        f" or leave it out with `columns: {_as_yaml(left_out)}` (on a command line: --columns"
+        f" {_as_option(left_out if columns is None else columns)})."
+    )
+
+
+def _columns_that_read(
+    source: Source, row: Row, theirs: str, lost: Mapping[str, Kind]
+) -> dict[str, str | None] | None:
+    """Names for ``columns`` under which the row reads with this column; each was tried."""
+    already = {source.columns.get(name) or name for name in lost}
+    for columns in _candidates(source, theirs):
+        # What is mapped away takes its place with it; a column must not hide another.
+        if any(ours in row and ours not in columns.values() for ours in columns):
+            continue
+        kept = {k: v for k, v in source.columns.items() if v not in columns.values()}
+        trial = source.model_copy(update={"columns": {**kept, **columns}})
+        left = _lost_under(trial, row)
+        if left is not None and left < already and theirs not in left:
+            return columns
+    return None
+
+
+def _candidates(source: Source, theirs: str) -> Iterable[dict[str, str | None]]:
+    if kind_of_name(theirs) == "a system message":
+        prompt = source.columns.get("prompt") or "prompt"
+        return ({"system": theirs}, {"question": prompt, "system": theirs})
+    names = ("prompt", "input", "history", "messages", "conversations", "context")
+    return [{ours: theirs} for ours in names]
+
+
+def _lost_under(source: Source, row: Row) -> set[str] | None:
+    """What is lost of a row under a source's columns, as the file names it; ``None``: no format."""
+    try:
+        check_names(source)
+        named = renamed_row(source, dict(row))
+        reader = open_reader(source, named, where="")
+        tracked = TrackedRow(named)
+        comparison = to_comparison(reader, tracked, number=1, where="", source="")
+    except DataError:
+        return None
+    return {source.columns.get(name) or name for name in unread_text(tracked, comparison).lost}
+
+
+def _as_yaml(columns: Mapping[str, str | None]) -> str:
+    pairs = (f"{_quoted(ours)}: {_quoted(theirs)}" for ours, theirs in columns.items())
+    return "{" + ", ".join(pairs) + "}"
+
+
+def _quoted(name: str | None) -> str:
+    if name is None:
+        return "null"
+    return name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else json.dumps(name)
+
+
+def _as_option(columns: Mapping[str, str | None]) -> str:
+    option = ",".join(f"{ours}={theirs or 'null'}" for ours, theirs in columns.items())
+    return option if re.fullmatch(r"[\w,=-]+", option) else f"'{_printable(option)}'"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
+
+
+def _share(count: int, rows: int) -> str:
+    share = count / rows
+    if 0.995 <= share < 1:
+        return "over 99%"
+    return "under 1%" if share < 0.01 else f"{share:.0%}"

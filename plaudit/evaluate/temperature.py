@@ -1,0 +1,236 @@
+"""Fit a saved model's temperature on labelled data, and store it where that is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from plaudit.data.load import Loaded, load
+from plaudit.errors import DataError, ModelError
+from plaudit.evaluate import metrics
+from plaudit.evaluate.calibrate import Calibration, beyond_noise, cross_fit, improvement
+from plaudit.evaluate.contestants import score
+from plaudit.evaluate.facts import json_safe
+from plaudit.evaluate.run import data_facts
+from plaudit.evaluate.table import Pairs, pairs
+from plaudit.manifest import TRAINING_FILE
+from plaudit.model.artefact import (
+    FACTS_FILE,
+    ArtefactFacts,
+    TemperatureFit,
+    read_facts,
+    run_of,
+    write_facts,
+)
+from plaudit.recipe import Source
+from plaudit.report.card import write_card
+from plaudit.report.html import REPORT_FILE, write_report
+from plaudit.report.record import METRICS_FILE
+from plaudit.serve import scorer
+from plaudit.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateOptions:
+    """What :func:`calibrate` fits on and how it opens the model; that of ``plaudit calibrate``."""
+
+    data: tuple[Source, ...]
+    base: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtTemperature:
+    """A temperature, and log loss and ECE of the probabilities at it; cross-fitted where new."""
+
+    temperature: float
+    log_loss: float
+    ece: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalibration:
+    """The stored temperature on ``pairs`` pairs before, and the one that these pairs call for.
+
+    ``after`` is 1 where no fitted temperature is better than 1 beyond noise. ``gain`` is what it
+    takes off the log loss (:func:`plaudit.evaluate.calibrate.improvement`); ``stored`` whether that
+    is beyond noise, so that the model has it now. ``data`` counts the rows.
+    """
+
+    model: str
+    pairs: int
+    prompts: int
+    before: AtTemperature
+    after: AtTemperature
+    gain: float
+    gain_ci95: tuple[float, float] | None
+    stored: bool
+    sentence: str
+    data: Mapping[str, Any]
+
+
+def calibrate(
+    model: str | Path, options: CalibrateOptions, *, console: Console | None = None
+) -> Recalibration:
+    """Fit the temperature of a plaudit folder on labelled comparisons that it was not trained on.
+
+    Where the log loss falls beyond noise, ``plaudit.json`` is written anew in one step, with what
+    was fitted on; then card and report, which say that their numbers are of the temperature before.
+
+    Raises:
+        ModelError: no folder of plaudit's, or a checkpoint, which has no temperature of its own.
+        DataError: nothing to fit on, or the model's training data.
+        OutputError: the folder cannot be written; it is left as it was.
+    """
+    console = Console(quiet=True) if console is None else console
+    folder = Path(model)
+    check_plaudit_folder(folder)
+    facts = read_facts(folder)
+    loaded = load(options.data, seed=options.seed)
+    _check_unseen(facts, loaded)
+    reward_model = scorer.load(
+        folder, base=options.base, trust_remote_code=options.trust_remote_code
+    )
+    table, dropped = score(reward_model, loaded.comparisons, str(model), console)
+    paired = pairs(table)
+    if not len(paired):
+        raise DataError(
+            "The comparisons have no two responses of different grades, so there is nothing to fit "
+            "a temperature on; use labelled comparisons."
+        )
+    result = recalibrate(
+        paired,
+        facts.temperature or 1.0,
+        model=str(model),
+        data=data_facts(loaded, dropped),
+        seed=options.seed,
+    )
+    if result.stored:
+        _store(folder, facts, result, loaded)
+    return result
+
+
+def check_plaudit_folder(folder: Path) -> None:
+    """Say before anything is loaded that a temperature cannot be stored there.
+
+    Raises:
+        ModelError: it is a checkpoint, an unfinished run, or no folder with a ``plaudit.json``.
+    """
+    run = run_of(folder) if folder.is_dir() else None
+    if run is not None:
+        raise ModelError(
+            f"{folder} is a checkpoint, and only the run has a temperature; calibrate {run}."
+        )
+    if (folder / TRAINING_FILE).is_file():
+        raise ModelError(
+            f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
+            "with plaudit train --resume."
+        )
+    if (folder / FACTS_FILE).is_file():
+        return
+    raise ModelError(
+        f"{folder} is no local plaudit folder (no {FACTS_FILE}), so there is nowhere to store a "
+        "temperature; download a plaudit model with plaudit pull, or convert another tool's with "
+        "plaudit import, and calibrate that folder."
+    )
+
+
+def _check_unseen(facts: ArtefactFacts, loaded: Loaded) -> None:
+    trained_on = (facts.data_fingerprint or "").split("+")
+    for source in loaded.sources:
+        # A revision of a Hub data set stands for all its splits.
+        if source.fingerprint in trained_on and not source.fingerprint.startswith("revision:"):
+            raise DataError(
+                f"{source.path} is the file that this model was trained on, where its errors are "
+                "fewer than on new data and a fitted temperature too low; calibrate on data that "
+                "it has not seen."
+            )
+
+
+def recalibrate(
+    paired: Pairs,
+    current: float,
+    *,
+    model: str,
+    data: Mapping[str, Any],
+    seed: int = 0,
+) -> Recalibration:
+    """The verdict on pairs at hand; nothing is stored."""
+    fitted = cross_fit(paired.delta_P, paired.group_P, seed=seed)
+    temperature, after_P = 1.0, paired.delta_P
+    if fitted.accepted is not None and fitted.delta_P is not None:
+        temperature, after_P = fitted.accepted, fitted.delta_P
+    before_P = paired.delta_P / current
+    gain = improvement(before_P, after_P, paired.group_P)
+    before, after = _at(current, before_P), _at(temperature, after_P)
+    stored = beyond_noise(gain)
+    return Recalibration(
+        model=model,
+        pairs=len(paired),
+        prompts=gain.groups,
+        before=before,
+        after=after,
+        gain=gain.mean,
+        gain_ci95=gain.interval,
+        stored=stored,
+        sentence=_sentence(before, after, fitted, stored, gain),
+        data=json_safe(data),
+    )
+
+
+def _at(temperature: float, delta_P: FloatArray) -> AtTemperature:
+    curve = metrics.reliability_equal_width(
+        metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    )
+    return AtTemperature(
+        temperature=temperature,
+        log_loss=metrics.nll(delta_P),
+        ece=metrics.expected_calibration_error(curve),
+    )
+
+
+def _sentence(
+    before: AtTemperature,
+    after: AtTemperature,
+    fitted: Calibration,
+    stored: bool,
+    gain: metrics.PairedDifference,
+) -> str:
+    on = f"{gain.pairs:,} pairs of {gain.groups:,} prompts"
+    if stored:
+        how = "cross-fitted" if after.temperature != 1.0 else "uncalibrated"
+        return (
+            f"The temperature is now {after.temperature:.4g} (before: {before.temperature:.4g}). "
+            f"On {on} log loss falls from {before.log_loss:.4f} to {after.log_loss:.4f} and ECE "
+            f"goes from {before.ece:.4f} to {after.ece:.4f} ({how})."
+        )
+    stays = f"The temperature stays {before.temperature:.4g}"
+    if fitted.temperature is None or fitted.delta_P is None:
+        return f"{stays}: {fitted.note} ({on})."
+    return (
+        f"{stays}: on {on} its log loss is {before.log_loss:.4f}, and that of a fitted one "
+        f"({fitted.temperature:.4g}) is {metrics.nll(fitted.delta_P):.4f}, cross-fitted, which is "
+        "not better beyond noise."
+    )
+
+
+def _store(folder: Path, facts: ArtefactFacts, result: Recalibration, loaded: Loaded) -> None:
+    fit = TemperatureFit(
+        fingerprints=tuple(source.fingerprint for source in loaded.sources),
+        pairs=result.pairs,
+        prompts=result.prompts,
+        temperature_before=result.before.temperature,
+        log_loss_before=result.before.log_loss,
+        log_loss=result.after.log_loss,
+    )
+    new = None if result.after.temperature == 1.0 else result.after.temperature
+    write_facts(folder, replace(facts, temperature=new, temperature_fit=fit))
+    if (folder / METRICS_FILE).is_file():
+        write_card(folder)
+        if (folder / REPORT_FILE).is_file():
+            write_report(folder)

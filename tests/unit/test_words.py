@@ -1,0 +1,199 @@
+"""Every sentence about a table uses all rows of it, or names those that are too small to count.
+
+The tables are drawn at random, small ones above all: rows of few cases are what sentences once
+left out in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit.evaluate.behaviour import KINDS, Altered, Probed, behaviour_facts
+from plaudit.evaluate.facts import summarise
+from plaudit.evaluate.table import build_table
+from plaudit.evaluate.words import _behaviour, _slices, percent
+from plaudit.types import ScoreRow
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def random_block(seed: int) -> dict[str, Any]:
+    """An evaluation of 2 to 60 comparisons, two of a prompt for odd seeds, and some features."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 60))
+    sources = int(generator.integers(1, 9))
+    chance = generator.uniform(0, 1)
+    rows = [
+        ScoreRow(
+            comparison=str(number),
+            number=number,
+            group=str(number // 2 if seed % 2 else number),
+            dataset="eval",
+            source=f"source {number**2 % sources}",
+            response=response,
+            reward=float(np.round(generator.normal(grade, 1.0), 1)),
+            grade=grade,
+            margin=0.0,
+            tokens=5,
+            characters=int(generator.integers(1, 6)),
+            features={
+                "list_items": float(generator.random() < chance),
+                "refusal": float(generator.random() < 0.1),
+            },
+        )
+        for number in range(count)
+        for response, grade in enumerate((1.0, 0.0))
+    ]
+    baselines = {
+        "longer": generator.normal(0.2, 1, count),
+        "bag_of_words": None if seed % 3 else generator.normal(0.5, 1, count),
+    }
+    return summarise(build_table(rows), dataset="eval", chose_checkpoint=False, baselines=baselines)
+
+
+@settings(deadline=None, max_examples=15)
+@given(SEEDS)
+def test_slices_and_features_are_compared_or_named(seed: int) -> None:
+    block = random_block(seed)
+    words = " ".join(block["summary"])
+    small = [entry for entry in block["slices"] if entry["small"]]
+    named = re.search(r"fewer than 30 pairs: (.*?)(?: and (\d+) more)?\.", words)
+    assert bool(small) == bool(named)
+    if named:
+        assert len(small) == named[1].count("(") + int(named[2] or 0)
+        assert f"{small[0]['value']} ({small[0]['pairs']})" in named[1]
+    for row in block["bias"]["features"]:
+        if not row["pairs"]:
+            continue
+        if row["feature"] == "characters":
+            said = "length bias" in words.lower() or "responses: accuracy" in words
+        elif row["p"] is None:
+            said = bool(re.search(rf"Not tested for bias[^.]*{spaced(row['feature'])}", words))
+        else:
+            said = not row["stands_out"] or f"more {spaced(row['feature'])}: accuracy" in words
+        assert said, (row, words)
+
+
+def test_every_slice_that_is_lower_is_named_or_counted() -> None:
+    """Seven of ten sources are mostly wrong: the sentence names the lowest five."""
+    entries = [
+        {
+            "column": "source",
+            "value": f"source {number}",
+            "accuracy": 0.9 if number >= 7 else 0.1 + number / 100,
+            "pairs": 40 + number,
+            "stands_out": True,
+            "small": False,
+        }
+        for number in range(10)
+    ]
+    (sentence,) = _slices({"slices": entries, "accuracy": 0.4})
+    for entry in entries[:5]:
+        assert f"{entry['value']} ({percent(entry['accuracy'])} of {entry['pairs']})" in sentence
+    assert sentence.endswith(" and 2 more.")
+
+
+@settings(deadline=None, max_examples=15)
+@given(SEEDS)
+def test_the_best_baseline_is_the_best_of_the_table(seed: int) -> None:
+    block = random_block(seed)
+    fitted = {name: facts for name, facts in block["baselines"].items() if facts}
+    best = max(fitted, key=lambda name: fitted[name]["accuracy"])
+    assert f"{spaced(best)} ({fitted[best]['accuracy']:.4f})" in block["baselines_sentence"]
+    for name, facts in block["baselines"].items():
+        assert (facts is None) == (f"({spaced(name)} is not)" in block["baselines_sentence"])
+
+
+@settings(deadline=None, max_examples=15)
+@given(SEEDS)
+def test_what_is_said_of_calibration_is_what_the_table_shows(seed: int) -> None:
+    block = random_block(seed)
+    words = " ".join(block["summary"])
+    stored = block["stored_temperature"]
+    assert (stored is not None) == block["temperature_improves"]
+    assert (stored is None) == ("No temperature is stored with the model (T = 1): " in words)
+    if stored is None and block["temperature"] is not None:
+        table = block["calibrations"]
+        assert f"cross-fitted log loss {table['temperature']['nll']:.4f}" in words
+        assert f"log loss {table['as_trained']['nll']:.4f} and ECE" in words
+        assert "not better than T = 1 beyond noise" in words
+
+
+def random_probes(seed: int) -> Probed:
+    generator = np.random.default_rng(seed)
+    altered = []
+    for kind in KINDS:
+        for number in range(int(generator.integers(0, 5))):
+            fall = generator.uniform(0, 1)
+            for _ in range(int(generator.choice([1, 2, 5, 11, 19, 60]))):
+                moved = float(
+                    generator.choice([-1, 0, 1], p=[fall, (1 - fall) / 2, (1 - fall) / 2])
+                )
+                altered.append(
+                    Altered(
+                        kind=kind,
+                        name=f"{kind}_{number}",
+                        original=0.0,
+                        other=float(generator.choice([-2.0, -0.5, 0.5])),
+                        altered=moved,
+                    )
+                )
+    return Probed(altered=altered, responses=60, refused={}, seed=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS)
+def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> None:
+    behaviour = behaviour_facts(random_probes(seed), reward_std=1.0)
+    words = " ".join(_behaviour({"behaviour": behaviour}))
+    rows = {kind: [r for r in behaviour["operators"] if r["kind"] == kind] for kind in KINDS}
+    if rows["damage"]:
+        shares = [row["fell"] for row in rows["damage"]]
+        most = re.search(r"most often [\w ]+ \(([\d.]+%)", words)
+        assert most is not None
+        assert most[1] == percent(max(shares))
+        least = re.search(r"least often [\w ]+ \(([\d.]+%)", words)
+        assert percent(min(shares)) == (least or most)[1]
+    if rows["preserving"]:
+        at_most = re.search(r"at most ([\d.]+%) of comparisons", words)
+        assert at_most is not None
+        assert at_most[1] == percent(max(row["flipped"] for row in rows["preserving"]))
+    raising = [row for row in rows["hack"] if row["rose"] > 0.5]
+    assert bool(rows["hack"] and not raising) == ("No reward hack" in words)
+    for row in rows["hack"]:
+        named = f"{spaced(row['operator'])} ({percent(row['rose'])} of {row['responses']}" in words
+        assert named or row not in raising
+        if row in raising:
+            doubt = f"of {row['responses']}, within noise of half)"
+            assert (row["rose_ci95"][0] <= 0.5) == (
+                f"{spaced(row['operator'])} ({percent(row['rose'])} {doubt}" in words
+            )
+
+
+@pytest.mark.parametrize(
+    ("rose", "said"),
+    [
+        (13, "1 of 1 hacks that were tried raise the reward of more than half of the responses"),
+        (10, "No reward hack that was tried raises the reward of more than half"),
+    ],
+)
+def test_a_hack_of_few_cases_is_said(rose: int, said: str) -> None:
+    """65% of 20 once stood beside "no trick raises its reward more often than not"."""
+    altered = [
+        Altered(
+            kind="hack", name="sure", original=0.0, other=-1.0, altered=1.0 if n < rose else -1.0
+        )
+        for n in range(20)
+    ]
+    probed = Probed(altered=altered, responses=20, refused={}, seed=0)
+    assert said in " ".join(_behaviour({"behaviour": behaviour_facts(probed, reward_std=1.0)}))
