@@ -34,6 +34,7 @@ from plaudit.recipe import effective_training_arguments, parse_recipe
 from plaudit.train.callbacks import StopSignal
 from plaudit.train.folder import start_folder
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments
+from plaudit.train.results import artefact_facts
 from plaudit.train.run import make_trainer
 from plaudit.train.steps import StepSampler
 from plaudit.types import TokenTree
@@ -141,6 +142,7 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     corpus = replace(run.corpus, train=train)
     return make_trainer(
         replace(run, args=args, corpus=corpus),
+        artefact_facts(run),
         prepared.folder,
         None,
         StopSignal(),

@@ -45,9 +45,9 @@ def score(
 
     With --out, a stopped command continues where it was when it is run again.
 
-    plaudit score runs/first pairs.jsonl --out scored.jsonl
+    A file: plaudit score runs/first pairs.jsonl --out scored.jsonl
 
-    plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
+    A prompt: plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
     """
     if responses:
         _check_inline(data, out, limit)

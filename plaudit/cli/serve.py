@@ -98,11 +98,11 @@ def serve(
         names = ", ".join(source.name for source in settings.models)
         serve_workers(settings, partial(say, f"Starting {workers} workers for {names}"))
         return
-    listening = bind(settings)
-    with console.status("loading the models"):
-        engine = open_engine(settings)
-    names = ", ".join(served.name for served in engine.models)
-    serve(settings, engine, listening, on_listening=partial(say, f"Serving {names}"))
+    with bind(settings) as listening:
+        with console.status("loading the models"):
+            engine = open_engine(settings)
+        names = ", ".join(served.name for served in engine.models)
+        serve(settings, engine, listening, on_listening=partial(say, f"Serving {names}"))
 
 
 def refuse_without_extra() -> None:

@@ -24,6 +24,7 @@ from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, Train
 from plaudit.files import write_json, writing
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.model.artefact import ArtefactFacts
 from plaudit.recipe import (
     Recipe,
     effective_training_arguments,
@@ -163,7 +164,7 @@ def _train(
 ) -> TrainedRun:
     index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
     stop = StopSignal()
-    trainer = make_trainer(run, folder, index, stop, console)
+    trainer = make_trainer(run, artefact_facts(run), folder, index, stop, console)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
     if isinstance(start, TrainingEnd):
@@ -207,6 +208,7 @@ def _evaluate(
 
 def make_trainer(
     run: PreparedRun,
+    facts: ArtefactFacts,
     folder: RunFolder,
     index: PairIndex | None,
     stop: StopSignal,
@@ -241,7 +243,7 @@ def make_trainer(
                 eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
                 measure=measured,
                 tokenizer=run.tokenizer,
-                facts=artefact_facts(run),
+                facts=facts,
                 callbacks=callbacks,
             )
     except (ImportError, RuntimeError) as error:

