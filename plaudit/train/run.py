@@ -136,7 +136,10 @@ def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | 
 
 
 def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
-    """What ``call`` gives on the main process, on every rank; its PlauditError likewise."""
+    """What ``call`` returns or raises on the main process, on every rank.
+
+    The others get an exception that is no PlauditError, and may not be sent, as a TrainingError.
+    """
     if args.world_size == 1:
         return call()
     outcome: list[Result | PlauditError | None] = [None]
@@ -145,6 +148,10 @@ def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
             outcome = [call()]
         except PlauditError as error:
             outcome = [error]
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            broadcast_object_list([TrainingError(f"The main process failed ({cause}).")])
+            raise
     (agreed,) = broadcast_object_list(outcome)
     if isinstance(agreed, PlauditError):
         raise agreed
