@@ -98,7 +98,8 @@ def rewrite_listed(folder: Path, name: str, text: str) -> None:
     kill before the end leaves none, and the folder loads.
 
     Raises:
-        OutputError: the file or the manifest cannot be written; both are left as they were.
+        OutputError: the file or the manifest cannot be written. A folder that had a manifest is
+            left as it was.
         ValueError: the manifest was damaged before.
     """
     manifest = folder / MANIFEST_FILE

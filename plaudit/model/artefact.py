@@ -280,7 +280,7 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
     """A checkpoint's facts, its base where the run is now. Nothing was measured on it.
 
     Raises:
-        ModelError: the checkpoint was cut off while it was written.
+        ModelError: the checkpoint has no manifest: it is half-written or damaged.
     """
     if not any((folder / name).is_file() for name in (MANIFEST_FILE, "complete")):
         raise ModelError(

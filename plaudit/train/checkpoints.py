@@ -71,7 +71,7 @@ def step_of(checkpoint: Path) -> int:
 def latest_intact(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all as they were written; None before the first one.
 
-    Every byte is read. A half-written checkpoint counts as none, one without its manifest as damaged.
+    Every byte is read. Half-written checkpoints are left out; one without its manifest is damaged.
     Where newer ones are damaged, one warning names the files. A run ends with the weights of its
     best checkpoint, so a checkpoint needs the weights of its best one, too.
 

@@ -34,6 +34,9 @@ from plaudit.types import FloatArray
 
 logger = logging.getLogger("plaudit")
 
+_UNREADABLE = (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error)
+"""What NumPy raises for a file of rewards that is missing or damaged."""
+
 
 def score_table(
     parts: Mapping[str, Part], scores: Mapping[str, Sequence[FloatArray]]
@@ -133,9 +136,6 @@ def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
             f"a backup, or delete {TRAINING_FILE} and the checkpoints from step {step} on and "
             "resume the run, which writes it again."
         ) from None
-
-
-_UNREADABLE = (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error)
 
 
 def _read_deltas(path: Path, index: PairIndex) -> FloatArray:

@@ -138,7 +138,7 @@ def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | 
 def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
     """What ``call`` returns or raises on the main process, on every rank.
 
-    The others get an exception that is no PlauditError, and may not be sent, as a TrainingError.
+    An exception that is no PlauditError may not pickle, so the other ranks raise a TrainingError.
     """
     if args.world_size == 1:
         return call()
@@ -150,7 +150,9 @@ def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
             outcome = [error]
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            broadcast_object_list([TrainingError(f"The main process failed ({cause}).")])
+            broadcast_object_list(
+                [TrainingError(f"The main process failed ({cause}); see its error.")]
+            )
             raise
     (agreed,) = broadcast_object_list(outcome)
     if isinstance(agreed, PlauditError):

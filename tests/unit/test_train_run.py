@@ -245,10 +245,10 @@ def test_trackers_write_into_the_run_and_not_beside_its_checkpoints(
 
 
 @pytest.mark.parametrize("error", [TrainingError("damaged"), PermissionError("no access")])
-def test_the_other_ranks_hear_of_every_error_on_the_main_process(
+def test_every_error_on_the_main_process_reaches_the_other_ranks(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rank that hears nothing would wait for the broadcast until it times out."""
+    """Without a broadcast the other ranks would wait for one until they time out."""
     sent: list[list[object]] = []
     monkeypatch.setattr(
         "plaudit.train.run.broadcast_object_list", lambda value: sent.append(value) or value
