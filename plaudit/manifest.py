@@ -19,11 +19,13 @@ from typing import Any
 import xxhash
 
 from plaudit.errors import ModelError
-from plaudit.files import write_json, writing
+from plaudit.files import json_text, write_atomically, write_text, writing
 
 MANIFEST_FILE = "manifest.json"
 TRAINING_FILE = "training.json"
 """How a run's training ended, listed with its model; it is there until the run is evaluated."""
+COUNTERS = "counters-"
+"""What names of files start with that every checkpoint holds, and no other model folder."""
 MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -80,7 +82,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """
     with writing(folder):
         listed = {name: _file_sum(folder / name) for name in names}
-    _write(folder, listed)
+    write_text(folder / MANIFEST_FILE, _manifest_text(listed))
 
 
 def write_model_manifest(folder: Path, more: Iterable[str] = ()) -> None:
@@ -89,24 +91,35 @@ def write_model_manifest(folder: Path, more: Iterable[str] = ()) -> None:
     write_manifest(folder, [*filter(is_model_file, files), *more])
 
 
-def rewrite_listed(folder: Path, name: str, write: Callable[[], object]) -> None:
-    """Let ``write`` replace a model file, and bring its line of the manifest up to date.
+def rewrite_listed(folder: Path, name: str, text: str) -> None:
+    """Replace the text of a model file, and bring its line of the manifest up to date.
 
     The other files keep their lines; they are not read. A folder without a manifest gets one. A
     kill before the end leaves none, and the folder loads.
 
     Raises:
-        OutputError: the manifest cannot be written.
-        ValueError: it was damaged before.
+        OutputError: the file or the manifest cannot be written. A folder that had a manifest is
+            left as it was.
+        ValueError: the manifest was damaged before.
     """
-    path = folder / MANIFEST_FILE
-    listed = read_manifest(folder) if path.is_file() else None
-    path.unlink(missing_ok=True)
-    write()
-    if listed is None:
+    manifest = folder / MANIFEST_FILE
+    if not manifest.is_file():
+        write_text(folder / name, text)
         write_model_manifest(folder)
-    else:
-        _write(folder, {**listed, name: _file_sum(folder / name)})
+        return
+    listed = read_manifest(folder)
+
+    def write_both(new_manifest: Path) -> None:
+        def write(new_file: Path) -> None:
+            new_file.write_text(text, encoding="utf-8")
+            sums = {**listed, name: _file_sum(new_file)}
+            new_manifest.write_text(_manifest_text(sums), encoding="utf-8")
+            # Only renames follow, which need no room on the disk.
+            manifest.unlink()
+
+        write_atomically(folder / name, write)
+
+    write_atomically(manifest, write_both)
 
 
 def read_manifest(folder: Path) -> Mapping[str, FileSum]:
@@ -127,11 +140,13 @@ def read_manifest(folder: Path) -> Mapping[str, FileSum]:
 def find_damage(folder: Path, concerns: Callable[[str], bool] = lambda _: True) -> str | None:
     """The first listed file that is not as it was written, and what is wrong; None if all are.
 
-    ``concerns`` selects files by name. Sizes are compared before any byte is read. The folder has
-    a manifest.
+    ``concerns`` selects files by name. Sizes are compared before any byte is read. A folder without
+    a manifest is damaged.
     """
     try:
         listed = read_manifest(folder)
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE} is missing"
     except (OSError, ValueError) as error:
         return f"{MANIFEST_FILE} is damaged ({error})"
     selected = {name: sums for name, sums in listed.items() if concerns(name)}
@@ -157,16 +172,23 @@ def check_model(folder: Path) -> None:
     if not (folder / MANIFEST_FILE).is_file():
         return
     damage = find_damage(folder, is_model_file)
-    if damage is not None:
+    if damage is None:
+        return
+    if any(folder.glob(f"{COUNTERS}*")):
+        # Without its manifest, neither a command nor --resume would use a checkpoint.
         raise ModelError(
-            f"{folder}/{damage}, so the model is not as it was saved; restore that file from a "
-            f"backup. If you changed it yourself, delete {folder / MANIFEST_FILE}."
+            f"{folder}/{damage}, so the checkpoint is not as it was saved; restore that file from "
+            "a backup, or choose another checkpoint of the run."
         )
+    raise ModelError(
+        f"{folder}/{damage}, so the model is not as it was saved; restore that file from a "
+        f"backup. If you changed it yourself, delete {folder / MANIFEST_FILE}."
+    )
 
 
-def _write(folder: Path, listed: Mapping[str, FileSum]) -> None:
+def _manifest_text(listed: Mapping[str, FileSum]) -> str:
     record = {"format": _FORMAT, "files": {name: asdict(listed[name]) for name in sorted(listed)}}
-    write_json(folder / MANIFEST_FILE, {**record, "xxh3_128": checksum_of(record)})
+    return json_text({**record, "xxh3_128": checksum_of(record)})
 
 
 def _file_sum(path: Path) -> FileSum:

@@ -85,7 +85,8 @@ def calibrate(
     Raises:
         ModelError: no folder of plaudit's, or a checkpoint, which has no temperature of its own.
         DataError: nothing to fit on, or the model's training data.
-        OutputError: the folder cannot be written; it is left as it was.
+        OutputError: ``plaudit.json`` cannot be written, and the folder is left as it was; or card
+            or report cannot, and the new temperature is stored.
     """
     console = Console(quiet=True) if console is None else console
     folder = Path(model)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.files import write_json, writing
+from plaudit.files import json_text, write_json, writing
 from plaudit.manifest import (
     MANIFEST_FILE,
     TRAINING_FILE,
@@ -191,7 +191,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def write_facts(folder: Path, facts: ArtefactFacts) -> None:
     """Write ``plaudit.json`` beside the other model files, and its line of the manifest."""
-    rewrite_listed(folder, FACTS_FILE, lambda: write_json(folder / FACTS_FILE, asdict(facts)))
+    rewrite_listed(folder, FACTS_FILE, json_text(asdict(facts)))
 
 
 def read_facts(folder: Path) -> ArtefactFacts:
@@ -280,7 +280,7 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
     """A checkpoint's facts, its base where the run is now. Nothing was measured on it.
 
     Raises:
-        ModelError: the checkpoint was cut off while it was written.
+        ModelError: the checkpoint has no manifest: it is half-written or damaged.
     """
     if not any((folder / name).is_file() for name in (MANIFEST_FILE, "complete")):
         raise ModelError(

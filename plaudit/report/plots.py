@@ -571,8 +571,8 @@ EVALUATION_PLOTS: dict[str, Plot] = {
     ),
     "behaviour": Plot(
         behaviour,
-        "Good responses altered in known ways: damage should lower the reward, a rewrite should "
-        "not turn the order over, a trick should not raise it.",
+        "Perturbed good responses: degradation should lower the reward, a meaning-preserving "
+        "perturbation should not flip the ranking, and reward hacking should not raise the reward.",
     ),
     "bias": Plot(
         bias,

@@ -6,10 +6,12 @@ import json
 import logging
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from plaudit.errors import TrainingError
 from plaudit.manifest import (
+    COUNTERS,
     MANIFEST_FILE,
     find_damage,
     read_manifest,
@@ -19,27 +21,39 @@ from plaudit.manifest import (
 logger = logging.getLogger("plaudit")
 
 STATE_FILE = "trainer_state.json"
+INCOMPLETE_FILE = "incomplete"
+"""In a checkpoint while its files are written or deleted. A kill leaves it there."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OLD_MARKER = "complete"
 """The last file of a checkpoint of plaudit 0.1.0, which wrote no manifest."""
-_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "counters-", "train")
+_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "train")
 """What names of files start with that only resuming from their own checkpoint reads."""
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """List every file in the manifest, once all are written. Without it the folder counts as none.
+    """List every file in the manifest, once all are written.
 
     Raises:
         OutputError: it cannot be written.
     """
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     names = (path.relative_to(checkpoint).as_posix() for path in files)
-    write_manifest(checkpoint, (name for name in names if name != MANIFEST_FILE))
+    own = (MANIFEST_FILE, INCOMPLETE_FILE)
+    write_manifest(checkpoint, (name for name in names if name not in own))
+    (checkpoint / INCOMPLETE_FILE).unlink(missing_ok=True)
 
 
 def mark_incomplete(checkpoint: Path) -> None:
-    """Take the manifest away before a checkpoint is written over."""
-    (checkpoint / MANIFEST_FILE).unlink(missing_ok=True)
+    """Make the folder, and mark it before its files are written, written over or deleted.
+
+    After a kill, the mark tells a half-written checkpoint from a damaged one.
+    """
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        # One step, which needs no room on the disk.
+        (checkpoint / MANIFEST_FILE).replace(checkpoint / INCOMPLETE_FILE)
+    except FileNotFoundError:
+        (checkpoint / INCOMPLETE_FILE).touch()
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -57,15 +71,17 @@ def step_of(checkpoint: Path) -> int:
 def latest_intact(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all as they were written; None before the first one.
 
-    Every byte is read. Where newer ones are damaged, one warning names the files. A run ends with
-    the weights of its best checkpoint, so a checkpoint needs the weights of its best one, too.
+    Every byte is read. Half-written checkpoints are left out; one without its manifest is damaged.
+    Where newer ones are damaged, one warning names the files. A run ends with the weights of its
+    best checkpoint, so a checkpoint needs the weights of its best one, too.
 
     Raises:
         TrainingError: there are checkpoints, and none can be used.
     """
     damaged: list[str] = []
-    complete = filter(is_complete, _checkpoints(folder))
-    for checkpoint in sorted(complete, key=step_of, reverse=True):
+    old = [path for path in _checkpoints(folder) if _is_old(path)]
+    written = [p for p in _checkpoints(folder) if p not in old and not _is_half_written(p)]
+    for checkpoint in sorted(written, key=step_of, reverse=True):
         problem = _find_problem(checkpoint)
         if problem is None:
             if damaged:
@@ -82,12 +98,12 @@ def latest_intact(folder: Path) -> Path | None:
             f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files "
             f"from a backup, or delete {folder} to start the run from the beginning."
         )
-    old = [path.name for path in _checkpoints(folder) if _is_old(path)]
     if old:
+        names = ", ".join(sorted(path.name for path in old))
         raise TrainingError(
-            f"plaudit 0.1.0 wrote the checkpoints in {folder} ({', '.join(sorted(old))}) and "
-            "recorded no checksums, so damage would go unnoticed. Finish the run with plaudit "
-            "0.1.0, or start it again with another --out."
+            f"plaudit 0.1.0 wrote the checkpoints in {folder} ({names}) and recorded no checksums, "
+            "so damage would go unnoticed. Finish the run with plaudit 0.1.0, or start it again "
+            "with another --out."
         )
     return None
 
@@ -108,22 +124,36 @@ def best_of(checkpoint: Path) -> Path | None:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Delete checkpoints that a kill left half-written, so that nothing picks them up."""
+    """Delete checkpoints that a kill left half-written. Damaged ones stay."""
     for path in _checkpoints(folder):
-        if not is_complete(path) and not _is_old(path):
-            shutil.rmtree(path)
+        if _is_half_written(path):
+            _remove(path)
 
 
 def remove_later(folder: Path, step: int) -> None:
     """Delete checkpoints after ``step``: a run that resumed before them writes them again."""
     for path in _checkpoints(folder):
         if step_of(path) > step:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def remove_oldest(folder: Path, most: int | None, best: Path | None) -> None:
+    """Delete the oldest checkpoints until ``most`` are left, never the newest or ``best``.
+
+    None and 0 leave all. Unlike the Trainer's rotation, a kill here leaves nothing that looks
+    damaged.
+    """
+    stored = sorted((p for p in _checkpoints(folder) if not _is_half_written(p)), key=step_of)
+    if most is None or most < 1:
+        return
+    removable = [path for path in stored[:-1] if path != best]
+    for path in removable[: max(0, len(stored) - most)]:
+        _remove(path)
 
 
 def ranks_of(checkpoint: Path) -> int:
     """How many processes wrote the checkpoint; each left its own counters."""
-    return len([name for name in read_manifest(checkpoint) if name.startswith("counters-")])
+    return len([name for name in read_manifest(checkpoint) if name.startswith(COUNTERS)])
 
 
 def _find_problem(checkpoint: Path) -> str | None:
@@ -134,10 +164,25 @@ def _find_problem(checkpoint: Path) -> str | None:
     best = best_of(checkpoint)
     if best is None or best == checkpoint:
         return None
-    if not is_complete(best):
-        return f"{checkpoint.name} needs the best one, {best.name}, which is incomplete"
     damage = find_weight_damage(best)
     return None if damage is None else f"{checkpoint.name} needs the best one, {best.name}/{damage}"
+
+
+def _is_half_written(checkpoint: Path) -> bool:
+    marked = (checkpoint / INCOMPLETE_FILE).is_file() or not any(checkpoint.iterdir())
+    return marked and not is_complete(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete the mark last: what a kill or a busy file leaves of the folder is half-written."""
+    with suppress(OSError):
+        mark_incomplete(checkpoint)
+        for path in checkpoint.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != INCOMPLETE_FILE:
+                path.unlink()
+        shutil.rmtree(checkpoint)
 
 
 def _is_old(checkpoint: Path) -> bool:

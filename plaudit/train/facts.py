@@ -67,11 +67,7 @@ def gather_metrics(
         "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
     }
     if index is not None:
-        evaluations = history(
-            state.log_history,
-            lambda step: read_evaluated(folder.evaluations, step, index).delta_P,
-            index.pairs.group_P,
-        )
+        evaluations = history(state.log_history, folder.evaluations, index)
         facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations, probed)
         facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
     if run.corpus.test:

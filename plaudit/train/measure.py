@@ -5,8 +5,9 @@ Shapes: N responses of all evaluation sets end to end, P ordered pairs among the
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,7 +16,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 
 from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
@@ -31,6 +31,11 @@ from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
 from plaudit.train.prepare import PreparedRun
 from plaudit.types import FloatArray
+
+logger = logging.getLogger("plaudit")
+
+_UNREADABLE = (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error)
+"""What NumPy raises for a file of rewards that is missing or damaged."""
 
 
 def score_table(
@@ -113,7 +118,7 @@ def write_rewards(folder: Path, step: int, reward_N: FloatArray) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, reward_N=reward_N)
 
-    write_atomically(folder / f"step-{step}.npz", write)
+    write_atomically(_rewards_file(folder, step), write)
 
 
 def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
@@ -122,11 +127,10 @@ def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
     Raises:
         TrainingError: its file is missing or damaged.
     """
-    path = folder / f"step-{step}.npz"
+    path = _rewards_file(folder, step)
     try:
-        with np.load(path) as stored:
-            return Evaluated(step=step, delta_P=index.deltas(stored["reward_N"]))
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error) as error:
+        return Evaluated(step=step, delta_P=_read_deltas(path, index))
+    except _UNREADABLE as error:
         raise TrainingError(
             f"{path} cannot be read ({error}), and the run's evaluation needs it; restore it from "
             f"a backup, or delete {TRAINING_FILE} and the checkpoints from step {step} on and "
@@ -134,14 +138,22 @@ def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
         ) from None
 
 
+def _read_deltas(path: Path, index: PairIndex) -> FloatArray:
+    with np.load(path) as stored:
+        return index.deltas(stored["reward_N"])
+
+
+def _rewards_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}.npz"
+
+
 def history(
-    log: Sequence[Mapping[str, Any]],
-    delta_at: Callable[[int], FloatArray],
-    group_P: npt.NDArray[np.int64],
+    log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex
 ) -> list[dict[str, Any]]:
     """One entry per evaluation: ``{step, epoch, training_loss, validation_loss, accuracy, …}``.
 
-    ``delta_at`` gives the pair differences of the evaluation at a step.
+    ``folder`` holds the rewards of each (:func:`write_rewards`), which the intervals are made from.
+    Where a file cannot be read, the interval is null, with a warning.
 
     The training loss beside an evaluation is the last one logged before it, as in the
     training-results table that transformers writes.
@@ -158,11 +170,29 @@ def history(
                     "epoch": event["epoch"],
                     "training_loss": training_loss,
                     "validation_loss": event["eval_loss"],
-                    **metrics.accuracy_facts(delta_at(event["step"]), group_P),
+                    **_accuracy_at(event, folder, index),
                 }
             )
     # The evaluation at a step may stand twice where a resumed run began with it.
     return list({entry["step"]: entry for entry in entries}.values())
+
+
+def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> dict[str, Any]:
+    path = _rewards_file(folder, event["step"])
+    try:
+        return metrics.accuracy_facts(_read_deltas(path, index), index.pairs.group_P)
+    except _UNREADABLE as error:
+        logger.warning(
+            "%s cannot be read (%s): the accuracy at step %s has no confidence interval.",
+            path,
+            error,
+            event["step"],
+        )
+    return {
+        "accuracy": event["eval_accuracy"],
+        "accuracy_ci95": None,
+        "accuracy_ci95_method": None,
+    }
 
 
 def probed_role(run: PreparedRun) -> str:

@@ -137,7 +137,10 @@ def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | 
 
 
 def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
-    """What ``call`` gives on the main process, on every rank; its PlauditError likewise."""
+    """What ``call`` returns or raises on the main process, on every rank.
+
+    An exception that is no PlauditError may not pickle, so the other ranks raise a TrainingError.
+    """
     if args.world_size == 1:
         return call()
     outcome: list[Result | PlauditError | None] = [None]
@@ -146,6 +149,12 @@ def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
             outcome = [call()]
         except PlauditError as error:
             outcome = [error]
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            broadcast_object_list(
+                [TrainingError(f"The main process failed ({cause}); see its error.")]
+            )
+            raise
     (agreed,) = broadcast_object_list(outcome)
     if isinstance(agreed, PlauditError):
         raise agreed

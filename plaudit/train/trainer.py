@@ -29,10 +29,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import rotate_checkpoints
 
 from plaudit.errors import TrainingError
 from plaudit.files import writing
+from plaudit.manifest import COUNTERS
 from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
@@ -300,7 +300,7 @@ class RewardTrainer(Trainer):
         write_model(folder, module.network, self.processing_class, self.facts, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint counts once its manifest is there; older ones are deleted only then."""
+        """A checkpoint is complete with its manifest; older ones are deleted only then."""
         started = time.perf_counter()
         self.meter.check()
         # A step with a finite loss can still have had gradients that are not; the next loss would
@@ -314,24 +314,19 @@ class RewardTrainer(Trainer):
         rank = self.accelerator.process_index
         try:
             with writing(checkpoint):
-                # A step may be saved twice; until the second save is whole, it counts as none.
+                # A step may be saved twice. It is incomplete until the second save is whole.
                 checkpoints.mark_incomplete(checkpoint)
                 super()._save_checkpoint(model, trial)
-                torch.save(self._counters(), checkpoint / f"counters-{rank}.pt")
+                torch.save(self._counters(), checkpoint / f"{COUNTERS}{rank}.pt")
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run_dir = str(self.args.output_dir)
             checkpoints.mark_complete(checkpoint)
             # Damaged ones that the run resumed before: they would count among those to keep.
-            checkpoints.remove_later(Path(run_dir), self.state.global_step)
-            rotate_checkpoints(
-                output_dir=run_dir,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            checkpoints.remove_later(checkpoint.parent, self.state.global_step)
+            best = self.state.best_model_checkpoint
+            checkpoints.remove_oldest(checkpoint.parent, limit, Path(best) if best else None)
         self.meter.pause(time.perf_counter() - started)
 
     def seconds(self) -> float:
@@ -354,7 +349,7 @@ class RewardTrainer(Trainer):
         self.state.best_model_checkpoint = None if best is None else str(best)
         rank = self.accelerator.process_index
         saved = torch.load(
-            checkpoint / f"counters-{rank}.pt", weights_only=True, map_location="cpu"
+            checkpoint / f"{COUNTERS}{rank}.pt", weights_only=True, map_location="cpu"
         )
         self._tr_loss = saved["loss"].to(self.args.device)
         self._globalstep_last_logged = saved["logged_step"]

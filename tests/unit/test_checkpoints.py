@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ from plaudit.errors import ModelError, OutputError, TrainingError
 from plaudit.manifest import (
     MANIFEST_FILE,
     check_model,
+    find_damage,
     is_model_file,
     read_manifest,
     rewrite_listed,
@@ -38,8 +40,7 @@ def make(folder: Path, *steps: int, best: int | None = None, complete: bool = Tr
         (path / "counters-0.pt").write_bytes(b"counts")
         recorded = None if best is None else f"/elsewhere/checkpoint-{min(best, step)}"
         (path / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": recorded}))
-        if complete:
-            checkpoints.mark_complete(path)
+        (checkpoints.mark_complete if complete else checkpoints.mark_incomplete)(path)
 
 
 def names(folder: Path) -> set[str]:
@@ -72,6 +73,63 @@ def test_only_checkpoints_are_touched(tmp_path: Path) -> None:
     checkpoints.remove_incomplete(tmp_path)
     assert names(tmp_path) == {"checkpoint-5", "checkpoint-mine", "notes", "checkpoint-7"}
     checkpoints.remove_incomplete(tmp_path / "gone")
+
+
+def test_a_checkpoint_without_its_manifest_is_damaged_and_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    make(run.checkpoints, 5, 10)
+    before = names(run.checkpoints)
+    (run.checkpoints / "checkpoint-10" / MANIFEST_FILE).unlink()
+    assert checkpoint_to_resume(run) == run.checkpoints / "checkpoint-5"
+    assert f"checkpoint-10/{MANIFEST_FILE} is missing" in caplog.text
+    (run.checkpoints / "checkpoint-5" / MANIFEST_FILE).unlink()
+    with pytest.raises(TrainingError, match=f"checkpoint-5/{MANIFEST_FILE} is missing"):
+        checkpoint_to_resume(run)
+    assert names(run.checkpoints) == before
+
+
+def test_a_kill_while_a_checkpoint_is_deleted_leaves_a_half_written_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, left = Path.unlink, [2]
+
+    def killed(path: Path, **options: bool) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    make(tmp_path, 5, 10)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove_later(tmp_path, 5)
+    monkeypatch.undo()
+    assert names(tmp_path) == {"checkpoint-5", "checkpoint-10"}
+    checkpoints.remove_incomplete(tmp_path)
+    assert names(tmp_path) == {"checkpoint-5"}
+
+
+@pytest.mark.parametrize(
+    ("most", "best", "left"),
+    [
+        (None, 5, [5, 10, 15, 20]),
+        (0, 5, [5, 10, 15, 20]),
+        (1, 10, [10, 20]),
+        (1, 20, [20]),
+        (2, None, [15, 20]),
+        (2, 5, [5, 20]),
+        (3, 15, [10, 15, 20]),
+    ],
+)
+def test_the_newest_and_the_best_checkpoint_stay(
+    tmp_path: Path, most: int | None, best: int | None, left: list[int]
+) -> None:
+    make(tmp_path, 20, 5, 15, 10)
+    make(tmp_path, 1, complete=False)
+    checkpoints.remove_oldest(tmp_path, most, best and tmp_path / f"checkpoint-{best}")
+    assert names(tmp_path) == {f"checkpoint-{step}" for step in [1, *left]}
 
 
 def test_later_ones_are_removed(tmp_path: Path) -> None:
@@ -111,18 +169,49 @@ def test_a_rewritten_file_leaves_the_other_lines_alone(tmp_path: Path) -> None:
     facts.write_text("{}")
     checkpoints.mark_complete(checkpoint)
     before = read_manifest(checkpoint)
-    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text('{"temperature": 2}'))
+    rewrite_listed(checkpoint, facts.name, '{"temperature": 2}')
+    assert find_damage(checkpoint) is None
     after = read_manifest(checkpoint)
     assert {name for name in before if before[name] != after[name]} == {facts.name}
     assert before.keys() == after.keys()
     (checkpoint / MANIFEST_FILE).unlink()
-    rewrite_listed(checkpoint, facts.name, lambda: facts.write_text("{}"))
+    rewrite_listed(checkpoint, facts.name, "{}")
     assert read_manifest(checkpoint).keys() == {"model.safetensors", facts.name}
 
 
+@pytest.mark.parametrize("fails", ["plaudit.json", MANIFEST_FILE])
+def test_a_full_disk_leaves_file_and_manifest_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    (tmp_path / "plaudit.json").write_text("{}")
+    write_model_manifest(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_text = Path.write_text
+
+    def full(path: Path, *arguments: str, **options: str) -> int:
+        if path.name.startswith(f".{fails}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="The disk is full"):
+        rewrite_listed(tmp_path, "plaudit.json", '{"temperature": 2}')
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_not_told_to_lose_its_manifest(tmp_path: Path) -> None:
+    make(tmp_path, 5)
+    checkpoint = tmp_path / "checkpoint-5"
+    (checkpoint / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match="choose another checkpoint") as error:
+        check_model(checkpoint)
+    assert f"delete {checkpoint}" not in str(error.value)
+
+
 def test_checkpoints_of_the_first_release_are_kept_and_not_resumed(tmp_path: Path) -> None:
-    make(tmp_path / "checkpoints", 5, complete=False)
-    (tmp_path / "checkpoints" / "checkpoint-5" / "complete").write_text("")
+    make(tmp_path / "checkpoints", 5)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-5"
+    (checkpoint / MANIFEST_FILE).rename(checkpoint / "complete")
     with pytest.raises(TrainingError, match=r"plaudit 0\.1\.0 .*checkpoint-5"):
         checkpoint_to_resume(RunFolder(tmp_path))
     assert names(tmp_path / "checkpoints") == {"checkpoint-5"}
@@ -187,10 +276,8 @@ def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
     for name in each_damaged(newest, lambda _: True):
         caplog.clear()
         assert checkpoints.latest_intact(folder) == first, name
-        # One without a manifest was never complete.
-        if (newest / MANIFEST_FILE).exists():
-            assert f"{newest.name}/{name}" in caplog.text
-            assert f"resumes from {first.name}" in caplog.text
+        assert f"{newest.name}/{name}" in caplog.text
+        assert f"resumes from {first.name}" in caplog.text
         damaged.add(name)
     assert {"optimizer.pt", "scheduler.pt", "counters-0.pt", "rng_state.pth"} < damaged
     assert damaged == {*read_manifest(newest), MANIFEST_FILE}

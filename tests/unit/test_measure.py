@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
 from plaudit.evaluate.table import Pairs
-from plaudit.train.measure import PairIndex, measure
+from plaudit.train.measure import PairIndex, history, measure, read_evaluated, write_rewards
 
 
 def index_of(pairs: int, group_P: np.ndarray) -> PairIndex:
@@ -42,3 +46,24 @@ def test_one_prompt_cannot_be_calibrated() -> None:
     index = index_of(2, np.zeros(2, dtype=np.int64))
     measured = measure(index, reward_N)
     assert measured["eval_calibrated_loss"] == metrics.nll(index.deltas(reward_N))
+
+
+def test_a_lost_evaluation_costs_its_interval_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+    index = index_of(4, np.arange(4))
+    steps = (2, 4, 6)
+    log = [{"step": step, "epoch": 1.0, "eval_loss": 0.5, "eval_accuracy": 0.75} for step in steps]
+    for step in steps:
+        write_rewards(tmp_path, step, np.array([1.0, 0.0] * 3 + [0.0, 1.0]))
+    whole = history(log, tmp_path, index)
+    assert all(entry["accuracy_ci95"] for entry in whole)
+    (tmp_path / "step-2.npz").unlink()
+    (tmp_path / "step-4.npz").write_bytes(b"PK")
+    entries = history(log, tmp_path, index)
+    without = {"accuracy_ci95": None, "accuracy_ci95_method": None}
+    assert entries == [whole[0] | without, whole[1] | without, whole[2]]
+    assert [f"step-{step}.npz cannot be read" in caplog.text for step in steps] == [1, 1, 0]
+    with pytest.raises(TrainingError, match=r"step-2\.npz cannot be read"):
+        read_evaluated(tmp_path, 2, index)

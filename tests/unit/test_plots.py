@@ -234,8 +234,29 @@ def test_installed_fonts_draw_letters_that_matplotlib_lacks(metrics, tmp_path, r
 def test_a_single_evaluation(metrics):
     metrics["eval"]["history"] = metrics["eval"]["history"][:1]
     metrics["training_curve"] = metrics["training_curve"][:1]
-    for one in run_plots(metrics):
-        one.figure.draw_without_rendering()
+    found = {one.name: one.figure for one in run_plots(metrics)}
+    for figure in found.values():
+        figure.draw_without_rendering()
+    lines = {
+        line.get_label(): line
+        for name in ("losses", "accuracy")
+        for line in found[name].axes[0].get_lines()
+    }
+    # A line through one point shows its marker alone.
+    for label in ("training", "validation", "this model, 95% interval"):
+        assert len(lines[label].get_xdata()) == 1
+        assert lines[label].get_marker() == "o"
+    assert [len(c.get_segments()) for c in found["accuracy"].axes[0].collections] == [1]
+
+
+def test_evaluations_without_an_interval_have_no_band(metrics):
+    whole = figures(metrics)["accuracy"].axes[0].get_lines()[0]
+    for entry in metrics["eval"]["history"]:
+        entry["accuracy_ci95"] = None
+    figure = figures(metrics)["accuracy"]
+    figure.draw_without_rendering()
+    line = figure.axes[0].get_lines()[0]
+    assert line.get_ydata().tolist() == whole.get_ydata().tolist()
 
 
 def test_losses_without_evaluation(metrics):
@@ -302,6 +323,16 @@ def test_names_from_data_are_no_formulas_and_perturbed_responses_are_drawn():
     found = {one.name: one.figure for one in evaluation_plots(block)}
     for name in ("slices", "behaviour"):
         found[name].draw_without_rendering()
+    ticks = found["slices"].axes[0].get_yticklabels()
+    (formula,) = [tick for tick in ticks if "x^{" in tick.get_text()]
+    assert "$x^{" in formula.get_text()
+    assert not formula.get_parse_math()
+    assert all("\n" not in tick.get_text() for tick in ticks)
+
+
+def test_the_captions_use_the_fields_terms():
+    words = EVALUATION_PLOTS["behaviour"].caption
+    assert all(word in words for word in ("degradation", "flip the ranking", "reward hacking"))
 
 
 def test_a_picture_in_the_page_has_the_pages_colours_and_ids_of_its_own(metrics):

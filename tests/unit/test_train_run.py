@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli.screen import show_words
-from plaudit.errors import DataError, ModelError
+from plaudit.errors import DataError, ModelError, TrainingError
 from plaudit.evaluate.run import evaluate
 from plaudit.serve.scorer import load
 from plaudit.train.folder import RunFolder
-from plaudit.train.run import train
+from plaudit.train.run import _on_main_process, train
 from plaudit.train.trackers import logging_into
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
@@ -242,3 +242,24 @@ def test_trackers_write_into_the_run_and_not_beside_its_checkpoints(
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     with logging_into(RunFolder(tmp_path / "other"), []):
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("error", [TrainingError("damaged"), PermissionError("no access")])
+def test_every_error_on_the_main_process_reaches_the_other_ranks(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a broadcast the other ranks would wait for one until they time out."""
+    sent: list[list[object]] = []
+    monkeypatch.setattr(
+        "plaudit.train.run.broadcast_object_list", lambda value: sent.append(value) or value
+    )
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        _on_main_process(fail, SimpleNamespace(world_size=2))
+    assert raised.value is error
+    ((outcome,),) = sent
+    assert isinstance(outcome, TrainingError)
+    assert str(error) in str(outcome)
