@@ -52,7 +52,7 @@ class Unread:
     """What was not read of a source's rows.
 
     ``columns`` counts the rows in which a column that is not read holds text. ``without_prompt``
-    counts the rows whose prompt is empty.
+    counts the rows without a prompt (:func:`lacks_prompt`).
     """
 
     rows: int = 0
@@ -74,9 +74,10 @@ class Unread:
         if not self.rows or self.without_prompt < self.rows:
             return None
         return (
-            f"{name}: no prompt in 100% of its {self.rows:,} rows, so responses are scored without"
-            " one; if a column holds it, name it with `columns: {prompt: COLUMN}` (on a command"
-            " line: --columns prompt=COLUMN)."
+            f"{name}: no prompt in 100% of its {self.rows:,} rows (fewer than"
+            f" {_FEWEST_SHARED_WORDS} words that both texts begin with are none), so responses are"
+            " scored without one; if a column holds it, name it with `columns: {prompt: COLUMN}`"
+            " (on a command line: --columns prompt=COLUMN)."
         )
 
     def lines(self, name: str) -> list[str]:
@@ -108,7 +109,7 @@ class UnreadCounter:
                 of the comparison.
         """
         self._rows += 1
-        self._without_prompt += is_blank(comparison.prompt)
+        self._without_prompt += lacks_prompt(named, comparison)
         found = unread_text(named, comparison)
         if found.lost:
             raise DataError(_complaint(self._source, row, found.lost, comparison.where))
@@ -185,13 +186,37 @@ def kind_of_name(name: str) -> Kind | None:
 
 def _kind_of(name: str, value: Any, named: TrackedRow, comparison: Comparison) -> Kind | None:
     kind = kind_of_name(name)
+    if kind is None and not lacks_prompt(named, comparison):
+        # Beside a prompt, other texts and messages are a record of how the data were made.
+        return None
     if _is_conversation(value):
-        # Beside a prompt, messages under another name are a record of how the data were made.
-        has_prompt = not isinstance(comparison.prompt, str) or any(
-            kind_of_name(column) for column in named.looked_up & named.keys()
-        )
-        return "a conversation" if kind is not None or not has_prompt else None
+        return "a conversation"
+    if kind is None and isinstance(value, str) and _words(value) >= _SENTENCE_WORDS:
+        return "a prompt"
     return kind
+
+
+_FEWEST_SHARED_WORDS: Final = 3
+"""Two answers often begin with the same word or two ("The ", "I think "): that is no prompt."""
+_SENTENCE_WORDS: Final = 4
+"""A text of so many words is more than a name or a label, whatever its column is called."""
+
+
+def lacks_prompt(named: TrackedRow, comparison: Comparison) -> bool:
+    """Whether a row was read without a prompt: no text, or what two answers happen to share."""
+    if is_blank(comparison.prompt):
+        return True
+    found = any(kind_of_name(column) for column in named.looked_up & named.keys())
+    return (
+        not found
+        and isinstance(comparison.prompt, str)
+        and _words(comparison.prompt) < _FEWEST_SHARED_WORDS
+    )
+
+
+def _words(text: str) -> int:
+    """Words of a text; two characters of a script without spaces count as one."""
+    return len(text.split()) + sum(character > "\u2e7f" for character in text) // 2
 
 
 def _is_conversation(value: Any) -> bool:
@@ -352,7 +377,7 @@ def _as_yaml(columns: Mapping[str, str | None]) -> str:
 def _quoted(name: str | None) -> str:
     if name is None:
         return "null"
-    return name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else json.dumps(name)
+    return name if re.fullmatch(r"[^\W\d][\w-]*", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _as_option(columns: Mapping[str, str | None]) -> str:

@@ -61,6 +61,25 @@ LOST: Mapping[str, Lost] = {
         )
         for name in ("conversation", "user", "problem", "text", "context", "query", "UserInput")
     },
+    **{
+        f"a sentence called {name} beside texts": Lost(
+            row={name: "Which colour has the sky?", "chosen": "The one", "rejected": "The other"},
+            column=name,
+            kind="a prompt",
+            columns={"prompt": name},
+        )
+        for name in ("my_prompt", "q", "post", "问题")
+    },
+    "turns beside answers without a prompt": Lost(
+        row={
+            "dialog_hist": TURNS,
+            "chosen": [{"role": "assistant", "content": "Blue."}],
+            "rejected": [{"role": "assistant", "content": "Red."}],
+        },
+        column="dialog_hist",
+        kind="a conversation",
+        columns={"prompt": "dialog_hist"},
+    ),
     "turns under a name of their own": Lost(
         row={"trajectory": SHAREGPT, **TEXTS},
         column="trajectory",
@@ -202,7 +221,9 @@ def test_a_prompt_that_is_not_read_is_an_error_with_its_remedy(name: str, tmp_pa
     if lost.columns is None:
         assert "read it with" not in message
         return
-    shown = yaml.safe_dump(dict(lost.columns), default_flow_style=True, sort_keys=False).strip()
+    shown = yaml.safe_dump(
+        dict(lost.columns), allow_unicode=True, default_flow_style=True, sort_keys=False
+    ).strip()
     option = ",".join(f"{ours}={theirs}" for ours, theirs in lost.columns.items())
     assert f"read it with `columns: {shown}`" in message
     assert f"--columns {option})" in message
@@ -299,7 +320,10 @@ def test_no_prompt_in_any_row_is_said_once(
     (record,) = caplog.records
     assert record.getMessage().startswith("rows: no prompt in 100% of its 2 rows")
     caplog.clear()
-    one = source_of(tmp_path, TEXTS, {"chosen": "The sky is blue", "rejected": "The sky is red"})
+    by_chance = {"chosen": "The sky is blue", "rejected": "The grass is green"}
+    one = source_of(
+        tmp_path, by_chance, {"chosen": "The sky is blue", "rejected": "The sky is red"}
+    )
     assert counts(one).without_prompt == 1
     assert not caplog.records
 

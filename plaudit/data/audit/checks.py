@@ -134,11 +134,10 @@ def mixed_scripts(evidence: Evidence) -> Found:
 
 def no_prompt(evidence: Evidence) -> Found:
     """All rows of a file in which not one row has a prompt."""
-    blank_N = evidence.column("prompt_key") == 0
     rows = [
         np.arange(part.start, part.end)
         for part in evidence.rows.parts
-        if part.kind == "data" and blank_N[part.start : part.end].all()
+        if part.kind == "data" and part.unread.without_prompt == part.unread.rows
     ]
     return Found(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
 
