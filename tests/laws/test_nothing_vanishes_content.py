@@ -85,6 +85,7 @@ EDGES: dict[str, Edge] = {
     "one part": Edge(
         prompt=[says("user", [text("What time is it?", image=None)])],
         chosen=[says("assistant", [text("Nine.")])],
+        columns={"note": "An aside."},
         outcome="used",
         same_as="texts",
     ),
@@ -325,6 +326,7 @@ def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> N
 def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:
     facts = run_suite(model, parse_request(f"pairs:{edges}")).facts
     assert facts["refused"] == SKIPPED
+    assert facts["unread"] == {"rows": len(EDGES), "without_prompt": 0, "columns": {"note": 1}}
     assert facts["used"] + sum(SKIPPED.values()) == facts["rows"] == len(EDGES)
 
 

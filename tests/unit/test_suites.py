@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from plaudit.cli.eval import suite_lines
+from plaudit.cli.eval import show, suite_lines
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.cases import Answer, Item
 from plaudit.evaluate.suites.request import Request, parse_request
@@ -325,6 +327,16 @@ def test_pairs_keep_what_stands_beside_the_text(row: dict[str, Any], tmp_path: P
     assert image.unusable == "media"
     assert (plain.unread, tools.unread, image.unread, note.unread) == ((), (), (), ("note",))
     assert {item.group for item in (plain, tools, image, note)} == {plain.group}
+
+
+def test_columns_of_pairs_that_are_not_read_are_shown() -> None:
+    block = scored("pairs", [pair("any", number) for number in range(4)], [(1, 0)] * 4)
+    block["unread"] = {"rows": 4, "without_prompt": 0, "columns": {"note": 2}}
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(console, {"data": None, "eval": None, "suites": {"pairs": block}}, None, verbose=False)
+    assert "Pairs: columns that are not read, with their share of rows: note (50%)." in (
+        console.export_text()
+    )
 
 
 def test_an_image_in_a_message_of_pairs_is_media(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from plaudit.data.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.readers import READERS
+from plaudit.data.reasons import is_blank
 from plaudit.data.unread import TrackedRow, Unread, unread_text
 from plaudit.data.values import from_json, is_messages, listed, tools
 from plaudit.errors import DataError
@@ -69,11 +71,18 @@ def run_suite(
         )
     facts = score_suite(request.suite, items, answers, refused, seed=seed)
     if request.suite.chats:
-        columns = Counter(name for item in items for name in item.unread)
-        facts["unread"] = asdict(Unread(rows=len(items), columns=dict(columns)))
+        facts["unread"] = asdict(_unread_of(items))
     return RunSuite(
         facts={**facts, "files": files},
         rows=tuple(_score_rows(request.suite.name, answers, trees)),
+    )
+
+
+def _unread_of(items: Sequence[Item]) -> Unread:
+    return Unread(
+        rows=len(items),
+        without_prompt=sum(is_blank(item.prompt) for item in items),
+        columns=dict(Counter(name for item in items for name in item.unread)),
     )
 
 
@@ -94,8 +103,8 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
     for path in paths:
         for where, row in _rows(path):
             try:
-                read = read_chat if suite.chats else _read_columns
-                item = read(suite, row, len(items), PurePath(path.relative_to(root)))
+                read = partial(read_chat, suite) if suite.chats else suite.read
+                item = read(row, len(items), PurePath(path.relative_to(root)))
             except DataError as error:
                 raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
             if item is not None:
@@ -105,10 +114,6 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
         for path in paths
     ]
     return items, shown
-
-
-def _read_columns(suite: Suite, row: Row, number: int, path: PurePath) -> Item | None:
-    return suite.read(row, number, path)
 
 
 def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | None:
@@ -124,12 +129,12 @@ def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | Non
     if item is None:
         return None
     tracked.looked_up |= whole.looked_up - turns.keys()
-    has_any_media = media_columns(tracked) or has_media(item.prompt, *item.responses)
+    holds_media = bool(media_columns(tracked)) or has_media(item.prompt, *item.responses)
     item = replace(
         item,
         tools=tools(tracked),
         chat_template_kwargs=from_json(tracked, "chat_template_kwargs", dict) or {},
-        unusable=MEDIA if has_any_media else None,
+        unusable=MEDIA if holds_media else None,
     )
     unread = unread_text(tracked, _comparison(item, item.responses))
     if unread.lost:
@@ -299,8 +304,8 @@ def _distinct(items: Sequence[Item]) -> tuple[Turns, ...]:
 
 def _context(item: Item) -> str:
     """Equal for items whose responses follow the same prompt, with the same tools."""
-    beside = [item.tools, item.chat_template_kwargs, item.unusable]
-    return key(item.prompt) + json.dumps(beside, sort_keys=True, default=str)
+    beside = item.tools, item.chat_template_kwargs, item.unusable
+    return json.dumps([key(item.prompt), *beside], sort_keys=True, default=str)
 
 
 def _for_model(model: RewardModel, item: Item, responses: Sequence[Turns]) -> Comparison:
