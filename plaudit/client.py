@@ -24,8 +24,8 @@ from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.given import Row, check_request, check_rows
-from plaudit.types import Best, Text, TokenReward
+from plaudit.given import Row, check_responses, check_rows
+from plaudit.types import Best, Text, TokenReward, Tools
 
 try:
     import httpx2 as httpx
@@ -96,20 +96,27 @@ class Protocol:
     retries: int
     chance: random.Random = field(default_factory=random.Random)
 
-    def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool) -> Talk[Rewards]:
-        check_request(prompt, responses)
+    def rewards(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        along: bool,
+    ) -> Talk[Rewards]:
+        check_responses(responses)
         body = {
             "prompt": _plain(prompt),
             "responses": [_plain(response) for response in responses],
+            "tools": _plain(tools),
             "along": along,
         }
         answer = yield from self._ask("POST", "v1/rewards", body)
         with self._as_agreed():
             return _rewards_of(answer)
 
-    def prefer(self, prompt: Text, a: Text, b: Text) -> Talk[float]:
-        check_request(prompt, [a, b])
-        body = {"prompt": _plain(prompt), "a": _plain(a), "b": _plain(b)}
+    def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> Talk[float]:
+        body = {"prompt": _plain(prompt), "a": _plain(a), "b": _plain(b), "tools": _plain(tools)}
         answer = yield from self._ask("POST", "v1/compare", body)
         with self._as_agreed():
             return float(answer["probability"])
@@ -217,43 +224,60 @@ class RewardClient:
         self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
         self._http = httpx.Client(**_settings(url, token, timeout))
 
-    def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+    def score(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> list[float]:
         """One reward per response, as :meth:`RewardModel.score`."""
-        return list(self.rewards(prompt, responses).rewards)
+        return list(self.rewards(prompt, responses, tools=tools).rewards)
 
-    def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+    def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``."""
-        return self._run(self._protocol.prefer(prompt, a, b))
+        return self._run(self._protocol.prefer(prompt, a, b, tools=tools))
 
-    def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+    def best_of(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> Best:
         """The highest-scored response; the first of equals."""
-        return Best.of(responses, self.rewards(prompt, responses).rewards)
+        return Best.of(responses, self.rewards(prompt, responses, tools=tools).rewards)
 
-    def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+    def along(
+        self, prompt: Text, response: Text, *, tools: Tools | None = None
+    ) -> list[TokenReward]:
         """The reward along a response, as :meth:`RewardModel.along`."""
-        return _only(self.rewards(prompt, [response], along=True))
+        return _only(self.rewards(prompt, [response], tools=tools, along=True))
 
-    def rewards(self, prompt: Text, responses: Sequence[Text], *, along: bool = False) -> Rewards:
+    def rewards(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        along: bool = False,
+    ) -> Rewards:
         """Rewards with probabilities, ranks and token counts; ``along`` adds the reward along each
         response.
         """
-        return self._run(self._protocol.rewards(prompt, responses, along=along))
+        return self._run(self._protocol.rewards(prompt, responses, tools=tools, along=along))
 
     def score_many(
         self,
         rows: Sequence[Row],
         *,
+        tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[float] | RequestRefusedError]:
         """One reward per response of every row, as :meth:`RewardModel.score_many`."""
-        found = self.rewards_of_many(rows, concurrency=concurrency, on_progress=on_progress)
+        found = self.rewards_of_many(
+            rows, tools=tools, concurrency=concurrency, on_progress=on_progress
+        )
         return list(map(_only_rewards, found))
 
     def rewards_of_many(
         self,
         rows: Sequence[Row],
         *,
+        tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Rewards | RequestRefusedError]:
@@ -272,7 +296,7 @@ class RewardClient:
                 raise ServerError("Another row of the same call failed.")
             found: Rewards | RequestRefusedError
             try:
-                found = self.rewards(*row)
+                found = self.rewards(*row, tools=tools)
             except RequestRefusedError as refused:
                 found = refused
             except BaseException:
@@ -343,43 +367,58 @@ class AsyncRewardClient:
         self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
         self._http = httpx.AsyncClient(**_settings(url, token, timeout))
 
-    async def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+    async def score(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> list[float]:
         """One reward per response."""
-        return list((await self.rewards(prompt, responses)).rewards)
+        return list((await self.rewards(prompt, responses, tools=tools)).rewards)
 
-    async def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+    async def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``."""
-        return await self._run(self._protocol.prefer(prompt, a, b))
+        return await self._run(self._protocol.prefer(prompt, a, b, tools=tools))
 
-    async def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+    async def best_of(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> Best:
         """The highest-scored response; the first of equals."""
-        return Best.of(responses, (await self.rewards(prompt, responses)).rewards)
+        return Best.of(responses, (await self.rewards(prompt, responses, tools=tools)).rewards)
 
-    async def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+    async def along(
+        self, prompt: Text, response: Text, *, tools: Tools | None = None
+    ) -> list[TokenReward]:
         """The reward along a response."""
-        return _only(await self.rewards(prompt, [response], along=True))
+        return _only(await self.rewards(prompt, [response], tools=tools, along=True))
 
     async def rewards(
-        self, prompt: Text, responses: Sequence[Text], *, along: bool = False
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        along: bool = False,
     ) -> Rewards:
         """Rewards with probabilities, ranks and token counts."""
-        return await self._run(self._protocol.rewards(prompt, responses, along=along))
+        return await self._run(self._protocol.rewards(prompt, responses, tools=tools, along=along))
 
     async def score_many(
         self,
         rows: Sequence[Row],
         *,
+        tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[float] | RequestRefusedError]:
         """One reward per response of every row."""
-        found = await self.rewards_of_many(rows, concurrency=concurrency, on_progress=on_progress)
+        found = await self.rewards_of_many(
+            rows, tools=tools, concurrency=concurrency, on_progress=on_progress
+        )
         return list(map(_only_rewards, found))
 
     async def rewards_of_many(
         self,
         rows: Sequence[Row],
         *,
+        tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Rewards | RequestRefusedError]:
@@ -393,7 +432,7 @@ class AsyncRewardClient:
         async def work() -> None:
             for place, row in left:
                 try:
-                    found[place] = await self.rewards(*row)
+                    found[place] = await self.rewards(*row, tools=tools)
                 except RequestRefusedError as refused:
                     found[place] = refused
                 counter.add()
@@ -476,9 +515,11 @@ def _check_concurrency(concurrency: int) -> None:
         raise DataError(f"concurrency is {concurrency}; give 1 or more.")
 
 
-def _plain(text: Text) -> str | list[dict[str, Any]]:
-    """A text or messages as JSON has them."""
-    return text if isinstance(text, str) else [dict(message) for message in text]
+def _plain(value: Any) -> Any:
+    """Messages or tools as lists of plain objects; anything else as it is."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [dict(item) if isinstance(item, Mapping) else item for item in value]
 
 
 def _as_json(body: Mapping[str, Any]) -> bytes:

@@ -12,15 +12,15 @@ Row: TypeAlias = tuple[Text, Sequence[Text]]
 """A prompt and its responses."""
 
 
-def check_request(prompt: Any, responses: Any, where: str = "") -> None:
-    """Whether there is a prompt and at least one response, each a text or messages.
+def check_responses(responses: Any, where: str = "") -> None:
+    """Whether ``responses`` is a list with at least one response.
 
-    ``where`` names the row before ``prompt`` and ``responses`` in the message.
+    ``where`` names the row before ``responses`` in the message. What a prompt or a response must be
+    is said where it is read (:func:`plaudit.data.values.as_messages`, or by the server).
 
     Raises:
-        DataError: something else, named by its position and its type.
+        DataError: something else, named by its type.
     """
-    _check_text(f"{where}prompt", prompt)
     is_list = hasattr(responses, "__getitem__") and hasattr(responses, "__len__")
     if not is_list or isinstance(responses, (str, bytes, Mapping)):
         raise DataError(
@@ -28,12 +28,10 @@ def check_request(prompt: Any, responses: Any, where: str = "") -> None:
         )
     if not len(responses):
         raise DataError(f"{where}responses is empty; give a list with at least one response.")
-    for number, response in enumerate(responses):
-        _check_text(f"{where}responses[{number}]", response)
 
 
 def check_rows(rows: Any) -> list[Row]:
-    """The rows, each a pair of what :func:`check_request` takes.
+    """The rows, each a pair of a prompt and its responses (:func:`check_responses`).
 
     Raises:
         DataError: something else, named by its position and its type.
@@ -45,22 +43,9 @@ def check_rows(rows: Any) -> list[Row]:
         if not isinstance(row, (tuple, list)) or len(row) != 2:
             raise DataError(f"rows[{number}] is {_shown(row)}; give a pair (prompt, responses).")
         prompt, responses = row
-        check_request(prompt, responses, f"rows[{number}]: ")
+        check_responses(responses, f"rows[{number}]: ")
         checked.append((prompt, responses))
     return checked
-
-
-def _check_text(where: str, text: Any) -> None:
-    if isinstance(text, str):
-        return
-    if not isinstance(text, Sequence) or isinstance(text, bytes):
-        raise DataError(f"{where} is {_shown(text)}; give text or a list of messages.")
-    for number, message in enumerate(text):
-        if not isinstance(message, Mapping):
-            raise DataError(
-                f"{where}[{number}] is {_shown(message)}, but a message is a mapping such as "
-                "{'role': 'user', 'content': '…'}; give text or a list of messages."
-            )
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -34,6 +35,18 @@ MEDIA_COLUMNS: Final = frozenset({"image", "images", "audio", "audios", "video",
 """Names under which rows and requests carry images, audio and video."""
 
 
+def media_columns(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row, or the keys of a request, that hold images, audio or video.
+
+    A number or a truth value under such a name counts or identifies something; it is no media.
+    """
+    return [
+        name
+        for name in sorted(MEDIA_COLUMNS & row.keys())
+        if (value := row[name]) and not isinstance(value, (bool, int, float))
+    ]
+
+
 METADATA_FIELDS: Final = frozenset(
     {
         "annotations",
@@ -50,6 +63,10 @@ METADATA_FIELDS: Final = frozenset(
     }
 )
 """Fields of a message that say whose it is and not what it says (OpenAI's API, WildChat)."""
+
+
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""Schemas of the tools that a conversation may call, as chat templates take them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +217,17 @@ class Affine:
     offset: float = 0.0
 
 
+def conversation_digest(*parts_T: IntArray) -> bytes:
+    """Identifies a conversation: 128 bits over the token ids of its parts, end to end.
+
+    However it is cut into parts (a prefix and a branch, or all in one), its digest is the same.
+    """
+    known = blake2b(digest_size=16)
+    for part_T in parts_T:
+        known.update(np.asarray(part_T, np.int32).tobytes())
+    return known.digest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTree:
     """A comparison as tokens: the shared prefix once, then each response's own branch.
@@ -227,6 +255,19 @@ class TokenTree:
     def lengths(self) -> tuple[int, ...]:
         """Length in tokens of each whole conversation."""
         return tuple(len(self.prefix) + len(branch) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A comparison that cannot become tokens: a reason to count, and a sentence for people.
+
+    ``field`` names what the chat template does not render, empty for other reasons.
+    """
+
+    index: int
+    reason: str
+    detail: str
+    field: str = ""
 
 
 class PassStates(Protocol):

@@ -140,6 +140,8 @@ def show(console: Console, metrics: Mapping[str, Any], out: Path | None, *, verb
     others = unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
     for facts in metrics.get("suites", {}).values():
         others += suite_lines(facts)
+        if "unread" in facts:
+            others += unread_lines([{"name": facts["title"], "unread": facts["unread"]}])
     if "best_of" in metrics:
         others += best_of_lines(metrics["best_of"])
     if "gate" in metrics:

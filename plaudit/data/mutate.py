@@ -51,18 +51,18 @@ def mutate(
     """
     best = [best_response(comparison) for comparison in comparisons]
     own: dict[str, set[str]] = {}
-    languages: dict[str, str | None] = {}
+    answers: list[tuple[str, str | None]] = []
     for comparison, turns in zip(comparisons, best, strict=True):
         text = last_text(turns) or ""
         own.setdefault(comparison.group, set()).add(text)
-        if text and text not in languages:
-            languages[text] = language_of_answer(text, prompt_text(comparison.prompt))
-    contexts = contexts_by_language(languages)
+        # The same short answer is in the language of its own prompt each time.
+        language = language_of_answer(text, prompt_text(comparison.prompt)) if text else None
+        answers.append((text, language))
+    contexts = contexts_by_language([answer for answer in answers if answer[0]])
     refused: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     made: list[Comparison] = []
-    for comparison, turns in zip(comparisons, best, strict=True):
-        language = languages.get(last_text(turns) or "")
+    for comparison, turns, (_, language) in zip(comparisons, best, answers, strict=True):
         counted[language or UNKNOWN] += 1
         around = replace(
             contexts[language],

@@ -78,20 +78,18 @@ def build_probes(comparisons: Iterable[Comparison], *, most: int = MOST, seed: i
     on their order. A comparison whose best response has no text is counted under ``refused``. What
     operators borrow from other answers is in the language of the answer.
     """
-    drawn: list[tuple[Comparison, str]] = []
+    drawn: list[tuple[Comparison, str, str | None]] = []
     refused: Counter[str] = Counter()
     for comparison in _sample(comparisons, most, seed):
         text = last_text(best_response(comparison))
         if text and text.strip():
-            drawn.append((comparison, text))
+            language = language_of_answer(text, prompt_text(comparison.prompt))
+            drawn.append((comparison, text, language))
         else:
             refused["no text"] += 1
-    languages = {
-        text: language_of_answer(text, prompt_text(comparison.prompt)) for comparison, text in drawn
-    }
-    contexts = contexts_by_language(languages)
+    contexts = contexts_by_language([(text, language) for _, text, language in drawn])
     probes = tuple(
-        _probe(comparison, text, contexts[languages[text]], seed) for comparison, text in drawn
+        _probe(comparison, text, contexts[language], seed) for comparison, text, language in drawn
     )
     return Probes(probes=probes, refused=refused)
 

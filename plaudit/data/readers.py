@@ -18,7 +18,7 @@ from plaudit.data.reasons import TIE
 from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns, under_system
 from plaudit.data.values import Row
 from plaudit.errors import DataError
-from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media
+from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
     {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
@@ -128,11 +128,7 @@ def to_comparison(
 
 def _why_unusable(parsed: Parsed, row: Row, *, no_weight: bool) -> str | None:
     """Media first: the one reason that scoring asks for too."""
-    # A number in such a column counts or names something; it is no media.
-    columns = [row[name] for name in MEDIA_COLUMNS & row.keys()]
-    if has_media(parsed.prompt, *parsed.responses) or any(
-        value and not isinstance(value, (bool, int, float)) for value in columns
-    ):
+    if media_columns(row) or has_media(parsed.prompt, *parsed.responses):
         return MEDIA
     return TIE if no_weight else parsed.unusable
 

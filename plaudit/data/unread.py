@@ -169,13 +169,21 @@ _SYSTEM: Final = re.compile(_SYSTEM_WORDS)
 _PROMPT: Final = re.compile(_PROMPT_WORDS)
 
 
-@lru_cache(maxsize=4096)
+_NAME_CHARACTERS: Final = 100
+"""Longer names are no prompt's. Clients of the server choose names, and the cache keeps them."""
+
+
 def kind_of_name(name: str) -> Kind | None:
     """What a column of this name holds, if all its words are those of prompts.
 
     Case and separators do not matter: ``system_prompt`` and ``SystemPrompt`` are one name.
     ``prompt_id`` and ``prompt_source`` are no prompts.
     """
+    return _kind_of_short_name(name) if len(name) <= _NAME_CHARACTERS else None
+
+
+@lru_cache(maxsize=4096)
+def _kind_of_short_name(name: str) -> Kind | None:
     plain = "".join(character for character in name.casefold() if character.isalnum())
     if not _NAME.fullmatch(plain):
         return None

@@ -10,8 +10,8 @@ from typing import TypeAlias
 from plaudit.data.language import UNKNOWN
 from plaudit.data.probes import ALTERATIONS, UNALTERED, Probe, build_probes
 from plaudit.evaluate.behaviour import Altered, Budget, Probed
-from plaudit.tokens.encode import OVER_LENGTH, Refused
-from plaudit.types import Comparison, FloatArray, TokenTree
+from plaudit.tokens.encode import OVER_LENGTH
+from plaudit.types import Comparison, FloatArray, Refused, TokenTree
 
 Encode: TypeAlias = Callable[[Sequence[Comparison]], Sequence[TokenTree | Refused]]
 Score: TypeAlias = Callable[[Sequence[TokenTree]], Sequence[FloatArray]]

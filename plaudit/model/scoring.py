@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import accumulate
 from typing import overload
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plaudit.types import Batch, Batcher, FloatArray, TokenTree
+from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digest
 
 FILLER = TokenTree(index=-1, prefix=np.zeros(0, np.int32), branches=(np.zeros(1, np.int32),))
 """A one-token tree that keeps a rank in step when its own trees have run out."""
@@ -106,11 +105,7 @@ def distinct_trees(trees: Sequence[TokenTree]) -> DistinctTrees:
     branches: list[int] = []
     for tree in trees:
         branches.append(len(tree.branches))
-        prefix = blake2b(np.asarray(tree.prefix, np.int32).tobytes(), digest_size=16)
-        for branch in tree.branches:
-            whole = prefix.copy()
-            whole.update(np.asarray(branch, np.int32).tobytes())
-            digests.append(whole.digest())
+        digests += [conversation_digest(tree.prefix, branch) for branch in tree.branches]
     keys_R = np.frombuffer(b"".join(digests), dtype="V16")
     _, first_U, inverse_R = np.unique(keys_R, return_index=True, return_inverse=True)
     first_R = first_U[inverse_R]

@@ -11,14 +11,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from plaudit.serve.cache import digest
 from plaudit.serve.prompts import score_resumed
 from plaudit.serve.queue import Job, Slice
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.share import share_prefixes
-from plaudit.types import FloatArray, IntArray, TokenTree
+from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digest
 
 logger = logging.getLogger("plaudit.serve")
 
@@ -46,7 +45,10 @@ def score_slices(
     wanted: dict[bytes, IntArray] = {}
     first: dict[bytes, Job[Served]] = {}
     before = _reused(served)
-    keys = [[digest(ids) for ids in part.job.sequences[part.start : part.stop]] for part in slices]
+    keys = [
+        [conversation_digest(ids) for ids in part.job.sequences[part.start : part.stop]]
+        for part in slices
+    ]
     known: dict[bytes, float] = {}
     for part, digests in zip(slices, keys, strict=True):
         for key, ids in zip(digests, part.job.sequences[part.start : part.stop], strict=True):

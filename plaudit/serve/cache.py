@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from hashlib import blake2b
 
-import numpy as np
-
-from plaudit.types import FloatArray, IntArray, TokenTree
+from plaudit.types import FloatArray, TokenTree, conversation_digest
 
 
 class ScoreCache:
@@ -41,15 +38,10 @@ class ScoreCache:
         """The reward that each conversation got before; else this one, which is kept."""
         settled_K = rewards_K.copy()
         for k, branch in enumerate(tree.branches):
-            key = digest(np.concatenate([tree.prefix, branch]))
+            key = conversation_digest(tree.prefix, branch)
             before = self.get(key)
             if before is None:
                 self.put(key, float(rewards_K[k]))
             else:
                 settled_K[k] = before
         return settled_K
-
-
-def digest(ids: IntArray) -> bytes:
-    """The key of a conversation."""
-    return blake2b(ids.tobytes(), digest_size=16).digest()

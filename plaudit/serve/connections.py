@@ -31,7 +31,8 @@ class BoundedConnection(H11Protocol):
 
     - Headers, and the rest of a body that nobody reads, are there within ``body_timeout`` seconds,
       or the connection is closed (408 where something was sent).
-    - A client takes some of its answer within ``body_timeout`` seconds.
+    - A client reads some of its answer every ``body_timeout`` seconds, however slowly; where it
+      reads nothing, the connection is aborted.
     - Beyond ``max_connections``, those that have waited longest for their client are closed, as
       nginx does; a new connection is closed only where every other one is being answered.
     """
@@ -63,23 +64,45 @@ class BoundedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_watching()
         self.resume_writing()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._read_deadline = self._later(self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
-        if self._read_deadline is not None:
-            self._read_deadline.cancel()
+        # A connection that is closing is watched until the client has read the last of its answer.
+        if not self.transport.is_closing():
+            self._stop_watching()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
-            # Closing would wait until the client has read all of its answer.
+            # Closing waits until the client has read all of its answer.
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """Abort the connection as soon as ``body_timeout`` seconds pass in which nothing is read.
+
+        Nothing is written meanwhile, so what waits to be sent shrinks where the client reads.
+        """
+        self._stop_watching()
+        waiting = self.transport.get_write_buffer_size()
+        self._read_deadline = self._later(lambda: self._check_reader(waiting))
+
+    def _check_reader(self, waiting: int) -> None:
+        if self.transport.get_write_buffer_size() < waiting:
+            self._watch_reader()
+        else:
             self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+            self._read_deadline = None
 
     def _update(self) -> None:
         """Start or stop waiting for the client, after something came or was answered."""

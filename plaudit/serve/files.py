@@ -22,8 +22,7 @@ from plaudit.files import write_atomically, write_json, writing
 from plaudit.recipe import Source
 from plaudit.serve.cache import ScoreCache
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused
-from plaudit.types import TokenTree
+from plaudit.types import Refused, TokenTree
 
 CHUNK_ROWS = 512
 REMEMBERED = 1 << 20

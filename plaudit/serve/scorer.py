@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.values import as_messages
+from plaudit.data.values import tools as tools_of
 from plaudit.errors import DataError, ModelError
-from plaudit.given import Row, check_request, check_rows
+from plaudit.given import Row, check_responses, check_rows
 from plaudit.model.artefact import ArtefactFacts
 from plaudit.model.imports.formats import open_reward_model
 from plaudit.model.imports.records import Choices, Opened
@@ -25,7 +26,7 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe import TokensSection
 from plaudit.serve.cache import ScoreCache
 from plaudit.tokens.batch import PackedBatcher, make_batchers
-from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, Refused, encode
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode
 from plaudit.tokens.pieces import pieces
 from plaudit.tokens.share import share_prompts
 from plaudit.tokens.template import freeze_dates
@@ -36,9 +37,11 @@ from plaudit.types import (
     Comparison,
     FloatArray,
     Message,
+    Refused,
     Text,
     TokenReward,
     TokenTree,
+    Tools,
     Turns,
     has_media,
 )
@@ -77,40 +80,46 @@ class RewardModel:
         }
         return f"RewardModel({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
-    def score(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+    def score(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> list[float]:
         """One reward per response; the prompt is computed once.
 
         Text given to a model trained on conversations stands for one user turn and one assistant
-        turn.
+        turn. ``tools`` are the schemas of the tools that the conversation may call; the chat
+        template must render them.
 
         Raises:
             DataError: no responses, a single text in place of a list, something that is neither
-                text nor messages, a conversation over the model's maximum length, or one with
-                something that the model cannot read (an image, a field that the chat template does
-                not render).
+                text nor messages, a tool that is no schema, a conversation over the model's maximum
+                length, or one with something that the model cannot read (an image, tools or a field
+                that the chat template does not render).
         """
-        check_request(prompt, responses)
-        comparison = self.comparison(prompt, responses)
+        check_responses(responses)
+        comparison = self.comparison(prompt, responses, tools=tools)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
             raise self._refusal("score", outcome)
         return [float(reward) for reward in outcome]
 
-    def score_many(self, rows: Sequence[Row]) -> list[list[float] | DataError]:
+    def score_many(
+        self, rows: Sequence[Row], *, tools: Tools | None = None
+    ) -> list[list[float] | DataError]:
         """One reward per response of every row, a pair of a prompt and its responses.
 
-        All rows are scored together: a prompt that several rows share is computed once. A row that
-        cannot be scored (too long, refused by the chat template) has the error in its place.
+        All rows are scored together: a prompt that several rows share is computed once. ``tools``
+        are those of every row. A row that cannot be scored (no messages, too long, refused by the
+        chat template) has the error in its place.
 
         Raises:
-            DataError: a row is not a prompt with at least one response, each text or messages.
+            DataError: a row is not a prompt with a list of at least one response.
         """
         scored: list[list[float] | DataError] = []
         comparisons: list[Comparison] = []
         places: list[int] = []
         for place, (prompt, responses) in enumerate(check_rows(rows)):
             try:
-                comparisons.append(self.comparison(prompt, responses))
+                comparisons.append(self.comparison(prompt, responses, tools=tools))
                 places.append(place)
                 scored.append([])
             except DataError as error:
@@ -123,7 +132,9 @@ class RewardModel:
             )
         return scored
 
-    def along(self, prompt: Text, response: Text) -> list[TokenReward]:
+    def along(
+        self, prompt: Text, response: Text, *, tools: Tools | None = None
+    ) -> list[TokenReward]:
         """The reward along a response: behind each of its tokens, as if the conversation ended.
 
         One pass, since the models are causal; the last reward is that of :meth:`score`. Only there
@@ -140,8 +151,7 @@ class RewardModel:
                 "The reward along a response needs a causal model; this one is an encoder, whose "
                 "every token sees the whole text. Use score()."
             )
-        check_request(prompt, [response])
-        comparison = self.comparison(prompt, [response, ""])
+        comparison = self.comparison(prompt, [response, ""], tools=tools)
         answer, _ = comparison.responses
         (outcome,) = self.encode([replace(comparison, responses=(answer, _another(answer)))])
         if isinstance(outcome, Refused):
@@ -167,21 +177,23 @@ class RewardModel:
         }.get(refused.reason, "change the messages so that the model's chat template takes them")
         return DataError(f"{caller}() cannot score this ({refused.detail}); {advice}.")
 
-    def prefer(self, prompt: Text, a: Text, b: Text) -> float:
+    def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``.
 
         The sigmoid of the reward difference over the temperature measured on evaluation data
         (Guo et al. 2017); a model without one is taken at temperature 1.
         """
-        reward_a, reward_b = self.score(prompt, [a, b])
+        reward_a, reward_b = self.score(prompt, [a, b], tools=tools)
         scaled = (reward_a - reward_b) / (self.facts.temperature or 1.0)
         return (
             1.0 / (1.0 + math.exp(-scaled)) if scaled >= 0 else 1.0 - 1.0 / (1.0 + math.exp(scaled))
         )
 
-    def best_of(self, prompt: Text, responses: Sequence[Text]) -> Best:
+    def best_of(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> Best:
         """The highest-scored response; the first of equals."""
-        return Best.of(responses, self.score(prompt, responses))
+        return Best.of(responses, self.score(prompt, responses, tools=tools))
 
     def score_comparisons(
         self, comparisons: Sequence[Comparison], *, earlier: ScoreCache | None = None
@@ -221,11 +233,14 @@ class RewardModel:
         """``rewards_K`` of each encoded comparison; ``on_batch`` hears what is done."""
         return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
 
-    def comparison(self, prompt: Text, responses: Sequence[Text]) -> Comparison:
+    def comparison(
+        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
+    ) -> Comparison:
         """Texts or messages as the record that encoding reads.
 
         Raises:
-            DataError: a message without role and content, or with content of another kind.
+            DataError: a message without role and content, or with content of another kind; a tool
+                that is no object.
         """
         # Beside messages, a text is a turn: the template renders all of it or nothing.
         chat = not all(isinstance(text, str) for text in (prompt, *responses))
@@ -242,6 +257,7 @@ class RewardModel:
             group="0",
             source="python",
             where="the conversation",
+            tools=tools_of({"tools": list(tools) if isinstance(tools, tuple) else tools}),
             unusable=MEDIA if has_media(asked, *answers) else None,
         )
 

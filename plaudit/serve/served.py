@@ -21,9 +21,9 @@ from plaudit.serve.refusal import RefusalError
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.serve.settings import ModelSource, Settings
 from plaudit.tokens.batch import PackedBatcher
-from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Refused
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
 from plaudit.tokens.written import Habits, encode_written, habits_of
-from plaudit.types import MEDIA, IntArray, TokenTree
+from plaudit.types import MEDIA, IntArray, Refused, TokenTree
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -79,13 +79,11 @@ def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
     if not part.responses:
         return []
     try:
-        comparison = model.comparison(part.prompt, part.responses)
+        comparison = model.comparison(part.prompt, part.responses, tools=part.tools)
     except DataError as error:
         raise RefusalError("invalid_request", str(error)) from None
     try:
-        (tree,) = model.encode(
-            [replace(comparison, tools=part.tools, chat_template_kwargs=part.template_kwargs)]
-        )
+        (tree,) = model.encode([replace(comparison, chat_template_kwargs=part.template_kwargs)])
     except (DataError, ModelError) as error:
         raise RefusalError("bad_request", str(error)) from None
     if isinstance(tree, Refused):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused
-from plaudit.types import Text
+from plaudit.types import Refused, Text
 
 RewardFunction: TypeAlias = Callable[..., list[float | None]]
 

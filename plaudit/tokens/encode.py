@@ -22,6 +22,7 @@ from plaudit.types import (
     Comparison,
     IntArray,
     Reading,
+    Refused,
     Rendering,
     TokenTree,
     as_turns,
@@ -34,19 +35,6 @@ TEMPLATE_REFUSED = "template_refused"
 NOT_RENDERED = "not_rendered"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """A comparison that cannot become tokens: a reason to count, and a sentence for people.
-
-    ``field`` names what the chat template does not render, empty for other reasons.
-    """
-
-    index: int
-    reason: str
-    detail: str
-    field: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plaudit.tokens.encode import Encoder, Refused, encode, why_untrainable
+from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.tokens.pieces import pieces
-from plaudit.types import Comparison, IntArray, ShownComparison, ShownToken, TokenTree
+from plaudit.types import Comparison, IntArray, Refused, ShownComparison, ShownToken, TokenTree
 
 
 def show(encoder: Encoder, comparisons: Sequence[Comparison]) -> list[ShownComparison]:

@@ -27,12 +27,11 @@ from plaudit.cache import cached, code_digest
 from plaudit.files import writing
 from plaudit.tokens.encode import (
     Encoder,
-    Refused,
     encode,
     why_untrainable,
 )
 from plaudit.tokens.rendering import is_chat
-from plaudit.types import Comparison, TokenTree
+from plaudit.types import Comparison, Refused, TokenTree
 from plaudit.workers import forked_pool, in_order, worker_count
 
 Rows: TypeAlias = StoredRows[Comparison]

@@ -296,6 +296,7 @@ def test_a_system_column_is_read_where_it_fits(tmp_path: Path) -> None:
         ("content", None),
         ("input_ids", None),
         ("context_length", None),
+        ("prompt" * 20, None),
         ("subset", None),
         ("", None),
     ],
@@ -456,8 +457,10 @@ def test_no_route_ignores_a_prompt(name: str) -> None:
     for column, kind in (("system_prompt", "a system message"), ("instruction", "a prompt")):
         with pytest.raises(ValidationError, match=f"looks like {kind}, but is not read here"):
             request.validate_python({**protocol.example, column: "Be brief."})
-    # What clients send beside: an end user, other names, empty values.
-    request.validate_python({**protocol.example, "user": "u-1", "best_of": 2, "system": ""})
+    # What clients send beside: an end user, other names, empty values, the number of an image.
+    request.validate_python(
+        {**protocol.example, "user": "u-1", "best_of": 2, "system": "", "image": 5}
+    )
 
 
 # --- text on a base with a chat template ---------------------------------------------------------

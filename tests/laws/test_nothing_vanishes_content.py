@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +15,14 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli.main import main
-from plaudit.client import RewardClient
+from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.load import load as load_rows
+from plaudit.data.readers import READERS, to_comparison
 from plaudit.errors import DataError, RequestRefusedError
 from plaudit.evaluate.contestants import score as score_contestant
 from plaudit.evaluate.run import evaluate
+from plaudit.evaluate.suites.request import parse_request
+from plaudit.evaluate.suites.run import run_suite
 from plaudit.recipe import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
@@ -80,6 +85,7 @@ EDGES: dict[str, Edge] = {
     "one part": Edge(
         prompt=[says("user", [text("What time is it?", image=None)])],
         chosen=[says("assistant", [text("Nine.")])],
+        columns={"note": "An aside."},
         outcome="used",
         same_as="texts",
     ),
@@ -93,7 +99,7 @@ EDGES: dict[str, Edge] = {
     "metadata and nulls": Edge(
         prompt=ASKED,
         chosen=[says("assistant", "Nine.", name="bot", score=3, tool_calls=None, thinking=" ")],
-        columns={"images": [], "video": None, "tools": []},
+        columns={"images": [], "video": None, "tools": [], "image": 5},
         outcome="used",
         same_as="texts",
     ),
@@ -214,9 +220,13 @@ def test_python_has_the_file_s_outcome(
 
 def test_what_is_no_message_is_named(model: RewardModel) -> None:
     with pytest.raises(
-        DataError, match=r"^responses\[1\] is None; give text or a list of messages"
+        DataError, match=r"^responses\[1\] is null; expected text or a list of messages"
     ):
         model.score("Time?", ["Nine.", None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"^prompt\[0\] is text; expected a message with role"):
+        model.score(["Time?"], ["Nine."])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"^tools\[0\] is text; expected an object"):
+        model.score(ASKED, ["Nine."], tools=["clock"])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"^prompt\[0\] has no role \(found: content\)"):
         model.score([{"content": "Time?"}], ["Nine."])
 
@@ -257,6 +267,67 @@ def test_the_client_has_the_file_s_outcome(
         with pytest.raises(RequestRefusedError, match=image.says) as raised:
             client.score(image.prompt, [image.chosen, rejected])
     assert raised.value.status == 422
+
+
+def test_tools_have_the_file_s_outcome_in_python(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = EDGES["tools"].row
+    responses = [row["chosen"], row["rejected"]]
+    with pytest.raises(DataError, match="tools"):
+        model.score(ASKED, responses, tools=[TOOL])
+
+    rendering_tools = "{{ tools | tojson if tools }}" + TEMPLATE
+    monkeypatch.setattr(model.encoder.tokenizer, "chat_template", rendering_tools)
+    (in_file,) = model.score_comparisons(
+        [to_comparison(READERS["explicit_conversational"], row, number=1, where="", source="")]
+    )
+    rewards = model.score(ASKED, responses, tools=(TOOL,))
+    assert rewards == in_file.tolist()
+    assert rewards != model.score(ASKED, responses)
+    assert model.score_many([(ASKED, responses)], tools=[TOOL]) == [rewards]
+    assert list(model.best_of(ASKED, responses, tools=[TOOL]).rewards) == rewards
+    assert model.along(ASKED, responses[0], tools=[TOOL])[-1].reward == pytest.approx(
+        rewards[0], abs=1e-5
+    )
+    probability = 1 / (1 + math.exp((rewards[1] - rewards[0]) / (model.facts.temperature or 1)))
+    assert model.prefer(ASKED, *responses, tools=[TOOL]) == pytest.approx(probability)
+
+
+def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> None:
+    row = EDGES["tools"].row
+    responses = row["chosen"], row["rejected"]
+
+    def asks(client: RewardClient | AsyncRewardClient) -> Iterator[Any]:
+        yield lambda: client.score(ASKED, responses, tools=[TOOL])
+        yield lambda: client.best_of(ASKED, responses, tools=[TOOL])
+        yield lambda: client.prefer(ASKED, *responses, tools=[TOOL])
+        yield lambda: client.along(ASKED, responses[0], tools=[TOOL])
+
+    async def ask_async() -> None:
+        async with AsyncRewardClient(server.url) as client:
+            for ask in asks(client):
+                with pytest.raises(RequestRefusedError, match="tools"):
+                    await ask()
+            (row,) = await client.score_many([(ASKED, responses)], tools=[TOOL])
+            assert isinstance(row, RequestRefusedError)
+
+    asyncio.run(ask_async())
+    with RewardClient(server.url) as client:
+        for ask in asks(client):
+            with pytest.raises(RequestRefusedError, match="tools"):
+                ask()
+        (row,) = client.score_many([(ASKED, responses)], tools=[TOOL])
+        assert isinstance(row, RequestRefusedError)
+        with pytest.raises(RequestRefusedError, match=r"responses\.1"):
+            client.score("Time?", ["Nine.", None])  # type: ignore[list-item]
+
+
+def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:
+    facts = run_suite(model, parse_request(f"pairs:{edges}")).facts
+    assert facts["refused"] == SKIPPED
+    assert facts["unread"] == {"rows": len(EDGES), "without_prompt": 0, "columns": {"note": 1}}
+    assert facts["used"] + sum(SKIPPED.values()) == facts["rows"] == len(EDGES)
 
 
 def test_evaluation_and_comparison_count_every_row(model: RewardModel, edges: Path) -> None:

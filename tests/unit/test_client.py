@@ -19,7 +19,7 @@ import pytest
 
 from plaudit.client import AsyncRewardClient, Protocol, RewardClient, Send, Wait
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.given import check_request, check_rows
+from plaudit.given import check_responses, check_rows
 
 ANSWER = {
     "model": "first",
@@ -99,7 +99,7 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
     assert server.seen[0]["headers"]["Authorization"] == "Bearer secret"
     assert {seen["path"] for seen in server.seen} == {"/v1/rewards"}
     assert server.seen[2]["body"] == {
-        "prompt": "p", "responses": ["a", "b"], "along": False, "model": "first",
+        "prompt": "p", "responses": ["a", "b"], "tools": None, "along": False, "model": "first",
     }  # fmt: skip
 
 
@@ -260,32 +260,21 @@ def test_mistakes_are_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "responses", "message"),
+    ("responses", "message"),
     [
-        ("p", [None], "responses[0] is None; give text or a list of messages."),
-        ("p", ["a", 3], "responses[1] is of type int; give text or a list of messages."),
-        ("p", ["a", b"b"], "responses[1] is of type bytes; give text or a list of messages."),
-        ("p", [{"role": "assistant"}], "responses[0] is of type dict; give text or a list of"),
-        ("p", [["a"]], "responses[0][0] is one text, but a message is a mapping such as"),
-        ("p", {"a": 1}, "responses is of type dict; give a list with at least one response."),
-        ("p", None, "responses is None; give a list with at least one response."),
-        ("p", (r for r in "ab"), "responses is of type generator; give a list with"),
-        ("p", "a", "responses is one text; give a list with at least one response."),
-        ("p", (), "responses is empty; give a list with at least one response."),
-        (None, ["a"], "prompt is None; give text or a list of messages."),
-        (1.5, ["a"], "prompt is of type float; give text or a list of messages."),
-        ({"role": "user"}, ["a"], "prompt is of type dict; give text or a list of messages."),
-        ([{"role": "user", "content": "p"}, 1], ["a"], "prompt[1] is of type int, but a message"),
+        ({"a": 1}, "responses is of type dict; give a list with at least one response."),
+        (None, "responses is None; give a list with at least one response."),
+        ((r for r in "ab"), "responses is of type generator; give a list with"),
+        ("a", "responses is one text; give a list with at least one response."),
+        ((), "responses is empty; give a list with at least one response."),
     ],
 )
-def test_what_is_no_text_and_no_messages_is_named_with_its_position(
-    prompt: Any, responses: Any, message: str
-) -> None:
+def test_responses_that_are_no_list_are_named(responses: Any, message: str) -> None:
     with pytest.raises(DataError) as raised:
-        check_request(prompt, responses)
+        check_responses(responses)
     assert str(raised.value).startswith(message)
     with pytest.raises(DataError) as raised:
-        check_rows([("p", ["a"]), (prompt, responses)])
+        check_rows([("p", ["a"]), ("p", responses)])
     assert str(raised.value).startswith(f"rows[1]: {message}")
 
 
@@ -302,9 +291,7 @@ def test_a_row_is_a_prompt_with_its_responses() -> None:
 def test_both_clients_check_before_they_send() -> None:
     with RewardClient("http://localhost:1") as client:
         for ask in (client.score, client.rewards, client.best_of):
-            with pytest.raises(DataError, match=r"responses\[0\] is None"):
-                ask("p", [None])
-        with pytest.raises(DataError, match=r"rows\[0\]: responses\[0\] is None"):
-            client.score_many([("p", [None])])
-        with pytest.raises(DataError, match=r"responses\[1\] is None"):
-            client.prefer("p", "a", None)
+            with pytest.raises(DataError, match="responses is None"):
+                ask("p", None)
+        with pytest.raises(DataError, match=r"rows\[0\]: responses is empty"):
+            client.score_many([("p", [])])

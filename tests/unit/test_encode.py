@@ -18,14 +18,13 @@ from plaudit.tokens.encode import (
     OVER_LENGTH,
     TEMPLATE_REFUSED,
     Encoder,
-    Refused,
     common_prefix,
     encode,
     grow_tree,
     llamafactory_lengths,
     why_untrainable,
 )
-from plaudit.types import Comparison, IntArray, Message, TokenTree, Turns
+from plaudit.types import Comparison, IntArray, Message, Refused, TokenTree, Turns
 from tests.models import CHAT_TEMPLATE, tiny_tokenizer
 
 pytestmark = pytest.mark.heavy

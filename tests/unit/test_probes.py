@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from random import Random
 
 import numpy as np
 import pytest
 
 from plaudit.data.language import language_of_answer
+from plaudit.data.mutate import mutate
 from plaudit.data.operators.table import OPERATORS, of_kind
 from plaudit.data.operators.text import make_context
 from plaudit.data.probes import UNALTERED, build_probes
@@ -20,8 +22,7 @@ from plaudit.evaluate.behaviour import (
 )
 from plaudit.evaluate.metrics import wilson
 from plaudit.evaluate.probing import probe
-from plaudit.tokens.encode import Refused
-from plaudit.types import Comparison, Message, TokenTree
+from plaudit.types import Comparison, Message, Refused, TokenTree
 
 RICH = """# How the parser works
 
@@ -115,6 +116,20 @@ def test_probes_hold_best_worst_and_every_operator(chat):
         assert one.language == "en"
         assert sorted([*applied, *one.not_applied, *one.not_for_language]) == sorted(OPERATORS)
     del best, worst
+
+
+def test_a_short_answer_is_in_the_language_of_its_own_prompt():
+    prompts = ("Is the meeting tomorrow still on?", "Findet die Besprechung morgen noch statt?")
+    rows = [
+        replace(comparison(n, chat=False, good="OK."), prompt=prompt)
+        for n, prompt in enumerate(prompts)
+    ]
+    for ordered in (rows, rows[::-1]):
+        built = build_probes(ordered)
+        assert {one.comparison.prompt: one.language for one in built.probes} == dict(
+            zip(prompts, ("en", "de"), strict=True)
+        )
+        assert mutate(ordered, [], 0).languages == {"en": 1, "de": 1}
 
 
 def test_a_sample_is_one_per_prompt_whatever_the_order():

@@ -25,6 +25,7 @@ from plaudit.errors import ModelError
 from plaudit.model import prompt_states
 from plaudit.serve import app as app_module
 from plaudit.serve import engine as engine_module
+from plaudit.serve import server as server_module
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.scorer import RewardModel
@@ -442,18 +443,32 @@ def test_a_client_that_dribbles_is_closed(server: Running, sent: bytes, status: 
     still_answers(server)
 
 
-def test_a_client_that_reads_nothing_is_closed(finished_run: Path) -> None:
+def test_a_client_may_read_slowly_but_must_read(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", 1)
     body = json.dumps({"text": "a", "rid": "r" * (24 << 20)}).encode()
-    with running(finished_run, body_timeout=1.0) as server, socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    def ask(raw: socket.socket, receive_buffer: int) -> None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         raw.connect(("127.0.0.1", server.port))
         raw.sendall(
             b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body)
         )
         raw.sendall(body)
-        time.sleep(2.5)
-        assert len(read_until_closed(raw)) < len(body)
+
+    with running(finished_run, body_timeout=1.0) as server:
+        with socket.socket() as reads_nothing, socket.socket() as reads_slowly:
+            ask(reads_nothing, 4096)
+            ask(reads_slowly, 1 << 18)
+            read = bytearray()
+            # About four seconds, several times body_timeout and the keep-alive time.
+            while part := reads_slowly.recv(1 << 18):
+                read += part
+                time.sleep(4 * len(part) / len(body))
+            assert len(read) > len(body)
+            assert len(read_until_closed(reads_nothing)) < len(body)
         still_answers(server)
 
 

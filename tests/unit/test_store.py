@@ -28,8 +28,8 @@ from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe import Source
 from plaudit.tokens import store
-from plaudit.tokens.encode import Encoder, Refused, encode
-from plaudit.types import Comparison, Message, TokenTree
+from plaudit.tokens.encode import Encoder, encode
+from plaudit.types import Comparison, Message, Refused, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 pytestmark = pytest.mark.heavy

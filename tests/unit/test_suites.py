@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from plaudit.cli.eval import suite_lines
+from plaudit.cli.eval import show, suite_lines
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.cases import Answer, Item
 from plaudit.evaluate.suites.request import Request, parse_request
@@ -305,6 +307,49 @@ def test_texts_beside_messages_are_told_what_is_expected(tmp_path: Path) -> None
     row = {"prompt": "q", "chosen": [turn("a")], "rejected": [turn("b")]}
     path = write_jsonl(tmp_path / "mine.jsonl", [row])
     with pytest.raises(DataError, match=r"mine.jsonl:1: .*expected messages in prompt, or whole"):
+        read_suite(parse_request(f"pairs:{path}"))
+
+
+TEXTS = {"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}
+CHATS = {"prompt": [USER], "chosen": [turn("a")], "rejected": [turn("b")]}
+IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
+TOOLS = [{"type": "function", "function": {"name": "clock"}}]
+
+
+@pytest.mark.parametrize("row", [TEXTS, CHATS])
+def test_pairs_keep_what_stands_beside_the_text(row: dict[str, Any], tmp_path: Path) -> None:
+    beside = {"tools": json.dumps(TOOLS), "chat_template_kwargs": {"think": False}}
+    rows = [row, {**row, **beside}, {**row, "images": ["a.png"]}, {**row, "note": "An aside."}]
+    path = write_jsonl(tmp_path / "mine.jsonl", [{**one, "subset": "s"} for one in rows])
+    (plain, tools, image, note), _ = read_suite(parse_request(f"pairs:{path}"))
+    assert (plain.tools, plain.chat_template_kwargs, plain.unusable) == (None, {}, None)
+    assert (tools.tools, tools.chat_template_kwargs) == (tuple(TOOLS), {"think": False})
+    assert image.unusable == "media"
+    assert (plain.unread, tools.unread, image.unread, note.unread) == ((), (), (), ("note",))
+    assert {item.group for item in (plain, tools, image, note)} == {plain.group}
+
+
+def test_columns_of_pairs_that_are_not_read_are_shown() -> None:
+    block = scored("pairs", [pair("any", number) for number in range(4)], [(1, 0)] * 4)
+    block["unread"] = {"rows": 4, "without_prompt": 0, "columns": {"note": 2}}
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(console, {"data": None, "eval": None, "suites": {"pairs": block}}, None, verbose=False)
+    assert "Pairs: columns that are not read, with their share of rows: note (50%)." in (
+        console.export_text()
+    )
+
+
+def test_an_image_in_a_message_of_pairs_is_media(tmp_path: Path) -> None:
+    row = {**CHATS, "prompt": [{"role": "user", "content": [IMAGE]}]}
+    path = write_jsonl(tmp_path / "mine.jsonl", [row])
+    (item,), _ = read_suite(parse_request(f"pairs:{path}"))
+    assert item.unusable == "media"
+
+
+@pytest.mark.parametrize("row", [TEXTS, CHATS])
+def test_pairs_lose_no_system_message(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [{**row, "system": "Be brief."}])
+    with pytest.raises(DataError, match=r"mine.jsonl:1: .*column system looks like a system mess"):
         read_suite(parse_request(f"pairs:{path}"))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from plaudit.tokens.encode import NOT_RENDERED, Encoder, Refused, encode
+from plaudit.tokens.encode import NOT_RENDERED, Encoder, encode
 from plaudit.tokens.rendering import render
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import Comparison, Message, Refused, Turns
 from tests.models import tiny_tokenizer
 
 pytestmark = pytest.mark.heavy

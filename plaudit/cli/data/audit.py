@@ -262,10 +262,10 @@ def count_with(name: str) -> Counting:
         ModelError: there is no such tokenizer.
     """
     from plaudit import embedded
-    from plaudit.data.audit.tools import Counting, Refusal, Size
+    from plaudit.data.audit.tools import Counting, Size
     from plaudit.model.load import load_tokenizer
-    from plaudit.tokens.encode import Encoder, Refused, common_prefix, encode
-    from plaudit.types import TokenTree
+    from plaudit.tokens.encode import Encoder, common_prefix, encode
+    from plaudit.types import Refused, TokenTree
 
     path = str(embedded.base_path()) if name == embedded.NAME else name
     encoder = Encoder(
@@ -281,13 +281,9 @@ def count_with(name: str) -> Counting:
         ]
         return Size(longest=max(tree.lengths), shared=max(shared, default=0))
 
-    def measure(comparisons: Any) -> list[Size | Refusal]:
-        return [
-            Refusal(reason=outcome.reason, field=outcome.field)
-            if isinstance(outcome, Refused)
-            else size(outcome)
-            for outcome in encode(encoder, comparisons)
-        ]
+    def measure(comparisons: Any) -> list[Size | Refused]:
+        outcomes = encode(encoder, comparisons)
+        return [size(o) if isinstance(o, TokenTree) else o for o in outcomes]
 
     # The embedded base's tokenizer is small: another model's counts differ.
     stands_in = ", which cuts finer than larger ones" if name == embedded.NAME else ""

@@ -21,10 +21,10 @@ from plaudit.data.audit import chat
 from plaudit.data.audit.overlap import EvalGrams
 from plaudit.data.audit.rows import AuditRows, Progress
 from plaudit.data.audit.shingles import Hashes, Sketcher, grams, shingles, union, words
-from plaudit.data.audit.tools import Refusal, Tools
+from plaudit.data.audit.tools import Tools
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.files import writing
-from plaudit.types import Comparison, Turns
+from plaudit.types import Comparison, Refused, Turns
 from plaudit.workers import forked_pool, in_order, worker_count
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -170,7 +170,7 @@ class _Measurer:
         sizes = self.tools.counting.measure(comparisons)
         for place, (comparison, size) in enumerate(zip(comparisons, sizes, strict=True)):
             row, responses, sketch = self._row(comparison, names, data=numbers[place])
-            if isinstance(size, Refusal):
+            if isinstance(size, Refused):
                 field = _named(size.field, names) if size.field else 0
                 refused = _named(size.reason, names)
                 row |= {"refused": refused, "unrendered": field, "longest": 0, "shared": 0}

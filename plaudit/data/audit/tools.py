@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
-from plaudit.types import Comparison, FloatArray, Turns
+from plaudit.types import Comparison, FloatArray, Refused, Turns
 
 Fitted: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
 """(train, held out) -> one difference per ordered pair of the held-out comparisons."""
@@ -26,15 +26,7 @@ class Size:
     shared: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a comparison cannot become tokens; ``field`` is what the chat template leaves out."""
-
-    reason: str
-    field: str
-
-
-Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refusal]]
+Measure: TypeAlias = Callable[[Sequence[Comparison]], Sequence[Size | Refused]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

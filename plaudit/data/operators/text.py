@@ -24,20 +24,23 @@ class Context:
     language: str | None = None
 
 
-def contexts_by_language(texts: Mapping[str, str | None]) -> dict[str | None, Context]:
-    """For each language of these answers a context out of those in it, and None: out of all.
+def contexts_by_language(
+    answers: Sequence[tuple[str, str | None]],
+) -> dict[str | None, Context]:
+    """For each language of these answers (text, language) a context out of those in it, and None:
+    out of all. A text may occur in several languages.
 
     Answers of unknown language (None) are in every context.
     """
     by_language: dict[str | None, list[str]] = {None: []}
-    for text, language in texts.items():
+    for text, language in answers:
         by_language.setdefault(language, []).append(text)
     unknown = by_language.pop(None)
     contexts: dict[str | None, Context] = {
         language: replace(make_context([*own, *unknown]), language=language)
         for language, own in by_language.items()
     }
-    return {**contexts, None: make_context(list(texts))}
+    return {**contexts, None: make_context([text for text, _ in answers])}
 
 
 def make_context(texts: Sequence[str]) -> Context:

@@ -19,7 +19,9 @@ class Item:
     """One row of a suite: a prompt, K responses with known grades, and the subset it counts in.
 
     ``case`` joins rows that are scored together; rows of one ``prompt`` are one group of the
-    bootstrap.
+    bootstrap. ``tools``, ``chat_template_kwargs`` and ``unusable`` are those of the
+    :class:`~plaudit.types.Comparison`; ``unread`` names the columns of the row that hold text and
+    are not read.
     """
 
     id: str
@@ -29,6 +31,10 @@ class Item:
     subset: str
     case: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:

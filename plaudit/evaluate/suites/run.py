@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from plaudit.data.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.readers import READERS
-from plaudit.data.values import is_messages, listed
+from plaudit.data.reasons import is_blank
+from plaudit.data.unread import TrackedRow, Unread, unread_text
+from plaudit.data.values import from_json, is_messages, listed, tools
 from plaudit.errors import DataError
 from plaudit.evaluate.baselines import response_text
 from plaudit.evaluate.suites.cases import Answer, Item, Row, key
@@ -22,8 +25,18 @@ from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import HubFiles, Suite
 from plaudit.recipe import Source
 from plaudit.serve.scorer import RewardModel
-from plaudit.tokens.encode import Refused
-from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree, Turns, as_turns
+from plaudit.types import (
+    MEDIA,
+    Comparison,
+    FloatArray,
+    Refused,
+    ScoreRow,
+    TokenTree,
+    Turns,
+    as_turns,
+    has_media,
+    media_columns,
+)
 
 NOT_FINITE = "reward_not_finite"
 
@@ -57,9 +70,19 @@ def run_suite(
             f"model reads at most {model.facts.max_length} tokens."
         )
     facts = score_suite(request.suite, items, answers, refused, seed=seed)
+    if request.suite.chats:
+        facts["unread"] = asdict(_unread_of(items))
     return RunSuite(
         facts={**facts, "files": files},
         rows=tuple(_score_rows(request.suite.name, answers, trees)),
+    )
+
+
+def _unread_of(items: Sequence[Item]) -> Unread:
+    return Unread(
+        rows=len(items),
+        without_prompt=sum(is_blank(item.prompt) for item in items),
+        columns=dict(Counter(name for item in items for name in item.unread)),
     )
 
 
@@ -80,8 +103,8 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
     for path in paths:
         for where, row in _rows(path):
             try:
-                parsed = parse_chat(row) if suite.chats else row
-                item = suite.read(parsed, len(items), PurePath(path.relative_to(root)))
+                read = partial(read_chat, suite) if suite.chats else suite.read
+                item = read(row, len(items), PurePath(path.relative_to(root)))
             except DataError as error:
                 raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
             if item is not None:
@@ -93,8 +116,38 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
     return items, shown
 
 
-def parse_chat(row: Row) -> Row:
-    """A row of messages with its prompt and answers as turns; any other row as it is.
+def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | None:
+    """The item of a row that may hold messages, tools and media, under the rules of training data.
+
+    Raises:
+        DataError: a value of the wrong type, or a column that looks like a prompt and is not read.
+    """
+    tracked = TrackedRow(row)
+    turns = _parse_turns(row, tracked)
+    whole = TrackedRow({**row, **turns})
+    item = suite.read(whole, number, path)
+    if item is None:
+        return None
+    tracked.looked_up |= whole.looked_up - turns.keys()
+    holds_media = bool(media_columns(tracked)) or has_media(item.prompt, *item.responses)
+    item = replace(
+        item,
+        tools=tools(tracked),
+        chat_template_kwargs=from_json(tracked, "chat_template_kwargs", dict) or {},
+        unusable=MEDIA if holds_media else None,
+    )
+    unread = unread_text(tracked, _comparison(item, item.responses))
+    if unread.lost:
+        name, kind = next(iter(unread.lost.items()))
+        raise DataError(
+            f"the column {name} looks like {kind}, but it is not read; put its text into the"
+            " messages of prompt, or remove the column."
+        )
+    return replace(item, unread=unread.others)
+
+
+def _parse_turns(row: Row, tracked: TrackedRow) -> dict[str, Turns]:
+    """The prompt and both answers of a row of messages as turns; nothing for a row of texts.
 
     Raises:
         DataError: the columns mix texts and messages in a way that no reader of chats knows.
@@ -102,15 +155,15 @@ def parse_chat(row: Row) -> Row:
     for name in ("explicit_conversational", "implicit_conversational"):
         reader = READERS[name]
         if set(reader.columns) <= row.keys() and reader.recognises(row):
-            found = reader.parse(row)
-            chosen, rejected = found.responses
-            return {**row, "prompt": found.prompt, "chosen": chosen, "rejected": rejected}
+            parsed = reader.parse(tracked)
+            chosen, rejected = parsed.responses
+            return {"prompt": parsed.prompt, "chosen": chosen, "rejected": rejected}
     if any(is_messages(row.get(column)) for column in ("prompt", "chosen", "rejected")):
         raise DataError(
             f"the columns {listed(row)} mix texts and messages, expected messages in prompt, or "
             "whole conversations in chosen and rejected."
         )
-    return row
+    return {}
 
 
 def suite_files(suite: Suite, folder: Path) -> list[Path]:
@@ -198,9 +251,9 @@ def _score(
     """
     together: dict[str, list[int]] = {}
     for number, item in enumerate(items):
-        together.setdefault(key(item.prompt), []).append(number)
+        together.setdefault(_context(item), []).append(number)
     merged = [
-        _comparison(model, items[n[0]], _distinct([items[i] for i in n])) for n in together.values()
+        _for_model(model, items[n[0]], _distinct([items[i] for i in n])) for n in together.values()
     ]
     outcomes = model.encode(merged)
     jobs: list[tuple[TokenTree, list[str], list[int]]] = []
@@ -212,7 +265,7 @@ def _score(
             continue
         for number in numbers:
             item = items[number]
-            (alone,) = model.encode([_comparison(model, item, item.responses)])
+            (alone,) = model.encode([_for_model(model, item, item.responses)])
             if isinstance(alone, Refused):
                 refused[alone.reason] += 1
             else:
@@ -249,9 +302,20 @@ def _distinct(items: Sequence[Item]) -> tuple[Turns, ...]:
     return tuple(found.values())
 
 
-def _comparison(model: RewardModel, item: Item, responses: Sequence[Turns]) -> Comparison:
+def _context(item: Item) -> str:
+    """Equal for items whose responses follow the same prompt, with the same tools."""
+    beside = item.tools, item.chat_template_kwargs, item.unusable
+    return json.dumps([key(item.prompt), *beside], sort_keys=True, default=str)
+
+
+def _for_model(model: RewardModel, item: Item, responses: Sequence[Turns]) -> Comparison:
     """Messages; a text is a user turn or an assistant turn, but for a model of plain text alone."""
-    comparison = Comparison(
+    comparison = _comparison(item, responses)
+    return comparison if model.facts.text == "text" else as_turns(comparison)
+
+
+def _comparison(item: Item, responses: Sequence[Turns]) -> Comparison:
+    return Comparison(
         id=item.id,
         prompt=item.prompt,
         responses=tuple(responses),
@@ -259,8 +323,10 @@ def _comparison(model: RewardModel, item: Item, responses: Sequence[Turns]) -> C
         group=item.group,
         source="suite",
         where=item.id,
+        tools=item.tools,
+        chat_template_kwargs=item.chat_template_kwargs,
+        unusable=item.unusable,
     )
-    return comparison if model.facts.text == "text" else as_turns(comparison)
 
 
 def _score_rows(

@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from plaudit.data.unread import has_words, kind_of_name
 from plaudit.serve.refusal import RefusalError
-from plaudit.types import MEDIA_COLUMNS, Text
+from plaudit.types import Text, media_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +109,8 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_media(cls, body: Any) -> Any:
-        for name in sorted(MEDIA_COLUMNS) if isinstance(body, Mapping) else ():
-            if body.get(name):
-                raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
+        for name in media_columns(body) if isinstance(body, Mapping) else ():
+            raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
         return body
 
     @model_validator(mode="before")
