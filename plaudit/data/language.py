@@ -12,6 +12,9 @@ CHARACTERS: Final = 2000
 """Of longer texts the beginning tells the language."""
 UNKNOWN: Final = "unknown"
 """What counts of languages call the texts whose language is not sure."""
+NOT_LATIN: Final = "unknown, not in Latin letters"
+"""A language that is not sure and is not English or one of its neighbours."""
+_LAST_LATIN: Final = "\u024f"
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
@@ -28,8 +31,18 @@ def identify_language(text: str) -> str | None:
 
 
 def language_of_answer(text: str, prompt: str) -> str | None:
-    """The language of an answer; of one too short to tell, that of the prompt and the answer."""
-    return identify_language(text) or identify_language(f"{prompt}\n{text}")
+    """The language of an answer; of one too short to tell, that of the prompt and the answer.
+
+    Where both are too short, their letters tell whether it may be a language like English.
+    """
+    both = f"{prompt}\n{text}"
+    known = identify_language(text) or identify_language(both)
+    return known or (None if _mostly_latin(both) else NOT_LATIN)
+
+
+def _mostly_latin(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return 2 * sum(letter <= _LAST_LATIN for letter in letters) >= len(letters)
 
 
 @cache

@@ -492,7 +492,7 @@ def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> 
     change = metrics.paired_difference(right_best_P, right_last_P, group_P)
     before, after = metrics.accuracy(best.delta_P), metrics.accuracy(last.delta_P)
     if change.interval is None or change.interval.low <= 0 <= change.interval.high:
-        moved = "stood still"
+        moved = "did not change beyond noise"
     else:
         moved = "rose" if change.mean > 0 else "fell"
     return f"{moved} ({before:.4f} to {after:.4f})"

@@ -130,6 +130,8 @@ def _refit(block: Block) -> str:
     if block["temperature"] is None:
         return f"none was fitted ({block['calibration_note']})"
     verdict = "better" if block["temperature_improves"] else "not better"
+    if f"{block['temperature']:.3g}" == "1":
+        return "a fitted one is 1 as well"
     return (
         f"a fitted one ({block['temperature']:.3g}) gives cross-fitted log loss "
         f"{block['nll_calibrated']:.4f} and ECE {block['ece_calibrated']:.4f}, which is {verdict} "

@@ -302,7 +302,7 @@ def test_overconfidence_is_called_overfit():
     assert found["loss_rise"] == pytest.approx(rise)
     assert found["sentence"].startswith("Overfit: validation loss rose from ")
     assert "at step 10 (kept)" in found["sentence"]
-    assert "accuracy stood still" in found["sentence"]
+    assert "accuracy did not change beyond noise" in found["sentence"]
 
 
 def test_a_rise_within_noise_is_said_to_be_one():

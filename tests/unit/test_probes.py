@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from plaudit.data.language import language_of_answer
+from plaudit.data.language import NOT_LATIN, language_of_answer
 from plaudit.data.mutate import mutate
 from plaudit.data.operators.table import OPERATORS, of_kind
 from plaudit.data.operators.text import make_context
@@ -315,6 +315,9 @@ def test_an_operator_for_english_skips_other_languages_and_is_counted():
             "de",
         ),
         ("\ud800", "\ud800", None),
+        # No language is sure, but English operators have nothing to do with these.
+        ("1. 12\n2. 13", "列出数字", NOT_LATIN),
+        ("42", "多少？", NOT_LATIN),
     ],
 )
 def test_the_language_of_an_answer(text, prompt, language):
