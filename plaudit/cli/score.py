@@ -162,7 +162,7 @@ def _score_under_a_bar(
 
     from plaudit.serve.files import score_file
 
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scoring", total=None)
         return score_file(
             reward_model,

@@ -60,7 +60,7 @@ def add_suites(
 
 
 def _run(model: RewardModel, request: Request, console: Console) -> RunSuite:
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"scoring {request.suite.title}", total=None)
         return run_suite(
             model,

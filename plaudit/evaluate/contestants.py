@@ -277,7 +277,7 @@ def score(
         kept, encoded = encode_scorable(model, comparisons, console)
     except DataError as error:
         raise ModelError(f"{name}: {error}") from None
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"scoring {name}", total=int(encoded.trees.column("packed").sum()))
         rewards = model.score_trees(
             encoded.trees,

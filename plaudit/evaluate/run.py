@@ -80,7 +80,7 @@ def evaluate(
     reward_model = model if isinstance(model, RewardModel) else scorer.load(model)
     kept, encoded = encode_scorable(reward_model, loaded.comparisons, console)
     trees = encoded.trees
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scoring", total=int(trees.column("packed").sum()))
         rewards = reward_model.score_trees(
             trees,
@@ -159,7 +159,7 @@ def encode_scorable(
     model: RewardModel, comparisons: StoredComparisons, console: Console
 ) -> tuple[StoredComparisons, Trees]:
     """Comparisons that can be scored, and their trees with the others counted by reason."""
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("encoding", total=None)
         encoded = encode_rows(
             model.encoder,

@@ -116,7 +116,7 @@ def prepare(
         )
     refuse_changed_data(folder, corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe, tokenizer, begun)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("encoding", total=None)
         corpus = corpora.encode_corpus(
             encoder,

@@ -122,7 +122,8 @@ class Body(BaseModel):
         for name in sorted(name for name in unread if isinstance(name, str)):
             kind = kind_of_name(name)
             if kind is not None and has_words(body[name]):
-                message = f"looks like {kind}, but is not read here; put its text into the prompt"
+                keys = ", ".join(sorted(_names_of(cls)))
+                message = f"looks like {kind}, but is not read; the keys that are read are {keys}"
                 wrong = InitErrorDetails(
                     type=PydanticCustomError("unread_prompt", message),
                     loc=(name,),
