@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from plaudit.cli.main import main
+from plaudit.cli.options import parse_columns
 from plaudit.data.load import load, open_source
 from plaudit.data.readers import READERS, to_comparison
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
@@ -179,6 +181,30 @@ def complaint(source: Source) -> str:
         load((source,), seed=1)
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize(
+    ("column", "in_option"),
+    [
+        ("user's prompt", True),
+        ("$text; `text`", True),
+        ("input, text", False),
+        ("input=text", False),
+        ("input\x1b text", False),
+    ],
+)
+def test_a_remedy_can_be_pasted(column: str, in_option: bool, tmp_path: Path) -> None:
+    """Into a recipe, and into a shell where ``--columns`` can hold the name."""
+    source = source_of(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", column: "And?"})
+    message = complaint(source)
+    _, _, shown = message.partition("leave it out with `columns: ")
+    columns, _, option = shown.partition("}`")
+    assert yaml.safe_load(f"{columns}}}") == {column: None}
+    assert ("--columns" in option) == in_option
+    if in_option:
+        (_, pasted) = shlex.split(option[option.index("--columns") :].removesuffix(")."))
+        remedied = source.model_copy(update={"columns": parse_columns([pasted])})
+        assert counts(remedied).columns == {}
 
 
 def counts(source: Source) -> Unread:
