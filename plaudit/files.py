@@ -39,18 +39,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def existing_path(text: str) -> Path | None:
+    """The path that ``text`` names, ``~`` replaced; None where nothing is there.
+
+    Any text is allowed: a prompt may be longer than a file name or begin with ``~word``.
+    """
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def missing_path(name: str) -> str | None:
     """What to say where ``name`` can only be a path and nothing is there, as half a sentence.
 
     None for what is there, and for what may be an id on the Hub: ``model`` or ``owner/model``.
     """
     path = Path(name)
-    if path.exists() or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
+    # Models are opened by the name as it is, so one that exists only once ~ is replaced is missing.
+    is_there = existing_path(name) == path
+    if is_there or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         return None
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
     hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
     return f"{name} does not exist{hint}"
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none where there is no such folder, or it cannot be read."""
+    try:
+        return os.listdir(folder.expanduser())  # noqa: PTH208
+    except (OSError, RuntimeError, ValueError):
+        return []
 
 
 def check_writable(path: Path) -> None:

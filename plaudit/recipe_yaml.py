@@ -7,9 +7,11 @@ reads numbers, true, false and null as YAML 1.2's core schema does, and everythi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 import yaml
 
@@ -80,11 +82,15 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML document.
 
     Raises:
-        RecipeError: the text is not YAML, or keys stand twice; the message has the lines.
+        RecipeError: the text is not YAML, keys stand twice, or its aliases stand for more than
+            :data:`MOST_VALUES`; the message has the lines.
     """
     try:
         loader = Loader(text)
-        value = loader.get_single_data()
+        document = loader.get_single_node()
+        if document is not None:
+            _check_aliases(document, where)
+        value = None if document is None else loader.construct_document(document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -104,6 +110,40 @@ def read_yaml(text: str, where: str) -> Any:
     return value
 
 
+MOST_VALUES: Final = 100_000
+"""Keys, values and entries of a document, where each alias counts as all that it stands for."""
+
+
+def _check_aliases(document: yaml.Node, where: str) -> None:
+    """Whether the document is small once its aliases are replaced by what they stand for.
+
+    A few lines of aliases of aliases stand for more than a machine holds, and an anchor that holds
+    itself has no end.
+
+    Raises:
+        RecipeError: the first node that is too large, by its line.
+    """
+    sizes: dict[int, float] = {}
+
+    def size_of(node: yaml.Node) -> float:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        sizes[id(node)] = math.inf  # what an alias inside the node itself finds
+        inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            inside = chain.from_iterable(node.value)
+        size = sizes[id(node)] = 1 + sum(map(size_of, inside))
+        if size > MOST_VALUES:
+            raise RecipeError(
+                f"{where}:{node.start_mark.line + 1}: the aliases here stand for more than"
+                f" {MOST_VALUES:,} values; write the values out."
+            )
+        return size
+
+    size_of(document)
+
+
 def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
     """The line, counted from 1, of every key and list entry of a document that can be read.
 
@@ -111,20 +151,17 @@ def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
     """
     lines: dict[tuple[str | int, ...], int] = {}
 
-    def walk(node: yaml.Node | None, path: tuple[str | int, ...], above: tuple[int, ...]) -> None:
-        if id(node) in above:
-            return  # an anchor that holds itself
-        inside = (*above, id(node))
+    def walk(node: yaml.Node | None, path: tuple[str | int, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 lines[(*path, str(key.value))] = key.start_mark.line + 1
-                walk(value, (*path, str(key.value)), inside)
+                walk(value, (*path, str(key.value)))
         elif isinstance(node, yaml.SequenceNode):
             for number, entry in enumerate(node.value):
                 lines[(*path, number)] = entry.start_mark.line + 1
-                walk(entry, (*path, number), inside)
+                walk(entry, (*path, number))
 
-    walk(yaml.compose(text, Loader=Loader), (), ())
+    walk(yaml.compose(text, Loader=Loader), ())
     return lines
 
 

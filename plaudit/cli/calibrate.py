@@ -24,7 +24,8 @@ def calibrate(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.eval import skipped_of
+    from plaudit.cli.screen import hush_weight_loading, quiet_console, unread_lines
     from plaudit.recipe import Source
 
     mapped = options.parse_columns(columns)
@@ -44,6 +45,7 @@ def calibrate(
     )
     if json:
         print(json_module.dumps(asdict(result)))
-    console.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
+    for line in (result.sentence + skipped_of(result.data), *unread_lines(result.data["sources"])):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not result.stored:
         raise typer.Exit(1)

@@ -65,7 +65,7 @@ def evaluate(
         int,
         typer.Option(
             min=0,
-            help="Perturbation tests: alter so many good responses in about 30 known ways each and "
+            help="Perturbation tests: perturb so many good responses in up to 37 ways each and "
             "score them too, such as 200.",
         ),
     ] = 0,
@@ -79,6 +79,7 @@ def evaluate(
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
     from plaudit.cli.screen import open_model
+    from plaudit.data.load import with_known_columns
     from plaudit.evaluate.gate import Gate, parse_metrics
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
@@ -94,6 +95,7 @@ def evaluate(
     ]
     baseline_sources = [Source(path=path, columns=mapped) for path in train_data or ()]
     check_places([*sources, *baseline_sources], out, baseline)
+    baseline_sources = [with_known_columns(source) for source in baseline_sources]
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
     from plaudit.evaluate.run import evaluate as run

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json as json_module
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated, Final
 
 import typer
@@ -113,12 +116,17 @@ def _cache() -> Cache:
     from plaudit.cache import cache_folder
 
     folder = cache_folder()
-    files = [] if folder is None else [path for path in folder.rglob("*") if path.is_file()]
-    return Cache(
-        folder=None if folder is None else str(folder),
-        files=len(files),
-        bytes=sum(path.stat().st_size for path in files),
-    )
+    sizes = [] if folder is None else list(_sizes(folder))
+    return Cache(folder=None if folder is None else str(folder), files=len(sizes), bytes=sum(sizes))
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """The size of every file below a folder whose files other processes may delete meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            facts = path.stat()
+            if S_ISREG(facts.st_mode):
+                yield facts.st_size
 
 
 def _optional() -> dict[str, Part]:

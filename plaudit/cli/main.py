@@ -17,6 +17,7 @@ import typer
 
 from plaudit import __version__
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError
+from plaudit.printable import printable
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -127,8 +128,7 @@ def run() -> None:
 
 def one_line(message: str) -> str:
     """The message without line breaks, and without control characters that data may hold."""
-    words = " ".join(message.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return printable(" ".join(message.split()))
 
 
 def listed(problems: Sequence[str]) -> str:

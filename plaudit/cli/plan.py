@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
-from plaudit.cli.recipes import RecipeRequest, show_notes
 from plaudit.cli.recipes import choose as choose_recipe
+from plaudit.cli.recipes import request_of, show_notes
 from plaudit.errors import DataError
 from plaudit.plan.estimate import UTILISATION, Plan, Split
 from plaudit.plan.estimate import plan as estimate
@@ -74,17 +74,8 @@ def plan(
     if pairs is not None and recipe is None and from_llamafactory is None:
         # The recipe needs data; nothing reads them.
         data = data or [DATA]
-    chosen = choose_recipe(
-        RecipeRequest(
-            named=recipe,
-            llamafactory=from_llamafactory,
-            model=model,
-            data=data or (),
-            test=test or (),
-            overrides=set_ or (),
-        ),
-        "plan",
-    )
+    request = request_of(recipe, from_llamafactory, model, data, test, set_)
+    chosen = choose_recipe(request, "plan")
     loaded = with_columns(chosen.recipe, options.parse_columns(columns))
     gpus = choose(gpu)
     asked = None

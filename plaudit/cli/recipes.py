@@ -51,6 +51,25 @@ class Chosen:
     out: Path | None = None
 
 
+def request_of(
+    named: str | None,
+    llamafactory: Path | None,
+    model: str | None,
+    data: Sequence[str] | None,
+    test: Sequence[str] | None,
+    overrides: Sequence[str] | None,
+) -> RecipeRequest:
+    """The request of a command's options, which are None where they are not set."""
+    return RecipeRequest(
+        named=named,
+        llamafactory=llamafactory,
+        model=model,
+        data=data or (),
+        test=test or (),
+        overrides=overrides or (),
+    )
+
+
 def choose(request: RecipeRequest, command: str) -> Chosen:
     """The recipe that the command line of ``plaudit <command>`` asks for.
 

@@ -6,12 +6,13 @@ import json as json_module
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from plaudit.cli import options
 from plaudit.errors import DataError
+from plaudit.files import existing_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from plaudit.recipe import Source
     from plaudit.serve.files import ScoredFile
     from plaudit.serve.scorer import RewardModel
+
+_COLUMN: Final = "rewards"
 
 
 def score(
@@ -35,7 +38,7 @@ def score(
     out: options.ScoresOut = None,
     format_: options.Format = None,
     columns: options.Columns = None,
-    column: Annotated[str, typer.Option(help="The column to add.")] = "rewards",
+    column: Annotated[str, typer.Option(help="The column to add.")] = _COLUMN,
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -50,7 +53,7 @@ def score(
     A prompt: plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
     """
     if responses:
-        _check_inline(data, out, limit)
+        _check_inline(data, out, limit, format_, columns, None if column == _COLUMN else column)
         _score_responses(
             model, data, responses, base=base, trust_remote_code=trust_remote_code, json=json
         )
@@ -69,16 +72,22 @@ def score(
     )
 
 
-def _check_inline(prompt: str, out: Path | None, limit: int | None) -> None:
+def _check_inline(prompt: str, *file_options: object) -> None:
     """Whether several words behind the model can be a prompt and its responses.
+
+    ``file_options`` are the values of options that only files have, None where one is not set.
 
     Raises:
         DataError: the first one is a file, or an option belongs to files.
     """
-    if Path(prompt).expanduser().exists():
-        raise DataError(f"{prompt} is a file or folder; score one at a time, without responses.")
-    if out is not None or limit is not None:
-        raise DataError("--out and --limit are for files; the rewards of responses are printed.")
+    path = existing_path(prompt)
+    if path is not None and path.is_file():
+        raise DataError(f"{prompt} is a file; score one at a time, without responses.")
+    if any(option is not None for option in file_options):
+        raise DataError(
+            "--out, --limit, --format, --columns and --column are for files; the rewards of"
+            " responses are printed, so remove these options."
+        )
 
 
 def _score_responses(
@@ -114,7 +123,7 @@ def write_scores(
     base: str | None,
     trust_remote_code: bool,
     json: bool,
-    column: str = "rewards",
+    column: str = _COLUMN,
     picks: str | None = None,
 ) -> None:
     """Score a file into ``out`` or onto stdout, and say on stderr what became of its rows."""

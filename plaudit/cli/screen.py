@@ -16,6 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from plaudit.printable import printable
+
 if TYPE_CHECKING:
     from plaudit.serve.scorer import RewardModel
     from plaudit.share.parity import Parity
@@ -50,7 +52,8 @@ class ScreenHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(escape(record.getMessage()), style="yellow", highlight=False)
+        lines = (printable(line) for line in record.getMessage().split("\n"))
+        self.console.print(escape("\n".join(lines)), style="yellow", highlight=False)
 
 
 def hush_weight_loading() -> None:
@@ -299,7 +302,7 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
         value = "(none)" if entry["value"] is None else entry["value"]
         mark = " (few pairs)" if entry["small"] else " *" if entry["stands_out"] else ""
         table.add_row(
-            Text(f"{words(entry['column'])}: {value}{mark}"),
+            Text(printable(f"{words(entry['column'])}: {value}{mark}")),
             f"{entry['pairs']:,}",
             number(entry["accuracy"]),
             ends(entry["accuracy_ci95"]),

@@ -33,7 +33,7 @@ def train(
     What to train comes from a recipe, or from --model and --data alone. Options win over the
     recipe, --set over the other options; the resolved recipe is written into the run folder.
     """
-    from plaudit.cli.recipes import RecipeRequest, choose, show_notes
+    from plaudit.cli.recipes import choose, request_of, show_notes
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
     from plaudit.recipe import with_columns
@@ -41,17 +41,8 @@ def train(
     from plaudit.train.needs import check_needs
 
     # What is wrong is said before torch is imported, which takes many seconds.
-    chosen = choose(
-        RecipeRequest(
-            named=recipe,
-            llamafactory=from_llamafactory,
-            model=model,
-            data=data or (),
-            test=test or (),
-            overrides=set_ or (),
-        ),
-        "train",
-    )
+    request = request_of(recipe, from_llamafactory, model, data, test, set_)
+    chosen = choose(request, "train")
     mapped = with_columns(chosen.recipe, options.parse_columns(columns))
     out = out or chosen.out or (chosen.run if resume else None)
     if out is None and (resume or "WORLD_SIZE" in os.environ):

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit.data import embedded, hub
 from plaudit.errors import DataError
+from plaudit.files import existing_path, names_in
+from plaudit.printable import printable
 from plaudit.recipe import Source
 
 Row: TypeAlias = dict[str, Any]
@@ -65,24 +67,24 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
     Raises:
         DataError: it is neither, or none of the files has a known extension.
     """
-    path = Path(source.path).expanduser()
+    path = existing_path(source.path)
     parts = {"split": source.split, "subset": source.subset, "folder": source.folder}
     files: tuple[tuple[Path, str], ...]
     if source.path == STDIN:
         files = ((_standard_input(), "stdin"),)
+    elif path is None:
+        if _HUB_ID.fullmatch(source.path) and not _means_a_file(Path(source.path)):
+            return None
+        raise DataError(_missing(source.path))
     elif (path / _SAVED_SPLITS).is_file():
         files = _files_of_folder(*_saved_split(path, source))
         del parts["split"]
     elif path.is_dir():
         files = _files_of_folder(path, source.path)
-    elif path.exists():
+    else:
         files = ((path, source.path),)
         if _kind(path) not in FILE_KINDS:
             raise DataError(f"{source.path} has no known extension; expected {_known()}.")
-    elif _HUB_ID.fullmatch(source.path) and not _means_a_file(path):
-        return None
-    else:
-        raise DataError(_missing(path, source.path))
     if any(part is not None for part in parts.values()) or source.stream:
         raise DataError(
             f"{source.path} is on this machine, and `split`, `subset`, `folder` and `stream` are"
@@ -116,8 +118,8 @@ def source_name(source: Source) -> str:
         return embedded.SCHEME.rstrip(":")
     if source.path == STDIN:
         return "stdin"
-    path = Path(source.path).expanduser()
-    if not path.exists():
+    path = existing_path(source.path)
+    if path is None:
         return source.path
     return path.resolve().name if path.is_dir() else path.name.removesuffix(_kind(path))
 
@@ -142,7 +144,7 @@ def _known() -> str:
 
 
 def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
-    if (folder / _SAVED_TABLE).is_file():
+    if all((folder / name).is_file() for name in (_SAVED_TABLE, _SAVED_INFO)):
         files = _saved_files(folder, shown)
     else:
         files = sorted(
@@ -156,8 +158,10 @@ def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
 
 
 _SAVED_TABLE: Final = "state.json"
+_SAVED_INFO: Final = "dataset_info.json"
 _SAVED_SPLITS: Final = "dataset_dict.json"
-"""What ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write beside the Arrow files."""
+"""What ``Dataset.save_to_disk`` (the first two) and ``DatasetDict.save_to_disk`` write beside the
+Arrow files. Other programs name files ``state.json`` too."""
 
 
 def _saved_files(folder: Path, shown: str) -> list[Path]:
@@ -218,17 +222,23 @@ def _means_a_file(path: Path) -> bool:
 
     ``data/pairs`` beside an existing ``data/pairs.jsonl`` is a forgotten extension.
     """
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    beside = map(Path, names_in(path.parent))
     return _kind(path) in FILE_KINDS or any(
         entry.name == path.name + _kind(entry) and _kind(entry) in FILE_KINDS for entry in beside
     )
 
 
-def _missing(path: Path, shown: str) -> str:
-    if not path.parent.is_dir():
-        return f"{shown} does not exist: there is no folder {path.parent}."
-    names = [entry.name for entry in path.parent.iterdir()]
-    near = difflib.get_close_matches(path.name, names, n=3)
+_PATH_CHARACTERS: Final = 200
+"""Of a path that does not exist in a message: it may be a whole prompt."""
+
+
+def _missing(named: str) -> str:
+    path = Path(named)
+    shown = printable(named, _PATH_CHARACTERS)
+    if existing_path(str(path.parent)) is None:
+        folder = printable(str(path.parent), _PATH_CHARACTERS)
+        return f"{shown} does not exist: there is no folder {folder}."
+    near = difflib.get_close_matches(path.name, names_in(path.parent), n=3)
     if near:
         return f"{shown} does not exist; did you mean {' or '.join(near)}?"
     return f"{shown} does not exist; expected a file, a folder or a Hub dataset id (owner/name)."

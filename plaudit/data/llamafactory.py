@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from plaudit.data.names import KEY_TAGS, ROLE_TAGS
 from plaudit.errors import DataError
+from plaudit.files import existing_path
 from plaudit.recipe import Source
 
 FILE_NAME: Final = "dataset_info.json"
@@ -80,7 +81,7 @@ def resolve(source: Source) -> Source:
 
 
 def _entry(source: Source) -> Mapping[str, Any]:
-    path = Path(source.path).expanduser()
+    path = existing_path(source.path) or Path(source.path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

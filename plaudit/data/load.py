@@ -129,6 +129,28 @@ def check_source(source: Source) -> None:
         files.local_files(resolve(source))
 
 
+def with_known_columns(source: Source) -> Source:
+    """The source without the entries of ``columns`` whose column none of its rows has.
+
+    For data beside those that a command line maps, which may have other names. Reads rows until it
+    has seen each column.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    source = resolve(source)
+    unseen = names.Unseen(source)
+    rows = islice(files.read_rows(source), source.first)
+    while unseen.columns and (located := next(rows, None)) is not None:
+        unseen.look(located[1])
+    kept = {
+        ours: theirs
+        for ours, theirs in source.columns.items()
+        if (ours if theirs is None else theirs) not in unseen.columns
+    }
+    return source.model_copy(update={"columns": kept})
+
+
 def iterate(source: Source) -> Iterator[LocatedComparison]:
     """Yield ``(row number from 1, where, row as read, comparison)`` for every row, dropping none.
 

@@ -65,7 +65,7 @@ class Unseen:
     def __init__(self, source: Source) -> None:
         self._path = source.path
         known = _known_columns(READERS.values())
-        self._columns = {
+        self.columns = {
             ours if theirs is None else theirs
             for ours, theirs in source.columns.items()
             if theirs is not None or ours not in known
@@ -74,15 +74,15 @@ class Unseen:
 
     def look(self, row: Row) -> None:
         """Note the columns of a row."""
-        if self._columns:
-            self._columns -= row.keys()
+        if self.columns:
+            self.columns -= row.keys()
             self._found = self._found or ", ".join(row)
 
     def refuse(self) -> None:
         """At the end of the rows. Raises DataError where a column was in none of them."""
-        if self._columns:
+        if self.columns:
             raise DataError(
-                f"`columns` of {self._path} names {' and '.join(sorted(self._columns))}, which is"
+                f"`columns` of {self._path} names {' and '.join(sorted(self.columns))}, which is"
                 f" in none of its rows (found in the first: {self._found})."
             )
 

@@ -18,6 +18,7 @@ from plaudit.data.row_files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.split import By, assign_parts
 from plaudit.data.store import group_code
 from plaudit.errors import DataError, OutputError
+from plaudit.files import existing_path
 from plaudit.recipe import Source
 from plaudit.types import Comparison
 
@@ -119,7 +120,7 @@ def _write_all(files: Mapping[Path, Iterator[Mapping[str, Any]]]) -> None:
 
 
 def _ending(source: Source) -> str:
-    files = local_files(source) if Path(source.path).expanduser().exists() else None
+    files = local_files(source) if existing_path(source.path) is not None else None
     endings = {_known_ending(path) for path, _ in files or ()}
     (ending,) = endings if len(endings) == 1 else (".jsonl",)
     return ending

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,14 @@ from plaudit.data.reasons import is_blank
 from plaudit.data.turns import is_sharegpt
 from plaudit.data.values import Row
 from plaudit.errors import DataError
+from plaudit.printable import printable
 from plaudit.recipe import Source
 from plaudit.types import Comparison, Message, Turns
 
 Kind: TypeAlias = Literal["a prompt", "a system message", "a conversation"]
+
+_NAME_CHARACTERS: Final = 100
+"""Of a column's name in a message; data may have names of any length."""
 
 
 class TrackedRow(dict[str, Any]):
@@ -64,7 +69,7 @@ class Unread:
         if not self.columns:
             return None
         listed = ", ".join(
-            f"{_printable(column)} ({_share(count, self.rows)})"
+            f"{printable(column, _NAME_CHARACTERS)} ({_share(count, self.rows)})"
             for column, count in sorted(self.columns.items(), key=lambda item: (-item[1], item[0]))
         )
         return f"{name}: columns that are not read, with their share of rows: {listed}."
@@ -169,7 +174,7 @@ _SYSTEM: Final = re.compile(_SYSTEM_WORDS)
 _PROMPT: Final = re.compile(_PROMPT_WORDS)
 
 
-_NAME_CHARACTERS: Final = 100
+_LONGEST_NAME: Final = 100
 """Longer names are no prompt's. Clients of the server choose names, and the cache keeps them."""
 
 
@@ -179,7 +184,7 @@ def kind_of_name(name: str) -> Kind | None:
     Case and separators do not matter: ``system_prompt`` and ``SystemPrompt`` are one name.
     ``prompt_id`` and ``prompt_source`` are no prompts.
     """
-    return _kind_of_short_name(name) if len(name) <= _NAME_CHARACTERS else None
+    return _kind_of_short_name(name) if len(name) <= _LONGEST_NAME else None
 
 
 @lru_cache(maxsize=4096)
@@ -332,10 +337,11 @@ def _complaint(source: Source, row: Row, lost: Mapping[str, Kind], where: str) -
     else:
         advice = "put its text where the format reads it"
     left_out = {name: None}
+    option = _as_option(left_out if columns is None else columns)
+    hint = "" if option is None else f" (on a command line: --columns {option})"
     return (
-        f"{where}: the column {_printable(theirs)} looks like {kind}, but it is not read; {advice},"
-        f" or leave it out with `columns: {_as_yaml(left_out)}` (on a command line: --columns"
-        f" {_as_option(left_out if columns is None else columns)})."
+        f"{where}: the column {printable(theirs, _NAME_CHARACTERS)} looks like {kind}, but it is"
+        f" not read; {advice}, or leave it out with `columns: {_as_yaml(left_out)}`{hint}."
     )
 
 
@@ -385,16 +391,32 @@ def _as_yaml(columns: Mapping[str, str | None]) -> str:
 def _quoted(name: str | None) -> str:
     if name is None:
         return "null"
-    return name if re.fullmatch(r"[^\W\d][\w-]*", name) else json.dumps(name, ensure_ascii=False)
+    plain = re.fullmatch(r"[^\W\d][\w-]*", name)
+    if plain and name.lower() not in ("null", "true", "false"):
+        return name
+    # YAML does not join the two halves in which JSON escapes a character such as an emoji.
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
-def _as_option(columns: Mapping[str, str | None]) -> str:
-    option = ",".join(f"{ours}={theirs or 'null'}" for ours, theirs in columns.items())
-    return option if re.fullmatch(r"[\w,=-]+", option) else f"'{_printable(option)}'"
+def _as_option(columns: Mapping[str, str | None]) -> str | None:
+    """The value of ``--columns``, quoted for a shell; ``None`` for names that it cannot hold."""
+    names = [name for pair in columns.items() for name in pair if name is not None]
+    if not all(map(_fits_an_option, names)):
+        return None
+    return shlex.quote(",".join(f"{ours}={theirs or 'null'}" for ours, theirs in columns.items()))
 
 
-def _printable(name: str) -> str:
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
+def _fits_an_option(name: str) -> bool:
+    """Whether ``--columns`` reads the name as it is.
+
+    It splits at signs and strips; and an error, which shows the name, has single spaces.
+    """
+    return (
+        name.isprintable()
+        and name == " ".join(name.split())
+        and not any(sign in name for sign in ",=")
+        and name not in ("", "null")
+    )
 
 
 def _share(count: int, rows: int) -> str:

@@ -25,6 +25,7 @@ from plaudit.evaluate.baselines import response_text
 from plaudit.evaluate.compare import Scored, align, compare
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, read_table
+from plaudit.files import existing_path
 from plaudit.recipe import Source
 from plaudit.types import Comparison
 
@@ -40,7 +41,7 @@ _EXAMPLE_CHARACTERS = 2000
 
 def is_contestant(argument: str) -> bool:
     """Whether a word of the command line names a model or recorded scores, rather than data."""
-    path = Path(argument).expanduser()
+    path = existing_path(argument) or Path(argument)
     if path.is_dir():
         named = (*_MODEL_FILES, PREDICTIONS, "evaluations")
         return any((path / name).exists() for name in named)
@@ -63,7 +64,7 @@ def tell_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     if any(kinds[count:]):
         late = arguments[kinds.index(True, count)]
         raise DataError(f"{late} is named after the data {arguments[count]}; name models first.")
-    return [Path(a).expanduser() for a in arguments[:count]], list(arguments[count:])
+    return [existing_path(a) or Path(a) for a in arguments[:count]], list(arguments[count:])
 
 
 def run_comparison(

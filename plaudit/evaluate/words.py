@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from plaudit.evaluate.bias import FEWEST_PER_SIDE
 from plaudit.evaluate.slices import SMALL_SLICE
+from plaudit.printable import printable
 
 Block: TypeAlias = Mapping[str, Any]
 Part: TypeAlias = Callable[[Block], Iterator[str]]
@@ -260,8 +261,8 @@ def _slices(block: Block) -> Iterator[str]:
 
 def _named(entry: Block) -> str:
     value = "(none)" if entry["value"] is None else str(entry["value"])
-    short = value if len(value) <= _MOST_CHARACTERS else f"{value[: _MOST_CHARACTERS - 1]}…"
-    return f"{_spaced(entry['column'])}: {short}"
+    column = printable(_spaced(entry["column"]), _MOST_CHARACTERS)
+    return f"{column}: {printable(value, _MOST_CHARACTERS)}"
 
 
 def _listed(names: Sequence[str]) -> str:

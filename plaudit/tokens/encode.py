@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError
+from plaudit.printable import printable
 from plaudit.tokens.rendering import RENDER_ERRORS, Piece, Rendered, Voice, is_chat, render
 from plaudit.tokens.unrendered import find_unrendered
 from plaudit.types import (
@@ -35,6 +36,9 @@ TEMPLATE_REFUSED = "template_refused"
 NOT_RENDERED = "not_rendered"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
+
+_ERROR_CHARACTERS = 200
+"""Of a template's error in a message: templates quote what they cannot render."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,8 @@ def _render(voice: Voice, comparison: Comparison, index: int) -> list[Rendered] 
     try:
         rendered = [render(voice, comparison, response) for response in comparison.responses]
     except RENDER_ERRORS as error:
-        detail = f"{where}: the chat template refused it ({error})"
+        reason = printable(str(error), _ERROR_CHARACTERS)
+        detail = f"{where}: the chat template refused it ({reason})"
         return Refused(index=index, reason=TEMPLATE_REFUSED, detail=detail)
     for response, whole in zip(comparison.responses, rendered, strict=True):
         missing = find_unrendered(voice, comparison, response, whole)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
+from plaudit.printable import printable
 from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, Voice, render
 from plaudit.types import Comparison, Message, Turns
 
@@ -104,11 +105,11 @@ class _Part:
 
     def unrendered(self, messages: Messages) -> Unrendered:
         """This part as the one that is left out."""
-        role = _short(messages[self.place].role)
+        role = printable(messages[self.place].role, _NAME_CHARACTERS)
         turn = f"turn {self.place + 1} ({role})"
         if self.field is None:
             return Unrendered(f"content of {role}", f"the chat template does not render {turn}")
-        name = _short(self.field)
+        name = printable(self.field, _NAME_CHARACTERS)
         return Unrendered(name, f"the chat template does not render {name} of {turn}")
 
     def _changed(self, messages: Messages, **changes: Any) -> Messages:
@@ -182,8 +183,3 @@ def _with_mark(value: Any, mark: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_mark(item, mark) for item in value]
     return value
-
-
-def _short(name: str) -> str:
-    """A name out of the data, which may be of any length, for a message."""
-    return name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}…"

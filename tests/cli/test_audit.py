@@ -31,6 +31,19 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return " ".join(shown.err.split())
 
 
+def test_held_out_data_may_have_columns_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {n}.", "chosen": f"{n}", "rejected": "no"} for n in range(5)]
+    named = [{("question" if k == "prompt" else k): v for k, v in row.items()} for row in rows]
+    data = write_jsonl(tmp_path / "data.jsonl", named)
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", rows)
+    words = [str(data), "--eval", str(held_out), "--columns", "prompt=question", "--json"]
+    assert main(["data", "audit", *words]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [part["rows"] for part in parts] == [5, 5]
+
+
 def test_the_table_fits_and_names_lines(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "audit", data.name]) == 0
     shown = capsys.readouterr()

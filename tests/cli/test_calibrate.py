@@ -33,6 +33,8 @@ def unseen(tmp_path: Path) -> Path:
     rows = pair_rows(60, seed=5)
     for row in rows[::4]:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        row["remark"] = "turned round"
+    rows.append({**rows[0], "rejected": rows[0]["chosen"]})
     return write_jsonl(tmp_path / "unseen.jsonl", rows)
 
 
@@ -55,7 +57,9 @@ def test_a_better_temperature_is_stored_and_said(
     assert result["after"]["log_loss"] < result["before"]["log_loss"]
     assert 0 < result["gain_ci95"][0] < result["gain"]
     assert result["data"]["used"] == 60
-    assert result["sentence"] in " ".join(shown.err.split())
+    said = " ".join(shown.err.split())
+    assert f"{result['sentence']} (1 of 61 rows skipped: " in said
+    assert "unseen: columns that are not read, with their share of rows: remark (26%)." in said
     after = facts_of(run)
     assert (after["temperature"] or 1.0) == result["after"]["temperature"]
     assert after["temperature_fit"]["log_loss_before"] == result["before"]["log_loss"]

@@ -111,6 +111,21 @@ def test_bad_input_is_one_sentence(
         assert said[-1].startswith("plaudit: ")
 
 
+def test_training_data_may_have_columns_of_their_own(
+    finished_run: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plaudit.cli.main import main
+
+    rows = [{**row, "question": row["prompt"]} for row in pair_rows(8, seed=9)]
+    for row in rows:
+        del row["prompt"]
+    named = write_jsonl(tmp_path / "named.jsonl", rows)
+    words = [finished_run, named, "--columns", "prompt=question", "--train-data", pairs_file]
+    assert main(["eval", *map(str, words), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["eval"]["baselines"]["bag_of_words"] is not None
+
+
 def test_best_of_on_ranked_rows(finished_run: Path, tmp_path: Path) -> None:
     rows = [
         {

@@ -42,6 +42,17 @@ def test_versions_devices_cache_and_optional_parts(
         assert words in shown
 
 
+def test_files_may_vanish_from_the_cache_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stays").write_bytes(b"xy")
+    listed = [*tmp_path.iterdir(), tmp_path / "deleted"]
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter(listed))
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path))
+    assert info._cache() == info.Cache(folder=str(tmp_path), files=1, bytes=2)
+
+
 def test_the_cache_may_be_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,13 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert verb_row.help in " ".join(shown.split())
 
 
+def test_help_of_eval_counts_the_perturbations(capsys: pytest.CaptureFixture[str]) -> None:
+    from plaudit.data.operators.table import OPERATORS
+
+    assert main(["eval", "--help"]) == 0
+    assert f"in up to {len(OPERATORS)} ways" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_and_version_load_nothing_heavy_and_answer_at_once() -> None:
     program = (
         "import sys\nfrom plaudit.cli.main import main\ncode = main([sys.argv[1]])\n"

@@ -31,8 +31,13 @@ def test_responses_on_the_command_line_score_as_in_python(
     assert json.loads(capsys.readouterr().out) == {"rewards": rewards}
     assert main(["score", str(finished_run), str(pairs_file), str(pairs_file)]) == 2
     assert "score one at a time" in capsys.readouterr().err
-    assert main(["score", str(finished_run), "what", "it", "--limit", "1"]) == 2
-    assert "--out and --limit are for files" in capsys.readouterr().err
+    for option in ("--limit=1", "--out=x.jsonl", "--format=pairs", "--columns=a=b", "--column=r"):
+        assert main(["score", str(finished_run), "what", "it", option]) == 2
+        sentence = "--out, --limit, --format, --columns and --column are for files"
+        assert sentence in capsys.readouterr().err
+    for prompt in ("what is it " * 50, "~what is it"):
+        assert main(["score", str(finished_run), prompt, "it"]) == 0
+        assert capsys.readouterr().out.endswith("\tit\n")
 
 
 def test_rows_go_from_stdin_to_stdout(finished_run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from plaudit.cli.main import main
+from plaudit.cli.options import parse_columns
 from plaudit.data.load import load, open_source
 from plaudit.data.readers import READERS, to_comparison
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
@@ -200,6 +202,30 @@ def complaint(source: Source) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("column", "in_option"),
+    [
+        ("user's prompt", True),
+        ("$text; `text`", True),
+        ("input, text", False),
+        ("input=text", False),
+        ("input\x1b text", False),
+    ],
+)
+def test_a_remedy_can_be_pasted(column: str, in_option: bool, tmp_path: Path) -> None:
+    """Into a recipe, and into a shell where ``--columns`` can hold the name."""
+    source = source_of(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", column: "And?"})
+    message = complaint(source)
+    _, _, shown = message.partition("leave it out with `columns: ")
+    columns, _, option = shown.partition("}`")
+    assert yaml.safe_load(f"{columns}}}") == {column: None}
+    assert ("--columns" in option) == in_option
+    if in_option:
+        (_, pasted) = shlex.split(option[option.index("--columns") :].removesuffix(")."))
+        remedied = source.model_copy(update={"columns": parse_columns([pasted])})
+        assert counts(remedied).columns == {}
+
+
 def counts(source: Source) -> Unread:
     """What is not read of a source, which is the same both ways to read it."""
     unread = unread_of(source)
@@ -226,7 +252,7 @@ def test_a_prompt_that_is_not_read_is_an_error_with_its_remedy(name: str, tmp_pa
     ).strip()
     option = ",".join(f"{ours}={theirs}" for ours, theirs in lost.columns.items())
     assert f"read it with `columns: {shown}`" in message
-    assert f"--columns {option})" in message
+    assert f"--columns {shlex.quote(option)})" in message
     remedied = source.model_copy(update={"columns": dict(lost.columns)})
     ((_, _, _, comparison),) = open_source(remedied).rows
     assert counts(remedied).columns == {}

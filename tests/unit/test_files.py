@@ -15,6 +15,7 @@ import pytest
 from plaudit.data import hub
 from plaudit.data.files import fingerprint, read_rows, source_name
 from plaudit.errors import DataError
+from plaudit.files import existing_path, missing_path
 from plaudit.recipe import Source
 
 ROWS: list[dict[str, Any]] = [
@@ -135,6 +136,26 @@ def test_datasets_saved_to_disk_give_their_rows(tmp_path: Path) -> None:
     assert "lacks data-00000-of-00001.arrow" in complaint(splits, split="test")
     write(splits / "test" / "state.json", "{}")
     assert "does not list the files of a dataset" in complaint(splits, split="test")
+
+
+def test_a_state_file_alone_is_no_saved_dataset(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", JSONL)
+    write(tmp_path / "state.json", JSONL)
+    assert [row for _, row in rows_of(tmp_path)] == [*ROWS, *ROWS]
+
+
+@pytest.mark.parametrize(
+    "text", ["long " * 100, "long/" * 100, "o/" + "long" * 100, "~no one here", "~no-one/x", "a\0b"]
+)
+def test_any_text_may_stand_where_a_path_is_expected(text: str) -> None:
+    """A prompt on a command line, for one."""
+    assert existing_path(text) is None
+    assert missing_path(text) is None or "does not exist" in str(missing_path(text))
+    assert source_name(Source(path=text)) == text
+    if not text.startswith("o/"):
+        message = complaint(text)
+        assert "does not exist" in message
+        assert len(message) < 600
 
 
 def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> None:

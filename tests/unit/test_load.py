@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.load import Tally, iterate, load
+from plaudit.data.load import Tally, iterate, load, with_known_columns
 from plaudit.errors import DataError
 from plaudit.recipe import Source
 
@@ -151,6 +151,16 @@ def test_the_format_of_the_source_overrides_recognition(tmp_path: Path) -> None:
         load((Source(path=path),), seed=1)
     loaded = load((Source(path=path, format="ranked"),), seed=1)
     assert loaded.comparisons[0].responses == ("x", "y")
+
+
+def test_mappings_of_columns_that_no_row_has_are_dropped(tmp_path: Path) -> None:
+    columns = {"prompt": "question", "chosen": "better", "system": None}
+    path = write(tmp_path / "a.jsonl", [pair("a"), {**pair("b"), "better": "c"}])
+    narrowed = with_known_columns(Source(path=path, columns=columns))
+    assert narrowed.columns == {"chosen": "better", "system": None}
+    path = write(tmp_path / "b.jsonl", [pair("a")])
+    narrowed = with_known_columns(Source(path=path, columns=columns))
+    assert [one.prompt for _, _, _, one in iterate(narrowed)] == ["p"]
 
 
 def test_a_later_row_of_the_wrong_type_is_named(tmp_path: Path) -> None:

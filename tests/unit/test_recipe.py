@@ -227,6 +227,32 @@ def problems_of(path: Path, *overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "a0: &a0 [x]\n"
+        + "".join(f"    a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 61)),
+        "a: &a [x, *a]\n",
+    ],
+)
+@pytest.mark.parametrize("key", ["tokens:\n  max_length", "extra:\n  key"])
+def test_aliases_without_end_are_an_error(key: str, inside: str, tmp_path: Path) -> None:
+    """The first document stands for 2^60 values, the second has no end."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{base: x}}\n{key}:\n    {inside}", encoding="utf-8")
+    (problem,) = problems_of(path)
+    assert re.match(rf"{re.escape(str(path))}:\d+: the aliases here stand for more than", problem)
+
+
+def test_what_an_alias_stands_for_has_its_lines(recipe_file: Path) -> None:
+    recipe_file.write_text(
+        "model: {base: x}\ndata:\n  train: &rows\n  - {pth: a.jsonl}\n  eval: *rows\n",
+        encoding="utf-8",
+    )
+    problems = problems_of(recipe_file)
+    assert [problem.split(": ")[0] for problem in problems] == [f"{recipe_file}:4"] * 2
+
+
 def test_all_problems_are_shown_each_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.tokens.encode import NOT_RENDERED, Encoder, encode
 from plaudit.tokens.rendering import render
-from plaudit.types import Comparison, Message, Refused, Turns
+from plaudit.types import Comparison, Message, Refused, TokenTree, Turns
 from tests.models import tiny_tokenizer
 
 pytestmark = pytest.mark.heavy
@@ -42,6 +42,7 @@ THINKS = says("assistant", "Nine.", reasoning_content="It is dark.")
 LOOKS = says("assistant", None, tool_calls=[call("utc")])
 LOOKS_TWICE = says("assistant", None, tool_calls=[call("utc"), call("cet")])
 ANSWER = says("tool", "9", name="clock")
+ESCAPES = "\x1b[31m\n" + "x" * 999
 
 
 def left_out(template: str, *turns: Message, tools: tuple[dict[str, Any], ...] = ()) -> str | None:
@@ -52,6 +53,16 @@ def left_out(template: str, *turns: Message, tools: tuple[dict[str, Any], ...] =
 def outcome(
     template: str, prompt: Turns, responses: tuple[Turns, ...], tools: tuple[dict[str, Any], ...]
 ) -> str | None:
+    found = encoded(template, prompt, responses, tools)
+    if not isinstance(found, Refused):
+        return None
+    assert found.detail.startswith("pairs.jsonl:1: ")
+    return found.field if found.reason == NOT_RENDERED else found.reason
+
+
+def encoded(
+    template: str, prompt: Turns, responses: tuple[Turns, ...], tools: tuple[dict[str, Any], ...]
+) -> TokenTree | Refused:
     comparison = Comparison(
         id="1",
         prompt=prompt,
@@ -64,10 +75,7 @@ def outcome(
     )
     encoder = Encoder(tokenizer=tiny_tokenizer(chat_template=template), max_length=10**6)
     (found,) = encode(encoder, [comparison])
-    if not isinstance(found, Refused):
-        return None
-    assert found.detail.startswith("pairs.jsonl:1: ")
-    return found.field if found.reason == NOT_RENDERED else found.reason
+    return found
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,23 @@ def test_what_a_template_leaves_out(
     template: str, turns: tuple[Message, ...], expected: str | None
 ) -> None:
     assert left_out(LOOP.format(template), *turns) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        ("{{ raise_exception('no ' ~ m.content) }}", (ASK, says("user", ESCAPES))),
+        (TEXT, (ASK, says("assistant", "Nine.", **{ESCAPES: "text"}))),
+        ("{% if m.role == 'user' %}" + TEXT + "{% endif %}", (ASK, says(ESCAPES, "text"))),
+    ],
+)
+def test_reasons_quote_no_control_characters_and_no_long_text(
+    template: str, turns: tuple[Message, ...]
+) -> None:
+    refused = encoded(LOOP.format(template), turns[:-1], (turns[-1:],), ())
+    assert isinstance(refused, Refused)
+    assert f"{refused.detail}{refused.field}".isprintable()
+    assert len(refused.detail) < 300
 
 
 def test_tools_are_rendered_or_left_out() -> None:

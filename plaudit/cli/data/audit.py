@@ -141,13 +141,13 @@ def _part_of(source: Source, kind: str) -> Part:
 def compared_with(
     eval_: Sequence[str], suites: Sequence[str], columns: Mapping[str, str | None]
 ) -> list[Part]:
-    """Held-out data, with ``columns`` as its names, and benchmarks, to compare with."""
-    from plaudit.data.llamafactory import resolve
+    """Held-out data and benchmarks to compare with; ``columns`` holds where the data have them."""
+    from plaudit.data.load import with_known_columns
     from plaudit.evaluate.suites.request import parse_request
     from plaudit.recipe import Source
 
     requests = [parse_request(asked) for asked in suites]
-    held_out = [resolve(Source(path=path, columns=dict(columns))) for path in eval_]
+    held_out = [with_known_columns(Source(path=path, columns=dict(columns))) for path in eval_]
     return parts_of(held_out, "eval") + [_suite_part(request) for request in requests]
 
 

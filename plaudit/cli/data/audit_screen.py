@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from plaudit.printable import printable
 from plaudit.report.audit_words import (
     STYLES,
     compared,
@@ -88,7 +89,7 @@ def _table(findings: list[Mapping[str, Any]]) -> Table:
         )
         details = shown_details(finding)
         table.add_row(
-            Text(f"  {finding['title']}" + (f" ({details})" if details else "")),
+            Text(printable(f"  {finding['title']}" + (f" ({details})" if details else ""))),
             f"{finding['rows']:,}",
             shown_share(finding),
             Text(where),

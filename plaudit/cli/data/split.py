@@ -11,6 +11,7 @@ import typer
 
 from plaudit.cli import options
 from plaudit.errors import DataError
+from plaudit.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,11 +125,9 @@ def parts_table(parts: Sequence[Part], stratify: str) -> Table:
     strata = list(parts[0].strata)
     if len(strata) > 1:
         for stratum in strata[:_MOST_STRATA]:
-            shown = (
-                stratum.encode("unicode_escape").decode() if not stratum.isprintable() else stratum
-            )
             table.add_row(
-                Text(f"  {stratify}: {shown}"), *(f"{part.strata[stratum]:,}" for part in parts)
+                Text(f"  {stratify}: {printable(stratum)}"),
+                *(f"{part.strata[stratum]:,}" for part in parts),
             )
         if len(strata) > _MOST_STRATA:
             table.add_row(f"  and {len(strata) - _MOST_STRATA} more")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.table import SUITES, Suite
+from plaudit.files import existing_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ def parse_request(asked: str) -> Request:
         raise DataError(
             f"{suite.title} has no copy on the Hub that can be read; {suite.where_from}."
         )
-    if path and not Path(path).expanduser().exists():
+    found = existing_path(path) if path else None
+    if path and found is None:
         raise DataError(f"--suite {asked}: {path} does not exist; expected a folder or a file.")
-    return Request(suite=suite, path=Path(path).expanduser() if path else None)
+    return Request(suite=suite, path=found)
