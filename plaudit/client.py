@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
+from plaudit.data.values import as_messages, as_tools
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
 from plaudit.given import Row, check_responses, check_rows
 from plaudit.types import Best, Text, TokenReward, Tools
@@ -106,9 +107,9 @@ class Protocol:
     ) -> Talk[Rewards]:
         check_responses(responses)
         body = {
-            "prompt": _plain(prompt),
-            "responses": [_plain(response) for response in responses],
-            "tools": _plain(tools),
+            "prompt": _plain(prompt, "prompt"),
+            "responses": [_plain(r, f"responses[{k}]") for k, r in enumerate(responses)],
+            "tools": _plain_tools(tools),
             "along": along,
         }
         answer = yield from self._ask("POST", "v1/rewards", body)
@@ -116,7 +117,12 @@ class Protocol:
             return _rewards_of(answer)
 
     def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> Talk[float]:
-        body = {"prompt": _plain(prompt), "a": _plain(a), "b": _plain(b), "tools": _plain(tools)}
+        body = {
+            "prompt": _plain(prompt, "prompt"),
+            "a": _plain(a, "a"),
+            "b": _plain(b, "b"),
+            "tools": _plain_tools(tools),
+        }
         answer = yield from self._ask("POST", "v1/compare", body)
         with self._as_agreed():
             return float(answer["probability"])
@@ -515,11 +521,27 @@ def _check_concurrency(concurrency: int) -> None:
         raise DataError(f"concurrency is {concurrency}; give 1 or more.")
 
 
-def _plain(value: Any) -> Any:
-    """Messages or tools as lists of plain objects; anything else as it is."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    return [dict(item) if isinstance(item, Mapping) else item for item in value]
+def _plain(text: Text, what: str) -> str | list[dict[str, Any]]:
+    """A text or messages as JSON has them; ``what`` names them in errors.
+
+    Raises:
+        RequestRefusedError: they are neither, in the words of a model in this process.
+    """
+    if isinstance(text, str):
+        return text
+    try:
+        as_messages(text, what)
+    except DataError as error:
+        raise RequestRefusedError(str(error)) from None
+    return [dict(message) for message in text]
+
+
+def _plain_tools(tools: Tools | None) -> list[dict[str, Any]] | None:
+    try:
+        checked = as_tools(tools)
+    except DataError as error:
+        raise RequestRefusedError(str(error)) from None
+    return None if checked is None else [dict(tool) for tool in checked]
 
 
 def _as_json(body: Mapping[str, Any]) -> bytes:

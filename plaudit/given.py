@@ -16,7 +16,7 @@ def check_responses(responses: Any, where: str = "") -> None:
     """Whether ``responses`` is a list with at least one response.
 
     ``where`` names the row before ``responses`` in the message. What a prompt or a response must be
-    is said where it is read (:func:`plaudit.data.values.as_messages`, or by the server).
+    is said by :func:`plaudit.data.values.as_messages`.
 
     Raises:
         DataError: something else, named by its type.

@@ -308,6 +308,11 @@ def tools(row: Row) -> tuple[Mapping[str, Any], ...] | None:
     return tuple(tools)
 
 
+def as_tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+    """The tools of a caller, under the rules of :func:`tools`."""
+    return tools({"tools": list(value) if isinstance(value, tuple) else value})
+
+
 def from_json(row: Row, column: str, kind: type) -> Any:
     """A list or object, given as such or as JSON text (Arrow cannot hold free-form objects)."""
     value = row.get(column)

@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.values import as_messages
-from plaudit.data.values import tools as tools_of
+from plaudit.data.values import as_messages, as_tools
 from plaudit.errors import DataError, ModelError
 from plaudit.given import Row, check_responses, check_rows
 from plaudit.model.artefact import ArtefactFacts
@@ -257,7 +256,7 @@ class RewardModel:
             group="0",
             source="python",
             where="the conversation",
-            tools=tools_of({"tools": list(tools) if isinstance(tools, tuple) else tools}),
+            tools=as_tools(tools),
             unusable=MEDIA if has_media(asked, *answers) else None,
         )
 

@@ -133,7 +133,7 @@ def test_refusals_are_of_the_same_kind_as_in_this_process(
         with pytest.raises(DataError, match="responses is one text"):
             scorer.score("fox", "a")
         for ask in (scorer.score, scorer.best_of):
-            with pytest.raises(DataError, match=r"responses\[1\] is None; give text"):
+            with pytest.raises(DataError, match=r"responses\[1\] is null; expected text"):
                 ask("fox", ["a", None])
         with pytest.raises(DataError, match=r"rows\[1\] is None; give a pair"):
             scorer.score_many([("fox", ["a"]), None])

@@ -319,8 +319,6 @@ def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> N
                 ask()
         (row,) = client.score_many([(ASKED, responses)], tools=[TOOL])
         assert isinstance(row, RequestRefusedError)
-        with pytest.raises(RequestRefusedError, match=r"responses\.1"):
-            client.score("Time?", ["Nine.", None])  # type: ignore[list-item]
 
 
 def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:

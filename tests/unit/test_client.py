@@ -241,6 +241,9 @@ def test_many_rows_stop_at_a_server_that_fails() -> None:
 # ---- what is refused before anything is sent -----------------------------------------------------
 
 
+TURN = {"role": "user", "content": "p"}
+
+
 def test_mistakes_are_said_at_once() -> None:
     with pytest.raises(DataError, match="is no address"):
         RewardClient("localhost:8000")
@@ -253,7 +256,7 @@ def test_mistakes_are_said_at_once() -> None:
             client.score("p", "a")
         with pytest.raises(DataError, match="responses is empty"):
             client.score("p", [])
-        unsendable = client.rewards_of_many([("\ud800", ["a"]), ([{"role": {1}}], ["a"])])
+        unsendable = client.rewards_of_many([("\ud800", ["a"]), ([{**TURN, "seen": {1}}], ["a"])])
         assert all("cannot be sent as JSON" in str(row) for row in unsendable)
         with pytest.raises(DataError, match="concurrency is 0"):
             client.rewards_of_many([], concurrency=0)
@@ -293,5 +296,15 @@ def test_both_clients_check_before_they_send() -> None:
         for ask in (client.score, client.rewards, client.best_of):
             with pytest.raises(DataError, match="responses is None"):
                 ask("p", None)
+            with pytest.raises(
+                RequestRefusedError, match=r"^responses\[1\] is null; expected text"
+            ):
+                ask("p", ["a", None])
+            with pytest.raises(RequestRefusedError, match=r"^tools\[0\] is text; expected an obj"):
+                ask("p", ["a"], tools=["clock"])
         with pytest.raises(DataError, match=r"rows\[0\]: responses is empty"):
             client.score_many([("p", [])])
+        (row,) = client.score_many([([{"content": "p"}], ["a"])])
+        assert str(row).startswith("prompt[0] has no role")
+        with pytest.raises(RequestRefusedError, match=r"^b is null; expected"):
+            client.prefer("p", "a", None)
