@@ -130,17 +130,16 @@ def check_source(source: Source) -> None:
 
 
 def with_known_columns(source: Source) -> Source:
-    """The source without the entries of ``columns`` whose column none of its rows has.
+    """The source without the entries of its ``columns`` whose column none of its rows has.
 
     For data beside those that a command line maps, which may have other names. Reads rows until it
-    has seen each column.
+    has seen each column. What an entry of ``dataset_info.json`` maps itself stays.
 
     Raises:
         DataError: the source cannot be read.
     """
-    source = resolve(source)
     unseen = names.Unseen(source)
-    rows = islice(files.read_rows(source), source.first)
+    rows = islice(files.read_rows(resolve(source)), source.first)
     while unseen.columns and (located := next(rows, None)) is not None:
         unseen.look(located[1])
     kept = {
@@ -148,7 +147,7 @@ def with_known_columns(source: Source) -> Source:
         for ours, theirs in source.columns.items()
         if (ours if theirs is None else theirs) not in unseen.columns
     }
-    return source.model_copy(update={"columns": kept})
+    return resolve(source.model_copy(update={"columns": kept}))
 
 
 def iterate(source: Source) -> Iterator[LocatedComparison]:
