@@ -87,6 +87,11 @@ def evaluate(
 
     if not data and not suite:
         raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    if not data and (limit is not None or columns or format_ is not None):
+        raise DataError(
+            "--limit, --columns and --format are for DATA; a suite reads all rows of its own files,"
+            " so remove them or name data."
+        )
     mapped = options.parse_columns(columns)
     gate = Gate(metrics=parse_metrics(gate_metric or ()), level=gate_level)
     requests = [parse_request(asked) for asked in suite or ()]

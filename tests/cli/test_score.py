@@ -85,3 +85,11 @@ def test_eval_reads_the_first_rows_and_says_it_in_a_few_lines(
     command = ["eval", str(finished_run), str(pairs_file), "--limit", "7", "--verbose"]
     assert main(command) == 0
     assert len(capsys.readouterr().err) > len(captured.err)
+
+
+def test_a_suite_takes_no_options_of_data(
+    pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (["--limit", "7"], ["--columns", "prompt=question"]):
+        assert main(["eval", "runs/gone", "--suite", f"pairs:{pairs_file}", *option]) == 2
+        assert "a suite reads all rows of its own files" in capsys.readouterr().err
