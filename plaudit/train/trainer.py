@@ -127,6 +127,7 @@ class RewardTrainer(Trainer):
         self.meter = Meter(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
+        self._ended = False
 
     # ---- data
 
@@ -162,6 +163,16 @@ class RewardTrainer(Trainer):
         if resume_from_checkpoint is not None:
             self.add_callback(_RestoreCounters(self, Path(resume_from_checkpoint)))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """One epoch; none from a checkpoint at which training ended.
+
+        The Trainer compares steps with their maximum only after a step, so it would train one more.
+        """
+        if self._ended:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)
 
     def training_step(
         self,
@@ -357,6 +368,11 @@ class RewardTrainer(Trainer):
         self._seconds_before = saved["seconds"]
         for callback, count in zip(self._stoppers(), saved["patience"], strict=True):
             callback.early_stopping_patience_counter = count
+        stopped_early = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self._stoppers()
+        )
+        self._ended = stopped_early or self.state.global_step >= self.state.max_steps
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
         """Callbacks that count evaluations without progress.
