@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from plaudit.errors import TrainingError
+from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.manifest import (
     COUNTERS,
     MANIFEST_FILE,
@@ -23,15 +24,21 @@ logger = logging.getLogger("plaudit")
 STATE_FILE = "trainer_state.json"
 INCOMPLETE_FILE = "incomplete"
 """In a checkpoint while its files are written or deleted. A kill leaves it there."""
+RECIPE_FILE = "training_recipe.yaml"
+"""The recipe that the run was trained with until the checkpoint."""
+_RUN = "../../"
+"""From a checkpoint to its run, in the names of listed files."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OLD_MARKER = "complete"
 """The last file of a checkpoint of plaudit 0.1.0, which wrote no manifest."""
-_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "train")
+_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "train", _RUN)
 """What names of files start with that only resuming from their own checkpoint reads."""
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """List every file in the manifest, once all are written.
+    """List every file in the manifest, once all are written, and the run's evaluations until then.
+
+    The evaluations are needed at the end of the run (:func:`plaudit.train.facts.gather_metrics`).
 
     Raises:
         OutputError: it cannot be written.
@@ -39,7 +46,13 @@ def mark_complete(checkpoint: Path) -> None:
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     names = (path.relative_to(checkpoint).as_posix() for path in files)
     own = (MANIFEST_FILE, INCOMPLETE_FILE)
-    write_manifest(checkpoint, (name for name in names if name not in own))
+    evaluations = checkpoint.parents[1] / EVALUATIONS_FOLDER
+    rewards = (
+        f"{_RUN}{EVALUATIONS_FOLDER}/{rewards_file(evaluations, step).name}"
+        for step in evaluated_steps(evaluations)
+        if step <= step_of(checkpoint)
+    )
+    write_manifest(checkpoint, [*(name for name in names if name not in own), *rewards])
     (checkpoint / INCOMPLETE_FILE).unlink(missing_ok=True)
 
 
@@ -159,6 +172,8 @@ def ranks_of(checkpoint: Path) -> int:
 def _find_problem(checkpoint: Path) -> str | None:
     """The damaged file that keeps a checkpoint from being resumed, None where there is none."""
     damage = find_damage(checkpoint)
+    if damage is not None and damage.startswith(_RUN):
+        return f"{checkpoint.name} needs {damage.removeprefix(_RUN)}"
     if damage is not None:
         return f"{checkpoint.name}/{damage}"
     best = best_of(checkpoint)

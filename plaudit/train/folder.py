@@ -15,7 +15,8 @@ from typing import Any
 from plaudit.errors import OutputError, TrainingError
 from plaudit.files import write_json, write_text, writing
 from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
-from plaudit.recipe import Recipe, dump_recipe, load_recipe
+from plaudit.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from plaudit.recipe_yaml import read_yaml
 from plaudit.recipes import RUN_RECIPE, shipped_recipes
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
@@ -174,10 +175,14 @@ def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEnd:
-    """How training ended: the trainer's state as JSON, and the seconds that training took."""
+    """How training ended: the trainer's state as JSON, the seconds that training took, the recipe.
+
+    ``recipe`` is YAML.
+    """
 
     state: str
     seconds: float
+    recipe: str
 
 
 def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
@@ -215,6 +220,28 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
             "before."
         )
     return latest
+
+
+def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> None:
+    """The run goes on with the recipe that it was trained with until ``start``, a checkpoint.
+
+    Raises:
+        OutputError: the recipe in the run folder was changed or damaged since.
+    """
+    if isinstance(start, TrainingEnd):
+        text, file = start.recipe, folder.training
+        advice = f"put back the values that {file} records"
+    else:
+        file = start / checkpoints.RECIPE_FILE
+        text = file.read_text(encoding="utf-8")
+        advice = f"copy {file} over it"
+    changed = changed_keys(parse_recipe(read_yaml(text, str(file)), str(file)), recipe)
+    if changed:
+        raise OutputError(
+            f"{folder.recipe} is not the recipe that the run was trained with until now "
+            f"(different: {', '.join(changed)}); {advice} to resume the run, or start a new run in "
+            "another --out."
+        )
 
 
 def read_training_end(folder: RunFolder) -> TrainingEnd | None:

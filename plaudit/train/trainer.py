@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from plaudit.errors import TrainingError
-from plaudit.files import writing
+from plaudit.files import write_text, writing
 from plaudit.manifest import COUNTERS
 from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
@@ -89,7 +89,8 @@ class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
     ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint.
+    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint,
+    ``recipe`` the YAML text that it is resumed with.
     """
 
     objective: Objective
@@ -107,6 +108,7 @@ class RewardTrainer(Trainer):
         measure: Callable[[EvalScores, int], dict[str, float]],
         tokenizer: PreTrainedTokenizerBase,
         facts: ArtefactFacts,
+        recipe: str,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(
@@ -124,6 +126,7 @@ class RewardTrainer(Trainer):
         self.eval_trees = eval_trees
         self.measure = measure
         self.facts = facts
+        self.recipe = recipe
         self.meter = Meter(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
@@ -153,7 +156,9 @@ class RewardTrainer(Trainer):
     def end(self) -> TrainingEnd:
         """How training ended; the weights are those to evaluate from here on."""
         self._switch_optimizer("eval")
-        return TrainingEnd(state=json.dumps(asdict(self.state)), seconds=self.seconds())
+        return TrainingEnd(
+            state=json.dumps(asdict(self.state)), seconds=self.seconds(), recipe=self.recipe
+        )
 
     # ---- one step
 
@@ -172,7 +177,7 @@ class RewardTrainer(Trainer):
         if self._ended:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*arguments, **options)
+        super()._run_epoch(*arguments, **options)  # type: ignore[no-untyped-call]
 
     def training_step(
         self,
@@ -333,6 +338,7 @@ class RewardTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_text(checkpoint / checkpoints.RECIPE_FILE, self.recipe)
             checkpoints.mark_complete(checkpoint)
             # Damaged ones that the run resumed before: they would count among those to keep.
             checkpoints.remove_later(checkpoint.parent, self.state.global_step)
