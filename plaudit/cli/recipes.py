@@ -13,7 +13,7 @@ from plaudit.errors import RecipeError
 from plaudit.recipe import Draft, Recipe, read_draft, read_mapping
 from plaudit.recipe_check import either, nearest
 from plaudit.recipe_llamafactory import Fate, Note, translate
-from plaudit.recipes import RUN_RECIPE, recipe_file, shipped_recipes
+from plaudit.recipes import CHECKPOINT_RECIPE, RUN_RECIPE, recipe_file, shipped_recipes
 from plaudit.recipes.starter import BASE, DATA, starter
 
 if TYPE_CHECKING:
@@ -164,8 +164,10 @@ def _named_file(named: str) -> Path:
     """
     path = recipe_file(named)
     if _is_run(path):
-        copies = sorted(path.glob("checkpoints/*/training_recipe.yaml"))
-        advice = f"copy {copies[-1]} there" if copies else "restore it from a backup"
+        copies = sorted(path.glob(f"checkpoints/*/{CHECKPOINT_RECIPE}"))
+        advice = (
+            f"copy {copies[-1]} to {path / RUN_RECIPE}" if copies else "restore it from a backup"
+        )
         raise RecipeError(f"{named} is a run folder, and its {RUN_RECIPE} is missing; {advice}.")
     if path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
         return path

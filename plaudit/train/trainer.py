@@ -36,6 +36,7 @@ from plaudit.manifest import COUNTERS
 from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
+from plaudit.recipes import CHECKPOINT_RECIPE
 from plaudit.tokens.store import StoredTrees
 from plaudit.train import checkpoints
 from plaudit.train.folder import TrainingEnd
@@ -338,7 +339,7 @@ class RewardTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_text(checkpoint / checkpoints.RECIPE_FILE, self.recipe)
+            write_text(checkpoint / CHECKPOINT_RECIPE, self.recipe)
             checkpoints.mark_complete(checkpoint)
             # Damaged ones that the run resumed before: they would count among those to keep.
             checkpoints.remove_later(checkpoint.parent, self.state.global_step)

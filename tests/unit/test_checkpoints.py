@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
+from plaudit.evaluate.table import write_rewards
 from plaudit.manifest import (
     MANIFEST_FILE,
     check_model,
@@ -22,6 +24,7 @@ from plaudit.manifest import (
     write_model_manifest,
 )
 from plaudit.recipe import load_recipe
+from plaudit.recipes import CHECKPOINT_RECIPE
 from plaudit.train import checkpoints
 from plaudit.train.folder import (
     RunFolder,
@@ -286,11 +289,16 @@ def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
     assert {"optimizer.pt", "scheduler.pt", "counters-0.pt", "rng_state.pth"} < damaged
     listed = {name for name in read_manifest(newest) if not name.startswith("../../evaluations/")}
     assert damaged == {*listed, MANIFEST_FILE}
+    # Both need the first evaluation, so none would be left.
+    for _ in each_damaged(
+        evaluations, lambda name: name == f"step-{checkpoints.step_of(first)}.npz"
+    ):
+        assert checkpoints.latest_intact(folder) == newest
     last = f"step-{checkpoints.step_of(newest)}.npz"
     for _ in each_damaged(evaluations, lambda name: name == last):
         caplog.clear()
         assert checkpoints.latest_intact(folder) == first
-        assert f"{newest.name} needs evaluations/{last}" in caplog.text
+        assert f"{newest.name} needs the evaluation evaluations/{last}" in caplog.text
 
 
 @pytest.mark.heavy
@@ -316,7 +324,7 @@ def test_a_recipe_changed_since_the_checkpoint_is_named(finished_run: Path) -> N
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"seed": 43})})
     checkpoint = checkpoints.latest_intact(run.checkpoints)
     assert checkpoint is not None
-    recorded = checkpoint / checkpoints.RECIPE_FILE
+    recorded = checkpoint / CHECKPOINT_RECIPE
     assert recorded.read_text() == run.recipe.read_text()
     end = TrainingEnd(state="", seconds=1.0, recipe=recorded.read_text())
     for start, advice in ((checkpoint, f"copy {recorded} over it"), (end, str(run.training))):
@@ -352,15 +360,16 @@ def test_a_damaged_end_of_training_is_not_used(
 ) -> None:
     run = RunFolder(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    write_rewards(run.evaluations, 5, np.zeros(4))
     end = TrainingEnd(state='{"global_step": 5}', seconds=2.5, recipe="")
     write_training_end(run, end)
     assert read_training_end(run) == end
-    for name in each_damaged(tmp_path, lambda name: "/" not in name):
+    for name in each_damaged(tmp_path, lambda _: True):
         caplog.clear()
         without = not (tmp_path / MANIFEST_FILE).exists()
         training = run.training.exists()
         assert read_training_end(run) == (end if without else None), name
-        assert ("trained model is damaged" in caplog.text) == (training and not without)
+        assert ("trained run is damaged" in caplog.text) == (training and not without)
     # A later plaudit.json gets a manifest of the model alone.
     write_model_manifest(tmp_path)
     assert read_training_end(run) == end
