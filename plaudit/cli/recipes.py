@@ -13,7 +13,7 @@ from plaudit.errors import RecipeError
 from plaudit.recipe import Draft, Recipe, read_draft, read_mapping
 from plaudit.recipe_check import either, nearest
 from plaudit.recipe_llamafactory import Fate, Note, translate
-from plaudit.recipes import RUN_RECIPE, recipe_file, shipped_recipes
+from plaudit.recipes import CHECKPOINT_RECIPE, RUN_RECIPE, recipe_file, shipped_recipes
 from plaudit.recipes.starter import BASE, DATA, starter
 
 if TYPE_CHECKING:
@@ -157,9 +157,14 @@ def _is_data(named: str) -> bool:
     path = Path(named)
     if path.is_file():
         return _has_data_ending(path)
-    if not path.is_dir() or recipe_file(named) != path or _is_model(path):
+    if not path.is_dir() or recipe_file(named) != path or _is_model(path) or _is_run(path):
         return False
     return any(_has_data_ending(inner) for inner in path.iterdir())
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether ``plaudit train`` began a run there; its :data:`RUN_RECIPE` may be lost."""
+    return all((folder / name).is_file() for name in ("data.json", "environment.json"))
 
 
 def _is_model(folder: Path) -> bool:
@@ -177,6 +182,12 @@ def _named_file(named: str) -> Path:
         RecipeError: it is none of the things that an argument may be.
     """
     path = recipe_file(named)
+    if _is_run(path):
+        copies = sorted(path.glob(f"checkpoints/*/{CHECKPOINT_RECIPE}"))
+        advice = (
+            f"copy {copies[-1]} to {path / RUN_RECIPE}" if copies else "restore it from a backup"
+        )
+        raise RecipeError(f"{named} is a run folder, and its {RUN_RECIPE} is missing; {advice}.")
     if path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
         return path
     names = list(shipped_recipes())

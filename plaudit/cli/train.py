@@ -7,11 +7,16 @@ import logging
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plaudit.train.folder import RunFolder
 
 
 def train(
@@ -37,7 +42,7 @@ def train(
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
     from plaudit.recipe import with_columns
-    from plaudit.train.folder import is_main_process, refuse_existing
+    from plaudit.train.folder import RunFolder, is_main_process, refuse_existing
     from plaudit.train.needs import check_needs
 
     # What is wrong is said before torch is imported, which takes many seconds.
@@ -54,6 +59,8 @@ def train(
     if not resume:
         check_needs(mapped)
     console = quiet_console()
+    if chosen.run is not None and out is None:
+        _say_that_it_is_new(console, RunFolder(chosen.run), folder)
     if is_main_process():
         show_notes(chosen.notes, console)
     else:
@@ -68,3 +75,14 @@ def train(
     if json:
         print(json_module.dumps(trained.metrics))
     summarise_run(console, trained.folder, trained.metrics)
+
+
+def _say_that_it_is_new(console: Console, named: RunFolder, new: Path) -> None:
+    """A run folder without --resume is a recipe, which may surprise."""
+    line = (
+        f"{named.path} is a finished run; a new run of its recipe starts in {new}."
+        if named.metrics.is_file()
+        else f"{named.path} is a run that has not finished; a new run of its recipe starts in "
+        f"{new}. To resume the old one: {named.resume_command()}"
+    )
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

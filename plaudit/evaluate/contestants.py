@@ -24,9 +24,18 @@ from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.baselines import response_text
 from plaudit.evaluate.compare import Scored, align, compare
 from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import ScoreTable, build_table, read_table
+from plaudit.evaluate.table import (
+    EVALUATIONS_FOLDER,
+    ScoreTable,
+    build_table,
+    evaluated_steps,
+    read_rewards,
+    read_table,
+    rewards_file,
+)
 from plaudit.files import existing_path
 from plaudit.recipe import Source
+from plaudit.report.record import METRICS_FILE, read_metrics
 from plaudit.types import Comparison
 
 if TYPE_CHECKING:
@@ -35,7 +44,6 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.parquet"
 _MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_STEP = re.compile(r"step-(\d+)\.npz")
 _EXAMPLE_CHARACTERS = 2000
 
 
@@ -43,7 +51,7 @@ def is_contestant(argument: str) -> bool:
     """Whether a word of the command line names a model or recorded scores, rather than data."""
     path = existing_path(argument) or Path(argument)
     if path.is_dir():
-        named = (*_MODEL_FILES, PREDICTIONS, "evaluations")
+        named = (*_MODEL_FILES, PREDICTIONS, EVALUATIONS_FOLDER)
         return any((path / name).exists() for name in named)
     return path.name == PREDICTIONS
 
@@ -122,8 +130,8 @@ def recorded(contestants: Sequence[Path]) -> tuple[list[Scored], dict[str, Any]]
         DataError: nothing was recorded where it was looked for.
     """
     alone = contestants[0]
-    if len(contestants) == 1 and (alone / "evaluations").is_dir():
-        steps = steps_of(alone)
+    if len(contestants) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
+        steps = _steps_of(alone)
         _refuse_one(len(steps), f"{alone} made one evaluation")
         names = [f"step {step:,}" for step in steps]
         found = [Recorded(table=_at_step(alone, s), chose_checkpoint=True) for s in steps]
@@ -149,35 +157,49 @@ def _recorded(path: Path) -> Recorded:
             "score it on: plaudit compare A B pairs.jsonl."
         )
     return Recorded(
-        table=read_table(path / PREDICTIONS), chose_checkpoint=(path / "evaluations").is_dir()
+        table=read_table(path / PREDICTIONS), chose_checkpoint=(path / EVALUATIONS_FOLDER).is_dir()
     )
 
 
-def steps_of(run: Path) -> list[int]:
-    """The steps at which a run was evaluated, in order."""
-    found = (_STEP.fullmatch(path.name) for path in (run / "evaluations").iterdir())
-    return sorted(int(match[1]) for match in found if match is not None)
+def _steps_of(run: Path) -> list[int]:
+    """The steps at which a run was evaluated, in order: those recorded at its end.
+
+    Until then, those whose rewards are there.
+
+    Raises:
+        DataError: ``metrics.json`` is damaged.
+    """
+    if not (run / METRICS_FILE).is_file():
+        return evaluated_steps(run / EVALUATIONS_FOLDER)
+    evaluation = read_metrics(run)["eval"] or {}
+    return [entry["step"] for entry in evaluation.get("history") or ()]
 
 
 def _at_step(run: Path, step: int) -> ScoreTable:
     """The run's evaluation rows with the rewards of that step.
 
     Raises:
-        DataError: the run is not finished, or was not evaluated at that step.
+        DataError: the run is not finished or was not evaluated at that step, or a file is missing
+            or damaged.
     """
-    stored = run / "evaluations" / f"step-{step}.npz"
-    if not stored.is_file():
+    stored = rewards_file(run / EVALUATIONS_FOLDER, step)
+    if step not in _steps_of(run):
         raise DataError(
             f"{run} has no evaluation at step {step}; name data to score its checkpoints on."
         )
-    if not (run / PREDICTIONS).is_file():
+    if not (run / METRICS_FILE).is_file():
         raise DataError(
             f"{run} is not finished, and its {PREDICTIONS} is written at the end; finish it with "
-            "plaudit train --resume, or name data to score its checkpoints on."
+            f"plaudit train {run} --resume, or name data to score its checkpoints on."
         )
+    restore = "restore it from a backup, or name data to score the checkpoints on."
+    if not (run / PREDICTIONS).is_file():
+        raise DataError(f"{run / PREDICTIONS} is missing; {restore}")
     table = read_table(run / PREDICTIONS)
-    with np.load(stored) as arrays:
-        reward_N = arrays["reward_N"]
+    try:
+        reward_N = read_rewards(run / EVALUATIONS_FOLDER, step)
+    except DataError as error:
+        raise DataError(f"{error}; {restore}") from None
     # The evaluation sets come first, then the test sets, each whole.
     inside = len(reward_N)
     whole = inside == len(table) or (

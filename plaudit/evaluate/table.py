@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -236,7 +239,8 @@ def write_table(table: ScoreTable, path: Path) -> None:
     for name, values in table.metadata.items():
         hidden = name in _COLUMN_OF_FIELD or name.startswith((_METADATA_PREFIX, _FEATURE_PREFIX))
         columns[f"{_METADATA_PREFIX}{name}" if hidden else name] = _to_arrow(values)
-    write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+    stored = pa.table(columns)
+    write_atomically(path, lambda part: pq.write_table(stored, part, write_page_checksum=True))
 
 
 def _to_arrow(values: npt.NDArray[Any]) -> Any:
@@ -272,7 +276,7 @@ def read_table(path: Path) -> ScoreTable:
     try:
         # Opened as one file: a path would be taken apart for partition names.
         with path.open("rb") as file:
-            stored = pq.read_table(file)
+            stored = pq.read_table(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a "
@@ -307,3 +311,52 @@ def _read_features(stored: Any) -> npt.NDArray[Any]:
     }
     rows = range(stored.num_rows)
     return features_column([{name: known[name][row] for name in known} for row in rows])
+
+
+# ---- the rewards of one evaluation of a run -----------------------------------------------------
+
+EVALUATIONS_FOLDER = "evaluations"
+"""In a run folder: ``step-N.npz`` holds the rewards of the evaluation at step N."""
+
+_REWARDS_FILE = re.compile(r"step-(\d+)\.npz")
+_UNREADABLE = (OSError, ValueError, LookupError, EOFError, RuntimeError, BadZipFile, zlib.error)
+"""What NumPy raises for a file of rewards that is missing or damaged."""
+
+
+def rewards_file(evaluations: Path, step: int) -> Path:
+    """Where the rewards of an evaluation are."""
+    return evaluations / f"step-{step}.npz"
+
+
+def evaluated_steps(evaluations: Path) -> list[int]:
+    """The steps whose rewards are there, in order."""
+    files = evaluations.iterdir() if evaluations.is_dir() else ()
+    matches = (_REWARDS_FILE.fullmatch(path.name) for path in files)
+    return sorted(int(match[1]) for match in matches if match is not None)
+
+
+def write_rewards(evaluations: Path, step: int, reward_N: FloatArray) -> None:
+    """Keep an evaluation's rewards, so that two steps can be compared pair by pair."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, reward_N=reward_N)
+
+    write_atomically(rewards_file(evaluations, step), write)
+
+
+def read_rewards(evaluations: Path, step: int) -> FloatArray:
+    """The ``reward_N`` that :func:`write_rewards` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = rewards_file(evaluations, step)
+    try:
+        with np.load(path) as stored:
+            reward_N: FloatArray = stored["reward_N"]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except _UNREADABLE as error:
+        raise DataError(f"{path} is damaged ({error})") from None
+    return reward_N

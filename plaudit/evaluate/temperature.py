@@ -27,6 +27,7 @@ from plaudit.model.artefact import (
     write_facts,
 )
 from plaudit.recipe import Source
+from plaudit.recipes import RUN_RECIPE
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE
@@ -123,14 +124,24 @@ def check_plaudit_folder(folder: Path) -> None:
         ModelError: it is a checkpoint, an unfinished run, or no folder with a ``plaudit.json``.
     """
     run = run_of(folder) if folder.is_dir() else None
+    if run is not None and not (run / METRICS_FILE).is_file():
+        raise ModelError(
+            f"{folder} is a checkpoint of a run that has not finished, and only a finished run has "
+            f"a temperature; finish it with plaudit train {run} --resume, which fits one."
+        )
     if run is not None:
         raise ModelError(
             f"{folder} is a checkpoint, and only the run has a temperature; calibrate {run}."
         )
+    if not (folder / FACTS_FILE).is_file() and (folder / RUN_RECIPE).is_file():
+        raise ModelError(
+            f"The training of {folder} has not finished, so there is no model to calibrate; finish "
+            f"the run with plaudit train {folder} --resume, which fits a temperature."
+        )
     if (folder / TRAINING_FILE).is_file():
         raise ModelError(
             f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
-            "with plaudit train --resume."
+            f"with plaudit train {folder} --resume."
         )
     if (folder / FACTS_FILE).is_file():
         return

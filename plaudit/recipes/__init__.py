@@ -8,6 +8,8 @@ from plaudit.embedded import quickstart_path
 
 RUN_RECIPE = "recipe.yaml"
 """The name of the resolved recipe in a run folder."""
+CHECKPOINT_RECIPE = "training_recipe.yaml"
+"""Its copy in each checkpoint: the recipe that the run was trained with until then."""
 
 
 def shipped_recipes() -> dict[str, Path]:

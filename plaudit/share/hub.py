@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.files import writing
-from plaudit.manifest import MANIFEST_FILE, MODEL_FILES, check_model
+from plaudit.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
 from plaudit.share.folder import new_folder
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def push(
     files, left = _to_upload(path, include)
     find_head(path)
     check_model(path)
-    notes = (*_check_card(path / CARD), *_local_notes(path, files))
+    notes = (*_check_card(path / CARD), *_unfinished_notes(path), *_local_notes(path, files))
     plan = Upload(repo=repo, files=files, left=left, notes=notes)
     if dry_run:
         return plan
@@ -289,6 +289,14 @@ def _check_card(path: Path) -> tuple[str, ...]:
             )
     expected = ("library_name", "pipeline_tag", "tags", "license")
     return tuple(f"The card names no {key}." for key in expected if not data.get(key))
+
+
+def _unfinished_notes(folder: Path) -> Iterator[str]:
+    if (folder / TRAINING_FILE).is_file():
+        yield (
+            "The evaluation of this run has not finished, so the card has no metrics and the model "
+            f"no temperature; finish it first with plaudit train {folder} --resume."
+        )
 
 
 def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:

@@ -6,10 +6,12 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from plaudit.errors import TrainingError
+from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.manifest import (
     COUNTERS,
     MANIFEST_FILE,
@@ -23,15 +25,19 @@ logger = logging.getLogger("plaudit")
 STATE_FILE = "trainer_state.json"
 INCOMPLETE_FILE = "incomplete"
 """In a checkpoint while its files are written or deleted. A kill leaves it there."""
+_RUN = "../../"
+"""From a checkpoint to its run, in the names of listed files."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OLD_MARKER = "complete"
 """The last file of a checkpoint of plaudit 0.1.0, which wrote no manifest."""
-_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "train")
+_NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "train", _RUN)
 """What names of files start with that only resuming from their own checkpoint reads."""
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """List every file in the manifest, once all are written.
+    """List every file in the manifest, once all are written, and the run's evaluations until then.
+
+    The evaluations are needed at the end of the run (:func:`plaudit.train.facts.gather_metrics`).
 
     Raises:
         OutputError: it cannot be written.
@@ -39,7 +45,13 @@ def mark_complete(checkpoint: Path) -> None:
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     names = (path.relative_to(checkpoint).as_posix() for path in files)
     own = (MANIFEST_FILE, INCOMPLETE_FILE)
-    write_manifest(checkpoint, (name for name in names if name not in own))
+    evaluations = checkpoint.parents[1] / EVALUATIONS_FOLDER
+    rewards = (
+        f"{_RUN}{EVALUATIONS_FOLDER}/{rewards_file(evaluations, step).name}"
+        for step in evaluated_steps(evaluations)
+        if step <= step_of(checkpoint)
+    )
+    write_manifest(checkpoint, [*(name for name in names if name not in own), *rewards])
     (checkpoint / INCOMPLETE_FILE).unlink(missing_ok=True)
 
 
@@ -73,7 +85,8 @@ def latest_intact(folder: Path) -> Path | None:
 
     Every byte is read. Half-written checkpoints are left out; one without its manifest is damaged.
     Where newer ones are damaged, one warning names the files. A run ends with the weights of its
-    best checkpoint, so a checkpoint needs the weights of its best one, too.
+    best checkpoint, so a checkpoint needs the weights of its best one, too. It also needs the run's
+    evaluations until then, unless no checkpoint has all of its own.
 
     Raises:
         TrainingError: there are checkpoints, and none can be used.
@@ -81,18 +94,22 @@ def latest_intact(folder: Path) -> Path | None:
     damaged: list[str] = []
     old = [path for path in _checkpoints(folder) if _is_old(path)]
     written = [p for p in _checkpoints(folder) if p not in old and not _is_half_written(p)]
-    for checkpoint in sorted(written, key=step_of, reverse=True):
-        problem = _find_problem(checkpoint)
-        if problem is None:
-            if damaged:
-                logger.warning(
-                    "Damaged checkpoint in %s: %s. Training resumes from %s.",
-                    folder,
-                    "; ".join(damaged),
-                    checkpoint.name,
-                )
-            return checkpoint
-        damaged.append(problem)
+    newest_first = sorted(written, key=step_of, reverse=True)
+    # Without an evaluation, the run still has its model.
+    for concerns in (_any_file, _in_checkpoint):
+        for checkpoint in newest_first:
+            problem = _find_problem(checkpoint, concerns)
+            if problem is None:
+                if damaged:
+                    logger.warning(
+                        "Damaged checkpoint in %s: %s. Training resumes from %s.",
+                        folder,
+                        "; ".join(damaged),
+                        checkpoint.name,
+                    )
+                return checkpoint
+            if problem not in damaged:
+                damaged.append(problem)
     if damaged:
         raise TrainingError(
             f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files "
@@ -156,9 +173,22 @@ def ranks_of(checkpoint: Path) -> int:
     return len([name for name in read_manifest(checkpoint) if name.startswith(COUNTERS)])
 
 
-def _find_problem(checkpoint: Path) -> str | None:
-    """The damaged file that keeps a checkpoint from being resumed, None where there is none."""
-    damage = find_damage(checkpoint)
+def _any_file(name: str) -> bool:
+    return True
+
+
+def _in_checkpoint(name: str) -> bool:
+    return not name.startswith(_RUN)
+
+
+def _find_problem(checkpoint: Path, concerns: Callable[[str], bool]) -> str | None:
+    """The damaged file that keeps a checkpoint from being resumed, None where there is none.
+
+    ``concerns`` selects listed files by name.
+    """
+    damage = find_damage(checkpoint, concerns)
+    if damage is not None and damage.startswith(_RUN):
+        return f"{checkpoint.name} needs the evaluation {damage.removeprefix(_RUN)}"
     if damage is not None:
         return f"{checkpoint.name}/{damage}"
     best = best_of(checkpoint)

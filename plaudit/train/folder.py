@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
+from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.files import write_json, write_text, writing
 from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
-from plaudit.recipe import Recipe, dump_recipe, load_recipe
-from plaudit.recipes import RUN_RECIPE, shipped_recipes
+from plaudit.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from plaudit.recipe_yaml import read_yaml
+from plaudit.recipes import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.train import checkpoints
 
@@ -40,7 +42,7 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         """Rewards of the evaluation sets at each evaluation: ``step-N.npz``."""
-        return self.path / "evaluations"
+        return self.path / EVALUATIONS_FOLDER
 
     @property
     def events(self) -> Path:
@@ -174,20 +176,30 @@ def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEnd:
-    """How training ended: the trainer's state as JSON, and the seconds that training took."""
+    """How training ended: the trainer's state as JSON, the seconds that training took, the recipe.
+
+    ``recipe`` is YAML.
+    """
 
     state: str
     seconds: float
+    recipe: str
 
 
 def write_training_end(folder: RunFolder, end: TrainingEnd) -> None:
-    """Record that the model in the folder is the trained one; it and the record get a manifest.
+    """Record that the model in the folder is the trained one.
+
+    It, the record and the run's evaluations get a manifest.
 
     Raises:
         OutputError: it cannot be written.
     """
     write_json(folder.training, asdict(end))
-    write_model_manifest(folder.path, [TRAINING_FILE])
+    evaluations = (
+        rewards_file(folder.evaluations, step).relative_to(folder.path).as_posix()
+        for step in evaluated_steps(folder.evaluations)
+    )
+    write_model_manifest(folder.path, [TRAINING_FILE, *evaluations])
 
 
 def remove_training_end(folder: RunFolder) -> None:
@@ -217,8 +229,30 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
     return latest
 
 
+def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> None:
+    """The run goes on with the recipe that it was trained with until ``start``, a checkpoint.
+
+    Raises:
+        OutputError: the recipe in the run folder was changed or damaged since.
+    """
+    if isinstance(start, TrainingEnd):
+        text, file = start.recipe, folder.training
+        advice = f"put back the values that {file} records"
+    else:
+        file = start / CHECKPOINT_RECIPE
+        text = file.read_text(encoding="utf-8")
+        advice = f"copy {file} over it"
+    changed = changed_keys(parse_recipe(read_yaml(text, str(file)), str(file)), recipe)
+    if changed:
+        raise OutputError(
+            f"{folder.recipe} is not the recipe that the run was trained with until now "
+            f"(different: {', '.join(changed)}); {advice} to resume the run, or start a new run in "
+            "another --out."
+        )
+
+
 def read_training_end(folder: RunFolder) -> TrainingEnd | None:
-    """The end of training, None before it or where a file of its model is damaged (a warning)."""
+    """The end of training, None before it or where one of its files is damaged (a warning)."""
     if not folder.training.is_file():
         return None
     # The record is written after the model. A kill just then leaves no manifest, and no damage.
@@ -230,7 +264,7 @@ def read_training_end(folder: RunFolder) -> TrainingEnd | None:
         except (OSError, ValueError, TypeError) as error:
             damage = f"{TRAINING_FILE} cannot be read ({error})"
     logger.warning(
-        "The trained model is damaged: %s/%s. Training resumes from a checkpoint.",
+        "The trained run is damaged: %s/%s. Training resumes from a checkpoint.",
         folder.path,
         damage,
     )

@@ -6,26 +6,23 @@ Shapes: N responses of all evaluation sets end to end, P ordered pairs among the
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from plaudit.errors import TrainingError
+from plaudit.errors import DataError, TrainingError
 from plaudit.evaluate import metrics
 from plaudit.evaluate.behaviour import Budget, Probed
 from plaudit.evaluate.calibrate import best_temperature, cross_fit
 from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
 from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs
-from plaudit.files import write_atomically
+from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs, read_rewards, rewards_file
 from plaudit.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
@@ -33,9 +30,6 @@ from plaudit.train.prepare import PreparedRun
 from plaudit.types import FloatArray
 
 logger = logging.getLogger("plaudit")
-
-_UNREADABLE = (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error)
-"""What NumPy raises for a file of rewards that is missing or damaged."""
 
 
 def score_table(
@@ -111,40 +105,30 @@ def _numbers(prefix: str, delta_P: FloatArray, margin_P: FloatArray) -> dict[str
     }
 
 
-def write_rewards(folder: Path, step: int, reward_N: FloatArray) -> None:
-    """Keep an evaluation's rewards, so that two steps can be compared pair by pair."""
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, reward_N=reward_N)
-
-    write_atomically(_rewards_file(folder, step), write)
-
-
 def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
     """The pair differences of an evaluation of this run.
 
     Raises:
         TrainingError: its file is missing or damaged.
     """
-    path = _rewards_file(folder, step)
     try:
-        return Evaluated(step=step, delta_P=_read_deltas(path, index))
-    except _UNREADABLE as error:
+        return Evaluated(step=step, delta_P=_read_deltas(folder, step, index))
+    except DataError as error:
         raise TrainingError(
-            f"{path} cannot be read ({error}), and the run's evaluation needs it; restore it from "
-            f"a backup, or delete {TRAINING_FILE} and the checkpoints from step {step} on and "
-            "resume the run, which writes it again."
+            f"{error}, and the run's evaluation needs it; restore it from a backup, or delete "
+            f"{TRAINING_FILE} and the checkpoints from step {step} on and resume the run, which "
+            "writes it again."
         ) from None
 
 
-def _read_deltas(path: Path, index: PairIndex) -> FloatArray:
-    with np.load(path) as stored:
-        return index.deltas(stored["reward_N"])
-
-
-def _rewards_file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step}.npz"
+def _read_deltas(folder: Path, step: int, index: PairIndex) -> FloatArray:
+    reward_N = read_rewards(folder, step)
+    try:
+        return index.deltas(reward_N)
+    except IndexError:
+        raise DataError(
+            f"{rewards_file(folder, step)} is damaged (it has {len(reward_N)} rewards)"
+        ) from None
 
 
 def history(
@@ -178,13 +162,12 @@ def history(
 
 
 def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> dict[str, Any]:
-    path = _rewards_file(folder, event["step"])
     try:
-        return metrics.accuracy_facts(_read_deltas(path, index), index.pairs.group_P)
-    except _UNREADABLE as error:
+        delta_P = _read_deltas(folder, event["step"], index)
+        return metrics.accuracy_facts(delta_P, index.pairs.group_P)
+    except DataError as error:
         logger.warning(
-            "%s cannot be read (%s): the accuracy at step %s has no confidence interval.",
-            path,
+            "%s: the accuracy at step %s has no confidence interval.",
             error,
             event["step"],
         )

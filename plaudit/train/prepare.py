@@ -49,6 +49,7 @@ from plaudit.recipe import (
     ModelSection,
     Recipe,
     TokensSection,
+    dump_recipe,
 )
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
@@ -72,6 +73,8 @@ class PreparedRun:
     """Everything a run needs before its first step."""
 
     recipe: Recipe
+    recorded_recipe: str
+    """The recipe as the run folder holds it, as YAML. ``recipe`` has a warm start's own LoRA."""
     base: str
     args: StepArguments
     corpus: Corpus
@@ -86,7 +89,7 @@ def prepare(
     recipe: Recipe, args: StepArguments, folder: RunFolder, console: Console
 ) -> PreparedRun:
     """Cheap checks first: of the base's configuration, then of the data, then of its weights."""
-    started = datetime.now(UTC)
+    started, recorded_recipe = datetime.now(UTC), dump_recipe(recipe)
     set_seed(args.seed)
     if recipe.model.quantize is not None:
         check_four_bit()
@@ -139,6 +142,7 @@ def prepare(
     )
     return PreparedRun(
         recipe=recipe,
+        recorded_recipe=recorded_recipe,
         base=base,
         args=args,
         corpus=corpus,

@@ -21,6 +21,7 @@ from transformers import (
 
 from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
+from plaudit.evaluate.table import write_rewards
 from plaudit.files import write_json, writing
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
@@ -42,6 +43,7 @@ from plaudit.train.facts import computed_tokens, gather_metrics
 from plaudit.train.folder import (
     RunFolder,
     TrainingEnd,
+    check_recipe,
     checkpoint_to_resume,
     is_main_process,
     read_training_end,
@@ -54,7 +56,6 @@ from plaudit.train.measure import (
     index_pairs,
     measure,
     probe_run,
-    write_rewards,
 )
 from plaudit.train.meter import NotFiniteError
 from plaudit.train.needs import check_needs
@@ -109,7 +110,9 @@ def train(
     try:
         check_needs(recipe)
         args = step_arguments(recipe, arguments, folder)
-        start = _on_main_process(lambda: _find_start(folder, args), args) if resume else None
+        start = (
+            _on_main_process(lambda: _find_start(folder, recipe, args), args) if resume else None
+        )
         run = prepare(recipe, args, folder, console)
         with logging_into(folder, list(args.report_to or ())):
             return _train(run, folder, start, console)
@@ -126,14 +129,19 @@ def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return load_recipe(recipe)
 
 
-def _find_start(folder: RunFolder, args: StepArguments) -> TrainingEnd | Path | None:
+def _find_start(
+    folder: RunFolder, recipe: Recipe, args: StepArguments
+) -> TrainingEnd | Path | None:
     """Where a stopped run goes on; None is its first step.
 
     Ranks that share the weights of a model get them from a checkpoint alone.
     """
     shared = bool(args.fsdp) or args.deepspeed is not None
     end = None if shared else read_training_end(folder)
-    return checkpoint_to_resume(folder) if end is None else end
+    start = checkpoint_to_resume(folder) if end is None else end
+    if start is not None:
+        check_recipe(folder, start, recipe)
+    return start
 
 
 def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
@@ -253,6 +261,7 @@ def make_trainer(
                 measure=measured,
                 tokenizer=run.tokenizer,
                 facts=facts,
+                recipe=run.recorded_recipe,
                 callbacks=callbacks,
             )
     except (ImportError, RuntimeError) as error:

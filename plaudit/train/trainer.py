@@ -31,11 +31,12 @@ from transformers import (
 )
 
 from plaudit.errors import TrainingError
-from plaudit.files import writing
+from plaudit.files import write_text, writing
 from plaudit.manifest import COUNTERS
 from plaudit.model.artefact import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
+from plaudit.recipes import CHECKPOINT_RECIPE
 from plaudit.tokens.store import StoredTrees
 from plaudit.train import checkpoints
 from plaudit.train.folder import TrainingEnd
@@ -89,7 +90,8 @@ class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
     ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint.
+    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint,
+    ``recipe`` the YAML text that it is resumed with.
     """
 
     objective: Objective
@@ -107,6 +109,7 @@ class RewardTrainer(Trainer):
         measure: Callable[[EvalScores, int], dict[str, float]],
         tokenizer: PreTrainedTokenizerBase,
         facts: ArtefactFacts,
+        recipe: str,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(
@@ -124,9 +127,11 @@ class RewardTrainer(Trainer):
         self.eval_trees = eval_trees
         self.measure = measure
         self.facts = facts
+        self.recipe = recipe
         self.meter = Meter(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
+        self._ended = False
 
     # ---- data
 
@@ -152,7 +157,9 @@ class RewardTrainer(Trainer):
     def end(self) -> TrainingEnd:
         """How training ended; the weights are those to evaluate from here on."""
         self._switch_optimizer("eval")
-        return TrainingEnd(state=json.dumps(asdict(self.state)), seconds=self.seconds())
+        return TrainingEnd(
+            state=json.dumps(asdict(self.state)), seconds=self.seconds(), recipe=self.recipe
+        )
 
     # ---- one step
 
@@ -162,6 +169,16 @@ class RewardTrainer(Trainer):
         if resume_from_checkpoint is not None:
             self.add_callback(_RestoreCounters(self, Path(resume_from_checkpoint)))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """One epoch; none from a checkpoint at which training ended.
+
+        The Trainer compares steps with their maximum only after a step, so it would train one more.
+        """
+        if self._ended:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)  # type: ignore[no-untyped-call]
 
     def training_step(
         self,
@@ -322,6 +339,7 @@ class RewardTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_text(checkpoint / CHECKPOINT_RECIPE, self.recipe)
             checkpoints.mark_complete(checkpoint)
             # Damaged ones that the run resumed before: they would count among those to keep.
             checkpoints.remove_later(checkpoint.parent, self.state.global_step)
@@ -357,6 +375,11 @@ class RewardTrainer(Trainer):
         self._seconds_before = saved["seconds"]
         for callback, count in zip(self._stoppers(), saved["patience"], strict=True):
             callback.early_stopping_patience_counter = count
+        stopped_early = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self._stoppers()
+        )
+        self._ended = stopped_early or self.state.global_step >= self.state.max_steps
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
         """Callbacks that count evaluations without progress.

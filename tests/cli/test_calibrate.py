@@ -107,6 +107,14 @@ def test_what_cannot_be_calibrated_is_one_sentence(
         assert sentence in " ".join(error.split()), error
         assert "Traceback" not in error
     assert (run / "plaudit.json").read_bytes() == stored
+    unfinished = [(checkpoint, f"finish it with plaudit train {run} --resume")]
     (run / "training.json").write_text("{}", encoding="utf-8")
+    (run / "metrics.json").unlink()
+    unfinished.append((run, f"The evaluation of {run} has not finished"))
+    for folder, sentence in unfinished:
+        assert main(["calibrate", str(folder), str(unseen)]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    (run / "training.json").unlink()
+    (run / "plaudit.json").unlink()
     assert main(["calibrate", str(run), str(unseen)]) == 2
-    assert "has not finished" in " ".join(capsys.readouterr().err.split())
+    assert f"The training of {run} has not finished" in " ".join(capsys.readouterr().err.split())

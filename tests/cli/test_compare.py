@@ -161,6 +161,12 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
     shutil.copytree(finished_run, odd)
     with (odd / "evaluations" / "step-6.npz").open("wb") as file:
         np.savez(file, reward_N=np.zeros(5))
+    damaged, lost, unpredicted = (folder / name for name in ("damaged", "lost", "unpredicted"))
+    for run in (damaged, lost, unpredicted):
+        shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints"))
+    (damaged / "evaluations" / "step-6.npz").write_bytes(b"PK")
+    (lost / "evaluations" / "step-6.npz").unlink()
+    (unpredicted / "predictions.parquet").unlink()
     taken = folder / "taken"
     taken.mkdir()
     (taken / "file").touch()
@@ -172,6 +178,9 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
         "does not exist": [finished_run, checkpoint, folder / "none.jsonl"],
         "is not a complete checkpoint": [incomplete, finished_run, data],
         "has 5 rewards": [odd],
+        f"{damaged / 'evaluations' / 'step-6.npz'} is damaged": [damaged],
+        f"{lost / 'evaluations' / 'step-6.npz'} is missing": [lost],
+        f"{unpredicted / 'predictions.parquet'} is missing": [unpredicted],
         "exists already": [finished_run, "--out", taken],
     }
 

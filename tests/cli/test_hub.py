@@ -105,6 +105,14 @@ def test_a_dry_run_shows_the_files_and_asks_nobody(hub: Hub, run: Path, tmp_path
     assert told["commit"] is None
     assert "adapter_model.safetensors" in done.stderr
     assert "Dry run: nothing was uploaded" in done.stderr
+    assert not [note for note in told["notes"] if "has not finished" in note]
+    from plaudit.share.hub import push
+
+    unevaluated = tmp_path / "unevaluated"
+    shutil.copytree(run, unevaluated, ignore=shutil.ignore_patterns("checkpoints"))
+    (unevaluated / "training.json").write_text("{}")
+    (note,) = [n for n in push(unevaluated, REPO, dry_run=True).notes if "has not finished" in n]
+    assert f"plaudit train {unevaluated} --resume" in note
 
 
 def test_private_revision_and_further_files(hub: Hub, run: Path, tmp_path: Path) -> None:

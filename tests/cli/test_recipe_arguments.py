@@ -24,6 +24,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place, base in (("mine.yaml", "of/file"), ("run/recipe.yaml", "of/run")):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text(f"model: {{base: {base}}}\ndata: {{train: pairs.jsonl}}\n")
+    for name in ("data.json", "environment.json", "checkpoints/checkpoint-9/training_recipe.yaml"):
+        (tmp_path / "lost" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "lost" / name).write_text("{}")
     return tmp_path
 
 
@@ -95,6 +98,13 @@ def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path
             ),
         ),
         (["my-base"], "my-base is a model folder; expected, in this order"),
+        (
+            ["lost", "--resume"],
+            (
+                "lost is a run folder, and its recipe.yaml is missing; copy "
+                "lost/checkpoints/checkpoint-9/training_recipe.yaml to lost/recipe.yaml."
+            ),
+        ),
         (["gone.yaml"], "gone.yaml: there is no such recipe file."),
         (["mine.yaml", "--resume"], "name the run folder"),
     ],
@@ -179,3 +189,23 @@ def test_data_and_out_are_checked_before_the_model(
     """There is no model, which is what loading it would say."""
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_folder_without_resume_starts_a_new_run_and_says_so(
+    finished: bool,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from plaudit.train import needs
+
+    monkeypatch.setattr(needs, "check_needs", lambda recipe: None)
+    if finished:
+        (folder / "run" / "metrics.json").write_text("{}")
+    assert main(["train", "run"]) == 2  # there is no such base
+    errors = " ".join(capsys.readouterr().err.split())
+    assert ("run is a finished run" in errors) == finished
+    assert ("has not finished" in errors) != finished
+    assert "a new run of its recipe starts in runs/run-" in errors
+    assert ("To resume the old one: plaudit train run --resume" in errors) != finished

@@ -215,6 +215,20 @@ def test_without_an_intact_checkpoint_there_is_one_sentence(
     assert "scheduler.pt has 0 bytes of" in sentence
 
 
+def test_a_recipe_changed_after_the_kill_is_an_error(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = stopped_before_its_end(uninterrupted, tmp_path / "run")
+    text = (out / "recipe.yaml").read_text()
+    assert "seed: 42" in text
+    (out / "recipe.yaml").write_text(text.replace("seed: 42", "seed: 43"))
+    assert main(["train", str(out), "--resume"]) == 2
+    sentence = " ".join(capsys.readouterr().err.split())
+    assert f"{out / 'recipe.yaml'} is not the recipe that the run was trained with" in sentence
+    assert "(different: data.seed" in sentence
+    assert f"copy {checkpoint_of(out, 75) / 'training_recipe.yaml'} over it" in sentence
+
+
 def test_a_kill_after_training_loses_nothing(
     recipe: Path,
     uninterrupted: Path,

@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
+from plaudit.evaluate.table import write_rewards
 from plaudit.manifest import (
     MANIFEST_FILE,
     check_model,
@@ -21,10 +23,13 @@ from plaudit.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
+from plaudit.recipe import load_recipe
+from plaudit.recipes import CHECKPOINT_RECIPE
 from plaudit.train import checkpoints
 from plaudit.train.folder import (
     RunFolder,
     TrainingEnd,
+    check_recipe,
     checkpoint_to_resume,
     read_training_end,
     write_training_end,
@@ -270,6 +275,8 @@ def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
 ) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(finished_run / "checkpoints", folder)
+    evaluations = tmp_path / "evaluations"
+    shutil.copytree(finished_run / "evaluations", evaluations)
     first, newest = sorted(folder.iterdir(), key=checkpoints.step_of)
     assert checkpoints.latest_intact(folder) == newest
     damaged = set()
@@ -280,13 +287,25 @@ def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
         assert f"resumes from {first.name}" in caplog.text
         damaged.add(name)
     assert {"optimizer.pt", "scheduler.pt", "counters-0.pt", "rng_state.pth"} < damaged
-    assert damaged == {*read_manifest(newest), MANIFEST_FILE}
+    listed = {name for name in read_manifest(newest) if not name.startswith("../../evaluations/")}
+    assert damaged == {*listed, MANIFEST_FILE}
+    # Both need the first evaluation, so none would be left.
+    for _ in each_damaged(
+        evaluations, lambda name: name == f"step-{checkpoints.step_of(first)}.npz"
+    ):
+        assert checkpoints.latest_intact(folder) == newest
+    last = f"step-{checkpoints.step_of(newest)}.npz"
+    for _ in each_damaged(evaluations, lambda name: name == last):
+        caplog.clear()
+        assert checkpoints.latest_intact(folder) == first
+        assert f"{newest.name} needs the evaluation evaluations/{last}" in caplog.text
 
 
 @pytest.mark.heavy
 def test_no_intact_checkpoint_is_one_sentence(finished_run: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished_run / "checkpoints", run.checkpoints)
+    shutil.copytree(finished_run / "evaluations", run.evaluations)
     for checkpoint in run.checkpoints.iterdir():
         (checkpoint / "scheduler.pt").unlink()
     before = sorted(run.path.rglob("*"))
@@ -296,6 +315,23 @@ def test_no_intact_checkpoint_is_one_sentence(finished_run: Path, tmp_path: Path
         assert f"{checkpoint.name}/scheduler.pt is missing" in str(error.value)
     assert f"delete {run.checkpoints}" in str(error.value)
     assert sorted(run.path.rglob("*")) == before
+
+
+@pytest.mark.heavy
+def test_a_recipe_changed_since_the_checkpoint_is_named(finished_run: Path) -> None:
+    run = RunFolder(finished_run)
+    recipe = load_recipe(run.recipe)
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"seed": 43})})
+    checkpoint = checkpoints.latest_intact(run.checkpoints)
+    assert checkpoint is not None
+    recorded = checkpoint / CHECKPOINT_RECIPE
+    assert recorded.read_text() == run.recipe.read_text()
+    end = TrainingEnd(state="", seconds=1.0, recipe=recorded.read_text())
+    for start, advice in ((checkpoint, f"copy {recorded} over it"), (end, str(run.training))):
+        check_recipe(run, start, recipe)
+        with pytest.raises(OutputError, match=r"\(different: data\.seed\)") as error:
+            check_recipe(run, start, other)
+        assert advice in str(error.value)
 
 
 @pytest.mark.heavy
@@ -324,15 +360,16 @@ def test_a_damaged_end_of_training_is_not_used(
 ) -> None:
     run = RunFolder(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    end = TrainingEnd(state='{"global_step": 5}', seconds=2.5)
+    write_rewards(run.evaluations, 5, np.zeros(4))
+    end = TrainingEnd(state='{"global_step": 5}', seconds=2.5, recipe="")
     write_training_end(run, end)
     assert read_training_end(run) == end
-    for name in each_damaged(tmp_path, lambda name: "/" not in name):
+    for name in each_damaged(tmp_path, lambda _: True):
         caplog.clear()
         without = not (tmp_path / MANIFEST_FILE).exists()
         training = run.training.exists()
         assert read_training_end(run) == (end if without else None), name
-        assert ("trained model is damaged" in caplog.text) == (training and not without)
+        assert ("trained run is damaged" in caplog.text) == (training and not without)
     # A later plaudit.json gets a manifest of the model alone.
     write_model_manifest(tmp_path)
     assert read_training_end(run) == end

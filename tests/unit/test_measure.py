@@ -10,8 +10,8 @@ import pytest
 
 from plaudit.errors import TrainingError
 from plaudit.evaluate import metrics
-from plaudit.evaluate.table import Pairs
-from plaudit.train.measure import PairIndex, history, measure, read_evaluated, write_rewards
+from plaudit.evaluate.table import Pairs, write_rewards
+from plaudit.train.measure import PairIndex, history, measure, read_evaluated
 
 
 def index_of(pairs: int, group_P: np.ndarray) -> PairIndex:
@@ -64,6 +64,6 @@ def test_a_lost_evaluation_costs_its_interval_alone(
     entries = history(log, tmp_path, index)
     without = {"accuracy_ci95": None, "accuracy_ci95_method": None}
     assert entries == [whole[0] | without, whole[1] | without, whole[2]]
-    assert [f"step-{step}.npz cannot be read" in caplog.text for step in steps] == [1, 1, 0]
-    with pytest.raises(TrainingError, match=r"step-2\.npz cannot be read"):
+    assert [f"step-{step}.npz is" in caplog.text for step in steps] == [1, 1, 0]
+    with pytest.raises(TrainingError, match=r"step-2\.npz is missing"):
         read_evaluated(tmp_path, 2, index)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.errors import DataError, ModelError, OutputError
-from plaudit.evaluate.table import build_table, pairs, read_table, write_table
+from plaudit.evaluate.table import (
+    build_table,
+    pairs,
+    read_rewards,
+    read_table,
+    write_rewards,
+    write_table,
+)
 from plaudit.types import ScoreRow
 
 
@@ -143,8 +151,56 @@ def test_bad_files_are_named(tmp_path):
         read_table(path)
 
 
+def test_no_flipped_bit_of_the_values_goes_unnoticed(tmp_path):
+    """The pages of the columns have checksums; the footer describes them."""
+    path = tmp_path / "predictions.parquet"
+    write_table(build_table([row(f"c{n}", n, reward=n / 3) for n in range(4)]), path)
+    content = path.read_bytes()
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    rewards = next(
+        group.column(n)
+        for n in range(group.num_columns)
+        if group.column(n).path_in_schema == "reward"
+    )
+    start = rewards.dictionary_page_offset or rewards.data_page_offset
+    expected = list(read_table(path).reward_N)
+    caught = 0
+    for bit in range(8 * start, 8 * (start + rewards.total_compressed_size)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            rewards_N = read_table(path).reward_N
+        except DataError:
+            caught += 1
+        else:
+            assert list(rewards_N) == expected
+    assert caught
+
+
+def test_damaged_rewards_of_an_evaluation_are_named(tmp_path):
+    rewards = np.random.default_rng(0).normal(size=40)
+    write_rewards(tmp_path, 6, rewards)
+    path = tmp_path / "step-6.npz"
+    content = path.read_bytes()
+    assert list(read_rewards(tmp_path, 6)) == list(rewards)
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with suppress(DataError):
+            assert list(read_rewards(tmp_path, 6)) == list(rewards)
+    for damaged in (content[:-1], content[: len(content) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"step-6\.npz is damaged"):
+            read_rewards(tmp_path, 6)
+    path.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        read_rewards(tmp_path, 6)
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    def full(table, where):
+    def full(table, where, **options):
         where.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

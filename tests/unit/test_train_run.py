@@ -186,9 +186,46 @@ def test_a_resumed_run_keeps_its_patience(tiny_base: Path, pairs: Path, tmp_path
     shutil.rmtree(cut / "checkpoints" / f"checkpoint-{last}")
     for name in ("metrics.json", "plaudit.json", "README.md"):
         (cut / name).unlink()
-    found = train(recipe, cut, resume=True).metrics
-    assert found["train"]["steps"] == last
-    assert found["eval"]["history"] == expected["eval"]["history"]
+    for _ in ("from the checkpoint before", "from the one at which patience ended it"):
+        found = train(recipe, cut, resume=True).metrics
+        assert found["train"]["steps"] == last
+        assert found["eval"]["history"] == expected["eval"]["history"]
+        assert weights(cut) == weights(whole)
+        (cut / "metrics.json").unlink()
+
+
+def weights(run: Path) -> bytes:
+    return (run / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_run_killed_after_its_last_checkpoint_trains_no_further(
+    evaluated: bool, tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Its last step is inside an epoch."""
+    recipe = recipe_of(
+        tiny_base,
+        pairs,
+        max_steps=5,
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2 if evaluated else 5,
+        lr_scheduler_type="constant",
+    )
+    recipe["data"]["eval_fraction"] = 0.3 if evaluated else None
+    recipe["evaluate"] = {"behaviour": 0}
+    run = tmp_path / "run"
+    expected, written = train(recipe, run).metrics, weights(run)
+    for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json", "manifest.json"):
+        (run / name).unlink()
+    found = train(recipe, run, resume=True).metrics
+    assert weights(run) == written
+    assert found["train"]["steps"] == 5
+    assert found["train"]["epochs"] == expected["train"]["epochs"]
+    if evaluated:
+        assert [entry["step"] for entry in found["eval"]["history"]] == [2, 4, 5]
+        assert found["eval"] == expected["eval"]
 
 
 def test_a_run_killed_before_its_card_gets_it_on_resume(finished_run: Path, tmp_path: Path) -> None:
