@@ -46,7 +46,7 @@ def _questions() -> dict[str, tuple[Part, ...]]:
     return {
         _QUALITY: (_quality, _baselines),
         "How sure it is": (_calibration,),
-        "What to watch": (_length, _features, _behaviour, _slices),
+        "What to watch": (_length, _features, _behaviour, _slices, _untested),
     }
 
 
@@ -145,11 +145,6 @@ def _length(block: Block) -> Iterator[str]:
     row = rows["characters"]
     more, less = row["accuracy_more"], row["accuracy_less"]
     if row["p"] is None:
-        if row["pairs"]:
-            yield (
-                f"Length bias is not tested: the better response is longer in {more['pairs']:,} "
-                f"pairs and shorter in {less['pairs']:,}, and {FEWEST_PER_SIDE} of each are needed."
-            )
         return
     if row["stands_out"]:
         opening = f"It is biased towards {'longer' if row['gap'] > 0 else 'shorter'} responses"
@@ -164,9 +159,8 @@ def _length(block: Block) -> Iterator[str]:
 
 
 def _features(block: Block) -> Iterator[str]:
-    rows = [row for row in block["bias"]["features"] if row["feature"] != "characters"]
-    for row in rows:
-        if row["stands_out"]:
+    for row in block["bias"]["features"]:
+        if row["stands_out"] and row["feature"] != "characters":
             direction = "towards" if row["gap"] > 0 else "against"
             yield (
                 f"It is biased {direction} more {_spaced(row['feature'])}: accuracy is "
@@ -175,12 +169,6 @@ def _features(block: Block) -> Iterator[str]:
                 f"one with more higher in {percent(row['model_prefers_more'])} of pairs that "
                 f"differ, the labels in {percent(row['labels_prefer_more'])}."
             )
-    untested = [_spaced(row["feature"]) for row in rows if row["pairs"] and row["p"] is None]
-    if untested:
-        yield (
-            f"Not tested for bias, with fewer than {FEWEST_PER_SIDE} pairs either way: "
-            f"{', '.join(untested)}."
-        )
 
 
 def _behaviour(block: Block) -> Iterator[str]:
@@ -254,6 +242,25 @@ def _slices(block: Block) -> Iterator[str]:
             for entry in worst
         )
         yield (f"Its accuracy is significantly lower, after adjustment, in {_listed(list(named))}.")
+
+
+def _untested(block: Block) -> Iterator[str]:
+    """What the tables show and nothing can be said of; last, so that findings stand before it."""
+    features = block["bias"]["features"]
+    untested = [row for row in features if row["pairs"] and row["p"] is None]
+    for row in untested:
+        if row["feature"] == "characters":
+            yield (
+                "Length bias is not tested: the better response is longer in "
+                f"{row['accuracy_more']['pairs']:,} pairs and shorter in "
+                f"{row['accuracy_less']['pairs']:,}, and {FEWEST_PER_SIDE} of each are needed."
+            )
+    others = [_spaced(row["feature"]) for row in untested if row["feature"] != "characters"]
+    if others:
+        yield (
+            f"Not tested for bias, with fewer than {FEWEST_PER_SIDE} pairs either way: "
+            f"{', '.join(others)}."
+        )
     small = [f"{_named(entry)} ({entry['pairs']:,})" for entry in block["slices"] if entry["small"]]
     if small:
         yield f"Not compared with the rest, with fewer than {SMALL_SLICE} pairs: {_listed(small)}."
