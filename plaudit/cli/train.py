@@ -70,11 +70,25 @@ def train(
         hush_weight_loading()
         from plaudit.train.run import train as run
     trained = run(mapped, folder, resume=resume, console=console)
+    _leave_process_group()
     if not trained.metrics:
         return
     if json:
         print(json_module.dumps(trained.metrics))
     summarise_run(console, trained.folder, trained.metrics)
+
+
+def _leave_process_group() -> None:
+    """End what torchrun's processes share, while the interpreter still runs.
+
+    Gloo's threads may free tensors during its finalization, which aborts the process although
+    everything is written (https://github.com/pytorch/pytorch/pull/179291). This can go once torch
+    does it at exit.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _say_that_it_is_new(console: Console, named: RunFolder, new: Path) -> None:

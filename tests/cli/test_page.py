@@ -62,7 +62,8 @@ class Watched:
     """A page, and what it complained of or asked of other places."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.context = browser.new_context(**options)
+        # Colours are judged as they end, not on their way there.
+        self.context = browser.new_context(reduced_motion="reduce", **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(15_000)
         self.complaints: list[str] = []
@@ -455,6 +456,7 @@ def test_every_part_fits_and_is_accessible(
 
 
 def check_looks(page: Any, width: int) -> None:
+    expect(page.locator("[aria-busy]")).to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     results = axe.Axe().run(page)
     assert results.violations_count == 0, results.generate_report()

@@ -102,10 +102,27 @@ def test_accumulation_is_only_a_way_to_write_the_batch(
         assert torch.equal(tensor, expected[name]), name
 
 
+AS_A_COMMAND = """
+import atexit, os, runpy, sys
+from torch import distributed
+
+def check():
+    # A process group that outlives the command can abort the interpreter's finalization.
+    if distributed.is_initialized():
+        print("the process group was not destroyed", file=sys.stderr, flush=True)
+        os._exit(7)
+
+atexit.register(check)
+runpy.run_module("plaudit", run_name="__main__")
+"""
+
+
 def run_on_two_ranks(recipe: Path, out: Path, *options: str) -> None:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    command = recipe.parent / "command.py"
+    command.write_text(AS_A_COMMAND)
     done = subprocess.run(
-        [*launcher, "-m", "plaudit", "train", str(recipe), "--out", str(out), *options],
+        [*launcher, str(command), "train", str(recipe), "--out", str(out), *options],
         check=False,
         capture_output=True,
         text=True,
