@@ -227,6 +227,7 @@ def _parse_all(
         counter.count(tracked, comparison, row)
         yield number, where, row, comparison
     unseen.refuse()
+    counter.check()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

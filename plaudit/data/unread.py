@@ -98,6 +98,7 @@ class UnreadCounter:
         self._rows = 0
         self._without_prompt = 0
         self._columns: Counter[str] = Counter()
+        self._suspicion: str | None = None
 
     @property
     def total(self) -> Unread:
@@ -110,15 +111,29 @@ class UnreadCounter:
         """Count a row that was read as ``comparison``; ``row`` is as it stands in the file.
 
         Raises:
-            DataError: a column holds a prompt, a system message or a conversation that is no part
-                of the comparison.
+            DataError: a column named like a prompt, a system message or a conversation holds one
+                that is no part of the comparison; or none of the first rows has a prompt, and
+                another column may hold it.
         """
         self._rows += 1
         self._without_prompt += lacks_prompt(named, comparison)
         found = unread_text(named, comparison)
         if found.lost:
-            raise DataError(_complaint(self._source, row, found.lost, comparison.where))
+            raise DataError(_complaint(self._source, row, found, comparison.where))
         self._columns.update(found.others)
+        if found.perhaps and self._suspicion is None:
+            self._suspicion = _complaint(self._source, row, found, comparison.where)
+        if self._rows == _ROWS_THAT_TELL:
+            self.check()
+
+    def check(self) -> None:
+        """After the last row: whether the prompts may all stand in a column that is not read.
+
+        Raises:
+            DataError: no row has a prompt, and a column of another name may hold it.
+        """
+        if self._suspicion is not None and self._without_prompt == self._rows:
+            raise DataError(self._suspicion)
 
 
 def open_reader(source: Source, row: Row, *, where: str) -> Reader:
@@ -138,27 +153,34 @@ def open_reader(source: Source, row: Row, *, where: str) -> Reader:
 class UnreadText:
     """The columns of one row that hold text and are not read.
 
-    ``lost`` are those with a prompt that is no part of the comparison, and what each looks like;
-    ``others`` say something else.
+    ``lost`` are those named like a prompt that is no part of the comparison, and what each looks
+    like; ``others`` have other names. Of a row without a prompt, ``perhaps`` are the others that
+    may hold it.
     """
 
     lost: Mapping[str, Kind]
     others: tuple[str, ...]
+    perhaps: Mapping[str, Kind]
 
 
 def unread_text(named: TrackedRow, comparison: Comparison) -> UnreadText:
     """What ``named``, once it was read as ``comparison``, says in columns that were not read."""
     lost: dict[str, Kind] = {}
     others: list[str] = []
+    perhaps: dict[str, Kind] = {}
+    # Beside a prompt, other texts and messages are a record of how the data were made.
+    lacking = lacks_prompt(named, comparison)
     for name, value in named.unread:
         if not has_words(value):
             continue
-        kind = _kind_of(name, value, named, comparison)
-        if kind is None:
+        by_name, by_value = kind_of_name(name), _kind_of_value(value)
+        if by_name is None:
             others.append(name)
+            if lacking and by_value is not None and not repeats(value, comparison):
+                perhaps[name] = by_value
         elif not repeats(value, comparison):
-            lost[name] = kind
-    return UnreadText(lost=lost, others=tuple(others))
+            lost[name] = "a conversation" if by_value == "a conversation" else by_name
+    return UnreadText(lost=lost, others=tuple(others), perhaps=perhaps)
 
 
 # --- what looks like a prompt -------------------------------------------------------------------
@@ -197,18 +219,15 @@ def _kind_of_short_name(name: str) -> Kind | None:
     return "a prompt" if _PROMPT.search(plain) else None
 
 
-def _kind_of(name: str, value: Any, named: TrackedRow, comparison: Comparison) -> Kind | None:
-    kind = kind_of_name(name)
-    if kind is None and not lacks_prompt(named, comparison):
-        # Beside a prompt, other texts and messages are a record of how the data were made.
-        return None
+def _kind_of_value(value: Any) -> Kind | None:
+    """What a column without such a name may hold."""
     if _is_conversation(value):
         return "a conversation"
-    if kind is None and isinstance(value, str) and _words(value) >= _SENTENCE_WORDS:
-        return "a prompt"
-    return kind
+    return "a prompt" if isinstance(value, str) and _words(value) >= _SENTENCE_WORDS else None
 
 
+_ROWS_THAT_TELL: Final = 20
+"""Where so many rows have no prompt, the source has none. Few enough to stop before long work."""
 _FEWEST_SHARED_WORDS: Final = 3
 """Two answers often begin with the same word or two ("The ", "I think "): that is no prompt."""
 _SENTENCE_WORDS: Final = 4
@@ -325,8 +344,9 @@ def _joined(one: str, other: str) -> bool:
 # --- the error ----------------------------------------------------------------------------------
 
 
-def _complaint(source: Source, row: Row, lost: Mapping[str, Kind], where: str) -> str:
+def _complaint(source: Source, row: Row, found: UnreadText, where: str) -> str:
     """The first column that is lost, and how `columns` reads it or leaves it out."""
+    lost = {**found.lost, **found.perhaps}
     name, kind = next(iter(lost.items()))
     theirs = source.columns.get(name) or name
     columns = _columns_that_read(source, row, theirs, lost)
@@ -380,7 +400,8 @@ def _lost_under(source: Source, row: Row) -> set[str] | None:
         comparison = to_comparison(reader, tracked, number=1, where="", source="")
     except DataError:
         return None
-    return {source.columns.get(name) or name for name in unread_text(tracked, comparison).lost}
+    found = unread_text(tracked, comparison)
+    return {source.columns.get(name) or name for name in (*found.lost, *found.perhaps)}
 
 
 def _as_yaml(columns: Mapping[str, str | None]) -> str:

@@ -289,6 +289,45 @@ def test_a_named_format_keeps_the_rule_and_a_later_row_too(tmp_path: Path) -> No
     assert f"{later.path}:2: the column history looks like a prompt" in complaint(later)
 
 
+NOTE = "Because Lima is the capital of Peru."
+ANSWERS = {"chosen": [assistant("Lima.")], "rejected": [assistant("Cusco.")]}
+PARTLY: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "blank text": (
+        {"prompt": "What is the capital of Peru?", **TEXTS, "rationale": NOTE},
+        {"prompt": "", **TEXTS, "rationale": NOTE},
+    ),
+    "no messages": (
+        {"prompt": [user("The capital?")], **ANSWERS, "comment": NOTE},
+        {"prompt": [], **ANSWERS, "comment": NOTE},
+    ),
+    "nothing that both texts begin with": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is green.", "reason": NOTE},
+        {**TEXTS, "reason": NOTE},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY)
+@pytest.mark.parametrize("blank_first", [False, True])
+def test_a_note_beside_some_blank_prompts_is_a_note(
+    name: str, blank_first: bool, tmp_path: Path
+) -> None:
+    filled, blank = PARTLY[name]
+    rows = [blank, filled] if blank_first else [filled, blank]
+    (column,) = set(filled) - {"prompt", "chosen", "rejected"}
+    assert counts(source_of(tmp_path, *rows)).columns == {column: 2}
+
+
+@pytest.mark.parametrize("rows", [1, 19, 20, 500])
+def test_a_note_beside_no_prompt_at_all_is_an_error(rows: int, tmp_path: Path) -> None:
+    """Soon, so that nobody scores a whole file before."""
+    opened = open_source(source_of(tmp_path, *[{**TEXTS, "reason": NOTE}] * rows))
+    read: list[int] = []
+    with pytest.raises(DataError, match=r":1: the column reason looks like a prompt"):
+        read.extend(number for number, *_ in opened.rows)
+    assert len(read) <= 20
+
+
 def test_a_null_that_names_no_column_is_an_error(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"problem": "Q", **TEXTS}, columns={"problme": None})
     assert "the column problem looks like a prompt" in complaint(source)
