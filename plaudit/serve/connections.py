@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from plaudit.serve.errors import error_response
 from plaudit.serve.refusal import RefusalError
 from plaudit.serve.settings import Settings
 
+KERNEL_BUFFER = 128 * 1024
+"""Bytes of an answer that lie in the kernel. A slower client than about a third of it in
+``body_timeout`` seconds looks like one that reads nothing."""
 CLOSED_AT_ONCE = 32
 """Connections that make room together, so that a flood does not search for each."""
 
@@ -31,8 +35,8 @@ class BoundedConnection(H11Protocol):
 
     - Headers, and the rest of a body that nobody reads, are there within ``body_timeout`` seconds,
       or the connection is closed (408 where something was sent).
-    - A client reads some of its answer every ``body_timeout`` seconds, however slowly; where it
-      reads nothing, the connection is aborted.
+    - A client goes on reading its answer within ``body_timeout`` seconds (``KERNEL_BUFFER`` has the
+      slowest rate that is seen), or the connection is aborted.
     - Beyond ``max_connections``, those that have waited longest for their client are closed, as
       nginx does; a new connection is closed only where every other one is being answered.
     """
@@ -47,6 +51,10 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and hasattr(raw, "setsockopt"):
+            # The kernel would take megabytes of an answer, and hide whether the client reads them.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER)
         self._update()
         if len(self.connections) > self._settings.max_connections:
             self._make_room()
@@ -60,6 +68,7 @@ class BoundedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._watch_closing()
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -80,8 +89,11 @@ class BoundedConnection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():
-            # Closing waits until the client has read all of its answer.
+        self._watch_closing()
+
+    def _watch_closing(self) -> None:
+        """Closing waits until the client has read all of its answer."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._watch_reader()
 
     def _watch_reader(self) -> None:
@@ -142,6 +154,7 @@ class BoundedConnection(H11Protocol):
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        self._watch_closing()
 
     def _make_room(self) -> None:
         waiting = (

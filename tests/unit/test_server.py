@@ -26,6 +26,7 @@ from plaudit.model import prompt_states
 from plaudit.serve import app as app_module
 from plaudit.serve import engine as engine_module
 from plaudit.serve import server as server_module
+from plaudit.serve.connections import BoundedConnection
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.scorer import RewardModel
@@ -447,7 +448,7 @@ def test_a_client_may_read_slowly_but_must_read(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", 1)
-    body = json.dumps({"text": "a", "rid": "r" * (24 << 20)}).encode()
+    body = json.dumps({"text": "a", "rid": "r" * (6 << 20)}).encode()
 
     def ask(raw: socket.socket, receive_buffer: int) -> None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -461,15 +462,56 @@ def test_a_client_may_read_slowly_but_must_read(
     with running(finished_run, body_timeout=1.0) as server:
         with socket.socket() as reads_nothing, socket.socket() as reads_slowly:
             ask(reads_nothing, 4096)
-            ask(reads_slowly, 1 << 18)
+            ask(reads_slowly, 1 << 16)
             read = bytearray()
-            # About four seconds, several times body_timeout and the keep-alive time.
-            while part := reads_slowly.recv(1 << 18):
+            # About six seconds, several times body_timeout and the keep-alive time, and slower than
+            # a kernel's own choice of buffer would let the server see.
+            while part := reads_slowly.recv(1 << 16):
                 read += part
-                time.sleep(4 * len(part) / len(body))
+                time.sleep(6 * len(part) / len(body))
             assert len(read) > len(body)
             assert len(read_until_closed(reads_nothing)) < len(body)
         still_answers(server)
+
+
+def test_a_closing_connection_is_not_kept_for_a_client_that_reads_nothing(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of the answer waits: less than what pauses the writing, or more."""
+    made: list[BoundedConnection] = []
+    lost: list[BoundedConnection] = []
+    for calls, method in ((made, "connection_made"), (lost, "connection_lost")):
+
+        def counted(
+            self: BoundedConnection,
+            argument: Any,
+            calls: list[BoundedConnection] = calls,
+            original: Any = getattr(BoundedConnection, method),
+        ) -> None:
+            calls.append(self)
+            original(self, argument)
+
+        monkeypatch.setattr(BoundedConnection, method, counted)
+    with running(finished_run, body_timeout=1.0) as server:
+        held = []
+        for number in range(48):
+            raw = socket.socket()
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(("127.0.0.1", server.port))
+            body = json.dumps({"text": "a", "rid": "r" * (8 << 10) * (number + 1)}).encode()
+            raw.sendall(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            )
+            raw.sendall(body)
+            held.append(raw)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and (len(made) < 48 or set(made) - set(lost)):
+            time.sleep(0.1)
+        assert len(made) >= 48
+        assert not set(made) - set(lost)
+        for raw in held:
+            raw.close()
 
 
 def test_who_waits_longest_for_its_client_makes_room(finished_run: Path) -> None:
