@@ -131,7 +131,7 @@ def _refit(block: Block) -> str:
     if block["temperature"] is None:
         return f"none was fitted ({block['calibration_note']})"
     verdict = "better" if block["temperature_improves"] else "not better"
-    if f"{block['temperature']:.3g}" == "1":
+    if block["stored_temperature"] is None and f"{block['temperature']:.3g}" == "1":
         return "a fitted one is 1 as well"
     return (
         f"a fitted one ({block['temperature']:.3g}) gives cross-fitted log loss "
@@ -183,7 +183,7 @@ def _behaviour(block: Block) -> Iterator[str]:
     if rows["damage"]:
         yield _degradation(rows["damage"], behaviour["kinds"]["damage"]["fell"])
     if rows["preserving"]:
-        most = max(rows["preserving"], key=lambda row: row["flipped"])
+        most = _highest(rows["preserving"], "flipped")
         yield (
             "A meaning-preserving rewrite flips the ranking of at most "
             f"{percent(most['flipped'])} of comparisons ({_spaced(most['operator'])}, "
@@ -194,7 +194,8 @@ def _behaviour(block: Block) -> Iterator[str]:
 
 
 def _degradation(rows: Sequence[Block], share: float) -> str:
-    best, worst = (pick(rows, key=lambda row: row["fell"]) for pick in (max, min))
+    best = _highest(rows, "fell")
+    worst = min(rows, key=lambda row: (row["fell"], -row["responses"]))
     least = "" if best is worst else f", least often {_share(worst, 'fell')}"
     return (
         f"Degrading a good response lowers its reward in {percent(share)} of cases (chance is "
@@ -205,7 +206,7 @@ def _degradation(rows: Sequence[Block], share: float) -> str:
 def _reward_hacking(rows: Sequence[Block]) -> str:
     raising = [row for row in rows if row["rose"] > 0.5]
     if not raising:
-        most = max(rows, key=lambda row: row["rose"])
+        most = _highest(rows, "rose")
         return (
             "No reward hack that was tried raises the reward of more than half of the responses; "
             f"the most is {_share(most, 'rose')}."
@@ -218,6 +219,11 @@ def _reward_hacking(rows: Sequence[Block]) -> str:
         f"Reward hacking: {len(raising)} of {len(rows)} hacks that were tried raise the reward of "
         f"more than half of the responses: {', '.join(listed)}."
     )
+
+
+def _highest(rows: Sequence[Block], key: str) -> Block:
+    """The row with the largest share, of equal ones that of most responses."""
+    return max(rows, key=lambda row: (row[key], row["responses"]))
 
 
 def _share(row: Block, key: str, remark: str = "") -> str:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plaudit.evaluate.behaviour import KINDS, Altered, Probed, behaviour_facts
 from plaudit.evaluate.facts import summarise
 from plaudit.evaluate.table import build_table
-from plaudit.evaluate.words import _behaviour, _slices, percent
+from plaudit.evaluate.words import _behaviour, _slices, _stored, percent
 from plaudit.types import ScoreRow
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -124,9 +124,11 @@ def test_what_is_said_of_calibration_is_what_the_table_shows(seed: int) -> None:
     assert (stored is None) == ("No temperature is stored with the model (T = 1): " in words)
     if stored is None and block["temperature"] is not None:
         table = block["calibrations"]
-        assert f"cross-fitted log loss {table['temperature']['nll']:.4f}" in words
+        refit = f"cross-fitted log loss {table['temperature']['nll']:.4f}"
+        verdict = "not better than T = 1 beyond noise"
+        one = f"{block['temperature']:.3g}" == "1"
+        assert "a fitted one is 1 as well" in words if one else refit in words and verdict in words
         assert f"log loss {table['as_trained']['nll']:.4f} and ECE" in words
-        assert "not better than T = 1 beyond noise" in words
 
 
 def random_probes(seed: int) -> Probed:
@@ -159,15 +161,20 @@ def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> No
     rows = {kind: [r for r in behaviour["operators"] if r["kind"] == kind] for kind in KINDS}
     if rows["damage"]:
         shares = [row["fell"] for row in rows["damage"]]
-        most = re.search(r"most often [\w ]+ \(([\d.]+%)", words)
+        most = re.search(r"most often [\w ]+ \(([\d.]+%) of (\d+)\)", words)
         assert most is not None
         assert most[1] == percent(max(shares))
-        least = re.search(r"least often [\w ]+ \(([\d.]+%)", words)
-        assert percent(min(shares)) == (least or most)[1]
+        least = re.search(r"least often [\w ]+ \(([\d.]+%) of (\d+)\)", words) or most
+        assert percent(min(shares)) == least[1]
+        for extreme, named in ((max(shares), most), (min(shares), least)):
+            equal = [row["responses"] for row in rows["damage"] if row["fell"] == extreme]
+            assert int(named[2]) == max(equal)
     if rows["preserving"]:
-        at_most = re.search(r"at most ([\d.]+%) of comparisons", words)
+        at_most = re.search(r"at most ([\d.]+%) of comparisons \([\w ]+, n = (\d+)\)", words)
         assert at_most is not None
-        assert at_most[1] == percent(max(row["flipped"] for row in rows["preserving"]))
+        flipped = max(row["flipped"] for row in rows["preserving"])
+        equal = [row["responses"] for row in rows["preserving"] if row["flipped"] == flipped]
+        assert (at_most[1], int(at_most[2])) == (percent(flipped), max(equal))
     raising = [row for row in rows["hack"] if row["rose"] > 0.5]
     assert bool(rows["hack"] and not raising) == ("No reward hack" in words)
     for row in rows["hack"]:
@@ -178,6 +185,41 @@ def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> No
             assert (row["rose_ci95"][0] <= 0.5) == (
                 f"{spaced(row['operator'])} ({percent(row['rose'])} {doubt}" in words
             )
+
+
+def test_a_refit_of_one_does_not_speak_for_the_stored_temperature() -> None:
+    block = {
+        "nll": 0.5,
+        "ece": 0.05,
+        "stored_temperature": 2.12,
+        "stored_temperature_from": "training",
+        "nll_stored": 0.6,
+        "ece_stored": 0.1,
+        "temperature": 1.0004,
+        "temperature_improves": False,
+        "nll_calibrated": 0.5,
+        "ece_calibrated": 0.05,
+    }
+    words = _stored(block)
+    assert "a fitted one (1) gives" in words
+    assert "as well" not in words
+    assert "is 1 as well" in _stored({**block, "stored_temperature": None})
+
+
+def test_of_equal_extremes_the_one_with_most_responses_is_named() -> None:
+    altered = [
+        Altered(kind="damage", name=name, original=0.0, other=-2.0, altered=moved)
+        for name, moved, count in (
+            ("changed_unit", -1.0, 1),
+            ("truncation", -1.0, 60),
+            ("changed_number", 1.0, 1),
+            ("other_text", 1.0, 40),
+        )
+        for _ in range(count)
+    ]
+    probed = Probed(altered=altered, responses=60, refused={}, seed=0)
+    (words,) = _behaviour({"behaviour": behaviour_facts(probed, reward_std=1.0)})
+    assert "most often truncation (100.0% of 60), least often other text (0.0% of 40)" in words
 
 
 @pytest.mark.parametrize(
