@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,24 +92,23 @@ def latest_intact(folder: Path) -> Path | None:
         TrainingError: there are checkpoints, and none can be used.
     """
     damaged: list[str] = []
+    without_evaluation: Path | None = None
     old = [path for path in _checkpoints(folder) if _is_old(path)]
     written = [p for p in _checkpoints(folder) if p not in old and not _is_half_written(p)]
-    newest_first = sorted(written, key=step_of, reverse=True)
-    # Without an evaluation, the run still has its model.
-    for concerns in (_any_file, _in_checkpoint):
-        for checkpoint in newest_first:
-            problem = _find_problem(checkpoint, concerns)
-            if problem is None:
-                if damaged:
-                    logger.warning(
-                        "Damaged checkpoint in %s: %s. Training resumes from %s.",
-                        folder,
-                        "; ".join(damaged),
-                        checkpoint.name,
-                    )
-                return checkpoint
-            if problem not in damaged:
-                damaged.append(problem)
+    for checkpoint in sorted(written, key=step_of, reverse=True):
+        problem = _find_problem(checkpoint)
+        lacking = _find_damaged_evaluation(checkpoint) if problem is None else None
+        if problem is None and lacking is None:
+            _warn(folder, damaged, f"Training resumes from {checkpoint.name}.")
+            return checkpoint
+        damaged.append(problem or f"{checkpoint.name} needs the evaluation {lacking}")
+        if problem is None and without_evaluation is None:
+            without_evaluation = checkpoint
+    if without_evaluation is not None:
+        # The run still has its model.
+        resumes = f"Training resumes from {without_evaluation.name} without that evaluation."
+        _warn(folder, damaged, resumes)
+        return without_evaluation
     if damaged:
         raise TrainingError(
             f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files "
@@ -173,22 +172,23 @@ def ranks_of(checkpoint: Path) -> int:
     return len([name for name in read_manifest(checkpoint) if name.startswith(COUNTERS)])
 
 
-def _any_file(name: str) -> bool:
-    return True
+def _warn(folder: Path, damaged: Sequence[str], what_follows: str) -> None:
+    if damaged:
+        logger.warning("Damaged checkpoint in %s: %s. %s", folder, "; ".join(damaged), what_follows)
 
 
-def _in_checkpoint(name: str) -> bool:
-    return not name.startswith(_RUN)
+def _find_damaged_evaluation(checkpoint: Path) -> str | None:
+    """The evaluation of the run that is not as it was when this checkpoint was written."""
+    damage = find_damage(checkpoint, lambda name: name.startswith(_RUN))
+    return None if damage is None else damage.removeprefix(_RUN)
 
 
-def _find_problem(checkpoint: Path, concerns: Callable[[str], bool]) -> str | None:
+def _find_problem(checkpoint: Path) -> str | None:
     """The damaged file that keeps a checkpoint from being resumed, None where there is none.
 
-    ``concerns`` selects listed files by name.
+    The evaluations of the run are left out.
     """
-    damage = find_damage(checkpoint, concerns)
-    if damage is not None and damage.startswith(_RUN):
-        return f"{checkpoint.name} needs the evaluation {damage.removeprefix(_RUN)}"
+    damage = find_damage(checkpoint, lambda name: not name.startswith(_RUN))
     if damage is not None:
         return f"{checkpoint.name}/{damage}"
     best = best_of(checkpoint)

@@ -293,7 +293,9 @@ def test_every_damaged_file_of_the_newest_checkpoint_falls_back(
     for _ in each_damaged(
         evaluations, lambda name: name == f"step-{checkpoints.step_of(first)}.npz"
     ):
+        caplog.clear()
         assert checkpoints.latest_intact(folder) == newest
+        assert f"resumes from {newest.name} without that evaluation" in caplog.text
     last = f"step-{checkpoints.step_of(newest)}.npz"
     for _ in each_damaged(evaluations, lambda name: name == last):
         caplog.clear()
