@@ -11,7 +11,7 @@ Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
@@ -217,15 +217,20 @@ class Affine:
     offset: float = 0.0
 
 
-def conversation_digest(*parts_T: IntArray) -> bytes:
-    """Identifies a conversation: 128 bits over the token ids of its parts, end to end.
+def conversation_digests(
+    branches: Iterable[IntArray], prefix_T: IntArray | None = None
+) -> Iterator[bytes]:
+    """Identify conversations that share a prefix: 128 bits each over its ids and a branch's.
 
-    However it is cut into parts (a prefix and a branch, or all in one), its digest is the same.
+    However a conversation is cut into prefix and branch, its digest is the same.
     """
-    known = blake2b(digest_size=16)
-    for part_T in parts_T:
-        known.update(np.asarray(part_T, np.int32).tobytes())
-    return known.digest()
+    shared = blake2b(digest_size=16)
+    if prefix_T is not None:
+        shared.update(np.asarray(prefix_T, np.int32).tobytes())
+    for branch_T in branches:
+        whole = shared.copy()
+        whole.update(np.asarray(branch_T, np.int32).tobytes())
+        yield whole.digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

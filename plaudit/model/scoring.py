@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digest
+from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digests
 
 FILLER = TokenTree(index=-1, prefix=np.zeros(0, np.int32), branches=(np.zeros(1, np.int32),))
 """A one-token tree that keeps a rank in step when its own trees have run out."""
@@ -105,7 +105,7 @@ def distinct_trees(trees: Sequence[TokenTree]) -> DistinctTrees:
     branches: list[int] = []
     for tree in trees:
         branches.append(len(tree.branches))
-        digests += [conversation_digest(tree.prefix, branch) for branch in tree.branches]
+        digests += conversation_digests(tree.branches, tree.prefix)
     keys_R = np.frombuffer(b"".join(digests), dtype="V16")
     _, first_U, inverse_R = np.unique(keys_R, return_index=True, return_inverse=True)
     first_R = first_U[inverse_R]

@@ -17,7 +17,7 @@ from plaudit.serve.refusal import RefusalError
 from plaudit.serve.served import Served
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.share import share_prefixes
-from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digest
+from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digests
 
 logger = logging.getLogger("plaudit.serve")
 
@@ -46,8 +46,7 @@ def score_slices(
     first: dict[bytes, Job[Served]] = {}
     before = _reused(served)
     keys = [
-        [conversation_digest(ids) for ids in part.job.sequences[part.start : part.stop]]
-        for part in slices
+        list(conversation_digests(part.job.sequences[part.start : part.stop])) for part in slices
     ]
     known: dict[bytes, float] = {}
     for part, digests in zip(slices, keys, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from plaudit.types import FloatArray, TokenTree, conversation_digest
+from plaudit.types import FloatArray, TokenTree, conversation_digests
 
 
 class ScoreCache:
@@ -37,8 +37,7 @@ class ScoreCache:
     def settle(self, tree: TokenTree, rewards_K: FloatArray) -> FloatArray:
         """The reward that each conversation got before; else this one, which is kept."""
         settled_K = rewards_K.copy()
-        for k, branch in enumerate(tree.branches):
-            key = conversation_digest(tree.prefix, branch)
+        for k, key in enumerate(conversation_digests(tree.branches, tree.prefix)):
             before = self.get(key)
             if before is None:
                 self.put(key, float(rewards_K[k]))
