@@ -525,7 +525,7 @@ def _plain(text: Text, what: str) -> str | list[dict[str, Any]]:
     """A text or messages as JSON has them; ``what`` names them in errors.
 
     Raises:
-        RequestRefusedError: they are neither, in the words of a model in this process.
+        RequestRefusedError: they are neither.
     """
     if isinstance(text, str):
         return text

@@ -61,8 +61,9 @@ def missing_path(name: str) -> str | None:
     is_there = existing_path(name) == path
     if is_there or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         return None
-    near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
-    hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+    folder = existing_path(str(path.parent)) or path.parent
+    near = difflib.get_close_matches(path.name, names_in(folder), n=1)
+    hint = f" (did you mean {folder / near[0]}?)" if near else ""
     return f"{name} does not exist{hint}"
 
 

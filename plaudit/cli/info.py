@@ -122,11 +122,12 @@ def _cache() -> Cache:
 
 def _sizes(folder: Path) -> Iterator[int]:
     """The size of every file below a folder whose files other processes may delete meanwhile."""
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            facts = path.stat()
-            if S_ISREG(facts.st_mode):
-                yield facts.st_size
+    for below, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                facts = (Path(below) / name).stat()
+                if S_ISREG(facts.st_mode):
+                    yield facts.st_size
 
 
 def _optional() -> dict[str, Part]:

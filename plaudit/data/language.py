@@ -33,7 +33,8 @@ def identify_language(text: str) -> str | None:
 def language_of_answer(text: str, prompt: str) -> str | None:
     """The language of an answer; of one too short to tell, that of the prompt and the answer.
 
-    Where both are too short, their letters tell whether it may be a language like English.
+    Where both are too short, None says that it may be a language like English, and ``NOT_LATIN`` by
+    their letters that it is not.
     """
     both = f"{prompt}\n{text}"
     known = identify_language(text) or identify_language(both)

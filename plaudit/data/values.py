@@ -303,9 +303,9 @@ def tools(row: Row) -> tuple[Mapping[str, Any], ...] | None:
     if not tools:
         return None
     for index, tool in enumerate(tools):
-        if not isinstance(tool, dict):
+        if not isinstance(tool, Mapping):
             raise _wrong(f"tools[{index}]", tool, "an object with the tool's schema")
-    return tuple(tools)
+    return tuple(map(dict, tools))
 
 
 def as_tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:

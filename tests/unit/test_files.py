@@ -158,6 +158,18 @@ def test_any_text_may_stand_where_a_path_is_expected(text: str) -> None:
         assert len(message) < 600
 
 
+def test_the_hint_for_a_missing_path_is_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is opened by the name as it is, and a recipe is not read by a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tmp_path / "mymodel"
+    model.mkdir()
+    for name in ("~/mymodel", "~/mymodl", f"{tmp_path}/mymodl"):
+        assert missing_path(name) == f"{name} does not exist (did you mean {model}?)"
+    assert missing_path(str(model)) is None
+
+
 def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> None:
     cells = {
         "prompt": json.dumps(TURNS),
