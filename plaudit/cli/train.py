@@ -79,16 +79,20 @@ def train(
 
 
 def _leave_process_group() -> None:
-    """End what torchrun's processes share, while the interpreter still runs.
+    """End what torchrun's processes share, and its threads, while the interpreter still runs.
 
-    Gloo's threads may free tensors during its finalization, which aborts the process although
-    everything is written (https://github.com/pytorch/pytorch/pull/179291). This can go once torch
-    does it at exit.
+    A thread of gloo that frees a tensor during the interpreter's finalization aborts the process
+    although everything is written (https://github.com/pytorch/pytorch/pull/179291). This can go
+    once torch ends them at exit.
     """
+    import gc
+
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        # The trainer and its model are a cycle that keeps the group, and the group its threads.
+        gc.collect()
 
 
 def _say_that_it_is_new(console: Console, named: RunFolder, new: Path) -> None:
