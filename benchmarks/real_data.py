@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from plaudit.files import write_json, write_text
+from plaudit.storage.atomic import write_json, write_text
 from plaudit.train.run import train
 
 

@@ -31,7 +31,7 @@ from types import ModuleType
 
 from plaudit.data.documentation import Documentation, Kind, Part, is_prose, unwrap
 from plaudit.embedded import documentation_path
-from plaudit.files import write_atomically
+from plaudit.storage.atomic import write_atomically
 
 SHARES: dict[Part, float] = {"pretraining": 0.60, "training": 0.28, "heldout": 0.12}
 

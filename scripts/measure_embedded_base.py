@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from plaudit.data.documentation_pairs import MIX, build_pairs
 from plaudit.embedded import base_path
 from plaudit.evaluate.metrics import wilson
-from plaudit.files import write_json
+from plaudit.storage.atomic import write_json
 from plaudit.types import FloatArray
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "concepts"

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit.data.documentation import Answer, answers, questions, read_documentation
 from plaudit.embedded import base_path
-from plaudit.files import write_atomically
+from plaudit.storage.atomic import write_atomically
 
 VOCABULARY = 4096
 LONGEST_EXAMPLE = 256

@@ -125,7 +125,7 @@ def finished_run(
 
 def set_facts(folder: Path, **changes: Any) -> None:
     """Change facts of a saved model as plaudit does: ``plaudit.json``, and its manifest anew."""
-    from plaudit.manifest import write_model_manifest
+    from plaudit.storage.manifest import write_model_manifest
 
     path = folder / "plaudit.json"
     facts = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.machine import REPOSITORY, command, describe_machine
-from plaudit.files import write_json
+from plaudit.storage.atomic import write_json
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SEED = 0

@@ -21,8 +21,8 @@ def init(
     """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
     from plaudit.cli.recipes import RecipeRequest, with_options
     from plaudit.errors import OutputError
-    from plaudit.files import write_text
     from plaudit.recipes.starter import BASE, DATA, starter, starter_text
+    from plaudit.storage.atomic import write_text
 
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists already; choose another name, or add --force.")

@@ -12,7 +12,7 @@ import typer
 
 from plaudit.cli import options
 from plaudit.errors import DataError
-from plaudit.files import existing_path
+from plaudit.storage.atomic import existing_path
 
 if TYPE_CHECKING:
     from rich.console import Console

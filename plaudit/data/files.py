@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit.data import embedded, hub
 from plaudit.errors import DataError
-from plaudit.files import existing_path, names_in
 from plaudit.printable import printable
 from plaudit.recipe import Source
+from plaudit.storage.atomic import existing_path, names_in
 
 Row: TypeAlias = dict[str, Any]
 LocatedRow: TypeAlias = tuple[str, Row]

@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.arrow import MappedTable, RowArray
 from plaudit.data import embedded, files, hub, names
 from plaudit.data.llamafactory import resolve
 from plaudit.data.parsed import Reader
@@ -22,6 +21,7 @@ from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe import Source
+from plaudit.storage.arrow import MappedTable, RowArray
 from plaudit.types import Comparison
 
 logger = logging.getLogger("plaudit")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit.errors import DataError, OutputError
-from plaudit.files import check_writable, write_atomically
+from plaudit.storage.atomic import check_writable, write_atomically
 
 BATCH_ROWS: Final = 512
 

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.arrow import RowArray
 from plaudit.data.store import GroupArray, StoredComparisons, group_name
 from plaudit.errors import DataError
+from plaudit.storage.arrow import RowArray
 
 By: TypeAlias = Literal["prompt", "row"]
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit import __version__
-from plaudit.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
-from plaudit.cache import cached, code_digest
 from plaudit.data import files
 from plaudit.data.reasons import why_untrainable
 from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
 from plaudit.recipe import Source
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
+from plaudit.storage.cache import cached, code_digest
 from plaudit.types import Comparison, Message, Turns
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from plaudit.errors import OutputError
-from plaudit.files import check_writable, writing
+from plaudit.storage.atomic import check_writable, writing
 
 
 def refuse_folder(folder: Path) -> None:

@@ -25,13 +25,13 @@ from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.probing import probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.files import write_json, write_json_lines
 from plaudit.recipe import Source
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER
 from plaudit.serve import scorer
 from plaudit.serve.scorer import RewardModel
+from plaudit.storage.atomic import write_json, write_json_lines
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.store import Trees, encode_rows
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.features import FEATURES_DTYPE, features_column
-from plaudit.files import write_atomically
+from plaudit.storage.atomic import write_atomically
 from plaudit.types import FloatArray, ScoreRow
 
 ObjectArray: TypeAlias = npt.NDArray[np.object_]

@@ -17,7 +17,6 @@ from plaudit.evaluate.contestants import score
 from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.run import data_facts
 from plaudit.evaluate.table import Pairs, pairs
-from plaudit.manifest import TRAINING_FILE
 from plaudit.model.artefact import (
     FACTS_FILE,
     ArtefactFacts,
@@ -32,6 +31,7 @@ from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE
 from plaudit.serve import scorer
+from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import FloatArray
 
 

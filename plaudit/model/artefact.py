@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.files import json_text, write_json, writing
-from plaudit.manifest import (
+from plaudit.model.load import BaseRequest, load_base, load_tokenizer, silence_load_messages
+from plaudit.model.module import has_score_head
+from plaudit.storage.atomic import json_text, write_json, writing
+from plaudit.storage.manifest import (
     MANIFEST_FILE,
     TRAINING_FILE,
     check_model,
     rewrite_listed,
     write_model_manifest,
 )
-from plaudit.model.load import BaseRequest, load_base, load_tokenizer, silence_load_messages
-from plaudit.model.module import has_score_head
 from plaudit.types import Affine, Reading, Rendering
 
 logger = logging.getLogger("plaudit")

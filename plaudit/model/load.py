@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.files import missing_path
 from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import why_not_packed
 from plaudit.model.last_layer import is_compiled, narrow_last_layer
@@ -36,6 +35,7 @@ from plaudit.model.module import (
     has_score_head,
 )
 from plaudit.model.probe import probe
+from plaudit.storage.atomic import missing_path
 from plaudit.types import Affine, Batcher
 
 logger = logging.getLogger("plaudit")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit import embedded
 from plaudit.errors import ModelError
-from plaudit.files import missing_path
+from plaudit.storage.atomic import missing_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

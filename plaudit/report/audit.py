@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.files import write_json
 from plaudit.report.audit_words import (
     STYLES,
     compared,
@@ -31,6 +30,7 @@ from plaudit.report.plots import (
     place_legend,
 )
 from plaudit.report.record import words
+from plaudit.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
-from plaudit.files import write_text
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
     FORMATS,
@@ -19,6 +18,7 @@ from plaudit.report.record import (
     read_recalibration,
     shown_base,
 )
+from plaudit.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

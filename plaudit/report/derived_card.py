@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit import __version__
 from plaudit.errors import DataError
-from plaudit.files import write_text
 from plaudit.report.card import CARD_FILE, Markdown, eval_results, jinja_environment, snippet
 from plaudit.report.record import METRICS_FILE, evaluations, hub_datasets, read_metrics
+from plaudit.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
-from plaudit.files import write_text
 from plaudit.report import texts
 from plaudit.report.best_of import best_of_figure
 from plaudit.report.pages import page_environment
@@ -24,6 +23,7 @@ from plaudit.report.record import (
     read_recorded,
     shown_base,
 )
+from plaudit.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from plaudit.files import write_atomically
 from plaudit.report.fonts import drawable, families_for
 from plaudit.report.record import PLOTS_FOLDER, read_recorded, shown_evaluation, words
+from plaudit.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from plaudit.files import write_text
 from plaudit.report.pages import page_environment
+from plaudit.storage.atomic import write_text
 from plaudit.types import ShownComparison
 
 if TYPE_CHECKING:

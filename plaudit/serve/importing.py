@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError, OutputError
-from plaudit.files import write_text, writing
 from plaudit.model.artefact import ArtefactFacts, save_artefact
 from plaudit.model.imports.contents import read_json
 from plaudit.model.imports.formats import locate
 from plaudit.model.imports.records import Choices
 from plaudit.serve.scorer import open_frozen
+from plaudit.storage.atomic import write_text, writing
 
 
 def import_model(

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.files import write_json, writing
 from plaudit.model.artefact import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -37,7 +36,6 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.serve.scorer import RewardModel, load
-from plaudit.share.folder import new_folder
 from plaudit.share.parity import (
     TOLERANCE,
     Parity,
@@ -49,6 +47,8 @@ from plaudit.share.parity import (
     refuse_difference,
 )
 from plaudit.share.rows import CheckRows, check_rows
+from plaudit.storage.atomic import write_json, writing
+from plaudit.storage.folder import new_folder
 from plaudit.types import Affine, FloatArray
 
 EXPORT_FILE = "export.json"

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import ModelError, PlauditError
-from plaudit.files import writing
-from plaudit.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
-from plaudit.share.folder import new_folder
+from plaudit.storage.atomic import writing
+from plaudit.storage.folder import new_folder
+from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.files import write_json, writing
 from plaudit.model.artefact import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -42,7 +41,6 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.serve.scorer import load
-from plaudit.share.folder import new_folder
 from plaudit.share.parity import (
     TOLERANCE,
     Parity,
@@ -51,6 +49,8 @@ from plaudit.share.parity import (
     refuse_difference,
 )
 from plaudit.share.rows import check_rows
+from plaudit.storage.atomic import write_json, writing
+from plaudit.storage.folder import new_folder
 from plaudit.types import Affine
 
 MERGE_FILE = "merge.json"

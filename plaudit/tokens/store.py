@@ -22,9 +22,10 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
-from plaudit.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
-from plaudit.cache import cached, code_digest
-from plaudit.files import writing
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
+from plaudit.storage.atomic import writing
+from plaudit.storage.cache import cached, code_digest
+from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
 from plaudit.tokens.encode import (
     Encoder,
     encode,
@@ -32,7 +33,6 @@ from plaudit.tokens.encode import (
 )
 from plaudit.tokens.rendering import is_chat
 from plaudit.types import Comparison, Refused, TokenTree
-from plaudit.workers import forked_pool, in_order, worker_count
 
 Rows: TypeAlias = StoredRows[Comparison]
 

@@ -27,7 +27,7 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plaudit.evaluate.facts import json_safe
-from plaudit.files import write_text, writing
+from plaudit.storage.atomic import write_text, writing
 
 
 class Closing(TrainerCallback):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from plaudit.errors import TrainingError
 from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
-from plaudit.manifest import (
+from plaudit.storage.manifest import (
     COUNTERS,
     MANIFEST_FILE,
     find_damage,

@@ -14,12 +14,12 @@ from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
 from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
-from plaudit.files import write_json, write_text, writing
-from plaudit.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from plaudit.recipe_yaml import read_yaml
 from plaudit.recipes import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
 from plaudit.report.record import MISTAKES_FILE
+from plaudit.storage.atomic import write_json, write_text, writing
+from plaudit.storage.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.train import checkpoints
 
 logger = logging.getLogger("plaudit")

@@ -23,7 +23,7 @@ from plaudit.evaluate.facts import Evaluated
 from plaudit.evaluate.probing import Score, probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs, read_rewards, rewards_file
-from plaudit.manifest import TRAINING_FILE
+from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
 from plaudit.train.prepare import PreparedRun

@@ -19,7 +19,6 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
-from plaudit.manifest import check_model
 from plaudit.model.artefact import copy_base
 from plaudit.model.budget import largest_budget
 from plaudit.model.imports.llamafactory import as_trained
@@ -51,6 +50,7 @@ from plaudit.recipe import (
     TokensSection,
     dump_recipe,
 )
+from plaudit.storage.manifest import check_model
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.template import freeze_dates, read_template

@@ -11,7 +11,6 @@ from accelerate.utils import DistributedType
 from plaudit.evaluate.along import along_of
 from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
-from plaudit.files import write_json, write_json_lines, write_text, writing
 from plaudit.model.artefact import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe import (
@@ -21,6 +20,7 @@ from plaudit.report.card import CARD_FILE, write_card
 from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
 from plaudit.serve.scorer import RewardModel
+from plaudit.storage.atomic import write_json, write_json_lines, write_text, writing
 from plaudit.train import corpus as corpora
 from plaudit.train.folder import (
     RunFolder,

@@ -22,7 +22,6 @@ from transformers import (
 from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.evaluate.table import write_rewards
-from plaudit.files import write_json, writing
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
 from plaudit.model.artefact import ArtefactFacts
@@ -32,6 +31,7 @@ from plaudit.recipe import (
     load_recipe,
     parse_recipe,
 )
+from plaudit.storage.atomic import write_json, writing
 from plaudit.train.callbacks import (
     Closing,
     EventLog,

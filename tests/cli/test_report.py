@@ -17,9 +17,9 @@ from plaudit.evaluate.facts import json_safe, summarise
 from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import build_table
-from plaudit.files import write_json, write_json_lines
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
+from plaudit.storage.atomic import write_json, write_json_lines
 from plaudit.types import Comparison, ShownComparison, ShownToken, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from plaudit.manifest import find_damage
+from plaudit.storage.manifest import find_damage
 from plaudit.train import checkpoints
 from plaudit.train.callbacks import keep_events
 from tests.conftest import pair_rows, recipe_of, write_jsonl

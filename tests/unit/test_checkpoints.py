@@ -14,7 +14,9 @@ import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
 from plaudit.evaluate.table import write_rewards
-from plaudit.manifest import (
+from plaudit.recipe import load_recipe
+from plaudit.recipes import CHECKPOINT_RECIPE
+from plaudit.storage.manifest import (
     MANIFEST_FILE,
     check_model,
     find_damage,
@@ -23,8 +25,6 @@ from plaudit.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
-from plaudit.recipe import load_recipe
-from plaudit.recipes import CHECKPOINT_RECIPE
 from plaudit.train import checkpoints
 from plaudit.train.folder import (
     RunFolder,

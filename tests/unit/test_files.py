@@ -15,8 +15,8 @@ import pytest
 from plaudit.data import hub
 from plaudit.data.files import fingerprint, read_rows, source_name
 from plaudit.errors import DataError
-from plaudit.files import existing_path, missing_path
 from plaudit.recipe import Source
+from plaudit.storage.atomic import existing_path, missing_path
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2+3=", "chosen": "5", "rejected": "6"},

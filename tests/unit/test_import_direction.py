@@ -49,7 +49,7 @@ LIGHT = (
     "plaudit.data.convert",
     "plaudit.data.load",
     "plaudit.errors",
-    "plaudit.files",
+    "plaudit.storage.atomic",
     "plaudit.plan.estimate",
     "plaudit.plan.facts",
     "plaudit.recipe",

@@ -10,7 +10,13 @@ from typing import NoReturn
 import pytest
 
 from plaudit.errors import OutputError
-from plaudit.files import as_output_error, write_atomically, write_json, write_text, writing
+from plaudit.storage.atomic import (
+    as_output_error,
+    write_atomically,
+    write_json,
+    write_text,
+    writing,
+)
 
 
 def failing(number: int) -> Callable[[Path], None]:

@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from plaudit import cache
-from plaudit.arrow import BATCH_ROWS
 from plaudit.data import store as comparison_store
 from plaudit.data.load import iterate, load
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe import Source
+from plaudit.storage import cache
+from plaudit.storage.arrow import BATCH_ROWS
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode
 from plaudit.types import Comparison, Message, Refused, TokenTree
@@ -343,7 +343,7 @@ def test_memory_does_not_grow_with_the_rows_that_are_walked(
         for number in range(1500)
     ]
     path = write_jsonl(tmp_path / "large.jsonl", rows)
-    monkeypatch.setattr("plaudit.arrow._KEPT_BYTES", 4 << 20)
+    monkeypatch.setattr("plaudit.storage.arrow._KEPT_BYTES", 4 << 20)
     comparisons = load((Source(path=str(path)),), seed=1).comparisons
     (arrow,) = folder.glob("*.arrow")
     assert arrow.stat().st_size > 25 << 20

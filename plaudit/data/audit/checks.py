@@ -13,12 +13,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.arrow import RowArray
 from plaudit.data import reasons
 from plaudit.data.audit import chat
 from plaudit.data.audit.columns import REASONS
 from plaudit.data.audit.evidence import Evidence, first_of_equals
 from plaudit.data.audit.shingles import GRAM_WORDS, NEAR
+from plaudit.storage.arrow import RowArray
 from plaudit.types import MEDIA
 
 Severity: TypeAlias = Literal["serious", "worth a look", "for your information"]

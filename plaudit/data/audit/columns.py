@@ -16,16 +16,16 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.arrow import BATCH_ROWS
 from plaudit.data.audit import chat
 from plaudit.data.audit.overlap import EvalGrams
 from plaudit.data.audit.rows import AuditRows, Progress
 from plaudit.data.audit.shingles import Hashes, Sketcher, grams, shingles, union, words
 from plaudit.data.audit.tools import Tools
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.files import writing
+from plaudit.storage.arrow import BATCH_ROWS
+from plaudit.storage.atomic import writing
+from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
 from plaudit.types import Comparison, Refused, Turns
-from plaudit.workers import forked_pool, in_order, worker_count
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plaudit.arrow import RowArray
 from plaudit.data.audit.columns import Array, Columns
 from plaudit.data.audit.judgements import Judgements, Votes
 from plaudit.data.audit.near import NearPairs, Texts
 from plaudit.data.audit.rows import AuditRows
 from plaudit.data.audit.tools import Tools
+from plaudit.storage.arrow import RowArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.arrow import RowArray
 from plaudit.data.audit.columns import REASONS, Array, Columns
 from plaudit.data.reasons import TIE
+from plaudit.storage.arrow import RowArray
 
 MOST_RESPONSES: Final = 8
 """Of rows with more responses, only neighbours in the row are compared."""

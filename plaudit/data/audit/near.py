@@ -16,13 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.arrow import RowArray
 from plaudit.data.audit.columns import PROMPT_SKETCH, RESPONSES_SKETCH, Columns
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import AuditRows, Progress
 from plaudit.data.audit.shingles import NEAR, Hashes, evenly_spaced, jaccard, shingles, words
 from plaudit.data.audit.tools import Tools
-from plaudit.files import writing
+from plaudit.storage.arrow import RowArray
+from plaudit.storage.atomic import writing
 
 # A band of 6 values of the responses and 1 of the prompt is equal with a chance of 0.8^7 where both
 # are alike by 0.8; 20 bands then find 99 in 100, and nearly all above that.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from plaudit.arrow import BATCH_ROWS, MappedTable, write_batches
-from plaudit.cache import cache_folder
 from plaudit.data.store import decode, encode
 from plaudit.data.unread import Unread, UnreadCounter
-from plaudit.files import writing
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, write_batches
+from plaudit.storage.atomic import writing
+from plaudit.storage.cache import cache_folder
 from plaudit.types import Comparison
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit import __version__
-from plaudit.arrow import RowArray
 from plaudit.data.audit import statistics
 from plaudit.data.audit.checks import BY_NAME, CHECKS, Check, Found
 from plaudit.data.audit.columns import REASONS, Columns, measure_columns
@@ -31,6 +30,7 @@ from plaudit.data.audit.rows import (
 from plaudit.data.audit.shingles import NEAR, evenly_spaced
 from plaudit.data.audit.tools import Tools
 from plaudit.errors import DataError
+from plaudit.storage.arrow import RowArray
 
 FORMAT: Final = 1
 EXAMPLES: Final = 5

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from plaudit.arrow import RowArray
 from plaudit.data.audit.columns import Array
 from plaudit.data.audit.evidence import Evidence
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import Progress
 from plaudit.data.audit.shingles import evenly_spaced
 from plaudit.data.language import identify_language
+from plaudit.storage.arrow import RowArray
 from plaudit.types import Comparison, FloatArray
 
 LENGTHS: Final = (512, 1024, 2048, 4096)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plaudit.errors import DataError
 from plaudit.evaluate.suites.table import SUITES, Suite
-from plaudit.files import existing_path
+from plaudit.storage.atomic import existing_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

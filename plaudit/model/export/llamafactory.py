@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
-from plaudit.files import write_text
 from plaudit.model.export.classifier import (
     ADAPTER_CONFIG,
     base_revision,
@@ -24,6 +23,7 @@ from plaudit.model.imports.llamafactory import RULES_OF
 from plaudit.model.imports.templates import ERAS, template_of
 from plaudit.model.load import output_layer, silence_load_messages
 from plaudit.model.module import classifier
+from plaudit.storage.atomic import write_text
 from plaudit.types import Affine
 
 VALUE_HEAD_FILE = "value_head.safetensors"

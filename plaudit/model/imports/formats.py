@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
-from plaudit.files import missing_path
 from plaudit.model.artefact import (
     FACTS_FILE,
     RUN_FILES,
@@ -30,6 +29,7 @@ from plaudit.model.imports.openrlhf import is_openrlhf, open_openrlhf
 from plaudit.model.imports.records import Choices, Opened, Request
 from plaudit.model.imports.shared import say
 from plaudit.model.load import first_line
+from plaudit.storage.atomic import missing_path
 
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""

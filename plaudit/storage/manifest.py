@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from plaudit.errors import ModelError
-from plaudit.files import json_text, write_atomically, write_text, writing
+from plaudit.storage.atomic import json_text, write_atomically, write_text, writing
 
 MANIFEST_FILE = "manifest.json"
 TRAINING_FILE = "training.json"

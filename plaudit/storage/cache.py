@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from plaudit.arrow import MappedTable
 from plaudit.errors import OutputError
-from plaudit.files import write_json
-from plaudit.manifest import checksum, checksum_of
+from plaudit.storage.arrow import MappedTable
+from plaudit.storage.atomic import write_json
+from plaudit.storage.manifest import checksum, checksum_of
 
 logger = logging.getLogger("plaudit")
 

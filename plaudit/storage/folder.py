@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plaudit.errors import OutputError
-from plaudit.files import writing
+from plaudit.storage.atomic import writing
 
 
 @contextmanager
