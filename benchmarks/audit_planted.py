@@ -70,7 +70,7 @@ def audit(data: Path, eval_: Path | None = None, suite: Path | None = None) -> d
     """Line numbers of the rows that each check complains of."""
     from plaudit.cli.data.audit import compared_with, parts_of, tools_for
     from plaudit.data.audit.run import audit as run
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     parts = [
         *parts_of([Source(path=str(data))], "data"),

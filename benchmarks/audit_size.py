@@ -74,7 +74,7 @@ def child(data: Path, held_out: Path) -> None:
 
     from plaudit.cli.data.audit import compared_with, parts_of, tools_for
     from plaudit.data.audit.run import audit
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     stages: dict[str, float] = {}
     began = time.perf_counter()

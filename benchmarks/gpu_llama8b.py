@@ -213,7 +213,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
     from plaudit.plan.gpus import choose
     from plaudit.plan.lengths import given
     from plaudit.plan.model import measure
-    from plaudit.recipe import parse_recipe
+    from plaudit.recipe.schema import parse_recipe
     from plaudit.tokens.batch import MICROBATCH_TOKENS
 
     name = str(base) if tiny else BASE

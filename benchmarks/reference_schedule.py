@@ -26,7 +26,7 @@ from plaudit.environment import describe_environment
 from plaudit.evaluate import metrics
 from plaudit.evaluate.calibrate import best_temperature, cross_fit
 from plaudit.evaluate.table import Pairs, ScoreTable, pairs, read_table
-from plaudit.recipe import load_recipe
+from plaudit.recipe.schema import load_recipe
 from plaudit.serve.scorer import load
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.tokens.encode import TokenTree

@@ -93,7 +93,7 @@ def refuse_other_scores(found: Sequence[Sequence[float]], file: Sequence[Sequenc
 
 def offline(model: RewardModel, folder: Path, data: Path, out: Path) -> tuple[float, Any]:
     """Seconds of ``score_file``, and the rewards it wrote."""
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
     from plaudit.serve.files import score_file
 
     out.unlink(missing_ok=True)

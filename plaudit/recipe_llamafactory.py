@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.errors import RecipeError
-from plaudit.recipe import LORA_DEFAULTS
-from plaudit.recipe_check import OWNED_TRAIN, nearest, shown
-from plaudit.recipe_keys import TRAINING_ARGUMENTS
+from plaudit.recipe.hf_keys import TRAINING_ARGUMENTS
+from plaudit.recipe.schema import LORA_DEFAULTS
+from plaudit.recipe.validate import OWNED_TRAIN, nearest, shown
 
 Settings: TypeAlias = Mapping[str, Any]
 Fate: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]

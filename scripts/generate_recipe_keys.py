@@ -1,4 +1,4 @@
-"""Write ``plaudit/recipe_keys.py`` from the installed transformers and peft.
+"""Write ``plaudit/recipe/hf_keys.py`` from the installed transformers and peft.
 
 The recipe's ``train`` and ``lora`` sections pass through to ``transformers.TrainingArguments`` and
 ``peft.LoraConfig``. Importing those takes many seconds, so what a recipe check needs of them (keys,
@@ -124,7 +124,7 @@ def description_of(field: dataclasses.Field[Any]) -> str:
 
 
 def generate() -> str:
-    """The text of ``plaudit/recipe_keys.py`` for the installed versions, formatted."""
+    """The text of ``plaudit/recipe/hf_keys.py`` for the installed versions, formatted."""
     import peft
     import transformers
 

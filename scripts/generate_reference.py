@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 
 from plaudit.cli.data import VERBS as DATA_VERBS
 from plaudit.cli.main import VERBS, main
-from plaudit.recipe import LORA_DEFAULTS, Recipe, Section, Source
-from plaudit.recipe_check import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
-from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+from plaudit.recipe.schema import LORA_DEFAULTS, Recipe, Section, Source
+from plaudit.recipe.validate import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
 
 GROUPS = {"data": DATA_VERBS}
 """Verbs that have verbs of their own."""

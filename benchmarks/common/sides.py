@@ -30,7 +30,7 @@ from trl import RewardTrainer as TrlTrainer
 from common.machine import keep_heap
 from common.models import LORA
 from common.results import Recorder, recorder
-from plaudit.recipe import effective_training_arguments, parse_recipe
+from plaudit.recipe.schema import effective_training_arguments, parse_recipe
 from plaudit.train.callbacks import StopSignal
 from plaudit.train.folder import start_folder
 from plaudit.train.prepare import PreparedRun, prepare, step_arguments

@@ -44,7 +44,7 @@ def compare(
     from plaudit.cli.screen import hush_weight_loading, quiet_console
     from plaudit.evaluate.contestants import run_comparison, tell_apart
     from plaudit.evaluate.folder import refuse_folder, write_folder
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
     from plaudit.report.comparison import write_comparison_plot
 
     mapped = options.parse_columns(columns)

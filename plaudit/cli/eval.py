@@ -16,7 +16,7 @@ from plaudit.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
 
 def evaluate(
@@ -82,7 +82,7 @@ def evaluate(
     from plaudit.data.load import with_known_columns
     from plaudit.evaluate.gate import Gate, parse_metrics
     from plaudit.evaluate.suites.request import parse_request
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
     from plaudit.report.best_of import write_best_of_plot
 
     if not data and not suite:

@@ -44,7 +44,7 @@ def export(
 ) -> None:
     """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
     from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     console = quiet_console()
     with console.status("starting"):

@@ -21,7 +21,7 @@ def init(
     """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
     from plaudit.cli.recipes import RecipeRequest, with_options
     from plaudit.errors import OutputError
-    from plaudit.recipes.starter import BASE, DATA, starter, starter_text
+    from plaudit.recipe.starter import BASE, DATA, starter, starter_text
     from plaudit.storage.atomic import write_text
 
     if out.exists() and not force:

@@ -27,7 +27,7 @@ def merge(
 ) -> None:
     """Average the weights of reward models of one base (WARM), and check the result."""
     from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     numbers = None if weights is None else _numbers(weights)
     console = quiet_console()

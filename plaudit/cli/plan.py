@@ -21,8 +21,8 @@ from plaudit.plan.estimate import UTILISATION, Plan, Split
 from plaudit.plan.estimate import plan as estimate
 from plaudit.plan.gpus import choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, given, within
-from plaudit.recipe import Recipe, with_columns
-from plaudit.recipes.starter import DATA
+from plaudit.recipe.schema import Recipe, with_columns
+from plaudit.recipe.starter import DATA
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:

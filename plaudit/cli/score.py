@@ -17,7 +17,7 @@ from plaudit.storage.atomic import existing_path
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
     from plaudit.serve.files import ScoredFile
     from plaudit.serve.scorer import RewardModel
 
@@ -132,7 +132,7 @@ def write_scores(
     from plaudit.cli.screen import open_model
     from plaudit.data.load import check_source
     from plaudit.data.row_files import refuse_existing, row_file_ending
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     # What is wrong is said before the model is loaded.
     if out is not None:

@@ -41,7 +41,7 @@ def train(
     from plaudit.cli.recipes import choose, request_of, show_notes
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
-    from plaudit.recipe import with_columns
+    from plaudit.recipe.schema import with_columns
     from plaudit.train.folder import RunFolder, is_main_process, refuse_existing
     from plaudit.train.needs import check_needs
 

@@ -14,7 +14,7 @@ from plaudit.data.readers import SHARED_COLUMNS
 from plaudit.data.row_files import refuse_existing, row_file_ending, write_rows
 from plaudit.data.writers import REFUSALS, Ledger, Pairs, Row, Writer, Written, write_comparison
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import write_json
 
 DATASET_INFO: Final = "dataset_info.json"

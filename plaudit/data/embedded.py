@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from plaudit.embedded import documentation_path
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 
 SCHEME = "documentation:"
 DEFAULT_SEED = 42

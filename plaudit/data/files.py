@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 from plaudit.data import embedded, hub
 from plaudit.errors import DataError
 from plaudit.printable import printable
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, names_in
 
 Row: TypeAlias = dict[str, Any]

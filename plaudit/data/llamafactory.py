@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from plaudit.data.names import KEY_TAGS, ROLE_TAGS
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path
 
 FILE_NAME: Final = "dataset_info.json"

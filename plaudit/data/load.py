@@ -20,7 +20,7 @@ from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import MappedTable, RowArray
 from plaudit.types import Comparison
 

@@ -10,7 +10,7 @@ from plaudit.data.parsed import Reader
 from plaudit.data.readers import READERS, SHARED_COLUMNS
 from plaudit.data.turns import SHAREGPT_ROLES
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 
 Row: TypeAlias = dict[str, Any]
 

@@ -18,7 +18,7 @@ from plaudit.data.row_files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.split import By, assign_parts
 from plaudit.data.store import group_code
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path
 from plaudit.types import Comparison
 

@@ -17,7 +17,7 @@ from plaudit.data import files
 from plaudit.data.reasons import why_untrainable
 from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
 from plaudit.storage.cache import cached, code_digest
 from plaudit.types import Comparison, Message, Turns

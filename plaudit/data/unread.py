@@ -19,7 +19,7 @@ from plaudit.data.turns import is_sharegpt
 from plaudit.data.values import Row
 from plaudit.errors import DataError
 from plaudit.printable import printable
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns
 
 Kind: TypeAlias = Literal["a prompt", "a system message", "a conversation"]

@@ -33,7 +33,7 @@ from plaudit.evaluate.table import (
     read_table,
     rewards_file,
 )
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.report.record import METRICS_FILE, read_metrics
 from plaudit.storage.atomic import existing_path
 from plaudit.types import Comparison

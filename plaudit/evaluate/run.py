@@ -25,7 +25,7 @@ from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.probing import probe
 from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.table import ScoreTable, build_table, write_table
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER

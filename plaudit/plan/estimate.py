@@ -10,7 +10,7 @@ from typing import Any
 from plaudit.plan.gpus import Gpu
 from plaudit.plan.lengths import LengthFacts, Lengths, summarize
 from plaudit.plan.model import ModelSize
-from plaudit.recipe import Recipe, effective_training_arguments
+from plaudit.recipe.schema import Recipe, effective_training_arguments
 
 UTILISATION = 0.35
 """Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""

@@ -18,7 +18,7 @@ from plaudit.data.load import LocatedComparison, iterate, open_source
 from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
 from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.cache import ScoreCache
 from plaudit.serve.scorer import RewardModel
 from plaudit.storage.atomic import write_atomically, write_json, writing

@@ -33,7 +33,7 @@ from plaudit.model.imports.formats import locate
 from plaudit.model.imports.records import Choices
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.share.parity import (

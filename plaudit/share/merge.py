@@ -38,7 +38,7 @@ from plaudit.model.export.classifier import save_adapter
 from plaudit.model.load import dropouts_off
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.serve.scorer import load
 from plaudit.share.parity import (

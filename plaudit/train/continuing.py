@@ -18,7 +18,7 @@ from plaudit.model.artefact import copy_base, resolve_base
 from plaudit.model.imports.formats import is_reward_model, open_reward_model
 from plaudit.model.imports.records import Opened
 from plaudit.model.load import LoadedBase
-from plaudit.recipe import LORA_DEFAULTS, Recipe
+from plaudit.recipe.schema import LORA_DEFAULTS, Recipe
 from plaudit.train.folder import RunFolder, is_main_process
 
 PLAIN = "sequence classifier"

@@ -15,7 +15,7 @@ from plaudit.data.load import Loaded, SourceFacts, load
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
-from plaudit.recipe import DataSection, Source
+from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
 

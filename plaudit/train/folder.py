@@ -14,9 +14,9 @@ from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
 from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
-from plaudit.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from plaudit.recipe_yaml import read_yaml
-from plaudit.recipes import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
+from plaudit.recipe.schema import Recipe, dump_recipe, load_recipe, parse_recipe
+from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
+from plaudit.recipe.yaml import read_yaml
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.storage.atomic import write_json, write_text, writing
 from plaudit.storage.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest

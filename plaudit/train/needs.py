@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 from plaudit.data.load import check_source
 from plaudit.errors import PlauditError, RecipeError
-from plaudit.recipe import Recipe
-from plaudit.recipe_check import nearest
+from plaudit.recipe.schema import Recipe
+from plaudit.recipe.validate import nearest
 from plaudit.storage.atomic import missing_path
 from plaudit.tokens.template import read_template
 

@@ -43,7 +43,7 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import RewardModule
-from plaudit.recipe import (
+from plaudit.recipe.schema import (
     LlamaFactoryTemplate,
     ModelSection,
     Recipe,

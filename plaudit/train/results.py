@@ -13,7 +13,7 @@ from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
 from plaudit.model.artefact import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
-from plaudit.recipe import (
+from plaudit.recipe.schema import (
     Recipe,
 )
 from plaudit.report.card import CARD_FILE, write_card

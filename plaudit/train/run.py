@@ -25,7 +25,7 @@ from plaudit.evaluate.table import write_rewards
 from plaudit.loss.losses import LOSSES
 from plaudit.loss.pairs import pairs_of, total_weight
 from plaudit.model.artefact import ArtefactFacts
-from plaudit.recipe import (
+from plaudit.recipe.schema import (
     Recipe,
     effective_training_arguments,
     load_recipe,

@@ -25,8 +25,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.data.readers import READERS, choose_reader, to_comparison
-from plaudit.recipe import effective_training_arguments, parse_recipe
-from plaudit.recipe_yaml import read_yaml
+from plaudit.recipe.schema import effective_training_arguments, parse_recipe
+from plaudit.recipe.yaml import read_yaml
 from tests.conftest import pair_rows, write_jsonl
 from tests.foreign import put_foreign_models
 
@@ -74,7 +74,7 @@ ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md"
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
     "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
-    "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe"),
+    "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe.schema"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),

@@ -13,7 +13,7 @@ import yaml
 from plaudit.cli.main import main
 from plaudit.data.load import load
 from plaudit.data.split import split
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "llama_factory"
 QUICK = (

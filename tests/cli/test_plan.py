@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.recipe import dump_recipe, parse_recipe
+from plaudit.recipe.schema import dump_recipe, parse_recipe
 from plaudit.tokens.encode import Encoder
 from plaudit.train.corpus import encode_corpus, read_comparisons
 from plaudit.train.prepare import prepare_tokenizer, rendering_of

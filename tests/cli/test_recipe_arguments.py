@@ -8,8 +8,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.cli.recipes import RecipeRequest, choose
-from plaudit.recipe import load_recipe
-from plaudit.recipes.starter import TRAINING
+from plaudit.recipe.schema import load_recipe
+from plaudit.recipe.starter import TRAINING
 
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 

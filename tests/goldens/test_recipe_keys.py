@@ -23,7 +23,7 @@ def test_what_the_recipe_passes_on_is_accepted(tmp_path: Path) -> None:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from plaudit.recipe import LORA_DEFAULTS, effective_training_arguments, parse_recipe
+    from plaudit.recipe.schema import LORA_DEFAULTS, effective_training_arguments, parse_recipe
 
     recipe = parse_recipe({"model": {"base": "x"}, "data": {"train": "y"}}, "test")
     arguments = effective_training_arguments(recipe)

@@ -18,7 +18,7 @@ from plaudit.errors import ModelError
 from plaudit.model.export.table import EXPORTERS
 from plaudit.model.imports.formats import FORMATS, look
 from plaudit.model.imports.records import Choices
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.scorer import load
 from plaudit.share.export import export
 from plaudit.share.rows import check_rows

@@ -22,7 +22,7 @@ from plaudit.data.load import load, open_source
 from plaudit.data.readers import READERS, to_comparison
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
 from plaudit.errors import DataError, RecipeError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
@@ -541,7 +541,7 @@ def text_rows(count: int) -> list[dict[str, str]]:
 
 @pytest.mark.heavy
 def test_as_chat_decides_how_text_is_encoded(tiny_base: Path, tmp_path: Path) -> None:
-    from plaudit.recipe import parse_recipe
+    from plaudit.recipe.schema import parse_recipe
     from plaudit.tokens.encode import encode
     from plaudit.train.prepare import make_encoder, prepare_tokenizer, text_remark
 

@@ -23,7 +23,7 @@ from plaudit.evaluate.contestants import score as score_contestant
 from plaudit.evaluate.run import evaluate
 from plaudit.evaluate.suites.request import parse_request
 from plaudit.evaluate.suites.run import run_suite
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.train.run import train

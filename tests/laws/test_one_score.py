@@ -17,7 +17,7 @@ import torch
 from plaudit.errors import DataError
 from plaudit.evaluate.run import evaluate
 from plaudit.evaluate.table import read_table
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.types import TokenTree

@@ -12,7 +12,7 @@ import pytest
 import plaudit
 from plaudit.evaluate.run import evaluate
 from plaudit.model.imports.records import Choices
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.importing import import_model
 from tests.conftest import pair_rows, write_jsonl

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.files import score_file
 from plaudit.serve.protocols.table import PROTOCOLS
 from plaudit.serve.scorer import RewardModel, load

@@ -10,7 +10,7 @@ import pytest
 from plaudit.errors import ModelError
 from plaudit.plan.facts import architectures, read_config
 from plaudit.plan.model import measure
-from plaudit.recipe import LORA_DEFAULTS
+from plaudit.recipe.schema import LORA_DEFAULTS
 
 pytestmark = pytest.mark.heavy
 

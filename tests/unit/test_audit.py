@@ -33,7 +33,7 @@ from plaudit.data.audit.tools import Tools
 from plaudit.data.files import read_rows
 from plaudit.data.load import iterate
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
 from tests.unit.test_readers import EXAMPLES

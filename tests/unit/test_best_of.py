@@ -15,7 +15,7 @@ from plaudit.data.ranked_documentation import MOST_DAMAGES, RESPONSES, build_ran
 from plaudit.errors import DataError
 from plaudit.evaluate.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
 from plaudit.evaluate.table import ScoreTable, build_table
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.types import ScoreRow
 
 

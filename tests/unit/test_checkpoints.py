@@ -14,8 +14,8 @@ import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
 from plaudit.evaluate.table import write_rewards
-from plaudit.recipe import load_recipe
-from plaudit.recipes import CHECKPOINT_RECIPE
+from plaudit.recipe.schema import load_recipe
+from plaudit.recipe.shipped import CHECKPOINT_RECIPE
 from plaudit.storage.manifest import (
     MANIFEST_FILE,
     check_model,

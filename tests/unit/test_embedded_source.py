@@ -7,7 +7,7 @@ import pytest
 from plaudit.data.files import fingerprint, read_rows
 from plaudit.data.load import load
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 
 
 def source(path: str) -> Source:

@@ -19,7 +19,7 @@ from plaudit.errors import ModelError, OutputError
 from plaudit.model.export import classifier
 from plaudit.model.export.records import Ids, Scorer
 from plaudit.model.export.table import EXPORTERS
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve.scorer import RewardModel, load
 from plaudit.share.export import export
 from plaudit.share.parity import ParityError

@@ -15,7 +15,7 @@ import pytest
 from plaudit.data import hub
 from plaudit.data.files import fingerprint, read_rows, source_name
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, missing_path
 
 ROWS: list[dict[str, Any]] = [

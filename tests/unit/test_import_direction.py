@@ -52,7 +52,7 @@ LIGHT = (
     "plaudit.storage.atomic",
     "plaudit.plan.estimate",
     "plaudit.plan.facts",
-    "plaudit.recipe",
+    "plaudit.recipe.schema",
     "plaudit.report",
     "plaudit.report.audit",
     "plaudit.report.card",

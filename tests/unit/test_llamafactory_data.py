@@ -13,7 +13,7 @@ from plaudit.data.files import read_rows
 from plaudit.data.load import load
 from plaudit.data.readers import READERS
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Turns
 from tests.conftest import write_jsonl
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from plaudit.data.load import Tally, iterate, load, with_known_columns
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 
 
 def pair(chosen: str, rejected: str = "no", prompt: str = "p", **more: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from plaudit.plan.gpus import GPUS, choose
 from plaudit.plan.lengths import Length, Lengths, from_characters, summarize
 from plaudit.plan.lengths import given as given_lengths
 from plaudit.plan.model import ModelSize
-from plaudit.recipe import Recipe, effective_training_arguments, parse_recipe
+from plaudit.recipe.schema import Recipe, effective_training_arguments, parse_recipe
 from plaudit.train.corpus import _held_out_sizes, split_sizes
 
 LLAMA_3_8B_LORA = ModelSize(

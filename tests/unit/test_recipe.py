@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.errors import RecipeError
-from plaudit.recipe import (
+from plaudit.recipe.schema import (
     LORA_DEFAULTS,
     Section,
     dump_recipe,
@@ -21,10 +21,10 @@ from plaudit.recipe import (
     load_recipe,
     parse_recipe,
 )
-from plaudit.recipe_check import open_keys
-from plaudit.recipe_yaml import read_yaml, write_yaml
-from plaudit.recipes import shipped_recipes
-from plaudit.recipes.starter import description, starter, starter_text
+from plaudit.recipe.shipped import shipped_recipes
+from plaudit.recipe.starter import description, starter, starter_text
+from plaudit.recipe.validate import open_keys
+from plaudit.recipe.yaml import read_yaml, write_yaml
 
 SHIPPED = sorted(shipped_recipes().values())
 SMALLEST = "model: {base: some/base}\ndata: {train: pairs.jsonl}\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plaudit.errors import RecipeError
-from plaudit.recipe import parse_recipe, read_mapping
+from plaudit.recipe.schema import parse_recipe, read_mapping
 from plaudit.recipe_llamafactory import KEYS, translate
 
 RUN = Path(__file__).parents[1] / "fixtures" / "llama_factory" / "run"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.model.scoring import distinct_trees
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.serve import files
 from plaudit.serve.files import score_file
 from plaudit.serve.scorer import RewardModel, load

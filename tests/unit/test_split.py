@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plaudit.data.load import load
 from plaudit.data.split import assign_parts, count_leaks, split, split_rows
 from plaudit.errors import DataError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from tests.conftest import write_jsonl
 
 By = Literal["prompt", "row"]

@@ -24,7 +24,7 @@ from plaudit.data import store as comparison_store
 from plaudit.data.load import iterate, load
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.storage import cache
 from plaudit.storage.arrow import BATCH_ROWS
 from plaudit.tokens import store
@@ -248,7 +248,7 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(folder: Path, tmp_path: Path
     stuck = (
         "import sys, time\n"
         "from plaudit.data import load, store\n"
-        "from plaudit.recipe import Source\n"
+        "from plaudit.recipe.schema import Source\n"
         "write = store.write_batches\n"
         "def stop(*arguments):\n"
         "    write(*arguments)\n"

@@ -23,7 +23,7 @@ from plaudit.data.writers import (
     write_comparison,
 )
 from plaudit.errors import DataError, OutputError
-from plaudit.recipe import Source
+from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns, as_turns
 from tests.conftest import pair_rows, write_jsonl
 from tests.unit.test_readers import EXAMPLES

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plaudit.data.audit.rows import Part, Progress
     from plaudit.data.audit.run import Audit
     from plaudit.data.audit.tools import Counting, Tools
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
 MAX_LENGTH = 2048
 
@@ -70,7 +70,7 @@ def audit(
     from plaudit.data.audit.run import audit as run
     from plaudit.data.llamafactory import resolve
     from plaudit.evaluate.folder import refuse_folder, write_folder
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
 
     mapped = options.parse_columns(columns)
@@ -144,7 +144,7 @@ def compared_with(
     """Held-out data and benchmarks to compare with; ``columns`` holds where the data have them."""
     from plaudit.data.load import with_known_columns
     from plaudit.evaluate.suites.request import parse_request
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     requests = [parse_request(asked) for asked in suites]
     held_out = [with_known_columns(Source(path=path, columns=dict(columns))) for path in eval_]

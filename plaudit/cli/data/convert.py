@@ -62,7 +62,7 @@ def convert(
     from plaudit.cli.screen import quiet_console
     from plaudit.data.convert import convert as run
     from plaudit.data.writers import choose_writer
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
     console = quiet_console()

@@ -76,7 +76,7 @@ def mutate(
     from plaudit.data.operators.table import SEVERITIES, choose_operators
     from plaudit.data.row_files import write_rows
     from plaudit.data.writers import Ledger, choose_writer, write_comparison
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     source = Source(path=data, format=format_, columns=options.parse_columns(columns))
     console = quiet_console()

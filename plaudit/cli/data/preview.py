@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from plaudit.recipe import Recipe, Source
+    from plaudit.recipe.schema import Recipe, Source
     from plaudit.tokens.encode import Encoder
     from plaudit.types import Comparison, ShownComparison, ShownToken
 
@@ -113,7 +113,7 @@ def _sources(
     format_: str | None,
     columns: Mapping[str, str | None],
 ) -> list[Source]:
-    from plaudit.recipe import Source, load_recipe, with_columns
+    from plaudit.recipe.schema import Source, load_recipe, with_columns
 
     if data is not None:
         return [Source(path=data, format=format_, columns=dict(columns))]
@@ -140,7 +140,7 @@ def _encoder(
     """
     from dataclasses import replace
 
-    from plaudit.recipe import load_recipe, parse_recipe
+    from plaudit.recipe.schema import load_recipe, parse_recipe
 
     if (model is None) == (recipe is None):
         raise DataError("give either --model or --recipe, to say whose tokens to show.")

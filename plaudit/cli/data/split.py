@@ -51,7 +51,7 @@ def split(
     """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
     from plaudit.cli.screen import quiet_console
     from plaudit.data.split_files import split_files
-    from plaudit.recipe import Source
+    from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
     console = quiet_console()

@@ -2,7 +2,7 @@
 
 Loads no torch. The ``train`` and ``lora`` sections pass through to
 ``transformers.TrainingArguments`` and ``peft.LoraConfig`` under their own names; their keys and
-types are checked against a generated table (:mod:`plaudit.recipe_keys`), because importing the
+types are checked against a generated table (:mod:`plaudit.recipe.hf_keys`), because importing the
 real classes takes many seconds.
 """
 
@@ -22,7 +22,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails
 
 from plaudit.errors import RecipeError
-from plaudit.recipe_check import (
+from plaudit.recipe.shipped import recipe_file
+from plaudit.recipe.validate import (
     KeyPath,
     Problem,
     SectionError,
@@ -36,8 +37,7 @@ from plaudit.recipe_check import (
     user_path,
     value_alias,
 )
-from plaudit.recipe_yaml import key_lines, read_yaml, write_yaml
-from plaudit.recipes import recipe_file
+from plaudit.recipe.yaml import key_lines, read_yaml, write_yaml
 
 
 class Section(BaseModel):

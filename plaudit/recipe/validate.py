@@ -1,6 +1,6 @@
 """What a recipe's values may be, and the sentence when one is not. Loads no torch.
 
-The ``train`` and ``lora`` sections are checked against :mod:`plaudit.recipe_keys`; the other
+The ``train`` and ``lora`` sections are checked against :mod:`plaudit.recipe.hf_keys`; the other
 sections are pydantic models, whose errors are put into plain words here.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from plaudit.errors import RecipeError
-from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
+from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
 NUMBER = re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$")
 

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from plaudit.recipe import Draft, Recipe, Section
-from plaudit.recipe_keys import LORA_CONFIG, TRAINING_ARGUMENTS
-from plaudit.recipe_yaml import write_yaml
+from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS
+from plaudit.recipe.schema import Draft, Recipe, Section
+from plaudit.recipe.yaml import write_yaml
 
 BASE: Final = "Qwen/Qwen3-0.6B"
 DATA: Final = "pairs.jsonl"
