@@ -14,7 +14,7 @@ from plaudit.data.store import StoredComparisons
 from plaudit.evaluate.baselines import fitted_comparisons, measure_baselines
 from plaudit.evaluate.behaviour import Probed
 from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
-from plaudit.loss.pairs import ordered_pairs
+from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
 from plaudit.train import corpus as corpora
 from plaudit.train.callbacks import (

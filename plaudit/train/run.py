@@ -22,8 +22,8 @@ from transformers import (
 from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.evaluate.table import write_rewards
-from plaudit.loss.losses import LOSSES
-from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.losses.pairwise import pairs_of, total_weight
+from plaudit.losses.table import LOSSES
 from plaudit.model.artefact import ArtefactFacts
 from plaudit.recipe.schema import (
     Recipe,

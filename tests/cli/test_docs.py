@@ -74,7 +74,7 @@ ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md"
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
     "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
-    "docs/how-to/add-a-loss.md": ("plaudit.loss.losses", "plaudit.recipe.schema"),
+    "docs/how-to/add-a-loss.md": ("plaudit.losses.table", "plaudit.recipe.schema"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),

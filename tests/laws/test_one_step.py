@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import OutputError
-from plaudit.loss.losses import LOSSES
-from plaudit.loss.pairs import pairs_of, total_weight
+from plaudit.losses.pairwise import pairs_of, total_weight
+from plaudit.losses.table import LOSSES
 from plaudit.model.attention import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.loss.losses import bradley_terry
-from plaudit.loss.pairs import ordered_pairs, pairs_of, total_weight
+from plaudit.losses.pairwise import ordered_pairs, pairs_of, total_weight
+from plaudit.losses.table import bradley_terry
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.loss.pairs import Pairs
+from plaudit.losses.pairwise import Pairs
 
 Loss = Callable[[Tensor, Pairs], Tensor]
 

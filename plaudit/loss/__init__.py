@@ -1,1 +1,0 @@
-"""Labels to pairs inside a group, and pure losses returning (sum, count)."""

@@ -1,0 +1,1 @@
+"""Losses by family, each a pure function that returns (sum, count), and their table."""
