@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
-from plaudit.data.documentation import Documentation, Kind, Part, is_prose, unwrap
+from plaudit.data.sources.documentation import Documentation, Kind, Part, is_prose, unwrap
 from plaudit.embedded import documentation_path
 from plaudit.storage.atomic import write_atomically
 

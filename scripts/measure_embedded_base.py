@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from plaudit.data.documentation_pairs import MIX, build_pairs
+from plaudit.data.sources.documentation_pairs import MIX, build_pairs
 from plaudit.embedded import base_path
 from plaudit.evaluate.metrics import wilson
 from plaudit.storage.atomic import write_json

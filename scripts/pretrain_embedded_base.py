@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from plaudit.data.documentation import Answer, answers, questions, read_documentation
+from plaudit.data.sources.documentation import Answer, answers, questions, read_documentation
 from plaudit.embedded import base_path
 from plaudit.storage.atomic import write_atomically
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.data.files import FILE_KINDS
+from plaudit.data.sources.files import FILE_KINDS
 from plaudit.errors import RecipeError
 from plaudit.recipe.schema import Draft, Recipe, read_draft, read_mapping
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, recipe_file, shipped_recipes

@@ -131,7 +131,7 @@ def write_scores(
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
     from plaudit.cli.screen import open_model
     from plaudit.data.load import check_source
-    from plaudit.data.row_files import refuse_existing, row_file_ending
+    from plaudit.data.sources.row_files import refuse_existing, row_file_ending
     from plaudit.recipe.schema import Source
 
     # What is wrong is said before the model is loaded.

@@ -11,7 +11,7 @@ from plaudit.data import names
 from plaudit.data.llamafactory import resolve
 from plaudit.data.load import open_source
 from plaudit.data.readers import SHARED_COLUMNS
-from plaudit.data.row_files import refuse_existing, row_file_ending, write_rows
+from plaudit.data.sources.row_files import refuse_existing, row_file_ending, write_rows
 from plaudit.data.writers import REFUSALS, Ledger, Pairs, Row, Writer, Written, write_comparison
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source

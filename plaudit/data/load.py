@@ -12,11 +12,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.data import embedded, files, hub, names
+from plaudit.data import names
 from plaudit.data.llamafactory import resolve
 from plaudit.data.parsed import Reader
 from plaudit.data.readers import refuse_another_format, strength_of, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
+from plaudit.data.sources import embedded, files, hub
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError

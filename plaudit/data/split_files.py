@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.files import local_files, source_name
 from plaudit.data.llamafactory import resolve
 from plaudit.data.load import iterate
-from plaudit.data.row_files import ROW_FILES, row_file_ending, write_rows
+from plaudit.data.sources.files import local_files, source_name
+from plaudit.data.sources.row_files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.split import By, assign_parts
 from plaudit.data.store import group_code
 from plaudit.errors import DataError, OutputError

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit import __version__
-from plaudit.data import files
 from plaudit.data.reasons import why_untrainable
+from plaudit.data.sources import files
 from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source

@@ -20,5 +20,5 @@ def quickstart_path() -> Path:
 
 
 def documentation_path() -> Path:
-    """The compressed documentation corpus, read by :mod:`plaudit.data.documentation`."""
+    """The compressed documentation corpus, read by :mod:`plaudit.data.sources.documentation`."""
     return Path(__file__).resolve().parent / "documentation.jsonl.xz"

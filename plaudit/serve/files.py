@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from plaudit.data.files import fingerprint
 from plaudit.data.load import LocatedComparison, iterate, open_source
-from plaudit.data.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
+from plaudit.data.sources.files import fingerprint
+from plaudit.data.sources.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
 from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source

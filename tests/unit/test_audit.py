@@ -30,8 +30,8 @@ from plaudit.data.audit.shingles import (
     words,
 )
 from plaudit.data.audit.tools import Tools
-from plaudit.data.files import read_rows
 from plaudit.data.load import iterate
+from plaudit.data.sources.files import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plaudit.data.load import load
-from plaudit.data.ranked_documentation import MOST_DAMAGES, RESPONSES, build_ranked
+from plaudit.data.sources.ranked_documentation import MOST_DAMAGES, RESPONSES, build_ranked
 from plaudit.errors import DataError
 from plaudit.evaluate.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
 from plaudit.evaluate.table import ScoreTable, build_table

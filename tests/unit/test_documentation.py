@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.documentation import (
+from plaudit.data.sources.documentation import (
     LONGEST,
     PARTS,
     SHORTEST,

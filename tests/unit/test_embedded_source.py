@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit.data.files import fingerprint, read_rows
 from plaudit.data.load import load
+from plaudit.data.sources.files import fingerprint, read_rows
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 

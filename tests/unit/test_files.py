@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from plaudit.data import hub
-from plaudit.data.files import fingerprint, read_rows, source_name
+from plaudit.data.sources import hub
+from plaudit.data.sources.files import fingerprint, read_rows, source_name
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, missing_path

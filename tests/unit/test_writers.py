@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plaudit.data.convert import convert
 from plaudit.data.load import iterate
 from plaudit.data.readers import READERS, choose_reader, to_comparison
-from plaudit.data.row_files import ROW_FILES
+from plaudit.data.sources.row_files import ROW_FILES
 from plaudit.data.writers import (
     LOSSES,
     REFUSALS,

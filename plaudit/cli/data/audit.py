@@ -105,7 +105,7 @@ def audit(
 def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> dict[str, Any]:
     """Write the cleaned copy of what was audited; what became of its rows."""
     from plaudit.data.audit.fix import write_fixed
-    from plaudit.data.files import fingerprint
+    from plaudit.data.sources.files import fingerprint
 
     if fingerprint(source) != found.facts["parts"][0]["fingerprint"]:
         raise DataError(f"{source.path} changed while it was audited; start again.")
@@ -123,8 +123,8 @@ def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
 
 def _part_of(source: Source, kind: str) -> Part:
     from plaudit.data.audit.rows import Part
-    from plaudit.data.files import fingerprint, source_name
     from plaudit.data.load import open_source
+    from plaudit.data.sources.files import fingerprint, source_name
 
     opened = open_source(source)
     return Part(

@@ -74,7 +74,7 @@ def mutate(
     from plaudit.data.load import iterate
     from plaudit.data.mutate import mutate as run
     from plaudit.data.operators.table import SEVERITIES, choose_operators
-    from plaudit.data.row_files import write_rows
+    from plaudit.data.sources.row_files import write_rows
     from plaudit.data.writers import Ledger, choose_writer, write_comparison
     from plaudit.recipe.schema import Source
 

@@ -26,7 +26,7 @@ from plaudit.data.load import iterate
 from plaudit.data.parsed import Reader
 from plaudit.data.readers import choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.data.row_files import ROW_FILES, as_line, row_file_ending
+from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
 from plaudit.errors import OutputError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import write_atomically, writing

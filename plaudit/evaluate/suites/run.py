@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.readers import READERS
 from plaudit.data.reasons import is_blank
+from plaudit.data.sources.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.unread import TrackedRow, Unread, unread_text
 from plaudit.data.values import from_json, is_messages, listed, tools
 from plaudit.errors import DataError

@@ -65,8 +65,8 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: the path is not of the form above, or more pairs are asked for than are built.
     """
-    from plaudit.data.documentation_pairs import build_pairs
-    from plaudit.data.ranked_documentation import build_ranked
+    from plaudit.data.sources.documentation_pairs import build_pairs
+    from plaudit.data.sources.ranked_documentation import build_ranked
 
     wanted = parse(source.path)
     if wanted.part == "ranked":

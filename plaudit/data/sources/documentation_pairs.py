@@ -8,9 +8,9 @@ from functools import cache
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.documentation import Answer, answers, questions, read_documentation
 from plaudit.data.operators.table import OPERATORS
 from plaudit.data.operators.text import Context, make_context
+from plaudit.data.sources.documentation import Answer, answers, questions, read_documentation
 from plaudit.errors import DataError
 
 Row: TypeAlias = dict[str, Any]

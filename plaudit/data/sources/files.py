@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
-from plaudit.data import embedded, hub
+from plaudit.data.sources import embedded, hub
 from plaudit.errors import DataError
 from plaudit.printable import printable
 from plaudit.recipe.schema import Source
