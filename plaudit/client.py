@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from plaudit.data.values import as_messages, as_tools
+from plaudit.data.formats.values import as_messages, as_tools
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
 from plaudit.given import Row, check_responses, check_rows
 from plaudit.types import Best, Text, TokenReward, Tools

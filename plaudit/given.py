@@ -16,7 +16,7 @@ def check_responses(responses: Any, where: str = "") -> None:
     """Whether ``responses`` is a list with at least one response.
 
     ``where`` names the row before ``responses`` in the message. What a prompt or a response must be
-    is said by :func:`plaudit.data.values.as_messages`.
+    is said by :func:`plaudit.data.formats.values.as_messages`.
 
     Raises:
         DataError: something else, named by its type.

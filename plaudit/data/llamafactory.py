@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from plaudit.data.names import KEY_TAGS, ROLE_TAGS
+from plaudit.data.formats.columns import KEY_TAGS, ROLE_TAGS
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path

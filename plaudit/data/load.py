@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.data import names
+from plaudit.data.formats import columns
+from plaudit.data.formats.parsed import Reader
+from plaudit.data.formats.readers import refuse_another_format, strength_of, to_comparison
 from plaudit.data.llamafactory import resolve
-from plaudit.data.parsed import Reader
-from plaudit.data.readers import refuse_another_format, strength_of, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.sources import embedded, files, hub
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
@@ -139,7 +139,7 @@ def with_known_columns(source: Source) -> Source:
     Raises:
         DataError: the source cannot be read.
     """
-    unseen = names.Unseen(source)
+    unseen = columns.Unseen(source)
     rows = islice(files.read_rows(resolve(source)), source.first)
     while unseen.columns and (located := next(rows, None)) is not None:
         unseen.look(located[1])
@@ -178,10 +178,10 @@ def open_source(source: Source) -> OpenSource:
         DataError: the source cannot be read, or its first row fits no format.
     """
     source = resolve(source)
-    names.check_names(source)
+    columns.check_names(source)
     rows = islice(files.read_rows(source), source.first)
     first = next(rows)  # read_rows raises rather than yield nothing
-    named = names.renamed_row(source, first[1])
+    named = columns.renamed_row(source, first[1])
     reader = open_reader(source, named, where=first[0])
     if source.graded != "ignore":
         _check_graded(source, reader, named, first[0])
@@ -210,10 +210,10 @@ def _parse_all(
     source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[files.LocatedRow]
 ) -> Iterator[LocatedComparison]:
     name = files.source_name(source)
-    unseen = names.Unseen(source)
+    unseen = columns.Unseen(source)
     for number, (where, row) in enumerate(located, start=1):
         unseen.look(row)
-        named = names.renamed_row(source, row)
+        named = columns.renamed_row(source, row)
         if source.format is None:
             refuse_another_format(reader, named, where=where)
         tracked = TrackedRow(named)
@@ -336,7 +336,7 @@ def _sum(tallies: list[Tally]) -> Tally:
 
 def _check_names(sources: Sequence[Source]) -> None:
     names = Counter(files.source_name(source) for source in sources)
-    twice = [name for name, count in names.items() if count > 1]
+    twice = [name for name, count in columns.items() if count > 1]
     if twice:
         raise DataError(
             f"two sources are called {twice[0]!r}, so their rows could not be told apart; give"

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.values import as_messages, as_tools
+from plaudit.data.formats.values import as_messages, as_tools
 from plaudit.errors import DataError, ModelError
 from plaudit.given import Row, check_responses, check_rows
 from plaudit.model.artefact import ArtefactFacts

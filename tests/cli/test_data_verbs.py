@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
+from plaudit.data.formats.writers import WRITERS
 from plaudit.data.operators.table import OPERATORS
-from plaudit.data.writers import WRITERS
 from tests.conftest import pair_rows, write_jsonl
 
 

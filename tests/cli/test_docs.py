@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.data.readers import READERS, choose_reader, to_comparison
+from plaudit.data.formats.readers import READERS, choose_reader, to_comparison
 from plaudit.recipe.schema import effective_training_arguments, parse_recipe
 from plaudit.recipe.yaml import read_yaml
 from tests.conftest import pair_rows, write_jsonl
@@ -72,7 +72,7 @@ ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md"
 
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
-    "docs/how-to/add-a-reader.md": ("plaudit.data.readers",),
+    "docs/how-to/add-a-reader.md": ("plaudit.data.formats.readers",),
     "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
     "docs/how-to/add-a-loss.md": ("plaudit.losses.table", "plaudit.recipe.schema"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
@@ -82,7 +82,7 @@ GOES_INTO = {
         "plaudit.data.operators.text",
         "plaudit.data.operators.table",
     ),
-    "docs/how-to/add-a-writer.md": ("plaudit.data.writers",),
+    "docs/how-to/add-a-writer.md": ("plaudit.data.formats.writers",),
 }
 
 # Verbs whose exit code 1 is a result: on a few rows no temperature is better beyond noise.
@@ -330,7 +330,7 @@ def test_the_page_of_formats_shows_every_format() -> None:
 
 
 def test_the_page_of_conversion_names_every_format_and_loss() -> None:
-    from plaudit.data.writers import LOSSES, REFUSALS, WRITERS
+    from plaudit.data.formats.writers import LOSSES, REFUSALS, WRITERS
 
     page = (ROOT / "docs/how-to/convert-and-split.md").read_text(encoding="utf-8")
     named = {

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from plaudit.cli.main import main
 from plaudit.cli.options import parse_columns
+from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load, open_source
-from plaudit.data.readers import READERS, to_comparison
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.schema import Source

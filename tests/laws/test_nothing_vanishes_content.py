@@ -16,8 +16,8 @@ from rich.console import Console
 
 from plaudit.cli.main import main
 from plaudit.client import AsyncRewardClient, RewardClient
+from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load as load_rows
-from plaudit.data.readers import READERS, to_comparison
 from plaudit.errors import DataError, RequestRefusedError
 from plaudit.evaluate.contestants import score as score_contestant
 from plaudit.evaluate.run import evaluate

@@ -46,7 +46,7 @@ LIGHT = (
     "plaudit.client",
     "plaudit.data",
     "plaudit.data.audit.run",
-    "plaudit.data.convert",
+    "plaudit.data.formats.convert",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.storage.atomic",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from plaudit.cli.main import main
+from plaudit.data.formats.readers import READERS
 from plaudit.data.load import load
-from plaudit.data.readers import READERS
 from plaudit.data.sources.files import read_rows
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source

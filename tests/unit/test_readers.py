@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data import readers
-from plaudit.data.readers import (
+from plaudit.data.formats import readers
+from plaudit.data.formats.readers import (
     READERS,
     SHARED_COLUMNS,
     Graded,

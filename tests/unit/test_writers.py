@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.convert import convert
-from plaudit.data.load import iterate
-from plaudit.data.readers import READERS, choose_reader, to_comparison
-from plaudit.data.sources.row_files import ROW_FILES
-from plaudit.data.writers import (
+from plaudit.data.formats.convert import convert
+from plaudit.data.formats.readers import READERS, choose_reader, to_comparison
+from plaudit.data.formats.writers import (
     LOSSES,
     REFUSALS,
     WRITERS,
     choose_writer,
     write_comparison,
 )
+from plaudit.data.load import iterate
+from plaudit.data.sources.row_files import ROW_FILES
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns, as_turns

@@ -13,7 +13,7 @@ import typer
 from plaudit.cli import options
 
 if TYPE_CHECKING:
-    from plaudit.data.writers import Ledger
+    from plaudit.data.formats.writers import Ledger
 
 
 class PairsChoice(StrEnum):
@@ -30,7 +30,7 @@ To = Annotated[str, typer.Option("--to", help="The format to write; --list shows
 def show_formats(asked: bool) -> None:
     """Print the table of writers and end."""
     if asked:
-        from plaudit.data.writers import WRITERS
+        from plaudit.data.formats.writers import WRITERS
 
         for writer in WRITERS.values():
             print(f"{writer.name:24} {writer.description}")
@@ -60,8 +60,8 @@ def convert(
 ) -> None:
     """Write preference data in another tool's format; what it cannot hold is counted by name."""
     from plaudit.cli.screen import quiet_console
-    from plaudit.data.convert import convert as run
-    from plaudit.data.writers import choose_writer
+    from plaudit.data.formats.convert import convert as run
+    from plaudit.data.formats.writers import choose_writer
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
@@ -79,7 +79,7 @@ def convert(
 
 def ledger_lines(ledger: Ledger, out: Path) -> list[str]:
     """What became of the rows: written, refused and lost, each by its name and in words."""
-    from plaudit.data.writers import LOSSES, REFUSALS
+    from plaudit.data.formats.writers import LOSSES, REFUSALS
 
     lines = [
         f"{ledger.used:,} of {ledger.read:,} rows became {ledger.written:,} rows; written to {out}"

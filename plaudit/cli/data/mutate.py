@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
 
+    from plaudit.data.formats.writers import Writer
     from plaudit.data.operators.table import Operator
-    from plaudit.data.writers import Writer
     from plaudit.types import Comparison
 
 
@@ -70,12 +70,12 @@ def mutate(
 ) -> None:
     """Set each row's best response against alterations of it with a known cause."""
     from plaudit.cli.screen import quiet_console
-    from plaudit.data.convert import add_dataset_info, check_out, only_written
+    from plaudit.data.formats.convert import add_dataset_info, check_out, only_written
+    from plaudit.data.formats.writers import Ledger, choose_writer, write_comparison
     from plaudit.data.load import iterate
     from plaudit.data.mutate import mutate as run
     from plaudit.data.operators.table import SEVERITIES, choose_operators
     from plaudit.data.sources.row_files import write_rows
-    from plaudit.data.writers import Ledger, choose_writer, write_comparison
     from plaudit.recipe.schema import Source
 
     source = Source(path=data, format=format_, columns=options.parse_columns(columns))
@@ -128,7 +128,7 @@ def names_in(text: str) -> list[str]:
 
 def natural_writer(operators: Sequence[Operator], comparisons: Sequence[Comparison]) -> Writer:
     """Ranked rows where there are ties, else pairs of plain text or messages, as the rows are."""
-    from plaudit.data.writers import WRITERS
+    from plaudit.data.formats.writers import WRITERS
 
     if any(operator.kind == "preserving" for operator in operators):
         return WRITERS["ranked"]

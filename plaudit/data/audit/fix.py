@@ -18,13 +18,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data import names
 from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.columns import digest_of
+from plaudit.data.formats import columns
+from plaudit.data.formats.parsed import Reader
+from plaudit.data.formats.readers import choose_reader, to_comparison
 from plaudit.data.load import iterate
-from plaudit.data.parsed import Reader
-from plaudit.data.readers import choose_reader, to_comparison
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
 from plaudit.errors import OutputError
@@ -157,7 +157,7 @@ def _entries(
     seen: set[int] = set()
     for number, where, row, comparison in iterate(source):
         counts.rows += 1
-        named = names.renamed_row(source, row)
+        named = columns.renamed_row(source, row)
         reader = reader or choose_reader(named, where=where, name=source.format)
         verdict = int(verdict_N[number - 1])
         if verdict:
@@ -171,7 +171,7 @@ def _entries(
             continue
         again = to_comparison(
             reader,
-            names.renamed_row(source, mended),
+            columns.renamed_row(source, mended),
             number=number,
             where=where,
             source=comparison.source,

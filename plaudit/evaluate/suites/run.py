@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.readers import READERS
+from plaudit.data.formats.readers import READERS
+from plaudit.data.formats.values import from_json, is_messages, listed, tools
 from plaudit.data.reasons import is_blank
 from plaudit.data.sources.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.unread import TrackedRow, Unread, unread_text
-from plaudit.data.values import from_json, is_messages, listed, tools
 from plaudit.errors import DataError
 from plaudit.evaluate.baselines import response_text
 from plaudit.evaluate.suites.cases import Answer, Item, Row, key

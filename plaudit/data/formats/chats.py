@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from plaudit.data import values
-from plaudit.data.parsed import Parsed, Reader, pair, pair_of_whole
-from plaudit.data.reasons import BROKEN_TURNS
-from plaudit.data.turns import (
+from plaudit.data.formats import values
+from plaudit.data.formats.parsed import Parsed, Reader, pair, pair_of_whole
+from plaudit.data.formats.turns import (
     ANSWERING,
     HUMAN,
     Messages,
@@ -18,7 +17,8 @@ from plaudit.data.turns import (
     sharegpt_turn,
     under_system,
 )
-from plaudit.data.values import Row
+from plaudit.data.formats.values import Row
+from plaudit.data.reasons import BROKEN_TURNS
 from plaudit.errors import DataError
 
 
@@ -199,4 +199,4 @@ READERS: Final = (
         parse=question,
     ),
 )
-"""Rows of :data:`plaudit.data.readers.READERS`."""
+"""Rows of :data:`plaudit.data.formats.readers.READERS`."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from plaudit.data import values
-from plaudit.data.parsed import Parsed, Reader, by_lead, pair_of_whole
-from plaudit.data.turns import HUMAN, Messages, answered, asked, helpsteer_turns, hh_turns
-from plaudit.data.values import Row
+from plaudit.data.formats import values
+from plaudit.data.formats.parsed import Parsed, Reader, by_lead, pair_of_whole
+from plaudit.data.formats.turns import HUMAN, Messages, answered, asked, helpsteer_turns, hh_turns
+from plaudit.data.formats.values import Row
 from plaudit.errors import DataError
 
 
@@ -238,4 +238,4 @@ READERS: Final = (
         parse=arena,
     ),
 )
-"""Rows of :data:`plaudit.data.readers.READERS`."""
+"""Rows of :data:`plaudit.data.formats.readers.READERS`."""

@@ -12,11 +12,11 @@ import json
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data import benchmarks, chats, published, values
-from plaudit.data.parsed import Parsed, Reader, pair, pair_of_whole
+from plaudit.data.formats import benchmarks, chats, published, values
+from plaudit.data.formats.parsed import Parsed, Reader, pair, pair_of_whole
+from plaudit.data.formats.turns import ASSISTANT, HUMAN, hh_turns, under_system
+from plaudit.data.formats.values import Row
 from plaudit.data.reasons import TIE
-from plaudit.data.turns import ASSISTANT, HUMAN, hh_turns, under_system
-from plaudit.data.values import Row
 from plaudit.errors import DataError
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media, media_columns
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from plaudit.data.values import Row
+from plaudit.data.formats.values import Row
 from plaudit.types import Message, Turns
 
 

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from plaudit.data import names
+from plaudit.data.formats import columns
+from plaudit.data.formats.readers import SHARED_COLUMNS
+from plaudit.data.formats.writers import (
+    REFUSALS,
+    Ledger,
+    Pairs,
+    Row,
+    Writer,
+    Written,
+    write_comparison,
+)
 from plaudit.data.llamafactory import resolve
 from plaudit.data.load import open_source
-from plaudit.data.readers import SHARED_COLUMNS
 from plaudit.data.sources.row_files import refuse_existing, row_file_ending, write_rows
-from plaudit.data.writers import REFUSALS, Ledger, Pairs, Row, Writer, Written, write_comparison
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import write_json
@@ -96,7 +104,7 @@ def _rows(source: Source, writer: Writer, pairs: Pairs, ledger: Ledger) -> Itera
         for _, _, row, comparison in opened.rows:
             others = {
                 name: value
-                for name, value in names.renamed_row(source, row).items()
+                for name, value in columns.renamed_row(source, row).items()
                 if name not in own and value is not None
             }
             # An id that the file does not have would be one more column to explain.

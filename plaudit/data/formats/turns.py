@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from plaudit.data import values
+from plaudit.data.formats import values
 from plaudit.errors import DataError
 from plaudit.types import Message
 

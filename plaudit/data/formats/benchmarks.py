@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from plaudit.data import values
-from plaudit.data.parsed import Parsed, Reader, by_lead, pair
-from plaudit.data.turns import answered, asked
-from plaudit.data.values import Row
+from plaudit.data.formats import values
+from plaudit.data.formats.parsed import Parsed, Reader, by_lead, pair
+from plaudit.data.formats.turns import answered, asked
+from plaudit.data.formats.values import Row
 from plaudit.errors import DataError
 
 _REWARDBENCH: Final = frozenset({"subset", "chosen_model", "rejected_model"})
@@ -82,4 +82,4 @@ READERS: Final = (
         parse=llmbar,
     ),
 )
-"""Rows of :data:`plaudit.data.readers.READERS`."""
+"""Rows of :data:`plaudit.data.formats.readers.READERS`."""

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
-from plaudit.data.parsed import Reader
-from plaudit.data.readers import READERS, SHARED_COLUMNS
-from plaudit.data.turns import SHAREGPT_ROLES
+from plaudit.data.formats.parsed import Reader
+from plaudit.data.formats.readers import READERS, SHARED_COLUMNS
+from plaudit.data.formats.turns import SHAREGPT_ROLES
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 

@@ -1,0 +1,1 @@
+"""What rows look like: readers and writers of each format."""
