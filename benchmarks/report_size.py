@@ -21,7 +21,7 @@ import numpy as np
 
 from common.results import SEED, Shown, console, median, parser, show
 from common.results import recorder as start_recorder
-from plaudit.data.probes import ALTERATIONS
+from plaudit.data.perturb.probes import ALTERATIONS
 from plaudit.environment import describe_environment
 from plaudit.evaluate.behaviour import Altered, Probed
 from plaudit.evaluate.facts import json_safe, summarise

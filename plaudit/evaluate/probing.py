@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from plaudit.data.language import UNKNOWN
-from plaudit.data.probes import ALTERATIONS, UNALTERED, Probe, build_probes
+from plaudit.data.perturb.probes import ALTERATIONS, UNALTERED, Probe, build_probes
 from plaudit.evaluate.behaviour import Altered, Budget, Probed
 from plaudit.tokens.encode import OVER_LENGTH
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree

@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.data.formats.writers import WRITERS
-from plaudit.data.operators.table import OPERATORS
+from plaudit.data.perturb.table import OPERATORS
 from tests.conftest import pair_rows, write_jsonl
 
 

@@ -79,8 +79,8 @@ GOES_INTO = {
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-verb.md": ("plaudit.cli.main",),
     "docs/how-to/add-an-operator.md": (
-        "plaudit.data.operators.text",
-        "plaudit.data.operators.table",
+        "plaudit.data.perturb.text",
+        "plaudit.data.perturb.table",
     ),
     "docs/how-to/add-a-writer.md": ("plaudit.data.formats.writers",),
 }

@@ -40,7 +40,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_of_eval_counts_the_perturbations(capsys: pytest.CaptureFixture[str]) -> None:
-    from plaudit.data.operators.table import OPERATORS
+    from plaudit.data.perturb.table import OPERATORS
 
     assert main(["eval", "--help"]) == 0
     assert f"in up to {len(OPERATORS)} ways" in " ".join(capsys.readouterr().out.split())

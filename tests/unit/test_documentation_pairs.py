@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.formats.readers import choose_reader, to_comparison
-from plaudit.data.operators.text import make_context
+from plaudit.data.perturb.text import make_context
 from plaudit.data.sources import documentation_pairs
 from plaudit.data.sources.documentation import Answer, answers, read_documentation
 from plaudit.data.sources.documentation_pairs import MIX, MOST_PAIRS, build_pairs

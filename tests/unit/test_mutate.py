@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.data.mutate import mutate
-from plaudit.data.operators.table import choose_operators
+from plaudit.data.perturb.run import mutate
+from plaudit.data.perturb.table import choose_operators
 from plaudit.types import Comparison, Message, Turns
 from tests.conftest import write_jsonl
 

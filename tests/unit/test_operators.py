@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.operators.table import KINDS, OPERATORS, SEVERITIES, choose_operators, of_kind
-from plaudit.data.operators.text import make_context, spaced_sentences
+from plaudit.data.perturb.table import KINDS, OPERATORS, SEVERITIES, choose_operators, of_kind
+from plaudit.data.perturb.text import make_context, spaced_sentences
 from plaudit.data.sources.documentation_pairs import MIX
 from plaudit.errors import DataError
 

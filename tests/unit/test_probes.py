@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from plaudit.data.language import NOT_LATIN, language_of_answer
-from plaudit.data.mutate import mutate
-from plaudit.data.operators.table import OPERATORS, of_kind
-from plaudit.data.operators.text import make_context
-from plaudit.data.probes import UNALTERED, build_probes
+from plaudit.data.perturb.probes import UNALTERED, build_probes
+from plaudit.data.perturb.run import mutate
+from plaudit.data.perturb.table import OPERATORS, of_kind
+from plaudit.data.perturb.text import make_context
 from plaudit.evaluate.behaviour import (
     Altered,
     Budget,

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plaudit.data.formats.writers import Writer
-    from plaudit.data.operators.table import Operator
+    from plaudit.data.perturb.table import Operator
     from plaudit.types import Comparison
 
 
 def show_operators(asked: bool) -> None:
     """Print the table of operators and end."""
     if asked:
-        from plaudit.data.operators.table import OPERATORS
+        from plaudit.data.perturb.table import OPERATORS
 
         for operator in OPERATORS.values():
             languages = ",".join(sorted(operator.languages or {"any"}))
@@ -73,8 +73,8 @@ def mutate(
     from plaudit.data.formats.convert import add_dataset_info, check_out, only_written
     from plaudit.data.formats.writers import Ledger, choose_writer, write_comparison
     from plaudit.data.load import iterate
-    from plaudit.data.mutate import mutate as run
-    from plaudit.data.operators.table import SEVERITIES, choose_operators
+    from plaudit.data.perturb.run import mutate as run
+    from plaudit.data.perturb.table import SEVERITIES, choose_operators
     from plaudit.data.sources.row_files import write_rows
     from plaudit.recipe.schema import Source
 

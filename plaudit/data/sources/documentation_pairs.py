@@ -8,8 +8,8 @@ from functools import cache
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.operators.table import OPERATORS
-from plaudit.data.operators.text import Context, make_context
+from plaudit.data.perturb.table import OPERATORS
+from plaudit.data.perturb.text import Context, make_context
 from plaudit.data.sources.documentation import Answer, answers, questions, read_documentation
 from plaudit.errors import DataError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Final
 
-from plaudit.data.operators.table import OPERATORS
-from plaudit.data.operators.text import Context
+from plaudit.data.perturb.table import OPERATORS
+from plaudit.data.perturb.text import Context
 from plaudit.data.sources.documentation_pairs import MIX, SOURCE, material, question_of
 from plaudit.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from plaudit.data.operators.text import (
+from plaudit.data.perturb.text import (
     Context,
     different,
     joined,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from plaudit.data.operators.text import Context
+from plaudit.data.perturb.text import Context
 
 
 def empty(text: str, generator: Random, context: Context) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Final
 
-from plaudit.data.operators.opposites import LEADING_VERB, OPPOSITE, OPPOSITES
-from plaudit.data.operators.text import (
+from plaudit.data.perturb.opposites import LEADING_VERB, OPPOSITE, OPPOSITES
+from plaudit.data.perturb.text import (
     NUMBER,
     Context,
     different,

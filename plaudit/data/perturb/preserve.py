@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from plaudit.data.operators.text import Context
+from plaudit.data.perturb.text import Context
 
 _FENCED = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z))", re.DOTALL)
 _CODE = re.compile(_FENCED.pattern[:-1] + r"|`[^`\n]*`)", re.DOTALL)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal, TypeAlias, get_args
 
-from plaudit.data.operators import meaning, preserve, replaced, structure, surface, tricks
-from plaudit.data.operators.text import Context, different
+from plaudit.data.perturb import meaning, preserve, replaced, structure, surface, tricks
+from plaudit.data.perturb.text import Context, different
 from plaudit.errors import DataError
 
 Kind: TypeAlias = Literal["damage", "preserving", "hack"]

@@ -6,7 +6,7 @@ import re
 from random import Random
 from typing import Final
 
-from plaudit.data.operators.text import (
+from plaudit.data.perturb.text import (
     SENTENCE_END,
     Context,
     different,

@@ -1,7 +1,7 @@
 """Held-out good responses altered in known ways, to see how a model's reward answers.
 
 Damage should make the reward fall, rewrites of equal meaning should leave it, and cheap tricks
-should not raise it (``plaudit/data/operators/table.py``).
+should not raise it (``plaudit/data/perturb/table.py``).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from random import Random
 from typing import Final
 
 from plaudit.data.language import language_of_answer
-from plaudit.data.operators.answers import best_response, last_text, prompt_text, with_text
-from plaudit.data.operators.table import OPERATORS, Kind
-from plaudit.data.operators.text import Context, contexts_by_language
+from plaudit.data.perturb.answers import best_response, last_text, prompt_text, with_text
+from plaudit.data.perturb.table import OPERATORS, Kind
+from plaudit.data.perturb.text import Context, contexts_by_language
 from plaudit.types import Comparison, Turns
 
 MOST: Final = 200

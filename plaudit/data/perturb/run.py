@@ -12,9 +12,9 @@ from random import Random
 from typing import Final
 
 from plaudit.data.language import UNKNOWN, language_of_answer
-from plaudit.data.operators.answers import best_response, last_text, prompt_text, with_text
-from plaudit.data.operators.table import Operator
-from plaudit.data.operators.text import Context, contexts_by_language
+from plaudit.data.perturb.answers import best_response, last_text, prompt_text, with_text
+from plaudit.data.perturb.table import Operator
+from plaudit.data.perturb.text import Context, contexts_by_language
 from plaudit.types import Comparison, Turns
 
 NO_TEXT = "no text"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from plaudit.data.operators.text import Context, alike, different
+from plaudit.data.perturb.text import Context, alike, different
 
 
 def other_text(text: str, generator: Random, context: Context) -> str | None:

@@ -1,1 +1,0 @@
-"""Ways to alter a text, by family, and the table of them."""

@@ -1,0 +1,1 @@
+"""Ways to perturb a text, by family, and the table of them."""
