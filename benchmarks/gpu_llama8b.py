@@ -55,7 +55,7 @@ def build(folder: Path, seed: int, *, tiny: bool) -> Path:
 
     from common.models import HEAD_STD, build_base
     from plaudit.embedded import base_path
-    from plaudit.plan.facts import read_config
+    from plaudit.planning.architecture import read_config
 
     if tiny:
         return build_base("tiny", folder, seed=seed)
@@ -208,11 +208,11 @@ def flash_preference_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
 
 def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dict[str, Any]:
     """``plaudit plan``'s memory for this step, in bytes by part."""
-    from plaudit.plan.estimate import Split, activation_dtype, plan
-    from plaudit.plan.facts import read_config
-    from plaudit.plan.gpus import choose
-    from plaudit.plan.lengths import given
-    from plaudit.plan.model import measure
+    from plaudit.planning.architecture import read_config
+    from plaudit.planning.estimate import Split, activation_dtype, plan
+    from plaudit.planning.gpus import choose
+    from plaudit.planning.lengths import given
+    from plaudit.planning.model import measure
     from plaudit.recipe.schema import parse_recipe
     from plaudit.tokens.batch import MICROBATCH_TOKENS
 
@@ -245,7 +245,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
 
 def peak_flops(gpu: str | None) -> float | None:
     """The published bf16 peak of the GPU here, None where plaudit's table has none."""
-    from plaudit.plan.gpus import GPUS
+    from plaudit.planning.gpus import GPUS
 
     named = (gpu or "").replace(" ", "").replace("-", "").upper()
     known = [g for name, g in GPUS.items() if name.replace("-", "").removesuffix("GB") in named]

@@ -17,16 +17,16 @@ from plaudit.cli import options
 from plaudit.cli.recipes import choose as choose_recipe
 from plaudit.cli.recipes import request_of, show_notes
 from plaudit.errors import DataError
-from plaudit.plan.estimate import UTILISATION, Plan, Split
-from plaudit.plan.estimate import plan as estimate
-from plaudit.plan.gpus import choose
-from plaudit.plan.lengths import Length, Lengths, from_characters, given, within
+from plaudit.planning.estimate import UTILISATION, Plan, Split
+from plaudit.planning.estimate import plan as estimate
+from plaudit.planning.gpus import choose
+from plaudit.planning.lengths import Length, Lengths, from_characters, given, within
 from plaudit.recipe.schema import Recipe, with_columns
 from plaudit.recipe.starter import DATA
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:
-    from plaudit.plan.model import ModelSize
+    from plaudit.planning.model import ModelSize
 
 NO_LIMIT = 2**31
 ENCODED_ROWS = 512
@@ -110,9 +110,9 @@ def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     """The model's sizes, and whether its batches can be packed."""
     from plaudit.model.families import why_not_packed
     from plaudit.model.load import check_lora
-    from plaudit.plan.estimate import activation_dtype
-    from plaudit.plan.facts import read_config
-    from plaudit.plan.model import measure
+    from plaudit.planning.architecture import read_config
+    from plaudit.planning.estimate import activation_dtype
+    from plaudit.planning.model import measure
 
     model = recipe.model
     config = read_config(

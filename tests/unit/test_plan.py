@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from plaudit.data.split import split_rows
 from plaudit.errors import DataError, RecipeError
-from plaudit.plan.estimate import (
+from plaudit.planning.architecture import architectures, known
+from plaudit.planning.estimate import (
     Plan,
     Split,
     activation_dtype,
@@ -21,11 +22,10 @@ from plaudit.plan.estimate import (
     count_steps,
     plan,
 )
-from plaudit.plan.facts import architectures, known
-from plaudit.plan.gpus import GPUS, choose
-from plaudit.plan.lengths import Length, Lengths, from_characters, summarize
-from plaudit.plan.lengths import given as given_lengths
-from plaudit.plan.model import ModelSize
+from plaudit.planning.gpus import GPUS, choose
+from plaudit.planning.lengths import Length, Lengths, from_characters, summarize
+from plaudit.planning.lengths import given as given_lengths
+from plaudit.planning.model import ModelSize
 from plaudit.recipe.schema import Recipe, effective_training_arguments, parse_recipe
 from plaudit.train.corpus import _held_out_sizes, split_sizes
 

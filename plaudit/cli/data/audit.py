@@ -222,7 +222,7 @@ def estimate(text: Any) -> Counting:
     import numpy as np
 
     from plaudit.data.audit.tools import Counting, Size
-    from plaudit.plan.lengths import CHARACTERS_PER_TOKEN
+    from plaudit.planning.lengths import CHARACTERS_PER_TOKEN
 
     def common(one: bytes, other: bytes) -> int:
         length = min(len(one), len(other))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from plaudit.plan.gpus import Gpu
-from plaudit.plan.lengths import LengthFacts, Lengths, summarize
-from plaudit.plan.model import ModelSize
+from plaudit.planning.gpus import Gpu
+from plaudit.planning.lengths import LengthFacts, Lengths, summarize
+from plaudit.planning.model import ModelSize
 from plaudit.recipe.schema import Recipe, effective_training_arguments
 
 UTILISATION = 0.35
