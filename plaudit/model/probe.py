@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.types import Batch, Batcher, TokenTree
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from plaudit.model.attention.kv_cache import Held, PromptStates, StatesOfPass
 from plaudit.model.load import company_dependent_length
 from plaudit.model.module import classifier
-from plaudit.model.prompt_states import Held, PromptStates, StatesOfPass
 from plaudit.model.scoring import score_distinct
 from plaudit.serve.scorer import RewardModel
 from plaudit.tokens.batch import PackedBatcher, fill, pack

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import DataError, ModelError
-from plaudit.model.prompt_states import PromptStates
+from plaudit.model.attention.kv_cache import PromptStates
 from plaudit.serve.cache import ScoreCache
 from plaudit.serve.prompts import open_states
 from plaudit.serve.protocols.records import Ask, Dialogue, Ids, Part, Written

@@ -17,7 +17,7 @@ from torch import Tensor
 from plaudit.errors import OutputError
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
-from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree

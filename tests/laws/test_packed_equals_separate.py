@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
-from plaudit.model import attention
-from plaudit.model.attention import BACKENDS, PACKED_ATTENTION, spans, varlen_plan
+from plaudit.model.attention.interface import (
+    BACKENDS,
+    PACKED_ATTENTION,
+    interface,
+    spans,
+    varlen_plan,
+)
+from plaudit.model.attention.kv_cache import PromptStates
 from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import PACKED_FAMILIES, why_not_packed
 from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
 from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
-from plaudit.model.prompt_states import PromptStates
 from plaudit.model.scoring import score_distinct
 from plaudit.serve.prompts import Resumed, ResumingBatcher, resume
 from plaudit.tokens.batch import PackedBatcher, pack, pad
@@ -187,7 +192,7 @@ def force_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(
             attention,
             "_varlen_call",
-            lambda: attention.VarlenCall(function=emulated_varlen, has_window=True, has_gqa=True),
+            lambda: interface.VarlenCall(function=emulated_varlen, has_window=True, has_gqa=True),
         )
 
     return force
@@ -311,7 +316,7 @@ def test_an_argument_with_unknown_meaning_is_refused(extra: dict[str, Any]) -> N
     q = torch.zeros(1, 4, 3, 8)
     layout = PackedLayout(starts=(0,), prefixes=(1,), branches=((1, 1),), ends=(1, 2))
     with pytest.raises(ModelError, match=next(iter(extra))):
-        attention.packed_attention(
+        interface.packed_attention(
             torch.nn.Linear(1, 1), q, q, q, None, packed_layout=layout, **extra
         )
 

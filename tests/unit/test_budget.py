@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.budget import LEAST, MOST, fits, largest_fitting, pairs_of
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import make_batchers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.model import last_layer
-from plaudit.model.attention import PACKED_ATTENTION
+from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
 from plaudit.model.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora

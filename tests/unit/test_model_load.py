@@ -311,10 +311,10 @@ def blind(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 
 def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plaudit.model import attention
+    from plaudit.model.attention.interface import interface
 
     expected = scores(tiny_classifier())
-    monkeypatch.setitem(attention.BACKENDS, "cpu", blind)
+    monkeypatch.setitem(interface.BACKENDS, "cpu", blind)
     network = tiny_classifier()
     with warnings_said() as said:
         prepared = chosen(network)
@@ -330,16 +330,16 @@ def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch
 
 def test_the_probe_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU another attention runs in half precision: that one must be tried."""
-    from plaudit.model import attention
+    from plaudit.model.attention.interface import interface
 
     seen: set[torch.dtype] = set()
-    own = attention.BACKENDS["cpu"]
+    own = interface.BACKENDS["cpu"]
 
     def watched(query: Tensor, *others: Any) -> Tensor:
         seen.add(query.dtype)
         return own(query, *others)
 
-    monkeypatch.setitem(attention.BACKENDS, "cpu", watched)
+    monkeypatch.setitem(interface.BACKENDS, "cpu", watched)
     batchers = make_batchers(400, CPU, PAD)
     for autocast, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         seen.clear()
@@ -369,11 +369,11 @@ def test_a_probe_allows_for_the_coarsest_precision_of_a_body() -> None:
 def test_a_failed_probe_is_recorded(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plaudit.model import attention
+    from plaudit.model.attention.interface import interface
     from plaudit.train.run import train
 
     with monkeypatch.context() as patch:
-        patch.setitem(attention.BACKENDS, "cpu", blind)
+        patch.setitem(interface.BACKENDS, "cpu", blind)
         run = train(recipe_of(tiny_base, pairs_file, num_train_epochs=1), tmp_path / "run")
     facts = json.loads((run.folder / "plaudit.json").read_text())
     assert facts["attention"] == run.metrics["run"]["attention"] == "padded"

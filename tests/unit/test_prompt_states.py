@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plaudit.model.prompt_states import Held, Layers, PromptStates, StatesOfPass
+from plaudit.model.attention.kv_cache import Held, Layers, PromptStates, StatesOfPass
 from plaudit.types import IntArray
 
 LAYERS = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from plaudit.model.prompt_states import PromptStates
+from plaudit.model.attention.kv_cache import PromptStates
 from plaudit.serve.prompts import HELD_PER_COMPUTED, ResumingBatcher, resume
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.types import IntArray, TokenTree

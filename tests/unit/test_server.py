@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.model import prompt_states
+from plaudit.model.attention.interface import kv_cache
 from plaudit.serve import app as app_module
 from plaudit.serve import engine as engine_module
 from plaudit.serve import server as server_module
@@ -274,13 +274,13 @@ def test_a_model_that_must_not_resume_does_not(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept states that change a reward are found before anybody asks."""
-    through = prompt_states.StatesOfPass.through
+    through = kv_cache.StatesOfPass.through
 
     def wrong(self: Any, key: Any, value: Any) -> Any:
         key, value = through(self, key, value)
         return key, value + (1.0 if self._held else 0.0)
 
-    monkeypatch.setattr(prompt_states.StatesOfPass, "through", wrong)
+    monkeypatch.setattr(kv_cache.StatesOfPass, "through", wrong)
     with running(finished_run) as server:
         assert server.model.states is None
 

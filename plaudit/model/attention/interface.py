@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from plaudit.device import to_device
 from plaudit.errors import ModelError
-from plaudit.model import cpu_attention
+from plaudit.model.attention.interface import cpu
 from plaudit.model.last_layer import attend_scored, few_scored
 from plaudit.types import PackedLayout
 
@@ -162,7 +162,7 @@ def choose_backend(query: Tensor, settings: Settings) -> str:
     """The fastest that computes what is asked; ``sdpa`` runs anywhere but has no soft-capping."""
     if settings.softcap is not None:
         return "explicit"
-    if query.device.type == "cpu" and settings.window is None and cpu_attention.available():
+    if query.device.type == "cpu" and settings.window is None and cpu.available():
         return "cpu"
     if query.is_cuda and varlen_available() and _varlen_takes(query):
         return "varlen"
@@ -190,8 +190,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settin
 
 
 def on_cpu(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
-    """:mod:`plaudit.model.cpu_attention`: no masks and no copied keys; full attention only."""
-    return cpu_attention.attend(q, k, v, layout, settings.scale)
+    """:mod:`plaudit.model.attention.cpu`: no masks and no copied keys; full attention only."""
+    return cpu.attend(q, k, v, layout, settings.scale)
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
