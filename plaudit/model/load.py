@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import why_not_packed
-from plaudit.model.last_layer import is_compiled, narrow_last_layer
+from plaudit.model.fast.elementwise import fuse_elementwise
+from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.module import (
     DecoderRewardModule,
     RewardModule,
@@ -604,7 +604,7 @@ def choose_layout(
     """
     if classifier(network) is not network:
         # Imported here because it imports PEFT, which a model without an adapter does not need.
-        from plaudit.model.lora import fuse_lora
+        from plaudit.model.fast.lora import fuse_lora
 
         fuse_lora(network)
     body = classifier(network).base_model

@@ -20,11 +20,11 @@ from plaudit.model.attention.interface import (
     varlen_plan,
 )
 from plaudit.model.attention.kv_cache import PromptStates
-from plaudit.model.elementwise import fuse_elementwise
 from plaudit.model.families import PACKED_FAMILIES, why_not_packed
-from plaudit.model.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast.elementwise import fuse_elementwise
+from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
-from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.scoring import score_distinct
 from plaudit.serve.prompts import Resumed, ResumingBatcher, resume

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertModel
 
-from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
+from plaudit.model.fast.elementwise import FusedNorm, FusedRotary, fuse_elementwise
 from tests.models import tiny_classifier
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plaudit.model import last_layer
 from plaudit.model.attention.interface import PACKED_ATTENTION
-from plaudit.model.elementwise import FusedNorm, FusedRotary, fuse_elementwise
-from plaudit.model.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast import last_layer
+from plaudit.model.fast.elementwise import FusedNorm, FusedRotary, fuse_elementwise
+from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
-from plaudit.model.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack
 from tests.models import WINDOW, make_trees, tiny_classifier

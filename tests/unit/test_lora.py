@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from plaudit.model.lora import FusedLinear, fuse_lora
+from plaudit.model.fast.lora import FusedLinear, fuse_lora
 
 
 class Body(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.device import to_device
-from plaudit.model.exchange import Exchanged
+from plaudit.model.fast.exchange import Exchanged
 from plaudit.types import PackedLayout, PlacedTree
 
 

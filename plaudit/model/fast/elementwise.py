@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from plaudit.model.exchange import Exchanged
+from plaudit.model.fast.exchange import Exchanged
 
 _ROTARY = "apply_rotary_pos_emb"
 

@@ -1,0 +1,1 @@
+"""Decoder layers with fewer passes, exchanged for those of transformers and PEFT."""
