@@ -108,7 +108,7 @@ def plan(
 
 def _model(recipe: Recipe) -> tuple[ModelSize, bool]:
     """The model's sizes, and whether its batches can be packed."""
-    from plaudit.model.families import why_not_packed
+    from plaudit.model.architectures import why_not_packed
     from plaudit.model.load import check_lora
     from plaudit.planning.architecture import read_config
     from plaudit.planning.estimate import activation_dtype

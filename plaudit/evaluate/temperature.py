@@ -17,7 +17,7 @@ from plaudit.evaluate.contestants import score
 from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.run import data_facts
 from plaudit.evaluate.table import Pairs, pairs
-from plaudit.model.artefact import (
+from plaudit.model.checkpoint import (
     FACTS_FILE,
     ArtefactFacts,
     TemperatureFit,

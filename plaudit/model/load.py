@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.model.families import why_not_packed
+from plaudit.model.architectures import why_not_packed
 from plaudit.model.fast.elementwise import fuse_elementwise
 from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.module import (
@@ -34,7 +34,7 @@ from plaudit.model.module import (
     classifier,
     has_score_head,
 )
-from plaudit.model.probe import probe
+from plaudit.model.self_check import probe
 from plaudit.storage.atomic import missing_path
 from plaudit.types import Affine, Batcher
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError, OutputError
-from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.model.imports.contents import read_json
 from plaudit.model.imports.formats import locate
 from plaudit.model.imports.records import Choices

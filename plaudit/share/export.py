@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.model.artefact import (
+from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
     copy_base,

@@ -15,7 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.model.artefact import (
+from plaudit.model.average import (
+    AdapterParts,
+    FullAverage,
+    adapter_parts,
+    average_adapters,
+    fold_scale,
+)
+from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
     copy_base,
@@ -26,13 +33,6 @@ from plaudit.model.artefact import (
     save_tokenizer,
     save_weights,
     write_facts,
-)
-from plaudit.model.average import (
-    AdapterParts,
-    FullAverage,
-    adapter_parts,
-    average_adapters,
-    fold_scale,
 )
 from plaudit.model.export.classifier import save_adapter
 from plaudit.model.load import dropouts_off

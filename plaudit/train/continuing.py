@@ -14,7 +14,7 @@ import torch
 
 from plaudit import embedded
 from plaudit.errors import RecipeError
-from plaudit.model.artefact import copy_base, resolve_base
+from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.imports.formats import is_reward_model, open_reward_model
 from plaudit.model.imports.records import Opened
 from plaudit.model.load import LoadedBase

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from plaudit.evaluate.along import along_of
 from plaudit.evaluate.mistakes import with_texts
 from plaudit.evaluate.table import write_table
-from plaudit.model.artefact import ArtefactFacts, write_facts, write_model
+from plaudit.model.checkpoint import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe.schema import (
     Recipe,

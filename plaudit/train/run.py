@@ -24,7 +24,7 @@ from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, Train
 from plaudit.evaluate.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
-from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.recipe.schema import (
     Recipe,
     effective_training_arguments,

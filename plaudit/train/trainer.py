@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from plaudit.errors import TrainingError
-from plaudit.model.artefact import ArtefactFacts, write_model
+from plaudit.model.checkpoint import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE

@@ -22,7 +22,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     # Through plaudit, since the folder's manifest lists the file.
-    from plaudit.model.artefact import read_facts, write_facts
+    from plaudit.model.checkpoint import read_facts, write_facts
 
     write_facts(folder, replace(read_facts(folder), temperature=0.0026))
     return folder

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
+from plaudit.model.architectures import PACKED_FAMILIES, why_not_packed
 from plaudit.model.attention.interface import (
     BACKENDS,
     PACKED_ATTENTION,
@@ -20,7 +21,6 @@ from plaudit.model.attention.interface import (
     varlen_plan,
 )
 from plaudit.model.attention.kv_cache import PromptStates
-from plaudit.model.families import PACKED_FAMILIES, why_not_packed
 from plaudit.model.fast.elementwise import fuse_elementwise
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.fast.lora import fuse_lora

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.model.artefact import ArtefactFacts, save_artefact
+from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.model.export.table import EXPORTERS
 from plaudit.model.load import BaseRequest, add_lora, load_base
 from plaudit.serve.scorer import load

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.model import load
-from plaudit.model.artefact import ArtefactFacts, load_network, save_artefact
+from plaudit.model.checkpoint import ArtefactFacts, load_network, save_artefact
 from plaudit.model.load import (
     BaseRequest,
     add_lora,
@@ -34,8 +34,8 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
-from plaudit.model.probe import ProbeResult, probe, probe_trees
 from plaudit.model.scoring import score_trees
+from plaudit.model.self_check import ProbeResult, probe, probe_trees
 from plaudit.serve.scorer import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
 from tests.conftest import pair_rows, recipe_of, write_jsonl

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.model.artefact import ADAPTER_FILE, ArtefactFacts
+from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
 from plaudit.model.export.prepare import belongs_to_head, stored
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.model.load import head_modules, output_layer, silence_load_messages

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
-from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.export.classifier import padded, rendered, write_whole
 from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.types import Affine, Comparison

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.export.records import Exportable, Exporter, Options
 from plaudit.model.load import head_modules, output_layer
 from plaudit.model.module import classifier, has_score_head

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.types import Affine, Comparison
 
 Ids: TypeAlias = Sequence[int]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
-from plaudit.model.artefact import (
+from plaudit.model.checkpoint import (
     FACTS_FILE,
     RUN_FILES,
     load_network,

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.model.artefact import ArtefactFacts, Output
+from plaudit.model.checkpoint import ArtefactFacts, Output
 from plaudit.model.imports.adapters import one_row, read_adapter
 from plaudit.model.imports.classifiers import open_adapter, why_no_head
 from plaudit.model.imports.contents import WEIGHTS, Contents, read_tensors

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.model.artefact import ArtefactFacts
+from plaudit.model.checkpoint import ArtefactFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.model.artefact import ArtefactFacts, Origin, Output
+from plaudit.model.checkpoint import ArtefactFacts, Origin, Output
 from plaudit.model.imports.contents import Contents, read_json
 from plaudit.model.imports.records import Request
 from plaudit.model.imports.templates import release
