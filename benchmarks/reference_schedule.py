@@ -27,7 +27,7 @@ from plaudit.evaluate import metrics
 from plaudit.evaluate.calibrate import best_temperature, cross_fit
 from plaudit.evaluate.table import Pairs, ScoreTable, pairs, read_table
 from plaudit.recipe.schema import load_recipe
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.tokens.encode import TokenTree
 from plaudit.train.corpus import read_comparisons

@@ -32,7 +32,7 @@ from common.results import (
 )
 
 if TYPE_CHECKING:
-    from plaudit.serve.scorer import RewardModel
+    from plaudit.reward_model import RewardModel
     from plaudit.types import TokenTree
 
 QUESTION = "responses"
@@ -161,7 +161,7 @@ def main() -> None:
 
     from common.saved import saved_model
     from common.sides import begin
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     recorder = begin(
         QUESTION,

@@ -34,7 +34,7 @@ from common.results import REPOSITORY, Shown, console, figure, median, parser, s
 from common.serving import Connection, Server, closed_loop, served
 
 if TYPE_CHECKING:
-    from plaudit.serve.scorer import RewardModel
+    from plaudit.reward_model import RewardModel
 
 QUESTION = "serving"
 TOLERANCE = 1e-4
@@ -94,7 +94,7 @@ def refuse_other_scores(found: Sequence[Sequence[float]], file: Sequence[Sequenc
 def offline(model: RewardModel, folder: Path, data: Path, out: Path) -> tuple[float, Any]:
     """Seconds of ``score_file``, and the rewards it wrote."""
     from plaudit.recipe.schema import Source
-    from plaudit.serve.files import score_file
+    from plaudit.score_file import score_file
 
     out.unlink(missing_ok=True)
     began = time.perf_counter()
@@ -296,7 +296,7 @@ def main() -> None:
 
     from common.saved import saved_model
     from common.sides import begin
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     recorder = begin(
         QUESTION,

@@ -171,7 +171,7 @@ def main() -> None:
 
     from common.saved import saved_model
     from common.sides import begin
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     recorder = begin(QUESTION, arguments, settings={})
     rows = pair_rows(DISTINCT, arguments.seed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plaudit.evaluate.run import evaluate as evaluate
-    from plaudit.serve.scorer import load as load
+    from plaudit.reward_model import load as load
     from plaudit.train.run import train as train
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["__version__", "evaluate", "load", "train"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return import_module("plaudit.serve.scorer").load
+        return import_module("plaudit.reward_model").load
     if name in ("train", "evaluate"):
         # The folder of that name, which can be called: see plaudit.callable_package.
         return import_module(f"plaudit.{name}")

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 import plaudit
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.tokens.encode import cut_behind
 from plaudit.types import IntArray, TokenTree
 from tests.models import tiny_classifier, tiny_tokenizer

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plaudit.recipe.schema import Source
-    from plaudit.serve.files import ScoredFile
-    from plaudit.serve.scorer import RewardModel
+    from plaudit.reward_model import RewardModel
+    from plaudit.score_file import ScoredFile
 
 _COLUMN: Final = "rewards"
 
@@ -143,7 +143,7 @@ def write_scores(
     check_source(source)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     if out is None:
-        from plaudit.serve.files import score_to_stream
+        from plaudit.score_file import score_to_stream
 
         scored = score_to_stream(reward_model, source, sys.stdout, column=column, picks=picks)
     else:
@@ -169,7 +169,7 @@ def _score_under_a_bar(
 ) -> ScoredFile:
     from rich.progress import Progress
 
-    from plaudit.serve.files import score_file
+    from plaudit.score_file import score_file
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scoring", total=None)

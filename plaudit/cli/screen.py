@@ -19,7 +19,7 @@ from rich.text import Text
 from plaudit.printable import printable
 
 if TYPE_CHECKING:
-    from plaudit.serve.scorer import RewardModel
+    from plaudit.reward_model import RewardModel
     from plaudit.share.parity import Parity
 
 
@@ -73,7 +73,7 @@ def open_model(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.serve.scorer import load
+        from plaudit.reward_model import load
     with console.status("loading the model"):
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 

@@ -22,7 +22,7 @@ from plaudit.evaluate.run import Evaluation
 from plaudit.evaluate.suites.request import Request
 from plaudit.evaluate.suites.run import RunSuite, run_suite
 from plaudit.evaluate.table import ScoreTable, build_table
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 
 
 def without_data(model: RewardModel) -> Evaluation:
@@ -91,7 +91,7 @@ def add_gate(
     """With ``gate`` in the metrics: is the model significantly worse than ``baseline``?
 
     The baseline is scored on the same data and suites, or its recorded scores are read.
-    ``options`` are those of :func:`plaudit.serve.scorer.load`.
+    ``options`` are those of :func:`plaudit.reward_model.load`.
 
     Raises:
         PlauditError: the baseline cannot be used, or nothing is in common.

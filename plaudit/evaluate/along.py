@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate.mistakes import Along
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.types import Comparison, Message, Text, Turns
 
 

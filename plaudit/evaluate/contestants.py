@@ -39,7 +39,7 @@ from plaudit.storage.atomic import existing_path
 from plaudit.types import Comparison
 
 if TYPE_CHECKING:
-    from plaudit.serve.scorer import RewardModel
+    from plaudit.reward_model import RewardModel
 
 PREDICTIONS = "predictions.parquet"
 _MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
@@ -279,11 +279,11 @@ def recorded_table(path: Path) -> ScoreTable:
 
 
 def open_contestant(path: Path, options: Mapping[str, Any], console: Console) -> RewardModel:
-    """Load a model; ``options`` are those of :func:`plaudit.serve.scorer.load`."""
-    from plaudit.serve import scorer
+    """Load a model; ``options`` are those of :func:`plaudit.reward_model.load`."""
+    from plaudit import reward_model
 
     with console.status(f"loading {path}"):
-        return scorer.load(path, **options)
+        return reward_model.load(path, **options)
 
 
 def score(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from plaudit import reward_model
 from plaudit.data.load import Loaded, load
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate import metrics
@@ -30,7 +31,6 @@ from plaudit.recipe.shipped import RUN_RECIPE
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE
-from plaudit.serve import scorer
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import FloatArray
 
@@ -95,7 +95,7 @@ def calibrate(
     facts = read_facts(folder)
     loaded = load(options.data, seed=options.seed)
     _check_unseen(facts, loaded)
-    reward_model = scorer.load(
+    reward_model = reward_model.load(
         folder, base=options.base, trust_remote_code=options.trust_remote_code
     )
     table, dropped = score(reward_model, loaded.comparisons, str(model), console)

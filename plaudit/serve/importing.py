@@ -15,7 +15,7 @@ from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.model.imports.contents import read_json
 from plaudit.model.imports.formats import locate
 from plaudit.model.imports.records import Choices
-from plaudit.serve.scorer import open_frozen
+from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import write_text, writing
 
 

@@ -13,7 +13,7 @@ from plaudit.model.attention.kv_cache import Held, PromptStates, StatesOfPass
 from plaudit.model.load import company_dependent_length
 from plaudit.model.module import classifier
 from plaudit.model.scoring import score_distinct
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.tokens.batch import PackedBatcher, fill, pack
 from plaudit.tokens.share import LEAST_SHARED
 from plaudit.types import FloatArray, IntArray, PackedBatch, TokenTree

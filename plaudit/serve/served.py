@@ -14,11 +14,11 @@ import numpy as np
 
 from plaudit.errors import DataError, ModelError
 from plaudit.model.attention.kv_cache import PromptStates
-from plaudit.serve.cache import ScoreCache
+from plaudit.reward_model import RewardModel, load
+from plaudit.score_cache import ScoreCache
 from plaudit.serve.prompts import open_states
 from plaudit.serve.protocols.records import Ask, Dialogue, Ids, Part, Written
 from plaudit.serve.refusal import RefusalError
-from plaudit.serve.scorer import RewardModel, load
 from plaudit.serve.settings import ModelSource, Settings
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH

@@ -35,7 +35,7 @@ from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
-from plaudit.serve.scorer import RewardModel, load
+from plaudit.reward_model import RewardModel, load
 from plaudit.share.parity import (
     TOLERANCE,
     Parity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.types import Refused, Text
 
 RewardFunction: TypeAlias = Callable[..., list[float | None]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from plaudit.data.load import iterate
 from plaudit.errors import DataError, PlauditError
 from plaudit.recipe.schema import Source, load_recipe
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.types import Comparison, TokenTree, as_turns
 
 ROWS = 16

@@ -19,7 +19,7 @@ from plaudit.recipe.schema import (
 from plaudit.report.card import CARD_FILE, write_card
 from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.storage.atomic import write_json, write_json_lines, write_text, writing
 from plaudit.train import corpus as corpora
 from plaudit.train.folder import (

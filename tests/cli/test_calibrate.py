@@ -73,7 +73,7 @@ def test_a_better_temperature_is_stored_and_said(
         assert "fitted again after training" in (run / name).read_text(encoding="utf-8")
     assert not list(run.glob("*.partial"))
 
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     model = load(run)
     assert model.facts.temperature == after["temperature"]

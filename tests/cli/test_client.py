@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.client import AsyncRewardClient, RewardClient, Rewards
 from plaudit.errors import DataError, RequestRefusedError, ServerError
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from tests.conftest import pair_rows
 from tests.serving import Running, running
 

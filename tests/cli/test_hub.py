@@ -86,7 +86,7 @@ def test_a_run_goes_up_and_comes_down_whole(hub: Hub, run: Path, tmp_path: Path)
     for name, path in names.items():
         if path.is_file():
             assert path.read_bytes() == there[name] == (run / name).read_bytes()
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     question, answers = "which one?", ["this right", "that wrong"]
     assert load(tmp_path / "pulled").score(question, answers) == load(run).score(question, answers)

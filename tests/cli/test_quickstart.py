@@ -12,7 +12,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.data.sources.documentation_pairs import MIX
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from tests.conftest import set_facts
 
 pytestmark = pytest.mark.heavy

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from tests.conftest import environment_of_a_user
 from tests.unit.test_import_direction import imports
 
@@ -249,7 +249,7 @@ def test_without_the_extra_the_verb_says_what_to_install(
 def test_scoring_needs_no_http_library() -> None:
     """What the modules that score in Python and files import, directly or not."""
     package = ROOT / "plaudit"
-    waiting, seen, foreign = ["plaudit.serve.scorer", "plaudit.serve.files"], set(), set()
+    waiting, seen, foreign = ["plaudit.reward_model", "plaudit.score_file"], set(), set()
     while waiting:
         module = waiting.pop()
         path = package.parent / Path(*module.split("."))

@@ -19,7 +19,7 @@ from plaudit.model.export.table import EXPORTERS
 from plaudit.model.imports.formats import FORMATS, look
 from plaudit.model.imports.records import Choices
 from plaudit.recipe.schema import Source
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from plaudit.share.export import export
 from plaudit.share.rows import check_rows
 from tests.conftest import pair_rows, set_facts, write_jsonl

@@ -580,7 +580,7 @@ def test_as_chat_decides_how_text_is_encoded(tiny_base: Path, tmp_path: Path) ->
 def test_text_on_a_chat_base_is_said_once_and_as_chat_is_recorded(
     tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from plaudit.serve.scorer import load as load_model
+    from plaudit.reward_model import load as load_model
     from plaudit.train.run import train
 
     data = write_jsonl(tmp_path / "text.jsonl", text_rows(24))

@@ -24,8 +24,8 @@ from plaudit.evaluate.run import evaluate
 from plaudit.evaluate.suites.request import parse_request
 from plaudit.evaluate.suites.run import run_suite
 from plaudit.recipe.schema import Source
-from plaudit.serve.files import score_file
-from plaudit.serve.scorer import RewardModel, load
+from plaudit.reward_model import RewardModel, load
+from plaudit.score_file import score_file
 from plaudit.train.run import train
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.serving import Running, running

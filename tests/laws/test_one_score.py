@@ -18,8 +18,8 @@ from plaudit.errors import DataError
 from plaudit.evaluate.run import evaluate
 from plaudit.evaluate.table import read_table
 from plaudit.recipe.schema import Source
-from plaudit.serve.files import score_file
-from plaudit.serve.scorer import RewardModel, load
+from plaudit.reward_model import RewardModel, load
+from plaudit.score_file import score_file
 from plaudit.types import TokenTree
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 

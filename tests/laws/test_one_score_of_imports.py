@@ -13,7 +13,7 @@ import plaudit
 from plaudit.evaluate.run import evaluate
 from plaudit.model.imports.records import Choices
 from plaudit.recipe.schema import Source
-from plaudit.serve.files import score_file
+from plaudit.score_file import score_file
 from plaudit.serve.importing import import_model
 from tests.conftest import pair_rows, write_jsonl
 from tests.foreign import BASE, LLAMA_FACTORY, TRL, build_openrlhf, complete

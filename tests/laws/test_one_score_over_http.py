@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from plaudit.recipe.schema import Source
-from plaudit.serve.files import score_file
+from plaudit.reward_model import RewardModel, load
+from plaudit.score_file import score_file
 from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.scorer import RewardModel, load
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.serving import Running, running
 

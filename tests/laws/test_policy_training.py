@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from plaudit.share.export import export
 from plaudit.share.reward_function import reward_function
 from tests.conftest import pair_rows

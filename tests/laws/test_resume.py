@@ -86,7 +86,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 def assert_checkpoint_loads(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A checkpoint of a run that was killed is a model, with one warning."""
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     model = load(checkpoint)
     assert len(model.score("what is it?", ["forty two right", "no wrong"])) == 2
@@ -237,7 +237,7 @@ def test_a_kill_after_training_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model is there before it is evaluated, and --resume evaluates it without training."""
-    from plaudit.serve.scorer import load
+    from plaudit.reward_model import load
 
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
     out = tmp_path / "run"

@@ -20,7 +20,7 @@ from plaudit.model.export import classifier
 from plaudit.model.export.records import Ids, Scorer
 from plaudit.model.export.table import EXPORTERS
 from plaudit.recipe.schema import Source
-from plaudit.serve.scorer import RewardModel, load
+from plaudit.reward_model import RewardModel, load
 from plaudit.share.export import export
 from plaudit.share.parity import ParityError
 from plaudit.share.rows import check_rows

@@ -11,7 +11,7 @@ import torch
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.model.export.table import EXPORTERS
 from plaudit.model.load import BaseRequest, add_lora, load_base
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from plaudit.share.export import export
 from tests.models import CHAT_TEMPLATE, build_base, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 
 from plaudit.errors import ModelError, OutputError
-from plaudit.serve.scorer import load
+from plaudit.reward_model import load
 from plaudit.share import merge as merging
 from plaudit.share.export import export
 from plaudit.share.merge import merge

@@ -36,7 +36,7 @@ from plaudit.model.load import (
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
 from plaudit.model.scoring import score_trees
 from plaudit.model.self_check import ProbeResult, probe, probe_trees
-from plaudit.serve.scorer import load as load_reward_model
+from plaudit.reward_model import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.models import VOCABULARY, build_base, tiny_classifier, tiny_tokenizer

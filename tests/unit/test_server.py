@@ -23,13 +23,13 @@ import pytest
 
 from plaudit.errors import ModelError
 from plaudit.model.attention.interface import kv_cache
+from plaudit.reward_model import RewardModel
 from plaudit.serve import app as app_module
 from plaudit.serve import engine as engine_module
 from plaudit.serve import server as server_module
 from plaudit.serve.connections import BoundedConnection
 from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.scorer import RewardModel
 from plaudit.serve.server import with_open_files
 from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plaudit import score_file
 from plaudit.model.scoring import distinct_trees
 from plaudit.recipe.schema import Source
-from plaudit.serve import files
-from plaudit.serve.files import score_file
-from plaudit.serve.scorer import RewardModel, load
+from plaudit.reward_model import RewardModel, load
+from plaudit.score_file import score_file
 from plaudit.share.reward_function import reward_function
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import common_prefix

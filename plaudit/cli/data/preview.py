@@ -150,7 +150,7 @@ def _encoder(
         from plaudit.model.imports.formats import is_reward_model
 
         if is_reward_model(Path(str(model))):
-            from plaudit.serve.scorer import encoder_of, open_frozen
+            from plaudit.reward_model import encoder_of, open_frozen
 
             if chat_template is not None:
                 raise DataError(

@@ -24,7 +24,7 @@ from plaudit.evaluate.suites.request import Request
 from plaudit.evaluate.suites.score import score_suite
 from plaudit.evaluate.suites.table import HubFiles, Suite
 from plaudit.recipe.schema import Source
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
 from plaudit.types import (
     MEDIA,
     Comparison,

@@ -23,7 +23,7 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
-from plaudit.serve.cache import ScoreCache
+from plaudit.score_cache import ScoreCache
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode
 from plaudit.tokens.pieces import pieces

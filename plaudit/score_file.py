@@ -19,8 +19,8 @@ from plaudit.data.sources.row_files import ROW_FILES, as_line, refuse_existing, 
 from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
-from plaudit.serve.cache import ScoreCache
-from plaudit.serve.scorer import RewardModel
+from plaudit.reward_model import RewardModel
+from plaudit.score_cache import ScoreCache
 from plaudit.storage.atomic import write_atomically, write_json, writing
 from plaudit.types import Refused, TokenTree
 
