@@ -151,8 +151,8 @@ def _columns(width: int) -> Iterator[None]:
 
 def http_reference() -> str:
     """Every protocol of the server: where, what is asked, what is answered."""
-    from plaudit.serve.protocols.table import PROTOCOLS
-    from plaudit.serve.refusal import STATUS
+    from plaudit.serving.protocols.table import PROTOCOLS
+    from plaudit.serving.rejection import STATUS
 
     parts = ["# HTTP", NOTICE, _http_introduction()]
     for protocol in PROTOCOLS.values():

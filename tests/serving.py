@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from plaudit.serve.app import build_app
-from plaudit.serve.engine import Engine
-from plaudit.serve.metrics import Metrics
-from plaudit.serve.served import Served, open_served
-from plaudit.serve.server import configure
-from plaudit.serve.settings import ModelSource, Settings
+from plaudit.serving.app import build_app
+from plaudit.serving.engine import Engine
+from plaudit.serving.prometheus import Metrics
+from plaudit.serving.served import Served, open_served
+from plaudit.serving.server import configure
+from plaudit.serving.settings import ModelSource, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

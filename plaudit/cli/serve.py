@@ -59,7 +59,7 @@ def serve(
     """Answer HTTP requests for rewards until stopped."""
     refuse_without_extra()
     from plaudit.cli.screen import hush_weight_loading, quiet_console
-    from plaudit.serve.settings import Settings, host_names, model_sources
+    from plaudit.serving.settings import Settings, host_names, model_sources
 
     settings = Settings(
         models=model_sources(models),
@@ -81,7 +81,7 @@ def serve(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.serve.server import bind, open_engine, read_token, serve, serve_workers
+        from plaudit.serving.server import bind, open_engine, read_token, serve, serve_workers
 
         token = read_token(settings)
     guard = "its token" if token else "no token"

@@ -73,7 +73,7 @@ ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md"
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.formats.readers",),
-    "docs/how-to/add-a-protocol.md": ("plaudit.serve.protocols.table",),
+    "docs/how-to/add-a-protocol.md": ("plaudit.serving.protocols.table",),
     "docs/how-to/add-a-loss.md": ("plaudit.losses.table", "plaudit.recipe.schema"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluate.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),

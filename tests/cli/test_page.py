@@ -16,8 +16,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
 from plaudit.reward_model import RewardModel  # noqa: E402
-from plaudit.serve.page import PAGE_PATHS  # noqa: E402
-from plaudit.serve.protocols.table import PROTOCOLS  # noqa: E402
+from plaudit.serving.page import PAGE_PATHS  # noqa: E402
+from plaudit.serving.protocols.table import PROTOCOLS  # noqa: E402
 from tests.serving import Running, running  # noqa: E402
 
 expect = playwright.expect

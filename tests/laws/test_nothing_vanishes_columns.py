@@ -23,7 +23,7 @@ from plaudit.data.load import load, open_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.schema import Source
-from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.unit.test_readers import COLUMNS, EXAMPLES, JSON, assistant, damaged, user

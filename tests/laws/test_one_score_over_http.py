@@ -17,7 +17,7 @@ import pytest
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
-from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serving.protocols.table import PROTOCOLS
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.serving import Running, running
 

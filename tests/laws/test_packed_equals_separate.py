@@ -27,7 +27,7 @@ from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.scoring import score_distinct
-from plaudit.serve.prompts import Resumed, ResumingBatcher, resume
+from plaudit.serving.prompts import Resumed, ResumingBatcher, resume
 from plaudit.tokens.batch import PackedBatcher, pack, pad
 from plaudit.types import PackedLayout, TokenTree
 from tests.models import FAMILY_OPTIONS, WINDOW, make_trees, tiny_classifier

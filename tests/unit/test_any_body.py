@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from plaudit.serve.body import parse_body
-from plaudit.serve.protocols.records import Protocol
-from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.body import parse_body
+from plaudit.serving.protocols.records import Protocol
+from plaudit.serving.protocols.table import PROTOCOLS
+from plaudit.serving.rejection import RefusalError
 from tests.serving import running
 
 ROUTES = [

@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from plaudit.cli.serve import serve
-from plaudit.serve.gate import OPEN_PATHS
-from plaudit.serve.settings import Settings
+from plaudit.serving.middleware import OPEN_PATHS
+from plaudit.serving.settings import Settings
 
 pytestmark = pytest.mark.heavy
 

@@ -10,7 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from plaudit.serve.protocols.table import PROTOCOLS
+from plaudit.serving.protocols.table import PROTOCOLS
 from tests.serving import Running, running
 
 pytestmark = pytest.mark.heavy

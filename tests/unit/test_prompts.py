@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from plaudit.model.attention.kv_cache import PromptStates
-from plaudit.serve.prompts import HELD_PER_COMPUTED, ResumingBatcher, resume
+from plaudit.serving.prompts import HELD_PER_COMPUTED, ResumingBatcher, resume
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.types import IntArray, TokenTree
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from plaudit.serve.protocols.records import Dialogue, Ids, Protocol, Scored, Written, activated
-from plaudit.serve.protocols.rewards import ranks, win_probabilities
-from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.protocols.records import Dialogue, Ids, Protocol, Scored, Written, activated
+from plaudit.serving.protocols.rewards import ranks, win_probabilities
+from plaudit.serving.protocols.table import PROTOCOLS
+from plaudit.serving.rejection import RefusalError
 
 EVERY = [pytest.param(protocol, id=name) for name, protocol in PROTOCOLS.items()]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.serve.queue import QUANTUM, FairQueue, Job, Slice, costs_of
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.queue import QUANTUM, FairQueue, Job, Slice, costs_of
+from plaudit.serving.rejection import RefusalError
 
 pytestmark = pytest.mark.heavy
 

@@ -24,14 +24,14 @@ import pytest
 from plaudit.errors import ModelError
 from plaudit.model.attention.interface import kv_cache
 from plaudit.reward_model import RewardModel
-from plaudit.serve import app as app_module
-from plaudit.serve import engine as engine_module
-from plaudit.serve import server as server_module
-from plaudit.serve.connections import BoundedConnection
-from plaudit.serve.gate import LOCAL_NAMES, JsonLines, own_names
-from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.server import with_open_files
-from plaudit.serve.settings import ModelSource, Settings, SettingsError, host_names
+from plaudit.serving import app as app_module
+from plaudit.serving import engine as engine_module
+from plaudit.serving import server as server_module
+from plaudit.serving.connections import BoundedConnection
+from plaudit.serving.middleware import LOCAL_NAMES, JsonLines, own_names
+from plaudit.serving.protocols.table import PROTOCOLS
+from plaudit.serving.server import with_open_files
+from plaudit.serving.settings import ModelSource, Settings, SettingsError, host_names
 from tests.serving import Running, running
 
 pytestmark = pytest.mark.heavy

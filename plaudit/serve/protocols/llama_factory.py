@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Many, Protocol, Scored, Written, refuse_empty
+from plaudit.serving.protocols.records import (
+    Ask,
+    Body,
+    Many,
+    Protocol,
+    Scored,
+    Written,
+    refuse_empty,
+)
 
 
 class EvaluationRequest(Body):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Many, Protocol, Scored, Written
+from plaudit.serving.protocols.records import Ask, Body, Many, Protocol, Scored, Written
 
 
 class RewardRequest(Body):

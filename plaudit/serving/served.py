@@ -16,10 +16,10 @@ from plaudit.errors import DataError, ModelError
 from plaudit.model.attention.kv_cache import PromptStates
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_cache import ScoreCache
-from plaudit.serve.prompts import open_states
-from plaudit.serve.protocols.records import Ask, Dialogue, Ids, Part, Written
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.settings import ModelSource, Settings
+from plaudit.serving.prompts import open_states
+from plaudit.serving.protocols.records import Ask, Dialogue, Ids, Part, Written
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.settings import ModelSource, Settings
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
 from plaudit.tokens.written import Habits, encode_written, habits_of

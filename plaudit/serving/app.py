@@ -22,18 +22,18 @@ from starlette.responses import Response
 
 from plaudit import __version__
 from plaudit.errors import PlauditError
-from plaudit.serve.body import parse_body
-from plaudit.serve.engine import Engine, Outcome
-from plaudit.serve.errors import documented, from_status
-from plaudit.serve.gate import Exchange, Gate, failure
-from plaudit.serve.metrics import CONTENT_TYPE
-from plaudit.serve.page import add_page
-from plaudit.serve.protocols.records import Ask, Dialogue, Protocol, Scored, Step
-from plaudit.serve.protocols.table import PROTOCOLS
-from plaudit.serve.queue import costs_of
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.served import Served, facts_of
-from plaudit.serve.settings import Settings
+from plaudit.serving.body import parse_body
+from plaudit.serving.engine import Engine, Outcome
+from plaudit.serving.errors import documented, from_status
+from plaudit.serving.middleware import Exchange, Gate, failure
+from plaudit.serving.page import add_page
+from plaudit.serving.prometheus import CONTENT_TYPE
+from plaudit.serving.protocols.records import Ask, Dialogue, Protocol, Scored, Step
+from plaudit.serving.protocols.table import PROTOCOLS
+from plaudit.serving.queue import costs_of
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.served import Served, facts_of
+from plaudit.serving.settings import Settings
 from plaudit.types import IntArray
 
 CLIENT_HEADER = "x-client-id"

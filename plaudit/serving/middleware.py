@@ -20,11 +20,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plaudit.serve.engine import Engine
-from plaudit.serve.errors import error_response
-from plaudit.serve.page import PAGE_PATHS
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.settings import Settings
+from plaudit.serving.engine import Engine
+from plaudit.serving.errors import error_response
+from plaudit.serving.page import PAGE_PATHS
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.settings import Settings
 
 logger = logging.getLogger("plaudit.serve")
 

@@ -18,9 +18,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from plaudit.serve.errors import error_response
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.settings import Settings
+from plaudit.serving.errors import error_response
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.settings import Settings
 
 KERNEL_BUFFER = 128 * 1024
 """Bytes of an answer that lie in the kernel. A slower client than about a third of it in

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Ids, Many, Part, Written, keys_of
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.protocols.records import Ask, Body, Dialogue, Ids, Many, Part, Written, keys_of
+from plaudit.serving.rejection import RefusalError
 from plaudit.types import Text
 
 

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from plaudit.data.unread import has_words, kind_of_name
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.rejection import RefusalError
 from plaudit.types import Text, media_columns
 
 

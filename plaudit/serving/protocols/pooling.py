@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
 
-from plaudit.serve.protocols.messages import (
+from plaudit.serving.protocols.messages import (
     ChatRequest,
     InputRequest,
     as_base64,
     ask_of,
     chat_or_input,
 )
-from plaudit.serve.protocols.records import (
+from plaudit.serving.protocols.records import (
     Protocol,
     Scored,
     Usage,

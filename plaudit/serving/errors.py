@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from plaudit.serve.refusal import STATUS, RefusalError
+from plaudit.serving.rejection import STATUS, RefusalError
 
 
 class ErrorFacts(BaseModel):

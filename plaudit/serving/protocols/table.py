@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from plaudit.serve.protocols.classify import CLASSIFY, ENCODE
 from plaudit.serve.protocols.llama_factory import SCORE_EVALUATION
 from plaudit.serve.protocols.openrlhf import GET_REWARD
-from plaudit.serve.protocols.pooling import EMBEDDINGS, POOLING
-from plaudit.serve.protocols.records import Protocol
-from plaudit.serve.protocols.rerank import RERANK
-from plaudit.serve.protocols.rewards import COMPARE, REWARDS
-from plaudit.serve.protocols.score import SCORE
+from plaudit.serving.protocols.classify import CLASSIFY, ENCODE
+from plaudit.serving.protocols.pooling import EMBEDDINGS, POOLING
+from plaudit.serving.protocols.records import Protocol
+from plaudit.serving.protocols.rerank import RERANK
+from plaudit.serving.protocols.rewards import COMPARE, REWARDS
+from plaudit.serving.protocols.score import SCORE
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from plaudit.serve.protocols.records import (
+from plaudit.serving.protocols.records import (
     Ask,
     Body,
     Dialogue,
@@ -25,7 +25,7 @@ from plaudit.serve.protocols.records import (
     keys_of,
     usage,
 )
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.rejection import RefusalError
 
 QUERIES = ("queries", "text_1", "data_1")
 DOCUMENTS = ("documents", "text_2", "data_2", "items")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.records import (
+from plaudit.serving.protocols.records import (
     Ask,
     Body,
     Dialogue,
@@ -22,7 +22,7 @@ from plaudit.serve.protocols.records import (
     asks_activation,
     usage,
 )
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.rejection import RefusalError
 
 
 class RerankRequest(Body):

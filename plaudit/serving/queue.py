@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.rejection import RefusalError
 from plaudit.tokens.encode import common_prefix
 from plaudit.types import IntArray
 

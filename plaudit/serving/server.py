@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 from uvicorn.supervisors import Multiprocess
 
 from plaudit.errors import PlauditError
-from plaudit.serve.app import build_app
-from plaudit.serve.connections import BoundedConnection
-from plaudit.serve.engine import Engine, freeze_heap, passing_thread
-from plaudit.serve.gate import Gate, JsonLines
-from plaudit.serve.metrics import Metrics
-from plaudit.serve.served import open_served
-from plaudit.serve.settings import Settings, SettingsError
+from plaudit.serving.app import build_app
+from plaudit.serving.connections import BoundedConnection
+from plaudit.serving.engine import Engine, freeze_heap, passing_thread
+from plaudit.serving.middleware import Gate, JsonLines
+from plaudit.serving.prometheus import Metrics
+from plaudit.serving.served import open_served
+from plaudit.serving.settings import Settings, SettingsError
 
 logger = logging.getLogger("plaudit.serve")
 
@@ -184,7 +184,7 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         os.environ[SETTINGS_VARIABLE] = settings.as_json()
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
-        config = configure("plaudit.serve.server:worker_app", settings)
+        config = configure("plaudit.serving.server:worker_app", settings)
         listening = bind(settings)
         listening.listen(BACKLOG)
         supervisor = Workers(config, sockets=[listening])

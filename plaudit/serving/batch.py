@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from plaudit.serve.prompts import score_resumed
-from plaudit.serve.queue import Job, Slice
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.served import Served
+from plaudit.serving.prompts import score_resumed
+from plaudit.serving.queue import Job, Slice
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.served import Served
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.share import share_prefixes
 from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digests

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from plaudit.serve.batch import score_slices
-from plaudit.serve.metrics import Metrics
-from plaudit.serve.queue import FairQueue, Job, Slice
-from plaudit.serve.refusal import RefusalError
-from plaudit.serve.served import Served, open_served
-from plaudit.serve.settings import ModelSource, Settings
+from plaudit.serving.batch import score_slices
+from plaudit.serving.prometheus import Metrics
+from plaudit.serving.queue import FairQueue, Job, Slice
+from plaudit.serving.rejection import RefusalError
+from plaudit.serving.served import Served, open_served
+from plaudit.serving.settings import ModelSource, Settings
 from plaudit.types import IntArray
 
 logger = logging.getLogger("plaudit.serve")

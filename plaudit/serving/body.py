@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from plaudit.serve.errors import from_validation
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.errors import from_validation
+from plaudit.serving.rejection import RefusalError
 
 NO_OBJECT = "The body is not a JSON object; send one, with Content-Type: application/json."
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
 
-from plaudit.serve.protocols.messages import (
+from plaudit.serving.protocols.messages import (
     ChatRequest,
     InputRequest,
     TokenIds,
@@ -14,7 +14,7 @@ from plaudit.serve.protocols.messages import (
     chat_or_input,
     parts_of,
 )
-from plaudit.serve.protocols.records import (
+from plaudit.serving.protocols.records import (
     Ask,
     Body,
     Many,
@@ -27,7 +27,7 @@ from plaudit.serve.protocols.records import (
     keys_of,
     usage,
 )
-from plaudit.serve.refusal import RefusalError
+from plaudit.serving.rejection import RefusalError
 
 
 class SglangRequest(Body):

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from plaudit.serve.protocols.messages import Messages, Tools, as_text
-from plaudit.serve.protocols.records import Ask, Body, Dialogue, Many, Protocol, Scored
+from plaudit.serving.protocols.messages import Messages, Tools, as_text
+from plaudit.serving.protocols.records import Ask, Body, Dialogue, Many, Protocol, Scored
 
 
 class OwnUsage(BaseModel):

@@ -1,0 +1,1 @@
+"""The HTTP server: middleware, scheduler, engine, prefix cache, protocols."""
