@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.formats.values import as_messages, as_tools
 from plaudit.errors import DataError, ModelError
 from plaudit.given import Row, check_responses, check_rows
+from plaudit.interop.formats import open_reward_model
+from plaudit.interop.records import Choices, Opened
 from plaudit.model.checkpoint import ArtefactFacts
-from plaudit.model.imports.formats import open_reward_model
-from plaudit.model.imports.records import Choices, Opened
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees

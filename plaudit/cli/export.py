@@ -49,8 +49,8 @@ def export(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.share.export import export as run
-    from plaudit.share.parity import TOLERANCE
+        from plaudit.interop.export import export as run
+    from plaudit.interop.parity import TOLERANCE
 
     with options.failed_parity_is_exit_1(), console.status("exporting"):
         done = run(

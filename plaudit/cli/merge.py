@@ -33,8 +33,8 @@ def merge(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.share.merge import merge as run
-    from plaudit.share.parity import TOLERANCE
+        from plaudit.interop.merge import merge as run
+    from plaudit.interop.parity import TOLERANCE
 
     with options.failed_parity_is_exit_1(), console.status("merging"):
         done = run(

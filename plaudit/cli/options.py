@@ -119,7 +119,7 @@ def parse_columns(options: Sequence[str] | None) -> dict[str, str | None]:
 @contextmanager
 def failed_parity_is_exit_1() -> Iterator[None]:
     """A check that fails is a result, not a mistake of the user's."""
-    from plaudit.share.parity import ParityError
+    from plaudit.interop.parity import ParityError
 
     try:
         yield

@@ -20,7 +20,7 @@ def pull(
 ) -> None:
     """Download a reward model from the Hub: safetensors, no pickles, no code."""
     from plaudit.cli.screen import file_lines, quiet_console
-    from plaudit.share.hub import pull as run
+    from plaudit.interop.hub import pull as run
 
     console = quiet_console()
     with console.status("downloading"):

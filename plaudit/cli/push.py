@@ -31,7 +31,7 @@ def push(
 ) -> None:
     """Upload a reward model to the Hub: its head and its card are looked at first."""
     from plaudit.cli.screen import file_lines, quiet_console
-    from plaudit.share.hub import push as run
+    from plaudit.interop.hub import push as run
 
     console = quiet_console()
     with console.status("looking at the folder" if dry_run else "uploading"):

@@ -19,8 +19,8 @@ from rich.text import Text
 from plaudit.printable import printable
 
 if TYPE_CHECKING:
+    from plaudit.interop.parity import Parity
     from plaudit.reward_model import RewardModel
-    from plaudit.share.parity import Parity
 
 
 def quiet_console() -> Console:

@@ -14,9 +14,9 @@ import torch
 
 from plaudit import embedded
 from plaudit.errors import RecipeError
+from plaudit.interop.formats import is_reward_model, open_reward_model
+from plaudit.interop.records import Opened
 from plaudit.model.checkpoint import copy_base, resolve_base
-from plaudit.model.imports.formats import is_reward_model, open_reward_model
-from plaudit.model.imports.records import Opened
 from plaudit.model.load import LoadedBase
 from plaudit.recipe.schema import LORA_DEFAULTS, Recipe
 from plaudit.train.folder import RunFolder, is_main_process

@@ -106,7 +106,7 @@ def test_a_dry_run_shows_the_files_and_asks_nobody(hub: Hub, run: Path, tmp_path
     assert "adapter_model.safetensors" in done.stderr
     assert "Dry run: nothing was uploaded" in done.stderr
     assert not [note for note in told["notes"] if "has not finished" in note]
-    from plaudit.share.hub import push
+    from plaudit.interop.hub import push
 
     unevaluated = tmp_path / "unevaluated"
     shutil.copytree(run, unevaluated, ignore=shutil.ignore_patterns("checkpoints"))

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from plaudit.errors import ModelError
-from plaudit.model.export.table import EXPORTERS
-from plaudit.model.imports.formats import FORMATS, look
-from plaudit.model.imports.records import Choices
+from plaudit.interop.export import export
+from plaudit.interop.exporters import EXPORTERS
+from plaudit.interop.formats import FORMATS, look
+from plaudit.interop.parity_rows import check_rows
+from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import load
-from plaudit.share.export import export
-from plaudit.share.rows import check_rows
 from tests.conftest import pair_rows, set_facts, write_jsonl
 from tests.foreign import complete
 

@@ -11,10 +11,10 @@ import pytest
 
 import plaudit
 from plaudit.evaluate.run import evaluate
-from plaudit.model.imports.records import Choices
+from plaudit.interop.importing import import_model
+from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source
 from plaudit.score_file import score_file
-from plaudit.serve.importing import import_model
 from tests.conftest import pair_rows, write_jsonl
 from tests.foreign import BASE, LLAMA_FACTORY, TRL, build_openrlhf, complete
 from tests.models import tiny_classifier, tiny_tokenizer

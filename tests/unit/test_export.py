@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from plaudit.errors import ModelError, OutputError
+from plaudit.interop.export import export
+from plaudit.interop.export_records import Ids, Scorer
+from plaudit.interop.exporters import EXPORTERS
+from plaudit.interop.parity import ParityError
+from plaudit.interop.parity_rows import check_rows
 from plaudit.model.export import classifier
-from plaudit.model.export.records import Ids, Scorer
-from plaudit.model.export.table import EXPORTERS
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
-from plaudit.share.export import export
-from plaudit.share.parity import ParityError
-from plaudit.share.rows import check_rows
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy

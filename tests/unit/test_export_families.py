@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit.interop.export import export
+from plaudit.interop.exporters import EXPORTERS
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
-from plaudit.model.export.table import EXPORTERS
 from plaudit.model.load import BaseRequest, add_lora, load_base
 from plaudit.reward_model import load
-from plaudit.share.export import export
 from tests.models import CHAT_TEMPLATE, build_base, tiny_tokenizer
 
 pytestmark = pytest.mark.heavy

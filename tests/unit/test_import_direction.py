@@ -57,7 +57,7 @@ LIGHT = (
     "plaudit.report.audit",
     "plaudit.report.card",
     "plaudit.report.preview",
-    "plaudit.share.hub",
+    "plaudit.interop.hub",
     "plaudit.types",
 )
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "matplotlib")

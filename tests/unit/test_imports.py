@@ -22,11 +22,11 @@ from transformers import (
 
 import plaudit
 from plaudit.errors import ModelError
-from plaudit.model.imports.contents import look
-from plaudit.model.imports.formats import FORMATS, is_reward_model
+from plaudit.interop.contents import look
+from plaudit.interop.formats import FORMATS, is_reward_model
+from plaudit.interop.importing import import_model
 from plaudit.model.imports.llamafactory import infer_era
 from plaudit.model.imports.templates import ERAS, NAMES, era_of, template_of
-from plaudit.serve.importing import import_model
 from plaudit.slots import BOS, CONTENT, EOS, fill
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree

@@ -15,11 +15,11 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 
 from plaudit.errors import ModelError, OutputError
+from plaudit.interop import merge as merging
+from plaudit.interop.export import export
+from plaudit.interop.merge import merge
+from plaudit.interop.parity import ParityError
 from plaudit.reward_model import load
-from plaudit.share import merge as merging
-from plaudit.share.export import export
-from plaudit.share.merge import merge
-from plaudit.share.parity import ParityError
 from tests.conftest import pair_rows, recipe_of, set_facts
 
 pytestmark = pytest.mark.heavy

@@ -147,7 +147,7 @@ def _encoder(
     if recipe is not None:
         loaded = load_recipe(recipe)
     else:
-        from plaudit.model.imports.formats import is_reward_model
+        from plaudit.interop.formats import is_reward_model
 
         if is_reward_model(Path(str(model))):
             from plaudit.reward_model import encoder_of, open_frozen

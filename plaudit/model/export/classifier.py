@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
+from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
+from plaudit.interop.prepare import belongs_to_head, stored
 from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
-from plaudit.model.export.prepare import belongs_to_head, stored
-from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
 from plaudit.storage.atomic import write_json

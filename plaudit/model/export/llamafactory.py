@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
+from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
+from plaudit.interop.prepare import is_adapter
 from plaudit.model.export.classifier import (
     ADAPTER_CONFIG,
     base_revision,
@@ -17,8 +19,6 @@ from plaudit.model.export.classifier import (
     write_peft,
     write_whole,
 )
-from plaudit.model.export.prepare import is_adapter
-from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.model.imports.llamafactory import RULES_OF
 from plaudit.model.imports.templates import ERAS, template_of
 from plaudit.model.load import output_layer, silence_load_messages

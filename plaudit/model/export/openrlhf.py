@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
+from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
 from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.export.classifier import padded, rendered, write_whole
-from plaudit.model.export.records import Exportable, Ids, Options, Scorer, Written
 from plaudit.types import Affine, Comparison
 
 # OpenRLHF's own name since 0.5.3, and transformers', so that both load the folder.

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from plaudit.errors import ModelError
-from plaudit.model.imports.adapters import (
-    Adapter,
-    attach,
-    effective_head,
-    one_row,
-    read_adapter,
-)
-from plaudit.model.imports.contents import WEIGHTS, Contents, read_tensors
-from plaudit.model.imports.records import Opened, Request
-from plaudit.model.imports.shared import (
+from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
+from plaudit.interop.records import Opened, Request
+from plaudit.interop.shared import (
     Place,
     build_classifier,
     checked_config,
@@ -33,6 +26,13 @@ from plaudit.model.imports.shared import (
     place_of,
     spare_pad,
     with_head,
+)
+from plaudit.model.imports.adapters import (
+    Adapter,
+    attach,
+    effective_head,
+    one_row,
+    read_adapter,
 )
 from plaudit.model.load import output_layer
 from plaudit.types import Affine

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.model.imports.adapters import attach, read_adapter
-from plaudit.model.imports.contents import VALUE_HEAD, Contents, read_tensors
-from plaudit.model.imports.records import Opened, Request
-from plaudit.model.imports.shared import (
+from plaudit.interop.contents import VALUE_HEAD, Contents, read_tensors
+from plaudit.interop.records import Opened, Request
+from plaudit.interop.shared import (
     build_classifier,
     make_facts,
     own_tokenizer,
     place_of,
     spare_pad,
 )
+from plaudit.model.imports.adapters import attach, read_adapter
 from plaudit.model.imports.templates import (
     ERAS,
     NAMES,

@@ -14,12 +14,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.model.checkpoint import ArtefactFacts, Output
-from plaudit.model.imports.adapters import one_row, read_adapter
-from plaudit.model.imports.classifiers import open_adapter, why_no_head
-from plaudit.model.imports.contents import WEIGHTS, Contents, read_tensors
-from plaudit.model.imports.records import Opened, Request
-from plaudit.model.imports.shared import (
+from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
+from plaudit.interop.records import Opened, Request
+from plaudit.interop.shared import (
     build_classifier,
     choose_output,
     make_facts,
@@ -27,6 +24,9 @@ from plaudit.model.imports.shared import (
     place_of,
     spare_pad,
 )
+from plaudit.model.checkpoint import ArtefactFacts, Output
+from plaudit.model.imports.adapters import one_row, read_adapter
+from plaudit.model.imports.classifiers import open_adapter, why_no_head
 from plaudit.types import Affine, Rendering
 
 PREFIXES = ("value_head", "score")

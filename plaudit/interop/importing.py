@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError, OutputError
+from plaudit.interop.contents import read_json
+from plaudit.interop.formats import locate
+from plaudit.interop.records import Choices
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
-from plaudit.model.imports.contents import read_json
-from plaudit.model.imports.formats import locate
-from plaudit.model.imports.records import Choices
 from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import write_text, writing
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
+from plaudit.interop.contents import Contents, read_json
+from plaudit.interop.records import Request
 from plaudit.model.checkpoint import ArtefactFacts, Origin, Output
-from plaudit.model.imports.contents import Contents, read_json
-from plaudit.model.imports.records import Request
 from plaudit.model.imports.templates import release
 from plaudit.model.load import (
     BaseRequest,

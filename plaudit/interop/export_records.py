@@ -68,7 +68,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter:
-    """A row of :data:`plaudit.model.export.table.EXPORTERS`.
+    """A row of :data:`plaudit.interop.exporters.EXPORTERS`.
 
     ``layout`` says whether LoRA is merged (``whole``), must be there (``adapter``) or is written as
     it comes (``either``). ``read`` reloads the folder by the tool's own rules, given where the base

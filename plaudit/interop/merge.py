@@ -15,13 +15,21 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.model.average import (
+from plaudit.interop.average import (
     AdapterParts,
     FullAverage,
     adapter_parts,
     average_adapters,
     fold_scale,
 )
+from plaudit.interop.parity import (
+    TOLERANCE,
+    Parity,
+    allowed,
+    largest_difference,
+    refuse_difference,
+)
+from plaudit.interop.parity_rows import check_rows
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -41,14 +49,6 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.reward_model import load
-from plaudit.share.parity import (
-    TOLERANCE,
-    Parity,
-    allowed,
-    largest_difference,
-    refuse_difference,
-)
-from plaudit.share.rows import check_rows
 from plaudit.storage.atomic import write_json, writing
 from plaudit.storage.folder import new_folder
 from plaudit.types import Affine

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from plaudit.interop.export_records import Exporter
 from plaudit.model.export import classifier, llamafactory, openrlhf
-from plaudit.model.export.records import Exporter
 
 EXPORTERS: dict[str, Exporter] = {
     "adapter": Exporter(

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
+from plaudit.interop.contents import Contents, look
+from plaudit.interop.records import Choices, Opened, Request
+from plaudit.interop.shared import say
 from plaudit.model.checkpoint import (
     FACTS_FILE,
     RUN_FILES,
@@ -23,11 +26,8 @@ from plaudit.model.checkpoint import (
     run_of,
 )
 from plaudit.model.imports.classifiers import is_adapter, is_whole, open_adapter, open_whole
-from plaudit.model.imports.contents import Contents, look
 from plaudit.model.imports.llamafactory import is_llamafactory, open_llamafactory
 from plaudit.model.imports.openrlhf import is_openrlhf, open_openrlhf
-from plaudit.model.imports.records import Choices, Opened, Request
-from plaudit.model.imports.shared import say
 from plaudit.model.load import first_line
 from plaudit.storage.atomic import missing_path
 

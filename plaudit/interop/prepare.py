@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
+from plaudit.interop.export_records import Exportable, Exporter, Options
 from plaudit.model.checkpoint import ArtefactFacts
-from plaudit.model.export.records import Exportable, Exporter, Options
 from plaudit.model.load import head_modules, output_layer
 from plaudit.model.module import classifier, has_score_head
 

@@ -17,26 +17,10 @@ from transformers import AutoTokenizer
 
 from plaudit import __version__
 from plaudit.errors import ModelError
-from plaudit.model.checkpoint import (
-    BASE_FOLDER,
-    ArtefactFacts,
-    copy_base,
-    resolve_base,
-    save_tokenizer,
-    write_facts,
-)
-from plaudit.model.export.chat_template import chat_template_of
-from plaudit.model.export.prepare import prepare, refuse_unsuitable
-from plaudit.model.export.records import Exportable, Exporter, Options, Written
-from plaudit.model.export.table import EXPORTERS
-from plaudit.model.imports.formats import locate
-from plaudit.model.imports.records import Choices
-from plaudit.model.module import as_reward_module
-from plaudit.model.scoring import score_trees
-from plaudit.recipe.schema import Source
-from plaudit.report.derived_card import DerivedCard, write_derived_card
-from plaudit.reward_model import RewardModel, load
-from plaudit.share.parity import (
+from plaudit.interop.export_records import Exportable, Exporter, Options, Written
+from plaudit.interop.exporters import EXPORTERS
+from plaudit.interop.formats import locate
+from plaudit.interop.parity import (
     TOLERANCE,
     Parity,
     ParityError,
@@ -46,7 +30,23 @@ from plaudit.share.parity import (
     order_changes,
     refuse_difference,
 )
-from plaudit.share.rows import CheckRows, check_rows
+from plaudit.interop.parity_rows import CheckRows, check_rows
+from plaudit.interop.prepare import prepare, refuse_unsuitable
+from plaudit.interop.records import Choices
+from plaudit.model.checkpoint import (
+    BASE_FOLDER,
+    ArtefactFacts,
+    copy_base,
+    resolve_base,
+    save_tokenizer,
+    write_facts,
+)
+from plaudit.model.export.chat_template import chat_template_of
+from plaudit.model.module import as_reward_module
+from plaudit.model.scoring import score_trees
+from plaudit.recipe.schema import Source
+from plaudit.report.derived_card import DerivedCard, write_derived_card
+from plaudit.reward_model import RewardModel, load
 from plaudit.storage.atomic import write_json, writing
 from plaudit.storage.folder import new_folder
 from plaudit.types import Affine, FloatArray

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
-from plaudit.model.export.prepare import merged
+from plaudit.interop.prepare import merged
 from plaudit.model.load import output_layer
 from plaudit.model.module import classifier
 
