@@ -15,12 +15,12 @@ import numpy as np
 from plaudit.data.formats import columns
 from plaudit.data.formats.parsed import Reader
 from plaudit.data.formats.readers import refuse_another_format, strength_of, to_comparison
-from plaudit.data.llamafactory import resolve
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.sources import embedded, files, hub
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
+from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import MappedTable, RowArray
 from plaudit.types import Comparison

@@ -20,6 +20,7 @@ from plaudit.errors import ModelError
 from plaudit.interop.export_records import Exportable, Exporter, Options, Written
 from plaudit.interop.exporters import EXPORTERS
 from plaudit.interop.formats import locate
+from plaudit.interop.llama_factory.chat_template import chat_template_of
 from plaudit.interop.parity import (
     TOLERANCE,
     Parity,
@@ -41,7 +42,6 @@ from plaudit.model.checkpoint import (
     save_tokenizer,
     write_facts,
 )
-from plaudit.model.export.chat_template import chat_template_of
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from plaudit.interop.export_records import Exporter
-from plaudit.model.export import classifier, llamafactory, openrlhf
+from plaudit.interop.llama_factory import write
+from plaudit.model.export import classifier, openrlhf
 
 EXPORTERS: dict[str, Exporter] = {
     "adapter": Exporter(
@@ -23,8 +24,8 @@ EXPORTERS: dict[str, Exporter] = {
     "llamafactory": Exporter(
         help="adapter or model with value_head.safetensors for LLaMA-Factory",
         layout="either",
-        write=llamafactory.write,
-        read=llamafactory.read,
+        write=write.write,
+        read=write.read,
         encode=None,
         decoders_only=True,
         own_facts=False,

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.interop.contents import Contents, read_json
+from plaudit.interop.llama_factory.templates import release
 from plaudit.interop.records import Request
 from plaudit.model.checkpoint import ArtefactFacts, Origin, Output
-from plaudit.model.imports.templates import release
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,

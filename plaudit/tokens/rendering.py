@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.slots import BOS, EOS, fill
+from plaudit.interop.llama_factory.slots import BOS, EOS, fill
 from plaudit.types import Comparison, Message, Rendering, Turns
 
 Piece: TypeAlias = str | int

@@ -19,12 +19,12 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
+from plaudit.interop.llama_factory.read import as_trained
+from plaudit.interop.llama_factory.templates import Template, era_of, template_of
 from plaudit.interop.records import Opened
 from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
-from plaudit.model.imports.llamafactory import as_trained
-from plaudit.model.imports.templates import Template, era_of, template_of
 from plaudit.model.load import (
     BaseRequest,
     Prepared,

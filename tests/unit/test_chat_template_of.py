@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.model.export.chat_template import chat_template_of
-from plaudit.model.imports.templates import ERAS, NAMES, template_of
-from plaudit.slots import BOS, EOS, fill
+from plaudit.interop.llama_factory.chat_template import chat_template_of
+from plaudit.interop.llama_factory.slots import BOS, EOS, fill
+from plaudit.interop.llama_factory.templates import ERAS, NAMES, template_of
 from plaudit.types import Reading
 from tests.models import tiny_tokenizer
 

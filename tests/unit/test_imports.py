@@ -25,9 +25,9 @@ from plaudit.errors import ModelError
 from plaudit.interop.contents import look
 from plaudit.interop.formats import FORMATS, is_reward_model
 from plaudit.interop.importing import import_model
-from plaudit.model.imports.llamafactory import infer_era
-from plaudit.model.imports.templates import ERAS, NAMES, era_of, template_of
-from plaudit.slots import BOS, CONTENT, EOS, fill
+from plaudit.interop.llama_factory.read import infer_era
+from plaudit.interop.llama_factory.slots import BOS, CONTENT, EOS, fill
+from plaudit.interop.llama_factory.templates import ERAS, NAMES, era_of, template_of
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
 from tests.foreign import (

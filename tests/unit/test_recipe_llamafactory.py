@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from plaudit.errors import RecipeError
+from plaudit.interop.llama_factory.recipe import KEYS, translate
 from plaudit.recipe.schema import parse_recipe, read_mapping
-from plaudit.recipe_llamafactory import KEYS, translate
 
 RUN = Path(__file__).parents[1] / "fixtures" / "llama_factory" / "run"
 LEAST = {"stage": "rm", "model_name_or_path": "org/base", "dataset": "pairs"}

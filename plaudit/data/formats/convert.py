@@ -18,10 +18,10 @@ from plaudit.data.formats.writers import (
     Written,
     write_comparison,
 )
-from plaudit.data.llamafactory import resolve
 from plaudit.data.load import open_source
 from plaudit.data.sources.row_files import refuse_existing, row_file_ending, write_rows
 from plaudit.errors import DataError, OutputError
+from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import write_json
 

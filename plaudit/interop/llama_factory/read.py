@@ -18,16 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.interop.contents import VALUE_HEAD, Contents, read_tensors
-from plaudit.interop.records import Opened, Request
-from plaudit.interop.shared import (
-    build_classifier,
-    make_facts,
-    own_tokenizer,
-    place_of,
-    spare_pad,
-)
-from plaudit.model.imports.adapters import attach, read_adapter
-from plaudit.model.imports.templates import (
+from plaudit.interop.llama_factory.slots import BOS, EOS
+from plaudit.interop.llama_factory.templates import (
     ERAS,
     NAMES,
     Template,
@@ -37,7 +29,15 @@ from plaudit.model.imports.templates import (
     template_of,
     written_alike,
 )
-from plaudit.slots import BOS, EOS
+from plaudit.interop.records import Opened, Request
+from plaudit.interop.shared import (
+    build_classifier,
+    make_facts,
+    own_tokenizer,
+    place_of,
+    spare_pad,
+)
+from plaudit.model.imports.adapters import attach, read_adapter
 from plaudit.types import Affine, Reading, Rendering
 
 WEIGHT = "v_head.summary.weight"

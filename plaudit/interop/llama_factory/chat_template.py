@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.slots import BOS, CONTENT, EOS
+from plaudit.interop.llama_factory.slots import BOS, CONTENT, EOS
 from plaudit.types import Reading
 
 _JINJA = """\

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.errors import ModelError
-from plaudit.slots import BOS, CONTENT, EOS, fill
+from plaudit.interop.llama_factory.slots import BOS, CONTENT, EOS, fill
 
 ERAS = ("0.8.2", "0.8.3", "0.9.2", "0.9.3", "0.9.4")
 """Releases at which the text or the read position changed; each stands up to the next."""
@@ -23,7 +23,7 @@ class Template:
     """A template as one release had it, from ``since`` on until another row of its name.
 
     ``eos`` is the token it makes the tokenizer's end token, None where it leaves that alone. The
-    other fields are those of :mod:`plaudit.slots`.
+    other fields are those of :mod:`plaudit.interop.llama_factory.slots`.
     """
 
     name: str

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
 from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
+from plaudit.interop.llama_factory.read import RULES_OF
+from plaudit.interop.llama_factory.templates import ERAS, template_of
 from plaudit.interop.prepare import is_adapter
 from plaudit.model.export.classifier import (
     ADAPTER_CONFIG,
@@ -19,8 +21,6 @@ from plaudit.model.export.classifier import (
     write_peft,
     write_whole,
 )
-from plaudit.model.imports.llamafactory import RULES_OF
-from plaudit.model.imports.templates import ERAS, template_of
 from plaudit.model.load import output_layer, silence_load_messages
 from plaudit.model.module import classifier
 from plaudit.storage.atomic import write_text

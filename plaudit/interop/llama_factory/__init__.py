@@ -1,0 +1,1 @@
+"""LLaMA-Factory: its models, templates, recipes, data entries and protocol."""
