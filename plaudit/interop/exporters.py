@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from plaudit.interop.export_records import Exporter
 from plaudit.interop.llama_factory import write
-from plaudit.model.export import classifier, openrlhf
+from plaudit.interop.openrlhf import write
+from plaudit.model.export import classifier
 
 EXPORTERS: dict[str, Exporter] = {
     "adapter": Exporter(
@@ -33,9 +34,9 @@ EXPORTERS: dict[str, Exporter] = {
     "openrlhf": Exporter(
         help="a whole model with its head's name and normalisation for OpenRLHF",
         layout="whole",
-        write=openrlhf.write,
-        read=openrlhf.read,
-        encode=openrlhf.encode,
+        write=write.write,
+        read=write.read,
+        encode=write.encode,
         exact_text=False,
         decoders_only=True,
     ),

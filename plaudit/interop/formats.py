@@ -16,6 +16,7 @@ from torch import nn
 from plaudit.errors import ModelError
 from plaudit.interop.contents import Contents, look
 from plaudit.interop.llama_factory.read import is_llamafactory, open_llamafactory
+from plaudit.interop.openrlhf.read import is_openrlhf, open_openrlhf
 from plaudit.interop.records import Choices, Opened, Request
 from plaudit.interop.shared import say
 from plaudit.model.checkpoint import (
@@ -27,7 +28,6 @@ from plaudit.model.checkpoint import (
     run_of,
 )
 from plaudit.model.imports.classifiers import is_adapter, is_whole, open_adapter, open_whole
-from plaudit.model.imports.openrlhf import is_openrlhf, open_openrlhf
 from plaudit.model.load import first_line
 from plaudit.storage.atomic import missing_path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plaudit.interop.llama_factory.protocol import SCORE_EVALUATION
-from plaudit.serve.protocols.openrlhf import GET_REWARD
+from plaudit.interop.openrlhf.protocol import GET_REWARD
 from plaudit.serving.protocols.classify import CLASSIFY, ENCODE
 from plaudit.serving.protocols.pooling import EMBEDDINGS, POOLING
 from plaudit.serving.protocols.records import Protocol

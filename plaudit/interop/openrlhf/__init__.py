@@ -1,0 +1,1 @@
+"""OpenRLHF: its reward models and its remote reward model protocol."""
