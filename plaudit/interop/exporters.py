@@ -5,22 +5,22 @@ from __future__ import annotations
 from plaudit.interop.export_records import Exporter
 from plaudit.interop.llama_factory import write
 from plaudit.interop.openrlhf import write
-from plaudit.model.export import classifier
+from plaudit.interop.sequence_classifier import write
 
 EXPORTERS: dict[str, Exporter] = {
     "adapter": Exporter(
         help="a sequence classification adapter for PEFT",
         layout="adapter",
-        write=classifier.write_adapter,
-        read=classifier.read_adapter,
-        encode=classifier.encode,
+        write=write.write_adapter,
+        read=write.read_adapter,
+        encode=write.encode,
     ),
     "merged": Exporter(
         help="a whole sequence classifier for transformers, TRL, vLLM and SGLang",
         layout="whole",
-        write=classifier.write_merged,
-        read=classifier.read_merged,
-        encode=classifier.encode,
+        write=write.write_merged,
+        read=write.read_merged,
+        encode=write.encode,
     ),
     "llamafactory": Exporter(
         help="adapter or model with value_head.safetensors for LLaMA-Factory",

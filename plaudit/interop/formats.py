@@ -18,6 +18,7 @@ from plaudit.interop.contents import Contents, look
 from plaudit.interop.llama_factory.read import is_llamafactory, open_llamafactory
 from plaudit.interop.openrlhf.read import is_openrlhf, open_openrlhf
 from plaudit.interop.records import Choices, Opened, Request
+from plaudit.interop.sequence_classifier.read import is_adapter, is_whole, open_adapter, open_whole
 from plaudit.interop.shared import say
 from plaudit.model.checkpoint import (
     FACTS_FILE,
@@ -27,7 +28,6 @@ from plaudit.model.checkpoint import (
     read_facts,
     run_of,
 )
-from plaudit.model.imports.classifiers import is_adapter, is_whole, open_adapter, open_whole
 from plaudit.model.load import first_line
 from plaudit.storage.atomic import missing_path
 

@@ -30,6 +30,7 @@ from plaudit.interop.parity import (
     refuse_difference,
 )
 from plaudit.interop.parity_rows import check_rows
+from plaudit.interop.sequence_classifier.write import save_adapter
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -42,7 +43,6 @@ from plaudit.model.checkpoint import (
     save_weights,
     write_facts,
 )
-from plaudit.model.export.classifier import save_adapter
 from plaudit.model.load import dropouts_off
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees

@@ -21,7 +21,7 @@ from plaudit.interop.export_records import Ids, Scorer
 from plaudit.interop.exporters import EXPORTERS
 from plaudit.interop.parity import ParityError
 from plaudit.interop.parity_rows import check_rows
-from plaudit.model.export import classifier
+from plaudit.interop.sequence_classifier import write
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
@@ -108,7 +108,7 @@ def test_the_bias_is_kept_where_there_is_a_place_and_said_where_not(
     assert merged.serving == {"logit_mean": -0.625, "logit_sigma": 1.0}
     model = load(with_bias)
     rows = check_rows(model, with_bias, None)
-    raw = classifier.read_merged(tmp_path / "merged", "")(rows.sequences())
+    raw = write.read_merged(tmp_path / "merged", "")(rows.sequences())
     rewards = np.concatenate(model.score_trees(rows.trees))
     close(list(np.asarray(raw) + 0.625), rewards.tolist())
 
@@ -121,7 +121,7 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     wanted = ((rewards - mean) / std).tolist()
     merged = export(finished_run, "merged", tmp_path / "merged", normalize=True)
     assert merged.serving == {"logit_mean": mean, "logit_sigma": std}
-    close(classifier.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
+    close(write.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
         export(finished_run, target, tmp_path / target, normalize=True)
         read = EXPORTERS[target].read(tmp_path / target, model.facts.base)
@@ -209,7 +209,7 @@ def test_the_pipeline_gives_the_raw_score(finished_run: Path, tmp_path: Path) ->
 
 
 def test_an_old_peft_can_read_the_config(finished_run: Path, tmp_path: Path) -> None:
-    known = json.loads(classifier.OLD_PEFT["0.11"].read_text())["keys"]
+    known = json.loads(write.OLD_PEFT["0.11"].read_text())["keys"]
     for target in ("adapter", "llamafactory"):
         export(finished_run, target, tmp_path / target, peft_config="0.11")
         config = json.loads((tmp_path / target / "adapter_config.json").read_text())
@@ -228,7 +228,7 @@ def test_what_an_old_peft_cannot_do_is_refused(finished_run: Path, tmp_path: Pat
     path.write_text(json.dumps({**config, "trainable_token_indices": [5]}))
     written = {**config, "trainable_token_indices": [5]}
     with pytest.raises(ModelError, match=r"trainable_token_indices, which PEFT 0\.11"):
-        classifier._for_old_peft(written, "0.11")
+        write._for_old_peft(written, "0.11")
 
 
 def test_what_a_model_cannot_become_is_said(
@@ -309,7 +309,7 @@ def test_a_lost_chat_template_is_found(
     def read(folder: Path, base: str) -> Scorer:
         template = folder / "chat_template.jinja"
         template.write_text(template.read_text().replace("bos_token", "''"))
-        return classifier.read_merged(folder, base)
+        return write.read_merged(folder, base)
 
     monkeypatch.setitem(EXPORTERS, "merged", replace(EXPORTERS["merged"], read=read))
     with pytest.raises(ParityError, match="encodes 32 of 32 responses otherwise"):

@@ -30,6 +30,7 @@ from plaudit.interop.llama_factory.templates import (
     written_alike,
 )
 from plaudit.interop.records import Opened, Request
+from plaudit.interop.sequence_classifier.adapters import attach, read_adapter
 from plaudit.interop.shared import (
     build_classifier,
     make_facts,
@@ -37,7 +38,6 @@ from plaudit.interop.shared import (
     place_of,
     spare_pad,
 )
-from plaudit.model.imports.adapters import attach, read_adapter
 from plaudit.types import Affine, Reading, Rendering
 
 WEIGHT = "v_head.summary.weight"

@@ -14,7 +14,7 @@ from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Wri
 from plaudit.interop.llama_factory.read import RULES_OF
 from plaudit.interop.llama_factory.templates import ERAS, template_of
 from plaudit.interop.prepare import is_adapter
-from plaudit.model.export.classifier import (
+from plaudit.interop.sequence_classifier.write import (
     ADAPTER_CONFIG,
     base_revision,
     padded,

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.errors import ModelError
 from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
 from plaudit.interop.records import Opened, Request
+from plaudit.interop.sequence_classifier.adapters import one_row, read_adapter
+from plaudit.interop.sequence_classifier.read import open_adapter, why_no_head
 from plaudit.interop.shared import (
     build_classifier,
     choose_output,
@@ -25,8 +27,6 @@ from plaudit.interop.shared import (
     spare_pad,
 )
 from plaudit.model.checkpoint import ArtefactFacts, Output
-from plaudit.model.imports.adapters import one_row, read_adapter
-from plaudit.model.imports.classifiers import open_adapter, why_no_head
 from plaudit.types import Affine, Rendering
 
 PREFIXES = ("value_head", "score")

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
+from plaudit.interop.sequence_classifier.write import padded, rendered, write_whole
 from plaudit.model.checkpoint import ArtefactFacts
-from plaudit.model.export.classifier import padded, rendered, write_whole
 from plaudit.types import Affine, Comparison
 
 # OpenRLHF's own name since 0.5.3, and transformers', so that both load the folder.

@@ -15,6 +15,13 @@ from transformers import AutoModelForSequenceClassification
 from plaudit.errors import ModelError
 from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
 from plaudit.interop.records import Opened, Request
+from plaudit.interop.sequence_classifier.adapters import (
+    Adapter,
+    attach,
+    effective_head,
+    one_row,
+    read_adapter,
+)
 from plaudit.interop.shared import (
     Place,
     build_classifier,
@@ -26,13 +33,6 @@ from plaudit.interop.shared import (
     place_of,
     spare_pad,
     with_head,
-)
-from plaudit.model.imports.adapters import (
-    Adapter,
-    attach,
-    effective_head,
-    one_row,
-    read_adapter,
 )
 from plaudit.model.load import output_layer
 from plaudit.types import Affine

@@ -1,0 +1,1 @@
+"""Sequence classifiers of transformers, whole or as PEFT adapters."""
