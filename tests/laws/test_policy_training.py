@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from plaudit.interop.export import export
+from plaudit.interop.trl.reward_function import reward_function
 from plaudit.reward_model import load
-from plaudit.share.reward_function import reward_function
 from tests.conftest import pair_rows
 
 pytestmark = pytest.mark.heavy

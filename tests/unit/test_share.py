@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit import score_file
+from plaudit.interop.trl.reward_function import reward_function
 from plaudit.model.scoring import distinct_trees
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
-from plaudit.share.reward_function import reward_function
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import common_prefix
 from plaudit.tokens.share import share_prefixes, share_prompts

@@ -1,0 +1,1 @@
+"""TRL: a reward function for its trainers."""

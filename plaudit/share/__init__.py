@@ -1,1 +1,0 @@
-"""Handing a reward model on: export, weight averaging, the Hub. Each ends with a check."""
