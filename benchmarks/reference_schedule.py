@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import track
 
 from plaudit.environment import describe_environment
-from plaudit.evaluate import metrics
-from plaudit.evaluate.calibrate import best_temperature, cross_fit
-from plaudit.evaluate.table import Pairs, ScoreTable, pairs, read_table
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
+from plaudit.evaluation.table import Pairs, ScoreTable, pairs, read_table
 from plaudit.recipe.schema import load_recipe
 from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text
@@ -96,21 +96,21 @@ def quality(delta_P: FloatArray, group_P: np.ndarray) -> dict[str, Any]:
     )
     assert calibrated.delta_P is not None
     return {
-        "accuracy": metrics.accuracy(delta_P),
-        "accuracy_ci95": metrics.wilson(int((delta_P > 0).sum()), len(delta_P)),
-        "loss": metrics.nll(delta_P),
-        "ece": metrics.expected_calibration_error(metrics.reliability_equal_width(delta_P)),
+        "accuracy": pairwise.accuracy(delta_P),
+        "accuracy_ci95": pairwise.wilson(int((delta_P > 0).sum()), len(delta_P)),
+        "loss": pairwise.nll(delta_P),
+        "ece": pairwise.expected_calibration_error(pairwise.reliability_equal_width(delta_P)),
         "temperature": calibrated.temperature,
-        "loss_calibrated": metrics.nll(calibrated.delta_P),
-        "ece_calibrated": metrics.expected_calibration_error(
-            metrics.reliability_equal_width(calibrated.delta_P)
+        "loss_calibrated": pairwise.nll(calibrated.delta_P),
+        "ece_calibrated": pairwise.expected_calibration_error(
+            pairwise.reliability_equal_width(calibrated.delta_P)
         ),
     }
 
 
 def difference(a_P: FloatArray, b_P: FloatArray, group_P: np.ndarray) -> dict[str, Any]:
     """How much larger ``b_P`` is than ``a_P`` on the same pairs, judged by prompt group."""
-    found = metrics.paired_difference(a_P, b_P, group_P)
+    found = pairwise.paired_difference(a_P, b_P, group_P)
     return {"mean": found.mean, "ci95": found.interval}
 
 
@@ -124,8 +124,8 @@ def measure(checkpoints: list[Checkpoint], eval_: Pairs, test: Pairs) -> dict[st
         }
         for c in checkpoints
     ]
-    losses = [metrics.nll(c.eval_P) for c in checkpoints]
-    accuracies = [metrics.accuracy(c.eval_P) for c in checkpoints]
+    losses = [pairwise.nll(c.eval_P) for c in checkpoints]
+    accuracies = [pairwise.accuracy(c.eval_P) for c in checkpoints]
     last = checkpoints[-1]
     kept = {
         "lowest_loss": checkpoints[int(np.argmin(losses))],
@@ -141,8 +141,8 @@ def measure(checkpoints: list[Checkpoint], eval_: Pairs, test: Pairs) -> dict[st
         remedies[f"{name}_calibrated"] = {
             "step": checkpoint.step,
             "temperature": temperature,
-            "loss": metrics.nll(scaled_P),
-            "ece": metrics.expected_calibration_error(metrics.reliability_equal_width(scaled_P)),
+            "loss": pairwise.nll(scaled_P),
+            "ece": pairwise.expected_calibration_error(pairwise.reliability_equal_width(scaled_P)),
         } | compare(last.test_P, scaled_P, test.group_P)
     return {
         "steps": steps,
@@ -156,10 +156,10 @@ def compare(last_P: FloatArray, other_P: FloatArray, group_P: np.ndarray) -> dic
     """Loss and accuracy of ``other`` less those of the last checkpoint, pair by pair."""
     return {
         "loss_less_last": difference(
-            metrics.bradley_terry_losses(last_P), metrics.bradley_terry_losses(other_P), group_P
+            pairwise.bradley_terry_losses(last_P), pairwise.bradley_terry_losses(other_P), group_P
         ),
         "accuracy_less_last": difference(
-            metrics.pair_credits(last_P), metrics.pair_credits(other_P), group_P
+            pairwise.pair_credits(last_P), pairwise.pair_credits(other_P), group_P
         ),
     }
 
@@ -210,7 +210,7 @@ def tables(facts: Mapping[str, Any], history: list[dict[str, Any]]) -> str:
         loss, accuracy = reference.get(step, (None, None))
         theirs = "| |"
         if loss is not None and accuracy is not None:
-            bounds = metrics.wilson(round(accuracy * REFERENCE_PAIRS), REFERENCE_PAIRS)
+            bounds = pairwise.wilson(round(accuracy * REFERENCE_PAIRS), REFERENCE_PAIRS)
             theirs = f"{loss:.4f} | {interval(accuracy, bounds)} |"
         lines.append(
             f"| {step} | {theirs} {training[step]:.4f} | {own['loss']:.4f} | "
@@ -258,7 +258,7 @@ def plot(facts: Mapping[str, Any], out: Path) -> None:
         ),
         (
             [
-                (s, a, metrics.wilson(round(a * REFERENCE_PAIRS), REFERENCE_PAIRS))
+                (s, a, pairwise.wilson(round(a * REFERENCE_PAIRS), REFERENCE_PAIRS))
                 for s, _, a in REFERENCE
             ],
             "reference",

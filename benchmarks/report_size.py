@@ -23,12 +23,12 @@ from common.results import SEED, Shown, console, median, parser, show
 from common.results import recorder as start_recorder
 from plaudit.data.perturb.probes import ALTERATIONS
 from plaudit.environment import describe_environment
-from plaudit.evaluate.behaviour import Altered, Probed
-from plaudit.evaluate.facts import json_safe, summarise
-from plaudit.evaluate.mistakes import with_texts
-from plaudit.evaluate.rows import score_rows
 from plaudit.evaluate.run import Evaluation, write_evaluation
-from plaudit.evaluate.table import build_table, pairs
+from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.analysis.perturbations import Altered, Probed
+from plaudit.evaluation.facts import json_safe, summarise
+from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import Comparison, FloatArray, TokenTree
 
 QUESTION = "report_size"

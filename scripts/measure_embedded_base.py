@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from plaudit.data.sources.documentation_pairs import MIX, build_pairs
 from plaudit.embedded import base_path
-from plaudit.evaluate.metrics import wilson
+from plaudit.evaluation.metrics.pairwise import wilson
 from plaudit.storage.atomic import write_json
 from plaudit.types import FloatArray
 

@@ -11,7 +11,7 @@ import typer
 
 from plaudit.cli import options
 from plaudit.cli.screen import unread_lines
-from plaudit.evaluate.compare import p_value
+from plaudit.evaluation.compare import p_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,8 +42,8 @@ def compare(
     """Compare models or checkpoints on the same pairs: which is really better, and where."""
     from plaudit import __version__
     from plaudit.cli.screen import hush_weight_loading, quiet_console
-    from plaudit.evaluate.contestants import run_comparison, tell_apart
-    from plaudit.evaluate.folder import refuse_folder, write_folder
+    from plaudit.evaluation.candidates import run_comparison, tell_apart
+    from plaudit.evaluation.folder import refuse_folder, write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.comparison import write_comparison_plot
 

@@ -80,8 +80,8 @@ def evaluate(
     """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
     from plaudit.cli.screen import open_model
     from plaudit.data.load import with_known_columns
-    from plaudit.evaluate.gate import Gate, parse_metrics
-    from plaudit.evaluate.suites.request import parse_request
+    from plaudit.evaluation.regression import Gate, parse_metrics
+    from plaudit.evaluation.suites.request import parse_request
     from plaudit.recipe.schema import Source
     from plaudit.report.best_of import write_best_of_plot
 
@@ -102,9 +102,9 @@ def evaluate(
     check_places([*sources, *baseline_sources], out, baseline)
     baseline_sources = [with_known_columns(source) for source in baseline_sources]
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
-    from plaudit.evaluate.additions import add_best_of, add_gate, add_suites, without_data
     from plaudit.evaluate.run import evaluate as run
     from plaudit.evaluate.run import write_evaluation
+    from plaudit.evaluation.additions import add_best_of, add_gate, add_suites, without_data
 
     if sources:
         result = run(
@@ -202,7 +202,7 @@ def check_places(sources: Sequence[Source], out: Path | None, baseline: Path | N
         PlauditError: one is missing, or ``out`` exists or cannot be made.
     """
     from plaudit.data.load import check_source
-    from plaudit.evaluate.folder import refuse_folder
+    from plaudit.evaluation.folder import refuse_folder
 
     for source in sources:
         check_source(source)
@@ -218,7 +218,7 @@ def refuse_contestant(baseline: Path) -> None:
     Raises:
         DataError: it is no model and no recorded evaluation.
     """
-    from plaudit.evaluate.contestants import is_contestant
+    from plaudit.evaluation.candidates import is_contestant
 
     if not is_contestant(str(baseline)):
         raise DataError(

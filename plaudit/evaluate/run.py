@@ -16,15 +16,15 @@ from plaudit.data.load import Loaded, load
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
 from plaudit.errors import DataError
-from plaudit.evaluate.along import along_of
-from plaudit.evaluate.baselines import BASELINES, fitted_comparisons, measure_baselines
-from plaudit.evaluate.behaviour import Probed
-from plaudit.evaluate.facts import json_safe, summarise
-from plaudit.evaluate.folder import refuse_folder, write_folder
-from plaudit.evaluate.mistakes import with_texts
-from plaudit.evaluate.probing import probe
-from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import ScoreTable, build_table, write_table
+from plaudit.evaluation.analysis.baselines import BASELINES, fitted_comparisons, measure_baselines
+from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.analysis.perturbations import Probed
+from plaudit.evaluation.analysis.probing import probe
+from plaudit.evaluation.analysis.token_rewards import along_of
+from plaudit.evaluation.facts import json_safe, summarise
+from plaudit.evaluation.folder import refuse_folder, write_folder
+from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.table import ScoreTable, build_table, write_table
 from plaudit.recipe.schema import Source
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import write_plots

@@ -12,12 +12,12 @@ from rich.console import Console
 from plaudit import reward_model
 from plaudit.data.load import Loaded, load
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.calibrate import Calibration, beyond_noise, cross_fit, improvement
-from plaudit.evaluate.contestants import score
-from plaudit.evaluate.facts import json_safe
 from plaudit.evaluate.run import data_facts
-from plaudit.evaluate.table import Pairs, pairs
+from plaudit.evaluation.candidates import score
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import Calibration, beyond_noise, cross_fit, improvement
+from plaudit.evaluation.table import Pairs, pairs
 from plaudit.model.checkpoint import (
     FACTS_FILE,
     ArtefactFacts,
@@ -59,7 +59,7 @@ class Recalibration:
     """The stored temperature on ``pairs`` pairs before, and the one that these pairs call for.
 
     ``after`` is 1 where no fitted temperature is better than 1 beyond noise. ``gain`` is what it
-    takes off the log loss (:func:`plaudit.evaluate.calibrate.improvement`); ``stored`` whether that
+    takes off the log loss (:func:`plaudit.evaluation.metrics.calibration.improvement`); ``stored`` whether that
     is beyond noise, so that the model has it now. ``data`` counts the rows.
     """
 
@@ -196,13 +196,13 @@ def recalibrate(
 
 
 def _at(temperature: float, delta_P: FloatArray) -> AtTemperature:
-    curve = metrics.reliability_equal_width(
-        metrics.confidences(delta_P), metrics.pair_credits(delta_P)
+    curve = pairwise.reliability_equal_width(
+        pairwise.confidences(delta_P), pairwise.pair_credits(delta_P)
     )
     return AtTemperature(
         temperature=temperature,
-        log_loss=metrics.nll(delta_P),
-        ece=metrics.expected_calibration_error(curve),
+        log_loss=pairwise.nll(delta_P),
+        ece=pairwise.expected_calibration_error(curve),
     )
 
 
@@ -211,7 +211,7 @@ def _sentence(
     after: AtTemperature,
     fitted: Calibration,
     stored: bool,
-    gain: metrics.PairedDifference,
+    gain: pairwise.PairedDifference,
 ) -> str:
     on = f"{gain.pairs:,} pairs of {gain.groups:,} prompts"
     if stored:
@@ -226,7 +226,7 @@ def _sentence(
         return f"{stays}: {fitted.note} ({on})."
     return (
         f"{stays}: on {on} its log loss is {before.log_loss:.4f}, and that of a fitted one "
-        f"({fitted.temperature:.4g}) is {metrics.nll(fitted.delta_P):.4f}, cross-fitted, which is "
+        f"({fitted.temperature:.4g}) is {pairwise.nll(fitted.delta_P):.4f}, cross-fitted, which is "
         "not better beyond noise."
     )
 

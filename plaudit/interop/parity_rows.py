@@ -87,7 +87,7 @@ def _readable(
 
 def _recorded(folder: Path) -> list[Comparison] | None:
     """The first evaluated comparisons of a run whose data are still where they were."""
-    from plaudit.evaluate.table import read_table
+    from plaudit.evaluation.table import read_table
 
     if not (folder / RECIPE_FILE).is_file() or not (folder / PREDICTIONS_FILE).is_file():
         return None

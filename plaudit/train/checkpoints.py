@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from plaudit.errors import TrainingError
-from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
+from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.storage.manifest import (
     COUNTERS,
     MANIFEST_FILE,

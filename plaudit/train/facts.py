@@ -11,9 +11,9 @@ import numpy as np
 
 from plaudit import __version__
 from plaudit.data.store import StoredComparisons
-from plaudit.evaluate.baselines import fitted_comparisons, measure_baselines
-from plaudit.evaluate.behaviour import Probed
-from plaudit.evaluate.facts import json_safe, judge_overfit, summarise
+from plaudit.evaluation.analysis.baselines import fitted_comparisons, measure_baselines
+from plaudit.evaluation.analysis.perturbations import Probed
+from plaudit.evaluation.facts import json_safe, judge_overfit, summarise
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
 from plaudit.train import corpus as corpora

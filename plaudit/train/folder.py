@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
-from plaudit.evaluate.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
+from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.recipe.schema import Recipe, dump_recipe, load_recipe, parse_recipe
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
 from plaudit.recipe.yaml import read_yaml

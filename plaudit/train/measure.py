@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import DataError, TrainingError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.behaviour import Budget, Probed
-from plaudit.evaluate.calibrate import best_temperature, cross_fit
-from plaudit.evaluate.facts import Evaluated
-from plaudit.evaluate.probing import Score, probe
-from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import Pairs, ScoreTable, build_table, pairs, read_rewards, rewards_file
+from plaudit.evaluation.analysis.perturbations import Budget, Probed
+from plaudit.evaluation.analysis.probing import Score, probe
+from plaudit.evaluation.facts import Evaluated
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
+from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.table import (
+    Pairs,
+    ScoreTable,
+    build_table,
+    pairs,
+    read_rewards,
+    rewards_file,
+)
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.train.corpus import Part
@@ -85,7 +92,7 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
     calibrated_P = cross_fit(
         delta_P, index.pairs.group_P, estimator=lambda others_P, _: best_temperature(others_P)
     ).delta_P
-    measured["eval_calibrated_loss"] = metrics.nll(
+    measured["eval_calibrated_loss"] = pairwise.nll(
         delta_P if calibrated_P is None else calibrated_P
     )
     names = dict.fromkeys(index.dataset_P)
@@ -98,9 +105,9 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
 
 def _numbers(prefix: str, delta_P: FloatArray, margin_P: FloatArray) -> dict[str, float]:
     return {
-        f"{prefix}_loss": metrics.bradley_terry_loss(delta_P, margin_P),
-        f"{prefix}_accuracy": metrics.accuracy(delta_P),
-        f"{prefix}_ties": float(metrics.ties(delta_P)),
+        f"{prefix}_loss": pairwise.bradley_terry_loss(delta_P, margin_P),
+        f"{prefix}_accuracy": pairwise.accuracy(delta_P),
+        f"{prefix}_ties": float(pairwise.ties(delta_P)),
         f"{prefix}_margin": float(delta_P.mean()),
     }
 
@@ -164,7 +171,7 @@ def history(
 def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> dict[str, Any]:
     try:
         delta_P = _read_deltas(folder, event["step"], index)
-        return metrics.accuracy_facts(delta_P, index.pairs.group_P)
+        return pairwise.accuracy_facts(delta_P, index.pairs.group_P)
     except DataError as error:
         logger.warning(
             "%s: the accuracy at step %s has no confidence interval.",

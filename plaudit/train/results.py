@@ -8,9 +8,9 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 
-from plaudit.evaluate.along import along_of
-from plaudit.evaluate.mistakes import with_texts
-from plaudit.evaluate.table import write_table
+from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.analysis.token_rewards import along_of
+from plaudit.evaluation.table import write_table
 from plaudit.model.checkpoint import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe.schema import (

@@ -21,7 +21,7 @@ from transformers import (
 
 from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
-from plaudit.evaluate.table import write_rewards
+from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
 from plaudit.model.checkpoint import ArtefactFacts

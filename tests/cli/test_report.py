@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.evaluate.facts import json_safe, summarise
-from plaudit.evaluate.mistakes import with_texts
-from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import build_table
+from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.facts import json_safe, summarise
+from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.table import build_table
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
 from plaudit.storage.atomic import write_json, write_json_lines

@@ -19,10 +19,10 @@ from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load as load_rows
 from plaudit.errors import DataError, RequestRefusedError
-from plaudit.evaluate.contestants import score as score_contestant
 from plaudit.evaluate.run import evaluate
-from plaudit.evaluate.suites.request import parse_request
-from plaudit.evaluate.suites.run import run_suite
+from plaudit.evaluation.candidates import score as score_contestant
+from plaudit.evaluation.suites.request import parse_request
+from plaudit.evaluation.suites.run import run_suite
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file

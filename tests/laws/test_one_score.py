@@ -16,7 +16,7 @@ import torch
 
 from plaudit.errors import DataError
 from plaudit.evaluate.run import evaluate
-from plaudit.evaluate.table import read_table
+from plaudit.evaluation.table import read_table
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file

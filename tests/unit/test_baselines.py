@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from plaudit.evaluate.baselines import (
+from plaudit.evaluation.analysis.baselines import (
     bag_of_words,
     baseline_facts,
     graded_pairs,
@@ -12,7 +12,7 @@ from plaudit.evaluate.baselines import (
     measure_baselines,
     response_text,
 )
-from plaudit.evaluate.table import Pairs
+from plaudit.evaluation.table import Pairs
 from plaudit.types import Comparison, Message
 
 

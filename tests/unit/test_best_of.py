@@ -13,8 +13,8 @@ import pytest
 from plaudit.data.load import load
 from plaudit.data.sources.ranked_documentation import MOST_DAMAGES, RESPONSES, build_ranked
 from plaudit.errors import DataError
-from plaudit.evaluate.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
-from plaudit.evaluate.table import ScoreTable, build_table
+from plaudit.evaluation.metrics.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
+from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.recipe.schema import Source
 from plaudit.types import ScoreRow
 

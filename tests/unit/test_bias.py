@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from plaudit.evaluate.bias import bias_facts, feature_row, length_facts
-from plaudit.evaluate.table import build_table, pairs
+from plaudit.evaluation.analysis.bias import bias_facts, feature_row, length_facts
+from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
 

@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, sem
 from sklearn.linear_model import LogisticRegression
 
-from plaudit.evaluate.calibrate import (
+from plaudit.evaluation.metrics.calibration import (
     PRIOR_SD,
     best_temperature,
     beyond_noise,
@@ -18,7 +18,7 @@ from plaudit.evaluate.calibrate import (
     improvement,
     shrunk_temperature,
 )
-from plaudit.evaluate.metrics import (
+from plaudit.evaluation.metrics.pairwise import (
     bradley_terry_losses,
     confidences,
     expected_calibration_error,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
-from plaudit.evaluate.table import write_rewards
+from plaudit.evaluation.table import write_rewards
 from plaudit.recipe.schema import load_recipe
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE
 from plaudit.storage.manifest import (

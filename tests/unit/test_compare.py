@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from plaudit.errors import DataError
-from plaudit.evaluate.compare import (
+from plaudit.evaluation.compare import (
     Scored,
     align,
     compare,
@@ -19,7 +19,7 @@ from plaudit.evaluate.compare import (
     paired_test,
     slice_masks,
 )
-from plaudit.evaluate.table import ScoreTable, build_table
+from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.types import ScoreRow
 
 

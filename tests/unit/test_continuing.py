@@ -11,7 +11,7 @@ import pytest
 
 import plaudit
 from plaudit.errors import RecipeError
-from plaudit.evaluate.table import read_table
+from plaudit.evaluation.table import read_table
 from plaudit.train.run import TrainedRun, train
 from tests.conftest import recipe_of, set_facts
 from tests.foreign import BASE, LLAMA_FACTORY, opened

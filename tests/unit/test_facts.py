@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss
 
-from plaudit.evaluate.facts import Evaluated, json_safe, judge_overfit, summarise
-from plaudit.evaluate.metrics import bradley_terry_loss
-from plaudit.evaluate.table import build_table, pairs
+from plaudit.evaluation.facts import Evaluated, json_safe, judge_overfit, summarise
+from plaudit.evaluation.metrics.pairwise import bradley_terry_loss
+from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
 CONTRACT = {

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from plaudit.evaluate.features import (
+from plaudit.evaluation.analysis.features import (
     FEATURES_DTYPE,
     RESPONSE_FEATURES,
     features_column,

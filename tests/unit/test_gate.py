@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from plaudit.errors import DataError
-from plaudit.evaluate.compare import Scored
-from plaudit.evaluate.gate import Gate, judge, parse_metrics
+from plaudit.evaluation.compare import Scored
+from plaudit.evaluation.regression import Gate, judge, parse_metrics
 from tests.unit.test_compare import noisy, table_of
 
 

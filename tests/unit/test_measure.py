@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from plaudit.errors import TrainingError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.table import Pairs, write_rewards
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.table import Pairs, write_rewards
 from plaudit.train.measure import PairIndex, history, measure, read_evaluated
 
 
@@ -45,7 +45,7 @@ def test_one_prompt_cannot_be_calibrated() -> None:
     reward_N = np.array([1.0, 0.0, 0.5, 0.7])
     index = index_of(2, np.zeros(2, dtype=np.int64))
     measured = measure(index, reward_N)
-    assert measured["eval_calibrated_loss"] == metrics.nll(index.deltas(reward_N))
+    assert measured["eval_calibrated_loss"] == pairwise.nll(index.deltas(reward_N))
 
 
 def test_a_lost_evaluation_costs_its_interval_alone(

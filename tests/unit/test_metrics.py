@@ -18,7 +18,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from statsmodels.stats.proportion import proportion_confint
 
-from plaudit.evaluate import metrics
+from plaudit.evaluation.metrics import pairwise
 
 # Beyond about 35 the references' probabilities round to 1, and their logarithm with it.
 DELTAS = arrays(
@@ -29,13 +29,13 @@ DELTAS = arrays(
 
 
 def equal_width(delta_P, bins=10):
-    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
-    return metrics.reliability_equal_width(confidence_P, credit_P, bins)
+    confidence_P, credit_P = pairwise.confidences(delta_P), pairwise.pair_credits(delta_P)
+    return pairwise.reliability_equal_width(confidence_P, credit_P, bins)
 
 
 def equal_count(delta_P, bins=10):
-    confidence_P, credit_P = metrics.confidences(delta_P), metrics.pair_credits(delta_P)
-    return metrics.reliability_equal_count(confidence_P, credit_P, bins)
+    confidence_P, credit_P = pairwise.confidences(delta_P), pairwise.pair_credits(delta_P)
+    return pairwise.reliability_equal_count(confidence_P, credit_P, bins)
 
 
 def both_orders(delta_P):
@@ -48,26 +48,26 @@ def both_orders(delta_P):
 @given(DELTAS)
 def test_nll_and_brier_equal_sklearn(delta_P):
     labels, probabilities = both_orders(delta_P)
-    assert metrics.nll(delta_P) == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
-    assert metrics.brier(delta_P) == pytest.approx(brier_score_loss(labels, probabilities))
+    assert pairwise.nll(delta_P) == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
+    assert pairwise.brier(delta_P) == pytest.approx(brier_score_loss(labels, probabilities))
 
 
 @settings(deadline=None)
 @given(DELTAS, st.floats(0, 3))
 def test_loss_with_margin_equals_scipy(delta_P, margin):
     expected = -stats.logistic.logcdf(delta_P - margin)
-    assert metrics.bradley_terry_losses(delta_P, margin) == pytest.approx(expected)
-    assert metrics.bradley_terry_loss(delta_P, margin) == pytest.approx(expected.mean())
+    assert pairwise.bradley_terry_losses(delta_P, margin) == pytest.approx(expected)
+    assert pairwise.bradley_terry_loss(delta_P, margin) == pytest.approx(expected.mean())
 
 
 @settings(deadline=None)
 @given(DELTAS)
 def test_accuracy_and_ties(delta_P):
     ones = np.ones(len(delta_P), dtype=int)
-    assert metrics.accuracy(delta_P) == accuracy_score(ones, delta_P > 0)
+    assert pairwise.accuracy(delta_P) == accuracy_score(ones, delta_P > 0)
     coin = (accuracy_score(ones, delta_P > 0) + accuracy_score(ones, delta_P >= 0)) / 2
-    assert metrics.accuracy_half_ties(delta_P) == pytest.approx(coin)
-    assert metrics.ties(delta_P) == sum(value == 0 for value in delta_P)
+    assert pairwise.accuracy_half_ties(delta_P) == pytest.approx(coin)
+    assert pairwise.ties(delta_P) == sum(value == 0 for value in delta_P)
 
 
 @settings(deadline=None)
@@ -75,13 +75,13 @@ def test_accuracy_and_ties(delta_P):
 def test_wilson_equals_statsmodels(counts):
     successes, trials = counts
     expected = proportion_confint(successes, trials, alpha=0.05, method="wilson")
-    assert metrics.wilson(successes, trials) == pytest.approx(expected, abs=1e-12)
+    assert pairwise.wilson(successes, trials) == pytest.approx(expected, abs=1e-12)
 
 
 def test_wilson_of_the_reference_run():
-    low, high = metrics.wilson(round(0.696 * 2401), 2401)
+    low, high = pairwise.wilson(round(0.696 * 2401), 2401)
     assert (high - low) / 2 == pytest.approx(0.018, abs=0.0005)
-    assert metrics.wilson(0, 0) is None
+    assert pairwise.wilson(0, 0) is None
 
 
 @settings(deadline=None)
@@ -91,7 +91,7 @@ def test_equal_width_reliability_equals_sklearn(delta_P, bins):
     curve = equal_width(delta_P, bins)
     # Confidence 0.5 to 1 spread over 0 to 1, where sklearn makes its bins.
     edges = np.linspace(0, 1, bins + 1)
-    spread = (metrics.confidences(delta_P) - 0.5) * 2
+    spread = (pairwise.confidences(delta_P) - 0.5) * 2
     if np.isclose(spread[:, None], edges[None, 1:-1], atol=1e-9).any() or not len(delta_P):
         return
     accuracy_B, spread_B = calibration_curve(delta_P > 0, spread, n_bins=bins)
@@ -108,7 +108,7 @@ def test_equal_count_bins_are_even_and_sorted(delta_P, bins):
     assert curve.pairs_B.max() - curve.pairs_B.min() <= 1
     assert (np.diff(curve.confidence_B) >= -1e-12).all()
     assert curve.pairs_B @ curve.accuracy_B == pytest.approx(
-        len(delta_P) * metrics.accuracy_half_ties(delta_P)
+        len(delta_P) * pairwise.accuracy_half_ties(delta_P)
     )
 
 
@@ -120,33 +120,33 @@ def test_calibration_error_by_hand():
         equal_width(delta_P),
         equal_count(delta_P, 2),
     ):
-        assert metrics.expected_calibration_error(curve) == pytest.approx(expected)
+        assert pairwise.expected_calibration_error(curve) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("delta", [1e308, 1e4, 1e-300, 0.0])
 def test_extreme_differences_stay_finite(delta):
     delta_P = np.array([delta, -delta])
     with np.errstate(all="raise", under="ignore"):
-        values = [metrics.nll(delta_P), metrics.brier(delta_P), metrics.accuracy(delta_P)]
-        values.append(metrics.expected_calibration_error(equal_width(delta_P)))
+        values = [pairwise.nll(delta_P), pairwise.brier(delta_P), pairwise.accuracy(delta_P)]
+        values.append(pairwise.expected_calibration_error(equal_width(delta_P)))
     assert all(math.isfinite(value) for value in values)
 
 
 def test_no_pairs_give_nan_not_a_number_of_our_making():
     empty = np.empty(0)
-    for function in (metrics.accuracy, metrics.accuracy_half_ties, metrics.nll, metrics.brier):
+    for function in (pairwise.accuracy, pairwise.accuracy_half_ties, pairwise.nll, pairwise.brier):
         assert math.isnan(function(empty))
     for curve in (equal_width(empty), equal_count(empty)):
-        assert math.isnan(metrics.expected_calibration_error(curve))
-    assert metrics.ties(empty) == 0
-    assert metrics.share_interval(empty, empty) == (None, None, None, None)
-    assert all(math.isnan(value) for value in metrics.spread(empty).values())
+        assert math.isnan(pairwise.expected_calibration_error(curve))
+    assert pairwise.ties(empty) == 0
+    assert pairwise.share_interval(empty, empty) == (None, None, None, None)
+    assert all(math.isnan(value) for value in pairwise.spread(empty).values())
 
 
 @settings(deadline=None)
 @given(DELTAS)
 def test_spread_equals_numpy(delta_P):
-    spread = metrics.spread(delta_P)
+    spread = pairwise.spread(delta_P)
     assert (spread["min"], spread["max"]) == (stats.tmin(delta_P), stats.tmax(delta_P))
     assert spread["mean"] == pytest.approx(stats.tmean(delta_P), abs=1e-12)
     assert spread["std"] == pytest.approx(statistics.pstdev(delta_P.tolist()), abs=1e-9)
@@ -165,7 +165,7 @@ GROUPED = st.integers(3, 40).flatmap(
 @given(GROUPED)
 def test_paired_difference_equals_clustered_regression(inputs):
     loss_a_P, loss_b_P, group_P = inputs
-    found = metrics.paired_difference(loss_a_P, loss_b_P, group_P)
+    found = pairwise.paired_difference(loss_a_P, loss_b_P, group_P)
     assert found.groups == len(set(group_P.tolist()))
     assert found.pairs == len(group_P)
     if found.groups < 2:
@@ -183,14 +183,14 @@ def test_paired_difference_equals_clustered_regression(inputs):
 def test_paired_difference_of_lone_pairs_is_the_paired_t_test():
     generator = np.random.default_rng(1)
     loss_a_P, loss_b_P = generator.normal(size=(2, 50))
-    found = metrics.paired_difference(loss_a_P, loss_b_P, np.arange(50))
+    found = pairwise.paired_difference(loss_a_P, loss_b_P, np.arange(50))
     expected = stats.ttest_rel(loss_b_P, loss_a_P).confidence_interval(0.95)
     assert found.interval == pytest.approx((expected.low, expected.high))
 
 
 def test_bootstrap_of_lone_pairs_equals_scipy():
     values = np.random.default_rng(2).normal(size=200)
-    found = metrics.group_bootstrap(
+    found = pairwise.group_bootstrap(
         lambda drawn: float(values[drawn].mean()), np.arange(200), resamples=4000
     )
     expected = stats.bootstrap(
@@ -210,17 +210,17 @@ def test_bootstrap_draws_whole_groups():
         seen.add(tuple(counts))
         return float(len(drawn))
 
-    first = metrics.group_bootstrap(statistic, group_P, resamples=200, seed=4)
+    first = pairwise.group_bootstrap(statistic, group_P, resamples=200, seed=4)
     assert len(seen) > 5
-    assert metrics.group_bootstrap(statistic, group_P, resamples=200, seed=4) == first
-    assert metrics.group_bootstrap(statistic, np.zeros(6, dtype=np.int64)) is None
+    assert pairwise.group_bootstrap(statistic, group_P, resamples=200, seed=4) == first
+    assert pairwise.group_bootstrap(statistic, np.zeros(6, dtype=np.int64)) is None
 
 
 def test_bootstrap_is_wider_where_pairs_repeat_their_group():
     values = np.repeat(np.random.default_rng(5).normal(size=40), 10)
 
     def width(group_P):
-        low, high = metrics.group_bootstrap(lambda drawn: float(values[drawn].mean()), group_P)
+        low, high = pairwise.group_bootstrap(lambda drawn: float(values[drawn].mean()), group_P)
         return high - low
 
     assert width(np.repeat(np.arange(40), 10)) > 2 * width(np.arange(400))
@@ -230,8 +230,8 @@ def test_bootstrap_is_wider_where_pairs_repeat_their_group():
 @given(DELTAS, st.integers(1, 9))
 def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
     group_P = np.arange(len(delta_P)) % groups
-    (found,) = metrics.bootstrap_means(delta_P[None], group_P, resamples=50, seed=4)
-    expected = metrics.group_bootstrap(
+    (found,) = pairwise.bootstrap_means(delta_P[None], group_P, resamples=50, seed=4)
+    expected = pairwise.group_bootstrap(
         lambda drawn: float(delta_P[drawn].mean()), group_P, resamples=50, seed=4
     )
     assert (found is None) == (expected is None)
@@ -242,11 +242,11 @@ def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
 def test_several_series_are_drawn_as_each_alone():
     generator = np.random.default_rng(1)
     series_SP, group_P = generator.normal(size=(3, 50)), generator.integers(0, 12, size=50)
-    together = metrics.bootstrap_means(series_SP, group_P, resamples=200, seed=5)
+    together = pairwise.bootstrap_means(series_SP, group_P, resamples=200, seed=5)
     for series_P, found in zip(series_SP, together, strict=True):
-        (alone,) = metrics.bootstrap_means(series_P[None], group_P, resamples=200, seed=5)
+        (alone,) = pairwise.bootstrap_means(series_P[None], group_P, resamples=200, seed=5)
         assert found == pytest.approx(alone, rel=1e-9)
-    assert metrics.bootstrap_means(series_SP, np.zeros(50, dtype=np.int64)) == [None] * 3
+    assert pairwise.bootstrap_means(series_SP, np.zeros(50, dtype=np.int64)) == [None] * 3
 
 
 @settings(deadline=None)
@@ -266,7 +266,7 @@ def test_risk_coverage_is_the_mean_over_all_orders_of_equal_confidence(rows):
     ]
     kept = np.arange(1, len(rows) + 1)
     expected = np.mean([np.cumsum(1 - credit_P[list(order)]) / kept for order in orders], axis=0)
-    found = metrics.risk_coverage(confidence_P, credit_P)
+    found = pairwise.risk_coverage(confidence_P, credit_P)
     assert found.risk_P == pytest.approx(expected, abs=1e-9)
     assert found.area == pytest.approx(expected.mean(), abs=1e-9)
     assert found.at(1.0) == (len(rows), pytest.approx(1 - credit_P.mean()))
@@ -275,14 +275,14 @@ def test_risk_coverage_is_the_mean_over_all_orders_of_equal_confidence(rows):
 def test_error_by_chance_is_what_exact_probabilities_show():
     generator = np.random.default_rng(6)
     confidence_P = generator.uniform(0.5, 1, 2000)
-    chance = metrics.calibration_error_by_chance(confidence_P)
+    chance = pairwise.calibration_error_by_chance(confidence_P)
     right_P = (generator.random(2000) < confidence_P).astype(float)
-    exact = metrics.expected_calibration_error(
-        metrics.reliability_equal_width(confidence_P, right_P)
+    exact = pairwise.expected_calibration_error(
+        pairwise.reliability_equal_width(confidence_P, right_P)
     )
     assert 0.005 < chance < 0.04
     assert exact < 3 * chance
-    assert math.isnan(metrics.calibration_error_by_chance(np.empty(0)))
+    assert math.isnan(pairwise.calibration_error_by_chance(np.empty(0)))
 
 
 @pytest.mark.parametrize(("pairs_each", "shared"), [(1, 0.0), (4, 1.0)])
@@ -296,11 +296,11 @@ def test_intervals_cover_at_the_stated_rate(pairs_each, shared):
         of_prompt = np.repeat(generator.normal(0, 1, 150), pairs_each)
         delta_P = 0.6 + shared * of_prompt + generator.normal(0, 1, len(group_P))
         intervals = {
-            "wilson": metrics.wilson(int((delta_P > 0).sum()), len(delta_P)),
-            "bootstrap": metrics.bootstrap_means(
+            "wilson": pairwise.wilson(int((delta_P > 0).sum()), len(delta_P)),
+            "bootstrap": pairwise.bootstrap_means(
                 (delta_P > 0).astype(float)[None], group_P, resamples=300, seed=number
             )[0],
-            "shown": metrics.share_interval(
+            "shown": pairwise.share_interval(
                 (delta_P > 0).astype(float), group_P, seed=number
             ).shown,
         }
@@ -322,10 +322,10 @@ CREDITS = arrays(np.float64, st.integers(1, 80), elements=st.sampled_from([0.0, 
 @given(CREDITS, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_one_interval_is_shown_and_holds_the_share(credit_P, pairs_each, shuffle):
     group_P = np.arange(len(credit_P)) // pairs_each
-    found = metrics.share_interval(credit_P, group_P)
+    found = pairwise.share_interval(credit_P, group_P)
     share, groups = credit_P.mean(), len(np.unique(group_P))
     assert found.shown.low - 1e-12 <= share <= found.shown.high + 1e-12
-    assert found.wilson == metrics.wilson(credit_P.sum(), len(credit_P))
+    assert found.wilson == pairwise.wilson(credit_P.sum(), len(credit_P))
     if groups == len(credit_P):
         assert (found.shown, found.method) == (found.wilson, "wilson")
     elif found.method == "bootstrap_by_prompt":
@@ -333,11 +333,11 @@ def test_one_interval_is_shown_and_holds_the_share(credit_P, pairs_each, shuffle
     else:
         # All prompts alike: as wide as one pair of each would allow.
         assert found.method == "wilson_over_prompts"
-        assert found.shown == pytest.approx(metrics.wilson(share * groups, groups))
+        assert found.shown == pytest.approx(pairwise.wilson(share * groups, groups))
     # Names of prompts and the order of pairs do not matter.
     order = list(range(len(credit_P)))
     shuffle.shuffle(order)
-    assert metrics.share_interval(credit_P[order], 7 - group_P[order]) == found
+    assert pairwise.share_interval(credit_P[order], 7 - group_P[order]) == found
 
 
 @pytest.mark.parametrize("pairs_each", [1, 3])
@@ -346,8 +346,8 @@ def test_the_bootstrap_of_a_share_equals_the_one_over_drawn_pairs(pairs_each):
     generator = np.random.default_rng(4)
     credit_P = generator.choice([0.0, 0.5, 1.0], p=[0.3, 0.1, 0.6], size=240)
     group_P = np.arange(240) // pairs_each
-    found = metrics.share_interval(credit_P, group_P).bootstrap
-    drawn = metrics.group_bootstrap(lambda rows: credit_P[rows].mean(), group_P, resamples=1000)
+    found = pairwise.share_interval(credit_P, group_P).bootstrap
+    drawn = pairwise.group_bootstrap(lambda rows: credit_P[rows].mean(), group_P, resamples=1000)
     mean_G = credit_P.reshape(-1, pairs_each).mean(axis=1)
     scipys = stats.bootstrap((mean_G,), np.mean, method="percentile", rng=5).confidence_interval
     # A thousand draws: the ends of an interval of width 0.12 shake by some 0.005.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.evaluate.mistakes import along_facts
+from plaudit.evaluation.analysis.mistakes import along_facts
 
 TOKENS = st.lists(
     st.tuples(st.sampled_from(["", "a", "bc "]), st.floats(-9, 9, allow_nan=False)), max_size=30

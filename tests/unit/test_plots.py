@@ -11,9 +11,9 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from plaudit.evaluate.behaviour import Altered, Probed
-from plaudit.evaluate.facts import summarise
-from plaudit.evaluate.table import build_table
+from plaudit.evaluation.analysis.perturbations import Altered, Probed
+from plaudit.evaluation.facts import summarise
+from plaudit.evaluation.table import build_table
 from plaudit.report import fonts
 from plaudit.report.best_of import best_of_figure
 from plaudit.report.comparison import comparison_figure

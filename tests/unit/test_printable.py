@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli.screen import ScreenHandler
-from plaudit.evaluate.words import _slices as slice_sentences
+from plaudit.evaluation.sentences import _slices as slice_sentences
 from plaudit.printable import printable
 
 ESCAPE = "\x1b]0;title\x07\x1b[31m"

@@ -12,7 +12,7 @@ from plaudit.data.perturb.probes import UNALTERED, build_probes
 from plaudit.data.perturb.run import mutate
 from plaudit.data.perturb.table import OPERATORS, of_kind
 from plaudit.data.perturb.text import make_context
-from plaudit.evaluate.behaviour import (
+from plaudit.evaluation.analysis.perturbations import (
     Altered,
     Budget,
     Probed,
@@ -20,8 +20,8 @@ from plaudit.evaluate.behaviour import (
     behaviour_notes,
     operator_row,
 )
-from plaudit.evaluate.metrics import wilson
-from plaudit.evaluate.probing import probe
+from plaudit.evaluation.analysis.probing import probe
+from plaudit.evaluation.metrics.pairwise import wilson
 from plaudit.types import Comparison, Message, Refused, TokenTree
 
 RICH = """# How the parser works

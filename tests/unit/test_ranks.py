@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import ndcg_score
 
-from plaudit.evaluate.ranks import correlation_facts, graded_facts, rank, rank_facts
-from plaudit.evaluate.table import build_table, pairs
+from plaudit.evaluation.metrics.ranks import correlation_facts, graded_facts, rank, rank_facts
+from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
 

@@ -14,8 +14,8 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportions_ztest
 
-from plaudit.evaluate.metrics import paired_difference
-from plaudit.evaluate.significance import (
+from plaudit.evaluation.metrics.pairwise import paired_difference
+from plaudit.evaluation.metrics.significance import (
     against_the_rest,
     benjamini_hochberg,
     clustered_p,

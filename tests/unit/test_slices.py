@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from plaudit.evaluate.slices import SMALL_SLICE, slice_facts
-from plaudit.evaluate.table import build_table, pairs
+from plaudit.evaluation.analysis.slices import SMALL_SLICE, slice_facts
+from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
 

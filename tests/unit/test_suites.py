@@ -17,11 +17,11 @@ from rich.console import Console
 
 from plaudit.cli.eval import show, suite_lines
 from plaudit.errors import DataError
-from plaudit.evaluate.suites.cases import Answer, Item
-from plaudit.evaluate.suites.request import Request, parse_request
-from plaudit.evaluate.suites.run import read_suite, suite_files
-from plaudit.evaluate.suites.score import score_suite
-from plaudit.evaluate.suites.table import SUITES, TIES
+from plaudit.evaluation.suites.cases import Answer, Item
+from plaudit.evaluation.suites.request import Request, parse_request
+from plaudit.evaluation.suites.run import read_suite, suite_files
+from plaudit.evaluation.suites.score import score_suite
+from plaudit.evaluation.suites.table import SUITES, TIES
 from plaudit.report import html
 from plaudit.types import Message
 from tests.conftest import write_jsonl

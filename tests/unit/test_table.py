@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.errors import DataError, ModelError, OutputError
-from plaudit.evaluate.table import (
+from plaudit.evaluation.table import (
     build_table,
     pairs,
     read_rewards,

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.evaluate.behaviour import KINDS, Altered, Probed, behaviour_facts
-from plaudit.evaluate.facts import summarise
-from plaudit.evaluate.table import build_table
-from plaudit.evaluate.words import _behaviour, _slices, _stored, percent
+from plaudit.evaluation.analysis.perturbations import KINDS, Altered, Probed, behaviour_facts
+from plaudit.evaluation.facts import summarise
+from plaudit.evaluation.sentences import _behaviour, _slices, _stored, percent
+from plaudit.evaluation.table import build_table
 from plaudit.types import ScoreRow
 
 SEEDS = st.integers(0, 2**32 - 1)

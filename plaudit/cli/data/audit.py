@@ -68,7 +68,7 @@ def audit(
     from plaudit.cli.screen import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
-    from plaudit.evaluate.folder import refuse_folder, write_folder
+    from plaudit.evaluation.folder import refuse_folder, write_folder
     from plaudit.interop.llama_factory.dataset_info import resolve
     from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
@@ -143,7 +143,7 @@ def compared_with(
 ) -> list[Part]:
     """Held-out data and benchmarks to compare with; ``columns`` holds where the data have them."""
     from plaudit.data.load import with_known_columns
-    from plaudit.evaluate.suites.request import parse_request
+    from plaudit.evaluation.suites.request import parse_request
     from plaudit.recipe.schema import Source
 
     requests = [parse_request(asked) for asked in suites]
@@ -153,7 +153,7 @@ def compared_with(
 
 def _suite_part(request: Any) -> Part:
     from plaudit.data.audit.rows import Part
-    from plaudit.evaluate.suites.run import read_suite
+    from plaudit.evaluation.suites.run import read_suite
     from plaudit.types import Comparison
 
     items, files = read_suite(request)
@@ -188,18 +188,18 @@ def tools_for(tokenizer: str | None, console: Console) -> Tools:
         ModelError: there is no such tokenizer.
     """
     from plaudit.data.audit.tools import Tools
-    from plaudit.evaluate import metrics
-    from plaudit.evaluate.baselines import bag_of_words, response_text
-    from plaudit.evaluate.features import letters_by_script
+    from plaudit.evaluation.analysis.baselines import bag_of_words, response_text
+    from plaudit.evaluation.analysis.features import letters_by_script
+    from plaudit.evaluation.metrics import pairwise
 
     def judge(delta_P: Any, group_P: Any) -> dict[str, Any]:
         pairs = len(delta_P)
-        interval = metrics.share_interval(metrics.pair_credits(delta_P), group_P)
+        interval = pairwise.share_interval(pairwise.pair_credits(delta_P), group_P)
         return {
-            "accuracy": metrics.accuracy_half_ties(delta_P) if pairs else None,
+            "accuracy": pairwise.accuracy_half_ties(delta_P) if pairs else None,
             "accuracy_ci95": interval.shown,
             "accuracy_ci95_method": interval.method,
-            "ties": metrics.ties(delta_P),
+            "ties": pairwise.ties(delta_P),
             "pairs": pairs,
         }
 

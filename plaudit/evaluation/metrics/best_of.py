@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.table import ScoreTable, codes
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.table import ScoreTable, codes
 from plaudit.types import FloatArray
 
 FEWEST = 3
@@ -64,7 +64,7 @@ def sizes_up_to(largest: int) -> list[int]:
 
 
 def best_of_n(table: ScoreTable, *, seed: int = 0) -> dict[str, Any]:
-    """The ``best_of`` block of ``metrics.json``, JSON-safe.
+    """The ``best_of`` block of ``pairwise.json``, JSON-safe.
 
     Gold is the grade of each response. Prompts with fewer responses than the (lower) median are
     left out and counted, so that every n is over the same prompts. ``gold`` is the proxy's choice,
@@ -92,7 +92,7 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> dict[str, Any]:
     )
     group_Q = codes([table.group_N[rows[0]] for rows in kept])
     series = np.concatenate([gold_QS.T, oracle_QS.T, proxy_QS.T])
-    intervals = metrics.bootstrap_means(series, group_Q, seed=seed)
+    intervals = pairwise.bootstrap_means(series, group_Q, seed=seed)
     named = dict(zip(("gold", "oracle", "proxy"), (gold_QS, oracle_QS, proxy_QS), strict=True))
     curve = [
         {
@@ -135,8 +135,8 @@ def _verdict(
 ) -> dict[str, Any]:
     """Where gold peaks, whether it falls after that beyond noise, and its share of the oracle's."""
     peak = int(gold_QS.mean(axis=0).argmax())
-    gain = metrics.paired_difference(gold_QS[:, 0], gold_QS[:, -1], group_Q)
-    fall = metrics.paired_difference(gold_QS[:, peak], gold_QS[:, -1], group_Q)
+    gain = pairwise.paired_difference(gold_QS[:, 0], gold_QS[:, -1], group_Q)
+    fall = pairwise.paired_difference(gold_QS[:, peak], gold_QS[:, -1], group_Q)
     possible = float((oracle_QS[:, -1] - oracle_QS[:, 0]).mean())
     over = fall.interval is not None and fall.interval.high < 0
     return {

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plaudit.evaluate.table import Pairs, ScoreTable
+from plaudit.evaluation.table import Pairs, ScoreTable
 from plaudit.types import Comparison, Message, Turns
 
 MOST = 30

@@ -12,14 +12,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.significance import clustered_p, mcnemar
-from plaudit.evaluate.table import CodeArray, Pairs, ordered_pairs
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.significance import clustered_p, mcnemar
+from plaudit.evaluation.table import CodeArray, Pairs, ordered_pairs
 from plaudit.types import Comparison, FloatArray, Turns
 
 Baseline: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
 """(train, held out) -> delta per ordered pair of the held-out set, as :func:`graded_pairs` orders
-them (the order of :func:`plaudit.evaluate.table.pairs` on a table in the same order)."""
+them (the order of :func:`plaudit.evaluation.table.pairs` on a table in the same order)."""
 
 _VOCABULARY = 50_000
 
@@ -170,18 +170,18 @@ def baseline_facts(
     model_P, baseline_P = ((found > 0).astype(np.float64) for found in (paired.delta_P, delta_P))
     only_model = int(np.sum(model_P > baseline_P))
     only_baseline = int(np.sum(baseline_P > model_P))
-    difference = metrics.paired_difference(baseline_P, model_P, paired.group_P)
+    difference = pairwise.paired_difference(baseline_P, model_P, paired.group_P)
     own_pairs = difference.groups == difference.pairs
-    difference_interval, edge_interval = metrics.group_bootstrap_sums(
+    difference_interval, edge_interval = pairwise.group_bootstrap_sums(
         _edges, _edge_columns(model_P, baseline_P, paired, delta_P), paired.group_P, seed=seed
     )
-    edge = metrics.accuracy_half_ties(paired.delta_P) - 0.5
-    baseline_edge = metrics.accuracy_half_ties(delta_P) - 0.5
+    edge = pairwise.accuracy_half_ties(paired.delta_P) - 0.5
+    baseline_edge = pairwise.accuracy_half_ties(delta_P) - 0.5
     wrong = paired.where(baseline_P == 0)
-    where_wrong = metrics.accuracy_facts(wrong.delta_P, wrong.group_P, seed=seed)
+    where_wrong = pairwise.accuracy_facts(wrong.delta_P, wrong.group_P, seed=seed)
     return {
-        **metrics.accuracy_facts(delta_P, paired.group_P, seed=seed),
-        "ties": metrics.ties(delta_P),
+        **pairwise.accuracy_facts(delta_P, paired.group_P, seed=seed),
+        "ties": pairwise.ties(delta_P),
         "pairs": len(delta_P),
         "difference": difference.mean,
         "difference_ci95": difference_interval,
@@ -200,7 +200,7 @@ def baseline_facts(
 def _edge_columns(
     model_P: FloatArray, baseline_P: FloatArray, paired: Pairs, delta_P: FloatArray
 ) -> FloatArray:
-    edges = [metrics.pair_credits(found) - 0.5 for found in (paired.delta_P, delta_P)]
+    edges = [pairwise.pair_credits(found) - 0.5 for found in (paired.delta_P, delta_P)]
     return np.stack([np.ones(len(paired)), model_P - baseline_P, *edges])
 
 

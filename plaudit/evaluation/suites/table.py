@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluate.suites.cases import Answer, Case, Item, Row, identity, text, texts, turns
+from plaudit.evaluation.suites.cases import Answer, Case, Item, Row, identity, text, texts, turns
 
 Means: TypeAlias = Mapping[str, Mapping[str, float]]
 """Subset -> name of a value -> its mean over the subset's cases."""

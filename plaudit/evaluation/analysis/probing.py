@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from plaudit.data.language import UNKNOWN
 from plaudit.data.perturb.probes import ALTERATIONS, UNALTERED, Probe, build_probes
-from plaudit.evaluate.behaviour import Altered, Budget, Probed
+from plaudit.evaluation.analysis.perturbations import Altered, Budget, Probed
 from plaudit.tokens.encode import OVER_LENGTH
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
 

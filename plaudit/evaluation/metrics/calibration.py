@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluate.metrics import (
+from plaudit.evaluation.metrics.pairwise import (
     Interval,
     PairedDifference,
     bradley_terry_losses,

@@ -1,4 +1,4 @@
-"""Measured facts of one evaluation, as they stand in ``metrics.json``.
+"""Measured facts of one evaluation, as they stand in ``pairwise.json``.
 
 Everything that a card, a report or a plot shows is computed here, so that those only have to read.
 """
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.baselines import baseline_facts
-from plaudit.evaluate.behaviour import Probed, behaviour_facts, behaviour_notes
-from plaudit.evaluate.bias import bias_facts
-from plaudit.evaluate.calibrate import Calibration, cross_fit, cross_fit_isotonic
-from plaudit.evaluate.mistakes import mistake_facts
-from plaudit.evaluate.ranks import graded_facts, rank_facts
-from plaudit.evaluate.slices import quality, slice_facts
-from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, pairs
-from plaudit.evaluate.words import answers
+from plaudit.evaluation.analysis.baselines import baseline_facts
+from plaudit.evaluation.analysis.bias import bias_facts
+from plaudit.evaluation.analysis.mistakes import mistake_facts
+from plaudit.evaluation.analysis.perturbations import Probed, behaviour_facts, behaviour_notes
+from plaudit.evaluation.analysis.slices import quality, slice_facts
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import Calibration, cross_fit, cross_fit_isotonic
+from plaudit.evaluation.metrics.ranks import graded_facts, rank_facts
+from plaudit.evaluation.sentences import answers
+from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
 from plaudit.types import FloatArray
 
 _HISTOGRAM_BINS = 40
@@ -60,7 +60,7 @@ def summarise(
     stored_temperature: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The block of one evaluation (``eval`` or ``test``) of ``metrics.json``; JSON-safe.
+    """The block of one evaluation (``eval`` or ``test``) of ``pairwise.json``; JSON-safe.
 
     ``dataset`` names the kind of data and ``chose_checkpoint`` says whether it chose the
     checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table,
@@ -76,7 +76,7 @@ def summarise(
         if calibrate
         else Calibration(temperature=None, delta_P=None, gain=None, folds=0, note=_SWITCHED_OFF)
     )
-    spread = metrics.spread(table.reward_N)
+    spread = pairwise.spread(table.reward_N)
     judged = {
         name: baseline_facts(paired, delta_P, seed=seed) for name, delta_P in baselines.items()
     }
@@ -96,7 +96,7 @@ def summarise(
         **_risk_facts(paired),
         "ranks": rank_facts(table, seed=seed),
         "graded": graded_facts(table, paired, seed=seed),
-        "margin": metrics.spread(paired.delta_P),
+        "margin": pairwise.spread(paired.delta_P),
         "reward": _reward_facts(table, paired),
         "baselines": judged,
         "baselines_fitted_on": baselines_fitted_on,
@@ -127,7 +127,7 @@ _SWITCHED_OFF = "switched off by evaluate.calibrate"
 def _accuracy_intervals(paired: Pairs, seed: int) -> dict[str, Any]:
     """Both candidates for ``accuracy_ci95``, which is the one that people are shown."""
     right_P = (paired.delta_P > 0).astype(np.float64)
-    interval = metrics.share_interval(right_P, paired.group_P, seed=seed)
+    interval = pairwise.share_interval(right_P, paired.group_P, seed=seed)
     return {
         "accuracy_wilson_ci95": interval.wilson,
         "accuracy_bootstrap_ci95": interval.bootstrap,
@@ -144,12 +144,12 @@ def _bootstrapped(paired: Pairs, seed: int) -> dict[str, Any]:
     """Intervals of means when whole prompts are drawn again, the same draws for all."""
     delta_P = paired.delta_P
     series = {
-        "accuracy_half_ties": metrics.pair_credits(delta_P),
-        "loss": metrics.bradley_terry_losses(delta_P, paired.margin_P),
-        "nll": metrics.bradley_terry_losses(delta_P),
-        "brier": metrics.brier_losses(delta_P),
+        "accuracy_half_ties": pairwise.pair_credits(delta_P),
+        "loss": pairwise.bradley_terry_losses(delta_P, paired.margin_P),
+        "nll": pairwise.bradley_terry_losses(delta_P),
+        "brier": pairwise.brier_losses(delta_P),
     }
-    intervals = metrics.bootstrap_means(np.stack(list(series.values())), paired.group_P, seed=seed)
+    intervals = pairwise.bootstrap_means(np.stack(list(series.values())), paired.group_P, seed=seed)
     return {
         f"{name}_bootstrap_ci95": interval for name, interval in zip(series, intervals, strict=True)
     }
@@ -170,8 +170,8 @@ def _calibration_facts(
     ones are cross-fitted.
     """
     delta_P, calibrated_P = paired.delta_P, calibration.delta_P
-    credit_P = metrics.pair_credits(delta_P)
-    confidence_P = metrics.confidences(delta_P)
+    credit_P = pairwise.pair_credits(delta_P)
+    confidence_P = pairwise.confidences(delta_P)
     stored, given_P = stored_temperature, delta_P
     if stored_temperature is not None:
         given_P = delta_P / stored_temperature
@@ -183,7 +183,7 @@ def _calibration_facts(
     isotonic_P = (
         cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed) if calibrate else None
     )
-    honest_P = confidence_P if calibrated_P is None else metrics.confidences(calibrated_P)
+    honest_P = confidence_P if calibrated_P is None else pairwise.confidences(calibrated_P)
     gain = calibration.gain
     return {
         "ece": raw["ece"],
@@ -200,7 +200,7 @@ def _calibration_facts(
         "calibration_gain_ci95": gain and gain.interval,
         "ece_calibrated": scaled and scaled["ece"],
         "ece_equal_count_calibrated": scaled and scaled["ece_equal_count"],
-        "ece_by_chance": metrics.calibration_error_by_chance(honest_P, seed=seed),
+        "ece_by_chance": pairwise.calibration_error_by_chance(honest_P, seed=seed),
         "nll_calibrated": scaled and scaled["nll"],
         "brier_calibrated": scaled and scaled["brier"],
         "calibration_folds": calibration.folds,
@@ -216,8 +216,8 @@ def _calibration_facts(
 
 def _difference_facts(delta_P: FloatArray) -> dict[str, Any]:
     """Those of :func:`_probability_facts`, exact also where a confidence rounds to 1."""
-    facts = _probability_facts(metrics.confidences(delta_P), metrics.pair_credits(delta_P))
-    return {**facts, "nll": metrics.nll(delta_P), "brier": metrics.brier(delta_P)}
+    facts = _probability_facts(pairwise.confidences(delta_P), pairwise.pair_credits(delta_P))
+    return {**facts, "nll": pairwise.nll(delta_P), "brier": pairwise.brier(delta_P)}
 
 
 def _probability_facts(confidence_P: FloatArray, credit_P: FloatArray) -> dict[str, Any]:
@@ -227,37 +227,37 @@ def _probability_facts(confidence_P: FloatArray, credit_P: FloatArray) -> dict[s
     wrong_P = 1.0 - confidence_P
     with np.errstate(divide="ignore", invalid="ignore"):
         losses_P = -xlogy(credit_P, confidence_P) - xlogy(1.0 - credit_P, wrong_P)
-    by_width = metrics.reliability_equal_width(confidence_P, credit_P)
-    by_count = metrics.reliability_equal_count(confidence_P, credit_P)
+    by_width = pairwise.reliability_equal_width(confidence_P, credit_P)
+    by_count = pairwise.reliability_equal_count(confidence_P, credit_P)
     return {
-        "nll": metrics.mean(losses_P),
-        "brier": metrics.mean(credit_P * wrong_P**2 + (1.0 - credit_P) * confidence_P**2),
-        "ece": metrics.expected_calibration_error(by_width),
-        "ece_equal_count": metrics.expected_calibration_error(by_count),
+        "nll": pairwise.mean(losses_P),
+        "brier": pairwise.mean(credit_P * wrong_P**2 + (1.0 - credit_P) * confidence_P**2),
+        "ece": pairwise.expected_calibration_error(by_width),
+        "ece_equal_count": pairwise.expected_calibration_error(by_count),
     }
 
 
 _COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
 
 
-def _risk(paired: Pairs) -> metrics.RiskCoverage:
-    credit_P = metrics.pair_credits(paired.delta_P)
+def _risk(paired: Pairs) -> pairwise.RiskCoverage:
+    credit_P = pairwise.pair_credits(paired.delta_P)
     # The size of the difference, not the confidence, which rounds to 1 far out.
-    return metrics.risk_coverage(np.abs(paired.delta_P), credit_P)
+    return pairwise.risk_coverage(np.abs(paired.delta_P), credit_P)
 
 
 def _risk_facts(paired: Pairs) -> dict[str, Any]:
     """The area under risk by coverage, and its value for a perfect order of confidence."""
-    errors_P = np.sort(1.0 - metrics.pair_credits(paired.delta_P))
+    errors_P = np.sort(1.0 - pairwise.pair_credits(paired.delta_P))
     best = np.cumsum(errors_P) / np.arange(1, len(errors_P) + 1)
-    return {"aurc": _risk(paired).area, "aurc_best_possible": metrics.mean(best)}
+    return {"aurc": _risk(paired).area, "aurc_best_possible": pairwise.mean(best)}
 
 
 def _reward_facts(table: ScoreTable, paired: Pairs) -> dict[str, Any]:
     return {
-        **metrics.spread(table.reward_N),
-        "chosen_mean": metrics.mean(table.reward_N[paired.winner_P]),
-        "rejected_mean": metrics.mean(table.reward_N[paired.loser_P]),
+        **pairwise.spread(table.reward_N),
+        "chosen_mean": pairwise.mean(table.reward_N[paired.winner_P]),
+        "rejected_mean": pairwise.mean(table.reward_N[paired.loser_P]),
     }
 
 
@@ -324,7 +324,7 @@ def _risk_curve(paired: Pairs) -> list[dict[str, Any]]:
                 "coverage": coverage,
                 "pairs": kept,
                 "risk": wrong,
-                "risk_ci95": metrics.share_interval(
+                "risk_ci95": pairwise.share_interval(
                     risk.error_P[:kept], paired.group_P[risk.order_P[:kept]]
                 ).shown,
             }
@@ -362,7 +362,7 @@ def _length_curve(length_P: npt.NDArray[np.int64], paired: Pairs) -> list[dict[s
             "low": length_P[part].min(),
             "high": length_P[part].max(),
             "pairs": len(part),
-            **metrics.accuracy_facts(paired.delta_P[part], paired.group_P[part]),
+            **pairwise.accuracy_facts(paired.delta_P[part], paired.group_P[part]),
         }
         for part in parts
         if len(part)
@@ -383,14 +383,14 @@ def _split(sorted_P: CodeArray, length_P: npt.NDArray[np.int64]) -> list[CodeArr
 
 
 def _reliability_curve(delta_P: FloatArray, group_P: CodeArray) -> list[dict[str, Any]]:
-    credit_P = metrics.pair_credits(delta_P)
-    curve = metrics.reliability_equal_width(metrics.confidences(delta_P), credit_P)
+    credit_P = pairwise.pair_credits(delta_P)
+    curve = pairwise.reliability_equal_width(pairwise.confidences(delta_P), credit_P)
     columns = (curve.confidence_B, curve.accuracy_B, curve.pairs_B)
     return [
         {
             "confidence": confidence,
             "accuracy": accuracy,
-            "accuracy_ci95": metrics.share_interval(
+            "accuracy_ci95": pairwise.share_interval(
                 credit_P[curve.bin_P == number], group_P[curve.bin_P == number]
             ).shown,
             "pairs": count,
@@ -423,9 +423,9 @@ def judge_overfit(
     group. The best was chosen because its loss on these pairs was low, which favours a rise
     slightly; the interval does not correct for that. JSON-safe.
     """
-    best_losses_P = metrics.bradley_terry_losses(best.delta_P, margin_P)
-    last_losses_P = metrics.bradley_terry_losses(last.delta_P, margin_P)
-    rise = metrics.paired_difference(best_losses_P, last_losses_P, group_P)
+    best_losses_P = pairwise.bradley_terry_losses(best.delta_P, margin_P)
+    last_losses_P = pairwise.bradley_terry_losses(last.delta_P, margin_P)
+    rise = pairwise.paired_difference(best_losses_P, last_losses_P, group_P)
     verdict = _verdict(best, last, rise, evaluations)
     if verdict == "single_evaluation":
         sentence = "There was only one evaluation, so overfitting cannot be judged."
@@ -456,7 +456,7 @@ _OPENINGS = {
 
 
 def _verdict(
-    best: Evaluated, last: Evaluated, rise: metrics.PairedDifference, evaluations: int
+    best: Evaluated, last: Evaluated, rise: pairwise.PairedDifference, evaluations: int
 ) -> str:
     if evaluations < 2:
         return "single_evaluation"
@@ -472,7 +472,7 @@ def _loss_movement(
     last_step: int,
     kept_step: int,
     best_loss: float,
-    rise: metrics.PairedDifference,
+    rise: pairwise.PairedDifference,
 ) -> str:
     moved = "rose" if rise.mean > 0 else "fell" if rise.mean < 0 else "stayed"
     interval = ""
@@ -489,8 +489,8 @@ def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> 
     right_best_P, right_last_P = (
         (evaluated.delta_P > 0).astype(np.float64) for evaluated in (best, last)
     )
-    change = metrics.paired_difference(right_best_P, right_last_P, group_P)
-    before, after = metrics.accuracy(best.delta_P), metrics.accuracy(last.delta_P)
+    change = pairwise.paired_difference(right_best_P, right_last_P, group_P)
+    before, after = pairwise.accuracy(best.delta_P), pairwise.accuracy(last.delta_P)
     if change.interval is None or change.interval.low <= 0 <= change.interval.high:
         moved = "did not change beyond noise"
     else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluate.metrics import PairedDifference
+from plaudit.evaluation.metrics.pairwise import PairedDifference
 from plaudit.types import FloatArray
 
 

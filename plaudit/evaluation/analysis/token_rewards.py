@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate.mistakes import Along
+from plaudit.evaluation.analysis.mistakes import Along
 from plaudit.reward_model import RewardModel
 from plaudit.types import Comparison, Message, Text, Turns
 
 
 def along_of(model: RewardModel) -> Along:
-    """What :func:`plaudit.evaluate.mistakes.with_texts` asks for the reward along a response.
+    """What :func:`plaudit.evaluation.analysis.mistakes.with_texts` asks for the reward along a response.
 
     It answers ``None`` where there is none: by an encoder, whose every token sees the whole text,
     and for a comparison that is rendered with tools or template arguments of its own.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.significance import against_the_rest, benjamini_hochberg
-from plaudit.evaluate.table import Pairs, ScoreTable, codes
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.significance import against_the_rest, benjamini_hochberg
+from plaudit.evaluation.table import Pairs, ScoreTable, codes
 from plaudit.types import FloatArray
 
 MAX_SLICE_VALUES = 30
@@ -28,10 +28,10 @@ _LENGTH_BINS = 4
 def quality(paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
     """The numbers of any set of pairs: loss, accuracy with its interval, ties and counts."""
     return {
-        "loss": metrics.bradley_terry_loss(paired.delta_P, paired.margin_P),
-        **metrics.accuracy_facts(paired.delta_P, paired.group_P, seed=seed),
-        "accuracy_half_ties": metrics.accuracy_half_ties(paired.delta_P),
-        "ties": metrics.ties(paired.delta_P),
+        "loss": pairwise.bradley_terry_loss(paired.delta_P, paired.margin_P),
+        **pairwise.accuracy_facts(paired.delta_P, paired.group_P, seed=seed),
+        "accuracy_half_ties": pairwise.accuracy_half_ties(paired.delta_P),
+        "ties": pairwise.ties(paired.delta_P),
         "pairs": len(paired),
         "groups": len(np.unique(paired.group_P)),
     }

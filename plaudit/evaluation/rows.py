@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from plaudit.evaluate.baselines import response_text
-from plaudit.evaluate.features import measure_responses
+from plaudit.evaluation.analysis.baselines import response_text
+from plaudit.evaluation.analysis.features import measure_responses
 from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
 
 

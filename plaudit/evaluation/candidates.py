@@ -21,10 +21,10 @@ from rich.progress import Progress
 from plaudit.data.load import load
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate.baselines import response_text
-from plaudit.evaluate.compare import Scored, align, compare
-from plaudit.evaluate.rows import score_rows
-from plaudit.evaluate.table import (
+from plaudit.evaluation.analysis.baselines import response_text
+from plaudit.evaluation.compare import Scored, align, compare
+from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     ScoreTable,
     build_table,

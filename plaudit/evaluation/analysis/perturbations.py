@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.evaluate import metrics
+from plaudit.evaluation.metrics import pairwise
 
 KINDS = {
     "damage": "made worse: the reward should fall",
@@ -147,21 +147,21 @@ def operator_row(
     fell, rose = int((new < original).sum()), int((new > original).sum())
     flipped = int((np.sign(original - other) != np.sign(new - other)).sum())
     shift = (new - original) / reward_std if reward_std > 0 else np.full(count, math.nan)
-    moved = metrics.paired_difference(np.zeros(count), shift, np.arange(count))
+    moved = pairwise.paired_difference(np.zeros(count), shift, np.arange(count))
     return {
         "kind": kind,
         "operator": name,
         "responses": count,
         "fell": fell / count if count else None,
-        "fell_ci95": metrics.wilson(fell, count),
+        "fell_ci95": pairwise.wilson(fell, count),
         "rose": rose / count if count else None,
-        "rose_ci95": metrics.wilson(rose, count),
+        "rose_ci95": pairwise.wilson(rose, count),
         "unchanged": count - fell - rose,
         "shift": moved.mean,
         "shift_ci95": moved.interval,
-        "shift_size": metrics.mean(np.abs(shift)),
+        "shift_size": pairwise.mean(np.abs(shift)),
         "flipped": flipped / count if count else None,
-        "flipped_ci95": metrics.wilson(flipped, count),
+        "flipped_ci95": pairwise.wilson(flipped, count),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import DataError
-from plaudit.evaluate.suites.table import SUITES, Suite
+from plaudit.evaluation.suites.table import SUITES, Suite
 from plaudit.storage.atomic import existing_path
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from plaudit.evaluate.bias import FEWEST_PER_SIDE
-from plaudit.evaluate.slices import SMALL_SLICE
+from plaudit.evaluation.analysis.bias import FEWEST_PER_SIDE
+from plaudit.evaluation.analysis.slices import SMALL_SLICE
 from plaudit.printable import printable
 
 Block: TypeAlias = Mapping[str, Any]

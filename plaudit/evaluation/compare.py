@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.errors import DataError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.significance import clustered_p, holm, mcnemar
-from plaudit.evaluate.slices import MAX_SLICE_VALUES, SMALL_SLICE
-from plaudit.evaluate.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
+from plaudit.evaluation.analysis.slices import MAX_SLICE_VALUES, SMALL_SLICE
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.significance import clustered_p, holm, mcnemar
+from plaudit.evaluation.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 Metric: TypeAlias = Literal["accuracy", "nll"]
@@ -63,7 +63,7 @@ class Aligned:
         """``(M, P)``: the values whose mean over pairs is the metric; margins are left out."""
         if metric == "accuracy":
             return (self.delta_MP > 0).astype(np.float64)
-        return metrics.bradley_terry_losses(self.delta_MP)
+        return pairwise.bradley_terry_losses(self.delta_MP)
 
 
 def align(scored: Sequence[Scored]) -> Aligned:
@@ -164,7 +164,7 @@ def kappa(right_a_P: npt.NDArray[Any], right_b_P: npt.NDArray[Any]) -> float:
 class PairedTest:
     """A paired test of one metric: the mean difference ``a - b``, its p-value and its name."""
 
-    difference: metrics.PairedDifference
+    difference: pairwise.PairedDifference
     p: float | None
     name: str
 
@@ -175,7 +175,7 @@ def paired_test(metric: Metric, a_P: FloatArray, b_P: FloatArray, group_P: CodeA
     Accuracy with one pair per prompt: McNemar's exact test. Where pairs share prompts they are not
     independent, and for log loss: Student's t on prompt groups.
     """
-    difference = metrics.paired_difference(b_P, a_P, group_P)
+    difference = pairwise.paired_difference(b_P, a_P, group_P)
     if metric == "accuracy" and difference.groups == difference.pairs:
         p = mcnemar(int(np.sum(a_P > b_P)), int(np.sum(b_P > a_P)))
         return PairedTest(difference=difference, p=p, name="McNemar, exact")
@@ -225,13 +225,13 @@ def compare(
 
 def _models(aligned: Aligned, seed: int) -> list[dict[str, Any]]:
     group_P = aligned.paired.group_P
-    nll_M = metrics.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
+    nll_M = pairwise.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
     return [
         {
             "name": name,
-            **metrics.accuracy_facts(delta_P, group_P, seed=seed),
-            "ties": metrics.ties(delta_P),
-            "nll": metrics.nll(delta_P),
+            **pairwise.accuracy_facts(delta_P, group_P, seed=seed),
+            "ties": pairwise.ties(delta_P),
+            "nll": pairwise.nll(delta_P),
             "nll_ci95": nll_M[number],
         }
         for number, (name, delta_P) in enumerate(zip(aligned.names, aligned.delta_MP, strict=True))
@@ -253,7 +253,7 @@ def _contests(
     for metric in METRICS:
         values_MP = aligned.values(metric)
         differences_SP = np.stack([values_MP[a] - values_MP[b] for a, b in duels])
-        intervals = metrics.bootstrap_means(differences_SP, group_P, seed=seed)
+        intervals = pairwise.bootstrap_means(differences_SP, group_P, seed=seed)
         for contest, (a, b), interval in zip(contests, duels, intervals, strict=True):
             test = paired_test(metric, values_MP[a], values_MP[b], group_P)
             contest[metric] = {

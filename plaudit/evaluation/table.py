@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate.features import FEATURES_DTYPE, features_column
+from plaudit.evaluation.analysis.features import FEATURES_DTYPE, features_column
 from plaudit.storage.atomic import write_atomically
 from plaudit.types import FloatArray, ScoreRow
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.suites.cases import Answer, Item
-from plaudit.evaluate.suites.table import Suite, by_cases
-from plaudit.evaluate.table import codes
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.suites.cases import Answer, Item
+from plaudit.evaluation.suites.table import Suite, by_cases
+from plaudit.evaluation.table import codes
 from plaudit.types import FloatArray
 
 RESAMPLES = 1000
@@ -27,7 +27,7 @@ def score_suite(
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The block of one suite in ``metrics.json``, JSON-safe.
+    """The block of one suite in ``pairwise.json``, JSON-safe.
 
     ``items`` are all rows read, ``answers`` those that were scored, ``refused`` counts the others
     by reason. ``comparable`` says whether the numbers can stand beside the leaderboard's.
@@ -99,12 +99,12 @@ class _Values:
         """Cases of a subset that were scored."""
         return len(self.by_subset[subset][1]) if subset in self.by_subset else 0
 
-    def accuracy_interval(self, subset: str) -> metrics.ShareInterval | None:
+    def accuracy_interval(self, subset: str) -> pairwise.ShareInterval | None:
         """Of the subset's mean accuracy; None for a subset that is scored by other values."""
         names, values_CV, group_C = self.by_subset.get(subset, ([], np.zeros((0, 0)), np.zeros(0)))
         if "accuracy" not in names:
             return None
-        return metrics.share_interval(values_CV[:, names.index("accuracy")], group_C)
+        return pairwise.share_interval(values_CV[:, names.index("accuracy")], group_C)
 
     def fixed(self) -> list[str]:
         """Subsets of one prompt, which drawing prompts again does not change."""

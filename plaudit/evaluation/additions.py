@@ -13,15 +13,15 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.environment import describe_environment
-from plaudit.evaluate.best_of import best_of_n
-from plaudit.evaluate.compare import Scored
-from plaudit.evaluate.contestants import is_recorded, open_contestant, recorded_table, score
-from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.gate import Gate, judge
 from plaudit.evaluate.run import Evaluation
-from plaudit.evaluate.suites.request import Request
-from plaudit.evaluate.suites.run import RunSuite, run_suite
-from plaudit.evaluate.table import ScoreTable, build_table
+from plaudit.evaluation.candidates import is_recorded, open_contestant, recorded_table, score
+from plaudit.evaluation.compare import Scored
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics.best_of import best_of_n
+from plaudit.evaluation.regression import Gate, judge
+from plaudit.evaluation.suites.request import Request
+from plaudit.evaluation.suites.run import RunSuite, run_suite
+from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.reward_model import RewardModel
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.errors import DataError
-from plaudit.evaluate import metrics
-from plaudit.evaluate.compare import LEVEL, METRICS, Metric, Scored, align, paired_test
-from plaudit.evaluate.facts import json_safe
-from plaudit.evaluate.significance import holm
+from plaudit.evaluation.compare import LEVEL, METRICS, Metric, Scored, align, paired_test
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.significance import holm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def parse_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def judge(model: Scored, baseline: Scored, gate: Gate, *, seed: int = 0) -> dict[str, Any]:
-    """The ``gate`` block of ``metrics.json``, JSON-safe; ``passed`` is the verdict.
+    """The ``gate`` block of ``pairwise.json``, JSON-safe; ``passed`` is the verdict.
 
     A metric fails when it is worse than the baseline's and the p-value of the paired two-sided
     test, corrected for the metrics of the gate (Holm, 1979), is below the level. A model that is
@@ -51,7 +51,7 @@ def judge(model: Scored, baseline: Scored, gate: Gate, *, seed: int = 0) -> dict
     for metric in gate.metrics:
         model_P, baseline_P = aligned.values(metric)
         test = paired_test(metric, model_P, baseline_P, group_P)
-        (interval,) = metrics.bootstrap_means((model_P - baseline_P)[None, :], group_P, seed=seed)
+        (interval,) = pairwise.bootstrap_means((model_P - baseline_P)[None, :], group_P, seed=seed)
         entries[metric] = {
             "model": float(model_P.mean()),
             "baseline": float(baseline_P.mean()),

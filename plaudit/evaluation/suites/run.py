@@ -18,11 +18,11 @@ from plaudit.data.reasons import is_blank
 from plaudit.data.sources.files import FILE_KINDS, fingerprint, read_rows
 from plaudit.data.unread import TrackedRow, Unread, unread_text
 from plaudit.errors import DataError
-from plaudit.evaluate.baselines import response_text
-from plaudit.evaluate.suites.cases import Answer, Item, Row, key
-from plaudit.evaluate.suites.request import Request
-from plaudit.evaluate.suites.score import score_suite
-from plaudit.evaluate.suites.table import HubFiles, Suite
+from plaudit.evaluation.analysis.baselines import response_text
+from plaudit.evaluation.suites.cases import Answer, Item, Row, key
+from plaudit.evaluation.suites.request import Request
+from plaudit.evaluation.suites.score import score_suite
+from plaudit.evaluation.suites.table import HubFiles, Suite
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel
 from plaudit.types import (

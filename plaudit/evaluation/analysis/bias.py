@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.calibrate import folds_of
-from plaudit.evaluate.features import RESPONSE_FEATURES
-from plaudit.evaluate.ranks import correlation_facts
-from plaudit.evaluate.significance import against_the_rest, benjamini_hochberg
-from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, codes
+from plaudit.evaluation.analysis.features import RESPONSE_FEATURES
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import folds_of
+from plaudit.evaluation.metrics.ranks import correlation_facts
+from plaudit.evaluation.metrics.significance import against_the_rest, benjamini_hochberg
+from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes
 from plaudit.types import FloatArray
 
 FEWEST_PER_SIDE = 15
@@ -61,7 +61,7 @@ def feature_row(
     inside, rise = paired.where(differ_P), rise_P[differ_P]
     labels = (rise > 0).astype(np.float64)
     model = 0.5 + 0.5 * np.sign(inside.delta_P) * np.sign(rise)
-    excess = metrics.paired_difference(labels, model, inside.group_P)
+    excess = pairwise.paired_difference(labels, model, inside.group_P)
     sides_CP = _sides(inside, rise)
     tested = min(sides_CP[0].sum(), sides_CP[2].sum()) >= FEWEST_PER_SIDE
     gap, gap_interval = _of_sides(_difference, sides_CP, inside, seed)
@@ -69,8 +69,8 @@ def feature_row(
         "feature": name,
         "pairs": len(inside),
         "share_of_pairs": len(inside) / len(paired) if len(paired) else None,
-        "labels_prefer_more": metrics.mean(labels),
-        "model_prefers_more": metrics.mean(model),
+        "labels_prefer_more": pairwise.mean(labels),
+        "model_prefers_more": pairwise.mean(model),
         "excess": excess.mean,
         "excess_ci95": excess.interval,
         "gap": gap,
@@ -82,7 +82,7 @@ def feature_row(
 
 
 def _accuracy(paired: Pairs) -> dict[str, Any]:
-    return {"pairs": len(paired), **metrics.accuracy_facts(paired.delta_P, paired.group_P)}
+    return {"pairs": len(paired), **pairwise.accuracy_facts(paired.delta_P, paired.group_P)}
 
 
 def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
         paired.delta_P
         - _slopes_of_others(centred_N, reward_N, group_N, paired.group_P, seed) * rise_P
     )
-    (without_interval,) = metrics.bootstrap_means(
+    (without_interval,) = pairwise.bootstrap_means(
         (without_P > 0).astype(np.float64)[None], paired.group_P, seed=seed
     )
     return {
@@ -126,13 +126,13 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
         "slope_per_100_characters": slope * unit,
         "slope_ci95": None
         if slope_interval is None
-        else metrics.Interval(slope_interval.low * unit, slope_interval.high * unit),
+        else pairwise.Interval(slope_interval.low * unit, slope_interval.high * unit),
         "chosen_longer": _accuracy(paired.where(rise_P > 0)),
         "chosen_shorter": _accuracy(paired.where(rise_P < 0)),
         "equal_length": _accuracy(paired.where(rise_P == 0)),
         "accuracy_balanced": balanced,
         "accuracy_balanced_ci95": balanced_interval,
-        "accuracy_without_length": metrics.accuracy(without_P),
+        "accuracy_without_length": pairwise.accuracy(without_P),
         "accuracy_without_length_ci95": without_interval,
     }
 
@@ -147,13 +147,13 @@ def _centred(values_N: FloatArray, code_N: CodeArray) -> FloatArray:
 
 def _slope(
     x_N: FloatArray, y_N: FloatArray, group_N: CodeArray, seed: int
-) -> tuple[float, metrics.Interval | None]:
+) -> tuple[float, pairwise.Interval | None]:
     """Least squares through the origin of centred values, with an interval by prompt group."""
     square = float(x_N @ x_N)
     if not square:
         return np.nan, None
     columns_CP = np.stack([x_N * y_N, x_N * x_N])
-    (interval,) = metrics.group_bootstrap_sums(
+    (interval,) = pairwise.group_bootstrap_sums(
         lambda sums_CR: (sums_CR[0] / sums_CR[1])[None], columns_CP, group_N, seed=seed
     )
     return float(x_N @ y_N) / square, interval
@@ -195,9 +195,9 @@ def _difference(sums_CR: FloatArray) -> FloatArray:
 
 def _of_sides(
     statistic: Callable[[FloatArray], FloatArray], sides_CP: FloatArray, paired: Pairs, seed: int
-) -> tuple[float | None, metrics.Interval | None]:
+) -> tuple[float | None, pairwise.Interval | None]:
     """A statistic of both sides with its interval by prompt group; None without one of them."""
     if not (sides_CP[0].any() and sides_CP[2].any()):
         return None, None
-    (interval,) = metrics.group_bootstrap_sums(statistic, sides_CP, paired.group_P, seed=seed)
+    (interval,) = pairwise.group_bootstrap_sums(statistic, sides_CP, paired.group_P, seed=seed)
     return float(statistic(sides_CP.sum(axis=1)[:, None])[0, 0]), interval

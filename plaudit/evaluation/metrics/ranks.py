@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.evaluate import metrics
-from plaudit.evaluate.table import CodeArray, Pairs, ScoreTable, codes, unordered_pairs
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, unordered_pairs
 from plaudit.types import FloatArray
 
 FEWEST = 3
@@ -114,7 +114,7 @@ def rank_facts(table: ScoreTable, *, seed: int = 0) -> dict[str, Any] | None:
     if not len(ranks):
         return None
     series = {"tau_b": ranks.tau_b_C, "top1": ranks.top1_C, "ndcg": ranks.ndcg_C}
-    intervals = metrics.bootstrap_means(np.stack(list(series.values())), ranks.group_C, seed=seed)
+    intervals = pairwise.bootstrap_means(np.stack(list(series.values())), ranks.group_C, seed=seed)
     facts: dict[str, Any] = {
         "comparisons": len(ranks),
         "responses": int(ranks.responses_C.sum()),
@@ -160,7 +160,7 @@ def correlation_facts(
         # Centred and scaled first: sums of squares of raw values would lose digits.
         a_P, b_P = _standard(a_P), _standard(b_P)
         columns_CP = np.stack([np.ones(len(a_P)), a_P, b_P, a_P * b_P, a_P * a_P, b_P * b_P])
-        (interval,) = metrics.group_bootstrap_sums(_pearson, columns_CP, group_P, seed=seed)
+        (interval,) = pairwise.group_bootstrap_sums(_pearson, columns_CP, group_P, seed=seed)
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(_pearson(columns_CP.sum(axis=1)[:, None])[0, 0])
         facts |= {name: value, f"{name}_ci95": interval}

@@ -1,0 +1,1 @@
+"""Scores against known order: tables, metrics with intervals, calibration, baselines."""

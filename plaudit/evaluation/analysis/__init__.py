@@ -1,0 +1,1 @@
+"""What scores depend on: baselines, feature bias, slices, mistakes, perturbation tests."""

@@ -1,0 +1,1 @@
+"""Metrics of scores with known order, each with its interval."""
