@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.evaluate.run import evaluate as evaluate
+    from plaudit.evaluate_model import evaluate as evaluate
     from plaudit.reward_model import load as load
     from plaudit.train.run import train as train
 

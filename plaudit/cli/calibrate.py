@@ -32,8 +32,8 @@ def calibrate(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.evaluate.temperature import CalibrateOptions
-        from plaudit.evaluate.temperature import calibrate as run
+        from plaudit.calibrate_model import CalibrateOptions
+        from plaudit.calibrate_model import calibrate as run
     result = run(
         model,
         CalibrateOptions(

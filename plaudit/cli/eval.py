@@ -102,8 +102,8 @@ def evaluate(
     check_places([*sources, *baseline_sources], out, baseline)
     baseline_sources = [with_known_columns(source) for source in baseline_sources]
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
-    from plaudit.evaluate.run import evaluate as run
-    from plaudit.evaluate.run import write_evaluation
+    from plaudit.evaluate_model import evaluate as run
+    from plaudit.evaluate_model import write_evaluation
     from plaudit.evaluation.additions import add_best_of, add_gate, add_suites, without_data
 
     if sources:

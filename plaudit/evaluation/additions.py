@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from plaudit import __version__
 from plaudit.environment import describe_environment
-from plaudit.evaluate.run import Evaluation
+from plaudit.evaluate_model import Evaluation
 from plaudit.evaluation.candidates import is_recorded, open_contestant, recorded_table, score
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.facts import json_safe

@@ -242,7 +242,7 @@ def _score_all(
     console: Console,
 ) -> tuple[list[Scored], dict[str, Any], StoredComparisons]:
     # Recorded scores are compared without waiting for torch.
-    from plaudit.evaluate.run import data_facts
+    from plaudit.evaluate_model import data_facts
 
     loaded = load(data, seed=seed)
     names = short_names(contestants)
@@ -294,7 +294,7 @@ def score(
     Raises:
         ModelError: the model can score none of them.
     """
-    from plaudit.evaluate.run import encode_scorable
+    from plaudit.evaluate_model import encode_scorable
 
     try:
         kept, encoded = encode_scorable(model, comparisons, console)

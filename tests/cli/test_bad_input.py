@@ -913,7 +913,7 @@ def test_eval_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse: 
 def test_an_evaluation_with_no_room_leaves_no_folder(
     finished_run: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    from plaudit.evaluate.run import evaluate
+    from plaudit.evaluate_model import evaluate
 
     evaluate(finished_run, pairs_file)  # fills the cache, so that the limit strikes at the output
     done = subprocess.run(

@@ -19,7 +19,7 @@ from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load as load_rows
 from plaudit.errors import DataError, RequestRefusedError
-from plaudit.evaluate.run import evaluate
+from plaudit.evaluate_model import evaluate
 from plaudit.evaluation.candidates import score as score_contestant
 from plaudit.evaluation.suites.request import parse_request
 from plaudit.evaluation.suites.run import run_suite

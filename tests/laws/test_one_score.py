@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from plaudit.errors import DataError
-from plaudit.evaluate.run import evaluate
+from plaudit.evaluate_model import evaluate
 from plaudit.evaluation.table import read_table
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load

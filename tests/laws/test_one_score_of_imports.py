@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import plaudit
-from plaudit.evaluate.run import evaluate
+from plaudit.evaluate_model import evaluate
 from plaudit.interop.importing import import_model
 from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source

@@ -18,12 +18,12 @@ STAGES = frozenset(
 # Composition roots join stages. A folder stands for all its files.
 ROOTS = (
     "train",
-    "evaluate/run.py",
+    "evaluate_model.py",
     "evaluation/analysis/token_rewards.py",
     "evaluation/analysis/probing.py",
     "evaluation/additions.py",
     "evaluation/candidates.py",
-    "evaluate/temperature.py",
+    "calibrate_model.py",
     "evaluation/suites/run.py",
     "serve",
     "share",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from plaudit.cli.screen import show_words
 from plaudit.errors import DataError, ModelError, TrainingError
-from plaudit.evaluate.run import evaluate
+from plaudit.evaluate_model import evaluate
 from plaudit.reward_model import load
 from plaudit.train.folder import RunFolder
 from plaudit.train.run import _on_main_process, train

@@ -12,7 +12,7 @@ from rich.console import Console
 from plaudit import reward_model
 from plaudit.data.load import Loaded, load
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate.run import data_facts
+from plaudit.evaluate_model import data_facts
 from plaudit.evaluation.candidates import score
 from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.metrics import pairwise
