@@ -62,8 +62,8 @@ def encode(data: Path) -> dict[str, Any]:
     from plaudit.embedded import base_path
     from plaudit.recipe.schema import parse_recipe
     from plaudit.tokens.encode import Encoder
-    from plaudit.train import corpus
-    from plaudit.train.prepare import prepare_tokenizer
+    from plaudit.training import corpus
+    from plaudit.training.prepare import prepare_tokenizer
 
     recipe = parse_recipe(
         {
@@ -87,7 +87,7 @@ def child(data: Path) -> None:
     import resource
     import time
 
-    import plaudit.train.prepare  # noqa: F401  (its imports are not what is measured)
+    import plaudit.training.prepare  # noqa: F401  (its imports are not what is measured)
 
     held = machine.resident()
     machine.reset_peak()

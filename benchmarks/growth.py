@@ -72,7 +72,7 @@ def over_tokens(
 
 def over_data(data: Path, work: Path, rows: int, rounds: int) -> list[dict[str, Any]]:
     """Seconds of whole runs on the embedded base over ``rows`` and ten times as many."""
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     opened = gzip.open if data.suffix == ".gz" else open
     with opened(data, "rt", encoding="utf-8") as file:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from plaudit.storage.atomic import write_json, write_text
-from plaudit.train.run import train
+from plaudit.training.run import train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

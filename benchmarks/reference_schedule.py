@@ -30,8 +30,8 @@ from plaudit.recipe.schema import load_recipe
 from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.tokens.encode import TokenTree
-from plaudit.train.corpus import read_comparisons
-from plaudit.train.trainer import load_weights
+from plaudit.training.corpus import read_comparisons
+from plaudit.training.trainer import load_weights
 from plaudit.types import FloatArray
 
 # The published run's own table (docs/reproduction.md): step, validation loss, accuracy.

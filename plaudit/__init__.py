@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plaudit.evaluate_model import evaluate as evaluate
     from plaudit.reward_model import load as load
-    from plaudit.train.run import train as train
+    from plaudit.training.run import train as train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "train"]

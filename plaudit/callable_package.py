@@ -1,6 +1,6 @@
 """Let a package be called: ``plaudit.train`` is a folder of the code and a function of the API.
 
-Importing ``plaudit.train.run`` anywhere binds the folder to the name ``train`` of ``plaudit``, so a
+Importing ``plaudit.training.run`` anywhere binds the folder to the name ``train`` of ``plaudit``, so a
 function of that name would be there or gone depending on what was imported before. A package that
 can be called means both at any time.
 """

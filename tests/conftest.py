@@ -116,7 +116,7 @@ def finished_run(
     tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A LoRA run folder, trained once for all tests that only read it."""
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "lora"
     train(recipe_of(tiny_base, pairs_file), folder)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plaudit.train.run import train
+from plaudit.training.run import train
 
 
 def few_pairs(count: int) -> list[dict[str, Any]]:

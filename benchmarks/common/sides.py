@@ -31,12 +31,12 @@ from common.machine import keep_heap
 from common.models import LORA
 from common.results import Recorder, recorder
 from plaudit.recipe.schema import effective_training_arguments, parse_recipe
-from plaudit.train.callbacks import StopSignal
-from plaudit.train.folder import start_folder
-from plaudit.train.prepare import PreparedRun, prepare, step_arguments
-from plaudit.train.results import artefact_facts
-from plaudit.train.run import make_trainer
-from plaudit.train.steps import StepSampler
+from plaudit.training.callbacks import StopSignal
+from plaudit.training.folder import start_folder
+from plaudit.training.prepare import PreparedRun, prepare, step_arguments
+from plaudit.training.results import artefact_facts
+from plaudit.training.run import make_trainer
+from plaudit.training.steps import StepSampler
 from plaudit.types import TokenTree
 
 MAX_LENGTH = 2048

@@ -128,7 +128,7 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Split, Lengths, list[st
     """The parts, the lengths of the training part and remarks: stated, or read and split as
     training does.
     """
-    from plaudit.train.corpus import read_comparisons, split_sizes
+    from plaudit.training.corpus import read_comparisons, split_sizes
 
     data = recipe.data
     if asked is not None:
@@ -172,7 +172,7 @@ def _lengths_of(recipe: Recipe) -> Callable[[Sequence[Comparison]], Lengths]:
     if not (Path(recipe.model.base) / "tokenizer_config.json").is_file():
         return _from_characters
     from plaudit.tokens.encode import Encoder, encode
-    from plaudit.train.prepare import prepare_tokenizer, rendering_of
+    from plaudit.training.prepare import prepare_tokenizer, rendering_of
 
     encoder = Encoder(
         tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),

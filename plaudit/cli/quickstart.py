@@ -19,7 +19,7 @@ def quickstart(
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.embedded import quickstart_path
     from plaudit.recipe.schema import load_recipe
-    from plaudit.train.folder import refuse_existing
+    from plaudit.training.folder import refuse_existing
 
     recipe = load_recipe(quickstart_path(), set_ or ())
     if not resume:
@@ -27,7 +27,7 @@ def quickstart(
     console = quiet_console()
     with console.status("starting (importing torch takes a few seconds)"):
         hush_weight_loading()
-        from plaudit.train.run import train
+        from plaudit.training.run import train
     trained = train(recipe, out, resume=resume, console=console)
     summarise_run(console, trained.folder, trained.metrics)
     if trained.metrics["test"] is not None:

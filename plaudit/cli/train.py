@@ -16,7 +16,7 @@ from plaudit.cli import options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plaudit.train.folder import RunFolder
+    from plaudit.training.folder import RunFolder
 
 
 def train(
@@ -42,8 +42,8 @@ def train(
     from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
     from plaudit.recipe.schema import with_columns
-    from plaudit.train.folder import RunFolder, is_main_process, refuse_existing
-    from plaudit.train.needs import check_needs
+    from plaudit.training.folder import RunFolder, is_main_process, refuse_existing
+    from plaudit.training.needs import check_needs
 
     # What is wrong is said before torch is imported, which takes many seconds.
     request = request_of(recipe, from_llamafactory, model, data, test, set_)
@@ -68,7 +68,7 @@ def train(
         logging.getLogger("plaudit").setLevel(logging.ERROR)
     with console.status("starting"):
         hush_weight_loading()
-        from plaudit.train.run import train as run
+        from plaudit.training.run import train as run
     trained = run(mapped, folder, resume=resume, console=console)
     _leave_process_group()
     if not trained.metrics:

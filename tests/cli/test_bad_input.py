@@ -673,7 +673,7 @@ def test_a_damaged_model_never_scores(
 def test_a_whole_model_with_cut_weights(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folder = tmp_path / "full"
     train({**recipe_of(tiny_base, pairs_file, num_train_epochs=1), "lora": None}, folder)

@@ -10,8 +10,8 @@ import pytest
 from plaudit.cli.main import main
 from plaudit.recipe.schema import dump_recipe, parse_recipe
 from plaudit.tokens.encode import Encoder
-from plaudit.train.corpus import encode_corpus, read_comparisons
-from plaudit.train.prepare import prepare_tokenizer, rendering_of
+from plaudit.training.corpus import encode_corpus, read_comparisons
+from plaudit.training.prepare import prepare_tokenizer, rendering_of
 from tests.conftest import write_jsonl
 
 pytestmark = pytest.mark.heavy

@@ -198,7 +198,7 @@ def test_a_run_folder_without_resume_starts_a_new_run_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from plaudit.train import needs
+    from plaudit.training import needs
 
     monkeypatch.setattr(needs, "check_needs", lambda recipe: None)
     if finished:

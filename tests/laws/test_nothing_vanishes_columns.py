@@ -543,7 +543,7 @@ def text_rows(count: int) -> list[dict[str, str]]:
 def test_as_chat_decides_how_text_is_encoded(tiny_base: Path, tmp_path: Path) -> None:
     from plaudit.recipe.schema import parse_recipe
     from plaudit.tokens.encode import encode
-    from plaudit.train.prepare import make_encoder, prepare_tokenizer, text_remark
+    from plaudit.training.prepare import make_encoder, prepare_tokenizer, text_remark
 
     def read(rows: list[dict[str, Any]]) -> list[Comparison]:
         return [comparison for *_, comparison in open_source(source_of(tmp_path, *rows)).rows]
@@ -581,7 +581,7 @@ def test_text_on_a_chat_base_is_said_once_and_as_chat_is_recorded(
     tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from plaudit.reward_model import load as load_model
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     data = write_jsonl(tmp_path / "text.jsonl", text_rows(24))
 

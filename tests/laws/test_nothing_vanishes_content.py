@@ -26,7 +26,7 @@ from plaudit.evaluation.suites.run import run_suite
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
-from plaudit.train.run import train
+from plaudit.training.run import train
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.serving import Running, running
 

@@ -198,7 +198,7 @@ def test_the_reward_along_a_response_over_the_length_is_refused(model: RewardMod
 
 @pytest.fixture(scope="module")
 def full_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "full"
     train({**recipe_of(tiny_base, pairs_file, num_train_epochs=1), "lora": None}, folder)

@@ -259,7 +259,7 @@ def test_scores_differ_between_rows(rows: list[Row]) -> None:
 
 def test_a_text_model_reads_texts_as_its_files_do(tiny_base: Path, tmp_path: Path) -> None:
     """Plain prompt and response; written whole, the end token is there once either way."""
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     texts = [
         {side: row[side][0]["content"] + " " for side in ("prompt", "chosen", "rejected")}

@@ -78,7 +78,7 @@ def test_micro_batches_do_not_change_a_run(
     tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     """The finished run's steps fit in one micro-batch; here every comparison is its own."""
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     recipe = recipe_of(tiny_base, pairs_file)
     recipe["tokens"] = {**recipe["tokens"], "max_tokens_per_microbatch": 2}
@@ -91,7 +91,7 @@ def test_micro_batches_do_not_change_a_run(
 def test_accumulation_is_only_a_way_to_write_the_batch(
     tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     recipe = recipe_of(
         tiny_base, pairs_file, per_device_train_batch_size=4, gradient_accumulation_steps=1
@@ -155,7 +155,7 @@ def test_two_ranks_train_what_one_does(
         base["tokens"]["max_tokens_per_microbatch"] = 150
         return base
 
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     alone = train(recipe(6), tmp_path / "one")
     out = tmp_path / "two"

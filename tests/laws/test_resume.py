@@ -19,8 +19,8 @@ import yaml
 
 from plaudit.cli.main import main
 from plaudit.storage.manifest import find_damage
-from plaudit.train import checkpoints
-from plaudit.train.callbacks import keep_events
+from plaudit.training import checkpoints
+from plaudit.training.callbacks import keep_events
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
     out = stopped_before_its_end(uninterrupted, tmp_path / "run")

@@ -12,7 +12,7 @@ from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.budget import LEAST, MOST, fits, largest_fitting, pairs_of
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import make_batchers
-from plaudit.train.folder import RunFolder
+from plaudit.training.folder import RunFolder
 from plaudit.types import Batch
 from tests.models import tiny_classifier
 

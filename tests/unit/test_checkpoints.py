@@ -25,8 +25,8 @@ from plaudit.storage.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
-from plaudit.train import checkpoints
-from plaudit.train.folder import (
+from plaudit.training import checkpoints
+from plaudit.training.folder import (
     RunFolder,
     TrainingEnd,
     check_recipe,

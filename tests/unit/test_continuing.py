@@ -12,7 +12,7 @@ import pytest
 import plaudit
 from plaudit.errors import RecipeError
 from plaudit.evaluation.table import read_table
-from plaudit.train.run import TrainedRun, train
+from plaudit.training.run import TrainedRun, train
 from tests.conftest import recipe_of, set_facts
 from tests.foreign import BASE, LLAMA_FACTORY, opened
 

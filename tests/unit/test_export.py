@@ -32,7 +32,7 @@ ROWS = pair_rows(6, seed=11)
 
 @pytest.fixture(scope="module")
 def full_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "full"
     train({**recipe_of(tiny_base, pairs_file, num_train_epochs=1), "lora": None}, folder)
@@ -263,7 +263,7 @@ def test_an_encoder_exports_whole(pairs_file: Path, tmp_path: Path, tiny_encoder
 def tiny_encoder_run(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from plaudit.train.run import train
+    from plaudit.training.run import train
     from tests.models import TINY, VOCABULARY, tiny_tokenizer
 
     base = tmp_path_factory.mktemp("encoder")

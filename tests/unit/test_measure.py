@@ -11,7 +11,7 @@ import pytest
 from plaudit.errors import TrainingError
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.table import Pairs, write_rewards
-from plaudit.train.measure import PairIndex, history, measure, read_evaluated
+from plaudit.training.measure import PairIndex, history, measure, read_evaluated
 
 
 def index_of(pairs: int, group_P: np.ndarray) -> PairIndex:

@@ -29,7 +29,7 @@ ROWS = pair_rows(5, seed=23)
 @pytest.fixture(scope="module")
 def other_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of another seed and another rank, on fewer modules."""
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "other"
     recipe = recipe_of(tiny_base, pairs_file, num_train_epochs=1, seed=7)
@@ -42,7 +42,7 @@ def other_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
 def full_runs(
     tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     folders = []
     for seed in (1, 2):

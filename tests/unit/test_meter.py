@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.train.meter import Meter, NotFiniteError, Reading
+from plaudit.training.step_metrics import Meter, NotFiniteError, Reading
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plaudit.train.run import train
+from plaudit.training.run import train
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 
 pytestmark = pytest.mark.heavy

@@ -370,7 +370,7 @@ def test_a_failed_probe_is_recorded(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from plaudit.model.attention.interface import interface
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     with monkeypatch.context() as patch:
         patch.setitem(interface.BACKENDS, "cpu", blind)
@@ -517,7 +517,7 @@ def bert(folder: Path) -> Path:
 def test_a_run_from_base_to_plain_transformers(
     make: Callable[[Path], Path], lora: bool, tmp_path: Path
 ) -> None:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     base = make(tmp_path / "base")
     rows = pair_rows(40, seed=5)
@@ -539,7 +539,7 @@ def test_a_run_from_base_to_plain_transformers(
 
 
 def test_positions_are_checked_before_training(tmp_path: Path, pairs_file: Path) -> None:
-    from plaudit.train.run import train
+    from plaudit.training.run import train
 
     recipe = recipe_of(encoder_base("bert", tmp_path / "base"), pairs_file)
     with pytest.raises(ModelError, match="positions for 64 tokens"):

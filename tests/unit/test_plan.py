@@ -27,7 +27,7 @@ from plaudit.planning.lengths import Length, Lengths, from_characters, summarize
 from plaudit.planning.lengths import given as given_lengths
 from plaudit.planning.model import ModelSize
 from plaudit.recipe.schema import Recipe, effective_training_arguments, parse_recipe
-from plaudit.train.corpus import _held_out_sizes, split_sizes
+from plaudit.training.corpus import _held_out_sizes, split_sizes
 
 LLAMA_3_8B_LORA = ModelSize(
     architecture="llama",

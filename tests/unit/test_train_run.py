@@ -17,9 +17,9 @@ from plaudit.cli.screen import show_words
 from plaudit.errors import DataError, ModelError, TrainingError
 from plaudit.evaluate_model import evaluate
 from plaudit.reward_model import load
-from plaudit.train.folder import RunFolder
-from plaudit.train.run import _on_main_process, train
-from plaudit.train.trackers import logging_into
+from plaudit.training.folder import RunFolder
+from plaudit.training.run import _on_main_process, train
+from plaudit.training.trackers import logging_into
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -288,7 +288,7 @@ def test_every_error_on_the_main_process_reaches_the_other_ranks(
     """Without a broadcast the other ranks would wait for one until they time out."""
     sent: list[list[object]] = []
     monkeypatch.setattr(
-        "plaudit.train.run.broadcast_object_list", lambda value: sent.append(value) or value
+        "plaudit.training.run.broadcast_object_list", lambda value: sent.append(value) or value
     )
 
     def fail() -> None:

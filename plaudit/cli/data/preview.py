@@ -173,8 +173,8 @@ def _encoder(
     given = {name: value for name, value in tokens.items() if value is not None}
     loaded = loaded.model_copy(update={"tokens": loaded.tokens.model_copy(update=given)})
     from plaudit import embedded
-    from plaudit.train.continuing import open_begun
-    from plaudit.train.prepare import make_encoder, prepare_tokenizer
+    from plaudit.training.prepare import make_encoder, prepare_tokenizer
+    from plaudit.training.warm_start import open_begun
 
     begun = open_begun(loaded)
     name = loaded.model.base
@@ -185,7 +185,7 @@ def _encoder(
 
 def _text_notes(encoder: Encoder, comparisons: Sequence[Comparison], recipe: Recipe) -> list[str]:
     from plaudit.tokens.rendering import is_chat
-    from plaudit.train.prepare import text_remark
+    from plaudit.training.prepare import text_remark
 
     texts = sum(not is_chat(comparison) for comparison in comparisons)
     remark = text_remark(encoder, recipe, texts, len(comparisons))

@@ -54,15 +54,15 @@ from plaudit.storage.manifest import check_model
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.template import freeze_dates, read_template
-from plaudit.train import corpus as corpora
-from plaudit.train.continuing import load_begun, open_begun, place_begun, with_own_settings
-from plaudit.train.corpus import Corpus
-from plaudit.train.folder import (
+from plaudit.training import corpus as corpora
+from plaudit.training.corpus import Corpus
+from plaudit.training.folder import (
     RunFolder,
     is_main_process,
     refuse_changed_data,
 )
-from plaudit.train.trainer import StepArguments
+from plaudit.training.trainer import StepArguments
+from plaudit.training.warm_start import load_begun, open_begun, place_begun, with_own_settings
 from plaudit.types import Affine, Batcher, Reading, Rendering
 
 logger = logging.getLogger("plaudit")

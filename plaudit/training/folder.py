@@ -20,7 +20,7 @@ from plaudit.recipe.yaml import read_yaml
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.storage.atomic import write_json, write_text, writing
 from plaudit.storage.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
-from plaudit.train import checkpoints
+from plaudit.training import checkpoints
 
 logger = logging.getLogger("plaudit")
 

@@ -19,7 +19,7 @@ from plaudit.interop.records import Opened
 from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.load import LoadedBase
 from plaudit.recipe.schema import LORA_DEFAULTS, Recipe
-from plaudit.train.folder import RunFolder, is_main_process
+from plaudit.training.folder import RunFolder, is_main_process
 
 PLAIN = "sequence classifier"
 

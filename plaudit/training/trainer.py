@@ -38,10 +38,10 @@ from plaudit.recipe.shipped import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
 from plaudit.tokens.store import StoredTrees
-from plaudit.train import checkpoints
-from plaudit.train.folder import TrainingEnd
-from plaudit.train.meter import Meter
-from plaudit.train.steps import StepLoader, StepSampler, equal_shares
+from plaudit.training import checkpoints
+from plaudit.training.folder import TrainingEnd
+from plaudit.training.step_metrics import Meter
+from plaudit.training.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import Batcher, FloatArray, TokenTree
 
 EvalScores = Mapping[str, Sequence[FloatArray]]

@@ -32,8 +32,8 @@ from plaudit.evaluation.table import (
 )
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
-from plaudit.train.corpus import Part
-from plaudit.train.prepare import PreparedRun
+from plaudit.training.corpus import Part
+from plaudit.training.prepare import PreparedRun
 from plaudit.types import FloatArray
 
 logger = logging.getLogger("plaudit")

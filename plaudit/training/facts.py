@@ -16,23 +16,23 @@ from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.facts import json_safe, judge_overfit, summarise
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
-from plaudit.train import corpus as corpora
-from plaudit.train.callbacks import (
+from plaudit.training import corpus as corpora
+from plaudit.training.callbacks import (
     count_resumes,
 )
-from plaudit.train.folder import (
+from plaudit.training.folder import (
     RunFolder,
 )
-from plaudit.train.measure import (
+from plaudit.training.measure import (
     PairIndex,
     history,
     probed_role,
     read_evaluated,
     score_table,
 )
-from plaudit.train.prepare import PreparedRun
-from plaudit.train.steps import rows_of_first
-from plaudit.train.trainer import EvalScores, RewardTrainer, StepArguments
+from plaudit.training.prepare import PreparedRun
+from plaudit.training.steps import rows_of_first
+from plaudit.training.trainer import EvalScores, RewardTrainer, StepArguments
 
 
 def gather_metrics(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from plaudit.train.folder import RunFolder
+from plaudit.training.folder import RunFolder
 
 FOLDERS = {
     "tensorboard": ("TENSORBOARD_LOGGING_DIR", "tensorboard"),

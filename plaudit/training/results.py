@@ -21,17 +21,17 @@ from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
 from plaudit.reward_model import RewardModel
 from plaudit.storage.atomic import write_json, write_json_lines, write_text, writing
-from plaudit.train import corpus as corpora
-from plaudit.train.folder import (
+from plaudit.training import corpus as corpora
+from plaudit.training.folder import (
     RunFolder,
     remove_training_end,
     write_training_end,
 )
-from plaudit.train.measure import (
+from plaudit.training.measure import (
     score_table,
 )
-from plaudit.train.prepare import PreparedRun
-from plaudit.train.trainer import EvalScores, RewardTrainer
+from plaudit.training.prepare import PreparedRun
+from plaudit.training.trainer import EvalScores, RewardTrainer
 
 
 def write_trained(run: PreparedRun, trainer: RewardTrainer, folder: RunFolder) -> None:

@@ -32,15 +32,15 @@ from plaudit.recipe.schema import (
     parse_recipe,
 )
 from plaudit.storage.atomic import write_json, writing
-from plaudit.train.callbacks import (
+from plaudit.training.callbacks import (
     Closing,
     EventLog,
     LastEvaluation,
     ProgressReport,
     StopSignal,
 )
-from plaudit.train.facts import computed_tokens, gather_metrics
-from plaudit.train.folder import (
+from plaudit.training.facts import computed_tokens, gather_metrics
+from plaudit.training.folder import (
     RunFolder,
     TrainingEnd,
     check_recipe,
@@ -50,24 +50,24 @@ from plaudit.train.folder import (
     resume_folder,
     start_folder,
 )
-from plaudit.train.measure import (
+from plaudit.training.measure import (
     PairIndex,
     end_to_end,
     index_pairs,
     measure,
     probe_run,
 )
-from plaudit.train.meter import NotFiniteError
-from plaudit.train.needs import check_needs
-from plaudit.train.prepare import PreparedRun, prepare, step_arguments
-from plaudit.train.results import (
+from plaudit.training.needs import check_needs
+from plaudit.training.prepare import PreparedRun, prepare, step_arguments
+from plaudit.training.results import (
     artefact_facts,
     write_presentation,
     write_results,
     write_trained,
 )
-from plaudit.train.trackers import logging_into
-from plaudit.train.trainer import EvalScores, Objective, RewardTrainer, StepArguments
+from plaudit.training.step_metrics import NotFiniteError
+from plaudit.training.trackers import logging_into
+from plaudit.training.trainer import EvalScores, Objective, RewardTrainer, StepArguments
 from plaudit.types import TokenTree
 
 Result = TypeVar("Result")

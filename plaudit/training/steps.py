@@ -1,7 +1,7 @@
 """Which comparisons make which optimizer step.
 
 An optimizer step is counted in comparisons. A rank gets all comparisons of a step at once, and
-:class:`~plaudit.train.trainer.RewardTrainer` takes its share and cuts it by tokens. The order
+:class:`~plaudit.training.trainer.RewardTrainer` takes its share and cuts it by tokens. The order
 depends on the seed and the epoch alone, so a resumed run sees the rows the uninterrupted one would
 have.
 """
