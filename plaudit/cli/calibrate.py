@@ -25,7 +25,7 @@ def calibrate(
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
     from plaudit.cli.eval import skipped_of
-    from plaudit.cli.screen import hush_weight_loading, quiet_console, unread_lines
+    from plaudit.cli.printing import hush_weight_loading, quiet_console, unread_lines
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)

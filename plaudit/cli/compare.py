@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
-from plaudit.cli.screen import unread_lines
+from plaudit.cli.printing import unread_lines
 from plaudit.evaluation.compare import p_value
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def compare(
 ) -> None:
     """Compare models or checkpoints on the same pairs: which is really better, and where."""
     from plaudit import __version__
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import hush_weight_loading, quiet_console
     from plaudit.evaluation.candidates import run_comparison, tell_apart
     from plaudit.evaluation.folder import refuse_folder, write_folder
     from plaudit.recipe.schema import Source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli import options
-from plaudit.cli.screen import unread_lines
+from plaudit.cli.printing import unread_lines
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, behaviour, slices, benchmarks."""
-    from plaudit.cli.screen import open_model
+    from plaudit.cli.printing import open_model
     from plaudit.data.load import with_known_columns
     from plaudit.evaluation.regression import Gate, parse_metrics
     from plaudit.evaluation.suites.request import parse_request
@@ -142,7 +142,7 @@ def evaluate(
 
 def show(console: Console, metrics: Mapping[str, Any], out: Path | None, *, verbose: bool) -> None:
     """The evaluation, its suites and its gate, and where they were written."""
-    from plaudit.cli.screen import show_evaluation, show_summary
+    from plaudit.cli.printing import show_evaluation, show_summary
 
     others = unread_lines(metrics["data"]["sources"] if metrics["data"] else ())
     for facts in metrics.get("suites", {}).values():

@@ -43,7 +43,7 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
 ) -> None:
     """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
-    from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
+    from plaudit.cli.printing import hush_weight_loading, parity_lines, quiet_console
     from plaudit.recipe.schema import Source
 
     console = quiet_console()

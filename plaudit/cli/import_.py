@@ -42,7 +42,7 @@ def import_model(
     json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
 ) -> None:
     """Read another tool's reward model by its own rules; write a plaudit folder."""
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import hush_weight_loading, quiet_console
 
     console = quiet_console()
     with console.status("starting"):

@@ -26,7 +26,7 @@ def merge(
     json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
 ) -> None:
     """Average the weights of reward models of one base (WARM), and check the result."""
-    from plaudit.cli.screen import hush_weight_loading, parity_lines, quiet_console
+    from plaudit.cli.printing import hush_weight_loading, parity_lines, quiet_console
     from plaudit.recipe.schema import Source
 
     numbers = None if weights is None else _numbers(weights)

@@ -19,7 +19,7 @@ def pull(
     json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
 ) -> None:
     """Download a reward model from the Hub: safetensors, no pickles, no code."""
-    from plaudit.cli.screen import file_lines, quiet_console
+    from plaudit.cli.printing import file_lines, quiet_console
     from plaudit.interop.hub import pull as run
 
     console = quiet_console()

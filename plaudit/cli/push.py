@@ -30,7 +30,7 @@ def push(
     json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
 ) -> None:
     """Upload a reward model to the Hub: its head and its card are looked at first."""
-    from plaudit.cli.screen import file_lines, quiet_console
+    from plaudit.cli.printing import file_lines, quiet_console
     from plaudit.interop.hub import push as run
 
     console = quiet_console()

@@ -16,7 +16,7 @@ def quickstart(
     resume: options.Resume = False,
 ) -> None:
     """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
-    from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
+    from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
     from plaudit.embedded import quickstart_path
     from plaudit.recipe.schema import load_recipe
     from plaudit.training.folder import refuse_existing
@@ -50,7 +50,7 @@ def operator_table(block: Any) -> Any:
     """Accuracy by operator on held-out modules, with intervals, the hardest first."""
     from rich.table import Table
 
-    from plaudit.cli.screen import with_interval
+    from plaudit.cli.printing import with_interval
 
     table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of damage")
     table.add_column("operator")

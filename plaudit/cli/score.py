@@ -101,7 +101,7 @@ def _score_responses(
 ) -> None:
     """Print a reward and its response a line, or the rewards as JSON."""
     from plaudit.cli.main import one_line
-    from plaudit.cli.screen import open_model
+    from plaudit.cli.printing import open_model
 
     _, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     rewards = reward_model.score(prompt, responses)
@@ -129,7 +129,7 @@ def write_scores(
     """Score a file into ``out`` or onto stdout, and say on stderr what became of its rows."""
     if out is None and json:
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
-    from plaudit.cli.screen import open_model
+    from plaudit.cli.printing import open_model
     from plaudit.data.load import check_source
     from plaudit.data.sources.row_files import refuse_existing, row_file_ending
     from plaudit.recipe.schema import Source

@@ -58,7 +58,7 @@ def serve(
 ) -> None:
     """Answer HTTP requests for rewards until stopped."""
     refuse_without_extra()
-    from plaudit.cli.screen import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import hush_weight_loading, quiet_console
     from plaudit.serving.settings import Settings, host_names, model_sources
 
     settings = Settings(

@@ -38,8 +38,8 @@ def train(
     What to train comes from a recipe, or from --model and --data alone. Options win over the
     recipe, --set over the other options; the resolved recipe is written into the run folder.
     """
+    from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
     from plaudit.cli.recipes import choose, request_of, show_notes
-    from plaudit.cli.screen import hush_weight_loading, quiet_console, summarise_run
     from plaudit.errors import OutputError
     from plaudit.recipe.schema import with_columns
     from plaudit.training.folder import RunFolder, is_main_process, refuse_existing

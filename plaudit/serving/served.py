@@ -22,7 +22,7 @@ from plaudit.serving.rejection import RefusalError
 from plaudit.serving.settings import ModelSource, Settings
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
-from plaudit.tokens.written import Habits, encode_written, habits_of
+from plaudit.tokens.preformatted import Habits, encode_written, habits_of
 from plaudit.types import MEDIA, IntArray, Refused, TokenTree
 
 

@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from plaudit.cli.screen import ScreenHandler
+from plaudit.cli.printing import ScreenHandler
 from plaudit.evaluation.sentences import _slices as slice_sentences
 from plaudit.printable import printable
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from plaudit.cli.screen import SUMMARY_LINES, ends, show_evaluation, show_summary, signed
+from plaudit.cli.printing import SUMMARY_LINES, ends, show_evaluation, show_summary, signed
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from plaudit.cli.screen import show_words
+from plaudit.cli.printing import show_words
 from plaudit.errors import DataError, ModelError, TrainingError
 from plaudit.evaluate_model import evaluate
 from plaudit.reward_model import load

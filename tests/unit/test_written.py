@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plaudit.tokens.encode import Encoder
-from plaudit.tokens.written import Habits, encode_written, habits_of, without_padding
+from plaudit.tokens.preformatted import Habits, encode_written, habits_of, without_padding
 from plaudit.types import Rendering
 from tests.models import CHAT_TEMPLATE, tiny_tokenizer
 

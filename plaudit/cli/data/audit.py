@@ -65,7 +65,7 @@ def audit(
 ) -> None:
     """Look over preference data: duplicates, contradictions, leaks, lengths, broken turns."""
     from plaudit.cli.data.audit_screen import progress, show_audit
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.printing import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
     from plaudit.evaluation.folder import refuse_folder, write_folder

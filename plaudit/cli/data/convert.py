@@ -59,7 +59,7 @@ def convert(
     json: options.CountsAsJson = False,
 ) -> None:
     """Write preference data in another tool's format; what it cannot hold is counted by name."""
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.printing import quiet_console
     from plaudit.data.formats.convert import convert as run
     from plaudit.data.formats.writers import choose_writer
     from plaudit.recipe.schema import Source

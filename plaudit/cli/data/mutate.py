@@ -69,7 +69,7 @@ def mutate(
     json: options.CountsAsJson = False,
 ) -> None:
     """Set each row's best response against alterations of it with a known cause."""
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.printing import quiet_console
     from plaudit.data.formats.convert import add_dataset_info, check_out, only_written
     from plaudit.data.formats.writers import Ledger, choose_writer, write_comparison
     from plaudit.data.load import iterate

@@ -53,7 +53,7 @@ def preview(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show rows as the model sees them: every token, the shared prompt, the scored token."""
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.printing import quiet_console
 
     console = quiet_console()
     sources = _sources(data, recipe, format_, options.parse_columns(columns))

@@ -49,7 +49,7 @@ def split(
     json: options.CountsAsJson = False,
 ) -> None:
     """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
-    from plaudit.cli.screen import quiet_console
+    from plaudit.cli.printing import quiet_console
     from plaudit.data.split_files import split_files
     from plaudit.recipe.schema import Source
 
