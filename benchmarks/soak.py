@@ -155,7 +155,10 @@ def draw(record: dict[str, Any], folder: Path) -> None:
     for case in record["cases"]:
         points = [(second, held / 2**20) for second, held in case["memory_over_time"]]
         plots.lines(
-            folder / "memory.png", {"plaudit serve": points}, x="seconds", y="resident memory, MiB"
+            folder / "memory.png",
+            {"plaudit.serving": points},
+            x="seconds",
+            y="resident memory, MiB",
         )
 
 

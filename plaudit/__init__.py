@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "train"]
 
+_FUNCTIONS = {
+    "evaluate": "plaudit.evaluate_model",
+    "load": "plaudit.reward_model",
+    "train": "plaudit.training.run",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return import_module("plaudit.reward_model").load
-    if name in ("train", "evaluate"):
-        # The folder of that name, which can be called: see plaudit.callable_package.
-        return import_module(f"plaudit.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

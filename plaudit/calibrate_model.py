@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from plaudit import reward_model
 from plaudit.data.load import Loaded, load
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate_model import data_facts
@@ -31,6 +30,7 @@ from plaudit.recipe.shipped import RUN_RECIPE
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE
+from plaudit.reward_model import load as load_model
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import FloatArray
 
@@ -59,7 +59,7 @@ class Recalibration:
     """The stored temperature on ``pairs`` pairs before, and the one that these pairs call for.
 
     ``after`` is 1 where no fitted temperature is better than 1 beyond noise. ``gain`` is what it
-    takes off the log loss (:func:`plaudit.evaluation.metrics.calibration.improvement`); ``stored`` whether that
+    takes off the log loss (``calibration.improvement``); ``stored`` whether that
     is beyond noise, so that the model has it now. ``data`` counts the rows.
     """
 
@@ -95,7 +95,7 @@ def calibrate(
     facts = read_facts(folder)
     loaded = load(options.data, seed=options.seed)
     _check_unseen(facts, loaded)
-    reward_model = reward_model.load(
+    reward_model = load_model(
         folder, base=options.base, trust_remote_code=options.trust_remote_code
     )
     table, dropped = score(reward_model, loaded.comparisons, str(model), console)

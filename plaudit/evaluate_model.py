@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from plaudit import __version__, reward_model
+from plaudit import __version__
 from plaudit.data.load import Loaded, load
 from plaudit.data.store import StoredComparisons
 from plaudit.environment import describe_environment
@@ -30,6 +30,7 @@ from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER
 from plaudit.reward_model import RewardModel
+from plaudit.reward_model import load as load_model
 from plaudit.storage.atomic import write_json, write_json_lines
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.store import Trees, encode_rows
@@ -76,7 +77,7 @@ def evaluate(
         refuse_folder(folder)
     loaded = load(_sources(data), seed=seed)
     fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
-    reward_model = model if isinstance(model, RewardModel) else reward_model.load(model)
+    reward_model = model if isinstance(model, RewardModel) else load_model(model)
     kept, encoded = encode_scorable(reward_model, loaded.comparisons, console)
     trees = encoded.trees
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

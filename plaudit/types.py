@@ -409,7 +409,7 @@ class ScoreRow:
     ``comparison`` is the id of its comparison, which need not be unique; ``number`` is its place in
     its dataset, which is. ``response`` is its number inside the comparison, ``tokens`` the length
     of the whole conversation, ``characters`` the length of the response's text. ``features`` are
-    counts of what stands in the texts, where those were at hand (``evaluation/analysis/features.py``).
+    counts of what stands in the texts, where those were at hand (``evaluation/analysis``).
     """
 
     comparison: str

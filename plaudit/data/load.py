@@ -336,7 +336,7 @@ def _sum(tallies: list[Tally]) -> Tally:
 
 def _check_names(sources: Sequence[Source]) -> None:
     names = Counter(files.source_name(source) for source in sources)
-    twice = [name for name, count in columns.items() if count > 1]
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise DataError(
             f"two sources are called {twice[0]!r}, so their rows could not be told apart; give"

@@ -1,1 +1,1 @@
-"""Reward models, recipes and data of other tools: one folder per tool, and the operations on them."""
+"""Models, recipes and data of other tools: one folder per tool, and the operations on them."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @cache
 def architectures() -> dict[str, dict[str, Any]]:
     """Configuration values by architecture, each with the ``names`` of its Hub ids."""
-    text = files("plaudit.plan").joinpath("architectures.json").read_text(encoding="utf-8")
+    text = files("plaudit.planning").joinpath("architectures.json").read_text(encoding="utf-8")
     table: dict[str, dict[str, Any]] = json.loads(text)
     return table
 

@@ -199,7 +199,7 @@ class TokensSection(Section):
 
 
 class LossSection(Section):
-    """The training objective; ``kind`` is a row of the table in :mod:`plaudit.loss`.
+    """The training objective; ``kind`` is a row of the table in :mod:`plaudit.losses`.
 
     ``margin`` says whether a row's margin column is subtracted in the loss. It is in units of
     reward; a column of quality points belongs to other tools.

@@ -14,7 +14,7 @@ CHECKPOINT_RECIPE = "training_recipe.yaml"
 
 def shipped_recipes() -> dict[str, Path]:
     """The files of the shipped recipes by the names that stand for them."""
-    files = [*Path(__file__).parent.glob("*.yaml"), quickstart_path()]
+    files = [*Path(__file__).parents[1].joinpath("recipes").glob("*.yaml"), quickstart_path()]
     return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 

@@ -19,7 +19,7 @@ from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.share import share_prefixes
 from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digests
 
-logger = logging.getLogger("plaudit.serve")
+logger = logging.getLogger("plaudit.serving")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

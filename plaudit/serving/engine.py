@@ -29,7 +29,7 @@ from plaudit.serving.served import Served, open_served
 from plaudit.serving.settings import ModelSource, Settings
 from plaudit.types import IntArray
 
-logger = logging.getLogger("plaudit.serve")
+logger = logging.getLogger("plaudit.serving")
 
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16_384

@@ -26,7 +26,7 @@ from plaudit.serving.page import PAGE_PATHS
 from plaudit.serving.rejection import RefusalError
 from plaudit.serving.settings import Settings
 
-logger = logging.getLogger("plaudit.serve")
+logger = logging.getLogger("plaudit.serving")
 
 OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
 """Answered without the token: probes of a supervisor, and the page, which holds no data."""

@@ -29,7 +29,7 @@ from plaudit.serving.prometheus import Metrics
 from plaudit.serving.served import open_served
 from plaudit.serving.settings import Settings, SettingsError
 
-logger = logging.getLogger("plaudit.serve")
+logger = logging.getLogger("plaudit.serving")
 
 SETTINGS_VARIABLE = "PLAUDIT_SERVE_SETTINGS"
 TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"

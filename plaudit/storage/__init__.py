@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, their checksums, Arrow files, the cache, worker processes."""
+"""Whole files or none, their checksums, Arrow files, the cache, worker processes."""

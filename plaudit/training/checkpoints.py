@@ -37,7 +37,7 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "trai
 def mark_complete(checkpoint: Path) -> None:
     """List every file in the manifest, once all are written, and the run's evaluations until then.
 
-    The evaluations are needed at the end of the run (:func:`plaudit.training.facts.gather_metrics`).
+    The evaluations are needed at the end of the run (``training/facts.py``).
 
     Raises:
         OutputError: it cannot be written.

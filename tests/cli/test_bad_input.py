@@ -821,7 +821,7 @@ def test_rewards_that_are_no_numbers_are_not_written(
 
 def start_scoring(model: Path, data: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     program = (
-        "import sys\nfrom plaudit.serve import files\nfiles.CHUNK_ROWS = 8\n"
+        "import sys\nfrom plaudit import score_file\nscore_file.CHUNK_ROWS = 8\n"
         "from plaudit.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     return subprocess.Popen(

@@ -185,12 +185,12 @@ def force_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def force(name: str) -> None:
         # The CPU's own backend has no windows; layers that have them stay with SDPA.
         monkeypatch.setattr(
-            attention,
+            interface,
             "choose_backend",
             lambda query, settings: "sdpa" if name == "cpu" and settings.window else name,
         )
         monkeypatch.setattr(
-            attention,
+            interface,
             "_varlen_call",
             lambda: interface.VarlenCall(function=emulated_varlen, has_window=True, has_gqa=True),
         )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import plaudit
-from plaudit.callable_package import make_callable
 from tests.conftest import environment_of_a_user
 
 
@@ -32,21 +30,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_public_names() -> None:
     assert set(plaudit.__all__) == {"__version__", "evaluate", "load", "train"}
-    assert callable(plaudit.train)
-    assert callable(plaudit.evaluate)
-
-
-def test_a_package_can_be_called_before_and_after_its_modules_are_imported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    package, run = ModuleType("trial_package"), ModuleType("trial_package.run")
-    package.__path__ = []
-    run.work = lambda value, *, more: value + more  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "trial_package", package)
-    monkeypatch.setitem(sys.modules, "trial_package.run", run)
-    make_callable("trial_package", "work")
-    assert package(1, more=2) == 3  # type: ignore[operator]
-    assert isinstance(package, ModuleType)
+    for name in set(plaudit.__all__) - {"__version__"}:
+        assert callable(getattr(plaudit, name))
 
 
 @pytest.mark.heavy

@@ -760,7 +760,7 @@ def test_metrics_count_every_request(finished_run: Path) -> None:
 def test_the_log_is_json_and_holds_no_prompt(
     server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="plaudit.serve"):
+    with caplog.at_level(logging.INFO, logger="plaudit.serving"):
         server.post("/v1/rewards", {"prompt": "secret words", "responses": ["more secret"]})
         until(lambda: any(r.getMessage() == "request" for r in caplog.records))
     lines = [JsonLines().format(record) for record in caplog.records]

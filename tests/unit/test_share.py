@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit import score_file
 from plaudit.interop.trl.reward_function import reward_function
 from plaudit.model.scoring import distinct_trees
 from plaudit.recipe.schema import Source
@@ -168,7 +167,7 @@ def test_a_row_has_one_reward_in_every_chunk_of_a_file_and_after_a_stop(
         for row in ({"prompt": f"the fox {'jumps ' * n}", "completion": "over " * 3 * n}, again)
     ]
     data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    monkeypatch.setattr(files, "CHUNK_ROWS", 2)
+    monkeypatch.setattr("plaudit.score_file.CHUNK_ROWS", 2)
 
     def stop(done: int, total: int) -> None:
         if done == 6:

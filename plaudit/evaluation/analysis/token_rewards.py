@@ -11,7 +11,7 @@ from plaudit.types import Comparison, Message, Text, Turns
 
 
 def along_of(model: RewardModel) -> Along:
-    """What :func:`plaudit.evaluation.analysis.mistakes.with_texts` asks for the reward along a response.
+    """What ``mistakes.with_texts`` asks for the reward along a response.
 
     It answers ``None`` where there is none: by an encoder, whose every token sees the whole text,
     and for a comparison that is rendered with tools or template arguments of its own.

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from plaudit.device import to_device
 from plaudit.errors import ModelError
-from plaudit.model.attention.interface import cpu
+from plaudit.model.attention import cpu
 from plaudit.model.fast.last_layer import attend_scored, few_scored
 from plaudit.types import PackedLayout
 

@@ -1,1 +1,0 @@
-"""Reward models in the layouts that other tools load: a table of exporters, one file per tool."""

@@ -1,1 +1,0 @@
-"""Reward models at work: in-process scoring and scoring of files."""
