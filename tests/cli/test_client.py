@@ -12,7 +12,7 @@ from plaudit.client import AsyncRewardClient, RewardClient, Rewards
 from plaudit.errors import DataError, RequestRefusedError, ServerError
 from plaudit.reward_model import RewardModel
 from tests.conftest import pair_rows
-from tests.serving import Running, running
+from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
 

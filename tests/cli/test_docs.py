@@ -39,7 +39,7 @@ NOT_RUN_LANGUAGES = ("", "text", "json", "yaml")
 
 # Commands that are not run here: how they begin, and why.
 NOT_RUN = {
-    "make check-page": "a compiler from npm; tests/unit/test_page_types.py runs it where it is",
+    "make check-page": "a compiler from npm; tests/serving/test_page_types.py runs it where it is",
     "torchrun": "tests/laws/test_one_step.py runs two ranks; a page may ask for GPUs",
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
@@ -246,7 +246,7 @@ def server_of(page: Path, workplace: Path) -> Iterator[str]:
     if name_of(page) not in ASKS_A_SERVER:
         yield ADDRESS
         return
-    from tests.serving import running
+    from tests.servers import running
 
     with running(workplace / "runs/first") as server:
         yield server.url

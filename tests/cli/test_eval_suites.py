@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import pair_rows, plaudit, write_jsonl
-from tests.unit.test_suites import pair
+from tests.evaluation.test_suites import pair
 
 pytestmark = pytest.mark.heavy
 

@@ -18,7 +18,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe i
 from plaudit.reward_model import RewardModel  # noqa: E402
 from plaudit.serving.page import PAGE_PATHS  # noqa: E402
 from plaudit.serving.protocols.table import PROTOCOLS  # noqa: E402
-from tests.serving import Running, running  # noqa: E402
+from tests.servers import Running, running  # noqa: E402
 
 expect = playwright.expect
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

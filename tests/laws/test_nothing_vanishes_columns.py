@@ -26,7 +26,7 @@ from plaudit.recipe.schema import Source
 from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.unit.test_readers import COLUMNS, EXAMPLES, JSON, assistant, damaged, user
+from tests.data.test_readers import COLUMNS, EXAMPLES, JSON, assistant, damaged, user
 
 TEXTS = {"chosen": "Blue, by day.", "rejected": "It is green."}
 WHOLE = {

@@ -28,7 +28,7 @@ from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
 from plaudit.training.run import train
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.serving import Running, running
+from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
 

@@ -19,7 +19,7 @@ from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
 from plaudit.serving.protocols.table import PROTOCOLS
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.serving import Running, running
+from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
 CLOSE = pytest.approx

@@ -36,7 +36,7 @@ from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
-from tests.unit.test_readers import EXAMPLES
+from tests.data.test_readers import EXAMPLES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from common.planting import KINDS, plant, ranked

@@ -20,7 +20,7 @@ from plaudit.serving.body import parse_body
 from plaudit.serving.protocols.records import Protocol
 from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.serving.rejection import RefusalError
-from tests.serving import running
+from tests.servers import running
 
 ROUTES = [
     (protocol, path, method)

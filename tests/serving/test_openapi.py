@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from plaudit.serving.protocols.table import PROTOCOLS
-from tests.serving import Running, running
+from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
 POSITIVE = schemathesis.GenerationMode.POSITIVE

@@ -11,7 +11,7 @@ from scipy import stats
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.regression import Gate, judge, parse_metrics
-from tests.unit.test_compare import noisy, table_of
+from tests.evaluation.test_compare import noisy, table_of
 
 
 def gated(model: np.ndarray, baseline: np.ndarray, **options: object) -> dict:

@@ -26,7 +26,7 @@ from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns, as_turns
 from tests.conftest import pair_rows, write_jsonl
-from tests.unit.test_readers import EXAMPLES
+from tests.data.test_readers import EXAMPLES
 
 ORDER_ALONE = {name for name, writer in WRITERS.items() if writer.ordered}
 

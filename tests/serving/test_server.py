@@ -32,7 +32,7 @@ from plaudit.serving.middleware import LOCAL_NAMES, JsonLines, own_names
 from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.serving.server import with_open_files
 from plaudit.serving.settings import ModelSource, Settings, SettingsError, host_names
-from tests.serving import Running, running
+from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
 BODY = PROTOCOLS["rewards"].example

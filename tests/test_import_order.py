@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "plaudit"
+PACKAGE = Path(__file__).parents[1] / "plaudit"
 STAGES = frozenset(
     {"data", "tokens", "model", "loss", "train", "evaluate", "report", "serve", "share", "plan"}
 )
