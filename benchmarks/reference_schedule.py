@@ -22,11 +22,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from plaudit.environment import describe_environment
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
 from plaudit.evaluation.table import Pairs, ScoreTable, pairs, read_table
 from plaudit.recipe.schema import load_recipe
+from plaudit.report.record import describe_environment
 from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.tokens.encode import TokenTree

@@ -22,13 +22,13 @@ import numpy as np
 from common.results import SEED, Shown, console, median, parser, show
 from common.results import recorder as start_recorder
 from plaudit.data.perturb.probes import ALTERATIONS
-from plaudit.environment import describe_environment
 from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Altered, Probed
 from plaudit.evaluation.facts import json_safe, summarise
 from plaudit.evaluation.rows import score_rows
 from plaudit.evaluation.table import build_table, pairs
+from plaudit.report.record import describe_environment
 from plaudit.types import Comparison, FloatArray, TokenTree
 
 QUESTION = "report_size"

@@ -23,10 +23,9 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from plaudit.data.formats.values import as_messages, as_tools
+from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.given import Row, check_responses, check_rows
-from plaudit.types import Best, Text, TokenReward, Tools
+from plaudit.types import Best, Prompted, Text, TokenReward, Tools
 
 try:
     import httpx2 as httpx
@@ -267,7 +266,7 @@ class RewardClient:
 
     def score_many(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
         concurrency: int = 8,
@@ -281,7 +280,7 @@ class RewardClient:
 
     def rewards_of_many(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
         concurrency: int = 8,
@@ -297,7 +296,7 @@ class RewardClient:
         counter = _Counter(len(rows), on_progress)
         stop = threading.Event()
 
-        def one(row: Row) -> Rewards | RequestRefusedError:
+        def one(row: Prompted) -> Rewards | RequestRefusedError:
             if stop.is_set():
                 raise ServerError("Another row of the same call failed.")
             found: Rewards | RequestRefusedError
@@ -408,7 +407,7 @@ class AsyncRewardClient:
 
     async def score_many(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
         concurrency: int = 8,
@@ -422,7 +421,7 @@ class AsyncRewardClient:
 
     async def rewards_of_many(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
         concurrency: int = 8,

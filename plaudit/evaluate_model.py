@@ -14,7 +14,6 @@ from rich.progress import Progress
 from plaudit import __version__
 from plaudit.data.load import Loaded, load
 from plaudit.data.store import StoredComparisons
-from plaudit.environment import describe_environment
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import BASELINES, fitted_comparisons, measure_baselines
 from plaudit.evaluation.analysis.mistakes import with_texts
@@ -28,7 +27,7 @@ from plaudit.evaluation.table import ScoreTable, build_table, write_table
 from plaudit.recipe.schema import Source
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import write_plots
-from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER
+from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER, describe_environment
 from plaudit.reward_model import RewardModel
 from plaudit.reward_model import load as load_model
 from plaudit.storage.atomic import write_json, write_json_lines

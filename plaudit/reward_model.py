@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -13,9 +14,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.formats.values import as_messages, as_tools
+from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, ModelError
-from plaudit.given import Row, check_responses, check_rows
 from plaudit.interop.formats import open_reward_model
 from plaudit.interop.records import Choices, Opened
 from plaudit.model.checkpoint import ArtefactFacts
@@ -23,7 +23,6 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
-from plaudit.score_cache import ScoreCache
 from plaudit.tokens.batch import PackedBatcher, make_batchers
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode
 from plaudit.tokens.pieces import pieces
@@ -36,12 +35,14 @@ from plaudit.types import (
     Comparison,
     FloatArray,
     Message,
+    Prompted,
     Refused,
     Text,
     TokenReward,
     TokenTree,
     Tools,
     Turns,
+    conversation_digests,
     has_media,
 )
 
@@ -102,7 +103,7 @@ class RewardModel:
         return [float(reward) for reward in outcome]
 
     def score_many(
-        self, rows: Sequence[Row], *, tools: Tools | None = None
+        self, rows: Sequence[Prompted], *, tools: Tools | None = None
     ) -> list[list[float] | DataError]:
         """One reward per response of every row, a pair of a prompt and its responses.
 
@@ -378,3 +379,44 @@ def load(
         batcher=batchers[model.layout],
         encoder=encoder_of(opened),
     )
+
+
+class ScoreCache:
+    """Rewards of recent conversations by token ids, bounded; the least recently used go first.
+
+    Used by the one thread that owns the model.
+
+    A conversation is known by a 128-bit digest of its ids: 32 bytes of memory whatever its length.
+    """
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._rewards: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rewards)
+
+    def get(self, key: bytes) -> float | None:
+        reward = self._rewards.get(key)
+        if reward is not None:
+            self._rewards.move_to_end(key)
+        return reward
+
+    def put(self, key: bytes, reward: float) -> None:
+        if self._entries <= 0:
+            return
+        self._rewards[key] = reward
+        self._rewards.move_to_end(key)
+        if len(self._rewards) > self._entries:
+            self._rewards.popitem(last=False)
+
+    def settle(self, tree: TokenTree, rewards_K: FloatArray) -> FloatArray:
+        """The reward that each conversation got before; else this one, which is kept."""
+        settled_K = rewards_K.copy()
+        for k, key in enumerate(conversation_digests(tree.branches, tree.prefix)):
+            before = self.get(key)
+            if before is None:
+                self.put(key, float(rewards_K[k]))
+            else:
+                settled_K[k] = before
+        return settled_K

@@ -19,8 +19,7 @@ from plaudit.data.sources.row_files import ROW_FILES, as_line, refuse_existing, 
 from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
-from plaudit.reward_model import RewardModel
-from plaudit.score_cache import ScoreCache
+from plaudit.reward_model import RewardModel, ScoreCache
 from plaudit.storage.atomic import write_atomically, write_json, writing
 from plaudit.types import Refused, TokenTree
 

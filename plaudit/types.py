@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
@@ -106,6 +107,9 @@ Turns: TypeAlias = tuple[Message, ...] | str
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
+
+Prompted: TypeAlias = tuple[Text, Sequence[Text]]
+"""A prompt and its responses, as callers give them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,3 +467,10 @@ class ShownComparison:
     def separate(self) -> int:
         """Tokens of one sequence for each response."""
         return sum(len(self.prefix) + len(branch) for branch in self.branches)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``; for CUDA through pinned memory, so that the host goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

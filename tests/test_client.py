@@ -18,8 +18,8 @@ import httpx2
 import pytest
 
 from plaudit.client import AsyncRewardClient, Protocol, RewardClient, Send, Wait
+from plaudit.data.formats.values import check_responses, check_rows
 from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
-from plaudit.given import check_responses, check_rows
 
 ANSWER = {
     "model": "first",

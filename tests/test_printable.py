@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli.printing import ScreenHandler
+from plaudit.errors import printable
 from plaudit.evaluation.sentences import _slices as slice_sentences
-from plaudit.printable import printable
 
 ESCAPE = "\x1b]0;title\x07\x1b[31m"
 

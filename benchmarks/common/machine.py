@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from plaudit.environment import describe_environment
+from plaudit.report.record import describe_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = ("trl", "llamafactory", "flash-attn")

@@ -68,7 +68,7 @@ def info(
 
 def look_around() -> Installation:
     """This installation. Imports torch, which alone knows the devices."""
-    from plaudit.environment import describe_environment
+    from plaudit.report.record import describe_environment
 
     versions = describe_environment("")
     del versions["device"]

@@ -16,8 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from plaudit import __version__
-from plaudit.errors import InterruptedRunError, PlauditError, RecipeError
-from plaudit.printable import printable
+from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, printable
 
 USER_MISTAKE = 2
 INTERRUPTED = 130

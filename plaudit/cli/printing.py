@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.printable import printable
+from plaudit.errors import printable
 
 if TYPE_CHECKING:
     from plaudit.interop.parity import Parity

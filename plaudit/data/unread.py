@@ -17,8 +17,7 @@ from plaudit.data.formats.readers import choose_reader, to_comparison, with_syst
 from plaudit.data.formats.turns import is_sharegpt
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import is_blank
-from plaudit.errors import DataError
-from plaudit.printable import printable
+from plaudit.errors import DataError, printable
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plaudit import __version__
-from plaudit.environment import describe_environment
 from plaudit.evaluate_model import Evaluation
 from plaudit.evaluation.candidates import is_recorded, open_contestant, recorded_table, score
 from plaudit.evaluation.compare import Scored
@@ -22,6 +21,7 @@ from plaudit.evaluation.regression import Gate, judge
 from plaudit.evaluation.suites.request import Request
 from plaudit.evaluation.suites.run import RunSuite, run_suite
 from plaudit.evaluation.table import ScoreTable, build_table
+from plaudit.report.record import describe_environment
 from plaudit.reward_model import RewardModel
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from plaudit.errors import printable
 from plaudit.evaluation.analysis.bias import FEWEST_PER_SIDE
 from plaudit.evaluation.analysis.slices import SMALL_SLICE
-from plaudit.printable import printable
 
 Block: TypeAlias = Mapping[str, Any]
 Part: TypeAlias = Callable[[Block], Iterator[str]]

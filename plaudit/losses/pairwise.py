@@ -9,8 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from plaudit.device import to_device
-from plaudit.types import TokenTree
+from plaudit.types import TokenTree, to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from plaudit import __version__
 from plaudit.errors import DataError
 
 METRICS_FILE = "metrics.json"
@@ -217,3 +221,26 @@ FORMATS = {
     "words": words,
 }
 """Template filters, by name."""
+
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def describe_environment(device: str) -> dict[str, str]:
+    """Versions by package name, Python, the platform and the device computed on."""
+    found = {"plaudit": __version__, "python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return {**found, "platform": platform.platform(), "device": device}

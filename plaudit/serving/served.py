@@ -14,8 +14,7 @@ import numpy as np
 
 from plaudit.errors import DataError, ModelError
 from plaudit.model.attention.kv_cache import PromptStates
-from plaudit.reward_model import RewardModel, load
-from plaudit.score_cache import ScoreCache
+from plaudit.reward_model import RewardModel, ScoreCache, load
 from plaudit.serving.prompts import open_states
 from plaudit.serving.protocols.records import Ask, Dialogue, Ids, Part, Written
 from plaudit.serving.rejection import RefusalError

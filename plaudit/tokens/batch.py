@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from plaudit.device import to_device
 from plaudit.types import (
     Batcher,
     PackedBatch,
@@ -20,6 +19,7 @@ from plaudit.types import (
     PaddedBatch,
     PassStates,
     TokenTree,
+    to_device,
 )
 
 MICROBATCH_TOKENS = 8192

@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.errors import DataError
-from plaudit.printable import printable
+from plaudit.errors import DataError, printable
 from plaudit.tokens.rendering import RENDER_ERRORS, Piece, Rendered, Voice, is_chat, render
 from plaudit.tokens.unrendered import find_unrendered
 from plaudit.types import (

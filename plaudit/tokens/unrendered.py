@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from plaudit.printable import printable
+from plaudit.errors import printable
 from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, Voice, render
 from plaudit.types import Comparison, Message, Turns
 

@@ -19,7 +19,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from plaudit.environment import describe_environment
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
@@ -31,6 +30,7 @@ from plaudit.recipe.schema import (
     load_recipe,
     parse_recipe,
 )
+from plaudit.report.record import describe_environment
 from plaudit.storage.atomic import write_json, writing
 from plaudit.training.callbacks import (
     Closing,

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from plaudit.errors import ModelError
 from plaudit.model.architectures import PACKED_FAMILIES, why_not_packed
+from plaudit.model.attention import interface
 from plaudit.model.attention.interface import (
     BACKENDS,
     PACKED_ATTENTION,
-    interface,
     spans,
     varlen_plan,
 )

@@ -311,7 +311,7 @@ def blind(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 
 def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plaudit.model.attention.interface import interface
+    from plaudit.model.attention import interface
 
     expected = scores(tiny_classifier())
     monkeypatch.setitem(interface.BACKENDS, "cpu", blind)
@@ -330,7 +330,7 @@ def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch
 
 def test_the_probe_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU another attention runs in half precision: that one must be tried."""
-    from plaudit.model.attention.interface import interface
+    from plaudit.model.attention import interface
 
     seen: set[torch.dtype] = set()
     own = interface.BACKENDS["cpu"]
@@ -369,7 +369,7 @@ def test_a_probe_allows_for_the_coarsest_precision_of_a_body() -> None:
 def test_a_failed_probe_is_recorded(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plaudit.model.attention.interface import interface
+    from plaudit.model.attention import interface
     from plaudit.training.run import train
 
     with monkeypatch.context() as patch:

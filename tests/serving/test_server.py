@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.model.attention.interface import kv_cache
+from plaudit.model.attention import kv_cache
 from plaudit.reward_model import RewardModel
 from plaudit.serving import app as app_module
 from plaudit.serving import engine as engine_module

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.printable import printable
+from plaudit.errors import printable
 from plaudit.report.audit_words import (
     STYLES,
     compared,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
-from plaudit.errors import DataError
-from plaudit.printable import printable
+from plaudit.errors import DataError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 from plaudit.errors import DataError
-from plaudit.types import Message, Turns
+from plaudit.types import Message, Prompted, Turns
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -331,3 +331,47 @@ def from_json(row: Row, column: str, kind: type) -> Any:
 
 
 _NAMES: Final[dict[type, str]] = {list: "a list", dict: "an object"}
+
+
+def check_responses(responses: Any, where: str = "") -> None:
+    """Whether ``responses`` is a list with at least one response.
+
+    ``where`` names the row before ``responses`` in the message. What a prompt or a response must be
+    is said by :func:`as_messages`.
+
+    Raises:
+        DataError: something else, named by its type.
+    """
+    is_list = hasattr(responses, "__getitem__") and hasattr(responses, "__len__")
+    if not is_list or isinstance(responses, (str, bytes, Mapping)):
+        raise DataError(
+            f"{where}responses is {_called(responses)}; give a list with at least one response."
+        )
+    if not len(responses):
+        raise DataError(f"{where}responses is empty; give a list with at least one response.")
+
+
+def check_rows(rows: Any) -> list[Prompted]:
+    """The rows, each a pair of a prompt and its responses (:func:`check_responses`).
+
+    Raises:
+        DataError: something else, named by its position and its type.
+    """
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
+        raise DataError(f"rows is {_called(rows)}; give a list of pairs (prompt, responses).")
+    checked: list[Prompted] = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, (tuple, list)) or len(row) != 2:
+            raise DataError(f"rows[{number}] is {_called(row)}; give a pair (prompt, responses).")
+        prompt, responses = row
+        check_responses(responses, f"rows[{number}]: ")
+        checked.append((prompt, responses))
+    return checked
+
+
+def _called(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, str):
+        return "one text"
+    return f"of type {type(value).__name__}"

@@ -19,8 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit.data.sources import embedded, hub
-from plaudit.errors import DataError
-from plaudit.printable import printable
+from plaudit.errors import DataError, printable
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, names_in
 

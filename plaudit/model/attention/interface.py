@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from plaudit.device import to_device
 from plaudit.errors import ModelError
 from plaudit.model.attention import cpu
 from plaudit.model.fast.last_layer import attend_scored, few_scored
-from plaudit.types import PackedLayout
+from plaudit.types import PackedLayout, to_device
 
 PACKED_ATTENTION = "plaudit_packed"
 

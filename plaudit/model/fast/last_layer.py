@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.device import to_device
 from plaudit.model.fast.exchange import Exchanged
-from plaudit.types import PackedLayout, PlacedTree
+from plaudit.types import PackedLayout, PlacedTree, to_device
 
 
 class _Pass(threading.local):
