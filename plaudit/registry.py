@@ -1,0 +1,46 @@
+"""What other tools bring, found by kind and name: dotted names, imported on first use.
+
+The core looks a name up and never imports ``interop``; a worker process that looks one up imports
+what it needs and no registration has to run before. One line per tool and kind: adding or deleting
+a tool touches its folder and its lines here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+TABLE: Final[Mapping[str, Mapping[str, str]]] = {}
+"""Kind to name to ``module:attribute``. The order within a kind is the order of lookup."""
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names of a kind. Imports nothing."""
+    return tuple(TABLE[kind])
+
+
+@functools.cache
+def find(kind: str, name: str) -> Any:
+    """What a name stands for; the caller knows the type that its kind has.
+
+    Raises:
+        KeyError: no such kind or name.
+    """
+    module, _, attribute = TABLE[kind][name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def every(kind: str) -> dict[str, Any]:
+    """All of a kind by name, in the order of the table."""
+    return {name: find(kind, name) for name in TABLE[kind]}
+
+
+def source_file(kind: str, name: str) -> Path:
+    """The file that defines it, for keys of caches. Imports the packages above it alone."""
+    spec = find_spec(TABLE[kind][name].partition(":")[0])
+    assert spec is not None and spec.origin is not None, f"{kind} {name} has no source file"
+    return Path(spec.origin)
