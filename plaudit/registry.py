@@ -42,5 +42,6 @@ def every(kind: str) -> dict[str, Any]:
 def source_file(kind: str, name: str) -> Path:
     """The file that defines it, for keys of caches. Imports the packages above it alone."""
     spec = find_spec(TABLE[kind][name].partition(":")[0])
-    assert spec is not None and spec.origin is not None, f"{kind} {name} has no source file"
+    assert spec is not None, f"{kind} {name} is in no module"
+    assert spec.origin is not None, f"{kind} {name} has no source file"
     return Path(spec.origin)
