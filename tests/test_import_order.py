@@ -1,4 +1,4 @@
-"""Stages meet in the shared records, not in each other; the light parts load nothing heavy."""
+"""One order of layers for the whole package; the light parts load nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,37 +6,47 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "plaudit"
-STAGES = frozenset(
-    {"data", "tokens", "model", "loss", "train", "evaluate", "report", "serve", "share", "plan"}
-)
 
-# Composition roots join stages. A folder stands for all its files.
-ROOTS = (
-    "train",
-    "evaluate_model.py",
-    "evaluation/analysis/token_rewards.py",
-    "evaluation/analysis/probing.py",
-    "evaluation/additions.py",
-    "evaluation/candidates.py",
-    "calibrate_model.py",
-    "evaluation/suites/run.py",
-    "serve",
-    "share",
-    "cli",
-)
-
-# Edges outside the roots, each with its reason. Nothing else may join this list unnoticed.
-ALLOWED: dict[tuple[str, str], str] = {
+# A layer imports itself and the layers below it, at the top of a file or inside a function. The
+# longest pattern that fits a module decides; a pattern stands for all that lies under it.
+LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "client.py",
-        "data",
-    ): "messages are checked before they are sent, as by a local model",
-}
+        "__main__",
+        "cli",
+        "serving",
+        "interop.*.protocol",
+        "interop.export",
+        "interop.hub",
+        "interop.merge",
+        "interop.parity",
+        "interop.trl.reward_function",
+        "calibrate_model",
+        "compare_models",
+    ),
+    ("training",),
+    ("evaluate_model",),
+    ("report",),
+    ("evaluation",),
+    ("score_file", "client"),
+    ("reward_model",),
+    ("interop",),
+    ("planning",),
+    ("model",),
+    ("tokens",),
+    ("losses",),
+    ("data",),
+    ("recipe",),
+    ("storage", "embedded"),
+    ("registry",),
+    # The package itself names its functions and imports none of them before they are called.
+    ("types", "errors", ""),
+)
 
 LIGHT = (
     "plaudit",
@@ -49,18 +59,49 @@ LIGHT = (
     "plaudit.data.formats.convert",
     "plaudit.data.load",
     "plaudit.errors",
-    "plaudit.storage.atomic",
-    "plaudit.planning.estimate",
+    "plaudit.interop.hub",
     "plaudit.planning.architecture",
+    "plaudit.planning.estimate",
     "plaudit.recipe.schema",
+    "plaudit.registry",
     "plaudit.report",
     "plaudit.report.audit",
     "plaudit.report.card",
     "plaudit.report.preview",
-    "plaudit.interop.hub",
+    "plaudit.storage.atomic",
     "plaudit.types",
 )
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "matplotlib")
+
+
+def modules() -> dict[str, Path]:
+    """The modules of the package by the name below ``plaudit``."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer_of(module: str) -> int:
+    """The place of a module in :data:`LAYERS`.
+
+    Raises:
+        LookupError: it belongs to none.
+    """
+    fitting = [
+        (len(pattern), place)
+        for place, layer in enumerate(LAYERS)
+        for pattern in layer
+        if pattern == module
+        or (pattern and (module.startswith(f"{pattern}.") or fnmatch(module, pattern)))
+    ]
+    if not fitting:
+        raise LookupError(f"plaudit.{module} belongs to no layer; give it a place in LAYERS")
+    return max(fitting)[1]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -76,49 +117,49 @@ def imports(path: Path) -> Iterator[str]:
         if id(node) in for_types:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            full = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the direction"
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def stage_of(module: str) -> str | None:
-    parts = module.split(".")
-    if len(parts) > 1 and parts[0] == "plaudit" and parts[1] in STAGES:
-        return parts[1]
-    return None
-
-
-def is_root(relative: Path) -> bool:
-    return relative.as_posix() in ROOTS or relative.parts[0] in ROOTS
-
-
-def edges() -> set[tuple[str, str]]:
-    """``(file, stage it imports)`` for every import of another stage outside the roots."""
-    found = set()
-    for path in PACKAGE.rglob("*.py"):
-        relative = path.relative_to(PACKAGE)
-        if is_root(relative):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
             continue
-        own = relative.parts[0] if relative.parts[0] in STAGES else None
-        stages = {stage_of(module) for module in imports(path)} - {None, own}
-        found |= {(relative.as_posix(), stage) for stage in stages if stage}
-    return found
+        for name in full:
+            package, _, below = name.partition(".")
+            if package == "plaudit":
+                # What a module defines is imported from the module; a package defines nothing.
+                yield below if below in MODULES else below.rpartition(".")[0]
 
 
-def test_stages_meet_only_in_composition_roots() -> None:
-    assert edges() == set(ALLOWED)
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_down_the_layers(module: str) -> None:
+    own = layer_of(module)
+    up = {other for other in imports(MODULES[module]) if layer_of(other) < own}
+    assert not up, f"plaudit.{module} imports {sorted(up)}, which lie above it"
 
 
-def test_stages_import_no_root_of_another() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        relative = path.relative_to(PACKAGE)
-        if relative.parts[0] != "cli":
-            assert not [m for m in imports(path) if m.startswith("plaudit.cli.")] or (
-                relative.as_posix() == "__main__.py"
-            ), f"{relative} imports the command line"
+def test_nothing_imports_a_tool_but_its_own_folder_and_the_operations() -> None:
+    """Tools are found through the registry, so that one can be added or deleted by itself."""
+    for module, path in MODULES.items():
+        parts = module.split(".")
+        for other in imports(path):
+            tool = other.split(".")
+            if tool[0] == "interop" and len(tool) > 2 and parts[:2] != tool[:2]:
+                assert parts[0] == "cli", f"plaudit.{module} imports plaudit.{other}"
+
+
+def test_the_core_names_no_other_tool() -> None:
+    texts = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.jinja")]
+    naming = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in texts
+        if any(
+            name in path.read_text(encoding="utf-8").lower()
+            for name in ("llamafactory", "llama-factory", "llama_factory", "openrlhf")
+        )
+    }
+    assert {name for name in naming if not name.startswith(("interop/", "cli/", "registry.py"))} == (
+        set()
+    )
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -128,12 +169,3 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
-
-
-def test_nothing_but_the_command_line_imports_training() -> None:
-    importers = {
-        path.relative_to(PACKAGE).parts[0]
-        for path in PACKAGE.rglob("*.py")
-        if any(stage_of(module) == "train" for module in imports(path))
-    }
-    assert importers <= {"train", "cli"}
