@@ -1,6 +1,6 @@
 """Write the tables of the docs from the recorded results; numbers are never typed.
 
-    python benchmarks/tables.py [--check]
+    python -m benchmarks.tables [--check]
 
 Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands what this command put there: the table
 of ``benchmarks/results/NAME/results.json`` with its machine and command, or that there is none yet.
@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from common.machine import REPOSITORY
-from common.results import RESULTS, Shown, median, size
+from benchmarks.common.machine import REPOSITORY
+from benchmarks.common.results import RESULTS, Shown, median, size
 
 PAGES = (
     REPOSITORY / "docs" / "performance.md",
@@ -242,9 +242,10 @@ def render(page: str) -> str:
 def draw_all() -> None:
     """The plots of every question that was measured and has one."""
     for path in sorted(RESULTS.glob("*/results.json")):
-        module = importlib.import_module(path.parent.name)
-        if "draw" in vars(module):
-            module.draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
+        for script in RESULTS.parent.glob(f"*/{path.parent.name}.py"):
+            module = importlib.import_module(f"benchmarks.{script.parent.name}.{script.stem}")
+            if "draw" in vars(module):
+                module.draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
 
 
 def main() -> None:
@@ -261,7 +262,7 @@ def main() -> None:
         old = page.read_text(encoding="utf-8")
         new = render(old)
         if arguments.check and new != old:
-            sys.exit(f"{page.name} is not up to date; run python benchmarks/tables.py")
+            sys.exit(f"{page.name} is not up to date; run python -m benchmarks.tables")
         if not arguments.check:
             page.write_text(new, encoding="utf-8")
 

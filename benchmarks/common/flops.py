@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.models import linear_weights
-from common.results import median
+from benchmarks.common.models import linear_weights
+from benchmarks.common.results import median
 from plaudit.types import TokenTree
 
 FORWARD = {"linear": 2, "attention": 4}

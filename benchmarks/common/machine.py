@@ -43,7 +43,8 @@ def describe_machine() -> dict[str, Any]:
 def command() -> str:
     """The command line as typed, without the folders of the interpreter and the data."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    module = Path(sys.argv[0]).resolve().relative_to(REPOSITORY).with_suffix("")
+    return " ".join(["python", "-m", ".".join(module.parts), *words])
 
 
 def keep_heap() -> None:

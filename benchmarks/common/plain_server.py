@@ -1,6 +1,6 @@
 """A reward server as one writes it in an afternoon: every response encoded and computed alone.
 
-    python benchmarks/common/plain_server.py FOLDER
+    python -m benchmarks.common.plain_server FOLDER
 
 It takes plaudit's ``/v1/rewards`` with rendered texts (``prompt`` and ``responses``), one request
 at a time. uvicorn, FastAPI and the model are the same as plaudit's; what differs is the scoring.

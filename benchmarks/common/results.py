@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.machine import REPOSITORY, command, describe_machine
+from benchmarks.common.machine import REPOSITORY, command, describe_machine
 from plaudit.storage.atomic import write_json
 
 RESULTS = REPOSITORY / "benchmarks" / "results"

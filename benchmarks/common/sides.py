@@ -27,9 +27,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from trl import RewardConfig
 from trl import RewardTrainer as TrlTrainer
 
-from common.machine import keep_heap
-from common.models import LORA
-from common.results import Recorder, recorder
+from benchmarks.common.machine import keep_heap
+from benchmarks.common.models import LORA
+from benchmarks.common.results import Recorder, recorder
 from plaudit.recipe.schema import effective_training_arguments, parse_recipe
 from plaudit.training.callbacks import StopSignal
 from plaudit.training.folder import start_folder

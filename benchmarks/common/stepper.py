@@ -17,7 +17,7 @@ import torch
 from greenlet import greenlet
 from transformers import Trainer, TrainerCallback
 
-from common import machine
+from benchmarks.common import machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,34 +16,32 @@ from plaudit.types import TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-COMMANDS = sorted(path.name for path in FOLDER.glob("*.py"))
+COMMANDS = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    for path in (FOLDER / "tables.py", *FOLDER.glob("*/*.py"))
+    if path.stem != "__init__" and path.parent.name not in ("common", "results")
+)
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(FOLDER / name), *arguments],
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=FOLDER.parent,
-        env={**os.environ, "PYTHONPATH": str(FOLDER.parent)},
     )
 
 
-@pytest.fixture
-def benchmark_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "real_data.py"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "quality.real_data"])
 def test_every_command_says_what_it_answers(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0, done.stderr
-    assert f"python benchmarks/{name}" in done.stdout
+    assert f"python -m benchmarks.{name}" in done.stdout
 
 
 def test_the_page_is_written_by_the_results() -> None:
-    done = run("tables.py", "--check")
+    done = run("tables", "--check")
     assert done.returncode == 0, done.stderr
 
 
@@ -52,7 +49,7 @@ def test_the_page_is_written_by_the_results() -> None:
 def test_a_training_comparison_runs_and_compares_losses(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(12))
     done = run(
-        "training.py",
+        "speed.training",
         *("--data", str(data), "--models", "tiny", "--batches", "2", "--rounds", "1"),
         *("--no-memory", "--out", str(tmp_path / "out")),
     )
@@ -71,7 +68,7 @@ def test_a_training_comparison_runs_and_compares_losses(tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_the_gpu_comparison_runs_tiny_on_the_cpu(tmp_path: Path) -> None:
     done = run(
-        "gpu_llama8b.py",
+        "gpu.llama8b",
         *("--tiny", "--shapes", "24+8", "--sides", "plaudit,padded", "--rounds", "1"),
         *("--out", str(tmp_path)),
     )
@@ -85,7 +82,7 @@ def test_the_gpu_comparison_runs_tiny_on_the_cpu(tmp_path: Path) -> None:
 def test_the_data_path_reads_and_encodes_every_row(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(12))
     done = run(
-        "data_path.py",
+        "speed.data_path",
         *("--data", str(data), "--sizes", "30", "--rounds", "1", "--out", str(tmp_path / "out")),
     )
     assert done.returncode == 0, done.stderr
@@ -94,17 +91,15 @@ def test_the_data_path_reads_and_encodes_every_row(tmp_path: Path) -> None:
     assert case["new"][0]["rows_per_second"] > 0
 
 
-@pytest.mark.usefixtures("benchmark_modules")
 def test_losses_that_differ_stop_the_comparison() -> None:
-    training: Any = importlib.import_module("training")
+    training: Any = importlib.import_module("benchmarks.speed.training")
     taken = {"plaudit": {"losses": [[0.7]]}, "trl": {"losses": [[0.7002]]}}
     with pytest.raises(SystemExit, match="must agree"):
         training.refuse_other_losses(taken, 0)
 
 
-@pytest.mark.usefixtures("benchmark_modules")
 def test_grouped_batches_are_of_similar_length() -> None:
-    training: Any = importlib.import_module("training")
+    training: Any = importlib.import_module("benchmarks.speed.training")
     lengths = np.random.default_rng(0).integers(10, 900, 640).tolist()
     batches = training.grouped_batches(lengths, 8, 5, 0)
     assert [len(steps) for steps in batches.rounds] == [1, 1, 1, 1, 1, 1]
@@ -113,9 +108,8 @@ def test_grouped_batches_are_of_similar_length() -> None:
     assert max(spread) < 100 < max(longest) - min(longest)
 
 
-@pytest.mark.usefixtures("benchmark_modules")
 def test_attended_counts_what_the_attention_mask_lets_through() -> None:
-    flops: Any = importlib.import_module("common.flops")
+    flops: Any = importlib.import_module("benchmarks.common.flops")
 
     def ids(count: int) -> np.ndarray[Any, Any]:
         return np.zeros(count, np.int32)

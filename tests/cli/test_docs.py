@@ -46,7 +46,7 @@ NOT_RUN = {
     "python scripts/measure_embedded_base.py": "minutes, on a base that was just pretrained",
     "plaudit train reference-schedule-small": "16,203 steps, half an hour and more",
     "plaudit compare runs/reference": "the evaluations of that run",
-    "python benchmarks/reference_schedule.py": "the checkpoints of that run",
+    "python -m benchmarks.studies.reference_schedule": "the checkpoints of that run",
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
@@ -61,7 +61,7 @@ NOT_RUN = {
     "vllm serve": "another tool's server, on a GPU",
     "python -m sglang.launch_server": "another tool's server, on a GPU",
     "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
-    "python benchmarks/real_data.py": "half an hour, on preference sets that are not in the tree",
+    "python -m benchmarks.quality.real_data": "half an hour, on preference sets elsewhere",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
 STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")

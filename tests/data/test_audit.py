@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from benchmarks.common.planting import KINDS, plant, ranked
 from plaudit.cli.data.audit import compared_with, parts_of, tools_for
 from plaudit.data.audit import chat, columns, near, statistics
 from plaudit.data.audit.checks import BY_NAME, CHECKS
@@ -37,9 +37,6 @@ from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
 from tests.data.test_readers import EXAMPLES
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from common.planting import KINDS, plant, ranked
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 

@@ -1,6 +1,6 @@
 """Does the audit find what is known to be there, and leave the rest alone?
 
-    python benchmarks/audit_planted.py --data DIR_OF_PAIRS [--rows 2000] [--each 25] [--rounds 3]
+    python -m benchmarks.quality.audit_planted --data DIR_OF_PAIRS [--rows 2000] [--rounds 3]
 
 Real pairs, one per prompt, drawn from all files of the folder; ``--each`` defects of each kind are
 planted in them (``common/planting.py``), and the file is audited. Counted per kind: defects found
@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common.planting import KINDS, Row, plant, ranked
-from common.results import Shown, console, parser, show
-from common.results import recorder as start_recorder
+from benchmarks.common.planting import KINDS, Row, plant, ranked
+from benchmarks.common.results import Shown, console, parser, show
+from benchmarks.common.results import recorder as start_recorder
 
 QUESTION = "audit_planted"
 MAX_LENGTH = 2048

@@ -1,6 +1,6 @@
 """How much do large bodies and half-sent requests delay everybody else's requests?
 
-    python benchmarks/server_isolation.py [--seconds 10] [--mib 1,8] [--connections 500,2000]
+    python -m benchmarks.speed.server_isolation [--seconds 10] [--mib 1,8] [--connections 500,2000]
 
 A small request whose score is cached is sent again and again on one connection, first alone, then
 while another process does one of these:
@@ -28,9 +28,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.models import build_base
-from common.results import Shown, console, figure, median, numbers, parser, recorder, show
-from common.serving import Connection, Server, served
+from benchmarks.common.models import build_base
+from benchmarks.common.results import (
+    Shown,
+    console,
+    figure,
+    median,
+    numbers,
+    parser,
+    recorder,
+    show,
+)
+from benchmarks.common.serving import Connection, Server, served
 
 QUESTION = "server_isolation"
 MIB = 1 << 20
@@ -201,7 +210,7 @@ def main() -> None:
     made.add_argument("--patience", type=float, default=40.0)
     arguments = made.parse_args()
 
-    from common.saved import saved_model
+    from benchmarks.common.saved import saved_model
 
     record = recorder(QUESTION, arguments)
     with tempfile.TemporaryDirectory() as place:

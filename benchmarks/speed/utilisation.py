@@ -1,6 +1,6 @@
 """What share of the machine's matmul speed does a packed pass reach, and where does the rest go?
 
-    python benchmarks/utilisation.py --data hh_harmless.jsonl.gz [--models 25m,110m]
+    python -m benchmarks.speed.utilisation --data hh_harmless.jsonl.gz [--models 25m,110m]
 
 Training: plaudit's own ``Trainer.train()`` with LoRA on ragged packed rows of real dialogues, an
 optimizer step a round. Scoring: the same rows through the loop that every caller of plaudit scores
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import machine, plots
-from common.models import LLAMAS, LORA, MODELS, build_base
-from common.results import (
+from benchmarks.common import machine, plots
+from benchmarks.common.models import LLAMAS, LORA, MODELS, build_base
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -31,8 +31,8 @@ from common.results import (
 )
 
 if TYPE_CHECKING:
-    from common.flops import Ceiling
-    from common.sides import Prepared
+    from benchmarks.common.flops import Ceiling
+    from benchmarks.common.sides import Prepared
     from plaudit.types import TokenTree
 
 QUESTION = "utilisation"
@@ -76,7 +76,7 @@ def one_round(
     per: dict[str, int],
 ) -> dict[str, Any]:
     """A round's operations, times and utilisation."""
-    from common.flops import work
+    from benchmarks.common.flops import work
 
     done = work(network, group, per)
     top = at_ceiling(ceiling, lengths)
@@ -94,9 +94,9 @@ def one_round(
 
 def training(prepared: Prepared, pairs: int, rounds: int, seed: int) -> dict[str, Any]:
     """Optimizer steps of plaudit's own training, each followed by its ceiling."""
-    from common.flops import LORA_STEP, Ceiling
-    from common.sides import plaudit_trainer
-    from common.stepper import Stepper
+    from benchmarks.common.flops import LORA_STEP, Ceiling
+    from benchmarks.common.sides import plaudit_trainer
+    from benchmarks.common.stepper import Stepper
 
     network = prepared.run.built.model.module.network
     groups = groups_of(prepared, pairs, rounds, seed)
@@ -122,8 +122,8 @@ def training_parts(prepared: Prepared, groups: Sequence[Sequence[TokenTree]]) ->
     """The parts of the last group's optimizer step, in this thread: profilers watch one thread."""
     from transformers import TrainerCallback
 
-    from common import breakdown
-    from common.sides import plaudit_trainer
+    from benchmarks.common import breakdown
+    from benchmarks.common.sides import plaudit_trainer
 
     trainer = plaudit_trainer(prepared, groups)
     profiler = breakdown.profiler()
@@ -152,8 +152,8 @@ def training_parts(prepared: Prepared, groups: Sequence[Sequence[TokenTree]]) ->
 
 def scoring(prepared: Prepared, pairs: int, rounds: int, seed: int) -> dict[str, Any]:
     """Passes of plaudit's scoring loop without an adapter, each followed by its ceiling."""
-    from common import breakdown
-    from common.flops import FORWARD, Ceiling
+    from benchmarks.common import breakdown
+    from benchmarks.common.flops import FORWARD, Ceiling
     from plaudit.model.scoring import score_trees
 
     module, batcher = prepared.run.built.model.module, prepared.run.built.batcher
@@ -207,7 +207,7 @@ def main() -> None:
     made.add_argument("--pairs", type=int, default=8, help="pairs of an optimizer step")
     made.add_argument("--scored-pairs", type=int, default=32, help="pairs of a scoring pass")
     arguments = made.parse_args()
-    from common.sides import begin, prepare_run
+    from benchmarks.common.sides import begin, prepare_run
 
     recorder = begin(QUESTION, arguments, settings={"lora": LORA, "llamas": LLAMAS})
     for name in words(arguments.models):

@@ -1,6 +1,6 @@
 """How fast is a step against LLaMA-Factory's ``stage: rm`` at batch 1, accumulation 4?
 
-    python benchmarks/llama_factory.py --data hh_harmless.jsonl.gz --llamafactory-python PYTHON
+    python -m benchmarks.speed.llama_factory --data pairs.jsonl.gz --llamafactory-python PYTHON
         [--models 25m] [--vocabularies 4096,128256] [--rounds 5] [--steps 2]
 
 LLaMA-Factory needs other versions of the libraries, so it runs in an environment of its own
@@ -31,9 +31,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import plots
-from common.models import LLAMAS, LORA, build_base
-from common.results import (
+from benchmarks.common import plots
+from benchmarks.common.models import LLAMAS, LORA, build_base
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -116,7 +116,7 @@ def write_rows(groups: Sequence[Sequence[TokenTree]], folder: Path) -> Path:
     """The rows as LLaMA-Factory keeps them once encoded."""
     from datasets import Dataset, DatasetDict
 
-    from common.sides import conversations
+    from benchmarks.common.sides import conversations
 
     rows: list[dict[str, Any]] = []
     for group in groups:
@@ -183,8 +183,8 @@ def measure(
     """Rounds in turn: a process of LLaMA-Factory, then as many steps of plaudit."""
     import numpy as np
 
-    from common.sides import plaudit_trainer, prepare_run
-    from common.stepper import Stepper
+    from benchmarks.common.sides import plaudit_trainer, prepare_run
+    from benchmarks.common.stepper import Stepper
 
     prepared = prepare_run(
         base, data, work / "run", batch=PAIRS, seed=seed, options={"learning_rate": 0.0}
@@ -268,7 +268,7 @@ def main() -> None:
     made.add_argument("--vocabularies", default="4096,128256")
     made.add_argument("--steps", type=int, default=2, help="measured steps in a round")
     arguments = made.parse_args()
-    from common.sides import begin
+    from benchmarks.common.sides import begin
 
     python = arguments.llamafactory_python.absolute()
     recorder = begin(

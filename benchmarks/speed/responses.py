@@ -1,6 +1,6 @@
 """How fast are N responses to one prompt scored, against a plain padded scorer?
 
-    python benchmarks/responses.py [--models 25m] [--prompts 64,512,2048] [--responses 2,4,16,64]
+    python -m benchmarks.speed.responses [--models 25m] [--prompts 64,512] [--responses 2,4,16]
 
 plaudit computes the prompt once; the plain scorer, ``AutoModelForSequenceClassification`` on the
 same saved weights under ``torch.inference_mode``, computes it for every response. All responses
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import plots
-from common.models import LLAMAS, MODELS, build_base
-from common.results import (
+from benchmarks.common import plots
+from benchmarks.common.models import LLAMAS, MODELS, build_base
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -159,8 +159,8 @@ def main() -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from common.saved import saved_model
-    from common.sides import begin
+    from benchmarks.common.saved import saved_model
+    from benchmarks.common.sides import begin
     from plaudit.reward_model import load
 
     recorder = begin(

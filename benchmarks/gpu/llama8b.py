@@ -1,7 +1,7 @@
 """A LoRA step of a random-weight Llama-3-8B on one GPU, against a padded baseline.
 
-    python benchmarks/gpu_llama8b.py [--shapes 512+128,2048+256] [--checkpointing] [--rounds 5]
-    python benchmarks/gpu_llama8b.py --tiny        (a tiny model on the CPU, to see that it runs)
+    python -m benchmarks.gpu.llama8b [--shapes 512+128,2048+256] [--checkpointing] [--rounds 5]
+    python -m benchmarks.gpu.llama8b --tiny        (a tiny model on the CPU, to see that it runs)
 
 A shape is the tokens of a prompt and of each of its two responses; a step is 4 such pairs of random
 ids. The weights are random too, bf16 on a GPU with the adapter in fp32. Every side runs in a
@@ -32,10 +32,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.models import LORA
-from common.results import Shown, console, figure, median, parser, show, size
-from common.results import recorder as start_recorder
-from common.results import words as listed
+from benchmarks.common.models import LORA
+from benchmarks.common.results import Shown, console, figure, median, parser, show, size
+from benchmarks.common.results import recorder as start_recorder
+from benchmarks.common.results import words as listed
 
 if TYPE_CHECKING:
     from plaudit.types import TokenTree
@@ -53,7 +53,7 @@ def build(folder: Path, seed: int, *, tiny: bool) -> Path:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from common.models import HEAD_STD, build_base
+    from benchmarks.common.models import HEAD_STD, build_base
     from plaudit.embedded import base_path
     from plaudit.planning.architecture import read_config
 
@@ -102,11 +102,11 @@ def measure_side(arguments: argparse.Namespace) -> None:
     """The child: one side's steps on one shape, written as JSON."""
     import torch
 
-    from common import machine
-    from common.flops import LORA_STEP, work
-    from common.saved import write_pairs
-    from common.sides import plaudit_trainer, prepare_run, quiet
-    from common.stepper import Stepper
+    from benchmarks.common import machine
+    from benchmarks.common.flops import LORA_STEP, work
+    from benchmarks.common.saved import write_pairs
+    from benchmarks.common.sides import plaudit_trainer, prepare_run, quiet
+    from benchmarks.common.stepper import Stepper
 
     quiet()
     prompt, response = (int(count) for count in arguments.shape.split("+"))
@@ -180,7 +180,7 @@ def _as_computed(side: str, group: list[TokenTree]) -> list[TokenTree]:
 
 def padded_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
     """Plain transformers on the body's precision."""
-    from common.sides import padded_trainer
+    from benchmarks.common.sides import padded_trainer
 
     return padded_trainer(prepared, groups)
 
@@ -189,7 +189,7 @@ def flash_preference_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
     """The padded side inside flash-preference's context, forward and backward."""
     from flash_pref import shared_prefix
 
-    from common.sides import padded_trainer
+    from benchmarks.common.sides import padded_trainer
 
     trainer = padded_trainer(prepared, groups)
     classifier = trainer.model.get_base_model()
@@ -258,7 +258,15 @@ def side_of(arguments: argparse.Namespace, base: Path, shape: str, side: str) ->
         result = Path(folder) / "side.json"
         done = subprocess.run(
             [
-                *(sys.executable, __file__, "--side", side, "--shape", shape, "--base", str(base)),
+                *(sys.executable, "-m", __spec__.name),
+                *(
+                    "--side",
+                    side,
+                    "--shape",
+                    shape,
+                    "--base",
+                    str(base),
+                ),
                 *("--result", str(result), "--rounds", str(arguments.rounds)),
                 *("--seed", str(arguments.seed)),
                 *(["--checkpointing"] if arguments.checkpointing else []),

@@ -1,6 +1,6 @@
 """How fast is a training step, and how much memory does it take, against TRL and plain padding?
 
-    python benchmarks/training.py --data hh_harmless.jsonl.gz [--models 25m] [--batches 8]
+    python -m benchmarks.speed.training --data hh_harmless.jsonl.gz [--models 25m] [--batches 8]
         [--sides plaudit,trl,padded,grouped] [--rounds 5]
 
 The data are HH-RLHF's harmless-base dialogues (docs/performance.md says where they come from) as
@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import machine, plots
-from common.models import LLAMAS, LORA, MODELS, build_base
-from common.results import (
+from benchmarks.common import machine, plots
+from benchmarks.common.models import LLAMAS, LORA, MODELS, build_base
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -46,10 +46,10 @@ from common.results import (
     size,
     words,
 )
-from common.results import recorder as start_recorder
+from benchmarks.common.results import recorder as start_recorder
 
 if TYPE_CHECKING:
-    from common.sides import Prepared
+    from benchmarks.common.sides import Prepared
     from plaudit.types import TokenTree
 
 QUESTION = "training"
@@ -113,8 +113,8 @@ def measure(
     prepared: Prepared, batches: Batches, sides: Sequence[str]
 ) -> dict[str, dict[str, list[list[float]]]]:
     """Seconds and losses of every step by side and round, the sides taking turns."""
-    from common.sides import TRAINERS
-    from common.stepper import Stepper
+    from benchmarks.common.sides import TRAINERS
+    from benchmarks.common.stepper import Stepper
 
     groups = batches.groups(prepared.trees)
     steppers = {side: Stepper(TRAINERS[side](prepared, groups)) for side in sides}
@@ -207,7 +207,7 @@ def memory(
         given.write_text(json.dumps(batches.rounds), encoding="utf-8")
         subprocess.run(
             [
-                *(sys.executable, __file__, "--data", str(arguments.data)),
+                *(sys.executable, "-m", __spec__.name, "--data", str(arguments.data)),
                 *("--memory-of", layout, "--base", str(base), "--given", str(given)),
                 *("--seed", str(arguments.seed), "--out", str(out)),
             ],
@@ -221,7 +221,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     """The child: load, note what is held, take two steps, note the highest."""
     import gc
 
-    from common.sides import TRAINERS, prepare_run, quiet
+    from benchmarks.common.sides import TRAINERS, prepare_run, quiet
 
     quiet()
     rounds = json.loads(arguments.given.read_text(encoding="utf-8"))
@@ -250,7 +250,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Every model and batch size, written after each."""
-    from common.sides import CONFIGURATIONS, prepare_run, quiet
+    from benchmarks.common.sides import CONFIGURATIONS, prepare_run, quiet
 
     quiet()
     if arguments.heap == "kept":

@@ -1,6 +1,6 @@
 """Does the server stay up at twice what it can do: memory, lost requests, wrong scores?
 
-    python benchmarks/soak.py [--model embedded] [--minutes 10] [--load 2]
+    python -m benchmarks.speed.soak [--model embedded] [--minutes 10] [--load 2]
 
 First the capacity is measured with 32 connections that wait for their answers. Then requests
 arrive at ``--load`` times that rate at random times (Poisson), whether or not earlier ones were
@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import plots
-from common.models import MODELS, build_base
-from common.results import Shown, console, figure, median, parser, show, size
-from common.serving import Answer, Pool, Server, closed_loop, served
-from serving import pair_bodies, pair_rows
+from benchmarks.common import plots
+from benchmarks.common.models import MODELS, build_base
+from benchmarks.common.results import Shown, console, figure, median, parser, show, size
+from benchmarks.common.serving import Answer, Pool, Server, closed_loop, served
+from benchmarks.speed.serving import pair_bodies, pair_rows
 
 QUESTION = "soak"
 TOLERANCE = 1e-5
@@ -172,8 +172,8 @@ def main() -> None:
     made.add_argument("--prefix-cache-mib", type=int, default=16)
     arguments = made.parse_args()
 
-    from common.saved import saved_model
-    from common.sides import begin
+    from benchmarks.common.saved import saved_model
+    from benchmarks.common.sides import begin
     from plaudit.reward_model import load
 
     recorder = begin(QUESTION, arguments, settings={})

@@ -1,6 +1,6 @@
 """Train on real preference sets, evaluate on held-out prompts, write the table of docs/results.md.
 
-    python benchmarks/real_data.py DATA_DIR --out benchmarks/real_data [--base embedded]
+    python -m benchmarks.quality.real_data DATA_DIR [--out DIR] [--base embedded]
 
 ``DATA_DIR`` holds the preference files (JSON lines, gzip). Every set is split by prompt group: a
 fifth chooses the checkpoint, another fifth is scored once at the end. Runs that exist are not
@@ -99,7 +99,7 @@ HEADINGS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/real_data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/real_data"))
     parser.add_argument("--base", default="embedded")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """How does cost grow: with the tokens of a step, and with ten times the data?
 
-    python benchmarks/growth.py --data hh_harmless.jsonl.gz [--models 25m] [--pairs 1,2,4,8,16,32]
+    python -m benchmarks.speed.growth --data hh_harmless.jsonl.gz [--models 25m] [--pairs 1,2,4,8]
 
 Tokens: optimizer steps of plaudit's own training over more and more pairs, taking turns; a step is
 cut into rows of at most ``tokens.max_tokens_per_microbatch``, so time should grow as tokens do.
@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import plots
-from common.models import LLAMAS, LORA, MODELS, build_base
-from common.results import (
+from benchmarks.common import plots
+from benchmarks.common.models import LLAMAS, LORA, MODELS, build_base
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -38,8 +38,8 @@ def over_tokens(
     """Seconds of optimizer steps by their pairs; one step to warm up, then a step a round."""
     import numpy as np
 
-    from common.sides import plaudit_trainer, prepare_run
-    from common.stepper import Stepper
+    from benchmarks.common.sides import plaudit_trainer, prepare_run
+    from benchmarks.common.stepper import Stepper
 
     cases: list[dict[str, Any]] = []
     for count in pairs:
@@ -133,7 +133,7 @@ def main() -> None:
     made.add_argument("--rows", type=int, default=150, help="rows of the smaller run; 0 for none")
     made.add_argument("--run-rounds", type=int, default=3, help="whole runs of each size")
     arguments = made.parse_args()
-    from common.sides import begin
+    from benchmarks.common.sides import begin
 
     recorder = begin(QUESTION, arguments, settings={"lora": LORA, "llamas": LLAMAS})
     for name in words(arguments.models):

@@ -1,6 +1,6 @@
 """How fast are rows audited, and is memory flat?
 
-    python benchmarks/audit_size.py [--sizes 10_000,100_000,1_000_000] [--rounds 1]
+    python -m benchmarks.speed.audit_size [--sizes 10_000,100_000,1_000_000] [--rounds 1]
 
 Synthetic pairs of realistic length (a vocabulary by Zipf's law; prompts of 60 words and responses
 of 150 in the mean, both log-normal), one in a hundred a duplicate and one in a hundred a near
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from common import machine, plots
-from common.results import Shown, console, figure, median, numbers, parser, show, size
-from common.results import recorder as start_recorder
+from benchmarks.common import machine, plots
+from benchmarks.common.results import Shown, console, figure, median, numbers, parser, show, size
+from benchmarks.common.results import recorder as start_recorder
 
 QUESTION = "audit_size"
 VOCABULARY = 50_000
@@ -104,7 +104,7 @@ def child(data: Path, held_out: Path) -> None:
 def measure(data: Path, held_out: Path, cache: Path) -> dict[str, Any]:
     """A fresh process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--child", str(data), str(held_out)],
+        [sys.executable, "-m", __spec__.name, "--child", str(data), str(held_out)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,7 +1,7 @@
 """What best checkpoint, early stopping and calibration save: every checkpoint of one finished run.
 
     plaudit train reference-schedule-small --set train.save_total_limit=12 --out RUN
-    python benchmarks/reference_schedule.py RUN --out benchmarks/reference_schedule
+    python -m benchmarks.studies.reference_schedule RUN --out benchmarks/reference_schedule
 
 The evaluation pairs are those the run kept at each evaluation; the test pairs are scored here with
 each checkpoint's weights. Writes ``results.json``, the tables of docs/reproduction.md and a plot.
@@ -288,7 +288,7 @@ def plot(facts: Mapping[str, Any], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/reference_schedule"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reference_schedule"))
     arguments = parser.parse_args()
     recorded = json.loads((arguments.run / "metrics.json").read_text(encoding="utf-8"))
     table = read_table(arguments.run / "predictions.parquet")

@@ -1,6 +1,6 @@
 """How fast are rows read, rendered and encoded, and is memory flat?
 
-    python benchmarks/data_path.py --data hh_harmless.jsonl.gz [--sizes 10_000,100_000,1_000_000]
+    python -m benchmarks.speed.data_path --data hh_harmless.jsonl.gz [--sizes 10_000,1_000_000]
 
 The real rows are repeated with an id of their own and a number in the first turn, so that no two
 prompts are the same. Every measurement is a process of its own that does what ``plaudit train``
@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import machine, plots
-from common.results import (
+from benchmarks.common import machine, plots
+from benchmarks.common.results import (
     Shown,
     console,
     figure,
@@ -32,7 +32,7 @@ from common.results import (
     show,
     size,
 )
-from common.results import recorder as start_recorder
+from benchmarks.common.results import recorder as start_recorder
 
 QUESTION = "data_path"
 # Rounds of large sizes take minutes each; this many rows in all rounds of one size are enough.
@@ -107,7 +107,7 @@ def measure(data: Path, cache: Path) -> dict[str, Any]:
     for name in ("XDG_CACHE_HOME", "HF_HOME", "PLAUDIT_CACHE"):
         environment[name] = str(cache)
     done = subprocess.run(
-        [sys.executable, __file__, "--data", str(data), "--child"],
+        [sys.executable, "-m", __spec__.name, "--data", str(data), "--child"],
         check=True,
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """How long until something happens: help, the first training step, the first score.
 
-    python benchmarks/start_up.py [--rounds 10]
+    python -m benchmarks.speed.start_up [--rounds 10]
 
 Every measurement is a process of its own, from its start; the commands take turns, after one round
 that fills the page cache. Beside them the bare import of what they stand on. The first training
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import plots
-from common.results import Shown, console, median, parser, show
-from common.results import recorder as start_recorder
+from benchmarks.common import plots
+from benchmarks.common.results import Shown, console, median, parser, show
+from benchmarks.common.results import recorder as start_recorder
 
 QUESTION = "start_up"
 POLL_SECONDS = 0.002
@@ -75,8 +75,8 @@ def commands(work: Path) -> dict[str, Callable[[int], float]]:
     """What is measured, by name; each takes the number of the round."""
     import yaml
 
-    from common.models import LORA
-    from common.saved import saved_model, write_pairs
+    from benchmarks.common.models import LORA
+    from benchmarks.common.saved import saved_model, write_pairs
     from plaudit.embedded import base_path
 
     model = saved_model(base_path(), work / "model", lora=dict(LORA))

@@ -1,6 +1,6 @@
 """How fast is the server, against the same model without HTTP and against a plain server?
 
-    python benchmarks/serving.py [--model 25m] [--pairs 400] [--clients 64] [--questions overhead]
+    python -m benchmarks.speed.serving [--model 25m] [--pairs 400] [--clients 64]
 
 Four questions, each to a ``plaudit serve`` process of its own that keeps no scores and, but for
 the last, no beginnings of conversations either:
@@ -28,10 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import plots
-from common.models import MODELS, build_base
-from common.results import REPOSITORY, Shown, console, figure, median, parser, show
-from common.serving import Connection, Server, closed_loop, served
+from benchmarks.common import plots
+from benchmarks.common.models import MODELS, build_base
+from benchmarks.common.results import Shown, console, figure, median, parser, show
+from benchmarks.common.serving import Connection, Server, closed_loop, served
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
@@ -180,11 +180,11 @@ def sixteen(model: RewardModel, folder: Path, work: Path, arguments: Any) -> dic
         body_of(prompt, [text(generator, arguments.response_words) for _ in range(16)])
         for prompt in prompts
     ]
-    plain = str(REPOSITORY / "benchmarks" / "common" / "plain_server.py")
+    plain = "benchmarks.common.plain_server"
     seconds: dict[str, list[float]] = {"plaudit": [], "plain": []}
     with (
         serve(folder, work) as server,
-        served(plain, str(folder), log=work / "plain.log") as alone,
+        served("-m", plain, str(folder), log=work / "plain.log") as alone,
     ):
         sides = {"plaudit": server, "plain": alone}
         for side in sides.values():
@@ -294,8 +294,8 @@ def main() -> None:
     arguments = made.parse_args()
     questions = [ASKED[name] for name in arguments.questions.split(",")]
 
-    from common.saved import saved_model
-    from common.sides import begin
+    from benchmarks.common.saved import saved_model
+    from benchmarks.common.sides import begin
     from plaudit.reward_model import load
 
     recorder = begin(

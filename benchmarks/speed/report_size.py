@@ -1,6 +1,6 @@
 """How large is the report of an evaluation, and how long does a browser take to open it?
 
-    python benchmarks/report_size.py [--pairs 20000] [--rounds 5] [--chromium /usr/bin/chromium]
+    python -m benchmarks.speed.report_size [--pairs 20000] [--rounds 5] [--chromium PATH]
 
 An evaluation by the real functions with random rewards: texts, slices by a dozen metadata columns,
 altered responses, the most confident mistakes with long texts and a reward for each token. Only the
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from common.results import SEED, Shown, console, median, parser, show
-from common.results import recorder as start_recorder
+from benchmarks.common.results import SEED, Shown, console, median, parser, show
+from benchmarks.common.results import recorder as start_recorder
 from plaudit.data.perturb.probes import ALTERATIONS
 from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.mistakes import with_texts

@@ -1,0 +1,1 @@
+"""One command per question; see README.md."""

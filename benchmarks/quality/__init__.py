@@ -1,0 +1,1 @@
+"""How good: accuracy on real preferences, and what the audit finds."""
