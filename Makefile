@@ -1,6 +1,7 @@
 # make quickstart   install if needed, then the main job offline: train, evaluate, report
 # make install   a virtual environment with plaudit and its test tools
 # make test      install if needed, then every test
+# make test-fast tests that load no torch, within a minute
 # make check     style, types and import direction
 # make check-page   types of the page, with a TypeScript compiler from npm
 # make docs      regenerate docs/reference and the recipe key table
@@ -15,7 +16,7 @@ RUNNABLE := $(VENV)/.runnable
 OUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test check check-page format docs clean
+.PHONY: help quickstart install test test-fast check check-page format docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -40,6 +41,9 @@ install: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest --fast $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from benchmarks.common.machine import REPOSITORY
@@ -25,6 +26,7 @@ PAGES = (
     REPOSITORY / "docs" / "performance.md",
     REPOSITORY / "docs" / "how-to" / "audit-your-data.md",
 )
+KINDS = ("speed", "quality", "studies", "gpu")
 NONE_YET = "Not measured yet.\n"
 SLOT = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -35,6 +37,12 @@ def read(question: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def script(question: str) -> ModuleType:
+    """The command that answers a question; it lies in the folder of its kind."""
+    (kind,) = (kind for kind in KINDS if (RESULTS.parent / kind / f"{question}.py").is_file())
+    return importlib.import_module(f"benchmarks.{kind}.{question}")
+
+
 def block(question: str) -> str:
     """A question's table, and what it was measured on and with."""
     if question == "targets":
@@ -42,7 +50,7 @@ def block(question: str) -> str:
     record = read(question)
     if record is None:
         return NONE_YET
-    shown: Shown = importlib.import_module(question).table(record)
+    shown: Shown = script(question).table(record)
     machine = record["machine"]
     versions = machine["versions"]
     named = ", ".join(
@@ -242,10 +250,9 @@ def render(page: str) -> str:
 def draw_all() -> None:
     """The plots of every question that was measured and has one."""
     for path in sorted(RESULTS.glob("*/results.json")):
-        for script in RESULTS.parent.glob(f"*/{path.parent.name}.py"):
-            module = importlib.import_module(f"benchmarks.{script.parent.name}.{script.stem}")
-            if "draw" in vars(module):
-                module.draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
+        module = script(path.parent.name)
+        if "draw" in vars(module):
+            module.draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
 
 
 def main() -> None:

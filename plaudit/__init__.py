@@ -1,7 +1,7 @@
 """plaudit: reward models from preference comparisons, each prompt computed once.
 
 ``load`` opens a reward model for scoring, ``train`` runs a recipe, ``evaluate`` measures a model on
-data. They load torch when first called; importing plaudit loads nothing heavy.
+data. They load torch when first used; importing plaudit loads nothing heavy.
 """
 
 from __future__ import annotations

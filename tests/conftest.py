@@ -15,6 +15,27 @@ from typing import Any
 
 import pytest
 
+HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
+
+
+class NoHeavyImports:
+    """Skips what would import torch or a library on it: what is left runs within a minute."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in HEAVY:
+            pytest.skip(f"needs {name}", allow_module_level=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that load no torch")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        sys.meta_path.insert(0, NoHeavyImports())  # type: ignore[arg-type]
+        config.option.markexpr = "not heavy and not slow"
+
+
 # Before any test imports a library that would try the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -40,7 +40,7 @@ from benchmarks.common.results import words as listed
 if TYPE_CHECKING:
     from plaudit.types import TokenTree
 
-QUESTION = "gpu_llama8b"
+QUESTION = "llama8b"
 SIDES = ("plaudit", "padded", "flash_preference")
 BASE = "meta-llama/Meta-Llama-3-8B"
 PAIRS = 4

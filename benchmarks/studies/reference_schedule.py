@@ -1,7 +1,7 @@
 """What best checkpoint, early stopping and calibration save: every checkpoint of one finished run.
 
     plaudit train reference-schedule-small --set train.save_total_limit=12 --out RUN
-    python -m benchmarks.studies.reference_schedule RUN --out benchmarks/reference_schedule
+    python -m benchmarks.studies.reference_schedule RUN [--out DIR]
 
 The evaluation pairs are those the run kept at each evaluation; the test pairs are scored here with
 each checkpoint's weights. Writes ``results.json``, the tables of docs/reproduction.md and a plot.
@@ -286,7 +286,9 @@ def plot(facts: Mapping[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reference_schedule"))
     arguments = parser.parse_args()

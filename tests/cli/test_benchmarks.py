@@ -33,6 +33,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "quality.real_data"])
 def test_every_command_says_what_it_answers(name: str) -> None:
     done = run(name, "--help")

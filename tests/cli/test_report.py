@@ -158,6 +158,7 @@ def browser_page(browser: Browser) -> Iterator[Page]:
     page.close()
 
 
+@pytest.mark.slow
 def test_a_browser_searches_sorts_and_opens_and_runs_nothing_from_data(
     hostile: Path, browser_page: Page
 ) -> None:
@@ -283,6 +284,7 @@ def pages(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_every_page_fits_and_is_accessible(pages: list[Path], browser: Browser, width: int) -> None:
     """axe-core's rules (WCAG 2.1 A and AA among them), and nothing cut, too wide or too long."""

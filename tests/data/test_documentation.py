@@ -211,6 +211,7 @@ def test_near_copies_are_removed_from_the_later_part(script: ModuleType) -> None
     assert [(item.name, item.text) for item in kept] == [("a", text), ("b", other)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="docstrings differ between versions")
 def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
     """Side by side, with other seeds of Python's hashes: no order may come from a set."""

@@ -34,6 +34,7 @@ def test_mcnemar_equals_statsmodels(only_a, only_b):
     assert mcnemar(only_a, only_b) == pytest.approx(min(expected, 1.0), rel=1e-9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(P_VALUES)
 def test_corrections_equal_statsmodels(p_values):

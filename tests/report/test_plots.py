@@ -53,6 +53,7 @@ def figures(metrics):
     return {one.name: one.figure for one in drawn}
 
 
+@pytest.mark.slow
 def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     written = write_plots(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STATIC = ROOT / "plaudit" / "serve" / "static"
+STATIC = ROOT / "plaudit" / "serving" / "static"
 TSC = shutil.which("tsc")
 
 
