@@ -266,7 +266,7 @@ def table(record: dict[str, Any]) -> Shown:
     }
     words = [compared[case["kind"]] for case in record["cases"]]
     return Shown(
-        ("model", "question", "plaudit.serving", "compared with", "result"),
+        ("model", "question", "plaudit serve", "compared with", "result"),
         tuple(
             (model, name, figure(ours), figure(theirs), say(ratio))
             for (model, name, ours, theirs, ratio), say in zip(rows, words, strict=True)

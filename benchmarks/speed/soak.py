@@ -156,7 +156,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
         points = [(second, held / 2**20) for second, held in case["memory_over_time"]]
         plots.lines(
             folder / "memory.png",
-            {"plaudit.serving": points},
+            {"plaudit serve": points},
             x="seconds",
             y="resident memory, MiB",
         )

@@ -50,7 +50,7 @@ NOT_RUN = {
     "plaudit eval runs/first --suite": "the Hub; tests/cli/test_eval_suites.py runs local folders",
     "plaudit push runs/first": "tests/cli/test_hub.py uploads to a Hub on loopback",
     "plaudit pull": "tests/cli/test_hub.py downloads from a Hub on loopback",
-    "plaudit.serving": "runs until it is stopped; tests/cli/test_serve.py starts it",
+    "plaudit serve": "runs until it is stopped; tests/cli/test_serve.py starts it",
     "pip install": "the network",
     "python -m pip wheel": "the network",
     "python -c": "makes a token, which nothing here needs",
