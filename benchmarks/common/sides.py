@@ -36,7 +36,7 @@ from plaudit.training.folder import start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
 from plaudit.training.results import artefact_facts
 from plaudit.training.run import make_trainer
-from plaudit.training.steps import StepSampler
+from plaudit.training.trainer import StepSampler
 from plaudit.types import TokenTree
 
 MAX_LENGTH = 2048
@@ -127,7 +127,7 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     run = prepared.run
     _load(run.built.model.module.network, prepared.start)
     batch = len(groups[0])
-    args = replace(run.args, per_device_train_batch_size=batch, asked_batch_size=batch)
+    args = replace(run.args, per_device_train_batch_size=batch, user_batch_size=batch)
     part = run.corpus.train
     wanted = [tree for group in groups for tree in group]
     placed: list[TokenTree] = list(wanted)

@@ -31,8 +31,7 @@ from plaudit.training.measure import (
     score_table,
 )
 from plaudit.training.prepare import PreparedRun
-from plaudit.training.steps import rows_of_first
-from plaudit.training.trainer import EvalScores, RewardTrainer, StepArguments
+from plaudit.training.trainer import EvalScores, RewardTrainer, StepArguments, rows_of_first
 
 
 def gather_metrics(
@@ -209,8 +208,8 @@ def _hyperparameters(args: StepArguments) -> list[list[Any]]:
     """The list a model card shows, under transformers' names, with the user's own numbers."""
     return [
         ["learning_rate", args.learning_rate],
-        ["per_device_train_batch_size", args.asked_batch_size],
-        ["gradient_accumulation_steps", args.asked_accumulation],
+        ["per_device_train_batch_size", args.user_batch_size],
+        ["gradient_accumulation_steps", args.user_accumulation],
         ["total_train_batch_size", step_size(args)],
         ["num_devices", args.world_size],
         ["seed", args.seed],

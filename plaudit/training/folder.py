@@ -271,7 +271,7 @@ def read_training_end(folder: RunFolder) -> TrainingEnd | None:
     return None
 
 
-def refuse_changed_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
+def check_data_unchanged(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
     """Note what the data are when a run starts, and hold a resumed run to it.
 
     Raises:

@@ -19,14 +19,16 @@ from transformers import (
 
 from plaudit import embedded
 from plaudit.errors import ModelError, RecipeError
+from plaudit.interop.formats import is_reward_model, open_reward_model
 from plaudit.interop.llama_factory.read import as_trained
 from plaudit.interop.llama_factory.templates import Template, era_of, template_of
 from plaudit.interop.records import Opened
 from plaudit.model.budget import largest_budget
-from plaudit.model.checkpoint import copy_base
+from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
+    LoadedBase,
     Prepared,
     add_lora,
     check_four_bit,
@@ -44,6 +46,7 @@ from plaudit.model.load import (
 )
 from plaudit.model.module import RewardModule
 from plaudit.recipe.schema import (
+    LORA_DEFAULTS,
     LlamaFactoryTemplate,
     ModelSection,
     Recipe,
@@ -58,11 +61,10 @@ from plaudit.training import corpus as corpora
 from plaudit.training.corpus import Corpus
 from plaudit.training.folder import (
     RunFolder,
+    check_data_unchanged,
     is_main_process,
-    refuse_changed_data,
 )
 from plaudit.training.trainer import StepArguments
-from plaudit.training.warm_start import load_begun, open_begun, place_begun, with_own_settings
 from plaudit.types import Affine, Batcher, Reading, Rendering
 
 logger = logging.getLogger("plaudit")
@@ -80,7 +82,7 @@ class PreparedRun:
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    begun: Opened | None
+    warm_start: Opened | None
     built: Built
     started: datetime
 
@@ -93,11 +95,11 @@ def prepare(
     set_seed(args.seed)
     if recipe.model.quantize is not None:
         check_four_bit()
-    begun = open_begun(recipe)
+    warm_start = open_warm_start(recipe)
     base = (
         place_base(recipe.model.base, folder)
-        if begun is None
-        else place_begun(begun, Path(recipe.model.base), folder)
+        if warm_start is None
+        else place_warm_start(warm_start, Path(recipe.model.base), folder)
     )
     check_model(Path(base))
     request = BaseRequest(
@@ -109,16 +111,16 @@ def prepare(
         trust_remote_code=recipe.model.trust_remote_code,
     )
     config = load_config(request)
-    if recipe.lora is not None and (begun is None or begun.facts.kind == "full"):
+    if recipe.lora is not None and (warm_start is None or warm_start.facts.kind == "full"):
         check_lora(config, recipe.lora)
-    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, begun)
+    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, warm_start)
     with console.status("reading data") as status:
         comparisons = corpora.read_comparisons(
             recipe.data,
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
-    refuse_changed_data(folder, corpora.fingerprints(comparisons))
-    encoder = make_encoder(recipe, tokenizer, begun)
+    check_data_unchanged(folder, corpora.fingerprints(comparisons))
+    encoder = make_encoder(recipe, tokenizer, warm_start)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("encoding", total=None)
         corpus = corpora.encode_corpus(
@@ -131,9 +133,9 @@ def prepare(
     _warn_of_text(corpus, recipe, encoder)
     with console.status(f"loading {recipe.model.base}"):
         built = _build_model(
-            recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, begun
+            recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, warm_start
         )
-    if begun is not None and begun.facts.kind == "adapter":
+    if warm_start is not None and warm_start.facts.kind == "adapter":
         recipe = with_own_settings(recipe, built.model.module.network)
     trainable, total = built.parameters
     console.print(
@@ -148,7 +150,7 @@ def prepare(
         corpus=corpus,
         tokenizer=tokenizer,
         encoder=encoder,
-        begun=begun,
+        warm_start=warm_start,
         built=built,
         started=started,
     )
@@ -191,13 +193,13 @@ def _build_model(
     args: StepArguments,
     largest_id: int,
     folder: RunFolder,
-    begun: Opened | None,
+    warm_start: Opened | None,
 ) -> Built:
     assert isinstance(tokenizer.pad_token_id, int)
     loaded = (
         load_base(request, pad_id=tokenizer.pad_token_id)
-        if begun is None
-        else load_begun(begun, recipe, request.dtype)
+        if warm_start is None
+        else load_warm_start(warm_start, recipe, request.dtype)
     )
     network = loaded.network
     refuse_too_long(network, recipe.tokens.max_length)
@@ -208,10 +210,10 @@ def _build_model(
     parameters = trainable_parameters(network)
     if request.quantize is None:
         network.to(args.device)
-    if args.asked_liger is not None:
-        apply_liger(network, args.asked_liger, args.device)
-    if args.asked_compile:
-        compile_layers(network, backend=args.asked_backend, mode=args.asked_mode)
+    if args.user_liger is not None:
+        apply_liger(network, args.user_liger, args.device)
+    if args.user_compile:
+        compile_layers(network, backend=args.user_backend, mode=args.user_mode)
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
@@ -220,7 +222,7 @@ def _build_model(
         recipe.model.attention,
         packed=batchers["packed"],
         padded=batchers["padded"],
-        affine=Affine() if begun is None else begun.facts.affine,
+        affine=Affine() if warm_start is None else warm_start.facts.affine,
         autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
     )
     batcher = batchers[model.layout]
@@ -273,14 +275,14 @@ def place_base(base: str, folder: RunFolder) -> str:
 
 
 def prepare_tokenizer(
-    model: ModelSection, tokens: TokensSection, base: str, begun: Opened | None = None
+    model: ModelSection, tokens: TokensSection, base: str, warm_start: Opened | None = None
 ) -> PreTrainedTokenizerBase:
     """The base's tokenizer with its pad token chosen and its chat template frozen in time.
 
     A reward model that is trained on brings its own, its pad token chosen already.
     """
-    if begun is not None:
-        tokenizer = begun.tokenizer
+    if warm_start is not None:
+        tokenizer = warm_start.tokenizer
         if tokens.pad_token is not None:
             tokenizer.pad_token = choose_pad_token(tokenizer, tokens.pad_token, base)
     else:
@@ -305,14 +307,16 @@ def prepare_tokenizer(
 
 
 def make_encoder(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Opened | None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, warm_start: Opened | None
 ) -> Encoder:
     """How a run turns comparisons into ids; a reward model that is trained on keeps its rules.
 
     Raises:
         RecipeError: ``data.as_chat`` is true, and nothing renders conversations.
     """
-    own = None if begun is None or recipe.tokens.chat_template is not None else begun.facts
+    own = (
+        None if warm_start is None or recipe.tokens.chat_template is not None else warm_start.facts
+    )
     encoder = Encoder(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
@@ -323,7 +327,7 @@ def make_encoder(
             **recipe.tokens.chat_template_kwargs,
         },
         rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
-        reading=Reading() if begun is None else begun.facts.reading,
+        reading=Reading() if warm_start is None else warm_start.facts.reading,
     )
     if encoder.text_as_turns and not encoder.has_template:
         raise RecipeError(
@@ -349,13 +353,13 @@ def step_arguments(
         "output_dir": str(folder.checkpoints),
         "per_device_train_batch_size": batch * accumulation,
         "gradient_accumulation_steps": 1,
-        "asked_batch_size": batch,
-        "asked_accumulation": accumulation,
+        "user_batch_size": batch,
+        "user_accumulation": accumulation,
         # The Trainer applies these to a PreTrainedModel alone; plaudit does it when it builds one.
-        "asked_liger": liger if given.pop("use_liger_kernel", False) else None,
-        "asked_backend": given.pop("torch_compile_backend", None),
-        "asked_mode": given.pop("torch_compile_mode", None),
-        "asked_compile": bool(given.pop("torch_compile", False)),
+        "user_liger": liger if given.pop("use_liger_kernel", False) else None,
+        "user_backend": given.pop("torch_compile_backend", None),
+        "user_mode": given.pop("torch_compile_mode", None),
+        "user_compile": bool(given.pop("torch_compile", False)),
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # It asks the device for every step's loss, and hides a loss that is not finite.
@@ -465,3 +469,97 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
             f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "
             "is in the training part too[/bold]; their accuracy flatters the model."
         )
+
+
+PLAIN = "sequence classifier"
+
+
+def open_warm_start(recipe: Recipe) -> Opened | None:
+    """The reward model that ``model.base`` is, None where it is a plain base.
+
+    Raises:
+        ModelError: a reward model that cannot be read.
+        RecipeError: it cannot be loaded in 4 bits.
+    """
+    base = recipe.model.base
+    if base == embedded.NAME or not is_reward_model(Path(base)):
+        return None
+    opened = open_reward_model(base, trust_remote_code=recipe.model.trust_remote_code)
+    if recipe.model.quantize is None:
+        return opened
+    if opened.facts.origin is not None and opened.facts.origin.format == PLAIN:
+        # Its head is where load_base finds it.
+        return None
+    raise RecipeError(
+        f"model.quantize is 4bit, but model.base {base} is a reward model with rules of its own; "
+        "set quantize to null."
+    )
+
+
+def place_warm_start(opened: Opened, source: Path, folder: RunFolder) -> str:
+    """Where the new run's base is; a base kept inside the old run is copied, as runs are moved."""
+    if opened.facts.kind == "full":
+        return str(source.resolve())
+    base = resolve_base(source, opened.facts, None)
+    if not Path(base).is_relative_to(source):
+        return base
+    if is_main_process() and not folder.base.is_dir():
+        copy_base(base, folder.path)
+    return str(folder.base.resolve() if folder.base.is_dir() else Path(base).resolve())
+
+
+def load_warm_start(opened: Opened, recipe: Recipe, dtype: torch.dtype) -> LoadedBase:
+    """The weights to train on: an adapter unfrozen, or merged where all weights train.
+
+    Raises:
+        RecipeError: LoRA settings that are not the adapter's.
+    """
+    network: Any = opened.build(dtype)
+    if opened.facts.kind == "full":
+        return LoadedBase(network=network, fresh_head=False)
+    if recipe.lora is None:
+        network = network.merge_and_unload()
+        network.requires_grad_(True)
+    else:
+        check_adapter_settings(recipe.lora, network, recipe.model.base)
+        network.peft_config["default"].inference_mode = False
+        network.set_adapter("default")
+    return LoadedBase(network=network, fresh_head=False)
+
+
+def check_adapter_settings(asked: Mapping[str, Any], network: Any, base: str) -> None:
+    """The adapter keeps its shape: what a recipe sets beside the defaults must be what it has.
+
+    Raises:
+        RecipeError: another rank, other layers, or anything else that differs.
+    """
+    own = adapter_settings(network, asked)
+    other = [
+        f"{key} {_plain(asked[key])} (the adapter has {_plain(own[key])})"
+        for key in sorted(asked)
+        if asked[key] != LORA_DEFAULTS.get(key) and _plain(asked[key]) != _plain(own[key])
+    ]
+    if other:
+        raise RecipeError(
+            f"lora: model.base {base} is an adapter, which is trained on as it is, but the recipe "
+            f"sets {', '.join(other)}; remove these keys, or set lora: null to train all weights."
+        )
+
+
+def adapter_settings(network: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapter's own values of LoRA's main settings and of ``keys``."""
+    config = network.peft_config["default"].to_dict()
+    values = {key: config.get(key) for key in dict.fromkeys([*LORA_DEFAULTS, *keys])}
+    return {k: sorted(v) if isinstance(v, (set, tuple)) else v for k, v in values.items()}
+
+
+def with_own_settings(recipe: Recipe, network: Any) -> Recipe:
+    """The recipe as the run records it: the LoRA settings that are trained, not those asked for."""
+    if recipe.lora is None or not hasattr(network, "peft_config"):
+        return recipe
+    return recipe.model_copy(update={"lora": adapter_settings(network, recipe.lora)})
+
+
+def _plain(value: Any) -> Any:
+    """Lists, sets and tuples of names compare as sets of them."""
+    return sorted(value) if isinstance(value, (list, set, tuple)) else value

@@ -160,6 +160,6 @@ def artefact_facts(run: PreparedRun) -> ArtefactFacts:
         rendering=run.encoder.rendering,
         reading=run.encoder.reading,
         affine=module.affine,
-        output=None if run.begun is None else run.begun.facts.output,
-        origin=None if run.begun is None else run.begun.facts.origin,
+        output=None if run.warm_start is None else run.warm_start.facts.output,
+        origin=None if run.warm_start is None else run.warm_start.facts.origin,
     )

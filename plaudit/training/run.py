@@ -65,9 +65,14 @@ from plaudit.training.results import (
     write_results,
     write_trained,
 )
-from plaudit.training.step_metrics import NotFiniteError
 from plaudit.training.trackers import logging_into
-from plaudit.training.trainer import EvalScores, Objective, RewardTrainer, StepArguments
+from plaudit.training.trainer import (
+    EvalScores,
+    NotFiniteError,
+    Objective,
+    RewardTrainer,
+    StepArguments,
+)
 from plaudit.types import TokenTree
 
 Result = TypeVar("Result")
@@ -299,7 +304,7 @@ def _fit(
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.meter.check()
+        trainer.step_metrics.check()
     except NotFiniteError as error:
         rows = [run.corpus.train.comparisons[i].where for i in error.rows]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -9,10 +9,13 @@ ranks gives the same gradient.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +24,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -40,8 +44,6 @@ from plaudit.storage.manifest import COUNTERS
 from plaudit.tokens.store import StoredTrees
 from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
-from plaudit.training.step_metrics import Meter
-from plaudit.training.steps import StepLoader, StepSampler, equal_shares
 from plaudit.types import Batcher, FloatArray, TokenTree
 
 EvalScores = Mapping[str, Sequence[FloatArray]]
@@ -51,26 +53,26 @@ EvalScores = Mapping[str, Sequence[FloatArray]]
 class StepArguments(TrainingArguments):
     """TrainingArguments whose batch is a whole optimizer step.
 
-    The ``asked_`` fields are the user's values of what the Trainer must not act on itself; logging
+    The ``user_`` fields are the user's values of what the Trainer must not act on itself; logging
     integrations record those.
     """
 
-    asked_batch_size: int = 1
-    asked_accumulation: int = 1
-    asked_liger: dict[str, Any] | None = None
-    asked_compile: bool = False
-    asked_backend: str | None = None
-    asked_mode: str | None = None
+    user_batch_size: int = 1
+    user_accumulation: int = 1
+    user_liger: dict[str, Any] | None = None
+    user_compile: bool = False
+    user_backend: str | None = None
+    user_mode: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
-        record["per_device_train_batch_size"] = record.pop("asked_batch_size")
-        record["gradient_accumulation_steps"] = record.pop("asked_accumulation")
-        record["liger_kernel_config"] = record.pop("asked_liger")
+        record["per_device_train_batch_size"] = record.pop("user_batch_size")
+        record["gradient_accumulation_steps"] = record.pop("user_accumulation")
+        record["liger_kernel_config"] = record.pop("user_liger")
         record["use_liger_kernel"] = record["liger_kernel_config"] is not None
-        record["torch_compile"] = record.pop("asked_compile")
-        record["torch_compile_backend"] = record.pop("asked_backend")
-        record["torch_compile_mode"] = record.pop("asked_mode")
+        record["torch_compile"] = record.pop("user_compile")
+        record["torch_compile_backend"] = record.pop("user_backend")
+        record["torch_compile_mode"] = record.pop("user_mode")
         return record
 
 
@@ -128,7 +130,7 @@ class RewardTrainer(Trainer):
         self.measure = measure
         self.facts = facts
         self.recipe = recipe
-        self.meter = Meter(self.args.device)
+        self.step_metrics = StepMetrics(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         self._ended = False
@@ -202,7 +204,7 @@ class RewardTrainer(Trainer):
             trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [FILLER]
             with self._syncing(model, last=number == rounds - 1):
                 total += self._micro_batch(model, trees, scale)
-        self.meter.step(total, mine, self.state.global_step + 1)
+        self.step_metrics.step(total, mine, self.state.global_step + 1)
         return total
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
@@ -217,7 +219,7 @@ class RewardTrainer(Trainer):
         # A filler has no pairs: its loss is an empty sum, zero with a gradient path.
         loss_sum, delta_P = self.objective.of_batch(scores_R, trees)
         loss = loss_sum * scale
-        self.meter.add(delta_P)
+        self.step_metrics.add(delta_P)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -251,15 +253,15 @@ class RewardTrainer(Trainer):
     ) -> dict[str, float]:
         """Score all evaluation sets exactly, log, and return the metrics."""
         del eval_dataset, ignore_keys, metric_key_prefix
-        self.meter.check()
+        self.step_metrics.check()
         started = time.perf_counter()
         scores = {name: self.score(trees) for name, trees in self.eval_trees.items()}
-        self.meter.check_after(
+        self.step_metrics.check_after(
             f"A reward of the evaluation after step {self.state.global_step}",
             (torch.from_numpy(rewards) for rows in scores.values() for rewards in rows),
         )
         metrics = self.measure(scores, self.state.global_step)
-        self.meter.pause(time.perf_counter() - started)
+        self.step_metrics.pause(time.perf_counter() - started)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -295,11 +297,11 @@ class RewardTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the meter counted to the training logs."""
         if "loss" in logs:
-            reading = self.meter.read(lambda t: self.accelerator.reduce(t, reduction="sum"))
-            logs["accuracy"] = reading.correct / max(reading.pairs, 1.0)
-            logs["margin"] = reading.margin / max(reading.pairs, 1.0)
-            logs["pairs_per_second"] = reading.comparisons / max(reading.seconds, 1e-9)
-            logs["tokens_per_second"] = reading.tokens / max(reading.seconds, 1e-9)
+            totals = self.step_metrics.read(lambda t: self.accelerator.reduce(t, reduction="sum"))
+            logs["accuracy"] = totals.correct / max(totals.pairs, 1.0)
+            logs["margin"] = totals.margin / max(totals.pairs, 1.0)
+            logs["pairs_per_second"] = totals.comparisons / max(totals.seconds, 1e-9)
+            logs["tokens_per_second"] = totals.tokens / max(totals.seconds, 1e-9)
         super().log(logs, start_time)
 
     # ---- checkpoints
@@ -319,10 +321,10 @@ class RewardTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint is complete with its manifest; older ones are deleted only then."""
         started = time.perf_counter()
-        self.meter.check()
+        self.step_metrics.check()
         # A step with a finite loss can still have had gradients that are not; the next loss would
         # tell, too late for the checkpoint between the two.
-        self.meter.check_after(
+        self.step_metrics.check_after(
             f"A weight after step {self.state.global_step}",
             (p.detach() for p in model.parameters() if p.requires_grad),
         )
@@ -345,7 +347,7 @@ class RewardTrainer(Trainer):
             checkpoints.remove_later(checkpoint.parent, self.state.global_step)
             best = self.state.best_model_checkpoint
             checkpoints.remove_oldest(checkpoint.parent, limit, Path(best) if best else None)
-        self.meter.pause(time.perf_counter() - started)
+        self.step_metrics.pause(time.perf_counter() - started)
 
     def seconds(self) -> float:
         """Time spent training, evaluating and saving, earlier parts of a resumed run included."""
@@ -356,7 +358,7 @@ class RewardTrainer(Trainer):
         return {
             "loss": self._tr_loss,
             "logged_step": self._globalstep_last_logged,
-            "meter": self.meter.state(),
+            "meter": self.step_metrics.state(),
             "seconds": self.seconds(),
             "patience": [callback.early_stopping_patience_counter for callback in self._stoppers()],
         }
@@ -371,7 +373,7 @@ class RewardTrainer(Trainer):
         )
         self._tr_loss = saved["loss"].to(self.args.device)
         self._globalstep_last_logged = saved["logged_step"]
-        self.meter.restore(saved["meter"])
+        self.step_metrics.restore(saved["meter"])
         self._seconds_before = saved["seconds"]
         for callback, count in zip(self._stoppers(), saved["patience"], strict=True):
             callback.early_stopping_patience_counter = count
@@ -452,3 +454,189 @@ def load_weights(module: RewardModule, checkpoint: Path) -> None:
     tied = set(getattr(network, "all_tied_weights_keys", None) or ())
     assert not unexpected, unexpected
     assert set(missing) <= tied, missing
+
+
+class StepSampler(Sampler[list[int]]):
+    """Yields the row numbers of each optimizer step, the same on every rank.
+
+    accelerate's own sharding repeats rows to make ranks even; here the last step of an epoch is
+    simply smaller, and a rank without rows runs a filler.
+    """
+
+    def __init__(self, rows: int, per_step: int, *, seed: int) -> None:
+        self.rows = rows
+        self.per_step = per_step
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.rows / self.per_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
+        for step in range(len(self)):
+            yield order[step * self.per_step : (step + 1) * self.per_step].tolist()
+
+
+def equal_shares(trees: Sequence[TokenTree], ranks: int) -> list[list[int]]:
+    """Positions in ``trees`` for each rank, in order: equal tokens rather than equal rows.
+
+    The longest tree first, each to the rank with the fewest tokens so far (Graham 1969: at most
+    4/3 of the best possible load). Ranks wait for the slowest one at every step. The same trees
+    always give the same shares, so every rank knows all of them.
+    """
+    if ranks == 1:
+        return [list(range(len(trees)))]
+    sizes = [tree.tokens for tree in trees]
+    loads = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for i in sorted(range(len(trees)), key=lambda i: (-sizes[i], i)):
+        tokens, rank = heapq.heappop(loads)
+        shares[rank].append(i)
+        heapq.heappush(loads, (tokens + sizes[i], rank))
+    return [sorted(share) for share in shares]
+
+
+def rows_of_first(sampler: StepSampler, steps: int) -> Iterator[int]:
+    """Row numbers of a run's first ``steps`` optimizer steps, in order, epoch after epoch."""
+    for epoch, begin in enumerate(range(0, steps, len(sampler))):
+        sampler.set_epoch(epoch)
+        for rows in islice(sampler, min(len(sampler), steps - begin)):
+            yield from rows
+
+
+class StepLoader(DataLoader[TokenTree]):
+    """One batch per optimizer step. The Trainer sets the epoch on the loader it is given."""
+
+    def __init__(self, trees: Sequence[TokenTree], sampler: StepSampler) -> None:
+        super().__init__(
+            trees,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=list,
+        )
+        self._steps = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self._steps.set_epoch(epoch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTotals:
+    """Sums over all ranks since the last read."""
+
+    pairs: float
+    correct: float
+    margin: float
+    comparisons: float
+    tokens: float
+    seconds: float
+
+
+class StepMetrics:
+    """Accumulates on the device; :meth:`read` holds the only copy to the host.
+
+    Host-side numbers (rows, tokens, time) are counted on the host; nothing here makes a step wait
+    for the device, except the check for finite losses on a CPU, where waiting costs nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._unchecked: list[tuple[Tensor, int, tuple[int, ...]]] = []
+        self._last_rows: tuple[int, ...] = ()
+        self._clear()
+
+    def _clear(self) -> None:
+        # Right pairs and summed margin; what the host knows is counted on the host.
+        self._sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._pairs = 0
+        self._comparisons = 0
+        self._tokens = 0
+        self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted since the last read, for a checkpoint between two logs."""
+        return {
+            "sums": self._sums_2.clone(),
+            "pairs": self._pairs,
+            "comparisons": self._comparisons,
+            "tokens": self._tokens,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from a :meth:`state`."""
+        self._sums_2 = state["sums"].to(self.device)
+        self._pairs = state["pairs"]
+        self._comparisons = state["comparisons"]
+        self._tokens = state["tokens"]
+        self._since = time.perf_counter() - state["seconds"]
+
+    def pause(self, seconds: float) -> None:
+        """Leave time out of the throughput (an evaluation, a save)."""
+        self._since += seconds
+
+    def add(self, delta_P: Tensor) -> None:
+        """Count one micro-batch's pairs, whether they are ordered right, and their margins."""
+        self._pairs += delta_P.numel()
+        with torch.no_grad():
+            self._sums_2 += torch.stack([(delta_P > 0).sum().double(), delta_P.double().sum()])
+
+    def step(self, loss: Tensor, trees: Sequence[TokenTree], step: int) -> None:
+        """Close a step: its loss is checked for finiteness here (CPU) or at the next read."""
+        self._comparisons += len(trees)
+        self._tokens += sum(tree.tokens for tree in trees)
+        self._last_rows = tuple(tree.index for tree in trees)
+        self._unchecked.append((loss, step, self._last_rows))
+        if self.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Stop if a step's loss since the last check was not finite.
+
+        Raises:
+            NotFiniteError: with the step and this rank's rows of it.
+        """
+        waiting, self._unchecked = self._unchecked, []
+        if not waiting:
+            return
+        finite = torch.isfinite(torch.stack([loss for loss, _, _ in waiting])).tolist()
+        for ok, (_, step, rows) in zip(finite, waiting, strict=True):
+            if not ok:
+                raise NotFiniteError(f"The loss of step {step}", rows)
+
+    def check_after(self, what: str, numbers: Iterable[Tensor]) -> None:
+        """Stop if the last step spoiled what is computed after it; ``what`` names that.
+
+        Raises:
+            NotFiniteError: with this rank's rows of the last step.
+        """
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
+            raise NotFiniteError(what, self._last_rows)
+
+    def read(self, total: Callable[[Tensor], Tensor]) -> StepTotals:
+        """All ranks' sums since the last read; ``total`` sums a tensor over ranks."""
+        self.check()
+        host = [self._pairs, self._comparisons, self._tokens]
+        counted = torch.tensor(host, dtype=torch.float64, device=self.device)
+        sums = total(torch.cat([self._sums_2, counted])).tolist()
+        totals = StepTotals(
+            correct=sums[0],
+            margin=sums[1],
+            pairs=sums[2],
+            comparisons=sums[3],
+            tokens=sums[4],
+            seconds=time.perf_counter() - self._since,
+        )
+        self._clear()
+        return totals
+
+
+class NotFiniteError(TrainingError):
+    """A step that gave no number; ``what`` says where, ``rows`` are this rank's rows in it."""
+
+    def __init__(self, what: str, rows: tuple[int, ...]) -> None:
+        super().__init__(f"{what} is not a finite number")
+        self.rows = rows

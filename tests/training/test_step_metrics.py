@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.training.step_metrics import Meter, NotFiniteError, Reading
+from plaudit.training.trainer import NotFiniteError, StepMetrics, StepTotals
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
@@ -22,12 +22,12 @@ def tree(index: int, tokens: int) -> TokenTree:
     )
 
 
-def read(meter: Meter) -> Reading:
+def read(meter: StepMetrics) -> StepTotals:
     return meter.read(lambda tensor: tensor)
 
 
 def test_reading_sums_and_starts_again() -> None:
-    meter = Meter(CPU)
+    meter = StepMetrics(CPU)
     meter.add(torch.tensor([1.0, -2.0, 0.0]))
     meter.add(torch.tensor([4.0]))
     meter.add(torch.zeros(0))
@@ -42,7 +42,7 @@ def test_reading_sums_and_starts_again() -> None:
 
 
 def test_many_small_numbers_do_not_drift() -> None:
-    meter = Meter(CPU)
+    meter = StepMetrics(CPU)
     for _ in range(3000):
         meter.add(torch.tensor([0.1]))
     assert read(meter).margin == pytest.approx(3000 * float(torch.tensor(0.1)), rel=1e-12)
@@ -50,7 +50,7 @@ def test_many_small_numbers_do_not_drift() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_no_number_names_its_rows(value: float) -> None:
-    meter = Meter(CPU)
+    meter = StepMetrics(CPU)
     meter.step(torch.tensor(1.0), [tree(0, 2)], 1)
     with pytest.raises(NotFiniteError) as caught:
         meter.step(torch.tensor(value), [tree(4, 2), tree(9, 2)], 2)
@@ -59,14 +59,14 @@ def test_a_loss_that_is_no_number_names_its_rows(value: float) -> None:
 
 
 def test_pauses_are_not_counted() -> None:
-    meter = Meter(CPU)
+    meter = StepMetrics(CPU)
     time.sleep(0.05)
     meter.pause(0.05)
     assert read(meter).seconds < 0.05
 
 
 def test_state_goes_on_where_it_was() -> None:
-    one, other = Meter(CPU), Meter(CPU)
+    one, other = StepMetrics(CPU), StepMetrics(CPU)
     one.add(torch.tensor([1.0, -3.0]))
     one.step(torch.tensor(0.5), [tree(0, 7)], 1)
     other.restore(one.state())
@@ -79,7 +79,7 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_what_a_step_spoiled_names_the_steps_rows() -> None:
-    meter = Meter(CPU)
+    meter = StepMetrics(CPU)
     meter.step(torch.tensor(1.0), [tree(4, 2)], 1)
     meter.check_after("A weight after step 1", [torch.ones(3), torch.zeros(0)])
     with pytest.raises(NotFiniteError, match="A weight after step 1 is not a finite") as caught:

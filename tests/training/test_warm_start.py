@@ -90,11 +90,11 @@ def test_a_plaudit_run_is_trained_on_and_can_be_moved(
 def test_the_template_variables_of_a_run_stay(
     finished_run: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    begun = tmp_path / "begun"
-    shutil.copytree(finished_run, begun)
-    set_facts(begun, chat_template_kwargs={"tone": "dry", "enable_thinking": True})
+    warm_start = tmp_path / "begun"
+    shutil.copytree(finished_run, warm_start)
+    set_facts(warm_start, chat_template_kwargs={"tone": "dry", "enable_thinking": True})
     run = run_on(
-        begun,
+        warm_start,
         pairs_file,
         tmp_path / "run",
         tokens={"max_length": 128, "chat_template_kwargs": {"enable_thinking": False}},

@@ -173,14 +173,13 @@ def _encoder(
     given = {name: value for name, value in tokens.items() if value is not None}
     loaded = loaded.model_copy(update={"tokens": loaded.tokens.model_copy(update=given)})
     from plaudit import embedded
-    from plaudit.training.prepare import make_encoder, prepare_tokenizer
-    from plaudit.training.warm_start import open_begun
+    from plaudit.training.prepare import make_encoder, open_warm_start, prepare_tokenizer
 
-    begun = open_begun(loaded)
+    warm_start = open_warm_start(loaded)
     name = loaded.model.base
     folder = str(embedded.base_path()) if name == embedded.NAME else name
-    tokenizer = prepare_tokenizer(loaded.model, loaded.tokens, folder, begun)
-    return make_encoder(loaded, tokenizer, begun), name, loaded
+    tokenizer = prepare_tokenizer(loaded.model, loaded.tokens, folder, warm_start)
+    return make_encoder(loaded, tokenizer, warm_start), name, loaded
 
 
 def _text_notes(encoder: Encoder, comparisons: Sequence[Comparison], recipe: Recipe) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.training.steps import StepLoader, StepSampler, equal_shares
+from plaudit.training.trainer import StepLoader, StepSampler, equal_shares
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
