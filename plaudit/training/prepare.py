@@ -471,6 +471,11 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         )
 
 
+# ---- a warm start: the head, rules and adapter of a reward model are kept
+#
+# An adapter is trained on as it is, under its own LoRA settings; with ``lora: null`` it is merged
+# into its base and all weights train. A whole model is the base of whatever the recipe asks for.
+
 PLAIN = "sequence classifier"
 
 

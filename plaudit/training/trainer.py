@@ -456,6 +456,13 @@ def load_weights(module: RewardModule, checkpoint: Path) -> None:
     assert set(missing) <= tied, missing
 
 
+# ---- which comparisons make which optimizer step
+#
+# A step is counted in comparisons. A rank gets all comparisons of a step at once, takes its share
+# and splits it by tokens. The order depends on the seed and the epoch alone, so a resumed run sees
+# the rows that the uninterrupted one would have.
+
+
 class StepSampler(Sampler[list[int]]):
     """Yields the row numbers of each optimizer step, the same on every rank.
 
@@ -521,6 +528,9 @@ class StepLoader(DataLoader[TokenTree]):
 
     def set_epoch(self, epoch: int) -> None:
         self._steps.set_epoch(epoch)
+
+
+# ---- what a step leaves for the log, kept on the device until someone reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
