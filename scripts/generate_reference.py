@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from plaudit.cli.data import VERBS as DATA_VERBS
-from plaudit.cli.main import VERBS, main
+from plaudit.cli.data import COMMANDS as DATA_VERBS
+from plaudit.cli.main import COMMANDS, main
 from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 from plaudit.recipe.schema import LORA_DEFAULTS, Recipe, Section, Source
 from plaudit.recipe.validate import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
@@ -120,7 +120,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def cli_reference() -> str:
     """The help of the command, of every verb and of the verbs of each group."""
     parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
-    for name in VERBS:
+    for name in COMMANDS:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
         for verb in GROUPS.get(name, ()):
             parts += [f"### plaudit {name} {verb}", f"```text\n{_help(name, verb)}\n```"]

@@ -1,1 +1,1 @@
-"""The command line: one file per verb, each parses, calls one function and prints one summary."""
+"""The command line: each command parses, calls one function and prints a summary."""

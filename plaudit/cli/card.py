@@ -1,4 +1,4 @@
-"""``plaudit card RUN``: rewrite the model card from recorded facts."""
+"""``plaudit card RUN``: rewrite the model card from recorded metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 def card(
     run: Annotated[Path, typer.Argument(help="A run folder, with its metrics.json.")],
 ) -> None:
-    """Rewrite a run's model card (README.md) from its recorded facts."""
+    """Rewrite a run's model card (README.md) from its recorded metrics."""
     from plaudit.report.card import write_card
 
     print(f"Wrote {write_card(run)}")

@@ -1,8 +1,8 @@
-"""The command ``plaudit``: a table of verbs, loaded when used, and one place for errors.
+"""The command ``plaudit``: a table of commands, loaded when used, and one place for errors.
 
-To add a verb, write ``plaudit/cli/<verb>.py`` with a function whose parameters are typer arguments
-and options, and add a row to :data:`VERBS`. A verb with verbs of its own names a ``typer.Typer``
-instead of a function.
+To add a command, write ``plaudit/cli/<command>.py`` with a function whose parameters are typer
+arguments and options, and add a row to :data:`COMMANDS`. A command with commands of its own names a
+``typer.Typer`` instead of a function.
 """
 
 from __future__ import annotations
@@ -18,56 +18,68 @@ import typer
 from plaudit import __version__
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, printable
 
-USER_MISTAKE = 2
+USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
-class Verb(NamedTuple):
-    """Where a verb is (``module:name``) and its line in ``plaudit --help``."""
+class Command(NamedTuple):
+    """Where a command is (``module:name``) and its line in ``plaudit --help``."""
 
     target: str
     help: str
 
 
-VERBS: dict[str, Verb] = {
-    "quickstart": Verb(
-        "plaudit.cli.quickstart:quickstart", "The whole main job offline, on embedded parts."
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "plaudit.cli.quickstart:quickstart", "End-to-end demo: train, evaluate and report offline."
     ),
-    "init": Verb("plaudit.cli.init:init", "Write a commented recipe to edit."),
-    "train": Verb(
+    "init": Command("plaudit.cli.init:init", "Write a commented recipe to edit."),
+    "train": Command(
         "plaudit.cli.train:train", "Train a reward model from a recipe, or a base and data."
     ),
-    "plan": Verb(
-        "plaudit.cli.plan:plan", "Steps, memory, FLOPs and time, before renting anything."
+    "plan": Command(
+        "plaudit.cli.plan:plan", "Estimate steps, memory, FLOPs and time before a run."
     ),
-    "eval": Verb("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
-    "calibrate": Verb(
+    "eval": Command("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
+    "calibrate": Command(
         "plaudit.cli.calibrate:calibrate", "Fit a model's temperature on data, and store it."
     ),
-    "compare": Verb(
-        "plaudit.cli.compare:compare", "Which of two or more models is better, pair by pair."
+    "compare": Command(
+        "plaudit.cli.compare:compare", "Compare two or more reward models, pair by pair."
     ),
-    "score": Verb("plaudit.cli.score:score", "Score every response of a file."),
-    "best-of": Verb("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
-    "serve": Verb("plaudit.cli.serve:serve", "Answer HTTP requests for rewards."),
-    "import": Verb(
-        "plaudit.cli.import_:import_model", "Make a plaudit folder of another tool's model."
+    "score": Command("plaudit.cli.score:score", "Score every response of a file."),
+    "best-of": Command("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
+    "serve": Command("plaudit.cli.serve:serve", "Serve rewards over HTTP."),
+    "import": Command(
+        "plaudit.cli.import_:import_model", "Convert another tool's model to a plaudit folder."
     ),
-    "export": Verb("plaudit.cli.export:export", "Write a reward model for another tool, checked."),
-    "merge": Verb("plaudit.cli.merge:merge", "Average the weights of reward models of one base."),
-    "push": Verb("plaudit.cli.push:push", "Upload a reward model to the Hub, looked over first."),
-    "pull": Verb("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
-    "data": Verb("plaudit.cli.data:app", "Look at, clean and make preference data."),
-    "card": Verb("plaudit.cli.card:card", "Rewrite a run's model card from its recorded facts."),
-    "report": Verb("plaudit.cli.report:report", "Rewrite the HTML report from recorded facts."),
-    "info": Verb("plaudit.cli.info:info", "Show versions, devices, the cache and optional parts."),
+    "export": Command(
+        "plaudit.cli.export:export", "Write a reward model for another tool, and verify it."
+    ),
+    "merge": Command(
+        "plaudit.cli.merge:merge", "Average the weights of reward models of one base."
+    ),
+    "push": Command("plaudit.cli.push:push", "Validate and upload a reward model to the Hub."),
+    "pull": Command("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
+    "data": Command(
+        "plaudit.cli.data:app", "Audit, preview, convert, split and perturb preference data."
+    ),
+    "card": Command(
+        "plaudit.cli.card:card", "Rewrite a run's model card from its recorded metrics."
+    ),
+    "report": Command(
+        "plaudit.cli.report:report", "Rewrite the HTML report from recorded metrics."
+    ),
+    "info": Command(
+        "plaudit.cli.info:info", "Show versions, devices, the cache and optional parts."
+    ),
 }
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application for one command line: only the verb it names is imported.
+    """The application for one command line: only the command it names is imported.
 
-    Loading a verb may import torch, so ``plaudit --help`` shows the others from the table alone.
+    Loading a command may import torch, so ``plaudit --help`` shows the others from the table alone.
     """
     app = typer.Typer(
         name="plaudit",
@@ -79,19 +91,19 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    # No option of the root takes a value, so the first word without a dash is the verb.
+    # No option of the root takes a value, so the first word without a dash is the command.
     named = next((word for word in arguments if not word.startswith("-")), None)
     completing = "_PLAUDIT_COMPLETE" in os.environ
-    for name, verb in VERBS.items():
+    for name, command in COMMANDS.items():
         if completing or name == named:
-            _register(app, name, verb)
+            _register(app, name, command)
         else:
-            app.command(name, help=verb.help)(_unloaded)
+            app.command(name, help=command.help)(_unloaded)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 1 failed, 2 the user's to put right.
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 usage error.
 
     Anything but a PlauditError is a defect and keeps its traceback.
     """
@@ -102,21 +114,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else 0
         # Ctrl-C is the user's doing; typer ends with 130 then, or with 1 while it asks something.
         interrupted = code == INTERRUPTED or isinstance(stop.__context__, typer.Abort)
-        return USER_MISTAKE if interrupted else code
+        return USAGE_ERROR if interrupted else code
     except InterruptedRunError as error:
         # A launcher hands the signal to every process; one of them speaks.
         if os.environ.get("RANK", "0") == "0":
             print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
+        return USAGE_ERROR
     except RecipeError as error:
         print(f"plaudit: {listed(error.problems)}", file=sys.stderr)
-        return USER_MISTAKE
+        return USAGE_ERROR
     except PlauditError as error:
         print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
+        return USAGE_ERROR
     except KeyboardInterrupt:
         print("plaudit: stopped.", file=sys.stderr)
-        return USER_MISTAKE
+        return USAGE_ERROR
     return 0
 
 
@@ -154,14 +166,14 @@ def _root(
 
 
 def _unloaded() -> None:
-    """Stands for a verb that this command line does not name."""
-    raise AssertionError("a verb that was not named cannot be called")
+    """Stands for a command that this command line does not name."""
+    raise AssertionError("a command that was not named cannot be called")
 
 
-def _register(app: typer.Typer, name: str, verb: Verb) -> None:
-    module, _, attribute = verb.target.partition(":")
+def _register(app: typer.Typer, name: str, command: Command) -> None:
+    module, _, attribute = command.target.partition(":")
     target = getattr(import_module(module), attribute)
     if isinstance(target, typer.Typer):
-        app.add_typer(target, name=name, help=verb.help)
+        app.add_typer(target, name=name, help=command.help)
     else:
         app.command(name)(target)

@@ -1,4 +1,4 @@
-"""What verbs share on the screen: a console on stderr, quiet libraries, tables of results."""
+"""What commands share on the screen: a console on stderr, quiet libraries, tables of results."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hush_weight_loading() -> None:
 def open_model(
     path: Path, *, base: str | None, trust_remote_code: bool
 ) -> tuple[Console, RewardModel]:
-    """A quiet console, and the reward model that a verb works with."""
+    """A quiet console, and the reward model that a command works with."""
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()

@@ -1,4 +1,4 @@
-"""``plaudit report RUN``: rewrite the HTML report from recorded facts."""
+"""``plaudit report RUN``: rewrite the HTML report from recorded metrics."""
 
 from __future__ import annotations
 

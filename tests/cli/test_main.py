@@ -14,7 +14,7 @@ import typer
 
 from plaudit import __version__
 from plaudit.cli import main as cli
-from plaudit.cli.main import VERBS, Verb, main, one_line
+from plaudit.cli.main import COMMANDS, Verb, main, one_line
 from plaudit.errors import InterruptedRunError, RecipeError
 
 
@@ -28,13 +28,13 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def add(monkeypatch: pytest.MonkeyPatch, module: ModuleType, target: object) -> None:
     module.target = target  # type: ignore[attr-defined]
-    monkeypatch.setitem(VERBS, "trial", Verb("plaudit_test_verbs:target", "A trial."))
+    monkeypatch.setitem(COMMANDS, "trial", Verb("plaudit_test_verbs:target", "A trial."))
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name, verb_row in VERBS.items():
+    for name, verb_row in COMMANDS.items():
         assert name in shown
         assert verb_row.help in " ".join(shown.split())
 
@@ -162,7 +162,7 @@ def test_a_verb_with_verbs_of_its_own(
 
 
 def test_only_the_named_verb_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERBS, "broken", Verb("no_such_module:verb", "Never loaded."))
+    monkeypatch.setitem(COMMANDS, "broken", Verb("no_such_module:verb", "Never loaded."))
     assert main(["--version"]) == 0
     with pytest.raises(ModuleNotFoundError):
         cli.build(["broken"])

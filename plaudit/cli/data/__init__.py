@@ -1,6 +1,6 @@
-"""``plaudit data``: verbs that look at, clean and make preference data. Loads no torch.
+"""``plaudit data``: commands that look at, clean and make preference data. Loads no torch.
 
-To add one, write ``plaudit/cli/data/<verb>.py`` and a row in :data:`VERBS`.
+To add one, write ``plaudit/cli/data/<command>.py`` and a row in :data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from importlib import import_module
 
 import typer
 
-VERBS: dict[str, str] = {
+COMMANDS: dict[str, str] = {
     "audit": "plaudit.cli.data.audit:audit",
     "preview": "plaudit.cli.data.preview:preview",
     "mutate": "plaudit.cli.data.mutate:mutate",
     "convert": "plaudit.cli.data.convert:convert",
     "split": "plaudit.cli.data.split:split",
 }
-"""Name of a verb to where it is (``module:name``)."""
+"""Name of a command to where it is (``module:name``)."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-for _name, _target in VERBS.items():
+for _name, _target in COMMANDS.items():
     _module, _, _attribute = _target.partition(":")
     app.command(_name)(getattr(import_module(_module), _attribute))
