@@ -65,7 +65,7 @@ COMMANDS: dict[str, Command] = {
         "plaudit.cli.data:app", "Audit, preview, convert, split and perturb preference data."
     ),
     "card": Command(
-        "plaudit.cli.card:card", "Rewrite a run's model card from its recorded metrics."
+        "plaudit.cli.report:card", "Rewrite a run's model card from its recorded metrics."
     ),
     "report": Command(
         "plaudit.cli.report:report", "Rewrite the HTML report from recorded metrics."

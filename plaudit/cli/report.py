@@ -1,4 +1,4 @@
-"""``plaudit report RUN``: rewrite the HTML report from recorded metrics."""
+"""``plaudit report RUN`` and ``plaudit card RUN``: written again from recorded metrics."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def report(
 
     plots = write_plots(run)
     print(f"Wrote {write_report(run, with_texts=texts)} and {len(plots)} plots")
+
+
+def card(
+    run: Annotated[Path, typer.Argument(help="A run folder, with its metrics.json.")],
+) -> None:
+    """Rewrite a run's model card (README.md) from its recorded metrics."""
+    from plaudit.report.card import write_card
+
+    print(f"Wrote {write_card(run)}")

@@ -14,13 +14,13 @@ import typer
 
 from plaudit import __version__
 from plaudit.cli import main as cli
-from plaudit.cli.main import COMMANDS, Verb, main, one_line
+from plaudit.cli.main import COMMANDS, Command, main, one_line
 from plaudit.errors import InterruptedRunError, RecipeError
 
 
 @pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module that verbs of these tests live in."""
+def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that commands of these tests live in."""
     module = ModuleType("plaudit_test_verbs")
     monkeypatch.setitem(sys.modules, "plaudit_test_verbs", module)
     return module
@@ -28,7 +28,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def add(monkeypatch: pytest.MonkeyPatch, module: ModuleType, target: object) -> None:
     module.target = target  # type: ignore[attr-defined]
-    monkeypatch.setitem(COMMANDS, "trial", Verb("plaudit_test_verbs:target", "A trial."))
+    monkeypatch.setitem(COMMANDS, "trial", Command("plaudit_test_verbs:target", "A trial."))
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,54 +95,54 @@ def test_what_data_says_is_not_markup_and_not_terminal_codes() -> None:
 
 
 def test_errors_of_verbs(
-    monkeypatch: pytest.MonkeyPatch, verb: ModuleType, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, command: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> NoReturn:
         raise RecipeError("something\nis wrong.")
 
-    add(monkeypatch, verb, fails)
+    add(monkeypatch, command, fails)
     assert main(["trial"]) == 2
     assert capsys.readouterr().err == "plaudit: something is wrong.\n"
 
 
 def test_being_stopped_is_code_2_and_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, verb: ModuleType, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, command: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped() -> NoReturn:
         raise InterruptedRunError("stopped; go on with --resume.")
 
-    add(monkeypatch, verb, stopped)
+    add(monkeypatch, command, stopped)
     assert main(["trial"]) == 2
     assert "go on with --resume" in capsys.readouterr().err
 
     def interrupted() -> NoReturn:
         raise KeyboardInterrupt
 
-    add(monkeypatch, verb, interrupted)
+    add(monkeypatch, command, interrupted)
     assert main(["trial"]) == 2
 
 
 def test_a_verb_may_end_with_a_code_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, verb: ModuleType
+    monkeypatch: pytest.MonkeyPatch, command: ModuleType
 ) -> None:
     def unequal() -> NoReturn:
         raise typer.Exit(1)
 
-    add(monkeypatch, verb, unequal)
+    add(monkeypatch, command, unequal)
     assert main(["trial"]) == 1
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, verb: ModuleType) -> None:
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, command: ModuleType) -> None:
     def broken() -> NoReturn:
         raise ZeroDivisionError("ours")
 
-    add(monkeypatch, verb, broken)
+    add(monkeypatch, command, broken)
     with pytest.raises(ZeroDivisionError, match="ours"):
         main(["trial"])
 
 
 def test_a_verb_with_verbs_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, verb: ModuleType, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, command: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group = typer.Typer()
 
@@ -154,7 +154,7 @@ def test_a_verb_with_verbs_of_its_own(
     def second() -> None:
         print("second")
 
-    add(monkeypatch, verb, group)
+    add(monkeypatch, command, group)
     assert main(["trial", "first", "loud"]) == 0
     assert capsys.readouterr().out == "LOUD\n"
     assert main(["--help"]) == 0
@@ -162,7 +162,7 @@ def test_a_verb_with_verbs_of_its_own(
 
 
 def test_only_the_named_verb_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "broken", Verb("no_such_module:verb", "Never loaded."))
+    monkeypatch.setitem(COMMANDS, "broken", Command("no_such_module:command", "Never loaded."))
     assert main(["--version"]) == 0
     with pytest.raises(ModuleNotFoundError):
         cli.build(["broken"])
