@@ -6,6 +6,9 @@ traceback. Anything else that escapes is a defect of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PlauditError(Exception):
     """Base of all errors meant for the user."""
@@ -74,3 +77,15 @@ def printable(text: str, most: int | None = None) -> str:
             c if c.isprintable() else c.encode("unicode_escape").decode() for c in start
         )
     return start if most is None or len(start) <= most else f"{start[: most - 1]}…"
+
+
+def nearest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """The known name that was most likely meant, if one is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a message about an unknown name: the nearest known one, else ``otherwise``."""
+    close = nearest(name, known)
+    return f"did you mean {close}?" if close else otherwise

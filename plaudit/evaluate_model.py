@@ -21,7 +21,7 @@ from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.analysis.token_rewards import along_of
 from plaudit.evaluation.facts import json_safe, summarise
-from plaudit.evaluation.folder import refuse_folder, write_folder
+from plaudit.evaluation.folder import write_folder
 from plaudit.evaluation.rows import score_rows
 from plaudit.evaluation.table import ScoreTable, build_table, write_table
 from plaudit.recipe.schema import Source
@@ -30,7 +30,7 @@ from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER, describe_environment
 from plaudit.reward_model import RewardModel
 from plaudit.reward_model import load as load_model
-from plaudit.storage.atomic import write_json, write_json_lines
+from plaudit.storage.atomic import check_new_folder, write_json, write_json_lines
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.store import Trees, encode_rows
 
@@ -73,7 +73,7 @@ def evaluate(
     console = Console(quiet=True) if console is None else console
     folder = None if out is None else Path(out)
     if folder is not None:
-        refuse_folder(folder)
+        check_new_folder(folder)
     loaded = load(_sources(data), seed=seed)
     fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
     reward_model = model if isinstance(model, RewardModel) else load_model(model)

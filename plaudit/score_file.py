@@ -15,12 +15,12 @@ import numpy as np
 
 from plaudit.data.load import LocatedComparison, iterate, open_source
 from plaudit.data.sources.files import fingerprint
-from plaudit.data.sources.row_files import ROW_FILES, as_line, refuse_existing, row_file_ending
+from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
 from plaudit.data.unread import Unread
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, ScoreCache
-from plaudit.storage.atomic import write_atomically, write_json, writing
+from plaudit.storage.atomic import check_new_file, write_atomically, write_json, writing
 from plaudit.types import Refused, TokenTree
 
 CHUNK_ROWS = 512
@@ -67,7 +67,7 @@ def score_file(
         OutputError: ``out`` exists, cannot be written, or is of an unknown kind.
     """
     write = ROW_FILES[row_file_ending(out)]
-    refuse_existing(out)
+    check_new_file(out)
     columns = Columns(rewards=column, picks=picks)
     opened = open_source(source)
     total = sum(1 for _ in _checked(opened.rows, columns))

@@ -43,14 +43,15 @@ def compare(
     from plaudit import __version__
     from plaudit.cli.printing import hush_weight_loading, quiet_console
     from plaudit.evaluation.candidates import run_comparison, tell_apart
-    from plaudit.evaluation.folder import refuse_folder, write_folder
+    from plaudit.evaluation.folder import write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.comparison import write_comparison_plot
+    from plaudit.storage.atomic import check_new_folder
 
     mapped = options.parse_columns(columns)
     console = quiet_console()
     if out is not None:
-        refuse_folder(out)
+        check_new_folder(out)
     contestants, data = tell_apart(arguments)
     if data:
         with console.status("starting"):

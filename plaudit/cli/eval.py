@@ -202,12 +202,12 @@ def check_places(sources: Sequence[Source], out: Path | None, baseline: Path | N
         PlauditError: one is missing, or ``out`` exists or cannot be made.
     """
     from plaudit.data.load import check_source
-    from plaudit.evaluation.folder import refuse_folder
+    from plaudit.storage.atomic import check_new_folder
 
     for source in sources:
         check_source(source)
     if out is not None:
-        refuse_folder(out)
+        check_new_folder(out)
     if baseline is not None:
         refuse_contestant(baseline)
 

@@ -20,12 +20,11 @@ def init(
 ) -> None:
     """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
     from plaudit.cli.recipes import RecipeRequest, with_options
-    from plaudit.errors import OutputError
     from plaudit.recipe.starter import BASE, DATA, starter, starter_text
-    from plaudit.storage.atomic import write_text
+    from plaudit.storage.atomic import check_new_file, write_text
 
-    if out.exists() and not force:
-        raise OutputError(f"--out {out} exists already; choose another name, or add --force.")
+    if not force:
+        check_new_file(out, advice="choose another name, or add --force")
     request = RecipeRequest(model=model or BASE, data=data or [DATA], test=test or ())
     write_text(out, starter_text(with_options(starter(), request)))
     print(f"Wrote {out}. Edit it, then run: plaudit train {shlex.quote(str(out))}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.data.sources.files import FILE_KINDS
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, nearest
 from plaudit.interop.llama_factory.recipe import Fate, Note, translate
 from plaudit.recipe.schema import Draft, Recipe, read_draft, read_mapping
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, recipe_file, shipped_recipes
 from plaudit.recipe.starter import BASE, DATA, starter
-from plaudit.recipe.validate import either, nearest
+from plaudit.recipe.validate import either
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -131,13 +131,14 @@ def write_scores(
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
     from plaudit.cli.printing import open_model
     from plaudit.data.load import check_source
-    from plaudit.data.sources.row_files import refuse_existing, row_file_ending
+    from plaudit.data.sources.row_files import row_file_ending
     from plaudit.recipe.schema import Source
+    from plaudit.storage.atomic import check_new_file
 
     # What is wrong is said before the model is loaded.
     if out is not None:
         row_file_ending(out)
-        refuse_existing(out)
+        check_new_file(out)
     mapped = options.parse_columns(columns)
     source = Source(path=data, format=format_, columns=mapped, first=limit)
     check_source(source)

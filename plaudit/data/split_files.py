@@ -19,7 +19,7 @@ from plaudit.data.store import group_code
 from plaudit.errors import DataError, OutputError
 from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
-from plaudit.storage.atomic import existing_path
+from plaudit.storage.atomic import check_new_file, existing_path
 from plaudit.types import Comparison
 
 SOURCE: Final = "source"
@@ -68,8 +68,7 @@ def split_files(
     ending = _ending(source)
     paths = [out / f"{name}{ending}" for name in names]
     for path in paths:
-        if path.exists():
-            raise OutputError(f"{path} exists already; choose another --out.")
+        check_new_file(path)
     group_N, stratum_N, strata = _read(source, stratify)
     part_N = assign_parts(
         group_N, [fractions[name] for name in names[1:]], by=by, seed=seed, stratum_N=stratum_N

@@ -7,19 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from plaudit.errors import OutputError
-from plaudit.storage.atomic import check_writable, writing
-
-
-def refuse_folder(folder: Path) -> None:
-    """Say early that results cannot go there.
-
-    Raises:
-        OutputError: it is a file, or a folder with something in it, or cannot be made.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--out {folder} exists already; choose another name.")
-    check_writable(folder)
+from plaudit.storage.atomic import writing
 
 
 def write_folder(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> None:

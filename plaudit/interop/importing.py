@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from plaudit.errors import ModelError, OutputError
+from plaudit.errors import ModelError
 from plaudit.interop.contents import read_json
 from plaudit.interop.formats import locate
 from plaudit.interop.records import Choices
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.reward_model import open_frozen
-from plaudit.storage.atomic import write_text, writing
+from plaudit.storage.atomic import check_new_folder, write_text, writing
 
 
 def import_model(
@@ -35,8 +35,7 @@ def import_model(
         ModelError: the source cannot be read, or is plaudit's own already.
         OutputError: ``out`` exists or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out} exists already; choose another name.")
+    check_new_folder(out)
     opened = open_frozen(source, base=base, trust_remote_code=trust_remote_code, choices=choices)
     if opened.facts.origin is None:
         raise ModelError(f"{source} is plaudit's own already; every verb takes it as it is.")

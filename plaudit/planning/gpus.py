@@ -7,10 +7,9 @@ bf16), without structured sparsity: half of what data sheets print where they co
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,6 @@ def choose(name: str | None) -> dict[str, Gpu]:
     found = found or [key for short, key in plain.items() if short.startswith(asked)]
     if asked and found:
         return {key: GPUS[key] for key in found}
-    close = difflib.get_close_matches(asked, list(plain), n=1)
-    guess = f"did you mean {plain[close[0]]}?" if close else f"it knows {', '.join(GPUS)}."
+    close = nearest(asked, plain)
+    guess = f"did you mean {plain[close]}?" if close else f"it knows {', '.join(GPUS)}."
     raise RecipeError(f"--gpu {name}: plaudit knows no GPU of that name; {guess}")

@@ -6,7 +6,6 @@ sections are pydantic models, whose errors are put into plain words here.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, nearest
 from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
 NUMBER = re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$")
@@ -247,12 +246,6 @@ def either(options: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name a person most likely meant, if one is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return close[0] if close else None
-
-
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The way to a key: names of sections and keys, numbers of list entries."""
 
@@ -289,7 +282,8 @@ def meant(
     if guess is not None:
         return [f"{section}.{guess}" if section else guess]
     dotted = {key: f"{home}.{key}" for home, names in keys.items() for key in names}
-    return [dotted[far] for far in difflib.get_close_matches(name, dotted, n=1, cutoff=0.8)]
+    far = nearest(name, dotted, similarity=0.8)
+    return [dotted[far]] if far else []
 
 
 def unknown_key(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import os
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from plaudit.errors import OutputError
+from plaudit.errors import OutputError, nearest
 
 # How libraries written in Rust and C++ say that a write failed, where Python would raise OSError.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -62,8 +61,8 @@ def missing_path(name: str) -> str | None:
     if is_there or not (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         return None
     folder = existing_path(str(path.parent)) or path.parent
-    near = difflib.get_close_matches(path.name, names_in(folder), n=1)
-    hint = f" (did you mean {folder / near[0]}?)" if near else ""
+    near = nearest(path.name, names_in(folder))
+    hint = f" (did you mean {folder / near}?)" if near else ""
     return f"{name} does not exist{hint}"
 
 
@@ -73,6 +72,29 @@ def names_in(folder: Path) -> list[str]:
         return os.listdir(folder.expanduser())  # noqa: PTH208
     except (OSError, RuntimeError, ValueError):
         return []
+
+
+def check_new_file(
+    path: Path, *, option: str = "--out", advice: str = "choose another name"
+) -> None:
+    """Say early that a file cannot be written at ``path``, which ``option`` named.
+
+    Raises:
+        OutputError: something is there already, or nothing can be made there.
+    """
+    if path.exists():
+        raise OutputError(f"{option} {path} exists already; {advice}.")
+    check_writable(path)
+
+
+def check_new_folder(path: Path, *, advice: str = "choose another name") -> None:
+    """Say early that a folder cannot be filled at ``path``; an empty one may be there.
+
+    Raises:
+        OutputError: a file or a folder that is not empty is there, or nothing can be made there.
+    """
+    if not path.is_dir() or any(path.iterdir()):
+        check_new_file(path, advice=advice)
 
 
 def check_writable(path: Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plaudit.errors import OutputError
-from plaudit.storage.atomic import writing
+from plaudit.storage.atomic import check_new_folder, writing
 
 
 @contextmanager
@@ -19,8 +18,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: ``folder`` exists with something in it, or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--out {folder} exists already; choose another name.")
+    check_new_folder(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with writing(folder):

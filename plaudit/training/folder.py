@@ -18,7 +18,7 @@ from plaudit.recipe.schema import Recipe, dump_recipe, load_recipe, parse_recipe
 from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
 from plaudit.recipe.yaml import read_yaml
 from plaudit.report.record import MISTAKES_FILE
-from plaudit.storage.atomic import write_json, write_text, writing
+from plaudit.storage.atomic import check_new_folder, write_json, write_text, writing
 from plaudit.storage.manifest import MANIFEST_FILE, TRAINING_FILE, find_damage, write_model_manifest
 from plaudit.training import checkpoints
 
@@ -111,15 +111,9 @@ def refuse_existing(path: Path) -> None:
     Raises:
         OutputError: ``path`` is a file, or a folder that is not empty.
     """
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
-        advice = (
-            "add --resume to resume that run, or choose another name"
-            if (path / RUN_RECIPE).is_file()
-            else "choose another name"
-        )
-        raise OutputError(f"--out {path} exists already; {advice}.")
+    if (path / RUN_RECIPE).is_file():
+        check_new_folder(path, advice="add --resume to resume that run, or choose another name")
+    check_new_folder(path)
 
 
 def start_folder(path: Path, recipe: Recipe) -> RunFolder:

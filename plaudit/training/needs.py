@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from plaudit.data.load import check_source
-from plaudit.errors import PlauditError, RecipeError
+from plaudit.errors import PlauditError, RecipeError, nearest
 from plaudit.recipe.schema import Recipe
-from plaudit.recipe.validate import nearest
 from plaudit.storage.atomic import missing_path
 from plaudit.tokens.template import read_template
 

@@ -68,10 +68,11 @@ def audit(
     from plaudit.cli.printing import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
-    from plaudit.evaluation.folder import refuse_folder, write_folder
+    from plaudit.evaluation.folder import write_folder
     from plaudit.interop.llama_factory.dataset_info import resolve
     from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
+    from plaudit.storage.atomic import check_new_folder
 
     mapped = options.parse_columns(columns)
     sources = [resolve(Source(path=path, format=format_, columns=mapped)) for path in data]
@@ -80,7 +81,7 @@ def audit(
             raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
         refuse_fix(fix)
     if out is not None:
-        refuse_folder(out)
+        check_new_folder(out)
     console = quiet_console()
     tools = tools_for(tokenizer, console)
     with progress(console) as on_progress:

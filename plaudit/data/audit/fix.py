@@ -27,9 +27,8 @@ from plaudit.data.formats.readers import choose_reader, to_comparison
 from plaudit.data.load import iterate
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
-from plaudit.errors import OutputError
 from plaudit.recipe.schema import Source
-from plaudit.storage.atomic import write_atomically, writing
+from plaudit.storage.atomic import check_new_file, write_atomically, writing
 from plaudit.types import Comparison
 
 LEDGER_SUFFIX: Final = ".ledger.jsonl"
@@ -90,8 +89,7 @@ def refuse_fix(out: Path) -> None:
     """
     row_file_ending(out, "--fix")
     for path in (out, ledger_of(out)):
-        if path.exists():
-            raise OutputError(f"--fix {path} exists already; choose another name.")
+        check_new_file(path, option="--fix")
 
 
 def ledger_of(out: Path) -> Path:

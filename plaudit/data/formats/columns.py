@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 from plaudit.data.formats.parsed import Reader
 from plaudit.data.formats.readers import READERS, SHARED_COLUMNS
 from plaudit.data.formats.turns import SHAREGPT_ROLES
-from plaudit.errors import DataError
+from plaudit.errors import DataError, did_you_mean
 from plaudit.recipe.schema import Source
 
 Row: TypeAlias = dict[str, Any]
@@ -125,8 +124,7 @@ def _retagged(source: Source, value: Any) -> Any:
 def _check_known(given: Mapping[str, Any], known: set[str], where: str, what: str) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {_listed(known)}."
+            hint = did_you_mean(name, sorted(known), f"expected one of {_listed(known)}.")
             raise DataError(f"{where}: {name} is not {what}; {hint}")
 
 

@@ -19,11 +19,11 @@ from plaudit.data.formats.writers import (
     write_comparison,
 )
 from plaudit.data.load import open_source
-from plaudit.data.sources.row_files import refuse_existing, row_file_ending, write_rows
+from plaudit.data.sources.row_files import row_file_ending, write_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
-from plaudit.storage.atomic import write_json
+from plaudit.storage.atomic import check_new_file, write_json
 
 DATASET_INFO: Final = "dataset_info.json"
 # What LLaMA-Factory knows by its ending (``extras/constants.py`` there, FILEEXT2TYPE).
@@ -50,7 +50,7 @@ def convert(source: Source, out: Path, writer: Writer, *, pairs: Pairs = "all") 
 
 def check_out(out: Path, writer: Writer) -> None:
     """Raises OutputError where ``out`` cannot take rows of this format."""
-    refuse_existing(out)
+    check_new_file(out)
     ending = row_file_ending(out)
     if ending == ".csv" and not writer.flat:
         raise OutputError(

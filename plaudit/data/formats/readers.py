@@ -6,7 +6,6 @@ in common (margins, tools, ids, metadata, the prompt group) is added by :func:`t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from dataclasses import replace
@@ -17,7 +16,7 @@ from plaudit.data.formats.parsed import Parsed, Reader, pair, pair_of_whole
 from plaudit.data.formats.turns import ASSISTANT, HUMAN, hh_turns, under_system
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import TIE
-from plaudit.errors import DataError
+from plaudit.errors import DataError, did_you_mean
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
@@ -182,8 +181,7 @@ def _parse(reader: Reader, row: Row, where: str) -> Parsed:
 def _named(name: str) -> Reader:
     if name in READERS:
         return READERS[name]
-    near = difflib.get_close_matches(name, READERS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(READERS)}."
+    hint = did_you_mean(name, READERS, f"expected one of {', '.join(READERS)}.")
     raise DataError(f"there is no format {name!r}; {hint}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import hashlib
 import io
@@ -19,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit.data.sources import embedded, hub
-from plaudit.errors import DataError, printable
+from plaudit.errors import DataError, did_you_mean, printable
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, names_in
 
@@ -237,10 +236,8 @@ def _missing(named: str) -> str:
     if existing_path(str(path.parent)) is None:
         folder = printable(str(path.parent), _PATH_CHARACTERS)
         return f"{shown} does not exist: there is no folder {folder}."
-    near = difflib.get_close_matches(path.name, names_in(path.parent), n=3)
-    if near:
-        return f"{shown} does not exist; did you mean {' or '.join(near)}?"
-    return f"{shown} does not exist; expected a file, a folder or a Hub dataset id (owner/name)."
+    expected = "expected a file, a folder or a Hub dataset id (owner/name)."
+    return f"{shown} does not exist; {did_you_mean(path.name, names_in(path.parent), expected)}"
 
 
 # --- text ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit.errors import DataError, OutputError
-from plaudit.storage.atomic import check_writable, write_atomically
+from plaudit.storage.atomic import write_atomically
 
 BATCH_ROWS: Final = 512
 
@@ -35,13 +35,6 @@ def row_file_ending(out: Path, option: str = "--out") -> str:
     raise OutputError(
         f"{option} {out} has an unknown ending; expected one of {', '.join(ROW_FILES)}."
     )
-
-
-def refuse_existing(out: Path) -> None:
-    """Raises OutputError where ``out`` is there already, or cannot be written."""
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another name.")
-    check_writable(out)
 
 
 def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> int:

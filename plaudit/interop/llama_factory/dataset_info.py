@@ -6,14 +6,13 @@ The rules are those of ``llamafactory/data/parser.py`` and ``converter.py``: whe
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from plaudit.data.formats.columns import KEY_TAGS, ROLE_TAGS
-from plaudit.errors import DataError
+from plaudit.errors import DataError, did_you_mean
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path
 
@@ -96,8 +95,7 @@ def _entry(source: Source) -> Mapping[str, Any]:
             f" `subset`, on a command line as {FILE_NAME}:ENTRY."
         )
     if source.subset not in entries:
-        near = difflib.get_close_matches(source.subset, entries, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(entries) or 'none'}."
+        hint = did_you_mean(source.subset, entries, f"it has {', '.join(entries) or 'none'}.")
         raise DataError(f"{source.path} has no entry {source.subset}; {hint}")
     entry = entries[source.subset]
     if not isinstance(entry, dict):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, nearest
 from plaudit.recipe.hf_keys import TRAINING_ARGUMENTS
 from plaudit.recipe.schema import LORA_DEFAULTS
-from plaudit.recipe.validate import OWNED_TRAIN, nearest, shown
+from plaudit.recipe.validate import OWNED_TRAIN, shown
 
 Settings: TypeAlias = Mapping[str, Any]
 Fate: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]
