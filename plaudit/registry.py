@@ -14,7 +14,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-TABLE: Final[Mapping[str, Mapping[str, str]]] = {}
+TABLE: Final[Mapping[str, Mapping[str, str]]] = {
+    # plaudit.data.formats.records.Reader
+    "row_format": {
+        "alpaca": "plaudit.interop.llama_factory.data:ALPACA",
+        "alpaca_output": "plaudit.interop.llama_factory.data:ALPACA_OUTPUT",
+        "sharegpt": "plaudit.interop.llama_factory.data:SHAREGPT",
+    },
+    # plaudit.data.formats.records.Writer
+    "row_writer": {
+        "alpaca": "plaudit.interop.llama_factory.data:ALPACA_WRITER",
+        "sharegpt": "plaudit.interop.llama_factory.data:SHAREGPT_WRITER",
+        "openrlhf": "plaudit.interop.openrlhf.rows:MESSAGES_WRITER",
+    },
+    # The name of a file that describes data sets, to a function Source -> Source.
+    "data_source": {
+        "dataset_info.json": "plaudit.interop.llama_factory.data:resolve",
+    },
+}
 """Kind to name to ``module:attribute``. The order within a kind is the order of lookup."""
 
 

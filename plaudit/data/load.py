@@ -12,15 +12,20 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.data.formats import columns
-from plaudit.data.formats.parsed import Reader
-from plaudit.data.formats.readers import refuse_another_format, strength_of, to_comparison
+from plaudit.data.formats.readers import (
+    UnseenColumns,
+    check_names,
+    check_same_format,
+    renamed_row,
+    strength_of,
+    to_comparison,
+)
+from plaudit.data.formats.records import Reader
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
 from plaudit.data.sources import embedded, files, hub
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
-from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import MappedTable, RowArray
 from plaudit.types import Comparison
@@ -92,13 +97,13 @@ def load(
     of them runs out or (``exhaust: all``) until every one has, smaller ones repeated. What is
     left out or repeated is drawn with ``seed`` and the source's name, so that no source changes
     another's draw. A source that was read before comes out of the cache. ``on_read`` hears of rows
-    read. An entry of LLaMA-Factory's ``dataset_info.json`` stands for the source that it describes.
+    read. An entry of a tool's description of data sets stands for the source that it describes.
 
     Raises:
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
             the same name, or nothing usable is left.
     """
-    sources = [resolve(source) for source in sources]
+    sources = [files.resolve(source) for source in sources]
     _check_names(sources)
     read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(read, exhaust)
@@ -127,20 +132,20 @@ def check_source(source: Source) -> None:
     if embedded.is_documentation(source):
         embedded.parse(source.path)
     else:
-        files.local_files(resolve(source))
+        files.local_files(files.resolve(source))
 
 
 def with_known_columns(source: Source) -> Source:
     """The source without the entries of its ``columns`` whose column none of its rows has.
 
     For data beside those that a command line maps, which may have other names. Reads rows until it
-    has seen each column. What an entry of ``dataset_info.json`` maps itself stays.
+    has seen each column. What a tool's description of the source maps itself stays.
 
     Raises:
         DataError: the source cannot be read.
     """
-    unseen = columns.Unseen(source)
-    rows = islice(files.read_rows(resolve(source)), source.first)
+    unseen = UnseenColumns(source)
+    rows = islice(files.read_rows(files.resolve(source)), source.first)
     while unseen.columns and (located := next(rows, None)) is not None:
         unseen.look(located[1])
     kept = {
@@ -148,7 +153,7 @@ def with_known_columns(source: Source) -> Source:
         for ours, theirs in source.columns.items()
         if (ours if theirs is None else theirs) not in unseen.columns
     }
-    return resolve(source.model_copy(update={"columns": kept}))
+    return files.resolve(source.model_copy(update={"columns": kept}))
 
 
 def iterate(source: Source) -> Iterator[LocatedComparison]:
@@ -177,11 +182,11 @@ def open_source(source: Source) -> OpenSource:
     Raises:
         DataError: the source cannot be read, or its first row fits no format.
     """
-    source = resolve(source)
-    columns.check_names(source)
+    source = files.resolve(source)
+    check_names(source)
     rows = islice(files.read_rows(source), source.first)
     first = next(rows)  # read_rows raises rather than yield nothing
-    named = columns.renamed_row(source, first[1])
+    named = renamed_row(source, first[1])
     reader = open_reader(source, named, where=first[0])
     if source.graded != "ignore":
         _check_graded(source, reader, named, first[0])
@@ -210,12 +215,12 @@ def _parse_all(
     source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[files.LocatedRow]
 ) -> Iterator[LocatedComparison]:
     name = files.source_name(source)
-    unseen = columns.Unseen(source)
+    unseen = UnseenColumns(source)
     for number, (where, row) in enumerate(located, start=1):
         unseen.look(row)
-        named = columns.renamed_row(source, row)
+        named = renamed_row(source, row)
         if source.format is None:
-            refuse_another_format(reader, named, where=where)
+            check_same_format(reader, named, where=where)
         tracked = TrackedRow(named)
         comparison = to_comparison(
             reader,
@@ -227,7 +232,7 @@ def _parse_all(
         )
         counter.count(tracked, comparison, row)
         yield number, where, row, comparison
-    unseen.refuse()
+    unseen.check()
     counter.check()
 
 

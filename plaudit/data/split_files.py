@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.data.load import iterate
-from plaudit.data.sources.files import local_files, source_name
+from plaudit.data.sources.files import local_files, resolve, source_name
 from plaudit.data.sources.row_files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.split import By, assign_parts
 from plaudit.data.store import group_code
 from plaudit.errors import DataError, OutputError
-from plaudit.interop.llama_factory.dataset_info import resolve
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file, existing_path
 from plaudit.types import Comparison

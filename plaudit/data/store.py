@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from plaudit import __version__
+from plaudit import __version__, registry
 from plaudit.data.reasons import why_untrainable
 from plaudit.data.sources import files
 from plaudit.data.unread import UnreadCounter
@@ -123,8 +123,10 @@ def _code() -> Iterator[Path]:
     """The modules that decide what a row becomes."""
     data = Path(__file__).parent
     yield data.parent / "types.py"
-    for folder in (data, data / "sources", data / "formats"):
+    for folder in (data, data / "sources", data / "formats", data / "perturb"):
         yield from folder.glob("*.py")
+    for kind in ("row_format", "data_source"):
+        yield from {registry.source_file(kind, name) for name in registry.names(kind)}
 
 
 def _schema() -> pa.Schema:

@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.formats.columns import check_names, renamed_row
-from plaudit.data.formats.parsed import Reader
-from plaudit.data.formats.readers import choose_reader, to_comparison, with_system
-from plaudit.data.formats.turns import is_sharegpt
+from plaudit.data.formats.readers import (
+    check_names,
+    choose_reader,
+    renamed_row,
+    to_comparison,
+    with_system,
+)
+from plaudit.data.formats.records import Reader, is_sharegpt
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import is_blank
 from plaudit.errors import DataError, printable

@@ -27,7 +27,7 @@ def test_convert_there_and_back(
     assert main([*asked, "--from", "ranked", "--json"]) == 0
     assert lines(back) == lines(pairs_file)
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["read"], facts["used"], facts["written"], facts["refused"]) == (60, 60, 60, {})
+    assert (facts["read"], facts["used"], facts["written"], facts["skipped"]) == (60, 60, 60, {})
     assert main(asked) == 2
     assert "exists already" in capsys.readouterr().err
 

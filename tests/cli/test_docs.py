@@ -330,7 +330,8 @@ def test_the_page_of_formats_shows_every_format() -> None:
 
 
 def test_the_page_of_conversion_names_every_format_and_loss() -> None:
-    from plaudit.data.formats.writers import LOSSES, REFUSALS, WRITERS
+    from plaudit.data.formats.records import LOSSES, SKIP_REASONS
+    from plaudit.data.formats.writers import WRITERS
 
     page = (ROOT / "docs/how-to/convert-and-split.md").read_text(encoding="utf-8")
     named = {
@@ -338,7 +339,7 @@ def test_the_page_of_conversion_names_every_format_and_loss() -> None:
         for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
         for name in re.findall(r"`([\w]+)`", line)
     }
-    assert named == {*WRITERS, *REFUSALS, *LOSSES}
+    assert named == {*WRITERS, *SKIP_REASONS, *LOSSES}
 
 
 def test_the_page_of_formats_explains_every_reason() -> None:

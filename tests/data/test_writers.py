@@ -1,4 +1,4 @@
-"""Writers: what is written reads back as it was, and what cannot be held is refused by name."""
+"""Writers: what is written reads back as it was, and what cannot be held is skipped by name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.formats.convert import convert
 from plaudit.data.formats.readers import READERS, choose_reader, to_comparison
+from plaudit.data.formats.records import LOSSES, SKIP_REASONS
 from plaudit.data.formats.writers import (
-    LOSSES,
-    REFUSALS,
     WRITERS,
     choose_writer,
+    convert,
     write_comparison,
 )
 from plaudit.data.load import iterate
@@ -96,8 +95,8 @@ def test_what_is_written_reads_back_as_it_was(name: str, comparison: Comparison)
     writer = WRITERS[name]
     written = write_comparison(writer, comparison)
     assert set(written.losses) <= set(LOSSES)
-    if written.refused is not None:
-        assert written.refused in REFUSALS
+    if written.skipped is not None:
+        assert written.skipped in SKIP_REASONS
         assert not written.rows
         return
     if isinstance(comparison.prompt, str) and writer.turns == "chat":
@@ -135,10 +134,10 @@ def test_what_is_written_reads_back_as_it_was(name: str, comparison: Comparison)
 def test_every_reader_s_rows_become_ranked_ones(name: str, ending: str, tmp_path: Path) -> None:
     """The one format that holds everything: prompt, responses and grades are the same."""
     data = write_jsonl(tmp_path / "in.jsonl", [EXAMPLES[name]])
-    ledger = convert(
+    counts = convert(
         Source(path=str(data), format=name), tmp_path / f"o{ending}", WRITERS["ranked"]
     )
-    assert (ledger.read, ledger.used, ledger.written) == (1, 1, 1)
+    assert (counts.read, counts.used, counts.written) == (1, 1, 1)
     ((_, _, _, old),) = iterate(Source(path=str(data), format=name))
     ((_, _, _, new),) = iterate(Source(path=str(tmp_path / f"o{ending}")))
     assert (new.prompt, new.responses, new.grades) == (old.prompt, old.responses, old.grades)
@@ -161,7 +160,7 @@ PAIR = Comparison(
 def test_more_than_two_responses_become_pairs() -> None:
     def ids(pairs: Any) -> tuple[list[str], tuple[str, ...], str | None]:
         written = write_comparison(WRITERS["rlhflow"], PAIR, pairs=pairs)
-        return [row["id"] for row in written.rows], written.losses, written.refused
+        return [row["id"] for row in written.rows], written.losses, written.skipped
 
     assert ids("all") == (["1-1-0", "1-1-2"], ("tied_pairs", "cut_to_pairs"), None)
     assert ids("best-worst") == (["1-1-0"], ("cut_to_pairs",), None)
@@ -183,11 +182,11 @@ def test_more_than_two_responses_become_pairs() -> None:
         ("ranked", {"unusable": "broken_turns"}, "broken_turns"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_by_name(
+def test_what_a_format_cannot_hold_is_skipped_by_name(
     name: str, change: dict[str, Any], reason: str
 ) -> None:
     written = write_comparison(WRITERS[name], replace(PAIR, **change))
-    assert (written.refused, written.rows) == (reason, ())
+    assert (written.skipped, written.rows) == (reason, ())
 
 
 def test_what_is_lost_is_said() -> None:

@@ -68,8 +68,8 @@ def audit(
     from plaudit.cli.printing import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
+    from plaudit.data.sources.files import resolve
     from plaudit.evaluation.folder import write_folder
-    from plaudit.interop.llama_factory.dataset_info import resolve
     from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
     from plaudit.storage.atomic import check_new_folder

@@ -13,7 +13,7 @@ import typer
 from plaudit.cli import options
 
 if TYPE_CHECKING:
-    from plaudit.data.formats.writers import Ledger
+    from plaudit.data.formats.writers import WriteCounts
 
 
 class PairsChoice(StrEnum):
@@ -60,35 +60,34 @@ def convert(
 ) -> None:
     """Write preference data in another tool's format; what it cannot hold is counted by name."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.formats.convert import convert as run
-    from plaudit.data.formats.writers import choose_writer
+    from plaudit.data.formats import writers
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
     console = quiet_console()
-    writer = choose_writer(to)
+    writer = writers.choose_writer(to)
     with console.status("converting"):
-        ledger = run(
+        counts = writers.convert(
             Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs.value
         )
     if json:
-        print(json_module.dumps(asdict(ledger)))
-    for line in ledger_lines(ledger, out):
+        print(json_module.dumps(asdict(counts)))
+    for line in count_lines(counts, out):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def ledger_lines(ledger: Ledger, out: Path) -> list[str]:
-    """What became of the rows: written, refused and lost, each by its name and in words."""
-    from plaudit.data.formats.writers import LOSSES, REFUSALS
+def count_lines(counts: WriteCounts, out: Path) -> list[str]:
+    """What became of the rows: written, skipped and lost, each by its name and in words."""
+    from plaudit.data.formats.records import LOSSES, SKIP_REASONS
 
     lines = [
-        f"{ledger.used:,} of {ledger.read:,} rows became {ledger.written:,} rows; written to {out}"
+        f"{counts.used:,} of {counts.read:,} rows became {counts.written:,} rows; written to {out}"
     ]
     lines += [
-        f"  refused {count:,}: {reason} ({REFUSALS.get(reason, 'see the page of formats')})"
-        for reason, count in ledger.refused.items()
+        f"  skipped {count:,}: {reason} ({SKIP_REASONS.get(reason, 'see the page of formats')})"
+        for reason, count in counts.skipped.items()
     ]
     lines += [
-        f"  lost in {count:,}: {name} ({LOSSES[name]})" for name, count in ledger.losses.items()
+        f"  lost in {count:,}: {name} ({LOSSES[name]})" for name, count in counts.losses.items()
     ]
     return lines

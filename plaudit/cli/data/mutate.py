@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
-from plaudit.cli.data.convert import ledger_lines
+from plaudit.cli.data.convert import count_lines
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
 
-    from plaudit.data.formats.writers import Writer
+    from plaudit.data.formats.records import Writer
     from plaudit.data.perturb.table import Operator
     from plaudit.types import Comparison
 
@@ -70,12 +70,15 @@ def mutate(
 ) -> None:
     """Set each row's best response against alterations of it with a known cause."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.formats.convert import add_dataset_info, check_out, only_written
-    from plaudit.data.formats.writers import Ledger, choose_writer, write_comparison
+    from plaudit.data.formats.writers import (
+        check_out,
+        choose_writer,
+        write_comparison,
+        write_file,
+    )
     from plaudit.data.load import iterate
     from plaudit.data.perturb.run import mutate as run
     from plaudit.data.perturb.table import SEVERITIES, choose_operators
-    from plaudit.data.sources.row_files import write_rows
     from plaudit.recipe.schema import Source
 
     source = Source(path=data, format=format_, columns=options.parse_columns(columns))
@@ -88,7 +91,6 @@ def mutate(
         comparisons = [item[3] for item in iterate(source)]
     writer = writer or natural_writer(chosen, comparisons)
     check_out(out, writer)
-    ledger = Ledger()
     with console.status("altering"):
         made = run(comparisons, chosen, seed, per_row=per_row)
         if not made.comparisons:
@@ -96,14 +98,13 @@ def mutate(
                 f"none of the {len(comparisons):,} rows can be altered: {times(made.refused)}."
             )
         outcomes = (write_comparison(writer, pair) for pair in made.comparisons)
-        write_rows(out, only_written(ledger, outcomes))
-    add_dataset_info(out, writer)
+        counts = write_file(out, writer, outcomes)
     if json:
         facts = {
             "rows": len(comparisons),
             "not_made": dict(made.refused),
             "languages": dict(made.languages),
-            **asdict(ledger),
+            **asdict(counts),
         }
         print(json_module.dumps(facts))
     made_from = f"{len(comparisons):,} rows and {len(chosen)} operators"
@@ -112,7 +113,7 @@ def mutate(
         lines.append(f"  none, by reason and times: {times(made.refused)}")
     if set(made.languages) - {"en"}:
         lines.append(f"  languages of the rows: {times(made.languages)}")
-    for line in (*lines, *ledger_lines(ledger, out)):
+    for line in (*lines, *count_lines(counts, out)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

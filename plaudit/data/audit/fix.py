@@ -21,9 +21,8 @@ import numpy.typing as npt
 from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.columns import digest_of
-from plaudit.data.formats import columns
-from plaudit.data.formats.parsed import Reader
-from plaudit.data.formats.readers import choose_reader, to_comparison
+from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparison
+from plaudit.data.formats.records import Reader
 from plaudit.data.load import iterate
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
@@ -155,7 +154,7 @@ def _entries(
     seen: set[int] = set()
     for number, where, row, comparison in iterate(source):
         counts.rows += 1
-        named = columns.renamed_row(source, row)
+        named = renamed_row(source, row)
         reader = reader or choose_reader(named, where=where, name=source.format)
         verdict = int(verdict_N[number - 1])
         if verdict:
@@ -169,7 +168,7 @@ def _entries(
             continue
         again = to_comparison(
             reader,
-            columns.renamed_row(source, mended),
+            renamed_row(source, mended),
             number=number,
             where=where,
             source=comparison.source,

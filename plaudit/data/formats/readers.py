@@ -1,22 +1,34 @@
-"""The table of readers: what rows of preference data look like, and how each becomes a comparison.
+"""Rows to comparisons: the table of readers, and what all formats have in common.
 
-A reader is one function ``row -> Parsed`` and one row of :data:`READERS`. Everything formats have
-in common (margins, tools, ids, metadata, the prompt group) is added by :func:`to_comparison`.
+A reader is one function ``row -> ParsedRow`` and one row of :data:`READERS`. Everything formats
+have in common (margins, tools, ids, metadata, the prompt group) is added by :func:`to_comparison`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.formats import benchmarks, chats, published, values
-from plaudit.data.formats.parsed import Parsed, Reader, pair, pair_of_whole
-from plaudit.data.formats.turns import ASSISTANT, HUMAN, hh_turns, under_system
+from plaudit import registry
+from plaudit.data.formats import published, values
+from plaudit.data.formats.published import ASSISTANT, HUMAN, hh_turns
+from plaudit.data.formats.records import (
+    Messages,
+    ParsedRow,
+    Reader,
+    answered,
+    asked,
+    pair,
+    pair_of_whole,
+    under_system,
+)
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import TIE
 from plaudit.errors import DataError, did_you_mean
+from plaudit.recipe.schema import Source
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
@@ -51,7 +63,7 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
     raise DataError(f"{where}: {_misfit(row, having)}")
 
 
-def refuse_another_format(reader: Reader, row: Row, *, where: str) -> None:
+def check_same_format(reader: Reader, row: Row, *, where: str) -> None:
     """Whether a later row is still one of ``reader``'s, which the first row chose.
 
     Some rows of another format can be read, but as something else: a prompt in a column of its own
@@ -125,7 +137,7 @@ def to_comparison(
         raise DataError(f"{where}: {error}") from error
 
 
-def _why_unusable(parsed: Parsed, row: Row, *, no_weight: bool) -> str | None:
+def _why_unusable(parsed: ParsedRow, row: Row, *, no_weight: bool) -> str | None:
     """Media first: the one reason that scoring asks for too."""
     if media_columns(row) or has_media(parsed.prompt, *parsed.responses):
         return MEDIA
@@ -135,7 +147,7 @@ def _why_unusable(parsed: Parsed, row: Row, *, no_weight: bool) -> str | None:
 def with_system(reader: Reader) -> Reader:
     """The reader, which also reads column ``system`` as the first message of the prompt."""
 
-    def parse(row: Row) -> Parsed:
+    def parse(row: Row) -> ParsedRow:
         parsed = reader.parse(row)
         system = values.optional_text(row, "system")
         if system is None:
@@ -156,7 +168,7 @@ def with_system(reader: Reader) -> Reader:
     return replace(reader, optional=(*reader.optional, "system"), parse=parse)
 
 
-def strength_of(parsed: Parsed, row: Row) -> float | None:
+def strength_of(parsed: ParsedRow, row: Row) -> float | None:
     """How clear the preference is: the format's own measure, else how far two scores lie apart.
 
     ``score_chosen`` and ``score_rejected`` are the columns of binarised data sets. Scores that
@@ -171,7 +183,7 @@ def strength_of(parsed: Parsed, row: Row) -> float | None:
     return max(chosen - rejected, 0.0)
 
 
-def _parse(reader: Reader, row: Row, where: str) -> Parsed:
+def _parse(reader: Reader, row: Row, where: str) -> ParsedRow:
     try:
         return reader.parse(row)
     except DataError as error:
@@ -210,23 +222,134 @@ _NEAR: Final = 4
 """Formats whose columns a message spells out: those that have most of the row's."""
 
 
+# --- the prompt group ---------------------------------------------------------------------------
+
+
+def _group(parsed: ParsedRow) -> str:
+    """Names the prompt: 16 hexadecimal digits of the SHA-256 of its roles and contents.
+
+    White space around a text does not make another prompt. Without any prompt in common, the set
+    of responses stands in for it, so that such rows do not all fall into one group.
+    """
+    known = _canonical(parsed.prompt)
+    if not known:
+        known = ["no prompt", *sorted(_as_json(_canonical(turns)) for turns in parsed.responses)]
+    return hashlib.sha256(_as_json(known).encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> str:
+    # Arrow tables can hold what JSON cannot (dates); their text tells them apart well enough.
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _canonical(turns: Turns) -> Any:
+    if isinstance(turns, str):
+        return turns.strip()
+    return [
+        [turn.role, turn.content.strip() if isinstance(turn.content, str) else turn.content]
+        + ([dict(turn.extra)] if turn.extra else [])
+        for turn in turns
+    ]
+
+
+# --- columns and tags under other names ---------------------------------------------------------
+
+
+def check_names(source: Source) -> None:
+    """Whether the source's columns and tags are names that some reader knows.
+
+    Any column may be set to null, which leaves it out.
+
+    Raises:
+        DataError: one is not.
+    """
+    named = READERS.get(source.format or "")
+    known = _known_columns(READERS.values() if named is None else [named])
+    where = f"`columns` of {source.path}"
+    what = "a column that a format reads" if named is None else f"a column of {named.name}"
+    read = {ours: theirs for ours, theirs in source.columns.items() if theirs is not None}
+    _check_known(read, known, where, what)
+    tags = {tag for reader in READERS.values() for tag in reader.tags}
+    _check_known(source.tags, tags, f"`tags` of {source.path}", "a tag")
+
+
+def _known_columns(readers: Iterable[Reader]) -> set[str]:
+    known = {*SHARED_COLUMNS, "score_chosen", "score_rejected", "system"}
+    for reader in readers:
+        known |= {*reader.columns, *reader.optional}
+    return known
+
+
+class UnseenColumns:
+    """Columns that ``columns`` names and no row has had yet.
+
+    A column that some format reads may be set to null whether it is there or not.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._path = source.path
+        known = _known_columns(READERS.values())
+        self.columns = {
+            ours if theirs is None else theirs
+            for ours, theirs in source.columns.items()
+            if theirs is not None or ours not in known
+        }
+        self._found = ""
+
+    def look(self, row: Row) -> None:
+        """Note the columns of a row."""
+        if self.columns:
+            self.columns -= row.keys()
+            self._found = self._found or ", ".join(row)
+
+    def check(self) -> None:
+        """At the end of the rows. Raises DataError where a column was in none of them."""
+        if self.columns:
+            raise DataError(
+                f"`columns` of {self._path} names {' and '.join(sorted(self.columns))}, which is"
+                f" in none of its rows (found in the first: {self._found})."
+            )
+
+
+def renamed_row(source: Source, row: dict[str, Any]) -> dict[str, Any]:
+    """One row under the readers' names; what ``columns`` sets to null is left out."""
+    if not source.columns and not source.tags:
+        return row
+    moved = {*source.columns.values(), *source.columns}
+    named = {name: value for name, value in row.items() if name not in moved}
+    for ours, theirs in source.columns.items():
+        if theirs is not None and theirs in row:
+            named[ours] = row[theirs]
+    for reader in READERS.values() if source.tags else ():
+        if reader.rename_tags is not None:
+            named = reader.rename_tags(named, source.tags)
+    return named
+
+
+def _check_known(given: Mapping[str, Any], known: set[str], where: str, what: str) -> None:
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, sorted(known), f"expected one of {', '.join(sorted(known))}.")
+            raise DataError(f"{where}: {name} is not {what}; {hint}")
+
+
 # --- the formats --------------------------------------------------------------------------------
 
 
-def explicit_text(row: Row) -> Parsed:
+def explicit_text(row: Row) -> ParsedRow:
     """Plain texts, the prompt in its own column (TRL, "standard" with explicit prompt)."""
     return pair(
         values.text(row, "prompt"), values.text(row, "chosen"), values.text(row, "rejected")
     )
 
 
-def explicit_conversational(row: Row) -> Parsed:
+def explicit_conversational(row: Row) -> ParsedRow:
     """Messages, the prompt in its own column. A text response is one assistant message."""
     prompt = values.messages(row, "prompt")
     return pair(prompt, values.reply(row, "chosen", prompt), values.reply(row, "rejected", prompt))
 
 
-def implicit_text(row: Row) -> Parsed:
+def implicit_text(row: Row) -> ParsedRow:
     """Two whole texts. What they share in front, up to a white space, is the prompt.
 
     The cut goes back to a white space because two answers often begin with the same letters
@@ -240,12 +363,12 @@ def implicit_text(row: Row) -> Parsed:
     return pair(chosen[:cut], chosen[cut:], rejected[cut:])
 
 
-def implicit_conversational(row: Row) -> Parsed:
+def implicit_conversational(row: Row) -> ParsedRow:
     """Two whole conversations. The leading messages they share are the prompt."""
     return pair_of_whole(values.messages(row, "chosen"), values.messages(row, "rejected"))
 
 
-def hh_rlhf(row: Row) -> Parsed:
+def hh_rlhf(row: Row) -> ParsedRow:
     r"""Two dialogues whose turns open with ``\n\nHuman:`` and ``\n\nAssistant:`` (HH-RLHF).
 
     The last assistant turn is the response, all before it the prompt. Where the two prompts
@@ -267,7 +390,7 @@ def hh_rlhf(row: Row) -> Parsed:
     return pair((), *whole)
 
 
-def ranked(row: Row) -> Parsed:
+def ranked(row: Row) -> ParsedRow:
     """One prompt, K responses, and their grades if known (numbers, higher is better)."""
     prompt = values.turns(row, "prompt")
     answers = values.items(row, "responses")
@@ -278,14 +401,14 @@ def ranked(row: Row) -> Parsed:
     )
     grades = values.grades(row, len(responses))
     strength = abs(grades[0] - grades[1]) if len(grades) == 2 else None
-    return Parsed(prompt=prompt, responses=responses, grades=grades, strength=strength)
+    return ParsedRow(prompt=prompt, responses=responses, grades=grades, strength=strength)
 
 
-def unpaired(row: Row) -> Parsed:
+def unpaired(row: Row) -> ParsedRow:
     """One prompt, one completion, and its label if known (a number, or true for a good one)."""
     prompt = values.turns(row, "prompt")
     label = values.optional_number(row, "label", truth=True)
-    return Parsed(
+    return ParsedRow(
         prompt=prompt,
         responses=(values.reply(row, "completion", prompt),),
         grades=() if label is None else (label,),
@@ -301,6 +424,47 @@ def _shared_length(one: str, other: str) -> int:
     return low
 
 
+def ms_swift(row: Row) -> ParsedRow:
+    """ms-swift: a conversation with its good answer, and the answer that was rejected.
+
+    A rejected text stands against the last turn. A list of messages stands against all turns after
+    the last question, or is a whole conversation if it opens with one.
+    """
+    whole = _answered_conversation(row)
+    rejected = values.value_of(row, "rejected_response")
+    if isinstance(rejected, str):
+        return pair(whole[:-1], whole[-1:], answered(rejected))
+    other = values.messages(row, "rejected_response")
+    if other and other[0].role in ("system", "user"):
+        return pair_of_whole(whole, other)
+    cut = max((n for n, turn in enumerate(whole, 1) if turn.role == "user"), default=0)
+    return pair(whole[:cut], whole[cut:], other)
+
+
+def ms_swift_messages(row: Row) -> ParsedRow:
+    """ms-swift: two whole conversations, the good one under ``messages``."""
+    return pair_of_whole(
+        values.messages(row, "messages"), values.messages(row, "rejected_messages")
+    )
+
+
+def question(row: Row) -> ParsedRow:
+    """A question (or input), perhaps under a system text, and two texts, as in the Orca pairs."""
+    column = "question" if "question" in row else "input"
+    return pair(
+        under_system(values.optional_text(row, "system"), asked(values.text(row, column))),
+        answered(values.text(row, "chosen")),
+        answered(values.text(row, "rejected")),
+    )
+
+
+def _answered_conversation(row: Row) -> Messages:
+    whole = values.messages(row, "messages")
+    if not whole or whole[-1].role != "assistant":
+        raise DataError("messages does not end with an assistant turn; expected the good answer.")
+    return whole
+
+
 # --- what a first row looks like ----------------------------------------------------------------
 
 
@@ -312,7 +476,7 @@ def _looks_explicit_conversational(row: Row) -> bool:
 
 
 def _looks_explicit_text(row: Row) -> bool:
-    return values.all_text(row, "prompt", "chosen", "rejected") and not benchmarks.is_rewardbench(
+    return values.all_text(row, "prompt", "chosen", "rejected") and not published.is_rewardbench(
         row
     )
 
@@ -350,31 +514,16 @@ def _looks_unpaired(row: Row) -> bool:
     return isinstance(row["prompt"], (str, list)) and isinstance(row["completion"], (str, list))
 
 
-def _group(parsed: Parsed) -> str:
-    """Names the prompt: 16 hexadecimal digits of the SHA-256 of its roles and contents.
-
-    White space around a text does not make another prompt. Without any prompt in common, the set
-    of responses stands in for it, so that such rows do not all fall into one group.
-    """
-    known = _canonical(parsed.prompt)
-    if not known:
-        known = ["no prompt", *sorted(_as_json(_canonical(turns)) for turns in parsed.responses)]
-    return hashlib.sha256(_as_json(known).encode()).hexdigest()[:16]
-
-
-def _as_json(value: Any) -> str:
-    # Arrow tables can hold what JSON cannot (dates); their text tells them apart well enough.
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _canonical(turns: Turns) -> Any:
-    if isinstance(turns, str):
-        return turns.strip()
-    return [
-        [turn.role, turn.content.strip() if isinstance(turn.content, str) else turn.content]
-        + ([dict(turn.extra)] if turn.extra else [])
-        for turn in turns
-    ]
+def _looks_question(row: Row) -> bool:
+    asks = [row[column] for column in ("question", "input") if column in row]
+    return (
+        bool(asks)
+        and isinstance(asks[0], str)
+        and "prompt" not in row
+        and "instruction" not in row
+        and values.all_text(row, "chosen", "rejected")
+        and not row["chosen"].startswith(HUMAN)
+    )
 
 
 READERS: Final[dict[str, Reader]] = {
@@ -432,9 +581,33 @@ READERS: Final[dict[str, Reader]] = {
             recognises=_looks_unpaired,
             parse=unpaired,
         ),
-        *chats.READERS,
+        *registry.every("row_format").values(),
+        Reader(
+            name="ms_swift",
+            description="ms-swift: messages with the good answer, and a rejected one",
+            columns=("messages", "rejected_response"),
+            recognises=lambda row: (
+                values.is_messages(row["messages"])
+                and isinstance(row["rejected_response"], (str, list))
+            ),
+            parse=ms_swift,
+        ),
+        Reader(
+            name="ms_swift_messages",
+            description="ms-swift: a good and a rejected conversation",
+            columns=("messages", "rejected_messages"),
+            recognises=lambda row: values.all_messages(row, "messages", "rejected_messages"),
+            parse=ms_swift_messages,
+        ),
+        Reader(
+            name="question",
+            description="a question or input, perhaps a system text, and two texts",
+            columns=("chosen", "rejected"),
+            optional=("question", "input", "system"),
+            recognises=_looks_question,
+            parse=question,
+        ),
         *published.READERS,
-        *benchmarks.READERS,
     )
 }
 """Name of a format to its reader; a recipe chooses one with ``format:``."""

@@ -8,120 +8,72 @@ by :func:`write_comparison`, which counts whatever a format cannot hold.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.reasons import BROKEN_TURNS, SINGLE_RESPONSE, TIE, UNLABELLED
-from plaudit.errors import DataError
-from plaudit.types import MEDIA, Comparison, Message, Turns, as_turns
+from plaudit import registry
+from plaudit.data.formats.readers import SHARED_COLUMNS, renamed_row
+from plaudit.data.formats.records import (
+    COLUMN_TAKEN,
+    CUT_TO_ONES,
+    CUT_TO_PAIRS,
+    GRADES_AS_ORDER,
+    MARKERS,
+    MESSAGES,
+    OUTER_SPACE,
+    ROLES,
+    SEVERAL_RESPONSES,
+    SEVERAL_TURNS,
+    SKIP_REASONS,
+    TEXT_AS_TURNS,
+    TIED_PAIRS,
+    UnfitError,
+    Writer,
+    answer_of,
+    dialogue_of,
+    plain,
+)
+from plaudit.data.load import open_source
+from plaudit.data.reasons import SINGLE_RESPONSE, TIE, UNLABELLED
+from plaudit.data.sources.files import resolve
+from plaudit.data.sources.row_files import row_file_ending, write_rows
+from plaudit.errors import DataError, OutputError
+from plaudit.recipe.schema import Source
+from plaudit.storage.atomic import check_new_file
+from plaudit.types import Comparison, Turns, as_turns
 
 Row: TypeAlias = dict[str, Any]
 Pairs: TypeAlias = Literal["all", "best-worst", "none"]
 
-MESSAGES: Final = "messages"
-SEVERAL_RESPONSES: Final = "several_responses"
-SEVERAL_TURNS: Final = "several_turns"
-ROLES: Final = "roles"
-NOT_TEXT: Final = "not_text"
-MARKERS: Final = "markers"
-
-REFUSALS: Final[dict[str, str]] = {
-    SINGLE_RESPONSE: "one response only, and the format holds pairs",
-    UNLABELLED: "nothing is known of the order, and the format needs one",
-    TIE: "all responses are equally good, and the format needs an order",
-    SEVERAL_RESPONSES: "more than two responses, and --pairs none",
-    MESSAGES: "a conversation, and the format holds plain text",
-    SEVERAL_TURNS: "more than one question and one answer",
-    ROLES: "turns that do not alternate between user and assistant, or other roles",
-    NOT_TEXT: "a message with more than text: pictures, tool calls, names",
-    MARKERS: "a text that holds the markers of the format",
-    BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
-    MEDIA: "images, audio or video, of which only the text would be written",
-}
-"""Why a row is not written."""
-
-TEXT_AS_TURNS: Final = "text_as_turns"
-CUT_TO_PAIRS: Final = "cut_to_pairs"
-CUT_TO_ONES: Final = "cut_to_single_responses"
-TIED_PAIRS: Final = "tied_pairs"
-GRADES_AS_ORDER: Final = "grades_as_order"
-OUTER_SPACE: Final = "outer_space"
-COLUMN_TAKEN: Final = "column_taken"
-
-LOSSES: Final[dict[str, str]] = {
-    TEXT_AS_TURNS: "plain text became one user turn and one assistant turn",
-    CUT_TO_PAIRS: "more than two responses became pairs",
-    CUT_TO_ONES: "the responses became rows of their own",
-    TIED_PAIRS: "pairs of equally good responses were left out of the pairs of a row",
-    GRADES_AS_ORDER: "of the grades the format holds the order alone",
-    OUTER_SPACE: "white space around a turn is not kept by the format",
-    COLUMN_TAKEN: "a column was left out, since the format uses its name",
-    "margin_not_read": "the tool does not read the margin; the column is kept",
-    "weight_not_read": "the tool does not read the weight; the column is kept",
-    "tools_not_read": "the tool does not read the tools; the column is kept",
-    "chat_template_kwargs_not_read": "the tool does not read them; the column is kept",
-}
-"""What a row that is written has lost."""
-
-
-class UnfitError(Exception):
-    """A comparison that a format cannot hold; its argument is a key of :data:`REFUSALS`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """One format of rows.
-
-    ``lay_out`` gets what ``holds`` says: a ``pair`` with the better response first, ``one``
-    response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
-    ``text``. ``reader`` reads the rows back. ``reserved`` are names that other columns may not
-    have. ``reads`` are those of margin, weight, tools and chat_template_kwargs that the tool itself
-    reads. ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white
-    space around a turn. ``flat`` rows can stand in a CSV file. ``dataset_info`` is LLaMA-Factory's
-    entry for such a file.
-    """
-
-    name: str
-    description: str
-    reader: str
-    lay_out: Callable[[Comparison], Row]
-    holds: Literal["pair", "one", "many"] = "pair"
-    turns: Literal["text", "chat", "either"] = "chat"
-    reserved: frozenset[str] = frozenset()
-    reads: frozenset[str] = frozenset()
-    ordered: bool = True
-    strips: bool = False
-    flat: bool = True
-    dataset_info: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class WriteResult:
     """Rows of one comparison, what they lost, and why there are none where there are none."""
 
     rows: tuple[Row, ...] = ()
     losses: tuple[str, ...] = ()
-    refused: str | None = None
+    skipped: str | None = None
 
 
 @dataclass(slots=True)
-class Ledger:
-    """What became of comparisons: ``read == used + sum(refused.values())``; ``written`` rows."""
+class WriteCounts:
+    """What became of comparisons: ``read == used + sum(skipped.values())``; ``written`` rows."""
 
     read: int = 0
     used: int = 0
     written: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     losses: Counter[str] = field(default_factory=Counter)
 
-    def count(self, outcome: Written) -> None:
+    def count(self, outcome: WriteResult) -> None:
         """Add a comparison."""
         self.read += 1
         self.losses.update(outcome.losses)
-        if outcome.refused is not None:
-            self.refused[outcome.refused] += 1
+        if outcome.skipped is not None:
+            self.skipped[outcome.skipped] += 1
         else:
             self.used += 1
             self.written += len(outcome.rows)
@@ -141,7 +93,7 @@ def write_comparison(
     pairs: Pairs = "all",
     named: bool = True,
     others: Mapping[str, Any] | None = None,
-) -> Written:
+) -> WriteResult:
     """The rows of a comparison, or why there are none; nothing is lost unsaid.
 
     ``pairs`` says what becomes of more than two responses in a format of pairs. ``others`` are
@@ -150,7 +102,7 @@ def write_comparison(
     """
     losses: list[str] = []
     if comparison.unusable is not None:
-        return Written(refused=comparison.unusable)
+        return WriteResult(skipped=comparison.unusable)
     try:
         if isinstance(comparison.prompt, str) and writer.turns == "chat":
             comparison = as_turns(comparison)
@@ -162,16 +114,11 @@ def write_comparison(
             _row(writer, piece, losses, named or len(pieces) > 1, others) for piece in pieces
         )
     except UnfitError as unfit:
-        return Written(refused=str(unfit))
+        return WriteResult(skipped=str(unfit))
     losses += [f"{name}_not_read" for name in _shared(comparison) if name not in writer.reads]
     if writer.strips and _has_outer_space(comparison):
         losses.append(OUTER_SPACE)
-    return Written(rows=rows, losses=tuple(dict.fromkeys(losses)))
-
-
-def plain(turns: Turns) -> str | list[dict[str, Any]]:
-    """Text, or messages as JSON has them."""
-    return turns if isinstance(turns, str) else [turn.as_dict() for turn in turns]
+    return WriteResult(rows=rows, losses=tuple(dict.fromkeys(losses)))
 
 
 # --- what formats have in common ----------------------------------------------------------------
@@ -286,34 +233,6 @@ def _has_outer_space(comparison: Comparison) -> bool:
     return any(isinstance(text, str) and text != text.strip() for text in contents)
 
 
-def _words(message: Message) -> str:
-    """A message's text, where it is nothing else."""
-    if message.extra or not isinstance(message.content, str):
-        raise UnfitError(NOT_TEXT)
-    return message.content
-
-
-def _answer(response: Turns) -> str:
-    """A response's text, where it is one assistant turn of text."""
-    assert not isinstance(response, str)
-    if len(response) != 1:
-        raise UnfitError(SEVERAL_TURNS)
-    if response[0].role != "assistant":
-        raise UnfitError(ROLES)
-    return _words(response[0])
-
-
-def _dialogue(prompt: Turns) -> tuple[str, list[str]]:
-    """The system text and the texts of the turns, user first and user last."""
-    assert not isinstance(prompt, str)
-    system = _words(prompt[0]) if prompt and prompt[0].role == "system" else ""
-    turns = prompt[1:] if prompt and prompt[0].role == "system" else prompt
-    roles = [turn.role for turn in turns]
-    if len(turns) % 2 == 0 or roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise UnfitError(ROLES)
-    return system, [_words(turn) for turn in turns]
-
-
 # --- the formats --------------------------------------------------------------------------------
 
 
@@ -357,13 +276,13 @@ def ranked(many: Comparison) -> Row:
 
 def hh_rlhf(pair: Comparison) -> Row:
     """HH-RLHF's dialogues. Format: https://huggingface.co/datasets/Anthropic/hh-rlhf"""
-    texts = [_hh_dialogue(pair.prompt) + _hh_text(_answer(r)) for r in pair.responses]
+    texts = [_hh_dialogue(pair.prompt) + _hh_text(answer_of(r)) for r in pair.responses]
     return {"chosen": texts[0], "rejected": texts[1]}
 
 
 def _hh_dialogue(prompt: Turns) -> str:
     """The dialogue up to the marker of the assistant's next turn, a space behind it."""
-    system, turns = _dialogue(prompt)
+    system, turns = dialogue_of(prompt)
     if system:
         raise UnfitError(ROLES)
     marks = ("\n\nHuman: ", "\n\nAssistant: ")
@@ -376,44 +295,17 @@ def _hh_text(text: str) -> str:
     return text
 
 
-def alpaca(pair: Comparison) -> Row:
-    """LLaMA-Factory's alpaca ranking (``data/README.md`` there)."""
-    system, turns = _dialogue(pair.prompt)
-    earlier = [[turns[at], turns[at + 1]] for at in range(0, len(turns) - 1, 2)]
-    better, worse = (_answer(response) for response in pair.responses)
-    return {
-        "instruction": turns[-1],
-        "chosen": better,
-        "rejected": worse,
-        "system": system,
-        "history": earlier,
-    }
-
-
-def sharegpt(pair: Comparison) -> Row:
-    """LLaMA-Factory's sharegpt ranking (``data/README.md`` there)."""
-    system, turns = _dialogue(pair.prompt)
-    named = [("system", system)] if system else []
-    named += [(("human", "gpt")[at % 2], text) for at, text in enumerate(turns)]
-    better, worse = (_answer(response) for response in pair.responses)
-    return {
-        "conversations": [{"from": name, "value": text} for name, text in named],
-        "chosen": {"from": "gpt", "value": better},
-        "rejected": {"from": "gpt", "value": worse},
-    }
-
-
 def ms_swift(pair: Comparison) -> Row:
     """ms-swift: the good conversation, and the text of the rejected answer."""
     better, worse = pair.responses
-    _answer(better)
-    return {"messages": plain(_whole(pair.prompt, better)), "rejected_response": _answer(worse)}
+    answer_of(better)
+    return {"messages": plain(_whole(pair.prompt, better)), "rejected_response": answer_of(worse)}
 
 
 def nectar(many: Comparison) -> Row:
     """Nectar: a dialogue and its answers, rank 1 the best; equal grades have equal ranks."""
     answers = [
-        {"answer": _answer(response), "rank": float(rank)}
+        {"answer": answer_of(response), "rank": float(rank)}
         for response, rank in zip(many.responses, _ranks(many.grades, first=1), strict=True)
     ]
     return {"prompt": _hh_dialogue(many.prompt), "answers": answers}
@@ -435,10 +327,10 @@ def _ranks(grades: Sequence[float], *, first: int) -> list[int]:
 
 def rewardbench(pair: Comparison) -> Row:
     """RewardBench: one question, two texts, and where they are from."""
-    system, turns = _dialogue(pair.prompt)
+    system, turns = dialogue_of(pair.prompt)
     if system or len(turns) > 1:
         raise UnfitError(SEVERAL_TURNS)
-    better, worse = (_answer(response) for response in pair.responses)
+    better, worse = (answer_of(response) for response in pair.responses)
     return {
         "prompt": turns[0],
         "chosen": better,
@@ -517,48 +409,7 @@ WRITERS: Final[dict[str, Writer]] = {
             reserved=frozenset({"prompt"}),
             strips=True,
         ),
-        Writer(
-            name="alpaca",
-            description="LLaMA-Factory: alpaca ranking, with its entry in dataset_info.json",
-            reader="alpaca",
-            lay_out=alpaca,
-            reserved=frozenset({"prompt", "input"}),
-            flat=False,
-            dataset_info={
-                "ranking": True,
-                "columns": {
-                    "prompt": "instruction",
-                    "system": "system",
-                    "history": "history",
-                    "chosen": "chosen",
-                    "rejected": "rejected",
-                },
-            },
-        ),
-        Writer(
-            name="sharegpt",
-            description="LLaMA-Factory: sharegpt ranking, with its entry in dataset_info.json",
-            reader="sharegpt",
-            lay_out=sharegpt,
-            reserved=frozenset({"system"}),
-            flat=False,
-            dataset_info={
-                "formatting": "sharegpt",
-                "ranking": True,
-                "columns": {
-                    "messages": "conversations",
-                    "chosen": "chosen",
-                    "rejected": "rejected",
-                },
-            },
-        ),
-        Writer(
-            name="openrlhf",
-            description="OpenRLHF: messages, read with --data.prompt_key and apply_chat_template",
-            reader="explicit_conversational",
-            lay_out=explicit,
-            reads=frozenset({"margin"}),
-        ),
+        *registry.every("row_writer").values(),
         Writer(
             name="ms_swift",
             description="ms-swift: messages with the good answer, and rejected_response",
@@ -599,3 +450,73 @@ WRITERS: Final[dict[str, Writer]] = {
     )
 }
 """Name of a format to its writer; ``plaudit data convert --to`` takes these."""
+
+
+# --- a source in another format -----------------------------------------------------------------
+
+
+def convert(source: Source, out: Path, writer: Writer, *, pairs: Pairs = "all") -> WriteCounts:
+    """Write every row of ``source`` to ``out`` as ``writer`` lays it out; columns are kept.
+
+    Raises:
+        DataError: a row cannot be read, or no row can be written.
+        OutputError: ``out`` is there already, is of a kind that cannot hold the format, or cannot
+            be written.
+    """
+    check_out(out, writer)
+    source = resolve(source)
+    return write_file(out, writer, _outcomes(source, writer, pairs))
+
+
+def check_out(out: Path, writer: Writer) -> None:
+    """Raises OutputError where ``out`` cannot take rows of this format."""
+    check_new_file(out)
+    if row_file_ending(out) == ".csv" and not writer.flat:
+        raise OutputError(
+            f"--out {out}: a CSV file cannot hold the lists of {writer.name}; choose a name that"
+            " ends in .jsonl."
+        )
+    if writer.check_out is not None:
+        writer.check_out(out)
+
+
+def write_file(out: Path, writer: Writer, outcomes: Iterable[WriteResult]) -> WriteCounts:
+    """Write the rows of all outcomes to a file that :func:`check_out` let pass.
+
+    Raises:
+        DataError: there is not one row.
+        OutputError: it cannot be written.
+    """
+    counts = WriteCounts()
+
+    def rows() -> Iterator[Row]:
+        for outcome in outcomes:
+            counts.count(outcome)
+            yield from outcome.rows
+        if not counts.written:
+            reasons = "; ".join(
+                f"{count} {reason} ({SKIP_REASONS.get(reason, reason)})"
+                for reason, count in counts.skipped.items()
+            )
+            raise DataError(
+                f"none of the {counts.read} rows can be written: {reasons or 'no rows'}."
+            )
+
+    write_rows(out, rows())
+    if writer.describe is not None:
+        writer.describe(out)
+    return counts
+
+
+def _outcomes(source: Source, writer: Writer, pairs: Pairs) -> Iterator[WriteResult]:
+    opened = open_source(source)
+    own = {*opened.reader.columns, *opened.reader.optional, *SHARED_COLUMNS}
+    for _, _, row, comparison in opened.rows:
+        others = {
+            name: value
+            for name, value in renamed_row(source, row).items()
+            if name not in own and value is not None
+        }
+        # An id that the file does not have would be one more column to explain.
+        named = row.get("id") is not None or row.get("source") is not None
+        yield write_comparison(writer, comparison, pairs=pairs, named=named, others=others)

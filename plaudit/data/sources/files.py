@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
+from plaudit import registry
 from plaudit.data.sources import embedded, hub
 from plaudit.errors import DataError, did_you_mean, printable
 from plaudit.recipe.schema import Source
@@ -30,6 +31,19 @@ _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 STDIN: Final = "-"
 """The path that means standard input: JSON Lines, or one array of objects."""
+
+
+def resolve(source: Source) -> Source:
+    """The source that an entry of a tool's description of data sets stands for; others as they are.
+
+    Raises:
+        DataError: the description or its entry cannot be used here.
+    """
+    description = Path(source.path).name.partition(":")[0]
+    if description not in registry.names("data_source"):
+        return source
+    described: Source = registry.find("data_source", description)(source)
+    return described
 
 
 def read_rows(source: Source) -> Iterator[LocatedRow]:

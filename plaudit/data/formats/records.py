@@ -1,0 +1,222 @@
+"""What a format is: a reader takes rows apart, a writer lays comparisons out as rows.
+
+Formats of other tools lie in ``interop/<tool>/`` and are found through :mod:`plaudit.registry`
+(``row_format`` and ``row_writer``). They need this module and ``values.py`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from plaudit.data.formats.values import Row
+from plaudit.data.reasons import BROKEN_TURNS, SINGLE_RESPONSE, TIE, UNLABELLED
+from plaudit.types import MEDIA, Comparison, Message, Turns
+
+Messages: TypeAlias = tuple[Message, ...]
+
+# --- readers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedRow:
+    """What a reader takes out of a row. ``grades``: higher is better, empty when unknown.
+
+    ``strength`` is how clear a preference between two responses is, in the format's own units, 0
+    or more. ``unusable`` is a key of :data:`plaudit.data.reasons.EXPLANATIONS` where the row is
+    well formed and no comparison to learn from. ``metadata`` is more to keep beside it.
+    """
+
+    prompt: Turns
+    responses: tuple[Turns, ...]
+    grades: tuple[float, ...]
+    strength: float | None = None
+    unusable: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """One format of rows.
+
+    ``columns`` must be there and ``optional`` may be; neither goes to ``metadata``.
+    ``recognises`` looks at the types of the values of a row that has all ``columns``; for any row
+    at most one reader should say yes. ``parse`` raises a DataError that names the column; where
+    the row stands is added for it. ``rename_tags`` reads the ``tags`` of a source (those that the
+    format knows) and gives the row under the reader's own keys and roles.
+    """
+
+    name: str
+    description: str
+    columns: tuple[str, ...]
+    recognises: Callable[[Row], bool]
+    parse: Callable[[Row], ParsedRow]
+    optional: tuple[str, ...] = ()
+    tags: frozenset[str] = frozenset()
+    rename_tags: Callable[[Row, Mapping[str, str | None]], dict[str, Any]] | None = None
+
+
+def pair(prompt: Turns, chosen: Turns, rejected: Turns) -> ParsedRow:
+    """A prompt with its better and its worse response."""
+    return ParsedRow(prompt=prompt, responses=(chosen, rejected), grades=(1.0, 0.0))
+
+
+def pair_of_whole(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> ParsedRow:
+    """Two whole conversations, better first. The leading messages they share are the prompt.
+
+    At least one message stays in each response, so identical conversations keep their last turn.
+    """
+    shared = 0
+    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
+        if ours != theirs:
+            break
+        shared += 1
+    return pair(chosen[:shared], chosen[shared:], rejected[shared:])
+
+
+def by_lead(
+    prompt: Turns, first: Turns, second: Turns, lead: float, *, strength: float | None = None
+) -> ParsedRow:
+    """Two responses in the row's order. A ``lead`` above 0 means the first is better, 0 a tie."""
+    return ParsedRow(
+        prompt=prompt,
+        responses=(first, second),
+        grades=(float(lead > 0), float(lead < 0)),
+        strength=strength,
+        metadata={} if strength is None else {"strength": strength},
+    )
+
+
+def asked(text: str) -> Messages:
+    """One user turn."""
+    return (Message(role="user", content=text),)
+
+
+def answered(text: str) -> Messages:
+    """One assistant turn."""
+    return (Message(role="assistant", content=text),)
+
+
+def under_system(system: str | None, turns: Messages) -> Messages:
+    """The turns, after a system text if there is one."""
+    return (Message(role="system", content=system), *turns) if system else turns
+
+
+def is_sharegpt(value: Any) -> bool:
+    """Whether a value looks like one ShareGPT turn."""
+    return isinstance(value, dict) and "from" in value and "value" in value
+
+
+# --- writers ------------------------------------------------------------------------------------
+
+MESSAGES: Final = "messages"
+SEVERAL_RESPONSES: Final = "several_responses"
+SEVERAL_TURNS: Final = "several_turns"
+ROLES: Final = "roles"
+NOT_TEXT: Final = "not_text"
+MARKERS: Final = "markers"
+
+SKIP_REASONS: Final[dict[str, str]] = {
+    SINGLE_RESPONSE: "one response only, and the format holds pairs",
+    UNLABELLED: "nothing is known of the order, and the format needs one",
+    TIE: "all responses are equally good, and the format needs an order",
+    SEVERAL_RESPONSES: "more than two responses, and --pairs none",
+    MESSAGES: "a conversation, and the format holds plain text",
+    SEVERAL_TURNS: "more than one question and one answer",
+    ROLES: "turns that do not alternate between user and assistant, or other roles",
+    NOT_TEXT: "a message with more than text: pictures, tool calls, names",
+    MARKERS: "a text that holds the markers of the format",
+    BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
+    MEDIA: "images, audio or video, of which only the text would be written",
+}
+"""Why a row is not written."""
+
+TEXT_AS_TURNS: Final = "text_as_turns"
+CUT_TO_PAIRS: Final = "cut_to_pairs"
+CUT_TO_ONES: Final = "cut_to_single_responses"
+TIED_PAIRS: Final = "tied_pairs"
+GRADES_AS_ORDER: Final = "grades_as_order"
+OUTER_SPACE: Final = "outer_space"
+COLUMN_TAKEN: Final = "column_taken"
+
+LOSSES: Final[dict[str, str]] = {
+    TEXT_AS_TURNS: "plain text became one user turn and one assistant turn",
+    CUT_TO_PAIRS: "more than two responses became pairs",
+    CUT_TO_ONES: "the responses became rows of their own",
+    TIED_PAIRS: "pairs of equally good responses were left out of the pairs of a row",
+    GRADES_AS_ORDER: "of the grades the format holds the order alone",
+    OUTER_SPACE: "white space around a turn is not kept by the format",
+    COLUMN_TAKEN: "a column was left out, since the format uses its name",
+    "margin_not_read": "the tool does not read the margin; the column is kept",
+    "weight_not_read": "the tool does not read the weight; the column is kept",
+    "tools_not_read": "the tool does not read the tools; the column is kept",
+    "chat_template_kwargs_not_read": "the tool does not read them; the column is kept",
+}
+"""What a row that is written has lost."""
+
+
+class UnfitError(Exception):
+    """A comparison that a format cannot hold; its argument is a key of :data:`SKIP_REASONS`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """One format of rows.
+
+    ``lay_out`` gets what ``holds`` says: a ``pair`` with the better response first, ``one``
+    response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
+    ``text``. ``reader`` reads the rows back. ``reserved`` are names that other columns may not
+    have. ``reads`` are those of margin, weight, tools and chat_template_kwargs that the tool itself
+    reads. ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white
+    space around a turn. ``flat`` rows can stand in a CSV file. ``check_out`` raises an
+    OutputError for a file that the tool cannot read; ``describe`` tells the tool of a new file.
+    """
+
+    name: str
+    description: str
+    reader: str
+    lay_out: Callable[[Comparison], dict[str, Any]]
+    holds: Literal["pair", "one", "many"] = "pair"
+    turns: Literal["text", "chat", "either"] = "chat"
+    reserved: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    ordered: bool = True
+    strips: bool = False
+    flat: bool = True
+    check_out: Callable[[Path], None] | None = None
+    describe: Callable[[Path], None] | None = None
+
+
+def plain(turns: Turns) -> str | list[dict[str, Any]]:
+    """Text, or messages as JSON has them."""
+    return turns if isinstance(turns, str) else [turn.as_dict() for turn in turns]
+
+
+def words_of(message: Message) -> str:
+    """A message's text, where it is nothing else."""
+    if message.extra or not isinstance(message.content, str):
+        raise UnfitError(NOT_TEXT)
+    return message.content
+
+
+def answer_of(response: Turns) -> str:
+    """A response's text, where it is one assistant turn of text."""
+    assert not isinstance(response, str)
+    if len(response) != 1:
+        raise UnfitError(SEVERAL_TURNS)
+    if response[0].role != "assistant":
+        raise UnfitError(ROLES)
+    return words_of(response[0])
+
+
+def dialogue_of(prompt: Turns) -> tuple[str, list[str]]:
+    """The system text and the texts of the turns, user first and user last."""
+    assert not isinstance(prompt, str)
+    system = words_of(prompt[0]) if prompt and prompt[0].role == "system" else ""
+    turns = prompt[1:] if prompt and prompt[0].role == "system" else prompt
+    roles = [turn.role for turn in turns]
+    if len(turns) % 2 == 0 or roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        raise UnfitError(ROLES)
+    return system, [words_of(turn) for turn in turns]

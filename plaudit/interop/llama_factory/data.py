@@ -1,0 +1,494 @@
+"""Data of LLaMA-Factory: entries of ``dataset_info.json``, and rows of its ranking formats.
+
+The rules of entries are those of ``llamafactory/data/parser.py`` and ``converter.py``: where an
+entry has ``columns`` (or ``tags``), every name that it does not list is not read at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from plaudit.data.formats import values
+from plaudit.data.formats.records import (
+    Messages,
+    ParsedRow,
+    Reader,
+    Writer,
+    answer_of,
+    answered,
+    asked,
+    dialogue_of,
+    is_sharegpt,
+    pair,
+    under_system,
+)
+from plaudit.data.formats.values import Row
+from plaudit.data.reasons import BROKEN_TURNS
+from plaudit.data.sources.row_files import row_file_ending
+from plaudit.errors import DataError, OutputError, did_you_mean
+from plaudit.recipe.schema import Source
+from plaudit.storage.atomic import existing_path, write_json
+from plaudit.types import Comparison, Message
+
+FILE_NAME: Final = "dataset_info.json"
+
+_COLUMNS: Final = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "history": "history",
+    "messages": "conversations",
+    "system": "system",
+    "tools": "tools",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+"""LLaMA-Factory's name of a column, and what the reader calls it."""
+
+_MEDIA: Final = ("images", "videos", "audios")
+_ELSEWHERE: Final = {
+    "script_url": "a loading script, which is not run here",
+    "cloud_file_name": "a file in a cloud store",
+    "ms_hub_url": "ModelScope",
+    "om_hub_url": "Modelers",
+}
+
+
+def _entry_apart(source: Source) -> Source:
+    path, colon, entry = source.path.rpartition(":")
+    if not colon or Path(path).name != FILE_NAME:
+        return source
+    return source.model_copy(update={"path": path, "subset": entry})
+
+
+def resolve(source: Source) -> Source:
+    """The source that an entry stands for; its path names the file, ``subset`` the entry.
+
+    On command lines ``dataset_info.json:ENTRY`` names both.
+
+    What the source says itself (name, weight, rows, …) holds; the entry's ``num_samples`` becomes
+    ``rows``.
+
+    Raises:
+        DataError: the file, the entry or what it asks for cannot be used here.
+    """
+    source = _entry_apart(source)
+    entry = _entry(source)
+    where = f"{source.path}: {source.subset}"
+    _check_usable(entry, where)
+    fields = source.model_dump(exclude_unset=True) | _place(entry, source, where)
+    shape = _shape(entry, where)
+    fields |= {"name": source.name or source.subset, **shape}
+    fields["columns"] = {**shape["columns"], **source.columns}
+    if entry.get("num_samples") is not None and source.weight == 1 and not source.share:
+        fields.setdefault("rows", entry["num_samples"])
+    return Source(**fields)
+
+
+def _entry(source: Source) -> Mapping[str, Any]:
+    path = existing_path(source.path) or Path(source.path)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source.path}: broken JSON ({error}).") from error
+    if not isinstance(entries, dict):
+        raise DataError(f"{source.path} holds no entries; expected an object of data sets by name.")
+    if source.subset is None:
+        raise DataError(
+            f"{source.path} describes {', '.join(entries) or 'nothing'}; choose an entry with"
+            f" `subset`, on a command line as {FILE_NAME}:ENTRY."
+        )
+    if source.subset not in entries:
+        hint = did_you_mean(source.subset, entries, f"it has {', '.join(entries) or 'none'}.")
+        raise DataError(f"{source.path} has no entry {source.subset}; {hint}")
+    entry = entries[source.subset]
+    if not isinstance(entry, dict):
+        raise DataError(f"{source.path}: {source.subset} is no object; expected its description.")
+    return entry
+
+
+def _check_usable(entry: Mapping[str, Any], where: str) -> None:
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    for name, given in (("columns", columns), ("tags", tags)):
+        if not isinstance(given, dict) or not all(
+            value is None or isinstance(value, str) for value in given.values()
+        ):
+            raise DataError(f"{where}: {name} is no object of names; expected texts by name.")
+    if columns.get("kto_tag"):
+        raise DataError(f"{where} has labels of single answers (kto_tag), and no pairs to compare.")
+    if not entry.get("ranking"):
+        raise DataError(
+            f"{where} is no ranking, so it has no pairs to compare; set its `ranking` to true if it"
+            " has chosen and rejected answers."
+        )
+    media = [name for name in _MEDIA if columns.get(name)]
+    if media:
+        raise DataError(f"{where} has {' and '.join(media)}, but text alone is read.")
+    samples = entry.get("num_samples")
+    if samples is not None and (not isinstance(samples, int) or samples < 1):
+        raise DataError(f"{where}: num_samples is {samples!r}; expected a number of rows.")
+
+
+def _place(entry: Mapping[str, Any], source: Source, where: str) -> dict[str, Any]:
+    """Path and parts: the Hub where the entry names it, else a file beside the description."""
+    if entry.get("hf_hub_url"):
+        parts = {name: entry.get(name) for name in ("subset", "folder")}
+        return {"path": entry["hf_hub_url"], "split": entry.get("split", "train"), **parts}
+    elsewhere = [what for key, what in _ELSEWHERE.items() if entry.get(key)]
+    if elsewhere:
+        raise DataError(f"{where} is on {elsewhere[0]}; download it and give it a file_name.")
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        raise DataError(f"{where} has no file_name and no hf_hub_url; expected one of them.")
+    folder = Path(source.path).expanduser().parent
+    # A file is always streamed, so asking for it is no mistake here.
+    parts = dict.fromkeys(("split", "subset", "folder"))
+    return {"path": str(folder / name), "stream": False, **parts}
+
+
+def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Format, columns and tags."""
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in ("alpaca", "sharegpt", "openai"):
+        raise DataError(f"{where}: formatting is {formatting!r}; expected alpaca or sharegpt.")
+    given = entry.get("columns")
+    reader = "sharegpt" if formatting != "alpaca" else None
+    columns: dict[str, str | None] = {}
+    if given is not None:
+        if reader is None:
+            reader = "alpaca" if given.get("chosen") else "alpaca_output"
+        columns = {ours: given.get(theirs) for theirs, ours in _COLUMNS.items()}
+        # A column that the reader does not know needs no hiding.
+        unread = {"alpaca": ("output", "conversations"), "alpaca_output": ("conversations",)}
+        unread["sharegpt"] = ("instruction", "input", "output", "history")
+        unread["alpaca_output"] += ("chosen", "rejected")
+        columns = {name: value for name, value in columns.items() if name not in unread[reader]}
+    tags = {}
+    if reader == "sharegpt" and entry.get("tags") is not None:
+        tags = {tag: entry["tags"].get(tag) for tag in (*KEY_TAGS, *ROLE_TAGS)}
+    return {"format": reader, "columns": columns, "tags": tags}
+
+
+# --- rows that are read -------------------------------------------------------------------------
+
+KEY_TAGS: Final = {"role_tag": "from", "content_tag": "value"}
+"""Tags for the keys of a turn, and what the reader calls them."""
+
+ROLE_TAGS: Final = {
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+"""Tags for who speaks, and what the reader calls them."""
+
+_TURNS: Final = ("conversations", "chosen", "rejected")
+
+SHAREGPT_ROLES: Final = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+    "system": "system",
+}
+"""The ``from`` of a ShareGPT turn to the role of a message."""
+
+ASKING: Final = ("human", "observation")
+ANSWERING: Final = ("gpt", "function_call")
+
+
+def read_alpaca(row: Row) -> ParsedRow:
+    """LLaMA-Factory's alpaca ranking: an instruction, perhaps with an input, and two texts."""
+    return pair(
+        _alpaca_prompt(row),
+        answered(values.text(row, "chosen")),
+        answered(values.text(row, "rejected")),
+    )
+
+
+def read_alpaca_output(row: Row) -> ParsedRow:
+    """The same as LLaMA-Factory had it until 0.7.1: ``output`` holds the better, then the worse."""
+    outputs = values.texts(row, "output")
+    if len(outputs) != 2:
+        raise DataError(f"output holds {len(outputs)} texts; expected the better and the worse.")
+    return pair(_alpaca_prompt(row), answered(outputs[0]), answered(outputs[1]))
+
+
+def read_sharegpt(row: Row) -> ParsedRow:
+    """LLaMA-Factory's sharegpt ranking: a conversation, and two turns that go on with it.
+
+    LLaMA-Factory's rules: after one system turn, ``human`` or ``observation`` alternates with
+    ``gpt`` or ``function_call``, and the last turn asks. It skips other rows with a warning; here
+    they are counted as ``broken_turns``.
+    """
+    given = [
+        sharegpt_turn(value, f"conversations[{index}]")
+        for index, value in enumerate(values.items(row, "conversations"))
+    ]
+    replies = [
+        sharegpt_turn(values.value_of(row, column), column) for column in ("chosen", "rejected")
+    ]
+    leading = given[0][1] if given and given[0][0] == "system" else None
+    turns = given if leading is None else given[1:]
+    system = values.optional_text(row, "system") if leading is None else str(leading.content)
+    whole = alternate([name for name, _ in turns]) and all(n in ANSWERING for n, _ in replies)
+    return ParsedRow(
+        prompt=under_system(system, tuple(message for _, message in turns)),
+        responses=tuple((message,) for _, message in replies),
+        grades=(1.0, 0.0),
+        unusable=None if whole else BROKEN_TURNS,
+    )
+
+
+def _alpaca_prompt(row: Row) -> Messages:
+    """History, then instruction and input joined by a line break, under the system text."""
+    instruction, query = (values.optional_text(row, column) for column in ("instruction", "input"))
+    earlier: list[Any] = []
+    if row.get("history") is not None:
+        for index, turn in enumerate(values.items(row, "history")):
+            if not values.is_texts(turn) or len(turn) != 2:
+                raise DataError(f"history[{index}] is no question and its answer, as two texts.")
+            earlier += [*asked(turn[0]), *answered(turn[1])]
+    last = "\n".join(text for text in (instruction, query) if text is not None)
+    return under_system(values.optional_text(row, "system"), (*earlier, *asked(last)))
+
+
+def sharegpt_turn(value: Any, what: str) -> tuple[str, Message]:
+    """The ``from`` of a turn and its message.
+
+    A call of a function becomes ``tool_calls`` where it is JSON, as chat templates read it.
+
+    Raises:
+        DataError: it is no turn.
+    """
+    if not is_sharegpt(value):
+        found = values.listed(value) if isinstance(value, dict) else values.kind(value)
+        raise DataError(f"{what} has no from and value (found: {found}); expected a turn.")
+    name, content = value["from"], value["value"]
+    if not isinstance(name, str) or not isinstance(content, str):
+        raise DataError(f"{what} has a from or value that is no text; expected text in both.")
+    calls = _tool_calls(content) if name == "function_call" else None
+    if calls is not None:
+        return name, Message(role="assistant", content="", extra={"tool_calls": calls})
+    return name, Message(role=SHAREGPT_ROLES.get(name, name), content=content)
+
+
+def alternate(names: list[str]) -> bool:
+    """Whether turns ask and answer in turn, the first and the last asking."""
+    expected = (ASKING, ANSWERING)
+    return len(names) % 2 == 1 and all(
+        name in expected[number % 2] for number, name in enumerate(names)
+    )
+
+
+def _tool_calls(content: str) -> list[dict[str, Any]] | None:
+    try:
+        given = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    calls = given if isinstance(given, list) else [given]
+    if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
+        return None
+    return [
+        {
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call.get("arguments", {})},
+        }
+        for call in calls
+    ]
+
+
+def _looks_sharegpt(row: Row) -> bool:
+    turns = row["conversations"]
+    return (
+        isinstance(turns, list)
+        and all(is_sharegpt(turn) for turn in turns)
+        and all(is_sharegpt(row[column]) for column in ("chosen", "rejected"))
+    )
+
+
+def _rename_tags(row: Row, tags: Mapping[str, str | None]) -> dict[str, Any]:
+    for tag in KEY_TAGS:
+        if tag in tags and not tags[tag]:
+            raise DataError(f"`tags`: {tag} is null; expected the name of a key.")
+    return {
+        name: _retagged(tags, value) if name in _TURNS else value for name, value in row.items()
+    }
+
+
+def _retagged(tags: Mapping[str, str | None], value: Any) -> Any:
+    """A turn or a list of them with the readers' keys and roles; anything else as it is.
+
+    A role that no tag names is kept apart from the reader's own names, so that it is not taken for
+    one of them.
+    """
+    if isinstance(value, list):
+        return [_retagged(tags, turn) for turn in value]
+    keys = {ours: tags.get(tag) or ours for tag, ours in KEY_TAGS.items()}
+    if not isinstance(value, dict) or not all(key in value for key in keys.values()):
+        return value
+    said = {name: ours for tag, ours in ROLE_TAGS.items() if (name := tags.get(tag)) is not None}
+    turn = {ours: value[key] for ours, key in keys.items()}
+    if said and isinstance(turn["from"], str):
+        name = turn["from"]
+        turn["from"] = said.get(name, f"unknown: {name}" if name in SHAREGPT_ROLES else name)
+    return turn
+
+
+_ALPACA_OPTIONAL: Final = ("input", "history", "system")
+
+ALPACA: Final = Reader(
+    name="alpaca",
+    description="LLaMA-Factory's alpaca ranking: instruction, input, chosen, rejected",
+    columns=("instruction", "chosen", "rejected"),
+    optional=_ALPACA_OPTIONAL,
+    recognises=lambda row: (
+        "prompt" not in row and values.all_text(row, "instruction", "chosen", "rejected")
+    ),
+    parse=read_alpaca,
+)
+
+ALPACA_OUTPUT: Final = Reader(
+    name="alpaca_output",
+    description="LLaMA-Factory's old alpaca ranking: output holds the better and the worse",
+    columns=("instruction", "output"),
+    optional=_ALPACA_OPTIONAL,
+    recognises=lambda row: (
+        "chosen" not in row
+        and isinstance(row["instruction"], str)
+        and values.is_texts(row["output"])
+    ),
+    parse=read_alpaca_output,
+)
+
+SHAREGPT: Final = Reader(
+    name="sharegpt",
+    description="LLaMA-Factory's sharegpt ranking: conversations, chosen and rejected turns",
+    columns=("conversations", "chosen", "rejected"),
+    optional=("system",),
+    recognises=_looks_sharegpt,
+    parse=read_sharegpt,
+    tags=frozenset({*KEY_TAGS, *ROLE_TAGS}),
+    rename_tags=_rename_tags,
+)
+
+
+# --- rows that are written ----------------------------------------------------------------------
+
+
+def write_alpaca(pair: Comparison) -> dict[str, Any]:
+    """LLaMA-Factory's alpaca ranking (``data/README.md`` there)."""
+    system, turns = dialogue_of(pair.prompt)
+    earlier = [[turns[at], turns[at + 1]] for at in range(0, len(turns) - 1, 2)]
+    better, worse = (answer_of(response) for response in pair.responses)
+    return {
+        "instruction": turns[-1],
+        "chosen": better,
+        "rejected": worse,
+        "system": system,
+        "history": earlier,
+    }
+
+
+def write_sharegpt(pair: Comparison) -> dict[str, Any]:
+    """LLaMA-Factory's sharegpt ranking (``data/README.md`` there)."""
+    system, turns = dialogue_of(pair.prompt)
+    named = [("system", system)] if system else []
+    named += [(("human", "gpt")[at % 2], text) for at, text in enumerate(turns)]
+    better, worse = (answer_of(response) for response in pair.responses)
+    return {
+        "conversations": [{"from": name, "value": text} for name, text in named],
+        "chosen": {"from": "gpt", "value": better},
+        "rejected": {"from": "gpt", "value": worse},
+    }
+
+
+_READS: Final = (".json", ".jsonl", ".csv", ".parquet")
+"""What LLaMA-Factory knows by its ending (``extras/constants.py`` there, FILEEXT2TYPE)."""
+
+
+def _check_out(out: Path) -> None:
+    """Raises OutputError where LLaMA-Factory cannot read ``out``, or no entry can be added."""
+    ending = row_file_ending(out)
+    if ending not in _READS:
+        raise OutputError(
+            f"--out {out}: LLaMA-Factory reads no {ending} files; choose a name that ends in .json."
+        )
+    _entries_beside(out)
+
+
+def _describe(out: Path, entry: Mapping[str, Any]) -> None:
+    """Add an entry, named like the file, to ``dataset_info.json`` beside it."""
+    name = out.name.removesuffix(row_file_ending(out))
+    entries = {**_entries_beside(out), name: {"file_name": out.name, **entry}}
+    write_json(out.with_name(FILE_NAME), entries)
+
+
+def _entries_beside(out: Path) -> dict[str, Any]:
+    """The entries there are. Raises OutputError where the file is something else."""
+    path = out.with_name(FILE_NAME)
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path} cannot be read as JSON ({error}), so no entry can be added; mend it, or choose"
+            " another folder with --out."
+        ) from error
+    if not isinstance(entries, dict):
+        raise OutputError(
+            f"{path} is not an object of entries, so none can be added; choose another folder with"
+            " --out."
+        )
+    return entries
+
+
+_ALPACA_ENTRY: Final = {
+    "ranking": True,
+    "columns": {
+        "prompt": "instruction",
+        "system": "system",
+        "history": "history",
+        "chosen": "chosen",
+        "rejected": "rejected",
+    },
+}
+
+ALPACA_WRITER: Final = Writer(
+    name="alpaca",
+    description="LLaMA-Factory: alpaca ranking, with its entry in dataset_info.json",
+    reader="alpaca",
+    lay_out=write_alpaca,
+    reserved=frozenset({"prompt", "input"}),
+    flat=False,
+    check_out=_check_out,
+    describe=lambda out: _describe(out, _ALPACA_ENTRY),
+)
+
+_SHAREGPT_ENTRY: Final = {
+    "formatting": "sharegpt",
+    "ranking": True,
+    "columns": {
+        "messages": "conversations",
+        "chosen": "chosen",
+        "rejected": "rejected",
+    },
+}
+
+SHAREGPT_WRITER: Final = Writer(
+    name="sharegpt",
+    description="LLaMA-Factory: sharegpt ranking, with its entry in dataset_info.json",
+    reader="sharegpt",
+    lay_out=write_sharegpt,
+    reserved=frozenset({"system"}),
+    flat=False,
+    check_out=_check_out,
+    describe=lambda out: _describe(out, _SHAREGPT_ENTRY),
+)
