@@ -10,15 +10,15 @@ from plaudit.report.record import count
 Facts = Mapping[str, Any]
 
 STYLES: Final = {
-    "serious": "bold red",
-    "worth a look": "yellow",
-    "for your information": "cyan",
+    "error": "bold red",
+    "warning": "yellow",
+    "info": "cyan",
 }
-"""Severities, gravest first, each with its style on the terminal."""
+"""Severities, most severe first, each with its style on the terminal."""
 
 
 def sentences(facts: Facts) -> list[str]:
-    """What was read, how grave it is, and what the labels say that trivial judges say too."""
+    """What was read, how severe it is, and what the labels say that trivial judges say too."""
     return list(_sentences(facts))
 
 
@@ -28,15 +28,15 @@ def _sentences(facts: Facts) -> Iterator[str]:
         f"{count(facts['rows'])} rows of {_plural(shape['prompts'], 'prompt')}; "
         f"{count(usable['rows'])} can train."
     )
-    grave = [f for f in facts["findings"] if f["severity"] == "serious" and f["rows"]]
-    if grave:
-        most = max(grave, key=lambda finding: finding["rows"])
+    errors = [f for f in facts["findings"] if f["severity"] == "error" and f["rows"]]
+    if errors:
+        most = max(errors, key=lambda finding: finding["rows"])
         yield (
-            f"{_plural(len(grave), 'serious problem')}; the most frequent: "
+            f"{_plural(len(errors), 'error')}; the most frequent: "
             f"{_lower(most['title'])}, {_plural(most['rows'], 'row')}."
         )
     else:
-        yield "Nothing serious was found."
+        yield "No errors."
     yield from (part["not_read"] for part in facts["parts"] if part["not_read"])
     yield from surface_sentences(facts["surface"])
     fixed = facts.get("fixed")

@@ -54,7 +54,7 @@ def test_the_table_fits_and_names_lines(data: Path, capsys: pytest.CaptureFixtur
     assert "--eval" in shown.err, "what was not looked for is said"
 
 
-def test_strict_is_exit_1_only_for_what_is_serious(
+def test_strict_is_exit_1_only_for_errors(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "audit", data.name, "--strict"]) == 1

@@ -429,7 +429,7 @@ def test_the_audit_reports_what_is_not_read(
     fine = write_jsonl(tmp_path / "fine.jsonl", [EXAMPLES["explicit_text"]])
     facts, screen = audit(str(lost), str(fine))
     (finding,) = (f for f in facts["findings"] if f["check"] == "no_prompt")
-    assert (finding["severity"], finding["rows"]) == ("serious", 4)
+    assert (finding["severity"], finding["rows"]) == ("error", 4)
     assert "No prompt in 100% of rows" in screen
     assert "lost: columns that are not read, with their share of rows: headline (100%)." in screen
     assert [part["unread"]["columns"] for part in facts["parts"]] == [{"headline": 4}, {}]

@@ -57,7 +57,7 @@ def audit(
         typer.Option(metavar="FILE", help="Write a cleaned copy of DATA, and a ledger beside it."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if anything serious is found.")
+        bool, typer.Option("--strict", help="Exit with 1 if there is an error.")
     ] = False,
     format_: options.Format = None,
     columns: options.Columns = None,
@@ -99,7 +99,7 @@ def audit(
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
     if json:
         print(json_module.dumps(found.facts))
-    if strict and found.serious:
+    if strict and found.errors:
         raise typer.Exit(1)
 
 

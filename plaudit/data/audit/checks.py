@@ -21,7 +21,7 @@ from plaudit.data.audit.shingles import GRAM_WORDS, NEAR
 from plaudit.storage.arrow import RowArray
 from plaudit.types import MEDIA
 
-Severity: TypeAlias = Literal["serious", "worth a look", "for your information"]
+Severity: TypeAlias = Literal["error", "warning", "info"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +305,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="empty_responses",
         title="Empty responses",
-        severity="serious",
+        severity="error",
         find=_reason(reasons.EMPTY_RESPONSE),
         why="A response says nothing, so its label is about a failure and not about quality.",
         advice="Drop the rows, or find out where the text was lost.",
@@ -314,7 +314,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="identical_responses",
         title="Identical responses",
-        severity="serious",
+        severity="error",
         find=_reason(reasons.IDENTICAL_RESPONSES),
         why="Both responses are the same, so the label is a coin.",
         advice="Drop the rows.",
@@ -323,7 +323,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="prompt_mismatch",
         title="Responses to different prompts",
-        severity="serious",
+        severity="error",
         find=_reason(reasons.PROMPT_MISMATCH),
         why="The two sides do not answer the same prompt, so they cannot be compared.",
         advice="Drop the rows, or repair the prompts.",
@@ -332,7 +332,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="no_prompt",
         title="No prompt in 100% of rows",
-        severity="serious",
+        severity="error",
         find=no_prompt,
         why="Not one row of the file has a prompt, so responses are judged without the question.",
         advice="If a column holds the prompt, name it: --columns prompt=COLUMN. Otherwise keep the "
@@ -341,7 +341,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="opposite_labels",
         title="The same pair with opposite labels",
-        severity="serious",
+        severity="error",
         find=opposite_labels,
         why="Rows contradict each other: the same two responses, the winner swapped.",
         advice="Keep what the majority says; without one, drop all of the pair's rows.",
@@ -350,7 +350,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="identical_after_truncation",
         title="Identical after truncation",
-        severity="serious",
+        severity="error",
         find=identical_after_truncation,
         why="Cut at the given length the responses are the same, so nothing can be learned.",
         advice="Raise the length, drop the rows, or cut the prompt in front instead.",
@@ -359,7 +359,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="shared_with_eval",
         title="Prompts shared with --eval data",
-        severity="serious",
+        severity="error",
         find=_shared_prompts("eval"),
         why="A prompt on both sides makes the held-out accuracy too good.",
         advice="Take these rows out of the training side, or split by prompt.",
@@ -369,7 +369,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="shared_with_suite",
         title="Prompts shared with a benchmark",
-        severity="serious",
+        severity="error",
         find=_shared_prompts("suite"),
         why="Training on a benchmark's prompts makes its number worthless.",
         advice="Take these rows out.",
@@ -379,7 +379,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="split_column_leak",
         title="Prompts under two values of column split",
-        severity="serious",
+        severity="error",
         find=split_column_leak,
         why="The file's own split puts a prompt on both sides.",
         advice="Split by prompt, or take the rows out of the larger part.",
@@ -389,7 +389,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="role_order",
         title="Roles out of order",
-        severity="serious",
+        severity="error",
         find=_problem("role_order"),
         why="Chat templates refuse or garble such turns: a late system turn, two turns of one side "
         "in a row, a response that is not the assistant's.",
@@ -399,7 +399,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="template_refused",
         title="Refused by the chat template",
-        severity="serious",
+        severity="error",
         find=template_refused,
         why="The tokenizer's chat template cannot render the row.",
         advice="Put the turns in order, or use another template.",
@@ -409,7 +409,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="not_rendered",
         title="Not rendered by the chat template",
-        severity="serious",
+        severity="error",
         find=not_rendered,
         why="A field or a turn (tool calls, tools, reasoning, a tool's answer) leaves no trace in "
         "the rendered text. Training and scoring skip the row.",
@@ -420,7 +420,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="media",
         title="Images, audio or video",
-        severity="serious",
+        severity="error",
         find=_reason(MEDIA),
         why="Only text is read. Training and scoring skip the row.",
         advice="Drop the rows, or describe the media in the text.",
@@ -429,7 +429,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="special_tokens",
         title="Stray special tokens",
-        severity="serious",
+        severity="error",
         find=_problem("special_tokens"),
         why="Control tokens inside a text are read as control: a turn ends where none does.",
         advice="Take them out of the texts.",
@@ -438,7 +438,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="exact_duplicates",
         title="Exact duplicates",
-        severity="worth a look",
+        severity="warning",
         find=exact_duplicates,
         why="Repeated rows count several times in training and narrow intervals without cause.",
         advice="Keep the first of each.",
@@ -447,7 +447,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="near_duplicates",
         title="Near duplicates",
-        severity="worth a look",
+        severity="warning",
         find=near_duplicates,
         why="Prompt and responses differ from another row's in few words or none.",
         advice="Look at the examples: questions that differ in one number are not repeats.",
@@ -455,7 +455,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="near_eval",
         title="Prompts nearly those of --eval data",
-        severity="worth a look",
+        severity="warning",
         find=_near_prompts("eval"),
         why="A held-out prompt with a few words changed, or most of it inside a row, still leaks.",
         advice="Look at the examples; take the rows out where they are the same question.",
@@ -465,7 +465,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="near_suite",
         title="Prompts nearly those of a benchmark",
-        severity="worth a look",
+        severity="warning",
         find=_near_prompts("suite"),
         why="A benchmark's prompt with few words changed, or most of it inside a row, still leaks.",
         advice="Look at the examples; take the rows out where they are the same question.",
@@ -475,7 +475,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="empty_turns",
         title="Empty turns",
-        severity="worth a look",
+        severity="warning",
         find=_problem("empty_turn"),
         why="A turn or a whole prompt says nothing; often a text that was lost on the way.",
         advice="Repair or drop the rows.",
@@ -484,7 +484,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="dialogue_markers",
         title="Speaker names inside turns",
-        severity="worth a look",
+        severity="warning",
         find=_problem("dialogue_markers"),
         why="A line begins with Human:, Assistant: or the like: a second dialogue inside a turn.",
         advice="Cut what a model wrote for the other side; take off a leading name.",
@@ -492,7 +492,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="bad_characters",
         title="Broken characters",
-        severity="worth a look",
+        severity="warning",
         find=_problem("bad_characters"),
         why="Control or replacement characters, or UTF-8 that was once read as Latin-1.",
         advice="Read the source again as UTF-8; take out control characters.",
@@ -501,7 +501,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="over_length",
         title="Over the given length",
-        severity="worth a look",
+        severity="warning",
         find=over_length,
         why="Training drops or cuts rows with a conversation above this length.",
         advice="Raise the length, or know which rows you lose.",
@@ -509,7 +509,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="mixed_scripts",
         title="Responses in different scripts",
-        severity="worth a look",
+        severity="warning",
         find=mixed_scripts,
         why="The label may be about the language and not about the answer.",
         advice="Look at the examples.",
@@ -517,7 +517,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="plain_text",
         title="Plain text beside a chat template",
-        severity="for your information",
+        severity="info",
         find=plain_text,
         why="Training keeps plain text as it stands, outside the tokenizer's chat template.",
         advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
@@ -526,7 +526,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="more_than_text",
         title="Turns with more than text",
-        severity="for your information",
+        severity="info",
         find=_problem("more_than_text"),
         why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
         "that are not rendered in full are skipped.",
@@ -536,7 +536,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="ties",
         title="Ties",
-        severity="for your information",
+        severity="info",
         find=_reason(reasons.TIE),
         why="All responses of the row have one grade; training leaves the row out.",
         advice="Keep them for calibration, or drop them.",
@@ -544,7 +544,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="nothing_compared",
         title="Nothing compared",
-        severity="for your information",
+        severity="info",
         find=_reason(reasons.SINGLE_RESPONSE, reasons.UNLABELLED),
         why="One response only, or no label: training leaves the row out.",
         advice="Add the missing responses or labels.",
@@ -552,7 +552,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         name="several_votes",
         title="Pairs judged more than once",
-        severity="for your information",
+        severity="info",
         find=several_votes,
         why="How far people agree bounds the accuracy that any model can reach on these labels.",
         advice="Compare a model's accuracy with this agreement, not with 100%.",

@@ -50,12 +50,12 @@ class Audit:
     verdict_N: npt.NDArray[np.uint8]
 
     @property
-    def serious(self) -> list[str]:
-        """Names of serious checks that found something."""
+    def errors(self) -> list[str]:
+        """Names of checks of severity error that found something."""
         return [
             finding["check"]
             for finding in self.facts["findings"]
-            if finding["severity"] == "serious" and finding["rows"]
+            if finding["severity"] == "error" and finding["rows"]
         ]
 
 
