@@ -4,7 +4,7 @@
 
 Two numbers a language model can be asked for: its loss on held-out answers, and how often it finds
 the right answer of a held-out pair likelier (mean log-probability per token, end token included)
-than its mutation, by operator. Writes ``embedded-base.json`` and, given the log of the
+than its perturbation, by perturbation. Writes ``embedded-base.json`` and, given the log of the
 pretraining, keeps the log and draws its loss curve.
 """
 
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from plaudit.data.sources.documentation_pairs import MIX, build_pairs
+from plaudit.data.sources.documentation import MIX, build_pairs
 from plaudit.embedded import base_path
 from plaudit.evaluation.metrics.pairwise import wilson
 from plaudit.storage.atomic import write_json

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.common.results import SEED, Shown, console, median, parser, show
 from benchmarks.common.results import recorder as start_recorder
-from plaudit.data.perturb.probes import ALTERATIONS
+from plaudit.data.perturb.run import KINDS_AND_NAMES
 from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Altered, Probed
@@ -73,11 +73,11 @@ def walk(comparison: Comparison, response: int) -> Sequence[tuple[str, float]]:
 
 def altered(generator: np.random.Generator, responses: int = 200) -> Probed:
     """Every known alteration of as many responses, with random rewards."""
-    rewards = generator.normal(size=(len(ALTERATIONS), responses, 3))
+    rewards = generator.normal(size=(len(KINDS_AND_NAMES), responses, 3))
     return Probed(
         altered=[
             Altered(kind=kind, name=name, original=one[0], other=one[1], altered=one[2])
-            for (kind, name), found in zip(ALTERATIONS, rewards.tolist(), strict=True)
+            for (kind, name), found in zip(KINDS_AND_NAMES, rewards.tolist(), strict=True)
             for one in found
         ],
         responses=responses,

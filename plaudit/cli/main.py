@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
@@ -75,6 +75,12 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+RENAMED: Final[dict[str, str]] = {
+    "data mutate": "data perturb",
+    "data perturb --operators": "data perturb --perturbations",
+}
+"""Old name of a command, or of one of its options, to its name now: a usage error says it."""
+
 
 def build(arguments: Sequence[str]) -> typer.Typer:
     """The application for one command line: only the command it names is imported.
@@ -109,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        check_names(words)
         build(words)(args=words, prog_name="plaudit")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
@@ -130,6 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("plaudit: stopped.", file=sys.stderr)
         return USAGE_ERROR
     return 0
+
+
+def check_names(arguments: Sequence[str]) -> None:
+    """Raises PlauditError where a command line has an old name of :data:`RENAMED`."""
+    for old, new in RENAMED.items():
+        command, _, option = old.partition(" --")
+        words = command.split()
+        options = {argument.partition("=")[0] for argument in arguments}
+        if list(arguments[: len(words)]) == words and (not option or f"--{option}" in options):
+            raise PlauditError(f"plaudit {old} is called plaudit {new} now.")
 
 
 def run() -> None:

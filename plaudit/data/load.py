@@ -22,7 +22,7 @@ from plaudit.data.formats.readers import (
 )
 from plaudit.data.formats.records import Reader
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
-from plaudit.data.sources import embedded, files, hub
+from plaudit.data.sources import documentation, files, hub
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
 from plaudit.errors import DataError
@@ -129,8 +129,8 @@ def check_source(source: Source) -> None:
     Raises:
         DataError: there is no such file or folder, or none of a known kind.
     """
-    if embedded.is_documentation(source):
-        embedded.parse(source.path)
+    if documentation.is_documentation(source):
+        documentation.parse(source.path)
     else:
         files.local_files(files.resolve(source))
 
@@ -314,7 +314,7 @@ def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredCompariso
 
 
 def _licence(source: Source) -> str | None:
-    if embedded.is_documentation(source):
+    if documentation.is_documentation(source):
         return "PSF-2.0"
     return hub.licence(source) if files.local_files(source) is None else None
 

@@ -180,17 +180,17 @@ def _behaviour(block: Block) -> Iterator[str]:
         kind: [row for row in behaviour["operators"] if row["kind"] == kind and row["responses"]]
         for kind in behaviour["kinds"]
     }
-    if rows["damage"]:
-        yield _degradation(rows["damage"], behaviour["kinds"]["damage"]["fell"])
-    if rows["preserving"]:
-        most = _highest(rows["preserving"], "flipped")
+    if rows["degradation"]:
+        yield _degradation(rows["degradation"], behaviour["kinds"]["degradation"]["fell"])
+    if rows["meaning_preserving"]:
+        most = _highest(rows["meaning_preserving"], "flipped")
         yield (
             "A meaning-preserving rewrite flips the ranking of at most "
             f"{percent(most['flipped'])} of comparisons ({_spaced(most['operator'])}, "
             f"n = {most['responses']:,})."
         )
-    if rows["hack"]:
-        yield _reward_hacking(rows["hack"])
+    if rows["reward_hacking"]:
+        yield _reward_hacking(rows["reward_hacking"])
 
 
 def _degradation(rows: Sequence[Block], share: float) -> str:

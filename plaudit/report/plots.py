@@ -477,12 +477,12 @@ def behaviour(block: Facts, width: float) -> Figure | None:
 
 
 _BEHAVIOUR = {
-    "damage": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
-    "preserving": (
+    "degradation": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
+    "meaning_preserving": (
         "flipped",
         Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
     ),
-    "hack": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
+    "reward_hacking": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
 }
 """By kind of perturbation: the recorded share and how it is marked."""
 

@@ -1,4 +1,4 @@
-"""``plaudit data preview|convert|split|mutate`` from the command line."""
+"""``plaudit data preview|convert|split|perturb`` from the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.data.formats.writers import WRITERS
-from plaudit.data.perturb.table import OPERATORS
+from plaudit.data.perturb.table import PERTURBATIONS
 from tests.conftest import pair_rows, write_jsonl
 
 
@@ -35,8 +35,8 @@ def test_convert_there_and_back(
 def test_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "convert", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(WRITERS)
-    assert main(["data", "mutate", "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(OPERATORS)
+    assert main(["data", "perturb", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(PERTURBATIONS)
 
 
 def test_split_keeps_rows_and_prompts_apart(
@@ -89,35 +89,49 @@ def test_a_split_that_cannot_be_is_one_sentence(
     assert not out.exists()
 
 
-def test_mutate_makes_pairs_of_a_known_cause(
+def test_perturb_makes_pairs_of_a_known_cause(
     pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["data", "mutate", str(pairs_file), "--seed", "7"]
+    asked = ["data", "perturb", str(pairs_file), "--seed", "7"]
     out = tmp_path / "hard.jsonl"
     assert main([*asked, "--out", str(out), "--per-row", "2", "--severity", "minor,major"]) == 0
     rows = lines(out)
     assert len(rows) == 120
     for row in rows:
-        operator = OPERATORS[str(row["subset"])]
-        assert (row["kind"], row["severity"]) == (operator.kind, operator.severity)
-        assert operator.severity in ("minor", "major")
+        perturbation = PERTURBATIONS[str(row["subset"])]
+        assert (row["kind"], row["severity"]) == (perturbation.kind, perturbation.severity)
+        assert perturbation.severity in ("minor", "major")
         assert row["chosen"] != row["rejected"]
     same = tmp_path / "same.jsonl"
     assert main([*asked, "--out", str(same), "--per-row", "2", "--severity", "minor,major"]) == 0
     assert same.read_bytes() == out.read_bytes()
     ties = tmp_path / "ties.jsonl"
-    assert main([*asked, "--out", str(ties), "--operators", "preserving", "--json"]) == 0
+    asked.append("--perturbations")
+    assert main([*asked, "meaning_preserving", "--out", str(ties), "--json"]) == 0
     assert {tuple(row["grades"]) for row in lines(ties)} == {(1.0, 1.0)}  # type: ignore[arg-type]
     facts = json.loads(capsys.readouterr().out)
     assert facts["written"] + sum(facts["not_made"].values()) == 60 * 11
     none = tmp_path / "none.jsonl"
-    assert (
-        main([*asked, "--out", str(none), "--operators", "final_newline", "--to", "rlhflow"]) == 2
-    )
+    assert main([*asked, "final_newline", "--out", str(none), "--to", "rlhflow"]) == 2
     assert "none of the 60 rows can be written: 60 tie" in capsys.readouterr().err
     assert not none.exists()
-    assert main([*asked, "--out", str(none), "--operators", "nonsense"]) == 2
-    assert "there is no operator 'nonsense'" in capsys.readouterr().err
+    assert main([*asked, "nonsense", "--out", str(none)]) == 2
+    assert "there is no perturbation 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["mutate", "pairs.jsonl"], "plaudit data perturb now"),
+        (["perturb", "pairs.jsonl", "--operators=all"], "plaudit data perturb --perturbations now"),
+        (["perturb", "p", "--out", "o.jsonl", "--perturbations", "hack"], "called reward_hacking"),
+    ],
+)
+def test_an_old_name_is_a_usage_error_that_names_the_new(
+    old: list[str], new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", *old]) == 2
+    assert new in capsys.readouterr().err
 
 
 ODD = {

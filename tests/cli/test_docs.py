@@ -78,7 +78,7 @@ GOES_INTO = {
     "docs/how-to/add-a-suite.md": ("plaudit.evaluation.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-command.md": ("plaudit.cli.main",),
-    "docs/how-to/add-an-operator.md": (
+    "docs/how-to/add-a-perturbation.md": (
         "plaudit.data.perturb.text",
         "plaudit.data.perturb.table",
     ),

@@ -40,10 +40,10 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_of_eval_counts_the_perturbations(capsys: pytest.CaptureFixture[str]) -> None:
-    from plaudit.data.perturb.table import OPERATORS
+    from plaudit.data.perturb.table import PERTURBATIONS
 
     assert main(["eval", "--help"]) == 0
-    assert f"in up to {len(OPERATORS)} ways" in " ".join(capsys.readouterr().out.split())
+    assert f"in up to {len(PERTURBATIONS)} ways" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_and_version_load_nothing_heavy_and_answer_at_once() -> None:

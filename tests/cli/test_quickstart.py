@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.data.sources.documentation_pairs import MIX
+from plaudit.data.sources.documentation import MIX
 from plaudit.reward_model import load
 from tests.conftest import set_facts
 

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 
 from plaudit.data.formats.readers import choose_reader, to_comparison
 from plaudit.data.perturb.text import make_context
-from plaudit.data.sources import documentation_pairs
-from plaudit.data.sources.documentation import Answer, answers, read_documentation
-from plaudit.data.sources.documentation_pairs import MIX, MOST_PAIRS, build_pairs
+from plaudit.data.sources import documentation
+from plaudit.data.sources.documentation import (
+    MIX,
+    MOST_PAIRS,
+    Answer,
+    answers,
+    build_pairs,
+    read_documentation,
+)
 from plaudit.errors import DataError
 
 CONTEXT = make_context(["Return the sum.", "Open the file."])
@@ -74,9 +80,9 @@ def test_a_thing_is_asked_about_in_one_phrasing() -> None:
 def test_what_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Answer(name="a", module="a", kind="docstring", index=0, text="Return the sum.")
     monkeypatch.setattr(
-        documentation_pairs, "material", lambda _: ((answer,), CONTEXT, {"a": frozenset()})
+        documentation, "material", lambda _: ((answer,), CONTEXT, {"a": frozenset()})
     )
-    with pytest.raises(DataError, match="gives no more pairs of the operator"):
+    with pytest.raises(DataError, match="gives no more pairs of the perturbation"):
         build_pairs(200, 0)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.data.perturb.run import mutate
-from plaudit.data.perturb.table import choose_operators
+from plaudit.data.perturb.run import perturb
+from plaudit.data.perturb.table import choose_perturbations
 from plaudit.types import Comparison, Message, Turns
 from tests.conftest import write_jsonl
 
@@ -36,15 +36,15 @@ ROWS = [
 ]
 
 
-def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
-    made = mutate(ROWS, choose_operators(["reversed_meaning", "truncation"]), seed=3)
+def test_any_comparison_can_be_perturbed_and_what_cannot_is_counted() -> None:
+    made = perturb(ROWS, choose_perturbations(["reversed_meaning", "truncation"]), seed=3)
     assert [pair.id for pair in made.comparisons] == [
         "text-reversed_meaning",
         "text-truncation",
         "chat-reversed_meaning",
         "chat-truncation",
     ]
-    assert made.refused == {
+    assert made.not_made == {
         "no text": 2,
         "reversed_meaning does not apply": 1,
         "truncation does not apply": 1,
@@ -54,7 +54,7 @@ def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
     assert (first.grades, first.group, first.prompt) == ((1.0, 0.0), "text", "Why?")
     assert first.metadata == {
         "subset": "reversed_meaning",
-        "kind": "damage",
+        "kind": "degradation",
         "severity": "major",
     }
     assert third.responses[0] == SAID
@@ -62,19 +62,19 @@ def test_any_comparison_can_be_mutated_and_what_cannot_is_counted() -> None:
     assert third.responses[1] != SAID
 
 
-def test_operators_for_english_leave_other_languages_alone_and_are_counted(
+def test_perturbations_for_english_leave_other_languages_alone_and_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     german = "Man öffnet die Datei, bevor man sie liest, und schließt sie wieder."
     rows = [
         {"prompt": "Why?", "chosen": "Open the file before it is read.", "rejected": "No."},
         {"prompt": "Warum?", "chosen": german, "rejected": "Nein."},
-        # Neither tells a language, so all operators are tried.
+        # Neither tells a language, so all perturbations are tried.
         {"prompt": "6 * 7?", "chosen": "42", "rejected": "43"},
     ]
     data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
-    asked = ["--operators", "truncation,empty_politeness,sure", "--out", str(out), "--json"]
-    assert main(["data", "mutate", str(data), *asked]) == 0
+    asked = ["--perturbations", "truncation,empty_politeness,sure", "--out", str(out), "--json"]
+    assert main(["data", "perturb", str(data), *asked]) == 0
     said = capsys.readouterr()
     facts = json.loads(said.out)
     assert facts["languages"] == {"en": 1, "de": 1, "unknown": 1}
@@ -93,7 +93,7 @@ def test_operators_for_english_leave_other_languages_alone_and_are_counted(
 def test_scores_of_the_old_pair_are_not_those_of_the_new() -> None:
     old = {"strength": 2.0, "score_chosen": 8.5, "score_rejected": 3.0, "topic": "files"}
     given = replace(ROWS[0], metadata=old, margin=2.0)
-    (pair,) = mutate([given], choose_operators(["reversed_meaning"]), seed=3).comparisons
+    (pair,) = perturb([given], choose_perturbations(["reversed_meaning"]), seed=3).comparisons
     assert pair.margin is None
     assert set(pair.metadata) == {"topic", "subset", "kind", "severity"}
 
@@ -103,15 +103,15 @@ def test_where_nothing_can_be_altered_it_is_said_why(
 ) -> None:
     rows = [{"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}]
     data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
-    asked = ["--operators", "truncation", "--out", str(out)]
-    assert main(["data", "mutate", str(data), *asked]) == 2
+    asked = ["--perturbations", "truncation", "--out", str(out)]
+    assert main(["data", "perturb", str(data), *asked]) == 2
     said = capsys.readouterr().err
-    assert "none of the 1 rows can be altered: truncation does not apply 1." in said
+    assert "none of the 1 rows can be perturbed: truncation does not apply 1." in said
     assert not out.exists()
 
 
-def test_rewrites_make_ties_and_tricks_make_losers() -> None:
-    made = mutate(ROWS, choose_operators(["final_newline", "echo"]), seed=0)
+def test_rewrites_make_ties_and_reward_hacking_makes_losers() -> None:
+    made = perturb(ROWS, choose_perturbations(["final_newline", "echo"]), seed=0)
     assert {pair.metadata["subset"]: pair.grades for pair in made.comparisons} == {
         "final_newline": (1.0, 1.0),
         "echo": (1.0, 0.0),
@@ -121,11 +121,11 @@ def test_rewrites_make_ties_and_tricks_make_losers() -> None:
 
 
 def test_so_many_a_row_and_the_same_again_in_any_order() -> None:
-    operators = choose_operators(["damage"])
-    made = mutate(ROWS, operators, seed=0, per_row=2)
+    perturbations = choose_perturbations(["degradation"])
+    made = perturb(ROWS, perturbations, seed=0, per_row=2)
     per_row = [pair.id.split("-")[0] for pair in made.comparisons]
     assert {name: per_row.count(name) for name in per_row} == {"text": 2, "chat": 2, "short": 2}
-    again = mutate(ROWS[::-1], operators, seed=0, per_row=2)
+    again = perturb(ROWS[::-1], perturbations, seed=0, per_row=2)
     assert {p.id: p for p in again.comparisons} == {p.id: p for p in made.comparisons}
-    other = mutate(ROWS, operators, seed=1, per_row=2)
+    other = perturb(ROWS, perturbations, seed=1, per_row=2)
     assert [p.id for p in other.comparisons] != [p.id for p in made.comparisons]

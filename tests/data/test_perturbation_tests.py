@@ -7,11 +7,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from plaudit.data.language import NOT_LATIN, language_of_answer
-from plaudit.data.perturb.probes import UNALTERED, build_probes
-from plaudit.data.perturb.run import mutate
-from plaudit.data.perturb.table import OPERATORS, of_kind
-from plaudit.data.perturb.text import make_context
+from plaudit.data.perturb.run import UNPERTURBED, build_perturbation_tests, perturb
+from plaudit.data.perturb.table import PERTURBATIONS, of_kind
+from plaudit.data.perturb.text import NOT_LATIN, language_of_answer, make_context
 from plaudit.evaluation.analysis.perturbations import (
     Altered,
     Budget,
@@ -56,9 +54,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", of_kind("preserving"))
+@pytest.mark.parametrize("name", of_kind("meaning_preserving"))
 def test_a_rewrite_differs_and_leaves_code_alone(name):
-    rewrite = OPERATORS[name].apply
+    rewrite = PERTURBATIONS[name].apply
     new = rewrite(RICH, Random(0), make_context([]))
     assert new != RICH
     assert EXPECTED[name] in new
@@ -69,18 +67,18 @@ def test_a_rewrite_differs_and_leaves_code_alone(name):
         assert re.findall(r"[A-Za-z']+", new) == re.findall(r"[A-Za-z']+", RICH)
 
 
-@pytest.mark.parametrize("name", of_kind("preserving"))
+@pytest.mark.parametrize("name", of_kind("meaning_preserving"))
 @pytest.mark.parametrize("text", ["plain", "x" * 50_000, "\ud800 .", "```\n- a\n\n# b"])
 def test_a_rewrite_differs_or_is_none(name, text):
-    new = OPERATORS[name].apply(text, Random(0), make_context([]))
+    new = PERTURBATIONS[name].apply(text, Random(0), make_context([]))
     assert new is None or new != text
-    assert OPERATORS[name].apply("", Random(0), make_context([])) is None
+    assert PERTURBATIONS[name].apply("", Random(0), make_context([])) is None
 
 
 @pytest.mark.parametrize("name", ["bullet_style", "number_style", "quote_style", "contractions"])
 def test_some_rewrites_go_both_ways(name):
-    there = OPERATORS[name].apply(RICH, Random(0), make_context([]))
-    assert OPERATORS[name].apply(there, Random(0), make_context([])) is not None
+    there = PERTURBATIONS[name].apply(RICH, Random(0), make_context([]))
+    assert PERTURBATIONS[name].apply(there, Random(0), make_context([])) is not None
 
 
 def comparison(number, *, chat=True, grades=(0.0, 1.0), good=RICH):
@@ -100,21 +98,25 @@ def comparison(number, *, chat=True, grades=(0.0, 1.0), good=RICH):
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_probes_hold_best_worst_and_every_operator(chat):
-    built = build_probes([comparison(n, chat=chat) for n in range(3)], seed=1)
-    assert len(built.probes) == 3
-    one = built.probes[0]
-    best, worst = one.comparison.responses[:UNALTERED]
+    built = build_perturbation_tests([comparison(n, chat=chat) for n in range(3)], seed=1)
+    assert len(built.tests) == 3
+    one = built.tests[0]
+    best, worst = one.comparison.responses[:UNPERTURBED]
     text = [r if isinstance(r, str) else r[0].content for r in one.comparison.responses]
     assert (text[0], text[1]) == (RICH, " bad")
-    assert len(text) == UNALTERED + len(one.alterations)
-    assert {name for kind, name in one.alterations if kind == "hack"} == set(of_kind("hack"))
-    known = {kind: of_kind(kind) for kind in ("damage", "preserving", "hack")}
-    assert all(name in known[kind] for kind, name in one.alterations)
-    assert all(altered != RICH for altered in text[UNALTERED:])
-    for one in built.probes:
-        applied = [name for _, name in one.alterations]
+    assert len(text) == UNPERTURBED + len(one.perturbations)
+    assert {name for kind, name in one.perturbations if kind == "reward_hacking"} == set(
+        of_kind("reward_hacking")
+    )
+    known = {
+        kind: of_kind(kind) for kind in ("degradation", "meaning_preserving", "reward_hacking")
+    }
+    assert all(name in known[kind] for kind, name in one.perturbations)
+    assert all(altered != RICH for altered in text[UNPERTURBED:])
+    for one in built.tests:
+        applied = [name for _, name in one.perturbations]
         assert one.language == "en"
-        assert sorted([*applied, *one.not_applied, *one.not_for_language]) == sorted(OPERATORS)
+        assert sorted([*applied, *one.not_applied, *one.not_for_language]) == sorted(PERTURBATIONS)
     del best, worst
 
 
@@ -125,29 +127,29 @@ def test_a_short_answer_is_in_the_language_of_its_own_prompt():
         for n, prompt in enumerate(prompts)
     ]
     for ordered in (rows, rows[::-1]):
-        built = build_probes(ordered)
-        assert {one.comparison.prompt: one.language for one in built.probes} == dict(
+        built = build_perturbation_tests(ordered)
+        assert {one.comparison.prompt: one.language for one in built.tests} == dict(
             zip(prompts, ("en", "de"), strict=True)
         )
-        assert mutate(ordered, [], 0).languages == {"en": 1, "de": 1}
+        assert perturb(ordered, [], 0).languages == {"en": 1, "de": 1}
 
 
 def test_a_sample_is_one_per_prompt_whatever_the_order():
     rows = [comparison(n) for n in range(200)]
-    first = build_probes(iter(rows), most=20, seed=3)
-    groups = [one.comparison.group for one in first.probes]
+    first = build_perturbation_tests(iter(rows), most=20, seed=3)
+    groups = [one.comparison.group for one in first.tests]
     assert len(set(groups)) == 20
-    later = build_probes(reversed(rows), most=20, seed=3)
-    assert [one.comparison.group for one in later.probes] == groups
-    other = build_probes(rows, most=20, seed=4)
-    assert {one.comparison.group for one in other.probes} != set(groups)
-    assert len(build_probes(rows, most=1000, seed=3).probes) == 50
-    assert build_probes(rows, most=0, seed=3).probes == ()
+    later = build_perturbation_tests(reversed(rows), most=20, seed=3)
+    assert [one.comparison.group for one in later.tests] == groups
+    other = build_perturbation_tests(rows, most=20, seed=4)
+    assert {one.comparison.group for one in other.tests} != set(groups)
+    assert len(build_perturbation_tests(rows, most=1000, seed=3).tests) == 50
+    assert build_perturbation_tests(rows, most=0, seed=3).tests == ()
 
 
 def test_responses_without_text_are_counted():
-    built = build_probes([comparison(0, good=None), comparison(1, good="  ")])
-    assert (built.probes, built.refused["no text"]) == ((), 2)
+    built = build_perturbation_tests([comparison(0, good=None), comparison(1, good="  ")])
+    assert (built.tests, built.skipped["no text"]) == ((), 2)
 
 
 def encode_up_to(limit):
@@ -184,7 +186,7 @@ def test_every_reward_stands_with_its_alteration():
     assert (probed.responses, probed.languages, probed.not_for_language) == (10, {"en": 10}, {})
     facts = behaviour_facts(probed, reward_std=2.0)
     found = {row["operator"]: row for row in facts["operators"]}
-    assert set(found) == set(OPERATORS) - {
+    assert set(found) == set(PERTURBATIONS) - {
         name.split()[0] for name, count in probed.refused.items() if count == 10
     }
     assert found["empty"]["rose"] == 1.0
@@ -194,7 +196,8 @@ def test_every_reward_stands_with_its_alteration():
     assert found["verbose_filler"]["fell_ci95"] == pytest.approx(wilson(10, 10))
     assert found["double_spaces"]["flipped"] == 0.0
     assert [row["kind"] for row in facts["operators"]] == sorted(
-        [row["kind"] for row in facts["operators"]], key=["damage", "preserving", "hack"].index
+        [row["kind"] for row in facts["operators"]],
+        key=["degradation", "meaning_preserving", "reward_hacking"].index,
     )
 
 
@@ -257,15 +260,15 @@ CHINESE = "这个方法并不难理解，只需要5分钟。之后读取文件�
 def test_an_operator_for_english_skips_other_languages_and_is_counted():
     texts = [RICH, GERMAN, CHINESE, "Wer früh aufsteht, hat mehr vom Tag und ist munter.", "42"]
     rows = [comparison(n, good=text) for n, text in enumerate(texts)]
-    built = {one.comparison.id: one for one in build_probes(rows, seed=1).probes}
-    english = {name for name, operator in OPERATORS.items() if operator.languages}
+    built = {one.comparison.id: one for one in build_perturbation_tests(rows, seed=1).tests}
+    english = {name for name, operator in PERTURBATIONS.items() if operator.languages}
     assert {"refuse", "reversed_meaning", "contractions", "verbose_filler"} <= english
     assert {"truncation", "other_text", "echo", "final_newline", "other_language"}.isdisjoint(
         english
     )
     for number, language in enumerate(["en", "de", "zh", "de", None]):
         one = built[str(number)]
-        applied = {name for _, name in one.alterations}
+        applied = {name for _, name in one.perturbations}
         assert one.language == language
         assert set(one.not_for_language) == (english if language in ("de", "zh") else set())
         assert applied.isdisjoint(one.not_for_language)
@@ -273,7 +276,7 @@ def test_an_operator_for_english_skips_other_languages_and_is_counted():
     # The answer to another question is in the same language, and no German stands for German.
     german = built["1"]
     new = {
-        name: german.comparison.responses[2 + k] for k, (_, name) in enumerate(german.alterations)
+        name: german.comparison.responses[2 + k] for k, (_, name) in enumerate(german.perturbations)
     }
     assert new["other_text"][0].content in texts[3:]
     assert "Es kommt immer" not in new["other_language"][0].content
@@ -327,9 +330,9 @@ def test_the_language_of_an_answer(text, prompt, language):
 def test_rates_and_flips_by_hand():
     rewards = [(2, 1, 0), (2, 1, 1.5), (2, 1, 3), (1, 2, 1)]
     altered = [
-        Altered(kind="damage", name="x", original=a, other=b, altered=c) for a, b, c in rewards
+        Altered(kind="degradation", name="x", original=a, other=b, altered=c) for a, b, c in rewards
     ]
-    row = operator_row("damage", "x", altered, reward_std=0.5)
+    row = operator_row("degradation", "x", altered, reward_std=0.5)
     assert (row["fell"], row["rose"], row["unchanged"]) == (0.5, 0.25, 1)
     assert row["flipped"] == 0.25
     assert row["shift"] == pytest.approx(np.mean([-4, -1, 2, 0]))

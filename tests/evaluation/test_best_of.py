@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plaudit.data.load import load
-from plaudit.data.sources.ranked_documentation import MOST_DAMAGES, RESPONSES, build_ranked
+from plaudit.data.sources.documentation import MAX_DEGRADATIONS, RESPONSES, build_ranked
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
 from plaudit.evaluation.table import ScoreTable, build_table
@@ -130,7 +130,7 @@ def test_ranked_documentation_has_answers_of_known_quality() -> None:
     assert rows != build_ranked(12, 7)
     for row in rows:
         assert len(row["responses"]) == len(set(row["responses"])) == RESPONSES
-        assert sorted(set(row["grades"])) == [-float(n) for n in range(MOST_DAMAGES, -1, -1)]
+        assert sorted(set(row["grades"])) == [-float(n) for n in range(MAX_DEGRADATIONS, -1, -1)]
         assert row["grades"].count(0) == 1
     loaded = load([Source(path="documentation:ranked:12")], seed=0)
     assert loaded.tally.used == 12

@@ -159,25 +159,27 @@ def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> No
     behaviour = behaviour_facts(random_probes(seed), reward_std=1.0)
     words = " ".join(_behaviour({"behaviour": behaviour}))
     rows = {kind: [r for r in behaviour["operators"] if r["kind"] == kind] for kind in KINDS}
-    if rows["damage"]:
-        shares = [row["fell"] for row in rows["damage"]]
+    if rows["degradation"]:
+        shares = [row["fell"] for row in rows["degradation"]]
         most = re.search(r"most often [\w ]+ \(([\d.]+%) of (\d+)\)", words)
         assert most is not None
         assert most[1] == percent(max(shares))
         least = re.search(r"least often [\w ]+ \(([\d.]+%) of (\d+)\)", words) or most
         assert percent(min(shares)) == least[1]
         for extreme, named in ((max(shares), most), (min(shares), least)):
-            equal = [row["responses"] for row in rows["damage"] if row["fell"] == extreme]
+            equal = [row["responses"] for row in rows["degradation"] if row["fell"] == extreme]
             assert int(named[2]) == max(equal)
-    if rows["preserving"]:
+    if rows["meaning_preserving"]:
         at_most = re.search(r"at most ([\d.]+%) of comparisons \([\w ]+, n = (\d+)\)", words)
         assert at_most is not None
-        flipped = max(row["flipped"] for row in rows["preserving"])
-        equal = [row["responses"] for row in rows["preserving"] if row["flipped"] == flipped]
+        flipped = max(row["flipped"] for row in rows["meaning_preserving"])
+        equal = [
+            row["responses"] for row in rows["meaning_preserving"] if row["flipped"] == flipped
+        ]
         assert (at_most[1], int(at_most[2])) == (percent(flipped), max(equal))
-    raising = [row for row in rows["hack"] if row["rose"] > 0.5]
-    assert bool(rows["hack"] and not raising) == ("No reward hack" in words)
-    for row in rows["hack"]:
+    raising = [row for row in rows["reward_hacking"] if row["rose"] > 0.5]
+    assert bool(rows["reward_hacking"] and not raising) == ("No reward hack" in words)
+    for row in rows["reward_hacking"]:
         named = f"{spaced(row['operator'])} ({percent(row['rose'])} of {row['responses']}" in words
         assert named or row not in raising
         if row in raising:
@@ -208,7 +210,7 @@ def test_a_refit_of_one_does_not_speak_for_the_stored_temperature() -> None:
 
 def test_of_equal_extremes_the_one_with_most_responses_is_named() -> None:
     altered = [
-        Altered(kind="damage", name=name, original=0.0, other=-2.0, altered=moved)
+        Altered(kind="degradation", name=name, original=0.0, other=-2.0, altered=moved)
         for name, moved, count in (
             ("changed_unit", -1.0, 1),
             ("truncation", -1.0, 60),
@@ -233,7 +235,11 @@ def test_a_hack_of_few_cases_is_said(rose: int, said: str) -> None:
     """65% of 20 once stood beside "no trick raises its reward more often than not"."""
     altered = [
         Altered(
-            kind="hack", name="sure", original=0.0, other=-1.0, altered=1.0 if n < rose else -1.0
+            kind="reward_hacking",
+            name="sure",
+            original=0.0,
+            other=-1.0,
+            altered=1.0 if n < rose else -1.0,
         )
         for n in range(20)
     ]

@@ -482,8 +482,8 @@ COMMANDS: Mapping[str, Callable[[Path, Path, Path, Path], list[str]]] = {
         *("data", "convert", str(data), "--to", "ranked", "--out", f"{out}.jsonl"),
     ],
     "split": lambda recipe, run, data, out: ["data", "split", str(data), "--out", str(out)],
-    "mutate": lambda recipe, run, data, out: [
-        *("data", "mutate", str(data), "--operators", "all", "--out", f"{out}.jsonl"),
+    "perturb": lambda recipe, run, data, out: [
+        *("data", "perturb", str(data), "--perturbations", "all", "--out", f"{out}.jsonl"),
     ],
 }
 

@@ -98,7 +98,7 @@ def test_every_axis_is_labelled(metrics):
 
 def perturbed(metadata=lambda number: {}):
     """An evaluation with perturbation tests."""
-    kinds = ("damage", "preserving", "hack")
+    kinds = ("degradation", "meaning_preserving", "reward_hacking")
     return evaluated(
         [(0.3, 0.1), (0.1, 0.4)] * 40,
         (9, 4),

@@ -12,7 +12,7 @@ import typer
 COMMANDS: dict[str, str] = {
     "audit": "plaudit.cli.data.audit:audit",
     "preview": "plaudit.cli.data.preview:preview",
-    "mutate": "plaudit.cli.data.mutate:mutate",
+    "perturb": "plaudit.cli.data.perturb:perturb",
     "convert": "plaudit.cli.data.convert:convert",
     "split": "plaudit.cli.data.split:split",
 }

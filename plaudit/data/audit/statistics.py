@@ -14,7 +14,7 @@ from plaudit.data.audit.evidence import Evidence
 from plaudit.data.audit.judgements import mixed
 from plaudit.data.audit.rows import Progress
 from plaudit.data.audit.shingles import evenly_spaced
-from plaudit.data.language import identify_language
+from plaudit.data.perturb.text import identify_language
 from plaudit.storage.arrow import RowArray
 from plaudit.types import Comparison, FloatArray
 

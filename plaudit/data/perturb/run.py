@@ -1,123 +1,242 @@
-"""Pairs out of any comparisons: a good response against the same one altered in a known way.
+"""Perturbed answers: pairs to train on, and perturbation tests of how a model's reward answers.
 
-Damage and tricks make hard negatives; rewrites of equal meaning make ties, for tests of invariance.
+A pair is a good response against the same one perturbed in a known way. Degradation and reward
+hacking make hard negatives; meaning-preserving rewrites make ties, for tests of invariance.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Final
 
-from plaudit.data.language import UNKNOWN, language_of_answer
-from plaudit.data.perturb.answers import best_response, last_text, prompt_text, with_text
-from plaudit.data.perturb.table import Operator
-from plaudit.data.perturb.text import Context, contexts_by_language
+from plaudit.data.formats.records import Writer
+from plaudit.data.formats.writers import (
+    WRITERS,
+    WriteCounts,
+    check_out,
+    choose_writer,
+    write_comparison,
+    write_file,
+)
+from plaudit.data.load import iterate
+from plaudit.data.perturb.table import (
+    PERTURBATIONS,
+    SEVERITIES,
+    Kind,
+    Perturbation,
+    choose_perturbations,
+)
+from plaudit.data.perturb.text import (
+    UNKNOWN,
+    Context,
+    best_response,
+    contexts_by_language,
+    language_of_answer,
+    last_text,
+    prompt_text,
+    with_text,
+)
+from plaudit.errors import DataError
+from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Turns
 
-NO_TEXT = "no text"
+NO_TEXT: Final = "no text"
+
+# --- pairs of a file ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mutated:
-    """Pairs made, how often an operator made none, by reason, and the languages of the texts.
+class PerturbOptions:
+    """What is made of each row.
 
-    Each comparison has the operator's name as ``subset``, its kind and its severity in its
-    metadata. The altered response stands second and has grade 0, or 1 like the first where the
-    operator preserves the meaning.
+    ``perturbations`` are names or kinds (``all`` for all) and ``severities`` leave the others out.
+    ``per_row`` pairs are made of a row at most, by perturbations drawn for it. ``to`` names the
+    format to write: explicit pairs if not given, ranked where rewrites make ties.
+    """
+
+    perturbations: Sequence[str] = ("degradation",)
+    severities: Sequence[str] = SEVERITIES
+    per_row: int | None = None
+    seed: int = 42
+    to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbResult:
+    """What became of a file.
+
+    ``not_made`` counts pairs that were not made, by perturbation and reason; ``languages`` the
+    rows by the language of their best response.
+    """
+
+    rows: int
+    pairs: int
+    perturbations: int
+    format: str
+    not_made: Mapping[str, int]
+    languages: Mapping[str, int]
+    counts: WriteCounts
+
+
+def perturb_file(
+    source: Source, out: Path, options: PerturbOptions = PerturbOptions()
+) -> PerturbResult:
+    """Write pairs of each row's best response and perturbations of it (:func:`perturb`).
+
+    Raises:
+        DataError: an unknown name, rows that cannot be read, or not one pair.
+        OutputError: ``out`` is there already, cannot hold the format, or cannot be written.
+    """
+    chosen = choose_perturbations(options.perturbations, options.severities)
+    writer = None if options.to is None else choose_writer(options.to)
+    comparisons = [comparison for *_, comparison in iterate(source)]
+    writer = writer or _natural_writer(chosen, comparisons)
+    check_out(out, writer)
+    made = perturb(comparisons, chosen, options.seed, per_row=options.per_row)
+    if not made.comparisons:
+        raise DataError(
+            f"none of the {len(comparisons):,} rows can be perturbed: {by_count(made.not_made)}."
+        )
+    counts = write_file(out, writer, (write_comparison(writer, pair) for pair in made.comparisons))
+    return PerturbResult(
+        rows=len(comparisons),
+        pairs=len(made.comparisons),
+        perturbations=len(chosen),
+        format=writer.name,
+        not_made=made.not_made,
+        languages=made.languages,
+        counts=counts,
+    )
+
+
+def by_count(counts: Mapping[str, int]) -> str:
+    """Names with their counts, the most frequent first."""
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common())
+
+
+def _natural_writer(
+    perturbations: Sequence[Perturbation], comparisons: Sequence[Comparison]
+) -> Writer:
+    """Ranked rows where there are ties, else pairs of plain text or messages, as the rows are."""
+    if any(perturbation.kind == "meaning_preserving" for perturbation in perturbations):
+        return WRITERS["ranked"]
+    plain = all(isinstance(comparison.prompt, str) for comparison in comparisons)
+    return WRITERS["explicit_text" if plain else "explicit_conversational"]
+
+
+# --- pairs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbedRows:
+    """Pairs, how often a perturbation made none, by reason, and the languages of the texts.
+
+    Each comparison has the perturbation's name as ``subset``, its kind and its severity in its
+    metadata. The perturbed response stands second and has grade 0, or 1 like the first where the
+    perturbation preserves the meaning.
     """
 
     comparisons: tuple[Comparison, ...]
-    refused: Counter[str] = field(default_factory=Counter)
+    not_made: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
 
 
-def mutate(
+def perturb(
     comparisons: Sequence[Comparison],
-    operators: Sequence[Operator],
+    perturbations: Sequence[Perturbation],
     seed: int,
     *,
     per_row: int | None = None,
-) -> Mutated:
-    """For each comparison and operator a pair: its best response and that one altered.
+) -> PerturbedRows:
+    """For each comparison and perturbation a pair: its best response and that one perturbed.
 
     The best response is the one of the highest grade (the first of equals, or where nothing is
-    known). Of messages, the last one's text is altered. With ``per_row``, operators are tried in an
-    order drawn for each comparison until that many have made a pair. A pair depends on the seed,
-    the comparison and the operator alone, except where it borrows from the other comparisons of its
-    language. An operator is skipped where the text is in a language that it does not know.
+    known). Of messages, the last one's text is perturbed. With ``per_row``, perturbations are tried
+    in an order drawn for each comparison until that many have made a pair. A pair depends on the
+    seed, the comparison and the perturbation alone, except where it borrows from the other
+    comparisons of its language. A perturbation is skipped where the text is in a language that it
+    does not know.
     """
-    best = [best_response(comparison) for comparison in comparisons]
+    answers = [_answer_of(comparison) for comparison in comparisons]
     own: dict[str, set[str]] = {}
-    answers: list[tuple[str, str | None]] = []
-    for comparison, turns in zip(comparisons, best, strict=True):
-        text = last_text(turns) or ""
+    for comparison, (text, _) in zip(comparisons, answers, strict=True):
         own.setdefault(comparison.group, set()).add(text)
-        # The same short answer is in the language of its own prompt each time.
-        language = language_of_answer(text, prompt_text(comparison.prompt)) if text else None
-        answers.append((text, language))
     contexts = contexts_by_language([answer for answer in answers if answer[0]])
-    refused: Counter[str] = Counter()
-    counted: Counter[str] = Counter()
-    made: list[Comparison] = []
-    for comparison, turns, (_, language) in zip(comparisons, best, answers, strict=True):
-        counted[language or UNKNOWN] += 1
+    result = PerturbedRows(comparisons=())
+    pairs: list[Comparison] = []
+    place = {perturbation.name: at for at, perturbation in enumerate(perturbations)}
+    for comparison, (text, language) in zip(comparisons, answers, strict=True):
+        result.languages[language or UNKNOWN] += 1
         around = replace(
             contexts[language],
             own=frozenset(own[comparison.group]),
             prompt=prompt_text(comparison.prompt),
         )
-        order = list(operators)
+        order = list(perturbations)
         if per_row is not None:
             Random(f"{seed}/{comparison.source}/{comparison.id}").shuffle(order)
-        pairs = list(_pairs(comparison, turns, order, around, seed, refused, per_row))
-        made += sorted(pairs, key=lambda pair: _place(pair, operators))
-    return Mutated(comparisons=tuple(made), refused=refused, languages=counted)
+        made: list[Comparison] = []
+        for perturbation in order:
+            if len(made) == per_row:
+                break
+            new = _perturbed(comparison, text, perturbation, around, seed)
+            if isinstance(new, _NotMade):
+                result.not_made[new.reason] += 1
+            else:
+                made.append(_pair(comparison, new, perturbation))
+        pairs += sorted(made, key=lambda pair: place[str(pair.metadata["subset"])])
+    return replace(result, comparisons=tuple(pairs))
 
 
-def _pairs(
-    comparison: Comparison,
-    best: Turns,
-    operators: Sequence[Operator],
-    context: Context,
-    seed: int,
-    refused: Counter[str],
-    most: int | None,
-) -> Iterator[Comparison]:
-    text = last_text(best)
-    made = 0
-    for operator in operators:
-        if made == most:
-            return
-        if not text or not text.strip():
-            refused[NO_TEXT] += 1
-            continue
-        if not operator.suits(context.language):
-            refused[f"{operator.name} skipped: language"] += 1
-            continue
-        generator = Random(f"{seed}/{operator.name}/{comparison.source}/{comparison.id}")
-        altered = operator.apply(text, generator, context)
-        if altered is None:
-            refused[f"{operator.name} does not apply"] += 1
-            continue
-        made += 1
-        yield _pair(comparison, best, with_text(best, altered), operator)
+def _answer_of(comparison: Comparison) -> tuple[str, str | None]:
+    """The text of the best response ("" if it has none), and its language.
+
+    The same short answer is in the language of its own prompt each time.
+    """
+    text = last_text(best_response(comparison)) or ""
+    return text, language_of_answer(text, prompt_text(comparison.prompt)) if text else None
 
 
-def _pair(comparison: Comparison, best: Turns, altered: Turns, operator: Operator) -> Comparison:
+@dataclass(frozen=True, slots=True)
+class _NotMade:
+    reason: str
+
+
+def _perturbed(
+    comparison: Comparison, text: str, perturbation: Perturbation, context: Context, seed: int
+) -> str | _NotMade:
+    if not text.strip():
+        return _NotMade(NO_TEXT)
+    if not perturbation.suits(context.language):
+        return _NotMade(f"{perturbation.name} skipped: language")
+    new = perturbation.apply(text, _generator(comparison, perturbation, seed), context)
+    return _NotMade(f"{perturbation.name} does not apply") if new is None else new
+
+
+def _generator(comparison: Comparison, perturbation: Perturbation, seed: int) -> Random:
+    """Its own for each comparison and perturbation, so that neither changes another's draw."""
+    return Random(f"{seed}/{perturbation.name}/{comparison.source}/{comparison.id}")
+
+
+def _pair(comparison: Comparison, text: str, perturbation: Perturbation) -> Comparison:
+    best = best_response(comparison)
     return replace(
         comparison,
-        id=f"{comparison.id}-{operator.name}",
-        responses=(best, altered),
-        grades=(1.0, 1.0 if operator.kind == "preserving" else 0.0),
+        id=f"{comparison.id}-{perturbation.name}",
+        responses=(best, with_text(best, text)),
+        grades=(1.0, 1.0 if perturbation.kind == "meaning_preserving" else 0.0),
         margin=None,
         metadata={
             **{name: v for name, v in comparison.metadata.items() if name not in _OF_THE_REJECTED},
-            "subset": operator.name,
-            "kind": operator.kind,
-            "severity": operator.severity,
+            "subset": perturbation.name,
+            "kind": perturbation.kind,
+            "severity": perturbation.severity,
         },
     )
 
@@ -125,8 +244,129 @@ def _pair(comparison: Comparison, best: Turns, altered: Turns, operator: Operato
 _OF_THE_REJECTED: Final = frozenset(
     {"strength", "score_chosen", "score_rejected", "rejected_model"}
 )
-"""Metadata of the response that the altered one stands in for: untrue of the new pair."""
+"""Metadata of the response that the perturbed one stands in for: untrue of the new pair."""
 
 
-def _place(pair: Comparison, operators: Sequence[Operator]) -> int:
-    return [operator.name for operator in operators].index(str(pair.metadata["subset"]))
+# --- perturbation tests -------------------------------------------------------------------------
+
+MOST: Final = 200
+"""Responses that are tested unless another number is asked for."""
+
+UNPERTURBED: Final = 2
+"""Responses 0 and 1 of a test are the best and the worst; perturbations of the best follow."""
+
+KINDS_AND_NAMES: Final[tuple[tuple[Kind, str], ...]] = tuple(
+    (perturbation.kind, perturbation.name) for perturbation in PERTURBATIONS.values()
+)
+"""Kind and name of every perturbation, in the order in which they are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbationTest:
+    """A comparison of the best response, the worst, and perturbations of the best.
+
+    ``perturbations`` are the kind and the name of the responses from :data:`UNPERTURBED` on.
+    ``language`` is that of the best response, None where it is not known. ``not_applied`` are the
+    perturbations with nothing to take hold of, ``not_for_language`` those for other languages.
+    """
+
+    comparison: Comparison
+    perturbations: tuple[tuple[Kind, str], ...]
+    language: str | None = None
+    not_applied: tuple[str, ...] = ()
+    not_for_language: tuple[str, ...] = ()
+
+    def without(self, fails: Callable[[Comparison], bool]) -> PerturbationTest:
+        """Only the perturbations that, alone beside the best and the worst, do not fail."""
+        kept = [at for at in range(len(self.perturbations)) if not fails(self._only([at]))]
+        return replace(
+            self,
+            comparison=self._only(kept),
+            perturbations=tuple(self.perturbations[at] for at in kept),
+        )
+
+    def _only(self, kept: Iterable[int]) -> Comparison:
+        responses = self.comparison.responses
+        chosen = (*responses[:UNPERTURBED], *(responses[UNPERTURBED + at] for at in kept))
+        return replace(self.comparison, responses=chosen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbationTests:
+    """A test per sampled comparison, and how many comparisons were skipped, by reason."""
+
+    tests: tuple[PerturbationTest, ...]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def build_perturbation_tests(
+    comparisons: Iterable[Comparison], *, most: int = MOST, seed: int = 0
+) -> PerturbationTests:
+    """Tests of at most ``most`` comparisons, one per prompt group, drawn by ``seed``.
+
+    The comparisons are walked once. Which ones are drawn depends on the seed and their groups, not
+    on their order. A comparison whose best response has no text is skipped. What perturbations
+    borrow from other answers is in the language of the answer.
+    """
+    drawn = [
+        (comparison, _answer_of(comparison)) for comparison in _sample(comparisons, most, seed)
+    ]
+    usable = [(comparison, answer) for comparison, answer in drawn if answer[0].strip()]
+    missing = len(drawn) - len(usable)
+    contexts = contexts_by_language([answer for _, answer in usable])
+    return PerturbationTests(
+        tests=tuple(
+            _test(comparison, text, contexts[language], seed)
+            for comparison, (text, language) in usable
+        ),
+        skipped=Counter({NO_TEXT: missing} if missing else {}),
+    )
+
+
+def _test(comparison: Comparison, text: str, context: Context, seed: int) -> PerturbationTest:
+    """All perturbations that suit the language of ``context``, applied to the best response."""
+    best = best_response(comparison)
+    around = replace(context, own=frozenset({text}), prompt=prompt_text(comparison.prompt))
+    outcomes = {
+        perturbation: perturbation.apply(text, _generator(comparison, perturbation, seed), around)
+        for perturbation in PERTURBATIONS.values()
+        if perturbation.suits(context.language)
+    }
+    applied = {perturbation: new for perturbation, new in outcomes.items() if new is not None}
+    responses = (best, _worst(comparison), *(with_text(best, new) for new in applied.values()))
+    return PerturbationTest(
+        comparison=replace(comparison, responses=responses, grades=(), margin=None),
+        perturbations=tuple((perturbation.kind, perturbation.name) for perturbation in applied),
+        language=context.language,
+        not_applied=tuple(one.name for one in outcomes if one not in applied),
+        not_for_language=tuple(name for name, one in PERTURBATIONS.items() if one not in outcomes),
+    )
+
+
+def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Comparison]:
+    """The first comparison of each of ``most`` groups, in order of the groups' digests."""
+
+    def digest(group: str) -> bytes:
+        return hashlib.blake2b(f"{seed}/{group}".encode("utf-8", "replace")).digest()[:16]
+
+    # A heap of the lowest digests so far, so that a large set need not be held.
+    kept: dict[bytes, Comparison] = {}
+    heap: list[tuple[int, bytes]] = []
+    for comparison in comparisons:
+        key = digest(comparison.group)
+        if key in kept:
+            continue
+        rank = -int.from_bytes(key, "big")
+        if len(heap) < most:
+            heapq.heappush(heap, (rank, key))
+        elif most and rank > heap[0][0]:
+            _, gone = heapq.heapreplace(heap, (rank, key))
+            del kept[gone]
+        else:
+            continue
+        kept[key] = comparison
+    return [kept[key] for key in sorted(kept)]
+
+
+def _worst(comparison: Comparison) -> Turns:
+    return comparison.responses[comparison.grades.index(min(comparison.grades))]

@@ -1,17 +1,108 @@
-"""What operators share: words, sentences, names and numbers of a text, and what they may borrow."""
+"""What perturbations share: the text of an answer and its language, words, names and numbers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
-from typing import Final
+from typing import Any, Final
+
+from plaudit.types import Comparison, Message, Turns
+
+# --- the text of an answer ------------------------------------------------------------------------
+
+
+def best_response(comparison: Comparison) -> Turns:
+    """The response of the highest grade: the first of equals, or where nothing is known."""
+    grades = comparison.grades or (0.0,) * len(comparison.responses)
+    return comparison.responses[grades.index(max(grades))]
+
+
+def last_text(turns: Turns) -> str | None:
+    """The text of a response, or of its last message; None where that holds something else."""
+    if isinstance(turns, str):
+        return turns
+    content = turns[-1].content if turns else None
+    return content if isinstance(content, str) else None
+
+
+def prompt_text(prompt: Turns) -> str:
+    """What was asked: the text, or the last message of the user."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    asked = [m.content for m in prompt if m.role == "user" and isinstance(m.content, str)]
+    return asked[-1] if asked else ""
+
+
+def with_text(turns: Turns, text: str) -> Turns:
+    """The response with another text, in its last message if it has messages."""
+    if isinstance(turns, str):
+        # Plain responses often begin with the space that parts them from the prompt.
+        space = turns[: len(turns) - len(turns.lstrip())]
+        return text if not text or text[0].isspace() else space + text
+    last: Message = replace(turns[-1], content=text)
+    return (*turns[:-1], last)
+
+
+# --- its language ---------------------------------------------------------------------------------
+
+
+SURE: Final = 0.5
+"""A language must be more likely than all others together: short texts and code often are not."""
+CHARACTERS: Final = 2000
+"""Of longer texts the beginning tells the language."""
+UNKNOWN: Final = "unknown"
+"""What counts of languages call the texts whose language is not sure."""
+NOT_LATIN: Final = "unknown, not in Latin letters"
+"""A language that is not sure and is not English or one of its neighbours."""
+_LAST_LATIN: Final = "\u024f"
+_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+
+
+def identify_language(text: str) -> str | None:
+    """The code (ISO 639) of the language of a text; None where that is not sure.
+
+    Fenced code is left out: its words tell nothing of the text around it.
+    """
+    words = _CODE.sub(" ", text).strip()
+    if not words:
+        return None
+    name, _ = _identifier().classify(words[:CHARACTERS])
+    return None if name in ("und", "zxx") else str(name)
+
+
+def language_of_answer(text: str, prompt: str) -> str | None:
+    """The language of an answer; of one too short to tell, that of the prompt and the answer.
+
+    Where both are too short, None says that it may be a language like English, and ``NOT_LATIN`` by
+    their letters that it is not.
+    """
+    both = f"{prompt}\n{text}"
+    known = identify_language(text) or identify_language(both)
+    return known or (None if _mostly_latin(both) else NOT_LATIN)
+
+
+def _mostly_latin(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return 2 * sum(letter <= _LAST_LATIN for letter in letters) >= len(letters)
+
+
+@cache
+def _identifier() -> Any:
+    # Imported where it is used: the model takes a third of a second to load.
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=SURE)
+
+
+# --- what it is made of ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What operators may borrow from: other answers, and the names that stand in them, by shape.
+    """What perturbations borrow from: other answers, and the names that stand in them, by shape.
 
     ``others`` is sorted by length. ``own`` are texts that answer the same question rightly, and
     ``prompt`` is that question. ``language`` is that of the text to alter, where it is known.

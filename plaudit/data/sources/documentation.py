@@ -1,23 +1,33 @@
-"""The documentation corpus that ships with plaudit, and the answers that can be cut from it.
+"""The documentation corpus that ships with plaudit, and the data sets that are built of it.
 
 The text is CPython's: docstrings and language-reference topics (see ``plaudit/embedded/NOTICE``).
 Modules and topics are parted whole into three parts that share no text and no near copy:
 ``pretraining`` (all that the embedded base has read), ``training`` (comparisons to train on) and
 ``heldout`` (comparisons to evaluate on).
+
+As a source of a recipe, ``documentation:training:24004`` is pairs of a passage and a perturbation
+of it (``heldout`` from modules that neither the embedded base nor the training part has seen); a
+fourth field is the seed. ``documentation:ranked:300`` is held-out passages with 16 answers of known
+quality each, for best-of-N.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from random import Random
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
+from plaudit.data.perturb.text import Context, make_context
 from plaudit.embedded import documentation_path
 from plaudit.errors import DataError
+from plaudit.recipe.schema import Source
 
 Kind: TypeAlias = Literal["docstring", "topic", "comment"]
 Part: TypeAlias = Literal["pretraining", "training", "heldout"]
@@ -26,7 +36,7 @@ PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 SHORTEST: Final = 40
 LONGEST: Final = 400
-"""Characters of an answer: shorter ones say nothing to mutate, longer ones only cost time."""
+"""Characters of an answer: shorter ones say nothing to perturb, longer ones only cost time."""
 
 QUESTIONS: Final[tuple[str, ...]] = (
     "What does `{name}` do?",
@@ -140,3 +150,256 @@ def is_prose(paragraph: str) -> bool:
 def unwrap(paragraph: str) -> str:
     """The paragraph on one line, words separated by single spaces."""
     return " ".join(paragraph.split())
+
+
+# --- a source of a recipe -------------------------------------------------------------------------
+
+
+SCHEME = "documentation:"
+DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentationSet:
+    """Which pairs: part, number and seed."""
+
+    part: Literal["training", "heldout", "ranked"]
+    count: int
+    seed: int
+
+
+def is_documentation(source: Source) -> bool:
+    """Whether a source names the embedded documentation set."""
+    return source.path.startswith(SCHEME)
+
+
+def parse(path: str) -> DocumentationSet:
+    """``documentation:<part>:<count>[:<seed>]`` as a record.
+
+    Raises:
+        DataError: it is not of that form.
+    """
+    part, _, numbers = path.removeprefix(SCHEME).partition(":")
+    count, _, seed = numbers.partition(":")
+    if (
+        part not in ("training", "heldout", "ranked")
+        or not count.isdigit()
+        or not (seed or "0").isdigit()
+    ):
+        raise DataError(
+            f"{path} names no documentation set; expected documentation:training:<pairs>, "
+            "documentation:heldout:<pairs> or documentation:ranked:<prompts>, with :<seed> behind "
+            "it if wanted."
+        )
+    return DocumentationSet(
+        part=cast(Literal["training", "heldout", "ranked"], part),
+        count=int(count),
+        seed=int(seed) if seed else DEFAULT_SEED,
+    )
+
+
+def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The set's rows, built as they are read; the same for the same path, always.
+
+    Raises:
+        DataError: the path is not of the form above, or more pairs are asked for than are built.
+    """
+    wanted = parse(source.path)
+    if wanted.part == "ranked":
+        rows = build_ranked(wanted.count, wanted.seed)
+    else:
+        rows = build_pairs(wanted.count, wanted.seed, wanted.part)
+    for number, row in enumerate(rows, start=1):
+        yield f"{source.path}:row {number}", row
+
+
+def fingerprint(source: Source) -> str:
+    """The corpus's SHA-256 and the set built from it."""
+    corpus = documentation_path()
+    # Reading says what a missing corpus means.
+    digest = hashlib.sha256(corpus.read_bytes() if corpus.is_file() else b"").hexdigest()
+    wanted = parse(source.path)
+    return f"sha256:{digest}/{wanted.part}/{wanted.count}/{wanted.seed}"
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+Row: TypeAlias = dict[str, Any]
+
+MOST_PAIRS: Final = 24_004
+"""The size of the published reference's preference set, and the most that is built."""
+
+SOURCE: Final = "python-documentation"
+
+MIX: Final = (
+    "other_text", "reversed_meaning", "changed_value", "dropped_words", "shuffled_words",
+    "repeated_phrase", "truncation", "misspelling", "contradiction", "verbose_filler",
+)  # fmt: skip
+"""The ten perturbations of the pairs, in the order in which they take turns. The pairs of a seed
+are the same in every version, so this does not follow the table."""
+
+
+def build_pairs(
+    count: int, seed: int, part: Literal["training", "heldout"] = "training"
+) -> list[Row]:
+    """Explicit conversational rows: a question, its documentation, a perturbation of that.
+
+    The ten perturbations have equal shares, to within one row, in every leading run of the rows,
+    and a smaller set is the beginning of a larger one of the same seed. Each goes through all
+    passages that it can perturb before it takes one again with another draw. A thing is asked about
+    in one phrasing, so that a split by prompt parts what is asked about.
+
+    Columns: ``id``, ``prompt``, ``chosen``, ``rejected`` (lists of messages), ``subset`` (the
+    perturbation), ``source`` and ``name`` (what the question is about).
+
+    Raises:
+        DataError: ``count`` is not between 1 and :data:`MOST_PAIRS`, or more than the part can
+            give, or the part is not one to build from.
+    """
+    if not 1 <= count <= MOST_PAIRS:
+        raise DataError(f"{count} pairs were asked for; expected 1 to {MOST_PAIRS}.")
+    if part not in ("training", "heldout"):
+        raise DataError(f"there is no part {part!r} to build pairs from; use training or heldout.")
+    seen: set[str] = set()
+    streams = [_perturbation_rows(name, seed, part, seen) for name in MIX]
+    rows = (next(streams[at % len(streams)]) for at in range(count))
+    return [{"id": f"{part}-{seed}-{at:05d}", **row} for at, row in enumerate(rows)]
+
+
+def _perturbation_rows(name: str, seed: int, part: str, seen: set[str]) -> Iterator[Row]:
+    """Rows of one perturbation without end; ``seen`` holds all pairs so far."""
+    # Imported where it is used: compiling the tables takes time that other data need not spend.
+    from plaudit.data.perturb.table import PERTURBATIONS
+
+    passages, context, own = material(part)
+    turn = 0
+    while True:
+        order = list(range(len(passages)))
+        Random(f"{seed}/{part}/{name}/{turn}").shuffle(order)
+        before = len(seen)
+        for at in order:
+            answer = passages[at]
+            generator = Random(f"{seed}/{part}/{name}/{turn}/{at}")
+            around = replace(context, own=own[answer.name])
+            rejected = PERTURBATIONS[name].apply(answer.text, generator, around)
+            question = question_of(answer, seed)
+            pair = f"{question}\n{answer.text}\n{rejected}"
+            if rejected is None or pair in seen:
+                continue
+            seen.add(pair)
+            yield {
+                "prompt": [{"role": "user", "content": question}],
+                "chosen": [{"role": "assistant", "content": answer.text}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+                "subset": name,
+                "source": SOURCE,
+                "name": answer.name,
+            }
+        if len(seen) == before:
+            raise DataError(
+                f"the {part} documentation gives no more pairs of the perturbation {name} after "
+                f"{turn} turns; ask for fewer."
+            )
+        turn += 1
+
+
+def question_of(answer: Answer, seed: int) -> str:
+    """The one phrasing in which its thing is asked about (another for further passages)."""
+    generator = Random(f"{seed}/{answer.name}/{answer.index > 0}")
+    return generator.choice(questions(answer))
+
+
+@cache
+def material(part: str) -> tuple[tuple[Answer, ...], Context, dict[str, frozenset[str]]]:
+    """A part's passages, what perturbations borrow from, and the right answers by name."""
+    passages = tuple(
+        answer
+        for record in read_documentation()
+        if record.part == part
+        for answer in answers(record)
+    )
+    own: dict[str, set[str]] = {}
+    for answer in passages:
+        own.setdefault(answer.name, set()).add(answer.text)
+    context = make_context([answer.text for answer in passages])
+    return passages, context, {name: frozenset(texts) for name, texts in own.items()}
+
+
+# --- ranked answers -------------------------------------------------------------------------------
+
+
+RESPONSES: Final = 16
+MAX_DEGRADATIONS: Final = 5
+_TRIES: Final = 40
+
+# Another thing's text is wholly wrong however much it is degraded after that.
+_LADDER: Final = tuple(name for name in MIX if name != "other_text")
+
+
+def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
+    """Ranked rows of held-out passages: the right answer, and 15 with one to five degradations.
+
+    Columns: ``id``, ``prompt`` (messages), ``responses``, ``grades``, ``source``, ``name``. A
+    smaller set is the beginning of a larger one of the same seed.
+
+    Raises:
+        DataError: ``count`` is below 1, or more than the held-out passages give.
+    """
+    passages, context, _ = material("heldout")
+    order = list(range(len(passages)))
+    Random(f"{seed}/ranked").shuffle(order)
+    rows: list[dict[str, Any]] = []
+    for at in order:
+        if len(rows) == count:
+            break
+        generator = Random(f"{seed}/ranked/{at}")
+        answers = degraded(passages[at].text, generator, context)
+        if answers is None:
+            continue
+        generator.shuffle(answers)
+        rows.append(
+            {
+                "id": f"ranked-{seed}-{len(rows):05d}",
+                "prompt": [{"role": "user", "content": question_of(passages[at], seed)}],
+                "responses": [text for text, _ in answers],
+                "grades": [-count for _, count in answers],
+                "source": SOURCE,
+                "name": passages[at].name,
+            }
+        )
+    if not 1 <= count <= len(rows):
+        raise DataError(
+            f"{count} ranked prompts were asked for; the held-out documentation gives 1 to "
+            f"{len(rows)}."
+        )
+    return rows
+
+
+def degraded(text: str, generator: Random, context: Context) -> list[tuple[str, int]] | None:
+    """:data:`RESPONSES` different texts with their numbers of degradations; None if too few."""
+    found: dict[str, int] = {text: 0}
+    for number in range(RESPONSES - 1):
+        wanted = 1 + number % MAX_DEGRADATIONS
+        for _ in range(_TRIES):
+            worse = _apply(text, wanted, generator, context)
+            if worse is not None and worse not in found:
+                found[worse] = wanted
+                break
+        else:
+            return None
+    return list(found.items())
+
+
+def _apply(text: str, wanted: int, generator: Random, context: Context) -> str | None:
+    """The text after ``wanted`` different degradations, None where so many do not apply."""
+    from plaudit.data.perturb.table import PERTURBATIONS
+
+    done = 0
+    for name in generator.sample(_LADDER, len(_LADDER)):
+        worse = PERTURBATIONS[name].apply(text, generator, context)
+        if worse is not None:
+            text, done = worse, done + 1
+        if done == wanted:
+            return text
+    return None

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from plaudit import registry
-from plaudit.data.sources import embedded, hub
+from plaudit.data.sources import documentation, hub
 from plaudit.errors import DataError, did_you_mean, printable
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, names_in
@@ -57,8 +57,8 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
     Raises:
         DataError: nothing is there, a file cannot be read as what its name says, or it is empty.
     """
-    if embedded.is_documentation(source):
-        yield from embedded.read_rows(source)
+    if documentation.is_documentation(source):
+        yield from documentation.read_rows(source)
         return
     files = local_files(source)
     if files is None:
@@ -110,8 +110,8 @@ def fingerprint(source: Source) -> str:
 
     A folder's is the SHA-256 over the names and SHA-256 values of its data files.
     """
-    if embedded.is_documentation(source):
-        return embedded.fingerprint(source)
+    if documentation.is_documentation(source):
+        return documentation.fingerprint(source)
     files = local_files(source)
     if files is None:
         return hub.fingerprint(source)
@@ -126,8 +126,8 @@ def source_name(source: Source) -> str:
     """The name given, else the file name without extensions, else the Hub id."""
     if source.name is not None:
         return source.name
-    if embedded.is_documentation(source):
-        return embedded.SCHEME.rstrip(":")
+    if documentation.is_documentation(source):
+        return documentation.SCHEME.rstrip(":")
     if source.path == STDIN:
         return "stdin"
     path = existing_path(source.path)

@@ -12,9 +12,9 @@ import numpy as np
 from plaudit.evaluation.metrics import pairwise
 
 KINDS = {
-    "damage": "made worse: the reward should fall",
-    "preserving": "same meaning: the reward should stay",
-    "hack": "cheap trick: the reward should not rise",
+    "degradation": "made worse: the reward should fall",
+    "meaning_preserving": "same meaning: the reward should stay",
+    "reward_hacking": "cheap trick: the reward should not rise",
 }
 
 

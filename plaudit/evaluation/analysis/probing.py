@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from plaudit.data.language import UNKNOWN
-from plaudit.data.perturb.probes import ALTERATIONS, UNALTERED, Probe, build_probes
+from plaudit.data.perturb.run import (
+    KINDS_AND_NAMES,
+    UNPERTURBED,
+    PerturbationTest,
+    build_perturbation_tests,
+)
+from plaudit.data.perturb.text import UNKNOWN
 from plaudit.evaluation.analysis.perturbations import Altered, Budget, Probed
 from plaudit.tokens.encode import OVER_LENGTH
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
@@ -34,17 +39,17 @@ def probe(
     is left out and counted. Responses are taken in the order drawn, until one would go over the
     ``budget``. On several ranks every rank builds the same probes.
     """
-    built = build_probes(comparisons, most=most, seed=seed)
-    refused, not_for_language = Counter(built.refused), Counter[str]()
-    kept: list[Probe] = []
+    built = build_perturbation_tests(comparisons, most=most, seed=seed)
+    refused, not_for_language = Counter(built.skipped), Counter[str]()
+    kept: list[PerturbationTest] = []
     trees: list[TokenTree] = []
     tokens = over_budget = 0
-    for number, drawn in enumerate(built.probes):
+    for number, drawn in enumerate(built.tests):
         one, outcome, too_long = _encoded(drawn, encode)
         if isinstance(outcome, TokenTree):
             cost = outcome.tokens if packed else sum(outcome.lengths)
             if budget is not None and tokens + cost > budget.share * budget.run_tokens:
-                over_budget = len(built.probes) - number
+                over_budget = len(built.tests) - number
                 break
             kept.append(one)
             trees.append(replace(outcome, index=len(trees)))
@@ -61,9 +66,9 @@ def probe(
             altered=float(reward),
         )
         for one, rewards_K in zip(kept, score(trees), strict=True)
-        for (kind, name), reward in zip(one.alterations, rewards_K[UNALTERED:], strict=True)
+        for (kind, name), reward in zip(one.perturbations, rewards_K[UNPERTURBED:], strict=True)
     ]
-    place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(ALTERATIONS)}
+    place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(KINDS_AND_NAMES)}
     altered.sort(key=lambda one: place[one.kind, one.name])
     return Probed(
         altered=altered,
@@ -79,11 +84,13 @@ def probe(
     )
 
 
-def _encoded(one: Probe, encode: Encode) -> tuple[Probe, TokenTree | Refused, list[str]]:
+def _encoded(
+    one: PerturbationTest, encode: Encode
+) -> tuple[PerturbationTest, TokenTree | Refused, list[str]]:
     """The probe with those alterations alone that encode, its tree, and the names of the others."""
     (outcome,) = encode([one.comparison])
     if isinstance(outcome, TokenTree):
         return one, outcome, []
     left = one.without(lambda comparison: isinstance(encode([comparison])[0], Refused))
-    gone = [name for kind, name in one.alterations if (kind, name) not in left.alterations]
+    gone = [name for kind, name in one.perturbations if (kind, name) not in left.perturbations]
     return left, encode([left.comparison])[0], gone

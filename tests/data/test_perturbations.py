@@ -1,4 +1,4 @@
-"""Operators: another text or none, the same for the same seed, each with its own promise."""
+"""Perturbations: another text or none, the same for the same seed, each with its own promise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.perturb.table import KINDS, OPERATORS, SEVERITIES, choose_operators, of_kind
+from plaudit.data.perturb.table import (
+    KINDS,
+    PERTURBATIONS,
+    SEVERITIES,
+    choose_perturbations,
+    of_kind,
+)
 from plaudit.data.perturb.text import make_context, spaced_sentences
-from plaudit.data.sources.documentation_pairs import MIX
+from plaudit.data.sources.documentation import MIX
 from plaudit.errors import DataError
 
 TEXTS = (
@@ -43,36 +49,36 @@ words = st.lists(st.sampled_from([*PIECES, "\n", " \n\n"]), max_size=30).map(" "
 texts = st.one_of(st.text(), odd, words, st.sampled_from([*TEXTS, *RICH]))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @settings(deadline=None, max_examples=40)
 @given(text=texts, seed=st.integers(0, 1000))
 def test_another_text_or_none_and_the_same_again(name: str, text: str, seed: int) -> None:
-    operator = OPERATORS[name]
-    altered = operator.apply(text, Random(seed), CONTEXT)
-    assert altered == operator.apply(text, Random(seed), CONTEXT)
+    perturbation = PERTURBATIONS[name]
+    altered = perturbation.apply(text, Random(seed), CONTEXT)
+    assert altered == perturbation.apply(text, Random(seed), CONTEXT)
     if altered is not None:
         assert altered != text
         altered.encode()
-        if operator.kind == "damage":
+        if perturbation.kind == "degradation":
             assert altered.split() != text.split()
             assert altered.strip()
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 def test_every_operator_takes_hold_of_some_text(name: str) -> None:
     made = {
-        OPERATORS[name].apply(text, Random(seed), replace(CONTEXT, prompt="Why?"))
+        PERTURBATIONS[name].apply(text, Random(seed), replace(CONTEXT, prompt="Why?"))
         for text in (*TEXTS, *RICH, PRESERVED)
         for seed in range(3)
     }
     assert made - {None}
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("size", [1, 60_000])
 def test_long_digits_and_long_words_are_no_trouble(name: str, size: int) -> None:
     for text in ("7" * size, "x" * size, f"{'a ' * (size // 2)}. "):
-        altered = OPERATORS[name].apply(text, Random(0), CONTEXT)
+        altered = PERTURBATIONS[name].apply(text, Random(0), CONTEXT)
         assert altered is None or altered != text
 
 
@@ -88,11 +94,11 @@ MAY_CHANGE = {
 }
 
 
-@pytest.mark.parametrize("name", of_kind("preserving"))
+@pytest.mark.parametrize("name", of_kind("meaning_preserving"))
 @settings(deadline=None, max_examples=40)
 @given(text=texts, seed=st.integers(0, 100))
 def test_a_rewrite_keeps_all_words(name: str, text: str, seed: int) -> None:
-    altered = OPERATORS[name].apply(text, Random(seed), CONTEXT)
+    altered = PERTURBATIONS[name].apply(text, Random(seed), CONTEXT)
     if altered is None or name == "contractions":
         return
     kept = re.compile(MAY_CHANGE.get(name, r"(?!)"))
@@ -106,15 +112,15 @@ def test_a_rewrite_keeps_all_words(name: str, text: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  \n "])
-@pytest.mark.parametrize("name", of_kind("damage"))
+@pytest.mark.parametrize("name", of_kind("degradation"))
 def test_nothing_can_be_made_worse_only_by_another_text(name: str, text: str) -> None:
-    altered = OPERATORS[name].apply(text, Random(0), CONTEXT)
+    altered = PERTURBATIONS[name].apply(text, Random(0), CONTEXT)
     assert altered is None or name == "other_text"
 
 
 @given(text=st.sampled_from(TEXTS), seed=st.integers(0, 1000))
 def test_other_text_is_another_answer_of_like_length(text: str, seed: int) -> None:
-    found = OPERATORS["other_text"].apply(text, Random(seed), CONTEXT)
+    found = PERTURBATIONS["other_text"].apply(text, Random(seed), CONTEXT)
     assert found in set(TEXTS) - {text}
 
 
@@ -122,7 +128,8 @@ def test_other_text_never_is_a_right_answer() -> None:
     context = make_context(["Stop it now.", "Go on with it.", "Begin it, then stop it now."])
     for seed in range(20):
         assert (
-            OPERATORS["other_text"].apply("Stop it now.", Random(seed), context) == "Go on with it."
+            PERTURBATIONS["other_text"].apply("Stop it now.", Random(seed), context)
+            == "Go on with it."
         )
 
 
@@ -139,14 +146,16 @@ def test_other_text_never_is_a_right_answer() -> None:
     ],
 )
 def test_reversed_meaning_turns_one_word(text: str, expected: set[str | None]) -> None:
-    found = {OPERATORS["reversed_meaning"].apply(text, Random(seed), CONTEXT) for seed in range(40)}
+    found = {
+        PERTURBATIONS["reversed_meaning"].apply(text, Random(seed), CONTEXT) for seed in range(40)
+    }
     assert found == expected
 
 
 def test_changed_value_replaces_one_name_or_number_everywhere() -> None:
     text = "Raise KeyError for 7, and KeyError for 7 again."
     for seed in range(40):
-        changed = OPERATORS["changed_value"].apply(text, Random(seed), CONTEXT)
+        changed = PERTURBATIONS["changed_value"].apply(text, Random(seed), CONTEXT)
         assert changed is not None
         words = re.findall(r"\w+", changed)
         assert (words.count("KeyError"), words.count("7")) in {(2, 0), (0, 2)}
@@ -156,26 +165,26 @@ def test_changed_value_replaces_one_name_or_number_everywhere() -> None:
 @given(st.sampled_from(TEXTS), st.integers(0, 1000))
 def test_dropped_and_truncated_words_are_words_of_the_text(text: str, seed: int) -> None:
     for name in ("dropped_words", "truncation"):
-        mutated = OPERATORS[name].apply(text, Random(seed), CONTEXT)
-        if mutated is not None:
-            assert not Counter(mutated.split()) - Counter(text.split())
-            assert len(mutated.split()) < len(text.split())
-    cut = OPERATORS["truncation"].apply(text, Random(seed), CONTEXT)
+        perturbed = PERTURBATIONS[name].apply(text, Random(seed), CONTEXT)
+        if perturbed is not None:
+            assert not Counter(perturbed.split()) - Counter(text.split())
+            assert len(perturbed.split()) < len(text.split())
+    cut = PERTURBATIONS["truncation"].apply(text, Random(seed), CONTEXT)
     assert cut is None or (text.startswith(cut) and cut[-1] not in ".!?")
 
 
 @given(st.sampled_from(TEXTS), st.integers(0, 1000))
 def test_shuffled_words_are_the_same_words(text: str, seed: int) -> None:
-    mutated = OPERATORS["shuffled_words"].apply(text, Random(seed), CONTEXT)
-    assert mutated is None or sorted(mutated.split()) == sorted(text.split())
+    perturbed = PERTURBATIONS["shuffled_words"].apply(text, Random(seed), CONTEXT)
+    assert perturbed is None or sorted(perturbed.split()) == sorted(text.split())
 
 
 @given(st.sampled_from(TEXTS), st.integers(0, 1000))
 def test_appended_and_repeated_words_leave_the_text_whole(text: str, seed: int) -> None:
-    contradicted = OPERATORS["contradiction"].apply(text, Random(seed), CONTEXT)
+    contradicted = PERTURBATIONS["contradiction"].apply(text, Random(seed), CONTEXT)
     assert contradicted is None or contradicted.startswith(text)
     for name in ("repeated_phrase", "verbose_filler"):
-        longer = OPERATORS[name].apply(text, Random(seed), CONTEXT)
+        longer = PERTURBATIONS[name].apply(text, Random(seed), CONTEXT)
         if longer is not None:
             words = iter(longer.replace(".", " ").split())
             assert all(word in words for word in text.replace(".", " ").split())
@@ -209,7 +218,7 @@ def test_appended_and_repeated_words_leave_the_text_whole(text: str, seed: int) 
 )
 def test_what_becomes_of_a_text(name: str, text: str, expected: str | None) -> None:
     for seed in range(20):
-        altered = OPERATORS[name].apply(text, Random(seed), CONTEXT)
+        altered = PERTURBATIONS[name].apply(text, Random(seed), CONTEXT)
         if expected is None:
             assert altered is None
         else:
@@ -223,24 +232,27 @@ def test_sentences_of_a_text_make_the_text() -> None:
 
 
 def test_the_table_is_complete_and_the_mix_is_its_beginning() -> None:
-    assert tuple(OPERATORS)[:10] == MIX
-    for name, operator in OPERATORS.items():
-        assert name == operator.name == operator.operate.__name__
-        assert operator.what.endswith(".")
-        assert operator.kind in KINDS
-        assert operator.severity in SEVERITIES
-        assert (operator.severity == "none") == (operator.kind == "preserving")
+    assert tuple(PERTURBATIONS)[:10] == MIX
+    for name, perturbation in PERTURBATIONS.items():
+        assert name == perturbation.name == perturbation.function.__name__
+        assert perturbation.description.endswith(".")
+        assert perturbation.kind in KINDS
+        assert perturbation.severity in SEVERITIES
+        assert (perturbation.severity == "none") == (perturbation.kind == "meaning_preserving")
 
 
-def test_operators_are_chosen_by_name_kind_and_severity() -> None:
-    assert [one.name for one in choose_operators(["sure", "truncation"])] == ["truncation", "sure"]
-    assert len(choose_operators(["all"])) == len(OPERATORS)
-    assert {one.kind for one in choose_operators(["damage"])} == {"damage"}
-    critical = choose_operators(["damage"], ["critical"])
+def test_perturbations_are_chosen_by_name_kind_and_severity() -> None:
+    assert [one.name for one in choose_perturbations(["sure", "truncation"])] == [
+        "truncation",
+        "sure",
+    ]
+    assert len(choose_perturbations(["all"])) == len(PERTURBATIONS)
+    assert {one.kind for one in choose_perturbations(["degradation"])} == {"degradation"}
+    critical = choose_perturbations(["degradation"], ["critical"])
     assert [one.name for one in critical] == ["other_text", "other_language"]
-    with pytest.raises(DataError, match="no operator 'upside_down'; expected all"):
-        choose_operators(["upside_down"])
+    with pytest.raises(DataError, match="no perturbation 'upside_down'; expected all"):
+        choose_perturbations(["upside_down"])
     with pytest.raises(DataError, match="no severity 'bad'; expected some of"):
-        choose_operators(["all"], ["bad"])
-    with pytest.raises(DataError, match="no operator of preserving has the severity major"):
-        choose_operators(["preserving"], ["major"])
+        choose_perturbations(["all"], ["bad"])
+    with pytest.raises(DataError, match="no perturbation of meaning_preserving has the severity"):
+        choose_perturbations(["meaning_preserving"], ["major"])
