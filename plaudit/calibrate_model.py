@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from plaudit.data.load import Loaded, load
+from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate_model import data_facts
 from plaudit.evaluation.candidates import score
@@ -93,7 +93,7 @@ def calibrate(
     folder = Path(model)
     check_plaudit_folder(folder)
     facts = read_facts(folder)
-    loaded = load(options.data, seed=options.seed)
+    loaded = load_comparisons(options.data, seed=options.seed)
     _check_unseen(facts, loaded)
     reward_model = load_model(
         folder, base=options.base, trust_remote_code=options.trust_remote_code
@@ -152,7 +152,7 @@ def check_plaudit_folder(folder: Path) -> None:
     )
 
 
-def _check_unseen(facts: ArtefactFacts, loaded: Loaded) -> None:
+def _check_unseen(facts: ArtefactFacts, loaded: LoadedComparisons) -> None:
     trained_on = (facts.data_fingerprint or "").split("+")
     for source in loaded.sources:
         # A revision of a Hub data set stands for all its splits.
@@ -231,7 +231,9 @@ def _sentence(
     )
 
 
-def _store(folder: Path, facts: ArtefactFacts, result: Recalibration, loaded: Loaded) -> None:
+def _store(
+    folder: Path, facts: ArtefactFacts, result: Recalibration, loaded: LoadedComparisons
+) -> None:
     fit = TemperatureFit(
         fingerprints=tuple(source.fingerprint for source in loaded.sources),
         pairs=result.pairs,

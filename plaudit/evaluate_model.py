@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plaudit import __version__
-from plaudit.data.load import Loaded, load
+from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import BASELINES, fitted_comparisons, measure_baselines
@@ -74,8 +74,8 @@ def evaluate(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_new_folder(folder)
-    loaded = load(_sources(data), seed=seed)
-    fitted_on = load(baseline_data, seed=seed).comparisons if baseline_data else []
+    loaded = load_comparisons(_sources(data), seed=seed)
+    fitted_on = load_comparisons(baseline_data, seed=seed).comparisons if baseline_data else []
     reward_model = model if isinstance(model, RewardModel) else load_model(model)
     kept, encoded = encode_scorable(reward_model, loaded.comparisons, console)
     trees = encoded.trees
@@ -175,7 +175,7 @@ def encode_scorable(
     return comparisons.take(encoded.kept_N), encoded
 
 
-def data_facts(loaded: Loaded, dropped: Mapping[str, int]) -> dict[str, Any]:
+def data_facts(loaded: LoadedComparisons, dropped: Mapping[str, int]) -> dict[str, Any]:
     reasons = Counter(loaded.tally.dropped) + Counter(dropped)
     return {
         "rows": loaded.tally.rows,

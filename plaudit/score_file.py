@@ -14,9 +14,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from plaudit.data.load import LocatedComparison, iterate, open_source
-from plaudit.data.sources.files import fingerprint
-from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
-from plaudit.data.unread import Unread
+from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
+from plaudit.data.sources.read import source_fingerprint
+from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, ScoreCache
@@ -42,7 +42,7 @@ class ScoredFile:
     scored: int
     refused: Mapping[str, int]
     resumed: int
-    unread: Unread
+    unread: UnreadColumns
 
 
 def score_file(
@@ -211,7 +211,7 @@ def _identity(
         json.dumps(
             {
                 "model": [facts, weights, base, dtype],
-                "input": [source.model_dump(mode="json"), fingerprint(source)],
+                "input": [source.model_dump(mode="json"), source_fingerprint(source)],
                 "column": columns.rewards,
                 "picks": columns.picks,
             }
@@ -235,7 +235,7 @@ class Done:
         if reason is not None:
             self.refused[reason] += 1
 
-    def counts(self, unread: Unread, *, resumed: int) -> ScoredFile:
+    def counts(self, unread: UnreadColumns, *, resumed: int) -> ScoredFile:
         return ScoredFile(
             rows=self.rows,
             scored=self.rows - sum(self.refused.values()),

@@ -80,9 +80,9 @@ def open_model(
 
 def unread_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each source with columns that were not read, by the recorded facts of sources."""
-    from plaudit.data.unread import Unread
+    from plaudit.data.unread import UnreadColumns
 
-    lines = (Unread(**source["unread"]).sentence(source["name"]) for source in sources)
+    lines = (UnreadColumns(**source["unread"]).sentence(source["name"]) for source in sources)
     return [line for line in lines if line is not None]
 
 

@@ -131,7 +131,7 @@ def write_scores(
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
     from plaudit.cli.printing import open_model
     from plaudit.data.load import check_source
-    from plaudit.data.sources.row_files import row_file_ending
+    from plaudit.data.sources.files import row_file_ending
     from plaudit.recipe.schema import Source
     from plaudit.storage.atomic import check_new_file
 

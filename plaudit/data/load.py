@@ -22,9 +22,18 @@ from plaudit.data.formats.readers import (
 )
 from plaudit.data.formats.records import Reader
 from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
-from plaudit.data.sources import documentation, files, hub
+from plaudit.data.sources import documentation
+from plaudit.data.sources.files import LocatedRow, Row
+from plaudit.data.sources.read import (
+    hub_licence,
+    local_files,
+    read_rows,
+    resolve,
+    source_fingerprint,
+    source_name,
+)
 from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
-from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, open_reader
+from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import MappedTable, RowArray
@@ -58,20 +67,20 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFacts:
+class SourceSummary:
     """What is known of one source. ``format`` is the name of its reader."""
 
     name: str
     path: str
     format: str
     tally: Tally
-    unread: Unread
+    unread: UnreadColumns
     fingerprint: str
     licence: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedComparisons:
     """Comparisons in input order (a repeated one stands beside its copies), and their account.
 
     They lie in the cache folder and are decoded one at a time.
@@ -79,16 +88,16 @@ class Loaded:
 
     comparisons: StoredComparisons
     tally: Tally
-    sources: tuple[SourceFacts, ...]
+    sources: tuple[SourceSummary, ...]
 
 
-def load(
+def load_comparisons(
     sources: Sequence[Source],
     *,
     seed: int,
     exhaust: Literal["first", "all"] = "first",
     on_read: OnRead = lambda name, rows: None,
-) -> Loaded:
+) -> LoadedComparisons:
     """Read all sources and keep what can train, each source as often as it says.
 
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
@@ -103,12 +112,12 @@ def load(
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
             the same name, or nothing usable is left.
     """
-    sources = [files.resolve(source) for source in sources]
+    sources = [resolve(source) for source in sources]
     _check_names(sources)
     read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(read, exhaust)
     parts: list[StoredComparisons] = []
-    facts: list[SourceFacts] = []
+    facts: list[SourceSummary] = []
     for one, count in zip(read, wanted, strict=True):
         kept, source_facts = _take(one, count, random.Random(f"{seed}/{one.name}"))
         warning = source_facts.unread.warning(one.name)
@@ -120,7 +129,7 @@ def load(
     comparisons = StoredComparisons.joined(parts)
     if not comparisons:
         raise DataError(_nothing_left(sources, tally))
-    return Loaded(comparisons=comparisons, tally=tally, sources=tuple(facts))
+    return LoadedComparisons(comparisons=comparisons, tally=tally, sources=tuple(facts))
 
 
 def check_source(source: Source) -> None:
@@ -132,7 +141,7 @@ def check_source(source: Source) -> None:
     if documentation.is_documentation(source):
         documentation.parse(source.path)
     else:
-        files.local_files(files.resolve(source))
+        local_files(resolve(source))
 
 
 def with_known_columns(source: Source) -> Source:
@@ -145,7 +154,7 @@ def with_known_columns(source: Source) -> Source:
         DataError: the source cannot be read.
     """
     unseen = UnseenColumns(source)
-    rows = islice(files.read_rows(files.resolve(source)), source.first)
+    rows = islice(read_rows(resolve(source)), source.first)
     while unseen.columns and (located := next(rows, None)) is not None:
         unseen.look(located[1])
     kept = {
@@ -153,7 +162,7 @@ def with_known_columns(source: Source) -> Source:
         for ours, theirs in source.columns.items()
         if (ours if theirs is None else theirs) not in unseen.columns
     }
-    return files.resolve(source.model_copy(update={"columns": kept}))
+    return resolve(source.model_copy(update={"columns": kept}))
 
 
 def iterate(source: Source) -> Iterator[LocatedComparison]:
@@ -182,9 +191,9 @@ def open_source(source: Source) -> OpenSource:
     Raises:
         DataError: the source cannot be read, or its first row fits no format.
     """
-    source = files.resolve(source)
+    source = resolve(source)
     check_names(source)
-    rows = islice(files.read_rows(source), source.first)
+    rows = islice(read_rows(source), source.first)
     first = next(rows)  # read_rows raises rather than yield nothing
     named = renamed_row(source, first[1])
     reader = open_reader(source, named, where=first[0])
@@ -195,7 +204,7 @@ def open_source(source: Source) -> OpenSource:
     return OpenSource(reader=reader, rows=located, counter=counter)
 
 
-def _check_graded(source: Source, reader: Reader, first: files.Row, where: str) -> None:
+def _check_graded(source: Source, reader: Reader, first: Row, where: str) -> None:
     """Whether the first row says how clear its preference is.
 
     Raises:
@@ -212,9 +221,9 @@ def _check_graded(source: Source, reader: Reader, first: files.Row, where: str) 
 
 
 def _parse_all(
-    source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[files.LocatedRow]
+    source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[LocatedRow]
 ) -> Iterator[LocatedComparison]:
-    name = files.source_name(source)
+    name = source_name(source)
     unseen = UnseenColumns(source)
     for number, (where, row) in enumerate(located, start=1):
         unseen.look(row)
@@ -247,7 +256,7 @@ class _Read:
 
     @classmethod
     def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
-        name = files.source_name(source)
+        name = source_name(source)
 
         def read() -> Reading:
             opened = open_source(source)
@@ -258,7 +267,7 @@ class _Read:
                 counter=opened.counter,
             )
 
-        fingerprint = files.fingerprint(source)
+        fingerprint = source_fingerprint(source)
         return cls(
             source=source,
             name=name,
@@ -293,7 +302,7 @@ def _weighted(weight: float, rows: int) -> int:
     return whole * rows + round((weight - whole) * rows)
 
 
-def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredComparisons, SourceFacts]:
+def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredComparisons, SourceSummary]:
     """``wanted`` comparisons of a source, none where it has none, and their account."""
     source, table = read.source, read.table
     dropped = Counter(table.record["dropped"])
@@ -302,12 +311,12 @@ def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredCompariso
     used = int(np.count_nonzero(copies_N))
     if used < table.rows:
         dropped[NOT_SAMPLED] = table.rows - used
-    return kept, SourceFacts(
+    return kept, SourceSummary(
         name=read.name,
         path=source.path,
         format=table.record["format"],
         tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
-        unread=Unread(**table.record["unread"]),
+        unread=UnreadColumns(**table.record["unread"]),
         fingerprint=read.fingerprint,
         licence=_licence(source),
     )
@@ -316,7 +325,7 @@ def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredCompariso
 def _licence(source: Source) -> str | None:
     if documentation.is_documentation(source):
         return "PSF-2.0"
-    return hub.licence(source) if files.local_files(source) is None else None
+    return hub_licence(source) if local_files(source) is None else None
 
 
 def _copies(rows: int, wanted: int, rng: random.Random) -> RowArray:
@@ -340,7 +349,7 @@ def _sum(tallies: list[Tally]) -> Tally:
 
 
 def _check_names(sources: Sequence[Source]) -> None:
-    names = Counter(files.source_name(source) for source in sources)
+    names = Counter(source_name(source) for source in sources)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from plaudit import __version__, registry
 from plaudit.data.reasons import why_untrainable
-from plaudit.data.sources import files
+from plaudit.data.sources.read import source_fingerprint, source_name
 from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, StoredRows, write_batches
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, StoredRows, write_rows
 from plaudit.storage.cache import cached, code_digest
 from plaudit.types import Comparison, Message, Turns
 
@@ -80,7 +80,7 @@ def store_source(
         DataError: the source cannot be read, or changed meanwhile.
         OutputError: the cache cannot be written.
     """
-    name = files.source_name(source)
+    name = source_name(source)
 
     def build(path: Path) -> Mapping[str, Any]:
         reading = read()
@@ -98,8 +98,9 @@ def store_source(
                 else:
                     dropped[reason] += 1
 
-        write_batches(path, _schema(), _batches(usable()))
-        if files.fingerprint(source) != fingerprint:
+        rows = ((encode(one), group_code(one.group)) for one in usable())
+        write_rows(path, _schema(), rows)
+        if source_fingerprint(source) != fingerprint:
             raise DataError(f"{source.path} changed while it was read; start again.")
         return {
             "format": reading.format,
@@ -133,26 +134,6 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([("comparison", pa.large_binary()), ("group", pa.uint64())])
-
-
-def _batches(comparisons: Iterable[Comparison]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    texts: list[bytes] = []
-    groups: list[int] = []
-
-    def batch() -> pa.RecordBatch:
-        columns = [pa.array(texts, pa.large_binary()), pa.array(groups, pa.uint64())]
-        return pa.record_batch(columns, schema=_schema())
-
-    for comparison in comparisons:
-        texts.append(encode(comparison))
-        groups.append(group_code(comparison.group))
-        if len(texts) == BATCH_ROWS:
-            yield batch()
-            texts, groups = [], []
-    if texts:
-        yield batch()
 
 
 # --- one comparison as JSON ---------------------------------------------------------------------

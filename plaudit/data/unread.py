@@ -56,7 +56,7 @@ class TrackedRow(dict[str, Any]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unread:
+class UnreadColumns:
     """What was not read of a source's rows.
 
     ``columns`` counts the rows in which a column that is not read holds text. ``without_prompt``
@@ -104,9 +104,9 @@ class UnreadCounter:
         self._suspicion: str | None = None
 
     @property
-    def total(self) -> Unread:
+    def total(self) -> UnreadColumns:
         """The counts of the rows so far."""
-        return Unread(
+        return UnreadColumns(
             rows=self._rows, without_prompt=self._without_prompt, columns=dict(self._columns)
         )
 

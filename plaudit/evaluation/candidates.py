@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from plaudit.data.load import load
+from plaudit.data.load import load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluation.analysis.baselines import response_text
@@ -244,7 +244,7 @@ def _score_all(
     # Recorded scores are compared without waiting for torch.
     from plaudit.evaluate_model import data_facts
 
-    loaded = load(data, seed=seed)
+    loaded = load_comparisons(data, seed=seed)
     names = short_names(contestants)
     refused = {}
     scored = []

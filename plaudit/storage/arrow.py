@@ -6,7 +6,7 @@ import mmap
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -176,6 +176,25 @@ class StoredRows(Sequence[Record], Generic[Record]):
         return all(ours == theirs for ours, theirs in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> None:
+    """An Arrow file of rows, each with one value for every column of the schema."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        left = iter(rows)
+        while batch := list(islice(left, BATCH_ROWS)):
+            columns = zip(*batch, strict=True)
+            yield pa.record_batch(
+                [
+                    pa.array(values, kind)
+                    for values, kind in zip(columns, schema.types, strict=True)
+                ],
+                schema=schema,
+            )
+
+    write_batches(path, schema, batches())
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import Loaded, SourceFacts, load
+from plaudit.data.load import LoadedComparisons, SourceSummary, load_comparisons
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import OnRead, StoredComparisons
 from plaudit.errors import DataError
@@ -58,7 +58,7 @@ class Corpus:
     train: Part
     evaluation: Mapping[str, Part]
     test: Mapping[str, Part]
-    loaded: Mapping[str, Loaded]
+    loaded: Mapping[str, LoadedComparisons]
     was_split: bool
     leaked_prompts: int
 
@@ -78,7 +78,7 @@ class Comparisons:
     train: StoredComparisons
     evaluation: Mapping[str, StoredComparisons]
     test: Mapping[str, StoredComparisons]
-    loaded: Mapping[str, Loaded]
+    loaded: Mapping[str, LoadedComparisons]
     was_split: bool
 
 
@@ -93,7 +93,9 @@ def read_comparisons(
         DataError: a source cannot be read, or a split would leave nothing on one side.
     """
     loaded = {
-        "train": load(section.train, seed=section.seed, exhaust=section.exhaust, on_read=on_read)
+        "train": load_comparisons(
+            section.train, seed=section.seed, exhaust=section.exhaust, on_read=on_read
+        )
     }
     train = loaded["train"].comparisons
     evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
@@ -156,11 +158,15 @@ def _held_out_sizes(section: DataSection, rows: int) -> tuple[float | None, floa
 
 
 def _named_sets(
-    sources: Sequence[Source], role: str, seed: int, loaded: dict[str, Loaded], on_read: OnRead
+    sources: Sequence[Source],
+    role: str,
+    seed: int,
+    loaded: dict[str, LoadedComparisons],
+    on_read: OnRead,
 ) -> dict[str, StoredComparisons]:
     sets: dict[str, StoredComparisons] = {}
     for source in sources:
-        one = load((source,), seed=seed, on_read=on_read)
+        one = load_comparisons((source,), seed=seed, on_read=on_read)
         name = one.sources[0].name
         if name in sets:
             raise DataError(f"Two sets of data.{role} are named {name}; give one another name.")
@@ -315,7 +321,7 @@ def _split_facts(parts: Sequence[Part]) -> dict[str, Any]:
     }
 
 
-def _source_facts(fact: SourceFacts, role: str) -> dict[str, Any]:
+def _source_facts(fact: SourceSummary, role: str) -> dict[str, Any]:
     return {
         "name": fact.name,
         "path": fact.path,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from plaudit.data.load import load
+from plaudit.data.load import load_comparisons
 from plaudit.data.split import split
 from plaudit.recipe.schema import Source
 
@@ -65,7 +65,7 @@ def test_a_real_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_rows_held_out_are_llama_factorys(folder: Path) -> None:
     """Its own scores are of 26 of the 30 rows that it held out."""
-    loaded = load((Source(path="dataset_info.json", subset="dpo_en_demo"),), seed=1)
+    loaded = load_comparisons((Source(path="dataset_info.json", subset="dpo_en_demo"),), seed=1)
     _, held_out = split(loaded.comparisons, 0.3333, by="row", seed=1)
     ours = {str(one.responses[0][0].content) for one in held_out}  # type: ignore[union-attr]
     scored = [json.loads(line) for line in (FIXTURES / "scores.jsonl").read_text().splitlines()]

@@ -31,7 +31,7 @@ from plaudit.data.audit.shingles import (
 )
 from plaudit.data.audit.tools import Tools
 from plaudit.data.load import iterate
-from plaudit.data.sources.files import read_rows
+from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message

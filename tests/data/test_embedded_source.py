@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit.data.load import load
-from plaudit.data.sources.files import fingerprint, read_rows
+from plaudit.data.load import load_comparisons
+from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 
@@ -15,7 +15,7 @@ def source(path: str) -> Source:
 
 
 def test_pairs_are_read_like_any_file() -> None:
-    loaded = load([source("documentation:training:40")], seed=1)
+    loaded = load_comparisons([source("documentation:training:40")], seed=1)
     assert loaded.tally.rows == loaded.tally.used == 40
     (facts,) = loaded.sources
     assert (facts.name, facts.format, facts.licence) == (
@@ -34,7 +34,7 @@ def test_the_same_path_gives_the_same_rows_and_another_seed_others() -> None:
 
     assert rows("documentation:heldout:20") == rows("documentation:heldout:20:42")
     assert rows("documentation:heldout:20") != rows("documentation:heldout:20:7")
-    assert fingerprint(source("documentation:heldout:20")) != fingerprint(
+    assert source_fingerprint(source("documentation:heldout:20")) != source_fingerprint(
         source("documentation:heldout:21")
     )
 

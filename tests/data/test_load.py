@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.load import Tally, iterate, load, with_known_columns
+from plaudit.data.load import Tally, iterate, load_comparisons, with_known_columns
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 
@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def test_rows_are_used_or_dropped_by_name(tmp_path: Path) -> None:
     rows = [pair("a", id="x"), pair(""), pair("no"), pair("b", source="forum"), pair(" ")]
     path = write(tmp_path / "pairs.jsonl", rows)
-    loaded = load((Source(path=path),), seed=1)
+    loaded = load_comparisons((Source(path=path),), seed=1)
     dropped = {"empty_response": 2, "identical_responses": 1}
     assert loaded.tally == Tally(rows=5, used=2, sampled=2, dropped=dropped)
     assert [c.id for c in loaded.comparisons] == ["x", "pairs:4"]
@@ -47,9 +47,9 @@ def test_rows_are_used_or_dropped_by_name(tmp_path: Path) -> None:
 def test_rows_with_media_are_named_unless_their_column_is_left_unread(tmp_path: Path) -> None:
     rows = [pair("a", images=["a.png"]), pair("b", images=[])]
     path = write(tmp_path / "pairs.jsonl", rows)
-    loaded = load((Source(path=path),), seed=1)
+    loaded = load_comparisons((Source(path=path),), seed=1)
     assert loaded.tally == Tally(rows=2, used=1, sampled=1, dropped={"media": 1})
-    unread = load((Source(path=path, columns={"images": None}),), seed=1)
+    unread = load_comparisons((Source(path=path, columns={"images": None}),), seed=1)
     assert unread.tally == Tally(rows=2, used=2, sampled=2, dropped={})
 
 
@@ -60,7 +60,7 @@ def test_sources_of_different_formats_are_added_up(tmp_path: Path) -> None:
         {"prompt": "p", "responses": ["a", "b", "c"], "grades": [1, 2, 3]},
     ]
     two = write(tmp_path / "two.jsonl", ranked)
-    loaded = load((Source(path=one), Source(path=two)), seed=1)
+    loaded = load_comparisons((Source(path=one), Source(path=two)), seed=1)
     assert [facts.format for facts in loaded.sources] == ["explicit_text", "ranked"]
     dropped = {"empty_response": 1, "tie": 1}
     assert loaded.tally == Tally(rows=4, used=2, sampled=2, dropped=dropped)
@@ -68,25 +68,28 @@ def test_sources_of_different_formats_are_added_up(tmp_path: Path) -> None:
 
 def test_a_whole_weight_repeats_rows_beside_themselves(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair("a"), pair(""), pair("b")])
-    loaded = load((Source(path=path, weight=3),), seed=1)
+    loaded = load_comparisons((Source(path=path, weight=3),), seed=1)
     assert [c.where for c in loaded.comparisons] == [f"{path}:1"] * 3 + [f"{path}:3"] * 3
     assert loaded.tally == Tally(rows=3, used=2, sampled=6, dropped={"empty_response": 1})
 
 
 def test_a_weight_below_one_leaves_rows_out_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair(str(n)) for n in range(100)] + [pair("")])
-    loaded = load((Source(path=path, weight=0.25),), seed=1)
+    loaded = load_comparisons((Source(path=path, weight=0.25),), seed=1)
     dropped = {"empty_response": 1, "not_sampled": 75}
     assert loaded.tally == Tally(rows=101, used=25, sampled=25, dropped=dropped)
-    assert load((Source(path=path, weight=0.25),), seed=1) == loaded
-    assert load((Source(path=path, weight=0.25),), seed=2).comparisons != loaded.comparisons
+    assert load_comparisons((Source(path=path, weight=0.25),), seed=1) == loaded
+    assert (
+        load_comparisons((Source(path=path, weight=0.25),), seed=2).comparisons
+        != loaded.comparisons
+    )
 
 
 def test_one_source_does_not_change_what_another_samples(tmp_path: Path) -> None:
     one = Source(path=write(tmp_path / "a.jsonl", [pair(str(n)) for n in range(50)]), weight=1.5)
     two = Source(path=write(tmp_path / "b.jsonl", [pair("x")]), weight=2.5)
-    alone = load((one,), seed=1).comparisons
-    both = load((two, one), seed=1).comparisons
+    alone = load_comparisons((one,), seed=1).comparisons
+    both = load_comparisons((two, one), seed=1).comparisons
     assert len(alone) == 75
     assert both[-75:] == alone
 
@@ -114,7 +117,7 @@ def test_nothing_vanishes(
             for n, (rows, weight) in enumerate(zip(parts, weights, strict=False))
         )
         usable_row = Source(path=write(Path(folder) / "usable.jsonl", [pair("a")]))
-        loaded = load((*sources, usable_row), seed=seed)
+        loaded = load_comparisons((*sources, usable_row), seed=seed)
     tally = loaded.tally
     assert tally.rows == sum(len(rows) for rows in parts) + 1
     assert tally.rows == tally.used + sum(tally.dropped.values())
@@ -148,8 +151,8 @@ def test_the_format_of_the_source_overrides_recognition(tmp_path: Path) -> None:
     row = pair("a", responses=["x", "y"], grades=[1, 0])
     path = write(tmp_path / "a.jsonl", [row])
     with pytest.raises(DataError, match="fit explicit_text and ranked"):
-        load((Source(path=path),), seed=1)
-    loaded = load((Source(path=path, format="ranked"),), seed=1)
+        load_comparisons((Source(path=path),), seed=1)
+    loaded = load_comparisons((Source(path=path, format="ranked"),), seed=1)
     assert loaded.comparisons[0].responses == ("x", "y")
 
 
@@ -166,20 +169,20 @@ def test_mappings_of_columns_that_no_row_has_are_dropped(tmp_path: Path) -> None
 def test_a_later_row_of_the_wrong_type_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair("a"), pair("b", margin="wide")])
     with pytest.raises(DataError) as raised:
-        load((Source(path=path),), seed=1)
+        load_comparisons((Source(path=path),), seed=1)
     assert str(raised.value) == f"{path}:2: margin is text; expected a number."
 
 
 def test_no_usable_row_is_an_error_with_the_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair("no"), pair("no"), pair("")])
     with pytest.raises(DataError) as raised:
-        load((Source(path=path),), seed=1)
+        load_comparisons((Source(path=path),), seed=1)
     assert str(raised.value) == (
         f"none of the 3 rows of {path} can be used: 2 identical_responses (all responses are the"
         " same); 1 empty_response (a response is empty or only white space)."
     )
     with pytest.raises(DataError, match="no data source is given"):
-        load((), seed=1)
+        load_comparisons((), seed=1)
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -187,9 +190,9 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     sources = [write(tmp_path / "a.jsonl", [pair("a")])]
     sources.append(write(tmp_path / "other" / "a.jsonl", [pair("b")]))
     with pytest.raises(DataError, match="two sources are called 'a'"):
-        load(tuple(Source(path=path) for path in sources), seed=1)
+        load_comparisons(tuple(Source(path=path) for path in sources), seed=1)
     named = tuple(Source(path=path, name=str(n)) for n, path in enumerate(sources))
-    assert load(named, seed=1).tally.used == 2
+    assert load_comparisons(named, seed=1).tally.used == 2
 
 
 def numbered(path: Path, rows: int) -> str:
@@ -198,11 +201,11 @@ def numbered(path: Path, rows: int) -> str:
 
 def test_rows_take_a_number_of_them(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.jsonl", 10)
-    few = load((Source(path=path, rows=4),), seed=1)
+    few = load_comparisons((Source(path=path, rows=4),), seed=1)
     assert few.tally == Tally(rows=10, used=4, sampled=4, dropped={"not_sampled": 6})
-    assert load((Source(path=path, rows=4),), seed=1).comparisons == few.comparisons
-    assert load((Source(path=path, rows=4),), seed=2).comparisons != few.comparisons
-    many = load((Source(path=path, rows=23),), seed=1)
+    assert load_comparisons((Source(path=path, rows=4),), seed=1).comparisons == few.comparisons
+    assert load_comparisons((Source(path=path, rows=4),), seed=2).comparisons != few.comparisons
+    many = load_comparisons((Source(path=path, rows=23),), seed=1)
     assert many.tally == Tally(rows=10, used=10, sampled=23, dropped={})
     copies = Counter(c.where for c in many.comparisons)
     assert sorted(copies.values()) == [2] * 7 + [3] * 3
@@ -213,9 +216,9 @@ def test_first_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     numbered(path, 5)
     path.write_text(path.read_text() + "not JSON\n")
-    loaded = load((Source(path=str(path), first=3),), seed=1)
+    loaded = load_comparisons((Source(path=str(path), first=3),), seed=1)
     assert loaded.tally == Tally(rows=3, used=3, sampled=3, dropped={})
-    assert len(load((Source(path=str(path), first=5),), seed=1).comparisons) == 5
+    assert len(load_comparisons((Source(path=str(path), first=5),), seed=1).comparisons) == 5
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ def test_shares_mix_until_the_first_or_all_run_out(
         Source(path=numbered(tmp_path / "a.jsonl", 30), share=0.75),
         Source(path=numbered(tmp_path / "b.jsonl", 40), share=0.25),
     )
-    loaded = load(sources, seed=1, exhaust=exhaust)
+    loaded = load_comparisons(sources, seed=1, exhaust=exhaust)
     assert Counter(c.source for c in loaded.comparisons) == expected
 
 
@@ -239,10 +242,12 @@ def test_a_named_mixture_is_known_row_by_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair("a", source="forum"), pair("b")])
     other = write(tmp_path / "b.jsonl", [pair("c")])
     mine = Source(path=path, name="mine")
-    one, two, _ = load((mine, Source(path=other)), seed=1).comparisons
+    one, two, _ = load_comparisons((mine, Source(path=other)), seed=1).comparisons
     assert (one.source, one.metadata) == ("forum", {"mixed_from": "mine"})
     assert (two.source, two.metadata) == ("mine", {})
-    assert not any(comparison.metadata for comparison in load((mine,), seed=1).comparisons)
+    assert not any(
+        comparison.metadata for comparison in load_comparisons((mine,), seed=1).comparisons
+    )
 
 
 def test_no_format_reads_ahead(tmp_path: Path) -> None:

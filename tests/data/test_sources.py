@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.data.sources import hub
-from plaudit.data.sources.files import fingerprint, read_rows, source_name
+from plaudit.data.sources.read import hub_licence, read_rows, source_fingerprint, source_name
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, missing_path
@@ -128,7 +127,7 @@ def test_datasets_saved_to_disk_give_their_rows(tmp_path: Path) -> None:
     )
     assert [row for _, row in rows_of(splits)] == ROWS[:1]
     assert [row for _, row in rows_of(splits, split="test")] == ROWS[1:]
-    assert fingerprint(Source(path=str(splits))) != fingerprint(
+    assert source_fingerprint(Source(path=str(splits))) != source_fingerprint(
         Source(path=str(splits), split="test")
     )
     assert "has no split 'dev' (found: test, train)" in complaint(splits, split="dev")
@@ -338,10 +337,10 @@ def test_split_and_subset_belong_to_the_hub(tmp_path: Path) -> None:
 def test_fingerprints_are_those_of_the_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", JSONL)
     digest = hashlib.sha256(JSONL.encode()).hexdigest()
-    assert fingerprint(Source(path=str(path))) == f"sha256:{digest}"
-    whole = fingerprint(Source(path=str(tmp_path)))
+    assert source_fingerprint(Source(path=str(path))) == f"sha256:{digest}"
+    whole = source_fingerprint(Source(path=str(tmp_path)))
     write(tmp_path / "b.jsonl", JSONL)
-    assert fingerprint(Source(path=str(tmp_path))) != whole
+    assert source_fingerprint(Source(path=str(tmp_path))) != whole
 
 
 def test_source_names(tmp_path: Path) -> None:
@@ -393,17 +392,17 @@ def test_hub_facts_come_from_the_hub_or_are_left_out(
     )
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
     source = Source(path="owner/name")
-    assert fingerprint(source) == "revision:abc123"
-    assert hub.licence(source) == "mit"
+    assert source_fingerprint(source) == "revision:abc123"
+    assert hub_licence(source) == "mit"
 
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    assert hub.licence(source) is None
-    assert fingerprint(source).startswith("datasets:")
+    assert hub_licence(source) is None
+    assert source_fingerprint(source).startswith("datasets:")
     with pytest.raises(DataError, match="is to be streamed, but the Hub does not answer"):
-        fingerprint(Source(path="owner/name", stream=True))
+        source_fingerprint(Source(path="owner/name", stream=True))
 
 
 @pytest.mark.parametrize(

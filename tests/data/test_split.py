@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.load import load
+from plaudit.data.load import load_comparisons
 from plaudit.data.split import assign_parts, count_leaks, split, split_rows
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
@@ -131,7 +131,7 @@ def test_parts_of_stored_comparisons(by: By, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     prompts = [f"p{number % 7}" for number in range(30)]
     write_jsonl(path, [{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts])
-    loaded = load((Source(path=str(path), weight=2),), seed=1).comparisons
+    loaded = load_comparisons((Source(path=str(path), weight=2),), seed=1).comparisons
     train, held_out = split(loaded, 0.3, by=by, seed=1)
     held_rows = {comparison.where for comparison in held_out}
     assert list(train) == [row for row in loaded if row.where not in held_rows]

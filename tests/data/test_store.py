@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from plaudit.data import store as comparison_store
-from plaudit.data.load import iterate, load
+from plaudit.data.load import iterate, load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
@@ -115,7 +115,7 @@ def test_a_comparison_comes_back_as_it_was(comparison: Comparison) -> None:
 def test_stored_is_what_reading_and_encoding_give(
     folder: Path, source: Source, encoder: Encoder
 ) -> None:
-    comparisons = load((source,), seed=1).comparisons
+    comparisons = load_comparisons((source,), seed=1).comparisons
     read = [comparison for *_, comparison in iterate(source)]
     assert list(comparisons) == read
     assert comparisons[-1] == read[-1]
@@ -126,7 +126,7 @@ def test_stored_is_what_reading_and_encoding_give(
     assert found.dropped == found.lost
     assert found.dropped["over_length"] == 1
     assert "tokens, over 64" in found.example
-    twice = load((source.model_copy(update={"weight": 2}),), seed=1).comparisons
+    twice = load_comparisons((source.model_copy(update={"weight": 2}),), seed=1).comparisons
     repeated = store.encode_rows(encoder, twice).of(twice)
     assert (repeated.lost, repeated.dropped) == (found.lost, {"over_length": 2})
     assert_same(iter(repeated.trees.take(slice(0, None, 2))), usable(outcomes))
@@ -146,7 +146,7 @@ def test_stored_is_what_reading_and_encoding_give(
 def test_workers_give_the_same_files(
     folder: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparisons = load((source,), seed=1).comparisons
+    comparisons = load_comparisons((source,), seed=1).comparisons
     assert store.worker_count(len(comparisons)) == 1, "small data must not pay for processes"
     parallel = os.environ.get("TOKENIZERS_PARALLELISM")
     store.encode_rows(encoder, comparisons)
@@ -166,7 +166,7 @@ def test_a_workers_mistake_is_the_users_sentence(
     folder: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "worker_count", lambda rows: 2)
-    comparisons = load((source,), seed=1).comparisons
+    comparisons = load_comparisons((source,), seed=1).comparisons
     with pytest.raises(DataError, match=r"pairs\.jsonl:8: a conversation has \d+ tokens"):
         store.encode_rows(replace(encoder, overlong="error"), comparisons)
     assert not [name for name in entries(folder) if "trees" in name]
@@ -179,7 +179,7 @@ def test_a_workers_mistake_is_the_users_sentence(
 def test_what_decides_the_ids_decides_the_entry(
     folder: Path, source: Source, encoder: Encoder
 ) -> None:
-    comparisons = load((source,), seed=1).comparisons[:40]
+    comparisons = load_comparisons((source,), seed=1).comparisons[:40]
 
     def trees_after(encoder: Encoder, rows: StoredComparisons = comparisons) -> int:
         store.encode_rows(encoder, rows)
@@ -201,11 +201,11 @@ def test_changed_data_are_read_again(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     source = Source(path=str(path))
     write_jsonl(path, pair_rows(3))
-    assert len(load((source,), seed=1).comparisons) == 3
+    assert len(load_comparisons((source,), seed=1).comparisons) == 3
     write_jsonl(path, pair_rows(4))
-    assert len(load((source,), seed=1).comparisons) == 4
+    assert len(load_comparisons((source,), seed=1).comparisons) == 4
     # Another split, seed or weight is another look at the same file.
-    again = load((source.model_copy(update={"weight": 2.5}),), seed=7)
+    again = load_comparisons((source.model_copy(update={"weight": 2.5}),), seed=7)
     assert len(again.comparisons) == 10
     assert len(list(folder.glob("*.arrow"))) == 2
 
@@ -214,7 +214,7 @@ def test_changed_data_are_read_again(folder: Path, tmp_path: Path) -> None:
     "damage", ["cut", "flipped", "empty", "no note", "broken note", "flipped note"]
 )
 def test_a_damaged_entry_is_made_again(folder: Path, source: Source, damage: str) -> None:
-    before = list(load((source,), seed=1).comparisons)
+    before = list(load_comparisons((source,), seed=1).comparisons)
     (arrow,), (note,) = folder.glob("*.arrow"), folder.glob("*.json")
     content = bytearray(arrow.read_bytes())
     if damage == "cut":
@@ -232,14 +232,14 @@ def test_a_damaged_entry_is_made_again(folder: Path, source: Source, damage: str
         note.write_text(note.read_text().replace(rows, f'"rows": {len(before) + 1}'))
     else:
         note.write_text("{")
-    assert load((source,), seed=1).comparisons == before
+    assert load_comparisons((source,), seed=1).comparisons == before
     assert json.loads(note.read_text())["record"]["rows"] == len(before)
 
 
 def test_a_build_that_fails_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "pairs.jsonl", [*pair_rows(600), {"chosen": 1}])
     with pytest.raises(DataError, match=r"pairs\.jsonl:601"):
-        load((Source(path=str(path)),), seed=1)
+        load_comparisons((Source(path=str(path)),), seed=1)
     assert entries(folder) == []
 
 
@@ -249,13 +249,13 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(folder: Path, tmp_path: Path
         "import sys, time\n"
         "from plaudit.data import load, store\n"
         "from plaudit.recipe.schema import Source\n"
-        "write = store.write_batches\n"
+        "write = store.write_rows\n"
         "def stop(*arguments):\n"
         "    write(*arguments)\n"
         "    print('written', flush=True)\n"
         "    time.sleep(60)\n"
-        "store.write_batches = stop\n"
-        "load.load((Source(path=sys.argv[1]),), seed=1)\n"
+        "store.write_rows = stop\n"
+        "load.load_comparisons((Source(path=sys.argv[1]),), seed=1)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", stuck, str(path)], stdout=subprocess.PIPE, text=True
@@ -266,7 +266,7 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(folder: Path, tmp_path: Path
     process.wait()
     assert not list(folder.glob("*.arrow"))
     started = time.perf_counter()
-    assert len(load((Source(path=str(path)),), seed=1).comparisons) == 20
+    assert len(load_comparisons((Source(path=str(path)),), seed=1).comparisons) == 20
     assert time.perf_counter() - started < 30
     assert [Path(name).suffix for name in entries(folder)] == [".arrow", ".json"]
 
@@ -277,7 +277,7 @@ def test_without_a_cache_nothing_stays(
     monkeypatch.setenv(cache.VARIABLE, "off")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    comparisons = load((source,), seed=1).comparisons
+    comparisons = load_comparisons((source,), seed=1).comparisons
     trees = store.encode_rows(encoder, comparisons).of(comparisons).trees
     assert list(tmp_path.iterdir()) == []
     assert comparisons[-1].where.endswith(f":{len(comparisons)}")
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
-    assert len(load((source,), seed=1).comparisons) > BATCH_ROWS
+    assert len(load_comparisons((source,), seed=1).comparisons) > BATCH_ROWS
     assert "set PLAUDIT_CACHE to another" in caplog.text
 
 
@@ -303,29 +303,29 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(comparison_store, "write_batches", full)
+    monkeypatch.setattr(comparison_store, "write_rows", full)
     with pytest.raises(OutputError, match=r"No space left.*set PLAUDIT_CACHE"):
-        load((source,), seed=1)
+        load_comparisons((source,), seed=1)
     assert entries(folder) == []
 
 
 def test_entries_unused_for_a_month_go(folder: Path, source: Source, tmp_path: Path) -> None:
-    load((source,), seed=1)
+    load_comparisons((source,), seed=1)
     old = time.time() - 31 * 86400
     for name in entries(folder):
         os.utime(folder / name, (old, old))
     (folder / "mine.txt").write_text("kept")
     os.utime(folder / "mine.txt", (old, old))
     other = write_jsonl(tmp_path / "other.jsonl", pair_rows(5))
-    load((Source(path=str(other)),), seed=1)
+    load_comparisons((Source(path=str(other)),), seed=1)
     assert len(entries(folder)) == 3
     assert "mine.txt" in entries(folder)
 
 
 def test_parts_of_several_tables(folder: Path, source: Source, tmp_path: Path) -> None:
     other = Source(path=str(write_jsonl(tmp_path / "other.jsonl", pair_rows(30, seed=1))), weight=2)
-    loaded = load((other, source), seed=1).comparisons
-    first, second = (load((one,), seed=1).comparisons for one in (other, source))
+    loaded = load_comparisons((other, source), seed=1).comparisons
+    first, second = (load_comparisons((one,), seed=1).comparisons for one in (other, source))
     assert loaded == [*first, *second]
     part = loaded.take(np.array([65, 3, 1000]))
     assert list(part) == [loaded[65], loaded[3], loaded[1000]]
@@ -344,7 +344,7 @@ def test_memory_does_not_grow_with_the_rows_that_are_walked(
     ]
     path = write_jsonl(tmp_path / "large.jsonl", rows)
     monkeypatch.setattr("plaudit.storage.arrow._KEPT_BYTES", 4 << 20)
-    comparisons = load((Source(path=str(path)),), seed=1).comparisons
+    comparisons = load_comparisons((Source(path=str(path)),), seed=1).comparisons
     (arrow,) = folder.glob("*.arrow")
     assert arrow.stat().st_size > 25 << 20
     largest = 0

@@ -20,7 +20,7 @@ from plaudit.data.formats.writers import (
     write_comparison,
 )
 from plaudit.data.load import iterate
-from plaudit.data.sources.row_files import ROW_FILES
+from plaudit.data.sources.files import ROW_FILES
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message, Turns, as_turns

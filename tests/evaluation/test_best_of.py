@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plaudit.data.load import load
+from plaudit.data.load import load_comparisons
 from plaudit.data.sources.documentation import MAX_DEGRADATIONS, RESPONSES, build_ranked
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
@@ -132,14 +132,14 @@ def test_ranked_documentation_has_answers_of_known_quality() -> None:
         assert len(row["responses"]) == len(set(row["responses"])) == RESPONSES
         assert sorted(set(row["grades"])) == [-float(n) for n in range(MAX_DEGRADATIONS, -1, -1)]
         assert row["grades"].count(0) == 1
-    loaded = load([Source(path="documentation:ranked:12")], seed=0)
+    loaded = load_comparisons([Source(path="documentation:ranked:12")], seed=0)
     assert loaded.tally.used == 12
     assert loaded.sources[0].fingerprint.endswith("/ranked/12/42")
 
 
 def test_more_than_there_is() -> None:
     with pytest.raises(DataError, match="the held-out documentation gives 1 to"):
-        load([Source(path="documentation:ranked:99999")], seed=0)
+        load_comparisons([Source(path="documentation:ranked:99999")], seed=0)
 
 
 def test_the_picture(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.data.formats.readers import READERS
-from plaudit.data.load import load
-from plaudit.data.sources.files import read_rows
+from plaudit.data.load import load_comparisons
+from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Turns
@@ -42,12 +42,12 @@ def said(turns: Turns) -> list[Any]:
 
 
 def first(source: Source) -> Comparison:
-    return load((source,), seed=1).comparisons[0]
+    return load_comparisons((source,), seed=1).comparisons[0]
 
 
 def complaint(source: Source) -> str:
     with pytest.raises(DataError) as raised:
-        load((source,), seed=1)
+        load_comparisons((source,), seed=1)
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -55,7 +55,7 @@ def complaint(source: Source) -> str:
 
 def test_the_rows_of_a_real_run() -> None:
     source = Source(path=str(RUN / "dataset_info.json"), subset="dpo_en_demo")
-    loaded = load((source,), seed=1)
+    loaded = load_comparisons((source,), seed=1)
     assert (loaded.tally.rows, loaded.tally.used) == (90, 90)
     (facts,) = loaded.sources
     assert (facts.name, facts.format) == ("dpo_en_demo", "sharegpt")
@@ -112,7 +112,7 @@ def test_roles_that_tags_do_not_list_break_a_row(tmp_path: Path) -> None:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     tags = {"role_tag": "from", "content_tag": "value", "user_tag": "me", "assistant_tag": "bot"}
     source = info(tmp_path, rows, formatting="sharegpt", columns=columns, tags=tags)
-    loaded = load((source,), seed=1)
+    loaded = load_comparisons((source,), seed=1)
     assert loaded.tally.dropped == {"broken_turns": 1}
     assert said(loaded.comparisons[0].prompt) == [("user", "Hi")]
 
@@ -127,10 +127,10 @@ def test_the_old_output_of_two(tmp_path: Path) -> None:
 
 def test_num_samples_is_a_number_of_rows(tmp_path: Path) -> None:
     rows = [ALPACA | {"input": str(number)} for number in range(10)]
-    loaded = load((info(tmp_path, rows, num_samples=4),), seed=1)
+    loaded = load_comparisons((info(tmp_path, rows, num_samples=4),), seed=1)
     assert len(loaded.comparisons) == 4
     assert loaded.tally.dropped == {"not_sampled": 6}
-    assert len(load((info(tmp_path, rows, num_samples=25),), seed=1).comparisons) == 25
+    assert len(load_comparisons((info(tmp_path, rows, num_samples=25),), seed=1).comparisons) == 25
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_graded_needs_a_measure(tmp_path: Path) -> None:
     path.write_text(
         "prompt,chosen,rejected,score_chosen,score_rejected\na,b,c,9,2\nd,e,f,,\n", encoding="utf-8"
     )
-    loaded = load((Source(path=str(path), graded="margin"),), seed=1)
+    loaded = load_comparisons((Source(path=str(path), graded="margin"),), seed=1)
     assert [one.margin for one in loaded.comparisons] == [7.0, None]
 
 
@@ -230,11 +230,11 @@ def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path)
         for n, (c, r) in enumerate(scores)
     ]
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
-    loaded = load((Source(path=path, graded="weight"),), seed=1)
+    loaded = load_comparisons((Source(path=path, graded="weight"),), seed=1)
     assert [comparison.weight for comparison in loaded.comparisons] == [0.5]
     assert loaded.tally.dropped == {"tie": 2}
-    assert load((Source(path=path),), seed=1).tally.used == 3
-    margins = load((Source(path=path, graded="margin"),), seed=1).comparisons
+    assert load_comparisons((Source(path=path),), seed=1).tally.used == 3
+    margins = load_comparisons((Source(path=path, graded="margin"),), seed=1).comparisons
     assert [comparison.margin for comparison in margins] == [0.5, 0.0, 0.0]
 
 
@@ -249,7 +249,7 @@ def test_a_later_row_of_another_format_is_an_error(tmp_path: Path) -> None:
         Source(path=path, format="implicit_text")
     )
     alone = Source(path=path, format="implicit_text", columns={"prompt": None})
-    assert load((alone,), seed=1).tally.used == 2
+    assert load_comparisons((alone,), seed=1).tally.used == 2
 
 
 def test_an_entry_on_the_command_line(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from plaudit.cli.main import main
 from plaudit.cli.options import parse_columns
 from plaudit.data.formats.readers import READERS, to_comparison
-from plaudit.data.load import load, open_source
-from plaudit.data.unread import TrackedRow, Unread, UnreadCounter, kind_of_name
+from plaudit.data.load import load_comparisons, open_source
+from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, kind_of_name
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.schema import Source
 from plaudit.serving.protocols.table import PROTOCOLS
@@ -185,7 +185,7 @@ def source_of(folder: Path, *rows: Mapping[str, Any], **fields: Any) -> Source:
     return Source(path=str(write_jsonl(folder / "rows.jsonl", rows)), **fields)
 
 
-def unread_of(source: Source) -> Unread:
+def unread_of(source: Source) -> UnreadColumns:
     opened = open_source(source)
     assert list(opened.rows)
     return opened.counter.total
@@ -197,7 +197,7 @@ def complaint(source: Source) -> str:
         list(open_source(source).rows)
     message = str(raised.value)
     with pytest.raises(DataError, match=re.escape(message)):
-        load((source,), seed=1)
+        load_comparisons((source,), seed=1)
     assert "\n" not in message
     return message
 
@@ -226,10 +226,10 @@ def test_a_remedy_can_be_pasted(column: str, in_option: bool, tmp_path: Path) ->
         assert counts(remedied).columns == {}
 
 
-def counts(source: Source) -> Unread:
+def counts(source: Source) -> UnreadColumns:
     """What is not read of a source, which is the same both ways to read it."""
     unread = unread_of(source)
-    assert load((source,), seed=1).sources[0].unread == unread
+    assert load_comparisons((source,), seed=1).sources[0].unread == unread
     return unread
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from plaudit.cli.main import main
 from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.formats.readers import READERS, to_comparison
-from plaudit.data.load import load as load_rows
+from plaudit.data.load import load_comparisons as load_rows
 from plaudit.errors import DataError, RequestRefusedError
 from plaudit.evaluate_model import evaluate
 from plaudit.evaluation.candidates import score as score_contestant

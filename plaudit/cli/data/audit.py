@@ -68,7 +68,7 @@ def audit(
     from plaudit.cli.printing import quiet_console
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
-    from plaudit.data.sources.files import resolve
+    from plaudit.data.sources.read import resolve
     from plaudit.evaluation.folder import write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
@@ -106,9 +106,9 @@ def audit(
 def _fixed(source: Source, fix: Path, found: Audit, on_progress: Progress) -> dict[str, Any]:
     """Write the cleaned copy of what was audited; what became of its rows."""
     from plaudit.data.audit.fix import write_fixed
-    from plaudit.data.sources.files import fingerprint
+    from plaudit.data.sources.read import source_fingerprint
 
-    if fingerprint(source) != found.facts["parts"][0]["fingerprint"]:
+    if source_fingerprint(source) != found.facts["parts"][0]["fingerprint"]:
         raise DataError(f"{source.path} changed while it was audited; start again.")
     total = found.facts["rows"]
     cleaned = write_fixed(
@@ -125,7 +125,7 @@ def parts_of(sources: Sequence[Source], kind: str) -> list[Part]:
 def _part_of(source: Source, kind: str) -> Part:
     from plaudit.data.audit.rows import Part
     from plaudit.data.load import open_source
-    from plaudit.data.sources.files import fingerprint, source_name
+    from plaudit.data.sources.read import source_fingerprint, source_name
 
     opened = open_source(source)
     return Part(
@@ -133,7 +133,7 @@ def _part_of(source: Source, kind: str) -> Part:
         path=source.path,
         kind=kind,
         format=source.format,
-        fingerprint=fingerprint(source),
+        fingerprint=source_fingerprint(source),
         rows=(comparison for _, _, _, comparison in opened.rows),
         counter=opened.counter,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from plaudit.data.split_files import Part
+    from plaudit.data.split import Part
 
 
 class ByChoice(StrEnum):
@@ -49,7 +50,7 @@ def split(
 ) -> None:
     """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.split_files import split_files
+    from plaudit.data.split import SplitOptions, split_files
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
@@ -58,13 +59,15 @@ def split(
         parts = split_files(
             Source(path=data, format=format_, columns=mapped),
             out,
-            parse_fractions(fractions),
-            by=by.value,
-            stratify=None if stratify == "none" else stratify,
-            seed=seed,
+            SplitOptions(
+                fractions=parse_fractions(fractions),
+                by=by.value,
+                stratify=None if stratify == "none" else stratify,
+                seed=seed,
+            ),
         )
     if json:
-        print(json_module.dumps([part_facts(part) for part in parts]))
+        print(json_module.dumps([{**asdict(part), "path": str(part.path)} for part in parts]))
     console.print(parts_table(parts, stratify))
     for part in parts[1:]:
         if part.leaks:
@@ -93,18 +96,6 @@ def parse_fractions(text: str) -> dict[str, float]:
             )
         parts[name.strip()] = value
     return parts
-
-
-def part_facts(part: Part) -> dict[str, object]:
-    """A part as JSON has it."""
-    return {
-        "name": part.name,
-        "path": str(part.path),
-        "rows": part.rows,
-        "prompts": part.prompts,
-        "strata": dict(part.strata),
-        "leaks": part.leaks,
-    }
 
 
 _MOST_STRATA = 20

@@ -25,7 +25,7 @@ from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparis
 from plaudit.data.formats.records import Reader
 from plaudit.data.load import iterate
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.data.sources.row_files import ROW_FILES, as_line, row_file_ending
+from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file, write_atomically, writing
 from plaudit.types import Comparison

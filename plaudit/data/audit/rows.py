@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from plaudit.data.store import decode, encode
-from plaudit.data.unread import Unread, UnreadCounter
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, write_batches
+from plaudit.data.unread import UnreadColumns, UnreadCounter
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, write_rows
 from plaudit.storage.atomic import writing
 from plaudit.storage.cache import cache_folder
 from plaudit.types import Comparison
@@ -55,7 +55,7 @@ class StoredPart:
     fingerprint: str
     start: int
     end: int
-    unread: Unread
+    unread: UnreadColumns
 
     @property
     def count(self) -> int:
@@ -139,13 +139,13 @@ def store_rows(folder: Path, parts: Sequence[Part], on_progress: Progress) -> Au
                     fingerprint=part.fingerprint,
                     start=start,
                     end=count,
-                    unread=Unread() if part.counter is None else part.counter.total,
+                    unread=UnreadColumns() if part.counter is None else part.counter.total,
                 )
             )
 
     path = folder / "rows.arrow"
     with writing(path):
-        write_batches(path, _schema(), _batches(all_rows()))
+        write_rows(path, _schema(), ((encode(one), one.where) for one in all_rows()))
     return AuditRows(MappedTable(path, key="audit", record={}), tuple(stored))
 
 
@@ -153,23 +153,3 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([("comparison", pa.large_binary()), ("where", pa.string())])
-
-
-def _batches(comparisons: Iterable[Comparison]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    texts: list[bytes] = []
-    places: list[str] = []
-
-    def batch() -> pa.RecordBatch:
-        columns = [pa.array(texts, pa.large_binary()), pa.array(places, pa.string())]
-        return pa.record_batch(columns, schema=_schema())
-
-    for comparison in comparisons:
-        texts.append(encode(comparison))
-        places.append(comparison.where)
-        if len(texts) == BATCH_ROWS:
-            yield batch()
-            texts, places = [], []
-    if texts:
-        yield batch()

@@ -1,257 +1,45 @@
-"""Rows, each with the place it stands, out of files and folders (and, through hub.py, the Hub)."""
+"""Files of rows, by the ending of their names: how each kind is read and how it is written.
+
+To add a kind that is read, write a function ``(path, shown name) -> rows`` and add a row to
+:data:`FILE_KINDS`; for one that is written, a function that makes it of a file of JSON lines and a
+row in :data:`ROW_FILES`.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import json
+import os
 import re
 import shutil
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
-from plaudit import registry
-from plaudit.data.sources import documentation, hub
-from plaudit.errors import DataError, did_you_mean, printable
-from plaudit.recipe.schema import Source
-from plaudit.storage.atomic import existing_path, names_in
+from plaudit.errors import DataError, OutputError
+from plaudit.storage.arrow import BATCH_ROWS
+from plaudit.storage.atomic import write_atomically
 
 Row: TypeAlias = dict[str, Any]
 LocatedRow: TypeAlias = tuple[str, Row]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
-STDIN: Final = "-"
-"""The path that means standard input: JSON Lines, or one array of objects."""
 
-
-def resolve(source: Source) -> Source:
-    """The source that an entry of a tool's description of data sets stands for; others as they are.
-
-    Raises:
-        DataError: the description or its entry cannot be used here.
-    """
-    description = Path(source.path).name.partition(":")[0]
-    if description not in registry.names("data_source"):
-        return source
-    described: Source = registry.find("data_source", description)(source)
-    return described
-
-
-def read_rows(source: Source) -> Iterator[LocatedRow]:
-    """Yield ``(where, row)`` for every row of a file, a folder of files, a dataset that
-    ``datasets`` saved to disk, standard input, a Hub dataset or the embedded documentation set.
-
-    ``where`` is the path as the user wrote it and a line (``pairs.jsonl:17``), or a row number
-    where lines mean nothing (``pairs.parquet:row 17``); both count from 1. JSON Lines, CSV,
-    Parquet and Arrow are streamed. Files of a folder come in the order of their names.
-
-    Raises:
-        DataError: nothing is there, a file cannot be read as what its name says, or it is empty.
-    """
-    if documentation.is_documentation(source):
-        yield from documentation.read_rows(source)
-        return
-    files = local_files(source)
-    if files is None:
-        yield from hub.read_rows(source)
-        return
-    for path, shown in files:
-        empty = True
-        for where, row in FILE_KINDS[_kind(path)](path, shown):
-            empty = False
-            yield where, _cells(source, row) if _kind(path).startswith(_TABLES) else row
-        if empty:
-            raise DataError(f"{shown} holds no rows; expected at least one comparison.")
-
-
-def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
-    """The files a source names, each with the name to show; ``None`` when it is a Hub id.
-
-    Raises:
-        DataError: it is neither, or none of the files has a known extension.
-    """
-    path = existing_path(source.path)
-    parts = {"split": source.split, "subset": source.subset, "folder": source.folder}
-    files: tuple[tuple[Path, str], ...]
-    if source.path == STDIN:
-        files = ((_standard_input(), "stdin"),)
-    elif path is None:
-        if _HUB_ID.fullmatch(source.path) and not _means_a_file(Path(source.path)):
-            return None
-        raise DataError(_missing(source.path))
-    elif (path / _SAVED_SPLITS).is_file():
-        files = _files_of_folder(*_saved_split(path, source))
-        del parts["split"]
-    elif path.is_dir():
-        files = _files_of_folder(path, source.path)
-    else:
-        files = ((path, source.path),)
-        if _kind(path) not in FILE_KINDS:
-            raise DataError(f"{source.path} has no known extension; expected {_known()}.")
-    if any(part is not None for part in parts.values()) or source.stream:
-        raise DataError(
-            f"{source.path} is on this machine, and `split`, `subset`, `folder` and `stream` are"
-            " for Hub datasets only; remove them."
-        )
-    return files
-
-
-def fingerprint(source: Source) -> str:
-    """What the rows came from: ``sha256:…`` of the file bytes, or the revision on the Hub.
-
-    A folder's is the SHA-256 over the names and SHA-256 values of its data files.
-    """
-    if documentation.is_documentation(source):
-        return documentation.fingerprint(source)
-    files = local_files(source)
-    if files is None:
-        return hub.fingerprint(source)
-    digests = [(path.name, _sha256(path, shown)) for path, shown in files]
-    if Path(source.path).expanduser().is_dir():
-        listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
-        return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
-    return f"sha256:{digests[0][1]}"
-
-
-def source_name(source: Source) -> str:
-    """The name given, else the file name without extensions, else the Hub id."""
-    if source.name is not None:
-        return source.name
-    if documentation.is_documentation(source):
-        return documentation.SCHEME.rstrip(":")
-    if source.path == STDIN:
-        return "stdin"
-    path = existing_path(source.path)
-    if path is None:
-        return source.path
-    return path.resolve().name if path.is_dir() else path.name.removesuffix(_kind(path))
-
-
-def _sha256(path: Path, shown: str) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(shown, error) from error
-
-
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """The extension in lower case, compression included: ``.jsonl.gz``, ``.parquet``."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return "".join(suffixes if set(suffixes[-1:]) & COMPRESSIONS.keys() else suffixes[-1:])
 
 
-def _known() -> str:
+def known_kinds() -> str:
     packed = " or ".join(COMPRESSIONS)
     return f"{', '.join(_TEXT_KINDS)} (each also with {packed}), {' or '.join(_BATCH_KINDS)}"
-
-
-def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
-    if all((folder / name).is_file() for name in (_SAVED_TABLE, _SAVED_INFO)):
-        files = _saved_files(folder, shown)
-    else:
-        files = sorted(
-            path
-            for path in folder.iterdir()
-            if path.is_file() and not path.name.startswith(".") and _kind(path) in FILE_KINDS
-        )
-    if not files:
-        raise DataError(f"the folder {shown} holds no data file; expected {_known()}.")
-    return tuple((path, f"{shown.rstrip('/')}/{path.name}") for path in files)
-
-
-_SAVED_TABLE: Final = "state.json"
-_SAVED_INFO: Final = "dataset_info.json"
-_SAVED_SPLITS: Final = "dataset_dict.json"
-"""What ``Dataset.save_to_disk`` (the first two) and ``DatasetDict.save_to_disk`` write beside the
-Arrow files. Other programs name files ``state.json`` too."""
-
-
-def _saved_files(folder: Path, shown: str) -> list[Path]:
-    """The files of a saved ``Dataset`` in its order; what ``map`` cached beside them is not its.
-
-    Raises:
-        DataError: its description is broken or names a file that is not there.
-    """
-    try:
-        state = json.loads((folder / _SAVED_TABLE).read_text(encoding="utf-8"))
-        files = [folder / str(file["filename"]) for file in state["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"{shown}/{_SAVED_TABLE} does not list the files of a dataset ({error}); save the"
-            " dataset to disk again."
-        ) from error
-    missing = [file.name for file in files if not file.is_file() or _kind(file) != ".arrow"]
-    if missing:
-        raise DataError(f"{shown} lacks {', '.join(missing)}; save the dataset to disk again.")
-    return files
-
-
-def _saved_split(folder: Path, source: Source) -> tuple[Path, str]:
-    """The folder of one split of a saved ``DatasetDict``, and how to show it.
-
-    Raises:
-        DataError: there is no such split.
-    """
-    split = source.split or "train"
-    splits = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED_TABLE}"))
-    if split not in splits:
-        raise DataError(
-            f"{source.path} has no split {split!r} (found: {', '.join(splits) or 'none'}); name one"
-            f" with `split`, or give its folder: {source.path.rstrip('/')}/SPLIT."
-        )
-    return folder / split, f"{source.path.rstrip('/')}/{split}"
-
-
-@cache
-def _spool() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="plaudit-stdin-")
-
-
-@cache
-def _standard_input() -> Path:
-    """Standard input as a file, since rows are read twice: to check them, then to use them.
-
-    The file is deleted when the process ends.
-    """
-    path = Path(_spool().name) / "stdin.json"
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    return path
-
-
-def _means_a_file(path: Path) -> bool:
-    """Whether a missing path of a Hub id's shape is a file's: it, or a file here, has an extension.
-
-    ``data/pairs`` beside an existing ``data/pairs.jsonl`` is a forgotten extension.
-    """
-    beside = map(Path, names_in(path.parent))
-    return _kind(path) in FILE_KINDS or any(
-        entry.name == path.name + _kind(entry) and _kind(entry) in FILE_KINDS for entry in beside
-    )
-
-
-_PATH_CHARACTERS: Final = 200
-"""Of a path that does not exist in a message: it may be a whole prompt."""
-
-
-def _missing(named: str) -> str:
-    path = Path(named)
-    shown = printable(named, _PATH_CHARACTERS)
-    if existing_path(str(path.parent)) is None:
-        folder = printable(str(path.parent), _PATH_CHARACTERS)
-        return f"{shown} does not exist: there is no folder {folder}."
-    expected = "expected a file, a folder or a Hub dataset id (owner/name)."
-    return f"{shown} does not exist; {did_you_mean(path.name, names_in(path.parent), expected)}"
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -291,14 +79,14 @@ def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
     except (EOFError, zlib.error, OSError) as error:
         # The system's own errors have a number; what decompressors raise has none.
         if compression is None or getattr(error, "errno", None) is not None:
-            raise _unreadable(shown, error) from error
+            raise unreadable(shown, error) from error
         raise DataError(
             f"{shown} is not a complete {compression.name} file ({error}); compress it again, or"
             f" remove {ending} from its name if it is not compressed."
         ) from error
 
 
-def _unreadable(shown: str, error: Exception) -> DataError:
+def unreadable(shown: str, error: Exception) -> DataError:
     return DataError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
@@ -408,11 +196,11 @@ def _as_row(value: Any, text: str, where: str) -> Row:
         found = kinds.get(type(value), "a number")
         raise DataError(f'{where}: found {found}, expected an object such as {{"chosen": …}}.')
     if "\\ud" in text or "\\uD" in text:
-        _refuse_half_characters(value, where)
+        _check_surrogates(value, where)
     return value
 
 
-def _refuse_half_characters(value: Row, where: str) -> None:
+def _check_surrogates(value: Row, where: str) -> None:
     """JSON can escape half of a surrogate pair, which no tokenizer can encode."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -483,9 +271,9 @@ def _checked_header(cells: list[str], shown: str) -> list[str]:
     return names
 
 
-def _cells(source: Source, row: Row) -> Row:
+def typed_cells(columns: Mapping[str, str | None], row: Row) -> Row:
     """A row whose cells under other names are read as the columns that they stand for."""
-    ours_of = {theirs: ours for ours, theirs in source.columns.items() if theirs is not None}
+    ours_of = {theirs: ours for ours, theirs in columns.items() if theirs is not None}
     return {
         name: _cell(ours_of[name], value) if name in ours_of and isinstance(value, str) else value
         for name, value in row.items()
@@ -548,7 +336,7 @@ def _read_batches(
         for batch in batches(path):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{shown}:row {number}", hub.without_filling(row)
+                yield f"{shown}:row {number}", without_filling(row)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{shown} cannot be read as {kind}: {reason}.") from error
@@ -563,7 +351,7 @@ _TEXT_KINDS: Final[dict[str, ReadFile]] = {
     ".csv": partial(_read_table, ","),
     ".tsv": partial(_read_table, "\t"),
 }
-_TABLES: Final = (".csv", ".tsv")
+TABLE_KINDS: Final = (".csv", ".tsv")
 
 _BATCH_KINDS: Final[dict[str, ReadFile]] = {
     ".parquet": partial(_read_batches, "Parquet", _parquet_batches),
@@ -579,3 +367,159 @@ FILE_KINDS: Final[dict[str, ReadFile]] = {
     **_BATCH_KINDS,
 }
 """Extension to the function ``(path, shown name) -> rows``."""
+
+
+def without_filling(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the nulls inside nested values: Arrow gives every object of a column every key."""
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+# --- files that are written ---------------------------------------------------------------------
+
+
+def row_file_ending(out: Path, option: str = "--out") -> str:
+    """The ending of a name by which the kind of file is known; ``option`` gave the name.
+
+    Raises:
+        OutputError: it is none of :data:`ROW_FILES`.
+    """
+    for ending in ROW_FILES:
+        if out.name.lower().endswith(ending):
+            return ending
+    raise OutputError(
+        f"{option} {out} has an unknown ending; expected one of {', '.join(ROW_FILES)}."
+    )
+
+
+def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write the rows, the whole file or nothing; how many there were.
+
+    Raises:
+        OutputError: an unknown ending, or it cannot be written.
+        DataError: rows that the kind of file cannot hold, or whatever ``rows`` raises.
+    """
+    ending = row_file_ending(out)
+    count = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal count
+        lines = temporary.with_name(f"{temporary.name}.rows")
+        try:
+            with lines.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(as_line(row))
+                    count += 1
+            ROW_FILES[ending](lines, temporary)
+        finally:
+            lines.unlink(missing_ok=True)
+
+    write_atomically(out, write)
+    return count
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON. Parquet holds dates and bytes, which become text."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _write_jsonl(rows: Path, temporary: Path) -> None:
+    try:
+        os.link(rows, temporary)
+    except OSError:
+        # Not every file system has hard links.
+        shutil.copyfile(rows, temporary)
+
+
+def _write_jsonl_gz(rows: Path, temporary: Path) -> None:
+    # Neither the time nor the temporary name: equal rows give equal bytes.
+    with (
+        rows.open("rb") as plain,
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+    ):
+        shutil.copyfileobj(plain, packed)
+
+
+def _write_json(rows: Path, temporary: Path) -> None:
+    """One array, a row a line."""
+    with rows.open(encoding="utf-8") as lines, temporary.open("w", encoding="utf-8") as file:
+        for number, line in enumerate(lines):
+            file.write(("[\n" if number == 0 else ",\n") + line.rstrip("\n"))
+        file.write("\n]\n" if file.tell() else "[]\n")
+
+
+def _write_csv(rows: Path, temporary: Path) -> None:
+    """Lists and objects are JSON in their cell; null is an empty cell."""
+    names = dict.fromkeys(name for batch in _batches(rows) for row in batch for name in row)
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(names)
+        for batch in _batches(rows):
+            table.writerows([_csv_cell(row.get(name)) for name in names] for row in batch)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, (bool, list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _write_parquet(rows: Path, temporary: Path) -> None:
+    """Row by row in two passes, as one batch need not show every column and type of the file.
+
+    Raises:
+        DataError: a column holds values of kinds that Parquet cannot keep together.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schemas = (_batch_schema(batch) for batch in _batches(rows))
+        schema = reduce(
+            lambda a, b: pa.unify_schemas([a, b], promote_options="permissive"), schemas
+        )
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for batch in _batches(rows):
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        OverflowError,
+    ) as error:
+        raise DataError(
+            f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose a "
+            "name that ends in .jsonl."
+        ) from error
+
+
+def _batches(rows: Path) -> Iterator[list[dict[str, Any]]]:
+    with rows.open(encoding="utf-8") as lines:
+        while batch := [json.loads(line) for line in islice(lines, BATCH_ROWS)]:
+            yield batch
+
+
+def _batch_schema(batch: list[dict[str, Any]]) -> Any:
+    import pyarrow as pa
+
+    names = dict.fromkeys(name for row in batch for name in row)
+    return pa.schema([(name, pa.array([row.get(name) for row in batch]).type) for name in names])
+
+
+ROW_FILES: Final[dict[str, Callable[[Path, Path], None]]] = {
+    ".jsonl": _write_jsonl,
+    ".jsonl.gz": _write_jsonl_gz,
+    ".ndjson": _write_jsonl,
+    ".json": _write_json,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
+"""Ending to the function ``(file of JSON lines, file to write)``."""

@@ -15,8 +15,9 @@ import numpy as np
 from plaudit.data.formats.readers import READERS
 from plaudit.data.formats.values import from_json, is_messages, listed, tools
 from plaudit.data.reasons import is_blank
-from plaudit.data.sources.files import FILE_KINDS, fingerprint, read_rows
-from plaudit.data.unread import TrackedRow, Unread, unread_text
+from plaudit.data.sources.files import FILE_KINDS
+from plaudit.data.sources.read import read_rows, source_fingerprint
+from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import response_text
 from plaudit.evaluation.suites.cases import Answer, Item, Row, key
@@ -78,8 +79,8 @@ def run_suite(
     )
 
 
-def _unread_of(items: Sequence[Item]) -> Unread:
-    return Unread(
+def _unread_of(items: Sequence[Item]) -> UnreadColumns:
+    return UnreadColumns(
         rows=len(items),
         without_prompt=sum(is_blank(item.prompt) for item in items),
         columns=dict(Counter(name for item in items for name in item.unread)),
@@ -110,7 +111,10 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
             if item is not None:
                 items.append(item)
     shown = [
-        {"path": str(path.relative_to(root)), "fingerprint": fingerprint(Source(path=str(path)))}
+        {
+            "path": str(path.relative_to(root)),
+            "fingerprint": source_fingerprint(Source(path=str(path))),
+        }
         for path in paths
     ]
     return items, shown

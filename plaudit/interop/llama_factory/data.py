@@ -27,7 +27,7 @@ from plaudit.data.formats.records import (
 )
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import BROKEN_TURNS
-from plaudit.data.sources.row_files import row_file_ending
+from plaudit.data.sources.files import row_file_ending
 from plaudit.errors import DataError, OutputError, did_you_mean
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, write_json
