@@ -432,7 +432,7 @@ class ScoreRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownToken:
+class TokenPreview:
     """A token and the text that it adds; the text of a character's earlier tokens is empty."""
 
     id: int
@@ -441,10 +441,10 @@ class ShownToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownComparison:
+class ComparisonPreview:
     """A comparison for people: the shared prefix once, and each response's own tokens.
 
-    The last token of a branch is the scored one. There are no tokens where encoding refused it,
+    The last token of a branch is the scored one. There are no tokens where it cannot be encoded,
     for ``reason`` and in the words of ``detail``; with tokens, ``reason`` is why training drops it.
     ``truncated`` counts the prompt tokens cut to fit.
     """
@@ -452,8 +452,8 @@ class ShownComparison:
     id: str
     where: str
     grades: tuple[float, ...]
-    prefix: tuple[ShownToken, ...] = ()
-    branches: tuple[tuple[ShownToken, ...], ...] = ()
+    prefix: tuple[TokenPreview, ...] = ()
+    branches: tuple[tuple[TokenPreview, ...], ...] = ()
     truncated: int = 0
     reason: str | None = None
     detail: str | None = None

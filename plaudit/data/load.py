@@ -176,6 +176,30 @@ def iterate(source: Source) -> Iterator[LocatedComparison]:
     return open_source(source).rows
 
 
+def first_comparisons(
+    sources: Sequence[Source], first: int, last: int
+) -> tuple[list[Comparison], list[str]]:
+    """Comparisons ``first`` to ``last`` (from 0, ``last`` left out) of all sources end to end.
+
+    With them, sentences on what is not read of the rows up to the last.
+
+    Raises:
+        DataError: there are not so many, or a source cannot be read.
+    """
+    opened: list[tuple[str, OpenSource]] = []
+
+    def comparisons() -> Iterator[Comparison]:
+        for source in sources:
+            opened.append((source.path, open_source(source)))
+            yield from (comparison for *_, comparison in opened[-1][1].rows)
+
+    chosen = list(islice(comparisons(), first, last))
+    if not chosen:
+        paths = ", ".join(source.path for source in sources)
+        raise DataError(f"there is no row {first + 1} in {paths}.")
+    return chosen, [line for path, one in opened for line in one.counter.total.lines(path)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSource:
     """A source whose first row chose its reader. ``rows`` are read once, and counted meanwhile."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit.report.pages import page_environment
 from plaudit.storage.atomic import write_text
-from plaudit.types import ShownComparison
+from plaudit.types import ComparisonPreview
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -51,7 +51,7 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def sizes(shown: ShownComparison) -> str:
+def sizes(shown: ComparisonPreview) -> str:
     """The tokens of a comparison in a sentence."""
     branches = " + ".join(f"{len(branch):,}" for branch in shown.branches)
     count = len(shown.branches)
@@ -66,7 +66,7 @@ def sizes(shown: ShownComparison) -> str:
     )
 
 
-def remarks(shown: ShownComparison, unusable: str | None) -> list[str]:
+def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
     """What happens to the comparison besides, in sentences.
 
     ``unusable`` says why training drops it for its texts, in words.
@@ -91,7 +91,7 @@ def counted(tokens: int) -> str:
     return "1 token" if tokens == 1 else f"{tokens:,} tokens"
 
 
-def standing(shown: ShownComparison, response: int) -> str:
+def standing(shown: ComparisonPreview, response: int) -> str:
     """What is known of a response, for its heading."""
     if not shown.grades:
         return f"Response {response + 1}"
@@ -110,7 +110,7 @@ def breakable(text: str) -> Markup:
 
 
 def write_preview(
-    path: Path, rows: Sequence[tuple[ShownComparison, Sequence[str]]], *, data: str, model: str
+    path: Path, rows: Sequence[tuple[ComparisonPreview, Sequence[str]]], *, data: str, model: str
 ) -> None:
     """A page of comparisons with their remarks that holds everything it shows.
 

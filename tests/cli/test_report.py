@@ -20,7 +20,7 @@ from plaudit.evaluation.table import build_table
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
 from plaudit.storage.atomic import write_json, write_json_lines
-from plaudit.types import Comparison, ShownComparison, ShownToken, TokenTree
+from plaudit.types import Comparison, ComparisonPreview, TokenPreview, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 if TYPE_CHECKING:
@@ -270,9 +270,9 @@ def pages(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     data = write_jsonl(folder / "pairs_of_a_long_name.jsonl", [*rows, rows[0]])
     assert main(["data", "audit", str(data), "--out", str(folder / "audit")]) == 0
     tokens = tuple(
-        ShownToken(id=n, text=f" {text[:300]}", special=n == 3) for n, text in enumerate(HOSTILE)
+        TokenPreview(id=n, text=f" {text[:300]}", special=n == 3) for n, text in enumerate(HOSTILE)
     )
-    shown = ShownComparison(
+    shown = ComparisonPreview(
         id=HOSTILE[0], where=str(data), grades=(1.0, 0.0), prefix=tokens, branches=(tokens, tokens)
     )
     write_preview(folder / "preview.html", [(shown, HOSTILE[:2])], data=str(data), model="x" * 90)

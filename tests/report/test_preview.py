@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from plaudit.cli.data.preview import _print
+from plaudit.cli.data.preview import print_rows
 from plaudit.report.preview import remarks, sizes, standing, visible, write_preview
-from plaudit.types import ShownComparison, ShownToken
+from plaudit.types import ComparisonPreview, TokenPreview
 
 
-def token(text: str, *, special: bool = False) -> ShownToken:
-    return ShownToken(id=7, text=text, special=special)
+def token(text: str, *, special: bool = False) -> TokenPreview:
+    return TokenPreview(id=7, text=text, special=special)
 
 
 NASTY = "<script>alert(1)</script>[red]{{ 7 * 7 }}\x1b[31m\u202e"
-SHOWN = ShownComparison(
+SHOWN = ComparisonPreview(
     id=NASTY,
     where="pairs.jsonl:1",
     grades=(1.0, 0.0),
@@ -62,17 +62,17 @@ def test_sizes_and_standings_in_words() -> None:
         "in 2 separate sequences (30% fewer)."
     )
     assert [standing(SHOWN, at) for at in (0, 1)] == ["Chosen", "Rejected"]
-    one = ShownComparison(id="", where="w", grades=(), branches=((token("a"),),))
+    one = ComparisonPreview(id="", where="w", grades=(), branches=((token("a"),),))
     assert sizes(one) == "1 token, one response."
     assert standing(one, 0) == "Response 1"
-    graded = ShownComparison(id="", where="w", grades=(3.0, 1.5))
+    graded = ComparisonPreview(id="", where="w", grades=(3.0, 1.5))
     assert standing(graded, 1) == "Response 2, grade 1.5"
 
 
 def test_remarks_say_what_is_cut_refused_and_dropped() -> None:
     (cut,) = remarks(SHOWN, None)
     assert cut.startswith("4 tokens of the prompt")
-    refused = ShownComparison(
+    refused = ComparisonPreview(
         id="", where="w", grades=(), reason="over_length", detail="w: 9 tokens, over 4"
     )
     assert remarks(refused, None) == ["Not encoded (over_length): w: 9 tokens, over 4."]
@@ -96,7 +96,7 @@ def test_a_page_escapes_what_comes_from_data(tmp_path: Path) -> None:
 def test_the_terminal_shows_data_as_it_is() -> None:
     console = Console(width=100, force_terminal=False, record=True, quiet=False)
     with console.capture() as captured:
-        _print(console, [(SHOWN, remarks(SHOWN, None))], ids=True)
+        print_rows(console, [(SHOWN, remarks(SHOWN, None))], ids=True)
     text = captured.get()
     assert "[red]" in text.replace("\n  ", "")
     assert "\x1b" not in text

@@ -1,6 +1,6 @@
 """``plaudit data``: commands that look at, clean and make preference data. Loads no torch.
 
-To add one, write ``plaudit/cli/data/<command>.py`` and a row in :data:`COMMANDS`.
+To add one, write a function in a module beside this one and a row in :data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import typer
 COMMANDS: dict[str, str] = {
     "audit": "plaudit.cli.data.audit:audit",
     "preview": "plaudit.cli.data.preview:preview",
-    "perturb": "plaudit.cli.data.perturb:perturb",
-    "convert": "plaudit.cli.data.convert:convert",
-    "split": "plaudit.cli.data.split:split",
+    "perturb": "plaudit.cli.data.transform:perturb",
+    "convert": "plaudit.cli.data.transform:convert",
+    "split": "plaudit.cli.data.transform:split",
 }
 """Name of a command to where it is (``module:name``)."""
 

@@ -1,0 +1,304 @@
+"""``plaudit data convert``, ``perturb`` and ``split``: files of rows made of others."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plaudit.cli import options
+from plaudit.errors import DataError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from plaudit.data.formats.writers import WriteCounts
+    from plaudit.data.split import Part
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+class PairsChoice(StrEnum):
+    """What becomes of more than two responses in a format of pairs."""
+
+    all = "all"
+    best_worst = "best-worst"
+    none = "none"
+
+
+To = Annotated[str, typer.Option("--to", help="The format to write; --list shows them.")]
+
+
+def show_formats(asked: bool) -> None:
+    """Print the table of writers and end."""
+    if asked:
+        from plaudit.data.formats.writers import WRITERS
+
+        for writer in WRITERS.values():
+            print(f"{writer.name:24} {writer.description}")
+        raise typer.Exit
+
+
+def convert(
+    data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
+    out: options.RowsOut,
+    to: To,
+    format_: Annotated[
+        str | None, typer.Option("--from", help="Name the format of IN; recognised if not given.")
+    ] = None,
+    columns: options.Columns = None,
+    pairs: Annotated[
+        PairsChoice,
+        typer.Option(
+            help="More than two responses in a format of pairs: all pairs of unequal grades, the "
+            "best against the worst, or no row."
+        ),
+    ] = PairsChoice.all,
+    list_: Annotated[
+        bool,
+        typer.Option("--list", callback=show_formats, is_eager=True, help="List the formats."),
+    ] = False,
+    json: options.CountsAsJson = False,
+) -> None:
+    """Write preference data in another tool's format; what it cannot hold is counted by name."""
+    from plaudit.cli.printing import quiet_console
+    from plaudit.data.formats import writers
+    from plaudit.recipe.schema import Source
+
+    mapped = options.parse_columns(columns)
+    console = quiet_console()
+    writer = writers.choose_writer(to)
+    with console.status("converting"):
+        counts = writers.convert(
+            Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs.value
+        )
+    if json:
+        print(json_module.dumps(asdict(counts)))
+    for line in count_lines(counts, out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def count_lines(counts: WriteCounts, out: Path) -> list[str]:
+    """What became of the rows: written, skipped and lost, each by its name and in words."""
+    from plaudit.data.formats.records import LOSSES, SKIP_REASONS
+
+    lines = [
+        f"{counts.used:,} of {counts.read:,} rows became {counts.written:,} rows; written to {out}"
+    ]
+    lines += [
+        f"  skipped {count:,}: {reason} ({SKIP_REASONS.get(reason, 'see the page of formats')})"
+        for reason, count in counts.skipped.items()
+    ]
+    lines += [
+        f"  lost in {count:,}: {name} ({LOSSES[name]})" for name, count in counts.losses.items()
+    ]
+    return lines
+
+
+# --- perturb --------------------------------------------------------------------------------------
+
+
+def show_perturbations(asked: bool) -> None:
+    """Print the table of perturbations and end."""
+    if asked:
+        from plaudit.data.perturb.table import PERTURBATIONS
+
+        for one in PERTURBATIONS.values():
+            languages = ",".join(sorted(one.languages or {"any"}))
+            print(f"{one.name:20} {one.kind:18} {one.severity:8} {languages:4} {one.description}")
+        raise typer.Exit
+
+
+def perturb(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, folder or Hub id.")],
+    out: options.RowsOut,
+    perturbations: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Perturbations, or kinds of them: degradation, meaning_preserving, "
+            "reward_hacking, all.",
+        ),
+    ] = "degradation",
+    severity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Only those of these severities: minor, major, critical."
+        ),
+    ] = None,
+    per_row: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most pairs of a row, by perturbations drawn for it."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other perturbations.")] = 42,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The format to write (plaudit data convert --list). Default: explicit pairs, "
+            "ranked rows where rewrites make ties."
+        ),
+    ] = None,
+    format_: options.Format = None,
+    columns: options.Columns = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", callback=show_perturbations, is_eager=True, help="List the perturbations."
+        ),
+    ] = False,
+    json: options.CountsAsJson = False,
+) -> None:
+    """Pair each row's best response with perturbations of it, each of a known cause."""
+    from plaudit.cli.printing import quiet_console
+    from plaudit.data.perturb.run import PerturbOptions, by_count, perturb_file
+    from plaudit.data.perturb.table import SEVERITIES
+    from plaudit.recipe.schema import Source
+
+    source = Source(path=data, format=format_, columns=options.parse_columns(columns))
+    console = quiet_console()
+    with console.status("perturbing"):
+        result = perturb_file(
+            source,
+            out,
+            PerturbOptions(
+                perturbations=_names_in(perturbations),
+                severities=SEVERITIES if severity is None else _names_in(severity),
+                per_row=per_row,
+                seed=seed,
+                to=to,
+            ),
+        )
+    if json:
+        facts = {
+            "rows": result.rows,
+            "not_made": dict(result.not_made),
+            "languages": dict(result.languages),
+            **asdict(result.counts),
+        }
+        print(json_module.dumps(facts))
+    made_of = f"{result.rows:,} rows and {result.perturbations} perturbations"
+    lines = [f"{made_of} made {result.pairs:,} pairs, in the format {result.format}"]
+    if result.not_made:
+        lines.append(f"  not made, by reason: {by_count(result.not_made)}")
+    if set(result.languages) - {"en"}:
+        lines.append(f"  languages of the rows: {by_count(result.languages)}")
+    for line in (*lines, *count_lines(result.counts, out)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _names_in(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+# --- split ----------------------------------------------------------------------------------------
+
+
+class ByChoice(StrEnum):
+    """What is parted: prompts with all their rows, or rows."""
+
+    prompt = "prompt"
+    row = "row"
+
+
+def split(
+    data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
+    out: Annotated[Path, typer.Option(help="The folder for the parts; one file each.")],
+    fractions: Annotated[
+        str, typer.Option(metavar="NAME=SHARE,…", help="The parts; they add up to 1.")
+    ] = "train=0.8,eval=0.1,test=0.1",
+    by: Annotated[
+        ByChoice, typer.Option(help="Part prompts with all their rows, or single rows.")
+    ] = ByChoice.prompt,
+    stratify: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN", help="A column whose values all parts hold in equal shares, or none."
+        ),
+    ] = "source",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other parts.")] = 42,
+    format_: options.Format = None,
+    columns: options.Columns = None,
+    json: options.CountsAsJson = False,
+) -> None:
+    """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
+    from plaudit.cli.printing import quiet_console
+    from plaudit.data.split import SplitOptions, split_files
+    from plaudit.recipe.schema import Source
+
+    mapped = options.parse_columns(columns)
+    console = quiet_console()
+    with console.status("splitting"):
+        parts = split_files(
+            Source(path=data, format=format_, columns=mapped),
+            out,
+            SplitOptions(
+                fractions=parse_fractions(fractions),
+                by=by.value,
+                stratify=None if stratify == "none" else stratify,
+                seed=seed,
+            ),
+        )
+    if json:
+        print(json_module.dumps([{**asdict(part), "path": str(part.path)} for part in parts]))
+    console.print(parts_table(parts, stratify))
+    for part in parts[1:]:
+        if part.leaks:
+            console.print(
+                f"{part.leaks:,} of the {part.rows:,} rows of {part.name} have a prompt that is in"
+                f" {parts[0].name} too; split --by prompt for none.",
+                style="bold",
+                highlight=False,
+                markup=False,
+            )
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """``train=0.8,eval=0.2`` as a table. Raises DataError where it is not of that form."""
+    parts: dict[str, float] = {}
+    for piece in text.split(","):
+        name, equals, share = piece.partition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            equals = ""
+        if not equals or name.strip() in parts:
+            raise DataError(
+                f"--fractions {text} is not of the form train=0.8,eval=0.1,test=0.1 with a name"
+                " for each part."
+            )
+        parts[name.strip()] = value
+    return parts
+
+
+_MOST_STRATA = 20
+
+
+def parts_table(parts: Sequence[Part], stratify: str) -> Table:
+    """Rows and prompts of each part, and the rows of each stratum where there are several."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("part", overflow="fold")
+    for part in parts:
+        table.add_column(Text(part.name), justify="right", no_wrap=True)
+    table.add_row("rows", *(f"{part.rows:,}" for part in parts))
+    table.add_row("prompts", *(f"{part.prompts:,}" for part in parts))
+    strata = list(parts[0].strata)
+    if len(strata) > 1:
+        for stratum in strata[:_MOST_STRATA]:
+            table.add_row(
+                Text(f"  {stratify}: {printable(stratum)}"),
+                *(f"{part.strata[stratum]:,}" for part in parts),
+            )
+        if len(strata) > _MOST_STRATA:
+            table.add_row(f"  and {len(strata) - _MOST_STRATA} more")
+    table.add_row("file", *(Text(part.path.name) for part in parts))
+    return table
