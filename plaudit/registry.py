@@ -7,7 +7,6 @@ a tool touches its folder and its lines here.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,6 +26,34 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
         "sharegpt": "plaudit.interop.llama_factory.data:SHAREGPT_WRITER",
         "openrlhf": "plaudit.interop.openrlhf.rows:MESSAGES_WRITER",
     },
+    # plaudit.interop.records.Format
+    "model_format": {
+        "llama_factory": "plaudit.interop.llama_factory.read:FORMAT",
+        "openrlhf": "plaudit.interop.openrlhf.read:FORMAT",
+        "adapter": "plaudit.interop.sequence_classifier.read:ADAPTER_FORMAT",
+        "classifier": "plaudit.interop.sequence_classifier.read:WHOLE_FORMAT",
+    },
+    # plaudit.interop.records.Exporter
+    "exporter": {
+        "adapter": "plaudit.interop.sequence_classifier.write:ADAPTER_EXPORTER",
+        "merged": "plaudit.interop.sequence_classifier.write:MERGED_EXPORTER",
+        "llamafactory": "plaudit.interop.llama_factory.write:EXPORTER",
+        "openrlhf": "plaudit.interop.openrlhf.write:EXPORTER",
+    },
+    # plaudit.tokens.rendering.Renderer
+    "renderer": {
+        "llamafactory": "plaudit.interop.llama_factory.templates:RENDERER",
+        "openrlhf": "plaudit.interop.openrlhf.read:RENDERER",
+    },
+    # plaudit.serving.protocols.records.Protocol
+    "protocol": {
+        "get_reward": "plaudit.interop.openrlhf.protocol:GET_REWARD",
+        "score_evaluation": "plaudit.interop.llama_factory.protocol:SCORE_EVALUATION",
+    },
+    # A function (path, …) -> the mapping of a recipe, with notes.
+    "recipe_source": {
+        "llamafactory": "plaudit.interop.llama_factory.recipe:translate",
+    },
     # The name of a file that describes data sets, to a function Source -> Source.
     "data_source": {
         "dataset_info.json": "plaudit.interop.llama_factory.data:resolve",
@@ -40,7 +67,6 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(TABLE[kind])
 
 
-@functools.cache
 def find(kind: str, name: str) -> Any:
     """What a name stands for; the caller knows the type that its kind has.
 

@@ -315,7 +315,7 @@ def encoder_of(opened: Opened) -> Encoder:
     return Encoder(
         tokenizer=opened.tokenizer,
         max_length=facts.max_length,
-        overlong="drop",
+        truncation="drop",
         text_as_turns=facts.text == "chat",
         chat_template_kwargs=facts.chat_template_kwargs,
         rendering=facts.rendering,

@@ -191,12 +191,11 @@ def as_turns(comparison: Comparison) -> Comparison:
 class Rendering:
     """How a conversation becomes tokens.
 
-    ``chat_template`` is the tokenizer's own. ``llamafactory`` encodes each piece of each turn on
-    its own, by LLaMA-Factory's template of the name ``template``, whose text is ``strings``;
-    ``openrlhf`` ends the rendered text as OpenRLHF's reward data do.
+    The kind ``chat_template`` is the tokenizer's own; the others are renderers of the registry.
+    ``template`` names the template of such a renderer, and ``strings`` are its texts.
     """
 
-    kind: Literal["chat_template", "llamafactory", "openrlhf"] = "chat_template"
+    kind: str = "chat_template"
     template: str | None = None
     strings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -153,7 +153,7 @@ def _sizes(recipe: Recipe, asked: Asked | None) -> tuple[Split, Lengths, list[st
     tokens = recipe.tokens
     kept = [
         sum(
-            len(within(lengths, max_length=tokens.max_length, overlong=tokens.overlong))
+            len(within(lengths, max_length=tokens.max_length, truncation=tokens.truncation))
             for lengths in role
         )
         for role in ([train], *held_out)

@@ -15,25 +15,23 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from plaudit import __version__
+from plaudit import __version__, registry
 from plaudit.errors import ModelError
-from plaudit.interop.export_records import Exportable, Exporter, Options, Written
-from plaudit.interop.exporters import EXPORTERS
 from plaudit.interop.formats import locate
-from plaudit.interop.llama_factory.chat_template import chat_template_of
 from plaudit.interop.parity import (
     TOLERANCE,
+    CheckRows,
     Parity,
     ParityError,
     allowed,
+    check_rows,
     given_by,
     largest_difference,
     order_changes,
     refuse_difference,
 )
-from plaudit.interop.parity_rows import CheckRows, check_rows
 from plaudit.interop.prepare import prepare, refuse_unsuitable
-from plaudit.interop.records import Choices
+from plaudit.interop.records import Choices, Exportable, Exporter, Options, Written
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -49,6 +47,7 @@ from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.reward_model import RewardModel, load
 from plaudit.storage.atomic import write_json, writing
 from plaudit.storage.folder import new_folder
+from plaudit.tokens.rendering import renderer_of
 from plaudit.types import Affine, FloatArray
 
 EXPORT_FILE = "export.json"
@@ -96,7 +95,7 @@ def export(
     trust_remote_code: bool = False,
     choices: Choices = Choices(),
 ) -> Exported:
-    """Write ``model`` into the folder ``out`` in the layout of ``to``, a key of ``EXPORTERS``.
+    """Write ``model`` into the folder ``out`` in the layout of the exporter named ``to``.
 
     The folder appears when its check has passed. Weights are merged in fp32 and rounded once to
     ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32. ``choices`` say what another
@@ -108,7 +107,8 @@ def export(
         OutputError: ``out`` exists, or cannot be written.
         ParityError: the reloaded export gives other scores than the model.
     """
-    exporter, folder = EXPORTERS[to], Path(out)
+    exporter: Exporter = registry.find("exporter", to)
+    folder = Path(out)
     # A Hub id's files, its base among them where it carries one, lie in the cache.
     here = locate(model)
     options = Options(
@@ -203,13 +203,14 @@ def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple
     Gives the tokenizer the chat template of an imported model that has it elsewhere.
     """
     facts, tokenizer, notes = source.facts, source.tokenizer, []
-    if facts.rendering.kind == "llamafactory" and exporter.encode is not None:
-        template = chat_template_of(facts.rendering.strings, facts.reading, tokenizer)
+    as_jinja = renderer_of(facts.rendering).as_jinja
+    if as_jinja is not None and exporter.encode is not None:
+        template = as_jinja(facts.rendering, facts.reading, tokenizer)
         if template is not None:
             tokenizer.chat_template = template
             notes.append(
-                f"The chat template is LLaMA-Factory's {facts.rendering.template}, which this "
-                "model was trained with, written as Jinja."
+                f"The chat template is {facts.rendering.template}, which this model was trained "
+                "with, written as Jinja."
             )
     if facts.reading.rule != "last" and exporter.encode is None:
         notes.append(

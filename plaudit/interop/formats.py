@@ -1,25 +1,20 @@
 """Every format a reward model is read from: recognised by its files, opened by its own rules.
 
-To add one, write a recogniser and an opener and add a row to :data:`FORMATS`; the first row that
-recognises a folder opens it.
+To add one, write a recogniser and an opener and name their :class:`Format` in the registry; the
+first that recognises a folder opens it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from plaudit import registry
 from plaudit.errors import ModelError
-from plaudit.interop.contents import Contents, look
-from plaudit.interop.llama_factory.read import is_llamafactory, open_llamafactory
-from plaudit.interop.openrlhf.read import is_openrlhf, open_openrlhf
-from plaudit.interop.records import Choices, Opened, Request
-from plaudit.interop.sequence_classifier.read import is_adapter, is_whole, open_adapter, open_whole
-from plaudit.interop.shared import say
+from plaudit.interop.records import Choices, Format, Opened, Request
+from plaudit.interop.shared import Contents, look, say
 from plaudit.model.checkpoint import (
     FACTS_FILE,
     RUN_FILES,
@@ -39,15 +34,6 @@ FETCHED = (
 )
 PICKLED = ("pytorch_model*.bin",)
 NOT_FETCHED = ("checkpoint*/*", "runs/*", "original/*", "plots/*", "evaluations/*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """A row: what it is called, whether a folder is of it, and how it is opened."""
-
-    name: str
-    recognises: Callable[[Contents], bool]
-    opens: Callable[[Contents, Request], Opened]
 
 
 def _is_own(contents: Contents) -> bool:
@@ -80,13 +66,12 @@ def _open_own(contents: Contents, request: Request) -> Opened:
     return Opened(facts=facts, tokenizer=own_tokenizer(contents.folder, facts), build=build)
 
 
-FORMATS: tuple[Format, ...] = (
-    Format(name="plaudit", recognises=_is_own, opens=_open_own),
-    Format(name="LLaMA-Factory", recognises=is_llamafactory, opens=open_llamafactory),
-    Format(name="OpenRLHF", recognises=is_openrlhf, opens=open_openrlhf),
-    Format(name="sequence classifier adapter", recognises=is_adapter, opens=open_adapter),
-    Format(name="sequence classifier", recognises=is_whole, opens=open_whole),
-)
+OWN = Format(name="plaudit", recognises=_is_own, opens=_open_own)
+
+
+def formats() -> tuple[Format, ...]:
+    """Plaudit's own and those of other tools, in the order in which they are asked."""
+    return (OWN, *registry.every("model_format").values())
 
 
 def open_reward_model(
@@ -130,7 +115,7 @@ def recognise(contents: Contents, request: Request) -> Format:
             f"{request.source} has no {FACTS_FILE}, so this run has not finished training; name "
             "one of its checkpoints, or finish the run with plaudit train --resume."
         )
-    for row in FORMATS:
+    for row in formats():
         if row.recognises(contents):
             return row
     if contents.config is None:
@@ -142,7 +127,7 @@ def recognise(contents: Contents, request: Request) -> Format:
     raise ModelError(
         f"{request.source} {found} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
         "and no linear head among its weights); expected a reward model: "
-        f"{', '.join(row.name for row in FORMATS)}."
+        f"{', '.join(row.name for row in formats())}."
     )
 
 
@@ -151,7 +136,7 @@ def is_reward_model(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     contents = look(folder)
-    return any(row.recognises(contents) for row in FORMATS)
+    return any(row.recognises(contents) for row in formats())
 
 
 def locate(source: str | Path) -> Path:

@@ -5,13 +5,18 @@ Shapes: R responses, all comparisons together, in order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
-from plaudit.errors import PlauditError
-from plaudit.types import Affine, FloatArray
+from plaudit.data.load import iterate
+from plaudit.errors import DataError, PlauditError
+from plaudit.recipe.schema import Source, load_recipe
+from plaudit.reward_model import RewardModel
+from plaudit.types import Affine, Comparison, FloatArray, TokenTree, as_turns
 
 TOLERANCE = 1e-4
 """Largest difference allowed between fp32 scores, relative where scores are over 1."""
@@ -79,3 +84,96 @@ def refuse_difference(parity: Parity, what: str) -> None:
             "allowed. Nothing was written; please report this with the model's plaudit.json, or "
             "see what is written with --no-check."
         )
+
+
+ROWS = 16
+"""Comparisons that a check scores unless the user names a file."""
+
+EMBEDDED = f"documentation:heldout:{4 * ROWS}"
+RECIPE_FILE, PREDICTIONS_FILE = "recipe.yaml", "predictions.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRows:
+    """Comparisons as the model reads them, with their trees. ``where`` says what they are."""
+
+    comparisons: tuple[Comparison, ...]
+    trees: tuple[TokenTree, ...]
+    where: str
+
+    def sequences(self) -> list[list[int]]:
+        """Each whole conversation as ids, up to the scored token; comparisons in order."""
+        return [
+            [*map(int, tree.prefix), *map(int, branch)]
+            for tree in self.trees
+            for branch in tree.branches
+        ]
+
+
+def check_rows(model: RewardModel, folder: Path, given: Source | None) -> CheckRows:
+    """All rows of ``given``, or :data:`ROWS` of the run's held-out rows, else of embedded text.
+
+    Raises:
+        DataError: ``given`` cannot be read, or the model can read none of its rows.
+    """
+    if given is not None:
+        comparisons = [comparison for *_, comparison in iterate(given)]
+        found = _readable(model, comparisons, given.path, len(comparisons))
+        if not found.trees:
+            raise DataError(
+                f"The model can read none of the {len(comparisons)} rows of {given.path} (it reads "
+                f"at most {model.facts.max_length} tokens); give other --rows."
+            )
+        return found
+    recorded = _recorded(folder)
+    if recorded is not None:
+        found = _readable(model, recorded, "the run's held-out rows", ROWS)
+        if found.trees:
+            return found
+    embedded = [comparison for *_, comparison in iterate(Source(path=EMBEDDED))]
+    found = _readable(model, embedded, "embedded rows", ROWS)
+    if not found.trees:
+        raise DataError(
+            f"The model can read no embedded row (it reads at most {model.facts.max_length} "
+            "tokens); give rows of your own with --rows."
+        )
+    return found
+
+
+def _readable(
+    model: RewardModel, comparisons: Sequence[Comparison], where: str, count: int
+) -> CheckRows:
+    if model.facts.text == "chat":
+        comparisons = [as_turns(comparison) for comparison in comparisons]
+    outcomes = model.encode(comparisons)
+    kept = [
+        (comparison, outcome)
+        for comparison, outcome in zip(comparisons, outcomes, strict=True)
+        if isinstance(outcome, TokenTree)
+    ][:count]
+    return CheckRows(
+        comparisons=tuple(comparison for comparison, _ in kept),
+        trees=tuple(tree for _, tree in kept),
+        where=where,
+    )
+
+
+def _recorded(folder: Path) -> list[Comparison] | None:
+    """The first evaluated comparisons of a run whose data are still where they were."""
+    from plaudit.evaluation.table import read_table
+
+    if not (folder / RECIPE_FILE).is_file() or not (folder / PREDICTIONS_FILE).is_file():
+        return None
+    try:
+        data = load_recipe(folder / RECIPE_FILE).data
+        evaluated = set(read_table(folder / PREDICTIONS_FILE).comparison_N)
+        rows = _evaluated(data.test or data.eval or data.train, evaluated)
+        return list(islice(rows, 4 * ROWS)) or None
+    except PlauditError:
+        # A file that moved away is no reason to export unchecked.
+        return None
+
+
+def _evaluated(sources: Sequence[Source], ids: set[object]) -> Iterator[Comparison]:
+    for source in sources:
+        yield from (comparison for *_, comparison in iterate(source) if comparison.id in ids)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.interop.export_records import Exportable, Exporter, Options
+from plaudit.interop.records import Exportable, Exporter, Options
 from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.load import head_modules, output_layer
 from plaudit.model.module import classifier, has_score_head

@@ -52,7 +52,7 @@ class Output:
 class Origin:
     """Where a model that another tool trained comes from.
 
-    ``format`` is a row of :data:`plaudit.interop.formats.FORMATS`; ``era`` the version whose
+    ``format`` is the name of a model format; ``era`` the version whose
     rules it is read by; ``notes`` are the sentences that were said when it was read.
     """
 

@@ -173,7 +173,7 @@ def plan(
     facts = summarize(
         lengths,
         max_length=recipe.tokens.max_length,
-        overlong=recipe.tokens.overlong,
+        truncation=recipe.tokens.truncation,
         batch=arguments.get("per_device_train_batch_size", 8),
     )
     steps = count_steps(arguments, split.train, devices)

@@ -13,7 +13,7 @@ from plaudit.errors import DataError
 CHARACTERS_PER_TOKEN = 4
 PADDED_SEED = 0
 
-Overlong: TypeAlias = Literal["drop", "truncate_prompt", "llamafactory", "error"]
+Truncation: TypeAlias = Literal["drop", "left", "proportional", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +86,9 @@ def _tokens(characters: int) -> int:
     return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
 
 
-def within(lengths: Lengths, *, max_length: int, overlong: Overlong) -> list[Length]:
+def within(lengths: Lengths, *, max_length: int, truncation: Truncation) -> list[Length]:
     """The comparisons that the over-length policy keeps, shortened where it shortens."""
-    shorten = _SHORTEN.get(overlong)
+    shorten = _SHORTEN.get(truncation)
     rows = lengths.rows if shorten is None else [shorten(row, max_length) for row in lengths.rows]
     return [row for row in rows if row.longest <= max_length]
 
@@ -97,7 +97,7 @@ def summarize(
     lengths: Lengths,
     *,
     max_length: int,
-    overlong: Overlong,
+    truncation: Truncation,
     batch: int,
 ) -> LengthFacts:
     """Facts of the comparisons that the over-length policy keeps.
@@ -108,7 +108,7 @@ def summarize(
     Raises:
         DataError: no comparison is within ``max_length``.
     """
-    rows = within(lengths, max_length=max_length, overlong=overlong)
+    rows = within(lengths, max_length=max_length, truncation=truncation)
     if not rows:
         raise DataError(
             f"every comparison has a conversation over tokens.max_length {max_length}; raise it."
@@ -130,7 +130,7 @@ def _shorten(row: Length, max_length: int) -> Length:
 
 
 def _cut_in_proportion(row: Length, max_length: int) -> Length:
-    """As LLaMA-Factory cuts, but for its rule of which part is cut first."""
+    """In proportion, without the rule of which part is cut first."""
     share = min(1.0, max_length / row.longest)
     return Length(
         prompt=int(share * row.prompt), responses=tuple(int(share * r) for r in row.responses)
@@ -138,9 +138,9 @@ def _cut_in_proportion(row: Length, max_length: int) -> Length:
 
 
 _SHORTEN: dict[str, Callable[[Length, int], Length]] = {
-    "truncate_prompt": _shorten,
+    "left": _shorten,
     "error": _shorten,
-    "llamafactory": _cut_in_proportion,
+    "proportional": _cut_in_proportion,
 }
 """What a policy makes of lengths over the limit; without a row they are left out."""
 

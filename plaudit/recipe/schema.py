@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from plaudit import registry
 from plaudit.errors import RecipeError
 from plaudit.recipe.shipped import recipe_file
 from plaudit.recipe.validate import (
@@ -162,30 +163,32 @@ def _real_day(text: str) -> str:
     return text
 
 
-class LlamaFactoryTemplate(Section):
-    """A conversation template of LLaMA-Factory by its name, as a release had it."""
+class TemplateSection(Section):
+    """A conversation template of another trainer by its name, as a release had it."""
 
-    template: str
-    """Name of the template."""
-    release: str = "0.9.5"
-    """Release whose version of the template is used."""
+    tool: str
+    """Trainer whose template it is."""
+    name: str
+    """Name of the template there."""
+    release: str | None = None
+    """Release whose version of the template is used; null is the newest known."""
 
 
 class TokensSection(Section):
     """How comparisons become tokens, and how many go through the model at once.
 
-    ``llamafactory`` renders conversations as LLaMA-Factory does, by one of its templates, in place
-    of the tokenizer's chat template: ``{template: llama3, release: 0.9.5}``.
+    ``template`` renders conversations as another trainer does, by one of its templates, in place
+    of the tokenizer's chat template.
     """
 
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest conversation, prompt and response together, in tokens."""
-    overlong: Literal["drop", "truncate_prompt", "llamafactory", "error"] = "drop"
+    truncation: Literal["drop", "left", "proportional", "error"] = "drop"
     """What becomes of a longer one: drop it (counted), truncate its prompt, or stop."""
     chat_template: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
     """File of a Jinja chat template, in place of the tokenizer's."""
-    llamafactory: LlamaFactoryTemplate | None = None
-    """Render conversations with a template of LLaMA-Factory."""
+    template: TemplateSection | None = None
+    """Render conversations with a template of another trainer."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the chat template."""
     pad_token: str | None = None
@@ -575,10 +578,16 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _token_contradictions(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.tokens.llamafactory and recipe.tokens.chat_template:
+    named, known = recipe.tokens.template, registry.names("renderer")
+    if named is not None and named.tool not in known:
         yield Problem(
-            ("tokens", "llamafactory"),
-            "`tokens.llamafactory` and `tokens.chat_template` both say how conversations are "
+            ("tokens", "template", "tool"),
+            f"`tokens.template.tool` is {named.tool!r}, but must be {' or '.join(known)}.",
+        )
+    if recipe.tokens.template and recipe.tokens.chat_template:
+        yield Problem(
+            ("tokens", "template"),
+            "`tokens.template` and `tokens.chat_template` both say how conversations are "
             "written; keep one.",
         )
 

@@ -29,7 +29,7 @@ WRITTEN: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("base", "dtype"),
     "lora": ("r", "lora_alpha", "lora_dropout", "target_modules"),
     "data": ("train", "eval_fraction", "split_by", "seed"),
-    "tokens": ("max_length", "overlong"),
+    "tokens": ("max_length", "truncation"),
     "train": tuple(TRAINING),
     "evaluate": ("calibrate", "baselines"),
     "report": ("html", "plots"),

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from plaudit import registry
 from plaudit.errors import RecipeError, nearest
 from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
@@ -103,7 +104,8 @@ ALIASES: dict[str, str] = {
     "val_size": "data.eval_fraction",
     "val_set_size": "data.eval_fraction",
     "validation_split": "data.eval_fraction",
-    "template": "tokens.chat_template",
+    "template": "tokens.template",
+    "overlong": "tokens.truncation",
     "cutoff_len": "tokens.max_length",
     "max_len": "tokens.max_length",
     "max_seq_len": "tokens.max_length",
@@ -148,6 +150,10 @@ ADVICE: dict[str, str] = {
     "max_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
     "max_train_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
     "save_path": "say where the run goes with --out",
+    **{
+        tool: f"write it as tokens.template: {{tool: {tool}, name: …, release: …}}"
+        for tool in registry.names("renderer")
+    },
 }
 """Keys of other trainers and versions that no single key here stands for, and what to do."""
 

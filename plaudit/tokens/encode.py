@@ -15,7 +15,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, printable
-from plaudit.tokens.rendering import RENDER_ERRORS, Piece, Rendered, Voice, is_chat, render
+from plaudit.tokens.rendering import (
+    RENDER_ERRORS,
+    Piece,
+    Rendered,
+    Voice,
+    is_chat,
+    render,
+    renderer_of,
+)
 from plaudit.tokens.unrendered import find_unrendered
 from plaudit.types import (
     MEDIA,
@@ -28,7 +36,7 @@ from plaudit.types import (
     as_turns,
 )
 
-Overlong = Literal["drop", "truncate_prompt", "llamafactory", "error"]
+Truncation = Literal["drop", "left", "proportional", "error"]
 
 OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"
@@ -50,7 +58,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    overlong: Overlong = "drop"
+    truncation: Truncation = "drop"
     text_as_turns: bool = False
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     rendering: Rendering = field(default_factory=Rendering)
@@ -59,7 +67,8 @@ class Encoder:
     @property
     def has_template(self) -> bool:
         """Whether messages can be rendered."""
-        return self.rendering.kind == "llamafactory" or bool(self.tokenizer.chat_template)
+        own = not renderer_of(self.rendering).needs_chat_template
+        return own or bool(self.tokenizer.chat_template)
 
     @property
     def voice(self) -> Voice:
@@ -76,7 +85,7 @@ def encode(
     """One outcome per comparison, in order: its token tree, or why there is none.
 
     Raises:
-        DataError: ``overlong`` is ``error`` and a conversation is over ``max_length``.
+        DataError: ``truncation`` is ``error`` and a conversation is over ``max_length``.
         ModelError: messages, and a tokenizer without a chat template.
     """
     if encoder.text_as_turns:
@@ -220,7 +229,7 @@ def grow_tree(
     cut = Cut(sequences=tuple(sequences))
     longest = max(len(ids) for ids in sequences)
     if longest > encoder.max_length:
-        made = OVERLONG[encoder.overlong](encoder, comparison, sequences)
+        made = TRUNCATIONS[encoder.truncation](encoder, comparison, sequences)
         if made is None:
             return Refused(
                 index=index,
@@ -281,7 +290,7 @@ def _stop(encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray
     longest = max(len(ids) for ids in sequences)
     raise DataError(
         f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
-        f"{encoder.max_length}; raise max_length or set tokens.overlong to drop or truncate_prompt."
+        f"{encoder.max_length}; raise max_length or set tokens.truncation to drop or left."
     )
 
 
@@ -305,18 +314,17 @@ def _truncate_prompt(
     )
 
 
-def _as_llamafactory(
+def _proportional(
     encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]
 ) -> Cut | None:
-    """The heads of prompt and responses (:func:`llamafactory_lengths`), their ends lost.
+    """The heads of prompt and responses (:func:`proportional_lengths`), their ends lost.
 
-    The prompt is what it encodes to alone: with LLaMA-Factory's own templates, up to where the
-    assistant is to speak.
+    The prompt is what it encodes to alone, up to where the assistant is to speak.
     """
     shortest = min(sequences, key=len)
     prompt = _prompt_tokens(encoder, comparison, shortest[:-1])
     responses = [ids[prompt:] for ids in sequences]
-    kept_prompt, kept = llamafactory_lengths(
+    kept_prompt, kept = proportional_lengths(
         prompt, max(len(ids) for ids in responses), encoder.max_length
     )
     head = shortest[:kept_prompt]
@@ -327,28 +335,28 @@ def _as_llamafactory(
     )
 
 
-def llamafactory_lengths(prompt: int, response: int, cutoff: int) -> tuple[int, int]:
-    """Tokens that LLaMA-Factory keeps of a prompt and of its responses, by the longest of those.
+def proportional_lengths(prompt: int, response: int, cutoff: int) -> tuple[int, int]:
+    """Tokens that are kept of a prompt and of its responses, by the longest of those.
 
     A part shorter than half the cutoff stays whole and the other gets what is left; two longer
-    parts are cut in proportion (``infer_seqlen`` in ``llamafactory/data/processor``).
+    parts are cut in proportion.
     """
     if 2 * response < cutoff:
         room = cutoff
     elif 2 * prompt < cutoff:
         room = cutoff - prompt
     else:
-        # The order of operations is theirs: it decides how the last token is rounded.
+        # The order of operations decides how the last token is rounded; trainers agree on it.
         room = int(cutoff * (response / (prompt + response)))
     kept = min(room, response)
     return min(max(cutoff - kept, 0), prompt), kept
 
 
-OVERLONG: dict[Overlong, Policy] = {
+TRUNCATIONS: dict[Truncation, Policy] = {
     "drop": _drop,
     "error": _stop,
-    "truncate_prompt": _truncate_prompt,
-    "llamafactory": _as_llamafactory,
+    "left": _truncate_prompt,
+    "proportional": _proportional,
 }
 
 

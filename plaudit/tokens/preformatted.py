@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.tokens.encode import Encoder, cut_behind, encode_rendered
-from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, render
+from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, render, renderer_of
 from plaudit.types import Comparison, IntArray, Message
 
 _CONTENT = "plaudit"
@@ -106,8 +106,7 @@ def without_padding(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _rendered(encoder: Encoder, habits: Habits, text: str) -> Rendered:
-    if encoder.rendering.kind == "openrlhf":
-        # Its reward data close every text in the same way, rendered or not.
+    if renderer_of(encoder.rendering).closes_text:
         whole = Comparison(
             id="", prompt=text, responses=("",), grades=(), group="", source="", where="the text"
         )

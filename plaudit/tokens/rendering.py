@@ -1,13 +1,13 @@
 """Conversations to pieces of text: by the tokenizer's template, or as another tool does it.
 
 The pieces of a conversation are encoded one by one and their ids joined; a number among them is an
-id itself. To add a rendering, write a function and add a row to :data:`RENDERERS`.
+id itself. Other tools' renderings are found in :mod:`plaudit.registry` by their name.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, TypeAlias
@@ -15,11 +15,14 @@ from typing import Any, Literal, TypeAlias
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from plaudit import registry
 from plaudit.errors import ModelError
-from plaudit.interop.llama_factory.slots import BOS, EOS, fill
-from plaudit.types import Comparison, Message, Rendering, Turns
+from plaudit.types import Comparison, Reading, Rendering, Turns
 
 Piece: TypeAlias = str | int
+
+CHAT_TEMPLATE = "chat_template"
+"""The kind of rendering that is plaudit's own: the tokenizer's chat template."""
 
 RENDER_ERRORS = (TemplateError, TypeError, LookupError, ValueError, AttributeError)
 """What :func:`render` raises for a conversation that has no rendering, whatever raised it: the
@@ -52,6 +55,31 @@ class Voice:
     rendering: Rendering
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTemplate:
+    """A template that a recipe names: how it renders, and what it sets in a base's tokenizer."""
+
+    rendering: Rendering
+    prepare: Callable[[PreTrainedTokenizerBase], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renderer:
+    """How conversations are rendered.
+
+    ``needs_chat_template`` says whether messages need the tokenizer's own. ``closes_text`` says
+    whether preformatted text is ended as a rendered conversation is. ``template`` looks a template
+    up by name and release (None: the newest known). ``as_jinja`` writes a rendering as a chat
+    template for other tools, None where it has no such form.
+    """
+
+    render: Callable[[Voice, Comparison, Turns], Rendered]
+    needs_chat_template: bool = True
+    closes_text: bool = False
+    template: Callable[[str, str | None], NamedTemplate] | None = None
+    as_jinja: Callable[[Rendering, Reading, PreTrainedTokenizerBase], str | None] | None = None
+
+
 def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
     """The whole conversation with ``response``.
 
@@ -59,7 +87,7 @@ def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
         ModelError: messages, and a tokenizer without a chat template.
         RENDER_ERRORS: the template or the rendering has no form for these messages.
     """
-    return RENDERERS[voice.rendering.kind](voice, comparison, response)
+    return renderer_of(voice.rendering).render(voice, comparison, response)
 
 
 def is_chat(comparison: Comparison) -> bool:
@@ -73,42 +101,24 @@ def by_chat_template(voice: Voice, comparison: Comparison, response: Turns) -> R
     return Rendered(pieces=(text,), ending="chat" if is_chat(comparison) else "plain")
 
 
-def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
-    """No newline at the end, then the end token unless it is there, a space before it.
+OWN = Renderer(render=by_chat_template)
 
-    The rule of OpenRLHF's reward data (``openrlhf/datasets/reward_dataset.py``); it adds no other
-    special token.
+
+def renderer_of(rendering: Rendering) -> Renderer:
+    """The renderer of that kind: plaudit's own, or another tool's.
+
+    Raises:
+        ModelError: there is none of that name.
     """
-    text = conversation_text(voice, comparison, response).rstrip("\n")
-    end = voice.tokenizer.eos_token
-    closed = end is None or text.endswith(str(end))
-    return Rendered(pieces=(text if closed else f"{text} {end}",), ending="exact")
-
-
-def by_llamafactory(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
-    """LLaMA-Factory's own template, each piece of each turn encoded on its own.
-
-    Byte-pair merges never reach across its pieces, so the ids differ from those of the same text
-    encoded at once. Plain text stands as it is.
-    """
-    if isinstance(comparison.prompt, str) or isinstance(response, str):
-        return by_chat_template(voice, comparison, response)
-    if comparison.tools:
-        raise ValueError("LLaMA-Factory's templates are read without tools")
-    system, turns = _alternating((*comparison.prompt, *response))
-    tokens = {BOS: voice.tokenizer.bos_token_id, EOS: voice.tokenizer.eos_token_id}
-    pieces = [tokens.get(piece, piece) for piece in fill(voice.rendering.strings, system, turns)]
-    # A tokenizer without a start token has none to write.
-    return Rendered(pieces=tuple(p for p in pieces if p is not None), ending="exact")
-
-
-Renderer: TypeAlias = Callable[[Voice, Comparison, Turns], Rendered]
-
-RENDERERS: dict[str, Renderer] = {
-    "chat_template": by_chat_template,
-    "llamafactory": by_llamafactory,
-    "openrlhf": by_openrlhf,
-}
+    if rendering.kind == CHAT_TEMPLATE:
+        return OWN
+    if rendering.kind not in registry.names("renderer"):
+        raise ModelError(
+            f"No renderer is called {rendering.kind}; plaudit has {CHAT_TEMPLATE}, "
+            f"{', '.join(registry.names('renderer'))}."
+        )
+    renderer: Renderer = registry.find("renderer", rendering.kind)
+    return renderer
 
 
 def conversation_text(voice: Voice, comparison: Comparison, response: Turns) -> str:
@@ -147,26 +157,3 @@ def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if refused:
         raise ValueError(f"chat_template_kwargs may not set {', '.join(refused)}")
     return given
-
-
-def _alternating(messages: Sequence[Message]) -> tuple[str, list[str]]:
-    """The system text, and the contents of the turns, user first.
-
-    Raises:
-        ValueError: turns that do not alternate, or of another role; LLaMA-Factory drops such rows.
-        TypeError: a content that is not text.
-    """
-    system = ""
-    if messages and messages[0].role == "system":
-        system, messages = messages[0].content, messages[1:]
-    for number, message in enumerate(messages):
-        expected = ("user", "assistant")[number % 2]
-        if message.role != expected or message.extra:
-            raise ValueError(
-                f"turn {number + 1} is {message.role}; LLaMA-Factory's templates alternate user "
-                "and assistant, after one system text, without tool calls"
-            )
-    contents = [system, *(message.content for message in messages)]
-    if not all(isinstance(content, str) for content in contents):
-        raise TypeError("a message's content is not text")
-    return contents[0], contents[1:]

@@ -176,7 +176,7 @@ def encode_rows(
     there are. ``on_rows`` hears rows done and rows in all.
 
     Raises:
-        DataError: ``overlong`` is ``error`` and a conversation is over ``max_length``.
+        DataError: ``truncation`` is ``error`` and a conversation is over ``max_length``.
         ModelError: messages, and a tokenizer without a chat template.
         OutputError: the cache cannot be written.
     """
@@ -215,7 +215,7 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "template": encoder.tokenizer.chat_template,
         "template_kwargs": dict(encoder.chat_template_kwargs),
         "max_length": encoder.max_length,
-        "overlong": encoder.overlong,
+        "truncation": encoder.truncation,
         "text_as_turns": encoder.text_as_turns,
         "rendering": asdict(encoder.rendering),
         "reading": asdict(encoder.reading),

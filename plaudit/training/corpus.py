@@ -236,7 +236,7 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
         advice = (
-            "raise tokens.max_length, set tokens.overlong to truncate_prompt, or look at the data"
+            "raise tokens.max_length, set tokens.truncation to left, or look at the data"
             if OVER_LENGTH in found.dropped
             else "look at the data with plaudit data preview"
         )

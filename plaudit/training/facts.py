@@ -192,7 +192,7 @@ def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
         "attention_note": run.built.model.note,
         "dtype": str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
         "max_length": recipe.tokens.max_length,
-        "overlong": recipe.tokens.overlong,
+        "truncation": recipe.tokens.truncation,
         "chat_template_kind": corpora.text_kind(
             [part for parts in run.corpus.parts().values() for part in parts]
         ),

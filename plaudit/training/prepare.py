@@ -17,11 +17,9 @@ from transformers import (
     set_seed,
 )
 
-from plaudit import embedded
+from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
 from plaudit.interop.formats import is_reward_model, open_reward_model
-from plaudit.interop.llama_factory.read import as_trained
-from plaudit.interop.llama_factory.templates import Template, era_of, template_of
 from plaudit.interop.records import Opened
 from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base, resolve_base
@@ -47,15 +45,16 @@ from plaudit.model.load import (
 from plaudit.model.module import RewardModule
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
-    LlamaFactoryTemplate,
     ModelSection,
     Recipe,
+    TemplateSection,
     TokensSection,
     dump_recipe,
 )
 from plaudit.storage.manifest import check_model
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
+from plaudit.tokens.rendering import NamedTemplate, Renderer
 from plaudit.tokens.template import freeze_dates, read_template
 from plaudit.training import corpus as corpora
 from plaudit.training.corpus import Corpus
@@ -157,23 +156,28 @@ def prepare(
 
 
 def rendering_of(tokens: TokensSection, own: Rendering | None) -> Rendering:
-    """LLaMA-Factory's template where the recipe names one, else the model's own."""
-    if tokens.llamafactory is None:
-        return Rendering() if own is None else own
-    template = llamafactory_template(tokens.llamafactory)
-    return Rendering(kind="llamafactory", template=template.name, strings=template.strings())
+    """That of the template that the recipe names, else the model's own."""
+    if tokens.template is not None:
+        return named_template(tokens.template).rendering
+    return Rendering() if own is None else own
 
 
-def llamafactory_template(named: LlamaFactoryTemplate) -> Template:
+def named_template(named: TemplateSection) -> NamedTemplate:
     """The template as its release had it.
 
     Raises:
-        RecipeError: there is none of that name, or none yet then.
+        RecipeError: the tool has no templates of its own, none of that name, or none yet then.
     """
+    renderer: Renderer = registry.find("renderer", named.tool)
+    if renderer.template is None:
+        raise RecipeError(
+            f"tokens.template: {named.tool} has no templates of its own; remove it, or set "
+            "tokens.chat_template to a jinja file."
+        )
     try:
-        return template_of(named.template, era_of(named.release))
+        return renderer.template(named.name, named.release)
     except ModelError as error:
-        raise RecipeError(f"tokens.llamafactory: {error}") from None
+        raise RecipeError(f"tokens.template: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,8 +296,8 @@ def prepare_tokenizer(
             trust_remote_code=model.trust_remote_code,
             pad_token=tokens.pad_token,
         )
-    if tokens.llamafactory is not None:
-        as_trained(tokenizer, llamafactory_template(tokens.llamafactory))
+    if tokens.template is not None:
+        named_template(tokens.template).prepare(tokenizer)
     if tokens.chat_template is not None:
         tokenizer.chat_template = read_template(tokens.chat_template)
     if isinstance(tokenizer.chat_template, dict):
@@ -320,7 +324,7 @@ def make_encoder(
     encoder = Encoder(
         tokenizer=tokenizer,
         max_length=recipe.tokens.max_length,
-        overlong=recipe.tokens.overlong,
+        truncation=recipe.tokens.truncation,
         text_as_turns=recipe.data.as_chat is True,
         chat_template_kwargs={
             **({} if own is None else own.chat_template_kwargs),
@@ -447,13 +451,13 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         "every response",
         highlight=False,
     )
-    if recipe.tokens.overlong == "llamafactory":
+    if recipe.tokens.truncation == "proportional":
         console.print(
-            f"[bold]cut by LLaMA-Factory's rule to {recipe.tokens.max_length:,} tokens: "
+            f"[bold]cut in proportion to {recipe.tokens.max_length:,} tokens: "
             f"{tokens['truncated_prompts']:,} prompts lost their end and the header of the answer "
             f"({tokens['truncated_tokens']:,} tokens), {tokens['cut_responses']:,} responses of "
             f"{tokens['comparisons_with_cut_responses']:,} comparisons lost theirs and the end "
-            "token[/bold]; tokens.overlong: drop leaves such comparisons out",
+            "token[/bold]; tokens.truncation: drop leaves such comparisons out",
             highlight=False,
         )
     margins = facts["margins"]

@@ -187,16 +187,16 @@ def test_data(name: str, tiny_base: Path, tmp_path: Path, refuse: Refuse) -> Non
         assert word in sentence
 
 
-@pytest.mark.parametrize("overlong", ["drop", "error", "truncate_prompt"])
+@pytest.mark.parametrize("truncation", ["drop", "error", "left"])
 def test_all_too_long(
-    overlong: str, tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse
+    truncation: str, tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
     recipe = overlaid(
-        recipe_of(tiny_base, pairs_file), tokens={"max_length": 3, "overlong": overlong}
+        recipe_of(tiny_base, pairs_file), tokens={"max_length": 3, "truncation": truncation}
     )
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
     assert "max_length" in sentence
-    assert ("over_length 42" if overlong != "error" else "pairs.jsonl:") in sentence
+    assert ("over_length 42" if truncation != "error" else "pairs.jsonl:") in sentence
 
 
 def test_messages_without_a_chat_template(

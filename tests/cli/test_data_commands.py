@@ -197,7 +197,7 @@ def test_preview_of_a_recipe(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"model: {{base: {tiny_base}}}\ndata: {{train: {pairs_file}}}\n"
-        "tokens: {max_length: 30, overlong: truncate_prompt}\n"
+        "tokens: {max_length: 30, truncation: left}\n"
     )
     assert main(["data", "preview", "--recipe", str(recipe), "--rows", "60"]) == 0
     out = capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_a_real_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     sets = [word for override in QUICK for word in ("--set", override)]
     assert main(["train", "--from-llamafactory", "reward.yaml", *sets]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "cut by LLaMA-Factory's rule to 512 tokens" in said
+    assert "cut in proportion to 512 tokens" in said
     assert "lora_rank" in said
     assert "10% dropout" in said
     metrics = facts(folder / "out" / "metrics.json")
@@ -58,7 +58,7 @@ def test_a_real_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert tokens["longest"] == 512
     assert tokens["truncated_prompts"] > 0
     assert tokens["cut_responses"] >= tokens["comparisons_with_cut_responses"] > 0
-    assert "LLaMA-Factory" in (folder / "out" / "README.md").read_text("utf-8")
+    assert "cut in proportion" in (folder / "out" / "README.md").read_text("utf-8")
     rendering = facts(folder / "out" / "plaudit.json")["rendering"]
     assert (rendering["kind"], rendering["template"]) == ("llamafactory", "llama3")
 

@@ -168,7 +168,7 @@ def test_a_workers_mistake_is_the_users_sentence(
     monkeypatch.setattr(store, "worker_count", lambda rows: 2)
     comparisons = load_comparisons((source,), seed=1).comparisons
     with pytest.raises(DataError, match=r"pairs\.jsonl:8: a conversation has \d+ tokens"):
-        store.encode_rows(replace(encoder, overlong="error"), comparisons)
+        store.encode_rows(replace(encoder, truncation="error"), comparisons)
     assert not [name for name in entries(folder) if "trees" in name]
     monkeypatch.setattr(store, "_encode_batch", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match="a process that encodes was killed"):
@@ -188,7 +188,7 @@ def test_what_decides_the_ids_decides_the_entry(
     assert trees_after(encoder) == 1
     assert trees_after(encoder) == 1
     assert trees_after(replace(encoder, max_length=20)) == 2
-    assert trees_after(replace(encoder, overlong="truncate_prompt")) == 3
+    assert trees_after(replace(encoder, truncation="left")) == 3
     assert trees_after(replace(encoder, chat_template_kwargs={"x": 1})) == 4
     assert trees_after(encoder, comparisons[:39]) == 5
     tokenizer = type(encoder.tokenizer).from_pretrained(encoder.tokenizer.name_or_path)

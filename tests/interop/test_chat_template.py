@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.interop.llama_factory.chat_template import chat_template_of
-from plaudit.interop.llama_factory.slots import BOS, EOS, fill
-from plaudit.interop.llama_factory.templates import ERAS, NAMES, template_of
-from plaudit.types import Reading
+from plaudit.interop.llama_factory.rendering import BOS, EOS, chat_template_of, fill
+from plaudit.interop.llama_factory.templates import ERAS, KIND, NAMES, template_of
+from plaudit.types import Reading, Rendering
 from tests.models import tiny_tokenizer
 
 pytestmark = pytest.mark.heavy
@@ -33,7 +32,8 @@ def known() -> Iterator[tuple[str, str]]:
 def test_the_text_is_the_same(name: str, era: str, system: str) -> None:
     strings = template_of(name, era).strings()
     tokenizer = tiny_tokenizer()
-    template = chat_template_of(strings, Reading(), tokenizer)
+    rendering = Rendering(kind=KIND, strings=strings)
+    template = chat_template_of(rendering, Reading(), tokenizer)
     if strings["thought"] is not None:
         assert template is None
         return
@@ -57,7 +57,7 @@ def test_the_end_token_stays_off_where_the_one_before_is_scored() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
     def text(reading: Reading) -> str:
-        template = chat_template_of(strings, reading, tokenizer)
+        template = chat_template_of(Rendering(kind=KIND, strings=strings), reading, tokenizer)
         rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
         assert isinstance(rendered, str)
         return rendered

@@ -15,12 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from plaudit import registry
 from plaudit.errors import ModelError, OutputError
 from plaudit.interop.export import export
-from plaudit.interop.export_records import Ids, Scorer
-from plaudit.interop.exporters import EXPORTERS
-from plaudit.interop.parity import ParityError
-from plaudit.interop.parity_rows import check_rows
+from plaudit.interop.parity import ParityError, check_rows
+from plaudit.interop.records import Ids, Scorer
 from plaudit.interop.sequence_classifier import write
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
@@ -56,7 +55,7 @@ def sources(finished_run: Path, full_run: Path, with_bias: Path) -> dict[str, Pa
 CASES = [
     (source, target)
     for source in ("adapter", "full", "bias")
-    for target in EXPORTERS
+    for target in registry.names("exporter")
     if not (source == "full" and target == "adapter")
 ]
 
@@ -91,14 +90,14 @@ def test_every_export_gives_the_models_scores(
     # transformers 4 does not know the name that 5 writes.
     tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
-    if EXPORTERS[target].own_facts:
+    if registry.find("exporter", target).own_facts:
         close(scores(load(tmp_path / "out")), scores(load(sources[source])))
 
 
 def test_the_bias_is_kept_where_there_is_a_place_and_said_where_not(
     with_bias: Path, tmp_path: Path
 ) -> None:
-    for target in EXPORTERS:
+    for target in registry.names("exporter"):
         done = export(with_bias, target, tmp_path / target)
         assert any("0.625" in note for note in done.notes) == (target != "llamafactory")
     head = load_file(tmp_path / "llamafactory" / "value_head.safetensors")
@@ -124,7 +123,7 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     close(write.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
         export(finished_run, target, tmp_path / target, normalize=True)
-        read = EXPORTERS[target].read(tmp_path / target, model.facts.base)
+        read = registry.find("exporter", target).read(tmp_path / target, model.facts.base)
         close(read(rows.sequences()), wanted, 1e-4)
     config = json.loads((tmp_path / "openrlhf" / "config.json").read_text())
     assert config["value_head_prefix"] == "score"
@@ -296,8 +295,8 @@ def broken(read: Any) -> Any:
 def test_other_scores_leave_nothing_behind(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damaged = replace(EXPORTERS["merged"], read=broken(EXPORTERS["merged"].read))
-    monkeypatch.setitem(EXPORTERS, "merged", damaged)
+    damaged = replace(write.MERGED_EXPORTER, read=broken(write.MERGED_EXPORTER.read))
+    monkeypatch.setattr(write, "MERGED_EXPORTER", damaged)
     with pytest.raises(ParityError, match="gives other scores"):
         export(finished_run, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -311,7 +310,7 @@ def test_a_lost_chat_template_is_found(
         template.write_text(template.read_text().replace("bos_token", "''"))
         return write.read_merged(folder, base)
 
-    monkeypatch.setitem(EXPORTERS, "merged", replace(EXPORTERS["merged"], read=read))
+    monkeypatch.setattr(write, "MERGED_EXPORTER", replace(write.MERGED_EXPORTER, read=read))
     with pytest.raises(ParityError, match="encodes 32 of 32 responses otherwise"):
         export(finished_run, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -326,7 +325,7 @@ def test_scores_that_are_not_numbers_fail(
 
         return score
 
-    monkeypatch.setitem(EXPORTERS, "merged", replace(EXPORTERS["merged"], read=read))
+    monkeypatch.setattr(write, "MERGED_EXPORTER", replace(write.MERGED_EXPORTER, read=read))
     with pytest.raises(ParityError, match="inf apart"):
         export(finished_run, "merged", tmp_path / "out")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit import registry
 from plaudit.interop.export import export
-from plaudit.interop.exporters import EXPORTERS
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.model.load import BaseRequest, add_lora, load_base
 from plaudit.reward_model import load
@@ -47,7 +47,7 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("target", registry.names("exporter"))
 def test_every_family_keeps_its_scores(target: str, adapter: Path, tmp_path: Path) -> None:
     done = export(adapter, target, tmp_path / "out")
     assert done.parity is not None

@@ -22,12 +22,12 @@ from transformers import (
 
 import plaudit
 from plaudit.errors import ModelError
-from plaudit.interop.contents import look
-from plaudit.interop.formats import FORMATS, is_reward_model
+from plaudit.interop.formats import formats, is_reward_model
 from plaudit.interop.importing import import_model
 from plaudit.interop.llama_factory.read import infer_era
-from plaudit.interop.llama_factory.slots import BOS, CONTENT, EOS, fill
+from plaudit.interop.llama_factory.rendering import BOS, CONTENT, EOS, fill
 from plaudit.interop.llama_factory.templates import ERAS, NAMES, era_of, template_of
+from plaudit.interop.shared import look
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
 from tests.foreign import (
@@ -543,7 +543,7 @@ def test_each_format_is_recognised_by_its_own_row(
     }
     for folder, name in expected.items():
         contents = look(folder)
-        assert next(row.name for row in FORMATS if row.recognises(contents)) == name
+        assert next(row.name for row in formats() if row.recognises(contents)) == name
         assert is_reward_model(folder)
     assert not is_reward_model(tiny_base)
     assert not is_reward_model(BASE)

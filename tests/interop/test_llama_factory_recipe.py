@@ -37,9 +37,9 @@ def test_a_real_runs_yaml() -> None:
     (source,) = recipe.data.train
     assert (source.path, source.subset, source.first) == ("dataset_info.json", "dpo_en_demo", 90)
     assert (recipe.data.eval_fraction, recipe.data.split_by, recipe.data.seed) == (0.3333, "row", 1)
-    assert (recipe.tokens.max_length, recipe.tokens.overlong) == (512, "llamafactory")
-    assert recipe.tokens.llamafactory is not None
-    assert recipe.tokens.llamafactory.template == "llama3"
+    assert (recipe.tokens.max_length, recipe.tokens.truncation) == (512, "proportional")
+    assert recipe.tokens.template is not None
+    assert recipe.tokens.template.name == "llama3"
     assert recipe.train["warmup_steps"] == 2
     assert recipe.train["gradient_checkpointing"] is True
     assert translated.out == Path("out")

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plaudit import registry
 from plaudit.errors import ModelError
 from plaudit.interop.export import export
-from plaudit.interop.exporters import EXPORTERS
-from plaudit.interop.formats import FORMATS, look
-from plaudit.interop.parity_rows import check_rows
+from plaudit.interop.formats import formats, look
+from plaudit.interop.parity import check_rows
 from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import load
@@ -70,14 +70,14 @@ def rewards(path: Path, rows: Path, choices: Choices = Choices()) -> list[float]
 
 
 def test_every_format_is_walked(models: dict[str, Path]) -> None:
-    assert set(LAYOUT_OF) == {row.name for row in FORMATS}
-    assert set(LAYOUT_OF.values()) == set(EXPORTERS)
+    assert set(LAYOUT_OF) == {row.name for row in formats()}
+    assert set(LAYOUT_OF.values()) == set(registry.names("exporter"))
     for name, folder in models.items():
         contents = look(folder)
-        assert next(row.name for row in FORMATS if row.recognises(contents)) == name
+        assert next(row.name for row in formats() if row.recognises(contents)) == name
 
 
-@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("target", registry.names("exporter"))
 @pytest.mark.parametrize("source", LAYOUT_OF)
 def test_every_pair_keeps_the_scores(
     source: str, target: str, models: dict[str, Path], rows: Path, tmp_path: Path
@@ -151,7 +151,7 @@ def bias_of(adapter: Path) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("target", registry.names("exporter"))
 @pytest.mark.parametrize("name", ["llamafactory", "old llamafactory", "trl"])
 def test_the_tools_own_scores_survive_every_export(
     name: str, target: str, rows: Path, tmp_path: Path
@@ -161,7 +161,7 @@ def test_the_tools_own_scores_survive_every_export(
     done = export(source.adapter, target, out, base=BASE, rows=Source(path=str(rows)))
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
-    found = EXPORTERS[target].read(out, BASE)(source.ids_R)
+    found = registry.find("exporter", target).read(out, BASE)(source.ids_R)
     # A classifier has no place for the bias, and says so.
     lost = bias_of(source.adapter) if target in ("adapter", "merged") else 0.0
     assert any("has no place" in note for note in done.notes) == (lost != 0.0)

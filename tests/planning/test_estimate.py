@@ -152,20 +152,20 @@ def test_attended_pairs_by_counting_them() -> None:
 
 def test_padding_counts_the_longest_of_each_batch() -> None:
     rows = tuple(Length(prompt=1, responses=(n, n)) for n in (1, 9))
-    together = summarize(Lengths(rows=rows, how=""), max_length=99, overlong="drop", batch=2)
-    alone = summarize(Lengths(rows=rows, how=""), max_length=99, overlong="drop", batch=1)
+    together = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=2)
+    alone = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=1)
     assert (together.padded, alone.padded) == (4 * 10 / 2, (2 * 2 + 2 * 10) / 2)
 
 
 def test_over_length_is_dropped_or_cut() -> None:
     rows = (Length(prompt=90, responses=(20, 5)), Length(prompt=10, responses=(5, 5)))
     lengths = Lengths(rows=rows, how="")
-    dropped = summarize(lengths, max_length=100, overlong="drop", batch=1)
+    dropped = summarize(lengths, max_length=100, truncation="drop", batch=1)
     assert (dropped.kept, dropped.packed) == (0.5, 20)
-    cut = summarize(lengths, max_length=100, overlong="truncate_prompt", batch=1)
+    cut = summarize(lengths, max_length=100, truncation="left", batch=1)
     assert (cut.kept, cut.largest_packed) == (1.0, 80 + 25)
     with pytest.raises(DataError, match="max_length 20"):
-        summarize(Lengths(rows=rows[:1], how=""), max_length=20, overlong="drop", batch=1)
+        summarize(Lengths(rows=rows[:1], how=""), max_length=20, truncation="drop", batch=1)
 
 
 def test_lengths_from_characters_say_so() -> None:

@@ -123,7 +123,7 @@ MISTAKES = {
     "train.learning_rat=1": "`train.learning_rat` is not a key of the train section; did you mean "
     "`learning_rate`?",
     "trian.seed=1": "`trian` is not a key of a recipe; did you mean `train`?",
-    "tokens.zzz=1": "it knows max_length, overlong, chat_template",
+    "tokens.zzz=1": "it knows max_length, truncation, chat_template",
     "data.train=[{pth: a}]": "`data.train.0.pth` is not a key of the data.train.0 section; did "
     "you mean `path`?",
     "train.warmup_ratio=0.1": "write train.warmup_steps with a value below 1",
@@ -136,10 +136,12 @@ MISTAKES = {
     "data.train=3": "`data.train.0` is 3, but must be a path, a Hub id or a mapping of path",
     "data.train=[{path: a, weight: -1}]": "`data.train.0.weight` is -1, but must be a number above",
     "evaluate.baselines=[longest]": "must be longer, shorter or bag_of_words",
-    "tokens.llamafactory.templat=llama3": "`tokens.llamafactory.templat` is not a key of the "
-    "tokens.llamafactory section; did you mean `template`?",
-    "tokens.llamafactory=llama3": "must be a mapping of template, release",
-    "tokens={llamafactory: {template: a}, chat_template: b}": "both say how conversations are",
+    "tokens.template={tool: openrlhf, name: a, releas: b}": "`tokens.template.releas` is not a key "
+    "of the tokens.template section; did you mean `release`?",
+    "tokens.template=llama3": "must be a mapping of tool, name, release",
+    "tokens.llamafactory.template=llama3": "write it as tokens.template: {tool: llamafactory",
+    "tokens.template={tool: trl, name: a}": "but must be llamafactory or openrlhf",
+    "tokens={template: {tool: openrlhf, name: a}, chat_template: b}": "both say how conversations",
     "data.train=[{path: a, weight: 2, rows: 5}]": "has weight and rows, which each say how many",
     "data.train=[{path: a, share: 1}, b]": "a source with a share and another without",
     "data.eval=[{path: a, share: 1}]": "its sets are not mixed; use rows or weight",

@@ -21,7 +21,7 @@ from plaudit.tokens.encode import (
     common_prefix,
     encode,
     grow_tree,
-    llamafactory_lengths,
+    proportional_lengths,
     why_untrainable,
 )
 from plaudit.types import Comparison, IntArray, Message, Refused, TokenTree, Turns
@@ -203,10 +203,10 @@ def test_the_same_tokens_teach_nothing(tokenizer: PreTrainedTokenizerFast) -> No
 LONG = chat("the quick brown fox jumps over the lazy dog " * 3, "no", "yes it is")
 
 
-@pytest.mark.parametrize("overlong", ["drop", "error", "truncate_prompt"])
-def test_what_fits_is_left_alone(tokenizer: PreTrainedTokenizerFast, overlong: Any) -> None:
+@pytest.mark.parametrize("truncation", ["drop", "error", "left"])
+def test_what_fits_is_left_alone(tokenizer: PreTrainedTokenizerFast, truncation: Any) -> None:
     free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), LONG)
-    exact = Encoder(tokenizer=tokenizer, max_length=max(free.lengths), overlong=overlong)
+    exact = Encoder(tokenizer=tokenizer, max_length=max(free.lengths), truncation=truncation)
     assert whole(tree_of(exact, LONG)) == whole(free)
     assert tree_of(exact, LONG).truncated == 0
 
@@ -218,7 +218,7 @@ def test_drop_names_the_reason(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_error_stops_at_the_row(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoder = Encoder(tokenizer=tokenizer, max_length=20, overlong="error")
+    encoder = Encoder(tokenizer=tokenizer, max_length=20, truncation="error")
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: .* over tokens\.max_length 20"):
         encode(encoder, [LONG])
 
@@ -228,9 +228,7 @@ def test_truncate_cuts_the_oldest_of_the_prompt(
     tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> None:
     free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), LONG)
-    tree = tree_of(
-        Encoder(tokenizer=tokenizer, max_length=max_length, overlong="truncate_prompt"), LONG
-    )
+    tree = tree_of(Encoder(tokenizer=tokenizer, max_length=max_length, truncation="left"), LONG)
     assert max(tree.lengths) == max_length
     assert tree.truncated == max(free.lengths) - max_length
     assert [b.tolist() for b in tree.branches] == [b.tolist() for b in free.branches]
@@ -244,9 +242,9 @@ def test_truncate_never_cuts_a_response(tokenizer: PreTrainedTokenizerFast) -> N
     item = chat("what is it?", f"{same} right", f"{same} wrong")
     free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), item)
     longest = max(free.lengths)
-    encoder = Encoder(tokenizer=tokenizer, max_length=longest - 3, overlong="truncate_prompt")
+    encoder = Encoder(tokenizer=tokenizer, max_length=longest - 3, truncation="left")
     assert tree_of(encoder, item).truncated == 3
-    encoder = Encoder(tokenizer=tokenizer, max_length=longest - 30, overlong="truncate_prompt")
+    encoder = Encoder(tokenizer=tokenizer, max_length=longest - 30, truncation="left")
     assert longest - 30 > 8 + len(tokenizer("what is it?")["input_ids"])
     assert refusal_of(encoder, item).reason == OVER_LENGTH
 
@@ -259,7 +257,7 @@ def test_truncate_keeps_plain_responses_whole(tokenizer: PreTrainedTokenizerFast
             Encoder(
                 tokenizer=tokenizer,
                 max_length=max(free.lengths) - cut,
-                overlong="truncate_prompt",
+                truncation="left",
             ),
             [item],
         )
@@ -362,14 +360,14 @@ def test_outcomes_keep_their_order_across_kinds_and_batches(
 )
 def test_llama_factorys_lengths(prompt: int, response: int, kept: tuple[int, int]) -> None:
     """By hand for a cutoff of 512, by the rule in ``infer_seqlen``."""
-    assert llamafactory_lengths(prompt, response, 512) == kept
+    assert proportional_lengths(prompt, response, 512) == kept
 
 
 @given(st.integers(0, 9999), st.integers(1, 9999), st.integers(2, 4096))
 def test_llama_factorys_lengths_fit_and_waste_little(
     prompt: int, response: int, cutoff: int
 ) -> None:
-    kept_prompt, kept = llamafactory_lengths(prompt, response, cutoff)
+    kept_prompt, kept = proportional_lengths(prompt, response, cutoff)
     assert 0 <= kept_prompt <= prompt
     assert 0 <= kept <= response
     assert kept_prompt + kept <= cutoff
@@ -390,11 +388,11 @@ def test_llama_factorys_rule_keeps_heads_and_counts(
     )
     free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), item)
     prompt = len(tree_of(Encoder(tokenizer=tokenizer, max_length=999), alone(item)).branches[0])
-    encoder = Encoder(tokenizer=tokenizer, max_length=max_length, overlong="llamafactory")
+    encoder = Encoder(tokenizer=tokenizer, max_length=max_length, truncation="proportional")
     (outcome,) = encode(encoder, [item])
     assert isinstance(outcome, TokenTree)
     longest = max(free.lengths) - prompt
-    kept_prompt, kept = llamafactory_lengths(prompt, longest, max_length)
+    kept_prompt, kept = proportional_lengths(prompt, longest, max_length)
     for ours, theirs in zip(whole(outcome), whole(free), strict=True):
         assert ours == theirs[:kept_prompt] + theirs[prompt : prompt + kept]
     assert outcome.truncated == prompt - kept_prompt

@@ -17,25 +17,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.interop.contents import VALUE_HEAD, Contents, read_tensors
-from plaudit.interop.llama_factory.slots import BOS, EOS
+from plaudit.interop.llama_factory.rendering import BOS, EOS
 from plaudit.interop.llama_factory.templates import (
     ERAS,
+    KIND,
     NAMES,
-    Template,
+    as_trained,
     era_of,
     probe_messages,
-    release,
     template_of,
     written_alike,
 )
-from plaudit.interop.records import Opened, Request
+from plaudit.interop.records import Format, Opened, Request
 from plaudit.interop.sequence_classifier.adapters import attach, read_adapter
 from plaudit.interop.shared import (
+    VALUE_HEAD,
+    Contents,
     build_classifier,
     make_facts,
     own_tokenizer,
     place_of,
+    read_tensors,
+    release,
     spare_pad,
 )
 from plaudit.types import Affine, Reading, Rendering
@@ -88,9 +91,7 @@ def open_llamafactory(contents: Contents, request: Request) -> Opened:
         origin="LLaMA-Factory",
         era=era,
         notes=[*notes, *(adapter.notes if adapter is not None else ())],
-        rendering=Rendering(
-            kind="llamafactory", template=template.name, strings=template.strings()
-        ),
+        rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
         reading=reading,
         affine=Affine(offset=bias),
     )
@@ -207,14 +208,6 @@ def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | N
     return written_alike(template, str(rendered), tokens)
 
 
-def as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-    """End and padding token as the trainer set them before it encoded anything."""
-    if template.eos is not None and template.eos in tokenizer.get_vocab():
-        tokenizer.eos_token = template.eos
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
 def _reading(tokenizer: PreTrainedTokenizerBase, era: str) -> Reading:
     """Until 0.8.2 the last token that is not padding; since then the last one."""
     if release(era) >= release("0.8.3") or tokenizer.pad_token_id != tokenizer.eos_token_id:
@@ -235,3 +228,6 @@ def _said(
     if bias:
         notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
     return notes
+
+
+FORMAT = Format(name="LLaMA-Factory", recognises=is_llamafactory, opens=open_llamafactory)

@@ -348,18 +348,17 @@ def _cutoff(key: str, settings: Settings) -> Outcome:
     said = "" if key in settings else f" ({CUTOFF} is LLaMA-Factory's default)"
     return Outcome(
         "mapped",
-        f"tokens.max_length{said}, and tokens.overlong: llamafactory, which cuts the ends of prompt"
-        " and answers as there and counts them (tokens.overlong=drop leaves long rows out)",
-        (("tokens.max_length", settings.get(key, CUTOFF)), ("tokens.overlong", "llamafactory")),
+        f"tokens.max_length{said}, and tokens.truncation: proportional, which cuts the ends of"
+        " prompt and answers as there and counts them (tokens.truncation=drop leaves them out)",
+        (("tokens.max_length", settings.get(key, CUTOFF)), ("tokens.truncation", "proportional")),
     )
 
 
 def _template(key: str, settings: Settings) -> Outcome:
     return Outcome(
         "mapped",
-        f"tokens.llamafactory, as release {RELEASE} had it (tokens.llamafactory.release=… is"
-        " another's)",
-        (("tokens.llamafactory", {"template": settings[key], "release": RELEASE}),),
+        f"tokens.template, as release {RELEASE} had it (tokens.template.release=… is another's)",
+        (("tokens.template", {"tool": "llamafactory", "name": settings[key], "release": RELEASE}),),
     )
 
 

@@ -11,8 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from plaudit.errors import ModelError
-from plaudit.interop.llama_factory.slots import BOS, CONTENT, EOS, fill
+from plaudit.interop.llama_factory.rendering import (
+    BOS,
+    CONTENT,
+    EOS,
+    by_llamafactory,
+    chat_template_of,
+    fill,
+)
+from plaudit.interop.shared import release
+from plaudit.tokens.rendering import NamedTemplate, Renderer
+from plaudit.types import Rendering
+
+KIND = "llamafactory"
+"""The kind of rendering, as ``plaudit.json`` records it."""
+NEWEST = "0.9.5"
 
 ERAS = ("0.8.2", "0.8.3", "0.9.2", "0.9.3", "0.9.4")
 """Releases at which the text or the read position changed; each stands up to the next."""
@@ -23,7 +39,7 @@ class Template:
     """A template as one release had it, from ``since`` on until another row of its name.
 
     ``eos`` is the token it makes the tokenizer's end token, None where it leaves that alone. The
-    other fields are those of :mod:`plaudit.interop.llama_factory.slots`.
+    other fields are those of :mod:`plaudit.interop.llama_factory.rendering`.
     """
 
     name: str
@@ -74,21 +90,6 @@ def _gemma(name: str, since: str, **more: Any) -> Template:
         "assistant": (f"{CONTENT}<end_of_turn>\n",),
     }
     return Template(name=name, since=since, **{**turns, **more})
-
-
-def release(version: str) -> tuple[int, ...]:
-    """A version as numbers that compare.
-
-    Raises:
-        ModelError: it is none.
-    """
-    parts = version.removeprefix("v").split("+")[0].split(".")
-    try:
-        return tuple(int("".join(c for c in part if c.isdigit())) for part in parts[:3])
-    except ValueError:
-        raise ModelError(
-            f"{version!r} is not a version; give the one that trained the model, like 0.8.2."
-        ) from None
 
 
 def _llama3(since: str, **more: Any) -> Template:
@@ -226,3 +227,32 @@ def probe_messages() -> list[dict[str, str]]:
         {"role": ("user", "assistant")[number % 2], "content": content}
         for number, content in enumerate(_PROBE)
     ]
+
+
+def as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """End and padding token as the trainer set them before it encoded anything."""
+    if template.eos is not None and template.eos in tokenizer.get_vocab():
+        tokenizer.eos_token = template.eos
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _named(name: str, release: str | None) -> NamedTemplate:
+    """The template as its release had it.
+
+    Raises:
+        ModelError: there is none of that name, or none yet then.
+    """
+    template = template_of(name, era_of(release or NEWEST))
+    return NamedTemplate(
+        rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
+        prepare=lambda tokenizer: as_trained(tokenizer, template),
+    )
+
+
+RENDERER = Renderer(
+    render=by_llamafactory,
+    needs_chat_template=False,
+    template=_named,
+    as_jinja=chat_template_of,
+)

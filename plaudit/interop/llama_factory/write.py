@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.errors import ModelError
-from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
 from plaudit.interop.llama_factory.read import RULES_OF
 from plaudit.interop.llama_factory.templates import ERAS, template_of
 from plaudit.interop.prepare import is_adapter
+from plaudit.interop.records import Exportable, Exporter, Ids, Options, Scorer, Written
 from plaudit.interop.sequence_classifier.write import (
     ADAPTER_CONFIG,
     base_revision,
@@ -139,3 +139,14 @@ def read(folder: Path, base: str) -> Scorer:
         return scores
 
     return score
+
+
+EXPORTER = Exporter(
+    help="adapter or model with value_head.safetensors for LLaMA-Factory",
+    layout="either",
+    write=write,
+    read=read,
+    encode=None,
+    decoders_only=True,
+    own_facts=False,
+)

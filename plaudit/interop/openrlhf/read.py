@@ -14,20 +14,23 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
-from plaudit.interop.records import Opened, Request
+from plaudit.interop.records import Format, Opened, Request
 from plaudit.interop.sequence_classifier.adapters import one_row, read_adapter
 from plaudit.interop.sequence_classifier.read import open_adapter, why_no_head
 from plaudit.interop.shared import (
+    WEIGHTS,
+    Contents,
     build_classifier,
     choose_output,
     make_facts,
     own_tokenizer,
     place_of,
+    read_tensors,
     spare_pad,
 )
 from plaudit.model.checkpoint import ArtefactFacts, Output
-from plaudit.types import Affine, Rendering
+from plaudit.tokens.rendering import Rendered, Renderer, Voice, conversation_text
+from plaudit.types import Affine, Comparison, Rendering, Turns
 
 PREFIXES = ("value_head", "score")
 """The head's name until 0.5.2 and since; config.json names it only since."""
@@ -117,3 +120,19 @@ def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[s
         "(--no-normalize leaves that out)"
     )
     return Affine(scale=1.0 / std, offset=-float(mean) / std), [note]
+
+
+def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+    """No newline at the end, then the end token unless it is there, a space before it.
+
+    The rule of OpenRLHF's reward data (``openrlhf/datasets/reward_dataset.py``); it adds no other
+    special token.
+    """
+    text = conversation_text(voice, comparison, response).rstrip("\n")
+    end = voice.tokenizer.eos_token
+    closed = end is None or text.endswith(str(end))
+    return Rendered(pieces=(text if closed else f"{text} {end}",), ending="exact")
+
+
+RENDERER = Renderer(render=by_openrlhf, closes_text=True)
+FORMAT = Format(name="OpenRLHF", recognises=is_openrlhf, opens=open_openrlhf)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
-from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
+from plaudit.interop.records import Exportable, Exporter, Ids, Options, Scorer, Written
 from plaudit.interop.sequence_classifier.write import padded, rendered, write_whole
 from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.types import Affine, Comparison
@@ -88,3 +88,14 @@ def encode(
         ids = [int(i) for i in tokenizer(closed, add_special_tokens=False).input_ids]
         rows.append([*ids[:-1], int(tokenizer.eos_token_id or 0)] if end else ids)
     return rows
+
+
+EXPORTER = Exporter(
+    help="a whole model with its head's name and normalisation for OpenRLHF",
+    layout="whole",
+    write=write,
+    read=read,
+    encode=encode,
+    exact_text=False,
+    decoders_only=True,
+)

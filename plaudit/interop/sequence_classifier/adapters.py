@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.errors import ModelError
-from plaudit.interop.contents import ADAPTER, Contents, read_tensors
+from plaudit.interop.shared import ADAPTER, Contents, read_tensors
 from plaudit.model.load import (
     LIBRARY_ERRORS,
     LoadedBase,

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from plaudit.errors import ModelError
-from plaudit.interop.contents import WEIGHTS, Contents, read_tensors
-from plaudit.interop.records import Opened, Request
+from plaudit.interop.records import Format, Opened, Request
 from plaudit.interop.sequence_classifier.adapters import (
     Adapter,
     attach,
@@ -23,6 +22,8 @@ from plaudit.interop.sequence_classifier.adapters import (
     read_adapter,
 )
 from plaudit.interop.shared import (
+    WEIGHTS,
+    Contents,
     Place,
     build_classifier,
     checked_config,
@@ -31,6 +32,7 @@ from plaudit.interop.shared import (
     make_facts,
     own_tokenizer,
     place_of,
+    read_tensors,
     spare_pad,
     with_head,
 )
@@ -236,3 +238,9 @@ def _last_layer(heads: Mapping[str, Tensor]) -> list[str]:
     weights = [name for name, tensor in heads.items() if tensor.ndim == 2]
     weight = min(weights, key=lambda name: heads[name].shape[0])
     return [weight, *(n for n in heads if n == f"{weight.removesuffix('weight')}bias")]
+
+
+ADAPTER_FORMAT = Format(
+    name="sequence classifier adapter", recognises=is_adapter, opens=open_adapter
+)
+WHOLE_FORMAT = Format(name="sequence classifier", recognises=is_whole, opens=open_whole)

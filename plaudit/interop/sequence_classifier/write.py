@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.interop.export_records import Exportable, Ids, Options, Scorer, Written
 from plaudit.interop.prepare import belongs_to_head, stored
+from plaudit.interop.records import Exportable, Exporter, Ids, Options, Scorer, Written
 from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
@@ -265,3 +265,21 @@ def rendered(
         assert isinstance(text, str)
         texts.append(text)
     return texts
+
+
+ADAPTER_EXPORTER = Exporter(
+    help="a sequence classification adapter for PEFT",
+    layout="adapter",
+    write=write_adapter,
+    read=read_adapter,
+    encode=encode,
+)
+
+
+MERGED_EXPORTER = Exporter(
+    help="a whole sequence classifier for transformers, TRL, vLLM and SGLang",
+    layout="whole",
+    write=write_merged,
+    read=read_merged,
+    encode=encode,
+)

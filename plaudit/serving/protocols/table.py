@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from plaudit.interop.llama_factory.protocol import SCORE_EVALUATION
-from plaudit.interop.openrlhf.protocol import GET_REWARD
+from plaudit import registry
 from plaudit.serving.protocols.classify import CLASSIFY, ENCODE
 from plaudit.serving.protocols.pooling import EMBEDDINGS, POOLING
 from plaudit.serving.protocols.records import Protocol
@@ -16,8 +15,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         REWARDS,
         COMPARE,
-        GET_REWARD,
-        SCORE_EVALUATION,
+        *registry.every("protocol").values(),
         CLASSIFY,
         ENCODE,
         POOLING,
