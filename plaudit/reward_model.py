@@ -346,8 +346,8 @@ def load(
     never suffices.
 
     The others say what another tool's files leave open (:class:`Choices`): the version that trained
-    it, LLaMA-Factory's template, which output is the reward, what it was trained on, and whether
-    OpenRLHF's mean and standard deviation are applied. What is guessed is said aloud.
+    it, its conversation template, which output is the reward, what it was trained on, and whether a
+    recorded mean and standard deviation are applied. What is guessed is said aloud.
 
     Raises:
         ModelError: nothing to load there, weights that do not fit, or a model that needs its own

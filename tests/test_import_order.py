@@ -57,7 +57,7 @@ LIGHT = (
     "plaudit.client",
     "plaudit.data",
     "plaudit.data.audit.run",
-    "plaudit.data.formats.convert",
+    "plaudit.data.formats.writers",
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.interop.hub",

@@ -341,7 +341,6 @@ def _card(
         made=f"Written from the reward model {source.name} as {exporter.help}, in {done.dtype}"
         + ("" if done.dtype == "fp32" else " with the head in fp32"),
         adapter=adapter,
-        loader=done.target,
         tags=(done.target,),
         text=facts.text,
         base=facts.base,
@@ -350,4 +349,7 @@ def _card(
         notes=done.notes,
         serving=done.serving,
         results_of=source,
+        usage=exporter.usage.replace("KIND", "lora" if adapter else "full") or None,
+        plain=exporter.plain,
+        served=exporter.served,
     )

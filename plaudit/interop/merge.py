@@ -340,7 +340,6 @@ def _card(done: Merged, facts: ArtefactFacts, name: str) -> DerivedCard:
         name=name,
         made=f"The average of the weights of {len(done.sources)} reward models ({shares})",
         adapter=facts.kind == "adapter",
-        loader="plaudit",
         tags=("weight-averaging",),
         text=facts.text,
         base=facts.base,

@@ -129,6 +129,8 @@ class Exporter:
     it comes (``either``). ``read`` reloads the folder by the tool's own rules, given where the base
     of an adapter is. ``encode`` is how the tool makes tokens of a comparison with the written
     tokenizer, one conversation per response; None where its template is chosen elsewhere.
+    ``usage`` says in Markdown how the tool is given the folder (``KIND`` stands for lora or full),
+    ``plain`` whether transformers loads it too, and ``served`` whether vLLM does.
     ``exact_text`` holds where that must give plaudit's own tokens. ``own_facts`` says whether
     ``plaudit.json`` lies beside the weights.
     """
@@ -141,3 +143,6 @@ class Exporter:
     exact_text: bool = True
     decoders_only: bool = False
     own_facts: bool = True
+    usage: str = ""
+    plain: bool = True
+    served: bool = False

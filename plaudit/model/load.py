@@ -415,7 +415,7 @@ def _widened(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def init_head(head: nn.Linear, kind: Literal["zero", "normal"]) -> None:
-    """Zero scores at the start, or N(0, 1/(D+1)) as OpenRLHF has it."""
+    """Zero scores at the start, or N(0, 1/(D+1))."""
     if kind == "zero":
         nn.init.zeros_(head.weight)
     else:
@@ -504,8 +504,8 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     """PEFT's LoRA over the classifier, the whole head trained and saved beside it.
 
     ``options`` are ``peft.LoraConfig``'s own. ``modules_to_save`` always holds the head
-    (:func:`head_modules`), because an adapter without it reloads with a random one (OpenRLHF
-    issue 872, trl issue 1379); LoRA then leaves the head alone.
+    (:func:`head_modules`), because an adapter without it reloads with a random one (trl issue
+    1379); LoRA then leaves the head alone.
 
     Raises:
         ModelError: PEFT refuses the options for this architecture.

@@ -25,15 +25,16 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class DerivedCard:
     """What the card says. ``made`` is a sentence without its full stop.
 
-    ``loader`` names the tool whose lines stand under "How to use"; ``results_of`` is the run folder
-    whose measured results are those of this model too, None where nothing was measured.
+    ``usage`` stands under "How to use", None where plain transformers is all there is to say;
+    ``plain`` says whether the code for transformers follows it, and ``served`` whether vLLM serves
+    the folder. ``results_of`` is the run folder whose measured results are those of this model too,
+    None where nothing was measured.
     ``parity`` and ``serving`` are as recorded beside the weights.
     """
 
     name: str
     made: str
     adapter: bool
-    loader: str
     tags: tuple[str, ...]
     text: str
     base: str
@@ -42,17 +43,22 @@ class DerivedCard:
     notes: tuple[str, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=dict)
     results_of: Path | None = None
+    usage: str | None = None
+    plain: bool = True
+    served: bool = False
 
 
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
     metrics = _metrics(card.results_of)
     metadata = _metadata(card, metrics)
+    plain = f"With plain transformers{' and PEFT' if card.adapter else ''}:"
     body = (
         jinja_environment()
         .get_template("derived.md.jinja")
         .render(
             card=card,
+            usage=Markdown(card.usage or plain),
             plaudit_version=__version__,
             base=card.base if is_hub_id(card.base) else Path(card.base).name,
             base_is_hub_id=is_hub_id(card.base),

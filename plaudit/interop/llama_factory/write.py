@@ -142,6 +142,12 @@ def read(folder: Path, base: str) -> Scorer:
 
 
 EXPORTER = Exporter(
+    usage=(
+        "In the YAML of LLaMA-Factory's PPO stage, with the template that renders like the one it "
+        "was trained with:\n\n```yaml\nreward_model: path/to/this/folder\n"
+        "reward_model_type: KIND\n```"
+    ),
+    plain=False,
     help="adapter or model with value_head.safetensors for LLaMA-Factory",
     layout="either",
     write=write,

@@ -91,6 +91,10 @@ def encode(
 
 
 EXPORTER = Exporter(
+    usage=(
+        "As OpenRLHF's reward model, give it this folder; `value_head_prefix` is in `config.json`. "
+        "Plain transformers loads it too:"
+    ),
     help="a whole model with its head's name and normalisation for OpenRLHF",
     layout="whole",
     write=write,

@@ -277,6 +277,7 @@ ADAPTER_EXPORTER = Exporter(
 
 
 MERGED_EXPORTER = Exporter(
+    served=True,
     help="a whole sequence classifier for transformers, TRL, vLLM and SGLang",
     layout="whole",
     write=write_merged,
