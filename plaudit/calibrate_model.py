@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
+from plaudit.compare_models import score
 from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluate_model import data_facts
-from plaudit.evaluation.candidates import score
 from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import Calibration, beyond_noise, cross_fit, improvement

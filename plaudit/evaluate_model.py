@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,7 +23,10 @@ from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.analysis.token_rewards import along_of
 from plaudit.evaluation.facts import json_safe, summarise
 from plaudit.evaluation.folder import write_folder
+from plaudit.evaluation.metrics.best_of import best_of_n
 from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.suites.request import Request
+from plaudit.evaluation.suites.run import RunSuite, run_suite
 from plaudit.evaluation.table import ScoreTable, build_table, write_table
 from plaudit.recipe.schema import Source
 from plaudit.report.html import REPORT_FILE, write_report
@@ -192,3 +196,78 @@ def data_facts(loaded: LoadedComparisons, dropped: Mapping[str, int]) -> dict[st
             for s in loaded.sources
         ],
     }
+
+
+# ---- optional analyses: suites, best-of-N
+
+
+def without_data(model: RewardModel) -> Evaluation:
+    """An evaluation of nothing, for suites to be added to."""
+    device = str(next(model.module.parameters()).device)
+    metrics = json_safe(
+        {
+            "format": 1,
+            "plaudit_version": __version__,
+            "model": model.source,
+            "data": None,
+            "eval": None,
+            "environment": describe_environment(device),
+        }
+    )
+    return Evaluation(metrics=metrics, table=build_table(()), comparisons=None)
+
+
+def add_suites(
+    evaluation: Evaluation, model: RewardModel, requests: Sequence[Request], console: Console
+) -> Evaluation:
+    """With ``suites`` in the metrics, by name, and their rows in the table.
+
+    Raises:
+        DataError: a suite's files are missing or not the suite's.
+    """
+    suites, rows = {}, [evaluation.table]
+    for request in requests:
+        found = score_suite(model, request, console)
+        suites[request.suite.name] = found.facts
+        rows.append(build_table(found.rows))
+    return replace(
+        evaluation, metrics={**evaluation.metrics, "suites": suites}, table=concatenate(rows)
+    )
+
+
+def score_suite(model: RewardModel, request: Request, console: Console) -> RunSuite:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"scoring {request.suite.title}", total=None)
+        return run_suite(
+            model,
+            request,
+            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def add_best_of(evaluation: Evaluation) -> Evaluation:
+    """With ``best_of`` in the metrics, from the grades of the evaluated responses.
+
+    Raises:
+        DataError: no prompt has at least three graded responses.
+    """
+    block = best_of_n(evaluation.table)
+    return replace(evaluation, metrics={**evaluation.metrics, "best_of": block})
+
+
+def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """One table after the other; a metadata column that a table lacks is None there."""
+    filled = [table for table in tables if len(table)] or list(tables[:1])
+    columns = {
+        name: np.concatenate([getattr(table, name) for table in filled])
+        for name in ScoreTable.__slots__
+        if name != "metadata"
+    }
+    names = dict.fromkeys(name for table in filled for name in table.metadata)
+    metadata = {
+        name: np.concatenate(
+            [t.metadata.get(name, np.full(len(t), None, dtype=np.object_)) for t in filled]
+        )
+        for name in names
+    }
+    return ScoreTable(**columns, metadata=metadata)

@@ -42,7 +42,7 @@ def compare(
     """Compare models or checkpoints on the same pairs: which is really better, and where."""
     from plaudit import __version__
     from plaudit.cli.printing import hush_weight_loading, quiet_console
-    from plaudit.evaluation.candidates import run_comparison, tell_apart
+    from plaudit.compare_models import run_comparison, tell_apart
     from plaudit.evaluation.folder import write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.comparison import write_comparison_plot
@@ -52,12 +52,12 @@ def compare(
     console = quiet_console()
     if out is not None:
         check_new_folder(out)
-    contestants, data = tell_apart(arguments)
+    candidates, data = tell_apart(arguments)
     if data:
         with console.status("starting"):
             hush_weight_loading()
     compared = run_comparison(
-        contestants,
+        candidates,
         [Source(path=path, format=format_, columns=mapped) for path in data],
         base=base,
         trust_remote_code=trust_remote_code,

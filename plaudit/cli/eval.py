@@ -102,9 +102,9 @@ def evaluate(
     check_places([*sources, *baseline_sources], out, baseline)
     baseline_sources = [with_known_columns(source) for source in baseline_sources]
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    from plaudit.compare_models import add_gate
+    from plaudit.evaluate_model import add_best_of, add_suites, without_data, write_evaluation
     from plaudit.evaluate_model import evaluate as run
-    from plaudit.evaluate_model import write_evaluation
-    from plaudit.evaluation.additions import add_best_of, add_gate, add_suites, without_data
 
     if sources:
         result = run(
@@ -209,18 +209,18 @@ def check_places(sources: Sequence[Source], out: Path | None, baseline: Path | N
     if out is not None:
         check_new_folder(out)
     if baseline is not None:
-        refuse_contestant(baseline)
+        check_candidate(baseline)
 
 
-def refuse_contestant(baseline: Path) -> None:
+def check_candidate(baseline: Path) -> None:
     """Say before anything is scored that the baseline is not there.
 
     Raises:
         DataError: it is no model and no recorded evaluation.
     """
-    from plaudit.evaluation.candidates import is_contestant
+    from plaudit.compare_models import is_candidate
 
-    if not is_contestant(str(baseline)):
+    if not is_candidate(str(baseline)):
         raise DataError(
             f"--baseline {baseline} is no run folder, checkpoint, model folder, evaluation folder "
             "or predictions.parquet."

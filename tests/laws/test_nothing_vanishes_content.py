@@ -16,11 +16,11 @@ from rich.console import Console
 
 from plaudit.cli.main import main
 from plaudit.client import AsyncRewardClient, RewardClient
+from plaudit.compare_models import score as score_candidate
 from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load_comparisons as load_rows
 from plaudit.errors import DataError, RequestRefusedError
 from plaudit.evaluate_model import evaluate
-from plaudit.evaluation.candidates import score as score_contestant
 from plaudit.evaluation.suites.request import parse_request
 from plaudit.evaluation.suites.run import run_suite
 from plaudit.recipe.schema import Source
@@ -332,7 +332,7 @@ def test_evaluation_and_comparison_count_every_row(model: RewardModel, edges: Pa
     found = evaluate(model, edges, behaviour=0)
     assert found.metrics["data"]["dropped"] == SKIPPED
     loaded = load_rows([Source(path=str(edges))], seed=0)
-    _, refused = score_contestant(model, loaded.comparisons, "it", Console(quiet=True))
+    _, refused = score_candidate(model, loaded.comparisons, "it", Console(quiet=True))
     assert Counter(loaded.tally.dropped) + Counter(refused) == SKIPPED
 
 

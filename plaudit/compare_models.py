@@ -1,6 +1,6 @@
 """What ``plaudit compare`` compares: models scored now, and scores that were recorded earlier.
 
-A contestant is a path: a run folder, a checkpoint of a run, another model folder, the folder of an
+A candidate is a path: a run folder, a checkpoint of a run, another model folder, the folder of an
 evaluation, or a ``predictions.parquet``. A run keeps the rewards of every evaluation it made, so
 its checkpoints are compared on its own evaluation data without scoring anything again.
 """
@@ -21,9 +21,12 @@ from rich.progress import Progress
 from plaudit.data.load import load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, ModelError
+from plaudit.evaluate_model import Evaluation, concatenate, data_facts, encode_scorable, score_suite
 from plaudit.evaluation.analysis.baselines import response_text
 from plaudit.evaluation.compare import Scored, align, compare
+from plaudit.evaluation.regression import Gate, judge
 from plaudit.evaluation.rows import score_rows
+from plaudit.evaluation.suites.request import Request
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     ScoreTable,
@@ -47,7 +50,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _EXAMPLE_CHARACTERS = 2000
 
 
-def is_contestant(argument: str) -> bool:
+def is_candidate(argument: str) -> bool:
     """Whether a word of the command line names a model or recorded scores, rather than data."""
     path = existing_path(argument) or Path(argument)
     if path.is_dir():
@@ -57,12 +60,12 @@ def is_contestant(argument: str) -> bool:
 
 
 def tell_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Contestants, which come first, and data.
+    """Candidates, which come first, and data.
 
     Raises:
-        DataError: no contestant at the start, or one after the data.
+        DataError: no candidate at the start, or one after the data.
     """
-    kinds = [is_contestant(argument) for argument in arguments]
+    kinds = [is_candidate(argument) for argument in arguments]
     count = kinds.index(False) if False in kinds else len(kinds)
     if not count:
         raise DataError(
@@ -76,7 +79,7 @@ def tell_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def run_comparison(
-    contestants: Sequence[Path],
+    candidates: Sequence[Path],
     data: Sequence[Source],
     *,
     base: str | None = None,
@@ -91,17 +94,17 @@ def run_comparison(
     scores take part where they are of the same comparisons.
 
     Raises:
-        PlauditError: fewer than two contestants, nothing in common, or one that cannot be opened.
+        PlauditError: fewer than two candidates, nothing in common, or one that cannot be opened.
     """
     console = Console(quiet=True) if console is None else console
     comparisons: Sequence[Comparison] = ()
     facts: dict[str, Any] | None = None
     if data:
-        _refuse_one(len(contestants), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
+        _refuse_one(len(candidates), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
         options = {"base": base, "trust_remote_code": trust_remote_code}
-        scored, facts, comparisons = _score_all(contestants, data, options, seed, console)
+        scored, facts, comparisons = _score_all(candidates, data, options, seed, console)
     else:
-        scored, facts = recorded(contestants)
+        scored, facts = recorded(candidates)
     compared = compare(align(scored), level=level, seed=seed)
     compared["examples"] = _with_texts(compared["examples"], comparisons)
     return {"data": facts, **compared}
@@ -123,22 +126,22 @@ class Recorded:
     chose_checkpoint: bool
 
 
-def recorded(contestants: Sequence[Path]) -> tuple[list[Scored], dict[str, Any]]:
-    """Recorded scores of each contestant; one run alone stands for all its evaluations.
+def recorded(candidates: Sequence[Path]) -> tuple[list[Scored], dict[str, Any]]:
+    """Recorded scores of each candidate; one run alone stands for all its evaluations.
 
     Raises:
         DataError: nothing was recorded where it was looked for.
     """
-    alone = contestants[0]
-    if len(contestants) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
+    alone = candidates[0]
+    if len(candidates) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
         steps = _steps_of(alone)
         _refuse_one(len(steps), f"{alone} made one evaluation")
         names = [f"step {step:,}" for step in steps]
         found = [Recorded(table=_at_step(alone, s), chose_checkpoint=True) for s in steps]
     else:
-        _refuse_one(len(contestants), "or one run folder, for all its evaluations")
-        names = short_names(contestants)
-        found = [_recorded(path) for path in contestants]
+        _refuse_one(len(candidates), "or one run folder, for all its evaluations")
+        names = short_names(candidates)
+        found = [_recorded(path) for path in candidates]
     scored = [Scored(name=n, table=f.table) for n, f in zip(names, found, strict=True)]
     chose = any(each.chose_checkpoint for each in found)
     return scored, {"scored": False, "chose_checkpoint": chose}
@@ -235,24 +238,23 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _score_all(
-    contestants: Sequence[Path],
+    candidates: Sequence[Path],
     data: Sequence[Source],
     options: Mapping[str, Any],
     seed: int,
     console: Console,
 ) -> tuple[list[Scored], dict[str, Any], StoredComparisons]:
     # Recorded scores are compared without waiting for torch.
-    from plaudit.evaluate_model import data_facts
 
     loaded = load_comparisons(data, seed=seed)
-    names = short_names(contestants)
+    names = short_names(candidates)
     refused = {}
     scored = []
-    for name, path in zip(names, contestants, strict=True):
+    for name, path in zip(names, candidates, strict=True):
         if is_recorded(path):
             scored.append(Scored(name=name, table=recorded_table(path)))
             continue
-        model = open_contestant(path, options, console)
+        model = open_candidate(path, options, console)
         table, refused[name] = score(model, loaded.comparisons, name, console)
         scored.append(Scored(name=name, table=table))
     facts = {
@@ -265,7 +267,7 @@ def _score_all(
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a contestant is scores alone, without a model to score more."""
+    """Whether a candidate is scores alone, without a model to score more."""
     return path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES)
 
 
@@ -278,7 +280,7 @@ def recorded_table(path: Path) -> ScoreTable:
     return _recorded(path).table
 
 
-def open_contestant(path: Path, options: Mapping[str, Any], console: Console) -> RewardModel:
+def open_candidate(path: Path, options: Mapping[str, Any], console: Console) -> RewardModel:
     """Load a model; ``options`` are those of :func:`plaudit.reward_model.load`."""
     from plaudit import reward_model
 
@@ -294,8 +296,6 @@ def score(
     Raises:
         ModelError: the model can score none of them.
     """
-    from plaudit.evaluate_model import encode_scorable
-
     try:
         kept, encoded = encode_scorable(model, comparisons, console)
     except DataError as error:
@@ -338,3 +338,39 @@ def _with_text(example: dict[str, Any], found: Comparison | None) -> dict[str, A
         "better_text": response_text(found.responses[example["better"]])[:_EXAMPLE_CHARACTERS],
         "worse_text": response_text(found.responses[example["worse"]])[:_EXAMPLE_CHARACTERS],
     }
+
+
+# ---- a regression check of one evaluation against a baseline
+
+
+def add_gate(
+    evaluation: Evaluation,
+    baseline: Path,
+    requests: Sequence[Request],
+    gate: Gate,
+    *,
+    options: Mapping[str, Any],
+    console: Console,
+) -> Evaluation:
+    """With ``gate`` in the metrics: is the model significantly worse than ``baseline``?
+
+    The baseline is scored on the same data and suites, or its recorded scores are read.
+    ``options`` are those of :func:`plaudit.reward_model.load`.
+
+    Raises:
+        PlauditError: the baseline cannot be used, or nothing is in common.
+    """
+    if is_recorded(baseline):
+        table = recorded_table(baseline)
+    else:
+        model = open_candidate(baseline, options, console)
+        tables = [build_table(score_suite(model, request, console).rows) for request in requests]
+        if evaluation.comparisons is not None:
+            tables.insert(0, score(model, evaluation.comparisons, str(baseline), console)[0])
+        table = concatenate(tables)
+    block = judge(
+        Scored(name="this model", table=evaluation.table),
+        Scored(name=str(baseline), table=table),
+        gate,
+    )
+    return replace(evaluation, metrics={**evaluation.metrics, "gate": block})
