@@ -32,7 +32,7 @@ from plaudit.data.sources.read import (
     source_fingerprint,
     source_name,
 )
-from plaudit.data.store import OnRead, Reading, StoredComparisons, store_source
+from plaudit.data.store import OnRead, SourceReading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
@@ -282,10 +282,10 @@ class _Read:
     def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
         name = source_name(source)
 
-        def read() -> Reading:
+        def read() -> SourceReading:
             opened = open_source(source)
             found = (comparison for _, _, _, comparison in opened.rows)
-            return Reading(
+            return SourceReading(
                 format=opened.reader.name,
                 comparisons=(_named_in_mixture(one, name) if mixed else one for one in found),
                 counter=opened.counter,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ def group_name(code: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class SourceReading:
     """A source that is being read: its format, its comparisons, and what is not read of them."""
 
     format: str
@@ -64,7 +64,7 @@ class Reading:
 
 def store_source(
     source: Source,
-    read: Callable[[], Reading],
+    read: Callable[[], SourceReading],
     *,
     fingerprint: str,
     mixed: bool,
@@ -138,65 +138,33 @@ def _schema() -> pa.Schema:
 
 # --- one comparison as JSON ---------------------------------------------------------------------
 
+_FIELDS: Final = tuple(field.name for field in fields(Comparison))
+
 
 def encode(comparison: Comparison) -> bytes:
-    """A comparison as JSON.
+    """A comparison as JSON: the values of its fields, in their order.
 
     What JSON has no form for (dates and bytes, out of Parquet) becomes its text, which is what a
     template would print.
     """
-    fields = [
-        comparison.id,
-        _plain(comparison.prompt),
-        [_plain(response) for response in comparison.responses],
-        comparison.grades,
-        comparison.group,
-        comparison.source,
-        comparison.where,
-        comparison.margin,
-        comparison.weight,
-        comparison.tools,
-        comparison.chat_template_kwargs,
-        comparison.metadata,
-        comparison.unusable,
-    ]
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=str)
+    values = {name: getattr(comparison, name) for name in _FIELDS}
+    values["prompt"] = _plain(comparison.prompt)
+    values["responses"] = [_plain(response) for response in comparison.responses]
+    text = json.dumps(list(values.values()), ensure_ascii=False, separators=(",", ":"), default=str)
     # A cell of a table may hold half a character, which strict UTF-8 refuses.
     return text.encode("utf-8", "surrogatepass")
 
 
 def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
     """The comparison that :func:`encode` wrote."""
-    (
-        id_,
-        prompt,
-        responses,
-        grades,
-        group,
-        source,
-        where,
-        margin,
-        weight,
-        tools,
-        chat_template_kwargs,
-        metadata,
-        unusable,
-    ) = json.loads(bytes(text).decode("utf-8", "surrogatepass"))
-    return Comparison(
-        id=id_,
-        prompt=_turns(prompt),
-        responses=tuple(_turns(response) for response in responses),
-        grades=tuple(grades),
-        group=group,
-        source=source,
-        where=where,
-        margin=margin,
-        weight=weight,
-        tools=None if tools is None else tuple(tools),
-        chat_template_kwargs=chat_template_kwargs,
-        metadata=metadata,
-        unusable=unusable,
-    )
+    plain = json.loads(bytes(text).decode("utf-8", "surrogatepass"))
+    values = dict(zip(_FIELDS, plain, strict=True))
+    values["prompt"] = _turns(values["prompt"])
+    values["responses"] = tuple(map(_turns, values["responses"]))
+    values["grades"] = tuple(values["grades"])
+    if values["tools"] is not None:
+        values["tools"] = tuple(values["tools"])
+    return Comparison(**values)
 
 
 def _plain(turns: Turns) -> str | list[tuple[Any, ...]]:

@@ -8,19 +8,22 @@ rules are suites of ``plaudit eval``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from plaudit.data.formats import values
 from plaudit.data.formats.records import (
+    Looks,
     Messages,
     ParsedRow,
     Reader,
-    answered,
-    asked,
-    by_lead,
+    assistant_turn,
     pair,
-    pair_of_whole,
+    pair_by_lead,
+    pair_of_conversations,
+    user_turn,
 )
 from plaudit.data.formats.values import Row
 from plaudit.errors import DataError
@@ -50,7 +53,7 @@ def helpsteer_turns(text: str) -> Messages:
     first, *pieces = _HELPSTEER_TURN.split(text)
     later = zip(pieces[::2], pieces[1::2], strict=True)
     return (
-        *asked(first),
+        *user_turn(first),
         *(
             Message(role="user" if name == "User" else "assistant", content=words)
             for name, words in later
@@ -67,9 +70,9 @@ def ultrafeedback(row: Row) -> ParsedRow:
     scores = [values.optional_number(completion, "overall_score") for completion in completions]
     known = tuple(score for score in scores if score is not None)
     return ParsedRow(
-        prompt=asked(values.text(row, "instruction")),
+        prompt=user_turn(values.text(row, "instruction")),
         responses=tuple(
-            answered(values.inner_text(completion, "response", f"completions[{index}]"))
+            assistant_turn(values.inner_text(completion, "response", f"completions[{index}]"))
             for index, completion in enumerate(completions)
         ),
         grades=known if len(known) == len(scores) else (),
@@ -92,7 +95,7 @@ def helpsteer2_ratings(row: Row) -> ParsedRow:
     helpfulness = values.optional_number(row, "helpfulness")
     return ParsedRow(
         prompt=helpsteer_turns(values.text(row, "prompt")),
-        responses=(answered(values.text(row, "response")),),
+        responses=(assistant_turn(values.text(row, "response")),),
         grades=() if helpfulness is None else (helpfulness,),
     )
 
@@ -106,7 +109,7 @@ def helpsteer3(row: Row) -> ParsedRow:
 def nectar(row: Row) -> ParsedRow:
     """Nectar: a dialogue and its answers, rank 1 the best."""
     dialogue = values.text(row, "prompt")
-    turns = hh_turns(dialogue) if HUMAN in dialogue else asked(dialogue)
+    turns = hh_turns(dialogue) if HUMAN in dialogue else user_turn(dialogue)
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns = turns[:-1]
     answers = values.objects(row, "answers")
@@ -130,10 +133,10 @@ def pku_saferlhf(row: Row) -> ParsedRow:
     better = values.number(row, "better_response_id")
     if better not in (0.0, 1.0):
         raise DataError("better_response_id is neither 0 nor 1; expected a response's number.")
-    return by_lead(
-        asked(values.text(row, "prompt")),
-        answered(values.text(row, "response_0")),
-        answered(values.text(row, "response_1")),
+    return pair_by_lead(
+        user_turn(values.text(row, "prompt")),
+        assistant_turn(values.text(row, "response_0")),
+        assistant_turn(values.text(row, "response_1")),
         1 - 2 * better,
     )
 
@@ -143,10 +146,10 @@ def shp(row: Row) -> ParsedRow:
     label = values.number(row, "labels")
     if label not in (0.0, 1.0):
         raise DataError("labels is neither 0 nor 1; expected 1 where A is preferred, 0 where B is.")
-    return by_lead(
-        asked(values.text(row, "history")),
-        answered(values.text(row, "human_ref_A")),
-        answered(values.text(row, "human_ref_B")),
+    return pair_by_lead(
+        user_turn(values.text(row, "history")),
+        assistant_turn(values.text(row, "human_ref_A")),
+        assistant_turn(values.text(row, "human_ref_B")),
         2 * label - 1,
     )
 
@@ -156,10 +159,10 @@ def webgpt(row: Row) -> ParsedRow:
     lead = values.number(row, "score_0") - values.number(row, "score_1")
     asks = values.value_of(row, "question")
     question = values.text(asks, "full_text") if isinstance(asks, dict) else None
-    return by_lead(
-        asked(values.text(row, "question") if question is None else question),
-        answered(values.text(row, "answer_0")),
-        answered(values.text(row, "answer_1")),
+    return pair_by_lead(
+        user_turn(values.text(row, "question") if question is None else question),
+        assistant_turn(values.text(row, "answer_0")),
+        assistant_turn(values.text(row, "answer_1")),
         lead,
         strength=abs(lead),
     )
@@ -171,7 +174,7 @@ def arena(row: Row) -> ParsedRow:
     leads = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "tie (bothbad)": 0.0, "both_bad": 0.0}
     if winner not in leads:
         raise DataError(f"winner is not among {', '.join(leads)}.")
-    whole = pair_of_whole(
+    whole = pair_of_conversations(
         values.messages(row, "conversation_a"), values.messages(row, "conversation_b")
     )
     lead = leads[winner]
@@ -181,10 +184,10 @@ def arena(row: Row) -> ParsedRow:
 def _by_sign(row: Row, prompt: Messages, responses: tuple[str, str], column: str) -> ParsedRow:
     """Two responses and a preference from -3 (the first is much better) to 3; 0 is a tie."""
     preference = values.optional_number(row, column)
-    first, second = (answered(values.text(row, name)) for name in responses)
+    first, second = (assistant_turn(values.text(row, name)) for name in responses)
     if preference is None:
         return ParsedRow(prompt=prompt, responses=(first, second), grades=())
-    return by_lead(prompt, first, second, -preference, strength=abs(preference))
+    return pair_by_lead(prompt, first, second, -preference, strength=abs(preference))
 
 
 def _ranked(
@@ -196,7 +199,7 @@ def _ranked(
 
 
 def _answer(item: Row, index: int) -> Messages:
-    return answered(values.inner_text(item, "answer", f"answers[{index}]"))
+    return assistant_turn(values.inner_text(item, "answer", f"answers[{index}]"))
 
 
 def _inner_messages(item: Row, index: int) -> Messages:
@@ -219,9 +222,9 @@ def is_rewardbench(row: Row) -> bool:
 def rewardbench(row: Row) -> ParsedRow:
     """RewardBench: a question, the better and the worse answer."""
     return pair(
-        asked(values.text(row, "prompt")),
-        answered(values.text(row, "chosen")),
-        answered(values.text(row, "rejected")),
+        user_turn(values.text(row, "prompt")),
+        assistant_turn(values.text(row, "chosen")),
+        assistant_turn(values.text(row, "rejected")),
     )
 
 
@@ -229,8 +232,8 @@ def answer_lists(row: Row) -> ParsedRow:
     """RewardBench 2 and RM-Bench: a question, right answers (grade 1) and wrong ones (grade 0)."""
     chosen, rejected = values.texts(row, "chosen"), values.texts(row, "rejected")
     return ParsedRow(
-        prompt=asked(values.text(row, "prompt")),
-        responses=tuple(answered(text) for text in chosen + rejected),
+        prompt=user_turn(values.text(row, "prompt")),
+        responses=tuple(assistant_turn(text) for text in chosen + rejected),
         grades=(1.0,) * len(chosen) + (0.0,) * len(rejected),
     )
 
@@ -240,119 +243,49 @@ def llmbar(row: Row) -> ParsedRow:
     label = values.number(row, "label")
     if label not in (1.0, 2.0):
         raise DataError("label is neither 1 nor 2; expected the number of the better output.")
-    return by_lead(
-        asked(values.text(row, "input")),
-        answered(values.text(row, "output_1")),
-        answered(values.text(row, "output_2")),
+    return pair_by_lead(
+        user_turn(values.text(row, "input")),
+        assistant_turn(values.text(row, "output_1")),
+        assistant_turn(values.text(row, "output_2")),
         3 - 2 * label,
     )
 
 
+_text = partial(values.all_of, values.is_text)
+_any = partial(values.all_of, values.anything)
+_messages = partial(values.all_of, values.is_messages)
+
+
+def _reader(
+    parse: Callable[[Row], ParsedRow],
+    columns: Mapping[str, Looks],
+    when: Callable[[Row], bool] = lambda row: True,
+) -> Reader:
+    """A reader named like its function."""
+    return Reader(name=parse.__name__, columns=columns, parse=parse, when=when)
+
+
 READERS: Final = (
-    Reader(
-        name="ultrafeedback",
-        description="UltraFeedback: an instruction and completions with an overall score",
-        columns=("instruction", "completions"),
-        recognises=lambda row: (
-            isinstance(row["instruction"], str) and values.is_messages(row["completions"])
-        ),
-        parse=ultrafeedback,
+    _reader(ultrafeedback, _text("instruction") | _messages("completions")),
+    _reader(helpsteer2, _text("prompt", "response_1", "response_2") | _any("preference_strength")),
+    _reader(helpsteer2_ratings, _text("prompt", "response") | _any("helpfulness")),
+    _reader(
+        helpsteer3,
+        _messages("context") | _text("response1", "response2") | _any("overall_preference"),
     ),
-    Reader(
-        name="helpsteer2",
-        description="HelpSteer2: two responses and the strength of the preference",
-        columns=("prompt", "response_1", "response_2", "preference_strength"),
-        recognises=lambda row: values.all_text(row, "prompt", "response_1", "response_2"),
-        parse=helpsteer2,
+    _reader(nectar, _text("prompt") | _messages("answers")),
+    _reader(nemo, _messages("context", "completions")),
+    _reader(pku_saferlhf, _text("prompt", "response_0", "response_1") | _any("better_response_id")),
+    _reader(shp, _text("history", "human_ref_A", "human_ref_B") | _any("labels")),
+    _reader(
+        webgpt,
+        {"question": lambda value: isinstance(value, (str, dict))}
+        | _text("answer_0", "answer_1")
+        | _any("score_0", "score_1"),
     ),
-    Reader(
-        name="helpsteer2_ratings",
-        description="HelpSteer2: one response and its ratings",
-        columns=("prompt", "response", "helpfulness"),
-        recognises=lambda row: values.all_text(row, "prompt", "response"),
-        parse=helpsteer2_ratings,
-    ),
-    Reader(
-        name="helpsteer3",
-        description="HelpSteer3: messages, two responses and the preference",
-        columns=("context", "response1", "response2", "overall_preference"),
-        recognises=lambda row: (
-            values.is_messages(row["context"]) and values.all_text(row, "response1", "response2")
-        ),
-        parse=helpsteer3,
-    ),
-    Reader(
-        name="nectar",
-        description="Nectar: a dialogue and its ranked answers",
-        columns=("prompt", "answers"),
-        recognises=lambda row: (
-            isinstance(row["prompt"], str) and values.is_messages(row["answers"])
-        ),
-        parse=nectar,
-    ),
-    Reader(
-        name="nemo",
-        description="NeMo-RL: a context and its ranked completions",
-        columns=("context", "completions"),
-        recognises=lambda row: values.all_messages(row, "context", "completions"),
-        parse=nemo,
-    ),
-    Reader(
-        name="pku_saferlhf",
-        description="PKU-SafeRLHF: two responses and the number of the better",
-        columns=("prompt", "response_0", "response_1", "better_response_id"),
-        recognises=lambda row: values.all_text(row, "prompt", "response_0", "response_1"),
-        parse=pku_saferlhf,
-    ),
-    Reader(
-        name="shp",
-        description="SHP: a post and two comments",
-        columns=("history", "human_ref_A", "human_ref_B", "labels"),
-        recognises=lambda row: values.all_text(row, "history", "human_ref_A", "human_ref_B"),
-        parse=shp,
-    ),
-    Reader(
-        name="webgpt",
-        description="WebGPT comparisons: a question and two answers with scores",
-        columns=("question", "answer_0", "answer_1", "score_0", "score_1"),
-        recognises=lambda row: (
-            isinstance(row["question"], (str, dict))
-            and values.all_text(row, "answer_0", "answer_1")
-        ),
-        parse=webgpt,
-    ),
-    Reader(
-        name="arena",
-        description="Chatbot Arena: two conversations and the winner",
-        columns=("conversation_a", "conversation_b", "winner"),
-        recognises=lambda row: values.all_messages(row, "conversation_a", "conversation_b"),
-        parse=arena,
-    ),
-    Reader(
-        name="rewardbench",
-        description="RewardBench: prompt, chosen, rejected and where they are from",
-        columns=("prompt", "chosen", "rejected"),
-        recognises=lambda row: (
-            is_rewardbench(row) and values.all_text(row, "prompt", "chosen", "rejected")
-        ),
-        parse=rewardbench,
-    ),
-    Reader(
-        name="answer_lists",
-        description="RewardBench 2 and RM-Bench: prompt, lists of right and wrong answers",
-        columns=("prompt", "chosen", "rejected"),
-        recognises=lambda row: (
-            isinstance(row["prompt"], str)
-            and all(values.is_texts(row[column]) for column in ("chosen", "rejected"))
-        ),
-        parse=answer_lists,
-    ),
-    Reader(
-        name="llmbar",
-        description="LLMBar: an input, two outputs and the number of the better",
-        columns=("input", "output_1", "output_2", "label"),
-        recognises=lambda row: values.all_text(row, "input", "output_1", "output_2"),
-        parse=llmbar,
-    ),
+    _reader(arena, _messages("conversation_a", "conversation_b") | _any("winner")),
+    _reader(rewardbench, _text("prompt", "chosen", "rejected"), when=is_rewardbench),
+    _reader(answer_lists, _text("prompt") | values.all_of(values.is_texts, "chosen", "rejected")),
+    _reader(llmbar, _text("input", "output_1", "output_2") | _any("label")),
 )
 """Rows of :data:`plaudit.data.formats.readers.READERS`."""

@@ -19,11 +19,11 @@ from plaudit.data.formats.records import (
     Messages,
     ParsedRow,
     Reader,
-    answered,
-    asked,
+    assistant_turn,
     pair,
-    pair_of_whole,
-    under_system,
+    pair_of_conversations,
+    user_turn,
+    with_system_turn,
 )
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import TIE
@@ -72,18 +72,14 @@ def check_same_format(reader: Reader, row: Row, *, where: str) -> None:
     Raises:
         DataError: it is not, and another format recognises it.
     """
-    if _fits(reader, row):
+    if reader.recognises(row):
         return
-    other = next((one for one in READERS.values() if _fits(one, row)), None)
+    other = next((one for one in READERS.values() if one.recognises(row)), None)
     if other is not None:
         raise DataError(
             f"{where}: a row of {other.name}, but the first row chose {reader.name}; put each"
             " format into a file of its own, or name one for all rows with `format`."
         )
-
-
-def _fits(reader: Reader, row: Row) -> bool:
-    return row.keys() >= set(reader.columns) and reader.recognises(row)
 
 
 def to_comparison(
@@ -163,7 +159,7 @@ def with_system(reader: Reader) -> Reader:
                 "system is a second system message, before the one that opens the prompt; leave it"
                 " out with `columns: {system: null}`."
             )
-        return replace(parsed, prompt=under_system(system, parsed.prompt))
+        return replace(parsed, prompt=with_system_turn(system, parsed.prompt))
 
     return replace(reader, optional=(*reader.optional, "system"), parse=parse)
 
@@ -365,7 +361,7 @@ def implicit_text(row: Row) -> ParsedRow:
 
 def implicit_conversational(row: Row) -> ParsedRow:
     """Two whole conversations. The leading messages they share are the prompt."""
-    return pair_of_whole(values.messages(row, "chosen"), values.messages(row, "rejected"))
+    return pair_of_conversations(values.messages(row, "chosen"), values.messages(row, "rejected"))
 
 
 def hh_rlhf(row: Row) -> ParsedRow:
@@ -433,17 +429,17 @@ def ms_swift(row: Row) -> ParsedRow:
     whole = _answered_conversation(row)
     rejected = values.value_of(row, "rejected_response")
     if isinstance(rejected, str):
-        return pair(whole[:-1], whole[-1:], answered(rejected))
+        return pair(whole[:-1], whole[-1:], assistant_turn(rejected))
     other = values.messages(row, "rejected_response")
     if other and other[0].role in ("system", "user"):
-        return pair_of_whole(whole, other)
+        return pair_of_conversations(whole, other)
     cut = max((n for n, turn in enumerate(whole, 1) if turn.role == "user"), default=0)
     return pair(whole[:cut], whole[cut:], other)
 
 
 def ms_swift_messages(row: Row) -> ParsedRow:
     """ms-swift: two whole conversations, the good one under ``messages``."""
-    return pair_of_whole(
+    return pair_of_conversations(
         values.messages(row, "messages"), values.messages(row, "rejected_messages")
     )
 
@@ -452,9 +448,9 @@ def question(row: Row) -> ParsedRow:
     """A question (or input), perhaps under a system text, and two texts, as in the Orca pairs."""
     column = "question" if "question" in row else "input"
     return pair(
-        under_system(values.optional_text(row, "system"), asked(values.text(row, column))),
-        answered(values.text(row, "chosen")),
-        answered(values.text(row, "rejected")),
+        with_system_turn(values.optional_text(row, "system"), user_turn(values.text(row, column))),
+        assistant_turn(values.text(row, "chosen")),
+        assistant_turn(values.text(row, "rejected")),
     )
 
 
@@ -468,144 +464,104 @@ def _answered_conversation(row: Row) -> Messages:
 # --- what a first row looks like ----------------------------------------------------------------
 
 
-def _looks_explicit_conversational(row: Row) -> bool:
-    replies = (row["chosen"], row["rejected"])
-    return values.is_messages(row["prompt"]) and all(
-        isinstance(reply, str) or values.is_messages(reply) for reply in replies
-    )
+def _without_prompt_column(row: Row) -> bool:
+    """Where another format reads a column beside two texts as the prompt, it is that format."""
+    return not PROMPT_COLUMNS & row.keys()
 
 
-def _looks_explicit_text(row: Row) -> bool:
-    return values.all_text(row, "prompt", "chosen", "rejected") and not published.is_rewardbench(
-        row
-    )
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(HUMAN)
 
 
-def _looks_implicit_text(row: Row) -> bool:
-    """Not where another format reads a column beside as the prompt."""
-    return (
-        not PROMPT_COLUMNS & row.keys()
-        and values.all_text(row, "chosen", "rejected")
-        and not _looks_hh_rlhf(row)
-    )
-
-
-def _looks_implicit_conversational(row: Row) -> bool:
+def _repeats_no_answer(row: Row) -> bool:
     """Also with a text ``prompt`` that repeats the first user turn, as UltraFeedback has it."""
-    if not values.all_messages(row, "chosen", "rejected"):
-        return False
     opening = row["chosen"][0].get("role") if row["chosen"] else None
     return "prompt" not in row or (isinstance(row["prompt"], str) and opening != "assistant")
 
 
-def _looks_hh_rlhf(row: Row) -> bool:
-    return (
-        not PROMPT_COLUMNS & row.keys()
-        and values.all_text(row, "chosen", "rejected")
-        and all(row[column].startswith(HUMAN) for column in ("chosen", "rejected"))
-    )
-
-
-def _looks_ranked(row: Row) -> bool:
-    return isinstance(row["prompt"], (str, list)) and isinstance(row["responses"], list)
-
-
-def _looks_unpaired(row: Row) -> bool:
-    return isinstance(row["prompt"], (str, list)) and isinstance(row["completion"], (str, list))
-
-
-def _looks_question(row: Row) -> bool:
+def _asks_in_question(row: Row) -> bool:
     asks = [row[column] for column in ("question", "input") if column in row]
     return (
         bool(asks)
         and isinstance(asks[0], str)
         and "prompt" not in row
         and "instruction" not in row
-        and values.all_text(row, "chosen", "rejected")
         and not row["chosen"].startswith(HUMAN)
     )
 
+
+_ANSWERS: Final = ("chosen", "rejected")
 
 READERS: Final[dict[str, Reader]] = {
     reader.name: reader
     for reader in (
         Reader(
             name="explicit_text",
-            description="prompt, chosen and rejected are texts",
-            columns=("prompt", "chosen", "rejected"),
-            recognises=_looks_explicit_text,
+            columns=values.all_of(values.is_text, "prompt", *_ANSWERS),
             parse=explicit_text,
+            when=lambda row: not published.is_rewardbench(row),
         ),
         Reader(
             name="explicit_conversational",
-            description="prompt, chosen and rejected are lists of messages",
-            columns=("prompt", "chosen", "rejected"),
-            recognises=_looks_explicit_conversational,
+            columns={
+                "prompt": values.is_messages,
+                **values.all_of(values.is_turns, *_ANSWERS),
+            },
             parse=explicit_conversational,
         ),
         Reader(
             name="implicit_text",
-            description="chosen and rejected are texts that begin with the prompt",
-            columns=("chosen", "rejected"),
-            recognises=_looks_implicit_text,
+            columns=values.all_of(values.is_text, *_ANSWERS),
             parse=implicit_text,
+            when=lambda row: (
+                _without_prompt_column(row) and not all(_is_dialogue(row[c]) for c in _ANSWERS)
+            ),
         ),
         Reader(
             name="implicit_conversational",
-            description="chosen and rejected are whole conversations",
-            columns=("chosen", "rejected"),
-            optional=("prompt",),
-            recognises=_looks_implicit_conversational,
+            columns=values.all_of(values.is_messages, *_ANSWERS),
             parse=implicit_conversational,
+            when=_repeats_no_answer,
+            optional=("prompt",),
         ),
         Reader(
             name="hh_rlhf",
-            description="chosen and rejected are HH-RLHF dialogues (Human:, Assistant:)",
-            columns=("chosen", "rejected"),
-            recognises=_looks_hh_rlhf,
+            columns=values.all_of(_is_dialogue, *_ANSWERS),
             parse=hh_rlhf,
+            when=_without_prompt_column,
         ),
         Reader(
             name="ranked",
-            description="a prompt, a list of responses, and grades for them if known",
-            columns=("prompt", "responses"),
-            optional=("grades",),
-            recognises=_looks_ranked,
+            columns={"prompt": values.is_text_or_list, "responses": values.is_list},
             parse=ranked,
+            optional=("grades",),
         ),
         Reader(
             name="unpaired",
-            description="a prompt, one completion, and a label for it if known",
-            columns=("prompt", "completion"),
-            optional=("label",),
-            recognises=_looks_unpaired,
+            columns=values.all_of(values.is_text_or_list, "prompt", "completion"),
             parse=unpaired,
+            optional=("label",),
         ),
         *registry.every("row_format").values(),
         Reader(
             name="ms_swift",
-            description="ms-swift: messages with the good answer, and a rejected one",
-            columns=("messages", "rejected_response"),
-            recognises=lambda row: (
-                values.is_messages(row["messages"])
-                and isinstance(row["rejected_response"], (str, list))
-            ),
+            columns={
+                "messages": values.is_messages,
+                "rejected_response": values.is_text_or_list,
+            },
             parse=ms_swift,
         ),
         Reader(
             name="ms_swift_messages",
-            description="ms-swift: a good and a rejected conversation",
-            columns=("messages", "rejected_messages"),
-            recognises=lambda row: values.all_messages(row, "messages", "rejected_messages"),
+            columns=values.all_of(values.is_messages, "messages", "rejected_messages"),
             parse=ms_swift_messages,
         ),
         Reader(
             name="question",
-            description="a question or input, perhaps a system text, and two texts",
-            columns=("chosen", "rejected"),
-            optional=("question", "input", "system"),
-            recognises=_looks_question,
+            columns=values.all_of(values.is_text, *_ANSWERS),
             parse=question,
+            when=_asks_in_question,
+            optional=("question", "input", "system"),
         ),
         *published.READERS,
     )

@@ -37,25 +37,36 @@ class ParsedRow:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+Looks: TypeAlias = Callable[[Any], bool]
+"""Whether a value is of a type, such as :func:`plaudit.data.formats.values.is_text`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """One format of rows.
 
-    ``columns`` must be there and ``optional`` may be; neither goes to ``metadata``.
-    ``recognises`` looks at the types of the values of a row that has all ``columns``; for any row
-    at most one reader should say yes. ``parse`` raises a DataError that names the column; where
-    the row stands is added for it. ``rename_tags`` reads the ``tags`` of a source (those that the
-    format knows) and gives the row under the reader's own keys and roles.
+    ``columns`` must be there, each with a value that looks as said, and ``optional`` may be;
+    neither goes to ``metadata``. ``parse`` raises a DataError that names the column; where the row
+    stands is added for it. ``when`` asks more of a row, so that at most one reader recognises it.
+    ``rename_tags`` reads the ``tags`` of a source (those that the format knows) and gives the row
+    under the reader's own keys and roles.
     """
 
     name: str
-    description: str
-    columns: tuple[str, ...]
-    recognises: Callable[[Row], bool]
+    columns: Mapping[str, Looks]
     parse: Callable[[Row], ParsedRow]
+    when: Callable[[Row], bool] = lambda row: True
     optional: tuple[str, ...] = ()
     tags: frozenset[str] = frozenset()
     rename_tags: Callable[[Row, Mapping[str, str | None]], dict[str, Any]] | None = None
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row has the columns, with values of their types."""
+        return (
+            row.keys() >= self.columns.keys()
+            and all(looks(row[column]) for column, looks in self.columns.items())
+            and self.when(row)
+        )
 
 
 def pair(prompt: Turns, chosen: Turns, rejected: Turns) -> ParsedRow:
@@ -63,7 +74,7 @@ def pair(prompt: Turns, chosen: Turns, rejected: Turns) -> ParsedRow:
     return ParsedRow(prompt=prompt, responses=(chosen, rejected), grades=(1.0, 0.0))
 
 
-def pair_of_whole(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> ParsedRow:
+def pair_of_conversations(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> ParsedRow:
     """Two whole conversations, better first. The leading messages they share are the prompt.
 
     At least one message stays in each response, so identical conversations keep their last turn.
@@ -76,7 +87,7 @@ def pair_of_whole(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) ->
     return pair(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
-def by_lead(
+def pair_by_lead(
     prompt: Turns, first: Turns, second: Turns, lead: float, *, strength: float | None = None
 ) -> ParsedRow:
     """Two responses in the row's order. A ``lead`` above 0 means the first is better, 0 a tie."""
@@ -89,17 +100,17 @@ def by_lead(
     )
 
 
-def asked(text: str) -> Messages:
+def user_turn(text: str) -> Messages:
     """One user turn."""
     return (Message(role="user", content=text),)
 
 
-def answered(text: str) -> Messages:
+def assistant_turn(text: str) -> Messages:
     """One assistant turn."""
     return (Message(role="assistant", content=text),)
 
 
-def under_system(system: str | None, turns: Messages) -> Messages:
+def with_system_turn(system: str | None, turns: Messages) -> Messages:
     """The turns, after a system text if there is one."""
     return (Message(role="system", content=system), *turns) if system else turns
 

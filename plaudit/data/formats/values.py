@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 from plaudit.errors import DataError
@@ -38,14 +38,24 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def all_text(row: Row, *columns: str) -> bool:
-    """Whether the columns, which are there, all hold text."""
-    return all(isinstance(row[column], str) for column in columns)
+def anything(value: Any) -> bool:
+    """True: a value whose type its reader checks."""
+    return True
 
 
-def all_messages(row: Row, *columns: str) -> bool:
-    """Whether the columns, which are there, all hold lists of objects."""
-    return all(is_messages(row[column]) for column in columns)
+def is_text(value: Any) -> bool:
+    """Whether a value is text."""
+    return isinstance(value, str)
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
+
+
+def is_text_or_list(value: Any) -> bool:
+    """Whether a value is text or a list."""
+    return isinstance(value, (str, list))
 
 
 def is_messages(value: Any) -> bool:
@@ -53,9 +63,19 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
 
 
+def is_turns(value: Any) -> bool:
+    """Whether a value is text or looks like a list of messages."""
+    return is_text(value) or is_messages(value)
+
+
 def is_texts(value: Any) -> bool:
     """Whether a value is a list of texts, at least one."""
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def all_of(looks: Callable[[Any], bool], *columns: str) -> dict[str, Callable[[Any], bool]]:
+    """Columns whose values all look as said."""
+    return dict.fromkeys(columns, looks)
 
 
 def _wrong(what: str, value: Any, expected: str) -> DataError:
@@ -92,23 +112,22 @@ def optional_text(row: Row, column: str) -> str | None:
 
 def texts(row: Row, column: str) -> tuple[str, ...]:
     """A required list of texts, at least one."""
-    given = items(row, column)
-    if not given:
-        raise DataError(f"{column} is an empty list; expected at least one text.")
-    for index, value in enumerate(given):
-        if not isinstance(value, str):
-            raise _wrong(f"{column}[{index}]", value, "text")
-    return tuple(given)
+    return tuple(_items_of(row, column, str, "text"))
 
 
 def objects(row: Row, column: str) -> list[dict[str, Any]]:
     """A required list of objects, at least one."""
+    return _items_of(row, column, dict, "an object")
+
+
+def _items_of(row: Row, column: str, type_: type, name: str) -> list[Any]:
+    """A required list of values of a type, at least one."""
     given = items(row, column)
     if not given:
-        raise DataError(f"{column} is an empty list; expected at least one object.")
+        raise DataError(f"{column} is an empty list; expected at least one {name.split()[-1]}.")
     for index, value in enumerate(given):
-        if not isinstance(value, dict):
-            raise _wrong(f"{column}[{index}]", value, "an object")
+        if not isinstance(value, type_):
+            raise _wrong(f"{column}[{index}]", value, name)
     return given
 
 

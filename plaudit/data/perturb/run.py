@@ -185,9 +185,12 @@ def perturb(
         for perturbation in order:
             if len(made) == per_row:
                 break
-            new = _perturbed(comparison, text, perturbation, around, seed)
-            if isinstance(new, _NotMade):
-                result.not_made[new.reason] += 1
+            if not text.strip():
+                result.not_made[NO_TEXT] += 1
+            elif not perturbation.suits(language):
+                result.not_made[f"{perturbation.name} skipped: language"] += 1
+            elif (new := _perturbed(comparison, text, perturbation, around, seed)) is None:
+                result.not_made[f"{perturbation.name} does not apply"] += 1
             else:
                 made.append(_pair(comparison, new, perturbation))
         pairs += sorted(made, key=lambda pair: place[str(pair.metadata["subset"])])
@@ -203,25 +206,12 @@ def _answer_of(comparison: Comparison) -> tuple[str, str | None]:
     return text, language_of_answer(text, prompt_text(comparison.prompt)) if text else None
 
 
-@dataclass(frozen=True, slots=True)
-class _NotMade:
-    reason: str
-
-
 def _perturbed(
     comparison: Comparison, text: str, perturbation: Perturbation, context: Context, seed: int
-) -> str | _NotMade:
-    if not text.strip():
-        return _NotMade(NO_TEXT)
-    if not perturbation.suits(context.language):
-        return _NotMade(f"{perturbation.name} skipped: language")
-    new = perturbation.apply(text, _generator(comparison, perturbation, seed), context)
-    return _NotMade(f"{perturbation.name} does not apply") if new is None else new
-
-
-def _generator(comparison: Comparison, perturbation: Perturbation, seed: int) -> Random:
-    """Its own for each comparison and perturbation, so that neither changes another's draw."""
-    return Random(f"{seed}/{perturbation.name}/{comparison.source}/{comparison.id}")
+) -> str | None:
+    # A generator for each comparison and perturbation, so that neither changes another's draw.
+    generator = Random(f"{seed}/{perturbation.name}/{comparison.source}/{comparison.id}")
+    return perturbation.apply(text, generator, context)
 
 
 def _pair(comparison: Comparison, text: str, perturbation: Perturbation) -> Comparison:
@@ -328,7 +318,7 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
     best = best_response(comparison)
     around = replace(context, own=frozenset({text}), prompt=prompt_text(comparison.prompt))
     outcomes = {
-        perturbation: perturbation.apply(text, _generator(comparison, perturbation, seed), around)
+        perturbation: _perturbed(comparison, text, perturbation, around, seed)
         for perturbation in PERTURBATIONS.values()
         if perturbation.suits(context.language)
     }

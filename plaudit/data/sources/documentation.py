@@ -179,22 +179,17 @@ def parse(path: str) -> DocumentationSet:
     Raises:
         DataError: it is not of that form.
     """
-    part, _, numbers = path.removeprefix(SCHEME).partition(":")
-    count, _, seed = numbers.partition(":")
-    if (
-        part not in ("training", "heldout", "ranked")
-        or not count.isdigit()
-        or not (seed or "0").isdigit()
-    ):
+    match = re.fullmatch(rf"{SCHEME}(training|heldout|ranked):(\d+)(?::(\d*))?", path)
+    if match is None:
         raise DataError(
             f"{path} names no documentation set; expected documentation:training:<pairs>, "
             "documentation:heldout:<pairs> or documentation:ranked:<prompts>, with :<seed> behind "
             "it if wanted."
         )
     return DocumentationSet(
-        part=cast(Literal["training", "heldout", "ranked"], part),
-        count=int(count),
-        seed=int(seed) if seed else DEFAULT_SEED,
+        part=cast(Literal["training", "heldout", "ranked"], match[1]),
+        count=int(match[2]),
+        seed=int(match[3] or DEFAULT_SEED),
     )
 
 

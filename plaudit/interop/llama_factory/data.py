@@ -18,12 +18,12 @@ from plaudit.data.formats.records import (
     Reader,
     Writer,
     answer_of,
-    answered,
-    asked,
+    assistant_turn,
     dialogue_of,
     is_sharegpt,
     pair,
-    under_system,
+    user_turn,
+    with_system_turn,
 )
 from plaudit.data.formats.values import Row
 from plaudit.data.reasons import BROKEN_TURNS
@@ -207,8 +207,8 @@ def read_alpaca(row: Row) -> ParsedRow:
     """LLaMA-Factory's alpaca ranking: an instruction, perhaps with an input, and two texts."""
     return pair(
         _alpaca_prompt(row),
-        answered(values.text(row, "chosen")),
-        answered(values.text(row, "rejected")),
+        assistant_turn(values.text(row, "chosen")),
+        assistant_turn(values.text(row, "rejected")),
     )
 
 
@@ -217,7 +217,7 @@ def read_alpaca_output(row: Row) -> ParsedRow:
     outputs = values.texts(row, "output")
     if len(outputs) != 2:
         raise DataError(f"output holds {len(outputs)} texts; expected the better and the worse.")
-    return pair(_alpaca_prompt(row), answered(outputs[0]), answered(outputs[1]))
+    return pair(_alpaca_prompt(row), assistant_turn(outputs[0]), assistant_turn(outputs[1]))
 
 
 def read_sharegpt(row: Row) -> ParsedRow:
@@ -239,7 +239,7 @@ def read_sharegpt(row: Row) -> ParsedRow:
     system = values.optional_text(row, "system") if leading is None else str(leading.content)
     whole = alternate([name for name, _ in turns]) and all(n in ANSWERING for n, _ in replies)
     return ParsedRow(
-        prompt=under_system(system, tuple(message for _, message in turns)),
+        prompt=with_system_turn(system, tuple(message for _, message in turns)),
         responses=tuple((message,) for _, message in replies),
         grades=(1.0, 0.0),
         unusable=None if whole else BROKEN_TURNS,
@@ -254,9 +254,9 @@ def _alpaca_prompt(row: Row) -> Messages:
         for index, turn in enumerate(values.items(row, "history")):
             if not values.is_texts(turn) or len(turn) != 2:
                 raise DataError(f"history[{index}] is no question and its answer, as two texts.")
-            earlier += [*asked(turn[0]), *answered(turn[1])]
+            earlier += [*user_turn(turn[0]), *assistant_turn(turn[1])]
     last = "\n".join(text for text in (instruction, query) if text is not None)
-    return under_system(values.optional_text(row, "system"), (*earlier, *asked(last)))
+    return with_system_turn(values.optional_text(row, "system"), (*earlier, *user_turn(last)))
 
 
 def sharegpt_turn(value: Any, what: str) -> tuple[str, Message]:
@@ -304,15 +304,6 @@ def _tool_calls(content: str) -> list[dict[str, Any]] | None:
     ]
 
 
-def _looks_sharegpt(row: Row) -> bool:
-    turns = row["conversations"]
-    return (
-        isinstance(turns, list)
-        and all(is_sharegpt(turn) for turn in turns)
-        and all(is_sharegpt(row[column]) for column in ("chosen", "rejected"))
-    )
-
-
 def _rename_tags(row: Row, tags: Mapping[str, str | None]) -> dict[str, Any]:
     for tag in KEY_TAGS:
         if tag in tags and not tags[tag]:
@@ -345,35 +336,29 @@ _ALPACA_OPTIONAL: Final = ("input", "history", "system")
 
 ALPACA: Final = Reader(
     name="alpaca",
-    description="LLaMA-Factory's alpaca ranking: instruction, input, chosen, rejected",
-    columns=("instruction", "chosen", "rejected"),
-    optional=_ALPACA_OPTIONAL,
-    recognises=lambda row: (
-        "prompt" not in row and values.all_text(row, "instruction", "chosen", "rejected")
-    ),
+    columns=values.all_of(values.is_text, "instruction", "chosen", "rejected"),
     parse=read_alpaca,
+    when=lambda row: "prompt" not in row,
+    optional=_ALPACA_OPTIONAL,
 )
 
 ALPACA_OUTPUT: Final = Reader(
     name="alpaca_output",
-    description="LLaMA-Factory's old alpaca ranking: output holds the better and the worse",
-    columns=("instruction", "output"),
-    optional=_ALPACA_OPTIONAL,
-    recognises=lambda row: (
-        "chosen" not in row
-        and isinstance(row["instruction"], str)
-        and values.is_texts(row["output"])
-    ),
+    columns={"instruction": values.is_text, "output": values.is_texts},
     parse=read_alpaca_output,
+    when=lambda row: "chosen" not in row,
+    optional=_ALPACA_OPTIONAL,
 )
 
 SHAREGPT: Final = Reader(
     name="sharegpt",
-    description="LLaMA-Factory's sharegpt ranking: conversations, chosen and rejected turns",
-    columns=("conversations", "chosen", "rejected"),
-    optional=("system",),
-    recognises=_looks_sharegpt,
+    columns={
+        "conversations": lambda turns: isinstance(turns, list) and all(map(is_sharegpt, turns)),
+        "chosen": is_sharegpt,
+        "rejected": is_sharegpt,
+    },
     parse=read_sharegpt,
+    optional=("system",),
     tags=frozenset({*KEY_TAGS, *ROLE_TAGS}),
     rename_tags=_rename_tags,
 )
