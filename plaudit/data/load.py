@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,14 @@ logger = logging.getLogger("plaudit")
 MIXED_FROM: Final = "mixed_from"
 """Metadata that names the part of a mixture, where rows name another source themselves."""
 
-LocatedComparison: TypeAlias = tuple[int, str, dict[str, Any], Comparison]
+
+class LocatedComparison(NamedTuple):
+    """A row: its number from 1, the place it stands, its columns as read, and what it says."""
+
+    number: int
+    where: str
+    row: dict[str, Any]
+    comparison: Comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +173,7 @@ def with_known_columns(source: Source) -> Source:
 
 
 def iterate(source: Source) -> Iterator[LocatedComparison]:
-    """Yield ``(row number from 1, where, row as read, comparison)`` for every row, dropping none.
+    """Every row with its comparison, dropping none.
 
     Streams: the memory does not grow with the number of rows of a JSON Lines file.
 
@@ -191,7 +198,7 @@ def first_comparisons(
     def comparisons() -> Iterator[Comparison]:
         for source in sources:
             opened.append((source.path, open_source(source)))
-            yield from (comparison for *_, comparison in opened[-1][1].rows)
+            yield from (row.comparison for row in opened[-1][1].rows)
 
     chosen = list(islice(comparisons(), first, last))
     if not chosen:
@@ -264,7 +271,7 @@ def _parse_all(
             graded=source.graded,
         )
         counter.count(tracked, comparison, row)
-        yield number, where, row, comparison
+        yield LocatedComparison(number, where, row, comparison)
     unseen.check()
     counter.check()
 
@@ -284,10 +291,10 @@ class _Read:
 
         def read() -> SourceReading:
             opened = open_source(source)
-            found = (comparison for _, _, _, comparison in opened.rows)
+            comparisons = (row.comparison for row in opened.rows)
             return SourceReading(
                 format=opened.reader.name,
-                comparisons=(_named_in_mixture(one, name) if mixed else one for one in found),
+                comparisons=(_named_in_mixture(c, name) if mixed else c for c in comparisons),
                 counter=opened.counter,
             )
 

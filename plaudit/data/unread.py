@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
+
+import yaml
 
 from plaudit.data.formats.readers import (
     check_names,
@@ -23,6 +25,7 @@ from plaudit.data.formats.values import Row
 from plaudit.data.reasons import is_blank
 from plaudit.errors import DataError, printable
 from plaudit.recipe.schema import Source
+from plaudit.recipe.yaml import Dumper
 from plaudit.types import Comparison, Message, Turns
 
 Kind: TypeAlias = Literal["a prompt", "a system message", "a conversation"]
@@ -408,18 +411,15 @@ def _lost_under(source: Source, row: Row) -> set[str] | None:
 
 
 def _as_yaml(columns: Mapping[str, str | None]) -> str:
-    pairs = (f"{_quoted(ours)}: {_quoted(theirs)}" for ours, theirs in columns.items())
-    return "{" + ", ".join(pairs) + "}"
-
-
-def _quoted(name: str | None) -> str:
-    if name is None:
-        return "null"
-    plain = re.fullmatch(r"[^\W\d][\w-]*", name)
-    if plain and name.lower() not in ("null", "true", "false"):
-        return name
-    # YAML does not join the two halves in which JSON escapes a character such as an emoji.
-    return json.dumps(name, ensure_ascii=not name.isprintable())
+    text = yaml.dump(
+        dict(columns),
+        Dumper=Dumper,
+        allow_unicode=True,
+        default_flow_style=True,
+        sort_keys=False,
+        width=math.inf,
+    )
+    return text.strip()
 
 
 def _as_option(columns: Mapping[str, str | None]) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from plaudit.errors import printable
 from plaudit.report.pages import page_environment
 from plaudit.storage.atomic import write_text
 from plaudit.types import ComparisonPreview
@@ -34,21 +34,9 @@ def visible(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
-def escaped(text: str) -> str:
-    """A name out of the data without anything that would not show or would act."""
-    return "".join(_escaped(character) for character in text)
-
-
 def _visible(character: str) -> str:
     marks = {" ": SPACE, "\n": f"{NEWLINE}\n", "\t": TAB}
-    return marks.get(character) or _escaped(character)
-
-
-def _escaped(character: str) -> str:
-    # Combining marks belong to the letter before them, and are printable alone as well.
-    if character.isprintable() or unicodedata.category(character) == "Mn":
-        return character
-    return character.encode("unicode_escape").decode()
+    return marks.get(character) or printable(character)
 
 
 def sizes(shown: ComparisonPreview) -> str:
@@ -118,7 +106,7 @@ def write_preview(
     """
     page = page_environment()
     page.filters.update(
-        visible=visible, breakable=breakable, escaped=escaped, sizes=sizes, counted=counted
+        visible=visible, breakable=breakable, escaped=printable, sizes=sizes, counted=counted
     )
     page.globals["standing"] = standing
     write_text(

@@ -221,7 +221,7 @@ def test_llama_factory_finds_the_file(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "mine.json").read_text())
     assert {*entries["mine"]["columns"].values()} <= rows[0].keys()
     (tmp_path / "dataset_info.json").write_text("[")
-    with pytest.raises(OutputError, match="cannot be read as JSON"):
+    with pytest.raises(OutputError, match="broken JSON"):
         convert(Source(path=str(data)), tmp_path / "more.json", choose_writer("sharegpt"))
     assert not (tmp_path / "more.json").exists()
 

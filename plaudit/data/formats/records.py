@@ -178,7 +178,8 @@ class Writer:
 
     ``lay_out`` gets what ``holds`` says: a ``pair`` with the better response first, ``one``
     response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
-    ``text``. ``reader`` reads the rows back. ``reserved`` are names that other columns may not
+    ``text``. ``reader_name`` is the reader of
+    the rows where it has another name. ``reserved`` are names that other columns may not
     have. ``reads`` are those of margin, weight, tools and chat_template_kwargs that the tool itself
     reads. ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white
     space around a turn. ``flat`` rows can stand in a CSV file. ``check_out`` raises an
@@ -187,7 +188,6 @@ class Writer:
 
     name: str
     description: str
-    reader: str
     lay_out: Callable[[Comparison], dict[str, Any]]
     holds: Literal["pair", "one", "many"] = "pair"
     turns: Literal["text", "chat", "either"] = "chat"
@@ -198,6 +198,12 @@ class Writer:
     flat: bool = True
     check_out: Callable[[Path], None] | None = None
     describe: Callable[[Path], None] | None = None
+    reader_name: str | None = None
+
+    @property
+    def reader(self) -> str:
+        """The name of the reader that reads the rows back."""
+        return self.reader_name or self.name
 
 
 def plain(turns: Turns) -> str | list[dict[str, Any]]:

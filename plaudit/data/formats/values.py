@@ -136,14 +136,6 @@ def number(row: Row, column: str) -> float:
     return as_number(value_of(row, column), column)
 
 
-def inside(row: Row, column: str) -> Row:
-    """A required object."""
-    value = value_of(row, column)
-    if not isinstance(value, dict):
-        raise _wrong(column, value, "an object")
-    return value
-
-
 def items(row: Row, column: str) -> list[Any]:
     """A required list."""
     value = value_of(row, column)

@@ -350,14 +350,12 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="explicit_conversational",
             description="TRL: prompt, chosen and rejected as messages",
-            reader="explicit_conversational",
             lay_out=explicit,
             reads=_TRL,
         ),
         Writer(
             name="explicit_text",
             description="TRL: prompt, chosen and rejected as plain texts",
-            reader="explicit_text",
             lay_out=explicit,
             turns="text",
             reads=_TRL,
@@ -365,7 +363,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="implicit_conversational",
             description="TRL: chosen and rejected as whole conversations",
-            reader="implicit_conversational",
             lay_out=implicit,
             reserved=frozenset({"prompt"}),
             reads=_TRL,
@@ -373,7 +370,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="implicit_text",
             description="TRL: chosen and rejected as whole texts",
-            reader="implicit_text",
             lay_out=implicit,
             turns="text",
             reserved=frozenset({"prompt"}),
@@ -382,7 +378,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="unpaired",
             description="TRL: prompt, completion and its label",
-            reader="unpaired",
             lay_out=unpaired,
             holds="one",
             turns="either",
@@ -393,7 +388,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="ranked",
             description="plaudit: a prompt, all responses and their grades",
-            reader="ranked",
             lay_out=ranked,
             holds="many",
             turns="either",
@@ -404,7 +398,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="hh_rlhf",
             description="HH-RLHF: chosen and rejected as dialogues (Human:, Assistant:)",
-            reader="hh_rlhf",
             lay_out=hh_rlhf,
             reserved=frozenset({"prompt"}),
             strips=True,
@@ -413,21 +406,19 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="ms_swift",
             description="ms-swift: messages with the good answer, and rejected_response",
-            reader="ms_swift",
             lay_out=ms_swift,
             flat=False,
         ),
         Writer(
             name="rlhflow",
             description="RLHFlow: chosen and rejected as whole conversations",
-            reader="implicit_conversational",
+            reader_name="implicit_conversational",
             lay_out=implicit,
             reserved=frozenset({"prompt"}),
         ),
         Writer(
             name="nectar",
             description="Nectar: a dialogue and its answers with ranks, 1 the best",
-            reader="nectar",
             lay_out=nectar,
             holds="many",
             strips=True,
@@ -436,7 +427,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="nemo",
             description="NeMo-RL: a context and its completions with ranks, 0 the best",
-            reader="nemo",
             lay_out=nemo,
             holds="many",
             flat=False,
@@ -444,7 +434,6 @@ WRITERS: Final[dict[str, Writer]] = {
         Writer(
             name="rewardbench",
             description="RewardBench: one question, two texts, their models and subset",
-            reader="rewardbench",
             lay_out=rewardbench,
         ),
     )

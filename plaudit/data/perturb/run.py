@@ -95,7 +95,7 @@ def perturb_file(
     """
     chosen = choose_perturbations(options.perturbations, options.severities)
     writer = None if options.to is None else choose_writer(options.to)
-    comparisons = [comparison for *_, comparison in iterate(source)]
+    comparisons = [row.comparison for row in iterate(source)]
     writer = writer or _natural_writer(chosen, comparisons)
     check_out(out, writer)
     made = perturb(comparisons, chosen, options.seed, per_row=options.per_row)

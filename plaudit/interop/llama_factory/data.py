@@ -89,15 +89,7 @@ def resolve(source: Source) -> Source:
 
 
 def _entry(source: Source) -> Mapping[str, Any]:
-    path = existing_path(source.path) or Path(source.path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{source.path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source.path}: broken JSON ({error}).") from error
-    if not isinstance(entries, dict):
-        raise DataError(f"{source.path} holds no entries; expected an object of data sets by name.")
+    entries = _read_entries(existing_path(source.path) or Path(source.path), source.path)
     if source.subset is None:
         raise DataError(
             f"{source.path} describes {', '.join(entries) or 'nothing'}; choose an entry with"
@@ -110,6 +102,19 @@ def _entry(source: Source) -> Mapping[str, Any]:
     if not isinstance(entry, dict):
         raise DataError(f"{source.path}: {source.subset} is no object; expected its description.")
     return entry
+
+
+def _read_entries(path: Path, shown: str) -> dict[str, Any]:
+    """Raises DataError where ``path`` is no object of entries."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{shown} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{shown}: broken JSON ({error}).") from error
+    if not isinstance(entries, dict):
+        raise DataError(f"{shown} holds no entries; expected an object of data sets by name.")
+    return entries
 
 
 def _check_usable(entry: Mapping[str, Any], where: str) -> None:
@@ -418,21 +423,13 @@ def _describe(out: Path, entry: Mapping[str, Any]) -> None:
 def _entries_beside(out: Path) -> dict[str, Any]:
     """The entries there are. Raises OutputError where the file is something else."""
     path = out.with_name(FILE_NAME)
-    if not path.exists():
-        return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return _read_entries(path, str(path)) if path.exists() else {}
+    except DataError as error:
         raise OutputError(
-            f"{path} cannot be read as JSON ({error}), so no entry can be added; mend it, or choose"
-            " another folder with --out."
+            f"no entry can be added to a file that is there already: {error} Choose another folder"
+            " with --out."
         ) from error
-    if not isinstance(entries, dict):
-        raise OutputError(
-            f"{path} is not an object of entries, so none can be added; choose another folder with"
-            " --out."
-        )
-    return entries
 
 
 _ALPACA_ENTRY: Final = {
@@ -449,7 +446,6 @@ _ALPACA_ENTRY: Final = {
 ALPACA_WRITER: Final = Writer(
     name="alpaca",
     description="LLaMA-Factory: alpaca ranking, with its entry in dataset_info.json",
-    reader="alpaca",
     lay_out=write_alpaca,
     reserved=frozenset({"prompt", "input"}),
     flat=False,
@@ -470,7 +466,6 @@ _SHAREGPT_ENTRY: Final = {
 SHAREGPT_WRITER: Final = Writer(
     name="sharegpt",
     description="LLaMA-Factory: sharegpt ranking, with its entry in dataset_info.json",
-    reader="sharegpt",
     lay_out=write_sharegpt,
     reserved=frozenset({"system"}),
     flat=False,

@@ -17,7 +17,7 @@ def write_messages(pair: Comparison) -> dict[str, Any]:
 MESSAGES_WRITER: Final = Writer(
     name="openrlhf",
     description="OpenRLHF: messages, read with --data.prompt_key and apply_chat_template",
-    reader="explicit_conversational",
+    reader_name="explicit_conversational",
     lay_out=write_messages,
     reads=frozenset({"margin"}),
 )
