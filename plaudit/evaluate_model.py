@@ -22,7 +22,6 @@ from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.analysis.token_rewards import along_of
 from plaudit.evaluation.facts import json_safe, summarise
-from plaudit.evaluation.folder import write_folder
 from plaudit.evaluation.metrics.best_of import best_of_n
 from plaudit.evaluation.rows import score_rows
 from plaudit.evaluation.suites.request import Request
@@ -34,7 +33,7 @@ from plaudit.report.plots import write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER, describe_environment
 from plaudit.reward_model import RewardModel
 from plaudit.reward_model import load as load_model
-from plaudit.storage.atomic import check_new_folder, write_json, write_json_lines
+from plaudit.storage.atomic import check_new_folder, write_folder, write_json, write_json_lines
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.store import Trees, encode_rows
 

@@ -43,10 +43,9 @@ def compare(
     from plaudit import __version__
     from plaudit.cli.printing import hush_weight_loading, quiet_console
     from plaudit.compare_models import run_comparison, tell_apart
-    from plaudit.evaluation.folder import write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.comparison import write_comparison_plot
-    from plaudit.storage.atomic import check_new_folder
+    from plaudit.storage.atomic import check_new_folder, write_folder
 
     mapped = options.parse_columns(columns)
     console = quiet_console()

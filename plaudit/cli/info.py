@@ -113,7 +113,7 @@ def _devices() -> dict[str, str]:
 
 
 def _cache() -> Cache:
-    from plaudit.storage.cache import cache_folder
+    from plaudit.storage.arrow import cache_folder
 
     folder = cache_folder()
     sizes = [] if folder is None else list(_sizes(folder))

@@ -18,8 +18,14 @@ from plaudit.data.sources.read import source_fingerprint, source_name
 from plaudit.data.unread import UnreadCounter
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, StoredRows, write_rows
-from plaudit.storage.cache import cached, code_digest
+from plaudit.storage.arrow import (
+    BATCH_ROWS,
+    MappedTable,
+    StoredRows,
+    cached,
+    code_digest,
+    write_rows,
+)
 from plaudit.types import Comparison, Message, Turns
 
 if TYPE_CHECKING:

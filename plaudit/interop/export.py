@@ -45,8 +45,7 @@ from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
 from plaudit.reward_model import RewardModel, load
-from plaudit.storage.atomic import write_json, writing
-from plaudit.storage.folder import new_folder
+from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.tokens.rendering import renderer_of
 from plaudit.types import Affine, FloatArray
 

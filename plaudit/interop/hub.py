@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import ModelError, PlauditError
-from plaudit.storage.atomic import writing
-from plaudit.storage.folder import new_folder
+from plaudit.storage.atomic import new_folder, writing
 from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
 
 if TYPE_CHECKING:

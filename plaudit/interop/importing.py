@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from plaudit.interop.records import Choices
 from plaudit.interop.shared import read_json
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.reward_model import open_frozen
-from plaudit.storage.atomic import check_new_folder, write_text, writing
+from plaudit.storage.atomic import check_new_folder, new_folder, write_text, writing
 
 
 def import_model(
@@ -46,14 +44,9 @@ def import_model(
         )
     network = opened.build(_stored_dtype(locate(source), opened.facts))
     facts = opened.facts
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with writing(out):
-            save_artefact(temporary, network, opened.tokenizer, facts)
-            write_text(temporary / "README.md", card(facts, out.name))
-            temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as temporary, writing(out):
+        save_artefact(temporary, network, opened.tokenizer, facts)
+        write_text(temporary / "README.md", card(facts, out.name))
     return facts
 
 

@@ -1,4 +1,4 @@
-"""Writing whole files or nothing: a temporary name in the same folder, then a rename."""
+"""Write whole files and folders or nothing: a temporary name in the same folder, then a rename."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         # Where the folder itself cannot be there, neither can the temporary file.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when nothing fails inside, else is removed.
+
+    Raises:
+        OutputError: ``folder`` exists with something in it, or cannot be made.
+    """
+    check_new_folder(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with writing(folder):
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_folder(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write every named file into a new folder, or nothing.
+
+    Raises:
+        OutputError: the folder exists with something in it, or cannot be written.
+    """
+    with new_folder(folder) as temporary, writing(folder):
+        for name, write in files.items():
+            write(temporary / name)
 
 
 def existing_path(text: str) -> Path | None:

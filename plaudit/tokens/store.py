@@ -22,9 +22,16 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, RowArray, StoredRows, write_batches
+from plaudit.storage.arrow import (
+    BATCH_ROWS,
+    MappedTable,
+    RowArray,
+    StoredRows,
+    cached,
+    code_digest,
+    write_batches,
+)
 from plaudit.storage.atomic import writing
-from plaudit.storage.cache import cached, code_digest
 from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
 from plaudit.tokens.encode import (
     Encoder,

@@ -25,8 +25,7 @@ from plaudit.data.load import iterate, load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
-from plaudit.storage import cache
-from plaudit.storage.arrow import BATCH_ROWS
+from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode
 from plaudit.types import Comparison, Message, Refused, TokenTree
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.heavy
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -274,7 +273,7 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(folder: Path, tmp_path: Path
 def test_without_a_cache_nothing_stays(
     tmp_path: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cache.VARIABLE, "off")
+    monkeypatch.setenv(CACHE_VARIABLE, "off")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     comparisons = load_comparisons((source,), seed=1).comparisons
@@ -291,7 +290,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
     assert len(load_comparisons((source,), seed=1).comparisons) > BATCH_ROWS
     assert "set PLAUDIT_CACHE to another" in caplog.text

@@ -69,10 +69,9 @@ def audit(
     from plaudit.data.audit.fix import refuse_fix
     from plaudit.data.audit.run import audit as run
     from plaudit.data.sources.read import resolve
-    from plaudit.evaluation.folder import write_folder
     from plaudit.recipe.schema import Source
     from plaudit.report.audit import audit_files
-    from plaudit.storage.atomic import check_new_folder
+    from plaudit.storage.atomic import check_new_folder, write_folder
 
     mapped = options.parse_columns(columns)
     sources = [resolve(Source(path=path, format=format_, columns=mapped)) for path in data]

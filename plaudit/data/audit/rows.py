@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from plaudit.data.store import decode, encode
 from plaudit.data.unread import UnreadColumns, UnreadCounter
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, write_rows
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, cache_folder, write_rows
 from plaudit.storage.atomic import writing
-from plaudit.storage.cache import cache_folder
 from plaudit.types import Comparison
 
 if TYPE_CHECKING:
