@@ -3,10 +3,10 @@
     python -m benchmarks.quality.audit_planted --data DIR_OF_PAIRS [--rows 2000] [--rounds 3]
 
 Real pairs, one per prompt, drawn from all files of the folder; ``--each`` defects of each kind are
-planted in them (``common/planting.py``), and the file is audited. Counted per kind: defects found
-by their check. Counted as false alarms: rows nothing was planted in that a check about single rows
-complains of. What the audit says of the same rows before planting is kept beside it, since real
-pairs are not free of defects either. Tokens are counted by the embedded base's tokenizer.
+planted in them (``common/planting.py``), and the file is audited. Counted per kind: defects that
+their check flags. Counted as false alarms: rows without a planted defect that a check of single
+rows flags. The findings of the same rows before planting are recorded beside it, since real pairs
+are not free of defects either. Tokens are counted by the embedded base's tokenizer.
 """
 
 from __future__ import annotations
@@ -67,21 +67,18 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 
 def audit(data: Path, eval_: Path | None = None, suite: Path | None = None) -> dict[str, set[int]]:
-    """Line numbers of the rows that each check complains of."""
-    from plaudit.cli.data.audit import compared_with, parts_of, tools_for
-    from plaudit.data.audit.run import audit as run
-    from plaudit.recipe.schema import Source
+    """Line numbers of the rows that each check flags."""
+    from plaudit.evaluation.audit_data import AuditOptions, audit_data
 
-    parts = [
-        *parts_of([Source(path=str(data))], "data"),
-        *compared_with(
-            [] if eval_ is None else [str(eval_)], [] if suite is None else [f"pairs:{suite}"]
-        ),
-    ]
-    found = run(parts, tools_for("embedded", console), max_length=MAX_LENGTH).found
-    return {
-        check: {row + 1 for row in complaint.rows_M.tolist()} for check, complaint in found.items()
-    }
+    options = AuditOptions(
+        data=[str(data)],
+        eval_data=[] if eval_ is None else [str(eval_)],
+        suites=[] if suite is None else [f"pairs:{suite}"],
+        max_length=MAX_LENGTH,
+        tokenizer="embedded",
+    )
+    flagged = audit_data(options).flagged
+    return {check: {row + 1 for row in rows.rows_M.tolist()} for check, rows in flagged.items()}
 
 
 def one_round(folder: Path, rows: int, each: int, seed: int) -> dict[str, Any]:
@@ -132,7 +129,7 @@ def table(record: dict[str, Any]) -> Shown:
     rows = [(kind.replace("_", " "), f"{found[kind]} of {planted}") for kind in KINDS]
     alarms = sum(case["false_alarm_rows"] for case in cases)
     clean = sum(case["clean"] for case in cases)
-    rows.append(("clean rows complained of", f"{alarms} of {clean:,} ({alarms / clean:.2%})"))
+    rows.append(("clean rows flagged", f"{alarms} of {clean:,} ({alarms / clean:.2%})"))
     return Shown(("planted", "found"), tuple(rows))
 
 

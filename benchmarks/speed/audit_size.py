@@ -72,25 +72,23 @@ def child(data: Path, held_out: Path) -> None:
     import resource
     import time
 
-    from plaudit.cli.data.audit import compared_with, parts_of, tools_for
-    from plaudit.data.audit.run import audit
-    from plaudit.recipe.schema import Source
+    from plaudit.evaluation.audit_data import AuditOptions, audit_data
 
     stages: dict[str, float] = {}
     began = time.perf_counter()
 
-    def heard(doing: str, done: int, total: int | None) -> None:
-        stages[doing] = time.perf_counter() - began
+    def on_progress(task: str, done: int, total: int | None) -> None:
+        stages[task] = time.perf_counter() - began
 
-    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with([str(held_out)], [])]
-    facts = audit(parts, tools_for(None, console), max_length=2048, on_progress=heard).facts
+    options = AuditOptions(data=[str(data)], eval_data=[str(held_out)])
+    report = audit_data(options, on_progress=on_progress).report
     seconds = time.perf_counter() - began
-    found = {f["check"]: f["rows"] for f in facts["findings"] if f["rows"]}
+    found = {finding.check: finding.rows for finding in report.findings if finding.rows}
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(
         json.dumps(
             {
-                "rows": facts["rows"],
+                "rows": report.rows,
                 "seconds": seconds,
                 "stages": stages,
                 "peak": machine.peak_resident(),

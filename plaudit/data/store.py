@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,6 @@ from plaudit.storage.arrow import (
     write_rows,
 )
 from plaudit.types import Comparison, Message, Turns
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 GroupArray = npt.NDArray[np.uint64]
 
@@ -104,8 +101,7 @@ def store_source(
                 else:
                     dropped[reason] += 1
 
-        rows = ((encode(one), group_code(one.group)) for one in usable())
-        write_rows(path, _schema(), rows)
+        write_comparisons(path, usable())
         if source_fingerprint(source) != fingerprint:
             raise DataError(f"{source.path} changed while it was read; start again.")
         return {
@@ -136,10 +132,12 @@ def _code() -> Iterator[Path]:
         yield from {registry.source_file(kind, name) for name in registry.names(kind)}
 
 
-def _schema() -> pa.Schema:
+def write_comparisons(path: Path, comparisons: Iterable[Comparison]) -> None:
+    """An Arrow file for :class:`StoredComparisons`."""
     import pyarrow as pa
 
-    return pa.schema([("comparison", pa.large_binary()), ("group", pa.uint64())])
+    schema = pa.schema([("comparison", pa.large_binary()), ("group", pa.uint64())])
+    write_rows(path, schema, ((encode(one), group_code(one.group)) for one in comparisons))
 
 
 # --- one comparison as JSON ---------------------------------------------------------------------

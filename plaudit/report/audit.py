@@ -1,18 +1,14 @@
-"""The audit as two files: ``audit.json`` with every number, ``audit.html`` to read."""
+"""The audit as sentences, as ``audit.json`` with every number, and as ``audit.html``.
+
+Every number in a sentence is a recorded one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
-from plaudit.report.audit_words import (
-    STYLES,
-    compared,
-    sentences,
-    shown_details,
-    shown_share,
-)
 from plaudit.report.pages import page_environment
 from plaudit.report.pictures import inline_pictures
 from plaudit.report.plots import (
@@ -20,134 +16,221 @@ from plaudit.report.plots import (
     GREY,
     ORANGE,
     PAGE_WIDTH,
-    Plot,
+    Drawn,
     Row,
     Style,
     dot_plot,
-    drawn_plots,
     make_figure,
     name_rows,
     place_legend,
 )
-from plaudit.report.record import words
+from plaudit.report.record import count, percent
 from plaudit.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from plaudit.data.audit.measure import BaselineAccuracy
+    from plaudit.data.audit.run import AuditReport, Finding, Histogram, Surface
+
 AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"
+HEADINGS: Final = {"error": "Errors", "warning": "Warnings", "info": "Info"}
+"""Severities, most severe first."""
 
 
-def audit_files(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], object]]:
-    """Names of the files of an audit, each with what writes it."""
-    page = render_audit(facts)
+def audit_files(report: AuditReport) -> dict[str, Callable[[Path], object]]:
+    """The files of an audit by name, each with the function that writes it."""
+    page = render_audit(report)
     return {
-        AUDIT_FILE: lambda path: write_json(path, facts),
+        AUDIT_FILE: lambda path: write_json(path, report.as_json()),
         PAGE_FILE: lambda path: path.write_text(page, encoding="utf-8"),
     }
 
 
-def render_audit(facts: Mapping[str, Any]) -> str:
-    """The whole page: it loads nothing, and its own policy forbids scripts."""
+def render_audit(report: AuditReport) -> str:
+    """The whole page. It loads nothing, and its content security policy forbids scripts."""
     from markupsafe import Markup
 
     environment = page_environment()
-    environment.filters |= {"details": shown_details, "share": shown_share}
+    environment.filters |= {"remark": remark, "share": share}
     # A figure is the package's own markup, of text that it escaped.
     environment.globals["svg"] = Markup
-    found = [finding for finding in facts["findings"] if finding["rows"]]
-    by_severity = [
-        (severity, [finding for finding in found if finding["severity"] == severity])
-        for severity in STYLES
-    ]
     return environment.get_template("audit.html.jinja").render(
-        **{"fixed": None, **facts},
-        sentences=sentences(facts),
-        compared=compared(facts),
-        groups=[(severity, findings) for severity, findings in by_severity if findings],
-        clean=[finding for finding in facts["findings"] if finding["rows"] == 0],
-        not_looked=[finding for finding in facts["findings"] if finding["rows"] is None],
-        pictures=inline_pictures(drawn_plots(PLOTS, facts, PAGE_WIDTH), "audit"),
+        report=report,
+        sentences=sentences(report),
+        headings=HEADINGS,
+        pictures=inline_pictures(_drawn(report), "audit"),
     )
+
+
+# --- sentences ----------------------------------------------------------------------------------
+
+
+def sentences(report: AuditReport) -> list[str]:
+    """Rows, errors, what was not read, the surface baselines, the cleaned copy, the comparison."""
+    return list(_sentences(report))
+
+
+def _sentences(report: AuditReport) -> Iterator[str]:
+    yield (
+        f"{count(report.rows)} rows with {_plural(report.shape.prompts, 'prompt')}; "
+        f"{count(report.trainable.rows)} can be trained on."
+    )
+    if report.errors:
+        most = max(report.errors, key=lambda finding: finding.rows or 0)
+        yield (
+            f"{_plural(len(report.errors), 'error')}; the most frequent: "
+            f"{most.title[0].lower()}{most.title[1:]}, {_plural(most.rows or 0, 'row')}."
+        )
+    else:
+        yield "No errors."
+    yield from filter(None, (part.unread.sentence(part.name) for part in report.parts))
+    yield from surface_sentences(report.surface)
+    if (cleaned := report.cleaned) is not None:
+        yield (
+            f"Cleaned copy: {count(cleaned.kept)} rows kept, {count(cleaned.changed_rows)} "
+            f"changed, {count(sum(cleaned.dropped.values()))} dropped, of {count(cleaned.rows)}. "
+            f"Change log: {cleaned.change_log}."
+        )
+    others = [
+        f"{part.name} ({_plural(part.rows, 'row')})" for part in report.parts if part.kind != "data"
+    ]
+    yield (
+        f"Compared with {', '.join(others)}."
+        if others
+        else "Not checked: overlap with evaluation data and benchmarks. Name them with --eval and "
+        "--suite."
+    )
+
+
+def surface_sentences(surface: Surface) -> Iterator[str]:
+    """How far length and single words predict the labels."""
+    longer, bag = surface.longer, surface.bag_of_words
+    if not longer.pairs:
+        yield "No pair has a winner, so surface baselines have no accuracy."
+        return
+    yield (
+        f"The longer response wins {_accuracy(longer)} of {_plural(longer.pairs, 'labelled pair')}."
+    )
+    baselines = [("the longer response", longer), ("the shorter response", surface.shorter)]
+    if bag is not None:
+        yield (
+            f"A bag of words, cross-fitted by prompt, ranks {_accuracy(bag)} correctly "
+            f"(of {_plural(bag.pairs, 'pair')})."
+        )
+        baselines.append(("a bag of words", bag))
+    name, best = max(baselines, key=lambda baseline: baseline[1].accuracy or 0.0)
+    if best.accuracy is not None and best.accuracy_ci95 and best.accuracy_ci95[0] > 0.5:
+        yield (
+            f"Surface features ({name}) may explain up to {percent(2 * best.accuracy - 1)} of the "
+            f"labels beyond chance. A model that reads the responses must exceed "
+            f"{percent(best.accuracy)} accuracy."
+        )
+
+
+def remark(finding: Finding) -> str:
+    """The numbers that a finding's title needs."""
+    details = finding.details
+    if details.get("agreement") is not None:
+        return f"{percent(details['agreement'])} agree"
+    if finding.check == "opposite_labels":
+        return _plural(details["pairs"], "pair")
+    if "fields" in details:
+        return ", ".join(f"{field} {count(rows)}" for field, rows in details["fields"].items())
+    if "max_length" in details:
+        return f"{'' if details['exact'] else 'about '}{count(details['max_length'])} tokens"
+    if details.get("candidates", 0) > details.get("checked", 0):
+        return f"{count(details['checked'])} of {count(details['candidates'])} candidates checked"
+    return ""
+
+
+def share(finding: Finding) -> str:
+    """The share of rows, which is not 0 where there are some."""
+    assert finding.share is not None, "the check did not apply"
+    return "< 0.1%" if finding.share < 0.001 else percent(finding.share)
+
+
+def _accuracy(baseline: BaselineAccuracy) -> str:
+    assert baseline.accuracy_ci95 is not None, "there are pairs"
+    low, high = baseline.accuracy_ci95
+    return f"{percent(baseline.accuracy)} (95% CI {percent(low)} to {percent(high)})"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
 
 
 # --- plots --------------------------------------------------------------------------------------
 
 
-def lengths(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """Characters of better and worse responses."""
-    found = {name: facts["lengths"][f"{name}_characters"] for name in ("better", "worse")}
-    if None in found.values():
+def lengths(report: AuditReport) -> Figure | None:
+    better, worse = report.lengths.better_characters, report.lengths.worse_characters
+    if better is None or worse is None:
         return None
-    figure, (axis,) = make_figure("Lengths of responses", width)
-    for (name, part), color in zip(found.items(), (BLUE, ORANGE), strict=True):
-        median = part["percentiles"]["50"]
-        _stairs(axis, part["histogram"], color, f"{name}, median {median:,.0f}")
+    figure, (axis,) = make_figure("Lengths of responses", PAGE_WIDTH)
+    for name, part, color in (("better", better, BLUE), ("worse", worse, ORANGE)):
+        _stairs(axis, part.histogram, color, f"{name}, median {part.percentiles['50']:,.0f}")
     _logarithmic(axis, "characters")
     axis.set_ylabel("responses")
     place_legend(figure)
     return figure
 
 
-def tokens(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """Tokens of the longest conversation of each row, and the lengths that are counted over."""
-    part = facts["lengths"]["conversation_tokens"]
+def tokens(report: AuditReport) -> Figure | None:
+    part = report.lengths.conversation_tokens
     if part is None:
         return None
-    figure, (axis,) = make_figure("Tokens of the longest conversation", width)
-    _stairs(axis, part["histogram"], BLUE, "rows by their tokens")
-    for limit in facts["over_lengths"]:
-        if limit["tokens"] <= part["histogram"]["edges"][-1]:
-            style = "-" if limit["given"] else ":"
-            label = f"{limit['tokens']:,}: {limit['rows']:,} rows over"
-            axis.axvline(limit["tokens"], color=ORANGE, linestyle=style, linewidth=1.2, label=label)
+    figure, (axis,) = make_figure("Tokens of the longest conversation", PAGE_WIDTH)
+    _stairs(axis, part.histogram, BLUE, "rows by their tokens")
+    for limit in report.over_lengths:
+        if limit.tokens <= part.histogram.edges[-1]:
+            style = "-" if limit.is_max_length else ":"
+            label = f"{limit.tokens:,}: {limit.rows:,} rows over"
+            axis.axvline(limit.tokens, color=ORANGE, linestyle=style, linewidth=1.2, label=label)
     _logarithmic(axis, "tokens")
     axis.set_ylabel("rows")
     place_legend(figure)
     return figure
 
 
-def length_gap(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """How much longer the winner is."""
-    gaps = facts["surface"]["length_gap"]
+def length_gap(report: AuditReport) -> Figure | None:
+    gaps = report.surface.length_gap
     if gaps is None:
         return None
-    figure, (axis,) = make_figure("How much longer is the winner?", width)
-    edges = gaps["edges"]
+    figure, (axis,) = make_figure("How much longer is the winner?", PAGE_WIDTH)
+    edges = gaps.edges
     sides = (("winner is longer", BLUE, 1), ("winner is shorter", ORANGE, -1))
     for label, color, side in sides:
         counts = [
             number if side * (low + high) > 0 else 0
-            for number, low, high in zip(gaps["counts"], edges, edges[1:], strict=False)
+            for number, low, high in zip(gaps.counts, edges, edges[1:], strict=False)
         ]
         axis.stairs(counts, edges, fill=True, color=color, alpha=0.75, label=label)
     axis.axvline(0, color=GREY, linewidth=0.9)
     axis.set_xlabel("characters, winner − loser (ends: or more)")
-    axis.set_ylabel("judged pairs")
+    axis.set_ylabel("labelled pairs")
     place_legend(figure)
     return figure
 
 
-def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """Accuracy of baselines that do not read."""
-    found = {
-        words(name): facts["surface"][name]
-        for name in ("bag_of_words", "shorter", "longer")
-        if facts["surface"][name] and facts["surface"][name]["pairs"]
-    }
-    if not found:
-        return None
+def baselines(report: AuditReport) -> Figure | None:
+    surface = report.surface
     interval = Style(BLUE, "o", "accuracy, 95% interval")
-    figure, axis = dot_plot(
-        "Accuracy of surface baselines",
-        width,
-        [
-            Row(name, judged["accuracy"], judged["accuracy_ci95"], interval)
-            for name, judged in found.items()
-        ],
-    )
+    named = {
+        "bag of words": surface.bag_of_words,
+        "shorter": surface.shorter,
+        "longer": surface.longer,
+    }
+    rows = [
+        Row(name, baseline.accuracy, baseline.accuracy_ci95, interval)
+        for name, baseline in named.items()
+        if baseline is not None and baseline.accuracy is not None
+    ]
+    if not rows:
+        return None
+    figure, axis = dot_plot("Accuracy of surface baselines", PAGE_WIDTH, rows)
     axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of labelled pairs")
@@ -155,14 +238,13 @@ def judges(facts: Mapping[str, Any], width: float) -> Figure | None:
     return figure
 
 
-def scripts(facts: Mapping[str, Any], width: float) -> Figure | None:
-    """Scripts of the responses, the most frequent."""
-    rows = facts["scripts"]["responses"][:8]
+def scripts(report: AuditReport) -> Figure | None:
+    rows = report.scripts.responses[:8]
     if len(rows) < 2:
         return None
-    figure, (axis,) = make_figure("Scripts of the responses", width)
-    names = [row["script"] or "no letters" for row in rows]
-    counts = [row["count"] for row in rows]
+    figure, (axis,) = make_figure("Scripts of the responses", PAGE_WIDTH)
+    names = [row.name or "no letters" for row in rows]
+    counts = [row.count for row in rows]
     places = range(len(rows))
     axis.barh(places, counts, color=BLUE, height=0.6)
     for place, number in zip(places, counts, strict=True):
@@ -180,10 +262,10 @@ def scripts(facts: Mapping[str, Any], width: float) -> Figure | None:
     return figure
 
 
-def _stairs(axis: Axes, histogram: Mapping[str, Any], color: str, label: str) -> None:
-    edges = [max(edge, 0.5) for edge in histogram["edges"]]
-    axis.stairs(histogram["counts"], edges, fill=True, alpha=0.25, color=color, linewidth=0)
-    axis.stairs(histogram["counts"], edges, color=color, linewidth=1.4, label=label)
+def _stairs(axis: Axes, histogram: Histogram, color: str, label: str) -> None:
+    edges = [max(edge, 0.5) for edge in histogram.edges]
+    axis.stairs(histogram.counts, edges, fill=True, alpha=0.25, color=color, linewidth=0)
+    axis.stairs(histogram.counts, edges, color=color, linewidth=1.4, label=label)
 
 
 def _logarithmic(axis: Axes, label: str) -> None:
@@ -194,12 +276,21 @@ def _logarithmic(axis: Axes, label: str) -> None:
     axis.set_xlabel(f"{label} (logarithmic)")
 
 
-PLOTS: dict[str, Plot] = {
-    "lengths": Plot(lengths, "Characters of the better and the worse response of each row."),
-    "length_gap": Plot(length_gap, "Characters of the winner less those of the loser."),
-    "judges": Plot(
-        judges, "Accuracy of the longer, the shorter and a bag of words against the labels."
+PLOTS: Final[dict[str, tuple[Callable[[AuditReport], Figure | None], str]]] = {
+    "lengths": (lengths, "Characters of the better and the worse response of each row."),
+    "length_gap": (length_gap, "Characters of the winner minus those of the loser."),
+    "baselines": (
+        baselines,
+        "Accuracy of the longer response, the shorter one and a bag of words on the labels.",
     ),
-    "tokens": Plot(tokens, "Tokens of the longest conversation of each row."),
-    "scripts": Plot(scripts, "Scripts that most letters of a response belong to."),
+    "tokens": (tokens, "Tokens of the longest conversation of each row."),
+    "scripts": (scripts, "The main script of each response."),
 }
+
+
+def _drawn(report: AuditReport) -> Iterator[Drawn]:
+    """The plots for which there are numbers."""
+    for name, (draw, caption) in PLOTS.items():
+        figure = draw(report)
+        if figure is not None:
+            yield Drawn(name, figure, caption)

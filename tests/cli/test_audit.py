@@ -23,7 +23,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_jsonl(tmp_path / "pairs.jsonl", rows)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(["data", "audit", *words]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -51,7 +51,7 @@ def test_the_table_fits_and_names_lines(data: Path, capsys: pytest.CaptureFixtur
     assert all(len(line) <= 80 for line in shown.err.splitlines())
     for words in ("Empty responses", "pairs.jsonl:6", "Exact duplicates", "pairs.jsonl:21"):
         assert words in shown.err
-    assert "--eval" in shown.err, "what was not looked for is said"
+    assert "--eval" in shown.err, "the output says what was not checked"
 
 
 def test_strict_is_exit_1_only_for_errors(
@@ -70,9 +70,9 @@ def test_every_number_is_written(data: Path, capsys: pytest.CaptureFixture[str])
     assert facts == json.loads(Path("audit/audit.json").read_text(encoding="utf-8"))
     assert sorted(path.name for path in Path("audit").iterdir()) == ["audit.html", "audit.json"]
     assert facts["rows"] == 21
-    fixed = facts["fixed"]
-    assert fixed["dropped"] == {"empty_responses": 1, "exact_duplicates": 1}
-    assert len(Path("clean.jsonl").read_text().splitlines()) == fixed["kept"] == 19
+    cleaned = facts["cleaned"]
+    assert cleaned["dropped"] == {"empty_responses": 1, "exact_duplicates": 1}
+    assert len(Path("clean.jsonl").read_text().splitlines()) == cleaned["kept"] == 19
     assert main(["data", "audit", "clean.jsonl", "--strict"]) == 0
 
 
@@ -113,7 +113,7 @@ def test_a_split_and_a_benchmark_are_compared_with(
     findings = {f["check"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
     shared = findings["shared_with_eval"]["examples"]
     assert [example["where"] for example in shared] == ["pairs.jsonl:1", "pairs.jsonl:2"]
-    assert shared[0]["like"] == "held_out.jsonl:1"
+    assert shared[0]["other"] == "held_out.jsonl:1"
     assert findings["shared_with_suite"]["rows"] == 1
 
 
@@ -122,26 +122,26 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert "does not exist" in refused(capsys, "missing.jsonl")
-    assert "does not exist" in refused(capsys, data.name, "--eval", "missing.jsonl")
-    assert "exists already" in refused(capsys, data.name, "--out", "full")
-    assert "exists already" in refused(capsys, data.name, "--fix", data.name)
-    assert "unknown ending" in refused(capsys, data.name, "--fix", "clean.txt")
-    assert "one DATA alone" in refused(capsys, data.name, data.name, "--fix", "clean.jsonl")
-    assert "no suite" in refused(capsys, data.name, "--suite", "nonsense")
+    assert "does not exist" in usage_error(capsys, "missing.jsonl")
+    assert "does not exist" in usage_error(capsys, data.name, "--eval", "missing.jsonl")
+    assert "exists already" in usage_error(capsys, data.name, "--out", "full")
+    assert "exists already" in usage_error(capsys, data.name, "--fix", data.name)
+    assert "unknown ending" in usage_error(capsys, data.name, "--fix", "clean.txt")
+    assert "one DATA alone" in usage_error(capsys, data.name, data.name, "--fix", "clean.jsonl")
+    assert "no suite" in usage_error(capsys, data.name, "--suite", "nonsense")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "chosen": "b"\n', encoding="utf-8")
-    words = refused(capsys, "broken.jsonl", "--fix", "clean.jsonl", "--out", "audit")
+    words = usage_error(capsys, "broken.jsonl", "--fix", "clean.jsonl", "--out", "audit")
     assert "broken.jsonl:1" in words
     assert not (tmp_path / "clean.jsonl").exists()
     assert not (tmp_path / "audit").exists()
 
 
 @pytest.mark.heavy
-def test_a_template_that_refuses_is_counted(
+def test_rows_that_the_template_rejects_are_counted(
     tiny_base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "audit", data.name, "--tokenizer", str(tiny_base), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["settings"]["tokens_exact"]
     assert {f["check"]: f["rows"] for f in facts["findings"]}["template_refused"] == 0
-    assert "no tokenizer" in refused(capsys, data.name, "--tokenizer", "nowhere/near")
+    assert "no tokenizer" in usage_error(capsys, data.name, "--tokenizer", "nowhere/near")

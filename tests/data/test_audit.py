@@ -1,4 +1,4 @@
-"""The audit: every check finds what it is for and nothing else, and the cleaned copy adds up."""
+"""The audit: every check flags its rows and no others, and the cleaned copy adds up."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from benchmarks.common.planting import KINDS, plant, ranked
-from plaudit.cli.data.audit import compared_with, parts_of, tools_for
-from plaudit.data.audit import chat, columns, near, statistics
+from plaudit.data.audit import measure, run, similarity
 from plaudit.data.audit.checks import BY_NAME, CHECKS
-from plaudit.data.audit.fix import MENDS, ledger_of, write_fixed
-from plaudit.data.audit.overlap import EvalGrams
-from plaudit.data.audit.run import Audit, audit
-from plaudit.data.audit.shingles import (
+from plaudit.data.audit.fix import REPAIRS, change_log_of, write_cleaned
+from plaudit.data.audit.measure import PROBLEMS, TokenCount
+from plaudit.data.audit.run import Audit
+from plaudit.data.audit.similarity import (
     NEAR,
+    HeldOutGrams,
     Sketcher,
     grams,
     jaccard,
     shingles,
     words,
 )
-from plaudit.data.audit.tools import Tools
 from plaudit.data.load import iterate
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
+from plaudit.evaluation.audit_data import AuditOptions, audit_data
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
@@ -41,21 +40,16 @@ from tests.data.test_readers import EXAMPLES
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-@pytest.fixture(scope="module")
-def tools() -> Tools:
-    return tools_for(None, Console(stderr=True))
-
-
 def look(
-    tools: Tools,
     data: Path | str,
     *,
     eval_: Sequence[str] = (),
     suite: Sequence[str] = (),
     max_length: int = 2048,
 ) -> Audit:
-    parts = [*parts_of([Source(path=str(data))], "data"), *compared_with(eval_, suite, {})]
-    return audit(parts, tools, max_length=max_length)
+    return audit_data(
+        AuditOptions(data=[str(data)], eval_data=eval_, suites=suite, max_length=max_length)
+    )
 
 
 def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
@@ -63,8 +57,8 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]
 
 
 def found(result: Audit) -> dict[str, list[int]]:
-    """Line numbers of the rows complained of, by check."""
-    lines = {name: (hers.rows_M + 1).tolist() for name, hers in result.found.items()}
+    """Line numbers of the flagged rows, by check."""
+    lines = {name: (hers.rows_M + 1).tolist() for name, hers in result.flagged.items()}
     return {name: rows for name, rows in lines.items() if rows}
 
 
@@ -84,18 +78,18 @@ EACH = 5
 
 @pytest.fixture(scope="module")
 def planted(
-    documentation: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, tools: Tools
+    documentation: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, Audit, Path]:
     made = plant(documentation[:600], EACH, seed=3)
     folder = tmp_path_factory.mktemp("planted")
     data = write_jsonl(folder / "data.jsonl", made.rows)
     held_out = write_jsonl(folder / "held_out.jsonl", made.eval_)
     suite = write_jsonl(folder / "suite.jsonl", made.suite)
-    return made, look(tools, data, eval_=[str(held_out)], suite=[f"pairs:{suite}"]), data
+    return made, look(data, eval_=[str(held_out)], suite=[f"pairs:{suite}"]), data
 
 
 def test_there_is_a_planted_kind_for_every_check() -> None:
-    # Messages alone can be refused by a template or hold more than it renders, and media
+    # Messages alone can be rejected by a template or hold more than it renders, and media
     # (test_nothing_vanishes_content.py); near_suite is near_eval against another set. A prompt is
     # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
     messages = {"template_refused", "not_rendered", "media", "more_than_text"}
@@ -104,9 +98,9 @@ def test_there_is_a_planted_kind_for_every_check() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_planted_defects_are_found(kind: str, planted: tuple[Any, Audit, Path]) -> None:
+def test_planted_defects_are_flagged(kind: str, planted: tuple[Any, Audit, Path]) -> None:
     made, result, _ = planted
-    lines = set((result.found[kind].rows_M + 1).tolist())
+    lines = set((result.flagged[kind].rows_M + 1).tolist())
     assert len(set(made.lines[kind]) & lines) == EACH, f"{kind}: missed some of {made.lines[kind]}"
 
 
@@ -116,48 +110,47 @@ def test_clean_rows_are_left_alone(planted: tuple[Any, Audit, Path]) -> None:
     # Documentation of a function repeats that of its like: near_eval tells of real likeness.
     alarms = {
         line
-        for name, hers in result.found.items()
+        for name, hers in result.flagged.items()
         for line in (hers.rows_M + 1).tolist()
         if line not in made.planted
     }
     assert len(alarms) <= 0.01 * clean, sorted(alarms)
 
 
-def test_what_is_found_is_said_with_places(planted: tuple[Any, Audit, Path]) -> None:
+def test_findings_name_places(planted: tuple[Any, Audit, Path]) -> None:
     _, result, data = planted
-    for finding in result.facts["findings"]:
-        if finding["rows"] is None:
+    for finding in result.report.findings:
+        if finding.rows is None:
             continue
-        hers = result.found[finding["check"]]
-        assert finding["rows"] == len(hers.rows_M)
-        assert [e["where"] for e in finding["examples"]] == [
+        hers = result.flagged[finding.check]
+        assert finding.rows == len(hers.rows_M)
+        assert [example.where for example in finding.examples] == [
             f"{data}:{row + 1}" for row in hers.rows_M[:5].tolist()
         ]
         assert list(hers.rows_M) == sorted(set(hers.rows_M.tolist()))
-    json.dumps(result.facts, allow_nan=False)
+    json.dumps(result.report.as_json(), allow_nan=False)
 
 
 # --- the cleaned copy ---------------------------------------------------------------------------
 
 
 def test_the_cleaned_copy_accounts_for_every_row(
-    planted: tuple[Any, Audit, Path], tmp_path: Path, tools: Tools
+    planted: tuple[Any, Audit, Path], tmp_path: Path
 ) -> None:
     made, result, data = planted
     out = tmp_path / "fixed.jsonl"
-    cleaned = write_fixed(Source(path=str(data)), out, result.verdict_N)
+    cleaned = write_cleaned(Source(path=str(data)), out, result.drop_N)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    ledger = [json.loads(line) for line in ledger_of(out).read_text().splitlines()]
+    changes = [json.loads(line) for line in change_log_of(out).read_text().splitlines()]
     assert cleaned.rows == len(made.rows)
     assert len(rows) == cleaned.kept + cleaned.changed_rows
-    assert len(ledger) == cleaned.changed_rows + sum(cleaned.dropped.values())
-    touched = {int(entry["where"].rpartition(":")[2]) for entry in ledger}
+    assert len(changes) == cleaned.changed_rows + sum(cleaned.dropped.values())
+    touched = {int(entry["where"].rpartition(":")[2]) for entry in changes}
     untouched = [row for line, row in enumerate(made.rows, start=1) if line not in touched]
     assert len(untouched) == cleaned.kept
     kept = {json.dumps(row) for row in rows}
     assert all(json.dumps(row) in kept for row in untouched)
     again = look(
-        tools,
         out,
         eval_=[str(data.with_name("held_out.jsonl"))],
         suite=[f"pairs:{data.with_name('suite.jsonl')}"],
@@ -173,44 +166,44 @@ def test_the_cleaned_copy_is_the_same_every_time(
 ) -> None:
     _, result, data = planted
     for name in ("one.jsonl.gz", "two.jsonl.gz"):
-        write_fixed(Source(path=str(data)), tmp_path / name, result.verdict_N)
+        write_cleaned(Source(path=str(data)), tmp_path / name, result.drop_N)
     one, two = ((tmp_path / name).read_bytes() for name in ("one.jsonl.gz", "two.jsonl.gz"))
     assert one == two
     assert gzip.decompress(one)
 
 
-def test_the_majority_is_kept_and_without_one_nothing(tmp_path: Path, tools: Tools) -> None:
+def test_the_majority_is_kept_and_without_one_nothing(tmp_path: Path) -> None:
     two_to_one = [pair("Which?", "This one.", "That one.")] * 2 + [
         pair("Which?", "That one.", "This one.")
     ]
     even = [pair("Where?", "Here, I think.", "There."), pair("Where?", "There.", "Here, I think.")]
     data = write_jsonl(tmp_path / "votes.jsonl", [*two_to_one, *even])
-    result = look(tools, data)
+    result = look(data)
     assert found(result)["opposite_labels"] == [1, 2, 3, 4, 5]
-    assert result.found["several_votes"].details == {
+    assert result.flagged["several_votes"].details == {
         "pairs": 2,
-        "judgements": 5,
+        "labels": 5,
         "unanimous": 0,
-        "agreement": 0.25,  # of the four couples of judgements, the two equal ones
+        "agreement": 0.25,  # of the four couples of labels, the two equal ones
         "kappa": -0.5,
     }
-    cleaned = write_fixed(Source(path=str(data)), tmp_path / "fixed.jsonl", result.verdict_N)
+    cleaned = write_cleaned(Source(path=str(data)), tmp_path / "fixed.jsonl", result.drop_N)
     assert cleaned.dropped == {"exact_duplicates": 1, "opposite_labels": 3}
     (row,) = (tmp_path / "fixed.jsonl").read_text().splitlines()
     assert json.loads(row) == two_to_one[0]
 
 
-def test_near_duplicates_are_told_and_kept(tmp_path: Path, tools: Tools) -> None:
+def test_near_duplicates_are_reported_and_kept(tmp_path: Path) -> None:
     long = "The answer to this rather long question has a good many words in it, as one can see."
     rows = [
         pair("What was asked?", long, "No idea at all."),
         pair("What was asked?", long + " <|im_end|>", "No idea at all."),
         pair("What was asked?", "No idea at all.", long),
     ]
-    result = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows))
+    result = look(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert found(result)["near_duplicates"] == [2]
     assert found(result)["opposite_labels"] == [1, 3]
-    assert [CHECKS[v - 1].name if v else None for v in result.verdict_N.tolist()] == [
+    assert [CHECKS[v - 1].name if v else None for v in result.drop_N.tolist()] == [
         "opposite_labels",
         None,
         "opposite_labels",
@@ -218,14 +211,14 @@ def test_near_duplicates_are_told_and_kept(tmp_path: Path, tools: Tools) -> None
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_mended_row_keeps_its_columns(ending: str, tmp_path: Path, tools: Tools) -> None:
+def test_a_repaired_row_keeps_its_columns(ending: str, tmp_path: Path) -> None:
     rows = [
         pair("How?", "Like <|eot_id|>this.", "Like that.", note="<s> stays", number=3),
         pair("Why?", "So \x08it goes.", "Because.", note="", number=None),
     ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / f"fixed{ending}"
-    cleaned = write_fixed(Source(path=str(data)), out, look(tools, data).verdict_N)
+    cleaned = write_cleaned(Source(path=str(data)), out, look(data).drop_N)
     assert cleaned.changed == {"special_tokens": 1, "bad_characters": 1}
     back = [row for _, row in read_rows(Source(path=str(out)))]
     assert [row["chosen"] for row in back] == ["Like this.", "So it goes."]
@@ -233,7 +226,7 @@ def test_a_mended_row_keeps_its_columns(ending: str, tmp_path: Path, tools: Tool
     assert list(back[0]) == list(rows[0])
 
 
-def test_what_mending_makes_useless_is_dropped(tmp_path: Path, tools: Tools) -> None:
+def test_rows_that_the_repair_makes_untrainable_are_dropped(tmp_path: Path) -> None:
     rows = [
         pair("How?", "<|eot_id|>", "Like that."),
         pair("Why?", "Because.", "Because.</s>"),
@@ -241,9 +234,9 @@ def test_what_mending_makes_useless_is_dropped(tmp_path: Path, tools: Tools) -> 
         pair("When?", "Then.<eos>", "Never."),
     ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
-    result = look(tools, data)
-    verdicts = np.zeros_like(result.verdict_N)
-    cleaned = write_fixed(Source(path=str(data)), tmp_path / "fixed.jsonl", verdicts)
+    result = look(data)
+    verdicts = np.zeros_like(result.drop_N)
+    cleaned = write_cleaned(Source(path=str(data)), tmp_path / "fixed.jsonl", verdicts)
     assert cleaned.dropped == {
         "empty_response": 1,
         "identical_responses": 1,
@@ -253,7 +246,7 @@ def test_what_mending_makes_useless_is_dropped(tmp_path: Path, tools: Tools) -> 
 
 
 @pytest.mark.parametrize("format_", EXAMPLES)
-def test_texts_of_every_format_are_mended(format_: str, tmp_path: Path, tools: Tools) -> None:
+def test_texts_of_every_format_are_repaired(format_: str, tmp_path: Path) -> None:
     def spoilt(value: Any, key: str = "") -> Any:
         if isinstance(value, str) and key not in ("role", "from", "winner"):
             return value + "<|im_end|>"
@@ -266,38 +259,38 @@ def test_texts_of_every_format_are_mended(format_: str, tmp_path: Path, tools: T
     data = write_jsonl(tmp_path / "rows.jsonl", [spoilt(EXAMPLES[format_])])
     source = Source(path=str(data), format=format_)
     (given,) = (comparison for *_, comparison in iterate(source))
-    assert chat.special_tokens(given)
+    assert PROBLEMS["special_tokens"](given)
     out = tmp_path / "fixed.jsonl"
-    cleaned = write_fixed(source, out, np.zeros(1, np.uint8))
+    cleaned = write_cleaned(source, out, np.zeros(1, np.uint8))
     assert cleaned.changed == {"special_tokens": 1}
-    (mended,) = (c for *_, c in iterate(Source(path=str(out), format=format_)))
-    assert not chat.special_tokens(mended)
+    (repaired,) = (c for *_, c in iterate(Source(path=str(out), format=format_)))
+    assert not PROBLEMS["special_tokens"](repaired)
 
 
-def test_of_equal_rows_on_both_sides_of_a_split_one_stays(tmp_path: Path, tools: Tools) -> None:
+def test_of_equal_rows_on_both_sides_of_a_split_one_stays(tmp_path: Path) -> None:
     rows = [pair(f"Question {n}?", f"Yes {n}.", "No.", split="train") for n in range(4)]
     rows += [pair("Question 2?", "Yes 2.", "No.", split="test")] * 2
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "fixed.jsonl"
-    cleaned = write_fixed(Source(path=str(data)), out, look(tools, data).verdict_N)
+    cleaned = write_cleaned(Source(path=str(data)), out, look(data).drop_N)
     assert cleaned.dropped == {"split_column_leak": 1, "exact_duplicates": 1}
     assert [row for _, row in read_rows(Source(path=str(out)))] == [*rows[:2], *rows[3:5]]
 
 
-def test_the_input_is_never_written_over(tmp_path: Path, tools: Tools) -> None:
+def test_the_input_is_never_written_over(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")] * 3)
     before = data.read_bytes()
-    verdicts = look(tools, data).verdict_N
+    verdicts = look(data).drop_N
     with pytest.raises(OutputError, match="exists already"):
-        write_fixed(Source(path=str(data)), data, verdicts)
+        write_cleaned(Source(path=str(data)), data, verdicts)
     with pytest.raises(OutputError, match="unknown ending"):
-        write_fixed(Source(path=str(data)), tmp_path / "fixed.txt", verdicts)
+        write_cleaned(Source(path=str(data)), tmp_path / "fixed.txt", verdicts)
     assert data.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_mends_and_checks_agree() -> None:
-    assert set(MENDS) == {check.name for check in CHECKS if check.fix == "change"}
+def test_repairs_and_checks_agree() -> None:
+    assert set(REPAIRS) == {check.name for check in CHECKS if check.fix == "repair"}
 
 
 # --- likeness -----------------------------------------------------------------------------------
@@ -340,7 +333,7 @@ def test_words_take_any_text(text: str) -> None:
     assert bool(len(words(text))) == bool("".join(text.split()))
 
 
-def test_all_near_pairs_of_a_cluster_are_found_by_force(tools: Tools, tmp_path: Path) -> None:
+def test_all_near_pairs_of_a_cluster_are_found_by_force(tmp_path: Path) -> None:
     """Every row that is near an earlier one, as comparing all pairs finds them."""
     generator = np.random.default_rng(0)
     rows = []
@@ -352,7 +345,7 @@ def test_all_near_pairs_of_a_cluster_are_found_by_force(tools: Tools, tmp_path: 
                 f"e{generator.integers(0, 10**6)}" if n in edits else w for n, w in enumerate(base)
             ]
             rows.append(pair(f"Question {cluster}", " ".join(text), "No."))
-    result = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows))
+    result = look(write_jsonl(tmp_path / "rows.jsonl", rows))
     sets = [shingles(words(row["chosen"])) for row in rows]
     different = {row + 1 for row in range(len(rows))} - set(
         found(result).get("exact_duplicates", [])
@@ -372,19 +365,17 @@ def test_all_near_pairs_of_a_cluster_are_found_by_force(tools: Tools, tmp_path: 
     assert len(expected) > 20
 
 
-def test_many_candidates_are_sampled_and_that_is_said(
-    tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+def test_many_candidates_are_sampled_and_the_finding_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(near, "MOST_CHECKED", 10)
+    monkeypatch.setattr(similarity, "MOST_CHECKED", 10)
     opening = " ".join(f"word{n}" for n in range(60))
     rows = [pair("Which?", f"{opening} {n}", "No.") for n in range(40)]
-    details = (
-        look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)).found["near_duplicates"].details
-    )
+    details = look(write_jsonl(tmp_path / "rows.jsonl", rows)).flagged["near_duplicates"].details
     assert details["checked"] == 10 < details["candidates"]
 
 
-def test_prompts_of_one_template_are_not_alike(tmp_path: Path, tools: Tools) -> None:
+def test_prompts_of_one_template_are_not_alike(tmp_path: Path) -> None:
     template = "Read the passage with care, think step by step, and answer in one short sentence. "
     template = template * 2 + "Passage: "
     subjects = [f"topic{n} item{n} place{n} person{n}" for n in range(40)]
@@ -393,103 +384,101 @@ def test_prompts_of_one_template_are_not_alike(tmp_path: Path, tools: Tools) -> 
     held_out.append(pair(template + subjects[0] + " indeed", "Yes, so.", "No."))
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     other = write_jsonl(tmp_path / "other.jsonl", held_out)
-    assert found(look(tools, data, eval_=[str(other)])) == {"near_eval": [1]}
+    assert found(look(data, eval_=[str(other)])) == {"near_eval": [1]}
 
 
 def test_a_held_out_prompt_inside_a_row_is_found() -> None:
     question = " ".join(f"word{n}" for n in range(30))
-    held_out = EvalGrams([(7, question), (8, "a short one"), (9, question)])
+    held_out = HeldOutGrams([(7, question), (8, "a short one"), (9, question)])
     inside = grams(words(f"As somebody asked: {question}? And so on."))
     assert held_out.copied([inside]) == 7
     assert held_out.copied([grams(words(question[:120]))]) == -1, "less than half of it"
     assert held_out.copied([grams(words("nothing of the kind " * 10))]) == -1
-    assert EvalGrams().copied([inside]) == -1
+    assert HeldOutGrams().copied([inside]) == -1
 
 
 # --- numbers ------------------------------------------------------------------------------------
 
 
 def test_worker_processes_find_the_same(
-    planted: tuple[Any, Audit, Path], tools: Tools, monkeypatch: pytest.MonkeyPatch
+    planted: tuple[Any, Audit, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, result, data = planted
-    monkeypatch.setattr(columns, "worker_count", lambda rows: 2)
-    monkeypatch.setattr(statistics, "BAG_OF_WORDS_ROWS", 0)
+    monkeypatch.setattr(measure, "worker_count", lambda rows: 2)
+    monkeypatch.setattr(run, "BAG_OF_WORDS_ROWS", 0)
     again = look(
-        tools,
         data,
         eval_=[str(data.with_name("held_out.jsonl"))],
         suite=[f"pairs:{data.with_name('suite.jsonl')}"],
     )
     assert found(again) == found(result)
-    assert again.facts["lengths"] == result.facts["lengths"]
+    assert again.report.lengths == result.report.lengths
 
 
-def test_facts_count_every_row_once(planted: tuple[Any, Audit, Path]) -> None:
+def test_the_report_counts_every_row_once(planted: tuple[Any, Audit, Path]) -> None:
     _, result, _ = planted
-    facts = result.facts
-    assert facts["rows"] == facts["usable"]["rows"] + sum(facts["usable"]["others"].values())
-    assert sum(row["count"] for row in facts["scripts"]["prompts"]) == facts["rows"]
-    assert sum(facts["shape"]["responses"].values()) == facts["rows"]
-    assert sum(facts["lengths"]["prompt_characters"]["histogram"]["counts"]) == facts["rows"]
-    overs = {limit["tokens"]: limit["rows"] for limit in facts["over_lengths"]}
+    report = result.report
+    assert report.rows == report.trainable.rows + sum(report.trainable.skipped.values())
+    assert sum(row.count for row in report.scripts.prompts) == report.rows
+    assert sum(report.shape.responses.values()) == report.rows
+    assert report.lengths.prompt_characters is not None
+    assert sum(report.lengths.prompt_characters.histogram.counts) == report.rows
+    overs = {limit.tokens: limit.rows for limit in report.over_lengths}
     assert list(overs) == [512, 1024, 2048, 4096]
     assert sorted(overs.values(), reverse=True) == list(overs.values())
-    assert overs[2048] == len(result.found["over_length"].rows_M)
+    assert overs[2048] == len(result.flagged["over_length"].rows_M)
 
 
-def test_labels_that_reward_length_are_called_that(tmp_path: Path, tools: Tools) -> None:
+def test_labels_that_reward_length_are_called_that(tmp_path: Path) -> None:
     rows = [
         pair(f"Question {n}?", f"A longer answer, number {n}.", "Short.") for n in range(80)
     ] + [pair(f"Question {n}?", "Short.", f"A longer answer, number {n}.") for n in range(80, 100)]
-    facts = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)).facts
-    longer = facts["surface"]["longer"]
-    assert (longer["accuracy"], longer["pairs"], longer["ties"]) == (0.8, 100, 0)
-    assert longer["accuracy_ci95"] == pytest.approx((0.7112, 0.8666), abs=1e-4)
-    assert facts["surface"]["shorter"]["accuracy"] == pytest.approx(0.2)
-    assert facts["surface"]["bag_of_words"]["accuracy"] == pytest.approx(0.8, abs=0.05)
-    assert sum(facts["surface"]["length_gap"]["counts"]) == 100
+    surface = look(write_jsonl(tmp_path / "rows.jsonl", rows)).report.surface
+    longer, bag_of_words, length_gap = surface.longer, surface.bag_of_words, surface.length_gap
+    assert (longer.accuracy, longer.pairs, longer.ties) == (0.8, 100, 0)
+    assert longer.accuracy_ci95 == pytest.approx((0.7112, 0.8666), abs=1e-4)
+    assert surface.shorter.accuracy == pytest.approx(0.2)
+    assert bag_of_words is not None
+    assert bag_of_words.accuracy == pytest.approx(0.8, abs=0.05)
+    assert length_gap is not None
+    assert sum(length_gap.counts) == 100
 
 
-def test_rows_of_many_responses_are_judged_two_by_two(tmp_path: Path, tools: Tools) -> None:
+def test_rows_of_many_responses_are_judged_two_by_two(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Rank.", "responses": ["a", "bb", "ccc"], "grades": [3, 2, 1]},
         {"prompt": "Rank.", "responses": ["bb", "a"], "grades": [1, 0]},
         {"prompt": "Rank.", "responses": [str(n) * 3 for n in range(10)], "grades": [*range(10)]},
     ]
-    result = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows))
+    result = look(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert found(result)["opposite_labels"] == [1, 2]
-    assert result.facts["surface"]["longer"]["pairs"] == 3 + 1 + 9
+    assert result.report.surface.longer.pairs == 3 + 1 + 9
 
 
-def test_truncation_is_by_the_length_given(tmp_path: Path, tools: Tools) -> None:
+def test_truncation_is_by_the_length_given(tmp_path: Path) -> None:
     opening = "x" * 400
     rows = [pair("p" * 40, opening + "a", opening + "b")]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     # 440 bytes in common: 110 tokens at four bytes each.
     for length, expected in ((110, [1]), (111, [])):
-        assert found(look(tools, data, max_length=length)).get(
-            "identical_after_truncation", []
-        ) == (expected)
+        assert found(look(data, max_length=length)).get("identical_after_truncation", []) == (
+            expected
+        )
 
 
-def test_languages_are_counted(tmp_path: Path, tools: Tools) -> None:
+def test_languages_are_counted(tmp_path: Path) -> None:
     english = "What is the highest mountain that people climb every summer in this country?"
     german = "Welcher ist der höchste Berg, auf den die Leute in diesem Land jeden Sommer steigen?"
     rows = [pair(english, english, english + " " + german[:4])] * 3 + [pair(english, german, "7")]
-    facts = look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)).facts["languages"]
-    assert facts["prompts"] == [{"language": "en", "count": 4}]
-    assert {row["language"]: row["count"] for row in facts["responses"]} == {
-        "en": 6,
-        "de": 1,
-        None: 1,
-    }
-    assert (facts["responses_in_another"], facts["responses_compared"]) == (1, 7)
+    languages = look(write_jsonl(tmp_path / "rows.jsonl", rows)).report.languages
+    assert {row.name: row.count for row in languages.prompts} == {"en": 4}
+    assert {row.name: row.count for row in languages.responses} == {"en": 6, "de": 1, None: 1}
+    assert (languages.responses_in_another, languages.responses_compared) == (1, 7)
 
 
 @pytest.mark.heavy
 def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path) -> None:
-    from plaudit.cli.data.audit import count_with
+    from plaudit.evaluation.audit_data import tokens_by
     from plaudit.tokens.encode import Encoder, encode
 
     rows = [
@@ -500,19 +489,19 @@ def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path
         }
     ]
     source = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    (part,) = parts_of([source], "data")
-    comparisons = list(part.rows)
-    counting = count_with(str(tiny_base))
+    comparisons = [comparison for *_, comparison in iterate(source)]
+    counter = tokens_by(str(tiny_base))
     from plaudit.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(
         str(tiny_base), revision=None, trust_remote_code=False, pad_token=None
     )
     (tree,) = encode(Encoder(tokenizer=tokenizer, max_length=9999), comparisons)
-    (size,) = counting.measure(comparisons)
-    assert counting.exact
-    assert size.longest == max(tree.lengths)
-    assert size.shared == len(tree.prefix)
+    (tokens,) = counter.count(comparisons)
+    assert isinstance(tokens, TokenCount)
+    assert counter.exact
+    assert tokens.longest == max(tree.lengths)
+    assert tokens.shared == len(tree.prefix)
 
 
 # --- turns and texts ----------------------------------------------------------------------------
@@ -548,7 +537,7 @@ def dialogue(
     ],
 )
 def test_role_order(turns: list[tuple[str, str]], role: str, expected: bool) -> None:
-    assert chat.role_order(dialogue(*turns, role=role)) is expected
+    assert PROBLEMS["role_order"](dialogue(*turns, role=role)) is expected
 
 
 @pytest.mark.parametrize(
@@ -568,10 +557,10 @@ def test_role_order(turns: list[tuple[str, str]], role: str, expected: bool) -> 
     ],
 )
 def test_special_tokens(text: str, expected: bool) -> None:
-    assert chat.has_special_tokens(text) is expected
-    assert not chat.has_special_tokens(chat.without_special_tokens(text))
+    assert measure.has_special_tokens(text) is expected
+    assert not measure.has_special_tokens(measure.without_special_tokens(text))
     if not expected:
-        assert chat.without_special_tokens(text) == text
+        assert measure.without_special_tokens(text) == text
 
 
 @pytest.mark.parametrize(
@@ -585,7 +574,7 @@ def test_special_tokens(text: str, expected: bool) -> None:
     ],
 )
 def test_dialogue_markers(text: str, expected: bool) -> None:
-    assert chat.dialogue_markers(dialogue(("user", "Hi"), response=text)) is expected
+    assert PROBLEMS["dialogue_markers"](dialogue(("user", "Hi"), response=text)) is expected
 
 
 @pytest.mark.parametrize(
@@ -603,19 +592,21 @@ def test_dialogue_markers(text: str, expected: bool) -> None:
     ],
 )
 def test_bad_characters(text: str, expected: bool) -> None:
-    assert chat.bad_characters(dialogue(("user", "Hi"), response=text)) is expected
+    assert PROBLEMS["bad_characters"](dialogue(("user", "Hi"), response=text)) is expected
 
 
 @given(TEXT)
-def test_mending_is_done_once(text: str) -> None:
-    for mend in MENDS.values():
-        assert mend(mend(text)) == mend(text)
+def test_a_repair_is_idempotent(text: str) -> None:
+    for repair in REPAIRS.values():
+        assert repair(repair(text)) == repair(text)
 
 
 def test_empty_turns() -> None:
-    assert chat.empty_turn(dialogue(("user", "Hi"), ("assistant", " "), ("user", "Hi")))
-    assert not chat.empty_turn(dialogue(("user", "Hi"), response="")), "has a reason of its own"
-    assert chat.empty_turn(dialogue())
+    assert PROBLEMS["empty_turn"](dialogue(("user", "Hi"), ("assistant", " "), ("user", "Hi")))
+    assert not PROBLEMS["empty_turn"](dialogue(("user", "Hi"), response="")), (
+        "has a reason of its own"
+    )
+    assert PROBLEMS["empty_turn"](dialogue())
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -630,23 +621,19 @@ def test_empty_turns() -> None:
         (b"", "no rows"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    content: bytes, sentence: str, tmp_path: Path, tools: Tools
-) -> None:
+def test_bad_input_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
-        look(tools, data)
+        look(data)
 
 
-def test_long_lines_are_read(tmp_path: Path, tools: Tools) -> None:
+def test_long_lines_are_read(tmp_path: Path) -> None:
     rows = [pair("Why?", "so " * 50_000, "no " * 50_000), pair("Who?", "x" * 50_000, "y")]
-    assert found(look(tools, write_jsonl(tmp_path / "rows.jsonl", rows)))["over_length"] == [1, 2]
+    assert found(look(write_jsonl(tmp_path / "rows.jsonl", rows)))["over_length"] == [1, 2]
 
 
-def test_nothing_is_left_behind(
-    tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
-    look(tools, write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")]))
+    look(write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")]))
     assert list((tmp_path / "cache").iterdir()) == []

@@ -347,7 +347,7 @@ def test_the_audit_counts_every_row(
     assert findings["not_rendered"]["details"]["fields"] == UNRENDERED
     assert findings["template_refused"]["rows"] == 0
     assert findings["more_than_text"]["rows"] is None, "the tokenizer has said which are rendered"
-    assert facts["usable"] == {"rows": len(EDGES) - sum(SKIPPED.values()), "others": SKIPPED}
+    assert facts["trainable"] == {"rows": len(EDGES) - sum(SKIPPED.values()), "skipped": SKIPPED}
     assert "tool_calls 1" in " ".join(shown.err.split())
 
     assert main(["data", "audit", str(edges), "--json"]) == 0

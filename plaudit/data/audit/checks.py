@@ -1,7 +1,9 @@
-"""The table of checks. A check is one function from the evidence to :class:`Found`, and one row.
+"""The table of checks: one function from the evidence to :class:`FlaggedRows`, and one row, each.
 
-It gets numbers of all rows (:class:`~plaudit.data.audit.evidence.Evidence`) and returns the numbers
-of the rows it complains of. What the cleaned copy does with them is said in the same row.
+A check gets numbers of all rows (:class:`Evidence`) and returns the
+numbers of the rows it flags. Its row of the table also says what the cleaned copy does with them.
+
+Shape legend: J labelled pairs of responses, one per pair of a row; V different pairs.
 """
 
 from __future__ import annotations
@@ -12,209 +14,326 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit.data import reasons
-from plaudit.data.audit import chat
-from plaudit.data.audit.columns import REASONS
-from plaudit.data.audit.evidence import Evidence, first_of_equals
-from plaudit.data.audit.shingles import GRAM_WORDS, NEAR
+from plaudit.data.audit.measure import (
+    PROBLEMS,
+    REASONS,
+    Array,
+    AuditRows,
+    Columns,
+    Functions,
+    Kind,
+)
+from plaudit.data.audit.similarity import GRAM_WORDS, NEAR, NearPairs, combine_hashes
 from plaudit.storage.arrow import RowArray
 from plaudit.types import MEDIA
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
+Fix: TypeAlias = Literal["drop", "repair", "keep"]
+
+
+# --- labels of pairs ------------------------------------------------------------------------------
+
+MOST_RESPONSES: Final = 8
+"""Of rows with more responses, only neighbours in the row are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a check found.
+class LabelledPairs:
+    """``pair_J`` is a code of the prompt and both responses, in any order.
 
-    ``rows_M`` are the rows it complains of, rising. ``like_M`` names for each the row that it
-    repeats or contradicts (-1: none). ``drop_M`` are those that the cleaned copy leaves out, where
-    they are not all of them. ``details`` are further facts, as JSON holds them.
+    ``sign_J`` says which response is better: 1 or -1, the same way round for equal pairs, or 0
+    for a tie. ``longer_J`` is how many characters longer the winner is than the loser.
+    """
+
+    row_J: RowArray
+    pair_J: npt.NDArray[np.uint64]
+    sign_J: npt.NDArray[np.int8]
+    longer_J: RowArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """Labels by pair: the number ``pair_J`` of each label's pair, and each pair's counts."""
+
+    pair_J: RowArray
+    for_V: RowArray
+    against_V: RowArray
+    ties_V: RowArray
+
+
+def label_pairs(columns: Columns, rows: int) -> LabelledPairs:
+    """The pairs of those of the first ``rows`` rows that can be trained on, and of ties."""
+    starts_N = columns.starts[: rows + 1]
+    labelled_N = np.isin(columns.of_rows["reason"][:rows], (0, REASONS.index(reasons.TIE) + 1))
+    counts_N = np.where(labelled_N, np.diff(starts_N), 0)
+    parts = [np.zeros((3, 0), np.int64)]
+    for count in np.unique(counts_N[counts_N > 1]).tolist():
+        one_P, other_P = (
+            np.triu_indices(count, 1)
+            if count <= MOST_RESPONSES
+            else (np.arange(count - 1), np.arange(1, count))
+        )
+        row_M = np.flatnonzero(counts_N == count)
+        start_M = starts_N[row_M, None]
+        one_J, other_J = (start_M + one_P).ravel(), (start_M + other_P).ravel()
+        parts.append(np.stack([np.repeat(row_M, len(one_P)), one_J, other_J]))
+    row_J, one_J, other_J = np.concatenate(parts, axis=1)
+
+    digest_R, grade_R = columns.of_responses["digest"], columns.of_responses["grade"]
+    gap_J = grade_R[one_J] - grade_R[other_J]
+    known = np.flatnonzero(~np.isnan(gap_J) & (digest_R[one_J] != digest_R[other_J]))
+    known = known[np.argsort(row_J[known], kind="stable")]
+    row_J, one_J, other_J, gap_J = row_J[known], one_J[known], other_J[known], gap_J[known]
+    low_J = np.minimum(digest_R[one_J], digest_R[other_J])
+    high_J = np.maximum(digest_R[one_J], digest_R[other_J])
+    won_J = np.sign(gap_J).astype(np.int8)
+    characters_R = columns.of_responses["characters"].astype(np.int64)
+    return LabelledPairs(
+        row_J=row_J,
+        pair_J=combine_hashes(columns.of_rows["group"][row_J], low_J, high_J),
+        sign_J=np.where(digest_R[one_J] == low_J, won_J, -won_J).astype(np.int8),
+        longer_J=won_J * (characters_R[one_J] - characters_R[other_J]),
+    )
+
+
+def count_votes(pairs: LabelledPairs) -> Votes:
+    """The labels of each pair together."""
+    codes, pair_J = np.unique(pairs.pair_J, return_inverse=True)
+    counts = [
+        np.bincount(pair_J[pairs.sign_J == sign], minlength=len(codes)) for sign in (1, -1, 0)
+    ]
+    return Votes(pair_J=pair_J, for_V=counts[0], against_V=counts[1], ties_V=counts[2])
+
+
+# --- what a check reads, and what it returns ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything known of the rows. The first ``data`` are audited, the others compared with.
+
+    ``near_prompts`` is None where there is nothing to compare with.
+    """
+
+    rows: AuditRows
+    columns: Columns
+    pairs: LabelledPairs
+    votes: Votes
+    near_rows: NearPairs
+    near_prompts: NearPairs | None
+    functions: Functions
+    max_length: int
+
+    @property
+    def data(self) -> int:
+        return self.rows.data
+
+    def column(self, name: str) -> Array:
+        """A column of the audited rows."""
+        return self.columns.of_rows[name][: self.data]
+
+    def other(self, name: str, kind: Kind) -> tuple[RowArray, Array]:
+        """Row numbers and a column of the rows to compare with, of one kind."""
+        numbers = [np.arange(part.start, part.end) for part in self.rows.parts if part.kind == kind]
+        rows = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+        return rows, self.columns.of_rows[name][rows]
+
+    def kind_of(self, rows: RowArray) -> Array:
+        """The kind of the part that each row belongs to."""
+        ends = np.array([part.end for part in self.rows.parts])
+        kinds = np.array([part.kind for part in self.rows.parts])
+        return kinds[np.searchsorted(ends, rows, side="right")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlaggedRows:
+    """The rows that a check flags.
+
+    ``rows_M`` are in rising order. ``other_M`` is for each the row that it repeats or contradicts
+    (-1: none). ``drop_M`` are those that the cleaned copy drops, where they are not all of them.
+    ``details`` holds further numbers, as JSON.
     """
 
     rows_M: RowArray
-    like_M: RowArray | None = None
+    other_M: RowArray | None = None
     drop_M: RowArray | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check: its words for people, and what the cleaned copy does with a row it complains of.
+    """One check: its texts, and what the cleaned copy does with a row that it flags.
 
-    ``looks`` is False where there is nothing to look at (no held-out data), so that "nothing found"
-    is never said of what was not looked for.
+    ``applies`` is False where there is nothing to check (no held-out data), so that a report never
+    says "not found" of something that was not checked.
     """
 
     name: str
     title: str
     severity: Severity
-    find: Callable[[Evidence], Found]
+    find: Callable[[Evidence], FlaggedRows]
     why: str
     advice: str
-    fix: Literal["drop", "change", "keep"] = "keep"
-    looks: Callable[[Evidence], bool] = lambda evidence: True
+    fix: Fix = "keep"
+    applies: Callable[[Evidence], bool] = lambda evidence: True
 
 
-# --- rows by themselves -------------------------------------------------------------------------
+# --- rows by themselves ---------------------------------------------------------------------------
 
 
-def _reason(*names: str) -> Callable[[Evidence], Found]:
-    """Rows that cannot train for one of these reasons."""
+def _reason(*names: str) -> Callable[[Evidence], FlaggedRows]:
+    """Rows that cannot be trained on for one of these reasons."""
     codes = [REASONS.index(name) + 1 for name in names]
 
-    def find(evidence: Evidence) -> Found:
-        return Found(rows_M=np.flatnonzero(np.isin(evidence.column("reason"), codes)))
+    def find(evidence: Evidence) -> FlaggedRows:
+        return FlaggedRows(rows_M=np.flatnonzero(np.isin(evidence.column("reason"), codes)))
 
     return find
 
 
-def _problem(name: str) -> Callable[[Evidence], Found]:
+def _problem(name: str) -> Callable[[Evidence], FlaggedRows]:
     """Rows with a problem of turns and texts."""
-    bit = np.uint32(1 << list(chat.PROBLEMS).index(name))
+    bit = np.uint32(1 << list(PROBLEMS).index(name))
 
-    def find(evidence: Evidence) -> Found:
-        return Found(rows_M=np.flatnonzero(evidence.column("problems") & bit))
+    def find(evidence: Evidence) -> FlaggedRows:
+        return FlaggedRows(rows_M=np.flatnonzero(evidence.column("problems") & bit))
 
     return find
 
 
-def identical_after_truncation(evidence: Evidence) -> Found:
-    """Conversations that differ only behind the length at which a row would be cut."""
+def identical_after_truncation(evidence: Evidence) -> FlaggedRows:
+    """Conversations that differ only behind the length at which training truncates."""
     shared = evidence.column("shared") >= evidence.max_length
-    exact = evidence.tools.counting.exact
+    exact = evidence.functions.tokens.exact
     rows = np.flatnonzero(shared & (evidence.column("reason") == 0))
-    return Found(rows_M=rows, drop_M=rows if exact else rows[:0], details=_counted(evidence))
+    return FlaggedRows(rows_M=rows, drop_M=rows if exact else rows[:0], details=_limit(evidence))
 
 
-def over_length(evidence: Evidence) -> Found:
-    """Rows with a conversation that is longer than the given length."""
+def over_length(evidence: Evidence) -> FlaggedRows:
+    """Rows with a conversation that is longer than the maximum length."""
     rows = np.flatnonzero(evidence.column("longest") > evidence.max_length)
-    return Found(rows_M=rows, details=_counted(evidence))
+    return FlaggedRows(rows_M=rows, details=_limit(evidence))
 
 
-def _counted(evidence: Evidence) -> dict[str, Any]:
-    return {"max_length": evidence.max_length, "tokens": evidence.tools.counting.how}
+def _limit(evidence: Evidence) -> dict[str, Any]:
+    return {"max_length": evidence.max_length, "exact": evidence.functions.tokens.exact}
 
 
-def template_refused(evidence: Evidence) -> Found:
-    """Rows that the chat template refuses to render."""
+def template_refused(evidence: Evidence) -> FlaggedRows:
+    """Rows for which the chat template raises an error."""
     media = evidence.column("reason") == REASONS.index(MEDIA) + 1
-    refused = (evidence.column("refused") != 0) & (evidence.column("unrendered") == 0) & ~media
-    return Found(rows_M=np.flatnonzero(refused))
+    failed = (evidence.column("skipped") != 0) & (evidence.column("unrendered") == 0) & ~media
+    return FlaggedRows(rows_M=np.flatnonzero(failed))
 
 
-def not_rendered(evidence: Evidence) -> Found:
-    """Rows with a field or a turn that the chat template leaves out; how many by field."""
+def not_rendered(evidence: Evidence) -> FlaggedRows:
+    """Rows with a field or a turn that the chat template omits, counted by field."""
     code_N = evidence.column("unrendered")
     rows = np.flatnonzero(code_N)
     counts = Counter(code_N[rows].tolist()).most_common()
     fields = {evidence.columns.names[code]: count for code, count in counts}
-    return Found(rows_M=rows, details={"fields": fields})
+    return FlaggedRows(rows_M=rows, details={"fields": fields})
 
 
 def _renders(evidence: Evidence) -> bool:
-    return evidence.tools.counting.renders
+    return evidence.functions.tokens.renders
 
 
-def plain_text(evidence: Evidence) -> Found:
+def plain_text(evidence: Evidence) -> FlaggedRows:
     """Rows of plain text, where the tokenizer has a chat template."""
-    return Found(rows_M=np.flatnonzero(evidence.column("plain")))
+    return FlaggedRows(rows_M=np.flatnonzero(evidence.column("plain")))
 
 
 def _has_template(evidence: Evidence) -> bool:
-    return evidence.tools.counting.has_template
+    return evidence.functions.tokens.has_template
 
 
-def mixed_scripts(evidence: Evidence) -> Found:
+def mixed_scripts(evidence: Evidence) -> FlaggedRows:
     """Responses of one row in different scripts."""
-    return Found(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
+    return FlaggedRows(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
 
 
-def no_prompt(evidence: Evidence) -> Found:
-    """All rows of a file in which not one row has a prompt."""
+def no_prompt(evidence: Evidence) -> FlaggedRows:
+    """All rows of a file in which no row has a prompt."""
     rows = [
         np.arange(part.start, part.end)
         for part in evidence.rows.parts
         if part.kind == "data" and part.unread.without_prompt == part.unread.rows
     ]
-    return Found(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
+    return FlaggedRows(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
 
 
-# --- rows against each other --------------------------------------------------------------------
+# --- rows against each other ----------------------------------------------------------------------
 
 
-def exact_duplicates(evidence: Evidence) -> Found:
+def first_of_equals(key_N: Array) -> RowArray:
+    """For each row the first row with the same key: itself where there is none before it."""
+    _, first_U, inverse_N = np.unique(key_N, return_index=True, return_inverse=True)
+    first_N: RowArray = first_U[inverse_N]
+    return first_N
+
+
+def exact_duplicates(evidence: Evidence) -> FlaggedRows:
     """Rows with the prompt, the responses and the grades of an earlier row."""
     first_N = first_of_equals(evidence.column("row_key"))
     rows = np.flatnonzero(first_N != np.arange(evidence.data))
-    return Found(rows_M=rows, like_M=first_N[rows])
+    return FlaggedRows(rows_M=rows, other_M=first_N[rows])
 
 
-def near_duplicates(evidence: Evidence) -> Found:
+def near_duplicates(evidence: Evidence) -> FlaggedRows:
     """Rows whose prompt and responses are nearly those of an earlier row."""
     near = evidence.near_rows
     details = {"jaccard": NEAR, "candidates": near.candidates, "checked": near.checked}
-    return Found(rows_M=near.row_M, like_M=near.like_M, details=details)
+    return FlaggedRows(rows_M=near.row_M, other_M=near.other_M, details=details)
 
 
-def opposite_labels(evidence: Evidence) -> Found:
-    """Rows that say of the same two responses to the same prompt what another row denies.
+def opposite_labels(evidence: Evidence) -> FlaggedRows:
+    """Rows that label two responses to a prompt the other way round than another row does.
 
     The cleaned copy keeps what the majority says, and none of them where there is no majority.
     """
-    judgements, votes = evidence.judgements, evidence.votes
-    against = (votes.for_V > 0) & (votes.against_V > 0)
-    sizes = np.diff(np.concatenate([votes.start_V, [len(judgements)]]))
-    vote_J = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.flatnonzero(against[vote_J] & (judgements.sign_J[votes.order_J] != 0))
-    balance = np.sign(votes.for_V - votes.against_V)[vote_J[places]]
-    judged = votes.order_J[places]
-    lost = judgements.sign_J[judged] != balance
-    rows_M = judgements.row_J[judged]
-    # The other side of each: the first judgement of the pair that says the opposite.
-    other = _first_opposite(vote_J[places], judgements.sign_J[judged], rows_M)
-    order = np.argsort(rows_M, kind="stable")
-    rows, first = np.unique(rows_M[order], return_index=True)
-    return Found(
+    pairs, votes = evidence.pairs, evidence.votes
+    opposed_V = (votes.for_V > 0) & (votes.against_V > 0)
+    chosen = np.flatnonzero(opposed_V[votes.pair_J] & (pairs.sign_J != 0))
+    # Sorted by row; of a row with several such pairs the first counts.
+    chosen = chosen[np.lexsort((votes.pair_J[chosen], pairs.row_J[chosen]))]
+    row_M, pair_M, sign_M = pairs.row_J[chosen], votes.pair_J[chosen], pairs.sign_J[chosen]
+    earliest = np.full((3, len(opposed_V)), evidence.data)
+    np.minimum.at(earliest, (sign_M, pair_M), row_M)  # -1 is the last of three
+    rows, first = np.unique(row_M, return_index=True)
+    lost = sign_M != np.sign(votes.for_V - votes.against_V)[pair_M]
+    return FlaggedRows(
         rows_M=rows,
-        like_M=other[order][first],
-        drop_M=np.unique(rows_M[lost]),
-        details={"pairs": int(against.sum())},
+        other_M=earliest[-sign_M, pair_M][first],
+        drop_M=np.unique(row_M[lost]),
+        details={"pairs": int(opposed_V.sum())},
     )
 
 
-def _first_opposite(vote_M: RowArray, sign_M: Any, row_M: RowArray) -> RowArray:
-    first: dict[tuple[int, int], int] = {}
-    keys = list(zip(vote_M.tolist(), sign_M.tolist(), strict=True))
-    for key, row in zip(keys, row_M.tolist(), strict=True):
-        first[key] = min(row, first.get(key, row))
-    return np.array([first[vote, -sign] for vote, sign in keys], np.int64)
-
-
-def several_votes(evidence: Evidence) -> Found:
-    """Pairs that were judged more than once, and how far the judgements agree."""
-    votes, judgements = evidence.votes, evidence.judgements
-    count_V = votes.counts
+def several_votes(evidence: Evidence) -> FlaggedRows:
+    """Pairs that were labelled more than once, and how far the labels agree."""
+    votes = evidence.votes
+    count_V = votes.for_V + votes.against_V + votes.ties_V
     several = count_V > 1
-    sizes = np.diff(np.concatenate([votes.start_V, [len(judgements)]]))
-    rows = np.unique(judgements.row_J[votes.order_J[np.repeat(several, sizes)]])
     decided_V = _couples(votes.for_V) + _couples(votes.against_V)
     agreeing = (decided_V + _couples(votes.ties_V))[several].sum()
     couples = _couples(count_V)[several].sum()
     untied = several & (votes.ties_V == 0)
-    same = decided_V[untied].sum()
     untied_couples = _couples(count_V)[untied].sum()
-    return Found(
-        rows_M=rows,
+    return FlaggedRows(
+        rows_M=np.unique(evidence.pairs.row_J[several[votes.pair_J]]),
         details={
             "pairs": int(several.sum()),
-            "judgements": int(count_V[several].sum()),
+            "labels": int(count_V[several].sum()),
             "unanimous": int((np.maximum(votes.for_V, votes.against_V) == count_V)[several].sum()),
             "agreement": float(agreeing / couples) if couples else None,
-            # Which response is called the first is arbitrary, so chance agreement is a half.
-            "kappa": float(2 * same / untied_couples - 1) if untied_couples else None,
+            # Which response comes first is arbitrary, so chance agreement is a half.
+            "kappa": float(2 * decided_V[untied].sum() / untied_couples - 1)
+            if untied_couples
+            else None,
         },
     )
 
@@ -223,18 +342,18 @@ def _couples(count_V: RowArray) -> RowArray:
     return count_V * (count_V - 1) // 2
 
 
-# --- rows against other sets --------------------------------------------------------------------
+# --- rows against other sets ----------------------------------------------------------------------
 
 
-def split_column_leak(evidence: Evidence) -> Found:
-    """Rows whose prompt stands under two values of the column ``split``.
+def split_column_leak(evidence: Evidence) -> FlaggedRows:
+    """Rows whose prompt appears under two values of the column ``split``.
 
-    All but those of the largest part: taking these out parts the prompts.
+    The cleaned copy drops those of the largest part, which separates the prompts.
     """
     split_N, group_N = evidence.column("split"), evidence.column("group")
     named = np.flatnonzero(split_N)
     if not len(named):
-        return Found(rows_M=named)
+        return FlaggedRows(rows_M=named)
     values, counts = np.unique(split_N[named], return_counts=True)
     largest = values[np.argmax(counts)]
     _, group_U = np.unique(group_N[named], return_inverse=True)
@@ -244,7 +363,7 @@ def split_column_leak(evidence: Evidence) -> Found:
     np.maximum.at(high, group_U, split_N[named])
     leaking = low[group_U] != high[group_U]
     rows = named[leaking]
-    return Found(
+    return FlaggedRows(
         rows_M=rows,
         drop_M=rows[split_N[rows] == largest],
         details={"prompts": len(np.unique(group_U[leaking]))},
@@ -255,49 +374,51 @@ def _has_split(evidence: Evidence) -> bool:
     return len(set(evidence.column("split").tolist()) - {0}) > 1
 
 
-def _shared_prompts(kind: str) -> Callable[[Evidence], Found]:
-    """Rows whose prompt is that of a row of another set, case and white space aside."""
+def _shared_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
+    """Rows whose prompt is in another set; case and white space do not count."""
 
-    def find(evidence: Evidence) -> Found:
+    def find(evidence: Evidence) -> FlaggedRows:
         other_rows, other_keys = evidence.other("prompt_key", kind)
         keys = evidence.column("prompt_key")
         order = np.argsort(other_keys, kind="stable")
         sorted_keys = other_keys[order]
         rows = np.flatnonzero((keys != 0) & np.isin(keys, other_keys))
-        like = other_rows[order[np.searchsorted(sorted_keys, keys[rows])]]
-        return Found(rows_M=rows, like_M=like, details={"prompts": len(np.unique(keys[rows]))})
+        others = other_rows[order[np.searchsorted(sorted_keys, keys[rows])]]
+        return FlaggedRows(
+            rows_M=rows, other_M=others, details={"prompts": len(np.unique(keys[rows]))}
+        )
 
     return find
 
 
-def _near_prompts(kind: str) -> Callable[[Evidence], Found]:
-    """Rows whose prompt is nearly that of another set, or that hold most of such a prompt."""
+def _near_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
+    """Rows whose prompt is nearly in another set, or that contain most of such a prompt."""
 
-    def find(evidence: Evidence) -> Found:
+    def find(evidence: Evidence) -> FlaggedRows:
         keys = evidence.column("prompt_key")
         _, other_keys = evidence.other("prompt_key", kind)
         near = evidence.near_prompts
-        assert near is not None, "looked for where there is nothing to compare with"
-        ours = evidence.kind_of(near.like_M) == kind
-        like_N = np.full(evidence.data, -1, np.int64)
+        assert near is not None, "the check does not apply: there is nothing to compare with"
+        ours = evidence.kind_of(near.other_M) == kind
+        other_N = np.full(evidence.data, -1, np.int64)
         copied_N = evidence.column("copied_from")
         copied = np.flatnonzero(copied_N >= 0)
         copied = copied[evidence.kind_of(copied_N[copied]) == kind]
-        like_N[copied] = copied_N[copied]
-        like_N[near.row_M[ours]] = near.like_M[ours]
-        rows = np.flatnonzero((like_N >= 0) & ~((keys != 0) & np.isin(keys, other_keys)))
+        other_N[copied] = copied_N[copied]
+        other_N[near.row_M[ours]] = near.other_M[ours]
+        rows = np.flatnonzero((other_N >= 0) & ~((keys != 0) & np.isin(keys, other_keys)))
         details = {
             "jaccard": NEAR,
             "run_of_words": GRAM_WORDS,
             "candidates": near.candidates,
             "checked": near.checked,
         }
-        return Found(rows_M=rows, like_M=like_N[rows], details=details)
+        return FlaggedRows(rows_M=rows, other_M=other_N[rows], details=details)
 
     return find
 
 
-def _has(kind: str) -> Callable[[Evidence], bool]:
+def _has(kind: Kind) -> Callable[[Evidence], bool]:
     return lambda evidence: any(part.kind == kind for part in evidence.rows.parts)
 
 
@@ -307,7 +428,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Empty responses",
         severity="error",
         find=_reason(reasons.EMPTY_RESPONSE),
-        why="A response says nothing, so its label is about a failure and not about quality.",
+        why="A response is blank, so its label is about a failure and not about quality.",
         advice="Drop the rows, or find out where the text was lost.",
         fix="drop",
     ),
@@ -316,7 +437,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Identical responses",
         severity="error",
         find=_reason(reasons.IDENTICAL_RESPONSES),
-        why="Both responses are the same, so the label is a coin.",
+        why="Both responses are the same, so the label is noise.",
         advice="Drop the rows.",
         fix="drop",
     ),
@@ -334,7 +455,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="No prompt in 100% of rows",
         severity="error",
         find=no_prompt,
-        why="Not one row of the file has a prompt, so responses are judged without the question.",
+        why="No row of the file has a prompt, so responses are scored without the question.",
         advice="If a column holds the prompt, name it: --columns prompt=COLUMN. Otherwise keep the "
         "rows as they are.",
     ),
@@ -344,7 +465,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="error",
         find=opposite_labels,
         why="Rows contradict each other: the same two responses, the winner swapped.",
-        advice="Keep what the majority says; without one, drop all of the pair's rows.",
+        advice="Keep what the majority says; without a majority, drop all rows of the pair.",
         fix="drop",
     ),
     Check(
@@ -352,8 +473,8 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Identical after truncation",
         severity="error",
         find=identical_after_truncation,
-        why="Cut at the given length the responses are the same, so nothing can be learned.",
-        advice="Raise the length, drop the rows, or cut the prompt in front instead.",
+        why="Truncated at the maximum length the responses are the same, so the label is noise.",
+        advice="Raise the length, drop the rows, or truncate the prompt on the left.",
         fix="drop",
     ),
     Check(
@@ -361,20 +482,20 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Prompts shared with --eval data",
         severity="error",
         find=_shared_prompts("eval"),
-        why="A prompt on both sides makes the held-out accuracy too good.",
-        advice="Take these rows out of the training side, or split by prompt.",
+        why="A prompt on both sides biases the held-out accuracy upward.",
+        advice="Remove these rows from the training side, or split by prompt.",
         fix="drop",
-        looks=_has("eval"),
+        applies=_has("eval"),
     ),
     Check(
         name="shared_with_suite",
         title="Prompts shared with a benchmark",
         severity="error",
         find=_shared_prompts("suite"),
-        why="Training on a benchmark's prompts makes its number worthless.",
-        advice="Take these rows out.",
+        why="Training on a benchmark's prompts invalidates its result.",
+        advice="Remove these rows.",
         fix="drop",
-        looks=_has("suite"),
+        applies=_has("suite"),
     ),
     Check(
         name="split_column_leak",
@@ -382,40 +503,40 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="error",
         find=split_column_leak,
         why="The file's own split puts a prompt on both sides.",
-        advice="Split by prompt, or take the rows out of the larger part.",
+        advice="Split by prompt, or remove the rows from the larger part.",
         fix="drop",
-        looks=_has_split,
+        applies=_has_split,
     ),
     Check(
         name="role_order",
         title="Roles out of order",
         severity="error",
         find=_problem("role_order"),
-        why="Chat templates refuse or garble such turns: a late system turn, two turns of one side "
+        why="Chat templates reject or garble such turns: a late system turn, two turns of one side "
         "in a row, a response that is not the assistant's.",
         advice="Put the turns in order, or drop the rows.",
         fix="drop",
     ),
     Check(
         name="template_refused",
-        title="Refused by the chat template",
+        title="Rejected by the chat template",
         severity="error",
         find=template_refused,
         why="The tokenizer's chat template cannot render the row.",
         advice="Put the turns in order, or use another template.",
         fix="drop",
-        looks=_renders,
+        applies=_renders,
     ),
     Check(
         name="not_rendered",
         title="Not rendered by the chat template",
         severity="error",
         find=not_rendered,
-        why="A field or a turn (tool calls, tools, reasoning, a tool's answer) leaves no trace in "
-        "the rendered text. Training and scoring skip the row.",
-        advice="Use a chat template that renders it, or put it into the text of a turn.",
+        why="A field or a turn (tool calls, tools, reasoning, a tool's answer) is missing in the "
+        "rendered text. Training and scoring skip the row.",
+        advice="Use a chat template that renders it, or move it into the text of a turn.",
         fix="drop",
-        looks=_renders,
+        applies=_renders,
     ),
     Check(
         name="media",
@@ -431,16 +552,16 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Stray special tokens",
         severity="error",
         find=_problem("special_tokens"),
-        why="Control tokens inside a text are read as control: a turn ends where none does.",
-        advice="Take them out of the texts.",
-        fix="change",
+        why="The tokenizer reads control tokens inside a text as control: a turn ends too early.",
+        advice="Remove them from the texts.",
+        fix="repair",
     ),
     Check(
         name="exact_duplicates",
         title="Exact duplicates",
         severity="warning",
         find=exact_duplicates,
-        why="Repeated rows count several times in training and narrow intervals without cause.",
+        why="Repeated rows count several times in training and make intervals too narrow.",
         advice="Keep the first of each.",
         fix="drop",
     ),
@@ -450,7 +571,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="warning",
         find=near_duplicates,
         why="Prompt and responses differ from another row's in few words or none.",
-        advice="Look at the examples: questions that differ in one number are not repeats.",
+        advice="Check the examples: questions that differ in one number are not duplicates.",
     ),
     Check(
         name="near_eval",
@@ -458,26 +579,26 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="warning",
         find=_near_prompts("eval"),
         why="A held-out prompt with a few words changed, or most of it inside a row, still leaks.",
-        advice="Look at the examples; take the rows out where they are the same question.",
+        advice="Check the examples; remove the rows where they ask the same question.",
         fix="drop",
-        looks=_has("eval"),
+        applies=_has("eval"),
     ),
     Check(
         name="near_suite",
         title="Prompts nearly those of a benchmark",
         severity="warning",
         find=_near_prompts("suite"),
-        why="A benchmark's prompt with few words changed, or most of it inside a row, still leaks.",
+        why="A benchmark prompt with a few words changed, or most of it inside a row, still leaks.",
         advice="Look at the examples; take the rows out where they are the same question.",
         fix="drop",
-        looks=_has("suite"),
+        applies=_has("suite"),
     ),
     Check(
         name="empty_turns",
         title="Empty turns",
         severity="warning",
         find=_problem("empty_turn"),
-        why="A turn or a whole prompt says nothing; often a text that was lost on the way.",
+        why="A turn or a whole prompt is blank; often its text was lost in conversion.",
         advice="Repair or drop the rows.",
         fix="drop",
     ),
@@ -486,25 +607,25 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Speaker names inside turns",
         severity="warning",
         find=_problem("dialogue_markers"),
-        why="A line begins with Human:, Assistant: or the like: a second dialogue inside a turn.",
-        advice="Cut what a model wrote for the other side; take off a leading name.",
+        why="A line starts with Human:, Assistant: or the like: a second dialogue inside a turn.",
+        advice="Cut what a model wrote for the other side; remove a leading name.",
     ),
     Check(
         name="bad_characters",
         title="Broken characters",
         severity="warning",
         find=_problem("bad_characters"),
-        why="Control or replacement characters, or UTF-8 that was once read as Latin-1.",
-        advice="Read the source again as UTF-8; take out control characters.",
-        fix="change",
+        why="Control or replacement characters, or UTF-8 that was decoded as Latin-1.",
+        advice="Read the source again as UTF-8; remove control characters.",
+        fix="repair",
     ),
     Check(
         name="over_length",
-        title="Over the given length",
+        title="Over the maximum length",
         severity="warning",
         find=over_length,
-        why="Training drops or cuts rows with a conversation above this length.",
-        advice="Raise the length, or know which rows you lose.",
+        why="Training drops or truncates rows with a conversation above this length.",
+        advice="Raise the length, or accept the loss of these rows.",
     ),
     Check(
         name="mixed_scripts",
@@ -512,16 +633,16 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="warning",
         find=mixed_scripts,
         why="The label may be about the language and not about the answer.",
-        advice="Look at the examples.",
+        advice="Check the examples.",
     ),
     Check(
         name="plain_text",
         title="Plain text beside a chat template",
         severity="info",
         find=plain_text,
-        why="Training keeps plain text as it stands, outside the tokenizer's chat template.",
+        why="Training keeps plain text as it is, without the tokenizer's chat template.",
         advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
-        looks=_has_template,
+        applies=_has_template,
     ),
     Check(
         name="more_than_text",
@@ -531,14 +652,14 @@ CHECKS: Final[tuple[Check, ...]] = (
         why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
         "that are not rendered in full are skipped.",
         advice="Name the base with --tokenizer to see what its chat template renders.",
-        looks=lambda evidence: not _renders(evidence),
+        applies=lambda evidence: not _renders(evidence),
     ),
     Check(
         name="ties",
         title="Ties",
         severity="info",
         find=_reason(reasons.TIE),
-        why="All responses of the row have one grade; training leaves the row out.",
+        why="All responses of the row have the same grade; training skips the row.",
         advice="Keep them for calibration, or drop them.",
     ),
     Check(
@@ -546,18 +667,18 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Nothing compared",
         severity="info",
         find=_reason(reasons.SINGLE_RESPONSE, reasons.UNLABELLED),
-        why="One response only, or no label: training leaves the row out.",
+        why="One response only, or no label: training skips the row.",
         advice="Add the missing responses or labels.",
     ),
     Check(
         name="several_votes",
-        title="Pairs judged more than once",
+        title="Pairs labelled more than once",
         severity="info",
         find=several_votes,
-        why="How far people agree bounds the accuracy that any model can reach on these labels.",
+        why="The agreement of annotators bounds the accuracy of any model on these labels.",
         advice="Compare a model's accuracy with this agreement, not with 100%.",
     ),
 )
-"""All checks, in the order in which a row's first complaint is looked for."""
+"""All checks; a row is dropped for the first one that flags it."""
 
 BY_NAME: Final = {check.name: check for check in CHECKS}

@@ -1,6 +1,6 @@
-"""The cleaned copy: rows as they were read, but for those that the audit drops or mends.
+"""The cleaned copy: the rows of a file without those that the audit drops, texts repaired.
 
-Beside it lies a ledger, one line for every row dropped or changed. Nothing else is done to a row:
+Beside it lies a change log with one line for every row dropped or changed. Nothing else changes:
 columns, their order and their values stay.
 """
 
@@ -18,9 +18,14 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.audit import chat
 from plaudit.data.audit.checks import CHECKS
-from plaudit.data.audit.columns import digest_of
+from plaudit.data.audit.measure import (
+    PROBLEMS,
+    digest_of,
+    problems,
+    without_control_characters,
+    without_special_tokens,
+)
 from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparison
 from plaudit.data.formats.records import Reader
 from plaudit.data.load import iterate
@@ -30,45 +35,36 @@ from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file, write_atomically, writing
 from plaudit.types import Comparison
 
-LEDGER_SUFFIX: Final = ".ledger.jsonl"
+CHANGE_LOG_SUFFIX: Final = ".changes.jsonl"
 
-Mend: TypeAlias = Callable[[str], str]
+Repair: TypeAlias = Callable[[str], str]
 
-MENDS: Final[dict[str, Mend]] = {
-    "special_tokens": chat.without_special_tokens,
-    "bad_characters": chat.without_control_characters,
+REPAIRS: Final[dict[str, Repair]] = {
+    "special_tokens": without_special_tokens,
+    "bad_characters": without_control_characters,
 }
-"""Name of a check whose rows are changed to what is done to each of their texts."""
+"""Checks whose rows are repaired, with the function that repairs each of their texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cleaned:
-    """What became of the rows: ``rows == kept + changed + sum(dropped.values())``."""
+class CleanedCopy:
+    """What happened to the rows: ``rows == kept + changed_rows + sum(dropped.values())``.
+
+    ``changed`` counts the changed rows by check; a row may count under several.
+    """
 
     path: str
-    ledger: str
+    change_log: str
     rows: int
     kept: int
-    changed: Mapping[str, int]
     changed_rows: int
+    changed: Mapping[str, int]
     dropped: Mapping[str, int]
 
     def __post_init__(self) -> None:
         assert self.rows == self.kept + self.changed_rows + sum(self.dropped.values()), (
             "a row is unaccounted for"
         )
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "path": self.path,
-            "ledger": self.ledger,
-            "rows": self.rows,
-            "kept": self.kept,
-            "changed_rows": self.changed_rows,
-            "changed": dict(self.changed),
-            "dropped": dict(self.dropped),
-        }
 
 
 @dataclass(slots=True)
@@ -80,53 +76,53 @@ class _Counts:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def refuse_fix(out: Path) -> None:
-    """Say early that the copy cannot be written there.
+def check_cleaned(out: Path) -> None:
+    """Check early that the cleaned copy can be written there.
 
     Raises:
-        OutputError: the file or its ledger exists, or its extension is unknown.
+        OutputError: the file or its change log exists, or its extension is unknown.
     """
     row_file_ending(out, "--fix")
-    for path in (out, ledger_of(out)):
+    for path in (out, change_log_of(out)):
         check_new_file(path, option="--fix")
 
 
-def ledger_of(out: Path) -> Path:
-    """The ledger beside a cleaned copy."""
-    return out.with_name(out.name + LEDGER_SUFFIX)
+def change_log_of(out: Path) -> Path:
+    """The change log beside a cleaned copy."""
+    return out.with_name(out.name + CHANGE_LOG_SUFFIX)
 
 
-def write_fixed(
+def write_cleaned(
     source: Source,
     out: Path,
-    verdict_N: npt.NDArray[np.uint8],
+    drop_N: npt.NDArray[np.uint8],
     on_rows: Callable[[int], None] = lambda done: None,
-) -> Cleaned:
-    """Write the rows of ``source`` that stay, mended where they need it, and the ledger.
+) -> CleanedCopy:
+    """Write the rows of ``source`` that stay, with repaired texts, and the change log.
 
-    ``verdict_N`` is the audit's, of this source alone. A row that mending makes useless, or equal
-    to another, is dropped too.
+    ``drop_N`` is that of an audit of this source alone. A row that the repair makes untrainable,
+    or equal to another, is dropped too.
 
     Raises:
-        DataError: the source cannot be read, or not be written as the kind of file asked for.
+        DataError: the source cannot be read, or cannot be written in the format of ``out``.
         OutputError: the disk.
     """
-    refuse_fix(out)
+    check_cleaned(out)
     write = ROW_FILES[row_file_ending(out, "--fix")]
     counts = _Counts()
     with writing(out), _folder_beside(out) as name:
-        rows_path, ledger_path = Path(name) / "rows", Path(name) / "ledger"
+        rows_path, log_path = Path(name) / "rows", Path(name) / "changes"
         with (
             rows_path.open("w", encoding="utf-8", errors="surrogatepass") as rows,
-            ledger_path.open("w", encoding="utf-8") as ledger,
+            log_path.open("w", encoding="utf-8") as log,
         ):
-            for entry in _entries(source, verdict_N, rows.write, counts):
-                ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            for entry in _changes(source, drop_N, rows.write, counts):
+                log.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 on_rows(counts.rows)
-        # Refuses rows that do not add up, before anything is written.
-        cleaned = Cleaned(
+        # Fails where rows do not add up, before anything is written.
+        cleaned = CleanedCopy(
             path=str(out),
-            ledger=str(ledger_of(out)),
+            change_log=str(change_log_of(out)),
             rows=counts.rows,
             kept=counts.kept,
             changed=dict(counts.changed),
@@ -134,7 +130,7 @@ def write_fixed(
             dropped=dict(counts.dropped),
         )
         write_atomically(out, lambda temporary: write(rows_path, temporary))
-        write_atomically(ledger_of(out), ledger_path.rename)
+        write_atomically(change_log_of(out), log_path.rename)
     return cleaned
 
 
@@ -143,24 +139,24 @@ def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
 
 
-def _entries(
+def _changes(
     source: Source,
-    verdict_N: npt.NDArray[np.uint8],
+    drop_N: npt.NDArray[np.uint8],
     write: Callable[[str], Any],
     counts: _Counts,
 ) -> Iterator[dict[str, Any]]:
-    """Write what stays, and yield a line of the ledger for every row dropped or changed."""
+    """Write what stays, and yield a line of the change log for every row dropped or changed."""
     reader: Reader | None = None
     seen: set[int] = set()
     for number, where, row, comparison in iterate(source):
         counts.rows += 1
         named = renamed_row(source, row)
         reader = reader or choose_reader(named, where=where, name=source.format)
-        verdict = int(verdict_N[number - 1])
-        if verdict:
-            yield _dropped(where, CHECKS[verdict - 1].name, CHECKS[verdict - 1].why, counts)
+        if drop_N[number - 1]:
+            check = CHECKS[drop_N[number - 1] - 1]
+            yield _dropped(where, check.name, check.why, counts)
             continue
-        mended, done = _mended(source, row, reader, comparison)
+        repaired, done = _repaired(source, row, reader, comparison)
         if not done:
             counts.kept += 1
             seen.add(_key(comparison))
@@ -168,29 +164,29 @@ def _entries(
             continue
         again = to_comparison(
             reader,
-            renamed_row(source, mended),
+            renamed_row(source, repaired),
             number=number,
             where=where,
             source=comparison.source,
         )
         reason = why_untrainable(again) if why_untrainable(comparison) is None else None
         if reason is not None:
-            yield _dropped(where, reason, f"After mending: {EXPLANATIONS[reason]}.", counts)
+            yield _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.", counts)
         elif _key(again) in seen:
             yield _dropped(
-                where, "exact_duplicates", "After mending: equal to a row before.", counts
+                where, "exact_duplicates", "After the repair: equal to an earlier row.", counts
             )
         else:
             seen.add(_key(again))
             counts.changed_rows += 1
             counts.changed.update(done)
-            write(as_line(mended))
+            write(as_line(repaired))
             yield {
                 "where": where,
                 "action": "changed",
                 "reason": ", ".join(done),
                 "before": _sha256(row),
-                "after": _sha256(mended),
+                "after": _sha256(repaired),
             }
 
 
@@ -199,25 +195,25 @@ def _dropped(where: str, reason: str, why: str, counts: _Counts) -> dict[str, An
     return {"where": where, "action": "dropped", "reason": reason, "why": why}
 
 
-def _mended(
+def _repaired(
     source: Source, row: Mapping[str, Any], reader: Reader, comparison: Comparison
 ) -> tuple[dict[str, Any], list[str]]:
-    """The row with its texts mended, and the names of the checks that this was for."""
+    """The row with its texts repaired, and the checks that needed it."""
     read = {source.columns.get(name, name) for name in (*reader.columns, *reader.optional)}
     keys = _TEXT_KEYS | {source.tags.get("content_tag")}
     done: list[str] = []
-    mended = dict(row)
-    bits = chat.problems(comparison)
-    for name, mend in MENDS.items():
-        if not bits & (1 << list(chat.PROBLEMS).index(name)):
+    repaired = dict(row)
+    bits = problems(comparison)
+    for name, repair in REPAIRS.items():
+        if not bits & (1 << list(PROBLEMS).index(name)):
             continue
         new = {
-            column: _each_text(value, mend, keys) if column in read else value
-            for column, value in mended.items()
+            column: _each_text(value, repair, keys) if column in read else value
+            for column, value in repaired.items()
         }
-        if new != mended:
-            mended, done = new, [*done, name]
-    return mended, done
+        if new != repaired:
+            repaired, done = new, [*done, name]
+    return repaired, done
 
 
 _TEXT_KEYS: Final[frozenset[str | None]] = frozenset(
@@ -226,22 +222,22 @@ _TEXT_KEYS: Final[frozenset[str | None]] = frozenset(
 """Keys under which formats keep texts, or lists of messages, inside a column."""
 
 
-def _each_text(value: Any, mend: Mend, keys: frozenset[str | None]) -> Any:
-    """The value with its texts mended; roles, types and other keys are names and stay."""
+def _each_text(value: Any, repair: Repair, keys: frozenset[str | None]) -> Any:
+    """The value with its texts repaired; roles, types and other keys are names and stay."""
     if isinstance(value, str):
-        return mend(value)
+        return repair(value)
     if isinstance(value, list):
-        return [_each_text(item, mend, keys) for item in value]
+        return [_each_text(item, repair, keys) for item in value]
     if isinstance(value, dict):
         return {
-            key: _each_text(item, mend, keys) if key in keys else item
+            key: _each_text(item, repair, keys) if key in keys else item
             for key, item in value.items()
         }
     return value
 
 
 def _key(comparison: Comparison) -> int:
-    """Equal for rows that say the same: prompt, responses and grades."""
+    """Equal for rows with the same prompt, responses and grades."""
     digests = [digest_of(response) for response in comparison.responses]
     graded = sorted(zip(digests, comparison.grades or (0.0,) * len(digests), strict=True))
     return hash((comparison.group, tuple(graded)))
@@ -251,4 +247,4 @@ def _sha256(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(as_line(row).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-assert set(MENDS) == {check.name for check in CHECKS if check.fix == "change"}
+assert set(REPAIRS) == {check.name for check in CHECKS if check.fix == "repair"}

@@ -1,10 +1,15 @@
-"""The audit from rows to facts; it reads top to bottom."""
+"""The audit from rows to a report; :func:`audit` reads top to bottom."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,125 +17,362 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit import __version__
-from plaudit.data.audit import statistics
-from plaudit.data.audit.checks import BY_NAME, CHECKS, Check, Found
-from plaudit.data.audit.columns import REASONS, Columns, measure_columns
-from plaudit.data.audit.evidence import Evidence, first_of_equals
-from plaudit.data.audit.judgements import count_votes, judge_pairs
-from plaudit.data.audit.near import SAMPLED_PROMPTS, Texts, near_prompts, near_rows
-from plaudit.data.audit.overlap import EvalGrams
-from plaudit.data.audit.rows import (
+from plaudit.data.audit.checks import (
+    CHECKS,
+    Check,
+    Evidence,
+    Fix,
+    FlaggedRows,
+    Severity,
+    count_votes,
+    first_of_equals,
+    label_pairs,
+)
+from plaudit.data.audit.fix import CleanedCopy
+from plaudit.data.audit.measure import (
+    REASONS,
+    Array,
     AuditRows,
+    BaselineAccuracy,
+    Columns,
+    Functions,
     Part,
     Progress,
     StoredPart,
+    measure_columns,
     store_rows,
-    work_folder,
 )
-from plaudit.data.audit.shingles import NEAR, evenly_spaced
-from plaudit.data.audit.tools import Tools
+from plaudit.data.audit.similarity import (
+    NEAR,
+    SAMPLED_PROMPTS,
+    HeldOutGrams,
+    ShingleSets,
+    combine_hashes,
+    evenly_spaced,
+    near_prompts,
+    near_rows,
+)
+from plaudit.data.perturb.text import identify_language
 from plaudit.errors import DataError
-from plaudit.storage.arrow import RowArray
+from plaudit.storage.arrow import RowArray, cache_folder
+from plaudit.types import Comparison, FloatArray
 
 FORMAT: Final = 1
 EXAMPLES: Final = 5
+LENGTHS: Final = (512, 1024, 2048, 4096)
+"""Lengths in tokens; the rows above each are counted."""
+
+LANGUAGE_ROWS: Final = 2_000
+FOLDS: Final = 5
+BAG_OF_WORDS_ROWS: Final = 4_000
+"""Rows on which the bag of words is fitted and tested; of more, evenly spaced ones."""
+
+ABANDONED_SECONDS: Final = 2 * 86400
+_PERCENTILES: Final = (0, 5, 25, 50, 75, 95, 99, 100)
+_BINS: Final = 40
 _BLANK: Final = REASONS.index("empty_response") + 1
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """``token_method`` says how tokens are counted, ``near`` is the Jaccard index of duplicates."""
+
+    max_length: int
+    token_method: str
+    tokens_exact: bool
+    near: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Where a flagged row is, and where the row is that it repeats or contradicts."""
+
+    where: str
+    other: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The result of one check. ``rows`` and ``share`` are None where the check did not apply."""
+
+    check: str
+    title: str
+    severity: Severity
+    why: str
+    advice: str
+    fix: Fix
+    rows: int | None
+    share: float | None
+    examples: tuple[Example, ...]
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """Rows that can be trained on, and the others by reason: all rows, each once."""
+
+    rows: int
+    skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """``counts[i]`` values from ``edges[i]`` up to ``edges[i + 1]``."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """Mean, percentiles and a histogram over equal steps of the logarithm."""
+
+    count: int
+    mean: float
+    percentiles: Mapping[str, float]
+    histogram: Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Characters of prompts and of the responses with the highest and the lowest grade.
+
+    ``conversation_tokens`` are those of the longest conversation of each row.
+    """
+
+    prompt_characters: Distribution | None
+    better_characters: Distribution | None
+    worse_characters: Distribution | None
+    conversation_tokens: Distribution | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthLimit:
+    """How many rows have a conversation above a length in tokens."""
+
+    tokens: int
+    rows: int
+    share: float
+    is_max_length: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How many texts have a script or a language; the name is None where it is unknown."""
+
+    name: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scripts:
+    """Scripts of prompts and responses, the most frequent first."""
+
+    prompts: tuple[Count, ...]
+    responses: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Languages:
+    """Languages of prompts and responses in ``rows`` evenly spaced rows.
+
+    ``responses_in_another`` are in another language than their prompt, of ``responses_compared``
+    where both are known.
+    """
+
+    rows: int
+    prompts: tuple[Count, ...]
+    responses: tuple[Count, ...]
+    responses_compared: int
+    responses_in_another: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Prompts; rows by their number of responses and by the number of turns of their prompt."""
+
+    prompts: int
+    most_rows_of_a_prompt: int
+    responses: Mapping[str, int]
+    prompt_turns: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossFitted(BaselineAccuracy):
+    """A baseline fitted on all folds of prompts but one and tested on that one, in turn."""
+
+    rows: int
+    folds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """Accuracy of surface baselines on the labels.
+
+    ``length_gap`` is a histogram of the characters of the winner minus those of the loser, in
+    which the outer bins contain everything beyond them.
+    """
+
+    longer: BaselineAccuracy
+    shorter: BaselineAccuracy
+    length_gap: Histogram | None
+    bag_of_words: CrossFitted | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReport:
+    """The content of ``audit.json``."""
+
+    format: int = FORMAT
+    plaudit_version: str = __version__
+    rows: int
+    settings: Settings
+    parts: tuple[StoredPart, ...]
+    findings: tuple[Finding, ...]
+    trainable: Trainable
+    lengths: Lengths
+    over_lengths: tuple[LengthLimit, ...]
+    scripts: Scripts
+    languages: Languages
+    shape: Shape
+    surface: Surface
+    cleaned: CleanedCopy | None = None
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings of severity error that flag a row."""
+        return tuple(f for f in self.findings if f.severity == "error" and f.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """``facts`` is the content of ``audit.json``, ``found`` every row that a check complains of.
+    """The report, and every row that a check flags.
 
-    ``verdict_N`` is what the cleaned copy does: per row of the data the number (from 1) of the
-    check in :data:`CHECKS` for which the row is dropped, 0 for a row that stays.
+    ``drop_N`` is what the cleaned copy does: per row of the data the number (from 1) of the check
+    in :data:`CHECKS` for which the row is dropped, 0 for a row that stays.
     """
 
-    facts: dict[str, Any]
-    found: Mapping[str, Found]
-    verdict_N: npt.NDArray[np.uint8]
+    report: AuditReport
+    flagged: Mapping[str, FlaggedRows]
+    drop_N: npt.NDArray[np.uint8]
 
-    @property
-    def errors(self) -> list[str]:
-        """Names of checks of severity error that found something."""
-        return [
-            finding["check"]
-            for finding in self.facts["findings"]
-            if finding["severity"] == "error" and finding["rows"]
-        ]
+
+# --- from rows to the report ----------------------------------------------------------------------
 
 
 def audit(
     parts: Sequence[Part],
-    tools: Tools,
+    functions: Functions,
     *,
     max_length: int,
-    on_progress: Progress = lambda doing, done, total: None,
+    on_progress: Progress = lambda task, done, total: None,
 ) -> Audit:
-    """Look over the parts of kind ``data``, and compare them with the others.
+    """Audit the parts of kind ``data``, and compare them with the others.
 
     Raises:
-        DataError: a row cannot be read, or there is nothing to look over.
+        DataError: a row cannot be read, or there are no rows to audit.
         OutputError: the disk.
     """
     with work_folder() as name:
         folder = Path(name)
         rows = store_rows(folder, parts, on_progress)
         if not rows.data:
-            raise DataError("there is nothing to look over; name a file of comparisons.")
-        evidence = gather(rows, folder, tools, max_length, on_progress)
-        found = {check.name: check.find(evidence) for check in CHECKS if check.looks(evidence)}
-        return Audit(
-            facts={
-                "format": FORMAT,
-                "plaudit_version": __version__,
-                "rows": rows.data,
-                "settings": _settings(evidence),
-                "parts": [_part(part) for part in rows.parts],
-                "findings": [_finding(check, found.get(check.name), evidence) for check in CHECKS],
-                "usable": _usable(evidence),
-                "lengths": statistics.lengths(evidence),
-                "over_lengths": statistics.over_lengths(evidence),
-                "scripts": statistics.scripts(evidence),
-                "languages": statistics.languages(evidence),
-                "shape": statistics.shape(evidence),
-                "surface": statistics.surface(evidence, on_progress),
-            },
-            found=found,
-            verdict_N=_verdicts(found, rows.data),
+            raise DataError("there are no rows to audit; name a file of comparisons.")
+        evidence = gather(rows, folder, functions, max_length, on_progress)
+        flagged = {check.name: check.find(evidence) for check in CHECKS if check.applies(evidence)}
+        report = AuditReport(
+            rows=rows.data,
+            settings=Settings(
+                max_length=max_length,
+                token_method=functions.tokens.method,
+                tokens_exact=functions.tokens.exact,
+                near=NEAR,
+            ),
+            parts=rows.parts,
+            findings=tuple(_finding(check, flagged.get(check.name), rows) for check in CHECKS),
+            trainable=trainable(evidence),
+            lengths=lengths(evidence),
+            over_lengths=over_lengths(evidence),
+            scripts=scripts(evidence),
+            languages=languages(evidence),
+            shape=shape(evidence),
+            surface=surface(evidence, on_progress),
         )
+        return Audit(report=report, flagged=flagged, drop_N=_drops(flagged, rows.data))
+
+
+def work_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the files of one audit, which removes itself.
+
+    It lies in the cache where there is one: the system's folder for temporary files may be memory.
+    """
+    folder = cache_folder()
+    if folder is not None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left in folder.glob("audit-*"):  # by audits that were killed
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+            return tempfile.TemporaryDirectory(
+                prefix="audit-", dir=folder, ignore_cleanup_errors=True
+            )
+        except OSError:
+            pass
+    return tempfile.TemporaryDirectory(prefix="plaudit-audit-", ignore_cleanup_errors=True)
 
 
 def gather(
-    rows: AuditRows, folder: Path, tools: Tools, max_length: int, on_progress: Progress
+    rows: AuditRows, folder: Path, functions: Functions, max_length: int, on_progress: Progress
 ) -> Evidence:
-    """Measure the rows, and look for pairs of them that are alike."""
+    """Measure the rows, and find pairs of similar ones."""
+    text = functions.text
+
+    @lru_cache(maxsize=8192)
+    def sets_of(row: int) -> ShingleSets:
+        comparison = rows[row]
+        return ShingleSets.of(text(comparison.prompt), map(text, comparison.responses))
+
     others = evenly_spaced(rows.data, SAMPLED_PROMPTS)
-    held_out = EvalGrams(
-        ((row, tools.text(rows[row].prompt)) for row in range(rows.data, len(rows))),
-        (tools.text(rows[row].prompt) for row in others.tolist()),
+    held_out = HeldOutGrams(
+        ((row, text(rows[row].prompt)) for row in range(rows.data, len(rows))),
+        (text(rows[row].prompt) for row in others.tolist()),
     )
-    columns = measure_columns(rows, folder, tools, held_out, on_progress)
-    texts = Texts(rows, tools)
-    judgements = judge_pairs(columns, rows.data)
+    columns = measure_columns(rows, folder, functions, held_out, on_progress)
+    pairs = label_pairs(columns, rows.data)
     return Evidence(
         rows=rows,
         columns=columns,
-        judgements=judgements,
-        votes=count_votes(judgements),
-        near_rows=near_rows(columns, _different(columns, rows.data), texts, on_progress),
+        pairs=pairs,
+        votes=count_votes(pairs),
+        near_rows=near_rows(
+            columns.sketches,
+            _distinct(columns, rows.data),
+            sets_of,
+            partial(on_progress, "near duplicates"),
+        ),
         near_prompts=near_prompts(
-            columns, _prompts_once(columns, rows.data), rows.data, texts, on_progress
+            columns.sketches,
+            _prompts_once(columns, rows.data),
+            rows.data,
+            sets_of,
+            partial(on_progress, "near prompts"),
         )
         if len(rows) > rows.data
         else None,
-        texts=texts,
-        tools=tools,
+        functions=functions,
         max_length=max_length,
     )
 
 
-def _different(columns: Columns, data: int) -> RowArray:
-    """Rows that say something, the first of each set of equal pairs."""
+def _distinct(columns: Columns, data: int) -> RowArray:
+    """Rows without blank responses, the first of each set of equal pairs."""
     key_N = columns.of_rows["pair_key"][:data]
     first = first_of_equals(key_N) == np.arange(data)
     return np.flatnonzero(first & (columns.of_rows["reason"][:data] != _BLANK))
@@ -140,99 +382,231 @@ def _prompts_once(columns: Columns, data: int) -> RowArray:
     """All rows with a prompt; of those to compare with, the first of each prompt."""
     key_N = columns.of_rows["prompt_key"]
     keep = key_N != 0
-    first = first_of_equals(key_N[data:]) == np.arange(len(key_N) - data)
-    keep[data:] &= first
+    keep[data:] &= first_of_equals(key_N[data:]) == np.arange(len(key_N) - data)
     return np.flatnonzero(keep)
 
 
-def _settings(evidence: Evidence) -> dict[str, Any]:
-    counting = evidence.tools.counting
-    return {
-        "max_length": evidence.max_length,
-        "tokens": counting.how,
-        "tokens_exact": counting.exact,
-        "near": NEAR,
-    }
+def _finding(check: Check, flagged: FlaggedRows | None, rows: AuditRows) -> Finding:
+    examples: list[Example] = []
+    if flagged is not None:
+        for place, row in enumerate(flagged.rows_M[:EXAMPLES].tolist()):
+            other = -1 if flagged.other_M is None else int(flagged.other_M[place])
+            examples.append(
+                Example(where=rows[row].where, other=None if other < 0 else rows[other].where)
+            )
+    return Finding(
+        check=check.name,
+        title=check.title,
+        severity=check.severity,
+        why=check.why,
+        advice=check.advice,
+        fix=check.fix,
+        rows=None if flagged is None else len(flagged.rows_M),
+        share=None if flagged is None else len(flagged.rows_M) / rows.data,
+        examples=tuple(examples),
+        details={} if flagged is None else flagged.details,
+    )
 
 
-def _part(part: StoredPart) -> dict[str, Any]:
-    return {
-        "name": part.name,
-        "path": part.path,
-        "kind": part.kind,
-        "format": part.format,
-        "fingerprint": part.fingerprint,
-        "rows": part.count,
-        "unread": asdict(part.unread),
-        "not_read": part.unread.sentence(part.name),
-    }
+def _drops(flagged: Mapping[str, FlaggedRows], data: int) -> npt.NDArray[np.uint8]:
+    """For each row the first check of the table that drops it, by number.
 
-
-def _usable(evidence: Evidence) -> dict[str, Any]:
-    """Rows that can train, and those that cannot by reason: all rows, each once."""
-    reason_N, refused_N = evidence.column("reason"), evidence.column("refused")
-    counts = Counter(reason_N[reason_N != 0].tolist())
-    others = {REASONS[code - 1]: count for code, count in sorted(counts.items())}
-    refused = Counter(refused_N[(reason_N == 0) & (refused_N != 0)].tolist())
-    others |= {evidence.columns.names[code]: count for code, count in refused.items()}
-    return {"rows": evidence.data - sum(others.values()), "others": others}
-
-
-def _finding(check: Check, found: Found | None, evidence: Evidence) -> dict[str, Any]:
-    """One entry of ``findings``; ``rows`` is None where there was nothing to look at."""
-    words = {
-        "check": check.name,
-        "title": check.title,
-        "severity": check.severity,
-        "why": check.why,
-        "advice": check.advice,
-        "fix": check.fix,
-    }
-    if found is None:
-        return {**words, "rows": None, "share": None, "examples": [], "details": {}}
-    count = len(found.rows_M)
-    like_M = np.full(count, -1) if found.like_M is None else found.like_M
-    examples = [
-        {
-            "where": evidence.rows.where(row),
-            "like": None if like < 0 else evidence.rows.where(like),
-        }
-        for row, like in zip(
-            found.rows_M[:EXAMPLES].tolist(), like_M[:EXAMPLES].tolist(), strict=True
-        )
-    ]
-    return {
-        **words,
-        "rows": count,
-        "share": count / evidence.data,
-        "examples": examples,
-        "details": dict(found.details),
-    }
-
-
-def _verdicts(found: dict[str, Found], data: int) -> npt.NDArray[np.uint8]:
-    """For what each row is dropped: the first check of the table that drops it.
-
-    One of a set of exact duplicates stays where the row that they repeat goes.
+    Of a set of exact duplicates one stays where the row that they repeat is dropped.
     """
-    verdict_N = np.zeros(data, np.uint8)
+    drop_N = np.zeros(data, np.uint8)
     for number, check in enumerate(CHECKS, start=1):
-        if check.fix != "drop" or check.name not in found:
+        if check.fix != "drop" or check.name not in flagged:
             continue
-        hers = found[check.name]
-        if check is BY_NAME["exact_duplicates"]:
-            rows_M = _but_one_of_each(hers, verdict_N)
-        else:
-            rows_M = hers.rows_M if hers.drop_M is None else hers.drop_M
-        verdict_N[rows_M[verdict_N[rows_M] == 0]] = number
-    return verdict_N
+        rows = flagged[check.name]
+        rows_M = rows.rows_M if rows.drop_M is None else rows.drop_M
+        rows_M = rows_M[drop_N[rows_M] == 0]
+        if check.name == "exact_duplicates":
+            assert rows.other_M is not None, "an exact duplicate repeats a row"
+            first_M = rows.other_M[np.searchsorted(rows.rows_M, rows_M)]
+            orphans = np.flatnonzero(drop_N[first_M])
+            _, heirs = np.unique(first_M[orphans], return_index=True)
+            rows_M = np.delete(rows_M, orphans[heirs])
+        drop_N[rows_M] = number
+    return drop_N
 
 
-def _but_one_of_each(repeats: Found, verdict_N: npt.NDArray[np.uint8]) -> RowArray:
-    """Repeated rows without the one of each set that stays where the set's first row goes."""
-    assert repeats.like_M is not None, "an exact duplicate is one of a row"
-    staying: dict[int, int] = {}
-    for row, first in zip(repeats.rows_M.tolist(), repeats.like_M.tolist(), strict=True):
-        if verdict_N[first] and not verdict_N[row]:
-            staying.setdefault(first, row)
-    return np.setdiff1d(repeats.rows_M, np.array(list(staying.values()), np.int64))
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def trainable(evidence: Evidence) -> Trainable:
+    """Rows that can be trained on, and the others by reason."""
+    reason_N, skipped_N = evidence.column("reason"), evidence.column("skipped")
+    counts = Counter(reason_N[reason_N != 0].tolist())
+    by_reason = {REASONS[code - 1]: count for code, count in sorted(counts.items())}
+    skipped = Counter(skipped_N[(reason_N == 0) & (skipped_N != 0)].tolist())
+    by_reason |= {evidence.columns.names[code]: count for code, count in skipped.items()}
+    return Trainable(rows=evidence.data - sum(by_reason.values()), skipped=by_reason)
+
+
+def lengths(evidence: Evidence) -> Lengths:
+    """Characters of prompts and responses, tokens of conversations."""
+    starts_N = evidence.columns.starts[: evidence.data + 1]
+    characters_R = evidence.columns.of_responses["characters"][: starts_N[-1]]
+    grade_R = evidence.columns.of_responses["grade"][: starts_N[-1]]
+    row_R = np.repeat(np.arange(evidence.data), np.diff(starts_N))
+    best_N, worst_N = np.full(evidence.data, -np.inf), np.full(evidence.data, np.inf)
+    known = ~np.isnan(grade_R)
+    np.maximum.at(best_N, row_R[known], grade_R[known])
+    np.minimum.at(worst_N, row_R[known], grade_R[known])
+    differ = known & (best_N > worst_N)[row_R]
+    return Lengths(
+        prompt_characters=distribution(evidence.column("prompt_characters")),
+        better_characters=distribution(characters_R[differ & (grade_R == best_N[row_R])]),
+        worse_characters=distribution(characters_R[differ & (grade_R == worst_N[row_R])]),
+        conversation_tokens=distribution(
+            evidence.column("longest")[evidence.column("skipped") == 0]
+        ),
+    )
+
+
+def distribution(values: Array) -> Distribution | None:
+    """None of no values."""
+    if not len(values):
+        return None
+    edges = np.unique(
+        np.rint(np.geomspace(1, max(2, int(values.max()) + 1), _BINS + 1)).astype(np.int64)
+    )
+    edges[0] = 0
+    counts, _ = np.histogram(values, edges)
+    percentiles = np.percentile(values, _PERCENTILES).tolist()
+    return Distribution(
+        count=len(values),
+        mean=float(values.mean()),
+        percentiles=dict(zip(map(str, _PERCENTILES), percentiles, strict=True)),
+        histogram=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
+    )
+
+
+def over_lengths(evidence: Evidence) -> tuple[LengthLimit, ...]:
+    """Rows with a conversation above each length."""
+    limits = sorted({*LENGTHS, evidence.max_length})
+    over = [int((evidence.column("longest") > limit).sum()) for limit in limits]
+    return tuple(
+        LengthLimit(
+            tokens=limit,
+            rows=rows,
+            share=rows / evidence.data,
+            is_max_length=limit == evidence.max_length,
+        )
+        for limit, rows in zip(limits, over, strict=True)
+    )
+
+
+def scripts(evidence: Evidence) -> Scripts:
+    """How many prompts and responses are in each script."""
+    names = {0: None, **evidence.columns.names}
+
+    def counted(codes: Array) -> tuple[Count, ...]:
+        return _counts((names[code], count) for code, count in _tally(codes).items())
+
+    responses = evidence.columns.starts[evidence.data]
+    return Scripts(
+        prompts=counted(evidence.column("prompt_script")),
+        responses=counted(evidence.columns.of_responses["script"][:responses]),
+    )
+
+
+def languages(evidence: Evidence) -> Languages:
+    """Languages of evenly spaced rows."""
+    text = evidence.functions.text
+    rows = evenly_spaced(evidence.data, LANGUAGE_ROWS)
+    prompts: Counter[str | None] = Counter()
+    responses: Counter[str | None] = Counter()
+    compared = another = 0
+    for row in rows.tolist():
+        comparison = evidence.rows[row]
+        of_prompt = identify_language(text(comparison.prompt))
+        of_responses = [identify_language(text(response)) for response in comparison.responses]
+        prompts[of_prompt] += 1
+        responses.update(of_responses)
+        known = [name for name in of_responses if name is not None and of_prompt is not None]
+        compared += len(known)
+        another += sum(name != of_prompt for name in known)
+    return Languages(
+        rows=len(rows),
+        prompts=_counts(prompts.items()),
+        responses=_counts(responses.items()),
+        responses_compared=compared,
+        responses_in_another=another,
+    )
+
+
+def shape(evidence: Evidence) -> Shape:
+    """Prompts, responses per row and turns per prompt."""
+    sizes = _tally(evidence.column("group")).values()
+    return Shape(
+        prompts=len(sizes),
+        most_rows_of_a_prompt=max(sizes, default=0),
+        responses={str(k): n for k, n in _tally(evidence.column("responses")).items()},
+        prompt_turns={str(k): n for k, n in _tally(evidence.column("turns")).items()},
+    )
+
+
+def _tally(values: Array) -> dict[int, int]:
+    """Values with their counts, in rising order."""
+    different, counts = np.unique(values, return_counts=True)
+    return dict(zip(different.tolist(), counts.tolist(), strict=True))
+
+
+def _counts(items: Iterable[tuple[str | None, int]]) -> tuple[Count, ...]:
+    """The most frequent first."""
+    order = sorted(items, key=lambda item: (-item[1], item[0] or ""))
+    return tuple(Count(name=name, count=count) for name, count in order)
+
+
+def surface(evidence: Evidence, on_progress: Progress) -> Surface:
+    """Accuracy of surface baselines: length on every labelled pair, a bag of words on a sample."""
+    accuracy = evidence.functions.accuracy
+    decided = evidence.pairs.sign_J != 0
+    longer_P = evidence.pairs.longer_J[decided].astype(np.float64)
+    group_P = evidence.column("group")[evidence.pairs.row_J[decided]]
+    usable = np.flatnonzero(evidence.column("reason") == 0)
+    sample = usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
+    bag = _cross_fitted(evidence, sample, on_progress)
+    return Surface(
+        longer=accuracy(longer_P, group_P),
+        shorter=accuracy(-longer_P, group_P),
+        length_gap=_length_gap(longer_P),
+        bag_of_words=None
+        if bag is None
+        else CrossFitted(**asdict(accuracy(*bag)), rows=len(sample), folds=FOLDS),
+    )
+
+
+def _length_gap(longer_P: FloatArray) -> Histogram | None:
+    if not len(longer_P):
+        return None
+    reach = max(1.0, float(np.percentile(np.abs(longer_P), 98)))
+    edges = np.linspace(-reach, reach, _BINS + 1)
+    counts, _ = np.histogram(np.clip(longer_P, -reach, reach), edges)
+    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+
+
+def _cross_fitted(
+    evidence: Evidence, sample: RowArray, on_progress: Progress
+) -> tuple[FloatArray, Array] | None:
+    """Differences by a bag of words on prompts that it was not fitted on, and those prompts.
+
+    None where there are too few prompts.
+    """
+    group_S = evidence.column("group")[sample]
+    fold_S = combine_hashes(group_S) % np.uint64(FOLDS)
+    if len(np.unique(group_S)) < 2 * FOLDS or len(np.unique(fold_S)) < FOLDS:
+        return None
+    comparisons: list[Comparison] = [evidence.rows[row] for row in sample.tolist()]
+    differences, groups = [], []
+    for fold in range(FOLDS):
+        on_progress("fitting a bag of words", fold, FOLDS)
+        sides: Mapping[bool, list[Comparison]] = {True: [], False: []}
+        for comparison, own in zip(comparisons, fold_S.tolist(), strict=True):
+            sides[own == fold].append(comparison)
+        differences.append(evidence.functions.bag_of_words(sides[False], sides[True]))
+        pairs = [sum(a != b for a, b in combinations(c.grades, 2)) for c in sides[True]]
+        groups.append(np.repeat(group_S[fold_S == fold], pairs))
+    on_progress("fitting a bag of words", FOLDS, FOLDS)
+    return np.concatenate(differences), np.concatenate(groups)

@@ -1,0 +1,647 @@
+"""Every row as numbers: what the checks read. Measured in batches, by worker processes.
+
+What other stages know (plain text, scripts, tokens, baselines) comes in as :class:`Functions`.
+
+Shape legend: N rows, R responses of all rows end to end, W words of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.data.audit.similarity import (
+    PROMPT_SKETCH,
+    RESPONSES_SKETCH,
+    SKETCH,
+    Hashes,
+    HeldOutGrams,
+    Sketcher,
+    grams,
+    shingles,
+    union,
+    words,
+)
+from plaudit.data.reasons import EXPLANATIONS, is_blank, why_untrainable
+from plaudit.data.store import StoredComparisons, group_code, write_comparisons
+from plaudit.data.unread import UnreadColumns, UnreadCounter
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable
+from plaudit.storage.atomic import writing
+from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
+from plaudit.types import Comparison, FloatArray, Message, Refused, Turns
+
+Array: TypeAlias = npt.NDArray[Any]
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+"""Is called with a task, how many rows of it are done, and of how many (None: not known)."""
+
+Kind: TypeAlias = Literal["data", "eval", "suite"]
+"""``data`` is audited. ``eval`` is held-out data of the same task, ``suite`` a published benchmark;
+neither's prompts may be in ``data``."""
+
+
+# --- input ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCount:
+    """Tokens of a comparison.
+
+    ``longest`` is its longest whole conversation. ``shared`` is the longest common prefix of two
+    of its conversations with different grades; 0 where no two differ.
+    """
+
+    longest: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounter:
+    """Counts tokens. ``method`` is printed beside the counts, ``exact`` is False for an estimate.
+
+    ``renders`` is whether conversations pass a chat template while they are counted, and
+    ``has_template`` whether the tokenizer has one.
+    """
+
+    count: Callable[[Sequence[Comparison]], Sequence[TokenCount | Refused]]
+    method: str
+    exact: bool
+    renders: bool
+    has_template: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineAccuracy:
+    """How often a baseline ranks a labelled pair correctly; None where there is no pair."""
+
+    accuracy: float | None
+    accuracy_ci95: tuple[float, float] | None
+    accuracy_ci95_method: str | None
+    ties: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """Functions of other stages.
+
+    ``text`` is the plain text of a prompt or a response. ``scripts`` counts the letters of a text
+    by script. ``accuracy`` takes differences (winner − loser) and the prompts of their pairs.
+    ``bag_of_words`` is fitted on its first argument; it returns one difference per ordered pair
+    of its second.
+    """
+
+    text: Callable[[Turns], str]
+    scripts: Callable[[str], Mapping[str, int]]
+    accuracy: Callable[[FloatArray, Array], BaselineAccuracy]
+    bag_of_words: Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
+    tokens: TokenCounter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Comparisons to audit or to compare with.
+
+    ``rows`` is read once; ``counter`` then knows which of their columns were not read.
+    """
+
+    name: str
+    path: str
+    kind: Kind
+    format: str | None
+    fingerprint: str
+    rows: Iterable[Comparison]
+    counter: UnreadCounter | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPart:
+    """A part whose rows are ``rows`` rows of the file from number ``start`` on."""
+
+    name: str
+    path: str
+    kind: Kind
+    format: str | None
+    fingerprint: str
+    start: int
+    rows: int
+    unread: UnreadColumns
+
+    @property
+    def end(self) -> int:
+        return self.start + self.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRows:
+    """The rows of all parts in one Arrow file, those of kind ``data`` first."""
+
+    comparisons: StoredComparisons
+    parts: tuple[StoredPart, ...]
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def __getitem__(self, row: int) -> Comparison:
+        return self.comparisons[row]
+
+    @property
+    def data(self) -> int:
+        """The number of rows, from the first, that are audited."""
+        return max((part.end for part in self.parts if part.kind == "data"), default=0)
+
+
+def store_rows(folder: Path, parts: Sequence[Part], on_progress: Progress) -> AuditRows:
+    """Write every row of every part, in order.
+
+    Raises:
+        DataError: a source cannot be read, or a row has a value of the wrong type.
+        OutputError: the disk.
+    """
+    parts = sorted(parts, key=lambda part: part.kind != "data")
+    stored: list[StoredPart] = []
+    count = 0
+
+    def all_rows() -> Iterator[Comparison]:
+        nonlocal count
+        for part in parts:
+            start = count
+            for comparison in part.rows:
+                count += 1
+                if count % BATCH_ROWS == 0:
+                    on_progress("reading", count, None)
+                yield comparison
+            stored.append(
+                StoredPart(
+                    name=part.name,
+                    path=part.path,
+                    kind=part.kind,
+                    format=part.format,
+                    fingerprint=part.fingerprint,
+                    start=start,
+                    rows=count - start,
+                    unread=UnreadColumns() if part.counter is None else part.counter.total,
+                )
+            )
+
+    path = folder / "rows.arrow"
+    with writing(path):
+        write_comparisons(path, all_rows())
+    table = MappedTable(path, key="audit", record={})
+    return AuditRows(comparisons=StoredComparisons([table]), parts=tuple(stored))
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+REASONS: Final = tuple(EXPLANATIONS)
+"""Reasons of ``data/reasons.py`` by number, from 1; 0 is a row that can be trained on."""
+
+SAME_SCRIPT: Final = 0.05
+"""A script belongs to a text from this share of its letters on."""
+
+SPLIT_COLUMN: Final = "split"
+"""The name of the column that says on which side of a split a row is."""
+
+ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
+    "group": np.uint64,  # the prompt, roles and contents
+    "prompt_key": np.uint64,  # the prompt's text without form, case and white space; 0: none
+    "row_key": np.uint64,  # prompt, responses and grades
+    "pair_key": np.uint64,  # prompt and responses, in any order
+    "split": np.uint64,  # the value of the split column; 0 without
+    "reason": np.uint8,
+    "problems": np.uint32,
+    "plain": np.bool_,  # text, which no chat template renders
+    "responses": np.uint16,
+    "prompt_characters": np.uint32,
+    "prompt_script": np.uint64,  # the code of a name of `names`; 0 without letters
+    "mixed_scripts": np.bool_,  # two responses are in different scripts
+    "turns": np.uint16,
+    "longest": np.uint32,  # tokens of the longest conversation
+    "shared": np.uint32,  # longest common prefix of two differently graded conversations
+    "skipped": np.uint64,  # the code of the reason why it has no tokens; 0: it has
+    "unrendered": np.uint64,  # the code of what the chat template does not render; 0: nothing
+    "copied_from": np.int64,  # the held-out row whose prompt it contains; -1: none
+}
+RESPONSE_COLUMNS: Final[dict[str, type[np.generic]]] = {
+    "digest": np.uint64,
+    "characters": np.uint32,
+    "grade": np.float64,  # nan where nothing is known
+    "script": np.uint64,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Numbers of all rows (``of_rows``) and of all responses (``of_responses``).
+
+    ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
+    of the rows' MinHash sketches, ``SKETCH`` values a row: responses, then prompt.
+    """
+
+    of_rows: Mapping[str, Array]
+    of_responses: Mapping[str, Array]
+    names: Mapping[int, str]
+    sketches: Path
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where the responses of each row start, and where the last end."""
+        return np.concatenate([[0], np.cumsum(self.of_rows["responses"], dtype=np.int64)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    of_rows: dict[str, Array]
+    of_responses: dict[str, Array]
+    names: dict[int, str]
+    sketches: Hashes
+
+
+def measure_columns(
+    rows: AuditRows,
+    folder: Path,
+    functions: Functions,
+    held_out: HeldOutGrams,
+    on_progress: Progress,
+) -> Columns:
+    """Measure every row; the numbers do not depend on the number of processes.
+
+    Raises:
+        DataError: a worker process was killed.
+        OutputError: the disk.
+    """
+    path = folder / "sketches"
+    of_rows: dict[str, list[Array]] = {name: [] for name in ROW_COLUMNS}
+    of_responses: dict[str, list[Array]] = {name: [] for name in RESPONSE_COLUMNS}
+    names: dict[int, str] = {}
+    done = 0
+    with writing(path), path.open("wb") as file:
+        for batch in _batches(_Measurer(rows, functions, held_out)):
+            file.write(batch.sketches.tobytes())
+            names |= batch.names
+            # The batch itself holds its sketches, which are too many to keep.
+            for kept, new in ((of_rows, batch.of_rows), (of_responses, batch.of_responses)):
+                for name, values in new.items():
+                    kept[name].append(values)
+            done += len(batch.sketches)
+            on_progress("measuring", done, len(rows))
+    return Columns(
+        of_rows={name: np.concatenate(of_rows.pop(name)) for name in ROW_COLUMNS},
+        of_responses={name: np.concatenate(of_responses.pop(name)) for name in RESPONSE_COLUMNS},
+        names=names,
+        sketches=path,
+    )
+
+
+def _batches(measure: _Measurer) -> Iterator[_Batch]:
+    starts = range(0, len(measure.rows), BATCH_ROWS)
+    workers = worker_count(len(measure.rows))
+    if workers == 1:
+        yield from map(measure, starts)
+        return
+    global _inherited
+    _inherited = measure
+    try:
+        with forked_pool(workers) as pool:
+            yield from in_order(
+                pool, _measure, starts, workers=workers, doing="a process that measures rows"
+            )
+    finally:
+        _inherited = None
+
+
+_inherited: _Measurer | None = None
+"""What worker processes inherit."""
+
+
+def _measure(start: int) -> _Batch:
+    assert _inherited is not None
+    return _inherited(start)
+
+
+class _Measurer:
+    """One batch of rows as numbers."""
+
+    def __init__(self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams) -> None:
+        self.rows = rows
+        self.functions = functions
+        self.held_out = held_out
+        self.sketch_prompt = Sketcher(PROMPT_SKETCH)
+        self.sketch_responses = Sketcher(RESPONSES_SKETCH)
+
+    def __call__(self, start: int) -> _Batch:
+        numbers = range(start, min(start + BATCH_ROWS, len(self.rows)))
+        comparisons = [self.rows[number] for number in numbers]
+        of_rows: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
+        of_responses: dict[str, list[Any]] = {name: [] for name in RESPONSE_COLUMNS}
+        names: dict[int, str] = {}
+        sketches = np.empty((len(comparisons), SKETCH), np.uint32)
+        counts = self.functions.tokens.count(comparisons)
+        for place, (comparison, tokens) in enumerate(zip(comparisons, counts, strict=True)):
+            row, responses, sketches[place] = self._row(comparison, names, numbers[place])
+            if isinstance(tokens, Refused):
+                field = _code_of(tokens.field, names) if tokens.field else 0
+                skipped = _code_of(tokens.reason, names)
+                row |= {"skipped": skipped, "unrendered": field, "longest": 0, "shared": 0}
+            else:
+                row |= {"skipped": 0, "unrendered": 0}
+                row |= {"longest": tokens.longest, "shared": tokens.shared}
+            for name, value in row.items():
+                of_rows[name].append(value)
+            for name, values in responses.items():
+                of_responses[name] += values
+        return _Batch(
+            of_rows={name: np.array(of_rows[name], kind) for name, kind in ROW_COLUMNS.items()},
+            of_responses={
+                name: np.array(of_responses[name], kind) for name, kind in RESPONSE_COLUMNS.items()
+            },
+            names=names,
+            sketches=sketches,
+        )
+
+    def _row(
+        self, comparison: Comparison, names: dict[int, str], number: int
+    ) -> tuple[dict[str, Any], dict[str, list[Any]], Hashes]:
+        """Numbers of a row, of its responses, and its sketches."""
+        prompt = self.functions.text(comparison.prompt)
+        texts = [self.functions.text(response) for response in comparison.responses]
+        prompt_W = words(prompt)
+        texts_W = [words(text) for text in texts]
+        scripts = [self.functions.scripts(text) for text in texts]
+        digests = [digest_of(response) for response in comparison.responses]
+        grades = comparison.grades or (float("nan"),) * len(texts)
+        split = comparison.metadata.get(SPLIT_COLUMN)
+        reason = why_untrainable(comparison)
+        group = group_code(comparison.group)
+        row = {
+            "group": group,
+            "prompt_key": _text_key(prompt),
+            "row_key": _code(repr((group, sorted(zip(digests, grades, strict=True)))).encode()),
+            "pair_key": _code(repr((group, sorted(digests))).encode()),
+            "split": _code_of(split, names) if isinstance(split, str) and split else 0,
+            "reason": 0 if reason is None else REASONS.index(reason) + 1,
+            "problems": problems(comparison),
+            "plain": isinstance(comparison.responses[0], str),
+            "responses": len(texts),
+            "prompt_characters": len(prompt),
+            "prompt_script": _main_script(self.functions.scripts(prompt), names),
+            "mixed_scripts": any(
+                not _share_a_script(one, other) for one, other in combinations(scripts, 2)
+            ),
+            "turns": 1 if isinstance(comparison.prompt, str) else len(comparison.prompt),
+            "copied_from": (
+                self.held_out.copied([grams(part) for part in (prompt_W, *texts_W)])
+                if number < self.rows.data
+                else -1
+            ),
+        }
+        of_responses: dict[str, list[Any]] = {
+            "digest": digests,
+            "characters": [len(text) for text in texts],
+            "grade": list(grades),
+            "script": [_main_script(counts, names) for counts in scripts],
+        }
+        responses_S = union(shingles(text_W) for text_W in texts_W)
+        sketch = [self.sketch_responses(responses_S), self.sketch_prompt(shingles(prompt_W))]
+        return row, of_responses, np.concatenate(sketch)
+
+
+def digest_of(turns: Turns) -> int:
+    """A number for a text with its roles and tool calls; white space at the ends does not count."""
+    if isinstance(turns, str):
+        return _code(turns.strip().encode("utf-8", "surrogatepass"))
+    content = [
+        (turn.role, turn.content.strip() if isinstance(turn.content, str) else turn.content)
+        + ((dict(turn.extra),) if turn.extra else ())
+        for turn in turns
+    ]
+    return _code(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def _main_script(counts: Mapping[str, int], names: dict[int, str]) -> int:
+    """The code of the script most letters belong to; 0 without letters."""
+    if not counts:
+        return 0
+    return _code_of(min(counts, key=lambda name: (-counts[name], name)), names)
+
+
+def _share_a_script(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether the main script of either belongs to the other: quoted code makes no language.
+
+    A text without letters fits any.
+    """
+    if not one or not other:
+        return True
+    return any(
+        theirs.get(max(ours, key=ours.__getitem__), 0) >= SAME_SCRIPT * sum(theirs.values())
+        for ours, theirs in ((one, other), (other, one))
+    )
+
+
+def _text_key(text: str) -> int:
+    plain = " ".join(text.casefold().split())
+    return _code(plain.encode("utf-8", "surrogatepass")) if plain else 0
+
+
+def _code(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _code_of(name: str, names: dict[int, str]) -> int:
+    code = _code(name.encode("utf-8", "surrogatepass"))
+    names[code] = name
+    return code
+
+
+# --- problems of turns and texts ------------------------------------------------------------------
+#
+# A problem is a question to one comparison, answered by yes or no. The answers of a row are the
+# bits of one number, in the order of the table PROBLEMS.
+
+Problem: TypeAlias = Callable[[Comparison], bool]
+
+SPECIAL_TOKENS: Final[tuple[str, ...]] = (
+    r"<\|[A-Za-z][\w.-]{1,40}\|>",  # ChatML, Llama 3, Phi, Cohere
+    r"<｜[^｜\n]{1,40}｜>",  # DeepSeek
+    r"\[/?INST\]",  # Llama 2, Mistral
+    r"<</?SYS>>",  # Llama 2
+    r"\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",  # Mistral
+    r"<(?:start|end)_of_turn>",  # Gemma
+    r"<(?:bos|eos)>",  # Gemma
+    r"</?s>(?![\w>])",  # Llama 2, Mistral; in HTML, struck-through text
+)
+"""Control tokens of known chat templates. A tokenizer reads them as control, not as text."""
+
+_SPECIAL = re.compile("|".join(SPECIAL_TOKENS))
+_STRIKE = re.compile(r"(<s>[^<\n]{1,400}</s>)")
+
+_MARKER = re.compile(
+    r"(?:\A|\n)[ \t]*(?:#{2,3} )?(?:Human|Assistant|USER|ASSISTANT|### (?:Instruction|Response)"
+    r"|<(?:human|bot|user|assistant)>)[ \t]*:"
+)
+
+# UTF-8 decoded as Latin-1 or Windows-1252: two or three characters in place of one.
+_MOJIBAKE = re.compile("â€[\x80-\xbf™œ\x9d“”˜¢¦]|Ã[\x80-\xbf©¨¤¶¼±³¡­‰]|Â[\xa0-\xbf]|ï»¿|ï¿½")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+_OVERRIDE = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_TOOLS: Final = frozenset({"tool", "function"})
+_CHAT_ROLES: Final = frozenset({"system", "user", "assistant"})
+
+
+def texts_of(turns: Turns) -> Iterator[str]:
+    """The texts of a prompt or a response, of content parts those that have one."""
+    if isinstance(turns, str):
+        yield turns
+        return
+    for message in turns:
+        content = message.content
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, (list, tuple)):
+            yield from (
+                part["text"]
+                for part in content
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+
+
+def _texts(comparison: Comparison) -> Iterator[str]:
+    for turns in (comparison.prompt, *comparison.responses):
+        yield from texts_of(turns)
+
+
+def role_order(comparison: Comparison) -> bool:
+    """A system turn that is not the first, two turns of one side in a row, or an unknown role.
+
+    Also a response that does not start with the assistant, and a prompt that ends with it.
+    """
+    if isinstance(comparison.prompt, str):
+        return False
+    return any(
+        not _in_order((*comparison.prompt, *response), len(comparison.prompt))
+        for response in comparison.responses
+        if not isinstance(response, str)
+    )
+
+
+def _in_order(turns: tuple[Message, ...], prompt: int) -> bool:
+    if prompt and prompt < len(turns) and turns[prompt].role != "assistant":
+        return False
+    before = ""
+    for place, turn in enumerate(turns):
+        role = turn.role
+        if role not in _ROLES or (role in ("system", "developer") and place):
+            return False
+        # A call and its result may be several turns each.
+        if role in ("user", "assistant") and role == before and not turn.extra:
+            return False
+        if role in _TOOLS and before not in ("assistant", *_TOOLS):
+            return False
+        before = role
+    return True
+
+
+def empty_turn(comparison: Comparison) -> bool:
+    """A turn without text and tool call, or an empty prompt.
+
+    Responses that are empty as a whole have their own reason.
+    """
+    prompt = comparison.prompt
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    parts = (prompt, *(r for r in comparison.responses if not is_blank(r)))
+    return not prompt or any(
+        is_blank((turn,)) for part in parts if not isinstance(part, str) for turn in part
+    )
+
+
+def special_tokens(comparison: Comparison) -> bool:
+    """A control token of a chat template inside a text."""
+    return any(has_special_tokens(text) for text in _texts(comparison))
+
+
+def has_special_tokens(text: str) -> bool:
+    """Whether a text contains a control token; struck-through HTML is none."""
+    if "<" not in text and "[" not in text:
+        return False
+    return _SPECIAL.search(_STRIKE.sub("", text)) is not None
+
+
+def without_special_tokens(text: str) -> str:
+    """The text without its control tokens; white space stays, which may mark turns."""
+    if not has_special_tokens(text):
+        return text
+    # The capturing group keeps struck-through spans, at the odd places.
+    parts = _STRIKE.split(text)
+    return "".join(
+        part if place % 2 else _SPECIAL.sub("", part) for place, part in enumerate(parts)
+    )
+
+
+def dialogue_markers(comparison: Comparison) -> bool:
+    """A line that starts with ``Human:``, ``Assistant:`` or the like where turns have roles.
+
+    In plain text such lines mark turns, so there only responses are examined.
+    """
+    parts = comparison.responses
+    if not isinstance(comparison.prompt, str):
+        parts = (comparison.prompt, *parts)
+    return any(":" in text and _MARKER.search(text) for part in parts for text in texts_of(part))
+
+
+def bad_characters(comparison: Comparison) -> bool:
+    """A control character, a replacement character, or UTF-8 decoded as Latin-1."""
+    return any(_is_bad(text) for text in _texts(comparison))
+
+
+def _is_bad(text: str) -> bool:
+    if _CONTROL.search(text):
+        return True
+    if text.isascii():
+        return False
+    return "\ufffd" in text or bool(_MOJIBAKE.search(text) or _OVERRIDE.search(text))
+
+
+def without_control_characters(text: str) -> str:
+    """The text without control characters and overrides of the writing direction."""
+    text = _CONTROL.sub("", text)
+    return text if text.isascii() else _OVERRIDE.sub("", text)
+
+
+def more_than_text(comparison: Comparison) -> bool:
+    """Tools, or a turn with fields beside its text or of a role that some templates do not know."""
+    return bool(comparison.tools) or any(
+        message.role not in _CHAT_ROLES or message.text_fields()
+        for turns in (comparison.prompt, *comparison.responses)
+        if not isinstance(turns, str)
+        for message in turns
+    )
+
+
+PROBLEMS: Final[dict[str, Problem]] = {
+    problem.__name__: problem
+    for problem in (
+        role_order,
+        empty_turn,
+        special_tokens,
+        dialogue_markers,
+        bad_characters,
+        more_than_text,
+    )
+}
+"""Problems by name; at most 32."""
+
+
+def problems(comparison: Comparison) -> int:
+    """The bits of the problems that a comparison has."""
+    return sum(1 << bit for bit, is_there in enumerate(PROBLEMS.values()) if is_there(comparison))
