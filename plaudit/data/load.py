@@ -112,8 +112,9 @@ def load_comparisons(
     them as a weight does. Shares mix sources: as many of each as its share says, until the first
     of them runs out or (``exhaust: all``) until every one has, smaller ones repeated. What is
     left out or repeated is drawn with ``seed`` and the source's name, so that no source changes
-    another's draw. A source that was read before comes out of the cache. ``on_read`` hears of rows
-    read. An entry of a tool's description of data sets stands for the source that it describes.
+    another's draw. A source that was read before comes out of the cache. ``on_read`` is called
+    with progress. An entry of a tool's description of data sets stands for the source that it
+    describes.
 
     Raises:
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
@@ -124,19 +125,19 @@ def load_comparisons(
     read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(read, exhaust)
     parts: list[StoredComparisons] = []
-    facts: list[SourceSummary] = []
+    summaries: list[SourceSummary] = []
     for one, count in zip(read, wanted, strict=True):
-        kept, source_facts = _take(one, count, random.Random(f"{seed}/{one.name}"))
-        warning = source_facts.unread.warning(one.name)
+        kept, summary = _take(one, count, random.Random(f"{seed}/{one.name}"))
+        warning = summary.unread.warning(one.name)
         if warning is not None:
             logger.warning("%s", warning)
         parts.append(kept)
-        facts.append(source_facts)
-    tally = _sum([fact.tally for fact in facts])
+        summaries.append(summary)
+    tally = _sum([summary.tally for summary in summaries])
     comparisons = StoredComparisons.joined(parts)
     if not comparisons:
         raise DataError(_nothing_left(sources, tally))
-    return LoadedComparisons(comparisons=comparisons, tally=tally, sources=tuple(facts))
+    return LoadedComparisons(comparisons=comparisons, tally=tally, sources=tuple(summaries))
 
 
 def check_source(source: Source) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,13 +330,12 @@ def _read(
     for _, _, row, comparison in iterate(source):
         groups.append(group_code(comparison.group))
         values.append(_stratum(row, comparison, stratify))
-    found = Counter(values)
-    if stratify not in (None, SOURCE) and set(found) == {_MISSING}:
+    strata = sorted(set(values))
+    if stratify not in (None, SOURCE) and strata == [_MISSING]:
         raise DataError(
             f"no row of {source_name(source)} has a value in the column {stratify}; expected a"
             " column of plain values to stratify by."
         )
-    strata = sorted(found)
     code = {stratum: at for at, stratum in enumerate(strata)}
     stratum_N = np.array([code[value] for value in values], dtype=np.int64)
     return np.array(groups, dtype=np.uint64), stratum_N, strata

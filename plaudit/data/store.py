@@ -31,7 +31,7 @@ from plaudit.types import Comparison, Message, Turns
 GroupArray = npt.NDArray[np.uint64]
 
 OnRead = Callable[[str, int], None]
-"""Hears a source's name and how many of its rows have been read."""
+"""Called with a source's name and how many of its rows have been read."""
 
 
 class StoredComparisons(StoredRows[Comparison]):
@@ -155,7 +155,7 @@ def encode(comparison: Comparison) -> bytes:
     values["prompt"] = _plain(comparison.prompt)
     values["responses"] = [_plain(response) for response in comparison.responses]
     text = json.dumps(list(values.values()), ensure_ascii=False, separators=(",", ":"), default=str)
-    # A cell of a table may hold half a character, which strict UTF-8 refuses.
+    # A cell of a table may hold half a character, which is not valid UTF-8.
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -123,12 +123,12 @@ class UnreadCounter:
         """
         self._rows += 1
         self._without_prompt += lacks_prompt(named, comparison)
-        found = unread_text(named, comparison)
-        if found.lost:
-            raise DataError(_complaint(self._source, row, found, comparison.where))
-        self._columns.update(found.others)
-        if found.perhaps and self._suspicion is None:
-            self._suspicion = _complaint(self._source, row, found, comparison.where)
+        unread = unread_text(named, comparison)
+        if unread.lost:
+            raise DataError(_complaint(self._source, row, unread, comparison.where))
+        self._columns.update(unread.others)
+        if unread.perhaps and self._suspicion is None:
+            self._suspicion = _complaint(self._source, row, unread, comparison.where)
         if self._rows == _ROWS_THAT_TELL:
             self.check()
 
@@ -244,9 +244,9 @@ def lacks_prompt(named: TrackedRow, comparison: Comparison) -> bool:
     """Whether a row was read without a prompt: no text, or what two answers happen to share."""
     if is_blank(comparison.prompt):
         return True
-    found = any(kind_of_name(column) for column in named.looked_up & named.keys())
+    named_prompt = any(kind_of_name(column) for column in named.looked_up & named.keys())
     return (
-        not found
+        not named_prompt
         and isinstance(comparison.prompt, str)
         and _words(comparison.prompt) < _FEWEST_SHARED_WORDS
     )
@@ -313,8 +313,8 @@ def repeats(value: Any, comparison: Comparison) -> bool:
     responses = ["\n".join(texts_of(response)) for response in comparison.responses]
     if said in conversations or said in responses:
         return True
-    asked = list(texts_of(_without_answer(value)))
-    return all(_stands_in(text, whole) for whole in conversations for text in asked)
+    texts = list(texts_of(_without_answer(value)))
+    return all(_stands_in(text, whole) for whole in conversations for text in texts)
 
 
 def _without_answer(value: Any) -> Any:
@@ -350,9 +350,9 @@ def _joined(one: str, other: str) -> bool:
 # --- the error ----------------------------------------------------------------------------------
 
 
-def _complaint(source: Source, row: Row, found: UnreadText, where: str) -> str:
+def _complaint(source: Source, row: Row, unread: UnreadText, where: str) -> str:
     """The first column that is lost, and how `columns` reads it or leaves it out."""
-    lost = {**found.lost, **found.perhaps}
+    lost = {**unread.lost, **unread.perhaps}
     name, kind = next(iter(lost.items()))
     theirs = source.columns.get(name) or name
     columns = _columns_that_read(source, row, theirs, lost)
@@ -406,8 +406,8 @@ def _lost_under(source: Source, row: Row) -> set[str] | None:
         comparison = to_comparison(reader, tracked, number=1, where="", source="")
     except DataError:
         return None
-    found = unread_text(tracked, comparison)
-    return {source.columns.get(name) or name for name in (*found.lost, *found.perhaps)}
+    unread = unread_text(tracked, comparison)
+    return {source.columns.get(name) or name for name in (*unread.lost, *unread.perhaps)}
 
 
 def _as_yaml(columns: Mapping[str, str | None]) -> str:

@@ -66,7 +66,7 @@ def convert(
     ] = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Write preference data in another tool's format; what it cannot hold is counted by name."""
+    """Write preference data in another tool's format; count by name what it cannot hold."""
     from plaudit.cli.printing import quiet_console
     from plaudit.data.formats import writers
     from plaudit.recipe.schema import Source
@@ -201,7 +201,7 @@ def _names_in(text: str) -> list[str]:
 
 
 class ByChoice(StrEnum):
-    """What is parted: prompts with all their rows, or rows."""
+    """The unit of the split: prompts with all their rows, or rows."""
 
     prompt = "prompt"
     row = "row"
@@ -214,7 +214,7 @@ def split(
         str, typer.Option(metavar="NAME=SHARE,…", help="The parts; they add up to 1.")
     ] = "train=0.8,eval=0.1,test=0.1",
     by: Annotated[
-        ByChoice, typer.Option(help="Part prompts with all their rows, or single rows.")
+        ByChoice, typer.Option(help="Split by prompts with all their rows, or by single rows.")
     ] = ByChoice.prompt,
     stratify: Annotated[
         str,
@@ -227,7 +227,7 @@ def split(
     columns: options.Columns = None,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Part a data set by prompt, so that none stands on two sides; rows stay as they are."""
+    """Split a data set by prompt, so that no two parts share one; rows stay as they are."""
     from plaudit.cli.printing import quiet_console
     from plaudit.data.split import SplitOptions, split_files
     from plaudit.recipe.schema import Source

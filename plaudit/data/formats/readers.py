@@ -290,20 +290,20 @@ class UnseenColumns:
             for ours, theirs in source.columns.items()
             if theirs is not None or ours not in known
         }
-        self._found = ""
+        self._first = ""
 
     def look(self, row: Row) -> None:
         """Note the columns of a row."""
         if self.columns:
             self.columns -= row.keys()
-            self._found = self._found or ", ".join(row)
+            self._first = self._first or ", ".join(row)
 
     def check(self) -> None:
         """At the end of the rows. Raises DataError where a column was in none of them."""
         if self.columns:
             raise DataError(
                 f"`columns` of {self._path} names {' and '.join(sorted(self.columns))}, which is"
-                f" in none of its rows (found in the first: {self._found})."
+                f" in none of its rows (found in the first: {self._first})."
             )
 
 
@@ -322,8 +322,8 @@ def renamed_row(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _check_known(given: Mapping[str, Any], known: set[str], where: str, what: str) -> None:
-    for name in given:
+def _check_known(names: Mapping[str, Any], known: set[str], where: str, what: str) -> None:
+    for name in names:
         if name not in known:
             hint = did_you_mean(name, sorted(known), f"expected one of {', '.join(sorted(known))}.")
             raise DataError(f"{where}: {name} is not {what}; {hint}")

@@ -122,13 +122,13 @@ def objects(row: Row, column: str) -> list[dict[str, Any]]:
 
 def _items_of(row: Row, column: str, type_: type, name: str) -> list[Any]:
     """A required list of values of a type, at least one."""
-    given = items(row, column)
-    if not given:
+    values = items(row, column)
+    if not values:
         raise DataError(f"{column} is an empty list; expected at least one {name.split()[-1]}.")
-    for index, value in enumerate(given):
+    for index, value in enumerate(values):
         if not isinstance(value, type_):
             raise _wrong(f"{column}[{index}]", value, name)
-    return given
+    return values
 
 
 def number(row: Row, column: str) -> float:
@@ -288,11 +288,11 @@ def grades(row: Row, count: int) -> tuple[float, ...]:
     """One grade per response; empty where none are given."""
     if row.get("grades") is None:
         return ()
-    given = items(row, "grades")
-    if len(given) != count:
-        raise DataError(f"there are {count} responses but {len(given)} grades; expected as many.")
+    values = items(row, "grades")
+    if len(values) != count:
+        raise DataError(f"there are {count} responses but {len(values)} grades; expected as many.")
     return tuple(
-        as_number(grade, f"grades[{index}]", truth=True) for index, grade in enumerate(given)
+        as_number(grade, f"grades[{index}]", truth=True) for index, grade in enumerate(values)
     )
 
 

@@ -179,7 +179,7 @@ def _everywhere(text: str, replacements: Mapping[str, str]) -> str:
     """Whole words replaced wherever they stand, all at once."""
     olds = sorted(replacements, key=lambda old: (-len(old), old))
     whole = rf"(?<!\w)(?:{'|'.join(map(re.escape, olds))})(?!\w)"
-    return re.sub(whole, lambda found: replacements[found.group()], text)
+    return re.sub(whole, lambda match: replacements[match.group()], text)
 
 
 def _other_value(
@@ -236,7 +236,7 @@ _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
 
 def changed_unit(text: str, generator: Random, context: Context) -> str | None:
     """The unit behind one number replaced by another of the same quantity."""
-    sites = [(found, found["unit"]) for found in _MEASURE.finditer(text)]
+    sites = [(match, match["unit"]) for match in _MEASURE.finditer(text)]
     if not sites:
         return None
     site, unit = generator.choice(sites)
@@ -309,9 +309,9 @@ def swapped_entities(text: str, generator: Random, context: Context) -> str | No
 
 
 def _entities(text: str) -> Iterator[str]:
-    for found in _ENTITY.finditer(text):
-        if found.group() not in _NO_ENTITIES:
-            yield found.group()
+    for match in _ENTITY.finditer(text):
+        if match.group() not in _NO_ENTITIES:
+            yield match.group()
 
 
 def _stands_in(name: str, text: str) -> bool:
@@ -449,7 +449,7 @@ def verbose_filler(text: str, generator: Random, context: Context) -> str | None
     text = text.strip()
     if not text:
         return None
-    places = [0, *(found.end() for found in SENTENCE_END.finditer(text)), len(text)]
+    places = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
     fillers = generator.sample(_FILLERS, generator.randint(1, 3))
     at = sorted((generator.choice(places), filler) for filler in fillers)
     for place, filler in reversed(at):

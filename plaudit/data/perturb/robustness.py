@@ -50,8 +50,8 @@ def blank_lines(text: str, generator: Random, context: Context) -> str | None:
 def bullet_style(text: str, generator: Random, context: Context) -> str | None:
     """Dashes of a bullet list as asterisks, and asterisks as dashes."""
 
-    def swapped(found: re.Match[str]) -> str:
-        return f"{found[1]}{'*' if found[2] == '-' else '-'}{found[3]}"
+    def swapped(match: re.Match[str]) -> str:
+        return f"{match[1]}{'*' if match[2] == '-' else '-'}{match[3]}"
 
     return _outside_code(
         text, lambda part: re.sub(r"(?m)^([ \t]*)([-*])([ \t]+(?=\S))", swapped, part)
@@ -61,8 +61,8 @@ def bullet_style(text: str, generator: Random, context: Context) -> str | None:
 def number_style(text: str, generator: Random, context: Context) -> str | None:
     """Numbers of a list with a bracket in place of a dot, and a dot in place of a bracket."""
 
-    def swapped(found: re.Match[str]) -> str:
-        return f"{found[1]}{')' if found[2] == '.' else '.'}{found[3]}"
+    def swapped(match: re.Match[str]) -> str:
+        return f"{match[1]}{')' if match[2] == '.' else '.'}{match[3]}"
 
     return _outside_code(
         text, lambda part: re.sub(r"(?m)^([ \t]*\d{1,3})([.)])([ \t]+(?=\S))", swapped, part)
@@ -72,8 +72,8 @@ def number_style(text: str, generator: Random, context: Context) -> str | None:
 def heading_case(text: str, generator: Random, context: Context) -> str | None:
     """Words of headings with a capital, or where all have one, without (but the first)."""
 
-    def recased(found: re.Match[str]) -> str:
-        mark, words = found[1], found[2]
+    def recased(match: re.Match[str]) -> str:
+        mark, words = match[1], match[2]
         titled = re.sub(r"(?<![\w'’.])[a-z](?=\w*)", lambda first: first[0].upper(), words)
         if titled != words:
             return mark + titled
@@ -112,12 +112,12 @@ _STRAIGHT: Final = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"
 def contractions(text: str, generator: Random, context: Context) -> str | None:
     """English contractions written out, or where there are none, "not" contracted."""
     written_out = _outside_code(
-        text, lambda part: _CONTRACTED.sub(lambda found: _recase(found[0], _LONG), part)
+        text, lambda part: _CONTRACTED.sub(lambda match: _recase(match[0], _LONG), part)
     )
     if written_out is not None:
         return written_out
     return _outside_code(
-        text, lambda part: _WRITTEN_OUT.sub(lambda found: _recase(found[0], _SHORT), part)
+        text, lambda part: _WRITTEN_OUT.sub(lambda match: _recase(match[0], _SHORT), part)
     )
 
 
@@ -132,12 +132,12 @@ _WRITTEN_OUT = re.compile(rf"\b(?:{'|'.join(_SHORT)})\b", re.IGNORECASE)
 _CONTRACTED = re.compile(rf"\b(?:{'|'.join(_LONG)})\b".replace("'", "['’]"), re.IGNORECASE)
 
 
-def _recase(found: str, table: dict[str, str]) -> str:
-    new = table.get(" ".join(found.lower().replace("’", "'").split()))
+def _recase(phrase: str, table: dict[str, str]) -> str:
+    new = table.get(" ".join(phrase.lower().replace("’", "'").split()))
     if new is None:
         # "ı" and "ſ" count as i and s where case does not.
-        return found
-    return new[0].upper() + new[1:] if found[0].isupper() else new
+        return phrase
+    return new[0].upper() + new[1:] if phrase[0].isupper() else new
 
 
 def list_order(text: str, generator: Random, context: Context) -> str | None:
@@ -147,10 +147,10 @@ def list_order(text: str, generator: Random, context: Context) -> str | None:
     item speaks of an order or of another one ("then", "finally", "the above").
     """
 
-    def reordered(found: re.Match[str]) -> str:
-        lines = found.group().splitlines(keepends=True)
-        if _LEANS.search(found.group()) or not lines[-1].endswith("\n"):
-            return found.group()
+    def reordered(match: re.Match[str]) -> str:
+        lines = match.group().splitlines(keepends=True)
+        if _LEANS.search(match.group()) or not lines[-1].endswith("\n"):
+            return match.group()
         others = list(lines)
         generator.shuffle(others)
         if others == lines:
@@ -175,8 +175,8 @@ _LEANS = re.compile(
 def wrapped_lines(text: str, generator: Random, context: Context) -> str | None:
     """Long lines of running text broken at 72 characters, which Markdown shows as before."""
 
-    def wrapped(found: re.Match[str]) -> str:
-        *lines, last = _broken(found.group())
+    def wrapped(match: re.Match[str]) -> str:
+        *lines, last = _broken(match.group())
         # White space at the end of a line can be a line break of its own.
         return "\n".join([*(line.rstrip() for line in lines), last])
 

@@ -136,13 +136,13 @@ def contexts_by_language(
 
 def make_context(texts: Sequence[str]) -> Context:
     """A context out of a set of answers; the same for any order of them."""
-    found: dict[str, set[str]] = {shape: set() for shape in SHAPES}
+    names_by_shape: dict[str, set[str]] = {shape: set() for shape in SHAPES}
     for text in texts:
         for shape, name in names_in(text):
-            found[shape].add(name)
+            names_by_shape[shape].add(name)
     return Context(
         others=tuple(sorted(set(texts), key=lambda text: (len(text), text))),
-        names={shape: tuple(sorted(names)) for shape, names in found.items()},
+        names={shape: tuple(sorted(names)) for shape, names in names_by_shape.items()},
     )
 
 
@@ -172,7 +172,7 @@ def sentences_of(text: str) -> list[str]:
 
 def spaced_sentences(text: str) -> list[tuple[str, str]]:
     """Sentences, each with the white space behind it."""
-    ends = [found.span() for found in SENTENCE_END.finditer(text)]
+    ends = [match.span() for match in SENTENCE_END.finditer(text)]
     starts = [0, *(end for _, end in ends)]
     stops = [*ends, (len(text), len(text))]
     return [
@@ -190,8 +190,8 @@ def like(old: str, new: str) -> str:
 
 def names_in(text: str) -> Iterator[tuple[str, str]]:
     for shape, pattern in SHAPES.items():
-        for found in pattern.findall(text):
-            yield shape, found
+        for name in pattern.findall(text):
+            yield shape, name
 
 
 def other_number(old: str, generator: Random) -> str:

@@ -373,17 +373,17 @@ def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
 
 def degraded(text: str, generator: Random, context: Context) -> list[tuple[str, int]] | None:
     """:data:`RESPONSES` different texts with their numbers of degradations; None if too few."""
-    found: dict[str, int] = {text: 0}
+    degradations: dict[str, int] = {text: 0}
     for number in range(RESPONSES - 1):
         wanted = 1 + number % MAX_DEGRADATIONS
         for _ in range(_TRIES):
             worse = _apply(text, wanted, generator, context)
-            if worse is not None and worse not in found:
-                found[worse] = wanted
+            if worse is not None and worse not in degradations:
+                degradations[worse] = wanted
                 break
         else:
             return None
-    return list(found.items())
+    return list(degradations.items())
 
 
 def _apply(text: str, wanted: int, generator: Random, context: Context) -> str | None:

@@ -119,11 +119,11 @@ def _read_entries(path: Path, shown: str) -> dict[str, Any]:
 
 def _check_usable(entry: Mapping[str, Any], where: str) -> None:
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    for name, given in (("columns", columns), ("tags", tags)):
-        if not isinstance(given, dict) or not all(
-            value is None or isinstance(value, str) for value in given.values()
+    for key, names in (("columns", columns), ("tags", tags)):
+        if not isinstance(names, dict) or not all(
+            value is None or isinstance(value, str) for value in names.values()
         ):
-            raise DataError(f"{where}: {name} is no object of names; expected texts by name.")
+            raise DataError(f"{where}: {key} is no object of names; expected texts by name.")
     if columns.get("kto_tag"):
         raise DataError(f"{where} has labels of single answers (kto_tag), and no pairs to compare.")
     if not entry.get("ranking"):
@@ -161,13 +161,13 @@ def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt", "openai"):
         raise DataError(f"{where}: formatting is {formatting!r}; expected alpaca or sharegpt.")
-    given = entry.get("columns")
+    names = entry.get("columns")
     reader = "sharegpt" if formatting != "alpaca" else None
     columns: dict[str, str | None] = {}
-    if given is not None:
+    if names is not None:
         if reader is None:
-            reader = "alpaca" if given.get("chosen") else "alpaca_output"
-        columns = {ours: given.get(theirs) for theirs, ours in _COLUMNS.items()}
+            reader = "alpaca" if names.get("chosen") else "alpaca_output"
+        columns = {ours: names.get(theirs) for theirs, ours in _COLUMNS.items()}
         # A column that the reader does not know needs no hiding.
         unread = {"alpaca": ("output", "conversations"), "alpaca_output": ("conversations",)}
         unread["sharegpt"] = ("instruction", "input", "output", "history")
@@ -232,15 +232,15 @@ def read_sharegpt(row: Row) -> ParsedRow:
     ``gpt`` or ``function_call``, and the last turn asks. It skips other rows with a warning; here
     they are counted as ``broken_turns``.
     """
-    given = [
+    turns = [
         sharegpt_turn(value, f"conversations[{index}]")
         for index, value in enumerate(values.items(row, "conversations"))
     ]
     replies = [
         sharegpt_turn(values.value_of(row, column), column) for column in ("chosen", "rejected")
     ]
-    leading = given[0][1] if given and given[0][0] == "system" else None
-    turns = given if leading is None else given[1:]
+    leading = turns[0][1] if turns and turns[0][0] == "system" else None
+    turns = turns if leading is None else turns[1:]
     system = values.optional_text(row, "system") if leading is None else str(leading.content)
     whole = alternate([name for name, _ in turns]) and all(n in ANSWERING for n, _ in replies)
     return ParsedRow(
@@ -294,10 +294,10 @@ def alternate(names: list[str]) -> bool:
 
 def _tool_calls(content: str) -> list[dict[str, Any]] | None:
     try:
-        given = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    calls = given if isinstance(given, list) else [given]
+    calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
         return None
     return [
