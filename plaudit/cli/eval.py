@@ -96,7 +96,7 @@ def evaluate(
     gate = Gate(metrics=parse_metrics(gate_metric or ()), level=gate_level)
     requests = [parse_request(asked) for asked in suite or ()]
     sources = [
-        Source(path=path, format=format_, columns=mapped, first=limit) for path in data or ()
+        Source(path=path, format=format_, columns=mapped, max_rows=limit) for path in data or ()
     ]
     baseline_sources = [Source(path=path, columns=mapped) for path in train_data or ()]
     check_places([*sources, *baseline_sources], out, baseline)

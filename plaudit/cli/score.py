@@ -140,7 +140,7 @@ def write_scores(
         row_file_ending(out)
         check_new_file(out)
     mapped = options.parse_columns(columns)
-    source = Source(path=data, format=format_, columns=mapped, first=limit)
+    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
     check_source(source)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     if out is None:

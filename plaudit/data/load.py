@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from plaudit.data.sources.read import (
 from plaudit.data.store import OnRead, SourceReading, StoredComparisons, store_source
 from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
-from plaudit.recipe.schema import Source
+from plaudit.recipe.schema import Source, StoppingStrategy
 from plaudit.storage.arrow import MappedTable, RowArray
 from plaudit.types import Comparison
 
@@ -102,19 +102,19 @@ def load_comparisons(
     sources: Sequence[Source],
     *,
     seed: int,
-    exhaust: Literal["first", "all"] = "first",
+    stopping_strategy: StoppingStrategy = "first_exhausted",
     on_read: OnRead = lambda name, rows: None,
 ) -> LoadedComparisons:
     """Read all sources and keep what can train, each source as often as it says.
 
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
-    of them. ``rows`` is a number of comparisons: fewer than there are leave rows out, more repeat
-    them as a weight does. Shares mix sources: as many of each as its share says, until the first
-    of them runs out or (``exhaust: all``) until every one has, smaller ones repeated. What is
-    left out or repeated is drawn with ``seed`` and the source's name, so that no source changes
-    another's draw. A source that was read before comes out of the cache. ``on_read`` is called
-    with progress. An entry of a tool's description of data sets stands for the source that it
-    describes.
+    of them. ``num_samples`` is a number of comparisons: fewer than there are leave rows out, more
+    repeat them as a weight does. Probabilities mix sources: as many of each in proportion, until
+    the first of them is exhausted, or (``all_exhausted``) until every one is, smaller ones
+    repeated. What is left out or repeated is drawn with ``seed`` and the source's name, so that no
+    source changes another's draw. A source that was read before comes out of the cache.
+    ``on_read`` is called with the name and the rows read. An entry of a tool's description of data
+    sets stands for the source that it describes.
 
     Raises:
         DataError: a source cannot be read, a row has a value of the wrong type, two sources have
@@ -123,7 +123,7 @@ def load_comparisons(
     sources = [resolve(source) for source in sources]
     _check_names(sources)
     read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
-    wanted = _wanted(read, exhaust)
+    wanted = _wanted(read, stopping_strategy)
     parts: list[StoredComparisons] = []
     summaries: list[SourceSummary] = []
     for one, count in zip(read, wanted, strict=True):
@@ -162,7 +162,7 @@ def with_known_columns(source: Source) -> Source:
         DataError: the source cannot be read.
     """
     unseen = UnseenColumns(source)
-    rows = islice(read_rows(resolve(source)), source.first)
+    rows = islice(read_rows(resolve(source)), source.max_rows)
     while unseen.columns and (located := next(rows, None)) is not None:
         unseen.look(located[1])
     kept = {
@@ -225,30 +225,31 @@ def open_source(source: Source) -> OpenSource:
     """
     source = resolve(source)
     check_names(source)
-    rows = islice(read_rows(source), source.first)
+    rows = islice(read_rows(source), source.max_rows)
     first = next(rows)  # read_rows raises rather than yield nothing
     named = renamed_row(source, first[1])
     reader = open_reader(source, named, where=first[0])
-    if source.graded != "ignore":
-        _check_graded(source, reader, named, first[0])
+    if source.preference_strength != "ignore":
+        _check_strength(source, reader, named, first[0])
     counter = UnreadCounter(source)
     located = _parse_all(source, reader, counter, chain([first], rows))
     return OpenSource(reader=reader, rows=located, counter=counter)
 
 
-def _check_graded(source: Source, reader: Reader, first: Row, where: str) -> None:
+def _check_strength(source: Source, reader: Reader, first: Row, where: str) -> None:
     """Whether the first row says how clear its preference is.
 
     Raises:
         DataError: it does not, or it is no pair.
     """
-    graded = source.graded
-    to_comparison(reader, first, number=1, where=where, source=source.path, graded=graded)
+    use = source.preference_strength
+    to_comparison(reader, first, number=1, where=where, source=source.path, strength_use=use)
     if strength_of(reader.parse(first), first) is None:
         raise DataError(
-            f"{where}: `graded: {graded}` needs to know how clear a preference is, but a row of"
-            f" {reader.name} does not say it (found: {', '.join(first)}); name the columns with"
-            " `columns: {score_chosen: …, score_rejected: …}`, or set graded to ignore."
+            f"{where}: `preference_strength: {use}` needs rows that say how strong a preference is,"
+            f" but a row of {reader.name} does not (found: {', '.join(first)}); name the columns"
+            " with `columns: {score_chosen: …, score_rejected: …}`, or set preference_strength to"
+            " ignore."
         )
 
 
@@ -269,7 +270,7 @@ def _parse_all(
             number=number,
             where=where,
             source=name,
-            graded=source.graded,
+            strength_use=source.preference_strength,
         )
         counter.count(tracked, comparison, row)
         yield LocatedComparison(number, where, row, comparison)
@@ -315,17 +316,23 @@ def _named_in_mixture(comparison: Comparison, name: str) -> Comparison:
     return replace(comparison, metadata={**comparison.metadata, MIXED_FROM: name})
 
 
-def _wanted(read: Sequence[_Read], exhaust: Literal["first", "all"]) -> list[int]:
+def _wanted(read: Sequence[_Read], strategy: StoppingStrategy) -> list[int]:
     """How many comparisons of each source are wanted."""
-    wanted = [one.source.rows or _weighted(one.source.weight, one.table.rows) for one in read]
-    shares = [one.source.share for one in read]
-    lasts = [one.table.rows / share for one, share in zip(read, shares, strict=True) if share]
+    wanted = [
+        one.source.num_samples or _weighted(one.source.weight, one.table.rows) for one in read
+    ]
+    probabilities = [one.source.probability for one in read]
+    lasts = [
+        one.table.rows / probability
+        for one, probability in zip(read, probabilities, strict=True)
+        if probability
+    ]
     if not lasts:
         return wanted
-    total = min(lasts) if exhaust == "first" else max(lasts)
+    total = min(lasts) if strategy == "first_exhausted" else max(lasts)
     return [
-        count if share is None else round(share * total)
-        for count, share in zip(wanted, shares, strict=True)
+        count if probability is None else round(probability * total)
+        for count, probability in zip(wanted, probabilities, strict=True)
     ]
 
 

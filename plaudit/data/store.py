@@ -112,7 +112,7 @@ def store_source(
         }
 
     facts = {
-        "source": source.model_dump(mode="json", exclude={"weight", "rows", "share"}),
+        "source": source.model_dump(mode="json", exclude={"weight", "num_samples", "probability"}),
         "name": name,
         "fingerprint": fingerprint,
         "mixed": mixed,

@@ -16,7 +16,7 @@ from datetime import date
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -81,9 +81,8 @@ class Source(Section):
 
     ``columns`` says where the columns of the format are: ``{prompt: question}`` reads the column
     ``question`` as ``prompt``, and ``{system: null}`` leaves ``system`` unread. ``tags`` does the
-    same for the keys and roles of ShareGPT turns. ``first`` reads no further than that row;
-    ``weight``, ``rows`` and ``share`` say how many of the usable rows are taken. ``folder`` and
-    ``stream`` are for the Hub: a folder of the dataset, and reading without a copy on this disk.
+    same for the keys and roles of ShareGPT turns. At most one of ``weight``, ``num_samples`` and
+    ``probability`` sets how many of the usable rows are used.
     """
 
     path: UserPath
@@ -96,24 +95,24 @@ class Source(Section):
     """Names of the format's columns in this file: {prompt: question}."""
     tags: dict[str, str | None] = Field(default_factory=dict)
     """Names of the keys and roles of ShareGPT turns in this file."""
-    graded: Literal["ignore", "margin", "weight"] = "ignore"
-    """Use of a row's preference strength."""
+    preference_strength: Literal["ignore", "margin", "weight"] = "ignore"
+    """Use of how strongly a row prefers its chosen response: margin of the loss, or row weight."""
     split: str | None = None
     """Split of a Hub dataset."""
     subset: str | None = None
     """Configuration of a Hub dataset."""
-    folder: str | None = None
+    data_dir: str | None = None
     """Folder of a Hub dataset."""
-    stream: bool = False
+    streaming: bool = False
     """Read a Hub dataset without a local copy."""
-    first: Annotated[int, Field(ge=1)] | None = None
-    """Read no further than this row."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Read at most this many rows, from the first on."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Copies of each row; below 1, the share of rows that is taken."""
-    rows: Annotated[int, Field(ge=1)] | None = None
-    """Number of rows to take."""
-    share: Annotated[float, Field(gt=0)] | None = None
-    """Share of this source in the mixture."""
+    """Copies of each row; below 1, the fraction of rows that is used."""
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    """Number of usable rows to sample; rows are repeated where there are fewer."""
+    probability: Annotated[float, Field(gt=0)] | None = None
+    """Sampling probability of this source in a mixture, relative to the others."""
 
 
 def _as_sources(value: Any) -> Any:
@@ -125,20 +124,21 @@ def _as_sources(value: Any) -> Any:
 
 
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
+StoppingStrategy: TypeAlias = Literal["first_exhausted", "all_exhausted"]
 
 
 class DataSection(Section):
     """Which comparisons train, which choose the checkpoint, which are evaluated once, at the end.
 
-    ``eval_rows`` holds out that many rows, in place of a fraction. ``exhaust`` is for sources with
-    a ``share``: they are taken until the ``first`` runs out, or until ``all`` have, rows of the
-    smaller ones repeated.
+    ``eval_rows`` holds out that many rows, in place of a fraction. ``stopping_strategy`` is for
+    sources with a ``probability``: they are sampled until the first is exhausted, or until all
+    are, with rows of the smaller ones repeated.
     """
 
     train: Sources
     """Pairs to train on: files, folders or Hub dataset ids."""
-    exhaust: Literal["first", "all"] = "first"
-    """Where a mixture by share ends: with its first or its last source."""
+    stopping_strategy: StoppingStrategy = "first_exhausted"
+    """When a mixture by probability ends: with its first or its last exhausted source."""
     eval: Sources = ()
     """Pairs that choose the checkpoint; without them eval_fraction of train is held out."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.1
@@ -225,8 +225,8 @@ class EvaluateSection(Section):
         "bag_of_words",
     )
     """Baselines to compare the model with."""
-    behaviour: Annotated[int, Field(ge=0)] = 200
-    """Most responses in the perturbation tests; 0 for none."""
+    perturbation_tests: Annotated[int, Field(ge=0)] = 200
+    """Most responses that the perturbation tests perturb; 0 for none."""
     perturbation_share: Annotated[float, Field(gt=0)] = 0.25
     """Most tokens of the perturbation tests, as a share of those that training computed."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
@@ -629,24 +629,29 @@ CONTRADICTIONS: dict[tuple[str, ...], Callable[[Recipe], Iterator[Problem]]] = {
 
 
 def _source_contradictions(role: str, sources: Sequence[Source]) -> Iterator[Problem]:
-    """At most one of weight, rows and share a source; shares for all of a mixture or for none."""
+    """At most one sample size a source; probabilities for all of a mixture or for none."""
     for number, source in enumerate(sources):
-        sizes = {"weight": source.weight != 1, "rows": source.rows, "share": source.share}
+        sizes = {
+            "weight": source.weight != 1,
+            "num_samples": source.num_samples,
+            "probability": source.probability,
+        }
         named = [name for name, value in sizes.items() if value]
         if len(named) > 1:
             yield Problem(
                 ("data", role, number),
-                f"`data.{role}.{number}` has {' and '.join(named)}, which each say how many of its "
-                "rows are taken; keep one.",
+                f"`data.{role}.{number}` has {' and '.join(named)}, which each set how many of its "
+                "rows are used; keep one.",
             )
-    shares = [source.share is not None for source in sources]
-    if any(shares) and (role != "train" or not all(shares)):
+    probabilities = [source.probability is not None for source in sources]
+    if any(probabilities) and (role != "train" or not all(probabilities)):
         yield Problem(
             ("data", role),
-            f"`data.{role}` has a source with a share and another without, so the shares mean "
-            "nothing; give every source one."
+            f"`data.{role}` has a source with a probability and another without; give every "
+            "source one."
             if role == "train"
-            else f"`data.{role}` has a share, but its sets are not mixed; use rows or weight.",
+            else f"`data.{role}` has a probability, but its sets are not mixed; use num_samples or "
+            "weight.",
         )
 
 

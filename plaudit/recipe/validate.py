@@ -13,13 +13,15 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from plaudit import registry
 from plaudit.errors import RecipeError, nearest
 from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
 
 NUMBER = re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$")
+
+SOURCE_PATH = re.compile(r"^data\.(?:train|eval|test)\.\d+$")
 
 OWNED_TRAIN: dict[str, str] = {
     "output_dir": "say where the run goes with --out",
@@ -105,7 +107,6 @@ ALIASES: dict[str, str] = {
     "val_set_size": "data.eval_fraction",
     "validation_split": "data.eval_fraction",
     "template": "tokens.template",
-    "overlong": "tokens.truncation",
     "cutoff_len": "tokens.max_length",
     "max_len": "tokens.max_length",
     "max_seq_len": "tokens.max_length",
@@ -147,8 +148,8 @@ ADVICE: dict[str, str] = {
     "use_peft": "a lora section trains an adapter, `lora: null` trains all weights",
     "use_lora": "a lora section trains an adapter, `lora: null` trains all weights",
     "finetuning_type": "a lora section trains an adapter, `lora: null` trains all weights",
-    "max_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
-    "max_train_samples": "write it as `rows` of the source: data.train: {path: …, rows: …}",
+    "max_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
+    "max_train_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
     "save_path": "say where the run goes with --out",
     **{
         tool: f"write it as tokens.template: {{tool: {tool}, name: …, release: …}}"
@@ -156,6 +157,19 @@ ADVICE: dict[str, str] = {
     },
 }
 """Keys of other trainers and versions that no single key here stands for, and what to do."""
+
+RENAMED: Final[Mapping[str, str]] = {
+    "data.exhaust": "stopping_strategy",
+    "data.source.first": "max_rows",
+    "data.source.rows": "num_samples",
+    "data.source.share": "probability",
+    "data.source.graded": "preference_strength",
+    "data.source.folder": "data_dir",
+    "data.source.stream": "streaming",
+    "tokens.overlong": "truncation",
+    "evaluate.behaviour": "perturbation_tests",
+}
+"""Old names of keys, ``data.source`` standing for any source, and the name of today."""
 
 VALUE_ALIASES: dict[str, dict[str, str]] = {
     "lora.target_modules": dict.fromkeys(("all", "all_linear", "all-linears"), "all-linear"),
@@ -298,6 +312,9 @@ def unknown_key(
     """The sentence for a key that a section does not have; the arguments are those of `meant`."""
     dotted = f"{section}.{name}" if section else name
     place = f"the {section} section" if section else "a recipe"
+    renamed = RENAMED.get(f"{SOURCE_PATH.sub('data.source', section)}.{name}")
+    if renamed is not None:
+        return f"`{dotted}` is called `{renamed}` now."
     advice = ADVICE.get(name) or OWNED_TRAIN.get(name)
     if advice is not None:
         return f"`{dotted}` is not a key of {place}: {advice}."

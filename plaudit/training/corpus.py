@@ -94,7 +94,10 @@ def read_comparisons(
     """
     loaded = {
         "train": load_comparisons(
-            section.train, seed=section.seed, exhaust=section.exhaust, on_read=on_read
+            section.train,
+            seed=section.seed,
+            stopping_strategy=section.stopping_strategy,
+            on_read=on_read,
         )
     }
     train = loaded["train"].comparisons

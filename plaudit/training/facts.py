@@ -114,7 +114,7 @@ def step_size(args: StepArguments) -> int:
     return int(args.per_device_train_batch_size * args.world_size)
 
 
-_NOT_RUN = "Perturbation tests were not run: evaluate.behaviour is 0 in the recipe."
+_NOT_RUN = "Perturbation tests were not run: evaluate.perturbation_tests is 0 in the recipe."
 
 
 def _evaluation_facts(

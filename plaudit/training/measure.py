@@ -197,7 +197,7 @@ def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
     rank must call it: ``score`` communicates.
     """
     parts = run.corpus.test or run.corpus.evaluation
-    most = run.recipe.evaluate.behaviour
+    most = run.recipe.evaluate.perturbation_tests
     if not most or not parts:
         return None
     held_out = chain.from_iterable(part.comparisons for part in parts.values())

@@ -18,7 +18,7 @@ from plaudit.recipe.schema import Source
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "llama_factory"
 QUICK = (
     "train.gradient_checkpointing=false",
-    "evaluate.behaviour=0",
+    "evaluate.perturbation_tests=0",
     "evaluate.baselines=[]",
     "report.html=false",
     "report.plots=false",

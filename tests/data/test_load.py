@@ -201,11 +201,15 @@ def numbered(path: Path, rows: int) -> str:
 
 def test_rows_take_a_number_of_them(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.jsonl", 10)
-    few = load_comparisons((Source(path=path, rows=4),), seed=1)
+    few = load_comparisons((Source(path=path, num_samples=4),), seed=1)
     assert few.tally == Tally(rows=10, used=4, sampled=4, dropped={"not_sampled": 6})
-    assert load_comparisons((Source(path=path, rows=4),), seed=1).comparisons == few.comparisons
-    assert load_comparisons((Source(path=path, rows=4),), seed=2).comparisons != few.comparisons
-    many = load_comparisons((Source(path=path, rows=23),), seed=1)
+    assert (
+        load_comparisons((Source(path=path, num_samples=4),), seed=1).comparisons == few.comparisons
+    )
+    assert (
+        load_comparisons((Source(path=path, num_samples=4),), seed=2).comparisons != few.comparisons
+    )
+    many = load_comparisons((Source(path=path, num_samples=23),), seed=1)
     assert many.tally == Tally(rows=10, used=10, sampled=23, dropped={})
     copies = Counter(c.where for c in many.comparisons)
     assert sorted(copies.values()) == [2] * 7 + [3] * 3
@@ -216,24 +220,24 @@ def test_first_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     numbered(path, 5)
     path.write_text(path.read_text() + "not JSON\n")
-    loaded = load_comparisons((Source(path=str(path), first=3),), seed=1)
+    loaded = load_comparisons((Source(path=str(path), max_rows=3),), seed=1)
     assert loaded.tally == Tally(rows=3, used=3, sampled=3, dropped={})
-    assert len(load_comparisons((Source(path=str(path), first=5),), seed=1).comparisons) == 5
+    assert len(load_comparisons((Source(path=str(path), max_rows=5),), seed=1).comparisons) == 5
 
 
 @pytest.mark.parametrize(
-    ("exhaust", "expected"),
-    [("first", {"a": 30, "b": 10}), ("all", {"a": 120, "b": 40})],
+    ("strategy", "expected"),
+    [("first_exhausted", {"a": 30, "b": 10}), ("all_exhausted", {"a": 120, "b": 40})],
 )
-def test_shares_mix_until_the_first_or_all_run_out(
-    tmp_path: Path, exhaust: Any, expected: dict[str, int]
+def test_probabilities_mix_until_the_first_or_all_are_exhausted(
+    tmp_path: Path, strategy: Any, expected: dict[str, int]
 ) -> None:
     """Three of a for one of b: a has 30 rows and b 40."""
     sources = (
-        Source(path=numbered(tmp_path / "a.jsonl", 30), share=0.75),
-        Source(path=numbered(tmp_path / "b.jsonl", 40), share=0.25),
+        Source(path=numbered(tmp_path / "a.jsonl", 30), probability=0.75),
+        Source(path=numbered(tmp_path / "b.jsonl", 40), probability=0.25),
     )
-    loaded = load_comparisons(sources, seed=1, exhaust=exhaust)
+    loaded = load_comparisons(sources, seed=1, stopping_strategy=strategy)
     assert Counter(c.source for c in loaded.comparisons) == expected
 
 
@@ -263,5 +267,5 @@ def test_no_format_reads_ahead(tmp_path: Path) -> None:
         next(rows)
     table = pa.Table.from_pylist([pair(str(number)) for number in range(3000)])
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
-    groups = iterate(Source(path=str(tmp_path / "a.parquet"), first=1))
+    groups = iterate(Source(path=str(tmp_path / "a.parquet"), max_rows=1))
     assert [number for number, *_ in groups] == [1]

@@ -18,12 +18,15 @@ pytestmark = pytest.mark.heavy
 def test_sources_of_a_mixture_are_named_everywhere(tiny_base: Path, tmp_path: Path) -> None:
     forum = [row | {"source": "thread"} for row in pair_rows(20, seed=1)]
     mixture = [
-        {"path": str(write_jsonl(tmp_path / "forum.jsonl", forum)), "rows": 30},
-        {"path": str(write_jsonl(tmp_path / "staff.jsonl", pair_rows(40, seed=2))), "rows": 25},
+        {"path": str(write_jsonl(tmp_path / "forum.jsonl", forum)), "num_samples": 30},
+        {
+            "path": str(write_jsonl(tmp_path / "staff.jsonl", pair_rows(40, seed=2))),
+            "num_samples": 25,
+        },
     ]
     recipe = recipe_of(tiny_base, tmp_path, num_train_epochs=1)
     recipe["data"] = {"train": mixture, "eval_rows": 16}
-    recipe["evaluate"] = {"behaviour": 0, "baselines": []}
+    recipe["evaluate"] = {"perturbation_tests": 0, "baselines": []}
     recipe["report"] = {"plots": False}
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run", console=Console(file=screen, width=200))

@@ -16,7 +16,7 @@ from plaudit.data.formats import readers
 from plaudit.data.formats.readers import (
     READERS,
     SHARED_COLUMNS,
-    Graded,
+    StrengthUse,
     choose_reader,
     to_comparison,
 )
@@ -518,18 +518,22 @@ def test_sharegpt_calls_of_functions_become_tool_calls() -> None:
     ],
 )
 def test_how_clear_a_preference_is_becomes_margin_or_weight(
-    name: str, change: dict[str, Any], graded: Graded, margin: float | None, weight: float
+    name: str, change: dict[str, Any], graded: StrengthUse, margin: float | None, weight: float
 ) -> None:
     row = EXAMPLES[name] | change
     reader = choose_reader(row, where=WHERE)
-    made = to_comparison(reader, row, number=1, where=WHERE, source="a", graded=graded)
+    made = to_comparison(reader, row, number=1, where=WHERE, source="a", strength_use=graded)
     assert (made.margin, made.weight) == (margin, weight)
 
 
-def test_graded_rankings_are_refused() -> None:
+def test_preference_strength_is_for_pairs() -> None:
     row = EXAMPLES["ranked"]
-    with pytest.raises(DataError, match="there are 3 responses, but `graded: margin` is for pairs"):
-        to_comparison(READERS["ranked"], row, number=1, where=WHERE, source="a", graded="margin")
+    with pytest.raises(
+        DataError, match="there are 3 responses, but `preference_strength: margin` is for pairs"
+    ):
+        to_comparison(
+            READERS["ranked"], row, number=1, where=WHERE, source="a", strength_use="margin"
+        )
 
 
 def test_the_columns_all_formats_share() -> None:

@@ -375,7 +375,7 @@ def test_hub_datasets_give_rows_with_their_part(hub_table: list[dict[str, Any]])
     assert rows_of("owner/name", subset="s", split="test")[0][0] == "owner/name[s/test]:row 1"
     parts = {"name": "s", "data_dir": None, "split": "test", "streaming": False}
     assert hub_table[1] == {"path": "owner/name", **parts}
-    streamed = rows_of("owner/name", folder="preference", stream=True)
+    streamed = rows_of("owner/name", data_dir="preference", streaming=True)
     assert streamed[0] == ("owner/name[preference/train]:row 1", ROWS[0])
     assert hub_table[2]["data_dir"] == "preference"
     assert hub_table[2]["streaming"]
@@ -402,7 +402,7 @@ def test_hub_facts_come_from_the_hub_or_are_left_out(
     assert hub_licence(source) is None
     assert source_fingerprint(source).startswith("datasets:")
     with pytest.raises(DataError, match="is to be streamed, but the Hub does not answer"):
-        source_fingerprint(Source(path="owner/name", stream=True))
+        source_fingerprint(Source(path="owner/name", streaming=True))
 
 
 @pytest.mark.parametrize(

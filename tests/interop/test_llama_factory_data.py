@@ -210,15 +210,15 @@ def test_wrong_names_are_those_of_the_format_given(tmp_path: Path) -> None:
     assert "chosen" not in READERS["unpaired"].columns
 
 
-def test_graded_needs_a_measure(tmp_path: Path) -> None:
+def test_a_preference_strength_needs_a_measure(tmp_path: Path) -> None:
     path = pairs_csv(tmp_path)
     columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
-    source = Source(path=str(path), columns=columns, graded="margin")
-    assert "a row of explicit_conversational does not say it" in complaint(source)
+    source = Source(path=str(path), columns=columns, preference_strength="margin")
+    assert "a row of explicit_conversational does not" in complaint(source)
     path.write_text(
         "prompt,chosen,rejected,score_chosen,score_rejected\na,b,c,9,2\nd,e,f,,\n", encoding="utf-8"
     )
-    loaded = load_comparisons((Source(path=str(path), graded="margin"),), seed=1)
+    loaded = load_comparisons((Source(path=str(path), preference_strength="margin"),), seed=1)
     assert [one.margin for one in loaded.comparisons] == [7.0, None]
 
 
@@ -230,11 +230,13 @@ def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path)
         for n, (c, r) in enumerate(scores)
     ]
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
-    loaded = load_comparisons((Source(path=path, graded="weight"),), seed=1)
+    loaded = load_comparisons((Source(path=path, preference_strength="weight"),), seed=1)
     assert [comparison.weight for comparison in loaded.comparisons] == [0.5]
     assert loaded.tally.dropped == {"tie": 2}
     assert load_comparisons((Source(path=path),), seed=1).tally.used == 3
-    margins = load_comparisons((Source(path=path, graded="margin"),), seed=1).comparisons
+    margins = load_comparisons(
+        (Source(path=path, preference_strength="margin"),), seed=1
+    ).comparisons
     assert [comparison.margin for comparison in margins] == [0.5, 0.0, 0.0]
 
 

@@ -35,7 +35,7 @@ def test_a_real_runs_yaml() -> None:
     assert recipe.lora is not None
     assert (recipe.lora["r"], recipe.lora["lora_alpha"]) == (8, 16)
     (source,) = recipe.data.train
-    assert (source.path, source.subset, source.first) == ("dataset_info.json", "dpo_en_demo", 90)
+    assert (source.path, source.subset, source.max_rows) == ("dataset_info.json", "dpo_en_demo", 90)
     assert (recipe.data.eval_fraction, recipe.data.split_by, recipe.data.seed) == (0.3333, "row", 1)
     assert (recipe.tokens.max_length, recipe.tokens.truncation) == (512, "proportional")
     assert recipe.tokens.template is not None
@@ -100,17 +100,17 @@ def test_keys_and_where_they_go(settings: dict[str, Any], place: str, expected: 
 
 def test_several_data_sets_are_concatenated_or_interleaved() -> None:
     both = recipe_of(dataset="a, b", dataset_dir="sets").data
-    assert [(s.path, s.subset, s.share) for s in both.train] == [
+    assert [(s.path, s.subset, s.probability) for s in both.train] == [
         ("sets/dataset_info.json", "a", None),
         ("sets/dataset_info.json", "b", None),
     ]
     mixed = recipe_of(
         dataset="a,b", mix_strategy="interleave_over", interleave_probs="0.7,0.3"
     ).data
-    assert [source.share for source in mixed.train] == [0.7, 0.3]
-    assert mixed.exhaust == "all"
+    assert [source.probability for source in mixed.train] == [0.7, 0.3]
+    assert mixed.stopping_strategy == "all_exhausted"
     evaluated = recipe_of(eval_dataset="c,d", dataset_dir="ONLINE", streaming=True).data
-    assert [(s.path, s.stream) for s in evaluated.eval] == [("c", True), ("d", True)]
+    assert [(s.path, s.streaming) for s in evaluated.eval] == [("c", True), ("d", True)]
     assert "2 data sets; expected one each" in complaint(
         LEAST | {"dataset": "a,b", "mix_strategy": "interleave_under", "interleave_probs": "1"}
     )

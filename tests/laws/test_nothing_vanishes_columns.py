@@ -499,7 +499,7 @@ def test_every_command_has_the_error_and_the_option(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = recipe_of(tiny_base, lost_file, num_train_epochs=1)
-    recipe["evaluate"] = {"behaviour": 0}
+    recipe["evaluate"] = {"perturbation_tests": 0}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     checkpoint = next((finished_run / "checkpoints").iterdir())
@@ -588,7 +588,7 @@ def test_text_on_a_chat_base_is_said_once_and_as_chat_is_recorded(
     def run(name: str, as_chat: bool | None) -> tuple[Path, list[str]]:
         recipe = recipe_of(tiny_base, data, max_steps=2)
         recipe["data"]["as_chat"] = as_chat
-        recipe["evaluate"] = {"behaviour": 0}
+        recipe["evaluate"] = {"perturbation_tests": 0}
         caplog.clear()
         train(recipe, tmp_path / name)
         lines = [record.getMessage() for record in caplog.records]

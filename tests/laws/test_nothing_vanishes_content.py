@@ -159,7 +159,7 @@ def run(tiny_base: Path, edges: Path, tmp_path_factory: pytest.TempPathFactory) 
     recipe = recipe_of(tiny_base, plain, num_train_epochs=1)
     recipe["data"]["train"] = [str(plain), str(edges)]
     recipe["tokens"]["chat_template"] = str(folder / "template.jinja")
-    recipe["evaluate"] = {"behaviour": 0}
+    recipe["evaluate"] = {"perturbation_tests": 0}
     train(recipe, folder / "run")
     return folder / "run"
 

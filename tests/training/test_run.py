@@ -55,7 +55,7 @@ def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_rew
         ]
     recipe = recipe_of(tiny_base, pairs, num_train_epochs=1)
     recipe["data"]["eval"] = str(write_jsonl(tmp_path / "eval.jsonl", rows))
-    recipe["evaluate"] = {"behaviour": 6, "perturbation_share": 2.0, "baselines": []}
+    recipe["evaluate"] = {"perturbation_tests": 6, "perturbation_share": 2.0, "baselines": []}
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run")
     show_words(Console(file=screen, width=400), run.metrics["eval"])
@@ -214,7 +214,7 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further(
         lr_scheduler_type="constant",
     )
     recipe["data"]["eval_fraction"] = 0.3 if evaluated else None
-    recipe["evaluate"] = {"behaviour": 0}
+    recipe["evaluate"] = {"perturbation_tests": 0}
     run = tmp_path / "run"
     expected, written = train(recipe, run).metrics, weights(run)
     for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json", "manifest.json"):

@@ -39,7 +39,7 @@ SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
 PROMPT_COLUMNS: Final = frozenset({"prompt", "instruction", "question", "input"})
 """Columns beside two texts from which another format reads the prompt."""
 
-Graded: TypeAlias = Literal["ignore", "margin", "weight"]
+StrengthUse: TypeAlias = Literal["ignore", "margin", "weight"]
 
 
 def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
@@ -83,13 +83,20 @@ def check_same_format(reader: Reader, row: Row, *, where: str) -> None:
 
 
 def to_comparison(
-    reader: Reader, row: Row, *, number: int, where: str, source: str, graded: Graded = "ignore"
+    reader: Reader,
+    row: Row,
+    *,
+    number: int,
+    where: str,
+    source: str,
+    strength_use: StrengthUse = "ignore",
 ) -> Comparison:
     """The comparison of one row; ``number`` (from 1) and ``source`` name it when it has no id.
 
-    ``graded`` says what becomes of how clear the preference is (:func:`strength_of`): the margin,
-    where the row has none of its own, or a factor of its weight; a row that would weigh nothing is
-    a tie. Judges only types, never usefulness: see :func:`plaudit.data.reasons.why_untrainable`.
+    ``strength_use`` says what the strength of the preference (:func:`strength_of`) becomes: the
+    margin, where the row has none of its own, or a factor of its weight; a row that would weigh
+    nothing is a tie. Checks only types, never usefulness: see
+    :func:`plaudit.data.reasons.why_untrainable`.
 
     Raises:
         DataError: a column is missing or holds a value of the wrong type; it starts with ``where``.
@@ -100,14 +107,14 @@ def to_comparison(
         strength = strength_of(parsed, row)
         margin = values.optional_number(row, "margin")
         weight = values.weight(row)
-        if graded != "ignore" and len(parsed.responses) > 2:
+        if strength_use != "ignore" and len(parsed.responses) > 2:
             raise DataError(
-                f"there are {len(parsed.responses)} responses, but `graded: {graded}` is for pairs;"
-                " set graded to ignore."
+                f"there are {len(parsed.responses)} responses, but `preference_strength:"
+                f" {strength_use}` is for pairs; set preference_strength to ignore."
             )
-        if graded == "margin" and margin is None:
+        if strength_use == "margin" and margin is None:
             margin = strength
-        if graded == "weight" and strength:
+        if strength_use == "weight" and strength:
             weight *= strength
         return Comparison(
             id=values.name(row, "id") or f"{source}:{number}",
@@ -127,7 +134,9 @@ def to_comparison(
                 if name not in own and isinstance(value, (str, int, float, bool))
             }
             | dict(parsed.metadata),
-            unusable=_why_unusable(parsed, row, no_weight=graded == "weight" and strength == 0),
+            unusable=_why_unusable(
+                parsed, row, no_weight=strength_use == "weight" and strength == 0
+            ),
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error

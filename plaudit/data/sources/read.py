@@ -86,7 +86,7 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
         DataError: it is neither, or none of the files has a known extension.
     """
     path = existing_path(source.path)
-    parts = {"split": source.split, "subset": source.subset, "folder": source.folder}
+    parts = {"split": source.split, "subset": source.subset, "data_dir": source.data_dir}
     files: tuple[tuple[Path, str], ...]
     if source.path == STDIN:
         files = ((_standard_input(), "stdin"),)
@@ -103,10 +103,10 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
         files = ((path, source.path),)
         if file_kind(path) not in FILE_KINDS:
             raise DataError(f"{source.path} has no known extension; expected {known_kinds()}.")
-    if any(part is not None for part in parts.values()) or source.stream:
+    if any(part is not None for part in parts.values()) or source.streaming:
         raise DataError(
-            f"{source.path} is on this machine, and `split`, `subset`, `folder` and `stream` are"
-            " for Hub datasets only; remove them."
+            f"{source.path} is on this machine, and `split`, `subset`, `data_dir` and `streaming`"
+            " are for Hub datasets only; remove them."
         )
     return files
 
@@ -255,7 +255,7 @@ def _missing(named: str) -> str:
 
 def _read_hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(where, row)``; ``where`` is like ``owner/name[subset/train]:row 17``."""
-    parts = (source.subset, source.folder, source.split or "train")
+    parts = (source.subset, source.data_dir, source.split or "train")
     part = "/".join(name for name in parts if name)
     empty = True
     for number, row in enumerate(_hub_dataset(source), start=1):
@@ -275,10 +275,10 @@ def _hub_fingerprint(source: Source) -> str:
     info = _hub_info(source)
     if info is not None and info.sha:
         return f"revision:{info.sha}"
-    if source.stream:
+    if source.streaming:
         raise DataError(
-            f"{source.path} is to be streamed, but the Hub does not answer; set `stream` to false"
-            " to read a copy on this disk, or go online."
+            f"{source.path} is to be streamed, but the Hub does not answer; set `streaming` to"
+            " false to read a copy on this disk, or go online."
         )
     return f"datasets:{_hub_dataset(source)._fingerprint}"
 
@@ -300,9 +300,9 @@ def _hub_dataset(source: Source) -> Dataset | IterableDataset:
         return load_dataset(
             source.path,
             name=source.subset,
-            data_dir=source.folder,
+            data_dir=source.data_dir,
             split=source.split or "train",
-            streaming=source.stream,
+            streaming=source.streaming,
         )
     except DatasetNotFoundError as error:
         raise DataError(

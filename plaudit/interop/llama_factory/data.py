@@ -69,8 +69,7 @@ def resolve(source: Source) -> Source:
 
     On command lines ``dataset_info.json:ENTRY`` names both.
 
-    What the source says itself (name, weight, rows, …) holds; the entry's ``num_samples`` becomes
-    ``rows``.
+    What the source says itself (name, weight, num_samples, …) goes before the entry.
 
     Raises:
         DataError: the file, the entry or what it asks for cannot be used here.
@@ -83,8 +82,8 @@ def resolve(source: Source) -> Source:
     shape = _shape(entry, where)
     fields |= {"name": source.name or source.subset, **shape}
     fields["columns"] = {**shape["columns"], **source.columns}
-    if entry.get("num_samples") is not None and source.weight == 1 and not source.share:
-        fields.setdefault("rows", entry["num_samples"])
+    if entry.get("num_samples") is not None and source.weight == 1 and not source.probability:
+        fields.setdefault("num_samples", entry["num_samples"])
     return Source(**fields)
 
 
@@ -142,7 +141,7 @@ def _check_usable(entry: Mapping[str, Any], where: str) -> None:
 def _place(entry: Mapping[str, Any], source: Source, where: str) -> dict[str, Any]:
     """Path and parts: the Hub where the entry names it, else a file beside the description."""
     if entry.get("hf_hub_url"):
-        parts = {name: entry.get(name) for name in ("subset", "folder")}
+        parts = {"subset": entry.get("subset"), "data_dir": entry.get("folder")}
         return {"path": entry["hf_hub_url"], "split": entry.get("split", "train"), **parts}
     elsewhere = [what for key, what in _ELSEWHERE.items() if entry.get(key)]
     if elsewhere:
@@ -152,8 +151,8 @@ def _place(entry: Mapping[str, Any], source: Source, where: str) -> dict[str, An
         raise DataError(f"{where} has no file_name and no hf_hub_url; expected one of them.")
     folder = Path(source.path).expanduser().parent
     # A file is always streamed, so asking for it is no mistake here.
-    parts = dict.fromkeys(("split", "subset", "folder"))
-    return {"path": str(folder / name), "stream": False, **parts}
+    parts = dict.fromkeys(("split", "subset", "data_dir"))
+    return {"path": str(folder / name), "streaming": False, **parts}
 
 
 def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -288,16 +288,19 @@ def _dataset(key: str, settings: Settings) -> Outcome:
                 " one each."
             )
         sources = [
-            {**source, "share": _number("interleave_probs", share)}
+            {**source, "probability": _number("interleave_probs", share)}
             for source, share in zip(sources, shares, strict=True)
         ]
-        exhaust = {"interleave_under": "first", "interleave_over": "all"}.get(strategy)
-        if exhaust is None:
+        stop = {
+            "interleave_under": "first_exhausted",
+            "interleave_over": "all_exhausted",
+        }.get(strategy)
+        if stop is None:
             raise RecipeError(
                 f"mix_strategy is {shown(strategy)}; expected concat, interleave_under or"
                 " interleave_over."
             )
-        sets.append(("data.exhaust", exhaust))
+        sets.append(("data.stopping_strategy", stop))
     sets.append((place, sources))
     return Outcome("mapped", f"{place}: {', '.join(names)}", tuple(sets))
 
@@ -314,9 +317,9 @@ def _source(name: str, settings: Settings) -> dict[str, Any]:
         else {"path": str(Path(folder) / "dataset_info.json"), "subset": name}
     )
     if settings.get("max_samples") is not None:
-        source["first"] = settings["max_samples"]
+        source["max_rows"] = settings["max_samples"]
     if settings.get("streaming"):
-        source["stream"] = True
+        source["streaming"] = True
     return source
 
 
@@ -480,10 +483,12 @@ KEYS: Final[dict[str, Rule]] = (
         "dataset": _dataset,
         "eval_dataset": _dataset,
         "dataset_dir": _along("the paths of the sources, with dataset"),
-        "max_samples": _along("first, of every source"),
-        "streaming": _along("stream, of sources on the Hub; local files always stream"),
-        "mix_strategy": _along("share and data.exhaust; the counts are those expected"),
-        "interleave_probs": _along("share, of every source"),
+        "max_samples": _along("max_rows, of every source"),
+        "streaming": _along("streaming, of sources on the Hub; local files are always streamed"),
+        "mix_strategy": _along(
+            "probability and data.stopping_strategy; the counts are those expected"
+        ),
+        "interleave_probs": _along("probability, of every source"),
         "val_size": _val_size,
         "eval_on_each_dataset": _ignored("every evaluation set is measured by itself"),
         "template": _template,
