@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.heavy
 def test_the_table_is_what_the_script_writes() -> None:
     generate = runpy.run_path(str(ROOT / "scripts" / "generate_recipe_keys.py"))["generate"]
-    written = (ROOT / "plaudit" / "recipe_keys.py").read_text(encoding="utf-8")
+    written = (ROOT / "plaudit" / "recipe" / "hf_keys.py").read_text(encoding="utf-8")
     assert written == generate(), "run: python scripts/generate_recipe_keys.py"
 
 
