@@ -26,24 +26,24 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
         "sharegpt": "plaudit.interop.llama_factory.data:SHAREGPT_WRITER",
         "openrlhf": "plaudit.interop.openrlhf.rows:MESSAGES_WRITER",
     },
-    # plaudit.interop.records.Format
+    # plaudit.interop.formats.Format
     "model_format": {
-        "llama_factory": "plaudit.interop.llama_factory.read:FORMAT",
-        "openrlhf": "plaudit.interop.openrlhf.read:FORMAT",
+        "llama_factory": "plaudit.interop.llama_factory.model:FORMAT",
+        "openrlhf": "plaudit.interop.openrlhf.model:FORMAT",
         "adapter": "plaudit.interop.sequence_classifier.read:ADAPTER_FORMAT",
         "classifier": "plaudit.interop.sequence_classifier.read:WHOLE_FORMAT",
     },
-    # plaudit.interop.records.Exporter
+    # plaudit.interop.formats.Exporter
     "exporter": {
         "adapter": "plaudit.interop.sequence_classifier.write:ADAPTER_EXPORTER",
         "merged": "plaudit.interop.sequence_classifier.write:MERGED_EXPORTER",
-        "llamafactory": "plaudit.interop.llama_factory.write:EXPORTER",
-        "openrlhf": "plaudit.interop.openrlhf.write:EXPORTER",
+        "llamafactory": "plaudit.interop.llama_factory.model:EXPORTER",
+        "openrlhf": "plaudit.interop.openrlhf.model:EXPORTER",
     },
     # plaudit.tokens.rendering.Renderer
     "renderer": {
         "llamafactory": "plaudit.interop.llama_factory.templates:RENDERER",
-        "openrlhf": "plaudit.interop.openrlhf.read:RENDERER",
+        "openrlhf": "plaudit.interop.openrlhf.model:RENDERER",
     },
     # plaudit.serving.protocols.records.Protocol
     "protocol": {

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, ModelError
-from plaudit.interop.formats import open_reward_model
-from plaudit.interop.records import Choices, Opened
+from plaudit.interop.formats import Choices, Opened, open_reward_model
 from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule

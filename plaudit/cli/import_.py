@@ -47,8 +47,8 @@ def import_model(
     console = quiet_console()
     with console.status("starting"):
         hush_weight_loading()
+        from plaudit.interop.formats import Choices
         from plaudit.interop.importing import import_model as run
-        from plaudit.interop.records import Choices
     choices = Choices(era=era, template=template, output=output, text=text, normalize=normalize)
     with console.status("importing"):
         facts = run(source, out, base=base, trust_remote_code=trust_remote_code, choices=choices)

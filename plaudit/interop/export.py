@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plaudit import __version__, registry
 from plaudit.errors import ModelError
-from plaudit.interop.formats import locate
+from plaudit.interop.formats import Choices, Exportable, Exporter, Options, Written, locate
 from plaudit.interop.parity import (
     TOLERANCE,
     CheckRows,
@@ -30,8 +30,7 @@ from plaudit.interop.parity import (
     order_changes,
     refuse_difference,
 )
-from plaudit.interop.prepare import prepare, refuse_unsuitable
-from plaudit.interop.records import Choices, Exportable, Exporter, Options, Written
+from plaudit.interop.sequence_classifier.write import belongs_to_head, is_adapter, merged
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -40,7 +39,8 @@ from plaudit.model.checkpoint import (
     save_tokenizer,
     write_facts,
 )
-from plaudit.model.module import as_reward_module
+from plaudit.model.load import output_layer
+from plaudit.model.module import as_reward_module, classifier, has_score_head
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source
 from plaudit.report.derived_card import DerivedCard, write_derived_card
@@ -194,6 +194,104 @@ def _prepared(
         order_changes=order_changes(before, after) if short else None,
     )
     return source, expected
+
+
+def refuse_unsuitable(
+    name: str, exporter: Exporter, network: Any, facts: ArtefactFacts, options: Options
+) -> None:
+    """What this model or these options cannot become is said before anything is written.
+
+    Raises:
+        ModelError: the model has no such form, or an option means nothing for it.
+    """
+    if exporter.decoders_only and not has_score_head(network):
+        raise ModelError(
+            f"{type(classifier(network)).__name__} is an encoder, and --to {name} holds decoders "
+            "with one linear head only; export it with --to merged."
+        )
+    if exporter.layout == "adapter" and not is_adapter(network):
+        raise ModelError(
+            f"This model has no LoRA adapter, and --to {name} writes nothing else; export it with "
+            "--to merged."
+        )
+    if options.peft_config is not None and (exporter.layout == "whole" or not is_adapter(network)):
+        raise ModelError(
+            f"--peft-config is about adapter_config.json, and --to {name} writes a whole model "
+            "here; leave it out."
+        )
+    if options.normalize and (facts.reward_mean is None or not facts.reward_std):
+        raise ModelError(
+            "--normalize needs the mean and standard deviation of the evaluation rewards, and this "
+            "model's plaudit.json has none; leave it out, or train with evaluation data."
+        )
+
+
+@torch.no_grad()
+def prepare(
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: ArtefactFacts,
+    *,
+    exporter: Exporter,
+    options: Options,
+    base: str,
+    base_named: str,
+) -> Exportable:
+    """Fold, merge and round in place; ``network`` is not what it was afterwards.
+
+    Raises:
+        ModelError: merging gives weights that are not finite, or ``dtype`` cannot hold them.
+    """
+    if exporter.layout == "whole" and is_adapter(network):
+        network = merged(network)
+    offset = _fold(network, facts)
+    round_weights(network, options.dtype)
+    return Exportable(
+        network=network,
+        tokenizer=tokenizer,
+        facts=facts,
+        base=base,
+        base_named=base_named,
+        offset=offset,
+    )
+
+
+def _fold(network: Any, facts: ArtefactFacts) -> float:
+    """Scale into the head, offset into its bias; returns the offset a head without bias leaves."""
+    head: Any = output_layer(classifier(network))[1]
+    head.weight.mul_(facts.affine.scale)
+    if head.bias is None:
+        return facts.affine.offset
+    head.bias.mul_(facts.affine.scale).add_(facts.affine.offset)
+    return 0.0
+
+
+def round_weights(network: Any, dtype: torch.dtype) -> None:
+    """Every weight but the head's to a value that ``dtype`` holds, kept in fp32.
+
+    Raises:
+        ModelError: a weight is over what ``dtype`` reaches.
+    """
+    for name, tensor in _rounded_tensors(network):
+        rounded = tensor.to(dtype)
+        if not bool(torch.isfinite(rounded).all()):
+            raise ModelError(
+                f"{str(dtype).removeprefix('torch.')} cannot hold {name}: a value is too large; "
+                "choose --dtype bf16 or fp32."
+            )
+        tensor.copy_(rounded)
+
+
+def _rounded_tensors(network: Any) -> list[tuple[str, torch.Tensor]]:
+    # What an adapter's files do not hold (the base) stays as it is.
+    written = "lora_" if is_adapter(network) else ""
+    return [
+        (name, tensor)
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point()
+        and (written in name or ".modules_to_save." in name)
+        and not belongs_to_head(network, name)
+    ]
 
 
 def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple[str, ...]]:

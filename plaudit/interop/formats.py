@@ -1,4 +1,4 @@
-"""Every format a reward model is read from: recognised by its files, opened by its own rules.
+"""Formats of reward models: what a reader and an exporter are, and how a folder is recognised.
 
 To add one, write a recogniser and an opener and name their :class:`Format` in the registry; the
 first that recognises a folder opens it.
@@ -6,25 +6,44 @@ first that recognises a folder opens it.
 
 from __future__ import annotations
 
+import json
+import logging
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from plaudit import registry
 from plaudit.errors import ModelError
-from plaudit.interop.records import Choices, Format, Opened, Request
-from plaudit.interop.shared import Contents, look, say
 from plaudit.model.checkpoint import (
     FACTS_FILE,
     RUN_FILES,
+    ArtefactFacts,
     load_network,
     own_tokenizer,
     read_facts,
     run_of,
 )
-from plaudit.model.load import first_line
+from plaudit.model.load import LIBRARY_ERRORS, first_line
 from plaudit.storage.atomic import missing_path
+from plaudit.types import Affine, Comparison
+
+logger = logging.getLogger("plaudit")
+
+WEIGHTS = ("model", "pytorch_model")
+ADAPTER = ("adapter_model",)
+VALUE_HEAD = ("value_head",)
+
+_VERSION = re.compile(r"^- (PEFT|Transformers|TRL):? ([0-9][\w.]*)", re.MULTILINE)
+
 
 OWN_CODE_HEADS = ("v_head.", "score.0.", "reward_head.")
 """Heads that only a model's own class computes: InternLM2's, Qwen2.5-Math's and the like."""
@@ -34,6 +53,157 @@ FETCHED = (
 )
 PICKLED = ("pytorch_model*.bin",)
 NOT_FETCHED = ("checkpoint*/*", "runs/*", "original/*", "plots/*", "evaluations/*")
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """A model folder as recognisers see it. ``None`` stands for a file that is not there."""
+
+    folder: Path
+    config: Mapping[str, Any] | None
+    adapter: Mapping[str, Any] | None
+    names: frozenset[str]
+    adapter_names: frozenset[str]
+    value_head: Path | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What a model's files may leave open, and its owner knows.
+
+    ``era`` is the version that trained it: LLaMA-Factory's for its own folders, transformers' for
+    sequence classifiers. ``template`` is LLaMA-Factory's template. ``output`` is the number of the
+    output that is the reward. ``text`` is what it was trained on. Without ``normalize`` a mean and
+    a standard deviation beside the weights are left out.
+    """
+
+    era: str | None = None
+    template: str | None = None
+    output: int | None = None
+    text: Literal["chat", "text"] | None = None
+    normalize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Which folder to read, as the user named it, and how."""
+
+    folder: Path
+    source: str
+    base: str | None = None
+    trust_remote_code: bool = False
+    choices: Choices = Choices()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A recognised reward model: facts and tokenizer now, weights when ``build`` is called.
+
+    ``build`` gives a transformers sequence classifier with one output, a PEFT adapter around it
+    where there is one.
+    """
+
+    facts: ArtefactFacts
+    tokenizer: PreTrainedTokenizerBase
+    build: Callable[[torch.dtype], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A row: what it is called, whether a folder is of it, and how it is opened."""
+
+    name: str
+    recognises: Callable[[Contents], bool]
+    opens: Callable[[Contents, Request], Opened]
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+Ids: TypeAlias = Sequence[int]
+"""One encoded conversation, up to the token that is scored."""
+
+Scorer: TypeAlias = Callable[[Sequence[Ids]], list[float]]
+"""A reloaded model: one score per conversation, by the rules of the tool it was written for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How an export is written.
+
+    ``dtype`` is that of every tensor but the head, which stays fp32. ``peft_config`` names the PEFT
+    release that must read ``adapter_config.json``, None for the installed one. ``normalize`` asks
+    for (reward - mean) / std of the evaluation rewards where the layout can say so.
+    """
+
+    dtype: torch.dtype = torch.float32
+    max_shard_size: str = "5GB"
+    peft_config: str | None = None
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exportable:
+    """A reward model as it will be written: fp32, its values those that ``dtype`` can hold.
+
+    ``network`` is PEFT's wrapper or the classifier alone. The scale of an imported model is folded
+    into its head; ``offset`` is what its reward has on top of the head's output and its own bias.
+    ``base`` is where an adapter's base is loaded from, and ``base_named`` what the written files
+    call it.
+    """
+
+    network: Any
+    tokenizer: PreTrainedTokenizerBase
+    facts: ArtefactFacts
+    base: str
+    base_named: str
+    offset: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What became of the reward: the tool's score is ``gives.scale * reward + gives.offset``.
+
+    ``notes`` are sentences about what the layout could not hold, ``serving`` options that a server
+    must be given for it.
+    """
+
+    gives: Affine = field(default_factory=Affine)
+    notes: tuple[str, ...] = ()
+    serving: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exporter:
+    """An exporter, found in the registry by the name that ``--to`` takes.
+
+    ``layout`` says whether LoRA is merged (``whole``), must be there (``adapter``) or is written as
+    it comes (``either``). ``read`` reloads the folder by the tool's own rules, given where the base
+    of an adapter is. ``encode`` is how the tool makes tokens of a comparison with the written
+    tokenizer, one conversation per response; None where its template is chosen elsewhere.
+    ``usage`` says in Markdown how the tool is given the folder (``KIND`` stands for lora or full),
+    ``plain`` whether transformers loads it too, and ``served`` whether vLLM does.
+    ``exact_text`` holds where that must give plaudit's own tokens. ``own_facts`` says whether
+    ``plaudit.json`` lies beside the weights.
+    """
+
+    help: str
+    layout: str
+    write: Callable[[Exportable, Path, Options], Written]
+    read: Callable[[Path, str], Scorer]
+    encode: Callable[[PreTrainedTokenizerBase, ArtefactFacts, Comparison], list[list[int]]] | None
+    exact_text: bool = True
+    decoders_only: bool = False
+    own_facts: bool = True
+    usage: str = ""
+    plain: bool = True
+    served: bool = False
+
+
+# ---- recognition --------------------------------------------------------------------------------
 
 
 def _is_own(contents: Contents) -> bool:
@@ -178,3 +348,148 @@ def locate(source: str | Path) -> Path:
             f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
             f"reached ({first_line(error)})."
         ) from None
+
+
+def say(facts: ArtefactFacts) -> None:
+    """What is lossy, guessed or unusual about an imported model, in one line each."""
+    assert facts.origin is not None
+    for note in facts.origin.notes:
+        logger.warning("%s (%s): %s.", facts.origin.source, facts.origin.format, note)
+
+
+# ---- contents of a folder -----------------------------------------------------------------------
+
+
+def look(folder: Path) -> Contents:
+    """Look into a model folder; no weights are read but the names of its tensors.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    return Contents(
+        folder=folder,
+        config=read_json(folder / "config.json"),
+        adapter=read_json(folder / "adapter_config.json"),
+        names=frozenset(_where(folder, WEIGHTS)),
+        adapter_names=frozenset(_where(folder, ADAPTER)),
+        value_head=next(iter(_files(folder, VALUE_HEAD)), None),
+        versions=_versions(folder),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, None where there is no file.
+
+    Raises:
+        ModelError: something else is in it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({error}); restore it or fetch it again."
+        ) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no mapping; restore it or fetch it again.")
+    return value
+
+
+def read_tensors(folder: Path, stems: tuple[str, ...], wanted: str = "") -> dict[str, Tensor]:
+    """The tensors whose names start with ``wanted``, from whichever layout is there."""
+    places = {name: path for name, path in _where(folder, stems).items() if name.startswith(wanted)}
+    tensors: dict[str, Tensor] = {}
+    for path in dict.fromkeys(places.values()):
+        inside = [name for name, place in places.items() if place == path]
+        tensors.update(_read(path, inside))
+    return tensors
+
+
+def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
+    """Weight files, safetensors before pickles; a layout that comes first hides the others."""
+    for suffix in (".safetensors", ".bin"):
+        for stem in stems:
+            path = folder / f"{stem}{suffix}.index.json"
+            index = read_json(path)
+            if index is not None:
+                shards = index.get("weight_map")
+                if not isinstance(shards, dict):
+                    raise ModelError(
+                        f"{path} has no weight_map, so it names no shards; restore it or fetch it "
+                        "again."
+                    )
+                return sorted({folder / str(name) for name in shards.values()})
+            if (folder / f"{stem}{suffix}").is_file():
+                return [folder / f"{stem}{suffix}"]
+    return []
+
+
+def _where(folder: Path, stems: tuple[str, ...]) -> dict[str, Path]:
+    """In which file each tensor lies."""
+    places: dict[str, Path] = {}
+    for path in _files(folder, stems):
+        if path.suffix == ".safetensors":
+            places.update(dict.fromkeys(_opened(path), path))
+        else:
+            places.update(dict.fromkeys(_unpickled(path), path))
+    return places
+
+
+def _opened(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} is damaged and cannot be loaded ({error}); restore it or fetch it again."
+        ) from None
+
+
+def _read(path: Path, names: list[str]) -> dict[str, Tensor]:
+    if path.suffix == ".bin":
+        stored = _unpickled(path)
+        return {name: stored[name] for name in names}
+    with safe_open(path, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in names}
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A pickle's tensors, mapped from the disk where its format allows that.
+
+    Raises:
+        ModelError: it holds anything but tensors, or is damaged.
+    """
+    try:
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:
+            # The format before torch 1.6 cannot be mapped.
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (*LIBRARY_ERRORS, EOFError, pickle.UnpicklingError, struct.error) as error:
+        raise ModelError(
+            f"{path} cannot be read as weights alone ({first_line(error)[:120]}); plaudit "
+            "never runs a pickle: fetch it again, or save it as safetensors."
+        ) from None
+    if not isinstance(stored, dict) or not all(torch.is_tensor(t) for t in stored.values()):
+        raise ModelError(f"{path} holds more than tensors; save its weights as safetensors.")
+    return stored
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    """Versions of the libraries that wrote the folder, by lower-case name.
+
+    The Trainer lists them at the end of its card; PEFT and transformers note their own.
+    """
+    found: dict[str, str] = {}
+    readme = folder / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8", errors="replace")
+        found.update({name.lower(): version for name, version in _VERSION.findall(text)})
+    config = read_json(folder / "config.json") or {}
+    adapter = read_json(folder / "adapter_config.json") or {}
+    if isinstance(config.get("transformers_version"), str):
+        found.setdefault("transformers", config["transformers_version"])
+    if isinstance(adapter.get("peft_version"), str):
+        found.setdefault("peft", adapter["peft_version"])
+    return found

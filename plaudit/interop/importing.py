@@ -9,9 +9,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import locate
-from plaudit.interop.records import Choices
-from plaudit.interop.shared import read_json
+from plaudit.interop.formats import Choices, locate, read_json
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import check_new_folder, new_folder, write_text, writing

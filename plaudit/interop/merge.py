@@ -25,8 +25,7 @@ from plaudit.interop.parity import (
     largest_difference,
     refuse_difference,
 )
-from plaudit.interop.prepare import merged
-from plaudit.interop.sequence_classifier.write import save_adapter
+from plaudit.interop.sequence_classifier.write import merged, save_adapter
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,

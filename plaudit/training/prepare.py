@@ -19,8 +19,7 @@ from transformers import (
 
 from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
-from plaudit.interop.formats import is_reward_model, open_reward_model
-from plaudit.interop.records import Opened
+from plaudit.interop.formats import Opened, is_reward_model, open_reward_model
 from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.interop.llama_factory.rendering import BOS, EOS, chat_template_of, fill
-from plaudit.interop.llama_factory.templates import ERAS, KIND, NAMES, template_of
+from plaudit.interop.llama_factory.templates import (
+    BOS,
+    EOS,
+    ERAS,
+    KIND,
+    NAMES,
+    chat_template_of,
+    fill,
+    template_of,
+)
 from plaudit.types import Reading, Rendering
 from tests.models import tiny_tokenizer
 

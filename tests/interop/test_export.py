@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from plaudit import registry
 from plaudit.errors import ModelError, OutputError
 from plaudit.interop.export import export
+from plaudit.interop.formats import Ids, Scorer
 from plaudit.interop.parity import ParityError, check_rows
-from plaudit.interop.records import Ids, Scorer
 from plaudit.interop.sequence_classifier import write
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load

@@ -22,12 +22,19 @@ from transformers import (
 
 import plaudit
 from plaudit.errors import ModelError
-from plaudit.interop.formats import formats, is_reward_model
+from plaudit.interop.formats import formats, is_reward_model, look
 from plaudit.interop.importing import import_model
-from plaudit.interop.llama_factory.read import infer_era
-from plaudit.interop.llama_factory.rendering import BOS, CONTENT, EOS, fill
-from plaudit.interop.llama_factory.templates import ERAS, NAMES, era_of, template_of
-from plaudit.interop.shared import look
+from plaudit.interop.llama_factory.model import infer_era
+from plaudit.interop.llama_factory.templates import (
+    BOS,
+    CONTENT,
+    EOS,
+    ERAS,
+    NAMES,
+    era_of,
+    fill,
+    template_of,
+)
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
 from tests.foreign import (

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from plaudit import registry
 from plaudit.errors import ModelError
 from plaudit.interop.export import export
-from plaudit.interop.formats import formats, look
+from plaudit.interop.formats import Choices, formats, look
 from plaudit.interop.parity import check_rows
-from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import load
 from tests.conftest import pair_rows, set_facts, write_jsonl

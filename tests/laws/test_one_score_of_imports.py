@@ -11,8 +11,8 @@ import pytest
 
 import plaudit
 from plaudit.evaluate_model import evaluate
+from plaudit.interop.formats import Choices
 from plaudit.interop.importing import import_model
-from plaudit.interop.records import Choices
 from plaudit.recipe.schema import Source
 from plaudit.score_file import score_file
 from tests.conftest import pair_rows, write_jsonl

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.interop.prepare import belongs_to_head, stored
-from plaudit.interop.records import Exportable, Exporter, Ids, Options, Scorer, Written
+from plaudit.interop.formats import Exportable, Exporter, Ids, Options, Scorer, Written
 from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
@@ -162,6 +161,42 @@ def write_whole(
         config.pop(name, None)
     config |= {"dtype": str(options.dtype).removeprefix("torch."), **settings}
     write_json(path, config)
+
+
+def is_adapter(network: Any) -> bool:
+    """Whether PEFT wraps the classifier."""
+    return hasattr(network, "peft_config")
+
+
+def merged(network: Any) -> Any:
+    """The classifier with LoRA added into its weights, in their precision.
+
+    Raises:
+        ModelError: the sum is not finite.
+    """
+    try:
+        return network.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(
+            f"The adapter cannot be merged ({str(error).splitlines()[0][:200]}); export it with "
+            "--to adapter."
+        ) from None
+
+
+def stored(network: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Tensors as they go to disk: ``dtype``, and fp32 for what belongs to the head."""
+    return {
+        name: tensor.detach().to(dtype)
+        if tensor.is_floating_point() and not belongs_to_head(network, name)
+        else tensor.detach()
+        for name, tensor in state.items()
+    }
+
+
+def belongs_to_head(network: Any, name: str) -> bool:
+    """Whether a tensor's name, PEFT's prefix or not, is the head's or the pooler's."""
+    bare = name.removeprefix("base_model.model.")
+    return any(bare.startswith(f"{head}.") for head in head_modules(classifier(network)))
 
 
 # ---- read as transformers reads ------------------------------------------------------------------
