@@ -444,7 +444,7 @@ def test_labels_that_reward_length_are_called_that(tmp_path: Path) -> None:
     assert sum(length_gap.counts) == 100
 
 
-def test_rows_of_many_responses_are_judged_two_by_two(tmp_path: Path) -> None:
+def test_rows_of_many_responses_are_compared_pairwise(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Rank.", "responses": ["a", "bb", "ccc"], "grades": [3, 2, 1]},
         {"prompt": "Rank.", "responses": ["bb", "a"], "grades": [1, 0]},

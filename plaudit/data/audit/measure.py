@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, starmap
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -211,44 +212,48 @@ SAME_SCRIPT: Final = 0.05
 SPLIT_COLUMN: Final = "split"
 """The name of the column that says on which side of a split a row is."""
 
-ROW_COLUMNS: Final[dict[str, type[np.generic]]] = {
-    "group": np.uint64,  # the prompt, roles and contents
-    "prompt_key": np.uint64,  # the prompt's text without form, case and white space; 0: none
-    "row_key": np.uint64,  # prompt, responses and grades
-    "pair_key": np.uint64,  # prompt and responses, in any order
-    "split": np.uint64,  # the value of the split column; 0 without
-    "reason": np.uint8,
-    "problems": np.uint32,
-    "plain": np.bool_,  # text, which no chat template renders
-    "responses": np.uint16,
-    "prompt_characters": np.uint32,
-    "prompt_script": np.uint64,  # the code of a name of `names`; 0 without letters
-    "mixed_scripts": np.bool_,  # two responses are in different scripts
-    "turns": np.uint16,
-    "longest": np.uint32,  # tokens of the longest conversation
-    "shared": np.uint32,  # longest common prefix of two differently graded conversations
-    "skipped": np.uint64,  # the code of the reason why it has no tokens; 0: it has
-    "unrendered": np.uint64,  # the code of what the chat template does not render; 0: nothing
-    "copied_from": np.int64,  # the held-out row whose prompt it contains; -1: none
-}
-RESPONSE_COLUMNS: Final[dict[str, type[np.generic]]] = {
-    "digest": np.uint64,
-    "characters": np.uint32,
-    "grade": np.float64,  # nan where nothing is known
-    "script": np.uint64,
-}
+ROW: Final = np.dtype(
+    [
+        ("group", np.uint64),  # the prompt, roles and contents
+        ("prompt_key", np.uint64),  # the prompt's text without form, case and white space; 0: none
+        ("row_key", np.uint64),  # prompt, responses and grades
+        ("pair_key", np.uint64),  # prompt and responses, in any order
+        ("split", np.uint64),  # the value of the split column; 0 without
+        ("reason", np.uint8),
+        ("problems", np.uint32),
+        ("plain", np.bool_),  # text, which no chat template renders
+        ("responses", np.uint16),
+        ("prompt_characters", np.uint32),
+        ("prompt_script", np.uint64),  # the code of a name of `names`; 0 without letters
+        ("mixed_scripts", np.bool_),  # two responses are in different scripts
+        ("turns", np.uint16),
+        ("longest", np.uint32),  # tokens of the longest conversation
+        ("shared", np.uint32),  # longest common prefix of two differently graded conversations
+        ("skipped", np.uint64),  # the code of the reason why it has no tokens; 0: it has
+        ("unrendered", np.uint64),  # the code of what the chat template does not render; 0: nothing
+        ("copied_from", np.int64),  # the held-out row whose prompt it contains; -1: none
+    ]
+)
+RESPONSE: Final = np.dtype(
+    [
+        ("digest", np.uint64),
+        ("characters", np.uint32),
+        ("grade", np.float64),  # nan where nothing is known
+        ("script", np.uint64),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Numbers of all rows (``of_rows``) and of all responses (``of_responses``).
+    """Numbers of all rows (``of_rows``, of type :data:`ROW`) and of all responses.
 
     ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
     of the rows' MinHash sketches, ``SKETCH`` values a row: responses, then prompt.
     """
 
-    of_rows: Mapping[str, Array]
-    of_responses: Mapping[str, Array]
+    of_rows: Array
+    of_responses: Array
     names: Mapping[int, str]
     sketches: Path
 
@@ -260,10 +265,10 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    of_rows: dict[str, Array]
-    of_responses: dict[str, Array]
-    names: dict[int, str]
+    rows: Array
+    responses: Array
     sketches: Hashes
+    names: dict[int, str]
 
 
 def measure_columns(
@@ -279,26 +284,25 @@ def measure_columns(
         DataError: a worker process was killed.
         OutputError: the disk.
     """
-    path = folder / "sketches"
-    of_rows: dict[str, list[Array]] = {name: [] for name in ROW_COLUMNS}
-    of_responses: dict[str, list[Array]] = {name: [] for name in RESPONSE_COLUMNS}
     names: dict[int, str] = {}
     done = 0
-    with writing(path), path.open("wb") as file:
+    # Through files: parts in memory and what they are joined to would take twice the memory.
+    paths = [folder / name for name in ("rows", "responses", "sketches")]
+    with writing(folder), ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
         for batch in _batches(_Measurer(rows, functions, held_out)):
-            file.write(batch.sketches.tobytes())
+            for file, numbers in zip(
+                files, (batch.rows, batch.responses, batch.sketches), strict=True
+            ):
+                file.write(numbers.tobytes())
             names |= batch.names
-            # The batch itself holds its sketches, which are too many to keep.
-            for kept, new in ((of_rows, batch.of_rows), (of_responses, batch.of_responses)):
-                for name, values in new.items():
-                    kept[name].append(values)
-            done += len(batch.sketches)
+            done += len(batch.rows)
             on_progress("measuring", done, len(rows))
     return Columns(
-        of_rows={name: np.concatenate(of_rows.pop(name)) for name in ROW_COLUMNS},
-        of_responses={name: np.concatenate(of_responses.pop(name)) for name in RESPONSE_COLUMNS},
+        of_rows=np.fromfile(paths[0], ROW),
+        of_responses=np.fromfile(paths[1], RESPONSE),
         names=names,
-        sketches=path,
+        sketches=paths[2],
     )
 
 
@@ -341,37 +345,33 @@ class _Measurer:
     def __call__(self, start: int) -> _Batch:
         numbers = range(start, min(start + BATCH_ROWS, len(self.rows)))
         comparisons = [self.rows[number] for number in numbers]
-        of_rows: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
-        of_responses: dict[str, list[Any]] = {name: [] for name in RESPONSE_COLUMNS}
-        names: dict[int, str] = {}
+        rows = np.zeros(len(comparisons), ROW)
+        responses: list[tuple[Any, ...]] = []
         sketches = np.empty((len(comparisons), SKETCH), np.uint32)
+        names: dict[int, str] = {}
         counts = self.functions.tokens.count(comparisons)
         for place, (comparison, tokens) in enumerate(zip(comparisons, counts, strict=True)):
-            row, responses, sketches[place] = self._row(comparison, names, numbers[place])
+            row = rows[place]
+            audited = numbers[place] < self.rows.data
+            responses += self._measure(comparison, audited, row, sketches[place], names)
             if isinstance(tokens, Refused):
-                field = _code_of(tokens.field, names) if tokens.field else 0
-                skipped = _code_of(tokens.reason, names)
-                row |= {"skipped": skipped, "unrendered": field, "longest": 0, "shared": 0}
+                row["skipped"] = _code_of(tokens.reason, names)
+                row["unrendered"] = _code_of(tokens.field, names) if tokens.field else 0
             else:
-                row |= {"skipped": 0, "unrendered": 0}
-                row |= {"longest": tokens.longest, "shared": tokens.shared}
-            for name, value in row.items():
-                of_rows[name].append(value)
-            for name, values in responses.items():
-                of_responses[name] += values
+                row["longest"], row["shared"] = tokens.longest, tokens.shared
         return _Batch(
-            of_rows={name: np.array(of_rows[name], kind) for name, kind in ROW_COLUMNS.items()},
-            of_responses={
-                name: np.array(of_responses[name], kind) for name, kind in RESPONSE_COLUMNS.items()
-            },
-            names=names,
-            sketches=sketches,
+            rows=rows, responses=np.array(responses, RESPONSE), sketches=sketches, names=names
         )
 
-    def _row(
-        self, comparison: Comparison, names: dict[int, str], number: int
-    ) -> tuple[dict[str, Any], dict[str, list[Any]], Hashes]:
-        """Numbers of a row, of its responses, and its sketches."""
+    def _measure(
+        self,
+        comparison: Comparison,
+        audited: bool,
+        row: Any,
+        sketch: Hashes,
+        names: dict[int, str],
+    ) -> Iterator[tuple[Any, ...]]:
+        """Fill in a row and its sketch; the numbers of its responses."""
         prompt = self.functions.text(comparison.prompt)
         texts = [self.functions.text(response) for response in comparison.responses]
         prompt_W = words(prompt)
@@ -382,37 +382,26 @@ class _Measurer:
         split = comparison.metadata.get(SPLIT_COLUMN)
         reason = why_untrainable(comparison)
         group = group_code(comparison.group)
-        row = {
-            "group": group,
-            "prompt_key": _text_key(prompt),
-            "row_key": _code(repr((group, sorted(zip(digests, grades, strict=True)))).encode()),
-            "pair_key": _code(repr((group, sorted(digests))).encode()),
-            "split": _code_of(split, names) if isinstance(split, str) and split else 0,
-            "reason": 0 if reason is None else REASONS.index(reason) + 1,
-            "problems": problems(comparison),
-            "plain": isinstance(comparison.responses[0], str),
-            "responses": len(texts),
-            "prompt_characters": len(prompt),
-            "prompt_script": _main_script(self.functions.scripts(prompt), names),
-            "mixed_scripts": any(
-                not _share_a_script(one, other) for one, other in combinations(scripts, 2)
-            ),
-            "turns": 1 if isinstance(comparison.prompt, str) else len(comparison.prompt),
-            "copied_from": (
-                self.held_out.copied([grams(part) for part in (prompt_W, *texts_W)])
-                if number < self.rows.data
-                else -1
-            ),
-        }
-        of_responses: dict[str, list[Any]] = {
-            "digest": digests,
-            "characters": [len(text) for text in texts],
-            "grade": list(grades),
-            "script": [_main_script(counts, names) for counts in scripts],
-        }
+        row["group"] = group
+        row["prompt_key"] = _text_key(prompt)
+        row["row_key"] = _code(repr((group, sorted(zip(digests, grades, strict=True)))).encode())
+        row["pair_key"] = _code(repr((group, sorted(digests))).encode())
+        row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
+        row["reason"] = 0 if reason is None else REASONS.index(reason) + 1
+        row["problems"] = problems(comparison)
+        row["plain"] = isinstance(comparison.responses[0], str)
+        row["responses"] = len(texts)
+        row["prompt_characters"] = len(prompt)
+        row["prompt_script"] = _main_script(self.functions.scripts(prompt), names)
+        row["mixed_scripts"] = not all(starmap(_share_a_script, combinations(scripts, 2)))
+        row["turns"] = 1 if isinstance(comparison.prompt, str) else len(comparison.prompt)
+        runs = [grams(part) for part in (prompt_W, *texts_W)] if audited else []
+        row["copied_from"] = self.held_out.copied(runs)
         responses_S = union(shingles(text_W) for text_W in texts_W)
-        sketch = [self.sketch_responses(responses_S), self.sketch_prompt(shingles(prompt_W))]
-        return row, of_responses, np.concatenate(sketch)
+        sketch[:RESPONSES_SKETCH] = self.sketch_responses(responses_S)
+        sketch[RESPONSES_SKETCH:] = self.sketch_prompt(shingles(prompt_W))
+        main = [_main_script(counts, names) for counts in scripts]
+        return zip(digests, map(len, texts), grades, main, strict=True)
 
 
 def digest_of(turns: Turns) -> int:

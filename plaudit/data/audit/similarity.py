@@ -193,7 +193,7 @@ class HeldOutGrams:
 
         Of several, the one with the greatest share, then the first.
         """
-        if not len(self.runs):
+        if not parts or not len(self.runs):
             return -1
         every = np.concatenate(list(parts))
         # Nearly all runs of nearly all rows end here.
