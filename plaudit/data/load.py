@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from plaudit import __version__, registry
 from plaudit.data.formats.readers import (
     UnseenColumns,
     check_names,
@@ -21,7 +23,7 @@ from plaudit.data.formats.readers import (
     to_comparison,
 )
 from plaudit.data.formats.records import Reader
-from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED
+from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED, why_untrainable
 from plaudit.data.sources import documentation
 from plaudit.data.sources.files import LocatedRow, Row
 from plaudit.data.sources.read import (
@@ -32,14 +34,17 @@ from plaudit.data.sources.read import (
     source_fingerprint,
     source_name,
 )
-from plaudit.data.store import OnRead, SourceReading, StoredComparisons, store_source
+from plaudit.data.store import StoredComparisons, write_comparisons
 from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source, StoppingStrategy
-from plaudit.storage.arrow import MappedTable, RowArray
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, RowArray, cached, code_digest
 from plaudit.types import Comparison
 
 logger = logging.getLogger("plaudit")
+
+OnRead: TypeAlias = Callable[[str, int], None]
+"""Called with a source's name and how many of its rows have been read."""
 
 MIXED_FROM: Final = "mixed_from"
 """Metadata that names the part of a mixture, where rows name another source themselves."""
@@ -122,7 +127,7 @@ def load_comparisons(
     """
     sources = [resolve(source) for source in sources]
     _check_names(sources)
-    read = [_Read.of(source, on_read, mixed=len(sources) > 1) for source in sources]
+    read = [_read(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(read, stopping_strategy)
     parts: list[StoredComparisons] = []
     summaries: list[SourceSummary] = []
@@ -287,33 +292,71 @@ class _Read:
     fingerprint: str
     table: MappedTable
 
-    @classmethod
-    def of(cls, source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
-        name = source_name(source)
 
-        def read() -> SourceReading:
-            opened = open_source(source)
-            comparisons = (row.comparison for row in opened.rows)
-            return SourceReading(
-                format=opened.reader.name,
-                comparisons=(_named_in_mixture(c, name) if mixed else c for c in comparisons),
-                counter=opened.counter,
-            )
+def _read(source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
+    """The table of a source's usable comparisons, in the order of its rows, cached or new.
 
-        fingerprint = source_fingerprint(source)
-        return cls(
-            source=source,
-            name=name,
-            fingerprint=fingerprint,
-            table=store_source(source, read, fingerprint=fingerprint, mixed=mixed, on_read=on_read),
-        )
+    Its record has ``format``, ``rows`` (all that were read), ``dropped`` (the unusable, by reason)
+    and ``unread`` (the fields of :class:`UnreadColumns`).
+    """
+    name, fingerprint = source_name(source), source_fingerprint(source)
+
+    def build(path: Path) -> Mapping[str, Any]:
+        opened = open_source(source)
+        dropped: Counter[str] = Counter()
+        rows = 0
+
+        def usable() -> Iterator[Comparison]:
+            nonlocal rows
+            for row in opened.rows:
+                rows += 1
+                if rows % BATCH_ROWS == 0:
+                    on_read(name, rows)
+                reason = why_untrainable(row.comparison)
+                if reason is not None:
+                    dropped[reason] += 1
+                    continue
+                comparison = row.comparison
+                # The name of its part, which a source of the row's own would hide.
+                if mixed and comparison.source != name:
+                    metadata = {**comparison.metadata, MIXED_FROM: name}
+                    comparison = replace(comparison, metadata=metadata)
+                yield comparison
+
+        write_comparisons(path, usable())
+        if source_fingerprint(source) != fingerprint:
+            raise DataError(f"{source.path} changed while it was read; start again.")
+        return {
+            "format": opened.reader.name,
+            "rows": rows,
+            "dropped": dict(dropped),
+            "unread": asdict(opened.counter.total),
+        }
+
+    key = {
+        "source": source.model_dump(mode="json", exclude={"weight", "num_samples", "probability"}),
+        "name": name,
+        "fingerprint": fingerprint,
+        "mixed": mixed,
+        "version": __version__,
+        "code": code_digest(*_code()),
+    }
+    return _Read(
+        source=source,
+        name=name,
+        fingerprint=fingerprint,
+        table=cached("comparisons", key, build),
+    )
 
 
-def _named_in_mixture(comparison: Comparison, name: str) -> Comparison:
-    """With the name of its part, which a source of the row's own would hide."""
-    if comparison.source == name:
-        return comparison
-    return replace(comparison, metadata={**comparison.metadata, MIXED_FROM: name})
+def _code() -> Iterator[Path]:
+    """The modules that decide what a row becomes."""
+    data = Path(__file__).parent
+    yield data.parent / "types.py"
+    for folder in (data, data / "sources", data / "formats", data / "perturb"):
+        yield from folder.glob("*.py")
+    for kind in ("row_format", "data_source"):
+        yield from {registry.source_file(kind, name) for name in registry.names(kind)}
 
 
 def _wanted(read: Sequence[_Read], strategy: StoppingStrategy) -> list[int]:

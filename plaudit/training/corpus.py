@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import LoadedComparisons, SourceSummary, load_comparisons
+from plaudit.data.load import LoadedComparisons, OnRead, SourceSummary, load_comparisons
 from plaudit.data.split import count_leaks, split, target_rows
-from plaudit.data.store import OnRead, StoredComparisons
+from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder

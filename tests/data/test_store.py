@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from plaudit.data import load
 from plaudit.data import store as comparison_store
 from plaudit.data.load import iterate, load_comparisons
 from plaudit.data.store import StoredComparisons
@@ -246,14 +247,14 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(folder: Path, tmp_path: Path
     path = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(20))
     stuck = (
         "import sys, time\n"
-        "from plaudit.data import load, store\n"
+        "from plaudit.data import load\n"
         "from plaudit.recipe.schema import Source\n"
-        "write = store.write_rows\n"
+        "write = load.write_comparisons\n"
         "def stop(*arguments):\n"
         "    write(*arguments)\n"
         "    print('written', flush=True)\n"
         "    time.sleep(60)\n"
-        "store.write_rows = stop\n"
+        "load.write_comparisons = stop\n"
         "load.load_comparisons((Source(path=sys.argv[1]),), seed=1)\n"
     )
     process = subprocess.Popen(
@@ -302,7 +303,7 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(comparison_store, "write_rows", full)
+    monkeypatch.setattr(load, "write_comparisons", full)
     with pytest.raises(OutputError, match=r"No space left.*set PLAUDIT_CACHE"):
         load_comparisons((source,), seed=1)
     assert entries(folder) == []

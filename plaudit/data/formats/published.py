@@ -113,9 +113,10 @@ def nectar(row: Row) -> ParsedRow:
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns = turns[:-1]
     answers = values.objects(row, "answers")
-    return _ranked(
-        turns, answers, tuple(_answer(item, index) for index, item in enumerate(answers))
-    )
+    texts = [
+        values.inner_text(item, "answer", f"answers[{index}]") for index, item in enumerate(answers)
+    ]
+    return _ranked(turns, answers, tuple(map(assistant_turn, texts)))
 
 
 def nemo(row: Row) -> ParsedRow:
@@ -196,10 +197,6 @@ def _ranked(
     """Responses with a rank each, the lowest the best."""
     ranks = [values.number(item, "rank") for item in items]
     return ParsedRow(prompt=prompt, responses=responses, grades=tuple(0.0 - rank for rank in ranks))
-
-
-def _answer(item: Row, index: int) -> Messages:
-    return assistant_turn(values.inner_text(item, "answer", f"answers[{index}]"))
 
 
 def _inner_messages(item: Row, index: int) -> Messages:
