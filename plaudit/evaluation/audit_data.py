@@ -28,7 +28,6 @@ from plaudit.evaluation.analysis.baselines import bag_of_words, response_text
 from plaudit.evaluation.analysis.features import letters_by_script
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.suites.request import Request, parse_request
-from plaudit.evaluation.suites.run import read_suite
 from plaudit.planning.lengths import CHARACTERS_PER_TOKEN
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
@@ -111,6 +110,9 @@ def _part(source: Source, kind: Kind) -> Part:
 
 
 def _suite_part(request: Request) -> Part:
+    # Loads torch, which an audit without a suite does not need.
+    from plaudit.evaluation.suites.run import read_suite
+
     items, files = read_suite(request)
     name = request.suite.name
     return Part(

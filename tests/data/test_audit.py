@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -637,3 +639,15 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
     look(write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")]))
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_audit_loads_no_torch(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")])
+    program = (
+        "import sys\n"
+        "from plaudit.evaluation.audit_data import AuditOptions, audit_data\n"
+        f"audit_data(AuditOptions(data=[{str(data)!r}], eval_data=[{str(data)!r}]))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
