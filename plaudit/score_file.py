@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from plaudit.data.load import LocatedComparison, iterate, open_source
+from plaudit.data.load import LocatedComparison, iterate_comparisons, open_source
 from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
 from plaudit.data.sources.read import source_fingerprint
 from plaudit.data.unread import UnreadColumns
@@ -75,7 +75,7 @@ def score_file(
     with writing(out):
         done = partial.open(_identity(model, model_path, source, columns))
         resumed = done.rows
-        rows = _checked(iterate(source), columns)
+        rows = _checked(iterate_comparisons(source), columns)
         if resumed:
             _recall(model, islice(rows, resumed), partial.rows_path, column, done.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
@@ -103,7 +103,7 @@ def score_to_stream(
     for _ in _checked(opened.rows, columns):
         pass
     done = Done()
-    rows = _checked(iterate(source), columns)
+    rows = _checked(iterate_comparisons(source), columns)
     _write_scores(model, rows, columns, stream, done, lambda done: None)
     return done.counts(opened.counter.total, resumed=0)
 

@@ -178,7 +178,7 @@ def with_known_columns(source: Source) -> Source:
     return resolve(source.model_copy(update={"columns": kept}))
 
 
-def iterate(source: Source) -> Iterator[LocatedComparison]:
+def iterate_comparisons(source: Source) -> Iterator[LocatedComparison]:
     """Every row with its comparison, dropping none.
 
     Streams: the memory does not grow with the number of rows of a JSON Lines file.
@@ -223,7 +223,7 @@ class OpenSource:
 
 
 def open_source(source: Source) -> OpenSource:
-    """Like :func:`iterate`, with the reader, and what is not read of the rows so far.
+    """Like :func:`iterate_comparisons`, with the reader, and what is not read of the rows so far.
 
     Raises:
         DataError: the source cannot be read, or its first row fits no format.

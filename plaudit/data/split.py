@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import iterate
+from plaudit.data.load import iterate_comparisons
 from plaudit.data.sources.files import ROW_FILES, row_file_ending, write_rows
 from plaudit.data.sources.read import local_files, resolve, source_name
 from plaudit.data.store import GroupArray, StoredComparisons, group_code, group_name
@@ -327,7 +327,7 @@ def _read(
     """Group and stratum of each row, and the strata in the order of their names."""
     groups: list[int] = []
     values: list[str] = []
-    for _, _, row, comparison in iterate(source):
+    for _, _, row, comparison in iterate_comparisons(source):
         groups.append(group_code(comparison.group))
         values.append(_stratum(row, comparison, stratify))
     strata = sorted(set(values))
@@ -351,6 +351,6 @@ def _stratum(row: Mapping[str, Any], comparison: Comparison, stratify: str | Non
 
 
 def _rows_of(source: Source, chosen_N: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
-    for number, _, row, _ in iterate(source):
+    for number, _, row, _ in iterate_comparisons(source):
         if chosen_N[number - 1]:
             yield row

@@ -61,7 +61,7 @@ def audit_data(
     Raises:
         DataError: a source cannot be read.
         ModelError: there is no such tokenizer.
-        OutputError: the cleaned copy exists already, or cannot be written.
+        OutputError: the cleaned copy already exists, or cannot be written.
     """
     columns = dict(options.columns)
     sources = [

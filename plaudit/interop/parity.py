@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plaudit.data.load import iterate
+from plaudit.data.load import iterate_comparisons
 from plaudit.errors import DataError, PlauditError
 from plaudit.recipe.schema import Source, load_recipe
 from plaudit.reward_model import RewardModel
@@ -117,7 +117,7 @@ def check_rows(model: RewardModel, folder: Path, given: Source | None) -> CheckR
         DataError: ``given`` cannot be read, or the model can read none of its rows.
     """
     if given is not None:
-        comparisons = [comparison for *_, comparison in iterate(given)]
+        comparisons = [comparison for *_, comparison in iterate_comparisons(given)]
         found = _readable(model, comparisons, given.path, len(comparisons))
         if not found.trees:
             raise DataError(
@@ -130,7 +130,7 @@ def check_rows(model: RewardModel, folder: Path, given: Source | None) -> CheckR
         found = _readable(model, recorded, "the run's held-out rows", ROWS)
         if found.trees:
             return found
-    embedded = [comparison for *_, comparison in iterate(Source(path=EMBEDDED))]
+    embedded = [comparison for *_, comparison in iterate_comparisons(Source(path=EMBEDDED))]
     found = _readable(model, embedded, "embedded rows", ROWS)
     if not found.trees:
         raise DataError(
@@ -176,4 +176,6 @@ def _recorded(folder: Path) -> list[Comparison] | None:
 
 def _evaluated(sources: Sequence[Source], ids: set[object]) -> Iterator[Comparison]:
     for source in sources:
-        yield from (comparison for *_, comparison in iterate(source) if comparison.id in ids)
+        yield from (
+            comparison for *_, comparison in iterate_comparisons(source) if comparison.id in ids
+        )

@@ -114,7 +114,7 @@ def check_new_file(
         OutputError: something is there already, or nothing can be made there.
     """
     if path.exists():
-        raise OutputError(f"{option} {path} exists already; {advice}.")
+        raise OutputError(f"{option} {path} already exists; {advice}.")
     check_writable(path)
 
 

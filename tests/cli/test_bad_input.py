@@ -713,7 +713,7 @@ def test_card(tmp_path: Path, own_run: Path, refuse: Refuse) -> None:
 def test_score_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse) -> None:
     out = tmp_path / "scores.jsonl"
     out.write_text("mine")
-    assert "exists already" in refuse("score", finished_run, pairs_file, "--out", out)
+    assert "already exists" in refuse("score", finished_run, pairs_file, "--out", out)
     sentence = refuse("score", finished_run, pairs_file, "--out", tmp_path / "scores.txt")
     assert "unknown ending" in sentence
     assert ".jsonl, .jsonl.gz, .ndjson, .json, .csv, .parquet" in sentence
@@ -903,10 +903,10 @@ def test_eval_data(finished_run: Path, tmp_path: Path, refuse: Refuse) -> None:
 
 def test_eval_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse: Refuse) -> None:
     sentence = refuse("eval", finished_run, pairs_file, "--out", finished_run)
-    assert "exists already" in sentence
+    assert "already exists" in sentence
     file = tmp_path / "file"
     file.write_text("mine")
-    assert "exists already" in refuse("eval", finished_run, pairs_file, "--out", file)
+    assert "already exists" in refuse("eval", finished_run, pairs_file, "--out", file)
     assert "could not be written" in refuse("eval", finished_run, pairs_file, "--out", file / "out")
 
 

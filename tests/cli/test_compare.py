@@ -181,7 +181,7 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
         f"{damaged / 'evaluations' / 'step-6.npz'} is damaged": [damaged],
         f"{lost / 'evaluations' / 'step-6.npz'} is missing": [lost],
         f"{unpredicted / 'predictions.parquet'} is missing": [unpredicted],
-        "exists already": [finished_run, "--out", taken],
+        "already exists": [finished_run, "--out", taken],
     }
 
 

@@ -29,7 +29,7 @@ def test_convert_there_and_back(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["read"], facts["used"], facts["written"], facts["skipped"]) == (60, 60, 60, {})
     assert main(asked) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,4 +77,4 @@ def test_a_refused_import_says_one_sentence_and_leaves_nothing(tmp_path: Path) -
     shutil.copytree(folder, out)
     done = plaudit_command("import", LLAMA_FACTORY / "adapter", "--out", out, "--base", BASE)
     assert done.returncode == 2
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr

@@ -171,12 +171,12 @@ def test_init_writes_a_recipe_and_never_overwrites(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["score", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl exists already"),
+        (["score", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl already exists"),
         (["score", "gone", "pairs.jsonl", "--out", "new.txt"], "unknown ending"),
         (["score", "gone", "pairs.jsonl", "--out", "mine.yaml/new.csv"], "could not be written"),
-        (["best-of", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl exists already"),
+        (["best-of", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl already exists"),
         (["score", "gone", "nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["eval", "gone", "pairs.jsonl", "--out", "run"], "run exists already"),
+        (["eval", "gone", "pairs.jsonl", "--out", "run"], "run already exists"),
         (["eval", "gone", "pairs.jsonl", "--out", "mine.yaml/new"], "could not be written"),
         (["eval", "gone", "nothing.jsonl"], "nothing.jsonl does not exist"),
         (["eval", "gone", "pairs.jsonl", "--train-data", "no.csv"], "no.csv does not exist"),

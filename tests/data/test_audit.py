@@ -30,7 +30,7 @@ from plaudit.data.audit.similarity import (
     shingles,
     words,
 )
-from plaudit.data.load import iterate
+from plaudit.data.load import iterate_comparisons
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.evaluation.audit_data import AuditOptions, audit_data
@@ -260,12 +260,12 @@ def test_texts_of_every_format_are_repaired(format_: str, tmp_path: Path) -> Non
 
     data = write_jsonl(tmp_path / "rows.jsonl", [spoilt(EXAMPLES[format_])])
     source = Source(path=str(data), format=format_)
-    (given,) = (comparison for *_, comparison in iterate(source))
+    (given,) = (comparison for *_, comparison in iterate_comparisons(source))
     assert PROBLEMS["special_tokens"](given)
     out = tmp_path / "fixed.jsonl"
     cleaned = write_cleaned(source, out, np.zeros(1, np.uint8))
     assert cleaned.changed == {"special_tokens": 1}
-    (repaired,) = (c for *_, c in iterate(Source(path=str(out), format=format_)))
+    (repaired,) = (c for *_, c in iterate_comparisons(Source(path=str(out), format=format_)))
     assert not PROBLEMS["special_tokens"](repaired)
 
 
@@ -283,7 +283,7 @@ def test_the_input_is_never_written_over(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")] * 3)
     before = data.read_bytes()
     verdicts = look(data).drop_N
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_cleaned(Source(path=str(data)), data, verdicts)
     with pytest.raises(OutputError, match="unknown ending"):
         write_cleaned(Source(path=str(data)), tmp_path / "fixed.txt", verdicts)
@@ -491,7 +491,7 @@ def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path
         }
     ]
     source = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    comparisons = [comparison for *_, comparison in iterate(source)]
+    comparisons = [comparison for *_, comparison in iterate_comparisons(source)]
     counter = tokens_by(str(tiny_base))
     from plaudit.model.load import load_tokenizer
 

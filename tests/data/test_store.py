@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from plaudit.data import load
 from plaudit.data import store as comparison_store
-from plaudit.data.load import iterate, load_comparisons
+from plaudit.data.load import iterate_comparisons, load_comparisons
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
@@ -116,7 +116,7 @@ def test_stored_is_what_reading_and_encoding_give(
     folder: Path, source: Source, encoder: Encoder
 ) -> None:
     comparisons = load_comparisons((source,), seed=1).comparisons
-    read = [comparison for *_, comparison in iterate(source)]
+    read = [comparison for *_, comparison in iterate_comparisons(source)]
     assert list(comparisons) == read
     assert comparisons[-1] == read[-1]
     assert comparisons[5:9] == read[5:9]

@@ -19,7 +19,7 @@ from plaudit.data.formats.writers import (
     convert,
     write_comparison,
 )
-from plaudit.data.load import iterate
+from plaudit.data.load import iterate_comparisons
 from plaudit.data.sources.files import ROW_FILES
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
@@ -138,8 +138,8 @@ def test_every_reader_s_rows_become_ranked_ones(name: str, ending: str, tmp_path
         Source(path=str(data), format=name), tmp_path / f"o{ending}", WRITERS["ranked"]
     )
     assert (counts.read, counts.used, counts.written) == (1, 1, 1)
-    ((_, _, _, old),) = iterate(Source(path=str(data), format=name))
-    ((_, _, _, new),) = iterate(Source(path=str(tmp_path / f"o{ending}")))
+    ((_, _, _, old),) = iterate_comparisons(Source(path=str(data), format=name))
+    ((_, _, _, new),) = iterate_comparisons(Source(path=str(tmp_path / f"o{ending}")))
     assert (new.prompt, new.responses, new.grades) == (old.prompt, old.responses, old.grades)
     assert new.group == old.group
     if ending != ".csv":
@@ -234,7 +234,7 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
         ("o.csv", "nemo", "a CSV file cannot hold the lists of nemo"),
         ("o.jsonl.gz", "alpaca", "LLaMA-Factory reads no .jsonl.gz files"),
         ("o.xml", "ranked", "unknown ending; expected one of .jsonl"),
-        ("in.jsonl", "ranked", "exists already"),
+        ("in.jsonl", "ranked", "already exists"),
     ):
         with pytest.raises((DataError, OutputError), match=message):
             convert(source, tmp_path / out, WRITERS[name])

@@ -242,7 +242,7 @@ def test_what_a_model_cannot_become_is_said(
         export(folder, "merged", tmp_path / "out", normalize=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         export(finished_run, "merged", tmp_path / "full")
     assert not (tmp_path / "out").exists()
 

@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit(
 def test_one_model_and_a_taken_name(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no average"):
         merge([finished_run], tmp_path / "out")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         merge([finished_run, finished_run], finished_run)
 
 

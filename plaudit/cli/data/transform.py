@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
 # --- convert --------------------------------------------------------------------------------------
 
 
-class PairsChoice(StrEnum):
-    """What becomes of more than two responses in a format of pairs."""
-
-    all = "all"
-    best_worst = "best-worst"
-    none = "none"
-
-
-To = Annotated[str, typer.Option("--to", help="The format to write; --list shows them.")]
-
-
 def show_formats(asked: bool) -> None:
     """Print the table of writers and end."""
     if asked:
@@ -48,18 +36,18 @@ def show_formats(asked: bool) -> None:
 def convert(
     data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
     out: options.RowsOut,
-    to: To,
+    to: Annotated[str, typer.Option(help="The format to write; --list shows them.")],
     format_: Annotated[
         str | None, typer.Option("--from", help="Name the format of IN; recognised if not given.")
     ] = None,
     columns: options.Columns = None,
     pairs: Annotated[
-        PairsChoice,
+        Literal["all", "best-worst", "none"],
         typer.Option(
             help="More than two responses in a format of pairs: all pairs of unequal grades, the "
             "best against the worst, or no row."
         ),
-    ] = PairsChoice.all,
+    ] = "all",
     list_: Annotated[
         bool,
         typer.Option("--list", callback=show_formats, is_eager=True, help="List the formats."),
@@ -76,7 +64,7 @@ def convert(
     writer = writers.choose_writer(to)
     with console.status("converting"):
         counts = writers.convert(
-            Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs.value
+            Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs
         )
     if json:
         print(json_module.dumps(asdict(counts)))
@@ -200,13 +188,6 @@ def _names_in(text: str) -> list[str]:
 # --- split ----------------------------------------------------------------------------------------
 
 
-class ByChoice(StrEnum):
-    """The unit of the split: prompts with all their rows, or rows."""
-
-    prompt = "prompt"
-    row = "row"
-
-
 def split(
     data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
     out: Annotated[Path, typer.Option(help="The folder for the parts; one file each.")],
@@ -214,8 +195,9 @@ def split(
         str, typer.Option(metavar="NAME=SHARE,…", help="The parts; they add up to 1.")
     ] = "train=0.8,eval=0.1,test=0.1",
     by: Annotated[
-        ByChoice, typer.Option(help="Split by prompts with all their rows, or by single rows.")
-    ] = ByChoice.prompt,
+        Literal["prompt", "row"],
+        typer.Option(help="Split by prompts with all their rows, or by single rows."),
+    ] = "prompt",
     stratify: Annotated[
         str,
         typer.Option(
@@ -240,7 +222,7 @@ def split(
             out,
             SplitOptions(
                 fractions=parse_fractions(fractions),
-                by=by.value,
+                by=by,
                 stratify=None if stratify == "none" else stratify,
                 seed=seed,
             ),
