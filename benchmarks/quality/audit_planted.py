@@ -28,7 +28,7 @@ QUESTION = "audit_planted"
 MAX_LENGTH = 2048
 # Longer real rows are over the length, or even identical behind it, without being planted.
 MOST_CHARACTERS = 4000
-# Facts of the set, not complaints about a row: clean rows may be long.
+# Properties of the set, not defects of a row: clean rows may be long.
 NOT_ALARMS = ("over_length", "several_votes", "nothing_compared", "ties")
 
 

@@ -60,7 +60,7 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]
 
 def found(result: Audit) -> dict[str, list[int]]:
     """Line numbers of the flagged rows, by check."""
-    lines = {name: (hers.rows_M + 1).tolist() for name, hers in result.flagged.items()}
+    lines = {name: (flagged.rows_M + 1).tolist() for name, flagged in result.flagged.items()}
     return {name: rows for name, rows in lines.items() if rows}
 
 
@@ -112,8 +112,8 @@ def test_clean_rows_are_left_alone(planted: tuple[Any, Audit, Path]) -> None:
     # Documentation of a function repeats that of its like: near_eval tells of real likeness.
     alarms = {
         line
-        for name, hers in result.flagged.items()
-        for line in (hers.rows_M + 1).tolist()
+        for name, flagged in result.flagged.items()
+        for line in (flagged.rows_M + 1).tolist()
         if line not in made.planted
     }
     assert len(alarms) <= 0.01 * clean, sorted(alarms)
@@ -124,12 +124,12 @@ def test_findings_name_places(planted: tuple[Any, Audit, Path]) -> None:
     for finding in result.report.findings:
         if finding.rows is None:
             continue
-        hers = result.flagged[finding.check]
-        assert finding.rows == len(hers.rows_M)
+        flagged = result.flagged[finding.check]
+        assert finding.rows == len(flagged.rows_M)
         assert [example.where for example in finding.examples] == [
-            f"{data}:{row + 1}" for row in hers.rows_M[:5].tolist()
+            f"{data}:{row + 1}" for row in flagged.rows_M[:5].tolist()
         ]
-        assert list(hers.rows_M) == sorted(set(hers.rows_M.tolist()))
+        assert list(flagged.rows_M) == sorted(set(flagged.rows_M.tolist()))
     json.dumps(result.report.as_json(), allow_nan=False)
 
 

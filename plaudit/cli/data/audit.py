@@ -101,23 +101,10 @@ def audit(
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
     """One bar per task, with the time that is left."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*Bars.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     bars_of: dict[str, TaskID] = {}
     with Bars(*columns, console=console, transient=True) as bars:
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.measure import (
     PROBLEMS,
-    digest_of,
     problems,
+    row_key,
     without_control_characters,
     without_special_tokens,
 )
@@ -159,7 +159,7 @@ def _changes(
         repaired, done = _repaired(source, row, reader, comparison)
         if not done:
             counts.kept += 1
-            seen.add(_key(comparison))
+            seen.add(row_key(comparison))
             write(as_line(row))
             continue
         again = to_comparison(
@@ -172,12 +172,12 @@ def _changes(
         reason = why_untrainable(again) if why_untrainable(comparison) is None else None
         if reason is not None:
             yield _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.", counts)
-        elif _key(again) in seen:
+        elif row_key(again) in seen:
             yield _dropped(
                 where, "exact_duplicates", "After the repair: equal to an earlier row.", counts
             )
         else:
-            seen.add(_key(again))
+            seen.add(row_key(again))
             counts.changed_rows += 1
             counts.changed.update(done)
             write(as_line(repaired))
@@ -234,13 +234,6 @@ def _each_text(value: Any, repair: Repair, keys: frozenset[str | None]) -> Any:
             for key, item in value.items()
         }
     return value
-
-
-def _key(comparison: Comparison) -> int:
-    """Equal for rows with the same prompt, responses and grades."""
-    digests = [digest_of(response) for response in comparison.responses]
-    graded = sorted(zip(digests, comparison.grades or (0.0,) * len(digests), strict=True))
-    return hash((comparison.group, tuple(graded)))
 
 
 def _sha256(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import combinations, starmap
+from itertools import combinations, starmap, zip_longest
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -381,11 +381,10 @@ class _Measurer:
         grades = comparison.grades or (float("nan"),) * len(texts)
         split = comparison.metadata.get(SPLIT_COLUMN)
         reason = why_untrainable(comparison)
-        group = group_code(comparison.group)
-        row["group"] = group
+        row["group"] = group_code(comparison.group)
         row["prompt_key"] = _text_key(prompt)
-        row["row_key"] = _code(repr((group, sorted(zip(digests, grades, strict=True)))).encode())
-        row["pair_key"] = _code(repr((group, sorted(digests))).encode())
+        row["row_key"] = row_key(comparison)
+        row["pair_key"] = _code(repr((comparison.group, sorted(digests))).encode())
         row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
         row["reason"] = 0 if reason is None else REASONS.index(reason) + 1
         row["problems"] = problems(comparison)
@@ -402,6 +401,13 @@ class _Measurer:
         sketch[RESPONSES_SKETCH:] = self.sketch_prompt(shingles(prompt_W))
         main = [_main_script(counts, names) for counts in scripts]
         return zip(digests, map(len, texts), grades, main, strict=True)
+
+
+def row_key(comparison: Comparison) -> int:
+    """Equal for rows with the same prompt, responses and grades."""
+    digests = [digest_of(response) for response in comparison.responses]
+    graded = sorted(zip_longest(digests, comparison.grades, fillvalue=None))
+    return _code(repr((comparison.group, graded)).encode())
 
 
 def digest_of(turns: Turns) -> int:
