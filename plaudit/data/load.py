@@ -127,11 +127,11 @@ def load_comparisons(
     """
     sources = [resolve(source) for source in sources]
     _check_names(sources)
-    read = [_read(source, on_read, mixed=len(sources) > 1) for source in sources]
-    wanted = _wanted(read, stopping_strategy)
+    tables = [_source_table(source, on_read, mixed=len(sources) > 1) for source in sources]
+    wanted = _wanted(tables, stopping_strategy)
     parts: list[StoredComparisons] = []
     summaries: list[SourceSummary] = []
-    for one, count in zip(read, wanted, strict=True):
+    for one, count in zip(tables, wanted, strict=True):
         kept, summary = _take(one, count, random.Random(f"{seed}/{one.name}"))
         warning = summary.unread.warning(one.name)
         if warning is not None:
@@ -284,7 +284,7 @@ def _parse_all(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
+class _SourceTable:
     """A source with the table of its usable comparisons."""
 
     source: Source
@@ -293,7 +293,7 @@ class _Read:
     table: MappedTable
 
 
-def _read(source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
+def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> _SourceTable:
     """The table of a source's usable comparisons, in the order of its rows, cached or new.
 
     Its record has ``format``, ``rows`` (all that were read), ``dropped`` (the unusable, by reason)
@@ -341,7 +341,7 @@ def _read(source: Source, on_read: OnRead, *, mixed: bool) -> _Read:
         "version": __version__,
         "code": code_digest(*_code()),
     }
-    return _Read(
+    return _SourceTable(
         source=source,
         name=name,
         fingerprint=fingerprint,
@@ -359,15 +359,15 @@ def _code() -> Iterator[Path]:
         yield from {registry.source_file(kind, name) for name in registry.names(kind)}
 
 
-def _wanted(read: Sequence[_Read], strategy: StoppingStrategy) -> list[int]:
+def _wanted(tables: Sequence[_SourceTable], strategy: StoppingStrategy) -> list[int]:
     """How many comparisons of each source are wanted."""
     wanted = [
-        one.source.num_samples or _weighted(one.source.weight, one.table.rows) for one in read
+        one.source.num_samples or _weighted(one.source.weight, one.table.rows) for one in tables
     ]
-    probabilities = [one.source.probability for one in read]
+    probabilities = [one.source.probability for one in tables]
     lasts = [
         one.table.rows / probability
-        for one, probability in zip(read, probabilities, strict=True)
+        for one, probability in zip(tables, probabilities, strict=True)
         if probability
     ]
     if not lasts:
@@ -384,9 +384,11 @@ def _weighted(weight: float, rows: int) -> int:
     return whole * rows + round((weight - whole) * rows)
 
 
-def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredComparisons, SourceSummary]:
+def _take(
+    one: _SourceTable, wanted: int, rng: random.Random
+) -> tuple[StoredComparisons, SourceSummary]:
     """``wanted`` comparisons of a source, none where it has none, and their account."""
-    source, table = read.source, read.table
+    source, table = one.source, one.table
     dropped = Counter(table.record["dropped"])
     copies_N = _copies(table.rows, wanted, rng)
     kept = StoredComparisons([table], np.repeat(np.arange(table.rows), copies_N))
@@ -394,12 +396,12 @@ def _take(read: _Read, wanted: int, rng: random.Random) -> tuple[StoredCompariso
     if used < table.rows:
         dropped[NOT_SAMPLED] = table.rows - used
     return kept, SourceSummary(
-        name=read.name,
+        name=one.name,
         path=source.path,
         format=table.record["format"],
         tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
         unread=UnreadColumns(**table.record["unread"]),
-        fingerprint=read.fingerprint,
+        fingerprint=one.fingerprint,
         licence=_licence(source),
     )
 

@@ -13,9 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import plaudit
+from plaudit import registry
+from plaudit.data import load
 from plaudit.data.load import Tally, iterate_comparisons, load_comparisons, with_known_columns
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
+
+PACKAGE = Path(plaudit.__file__).parent
 
 
 def pair(chosen: str, rejected: str = "no", prompt: str = "p", **more: Any) -> dict[str, Any]:
@@ -269,3 +274,19 @@ def test_no_format_reads_ahead(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
     groups = iterate_comparisons(Source(path=str(tmp_path / "a.parquet"), max_rows=1))
     assert [number for number, *_ in groups] == [1]
+
+
+def test_the_cache_key_covers_every_module_that_reads_rows() -> None:
+    modules = {path.relative_to(PACKAGE).as_posix() for path in load._code()}
+    assert modules >= {
+        "types.py",
+        "data/load.py",
+        "data/formats/values.py",
+        "data/sources/files.py",
+        "data/perturb/degradation.py",
+        *(
+            registry.source_file(kind, name).relative_to(PACKAGE).as_posix()
+            for kind in ("row_format", "data_source")
+            for name in registry.names(kind)
+        ),
+    }
