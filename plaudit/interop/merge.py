@@ -42,7 +42,7 @@ from plaudit.model.load import dropouts_off, output_layer
 from plaudit.model.module import as_reward_module, classifier
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import Source
-from plaudit.report.derived_card import DerivedCard, write_derived_card
+from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.types import Affine

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from plaudit.report.pages import page_environment
-from plaudit.report.pictures import inline_pictures
+from plaudit.report.pages import inline_pictures, page_environment
 from plaudit.report.plots import (
     BLUE,
     GREY,

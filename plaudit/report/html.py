@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
-from plaudit.report import texts
+from plaudit.report import pages
 from plaudit.report.best_of import best_of_figure
-from plaudit.report.pages import page_environment
-from plaudit.report.pictures import inline_pictures
 from plaudit.report.plots import PAGE_WIDTH, Drawn, evaluation_plots, run_plots
 from plaudit.report.record import (
     METRICS_FILE,
@@ -104,7 +102,7 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
         "evaluations": [
             {
                 "facts": block,
-                "pictures": inline_pictures(
+                "pictures": pages.inline_pictures(
                     (
                         one
                         for one in evaluation_plots(block, PAGE_WIDTH)
@@ -118,8 +116,8 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
             }
             for block in blocks
         ],
-        "run_pictures": inline_pictures(run_plots(metrics, PAGE_WIDTH), "run") if run else [],
-        "best_of_pictures": inline_pictures(
+        "run_pictures": pages.inline_pictures(run_plots(metrics, PAGE_WIDTH), "run") if run else [],
+        "best_of_pictures": pages.inline_pictures(
             [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of["sentence"])]
             if best_of
             else [],
@@ -133,11 +131,11 @@ def _environment() -> Environment:
 
     def shown(value: Any) -> Any:
         plain = isinstance(value, str) and not isinstance(value, Markup)
-        return texts.showable(value) if plain else value
+        return pages.showable(value) if plain else value
 
     # Every value, wherever it comes from: what cannot be seen or written is shown as a sign.
-    environment = page_environment(finalize=shown)
-    for function in (texts.brief, texts.conversation, texts.preview, texts.shade, texts.spark):
+    environment = pages.page_environment(finalize=shown)
+    for function in (pages.brief, pages.conversation, pages.preview, pages.shade, pages.spark):
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()

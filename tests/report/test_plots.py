@@ -14,19 +14,20 @@ from matplotlib.text import Text
 from plaudit.evaluation.analysis.perturbations import Altered, Probed
 from plaudit.evaluation.facts import summarise
 from plaudit.evaluation.table import build_table
-from plaudit.report import fonts
+from plaudit.report import plots
 from plaudit.report.best_of import best_of_figure
 from plaudit.report.comparison import comparison_figure
-from plaudit.report.fonts import drawable, families_for
 from plaudit.report.html import IN_TABLES
-from plaudit.report.pictures import inline_svg
+from plaudit.report.pages import inline_svg
 from plaudit.report.plots import (
     CARD_WIDTH,
     EVALUATION_PLOTS,
     PAGE_WIDTH,
     RUN_PLOTS,
     card_plots,
+    drawable,
     evaluation_plots,
+    families_for,
     run_plots,
     write_plots,
 )
@@ -217,9 +218,9 @@ def test_letters_without_a_font_become_code_points(monkeypatch):
     assert families_for(["plain"]) == families_for([])
     # A machine without any other font.
     monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
-    fonts._fallbacks.cache_clear()
+    plots._fallbacks.cache_clear()
     assert drawable("東京") == " U+6771  U+4EAC "
-    fonts._fallbacks.cache_clear()
+    plots._fallbacks.cache_clear()
 
 
 def test_installed_fonts_draw_letters_that_matplotlib_lacks(metrics, tmp_path, recwarn):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.report.texts import brief, conversation, excerpt, shade, showable, spark
+from plaudit.report.pages import brief, conversation, excerpt, shade, showable, spark
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=200))
