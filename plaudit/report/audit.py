@@ -23,7 +23,7 @@ from plaudit.report.plots import (
     name_rows,
     place_legend,
 )
-from plaudit.report.record import count, percent
+from plaudit.report.record import count, percent, words
 from plaudit.storage.atomic import write_json
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _sentences(report: AuditReport) -> Iterator[str]:
     if (cleaned := report.cleaned) is not None:
         yield (
             f"Cleaned copy: {count(cleaned.kept)} rows kept, {count(cleaned.changed_rows)} "
-            f"changed, {count(sum(cleaned.dropped.values()))} dropped, of {count(cleaned.rows)}. "
+            f"changed, {count(cleaned.dropped_rows)} dropped, of {count(cleaned.rows)}. "
             f"Change log: {cleaned.change_log}."
         )
     others = [
@@ -113,18 +113,15 @@ def surface_sentences(surface: Surface) -> Iterator[str]:
     yield (
         f"The longer response wins {_accuracy(longer)} of {_plural(longer.pairs, 'labelled pair')}."
     )
-    baselines = [("the longer response", longer), ("the shorter response", surface.shorter)]
     if bag is not None:
         yield (
             f"A bag of words, cross-fitted by prompt, ranks {_accuracy(bag)} correctly "
             f"(of {_plural(bag.pairs, 'pair')})."
         )
-        baselines.append(("a bag of words", bag))
-    name, best = max(baselines, key=lambda baseline: baseline[1].accuracy or 0.0)
-    if best.accuracy is not None and best.accuracy_ci95 and best.accuracy_ci95[0] > 0.5:
+    if (best := surface.best) is not None:
         yield (
-            f"Surface features ({name}) may explain up to {percent(2 * best.accuracy - 1)} of the "
-            f"labels beyond chance. A model that reads the responses must exceed "
+            f"Surface features ({words(best.name)}) may explain up to {percent(best.explained)} of "
+            "the labels beyond chance. A model that reads the responses must exceed "
             f"{percent(best.accuracy)} accuracy."
         )
 

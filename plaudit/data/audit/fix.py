@@ -48,9 +48,10 @@ REPAIRS: Final[dict[str, Repair]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanedCopy:
-    """What happened to the rows: ``rows == kept + changed_rows + sum(dropped.values())``.
+    """What happened to the rows: ``rows == kept + changed_rows + dropped_rows``.
 
-    ``changed`` counts the changed rows by check; a row may count under several.
+    ``changed`` counts the changed rows by check, of which a row may have several, and ``dropped``
+    the dropped rows by reason.
     """
 
     path: str
@@ -59,10 +60,11 @@ class CleanedCopy:
     kept: int
     changed_rows: int
     changed: Mapping[str, int]
+    dropped_rows: int
     dropped: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        assert self.rows == self.kept + self.changed_rows + sum(self.dropped.values()), (
+        assert self.rows == self.kept + self.changed_rows + self.dropped_rows, (
             "a row is unaccounted for"
         )
 
@@ -125,8 +127,9 @@ def write_cleaned(
             change_log=str(change_log_of(out)),
             rows=counts.rows,
             kept=counts.kept,
-            changed=dict(counts.changed),
             changed_rows=counts.changed_rows,
+            changed=dict(counts.changed),
+            dropped_rows=counts.dropped.total(),
             dropped=dict(counts.dropped),
         )
         write_atomically(out, lambda temporary: write(rows_path, temporary))

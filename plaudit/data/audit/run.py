@@ -209,17 +209,28 @@ class CrossFitted(BaselineAccuracy):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestBaseline:
+    """``explained`` is the share of the labels beyond chance that the baseline may explain."""
+
+    name: str
+    accuracy: float
+    explained: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surface:
     """Accuracy of surface baselines on the labels.
 
     ``length_gap`` is a histogram of the characters of the winner minus those of the loser, in
-    which the outer bins contain everything beyond them.
+    which the outer bins contain everything beyond them. ``best`` is None where the most accurate
+    baseline is not significantly above chance.
     """
 
     longer: BaselineAccuracy
     shorter: BaselineAccuracy
     length_gap: Histogram | None
     bag_of_words: CrossFitted | None
+    best: BestBaseline | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -568,14 +579,31 @@ def surface(evidence: Evidence, on_progress: Progress) -> Surface:
     usable = np.flatnonzero(evidence.column("reason") == 0)
     sample = usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
     bag = _cross_fitted(evidence, sample, on_progress)
-    return Surface(
-        longer=accuracy(longer_P, group_P),
-        shorter=accuracy(-longer_P, group_P),
-        length_gap=_length_gap(longer_P),
-        bag_of_words=None
+    longer, shorter = accuracy(longer_P, group_P), accuracy(-longer_P, group_P)
+    bag_of_words = (
+        None
         if bag is None
-        else CrossFitted(**asdict(accuracy(*bag)), rows=len(sample), folds=FOLDS),
+        else CrossFitted(**asdict(accuracy(*bag)), rows=len(sample), folds=FOLDS)
     )
+    return Surface(
+        longer=longer,
+        shorter=shorter,
+        length_gap=_length_gap(longer_P),
+        bag_of_words=bag_of_words,
+        best=_best({"longer": longer, "shorter": shorter, "bag_of_words": bag_of_words}),
+    )
+
+
+def _best(baselines: Mapping[str, BaselineAccuracy | None]) -> BestBaseline | None:
+    known = [
+        (baseline.accuracy, baseline.accuracy_ci95[0], name)
+        for name, baseline in baselines.items()
+        if baseline and baseline.accuracy is not None and baseline.accuracy_ci95
+    ]
+    accuracy, low, name = max(known, default=(0.5, 0.5, ""))
+    if low <= 0.5:
+        return None
+    return BestBaseline(name=name, accuracy=accuracy, explained=2 * accuracy - 1)
 
 
 def _length_gap(longer_P: FloatArray) -> Histogram | None:
