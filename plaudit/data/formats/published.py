@@ -8,21 +8,19 @@ rules are suites of ``plaudit eval``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from plaudit.data.formats import values
 from plaudit.data.formats.records import (
-    Looks,
     Messages,
     ParsedRow,
-    Reader,
     assistant_turn,
     pair,
     pair_by_lead,
     pair_of_conversations,
+    reader_of,
     user_turn,
 )
 from plaudit.data.formats.values import Row
@@ -253,36 +251,31 @@ _any = partial(values.all_of, values.anything)
 _messages = partial(values.all_of, values.is_messages)
 
 
-def _reader(
-    parse: Callable[[Row], ParsedRow],
-    columns: Mapping[str, Looks],
-    when: Callable[[Row], bool] = lambda row: True,
-) -> Reader:
-    """A reader named like its function."""
-    return Reader(name=parse.__name__, columns=columns, parse=parse, when=when)
-
-
 READERS: Final = (
-    _reader(ultrafeedback, _text("instruction") | _messages("completions")),
-    _reader(helpsteer2, _text("prompt", "response_1", "response_2") | _any("preference_strength")),
-    _reader(helpsteer2_ratings, _text("prompt", "response") | _any("helpfulness")),
-    _reader(
+    reader_of(ultrafeedback, _text("instruction") | _messages("completions")),
+    reader_of(
+        helpsteer2, _text("prompt", "response_1", "response_2") | _any("preference_strength")
+    ),
+    reader_of(helpsteer2_ratings, _text("prompt", "response") | _any("helpfulness")),
+    reader_of(
         helpsteer3,
         _messages("context") | _text("response1", "response2") | _any("overall_preference"),
     ),
-    _reader(nectar, _text("prompt") | _messages("answers")),
-    _reader(nemo, _messages("context", "completions")),
-    _reader(pku_saferlhf, _text("prompt", "response_0", "response_1") | _any("better_response_id")),
-    _reader(shp, _text("history", "human_ref_A", "human_ref_B") | _any("labels")),
-    _reader(
+    reader_of(nectar, _text("prompt") | _messages("answers")),
+    reader_of(nemo, _messages("context", "completions")),
+    reader_of(
+        pku_saferlhf, _text("prompt", "response_0", "response_1") | _any("better_response_id")
+    ),
+    reader_of(shp, _text("history", "human_ref_A", "human_ref_B") | _any("labels")),
+    reader_of(
         webgpt,
         {"question": lambda value: isinstance(value, (str, dict))}
         | _text("answer_0", "answer_1")
         | _any("score_0", "score_1"),
     ),
-    _reader(arena, _messages("conversation_a", "conversation_b") | _any("winner")),
-    _reader(rewardbench, _text("prompt", "chosen", "rejected"), when=is_rewardbench),
-    _reader(answer_lists, _text("prompt") | values.all_of(values.is_texts, "chosen", "rejected")),
-    _reader(llmbar, _text("input", "output_1", "output_2") | _any("label")),
+    reader_of(arena, _messages("conversation_a", "conversation_b") | _any("winner")),
+    reader_of(rewardbench, _text("prompt", "chosen", "rejected"), when=is_rewardbench),
+    reader_of(answer_lists, _text("prompt") | values.all_of(values.is_texts, "chosen", "rejected")),
+    reader_of(llmbar, _text("input", "output_1", "output_2") | _any("label")),
 )
 """Rows of :data:`plaudit.data.formats.readers.READERS`."""

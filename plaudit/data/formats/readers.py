@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 from plaudit import registry
@@ -22,6 +23,7 @@ from plaudit.data.formats.records import (
     assistant_turn,
     pair,
     pair_of_conversations,
+    reader_of,
     user_turn,
     with_system_turn,
 )
@@ -501,74 +503,48 @@ def _asks_in_question(row: Row) -> bool:
 
 _ANSWERS: Final = ("chosen", "rejected")
 
+_text = partial(values.all_of, values.is_text)
+_messages = partial(values.all_of, values.is_messages)
+_text_or_list = partial(values.all_of, values.is_text_or_list)
+
 READERS: Final[dict[str, Reader]] = {
-    reader.name: reader
-    for reader in (
-        Reader(
-            name="explicit_text",
-            columns=values.all_of(values.is_text, "prompt", *_ANSWERS),
-            parse=explicit_text,
+    one.name: one
+    for one in (
+        reader_of(
+            explicit_text,
+            _text("prompt", *_ANSWERS),
             when=lambda row: not published.is_rewardbench(row),
         ),
-        Reader(
-            name="explicit_conversational",
-            columns={
-                "prompt": values.is_messages,
-                **values.all_of(values.is_turns, *_ANSWERS),
-            },
-            parse=explicit_conversational,
+        reader_of(
+            explicit_conversational,
+            _messages("prompt") | values.all_of(values.is_turns, *_ANSWERS),
         ),
-        Reader(
-            name="implicit_text",
-            columns=values.all_of(values.is_text, *_ANSWERS),
-            parse=implicit_text,
+        reader_of(
+            implicit_text,
+            _text(*_ANSWERS),
             when=lambda row: (
                 _without_prompt_column(row) and not all(_is_dialogue(row[c]) for c in _ANSWERS)
             ),
         ),
-        Reader(
-            name="implicit_conversational",
-            columns=values.all_of(values.is_messages, *_ANSWERS),
-            parse=implicit_conversational,
+        reader_of(
+            implicit_conversational,
+            _messages(*_ANSWERS),
             when=_repeats_no_answer,
             optional=("prompt",),
         ),
-        Reader(
-            name="hh_rlhf",
-            columns=values.all_of(_is_dialogue, *_ANSWERS),
-            parse=hh_rlhf,
-            when=_without_prompt_column,
-        ),
-        Reader(
-            name="ranked",
-            columns={"prompt": values.is_text_or_list, "responses": values.is_list},
-            parse=ranked,
+        reader_of(hh_rlhf, values.all_of(_is_dialogue, *_ANSWERS), when=_without_prompt_column),
+        reader_of(
+            ranked,
+            _text_or_list("prompt") | values.all_of(values.is_list, "responses"),
             optional=("grades",),
         ),
-        Reader(
-            name="unpaired",
-            columns=values.all_of(values.is_text_or_list, "prompt", "completion"),
-            parse=unpaired,
-            optional=("label",),
-        ),
+        reader_of(unpaired, _text_or_list("prompt", "completion"), optional=("label",)),
         *registry.every("row_format").values(),
-        Reader(
-            name="ms_swift",
-            columns={
-                "messages": values.is_messages,
-                "rejected_response": values.is_text_or_list,
-            },
-            parse=ms_swift,
-        ),
-        Reader(
-            name="ms_swift_messages",
-            columns=values.all_of(values.is_messages, "messages", "rejected_messages"),
-            parse=ms_swift_messages,
-        ),
-        Reader(
-            name="question",
-            columns=values.all_of(values.is_text, *_ANSWERS),
-            parse=question,
+        reader_of(ms_swift, _messages("messages") | _text_or_list("rejected_response")),
+        reader_of(ms_swift_messages, _messages("messages", "rejected_messages")),
+        reader_of(
+            question,
+            _text(*_ANSWERS),
             when=_asks_in_question,
             optional=("question", "input", "system"),
         ),

@@ -69,6 +69,17 @@ class Reader:
         )
 
 
+def reader_of(
+    parse: Callable[[Row], ParsedRow],
+    columns: Mapping[str, Looks],
+    *,
+    when: Callable[[Row], bool] = lambda row: True,
+    optional: tuple[str, ...] = (),
+) -> Reader:
+    """A reader named like its function."""
+    return Reader(name=parse.__name__, columns=columns, parse=parse, when=when, optional=optional)
+
+
 def pair(prompt: Turns, chosen: Turns, rejected: Turns) -> ParsedRow:
     """A prompt with its better and its worse response."""
     return ParsedRow(prompt=prompt, responses=(chosen, rejected), grades=(1.0, 0.0))
