@@ -168,7 +168,7 @@ def test_preview_shows_what_is_trained_on(
 
 
 @pytest.mark.heavy
-def test_preview_says_what_is_refused_and_what_is_wrong(
+def test_preview_says_what_is_skipped_and_what_is_wrong(
     tiny_base: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", [{**ODD, "rejected": ODD["chosen"]}, ODD])
