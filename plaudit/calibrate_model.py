@@ -25,8 +25,8 @@ from plaudit.model.checkpoint import (
     run_of,
     write_facts,
 )
+from plaudit.recipe.load import RUN_RECIPE
 from plaudit.recipe.schema import Source
-from plaudit.recipe.shipped import RUN_RECIPE
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE

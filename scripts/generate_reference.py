@@ -1,27 +1,29 @@
 """Write the pages of ``docs/reference`` from the code.
 
-The recipe's keys, types and defaults come from its sections and from the table of pass-through
-keys; the verbs' options from their own ``--help``, HTTP from the
-table of protocols. A test compares what lies there with this.
+The recipe's keys, types, effective defaults and meanings come from its sections, the commands'
+options from their own ``--help``, HTTP from the table of protocols. A test compares the pages with
+this script's output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from plaudit.cli.data import COMMANDS as DATA_VERBS
 from plaudit.cli.main import COMMANDS, main
-from plaudit.recipe.hf_keys import LORA_CONFIG, TRAINING_ARGUMENTS, Key
-from plaudit.recipe.schema import LORA_DEFAULTS, Recipe, Section, Source
-from plaudit.recipe.validate import OWNED_LORA, OWNED_TRAIN, TYPE_WORDS, either, expected, shown
+from plaudit.recipe.load import parse_recipe
+from plaudit.recipe.problems import expected, fields_of, is_section, shown
+from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED, Recipe, Source, TemplateSection
 
 GROUPS = {"data": DATA_VERBS}
 """Verbs that have verbs of their own."""
@@ -31,16 +33,32 @@ NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a
 
 
 def recipe_reference() -> str:
-    """Every key of a recipe with what it accepts and its default."""
+    """Every key of a recipe: what it accepts, its default and its meaning."""
     parts = ["# Recipe", NOTICE, _introduction()]
     for name, field in Recipe.model_fields.items():
-        if name in ("train", "lora"):
-            parts += _passed_through(name)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            parts += [f"## {name}", str(field.annotation.__doc__), _section(field.annotation)]
+        section = next(filter(is_section, (field.annotation, *get_args(field.annotation))))
+        parts += [f"## {name}", ABOUT.get(name) or _plain(section.__doc__), _section(name, section)]
+        if name in MANAGED:
+            managed = [(f"`{key}`", advice) for key, advice in MANAGED[name].items()]
+            parts += [f"Managed by plaudit, an error in `{name}`:"]
+            parts += [_table(("key", "instead"), managed)]
         if name == "data":
-            parts += ["### Sources", str(Source.__doc__), _section(Source)]
+            parts += ["### Sources", _plain(Source.__doc__), _section("source", Source)]
+        if name == "tokens":
+            parts += ["### Template", _plain(TemplateSection.__doc__)]
+            parts += [_section("template", TemplateSection)]
     return "\n\n".join(parts) + "\n"
+
+
+ABOUT = {
+    "lora": "Keys of `peft.LoraConfig`, under their own names; its documentation says more. "
+    "`lora: null` is full fine-tuning. Other keys are laid over the defaults here.",
+    "train": "Keys of `transformers.TrainingArguments`, under their own names; its documentation "
+    "says more. By default plaudit evaluates and saves ten times a run, keeps the checkpoint with "
+    "the lowest validation loss and the last one, logs every 10 steps and reports to no tracker. "
+    "Without anything to evaluate on, `eval_strategy` is `no` and the last checkpoint is kept.",
+}
+"""Introductions of the sections whose keys belong to another library."""
 
 
 def _introduction() -> str:
@@ -53,57 +71,33 @@ def _introduction() -> str:
     )
 
 
-def _section(section: type[Section]) -> str:
-    rows = []
-    for name, field in section.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else _code(field.get_default(call_default_factory=True, validated_data={}))
-        )
-        words = field.description or ""
-        rows.append((f"`{name}`", expected(field.annotation, field.metadata), default, words))
-    return _table(("key", "accepts", "default", ""), rows)
+def _plain(docstring: str | None) -> str:
+    """A docstring as Markdown: one paragraph a blank line, code between single backticks."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return "\n\n".join(" ".join(one.replace("``", "`").split()) for one in paragraphs)
 
 
-def _passed_through(section: str) -> list[str]:
-    """A section whose keys belong to another library."""
-    table, owned, library = {
-        "train": (TRAINING_ARGUMENTS, OWNED_TRAIN, "transformers.TrainingArguments"),
-        "lora": (LORA_CONFIG, OWNED_LORA, "peft.LoraConfig"),
-    }[section]
-    defaults: Mapping[str, Any] = LORA_DEFAULTS if section == "lora" else {}
-    open_keys = {name: key for name, key in table.items() if name not in owned and key.types}
+def _section(name: str, section: Any) -> str:
     rows = [
-        (f"`{name}`", _accepts(key), _code(defaults.get(name, key.default)), key.description)
-        for name, key in open_keys.items()
-    ]
-    words = f"Keys of `{library}`, under their own names; its documentation says more."
-    if section == "lora":
-        words += " `lora: null` is full fine-tuning. Given keys are laid over the defaults here."
-    else:
-        words += (
-            " Where the recipe is silent plaudit evaluates and saves ten times a run, keeps the "
-            "checkpoint with the lowest validation loss and the last one, logs every 10 steps and "
-            "reports to nobody."
+        (
+            f"`{key}`",
+            expected(field.annotation, field.metadata),
+            _default(name, key, field),
+            _plain(field.description),
         )
-    refused = _table(("key", "instead"), [(f"`{name}`", why) for name, why in owned.items()])
-    return [
-        f"## {section}",
-        words,
-        _table(("key", "accepts", "default", ""), rows),
-        f"Managed by plaudit, an error in `{section}`:",
-        refused,
+        for key, field in fields_of(section).items()
     ]
+    return _table(("key", "accepts", "default", "meaning"), rows)
 
 
-def _accepts(key: Key) -> str:
-    return either(
-        either(f"`{choice}`" for choice in key.choices)
-        if name == "str" and key.choices
-        else TYPE_WORDS[name]
-        for name in key.types
-    )
+def _default(section: str, key: str, field: FieldInfo) -> str:
+    """The value that is in effect where a recipe does not set a key."""
+    if section not in HF_KEYS:
+        value = field.get_default(call_default_factory=True, validated_data={})
+        return "required" if field.is_required() else _code(value)
+    smallest = parse_recipe({"model": {"base": "base"}, "data": {"train": "pairs"}}, "smallest")
+    ours = {"train": smallest.training_arguments, "lora": LORA_DEFAULTS}[section]
+    return _code(ours.get(key, HF_KEYS[section][key].default))
 
 
 def _code(value: Any) -> str:

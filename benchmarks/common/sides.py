@@ -30,7 +30,7 @@ from trl import RewardTrainer as TrlTrainer
 from benchmarks.common.machine import keep_heap
 from benchmarks.common.models import LORA
 from benchmarks.common.results import Recorder, recorder
-from plaudit.recipe.schema import effective_training_arguments, parse_recipe
+from plaudit.recipe.load import parse_recipe
 from plaudit.training.callbacks import StopSignal
 from plaudit.training.folder import start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
@@ -115,7 +115,7 @@ def prepare_run(
         "benchmark",
     )
     folder = start_folder(work, recipe)
-    args = step_arguments(recipe, effective_training_arguments(recipe), folder)
+    args = step_arguments(recipe, folder)
     run = prepare(recipe, args, folder, Console(quiet=True))
     network = run.built.model.module.network
     start = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}

@@ -213,7 +213,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
     from plaudit.planning.gpus import choose
     from plaudit.planning.lengths import given
     from plaudit.planning.model import measure
-    from plaudit.recipe.schema import parse_recipe
+    from plaudit.recipe.load import parse_recipe
     from plaudit.tokens.batch import MICROBATCH_TOKENS
 
     name = str(base) if tiny else BASE

@@ -60,7 +60,7 @@ def encode(data: Path) -> dict[str, Any]:
     Returns the rows used and their tokens.
     """
     from plaudit.embedded import base_path
-    from plaudit.recipe.schema import parse_recipe
+    from plaudit.recipe.load import parse_recipe
     from plaudit.tokens.encode import Encoder
     from plaudit.training import corpus
     from plaudit.training.prepare import prepare_tokenizer

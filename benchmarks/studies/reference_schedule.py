@@ -25,7 +25,7 @@ from rich.progress import track
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
 from plaudit.evaluation.table import Pairs, ScoreTable, pairs, read_table
-from plaudit.recipe.schema import load_recipe
+from plaudit.recipe.load import load_recipe
 from plaudit.report.record import describe_environment
 from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text

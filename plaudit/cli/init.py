@@ -20,7 +20,7 @@ def init(
 ) -> None:
     """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
     from plaudit.cli.recipes import RecipeRequest, with_options
-    from plaudit.recipe.starter import BASE, DATA, starter, starter_text
+    from plaudit.recipe.load import BASE, DATA, starter, starter_text
     from plaudit.storage.atomic import check_new_file, write_text
 
     if not force:

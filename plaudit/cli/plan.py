@@ -21,8 +21,8 @@ from plaudit.planning.estimate import UTILISATION, Plan, Split
 from plaudit.planning.estimate import plan as estimate
 from plaudit.planning.gpus import choose
 from plaudit.planning.lengths import Length, Lengths, from_characters, given, within
-from plaudit.recipe.schema import Recipe, with_columns
-from plaudit.recipe.starter import DATA
+from plaudit.recipe.load import DATA, with_columns
+from plaudit.recipe.schema import Recipe
 from plaudit.types import Comparison, TokenTree, Turns
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ def quickstart(
     """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
     from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
     from plaudit.embedded import quickstart_path
-    from plaudit.recipe.schema import load_recipe
+    from plaudit.recipe.load import load_recipe
     from plaudit.training.folder import refuse_existing
 
     recipe = load_recipe(quickstart_path(), set_ or ())

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 from plaudit.data.sources.files import FILE_KINDS
 from plaudit.errors import RecipeError, nearest
 from plaudit.interop.llama_factory.recipe import Fate, Note, translate
-from plaudit.recipe.schema import Draft, Recipe, read_draft, read_mapping
-from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, recipe_file, shipped_recipes
-from plaudit.recipe.starter import BASE, DATA, starter
-from plaudit.recipe.validate import either
+from plaudit.recipe.load import (
+    BASE,
+    CHECKPOINT_RECIPE,
+    DATA,
+    RUN_RECIPE,
+    Draft,
+    read_draft,
+    read_mapping,
+    recipe_file,
+    shipped_recipes,
+    starter,
+)
+from plaudit.recipe.problems import either
+from plaudit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console

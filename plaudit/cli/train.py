@@ -41,7 +41,7 @@ def train(
     from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
     from plaudit.cli.recipes import choose, request_of, show_notes
     from plaudit.errors import OutputError
-    from plaudit.recipe.schema import with_columns
+    from plaudit.recipe.load import with_columns
     from plaudit.training.folder import RunFolder, is_main_process, refuse_existing
     from plaudit.training.needs import check_needs
 

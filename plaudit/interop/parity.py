@@ -14,7 +14,8 @@ import numpy as np
 
 from plaudit.data.load import iterate_comparisons
 from plaudit.errors import DataError, PlauditError
-from plaudit.recipe.schema import Source, load_recipe
+from plaudit.recipe.load import load_recipe
+from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel
 from plaudit.types import Affine, Comparison, FloatArray, TokenTree, as_turns
 

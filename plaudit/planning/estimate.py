@@ -10,7 +10,7 @@ from typing import Any
 from plaudit.planning.gpus import Gpu
 from plaudit.planning.lengths import LengthFacts, Lengths, summarize
 from plaudit.planning.model import ModelSize
-from plaudit.recipe.schema import Recipe, effective_training_arguments
+from plaudit.recipe.schema import HF_KEYS, Recipe
 
 UTILISATION = 0.35
 """Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""
@@ -169,12 +169,12 @@ def plan(
         DataError: no comparison is within the recipe's maximum length.
         RecipeError: the recipe's training keys contradict each other.
     """
-    arguments = effective_training_arguments(recipe)
+    arguments = recipe.training_arguments
     facts = summarize(
         lengths,
         max_length=recipe.tokens.max_length,
         truncation=recipe.tokens.truncation,
-        batch=arguments.get("per_device_train_batch_size", 8),
+        batch=arguments["per_device_train_batch_size"],
     )
     steps = count_steps(arguments, split.train, devices)
     tokens = count_tokens(lengths, facts, split.train)
@@ -207,12 +207,12 @@ def method(recipe: Recipe) -> str:
 
 def count_steps(arguments: Mapping[str, Any], train: int, devices: int) -> Steps:
     """Steps of the run; the last step of an epoch takes what is left over."""
-    per_device = arguments.get("per_device_train_batch_size", 8)
-    accumulation = arguments.get("gradient_accumulation_steps", 1)
-    epochs = float(arguments.get("num_train_epochs", 3.0))
+    per_device = arguments["per_device_train_batch_size"]
+    accumulation = arguments["gradient_accumulation_steps"]
+    epochs = float(arguments["num_train_epochs"])
     batches = math.ceil(train / (per_device * devices))
     per_epoch = math.ceil(batches / accumulation)
-    limit = arguments.get("max_steps", -1)
+    limit = arguments["max_steps"]
     total = limit if limit > 0 else math.ceil(epochs * per_epoch)
     # transformers 4.41: len(dataloader) // accumulation steps an epoch, at least one; the batches
     # left over went into the first step of the next epoch.
@@ -335,7 +335,7 @@ def _checkpointing(arguments: Mapping[str, Any]) -> bool:
 
 
 def _optimizer(arguments: Mapping[str, Any]) -> str:
-    return str(arguments.get("optim", "adamw_torch_fused"))
+    return str(arguments.get("optim", HF_KEYS["train"]["optim"].default))
 
 
 def count_flops(

@@ -14,8 +14,15 @@ from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
 from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
-from plaudit.recipe.schema import Recipe, dump_recipe, load_recipe, parse_recipe
-from plaudit.recipe.shipped import CHECKPOINT_RECIPE, RUN_RECIPE, shipped_recipes
+from plaudit.recipe.load import (
+    CHECKPOINT_RECIPE,
+    RUN_RECIPE,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    shipped_recipes,
+)
+from plaudit.recipe.schema import Recipe
 from plaudit.recipe.yaml import read_yaml
 from plaudit.report.record import MISTAKES_FILE
 from plaudit.storage.atomic import check_new_folder, write_json, write_text, writing

@@ -42,13 +42,13 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import RewardModule
+from plaudit.recipe.load import dump_recipe
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
     ModelSection,
     Recipe,
     TemplateSection,
     TokensSection,
-    dump_recipe,
 )
 from plaudit.storage.manifest import check_model
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
@@ -340,18 +340,16 @@ def make_encoder(
     return encoder
 
 
-def step_arguments(
-    recipe: Recipe, arguments: Mapping[str, Any], folder: RunFolder
-) -> StepArguments:
+def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
     """TrainingArguments for one batch per optimizer step, from the recipe's own numbers.
 
     Raises:
-        RecipeError: transformers refuses a value.
+        RecipeError: keys that contradict each other, or a value that transformers rejects.
     """
-    given = dict(arguments)
-    batch = int(given.pop("per_device_train_batch_size", 8))
-    accumulation = int(given.pop("gradient_accumulation_steps", 1))
-    liger = dict(given.pop("liger_kernel_config", None) or {})
+    arguments = recipe.training_arguments
+    batch = int(arguments["per_device_train_batch_size"])
+    accumulation = int(arguments["gradient_accumulation_steps"])
+    liger = dict(arguments.pop("liger_kernel_config", None) or {})
     fixed = {
         "output_dir": str(folder.checkpoints),
         "per_device_train_batch_size": batch * accumulation,
@@ -359,24 +357,24 @@ def step_arguments(
         "user_batch_size": batch,
         "user_accumulation": accumulation,
         # The Trainer applies these to a PreTrainedModel alone; plaudit does it when it builds one.
-        "user_liger": liger if given.pop("use_liger_kernel", False) else None,
-        "user_backend": given.pop("torch_compile_backend", None),
-        "user_mode": given.pop("torch_compile_mode", None),
-        "user_compile": bool(given.pop("torch_compile", False)),
+        "user_liger": liger if arguments.pop("use_liger_kernel", False) else None,
+        "user_backend": arguments.pop("torch_compile_backend", None),
+        "user_mode": arguments.pop("torch_compile_mode", None),
+        "user_compile": bool(arguments.pop("torch_compile", False)),
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # It asks the device for every step's loss, and hides a loss that is not finite.
         "logging_nan_inf_filter": False,
     }
-    given.setdefault("ddp_find_unused_parameters", False)
+    arguments.setdefault("ddp_find_unused_parameters", False)
     if not torch.accelerator.is_available():
         # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
-        given.setdefault("use_cpu", True)
-    full = recipe.lora is None and recipe.model.dtype == "auto" and not given.get("fp16")
+        arguments.setdefault("use_cpu", True)
+    full = recipe.lora is None and recipe.model.dtype == "auto" and not arguments.get("fp16")
     if full and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        given.setdefault("bf16", True)
+        arguments.setdefault("bf16", True)
     try:
-        args = StepArguments(**{**given, **fixed})
+        args = StepArguments(**{**arguments, **fixed})
         if args.n_gpu > 1:
             logger.warning(
                 "%d GPUs are visible and one is used; start with torchrun to use all.", args.n_gpu
@@ -385,7 +383,7 @@ def step_arguments(
             args._n_gpu = 1
         return args
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train: transformers refuses these settings ({error}).") from None
+        raise RecipeError(f"train: transformers rejects these settings ({error}).") from None
 
 
 def text_remark(encoder: Encoder, recipe: Recipe, texts: int, comparisons: int) -> str | None:

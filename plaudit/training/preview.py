@@ -11,7 +11,8 @@ from plaudit.data.load import first_comparisons
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.errors import DataError
 from plaudit.interop.formats import is_reward_model
-from plaudit.recipe.schema import Recipe, Source, load_recipe, parse_recipe
+from plaudit.recipe.load import load_recipe, parse_recipe
+from plaudit.recipe.schema import Recipe, Source
 from plaudit.report.preview import remarks
 from plaudit.reward_model import encoder_of, open_frozen
 from plaudit.tokens import encode as encoding

@@ -24,12 +24,8 @@ from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
 from plaudit.model.checkpoint import ArtefactFacts
-from plaudit.recipe.schema import (
-    Recipe,
-    effective_training_arguments,
-    load_recipe,
-    parse_recipe,
-)
+from plaudit.recipe.load import load_recipe, parse_recipe
+from plaudit.recipe.schema import Recipe
 from plaudit.report.record import describe_environment
 from plaudit.storage.atomic import write_json, writing
 from plaudit.training.callbacks import (
@@ -105,7 +101,6 @@ def train(
     recipe = _as_recipe(recipe)
     if console is None or not is_main_process():
         console = Console(quiet=True)
-    arguments = effective_training_arguments(recipe)
     folder = resume_folder(Path(out), recipe) if resume else start_folder(Path(out), recipe)
     if folder.metrics.is_file() and resume:
         console.print(f"{folder.path} is finished already; its card and report are written again.")
@@ -114,7 +109,7 @@ def train(
         return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
     try:
         check_needs(recipe)
-        args = step_arguments(recipe, arguments, folder)
+        args = step_arguments(recipe, folder)
         start = (
             _on_main_process(lambda: _find_start(folder, recipe, args), args) if resume else None
         )

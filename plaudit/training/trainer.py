@@ -38,7 +38,7 @@ from plaudit.errors import TrainingError
 from plaudit.model.checkpoint import ArtefactFacts, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
-from plaudit.recipe.shipped import CHECKPOINT_RECIPE
+from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
 from plaudit.tokens.store import StoredTrees

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.recipe.schema import dump_recipe, parse_recipe
+from plaudit.recipe.load import dump_recipe, parse_recipe
 from plaudit.tokens.encode import Encoder
 from plaudit.training.corpus import encode_corpus, read_comparisons
 from plaudit.training.prepare import prepare_tokenizer, rendering_of

@@ -8,8 +8,7 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.cli.recipes import RecipeRequest, choose
-from plaudit.recipe.schema import load_recipe
-from plaudit.recipe.starter import TRAINING
+from plaudit.recipe.load import TRAINING, load_recipe
 
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.heavy
 def test_the_table_is_what_the_script_writes() -> None:
     generate = runpy.run_path(str(ROOT / "scripts" / "generate_recipe_keys.py"))["generate"]
-    written = (ROOT / "plaudit" / "recipe" / "hf_keys.py").read_text(encoding="utf-8")
+    written = (ROOT / "plaudit" / "recipe" / "hf_keys.json").read_text(encoding="utf-8")
     assert written == generate(), "run: python scripts/generate_recipe_keys.py"
 
 
@@ -23,10 +23,11 @@ def test_what_the_recipe_passes_on_is_accepted(tmp_path: Path) -> None:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from plaudit.recipe.schema import LORA_DEFAULTS, effective_training_arguments, parse_recipe
+    from plaudit.recipe.load import parse_recipe
+    from plaudit.recipe.schema import LORA_DEFAULTS
 
     recipe = parse_recipe({"model": {"base": "x"}, "data": {"train": "y"}}, "test")
-    arguments = effective_training_arguments(recipe)
+    arguments = recipe.training_arguments
     accepted = TrainingArguments(output_dir=str(tmp_path), **arguments)
     assert accepted.load_best_model_at_end is True
     assert LoraConfig(**LORA_DEFAULTS).r == 8

@@ -9,7 +9,7 @@ import pytest
 
 from plaudit.errors import RecipeError
 from plaudit.interop.llama_factory.recipe import KEYS, translate
-from plaudit.recipe.schema import parse_recipe, read_mapping
+from plaudit.recipe.load import parse_recipe, read_mapping
 
 RUN = Path(__file__).parents[1] / "fixtures" / "llama_factory" / "run"
 LEAST = {"stage": "rm", "model_name_or_path": "org/base", "dataset": "pairs"}

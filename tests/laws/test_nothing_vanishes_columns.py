@@ -541,7 +541,7 @@ def text_rows(count: int) -> list[dict[str, str]]:
 
 @pytest.mark.heavy
 def test_as_chat_decides_how_text_is_encoded(tiny_base: Path, tmp_path: Path) -> None:
-    from plaudit.recipe.schema import parse_recipe
+    from plaudit.recipe.load import parse_recipe
     from plaudit.tokens.encode import encode
     from plaudit.training.prepare import make_encoder, prepare_tokenizer, text_remark
 

@@ -26,7 +26,8 @@ from plaudit.planning.gpus import GPUS, choose
 from plaudit.planning.lengths import Length, Lengths, from_characters, summarize
 from plaudit.planning.lengths import given as given_lengths
 from plaudit.planning.model import ModelSize
-from plaudit.recipe.schema import Recipe, effective_training_arguments, parse_recipe
+from plaudit.recipe.load import parse_recipe
+from plaudit.recipe.schema import Recipe
 from plaudit.training.corpus import _held_out_sizes, split_sizes
 
 LLAMA_3_8B_LORA = ModelSize(
@@ -94,6 +95,7 @@ def test_steps_are_those_of_the_step_sampler(
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": accumulation,
         "num_train_epochs": 2,
+        "max_steps": -1,
         "eval_strategy": "no",
     }
     steps = count_steps(arguments, train, devices)
@@ -103,7 +105,7 @@ def test_steps_are_those_of_the_step_sampler(
 
 
 def test_a_limit_of_steps_wins_over_epochs() -> None:
-    steps = count_steps({"max_steps": 10, "eval_strategy": "no"}, 800, 1)
+    steps = count_steps(recipe(train={"max_steps": 10}).training_arguments, 800, 1)
     assert (steps.total, steps.epochs) == (10, 0.1)
 
 
@@ -113,7 +115,7 @@ def test_a_limit_of_steps_wins_over_epochs() -> None:
     ids=str,
 )
 def test_evaluations_on_schedule(train: dict[str, Any], evaluations: int) -> None:
-    arguments = effective_training_arguments(recipe(train=train))
+    arguments = recipe(train=train).training_arguments
     assert count_steps(arguments, 8000, 1).evaluations == evaluations
 
 

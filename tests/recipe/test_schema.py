@@ -13,17 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.errors import RecipeError
-from plaudit.recipe.schema import (
-    LORA_DEFAULTS,
-    Section,
+from plaudit.recipe.load import (
+    description,
     dump_recipe,
-    effective_training_arguments,
     load_recipe,
     parse_recipe,
+    shipped_recipes,
+    starter,
+    starter_text,
 )
-from plaudit.recipe.shipped import shipped_recipes
-from plaudit.recipe.starter import description, starter, starter_text
-from plaudit.recipe.validate import open_keys
+from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, Section
 from plaudit.recipe.yaml import read_yaml, write_yaml
 
 SHIPPED = sorted(shipped_recipes().values())
@@ -49,7 +48,7 @@ def refusal(path: Path, *overrides: str) -> str:
 def test_shipped_recipes_parse_and_survive_a_round_trip(path: Path) -> None:
     recipe = load_recipe(path)
     assert parse_recipe(read_yaml(dump_recipe(recipe), "dumped"), "dumped") == recipe
-    assert effective_training_arguments(recipe)["load_best_model_at_end"] is True
+    assert recipe.training_arguments["load_best_model_at_end"] is True
 
 
 def test_every_shipped_recipe_is_there() -> None:
@@ -123,7 +122,7 @@ MISTAKES = {
     "train.learning_rat=1": "`train.learning_rat` is not a key of the train section; did you mean "
     "`learning_rate`?",
     "trian.seed=1": "`trian` is not a key of a recipe; did you mean `train`?",
-    "tokens.zzz=1": "it knows max_length, truncation, chat_template",
+    "tokens.zzz=1": "it has max_length, truncation, chat_template",
     "data.train=[{pth: a}]": "`data.train.0.pth` is not a key of the data.train.0 section; did "
     "you mean `path`?",
     "train.warmup_ratio=0.1": "write train.warmup_steps with a value below 1",
@@ -166,13 +165,18 @@ MISTAKES = {
     "train.gradient_accumulation_steps=0": "must be a whole number of at least 1",
     "train.max_steps=0": "must be -1 (no limit) or at least 1",
     "train.warmup_steps=-1": "must be a number of at least 0",
-    "train.eval_steps=2.5": "a whole number of steps, or a share below 1",
+    "train.eval_steps=2.5": "a whole number of steps, or a fraction below 1",
     "train.bf16=yes": "must be true or false",
+    "train.bf16=1": "must be true or false",
+    "train.seed=true": "`train.seed` is true, but must be a whole number of at least 0",
+    "train.save_total_limit=0": "must be a whole number of at least 1 or null",
+    "train.optim=adam": "`train.optim` cannot be 'adam'; did you mean 'adamw_torch'?",
+    "train.push_to_hub=true": "upload the finished run folder with plaudit push",
     "train.lr_scheduler_type=cosin": "did you mean 'cosine'?",
     "lora.r=0": "`lora.r` is 0, but must be a whole number of at least 1",
     "lora.lora_dropout=1": "must be a number of at least 0 and below 1",
     "lora.eva_config={}": "takes a Python object",
-    "train.output_dir=x": "say where the run goes with --out",
+    "train.output_dir=x": "set the run folder with --out",
     "train.hub_token=x": "must hold no secret",
     "lora.task_type=SEQ_CLS": "managed by plaudit",
     "data.seed.x=1": "`data.seed` is {'x': 1}, but must be a whole number",
@@ -402,7 +406,8 @@ def test_every_key_is_described() -> None:
         for name, field in section.model_fields.items()
         if not field.description
     ] == []
-    assert not [name for name in open_keys("lora") if not description("lora", name)]
+    for name in ("train", "lora"):
+        assert all(description(name, key) for key in HF_KEYS[name] if key != "auto_mapping")
 
 
 def test_the_starter_recipe_is_explained_and_is_the_one_that_runs_without_a_recipe() -> None:
@@ -435,7 +440,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_defaults_keep_the_best_checkpoint_on_one_schedule(recipe_file: Path) -> None:
-    arguments = effective_training_arguments(load_recipe(recipe_file))
+    arguments = load_recipe(recipe_file).training_arguments
     assert arguments["eval_strategy"] == arguments["save_strategy"] == "steps"
     assert arguments["eval_steps"] == arguments["save_steps"] == 0.1
     assert arguments["metric_for_best_model"] == "eval_loss"
@@ -444,20 +449,18 @@ def test_defaults_keep_the_best_checkpoint_on_one_schedule(recipe_file: Path) ->
 
 
 def test_saving_follows_evaluation_and_the_recipe_wins(recipe_file: Path) -> None:
-    arguments = effective_training_arguments(load_recipe(recipe_file, ["train.eval_steps=50"]))
+    arguments = load_recipe(recipe_file, ["train.eval_steps=50"]).training_arguments
     assert arguments["save_steps"] == 50
-    arguments = effective_training_arguments(
-        load_recipe(recipe_file, ["train.save_strategy=epoch"])
-    )
+    arguments = load_recipe(recipe_file, ["train.save_strategy=epoch"]).training_arguments
     assert arguments["eval_strategy"] == "epoch"
-    arguments = effective_training_arguments(
-        load_recipe(recipe_file, ["train.metric_for_best_model=eval_accuracy"])
-    )
+    arguments = load_recipe(
+        recipe_file, ["train.metric_for_best_model=eval_accuracy"]
+    ).training_arguments
     assert arguments["greater_is_better"] is True
 
 
 def test_without_evaluation_data_nothing_is_chosen(recipe_file: Path) -> None:
-    arguments = effective_training_arguments(load_recipe(recipe_file, ["data.eval_fraction=null"]))
+    arguments = load_recipe(recipe_file, ["data.eval_fraction=null"]).training_arguments
     assert arguments["eval_strategy"] == "no"
     assert arguments["load_best_model_at_end"] is False
     assert arguments["save_strategy"] == "steps"

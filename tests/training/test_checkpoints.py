@@ -14,8 +14,7 @@ import pytest
 
 from plaudit.errors import ModelError, OutputError, TrainingError
 from plaudit.evaluation.table import write_rewards
-from plaudit.recipe.schema import load_recipe
-from plaudit.recipe.shipped import CHECKPOINT_RECIPE
+from plaudit.recipe.load import CHECKPOINT_RECIPE, load_recipe
 from plaudit.storage.manifest import (
     MANIFEST_FILE,
     check_model,

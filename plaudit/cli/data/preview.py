@@ -96,7 +96,8 @@ def _sources(
     format_: str | None,
     columns: Mapping[str, str | None],
 ) -> list[Source]:
-    from plaudit.recipe.schema import Source, load_recipe, with_columns
+    from plaudit.recipe.load import load_recipe, with_columns
+    from plaudit.recipe.schema import Source
 
     if data is not None:
         return [Source(path=data, format=format_, columns=dict(columns))]

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.errors import RecipeError, nearest
-from plaudit.recipe.hf_keys import TRAINING_ARGUMENTS
-from plaudit.recipe.schema import LORA_DEFAULTS
-from plaudit.recipe.validate import OWNED_TRAIN, shown
+from plaudit.recipe.problems import shown
+from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED
 
 Settings: TypeAlias = Mapping[str, Any]
 Fate: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]
@@ -91,9 +90,9 @@ def _rule(key: str) -> Rule:
     for prefixes, rule in _PREFIXES:
         if key.startswith(prefixes):
             return rule
-    if key in OWNED_TRAIN:
-        return _ignored(OWNED_TRAIN[key])
-    return _argument if key in TRAINING_ARGUMENTS else _unknown
+    if key in MANAGED["train"]:
+        return _ignored(MANAGED["train"][key])
+    return _argument if key in HF_KEYS["train"] else _unknown
 
 
 def _implied(settings: Settings) -> list[tuple[str, Rule]]:
@@ -166,7 +165,7 @@ def _argument(key: str, settings: Settings) -> Outcome:
 
 
 def _unknown(key: str, settings: Settings) -> Outcome:
-    guess = nearest(key, [*KEYS, *TRAINING_ARGUMENTS])
+    guess = nearest(key, [*KEYS, *HF_KEYS["train"]])
     hint = f"; did you mean {guess}?" if guess else ""
     return Outcome("unknown", f"no key of LLaMA-Factory's reward stage that is known here{hint}")
 

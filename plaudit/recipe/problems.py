@@ -1,0 +1,527 @@
+"""What is wrong with a recipe, in sentences: unknown keys, values, keys that contradict each other.
+
+Pydantic says where and what; the tables here know the names that other trainers and earlier
+versions use.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from typing_extensions import is_typeddict
+
+from plaudit import registry
+from plaudit.errors import RecipeError, nearest
+from plaudit.recipe.schema import HF_KEYS, MANAGED, Recipe, Section, Source
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+"""The way to a key: names of sections and keys, numbers of list entries."""
+
+REQUIRED: Final[Mapping[str, str]] = {
+    "model.base": "name a base model, a Hub id or a local folder",
+    "data.train": "name a file of comparisons, a Hub id or a list of them",
+}
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a recipe."""
+
+    path: KeyPath
+    sentence: str
+
+
+# ---- names of other trainers and earlier versions
+
+RENAMED: Final[Mapping[str, str]] = {
+    "data.exhaust": "stopping_strategy",
+    "data.source.first": "max_rows",
+    "data.source.rows": "num_samples",
+    "data.source.share": "probability",
+    "data.source.graded": "preference_strength",
+    "data.source.folder": "data_dir",
+    "data.source.stream": "streaming",
+    "tokens.overlong": "truncation",
+    "evaluate.behaviour": "perturbation_tests",
+}
+"""Old names of keys, ``data.source`` standing for any source, and the name of today."""
+
+ALIASES: Final[Mapping[str, str]] = {
+    "model_name_or_path": "model.base",
+    "model_name": "model.base",
+    "model_path": "model.base",
+    "model_id": "model.base",
+    "base_model": "model.base",
+    "base_model_name_or_path": "model.base",
+    "pretrained_model_name_or_path": "model.base",
+    "pretrain": "model.base",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "load_in_4bit": "model.quantize",
+    "quantization_bit": "model.quantize",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_name": "data.train",
+    "dataset_path": "data.train",
+    "dataset_name_or_path": "data.train",
+    "data_path": "data.train",
+    "train_data": "data.train",
+    "train_dataset": "data.train",
+    "train_file": "data.train",
+    "train_files": "data.train",
+    "eval_data": "data.eval",
+    "eval_dataset": "data.eval",
+    "eval_file": "data.eval",
+    "val_file": "data.eval",
+    "val_files": "data.eval",
+    "valid_data": "data.eval",
+    "validation_file": "data.eval",
+    "test_data": "data.test",
+    "test_dataset": "data.test",
+    "test_file": "data.test",
+    "val_size": "data.eval_fraction",
+    "val_set_size": "data.eval_fraction",
+    "validation_split": "data.eval_fraction",
+    "template": "tokens.template",
+    "cutoff_len": "tokens.max_length",
+    "max_len": "tokens.max_length",
+    "max_seq_len": "tokens.max_length",
+    "max_seq_length": "tokens.max_length",
+    "model_max_length": "tokens.max_length",
+    "sequence_len": "tokens.max_length",
+    "loss_type": "loss.kind",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "scheduler": "train.lr_scheduler_type",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "max_epochs": "train.num_train_epochs",
+    "batch_size": "train.per_device_train_batch_size",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "micro_train_batch_size": "train.per_device_train_batch_size",
+    "train_batch_size": "train.per_device_train_batch_size",
+    "eval_batch_size": "train.per_device_eval_batch_size",
+    "grad_accum": "train.gradient_accumulation_steps",
+    "gradient_accumulation": "train.gradient_accumulation_steps",
+    "optimizer": "train.optim",
+    "evaluation_strategy": "train.eval_strategy",
+    "no_cuda": "train.use_cpu",
+    "use_wandb": "train.report_to",
+}
+"""Keys of other trainers and versions, and the key here that means the same."""
+
+ADVICE: Final[Mapping[str, str]] = {
+    "warmup_ratio": "write train.warmup_steps with a value below 1",
+    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
+    "use_peft": "a lora section trains an adapter, `lora: null` trains all weights",
+    "use_lora": "a lora section trains an adapter, `lora: null` trains all weights",
+    "finetuning_type": "a lora section trains an adapter, `lora: null` trains all weights",
+    "max_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
+    "max_train_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
+    "save_path": "set the run folder with --out",
+    **{
+        tool: f"write it as tokens.template: {{tool: {tool}, name: …, release: …}}"
+        for tool in registry.names("renderer")
+    },
+}
+"""Keys of other trainers and versions that no single key here stands for, and what to do."""
+
+VALUE_ALIASES: Final[Mapping[str, Mapping[str, str]]] = {
+    "lora.target_modules": dict.fromkeys(("all", "all_linear", "all-linears"), "all-linear"),
+    "model.dtype": {
+        "bf16": "bfloat16",
+        "torch.bfloat16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "torch.float16": "float16",
+        "fp32": "float32",
+        "float": "float32",
+        "torch.float32": "float32",
+    },
+    "model.quantize": dict.fromkeys(("4", "True", "int4", "nf4", "fp4"), "4bit"),
+    "loss.kind": dict.fromkeys(("bt", "bradley-terry", "sigmoid"), "bradley_terry"),
+    "train.optim": dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),
+}
+"""Values that other trainers and versions use, by key, and the value here that means the same."""
+
+
+# ---- all problems of a mapping
+
+
+def find_problems(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe of a mapping, or all that is wrong with it.
+
+    Keys that contradict each other are among the problems where their sections are right by
+    themselves.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = _problems(error, values)
+        return None, problems + _contradictions_outside(_sections_of(problems), values)
+    problems = list(_contradictions(recipe))
+    return (None if problems else recipe), problems
+
+
+def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:
+    """Every error of pydantic in plain words; a required key that was only misspelt is left out."""
+    missing: list[KeyPath] = []
+    unknown: list[KeyPath] = []
+    problems: list[Problem] = []
+    for item in error.errors():
+        path, kind, metadata = _field_at(item["loc"])
+        if item["type"] == "missing":
+            missing.append(path)
+        elif item["type"] == "extra_forbidden":
+            unknown.append(path)
+            problems.append(Problem(path, _unknown(path)))
+        else:
+            problems.append(Problem(path, _wrong(item, values, path, kind, metadata)))
+    guesses = {guess for path in unknown for guess in meant(path)}
+    return problems + [_missing(path) for path in missing if not guesses & {*_required(path)}]
+
+
+def _required(path: KeyPath) -> list[str]:
+    """What may have been meant to give a missing key: its name, and that of a missing section."""
+    dotted = _dotted(path)
+    return [dotted, *(key for key in REQUIRED if key.startswith(f"{dotted}."))]
+
+
+def _missing(path: KeyPath) -> Problem:
+    dotted = _required(path)[-1]
+    advice = f"; {REQUIRED[dotted]}" if dotted in REQUIRED else ""
+    return Problem(path, f"`{dotted}` is missing{advice}.")
+
+
+def _sections_of(problems: Sequence[Problem]) -> set[str]:
+    """The sections that problems are in, or where a key at the top was most likely meant to be."""
+    names: set[str] = set()
+    for path in (problem.path for problem in problems):
+        known = path[0] in Recipe.model_fields
+        names |= {str(path[0])} if known else {guess.split(".")[0] for guess in meant(path[:1])}
+    return names
+
+
+# ---- unknown keys
+
+
+def meant(path: KeyPath) -> list[str]:
+    """The dotted keys that a person most likely meant by an unknown one."""
+    section, name = _dotted(path[:-1]), str(path[-1])
+    if name.lower() in ALIASES:
+        return [ALIASES[name.lower()]]
+    everywhere = _keys_by_section()
+    homes = [f"{home}.{name}" for home, names in everywhere.items() if name in names]
+    if homes:
+        return homes
+    guess = nearest(name, _keys_at(path[:-1]))
+    if guess is not None:
+        return [f"{section}.{guess}" if section else guess]
+    dotted = {key: f"{home}.{key}" for home, names in everywhere.items() for key in names}
+    far = nearest(name, dotted, similarity=0.8)
+    return [dotted[far]] if far else []
+
+
+def _unknown(path: KeyPath) -> str:
+    """The sentence for a key that its section does not have."""
+    dotted, section, name = _dotted(path), _dotted(path[:-1]), str(path[-1])
+    if name in MANAGED.get(section, ()):
+        advice = MANAGED[section][name]
+        return f"`{dotted}` is managed by plaudit; remove it from the recipe: {advice}."
+    if name in HF_KEYS.get(section, ()):
+        return f"`{dotted}` takes a Python object and cannot be set in a recipe."
+    of_source = len(path) == 4 and path[0] == "data"
+    renamed = RENAMED.get(f"data.source.{name}" if of_source else dotted)
+    if renamed is not None:
+        return f"`{dotted}` is called `{renamed}` now."
+    place = f"the {section} section" if section else "a recipe"
+    advised = ADVICE.get(name) or MANAGED["train"].get(name)
+    if advised is not None:
+        return f"`{dotted}` is not a key of {place}: {advised}."
+    guesses = [f"`{guess.removeprefix(f'{section}.')}`" for guess in meant(path)]
+    if guesses:
+        return f"`{dotted}` is not a key of {place}; did you mean {either(guesses)}?"
+    return f"`{dotted}` is not a key of {place}; it has {', '.join(_keys_at(path[:-1]))}."
+
+
+@cache
+def _keys_by_section() -> dict[str, list[str]]:
+    return {name: _keys_at((name,)) for name in Recipe.model_fields}
+
+
+def _keys_at(path: KeyPath) -> list[str]:
+    """The keys of the section at a path, the top level where it is empty."""
+    kind = _field_at(path)[1]
+    return list(fields_of(kind if is_section(kind) else Recipe))
+
+
+# ---- wrong values
+
+
+def _wrong(
+    item: ErrorDetails,
+    values: Mapping[str, Any],
+    path: KeyPath,
+    kind: Any,
+    metadata: Sequence[Any],
+) -> str:
+    """What is wrong with a value, and what was expected."""
+    dotted = _dotted(path)
+    value: Any = values
+    for part in path:
+        value = value[part] if isinstance(value, Mapping) and part in value else item["input"]
+    if is_section(kind):
+        alone = "a path, a Hub id or " if kind is Source else ""
+        keys = list(fields_of(kind))
+        listed = "keys" if len(keys) > LISTED else ", ".join(keys)
+        return f"`{dotted}` is {shown(value)}, but must be {alone}a mapping of {listed}."
+    choices = [choice for choice in _choices(kind) if isinstance(value, str)]
+    alias = VALUE_ALIASES.get(dotted, {}).get(str(value)) or nearest(str(value), choices)
+    hint = f"; did you mean {alias!r}?" if alias is not None else "."
+    if alias is not None and len(choices) > LISTED:
+        return f"`{dotted}` cannot be {value!r}{hint}"
+    wanted = item["msg"] if item["type"] == "rule" else expected(kind, metadata)
+    return f"`{dotted}` is {shown(value)}, but must be {wanted}{hint}"
+
+
+LISTED: Final = 16
+"""Names that a message lists before it names only the nearest one."""
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts that an annotation is closed to, those of a union's parts together."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [c for part in typing.get_args(annotation) for c in _choices(part)]
+    return []
+
+
+# ---- the fields of sections
+
+
+def is_section(kind: Any) -> bool:
+    """Whether an annotation is a section: a model, or the keys of another library."""
+    return isinstance(kind, type) and (issubclass(kind, Section) or is_typeddict(kind))
+
+
+def fields_of(section: Any) -> Mapping[str, FieldInfo]:
+    """The fields of a section by name, whichever kind of section it is."""
+    if issubclass(section, Section):
+        return dict(section.model_fields)
+    return {
+        name: FieldInfo.from_annotation(annotation)
+        for name, annotation in section.__annotations__.items()
+    }
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _field_at(loc: KeyPath) -> tuple[KeyPath, Any, Sequence[Any]]:
+    """Follow an error's location through the sections, leaving out pydantic's own marks."""
+    path: list[str | int] = []
+    kind: Any = Recipe
+    metadata: Sequence[Any] = ()
+    for part in loc:
+        if is_section(kind):
+            path.append(part)
+            field = fields_of(kind).get(str(part))
+            kind, metadata = (field.annotation, field.metadata) if field else (None, ())
+            # A section that may be null is followed like any other.
+            inner = [one for one in typing.get_args(kind) if is_section(one)]
+            if len(inner) == 1 and type(None) in typing.get_args(kind):
+                (kind,) = inner
+        elif isinstance(part, int) and typing.get_origin(kind) is tuple:
+            path.append(part)
+            kind, metadata = typing.get_args(kind)[0], ()
+        else:
+            break
+    return tuple(path), kind, metadata
+
+
+WORDS: Final[Mapping[Any, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+"""Types in words."""
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as YAML would write it, cut when long."""
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def either(options: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *first, last = options
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field of a section accepts, as a phrase: ``a whole number of at least 2 or auto``."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = [part for item in arguments[1:] for part in _constraints(item)]
+        return expected(arguments[0], inner)
+    if origin in (typing.Union, types.UnionType):
+        return either(expected(part) for part in arguments)
+    if origin is typing.Literal:
+        return either(str(value) for value in arguments)
+    if origin is tuple:
+        if isinstance(arguments[0], type):
+            return "a path, a Hub id, a mapping with a path, or a list of these"
+        return f"a list of {expected(arguments[0])}"
+    return _scalar_words(annotation, metadata)
+
+
+def _constraints(item: Any) -> list[Any]:
+    """The limits inside a pydantic Field(...) or a plain annotated-types limit."""
+    return list(item.metadata) if hasattr(item, "metadata") else [item]
+
+
+def _scalar_words(annotation: Any, metadata: Sequence[Any]) -> str:
+    words = WORDS.get(typing.get_origin(annotation) or annotation, "a mapping")
+    limits = []
+    for item in metadata:
+        for attribute, word in (("ge", "of at least"), ("gt", "above"), ("lt", "below")):
+            if hasattr(item, attribute):
+                limits.append(f"{word} {getattr(item, attribute):g}")
+        if getattr(item, "pattern", None):
+            limits.append("like 2024-07-26")
+    return " ".join([words, *([" and ".join(limits)] if limits else [])])
+
+
+# ---- keys that contradict each other
+
+
+def _data_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if not data.train:
+        yield Problem(("data", "train"), f"`data.train` is missing; {REQUIRED['data.train']}.")
+    for role, sources in (("train", data.train), ("eval", data.eval), ("test", data.test)):
+        yield from _source_contradictions(role, sources)
+    held_out = (data.eval_fraction or 0) + (data.test_fraction or 0)
+    if held_out >= 1:
+        yield Problem(
+            ("data", "test_fraction"),
+            f"`data.eval_fraction` and `data.test_fraction` hold out {held_out:g} of the data "
+            "together, which leaves nothing to train on; make them smaller.",
+        )
+
+
+def _token_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    named, known = recipe.tokens.template, registry.names("renderer")
+    if named is not None and named.tool not in known:
+        yield Problem(
+            ("tokens", "template", "tool"),
+            f"`tokens.template.tool` is {named.tool!r}, but must be {' or '.join(known)}.",
+        )
+    if recipe.tokens.template and recipe.tokens.chat_template:
+        yield Problem(
+            ("tokens", "template"),
+            "`tokens.template` and `tokens.chat_template` both say how conversations are "
+            "written; keep one.",
+        )
+
+
+def _model_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.model.base.strip():
+        yield Problem(("model", "base"), f"`model.base` is empty; {REQUIRED['model.base']}.")
+    if recipe.model.quantize and recipe.lora is None:
+        yield Problem(
+            ("model", "quantize"),
+            "`model.quantize` is '4bit' and `lora` is null, but quantized weights cannot be "
+            "trained; keep a lora section, or set quantize to null.",
+        )
+
+
+def _schedule_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        arguments = recipe.training_arguments
+    except RecipeError as error:
+        yield Problem(("train",), str(error))
+        return
+    patience = recipe.evaluate.early_stopping_patience
+    if patience is not None and not arguments["load_best_model_at_end"]:
+        yield Problem(
+            ("evaluate", "early_stopping_patience"),
+            f"`evaluate.early_stopping_patience` is {patience}, but stopping early needs "
+            "evaluation on schedule and the best checkpoint kept; set data.eval or "
+            "data.eval_fraction, and leave load_best_model_at_end true.",
+        )
+
+
+CONTRADICTIONS: dict[tuple[str, ...], Callable[[Recipe], Iterator[Problem]]] = {
+    ("model", "lora"): _model_contradictions,
+    ("data",): _data_contradictions,
+    ("tokens",): _token_contradictions,
+    ("data", "train", "evaluate"): _schedule_contradictions,
+}
+"""Checks of keys that must agree, by the sections that they look at."""
+
+
+def _source_contradictions(role: str, sources: Sequence[Source]) -> Iterator[Problem]:
+    """At most one sample size a source; probabilities for all of a mixture or for none."""
+    for number, source in enumerate(sources):
+        sizes = {
+            "weight": source.weight != 1,
+            "num_samples": source.num_samples,
+            "probability": source.probability,
+        }
+        named = [name for name, value in sizes.items() if value]
+        if len(named) > 1:
+            yield Problem(
+                ("data", role, number),
+                f"`data.{role}.{number}` has {' and '.join(named)}, which each set how many of its "
+                "rows are used; keep one.",
+            )
+    probabilities = [source.probability is not None for source in sources]
+    if any(probabilities) and (role != "train" or not all(probabilities)):
+        yield Problem(
+            ("data", role),
+            f"`data.{role}` has a source with a probability and another without; give every "
+            "source one."
+            if role == "train"
+            else f"`data.{role}` has a probability, but its sets are not mixed; use num_samples or "
+            "weight.",
+        )
+
+
+def _contradictions(recipe: Recipe, wrong: Collection[str] = ()) -> Iterator[Problem]:
+    """What no section can know alone; nothing is said of sections that are ``wrong`` already."""
+    for sections, check in CONTRADICTIONS.items():
+        if not set(sections) & set(wrong):
+            yield from check(recipe)
+
+
+def _contradictions_outside(wrong: Collection[str], values: Mapping[str, Any]) -> list[Problem]:
+    """Contradictions among the sections that are right, the others left out."""
+    right = {n: v for n, v in values.items() if n in Recipe.model_fields and n not in wrong}
+    stand_in = {"model": {"base": "unknown"}, "data": {"train": "unknown"}}
+    return list(_contradictions(Recipe.model_validate({**stand_in, **right}), wrong))
