@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from plaudit.compare_models import score
 from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate_model import data_facts
-from plaudit.evaluation.facts import json_safe
+from plaudit.evaluate_model import DataUse, as_sources, open_model, score_comparisons
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import Calibration, beyond_noise, cross_fit, improvement
+from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.table import Pairs, pairs
 from plaudit.model.checkpoint import (
     FACTS_FILE,
@@ -30,16 +28,14 @@ from plaudit.recipe.schema import Source
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.record import METRICS_FILE
-from plaudit.reward_model import load as load_model
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateOptions:
-    """What :func:`calibrate` fits on and how it opens the model; that of ``plaudit calibrate``."""
+    """How :func:`calibrate` opens the model; filled by ``plaudit calibrate``."""
 
-    data: tuple[Source, ...]
     base: str | None = None
     trust_remote_code: bool = False
     seed: int = 42
@@ -69,14 +65,18 @@ class Recalibration:
     before: AtTemperature
     after: AtTemperature
     gain: float
-    gain_ci95: tuple[float, float] | None
+    gain_ci95: Interval | None
     stored: bool
     sentence: str
-    data: Mapping[str, Any]
+    data: DataUse
 
 
 def calibrate(
-    model: str | Path, options: CalibrateOptions, *, console: Console | None = None
+    model: str | Path,
+    data: str | Path | Source | Sequence[str | Path | Source],
+    options: CalibrateOptions = CalibrateOptions(),
+    *,
+    console: Console | None = None,
 ) -> Recalibration:
     """Fit the temperature of a plaudit folder on labelled comparisons that it was not trained on.
 
@@ -93,12 +93,14 @@ def calibrate(
     folder = Path(model)
     check_plaudit_folder(folder)
     facts = read_facts(folder)
-    loaded = load_comparisons(options.data, seed=options.seed)
+    loaded = load_comparisons(as_sources(data), seed=options.seed)
     _check_unseen(facts, loaded)
-    reward_model = load_model(
-        folder, base=options.base, trust_remote_code=options.trust_remote_code
+    reward_model = open_model(
+        folder, console, base=options.base, trust_remote_code=options.trust_remote_code
     )
-    table, dropped = score(reward_model, loaded.comparisons, str(model), console)
+    _, table, skipped = score_comparisons(
+        reward_model, loaded.comparisons, console, name=str(model)
+    )
     paired = pairs(table)
     if not len(paired):
         raise DataError(
@@ -109,7 +111,7 @@ def calibrate(
         paired,
         facts.temperature or 1.0,
         model=str(model),
-        data=data_facts(loaded, dropped),
+        data=DataUse.of(loaded, skipped),
         seed=options.seed,
     )
     if result.stored:
@@ -169,7 +171,7 @@ def recalibrate(
     current: float,
     *,
     model: str,
-    data: Mapping[str, Any],
+    data: DataUse,
     seed: int = 0,
 ) -> Recalibration:
     """The verdict on pairs at hand; nothing is stored."""
@@ -191,7 +193,7 @@ def recalibrate(
         gain_ci95=gain.interval,
         stored=stored,
         sentence=_sentence(before, after, fitted, stored, gain),
-        data=json_safe(data),
+        data=data,
     )
 
 

@@ -1,4 +1,4 @@
-"""What ``plaudit compare`` compares: models scored now, and scores that were recorded earlier.
+"""Compare reward models pair by pair: models scored now, and scores that were recorded earlier.
 
 A candidate is a path: a run folder, a checkpoint of a run, another model folder, the folder of an
 evaluation, or a ``predictions.parquet``. A run keeps the rewards of every evaluation it made, so
@@ -10,56 +10,102 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
+from plaudit import __version__
 from plaudit.data.load import load_comparisons
 from plaudit.data.store import StoredComparisons
-from plaudit.errors import DataError, ModelError
-from plaudit.evaluate_model import Evaluation, concatenate, data_facts, encode_scorable, score_suite
+from plaudit.errors import DataError
+from plaudit.evaluate_model import (
+    PREDICTIONS,
+    DataUse,
+    as_sources,
+    is_candidate,
+    is_recorded,
+    open_model,
+    recorded_table,
+    score_comparisons,
+)
 from plaudit.evaluation.analysis.baselines import response_text
-from plaudit.evaluation.compare import Scored, align, compare
-from plaudit.evaluation.regression import Gate, judge
-from plaudit.evaluation.rows import score_rows
-from plaudit.evaluation.suites.request import Request
+from plaudit.evaluation.compare import (
+    ALPHA,
+    Example,
+    ModelComparison,
+    Scored,
+    align,
+    compare_aligned,
+)
+from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     ScoreTable,
-    build_table,
     evaluated_steps,
     read_rewards,
     read_table,
     rewards_file,
 )
 from plaudit.recipe.schema import Source
+from plaudit.report.comparison import comparison_figure
+from plaudit.report.plots import save_figure
 from plaudit.report.record import METRICS_FILE, read_metrics
-from plaudit.storage.atomic import existing_path
+from plaudit.storage.atomic import check_new_folder, existing_path, write_folder, write_json
 from plaudit.types import Comparison
 
-if TYPE_CHECKING:
-    from plaudit.reward_model import RewardModel
-
-PREDICTIONS = "predictions.parquet"
-_MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
+COMPARISON_FILE = "comparison.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _EXAMPLE_CHARACTERS = 2000
 
 
-def is_candidate(argument: str) -> bool:
-    """Whether a word of the command line names a model or recorded scores, rather than data."""
-    path = existing_path(argument) or Path(argument)
-    if path.is_dir():
-        named = (*_MODEL_FILES, PREDICTIONS, EVALUATIONS_FOLDER)
-        return any((path / name).exists() for name in named)
-    return path.name == PREDICTIONS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """How :func:`compare` tests, and the folder that it writes; filled by ``plaudit compare``.
+
+    ``alpha`` is the significance level; ``base`` and ``trust_remote_code`` are those of
+    :func:`plaudit.reward_model.load`.
+    """
+
+    out: Path | None = None
+    alpha: float = ALPHA
+    base: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 42
 
 
-def tell_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedData:
+    """What the models were compared on.
+
+    ``scored``: models scored ``use`` now; otherwise all scores are recorded ones. ``skipped``
+    counts comparisons that a model could not score, by model and reason. ``chose_checkpoint``: a
+    run chose its best checkpoint on these data.
+    """
+
+    scored: bool
+    chose_checkpoint: bool
+    use: DataUse | None = None
+    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonResult(ModelComparison):
+    """The content of ``comparison.json``."""
+
+    format: int = 1
+    plaudit_version: str = __version__
+    data: ComparedData
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        values: dict[str, object] = json_safe(asdict(self))
+        return values
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Candidates, which come first, and data.
 
     Raises:
@@ -78,39 +124,49 @@ def tell_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     return [existing_path(a) or Path(a) for a in arguments[:count]], list(arguments[count:])
 
 
-def run_comparison(
+def compare(
     candidates: Sequence[Path],
-    data: Sequence[Source],
+    data: str | Path | Source | Sequence[str | Path | Source] = (),
+    options: CompareOptions = CompareOptions(),
     *,
-    base: str | None = None,
-    trust_remote_code: bool = False,
-    level: float = 0.05,
-    seed: int = 42,
     console: Console | None = None,
-) -> dict[str, Any]:
-    """Compare on ``data``, or without it on the scores that were recorded; ``compare.json``.
+) -> ComparisonResult:
+    """Compare models on ``data``, or without data on their recorded scores.
 
     One run folder alone, without data: all its evaluations. With data, models are scored; recorded
-    scores take part where they are of the same comparisons.
+    scores take part where they are of the same comparisons. With ``options.out``, write
+    ``comparison.json`` and ``comparison.png`` there.
 
     Raises:
-        PlauditError: fewer than two candidates, nothing in common, or one that cannot be opened.
+        PlauditError: fewer than two candidates, nothing in common, one that cannot be opened, or
+            ``options.out`` exists.
     """
     console = Console(quiet=True) if console is None else console
+    if options.out is not None:
+        check_new_folder(options.out)
     comparisons: Sequence[Comparison] = ()
-    facts: dict[str, Any] | None = None
-    if data:
-        _refuse_one(len(candidates), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
-        options = {"base": base, "trust_remote_code": trust_remote_code}
-        scored, facts, comparisons = _score_all(candidates, data, options, seed, console)
+    sources = as_sources(data)
+    if sources:
+        _check_several(len(candidates), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
+        scored, used, comparisons = _score_all(candidates, sources, options, console)
     else:
-        scored, facts = recorded(candidates)
-    compared = compare(align(scored), level=level, seed=seed)
-    compared["examples"] = _with_texts(compared["examples"], comparisons)
-    return {"data": facts, **compared}
+        scored, used = _recorded_scores(candidates)
+    comparison = compare_aligned(align(scored), alpha=options.alpha, seed=options.seed)
+    values = {each.name: getattr(comparison, each.name) for each in fields(comparison)}
+    values["examples"] = _with_texts(comparison.examples, comparisons)
+    result = ComparisonResult(data=used, **values)
+    if options.out is not None:
+        write_folder(
+            options.out,
+            {
+                COMPARISON_FILE: lambda path: write_json(path, result.as_dict()),
+                "comparison.png": lambda path: save_figure(comparison_figure(result), path),
+            },
+        )
+    return result
 
 
-def _refuse_one(count: int, hint: str) -> None:
+def _check_several(count: int, hint: str) -> None:
     if count < 2:
         raise DataError(f"There is one model to compare; name two or more ({hint}).")
 
@@ -118,50 +174,34 @@ def _refuse_one(count: int, hint: str) -> None:
 # ---- recorded ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """A recorded score table, and whether its data chose the checkpoint."""
-
+class _Recorded(NamedTuple):
     table: ScoreTable
     chose_checkpoint: bool
 
 
-def recorded(candidates: Sequence[Path]) -> tuple[list[Scored], dict[str, Any]]:
-    """Recorded scores of each candidate; one run alone stands for all its evaluations.
-
-    Raises:
-        DataError: nothing was recorded where it was looked for.
-    """
+def _recorded_scores(candidates: Sequence[Path]) -> tuple[list[Scored], ComparedData]:
+    """Recorded scores of each candidate; one run alone stands for all its evaluations."""
     alone = candidates[0]
     if len(candidates) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
         steps = _steps_of(alone)
-        _refuse_one(len(steps), f"{alone} made one evaluation")
+        _check_several(len(steps), f"{alone} made one evaluation")
         names = [f"step {step:,}" for step in steps]
-        found = [Recorded(table=_at_step(alone, s), chose_checkpoint=True) for s in steps]
+        recorded = [_Recorded(_at_step(alone, step), chose_checkpoint=True) for step in steps]
     else:
-        _refuse_one(len(candidates), "or one run folder, for all its evaluations")
+        _check_several(len(candidates), "or one run folder, for all its evaluations")
         names = short_names(candidates)
-        found = [_recorded(path) for path in candidates]
-    scored = [Scored(name=n, table=f.table) for n, f in zip(names, found, strict=True)]
-    chose = any(each.chose_checkpoint for each in found)
-    return scored, {"scored": False, "chose_checkpoint": chose}
+        recorded = [_recorded(path) for path in candidates]
+    scored = [Scored(name=n, table=each.table) for n, each in zip(names, recorded, strict=True)]
+    chose = any(each.chose_checkpoint for each in recorded)
+    return scored, ComparedData(scored=False, chose_checkpoint=chose)
 
 
-def _recorded(path: Path) -> Recorded:
-    if path.is_file():
-        return Recorded(table=read_table(path), chose_checkpoint=False)
+def _recorded(path: Path) -> _Recorded:
     match = _CHECKPOINT.fullmatch(path.resolve().name)
-    if match is not None:
+    if match is not None and path.is_dir():
         run = path.resolve().parent.parent
-        return Recorded(table=_at_step(run, int(match[1])), chose_checkpoint=True)
-    if not (path / PREDICTIONS).is_file():
-        raise DataError(
-            f"{path} has no {PREDICTIONS}, so there are no recorded scores of it; name data to "
-            "score it on: plaudit compare A B pairs.jsonl."
-        )
-    return Recorded(
-        table=read_table(path / PREDICTIONS), chose_checkpoint=(path / EVALUATIONS_FOLDER).is_dir()
-    )
+        return _Recorded(_at_step(run, int(match[1])), chose_checkpoint=True)
+    return _Recorded(recorded_table(path), chose_checkpoint=(path / EVALUATIONS_FOLDER).is_dir())
 
 
 def _steps_of(run: Path) -> list[int]:
@@ -240,137 +280,52 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def _score_all(
     candidates: Sequence[Path],
     data: Sequence[Source],
-    options: Mapping[str, Any],
-    seed: int,
+    options: CompareOptions,
     console: Console,
-) -> tuple[list[Scored], dict[str, Any], StoredComparisons]:
-    # Recorded scores are compared without waiting for torch.
-
-    loaded = load_comparisons(data, seed=seed)
-    names = short_names(candidates)
-    refused = {}
+) -> tuple[list[Scored], ComparedData, StoredComparisons]:
+    loaded = load_comparisons(data, seed=options.seed)
+    skipped: dict[str, Mapping[str, int]] = {}
     scored = []
-    for name, path in zip(names, candidates, strict=True):
+    for name, path in zip(short_names(candidates), candidates, strict=True):
         if is_recorded(path):
             scored.append(Scored(name=name, table=recorded_table(path)))
             continue
-        model = open_candidate(path, options, console)
-        table, refused[name] = score(model, loaded.comparisons, name, console)
-        scored.append(Scored(name=name, table=table))
-    facts = {
-        "scored": True,
-        "chose_checkpoint": False,
-        **data_facts(loaded, {}),
-        "refused": refused,
-    }
-    return scored, facts, loaded.comparisons
-
-
-def is_recorded(path: Path) -> bool:
-    """Whether a candidate is scores alone, without a model to score more."""
-    return path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES)
-
-
-def recorded_table(path: Path) -> ScoreTable:
-    """The scores recorded in an evaluation folder or a ``predictions.parquet``.
-
-    Raises:
-        DataError: there are none.
-    """
-    return _recorded(path).table
-
-
-def open_candidate(path: Path, options: Mapping[str, Any], console: Console) -> RewardModel:
-    """Load a model; ``options`` are those of :func:`plaudit.reward_model.load`."""
-    from plaudit import reward_model
-
-    with console.status(f"loading {path}"):
-        return reward_model.load(path, **options)
-
-
-def score(
-    model: RewardModel, comparisons: StoredComparisons, name: str, console: Console
-) -> tuple[ScoreTable, dict[str, int]]:
-    """The score table of one model, and comparisons that it refused, by reason.
-
-    Raises:
-        ModelError: the model can score none of them.
-    """
-    try:
-        kept, encoded = encode_scorable(model, comparisons, console)
-    except DataError as error:
-        raise ModelError(f"{name}: {error}") from None
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"scoring {name}", total=int(encoded.trees.column("packed").sum()))
-        rewards = model.score_trees(
-            encoded.trees,
-            on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
+        model = open_model(
+            path, console, base=options.base, trust_remote_code=options.trust_remote_code
         )
-    table = build_table(score_rows("eval", kept, encoded.trees, rewards))
-    return table, dict(encoded.dropped)
+        _, table, reasons = score_comparisons(model, loaded.comparisons, console, name=name)
+        skipped[name] = dict(reasons)
+        scored.append(Scored(name=name, table=table))
+    used = ComparedData(
+        scored=True, chose_checkpoint=False, use=DataUse.of(loaded, {}), skipped=skipped
+    )
+    return scored, used, loaded.comparisons
 
 
 def _with_texts(
-    examples: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]
-) -> list[dict[str, Any]]:
-    """The examples with their texts and where they stand, if the data were read."""
-    wanted = {_key(example) for example in examples}
-    texts: dict[tuple[str, str, str], Comparison] = {}
-    for comparison in comparisons if wanted else ():
-        key = comparison.source, comparison.id, comparison.group
-        if key in wanted:
-            texts[key] = comparison
-    return [_with_text(example, texts.get(_key(example))) for example in examples]
-
-
-def _key(example: Mapping[str, Any]) -> tuple[str, str, str]:
-    return example["source"], example["id"], example["group"]
-
-
-def _with_text(example: dict[str, Any], found: Comparison | None) -> dict[str, Any]:
-    if found is None:
-        return example
-    prompt = found.prompt
-    return {
-        **example,
-        "where": found.where,
-        "prompt": response_text(prompt)[-_EXAMPLE_CHARACTERS:],
-        "better_text": response_text(found.responses[example["better"]])[:_EXAMPLE_CHARACTERS],
-        "worse_text": response_text(found.responses[example["worse"]])[:_EXAMPLE_CHARACTERS],
+    examples: Sequence[Example], comparisons: Sequence[Comparison]
+) -> tuple[Example, ...]:
+    """The examples with their texts and where they are, if the data were read."""
+    wanted = {(example.source, example.id, example.group) for example in examples}
+    read = {
+        key: comparison
+        for comparison in (comparisons if wanted else ())
+        if (key := (comparison.source, comparison.id, comparison.group)) in wanted
     }
-
-
-# ---- a regression check of one evaluation against a baseline
-
-
-def add_gate(
-    evaluation: Evaluation,
-    baseline: Path,
-    requests: Sequence[Request],
-    gate: Gate,
-    *,
-    options: Mapping[str, Any],
-    console: Console,
-) -> Evaluation:
-    """With ``gate`` in the metrics: is the model significantly worse than ``baseline``?
-
-    The baseline is scored on the same data and suites, or its recorded scores are read.
-    ``options`` are those of :func:`plaudit.reward_model.load`.
-
-    Raises:
-        PlauditError: the baseline cannot be used, or nothing is in common.
-    """
-    if is_recorded(baseline):
-        table = recorded_table(baseline)
-    else:
-        model = open_candidate(baseline, options, console)
-        tables = [build_table(score_suite(model, request, console).rows) for request in requests]
-        if evaluation.comparisons is not None:
-            tables.insert(0, score(model, evaluation.comparisons, str(baseline), console)[0])
-        table = concatenate(tables)
-    block = judge(
-        Scored(name="this model", table=evaluation.table),
-        Scored(name=str(baseline), table=table),
-        gate,
+    return tuple(
+        _with_text(example, read.get((example.source, example.id, example.group)))
+        for example in examples
     )
-    return replace(evaluation, metrics={**evaluation.metrics, "gate": block})
+
+
+def _with_text(example: Example, comparison: Comparison | None) -> Example:
+    if comparison is None:
+        return example
+    texts = [response_text(response) for response in comparison.responses]
+    return replace(
+        example,
+        where=comparison.where,
+        prompt=response_text(comparison.prompt)[-_EXAMPLE_CHARACTERS:],
+        better_text=texts[example.better][:_EXAMPLE_CHARACTERS],
+        worse_text=texts[example.worse][:_EXAMPLE_CHARACTERS],
+    )

@@ -4,103 +4,271 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from plaudit import __version__
-from plaudit.data.load import LoadedComparisons, load_comparisons
+from plaudit.data.load import (
+    LoadedComparisons,
+    check_source,
+    load_comparisons,
+    with_known_columns,
+)
 from plaudit.data.store import StoredComparisons
-from plaudit.errors import DataError
+from plaudit.data.unread import UnreadColumns
+from plaudit.errors import DataError, ModelError
 from plaudit.evaluation.analysis.baselines import BASELINES, fitted_comparisons, measure_baselines
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Probed
-from plaudit.evaluation.analysis.probing import probe
-from plaudit.evaluation.analysis.token_rewards import along_of
+from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.facts import json_safe, summarise
-from plaudit.evaluation.metrics.best_of import best_of_n
+from plaudit.evaluation.metrics.best_of import BestOf, best_of_n
+from plaudit.evaluation.regression import RegressionCheck, RegressionOptions, check_regression
 from plaudit.evaluation.rows import score_rows
-from plaudit.evaluation.suites.request import Request
-from plaudit.evaluation.suites.run import RunSuite, run_suite
-from plaudit.evaluation.table import ScoreTable, build_table, write_table
+from plaudit.evaluation.suites.run import SuiteRequest, SuiteResult, run_suite
+from plaudit.evaluation.table import (
+    EVALUATIONS_FOLDER,
+    ScoreTable,
+    build_table,
+    read_table,
+    write_table,
+)
 from plaudit.recipe.schema import Source
+from plaudit.report.comparison import best_of_figure
 from plaudit.report.html import REPORT_FILE, write_report
-from plaudit.report.plots import write_plots
+from plaudit.report.plots import save_figure, write_plots
 from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER, describe_environment
-from plaudit.reward_model import RewardModel
-from plaudit.reward_model import load as load_model
-from plaudit.storage.atomic import check_new_folder, write_folder, write_json, write_json_lines
-from plaudit.tokens.batch import PackedBatcher
-from plaudit.tokens.store import Trees, encode_rows
+from plaudit.storage.atomic import (
+    check_new_folder,
+    existing_path,
+    write_folder,
+    write_json,
+    write_json_lines,
+)
+from plaudit.types import ScoreRow
 
-NOT_RUN = "Perturbation tests were not run; plaudit eval --behaviour 200 runs them."
+if TYPE_CHECKING:
+    from plaudit.reward_model import RewardModel
+    from plaudit.tokens.store import Trees
+
+NOT_RUN = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
+PREDICTIONS = "predictions.parquet"
+_MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What :func:`evaluate` measures and writes; filled by ``plaudit eval``.
+
+    ``train_data`` fits the bag-of-words baseline (the model's training data is the fair choice);
+    without it that baseline is left out, and the result says so. ``perturbation_tests`` is how many
+    good responses are perturbed and scored again, to see what moves the reward; 0 for none.
+    ``best_of`` measures best-of-N by the grades. ``baseline`` is a model, an evaluation folder or a
+    ``predictions.parquet`` for the regression check ``regression``. ``base`` and
+    ``trust_remote_code`` are those of :func:`plaudit.reward_model.load`.
+    """
+
+    out: Path | None = None
+    train_data: tuple[Source, ...] = ()
+    suites: tuple[SuiteRequest, ...] = ()
+    perturbation_tests: int = 0
+    best_of: bool = False
+    baseline: Path | None = None
+    regression: RegressionOptions = field(default_factory=RegressionOptions)
+    base: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceUse:
+    """A source as it was read, and its columns with text that were not."""
+
+    name: str
+    path: str
+    format: str
+    fingerprint: str
+    unread: UnreadColumns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataUse:
+    """``used`` of ``rows`` were measured; ``dropped`` counts the others by reason."""
+
+    rows: int
+    used: int
+    dropped: Mapping[str, int]
+    sources: tuple[SourceUse, ...]
+
+    @classmethod
+    def of(cls, loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
+        """Of loaded comparisons, of which a model skipped some more, by reason."""
+        reasons = Counter(loaded.tally.dropped) + Counter(skipped)
+        return cls(
+            rows=loaded.tally.rows,
+            used=loaded.tally.rows - sum(reasons.values()),
+            dropped=dict(reasons),
+            sources=tuple(
+                SourceUse(
+                    name=s.name,
+                    path=s.path,
+                    format=s.format,
+                    fingerprint=s.fingerprint,
+                    unread=s.unread,
+                )
+                for s in loaded.sources
+            ),
+        )
+
+    @property
+    def unread_lines(self) -> list[str]:
+        """A sentence for each source with columns that were not read."""
+        lines = (source.unread.sentence(source.name) for source in self.sources)
+        return [line for line in lines if line is not None]
+
+    @property
+    def skipped(self) -> str:
+        """How many rows were skipped, by reason, as a remark behind a count."""
+        if not self.dropped:
+            return ""
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
+        return f" ({sum(self.dropped.values()):,} of {self.rows:,} rows skipped: {counts})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The metrics of one evaluation, its predictions (one row per response) and the texts of its
-    most confident mistakes.
+    """One evaluation: metrics, predictions (one row per response), and what was measured beside.
 
-    ``comparisons`` are those that were scored, in the table's order; None without data of its own.
+    ``metrics`` is the content of ``metrics.json``. ``mistakes`` has the texts of the most confident
+    mistakes. ``data``, ``suites``, ``best_of`` and ``regression_check`` are also in ``metrics``.
     """
 
     metrics: Mapping[str, Any]
     table: ScoreTable
-    comparisons: StoredComparisons | None
     mistakes: Sequence[Mapping[str, Any]] = ()
+    data: DataUse | None = None
+    suites: tuple[SuiteResult, ...] = ()
+    best_of: BestOf | None = None
+    regression_check: RegressionCheck | None = None
+
+
+def check_evaluation(data: Sequence[Source], options: EvaluateOptions) -> None:
+    """Say before a model is loaded that something is missing or that ``out`` is taken.
+
+    Raises:
+        PlauditError: nothing to evaluate on, a missing file, no such baseline, or ``out`` exists.
+    """
+    if not data and not options.suites:
+        raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    for source in (*data, *options.train_data):
+        check_source(source)
+    if options.out is not None:
+        check_new_folder(options.out)
+    if options.baseline is not None and not is_candidate(str(options.baseline)):
+        raise DataError(
+            f"--baseline {options.baseline} is no run folder, checkpoint, model folder, evaluation "
+            "folder or predictions.parquet."
+        )
 
 
 def evaluate(
     model: RewardModel | str | Path,
-    data: str | Path | Source | Sequence[str | Path | Source],
+    data: str | Path | Source | Sequence[str | Path | Source] = (),
+    options: EvaluateOptions = EvaluateOptions(),
     *,
-    out: str | Path | None = None,
-    baseline_data: Sequence[Source] = (),
-    behaviour: int = 0,
     console: Console | None = None,
-    seed: int = 42,
 ) -> Evaluation:
-    """Score labelled comparisons and measure; with ``out``, write the folder.
-
-    ``baseline_data`` is what the bag-of-words baseline is fitted on (the model's training data is
-    the fair choice); without it that baseline is left out and said to be. ``behaviour`` is how many
-    good responses are perturbed and scored again, to see what moves the reward; 0 for none.
+    """Score labelled comparisons and measure; with ``options.out``, write the folder.
 
     Raises:
-        PlauditError: data or model cannot be used, or ``out`` exists.
+        PlauditError: data, suites, model or baseline cannot be used, or ``options.out`` exists.
     """
     console = Console(quiet=True) if console is None else console
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        check_new_folder(folder)
-    loaded = load_comparisons(_sources(data), seed=seed)
-    fitted_on = load_comparisons(baseline_data, seed=seed).comparisons if baseline_data else []
-    reward_model = model if isinstance(model, RewardModel) else load_model(model)
-    kept, encoded = encode_scorable(reward_model, loaded.comparisons, console)
-    trees = encoded.trees
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("scoring", total=int(trees.column("packed").sum()))
-        rewards = reward_model.score_trees(
-            trees,
-            on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
+    sources = as_sources(data)
+    check_evaluation(sources, options)
+    if isinstance(model, (str, Path)):
+        model = open_model(
+            model, console, base=options.base, trust_remote_code=options.trust_remote_code
         )
+    metrics: dict[str, Any] = {
+        "format": 1,
+        "plaudit_version": __version__,
+        "model": model.source,
+        "data": None,
+        "eval": None,
+        "environment": describe_environment(str(next(model.module.parameters()).device)),
+    }
+    use, tables, mistakes = None, [build_table(())], []
+    comparisons: StoredComparisons | None = None
+    if sources:
+        loaded = load_comparisons(sources, seed=options.seed)
+        comparisons, table, block, skipped = _measure(model, loaded, options, console)
+        use = DataUse.of(loaded, skipped)
+        metrics |= {"data": asdict(use), "eval": block}
+        tables.append(table)
+        mistakes = _mistake_texts(model, comparisons, block)
+    suites = []
+    for request in options.suites:
+        result, rows = score_suite(model, request, console)
+        suites.append(result)
+        tables.append(build_table(rows))
+    together = _concatenate(tables)
+    best_of = best_of_n(together) if options.best_of else None
+    check = None
+    if options.baseline is not None:
+        check = check_regression(
+            Scored(name="this model", table=together),
+            Scored(
+                name=str(options.baseline), table=_baseline_table(comparisons, options, console)
+            ),
+            options.regression,
+        )
+    if suites:
+        metrics["suites"] = {suite.suite: asdict(suite) for suite in suites}
+    if best_of is not None:
+        metrics["best_of"] = asdict(best_of)
+    if check is not None:
+        metrics["regression_check"] = asdict(check)
+    evaluation = Evaluation(
+        metrics=json_safe(metrics),
+        table=together,
+        mistakes=mistakes,
+        data=use,
+        suites=tuple(suites),
+        best_of=best_of,
+        regression_check=check,
+    )
+    if options.out is not None:
+        write_evaluation(options.out, evaluation)
+    return evaluation
+
+
+def _measure(
+    model: RewardModel, loaded: LoadedComparisons, options: EvaluateOptions, console: Console
+) -> tuple[StoredComparisons, ScoreTable, dict[str, Any], Mapping[str, int]]:
+    """Scored comparisons, their table, the evaluation block, and skipped rows by reason."""
+    from plaudit.evaluation.analysis.probing import probe
+    from plaudit.tokens.batch import PackedBatcher
+
+    train = [with_known_columns(source) for source in options.train_data]
+    fitted_on = load_comparisons(train, seed=options.seed).comparisons if train else []
+    kept, table, skipped = score_comparisons(model, loaded.comparisons, console)
     probed: Probed | str = NOT_RUN
-    if behaviour:
+    if options.perturbation_tests:
         with console.status("perturbation tests"):
             probed = probe(
                 kept,
-                reward_model.encode,
-                reward_model.score_trees,
-                most=behaviour,
-                seed=seed,
-                packed=isinstance(reward_model.batcher, PackedBatcher),
+                model.encode,
+                model.score_trees,
+                most=options.perturbation_tests,
+                seed=options.seed,
+                packed=isinstance(model.batcher, PackedBatcher),
             )
-    # One name for the whole set: each file of it is a slice by source.
-    table = build_table(score_rows("eval", kept, trees, rewards))
     block = summarise(
         table,
         dataset="eval",
@@ -108,29 +276,19 @@ def evaluate(
         baselines=measure_baselines(BASELINES, fitted_on, kept),
         baselines_fitted_on=fitted_comparisons(fitted_on),
         behaviour=probed,
-        stored_temperature=reward_model.facts.temperature or 1.0,
-        seed=seed,
+        stored_temperature=model.facts.temperature or 1.0,
+        seed=options.seed,
     )
-    metrics = json_safe(
-        {
-            "format": 1,
-            "plaudit_version": __version__,
-            "model": reward_model.source,
-            "data": data_facts(loaded, encoded.dropped),
-            "eval": block,
-            "environment": describe_environment(str(next(reward_model.module.parameters()).device)),
-        }
-    )
-    numbered = (("eval", number, comparison) for number, comparison in enumerate(kept))
-    evaluation = Evaluation(
-        metrics=metrics,
-        table=table,
-        comparisons=kept,
-        mistakes=list(with_texts(block["mistakes"], numbered, along=along_of(reward_model))),
-    )
-    if folder is not None:
-        write_evaluation(folder, evaluation)
-    return evaluation
+    return kept, table, block, skipped
+
+
+def _mistake_texts(
+    model: RewardModel, comparisons: StoredComparisons, block: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    from plaudit.evaluation.analysis.token_rewards import along_of
+
+    numbered = (("eval", number, comparison) for number, comparison in enumerate(comparisons))
+    return list(with_texts(block["mistakes"], numbered, along=along_of(model)))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
@@ -139,28 +297,45 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    write_folder(
-        folder,
-        {
-            "predictions.parquet": lambda path: write_table(evaluation.table, path),
-            MISTAKES_FILE: lambda path: write_json_lines(path, evaluation.mistakes),
-            METRICS_FILE: lambda path: write_json(path, evaluation.metrics),
-            # These two read what was just written beside them.
-            PLOTS_FOLDER: lambda path: write_plots(path.parent),
-            REPORT_FILE: lambda path: write_report(path.parent),
-        },
-    )
+    files = {
+        PREDICTIONS: lambda path: write_table(evaluation.table, path),
+        MISTAKES_FILE: lambda path: write_json_lines(path, evaluation.mistakes),
+        METRICS_FILE: lambda path: write_json(path, evaluation.metrics),
+        # These two read what was just written beside them.
+        PLOTS_FOLDER: lambda path: write_plots(path.parent),
+        REPORT_FILE: lambda path: write_report(path.parent),
+    }
+    best_of = evaluation.best_of
+    if best_of is not None:
+        files["best_of.png"] = lambda path: save_figure(best_of_figure(best_of), path)
+    write_folder(folder, files)
 
 
-def _sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:
+def as_sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tuple[Source, ...]:
+    """Paths and Hub ids as sources."""
     entries = [data] if isinstance(data, (str, Path, Source)) else list(data)
     return tuple(e if isinstance(e, Source) else Source(path=str(e)) for e in entries)
+
+
+# ---- scoring -------------------------------------------------------------------------------------
+
+
+def open_model(
+    path: str | Path, console: Console, *, base: str | None, trust_remote_code: bool
+) -> RewardModel:
+    """:func:`plaudit.reward_model.load` under a status line."""
+    from plaudit.reward_model import load
+
+    with console.status(f"loading {path}"):
+        return load(path, base=base, trust_remote_code=trust_remote_code)
 
 
 def encode_scorable(
     model: RewardModel, comparisons: StoredComparisons, console: Console
 ) -> tuple[StoredComparisons, Trees]:
     """Comparisons that can be scored, and their trees with the others counted by reason."""
+    from plaudit.tokens.store import encode_rows
+
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("encoding", total=None)
         encoded = encode_rows(
@@ -178,63 +353,39 @@ def encode_scorable(
     return comparisons.take(encoded.kept_N), encoded
 
 
-def data_facts(loaded: LoadedComparisons, dropped: Mapping[str, int]) -> dict[str, Any]:
-    reasons = Counter(loaded.tally.dropped) + Counter(dropped)
-    return {
-        "rows": loaded.tally.rows,
-        "used": loaded.tally.rows - sum(reasons.values()),
-        "dropped": dict(reasons),
-        "sources": [
-            {
-                "name": s.name,
-                "path": s.path,
-                "format": s.format,
-                "fingerprint": s.fingerprint,
-                "unread": asdict(s.unread),
-            }
-            for s in loaded.sources
-        ],
-    }
+def score_comparisons(
+    model: RewardModel, comparisons: StoredComparisons, console: Console, *, name: str = ""
+) -> tuple[StoredComparisons, ScoreTable, Mapping[str, int]]:
+    """Scored comparisons, their table with one dataset ``eval``, and skipped rows by reason.
 
-
-# ---- optional analyses: suites, best-of-N
-
-
-def without_data(model: RewardModel) -> Evaluation:
-    """An evaluation of nothing, for suites to be added to."""
-    device = str(next(model.module.parameters()).device)
-    metrics = json_safe(
-        {
-            "format": 1,
-            "plaudit_version": __version__,
-            "model": model.source,
-            "data": None,
-            "eval": None,
-            "environment": describe_environment(device),
-        }
-    )
-    return Evaluation(metrics=metrics, table=build_table(()), comparisons=None)
-
-
-def add_suites(
-    evaluation: Evaluation, model: RewardModel, requests: Sequence[Request], console: Console
-) -> Evaluation:
-    """With ``suites`` in the metrics, by name, and their rows in the table.
+    ``name`` tells the model from others in progress bars and errors.
 
     Raises:
-        DataError: a suite's files are missing or not the suite's.
+        DataError: the model can score none of them.
     """
-    suites, rows = {}, [evaluation.table]
-    for request in requests:
-        found = score_suite(model, request, console)
-        suites[request.suite.name] = found.facts
-        rows.append(build_table(found.rows))
-    return replace(
-        evaluation, metrics={**evaluation.metrics, "suites": suites}, table=concatenate(rows)
-    )
+    try:
+        kept, encoded = encode_scorable(model, comparisons, console)
+    except DataError as error:
+        if not name:
+            raise
+        raise ModelError(f"{name}: {error}") from None
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(
+            f"scoring {name}".strip(), total=int(encoded.trees.column("packed").sum())
+        )
+        rewards = model.score_trees(
+            encoded.trees,
+            on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
+        )
+    # One name for the whole set: each file of it is a slice by source.
+    table = build_table(score_rows("eval", kept, encoded.trees, rewards))
+    return kept, table, encoded.dropped
 
 
-def score_suite(model: RewardModel, request: Request, console: Console) -> RunSuite:
+def score_suite(
+    model: RewardModel, request: SuiteRequest, console: Console
+) -> tuple[SuiteResult, tuple[ScoreRow, ...]]:
+    """:func:`run_suite` under a progress bar."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"scoring {request.suite.title}", total=None)
         return run_suite(
@@ -244,17 +395,24 @@ def score_suite(model: RewardModel, request: Request, console: Console) -> RunSu
         )
 
 
-def add_best_of(evaluation: Evaluation) -> Evaluation:
-    """With ``best_of`` in the metrics, from the grades of the evaluated responses.
+def _baseline_table(
+    comparisons: StoredComparisons | None, options: EvaluateOptions, console: Console
+) -> ScoreTable:
+    """Recorded scores of the baseline, or its scores of the same data and suites."""
+    path = options.baseline
+    assert path is not None
+    if is_recorded(path):
+        return recorded_table(path)
+    model = open_model(
+        path, console, base=options.base, trust_remote_code=options.trust_remote_code
+    )
+    tables = [build_table(score_suite(model, request, console)[1]) for request in options.suites]
+    if comparisons is not None:
+        tables.insert(0, score_comparisons(model, comparisons, console, name=str(path))[1])
+    return _concatenate(tables)
 
-    Raises:
-        DataError: no prompt has at least three graded responses.
-    """
-    block = best_of_n(evaluation.table)
-    return replace(evaluation, metrics={**evaluation.metrics, "best_of": block})
 
-
-def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
+def _concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
     """One table after the other; a metadata column that a table lacks is None there."""
     filled = [table for table in tables if len(table)] or list(tables[:1])
     columns = {
@@ -270,3 +428,35 @@ def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
         for name in names
     }
     return ScoreTable(**columns, metadata=metadata)
+
+
+# ---- models and recorded scores ------------------------------------------------------------------
+
+
+def is_candidate(argument: str) -> bool:
+    """Whether a word of the command line names a model or recorded scores, rather than data."""
+    path = existing_path(argument) or Path(argument)
+    if path.is_dir():
+        names = (*_MODEL_FILES, PREDICTIONS, EVALUATIONS_FOLDER)
+        return any((path / name).exists() for name in names)
+    return path.name == PREDICTIONS
+
+
+def is_recorded(path: Path) -> bool:
+    """Whether a candidate is scores alone, without a model to score more."""
+    return path.is_file() or not any((path / file).is_file() for file in _MODEL_FILES)
+
+
+def recorded_table(path: Path) -> ScoreTable:
+    """The scores recorded in a run or evaluation folder, or in a ``predictions.parquet``.
+
+    Raises:
+        DataError: there are none.
+    """
+    file = path if path.is_file() else path / PREDICTIONS
+    if not file.is_file():
+        raise DataError(
+            f"{path} has no {PREDICTIONS}, so there are no recorded scores of it; name data to "
+            "score it on: plaudit compare A B pairs.jsonl."
+        )
+    return read_table(file)

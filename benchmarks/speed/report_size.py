@@ -114,7 +114,6 @@ def evaluation(count: int) -> Evaluation:
     return Evaluation(
         metrics=json_safe(metrics),
         table=table,
-        comparisons=None,
         mistakes=list(with_texts(block["mistakes"], numbered, along=walk)),
     )
 

@@ -24,8 +24,7 @@ def calibrate(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
-    from plaudit.cli.eval import skipped_of
-    from plaudit.cli.printing import hush_weight_loading, quiet_console, unread_lines
+    from plaudit.cli.printing import hush_weight_loading, quiet_console
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
@@ -34,18 +33,16 @@ def calibrate(
         hush_weight_loading()
         from plaudit.calibrate_model import CalibrateOptions
         from plaudit.calibrate_model import calibrate as run
+        from plaudit.evaluation.facts import json_safe
     result = run(
         model,
-        CalibrateOptions(
-            data=tuple(Source(path=path, format=format_, columns=mapped) for path in data),
-            base=base,
-            trust_remote_code=trust_remote_code,
-        ),
+        [Source(path=path, format=format_, columns=mapped) for path in data],
+        CalibrateOptions(base=base, trust_remote_code=trust_remote_code),
         console=console,
     )
     if json:
-        print(json_module.dumps(asdict(result)))
-    for line in (result.sentence + skipped_of(result.data), *unread_lines(result.data["sources"])):
+        print(json_module.dumps(json_safe(asdict(result))))
+    for line in (result.sentence + result.data.skipped, *result.data.unread_lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not result.stored:
         raise typer.Exit(1)

@@ -1,20 +1,20 @@
-"""``plaudit compare A B … DATA…``: which model is really better, judged pair by pair."""
+"""``plaudit compare A B … DATA…``: paired tests of reward models on the same pairs."""
 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.cli import options
-from plaudit.cli.printing import unread_lines
-from plaudit.evaluation.compare import p_value
+from plaudit.evaluation.compare import Metric, p_value
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from plaudit.compare_models import ComparisonResult
 
 
 def compare(
@@ -28,78 +28,64 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write compare.json and compare.png here.")
+        Path | None, typer.Option(help="Write comparison.json and comparison.png here.")
     ] = None,
-    level: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="A difference needs a p-value below this.")
+    alpha: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Significance level (alpha).")
     ] = 0.05,
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print compare.json on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json on stdout.")] = False,
 ) -> None:
-    """Compare models or checkpoints on the same pairs: which is really better, and where."""
-    from plaudit import __version__
+    """Compare models or checkpoints on the same pairs: which is significantly better, and where."""
     from plaudit.cli.printing import hush_weight_loading, quiet_console
-    from plaudit.compare_models import run_comparison, tell_apart
+    from plaudit.compare_models import CompareOptions, split_arguments
+    from plaudit.compare_models import compare as run
     from plaudit.recipe.schema import Source
-    from plaudit.report.comparison import write_comparison_plot
-    from plaudit.storage.atomic import check_new_folder, write_folder
 
     mapped = options.parse_columns(columns)
     console = quiet_console()
-    if out is not None:
-        check_new_folder(out)
-    candidates, data = tell_apart(arguments)
+    candidates, data = split_arguments(arguments)
     if data:
+        # Recorded scores are compared without waiting for transformers.
         with console.status("starting"):
             hush_weight_loading()
-    compared = run_comparison(
+    result = run(
         candidates,
         [Source(path=path, format=format_, columns=mapped) for path in data],
-        base=base,
-        trust_remote_code=trust_remote_code,
-        level=level,
+        CompareOptions(out=out, alpha=alpha, base=base, trust_remote_code=trust_remote_code),
         console=console,
     )
-    facts = {"format": 1, "plaudit_version": __version__, **compared}
-    if out is not None:
-        write_folder(
-            out,
-            {
-                "compare.json": lambda path: path.write_text(
-                    json_module.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-                ),
-                "compare.png": lambda path: write_comparison_plot(facts, path),
-            },
-        )
     if json:
-        print(json_module.dumps(facts))
-    console.print(coverage(facts), highlight=False, markup=False, soft_wrap=True)
-    console.print(models_table(facts))
-    for line in [*facts["sentences"], *notes(facts)]:
+        print(json_module.dumps(result.as_dict()))
+    console.print(coverage(result), highlight=False, markup=False, soft_wrap=True)
+    console.print(models_table(result))
+    for line in [*result.sentences, *notes(result)]:
         console.print(line, highlight=False, markup=False)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
-def coverage(facts: Mapping[str, Any]) -> str:
-    """How many comparisons all models scored, out of how many, and what became of the others."""
-    data, skipped = facts["data"], facts["data"].get("refused", {})
-    others = [f"{count:,} rows {reason}" for reason, count in data.get("dropped", {}).items()]
-    for name, reasons in skipped.items():
+def coverage(result: ComparisonResult) -> str:
+    """How many comparisons all models scored, of how many, and what happened to the others."""
+    data = result.data
+    others = []
+    if data.use is not None:
+        others += [f"{count:,} rows {reason}" for reason, count in data.use.dropped.items()]
+    for name, reasons in data.skipped.items():
         others += [f"{count:,} {reason} for {name}" for reason, count in reasons.items()]
-    if len(skipped) < len(facts["models"]):
+    if len(data.skipped) < len(result.models):
         # Recorded scores have no reasons.
-        others += [f"{n:,} more in {name} only" for name, n in facts["left_out"].items() if n]
-    rows = f" of {data['rows']:,}" if data["scored"] else ""
+        others += [f"{n:,} more in {name} only" for name, n in result.unmatched.items() if n]
+    rows = "" if data.use is None else f" of {data.use.rows:,}"
     why = f" (not compared: {', '.join(others)})" if others else ""
-    return f"{facts['comparisons']:,}{rows} comparisons were scored by every model{why}."
+    return f"{result.comparisons:,}{rows} comparisons were scored by every model{why}."
 
 
-def models_table(facts: Mapping[str, Any]) -> Table:
-    """Every model with its accuracy and log loss, and p-values against the one that leads."""
+def models_table(result: ComparisonResult) -> Table:
+    """Every model with its accuracy and log loss, and p-values against the best one."""
     from rich.table import Table
     from rich.text import Text
 
@@ -107,70 +93,69 @@ def models_table(facts: Mapping[str, Any]) -> Table:
     table.add_column("model")
     for heading in ("accuracy [95%]", "p", "log loss [95%]", "p"):
         table.add_column(heading, justify="right")
-    for model in facts["models"]:
+    for model in result.models:
         table.add_row(
-            Text(model["name"]),
-            _ended(model["accuracy"], model["accuracy_ci95"]),
-            against_leader(facts, "accuracy", model["name"]),
-            _ended(model["nll"], model["nll_ci95"]),
-            against_leader(facts, "nll", model["name"]),
+            Text(model.name),
+            _with_interval(model.accuracy, model.accuracy_ci95),
+            against_best(result, "accuracy", model.name),
+            _with_interval(model.nll, model.nll_ci95),
+            against_best(result, "nll", model.name),
         )
     return table
 
 
-def _ended(value: float, ends: tuple[float, float] | None) -> str:
+def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
     # Brackets would be read as markup.
     return f"{value:.4f}" if ends is None else f"{value:.4f} \\[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
-def against_leader(facts: Mapping[str, Any], metric: str, name: str) -> str:
-    """The corrected p-value of a model against the leader, which itself is marked ``best``."""
-    leader = facts["best"][metric]["name"]
-    if name == leader:
+def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:
+    """The corrected p-value of a model against the best one, which itself is marked ``best``."""
+    best = result.best.by(metric).name
+    if name == best:
         return "best"
-    (contest,) = (c for c in facts["contests"] if {c["a"], c["b"]} == {name, leader})
-    p = contest[metric]["p_holm"]
+    (pair,) = (pair for pair in result.model_pairs if {pair.a, pair.b} == {name, best})
+    p = pair.test(metric).p_holm
     return "–" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def notes(facts: Mapping[str, Any]) -> list[str]:
-    """What else must be known: agreement of two, slices that differ, whose data."""
+def notes(result: ComparisonResult) -> list[str]:
+    """Agreement of two models, slices that differ, unread columns, and what chose the data."""
     lines = []
-    if len(facts["contests"]) == 1:
-        found = facts["contests"][0]["agreement"]
+    if len(result.model_pairs) == 1:
+        (pair,) = result.model_pairs
+        agreement = pair.agreement
         lines.append(
-            f"Both are right about {found['both_right']:,} pairs and wrong about "
-            f"{found['both_wrong']:,}; {facts['contests'][0]['a']} alone is right about "
-            f"{found['only_a_right']:,}, {facts['contests'][0]['b']} alone about "
-            f"{found['only_b_right']:,} (kappa {_short(found['kappa'])}, correlation of reward "
-            f"differences {_short(found['pearson'])})."
+            f"Both rank {agreement.both_right:,} pairs correctly and {agreement.both_wrong:,} "
+            f"wrongly; {agreement.only_a_right:,} only {pair.a}, {agreement.only_b_right:,} only "
+            f"{pair.b} (Cohen's kappa {_short(agreement.kappa)}, correlation of reward differences "
+            f"{_short(agreement.pearson)})."
         )
-    lines += slice_lines(facts)
-    lines += unread_lines(facts["data"].get("sources") or ())
-    if facts["data"]["chose_checkpoint"]:
+    lines += slice_lines(result)
+    if result.data.use is not None:
+        lines += result.data.use.unread_lines
+    if result.data.chose_checkpoint:
         lines.append(
-            "These data chose the checkpoints, which favours the kept ones slightly; name data "
-            "that no run has seen to be sure."
+            "These data chose the checkpoints, which biases the results of the best checkpoints "
+            "upward; name data that no run has seen."
         )
     return lines
 
 
-def slice_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Slices that differ beyond noise: all of two models, else how many there are."""
+def slice_lines(result: ComparisonResult) -> list[str]:
+    """Slices that differ significantly: all of two models, else how many there are."""
     differ = [
-        entry
-        for entry in facts["slices"]
-        if entry["p_holm"] is not None and entry["p_holm"] < facts["level"]
+        entry for entry in result.slices if entry.p_holm is not None and entry.p_holm < result.alpha
     ]
-    if differ and len(facts["models"]) > 2:
-        names = sorted({f"{entry['column']} {entry['value']}" for entry in differ})
-        leader, tests = facts["best"]["nll"]["name"], len(facts["slices"])
-        line = f"Slices where {leader} and another model differ in accuracy: {', '.join(names)} "
-        return [line + f"({len(differ)} of {tests} tests, corrected)."]
+    if differ and len(result.models) > 2:
+        names = sorted({f"{entry.column} {entry.value}" for entry in differ})
+        best = result.best.nll.name
+        line = f"Slices where {best} and another model differ in accuracy: {', '.join(names)} "
+        return [line + f"({len(differ)} of {len(result.slices)} tests, corrected)."]
     return [
-        f"  {entry['column']} {entry['value']}: {entry['a']} {entry['accuracy_a']:.4f}, "
-        f"{entry['b']} {entry['accuracy_b']:.4f} on {entry['pairs']:,} pairs, corrected "
-        f"{p_value(entry['p_holm'])}"
+        f"  {entry.column} {entry.value}: {entry.a} {entry.accuracy_a:.4f}, "
+        f"{entry.b} {entry.accuracy_b:.4f} on {entry.pairs:,} pairs, corrected "
+        f"{p_value(entry.p_holm)}"
         for entry in differ
     ]
 

@@ -76,8 +76,12 @@ COMMANDS: dict[str, Command] = {
 }
 
 RENAMED: Final[dict[str, str]] = {
+    "compare --level": "compare --alpha",
     "data mutate": "data perturb",
     "data perturb --operators": "data perturb --perturbations",
+    "eval --behaviour": "eval --perturbation-tests",
+    "eval --gate-level": "eval --alpha",
+    "eval --gate-metric": "eval --regression-metric",
 }
 """Old name of a command, or of one of its options, to its name now: a usage error says it."""
 

@@ -78,14 +78,6 @@ def open_model(
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
-def unread_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each source with columns that were not read, by the recorded facts of sources."""
-    from plaudit.data.unread import UnreadColumns
-
-    lines = (UnreadColumns(**source["unread"]).sentence(source["name"]) for source in sources)
-    return [line for line in lines if line is not None]
-
-
 def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:
     """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
     if metrics["eval"] is not None:

@@ -27,7 +27,7 @@ from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import bag_of_words, response_text
 from plaudit.evaluation.analysis.features import letters_by_script
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.suites.request import Request, parse_request
+from plaudit.evaluation.suites.run import SuiteRequest, parse_request
 from plaudit.planning.lengths import CHARACTERS_PER_TOKEN
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
@@ -109,7 +109,7 @@ def _part(source: Source, kind: Kind) -> Part:
     )
 
 
-def _suite_part(request: Request) -> Part:
+def _suite_part(request: SuiteRequest) -> Part:
     # Loads torch, which an audit without a suite does not need.
     from plaudit.evaluation.suites.run import read_suite
 
@@ -120,7 +120,7 @@ def _suite_part(request: Request) -> Part:
         path=str(request.path or name),
         kind="suite",
         format=None,
-        fingerprint=", ".join(file["fingerprint"] for file in files),
+        fingerprint=", ".join(file.fingerprint for file in files),
         rows=[
             Comparison(
                 id=item.id,

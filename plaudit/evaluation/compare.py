@@ -3,10 +3,10 @@
 Pure functions on score tables. Shapes: M models, P ordered pairs that all of them scored, G prompt
 groups, S series of values over the pairs.
 
-Two questions are asked of every two models: which ranks more pairs right (accuracy), and which
-gives the right answers more probability (log loss)? The tests are paired, so that what all models
-find easy or hard drops out; with more than two models the p-values of one question are corrected
-for all of its tests (Holm, 1979).
+Every two models are compared by accuracy (which ranks more pairs correctly?) and by log loss (which
+gives the preferred responses more probability?). The tests are paired, so that what all models find
+easy or hard drops out; with more than two models the p-values of one metric are corrected for all
+of its tests (Holm, 1979).
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from plaudit.errors import DataError
 from plaudit.evaluation.analysis.slices import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.metrics.significance import clustered_p, holm, mcnemar
-from plaudit.evaluation.table import CodeArray, ObjectArray, Pairs, ScoreTable, codes, pairs
+from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 Metric: TypeAlias = Literal["accuracy", "nll"]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
 
-LEVEL = 0.05
+ALPHA = 0.05
 _EXAMPLES = 5
 
 
@@ -50,14 +51,14 @@ class Aligned:
     """M models on the P pairs that all of them scored.
 
     ``table`` and ``paired`` are the first model's on those rows; only rewards differ between
-    models. ``left_out`` counts comparisons of each model that another one lacks.
+    models. ``unmatched`` counts comparisons of each model that another one lacks.
     """
 
     names: tuple[str, ...]
     table: ScoreTable
     paired: Pairs
     delta_MP: FloatArray
-    left_out: Mapping[str, int]
+    unmatched: Mapping[str, int]
 
     def values(self, metric: Metric) -> FloatArray:
         """``(M, P)``: the values whose mean over pairs is the metric; margins are left out."""
@@ -70,7 +71,7 @@ def align(scored: Sequence[Scored]) -> Aligned:
     """The comparisons that every table has, row by row in the first table's order.
 
     A comparison is known by its source, id, prompt group and grades (numbers change when a model
-    refuses a row); equal ones are matched in their order.
+    skips a row); equal ones are matched in their order.
 
     Raises:
         DataError: nothing in common, or nothing with a known order.
@@ -94,36 +95,29 @@ def align(scored: Sequence[Scored]) -> Aligned:
             "or wrong about them; compare on labelled data."
         )
     return Aligned(
-        names=tuple(each.name for each in scored),
+        # Names of files may hold lone surrogates, which nothing can print or write.
+        names=tuple(json_safe(each.name) for each in scored),
         table=tables[0],
         paired=paired[0],
-        delta_MP=np.stack([found.delta_P for found in paired]),
-        left_out={
-            each.name: len(rows) - len(common) for each, rows in zip(scored, rows_of, strict=True)
+        delta_MP=np.stack([each.delta_P for each in paired]),
+        unmatched={
+            json_safe(each.name): len(rows) - len(common)
+            for each, rows in zip(scored, rows_of, strict=True)
         },
     )
 
 
 def _take(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
     """These rows in this order, comparisons numbered anew."""
-    order = np.array(rows, dtype=np.int64)
-    first_R = table.response_N[order] == 0
-    # Rows of one comparison stand together and begin with response 0.
-    ordered = table.take(order)
+    ordered = table.take(np.array(rows, dtype=np.int64))
+    several = len(set(ordered.dataset_N)) > 1
     return replace(
         ordered,
-        number_N=np.cumsum(first_R) - 1,
-        dataset_N=_constant(table.dataset_N[order], "compared"),
-        metadata={**ordered.metadata, "dataset": table.dataset_N[order]}
-        if len(set(table.dataset_N[order])) > 1
-        else ordered.metadata,
+        # Rows of one comparison stand together and begin with response 0.
+        number_N=np.cumsum(ordered.response_N == 0) - 1,
+        dataset_N=np.full(len(ordered), "compared", dtype=np.object_),
+        metadata={**ordered.metadata, **({"dataset": ordered.dataset_N} if several else {})},
     )
-
-
-def _constant(like_N: ObjectArray, value: str) -> ObjectArray:
-    filled = np.empty(len(like_N), dtype=np.object_)
-    filled[:] = value
-    return filled
 
 
 def _rows_by_comparison(table: ScoreTable) -> dict[tuple[Any, ...], list[int]]:
@@ -184,136 +178,293 @@ def paired_test(metric: Metric, a_P: FloatArray, b_P: FloatArray, group_P: CodeA
     return PairedTest(difference=difference, p=clustered_p(difference), name=name)
 
 
-# ---- facts ---------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
-def compare(
-    aligned: Aligned,
-    *,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Everything that ``plaudit compare`` says, JSON-safe: ``compare.json`` without its data block.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelScores:
+    """Accuracy and log loss (``nll``, nats) of one model on the compared pairs."""
 
-    ``contests`` has one entry for every two models (a, b), differences being a less b; ``best``
-    says for each metric which model leads, which others it beats and which it cannot be told from.
-    ``slices`` are of the contests of the model with the lowest log loss.
+    name: str
+    accuracy: float
+    accuracy_ci95: Interval | None
+    accuracy_ci95_method: pairwise.Method | None
+    ties: int
+    nll: float
+    nll_ci95: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricTest:
+    """One metric of models ``a`` and ``b``, and the paired test of ``difference = a - b``.
+
+    ``p_holm`` is corrected for all tests of the metric; ``better`` is ``None`` where it is not
+    below alpha.
     """
-    duels = list(itertools.combinations(range(len(aligned.names)), 2))
-    contests = _contests(aligned, duels, seed)
-    for metric in METRICS:
-        for contest, p in zip(contests, holm([c[metric]["p"] for c in contests]), strict=True):
-            contest[metric]["p_holm"] = p
-            contest[metric]["verdict"] = _verdict(metric, contest[metric], level)
-    models = _models(aligned, seed)
-    best = {metric: _best(metric, models, contests) for metric in METRICS}
-    facts = {
-        "level": level,
-        "pairs": len(aligned.paired),
-        "groups": len(np.unique(aligned.paired.group_P)),
-        "comparisons": len(np.unique(aligned.paired.comparison_P)),
-        "left_out": dict(aligned.left_out),
-        "models": models,
-        "contests": contests,
-        "best": best,
-        "slices": _slices(aligned, best["nll"]["name"]),
-        "examples": _examples(aligned, best["nll"]["name"]),
-    }
-    safe: dict[str, Any] = json_safe(facts)
-    return {**safe, "sentences": sentences(safe)}
+
+    a: float
+    b: float
+    difference: float
+    standard_error: float | None
+    difference_ci95: Interval | None
+    p: float | None
+    test: str
+    p_holm: float | None
+    better: Literal["a", "b"] | None
 
 
-def _models(aligned: Aligned, seed: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How many pairs two models rank correctly, together and alone.
+
+    ``pearson`` and ``spearman`` are of reward differences; each number is ``None`` where it is not
+    defined.
+    """
+
+    both_right: int
+    only_a_right: int
+    only_b_right: int
+    both_wrong: int
+    kappa: float | None
+    pearson: float | None
+    spearman: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPair:
+    """Models ``a`` and ``b`` on the same pairs."""
+
+    a: str
+    b: str
+    agreement: Agreement
+    accuracy: MetricTest
+    nll: MetricTest
+
+    def test(self, metric: Metric) -> MetricTest:
+        """The test of one metric."""
+        return self.accuracy if metric == "accuracy" else self.nll
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leader:
+    """The model with the best mean of a metric, and how the others stand to it.
+
+    ``significant`` of all ``tests`` of the metric, those between other models included, have a
+    corrected p-value below alpha.
+    """
+
+    name: str
+    value: float
+    better_than: tuple[str, ...]
+    not_significantly_better_than: tuple[str, ...]
+    significant: int
+    tests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaders:
+    """The best model by each metric."""
+
+    accuracy: Leader
+    nll: Leader
+
+    def by(self, metric: Metric) -> Leader:
+        """The best model by one metric."""
+        return self.accuracy if metric == "accuracy" else self.nll
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceTest:
+    """Accuracy of models ``a`` and ``b`` where ``column`` has ``value``.
+
+    ``small`` marks fewer than 30 pairs; ``p_holm`` is corrected for all slices and models.
+    """
+
+    a: str
+    b: str
+    column: str
+    value: str | None
+    pairs: int
+    small: bool
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    difference_ci95: Interval | None
+    p: float | None
+    test: str
+    p_holm: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A pair that the model ``right`` (``a`` or ``b``) ranks correctly and the other does not.
+
+    ``better`` and ``worse`` are numbers of responses, ``delta_a`` and ``delta_b`` reward
+    differences. Texts are there where the data was read.
+    """
+
+    a: str
+    b: str
+    right: Literal["a", "b"]
+    id: str
+    source: str
+    group: str
+    better: int
+    worse: int
+    delta_a: float
+    delta_b: float
+    where: str | None = None
+    prompt: str | None = None
+    better_text: str | None = None
+    worse_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelComparison:
+    """M models on the same pairs. ``model_pairs`` has one entry for every two of them.
+
+    ``slices`` and ``examples`` compare the model with the lowest log loss to each other one.
+    ``unmatched`` counts comparisons of each model that another one lacks; ``sentences`` are the
+    answer in words, one per metric.
+    """
+
+    alpha: float
+    pairs: int
+    groups: int
+    comparisons: int
+    unmatched: Mapping[str, int]
+    models: tuple[ModelScores, ...]
+    model_pairs: tuple[ModelPair, ...]
+    best: Leaders
+    slices: tuple[SliceTest, ...]
+    examples: tuple[Example, ...]
+    sentences: tuple[str, ...] = ()
+
+
+def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) -> ModelComparison:
+    """All statistics of ``plaudit compare``."""
+    numbers = list(itertools.combinations(range(len(aligned.names)), 2))
+    accuracy = _metric_tests(aligned, "accuracy", numbers, alpha=alpha, seed=seed)
+    nll = _metric_tests(aligned, "nll", numbers, alpha=alpha, seed=seed)
+    model_pairs = tuple(
+        ModelPair(
+            a=aligned.names[a],
+            b=aligned.names[b],
+            agreement=_agreement(aligned.delta_MP[a], aligned.delta_MP[b]),
+            accuracy=accuracy[place],
+            nll=nll[place],
+        )
+        for place, (a, b) in enumerate(numbers)
+    )
+    models = _model_scores(aligned, seed)
+    best = Leaders(
+        accuracy=_leader("accuracy", models, model_pairs), nll=_leader("nll", models, model_pairs)
+    )
+    comparison = ModelComparison(
+        alpha=alpha,
+        pairs=len(aligned.paired),
+        groups=len(np.unique(aligned.paired.group_P)),
+        comparisons=len(np.unique(aligned.paired.comparison_P)),
+        unmatched=dict(aligned.unmatched),
+        models=models,
+        model_pairs=model_pairs,
+        best=best,
+        slices=_slice_tests(aligned, best.nll.name),
+        examples=_examples(aligned, best.nll.name),
+    )
+    return replace(comparison, sentences=_sentences(comparison))
+
+
+def _model_scores(aligned: Aligned, seed: int) -> tuple[ModelScores, ...]:
     group_P = aligned.paired.group_P
     nll_M = pairwise.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
-    return [
-        {
-            "name": name,
+    return tuple(
+        ModelScores(
+            name=name,
             **pairwise.accuracy_facts(delta_P, group_P, seed=seed),
-            "ties": pairwise.ties(delta_P),
-            "nll": pairwise.nll(delta_P),
-            "nll_ci95": nll_M[number],
-        }
+            ties=pairwise.ties(delta_P),
+            nll=pairwise.nll(delta_P),
+            nll_ci95=nll_M[number],
+        )
         for number, (name, delta_P) in enumerate(zip(aligned.names, aligned.delta_MP, strict=True))
+    )
+
+
+def _metric_tests(
+    aligned: Aligned,
+    metric: Metric,
+    numbers: Sequence[tuple[int, int]],
+    *,
+    alpha: float,
+    seed: int,
+) -> list[MetricTest]:
+    """The tests of one metric, corrected together; ``numbers`` are those of models a and b."""
+    group_P, values_MP = aligned.paired.group_P, aligned.values(metric)
+    differences_SP = np.stack([values_MP[a] - values_MP[b] for a, b in numbers])
+    intervals = pairwise.bootstrap_means(differences_SP, group_P, seed=seed)
+    tests = [paired_test(metric, values_MP[a], values_MP[b], group_P) for a, b in numbers]
+    return [
+        MetricTest(
+            a=float(values_MP[a].mean()),
+            b=float(values_MP[b].mean()),
+            difference=test.difference.mean,
+            standard_error=test.difference.standard_error,
+            difference_ci95=interval,
+            p=test.p,
+            test=test.name,
+            p_holm=p_holm,
+            better=_better(metric, test.difference.mean)
+            if p_holm is not None and p_holm < alpha
+            else None,
+        )
+        for (a, b), test, interval, p_holm in zip(
+            numbers, tests, intervals, holm([test.p for test in tests]), strict=True
+        )
     ]
 
 
-def _contests(
-    aligned: Aligned, duels: Sequence[tuple[int, int]], seed: int
-) -> list[dict[str, Any]]:
-    group_P = aligned.paired.group_P
-    contests: list[dict[str, Any]] = [
-        {
-            "a": aligned.names[a],
-            "b": aligned.names[b],
-            "agreement": _agreement(aligned.delta_MP[a], aligned.delta_MP[b]),
-        }
-        for a, b in duels
-    ]
-    for metric in METRICS:
-        values_MP = aligned.values(metric)
-        differences_SP = np.stack([values_MP[a] - values_MP[b] for a, b in duels])
-        intervals = pairwise.bootstrap_means(differences_SP, group_P, seed=seed)
-        for contest, (a, b), interval in zip(contests, duels, intervals, strict=True):
-            test = paired_test(metric, values_MP[a], values_MP[b], group_P)
-            contest[metric] = {
-                "a": float(values_MP[a].mean()),
-                "b": float(values_MP[b].mean()),
-                "difference": test.difference.mean,
-                "standard_error": test.difference.standard_error,
-                "difference_ci95": interval,
-                "p": test.p,
-                "test": test.name,
-            }
-    return contests
+def _better(metric: Metric, difference: float) -> Literal["a", "b"] | None:
+    if difference == 0:
+        return None
+    return "a" if (difference > 0) == (metric == "accuracy") else "b"
 
 
-def _agreement(a_P: FloatArray, b_P: FloatArray) -> dict[str, Any]:
-    """How alike two models judge: verdicts, and reward differences."""
+def _agreement(a_P: FloatArray, b_P: FloatArray) -> Agreement:
     from scipy.stats import pearsonr, spearmanr
 
     right_a_P, right_b_P = a_P > 0, b_P > 0
     vary = len(a_P) > 1 and np.ptp(a_P) > 0 and np.ptp(b_P) > 0
-    return {
-        "both_right": int(np.sum(right_a_P & right_b_P)),
-        "only_a_right": int(np.sum(right_a_P & ~right_b_P)),
-        "only_b_right": int(np.sum(right_b_P & ~right_a_P)),
-        "both_wrong": int(np.sum(~right_a_P & ~right_b_P)),
-        "kappa": kappa(right_a_P, right_b_P),
-        "pearson": float(pearsonr(a_P, b_P).statistic) if vary else math.nan,
-        "spearman": float(spearmanr(a_P, b_P).statistic) if vary else math.nan,
-    }
+    beyond_chance = kappa(right_a_P, right_b_P)
+    return Agreement(
+        both_right=int(np.sum(right_a_P & right_b_P)),
+        only_a_right=int(np.sum(right_a_P & ~right_b_P)),
+        only_b_right=int(np.sum(right_b_P & ~right_a_P)),
+        both_wrong=int(np.sum(~right_a_P & ~right_b_P)),
+        kappa=None if math.isnan(beyond_chance) else beyond_chance,
+        pearson=float(pearsonr(a_P, b_P).statistic) if vary else None,
+        spearman=float(spearmanr(a_P, b_P).statistic) if vary else None,
+    )
 
 
-def _verdict(metric: Metric, found: Mapping[str, Any], level: float) -> str | None:
-    """``a`` or ``b`` where one is better beyond noise, ``None`` where they cannot be told apart."""
-    if found["p_holm"] is None or found["p_holm"] >= level or found["difference"] == 0:
-        return None
-    a_is_higher = found["difference"] > 0
-    return "a" if a_is_higher == (metric == "accuracy") else "b"
-
-
-def _best(
-    metric: Metric, models: Sequence[Mapping[str, Any]], contests: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The leader by the mean, with the models it beats and those it cannot be told from."""
-    sign = -1 if metric == "accuracy" else 1
-    leader = min(models, key=lambda model: sign * model[metric])["name"]
-    beaten: list[str] = []
-    equal: list[str] = []
-    for contest in contests:
-        if leader in (contest["a"], contest["b"]):
-            other = contest["b"] if contest["a"] == leader else contest["a"]
-            (beaten if contest[metric]["verdict"] else equal).append(other)
-    told_apart = sum(contest[metric]["verdict"] is not None for contest in contests)
-    return {
-        "name": leader,
-        "value": next(model[metric] for model in models if model["name"] == leader),
-        "better_than": beaten,
-        "not_told_from": equal,
-        "told_apart": told_apart,
-        "tests": len(contests),
-    }
+def _leader(
+    metric: Metric, models: Sequence[ModelScores], model_pairs: Sequence[ModelPair]
+) -> Leader:
+    values = {m.name: m.accuracy if metric == "accuracy" else m.nll for m in models}
+    name = (max if metric == "accuracy" else min)(values, key=values.__getitem__)
+    better_than: list[str] = []
+    others: list[str] = []
+    for pair in model_pairs:
+        if name in (pair.a, pair.b):
+            other = pair.b if pair.a == name else pair.a
+            (better_than if pair.test(metric).better else others).append(other)
+    return Leader(
+        name=name,
+        value=values[name],
+        better_than=tuple(better_than),
+        not_significantly_better_than=tuple(others),
+        significant=sum(pair.test(metric).better is not None for pair in model_pairs),
+        tests=len(model_pairs),
+    )
 
 
 def slice_masks(
@@ -333,7 +484,7 @@ def slice_masks(
             yield name, value, code_P == code
 
 
-def _duels_of(aligned: Aligned, leader: str) -> Iterator[tuple[int, int]]:
+def _with_leader(aligned: Aligned, leader: str) -> Iterator[tuple[int, int]]:
     """The leader and each other model, as numbers in the order of the models."""
     first = aligned.names.index(leader)
     for other in range(len(aligned.names)):
@@ -341,75 +492,71 @@ def _duels_of(aligned: Aligned, leader: str) -> Iterator[tuple[int, int]]:
             yield min(first, other), max(first, other)
 
 
-def _slices(aligned: Aligned, leader: str) -> list[dict[str, Any]]:
+def _slice_tests(aligned: Aligned, leader: str) -> tuple[SliceTest, ...]:
     """Accuracy of the leader and each other model by slice; corrected for all these tests."""
-    group_P = aligned.paired.group_P
-    right_MP = aligned.values("accuracy")
+    group_P, right_MP = aligned.paired.group_P, aligned.values("accuracy")
     masks = list(slice_masks(aligned.table, aligned.paired))
-    found: list[dict[str, Any]] = []
-    for a, b in _duels_of(aligned, leader):
-        entries: list[dict[str, Any]] = []
-        for column, value, inside_P in masks:
-            a_P, b_P = right_MP[a][inside_P], right_MP[b][inside_P]
-            test = paired_test("accuracy", a_P, b_P, group_P[inside_P])
-            entries.append(
-                {
-                    "a": aligned.names[a],
-                    "b": aligned.names[b],
-                    "column": column,
-                    "value": value,
-                    "pairs": int(inside_P.sum()),
-                    "small": bool(inside_P.sum() < SMALL_SLICE),
-                    "accuracy_a": float(a_P.mean()),
-                    "accuracy_b": float(b_P.mean()),
-                    "difference": test.difference.mean,
-                    "difference_ci95": test.difference.interval,
-                    "p": test.p,
-                    "test": test.name,
-                }
-            )
-        found += entries
-    for entry, p in zip(found, holm([entry["p"] for entry in found]), strict=True):
-        entry["p_holm"] = p
-    return found
+    cells = [(a, b, *mask) for a, b in _with_leader(aligned, leader) for mask in masks]
+    tests = [
+        paired_test("accuracy", right_MP[a][inside_P], right_MP[b][inside_P], group_P[inside_P])
+        for a, b, _, _, inside_P in cells
+    ]
+    corrected = holm([test.p for test in tests])
+    return tuple(
+        SliceTest(
+            a=aligned.names[a],
+            b=aligned.names[b],
+            column=json_safe(column),
+            value=json_safe(value),
+            pairs=int(inside_P.sum()),
+            small=bool(inside_P.sum() < SMALL_SLICE),
+            accuracy_a=float(right_MP[a][inside_P].mean()),
+            accuracy_b=float(right_MP[b][inside_P].mean()),
+            difference=test.difference.mean,
+            difference_ci95=test.difference.interval,
+            p=test.p,
+            test=test.name,
+            p_holm=p_holm,
+        )
+        for (a, b, column, value, inside_P), test, p_holm in zip(
+            cells, tests, corrected, strict=True
+        )
+    )
 
 
-def _examples(aligned: Aligned, leader: str) -> list[dict[str, Any]]:
+def _examples(aligned: Aligned, leader: str) -> tuple[Example, ...]:
     """Pairs that the leader ranks right and another model wrong, and the reverse: widest first."""
     table, paired = aligned.table, aligned.paired
-    found: list[dict[str, Any]] = []
-    for a, b in _duels_of(aligned, leader):
+    examples: list[Example] = []
+    for a, b in _with_leader(aligned, leader):
         delta_a_P, delta_b_P = aligned.delta_MP[a], aligned.delta_MP[b]
-        gap_P = delta_a_P - delta_b_P
-        for right, wrong in ((delta_a_P, delta_b_P), (delta_b_P, delta_a_P)):
-            parted_P = np.flatnonzero((right > 0) & (wrong <= 0))
-            widest = parted_P[np.argsort(-np.abs(gap_P[parted_P]), kind="stable")][:_EXAMPLES]
-            found += [
-                {
-                    "a": aligned.names[a],
-                    "b": aligned.names[b],
-                    "right": "a" if right is delta_a_P else "b",
-                    "id": table.comparison_N[paired.winner_P[pair]],
-                    "source": table.source_N[paired.winner_P[pair]],
-                    "group": table.group_N[paired.winner_P[pair]],
-                    "better": int(table.response_N[paired.winner_P[pair]]),
-                    "worse": int(table.response_N[paired.loser_P[pair]]),
-                    "delta_a": float(delta_a_P[pair]),
-                    "delta_b": float(delta_b_P[pair]),
-                }
+        gap_P = np.abs(delta_a_P - delta_b_P)
+        sides: tuple[tuple[Literal["a", "b"], FloatArray, FloatArray], ...] = (
+            ("a", delta_a_P, delta_b_P),
+            ("b", delta_b_P, delta_a_P),
+        )
+        for right, right_P, wrong_P in sides:
+            differing_P = np.flatnonzero((right_P > 0) & (wrong_P <= 0))
+            widest = differing_P[np.argsort(-gap_P[differing_P], kind="stable")][:_EXAMPLES]
+            examples += [
+                Example(
+                    a=aligned.names[a],
+                    b=aligned.names[b],
+                    right=right,
+                    id=table.comparison_N[paired.winner_P[pair]],
+                    source=table.source_N[paired.winner_P[pair]],
+                    group=table.group_N[paired.winner_P[pair]],
+                    better=int(table.response_N[paired.winner_P[pair]]),
+                    worse=int(table.response_N[paired.loser_P[pair]]),
+                    delta_a=float(delta_a_P[pair]),
+                    delta_b=float(delta_b_P[pair]),
+                )
                 for pair in widest
             ]
-    return found
+    return tuple(examples)
 
 
-# ---- words ---------------------------------------------------------------------------------------
-
-
-def sentences(facts: Mapping[str, Any]) -> list[str]:
-    """The answer in words, one sentence a metric, from recorded facts."""
-    if len(facts["models"]) == 2:
-        return [_duel(facts["contests"][0], metric, facts["pairs"]) for metric in METRICS]
-    return [_ranking(facts, metric) for metric in METRICS]
+# ---- sentences -----------------------------------------------------------------------------------
 
 
 def p_value(value: float | None) -> str:
@@ -419,52 +566,59 @@ def p_value(value: float | None) -> str:
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
 
 
-def _signed(found: Mapping[str, Any], *, turned: bool = False) -> str:
-    sign = -1 if turned else 1
-    shown = f"{sign * found['difference']:+.4f}"
-    ends = found["difference_ci95"]
-    if ends is not None:
-        low, high = sorted(sign * end for end in ends)
-        shown += f" [{low:+.4f}, {high:+.4f}]"
-    return shown
+def _sentences(comparison: ModelComparison) -> tuple[str, ...]:
+    if len(comparison.models) == 2:
+        (pair,) = comparison.model_pairs
+        return tuple(_two_models(pair, metric, comparison.pairs) for metric in METRICS)
+    return tuple(_ranking(comparison, metric) for metric in METRICS)
 
 
-def _duel(contest: Mapping[str, Any], metric: Metric, count: int) -> str:
-    found = contest[metric]
-    numbers = f"{found['a']:.4f} against {found['b']:.4f} on {count:,} pairs"
-    certainty = f"{p_value(found['p'])}, {found['test']}"
-    if found["verdict"] is None:
-        return (
-            f"By {METRICS[metric]} {contest['a']} and {contest['b']} cannot be told apart: "
-            f"{numbers}, {_signed(found)} ({certainty})."
-        )
-    better, worse = ("a", "b") if found["verdict"] == "a" else ("b", "a")
+def _two_models(pair: ModelPair, metric: Metric, count: int) -> str:
+    test, name = pair.test(metric), METRICS[metric]
+    first, second = (pair.b, pair.a) if test.better == "b" else (pair.a, pair.b)
+    ours, theirs = (test.b, test.a) if test.better == "b" else (test.a, test.b)
+    sign = -1 if test.better == "b" else 1
+    interval = ""
+    if test.difference_ci95 is not None:
+        low, high = sorted(sign * end for end in test.difference_ci95)
+        interval = f" [{low:+.4f}, {high:+.4f}]"
+    verdict = (
+        f"{first} and {second} do not differ significantly in {name}"
+        if test.better is None
+        else f"{first} is significantly better than {second} in {name}"
+    )
     return (
-        f"By {METRICS[metric]} {contest[better]} is better than {contest[worse]}: "
-        f"{found[better]:.4f} against {found[worse]:.4f} on {count:,} pairs, "
-        f"{_signed(found, turned=better == 'b')} ({certainty})."
+        f"{verdict}: {ours:.4f} and {theirs:.4f} on {count:,} pairs, "
+        f"{sign * test.difference:+.4f}{interval} ({p_value(test.p)}, {test.test})."
     )
 
 
-def _ranking(facts: Mapping[str, Any], metric: Metric) -> str:
-    best, name = facts["best"][metric], METRICS[metric]
-    correction = f"after Holm's correction for {best['tests']} tests"
-    if not best["told_apart"]:
-        worst = max(
-            abs(contest[metric]["difference"])
-            for contest in facts["contests"]
-            if best["name"] in (contest["a"], contest["b"])
+def _ranking(comparison: ModelComparison, metric: Metric) -> str:
+    best, name = comparison.best.by(metric), METRICS[metric]
+    correction = f"after Holm's correction for {best.tests} tests"
+    if not best.significant:
+        lead = max(
+            abs(pair.test(metric).difference)
+            for pair in comparison.model_pairs
+            if best.name in (pair.a, pair.b)
         )
         return (
-            f"By {name} no two of the {len(facts['models'])} models can be told apart "
-            f"{correction}: the best, {best['name']} ({best['value']:.4f}), is {worst:.4f} "
-            f"ahead of the last, which is within the noise of {facts['pairs']:,} pairs."
+            f"No two of the {len(comparison.models)} models differ significantly in {name} "
+            f"{correction}: the best, {best.name} ({best.value:.4f}), leads the last by "
+            f"{lead:.4f} on {comparison.pairs:,} pairs."
         )
-    lead = f"By {name} {best['name']} is ahead ({best['value']:.4f})"
-    beats = f"it is better than {_listed(best['better_than'])}" if best["better_than"] else ""
-    alike = f"cannot be told from {_listed(best['not_told_from'])}" if best["not_told_from"] else ""
-    parts = f"{beats}, and {alike}" if beats and alike else beats or f"it {alike}"
-    return f"{lead}: {parts} (level {facts['level']:g} {correction})."
+    parts = [
+        f"{verdict} {_listed(names)}"
+        for verdict, names in (
+            ("significantly better than", best.better_than),
+            ("not significantly better than", best.not_significantly_better_than),
+        )
+        if names
+    ]
+    return (
+        f"{best.name} has the best {name} ({best.value:.4f}): {', and '.join(parts)} "
+        f"(alpha {comparison.alpha:g}, {correction})."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

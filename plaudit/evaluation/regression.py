@@ -1,100 +1,133 @@
-"""A gate for CI: is a model significantly worse than a baseline model on the same pairs?"""
+"""Regression check: is a model significantly worse than a baseline model on the same pairs?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from plaudit.errors import DataError
-from plaudit.evaluation.compare import LEVEL, METRICS, Metric, Scored, align, paired_test
-from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.compare import ALPHA, METRICS, Metric, Scored, align, p_value, paired_test
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.metrics.significance import holm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """What must not get worse, and how sure the verdict must be."""
+class RegressionOptions:
+    """Metrics that must not get worse, and the significance level of the test."""
 
     metrics: tuple[Metric, ...] = ("accuracy", "nll")
-    level: float = LEVEL
+    alpha: float = ALPHA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionTest:
+    """One metric: ``difference = model - baseline``, and its paired test.
+
+    ``p_holm`` is corrected for all tested metrics; ``worse`` says that the model is worse with
+    ``p_holm`` below alpha.
+    """
+
+    model: float
+    baseline: float
+    difference: float
+    difference_ci95: Interval | None
+    p: float | None
+    test: str
+    p_holm: float | None
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionCheck:
+    """The verdict against ``baseline``: ``passed`` where no metric is significantly worse.
+
+    ``unmatched`` counts comparisons that only one of the two scored.
+    """
+
+    baseline: str
+    alpha: float
+    pairs: int
+    unmatched: int
+    metrics: Mapping[Metric, RegressionTest]
+    passed: bool
+    sentence: str
 
 
 def parse_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """Names of metrics; without any, all.
 
     Raises:
-        DataError: there is no such metric to gate on.
+        DataError: there is no such metric.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise DataError(
-            f"there is no metric {unknown[0]!r} to gate on; expected one of {', '.join(METRICS)}."
+            f"there is no metric {unknown[0]!r} for a regression check; expected one of "
+            f"{', '.join(METRICS)}."
         )
     return tuple(metric for metric in METRICS if not names or metric in names)
 
 
-def judge(model: Scored, baseline: Scored, gate: Gate, *, seed: int = 0) -> dict[str, Any]:
-    """The ``gate`` block of ``pairwise.json``, JSON-safe; ``passed`` is the verdict.
+def check_regression(
+    model: Scored, baseline: Scored, options: RegressionOptions, *, seed: int = 0
+) -> RegressionCheck:
+    """Test each metric of the model against the baseline's on the pairs that both scored.
 
     A metric fails when it is worse than the baseline's and the p-value of the paired two-sided
-    test, corrected for the metrics of the gate (Holm, 1979), is below the level. A model that is
-    as good fails with a chance of at most half the level.
+    test, corrected for the tested metrics (Holm, 1979), is below alpha. A model that is as good
+    fails with a probability of at most half of alpha.
 
     Raises:
         DataError: the two have no pairs in common.
     """
     aligned = align([model, baseline])
     group_P = aligned.paired.group_P
-    entries: dict[str, dict[str, Any]] = {}
-    for metric in gate.metrics:
-        model_P, baseline_P = aligned.values(metric)
-        test = paired_test(metric, model_P, baseline_P, group_P)
-        (interval,) = pairwise.bootstrap_means((model_P - baseline_P)[None, :], group_P, seed=seed)
-        entries[metric] = {
-            "model": float(model_P.mean()),
-            "baseline": float(baseline_P.mean()),
-            "difference": test.difference.mean,
-            "difference_ci95": interval,
-            "p": test.p,
-            "test": test.name,
-        }
-    for metric, p in zip(gate.metrics, holm([e["p"] for e in entries.values()]), strict=True):
-        entry = entries[metric]
-        worse = entry["difference"] < 0 if metric == "accuracy" else entry["difference"] > 0
-        entry["p_holm"] = p
-        entry["worse"] = worse and p is not None and p < gate.level
-    failed = [metric for metric in gate.metrics if entries[metric]["worse"]]
-    block: dict[str, Any] = json_safe(
-        {
-            "baseline": baseline.name,
-            "level": gate.level,
-            "pairs": len(aligned.paired),
-            "left_out": sum(aligned.left_out.values()),
-            "metrics": entries,
-            "passed": not failed,
-        }
+    values = {metric: aligned.values(metric) for metric in options.metrics}
+    tests = {m: paired_test(m, own_P, other_P, group_P) for m, (own_P, other_P) in values.items()}
+    corrected = holm([test.p for test in tests.values()])
+    metrics: dict[Metric, RegressionTest] = {}
+    for (metric, test), p_holm in zip(tests.items(), corrected, strict=True):
+        own_P, other_P = values[metric]
+        (interval,) = pairwise.bootstrap_means((own_P - other_P)[None, :], group_P, seed=seed)
+        difference = test.difference.mean
+        lower_is_worse = metric == "accuracy"
+        metrics[metric] = RegressionTest(
+            model=float(own_P.mean()),
+            baseline=float(other_P.mean()),
+            difference=difference,
+            difference_ci95=interval,
+            p=test.p,
+            test=test.name,
+            p_holm=p_holm,
+            worse=bool(
+                p_holm is not None
+                and p_holm < options.alpha
+                and (difference < 0 if lower_is_worse else difference > 0)
+            ),
+        )
+    name, pairs = aligned.names[1], len(aligned.paired)
+    return RegressionCheck(
+        baseline=name,
+        alpha=options.alpha,
+        pairs=pairs,
+        unmatched=sum(aligned.unmatched.values()),
+        metrics=metrics,
+        passed=not any(test.worse for test in metrics.values()),
+        sentence=_sentence(name, pairs, metrics),
     )
-    return {**block, "sentence": _sentence(block)}
 
 
-def _sentence(block: dict[str, Any]) -> str:
-    named = [
-        (METRICS[metric], block["metrics"][metric])
-        for metric in METRICS
-        if metric in block["metrics"]
-    ]
+def _sentence(baseline: str, pairs: int, metrics: Mapping[Metric, RegressionTest]) -> str:
     parts = [
-        f"{name} {entry['model']:.4f} against {entry['baseline']:.4f} "
-        f"({entry['difference']:+.4f}, corrected p "
-        + ("unknown)" if entry["p_holm"] is None else f"= {entry['p_holm']:.4f})")
-        for name, entry in named
+        f"{METRICS[metric]} {test.model:.4f} (baseline {test.baseline:.4f}, "
+        f"{test.difference:+.4f}, corrected {p_value(test.p_holm)})"
+        for metric, test in metrics.items()
     ]
-    verdict = "passed" if block["passed"] else "FAILED"
-    worse = [name for name, entry in named if entry["worse"]]
-    reason = f"significantly worse {' and '.join(worse)}" if worse else "not significantly worse"
-    return (
-        f"gate {verdict}: {reason} than {block['baseline']} on {block['pairs']:,} pairs; "
-        f"{'; '.join(parts)}."
+    worse = [METRICS[metric] for metric, test in metrics.items() if test.worse]
+    verdict = (
+        f"FAILED: significantly worse {' and '.join(worse)}"
+        if worse
+        else "passed: not significantly worse"
     )
+    return f"Regression check {verdict} than {baseline} on {pairs:,} pairs; {'; '.join(parts)}."

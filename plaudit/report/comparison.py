@@ -1,19 +1,21 @@
-"""The picture of a comparison: every model's accuracy and log loss with intervals."""
+"""Pictures of models compared on the same pairs, and of best-of-N."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
+from plaudit.evaluation.compare import Metric, ModelComparison
+from plaudit.evaluation.metrics.best_of import BestOf
+from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.report.plots import (
     BLUE,
     CARD_WIDTH,
+    GREEN,
     ORANGE,
     make_figure,
     name_rows,
     place_legend,
-    save_figure,
     short_name,
 )
 
@@ -21,28 +23,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PANELS = (
-    ("accuracy", "accuracy_ci95", "accuracy, 95%"),
-    ("nll", "nll_ci95", "log loss (nats), 95%"),
+_PANELS: tuple[tuple[Metric, str], ...] = (
+    ("accuracy", "accuracy, 95%"),
+    ("nll", "log loss (nats), 95%"),
 )
 _BEST, _ALIKE, _WORSE = "best", "not significantly different from the best", "significantly worse"
 
 
-def write_comparison_plot(facts: Mapping[str, Any], path: Path) -> None:
-    """Draw the content of ``compare.json`` as a PNG file."""
-    save_figure(comparison_figure(facts), path)
-
-
-def comparison_figure(facts: Mapping[str, Any]) -> Figure:
-    """One panel a metric, models from top to bottom."""
+def comparison_figure(comparison: ModelComparison) -> Figure:
+    """One panel per metric, models from top to bottom."""
     figure, panels = make_figure(
-        f"Models on the same {facts['pairs']:,} pairs", CARD_WIDTH, panels=2
+        f"Models on the same {comparison.pairs:,} pairs", CARD_WIDTH, panels=2
     )
-    figure.set_figheight(1.6 + 0.3 * len(facts["models"]))
-    for axis, (metric, interval, label) in zip(panels, _PANELS, strict=True):
-        _panel(axis, facts, metric, interval)
+    figure.set_figheight(1.6 + 0.3 * len(comparison.models))
+    for axis, (metric, label) in zip(panels, _PANELS, strict=True):
+        _metric_panel(axis, comparison, metric)
         axis.set_xlabel(label)
-        name_rows(axis, [short_name(model["name"], 24) for model in facts["models"]])
+        name_rows(axis, [short_name(model.name, 24) for model in comparison.models])
         axis.locator_params(axis="x", nbins=5)
         axis.margins(x=0.08)
     panels[1].tick_params(axis="y", labelleft=False)
@@ -50,17 +47,21 @@ def comparison_figure(facts: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, facts: Mapping[str, Any], metric: str, interval: str) -> None:
-    best = facts["best"][metric]
-    for place, model in enumerate(facts["models"]):
-        leads = model["name"] == best["name"]
-        alike = model["name"] in best["not_told_from"]
+def _metric_panel(axis: Axes, comparison: ModelComparison, metric: Metric) -> None:
+    best = comparison.best.by(metric)
+    for place, model in enumerate(comparison.models):
+        value, ends = (
+            (model.accuracy, model.accuracy_ci95)
+            if metric == "accuracy"
+            else (model.nll, model.nll_ci95)
+        )
+        leads = model.name == best.name
+        alike = model.name in best.not_significantly_better_than
         color = ORANGE if leads else BLUE
-        ends = model[interval]
         if ends is not None:
             axis.hlines(place, *ends, color=color, alpha=0.3, linewidth=4)
         axis.plot(
-            model[metric],
+            value,
             place,
             color=color,
             marker="*" if leads else "o",
@@ -69,3 +70,32 @@ def _panel(axis: Axes, facts: Mapping[str, Any], metric: str, interval: str) -> 
             linestyle="none",
             label=_BEST if leads else _ALIKE if alike else _WORSE,
         )
+
+
+def best_of_figure(result: BestOf, width: float = CARD_WIDTH) -> Figure:
+    """Gold beside its oracle, and the proxy, over sqrt(KL), with n at the ticks."""
+    figure, (left, right) = make_figure(f"Best of n on {result.prompts:,} prompts", width, panels=2)
+    _curve(left, result, "oracle", GREEN, "grade of the best response")
+    _curve(left, result, "gold", BLUE, "grade of the model's choice")
+    left.set_ylabel("mean grade, 95%")
+    _curve(right, result, "proxy", ORANGE, "reward of the model's choice")
+    right.set_ylabel("reward − prompt's mean, 95%")
+    ticks = result.main_points
+    for axis in (left, right):
+        axis.set_xticks([point.kl**0.5 for point in ticks], [str(point.n) for point in ticks])
+        axis.set_xlabel("n, spaced by √KL")
+    place_legend(figure)
+    return figure
+
+
+def _curve(
+    axis: Axes, result: BestOf, name: Literal["gold", "oracle", "proxy"], color: str, label: str
+) -> None:
+    x = [point.kl**0.5 for point in result.curve]
+    ends: Sequence[Interval | None] = [getattr(point, f"{name}_ci95") for point in result.curve]
+    known = [each for each in ends if each is not None]
+    if len(known) == len(x):
+        lows, highs = [each.low for each in known], [each.high for each in known]
+        axis.fill_between(x, lows, highs, color=color, alpha=0.16, linewidth=0)
+    values = [getattr(point, name) for point in result.curve]
+    axis.plot(x, values, color=color, marker="o", markersize=3.5, label=label)

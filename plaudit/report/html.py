@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
+from plaudit.evaluation.metrics.best_of import read_best_of
 from plaudit.report import pages
-from plaudit.report.best_of import best_of_figure
+from plaudit.report.comparison import best_of_figure
 from plaudit.report.plots import PAGE_WIDTH, Drawn, evaluation_plots, run_plots
 from plaudit.report.record import (
     METRICS_FILE,
@@ -94,7 +95,7 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
     run = metrics.get("run")
     # The test data first: they chose nothing.
     blocks = [metrics[name] for name in ("test", "eval") if metrics.get(name)]
-    best_of = metrics.get("best_of")
+    best_of = read_best_of(metrics["best_of"]) if metrics.get("best_of") else None
     return {
         "metrics": metrics,
         "run": run,
@@ -118,7 +119,7 @@ def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]
         ],
         "run_pictures": pages.inline_pictures(run_plots(metrics, PAGE_WIDTH), "run") if run else [],
         "best_of_pictures": pages.inline_pictures(
-            [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of["sentence"])]
+            [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of.sentence)]
             if best_of
             else [],
             "run",

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
+from plaudit.compare_models import ComparisonResult
 from tests.conftest import pair_rows, plaudit, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -36,14 +38,19 @@ def test_a_run_alone_compares_its_evaluations_without_scoring(
     done = plaudit("compare", finished_run, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert facts == json.loads((out / "compare.json").read_text())
-    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert facts == json.loads((out / "comparison.json").read_text())
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     history = json.loads((finished_run / "metrics.json").read_text())["eval"]["history"]
     assert [model["name"] for model in facts["models"]] == [f"step {e['step']}" for e in history]
     for model, entry in zip(facts["models"], history, strict=True):
         assert model["accuracy"] == pytest.approx(entry["accuracy"], abs=1e-12)
         assert model["nll"] == pytest.approx(entry["validation_loss"], abs=1e-6)
-    assert facts["data"] == {"scored": False, "chose_checkpoint": True}
+    assert facts["data"] == {
+        "scored": False,
+        "chose_checkpoint": True,
+        "use": None,
+        "skipped": {},
+    }
     assert "These data chose the checkpoints" in done.stderr
 
 
@@ -65,7 +72,7 @@ def test_recorded_and_scored_checkpoints_agree(
         assert before["name"] == after["name"]
         assert after["accuracy"] == before["accuracy"]
         assert after["nll"] == pytest.approx(before["nll"], abs=1e-5)
-    assert new["left_out"][first.name] == 60 - new["pairs"]
+    assert new["unmatched"][first.name] == 60 - new["pairs"]
     first_line = rescored.stderr.strip().splitlines()[0]
     assert first_line.startswith(f"{new['comparisons']} of 60 comparisons were scored by every")
     assert f"{60 - new['comparisons']} more in {first.name} only" in first_line
@@ -78,20 +85,21 @@ def test_recorded_and_scored_checkpoints_agree(
         )
 
 
-def test_models_on_data_say_where_they_part(
+def test_examples_have_texts_where_data_was_read(
     finished_run: Path, checkpoints: list[Path], data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "compared"
     done = plaudit("compare", finished_run, checkpoints[0], data, "--out", out)
     assert done.returncode == 0, done.stderr
-    facts = json.loads((out / "compare.json").read_text())
+    facts = json.loads((out / "comparison.json").read_text())
     assert facts["pairs"] == 20
-    assert facts["data"]["sources"][0]["path"] == str(data)
-    assert facts["data"]["refused"] == {finished_run.name: {}, checkpoints[0].name: {}}
+    assert facts["data"]["use"]["sources"][0]["path"] == str(data)
+    assert facts["data"]["skipped"] == {finished_run.name: {}, checkpoints[0].name: {}}
     for example in facts["examples"]:
         assert example["where"].startswith(str(data))
         assert example["better_text"].endswith("right")
         assert example["worse_text"].endswith("wrong")
+    assert TypeAdapter(ComparisonResult).validate_python(facts).as_dict() == facts
     assert "kappa" in done.stderr
     assert "Written to" in done.stderr
 
@@ -171,6 +179,7 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
     taken.mkdir()
     (taken / "file").touch()
     return {
+        "compare --level is called plaudit compare --alpha now": [data, "--level", 0.01],
         "no run folder": [data, finished_run],
         "There is one model to compare": [finished_run, data],
         "is named twice": [finished_run, finished_run],

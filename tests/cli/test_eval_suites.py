@@ -29,7 +29,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("gate") / "held_out.jsonl", pair_rows(60, seed=9))
+    return write_jsonl(
+        tmp_path_factory.mktemp("regression") / "held_out.jsonl", pair_rows(60, seed=9)
+    )
 
 
 def test_a_suite_from_a_folder(finished_run: Path, suite: Path, tmp_path: Path) -> None:
@@ -42,7 +44,7 @@ def test_a_suite_from_a_folder(finished_run: Path, suite: Path, tmp_path: Path) 
     assert json.loads(done.stdout) == metrics
     assert metrics["eval"] is None
     facts = metrics["suites"]["rewardbench"]
-    assert (facts["rows"], facts["used"], facts["refused"]) == (6, 5, {"over_length": 1})
+    assert (facts["rows"], facts["used"], facts["skipped"]) == (6, 5, {"over_length": 1})
     assert not facts["comparable"]
     assert "1 of 6 rows could not be scored (over_length 1)" in done.stderr
     # The rewards are those of the public interface, row by row, repeated rows included.
@@ -59,15 +61,15 @@ def test_a_suite_from_a_folder(finished_run: Path, suite: Path, tmp_path: Path) 
     assert scores["Chat"]["value"] == pytest.approx(chat)
 
 
-def test_gates(finished_run: Path, data: Path, tmp_path: Path) -> None:
+def test_regression_check(finished_run: Path, data: Path, tmp_path: Path) -> None:
     first = finished_run / "checkpoints" / "checkpoint-6"
     assert first.is_dir()
     same = plaudit("eval", finished_run, data, "--baseline", finished_run, "--out", tmp_path / "a")
     assert same.returncode == 0, same.stderr
-    assert "gate passed: not significantly worse" in " ".join(same.stderr.split())
-    gate = json.loads((tmp_path / "a" / "metrics.json").read_text())["gate"]
-    assert gate["passed"]
-    assert gate["metrics"]["accuracy"]["p"] == 1.0
+    assert "Regression check passed: not significantly worse" in " ".join(same.stderr.split())
+    check = json.loads((tmp_path / "a" / "metrics.json").read_text())["regression_check"]
+    assert check["passed"]
+    assert check["metrics"]["accuracy"]["p"] == 1.0
     # The recorded scores of an evaluation are a baseline too; these are turned into perfect ones.
     table = pq.read_table(tmp_path / "a" / "predictions.parquet")
     import pyarrow as pa
@@ -79,9 +81,9 @@ def test_gates(finished_run: Path, data: Path, tmp_path: Path) -> None:
     pq.write_table(perfect, recorded)
     worse = plaudit("eval", first, data, "--baseline", recorded, "--out", tmp_path / "b")
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
-    assert metrics["gate"]["metrics"]["nll"]["worse"]
+    assert metrics["regression_check"]["metrics"]["nll"]["worse"]
     assert worse.returncode == 1, worse.stderr
-    assert "gate FAILED" in worse.stderr
+    assert "Regression check FAILED" in worse.stderr
 
 
 def test_bad_input_is_one_sentence(
@@ -96,7 +98,17 @@ def test_bad_input_is_one_sentence(
         "nothing to evaluate on": [finished_run],
         "no suite 'x'": [finished_run, "--suite", "x"],
         "is no run folder": [finished_run, data, "--baseline", tmp_path / "none"],
-        "no metric 'f1'": [finished_run, data, "--gate-metric", "f1"],
+        "eval --gate-metric is called plaudit eval --regression-metric now": [
+            finished_run,
+            "--gate-metric=nll",
+        ],
+        "eval --behaviour is called plaudit eval --perturbation-tests now": [
+            finished_run,
+            data,
+            "--behaviour",
+            "9",
+        ],
+        "no metric 'f1'": [finished_run, data, "--regression-metric", "f1"],
         "not measured on the same comparisons": [
             finished_run,
             other,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ import pytest
 from plaudit.data.load import load_comparisons
 from plaudit.data.sources.documentation import MAX_DEGRADATIONS, RESPONSES, build_ranked
 from plaudit.errors import DataError
-from plaudit.evaluation.metrics.best_of import best_of_n, expected_best, kl_of_best, sizes_up_to
+from plaudit.evaluation.metrics.best_of import (
+    best_of_n,
+    expected_best,
+    kl_of_best,
+    read_best_of,
+    sizes_up_to,
+)
 from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.recipe.schema import Source
 from plaudit.types import ScoreRow
@@ -80,15 +87,18 @@ def test_sizes() -> None:
 
 def test_a_perfect_proxy_gains_all_there_is() -> None:
     grades = np.random.default_rng(0).normal(size=(40, 8))
-    block = best_of_n(table_of(2 * grades, grades))
-    assert block["share_of_oracle"] == pytest.approx(1.0)
-    assert not block["over_optimised"]
-    assert [point["gold"] for point in block["curve"]] == pytest.approx(
-        [point["oracle"] for point in block["curve"]]
+    result = best_of_n(table_of(2 * grades, grades))
+    assert result.share_of_oracle == pytest.approx(1.0)
+    assert not result.over_optimised
+    assert [point.gold for point in result.curve] == pytest.approx(
+        [point.oracle for point in result.curve]
     )
-    assert block["curve"][-1]["gold"] == pytest.approx(grades.max(axis=1).mean())
-    assert block["curve"][0]["gold"] == pytest.approx(grades.mean())
-    json.dumps(block, allow_nan=False)
+    assert result.curve[-1].gold == pytest.approx(grades.max(axis=1).mean())
+    assert result.curve[0].gold == pytest.approx(grades.mean())
+    stored = json.loads(json.dumps(asdict(result), allow_nan=False))
+    assert read_best_of(stored) == result
+    with pytest.raises(DataError, match=r"best_of in metrics\.json cannot be read"):
+        read_best_of({**stored, "curve": None})
 
 
 def test_a_proxy_that_is_wrong_at_the_top_is_over_optimised() -> None:
@@ -97,13 +107,14 @@ def test_a_proxy_that_is_wrong_at_the_top_is_over_optimised() -> None:
     grades = np.sort(generator.normal(size=(80, 12)), axis=1)
     rewards = grades.copy()
     rewards[:, 0] = 99.0
-    block = best_of_n(table_of(rewards, grades))
-    assert block["over_optimised"]
-    assert 1 < block["peak_n"] < 12
-    assert "Over-optimised: the grade peaks at n = " in block["sentence"]
-    proxies = [point["proxy"] for point in block["curve"]]
+    result = best_of_n(table_of(rewards, grades))
+    assert result.over_optimised
+    assert 1 < result.peak_n < 12
+    assert "Over-optimised: the grade peaks at n = " in result.sentence
+    proxies = [point.proxy for point in result.curve]
     assert proxies == sorted(proxies)
-    assert block["fit"]["beta"] > 0
+    assert result.fit is not None
+    assert result.fit.beta > 0
 
 
 def test_every_n_is_over_the_same_prompts() -> None:
@@ -111,8 +122,8 @@ def test_every_n_is_over_the_same_prompts() -> None:
     rewards, grades = generator.normal(size=(2, 9, 6))
     rewards[0, 4:] = np.nan  # four responses
     rewards[1, 2:] = np.nan  # a pair: no choice
-    block = best_of_n(table_of(rewards, grades))
-    assert (block["prompts"], block["left_out"], block["largest_n"]) == (7, 2, 6)
+    result = best_of_n(table_of(rewards, grades))
+    assert (result.prompts, result.left_out, result.largest_n) == (7, 2, 6)
 
 
 def test_pairs_are_no_choice() -> None:
@@ -143,8 +154,9 @@ def test_more_than_there_is() -> None:
 
 
 def test_the_picture(tmp_path: Path) -> None:
-    from plaudit.report.best_of import write_best_of_plot
+    from plaudit.report.comparison import best_of_figure
+    from plaudit.report.plots import save_figure
 
     grades = np.random.default_rng(0).normal(size=(10, 4))
-    write_best_of_plot(best_of_n(table_of(grades, grades)), tmp_path / "best.png")
+    save_figure(best_of_figure(best_of_n(table_of(grades, grades))), tmp_path / "best.png")
     assert (tmp_path / "best.png").read_bytes().startswith(b"\x89PNG")

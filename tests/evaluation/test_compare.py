@@ -1,20 +1,23 @@
-"""Paired comparison: statistics against independent implementations, verdicts, words."""
+"""Paired comparison: statistics against independent implementations, verdicts, sentences."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import (
+    METRICS,
+    ModelComparison,
     Scored,
     align,
-    compare,
+    compare_aligned,
     kappa,
     paired_test,
     slice_masks,
@@ -67,36 +70,37 @@ def test_log_loss_is_tested_as_scipy_does(seed: int) -> None:
 
 def test_agreement_is_scipys() -> None:
     a, b = np.random.default_rng(2).normal(size=(2, 30))
-    facts = compare(
+    result = compare_aligned(
         align([Scored(name="a", table=table_of(a)), Scored(name="b", table=table_of(b))])
     )
-    found = facts["contests"][0]["agreement"]
-    assert found["pearson"] == pytest.approx(stats.pearsonr(a, b).statistic, rel=1e-9)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(a, b).statistic, rel=1e-9)
-    assert found["both_right"] == int(((a > 0) & (b > 0)).sum())
-    assert found["only_a_right"] == int(((a > 0) & (b <= 0)).sum())
+    found = result.model_pairs[0].agreement
+    assert found.pearson == pytest.approx(stats.pearsonr(a, b).statistic, rel=1e-9)
+    assert found.spearman == pytest.approx(stats.spearmanr(a, b).statistic, rel=1e-9)
+    assert found.both_right == int(((a > 0) & (b > 0)).sum())
+    assert found.only_a_right == int(((a > 0) & (b <= 0)).sum())
 
 
 def test_seven_pairs_by_hand() -> None:
     """A is right about five pairs, B about two of them and one that A misses; one tie is wrong."""
     a = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 0.0])
     b = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0, -1.0])
-    facts = compare(
+    result = compare_aligned(
         align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
     )
-    found = facts["contests"][0]
-    assert found["accuracy"]["a"] == pytest.approx(5 / 7)
-    assert found["accuracy"]["b"] == pytest.approx(3 / 7)
+    found = result.model_pairs[0]
+    assert found.accuracy.a == pytest.approx(5 / 7)
+    assert found.accuracy.b == pytest.approx(3 / 7)
     # Three discordant pairs against one: P(3 or more of 4, either side) = 2 * 5/16.
-    assert found["accuracy"]["p"] == pytest.approx(10 / 16)
-    assert found["agreement"]["only_a_right"] == 3
-    assert found["agreement"]["only_b_right"] == 1
-    assert facts["models"][0]["ties"] == 1
+    assert found.accuracy.p == pytest.approx(10 / 16)
+    assert found.agreement.only_a_right == 3
+    assert found.agreement.only_b_right == 1
+    assert result.models[0].ties == 1
     right, wrong, tie = np.log1p(np.exp([-1.0, 1.0, 0.0]))
-    assert facts["models"][0]["nll"] == pytest.approx((5 * right + wrong + tie) / 7)
-    assert found["accuracy"]["verdict"] is None
-    assert "cannot be told apart" in facts["sentences"][0]
-    json.dumps(facts, allow_nan=False)
+    assert result.models[0].nll == pytest.approx((5 * right + wrong + tie) / 7)
+    assert found.accuracy.better is None
+    assert "do not differ significantly in accuracy" in result.sentences[0]
+    stored = json.dumps(asdict(result), allow_nan=False)
+    assert TypeAdapter(ModelComparison).validate_json(stored) == result
 
 
 def test_pairs_that_share_prompts_are_not_judged_as_independent() -> None:
@@ -115,28 +119,28 @@ def noisy(seed: int, quality: float, count: int = 400) -> np.ndarray:
     return np.random.default_rng(seed).normal(loc=quality, size=count)
 
 
-def test_eight_alike_cannot_be_told_apart_and_one_better_can() -> None:
+def test_eight_alike_do_not_differ_and_one_better_does() -> None:
     shared = noisy(0, 0.6)
     # Eight copies that differ by a little noise: the same quality.
     alike = [
         Scored(name=f"s{n}", table=table_of(shared + 0.05 * noisy(n + 1, 0.0))) for n in range(8)
     ]
-    facts = compare(align(alike))
-    assert len(facts["contests"]) == 28
-    assert facts["best"]["accuracy"]["told_apart"] == 0
-    assert "no two of the 8 models can be told apart" in facts["sentences"][0]
+    result = compare_aligned(align(alike))
+    assert len(result.model_pairs) == 28
+    assert result.best.accuracy.significant == 0
+    assert "No two of the 8 models differ significantly in accuracy" in result.sentences[0]
     better = Scored(name="good", table=table_of(shared + 1.0))
-    facts = compare(align([*alike, better]))
-    for metric in ("accuracy", "nll"):
-        assert facts["best"][metric]["name"] == "good"
-        assert len(facts["best"][metric]["better_than"]) == 8
-    assert facts["sentences"][0].startswith("By accuracy good is ahead")
-    assert "after Holm's correction for 36 tests" in facts["sentences"][1]
+    result = compare_aligned(align([*alike, better]))
+    for metric in METRICS:
+        assert result.best.by(metric).name == "good"
+        assert len(result.best.by(metric).better_than) == 8
+    assert result.sentences[0].startswith("good has the best accuracy")
+    assert "after Holm's correction for 36 tests" in result.sentences[1]
 
 
 def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
     delta = noisy(3, 0.4)
-    facts = compare(
+    result = compare_aligned(
         align(
             [
                 Scored(name="calm", table=table_of(delta)),
@@ -144,9 +148,9 @@ def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
             ]
         )
     )
-    accuracy, loss = facts["sentences"]
-    assert "cannot be told apart" in accuracy
-    assert loss.startswith("By log loss calm is better than loud")
+    accuracy, loss = result.sentences
+    assert "do not differ significantly" in accuracy
+    assert loss.startswith("calm is significantly better than loud in log loss")
 
 
 def test_false_findings_stay_at_their_rate() -> None:
@@ -166,7 +170,7 @@ def test_rows_that_one_model_lacks_are_left_out_and_counted() -> None:
         [Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b, drop=4))]
     )
     assert len(aligned.paired) == 9
-    assert aligned.left_out == {"A": 1, "B": 0}
+    assert aligned.unmatched == {"A": 1, "B": 0}
     assert aligned.delta_MP[1].tolist() == np.delete(b, 4).tolist()
     assert aligned.delta_MP[0].tolist() == np.delete(a, 4).tolist()
 
@@ -194,20 +198,20 @@ def test_slices_have_sizes_and_corrected_p_values() -> None:
     aligned = align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
     names = [(column, value) for column, value, _ in slice_masks(aligned.table, aligned.paired)]
     assert names == [("kind", "even"), ("kind", "odd")]
-    even, odd = compare(aligned)["slices"]
-    assert (even["pairs"], even["accuracy_a"], even["accuracy_b"]) == (40, 1.0, 0.0)
-    assert even["p_holm"] == pytest.approx(2 * even["p"])
-    assert odd["p_holm"] == 1.0
-    assert not even["small"]
+    even, odd = compare_aligned(aligned).slices
+    assert (even.pairs, even.accuracy_a, even.accuracy_b) == (40, 1.0, 0.0)
+    assert even.p_holm == pytest.approx(2 * even.p)
+    assert odd.p_holm == 1.0
+    assert not even.small
 
 
-def test_examples_are_the_widest_partings() -> None:
+def test_examples_have_the_widest_gaps() -> None:
     a = np.array([3.0, 1.0, -1.0, -5.0])
     b = np.array([-1.0, -9.0, 1.0, 1.0])
-    facts = compare(
+    result = compare_aligned(
         align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
     )
-    assert [(e["right"], e["id"]) for e in facts["examples"]] == [
+    assert [(e.right, e.id) for e in result.examples] == [
         ("a", "pairs:1"),
         ("a", "pairs:0"),
         ("b", "pairs:3"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,15 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
+from pydantic import TypeAdapter
 
-from plaudit.cli.eval import show, suite_lines
+from plaudit.cli.eval import suite_lines
+from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
-from plaudit.evaluation.suites.cases import Answer, Item
-from plaudit.evaluation.suites.request import Request, parse_request
-from plaudit.evaluation.suites.run import read_suite, suite_files
-from plaudit.evaluation.suites.score import score_suite
-from plaudit.evaluation.suites.table import SUITES, TIES
+from plaudit.evaluation.suites.run import (
+    SuiteRequest,
+    SuiteResult,
+    parse_request,
+    read_suite,
+    score_suite,
+    suite_files,
+)
+from plaudit.evaluation.suites.table import SUITES, TIES, Answer, Item
 from plaudit.report import html
 from plaudit.types import Message
 from tests.conftest import write_jsonl
@@ -32,8 +37,8 @@ def scored(
     rows: Sequence[Mapping[str, Any]],
     rewards: Sequence[Sequence[float]],
     path: str = "x/y",
-) -> dict[str, Any]:
-    """A suite's block from rows and hand-made rewards."""
+) -> SuiteResult:
+    """A suite's numbers from rows and hand-made rewards."""
     suite = SUITES[name]
     items = [suite.read(row, number, PurePath(path)) for number, row in enumerate(rows)]
     kept = [item for item in items if item is not None]
@@ -43,8 +48,8 @@ def scored(
     return score_suite(suite, kept, answers, {})
 
 
-def values(block: Mapping[str, Any]) -> dict[str, float]:
-    return {score["name"]: score["value"] for score in block["scores"]}
+def values(result: SuiteResult) -> dict[str, float | None]:
+    return {score.name: score.value for score in result.scores}
 
 
 # ---- RewardBench ---------------------------------------------------------------------------------
@@ -72,8 +77,8 @@ def test_rewardbench_by_hand() -> None:
         "hep-cpp",
     ]
     rewards = [(1, 0), (0, 1), (2, 1), (1, 1), (1, 0), (0, 1), (3, 0)]
-    block = scored("rewardbench", [pair(s, n) for n, s in enumerate(subsets)], rewards)
-    found = values(block)
+    result = scored("rewardbench", [pair(s, n) for n, s in enumerate(subsets)], rewards)
+    found = values(result)
     chat = (100 * 0.5 + 40 * 1.0) / 140
     reasoning = (984 * 0.0 + 164 * 1.0) / (984 + 164)
     assert found["Chat"] == pytest.approx(chat)
@@ -82,16 +87,12 @@ def test_rewardbench_by_hand() -> None:
     assert found["Reasoning"] == pytest.approx(reasoning)
     assert found["Score"] == pytest.approx((chat + 0 + 1 + reasoning) / 4)
     assert next(iter(found)) == "Score"
-    assert block["scores"][1] == {
-        "name": "Chat",
-        "value": pytest.approx(chat),
-        "ci95": block["scores"][1]["ci95"],
-        "shown": "64.3",
-    }
-    assert not block["comparable"]
+    score = result.scores[1]
+    assert (score.name, score.value, score.shown) == ("Chat", pytest.approx(chat), "64.3")
+    assert not result.comparable
     assert (
         "RewardBench has 2,985 rows and 7 were found (alpacaeval-easy: 2 of 100"
-        in (block["remarks"][0])
+        in (result.remarks[0])
     )
 
 
@@ -134,8 +135,8 @@ def test_rewardbench_2_by_hand() -> None:
         (1, 2, 0),  # gap -1
         (6, 4, 3),  # gap 1, spread 2
     ]
-    block = scored("rewardbench-2", rows, rewards)
-    found = values(block)
+    result = scored("rewardbench-2", rows, rewards)
+    found = values(result)
     assert found["Focus"] == pytest.approx(0.75)
     assert found["Math"] == 0.0
     # accurate: tied 2/2, ref 1/2; gap_tied > spread: 2 > 1 yes, 1 > 2 no; min(gaps) > spread:
@@ -144,9 +145,9 @@ def test_rewardbench_2_by_hand() -> None:
     ties = 0.30 * 1.0 + 0.30 * 0.5 + 0.20 * 0.5 + 0.20 * 0.5 + 0.01 * margin
     assert found[TIES] == pytest.approx(ties)
     assert found["Score"] == pytest.approx((0.75 + 0.0 + ties) / 3)
-    by_name = {subset["name"]: subset for subset in block["subsets"]}
-    assert by_name[TIES]["rows"] == 4
-    assert by_name[TIES]["cases"] == 2
+    by_name = {subset.name: subset for subset in result.subsets}
+    assert by_name[TIES].rows == 4
+    assert by_name[TIES].cases == 2
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,8 @@ def test_rewardbench_2_by_hand() -> None:
 )
 def test_ties_without_spread(tied: tuple[float, ...], expected: float) -> None:
     rows = [best_of(TIES, "ref:0", 1, 1), best_of(TIES, "tied:0", 2, 1)]
-    block = scored("rewardbench-2", rows, [(1, 0), tied])
-    assert block["subsets"][0]["values"]["margin"] == expected
+    result = scored("rewardbench-2", rows, [(1, 0), tied])
+    assert result.subsets[0].values["margin"] == expected
 
 
 def test_the_highest_ties_score() -> None:
@@ -188,8 +189,8 @@ def test_rm_bench_by_hand() -> None:
     perfect, none = (3, 3, 3, 0, 0, 0), (0, 0, 0, 0, 0, 0)
     # A lover of markdown: only the fancier answer wins, right or wrong.
     style = (0, 1, 2, 0, 1, 2)
-    block = scored("rm-bench", rows, [perfect, style, style, none, perfect, none, perfect])
-    found = values(block)
+    result = scored("rm-bench", rows, [perfect, style, style, none, perfect, none, perfect])
+    found = values(result)
     # chat: perfect fills all nine cells, style the three below the diagonal.
     assert (found["chat hard"], found["chat normal"], found["chat easy"]) == (0.5, 0.5, 1.0)
     assert found["chat"] == pytest.approx(2 / 3)
@@ -230,13 +231,13 @@ def test_a_subset_has_one_interval_wherever_it_stands() -> None:
         {**pair("repeated" if n % 2 else "distinct", n), "prompt": str(n // 8 if n % 2 else -n)}
         for n in range(48)
     ]
-    block = scored("pairs", rows, [(1, n // 8 % 3 == 0) for n in range(48)])
-    numbers = {score["name"]: score["ci95"] for score in block["scores"]}
-    subsets = {subset["name"]: subset for subset in block["subsets"]}
+    result = scored("pairs", rows, [(1, n // 8 % 3 == 0) for n in range(48)])
+    numbers = {score.name: score.ci95 for score in result.scores}
+    subsets = {subset.name: subset for subset in result.subsets}
     for name, subset in subsets.items():
-        assert numbers[name] == subset["accuracy_ci95"]
-    assert subsets["distinct"]["accuracy_ci95_method"] == "wilson"
-    assert subsets["repeated"]["accuracy_ci95_method"] == "bootstrap_by_prompt"
+        assert numbers[name] == subset.accuracy_ci95
+    assert subsets["distinct"].accuracy_ci95_method == "wilson"
+    assert subsets["repeated"].accuracy_ci95_method == "bootstrap_by_prompt"
 
 
 def test_hhh_by_hand() -> None:
@@ -270,8 +271,8 @@ def test_pairs_by_hand() -> None:
         for n in range(7)
     ]
     rewards = [(2, 1, 0), (1, 2, 0), (1, 1, 0), (5, 4, 3), (1, 0, 0), (1, 0, 2), (9, 0, 0)]
-    block = scored("pairs", rows, rewards)
-    found = values(block)
+    result = scored("pairs", rows, rewards)
+    found = values(result)
     assert found["one"] == 0.5
     assert found["two"] == pytest.approx(2 / 3)
     assert found["overall"] == pytest.approx((0.5 + 2 / 3) / 2)
@@ -330,13 +331,10 @@ def test_pairs_keep_what_stands_beside_the_text(row: dict[str, Any], tmp_path: P
 
 
 def test_columns_of_pairs_that_are_not_read_are_shown() -> None:
-    block = scored("pairs", [pair("any", number) for number in range(4)], [(1, 0)] * 4)
-    block["unread"] = {"rows": 4, "without_prompt": 0, "columns": {"note": 2}}
-    console = Console(record=True, width=200, file=io.StringIO())
-    show(console, {"data": None, "eval": None, "suites": {"pairs": block}}, None, verbose=False)
-    assert "Pairs: columns that are not read, with their share of rows: note (50%)." in (
-        console.export_text()
-    )
+    result = scored("pairs", [pair("any", number) for number in range(4)], [(1, 0)] * 4)
+    result = replace(result, unread=UnreadColumns(rows=4, columns={"note": 2}))
+    line = "Pairs: columns that are not read, with their share of rows: note (50%)."
+    assert line in suite_lines(result)
 
 
 def test_an_image_in_a_message_of_pairs_is_media(tmp_path: Path) -> None:
@@ -355,15 +353,15 @@ def test_pairs_lose_no_system_message(row: dict[str, Any], tmp_path: Path) -> No
 
 def test_the_report_and_the_summary_show_percent_alone() -> None:
     rows = [pair("any", number) for number in range(40)]
-    block = scored("pairs", rows, [(1, 0), (0, 1), (1, 0), (1, 0)] * 10)
-    ends = [f"{100 * end:.1f}" for end in block["scores"][0]["ci95"]]
-    assert suite_lines(block)[1].split()[1:] == ["75.0", f"[{ends[0]},", f"{ends[1]}]"]
+    result = scored("pairs", rows, [(1, 0), (0, 1), (1, 0), (1, 0)] * 10)
+    ends = [f"{100 * end:.1f}" for end in result.scores[0].ci95]
+    assert suite_lines(result)[1].split()[1:] == ["75.0", f"[{ends[0]},", f"{ends[1]}]"]
     section = (
         "{% import 'report/macros.html.jinja' as m with context %}"
         "{% include 'report/suites.html.jinja' %}"
     )
     page = html._environment().from_string(section)
-    text = re.sub("<[^>]*>", "|", page.render(metrics={"suites": {"pairs": block}}))
+    text = re.sub("<[^>]*>", "|", page.render(metrics={"suites": {"pairs": asdict(result)}}))
     assert text.count("|75.0|") == 3
     assert f"|{' to '.join(ends)}|" in text
     assert not re.search(r"\|0\.\d", text)
@@ -398,12 +396,13 @@ def test_every_row_of_the_table(name: str) -> None:
     ]
     rewards = np.array([6.0, 5.0, 4.0, 0.0, 0.0, 0.0])
     answers = [Answer(item=item, rewards_K=rewards) for item in items]
-    block = score_suite(suite, items, answers, {})
-    assert block["scores"][0]["value"] == pytest.approx(1.0)
-    json.dumps(block, allow_nan=False)
+    result = score_suite(suite, items, answers, {})
+    assert result.scores[0].value == pytest.approx(1.0)
+    stored = json.dumps(asdict(result), allow_nan=False)
+    assert TypeAdapter(SuiteResult).validate_json(stored) == result
 
 
-def test_complete_counts_are_comparable_and_refusals_are_not() -> None:
+def test_complete_counts_are_comparable_and_skipped_rows_are_not() -> None:
     suite = SUITES["hhh"]
     items = [
         Item(
@@ -418,10 +417,10 @@ def test_complete_counts_are_comparable_and_refusals_are_not() -> None:
         for n in range(count)
     ]
     answers = [Answer(item=item, rewards_K=np.array([1.0, 0.0])) for item in items]
-    assert score_suite(suite, items, answers, {})["comparable"]
-    block = score_suite(suite, items, answers[:-2], {"over_length": 2})
-    assert not block["comparable"]
-    assert "2 of 221 rows could not be scored (over_length 2)" in block["remarks"][0]
+    assert score_suite(suite, items, answers, {}).comparable
+    result = score_suite(suite, items, answers[:-2], {"over_length": 2})
+    assert not result.comparable
+    assert "2 of 221 rows could not be scored (over_length 2)" in result.remarks[0]
 
 
 def test_intervals_cover_at_their_rate() -> None:
@@ -445,7 +444,7 @@ def test_intervals_cover_at_their_rate() -> None:
             Answer(item=item, rewards_K=np.array([float(won), 0.5]))
             for item, won in zip(items, right, strict=True)
         ]
-        low, high = score_suite(suite, items, answers, {})["scores"][0]["ci95"]
+        low, high = score_suite(suite, items, answers, {}).scores[0].ci95
         held += low <= truth <= high
     assert 0.89 <= held / runs <= 1.0
 
@@ -529,12 +528,12 @@ def test_a_folder_as_it_is_on_disk(name: str, tmp_path: Path) -> None:
     for item in items:
         found[item.subset] = found.get(item.subset, 0) + 1
     assert found == expected
-    assert all(file["fingerprint"].startswith("sha256:") for file in files)
+    assert all(file.fingerprint.startswith("sha256:") for file in files)
 
 
 def test_a_single_file_is_a_suite_too(tmp_path: Path) -> None:
     path = put_jsonl(tmp_path / "suite") / "mine.jsonl"
-    items, _ = read_suite(Request(suite=SUITES["pairs"], path=path))
+    items, _ = read_suite(SuiteRequest(suite=SUITES["pairs"], path=path))
     assert len(items) == 7
 
 
@@ -549,7 +548,7 @@ def test_bad_requests(tmp_path: Path) -> None:
         suite_files(SUITES["llmbar"], tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": 3, "rejected": "b"}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:1: as a row of Pairs, chosen is int"):
-        read_suite(Request(suite=SUITES["pairs"], path=tmp_path))
+        read_suite(SuiteRequest(suite=SUITES["pairs"], path=tmp_path))
 
 
 def test_without_the_hub_the_way_out_is_named(

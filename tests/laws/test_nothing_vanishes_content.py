@@ -16,13 +16,12 @@ from rich.console import Console
 
 from plaudit.cli.main import main
 from plaudit.client import AsyncRewardClient, RewardClient
-from plaudit.compare_models import score as score_candidate
 from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load_comparisons as load_rows
+from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError, RequestRefusedError
-from plaudit.evaluate_model import evaluate
-from plaudit.evaluation.suites.request import parse_request
-from plaudit.evaluation.suites.run import run_suite
+from plaudit.evaluate_model import evaluate, score_comparisons
+from plaudit.evaluation.suites.run import parse_request, run_suite
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
@@ -322,17 +321,17 @@ def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> N
 
 
 def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:
-    facts = run_suite(model, parse_request(f"pairs:{edges}")).facts
-    assert facts["refused"] == SKIPPED
-    assert facts["unread"] == {"rows": len(EDGES), "without_prompt": 0, "columns": {"note": 1}}
-    assert facts["used"] + sum(SKIPPED.values()) == facts["rows"] == len(EDGES)
+    result, _ = run_suite(model, parse_request(f"pairs:{edges}"))
+    assert result.skipped == SKIPPED
+    assert result.unread == UnreadColumns(rows=len(EDGES), columns={"note": 1})
+    assert result.used + sum(SKIPPED.values()) == result.rows == len(EDGES)
 
 
 def test_evaluation_and_comparison_count_every_row(model: RewardModel, edges: Path) -> None:
-    found = evaluate(model, edges, behaviour=0)
+    found = evaluate(model, edges)
     assert found.metrics["data"]["dropped"] == SKIPPED
     loaded = load_rows([Source(path=str(edges))], seed=0)
-    _, refused = score_candidate(model, loaded.comparisons, "it", Console(quiet=True))
+    _, _, refused = score_comparisons(model, loaded.comparisons, Console(quiet=True))
     assert Counter(loaded.tally.dropped) + Counter(refused) == SKIPPED
 
 

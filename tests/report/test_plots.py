@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from plaudit.evaluation.analysis.perturbations import Altered, Probed
+from plaudit.evaluation.compare import Scored, align, compare_aligned
 from plaudit.evaluation.facts import summarise
-from plaudit.evaluation.table import build_table
+from plaudit.evaluation.metrics.best_of import best_of_n
+from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.report import plots
-from plaudit.report.best_of import best_of_figure
-from plaudit.report.comparison import comparison_figure
+from plaudit.report.comparison import best_of_figure, comparison_figure
 from plaudit.report.html import IN_TABLES
 from plaudit.report.pages import inline_svg
 from plaudit.report.plots import (
@@ -115,31 +115,39 @@ def perturbed(metadata=lambda number: {}):
     )
 
 
-COMPARED = {
-    "pairs": 20,
-    "models": [
-        {
-            "name": "run of a very long name 中文 " * 3,
-            "accuracy": 0.5,
-            "nll": 0.6,
-            "accuracy_ci95": (0.2, 0.8),
-            "accuracy_bootstrap_ci95": (0.2, 0.8),
-            "nll_ci95": (0.5, 0.7),
-        }
-    ]
-    * 2,
-    "best": {m: {"name": "a", "not_told_from": []} for m in ("accuracy", "nll")},
-}
-BEST_OF = {
-    "prompts": 9,
-    "largest_n": 16,
-    "curve": [
-        {"n": n, "kl": math.log(n) - (n - 1) / n}
-        | dict.fromkeys(("gold", "oracle", "proxy"), n / 16)
-        | {f"{key}_ci95": (0, 1) for key in ("gold", "oracle", "proxy")}
-        for n in range(1, 17)
-    ],
-}
+def ranked(responses: int, prompts: int, rewards) -> ScoreTable:
+    """Response r of every prompt has grade -r and the reward ``rewards(prompt, r)``."""
+    return build_table(
+        ScoreRow(
+            comparison=str(prompt),
+            number=prompt,
+            group=str(prompt),
+            dataset="eval",
+            source="s",
+            response=response,
+            reward=rewards(prompt, response),
+            grade=-float(response),
+            margin=0.0,
+            tokens=3,
+            characters=3,
+        )
+        for prompt in range(prompts)
+        for response in range(responses)
+    )
+
+
+COMPARED = compare_aligned(
+    align(
+        [
+            Scored(
+                name=f"run of a very long name 中文 {step} " * 3,
+                table=ranked(2, 20, lambda p, r, step=step: float(p * step % 5 * r)),
+            )
+            for step in (1, 2)
+        ]
+    )
+)
+BEST_OF = best_of_n(ranked(16, 9, lambda p, r: float((p * r) % 7)))
 
 
 @pytest.mark.parametrize("width", [CARD_WIDTH, PAGE_WIDTH])

@@ -1,9 +1,9 @@
-"""Best-of-N: what the model's favourites are worth by a gold standard, and where more is worse.
+"""Best-of-N: the gold grade of the response with the highest reward among n, as n grows.
 
 Shapes: Q prompts, K responses of one prompt, S sizes n at which the curve is measured.
 
-A reward model is a proxy. Picking its favourite among n responses raises the proxy without end; the
-gold grade rises with it only as long as the proxy is right about the top (Gao et al. 2022, arXiv
+A reward model is a proxy. Choosing its best of n responses raises the proxy reward without limit;
+the gold grade rises only while the proxy ranks the top responses correctly (Gao et al. 2022, arXiv
 2210.10760).
 """
 
@@ -11,26 +11,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from plaudit.errors import DataError
-from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.table import ScoreTable, codes
 from plaudit.types import FloatArray
 
 FEWEST = 3
-"""Fewer responses than this make a pair, not a choice."""
+"""Prompts with fewer responses are left out: two responses make a pair, not a curve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfPoint:
+    """Best-of-n at one n, means over prompts.
+
+    ``gold`` is the grade of the response with the highest reward, ``oracle`` that of the response
+    with the highest grade, ``proxy`` the highest reward above the prompt's mean, ``kl`` in nats.
+    """
+
+    n: int
+    kl: float
+    gold: float
+    gold_ci95: Interval | None
+    oracle: float
+    oracle_ci95: Interval | None
+    proxy: float
+    proxy_ci95: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfFit:
+    """``gain = d (alpha - beta d)`` with ``d = sqrt(KL)`` (Gao et al.), by least squares.
+
+    ``peak_kl`` is where the fitted curve is highest, ``None`` where it never falls.
+    """
+
+    alpha: float
+    beta: float
+    peak_kl: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOf:
+    """The curve over n on the same ``prompts``, and what follows from it.
+
+    ``gain`` is gold at the largest n less that of a random response, ``share_of_oracle`` its share
+    of what the oracle gains. ``over_optimised``: gold falls after its peak, and the interval of the
+    fall excludes 0. ``left_out`` counts prompts with too few responses.
+    """
+
+    prompts: int
+    left_out: int
+    largest_n: int
+    curve: tuple[BestOfPoint, ...]
+    gain: float
+    gain_ci95: Interval | None
+    share_of_oracle: float | None
+    peak_n: int
+    fall_after_peak: float
+    fall_after_peak_ci95: Interval | None
+    over_optimised: bool
+    fit: BestOfFit | None
+    kl_note: str
+    sentence: str
+
+    @property
+    def main_points(self) -> tuple[BestOfPoint, ...]:
+        """The points at powers of two and at the largest n."""
+        return tuple(p for p in self.curve if p.n & (p.n - 1) == 0 or p.n == self.largest_n)
+
+
+def read_best_of(recorded: Mapping[str, Any]) -> BestOf:
+    """The block ``best_of`` of ``metrics.json``.
+
+    Raises:
+        DataError: it is damaged, or another version wrote it.
+    """
+    try:
+        return TypeAdapter(BestOf).validate_python(recorded)
+    except ValueError as error:
+        raise DataError(f"best_of in metrics.json cannot be read ({error}).") from error
 
 
 def expected_best(proxy_K: FloatArray, gold_K: FloatArray, sizes: Sequence[int]) -> FloatArray:
-    """``(S,)``: expected gold of the proxy's favourite among n of the K responses.
+    """``(S,)``: expected gold of the response with the highest proxy among n of the K responses.
 
     The mean over all subsets of n responses, exactly: with responses sorted by proxy, the i-th is
-    the favourite of C(i-1, n-1) of the C(K, n) subsets. Ties of the proxy are broken at random,
-    so that equals share their gold.
+    the best of C(i-1, n-1) of the C(K, n) subsets. Ties of the proxy are broken at random, so that
+    equals share their gold.
     """
     count = len(proxy_K)
     _, code_K = np.unique(proxy_K, return_inverse=True)
@@ -63,13 +137,12 @@ def sizes_up_to(largest: int) -> list[int]:
     return sizes if sizes[-1] == largest else [*sizes, largest]
 
 
-def best_of_n(table: ScoreTable, *, seed: int = 0) -> dict[str, Any]:
-    """The ``best_of`` block of ``pairwise.json``, JSON-safe.
+def best_of_n(table: ScoreTable, *, seed: int = 0) -> BestOf:
+    """Best-of-N by the grade of each response, which is the gold standard.
 
-    Gold is the grade of each response. Prompts with fewer responses than the (lower) median are
-    left out and counted, so that every n is over the same prompts. ``gold`` is the proxy's choice,
-    ``oracle`` the best there is; both at n = 1 are a random response. Proxies are measured from
-    their prompt's mean, since rewards compare only within a prompt.
+    Prompts with fewer responses than the (lower) median are left out and counted, so that every n
+    is over the same prompts. Gold and oracle at n = 1 are those of a random response. Proxy rewards
+    are measured from their prompt's mean, since rewards compare only within a prompt.
 
     Raises:
         DataError: no prompt has at least three responses with grades.
@@ -86,100 +159,73 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> dict[str, Any]:
     largest = counts[(len(counts) - 1) // 2]
     kept = [rows for rows in usable if len(rows) >= largest]
     sizes = sizes_up_to(largest)
-    gold_QS, oracle_QS, proxy_QS = (
-        np.array([curve(table.reward_N[rows], table.grade_N[rows], sizes) for rows in kept])
-        for curve in (expected_best, _oracle, _own)
-    )
+    rewards_and_grades = [(table.reward_N[rows], table.grade_N[rows]) for rows in kept]
+    gold_QS = np.array([expected_best(r, g, sizes) for r, g in rewards_and_grades])
+    oracle_QS = np.array([expected_best(g, g, sizes) for _, g in rewards_and_grades])
+    proxy_QS = np.array([expected_best(r, r - r.mean(), sizes) for r, _ in rewards_and_grades])
     group_Q = codes([table.group_N[rows[0]] for rows in kept])
     series = np.concatenate([gold_QS.T, oracle_QS.T, proxy_QS.T])
     intervals = pairwise.bootstrap_means(series, group_Q, seed=seed)
-    named = dict(zip(("gold", "oracle", "proxy"), (gold_QS, oracle_QS, proxy_QS), strict=True))
-    curve = [
-        {
-            "n": n,
-            "kl": kl_of_best(n),
-            **{
-                key: value
-                for place, (name, values_QS) in enumerate(named.items())
-                for key, value in (
-                    (name, float(values_QS[:, at].mean())),
-                    (f"{name}_ci95", intervals[place * len(sizes) + at]),
-                )
-            },
-        }
+    curve = tuple(
+        BestOfPoint(
+            n=n,
+            kl=kl_of_best(n),
+            gold=float(gold_QS[:, at].mean()),
+            gold_ci95=intervals[at],
+            oracle=float(oracle_QS[:, at].mean()),
+            oracle_ci95=intervals[len(sizes) + at],
+            proxy=float(proxy_QS[:, at].mean()),
+            proxy_ci95=intervals[2 * len(sizes) + at],
+        )
         for at, n in enumerate(sizes)
-    ]
-    block = {
-        "prompts": len(kept),
-        "left_out": len(together) - len(kept),
-        "largest_n": largest,
-        "curve": curve,
-        **_verdict(sizes, gold_QS, oracle_QS, group_Q),
-        "fit": _fit(curve),
-        "kl_note": "log n - (n - 1) / n: exact for continuous rewards, else an upper bound",
-    }
-    safe: dict[str, Any] = json_safe(block)
-    return {**safe, "sentence": _sentence(safe)}
-
-
-def _oracle(proxy_K: FloatArray, gold_K: FloatArray, sizes: Sequence[int]) -> FloatArray:
-    return expected_best(gold_K, gold_K, sizes)
-
-
-def _own(proxy_K: FloatArray, gold_K: FloatArray, sizes: Sequence[int]) -> FloatArray:
-    return expected_best(proxy_K, proxy_K - proxy_K.mean(), sizes)
-
-
-def _verdict(
-    sizes: Sequence[int], gold_QS: FloatArray, oracle_QS: FloatArray, group_Q: np.ndarray
-) -> dict[str, Any]:
-    """Where gold peaks, whether it falls after that beyond noise, and its share of the oracle's."""
+    )
     peak = int(gold_QS.mean(axis=0).argmax())
     gain = pairwise.paired_difference(gold_QS[:, 0], gold_QS[:, -1], group_Q)
     fall = pairwise.paired_difference(gold_QS[:, peak], gold_QS[:, -1], group_Q)
     possible = float((oracle_QS[:, -1] - oracle_QS[:, 0]).mean())
-    over = fall.interval is not None and fall.interval.high < 0
-    return {
-        "gain": gain.mean,
-        "gain_ci95": gain.interval,
-        "share_of_oracle": gain.mean / possible if possible else math.nan,
-        "peak_n": sizes[peak],
-        "fall_after_peak": fall.mean,
-        "fall_after_peak_ci95": fall.interval,
-        "over_optimised": over,
-    }
+    result = BestOf(
+        prompts=len(kept),
+        left_out=len(together) - len(kept),
+        largest_n=largest,
+        curve=curve,
+        gain=gain.mean,
+        gain_ci95=gain.interval,
+        share_of_oracle=gain.mean / possible if possible else None,
+        peak_n=sizes[peak],
+        fall_after_peak=fall.mean,
+        fall_after_peak_ci95=fall.interval,
+        over_optimised=bool(fall.interval is not None and fall.interval.high < 0),
+        fit=_fit(curve),
+        kl_note="log n - (n - 1) / n: exact for continuous rewards, else an upper bound",
+        sentence="",
+    )
+    return replace(result, sentence=_sentence(result))
 
 
-def _fit(curve: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """``gain = d (alpha - beta d)`` with ``d = sqrt(KL)`` (Gao et al.), by least squares.
-
-    ``peak_kl`` is where the fitted curve is highest, None where it never falls.
-    """
+def _fit(curve: Sequence[BestOfPoint]) -> BestOfFit | None:
     if len(curve) < 3:
         return None
-    d_S = np.sqrt([point["kl"] for point in curve])
-    gain_S = np.array([point["gold"] for point in curve]) - curve[0]["gold"]
+    d_S = np.sqrt([point.kl for point in curve])
+    gain_S = np.array([point.gold for point in curve]) - curve[0].gold
     (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d_S, d_S**2], axis=1), gain_S)
-    peak = (alpha / (-2 * minus_beta)) ** 2 if minus_beta < 0 < alpha else math.nan
-    return {"alpha": float(alpha), "beta": float(-minus_beta), "peak_kl": float(peak)}
+    peak_kl = float((alpha / (-2 * minus_beta)) ** 2) if minus_beta < 0 < alpha else None
+    return BestOfFit(alpha=float(alpha), beta=float(-minus_beta), peak_kl=peak_kl)
 
 
-def _sentence(block: Mapping[str, Any]) -> str:
-    ends = block["gain_ci95"]
-    interval = "" if ends is None else f" [{ends[0]:+.4f}, {ends[1]:+.4f}]"
-    share = block["share_of_oracle"]
-    part = "" if share is None else f", {100 * share:.0f}% of what the best choice would gain"
-    left_out = (
-        f" ({block['left_out']:,} with fewer responses left out)" if block["left_out"] else ""
-    )
+def _sentence(result: BestOf) -> str:
+    ends = result.gain_ci95
+    interval = "" if ends is None else f" [{ends.low:+.4f}, {ends.high:+.4f}]"
+    share = result.share_of_oracle
+    part = "" if share is None else f", {100 * share:.0f}% of the oracle's gain"
+    left_out = f" ({result.left_out:,} with fewer responses left out)" if result.left_out else ""
     gain = (
-        f"Best of {block['largest_n']} gains {block['gain']:+.4f}{interval} in grade over a random "
-        f"response on {block['prompts']:,} prompts{left_out}{part}"
+        f"Best of {result.largest_n} gains {result.gain:+.4f}{interval} in grade over a random "
+        f"response on {result.prompts:,} prompts{left_out}{part}"
     )
-    if block["over_optimised"]:
-        low, high = block["fall_after_peak_ci95"]
+    if result.over_optimised and result.fall_after_peak_ci95 is not None:
+        low, high = result.fall_after_peak_ci95
         return (
-            f"{gain}. Over-optimised: the grade peaks at n = {block['peak_n']} and falls by "
-            f"{-block['fall_after_peak']:.4f} [{-high:.4f}, {-low:.4f}] after it."
+            f"{gain}. Over-optimised: the grade peaks at n = {result.peak_n} and falls by "
+            f"{-result.fall_after_peak:.4f} [{-high:.4f}, {-low:.4f}] after it."
         )
-    return f"{gain}. No fall of the grade beyond noise up to n = {block['largest_n']}."
+    return f"{gain}. The grade does not fall significantly up to n = {result.largest_n}."

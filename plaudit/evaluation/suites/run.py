@@ -1,14 +1,15 @@
-"""Run benchmark suites on a model: files to rows, rows to rewards, rewards to numbers."""
+"""Benchmark suites on a model: files to rows, rows to rewards, rewards to numbers."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +21,12 @@ from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import response_text
-from plaudit.evaluation.suites.cases import Answer, Item, Row, key
-from plaudit.evaluation.suites.request import Request
-from plaudit.evaluation.suites.score import score_suite
-from plaudit.evaluation.suites.table import HubFiles, Suite
+from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.metrics.pairwise import Interval, Method, ShareInterval, share_interval
+from plaudit.evaluation.suites.table import SUITES, Answer, HubFiles, Item, Row, Suite, key
+from plaudit.evaluation.table import codes
 from plaudit.recipe.schema import Source
-from plaudit.reward_model import RewardModel
+from plaudit.storage.atomic import existing_path
 from plaudit.types import (
     MEDIA,
     Comparison,
@@ -39,58 +40,137 @@ from plaudit.types import (
     media_columns,
 )
 
+if TYPE_CHECKING:
+    from plaudit.reward_model import RewardModel
+
+RESAMPLES = 1000
 NOT_FINITE = "reward_not_finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSuite:
-    """A suite's block of ``metrics.json``, and its rows of the score table."""
+class SuiteRequest:
+    """A suite to run, and the folder or file to read instead of the Hub."""
 
-    facts: dict[str, Any]
-    rows: tuple[ScoreRow, ...]
+    suite: Suite
+    path: Path | None
+
+
+def parse_request(argument: str) -> SuiteRequest:
+    """``NAME`` or ``NAME:PATH``.
+
+    Raises:
+        DataError: there is no such suite, or it has no copy on the Hub and no path was given.
+    """
+    name, _, path = argument.partition(":")
+    suite = SUITES.get(name)
+    if suite is None:
+        raise DataError(f"there is no suite {name!r}; expected one of {', '.join(SUITES)}.")
+    if not path and suite.hub is None:
+        raise DataError(
+            f"{suite.title} has no copy on the Hub that can be read; {suite.where_from}."
+        )
+    local = existing_path(path) if path else None
+    if path and local is None:
+        raise DataError(f"--suite {argument}: {path} does not exist; expected a folder or a file.")
+    return SuiteRequest(suite=suite, path=local)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteScore:
+    """One number of a suite, a share, and how its leaderboard prints it; the headline is first."""
+
+    name: str
+    value: float | None
+    ci95: Interval | None
+    shown: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetScore:
+    """Means over the scored cases of one subset; ``values`` are those that are not accuracy."""
+
+    name: str
+    rows: int
+    expected_rows: int | None
+    cases: int
+    accuracy: float | None
+    accuracy_ci95: Interval | None
+    accuracy_ci95_method: Method | None
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteFile:
+    """A file of a suite, named inside its folder."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteResult:
+    """The numbers of one suite.
+
+    ``used`` of ``rows`` were scored, ``skipped`` counts the others by reason. ``comparable``: the
+    numbers can stand beside a leaderboard's; otherwise ``remarks`` says why not. Subsets in
+    ``fixed_in_intervals`` have one prompt, so that intervals do not count their noise. ``unread``
+    counts columns with text that are not read, in suites of the user's own files.
+    """
+
+    suite: str
+    title: str
+    source: str
+    rows: int
+    expected_rows: int | None
+    used: int
+    skipped: Mapping[str, int]
+    comparable: bool
+    remarks: tuple[str, ...]
+    fixed_in_intervals: tuple[str, ...]
+    scores: tuple[SuiteScore, ...]
+    subsets: tuple[SubsetScore, ...]
+    files: tuple[SuiteFile, ...] = ()
+    unread: UnreadColumns | None = None
 
 
 def run_suite(
     model: RewardModel,
-    request: Request,
+    request: SuiteRequest,
     *,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
-) -> RunSuite:
-    """Read, score and measure one suite; ``on_batch`` hears tokens done and tokens in all.
+) -> tuple[SuiteResult, tuple[ScoreRow, ...]]:
+    """Read, score and measure one suite: its numbers and its rows of the score table.
+
+    ``on_batch`` is called with tokens done and tokens in all.
 
     Raises:
-        DataError: the files cannot be read as the suite's, or nothing of them can be scored.
+        DataError: the files cannot be read as the suite's, or no row of them can be scored.
     """
     items, files = read_suite(request)
-    answers, refused, trees = _score(model, items, on_batch)
+    answers, skipped, trees = _score(model, items, on_batch)
     if not answers:
-        counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+        counts = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
         raise DataError(
             f"None of the {len(items)} rows of {request.suite.title} can be scored ({counts}); the "
             f"model reads at most {model.facts.max_length} tokens."
         )
-    facts = score_suite(request.suite, items, answers, refused, seed=seed)
-    if request.suite.chats:
-        facts["unread"] = asdict(_unread_of(items))
-    return RunSuite(
-        facts={**facts, "files": files},
-        rows=tuple(_score_rows(request.suite.name, answers, trees)),
-    )
-
-
-def _unread_of(items: Sequence[Item]) -> UnreadColumns:
-    return UnreadColumns(
+    result = score_suite(request.suite, items, answers, skipped, seed=seed)
+    unread = UnreadColumns(
         rows=len(items),
         without_prompt=sum(is_blank(item.prompt) for item in items),
         columns=dict(Counter(name for item in items for name in item.unread)),
+    )
+    return (
+        replace(result, files=tuple(files), unread=unread if request.suite.chats else None),
+        tuple(_score_rows(request.suite.name, answers, trees)),
     )
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
+def read_suite(request: SuiteRequest) -> tuple[list[Item], list[SuiteFile]]:
     """All rows of a suite, and the files they came from with fingerprints.
 
     Raises:
@@ -102,7 +182,8 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
     root = folder if folder.is_dir() else folder.parent
     items: list[Item] = []
     for path in paths:
-        for where, row in _rows(path):
+        is_task = path.name == "task.json"
+        for where, row in _task_rows(path) if is_task else read_rows(Source(path=str(path))):
             try:
                 read = partial(read_chat, suite) if suite.chats else suite.read
                 item = read(row, len(items), PurePath(path.relative_to(root)))
@@ -110,14 +191,14 @@ def read_suite(request: Request) -> tuple[list[Item], list[dict[str, str]]]:
                 raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
             if item is not None:
                 items.append(item)
-    shown = [
-        {
-            "path": str(path.relative_to(root)),
-            "fingerprint": source_fingerprint(Source(path=str(path))),
-        }
+    files = [
+        SuiteFile(
+            path=str(path.relative_to(root)),
+            fingerprint=source_fingerprint(Source(path=str(path))),
+        )
         for path in paths
     ]
-    return items, shown
+    return items, files
 
 
 def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | None:
@@ -179,9 +260,9 @@ def suite_files(suite: Suite, folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     for pattern in suite.files:
-        found = sorted(path for path in folder.glob(pattern) if _is_data(path, folder))
-        if found:
-            return found
+        paths = sorted(path for path in folder.glob(pattern) if _is_data(path, folder))
+        if paths:
+            return paths
     raise DataError(
         f"{folder} holds no file of {suite.title}; expected {' or '.join(suite.files)} "
         f"({', '.join(FILE_KINDS)})."
@@ -191,13 +272,6 @@ def suite_files(suite: Suite, folder: Path) -> list[Path]:
 def _is_data(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.is_file() and not hidden and path.name.endswith(tuple(FILE_KINDS))
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.name == "task.json":
-        yield from _task_rows(path)
-        return
-    yield from read_rows(Source(path=str(path)))
 
 
 def _task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -248,7 +322,7 @@ def download(suite: Suite) -> Path:
 def _score(
     model: RewardModel, items: Sequence[Item], on_batch: Callable[[int, int], None]
 ) -> tuple[list[Answer], Counter[str], dict[int, tuple[int, ...]]]:
-    """Answers in the rows' order, refusals by reason, and conversation lengths by row number.
+    """Answers in the rows' order, skipped rows by reason, and conversation lengths by row number.
 
     A prompt is computed once for all distinct responses that any row has for it. Where these do not
     all fit, its rows are encoded one by one, so that a long answer costs only its own row.
@@ -261,7 +335,7 @@ def _score(
     ]
     outcomes = model.encode(merged)
     jobs: list[tuple[TokenTree, list[str], list[int]]] = []
-    refused: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for outcome, numbers in zip(outcomes, together.values(), strict=True):
         if isinstance(outcome, TokenTree):
             responses = _distinct([items[number] for number in numbers])
@@ -271,7 +345,7 @@ def _score(
             item = items[number]
             (alone,) = model.encode([_for_model(model, item, item.responses)])
             if isinstance(alone, Refused):
-                refused[alone.reason] += 1
+                skipped[alone.reason] += 1
             else:
                 jobs.append((alone, list(map(key, item.responses)), [number]))
     total = sum(tree.tokens for tree, _, _ in jobs)
@@ -290,7 +364,7 @@ def _score(
         for number in numbers:
             own = [place[key(response)] for response in items[number].responses]
             if not np.isfinite(rewards_K[own]).all():
-                refused[NOT_FINITE] += 1
+                skipped[NOT_FINITE] += 1
                 continue
             answered[number] = rewards_K[own]
             lengths[number] = tuple(tree.lengths[index] for index in own)
@@ -298,12 +372,11 @@ def _score(
         Answer(item=items[number], rewards_K=answered[number]) for number in sorted(answered)
     ]
     ordered = {place: lengths[number] for place, number in enumerate(sorted(answered))}
-    return answers, refused, ordered
+    return answers, skipped, ordered
 
 
 def _distinct(items: Sequence[Item]) -> tuple[Turns, ...]:
-    found = {key(response): response for item in items for response in item.responses}
-    return tuple(found.values())
+    return tuple({key(r): r for item in items for r in item.responses}.values())
 
 
 def _context(item: Item) -> str:
@@ -353,3 +426,192 @@ def _score_rows(
                 characters=len(response_text(item.responses[response])),
                 metadata={"subset": item.subset, **item.metadata},
             )
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def score_suite(
+    suite: Suite,
+    items: Sequence[Item],
+    answers: Sequence[Answer],
+    skipped: Mapping[str, int],
+    *,
+    seed: int = 0,
+) -> SuiteResult:
+    """The suite's numbers: ``items`` are all rows read, ``answers`` those that were scored.
+
+    ``skipped`` counts the others by reason.
+    """
+    tables = _Values.of(suite, answers)
+    drawn = _bootstrap(suite, tables, seed)
+    subsets = tuple(_subset_scores(suite, tables, items))
+    # A subset's accuracy may be one of the numbers, and has one interval then.
+    own = {subset.name: subset for subset in subsets if subset.accuracy is not None}
+    remarks = (*_count_remarks(suite, items), *_skipped_remarks(len(items), skipped))
+    return SuiteResult(
+        suite=suite.name,
+        title=suite.title,
+        source=suite.source,
+        rows=len(items),
+        expected_rows=sum(suite.counts.values()) or None,
+        used=len(answers),
+        skipped=dict(skipped),
+        comparable=not remarks,
+        remarks=tuple(map(json_safe, remarks)),
+        fixed_in_intervals=tables.fixed(),
+        scores=tuple(
+            SuiteScore(
+                name=json_safe(name),
+                value=_known(value),
+                ci95=own[name].accuracy_ci95
+                if name in own and own[name].accuracy == value
+                else _ends(drawn.get(name, ())),
+                shown=leaderboard_form(value),
+            )
+            for name, value in suite.combine(tables.means(None)).items()
+        ),
+        subsets=subsets,
+    )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def leaderboard_form(share: float) -> str:
+    """Percent with one decimal, as the leaderboards print."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+class _Values:
+    """Values per case and subset, with their prompt groups; means under a resampling."""
+
+    def __init__(self, by_subset: Mapping[str, tuple[list[str], FloatArray, np.ndarray]]) -> None:
+        self.by_subset = by_subset
+
+    @classmethod
+    def of(cls, suite: Suite, answers: Sequence[Answer]) -> _Values:
+        rows: dict[str, list[tuple[Mapping[str, float], str]]] = {}
+        for case in by_cases(answers).values():
+            rows.setdefault(case[0].item.subset, []).append(
+                (suite.credit(case), case[0].item.group)
+            )
+        by_subset = {}
+        for subset, cases in rows.items():
+            names = list(dict.fromkeys(name for values, _ in cases for name in values))
+            # A case may lack a value (a tie without its reference): nan, and out of the mean.
+            values_CV = np.array(
+                [[values.get(name, math.nan) for name in names] for values, _ in cases]
+            )
+            by_subset[subset] = (names, values_CV, codes([group for _, group in cases]))
+        return cls(by_subset)
+
+    def cases(self, subset: str) -> int:
+        """Cases of a subset that were scored."""
+        return len(self.by_subset[subset][1]) if subset in self.by_subset else 0
+
+    def accuracy_interval(self, subset: str) -> ShareInterval | None:
+        """Of the subset's mean accuracy; None for a subset that is scored by other values."""
+        names, values_CV, group_C = self.by_subset.get(subset, ([], np.zeros((0, 0)), np.zeros(0)))
+        if "accuracy" not in names:
+            return None
+        return share_interval(values_CV[:, names.index("accuracy")], group_C)
+
+    def fixed(self) -> tuple[str, ...]:
+        """Subsets of one prompt, which drawing prompts again does not change."""
+        return tuple(s for s, (_, _, group_C) in self.by_subset.items() if not group_C.any())
+
+    def means(self, generator: np.random.Generator | None) -> dict[str, dict[str, float]]:
+        """Means per subset: of the cases, or of prompt groups drawn again inside each subset."""
+        means = {}
+        for subset, (names, values_CV, group_C) in self.by_subset.items():
+            times_C = np.ones(len(group_C))
+            if generator is not None:
+                groups = int(group_C.max()) + 1
+                drawn = generator.integers(groups, size=groups)
+                times_C = np.bincount(drawn, minlength=groups)[group_C].astype(np.float64)
+            known_CV = ~np.isnan(values_CV)
+            total_V = times_C @ known_CV
+            sum_V = times_C @ np.where(known_CV, values_CV, 0.0)
+            with np.errstate(invalid="ignore"):
+                mean_V = sum_V / total_V
+            means[subset] = dict(zip(names, mean_V.tolist(), strict=True))
+        return means
+
+
+def _bootstrap(suite: Suite, tables: _Values, seed: int) -> dict[str, list[float]]:
+    """Every number of the suite under prompt groups drawn again, subset by subset.
+
+    Numbers are missing where no subset has two prompts.
+    """
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {}
+    if not any(group_C.any() for _, _, group_C in tables.by_subset.values()):
+        # One prompt a subset: nothing can vary.
+        return drawn
+    for _ in range(RESAMPLES):
+        for name, value in suite.combine(tables.means(generator)).items():
+            drawn.setdefault(name, []).append(value)
+    return drawn
+
+
+def _ends(values: Sequence[float]) -> Interval | None:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return None
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def _subset_scores(suite: Suite, tables: _Values, items: Sequence[Item]) -> Iterator[SubsetScore]:
+    all_means = tables.means(None)
+    for subset, rows in Counter(item.subset for item in items).items():
+        means = all_means.get(subset, {})
+        interval = tables.accuracy_interval(subset)
+        yield SubsetScore(
+            name=json_safe(subset),
+            rows=rows,
+            expected_rows=suite.counts.get(subset),
+            cases=tables.cases(subset),
+            accuracy=_known(means.get("accuracy")),
+            accuracy_ci95=interval and interval.shown,
+            accuracy_ci95_method=interval and interval.method,
+            values={name: _known(v) for name, v in means.items() if name != "accuracy"},
+        )
+
+
+def _count_remarks(suite: Suite, items: Sequence[Item]) -> list[str]:
+    """What is there against what the suite is known to have."""
+    if not suite.counts:
+        return ["There is no leaderboard for these files."]
+    counts = Counter(item.subset for item in items)
+    wrong = [
+        f"{subset}: {counts[subset]} of {expected}"
+        for subset, expected in suite.counts.items()
+        if counts[subset] != expected
+    ]
+    wrong += [f"{s}: {n}, not of this suite" for s, n in counts.items() if s not in suite.counts]
+    if not wrong:
+        return []
+    remark = (
+        f"{suite.title} has {sum(suite.counts.values()):,} rows and {len(items):,} were found "
+        f"({'; '.join(wrong)}), so these are not the leaderboard's numbers."
+    )
+    return [remark]
+
+
+def _skipped_remarks(rows: int, skipped: Mapping[str, int]) -> list[str]:
+    if not skipped:
+        return []
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in skipped.items())
+    remark = f"{sum(skipped.values()):,} of {rows:,} rows could not be scored ({counts})"
+    return [f"{remark}; no score includes them."]
+
+
+def by_cases(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """Rows that are scored together, in order of first appearance."""
+    cases: dict[str, list[Answer]] = {}
+    for answer in answers:
+        cases.setdefault(answer.item.case, []).append(answer)
+    return cases

@@ -8,6 +8,8 @@ leaderboards print it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,68 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluation.suites.cases import Answer, Case, Item, Row, identity, text, texts, turns
+from plaudit.types import FloatArray, Turns
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One row of a suite: a prompt, K responses with known grades, and the subset it counts in.
+
+    ``case`` joins rows that are scored together; rows of one ``prompt`` are one group of the
+    bootstrap. ``tools``, ``chat_template_kwargs`` and ``unusable`` are those of the
+    :class:`~plaudit.types.Comparison`; ``unread`` names the columns of the row that hold text and
+    are not read.
+    """
+
+    id: str
+    prompt: Turns
+    responses: tuple[Turns, ...]
+    grades: tuple[float, ...]
+    subset: str
+    case: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """Names the prompt; without one, the set of responses."""
+        known = key(self.prompt) if self.prompt else "".join(sorted(map(key, self.responses)))
+        return hashlib.sha256(known.strip().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A row and the model's rewards, ``rewards_K`` in the row's order."""
+
+    item: Item
+    rewards_K: FloatArray
+
+    @property
+    def correct(self) -> FloatArray:
+        """Rewards of the responses with grade 1."""
+        return self.rewards_K[[grade == 1 for grade in self.item.grades]]
+
+    @property
+    def wrong(self) -> FloatArray:
+        """Rewards of the other responses."""
+        return self.rewards_K[[grade != 1 for grade in self.item.grades]]
+
+
+Case: TypeAlias = Sequence[Answer]
+"""Rows that are scored together; all suites but the ties of RewardBench 2 have one a case."""
+
+
+def key(turns: Turns) -> str:
+    """Equal for equal texts and for equal messages."""
+    if isinstance(turns, str):
+        return turns
+    return json.dumps([message.as_dict() for message in turns], sort_keys=True, default=str)
+
 
 Means: TypeAlias = Mapping[str, Mapping[str, float]]
 """Subset -> name of a value -> its mean over the subset's cases."""
@@ -57,6 +120,41 @@ class Suite:
     counts: Mapping[str, int] = field(default_factory=dict)
     where_from: str = ""
     chats: bool = False
+
+
+# ---- reading a row -------------------------------------------------------------------------------
+
+
+def text(row: Row, column: str) -> str:
+    """A text of the row. Raises DataError where it is missing or something else."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise DataError(f"{column} is {_kind(value)}, expected text.")
+    return value
+
+
+def turns(row: Row, column: str) -> Turns:
+    """A text of the row, or turns that its reader has parsed."""
+    value = row.get(column)
+    return value if isinstance(value, tuple) else text(row, column)
+
+
+def texts(row: Row, column: str) -> tuple[str, ...]:
+    """A list of texts. Raises DataError where it is missing, empty or something else."""
+    value = row.get(column)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise DataError(f"{column} is {_kind(value)}, expected a list of texts.")
+    return tuple(value)
+
+
+def identity(row: Row, number: int) -> str:
+    """The row's id, or its number where it has none."""
+    value = row.get("id")
+    return str(number) if value is None else str(value)
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else type(value).__name__
 
 
 # ---- rules that several suites share -------------------------------------------------------------
@@ -487,11 +585,3 @@ SUITES: Final[dict[str, Suite]] = {
     )
 }
 """Name of a suite to its row; ``plaudit eval --suite`` takes these."""
-
-
-def by_cases(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Rows that are scored together, in order of first appearance."""
-    cases: dict[str, list[Answer]] = {}
-    for answer in answers:
-        cases.setdefault(answer.item.case, []).append(answer)
-    return cases
