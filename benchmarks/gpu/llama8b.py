@@ -208,11 +208,15 @@ def flash_preference_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
 
 def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dict[str, Any]:
     """``plaudit plan``'s memory for this step, in bytes by part."""
-    from plaudit.planning.architecture import read_config
-    from plaudit.planning.estimate import Split, activation_dtype, plan
-    from plaudit.planning.gpus import choose
-    from plaudit.planning.lengths import given
-    from plaudit.planning.model import measure
+    from plaudit.planning.architecture import measure, read_config
+    from plaudit.planning.estimate import (
+        Hardware,
+        Split,
+        activation_dtype,
+        equal_lengths,
+        find_gpus,
+        plan,
+    )
     from plaudit.recipe.load import parse_recipe
     from plaudit.tokens.batch import MICROBATCH_TOKENS
 
@@ -234,9 +238,9 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
     made = plan(
         recipe,
         size=measure(read_config(name), recipe.lora, activations=activation_dtype(recipe)),
-        lengths=given(prompt, response),
+        lengths=equal_lengths(prompt, response),
         split=Split.of(1000, 0, 0),
-        gpus=choose("H100"),
+        hardware=Hardware(gpus=find_gpus("H100")),
         packed=True,
         auto_tokens=MICROBATCH_TOKENS,
     )
@@ -245,7 +249,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
 
 def peak_flops(gpu: str | None) -> float | None:
     """The published bf16 peak of the GPU here, None where plaudit's table has none."""
-    from plaudit.planning.gpus import GPUS
+    from plaudit.planning.estimate import GPUS
 
     named = (gpu or "").replace(" ", "").replace("-", "").upper()
     known = [g for name, g in GPUS.items() if name.replace("-", "").removesuffix("GB") in named]

@@ -28,7 +28,7 @@ from plaudit.evaluation.analysis.baselines import bag_of_words, response_text
 from plaudit.evaluation.analysis.features import letters_by_script
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.suites.run import SuiteRequest, parse_request
-from plaudit.planning.lengths import CHARACTERS_PER_TOKEN
+from plaudit.planning.estimate import CHARACTERS_PER_TOKEN
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from plaudit.planning.gpus import Gpu
-from plaudit.planning.lengths import LengthFacts, Lengths, summarize
-from plaudit.planning.model import ModelSize
-from plaudit.recipe.schema import HF_KEYS, Recipe
+from plaudit.errors import DataError, RecipeError, nearest
+from plaudit.planning.architecture import ModelSize
+from plaudit.recipe.schema import HF_KEYS, Recipe, Truncation
 
 UTILISATION = 0.35
 """Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""
@@ -124,6 +124,15 @@ class OnGpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The GPUs to plan for by name, how many of one, and the share of its peak that is reached."""
+
+    gpus: Mapping[str, Gpu]
+    devices: int = 1
+    utilisation: float = UTILISATION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything ``plaudit plan`` shows."""
 
@@ -154,13 +163,11 @@ def plan(
     size: ModelSize,
     lengths: Lengths,
     split: Split,
-    gpus: Mapping[str, Gpu],
-    devices: int = 1,
-    utilisation: float = UTILISATION,
+    hardware: Hardware,
     packed: bool,
     auto_tokens: int,
 ) -> Plan:
-    """What the recipe will take on ``devices`` devices.
+    """What the recipe will take on each kind of hardware.
 
     ``lengths`` are those of the training part. ``packed`` is whether each prompt is computed once;
     ``auto_tokens`` is what ``auto`` means for ``tokens.max_tokens_per_microbatch``.
@@ -169,7 +176,7 @@ def plan(
         DataError: no comparison is within the recipe's maximum length.
         RecipeError: the recipe's training keys contradict each other.
     """
-    arguments = recipe.training_arguments
+    arguments, devices = recipe.training_arguments, hardware.devices
     facts = summarize(
         lengths,
         max_length=recipe.tokens.max_length,
@@ -186,14 +193,14 @@ def plan(
         base=recipe.model.base,
         method=method(recipe),
         devices=devices,
-        utilisation=utilisation,
+        utilisation=hardware.utilisation,
         model=size,
         split=split,
         steps=steps,
         tokens=tokens,
         memory=memory,
         flops=flops,
-        gpus={name: on_gpu(gpu, memory, flops, devices, utilisation) for name, gpu in gpus.items()},
+        gpus={name: on_gpu(gpu, memory, flops, hardware) for name, gpu in hardware.gpus.items()},
         notes=tuple(notes(recipe, arguments, split, steps, memory, packed)),
     )
 
@@ -375,12 +382,12 @@ def count_flops(
     )
 
 
-def on_gpu(gpu: Gpu, memory: Memory, flops: Flops, devices: int, utilisation: float) -> OnGpu:
+def on_gpu(gpu: Gpu, memory: Memory, flops: Flops, hardware: Hardware) -> OnGpu:
     """Whether the run fits on each GPU, and how long it takes on all of them."""
     fits = memory.total <= USABLE_MEMORY * gpu.gigabytes * 1e9
     return OnGpu(
         fits=None if memory.activations is None and fits else fits,
-        seconds=flops.total / (devices * gpu.tflops * 1e12 * utilisation),
+        seconds=flops.total / (hardware.devices * gpu.tflops * 1e12 * hardware.utilisation),
         gigabytes=gpu.gigabytes,
         tflops=gpu.tflops,
     )
@@ -422,3 +429,204 @@ def notes(
     if body_dtype(recipe) == "float32" and not autocasts(recipe):
         said.append("Times are for bf16 speed; an fp32 body is several times slower.")
     return said
+
+
+# ---- lengths in tokens
+
+CHARACTERS_PER_TOKEN = 4
+PADDED_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """Tokens of one comparison: its shared prompt and each response's own."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def packed(self) -> int:
+        """Tokens computed when the prompt is computed once."""
+        return self.prompt + sum(self.responses)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest whole conversation."""
+        return self.prompt + max(self.responses)
+
+    @property
+    def attended(self) -> int:
+        """Pairs of a token and one it attends to: itself, its branch before it, the prompt."""
+        branches = sum(self.prompt * r + r * (r + 1) // 2 for r in self.responses)
+        return self.prompt * (self.prompt + 1) // 2 + branches
+
+    @property
+    def attended_padded(self) -> int:
+        """The same for separate rows, padding left out."""
+        return sum((self.prompt + r) * (self.prompt + r + 1) // 2 for r in self.responses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Lengths of a set of comparisons, or one that stands for all; ``how`` says how they came."""
+
+    rows: tuple[Length, ...]
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthFacts:
+    """Means per comparison, and the largest comparison. ``kept`` is the share not over length."""
+
+    kept: float
+    packed: float
+    padded: float
+    attended: float
+    attended_padded: float
+    largest_packed: int
+    largest_padded: int
+
+
+def equal_lengths(prompt: int, response: int) -> Lengths:
+    """Pairs that all have the same lengths."""
+    return Lengths(
+        rows=(Length(prompt=prompt, responses=(response, response)),), how="given lengths"
+    )
+
+
+def from_characters(texts: Sequence[tuple[int, tuple[int, ...]]]) -> Lengths:
+    """Lengths estimated from characters of prompts and responses, four to a token."""
+    rows = tuple(
+        Length(prompt=_tokens(prompt), responses=tuple(_tokens(r) for r in responses))
+        for prompt, responses in texts
+    )
+    return Lengths(rows=rows, how=f"estimated, {CHARACTERS_PER_TOKEN} characters a token")
+
+
+def _tokens(characters: int) -> int:
+    return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
+
+
+def within(lengths: Lengths, *, max_length: int, truncation: Truncation) -> list[Length]:
+    """The comparisons that the over-length policy keeps, shortened where it shortens."""
+    shorten = _SHORTEN.get(truncation)
+    rows = lengths.rows if shorten is None else [shorten(row, max_length) for row in lengths.rows]
+    return [row for row in rows if row.longest <= max_length]
+
+
+def summarize(
+    lengths: Lengths,
+    *,
+    max_length: int,
+    truncation: Truncation,
+    batch: int,
+) -> LengthFacts:
+    """Facts of the comparisons that the over-length policy keeps.
+
+    ``padded`` is what batches of ``batch`` comparisons, in a shuffled order and padded to the
+    longest conversation of the batch, would hold.
+
+    Raises:
+        DataError: no comparison is within ``max_length``.
+    """
+    rows = within(lengths, max_length=max_length, truncation=truncation)
+    if not rows:
+        raise DataError(
+            f"every comparison has a conversation over tokens.max_length {max_length}; raise it."
+        )
+    return LengthFacts(
+        kept=len(rows) / len(lengths.rows),
+        packed=_mean([row.packed for row in rows]),
+        padded=_padded(rows, batch),
+        attended=_mean([row.attended for row in rows]),
+        attended_padded=_mean([row.attended_padded for row in rows]),
+        largest_packed=max(row.packed for row in rows),
+        largest_padded=max(row.longest * len(row.responses) for row in rows),
+    )
+
+
+def _shorten(row: Length, max_length: int) -> Length:
+    excess = max(0, row.longest - max_length)
+    return Length(prompt=max(0, row.prompt - excess), responses=row.responses)
+
+
+def _cut_in_proportion(row: Length, max_length: int) -> Length:
+    """In proportion, without the rule of which part is cut first."""
+    share = min(1.0, max_length / row.longest)
+    return Length(
+        prompt=int(share * row.prompt), responses=tuple(int(share * r) for r in row.responses)
+    )
+
+
+_SHORTEN: dict[str, Callable[[Length, int], Length]] = {
+    "left": _shorten,
+    "error": _shorten,
+    "proportional": _cut_in_proportion,
+}
+"""What a policy makes of lengths over the limit; without a row they are left out."""
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
+
+
+def _padded(rows: Sequence[Length], batch: int) -> float:
+    order = list(rows)
+    random.Random(PADDED_SEED).shuffle(order)
+    total = 0
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        total += sum(len(row.responses) for row in part) * max(row.longest for row in part)
+    return total / len(order)
+
+
+# ---- GPUs
+#
+# Peak speeds and memories as their makers publish them. Where a data sheet counts structured
+# sparsity, the dense rate is half of what it prints.
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU's dense bf16 rate with fp32 accumulation, and its memory.
+
+    ``tflops`` is in 1e12 operations a second (fp16 where there is no bf16), ``gigabytes`` in 1e9
+    bytes; ``source`` says where they are from.
+    """
+
+    tflops: float
+    gigabytes: float
+    source: str
+
+
+GPUS: dict[str, Gpu] = {
+    "T4": Gpu(65, 16, "NVIDIA T4 data sheet: FP16 65 TFLOPS (no bf16)"),
+    "L4": Gpu(121, 24, "NVIDIA L4 data sheet: BF16 242 TFLOPS with sparsity"),
+    "A10G": Gpu(70, 24, "NVIDIA A10G data sheet: BF16 70 TFLOPS, 140 with sparsity"),
+    "RTX4090": Gpu(165.2, 24, "NVIDIA Ada GPU Architecture paper, appendix A: BF16 165.2 TFLOPS"),
+    "L40S": Gpu(362, 48, "NVIDIA L40S data sheet: BF16 362.05 TFLOPS, 733 with sparsity"),
+    "A100-40GB": Gpu(312, 40, "NVIDIA A100 data sheet: BF16 312 TFLOPS"),
+    "A100-80GB": Gpu(312, 80, "NVIDIA A100 data sheet: BF16 312 TFLOPS"),
+    "H100": Gpu(989.5, 80, "NVIDIA H100 SXM data sheet: BF16 1,979 TFLOPS with sparsity"),
+    "H200": Gpu(989.5, 141, "NVIDIA H200 SXM data sheet: BF16 1,979 TFLOPS with sparsity"),
+    "B200": Gpu(2250, 180, "NVIDIA HGX B200 data sheet: BF16 4.5 PFLOPS with sparsity"),
+}
+
+
+def find_gpus(name: str | None) -> dict[str, Gpu]:
+    """The one GPU named, or all of them; ``h100``, ``RTX-4090`` and ``A100`` are understood.
+
+    Raises:
+        RecipeError: no GPU of that name.
+    """
+    if name is None:
+        return GPUS
+    plain = {key.lower().replace("-", ""): key for key in GPUS}
+    asked = name.lower().replace("-", "").replace(" ", "")
+    found = [key for short, key in plain.items() if short == asked or short == f"{asked}gb"]
+    found = found or [key for short, key in plain.items() if short.startswith(asked)]
+    if asked and found:
+        return {key: GPUS[key] for key in found}
+    close = nearest(asked, plain)
+    guess = f"did you mean {plain[close]}?" if close else f"it knows {', '.join(GPUS)}."
+    raise RecipeError(f"--gpu {name}: plaudit knows no GPU of that name; {guess}")

@@ -165,6 +165,9 @@ class TemplateSection(Section):
     """Release whose version of the template is used; null is the newest known."""
 
 
+Truncation: TypeAlias = Literal["drop", "left", "proportional", "error"]
+
+
 class TokensSection(Section):
     """How comparisons become tokens, and how many go through the model at once.
 
@@ -174,7 +177,7 @@ class TokensSection(Section):
 
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest conversation, prompt and response together, in tokens."""
-    truncation: Literal["drop", "left", "proportional", "error"] = "drop"
+    truncation: Truncation = "drop"
     """What becomes of a longer one: drop it (counted), truncate its prompt, or stop."""
     chat_template: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
     """File of a Jinja chat template, in place of the tokenizer's."""

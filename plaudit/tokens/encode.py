@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import DataError, printable
+from plaudit.recipe.schema import Truncation
 from plaudit.tokens.rendering import (
     RENDER_ERRORS,
     Piece,
@@ -35,8 +36,6 @@ from plaudit.types import (
     TokenTree,
     as_turns,
 )
-
-Truncation = Literal["drop", "left", "proportional", "error"]
 
 OVER_LENGTH = "over_length"
 TEMPLATE_REFUSED = "template_refused"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from plaudit.errors import ModelError
-from plaudit.planning.architecture import architectures, read_config
-from plaudit.planning.model import measure
+from plaudit.planning.architecture import architectures, measure, read_config
 from plaudit.recipe.schema import LORA_DEFAULTS
 
 pytestmark = pytest.mark.heavy
@@ -64,7 +63,7 @@ def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from plaudit.planning import model as sizes
+    from plaudit.planning import architecture as sizes
 
     config = LlamaConfig(
         hidden_size=32,

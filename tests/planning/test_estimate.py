@@ -13,19 +13,23 @@ from hypothesis import strategies as st
 
 from plaudit.data.split import split_rows
 from plaudit.errors import DataError, RecipeError
-from plaudit.planning.architecture import architectures, known
+from plaudit.planning.architecture import ModelSize, architectures, find_architecture
 from plaudit.planning.estimate import (
+    GPUS,
+    Hardware,
+    Length,
+    Lengths,
     Plan,
     Split,
     activation_dtype,
     body_dtype,
     count_steps,
+    equal_lengths,
+    find_gpus,
+    from_characters,
     plan,
+    summarize,
 )
-from plaudit.planning.gpus import GPUS, choose
-from plaudit.planning.lengths import Length, Lengths, from_characters, summarize
-from plaudit.planning.lengths import given as given_lengths
-from plaudit.planning.model import ModelSize
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.training.corpus import _held_out_sizes, split_sizes
@@ -62,9 +66,9 @@ def make(loaded: Recipe, **options: Any) -> Plan:
         loaded,
         **{
             "size": LLAMA_3_8B_LORA,
-            "lengths": given_lengths(300, 200),
+            "lengths": equal_lengths(300, 200),
             "split": Split.of(*split_sizes(loaded.data, 24_004)),
-            "gpus": GPUS,
+            "hardware": Hardware(gpus=GPUS),
             "packed": True,
             "auto_tokens": 8192,
             **options,
@@ -223,7 +227,9 @@ def test_checkpointing_keeps_layer_inputs_and_computes_a_forward_more() -> None:
 def test_eight_bit_adam_and_fsdp() -> None:
     small = make(recipe(train={"optim": "adamw_8bit"})).memory
     assert small.optimizer == 20_975_616 * 2
-    shared = make(recipe(train={"fsdp": "full_shard"}), devices=4).memory
+    shared = make(
+        recipe(train={"fsdp": "full_shard"}), hardware=Hardware(gpus=GPUS, devices=4)
+    ).memory
     assert shared.weights == 7_504_924_672 * 2 // 4
 
 
@@ -239,8 +245,8 @@ def test_lora_costs_two_thirds_of_full_training() -> None:
 
 
 def test_time_is_operations_over_speed() -> None:
-    one = make(recipe(), utilisation=0.5).gpus["H100"]
-    four = make(recipe(), utilisation=0.5, devices=4).gpus["H100"]
+    one = make(recipe(), hardware=Hardware(gpus=GPUS, utilisation=0.5)).gpus["H100"]
+    four = make(recipe(), hardware=Hardware(gpus=GPUS, utilisation=0.5, devices=4)).gpus["H100"]
     flops = make(recipe()).flops.total
     assert one.seconds == pytest.approx(flops / (989.5e12 * 0.5))
     assert four.seconds == pytest.approx(one.seconds / 4)
@@ -271,20 +277,20 @@ def test_the_record_is_plain_values() -> None:
     ],
 )
 def test_gpus_by_name(asked: str | None, names: list[str]) -> None:
-    assert list(choose(asked)) == names
+    assert list(find_gpus(asked)) == names
 
 
 def test_an_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean L40S"):
-        choose("L400S")
+        find_gpus("L400S")
     with pytest.raises(RecipeError, match="it knows T4"):
-        choose("")
+        find_gpus("")
 
 
 def test_names_of_the_table_are_unique_and_found_in_any_case() -> None:
     names = [name.lower() for facts in architectures().values() for name in facts["names"]]
     assert len(names) == len(set(names))
-    facts = known("META-LLAMA/meta-llama-3-8b")
+    facts = find_architecture("META-LLAMA/meta-llama-3-8b")
     assert facts is not None
     assert facts["num_hidden_layers"] == 32
-    assert known("nobody/nothing") is None
+    assert find_architecture("nobody/nothing") is None
