@@ -98,10 +98,10 @@ def calibrate(
     reward_model = open_model(
         folder, console, base=options.base, trust_remote_code=options.trust_remote_code
     )
-    _, table, skipped = score_comparisons(
+    _, held_out, skipped = score_comparisons(
         reward_model, loaded.comparisons, console, name=str(model)
     )
-    paired = pairs(table)
+    paired = pairs(held_out.table)
     if not len(paired):
         raise DataError(
             "The comparisons have no two responses of different grades, so there is nothing to fit "

@@ -31,7 +31,7 @@ from plaudit.evaluate_model import (
     recorded_table,
     score_comparisons,
 )
-from plaudit.evaluation.analysis.baselines import response_text
+from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.compare import (
     ALPHA,
     Example,
@@ -293,9 +293,9 @@ def _score_all(
         model = open_model(
             path, console, base=options.base, trust_remote_code=options.trust_remote_code
         )
-        _, table, reasons = score_comparisons(model, loaded.comparisons, console, name=name)
+        _, held_out, reasons = score_comparisons(model, loaded.comparisons, console, name=name)
         skipped[name] = dict(reasons)
-        scored.append(Scored(name=name, table=table))
+        scored.append(Scored(name=name, table=held_out.table))
     used = ComparedData(
         scored=True, chose_checkpoint=False, use=DataUse.of(loaded, {}), skipped=skipped
     )

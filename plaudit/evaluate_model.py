@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,19 +22,23 @@ from plaudit.data.load import (
 from plaudit.data.store import StoredComparisons
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluation.analysis.baselines import BASELINES, fitted_comparisons, measure_baselines
+from plaudit.evaluation.analysis.baselines import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.facts import json_safe, summarise
 from plaudit.evaluation.metrics.best_of import BestOf, best_of_n
 from plaudit.evaluation.regression import RegressionCheck, RegressionOptions, check_regression
-from plaudit.evaluation.rows import score_rows
 from plaudit.evaluation.suites.run import SuiteRequest, SuiteResult, run_suite
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
+    HeldOut,
+    ScoredSet,
+    Scorer,
     ScoreTable,
     build_table,
+    concatenate,
+    read_held_out,
     read_table,
     write_table,
 )
@@ -217,7 +221,7 @@ def evaluate(
         result, rows = score_suite(model, request, console)
         suites.append(result)
         tables.append(build_table(rows))
-    together = _concatenate(tables)
+    together = concatenate(tables)
     best_of = best_of_n(together) if options.best_of else None
     check = None
     if options.baseline is not None:
@@ -257,7 +261,9 @@ def _measure(
 
     train = [with_known_columns(source) for source in options.train_data]
     fitted_on = load_comparisons(train, seed=options.seed).comparisons if train else []
-    kept, table, skipped = score_comparisons(model, loaded.comparisons, console)
+    kept, held_out, skipped = score_comparisons(
+        model, loaded.comparisons, console, scorers=fit_baselines(BASELINES, fitted_on)
+    )
     probed: Probed | str = NOT_RUN
     if options.perturbation_tests:
         with console.status("perturbation tests"):
@@ -270,16 +276,16 @@ def _measure(
                 packed=isinstance(model.batcher, PackedBatcher),
             )
     block = summarise(
-        table,
+        held_out.table,
         dataset="eval",
         chose_checkpoint=False,
-        baselines=measure_baselines(BASELINES, fitted_on, kept),
+        baselines=held_out.baseline_differences(),
         baselines_fitted_on=fitted_comparisons(fitted_on),
         behaviour=probed,
         stored_temperature=model.facts.temperature or 1.0,
         seed=options.seed,
     )
-    return kept, table, block, skipped
+    return kept, held_out.table, block, skipped
 
 
 def _mistake_texts(
@@ -287,7 +293,8 @@ def _mistake_texts(
 ) -> list[Mapping[str, Any]]:
     from plaudit.evaluation.analysis.token_rewards import along_of
 
-    numbered = (("eval", number, comparison) for number, comparison in enumerate(comparisons))
+    numbers = [mistake["number"] for mistake in block["mistakes"]]
+    numbered = (("eval", number, comparisons[number]) for number in numbers)
     return list(with_texts(block["mistakes"], numbered, along=along_of(model)))
 
 
@@ -354,11 +361,17 @@ def encode_scorable(
 
 
 def score_comparisons(
-    model: RewardModel, comparisons: StoredComparisons, console: Console, *, name: str = ""
-) -> tuple[StoredComparisons, ScoreTable, Mapping[str, int]]:
-    """Scored comparisons, their table with one dataset ``eval``, and skipped rows by reason.
+    model: RewardModel,
+    comparisons: StoredComparisons,
+    console: Console,
+    *,
+    name: str = "",
+    scorers: Mapping[str, Scorer | None] = MappingProxyType({}),
+) -> tuple[StoredComparisons, HeldOut, Mapping[str, int]]:
+    """Scored comparisons, their columns with one dataset ``eval``, and skipped rows by reason.
 
-    ``name`` tells the model from others in progress bars and errors.
+    ``name`` tells the model from others in progress bars and errors. ``scorers`` are the baselines
+    that score the same responses.
 
     Raises:
         DataError: the model can score none of them.
@@ -378,8 +391,8 @@ def score_comparisons(
             on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
         )
     # One name for the whole set: each file of it is a slice by source.
-    table = build_table(score_rows("eval", kept, encoded.trees, rewards))
-    return kept, table, encoded.dropped
+    scored = ScoredSet(dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards)
+    return kept, read_held_out([scored], scorers), encoded.dropped
 
 
 def score_suite(
@@ -408,26 +421,8 @@ def _baseline_table(
     )
     tables = [build_table(score_suite(model, request, console)[1]) for request in options.suites]
     if comparisons is not None:
-        tables.insert(0, score_comparisons(model, comparisons, console, name=str(path))[1])
-    return _concatenate(tables)
-
-
-def _concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """One table after the other; a metadata column that a table lacks is None there."""
-    filled = [table for table in tables if len(table)] or list(tables[:1])
-    columns = {
-        name: np.concatenate([getattr(table, name) for table in filled])
-        for name in ScoreTable.__slots__
-        if name != "metadata"
-    }
-    names = dict.fromkeys(name for table in filled for name in table.metadata)
-    metadata = {
-        name: np.concatenate(
-            [t.metadata.get(name, np.full(len(t), None, dtype=np.object_)) for t in filled]
-        )
-        for name in names
-    }
-    return ScoreTable(**columns, metadata=metadata)
+        tables.insert(0, score_comparisons(model, comparisons, console, name=str(path))[1].table)
+    return concatenate(tables)
 
 
 # ---- models and recorded scores ------------------------------------------------------------------

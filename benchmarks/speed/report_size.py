@@ -26,8 +26,7 @@ from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Altered, Probed
 from plaudit.evaluation.facts import json_safe, summarise
-from plaudit.evaluation.rows import score_rows
-from plaudit.evaluation.table import build_table, pairs
+from plaudit.evaluation.table import ScoredSet, pairs, read_held_out
 from plaudit.report.record import describe_environment
 from plaudit.types import Comparison, FloatArray, TokenTree
 
@@ -93,7 +92,9 @@ def evaluation(count: int) -> Evaluation:
     rewards: list[FloatArray] = list(generator.normal(size=(count, 2)) + np.array([0.6, 0.0]))
     branch = np.ones(100, dtype=np.int32)
     trees = [TokenTree(index=n, prefix=branch, branches=(branch, branch)) for n in range(count)]
-    table = build_table(score_rows("eval", held_out, trees, rewards))
+    table = read_held_out(
+        [ScoredSet(dataset="eval", comparisons=held_out, trees=trees, rewards=rewards)]
+    ).table
     block = summarise(
         table,
         dataset="eval",

@@ -24,8 +24,8 @@ from plaudit.data.audit.run import Audit, audit
 from plaudit.data.load import open_source, with_known_columns
 from plaudit.data.sources.read import resolve, source_fingerprint, source_name
 from plaudit.errors import DataError
-from plaudit.evaluation.analysis.baselines import bag_of_words, response_text
-from plaudit.evaluation.analysis.features import letters_by_script
+from plaudit.evaluation.analysis.baselines import bag_of_words, score_differences
+from plaudit.evaluation.analysis.features import letters_by_script, response_text
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.suites.run import SuiteRequest, parse_request
 from plaudit.planning.estimate import CHARACTERS_PER_TOKEN
@@ -149,7 +149,7 @@ def functions(tokenizer: str | None) -> Functions:
         text=response_text,
         scripts=letters_by_script,
         accuracy=_accuracy,
-        bag_of_words=bag_of_words,
+        bag_of_words=lambda train, held_out: score_differences(bag_of_words(train), held_out),
         tokens=estimated_tokens() if tokenizer is None else tokens_by(tokenizer),
     )
 

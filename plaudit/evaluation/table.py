@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from zipfile import BadZipFile
 
@@ -15,9 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluation.analysis.features import FEATURES_DTYPE, features_column
+from plaudit.evaluation.analysis.features import (
+    FEATURES_DTYPE,
+    features_column,
+    measure_responses,
+    response_text,
+)
 from plaudit.storage.atomic import write_atomically
-from plaudit.types import FloatArray, ScoreRow
+from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
 
 ObjectArray: TypeAlias = npt.NDArray[np.object_]
 CodeArray: TypeAlias = npt.NDArray[np.int64]
@@ -124,6 +131,99 @@ _METADATA_PREFIX = "metadata."
 _FEATURE_PREFIX = "text."
 
 
+# ---- from comparisons to columns ----------------------------------------------------------------
+
+_CHUNK = 1000
+"""Comparisons whose texts are in memory at one time."""
+
+Scorer: TypeAlias = Callable[[Sequence[str]], FloatArray]
+"""Texts of responses -> a score of each, by which a baseline orders them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSet:
+    """A named set of labelled comparisons with their trees and the rewards of their responses."""
+
+    dataset: str
+    comparisons: Sequence[Comparison]
+    trees: Sequence[TokenTree]
+    rewards: Sequence[FloatArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Held-out responses in columns: all that metrics, baselines and analyses take of them.
+
+    ``baseline_N`` holds the score of each response by each baseline, ``None`` for one that could
+    not be fitted.
+    """
+
+    table: ScoreTable
+    baseline_N: Mapping[str, FloatArray | None]
+
+    def baseline_differences(self) -> dict[str, FloatArray | None]:
+        """``delta_P`` of each baseline on :func:`pairs` of the table."""
+        paired = pairs(self.table)
+        return {
+            name: None if score_N is None else score_N[paired.winner_P] - score_N[paired.loser_P]
+            for name, score_N in self.baseline_N.items()
+        }
+
+
+def read_held_out(
+    sets: Iterable[ScoredSet], scorers: Mapping[str, Scorer | None] = MappingProxyType({})
+) -> HeldOut:
+    """Read every comparison once, a chunk at a time; no text stays in memory."""
+    tables: list[ScoreTable] = []
+    scores: dict[str, list[FloatArray]] = {name: [np.zeros(0)] for name in scorers}
+    for one in sets:
+        rows = enumerate(zip(one.comparisons, one.trees, one.rewards, strict=True))
+        while chunk := list(islice(rows, _CHUNK)):
+            texts = [[response_text(turns) for turns in row.responses] for _, (row, _, _) in chunk]
+            tables.append(build_table(_score_rows(one.dataset, chunk, texts)))
+            for name, score in scorers.items():
+                if score is not None:
+                    scores[name].append(score(list(chain.from_iterable(texts))))
+    return HeldOut(
+        table=concatenate(tables),
+        baseline_N={
+            name: None if score is None else np.concatenate(scores[name])
+            for name, score in scorers.items()
+        },
+    )
+
+
+def _score_rows(
+    dataset: str,
+    chunk: Iterable[tuple[int, tuple[Comparison, TokenTree, FloatArray]]],
+    texts: Iterable[Sequence[str]],
+) -> Iterator[ScoreRow]:
+    """A row for each response; ``texts`` holds those of each comparison's responses."""
+    for (number, (comparison, tree, rewards_K)), texts_K in zip(chunk, texts, strict=True):
+        features = measure_responses(
+            texts_K,
+            response_text(comparison.prompt),
+            turns=1 if isinstance(comparison.prompt, str) else len(comparison.prompt),
+            truncated=tree.truncated,
+        )
+        for response, reward in enumerate(rewards_K):
+            yield ScoreRow(
+                comparison=comparison.id,
+                number=number,
+                group=comparison.group,
+                dataset=dataset,
+                source=comparison.source,
+                response=response,
+                reward=float(reward),
+                grade=comparison.grades[response],
+                margin=tree.margin,
+                tokens=tree.lengths[response],
+                characters=len(texts_K[response]),
+                metadata=comparison.metadata,
+                features=features[response],
+            )
+
+
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
     values: dict[str, list[Any]] = {name: [] for name in _DTYPES}
@@ -151,6 +251,25 @@ def _column(values: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
     for index, value in enumerate(values):
         column[index] = value
     return column
+
+
+def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """One table after the other; a metadata column that a table lacks is None there."""
+    tables = [table for table in tables if len(table)] or [build_table(())]
+    names = dict.fromkeys(name for table in tables for name in table.metadata)
+    return ScoreTable(
+        **{
+            field.name: np.concatenate([getattr(table, field.name) for table in tables])
+            for field in fields(ScoreTable)
+            if field.name != "metadata"
+        },
+        metadata={
+            name: np.concatenate(
+                [t.metadata.get(name, np.full(len(t), None, dtype=np.object_)) for t in tables]
+            )
+            for name in names
+        },
+    )
 
 
 def codes(values: Sequence[Any] | npt.NDArray[Any]) -> CodeArray:

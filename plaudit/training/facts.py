@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from plaudit import __version__
-from plaudit.data.store import StoredComparisons
-from plaudit.evaluation.analysis.baselines import fitted_comparisons, measure_baselines
+from plaudit.evaluation.analysis.baselines import fitted_comparisons
 from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.facts import json_safe, judge_overfit, summarise
+from plaudit.evaluation.table import HeldOut
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
 from plaudit.training import corpus as corpora
@@ -28,10 +28,9 @@ from plaudit.training.measure import (
     history,
     probed_role,
     read_evaluated,
-    score_table,
 )
 from plaudit.training.prepare import PreparedRun
-from plaudit.training.trainer import EvalScores, RewardTrainer, StepArguments, rows_of_first
+from plaudit.training.trainer import RewardTrainer, StepArguments, rows_of_first
 
 
 def gather_metrics(
@@ -39,7 +38,7 @@ def gather_metrics(
     trainer: RewardTrainer,
     folder: RunFolder,
     index: PairIndex | None,
-    scores: Mapping[str, EvalScores],
+    held_out: Mapping[str, HeldOut],
     probed: Probed | None,
     seconds: float,
 ) -> dict[str, Any]:
@@ -67,11 +66,11 @@ def gather_metrics(
     }
     if index is not None:
         evaluations = history(state.log_history, folder.evaluations, index)
-        facts["eval"] = _evaluation_facts(run, "eval", scores["eval"], evaluations, probed)
+        facts["eval"] = _evaluation_facts(run, "eval", held_out["eval"], evaluations, probed)
         facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
     if run.corpus.test:
         stored = (facts["eval"] or {}).get("stored_temperature") or 1.0
-        facts["test"] = _evaluation_facts(run, "test", scores["test"], None, probed, stored)
+        facts["test"] = _evaluation_facts(run, "test", held_out["test"], None, probed, stored)
     safe: dict[str, Any] = json_safe(facts)
     return safe
 
@@ -120,22 +119,18 @@ _NOT_RUN = "Perturbation tests were not run: evaluate.perturbation_tests is 0 in
 def _evaluation_facts(
     run: PreparedRun,
     role: str,
-    scores: EvalScores,
+    held_out: HeldOut,
     evaluations: Sequence[Mapping[str, Any]] | None,
     probed: Probed | None,
     stored_temperature: float | None = None,
 ) -> dict[str, Any]:
     """The block of ``role``; the evaluation data fit the temperature that test data judge."""
-    parts = run.corpus.evaluation if role == "eval" else run.corpus.test
-    held_out = StoredComparisons.joined([part.comparisons for part in parts.values()])
     chose = role == "eval" and bool(run.args.load_best_model_at_end)
     return summarise(
-        score_table(parts, scores),
+        held_out.table,
         dataset=role,
         chose_checkpoint=chose,
-        baselines=measure_baselines(
-            run.recipe.evaluate.baselines, run.corpus.train.comparisons, held_out
-        ),
+        baselines=held_out.baseline_differences(),
         baselines_fitted_on=fitted_comparisons(run.corpus.train.comparisons),
         behaviour=None if role != probed_role(run) else probed or _NOT_RUN,
         history=evaluations,

@@ -21,12 +21,14 @@ from plaudit.evaluation.analysis.probing import Score, probe
 from plaudit.evaluation.facts import Evaluated
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
-from plaudit.evaluation.rows import score_rows
 from plaudit.evaluation.table import (
+    HeldOut,
     Pairs,
-    ScoreTable,
-    build_table,
-    pairs,
+    ScoredSet,
+    Scorer,
+    codes,
+    ordered_pairs,
+    read_held_out,
     read_rewards,
     rewards_file,
 )
@@ -34,20 +36,27 @@ from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.training.corpus import Part
 from plaudit.training.prepare import PreparedRun
+from plaudit.training.trainer import EvalScores
 from plaudit.types import FloatArray
 
 logger = logging.getLogger("plaudit")
 
 
-def score_table(
-    parts: Mapping[str, Part], scores: Mapping[str, Sequence[FloatArray]]
-) -> ScoreTable:
-    """One row per response of the named parts, in order."""
-    return build_table(
-        chain.from_iterable(
-            score_rows(name, part.comparisons, part.trees, scores[name])
+def read_parts(
+    parts: Mapping[str, Part], scores: EvalScores, scorers: Mapping[str, Scorer | None]
+) -> HeldOut:
+    """The responses of the named parts in columns, read once, with the scores of baselines."""
+    return read_held_out(
+        (
+            ScoredSet(
+                dataset=name,
+                comparisons=part.comparisons,
+                trees=part.trees,
+                rewards=scores[name],
+            )
             for name, part in parts.items()
-        )
+        ),
+        scorers,
     )
 
 
@@ -64,13 +73,24 @@ class PairIndex:
 
 
 def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
-    """The pairs of the evaluation sets, from grades alone."""
-    zeros = {
-        name: [np.zeros(len(tree.branches)) for tree in part.trees] for name, part in parts.items()
-    }
-    table = score_table(parts, zeros)
-    found = pairs(table)
-    return PairIndex(pairs=found, dataset_P=table.dataset_N[found.winner_P])
+    """The pairs of the evaluation sets, from their trees and prompt groups; no text is read."""
+    grades = [tree.grades for part in parts.values() for tree in part.trees]
+    comparison_N = np.repeat(np.arange(len(grades)), list(map(len, grades)))
+    winner_P, loser_P = ordered_pairs(comparison_N, np.fromiter(chain(*grades), np.float64))
+    comparison_P = comparison_N[winner_P]
+    datasets = np.array(list(parts), np.object_)
+    dataset_C = datasets.repeat([len(part.trees) for part in parts.values()])
+    group_C = codes(np.concatenate([part.comparisons.groups for part in parts.values()]))
+    margin_C = np.concatenate([part.trees.margins for part in parts.values()])
+    found = Pairs(
+        winner_P=winner_P,
+        loser_P=loser_P,
+        delta_P=np.zeros(len(winner_P)),
+        margin_P=margin_C[comparison_P],
+        comparison_P=comparison_P,
+        group_P=group_C[comparison_P],
+    )
+    return PairIndex(pairs=found, dataset_P=dataset_C[comparison_P])
 
 
 def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.token_rewards import along_of
-from plaudit.evaluation.table import write_table
+from plaudit.evaluation.table import HeldOut, concatenate, write_table
 from plaudit.model.checkpoint import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe.schema import (
@@ -27,11 +27,8 @@ from plaudit.training.folder import (
     remove_training_end,
     write_training_end,
 )
-from plaudit.training.measure import (
-    score_table,
-)
 from plaudit.training.prepare import PreparedRun
-from plaudit.training.trainer import EvalScores, RewardTrainer
+from plaudit.training.trainer import RewardTrainer
 
 
 def write_trained(run: PreparedRun, trainer: RewardTrainer, folder: RunFolder) -> None:
@@ -57,14 +54,12 @@ def write_results(
     trainer: RewardTrainer,
     folder: RunFolder,
     metrics: Mapping[str, Any],
-    scores: Mapping[str, EvalScores],
+    held_out: Mapping[str, HeldOut],
 ) -> None:
     """Predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
     module = trainer.accelerator.unwrap_model(trainer.model)
     facts = measured_facts(trainer.facts, metrics)
-    parts = {**run.corpus.evaluation, **run.corpus.test}
-    table = score_table(parts, {**scores["eval"], **scores["test"]})
-    write_table(table, folder.predictions)
+    write_table(concatenate([part.table for part in held_out.values()]), folder.predictions)
     module.eval()
     model = RewardModel(
         source=str(folder.path),
@@ -101,11 +96,9 @@ def _mistakes(
         for block in (metrics["eval"], metrics["test"])
         for mistake in (block["mistakes"] if block else ())
     ]
-    held_out = (
-        (name, number, comparison)
-        for name, part in {**run.corpus.evaluation, **run.corpus.test}.items()
-        for number, comparison in enumerate(part.comparisons)
-    )
+    parts = {**run.corpus.evaluation, **run.corpus.test}
+    places = [(mistake["dataset"], mistake["number"]) for mistake in recorded]
+    held_out = ((name, number, parts[name].comparisons[number]) for name, number in places)
     if model is None:
         return list(with_texts(recorded, held_out))
     return list(with_texts(recorded, held_out, along=along_of(model)))

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
+from plaudit.evaluation.analysis.baselines import fit_baselines
 from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
@@ -52,6 +53,7 @@ from plaudit.training.measure import (
     index_pairs,
     measure,
     probe_run,
+    read_parts,
 )
 from plaudit.training.needs import check_needs
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
@@ -218,8 +220,13 @@ def _evaluate(
         probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
         return TrainedRun(folder=folder.path, metrics={})
-    metrics = gather_metrics(run, trainer, folder, index, scores, probed, seconds)
-    write_results(run, trainer, folder, metrics, scores)
+    scorers = fit_baselines(run.recipe.evaluate.baselines, run.corpus.train.comparisons)
+    held_out = {
+        "eval": read_parts(run.corpus.evaluation, scores["eval"], scorers),
+        "test": read_parts(run.corpus.test, scores["test"], scorers),
+    }
+    metrics = gather_metrics(run, trainer, folder, index, held_out, probed, seconds)
+    write_results(run, trainer, folder, metrics, held_out)
     return TrainedRun(folder=folder.path, metrics=metrics)
 
 

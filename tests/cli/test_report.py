@@ -15,8 +15,7 @@ import pytest
 from plaudit.cli.main import main
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.facts import json_safe, summarise
-from plaudit.evaluation.rows import score_rows
-from plaudit.evaluation.table import build_table
+from plaudit.evaluation.table import ScoredSet, read_held_out
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
 from plaudit.storage.atomic import write_json, write_json_lines
@@ -67,7 +66,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     branch = np.ones(4, dtype=np.int32)
     trees = [TokenTree(index=n, prefix=branch, branches=(branch, branch)) for n in range(120)]
     rewards = list(np.random.default_rng(0).normal(size=(120, 2)))
-    table = build_table(score_rows("eval", comparisons, trees, rewards))
+    table = read_held_out(
+        [ScoredSet(dataset="eval", comparisons=comparisons, trees=trees, rewards=rewards)]
+    ).table
     block = summarise(table, dataset="eval", chose_checkpoint=False, baselines={})
     facts = {
         "format": 1,

@@ -7,11 +7,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from plaudit.evaluation.analysis.baselines import (
     bag_of_words,
     baseline_facts,
+    fit_baselines,
     graded_pairs,
     longer,
-    measure_baselines,
-    response_text,
+    score_differences,
 )
+from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.table import Pairs
 from plaudit.types import Comparison, Message
 
@@ -39,11 +40,11 @@ def polite_pairs(count, seed):
 
 def test_bag_of_words_learns_from_training_pairs_alone():
     train, held_out = list(polite_pairs(60, 1)), list(polite_pairs(30, 2))
-    delta_P = bag_of_words(train, held_out)
+    delta_P = score_differences(bag_of_words(train), held_out)
     assert (delta_P > 0).all()
     turned = [comparison(row.id, *reversed(row.responses)) for row in held_out]
-    assert bag_of_words(train, turned) == pytest.approx(-delta_P)
-    assert (bag_of_words(train, held_out) == delta_P).all()
+    assert score_differences(bag_of_words(train), turned) == pytest.approx(-delta_P)
+    assert (score_differences(bag_of_words(train), held_out) == delta_P).all()
 
 
 def test_bag_of_words_without_anything_to_learn_ties():
@@ -51,17 +52,22 @@ def test_bag_of_words_without_anything_to_learn_ties():
     no_words = [comparison(0, "...", "!!!")]
     no_order = [comparison(0, "a b", "c d", grades=(1.0, 1.0))]
     for train in (no_words, no_order, []):
-        assert (bag_of_words(train, held_out) == 0).all()
-    assert len(bag_of_words(held_out, [])) == 0
+        assert (score_differences(bag_of_words(train), held_out) == 0).all()
+    assert len(score_differences(bag_of_words(held_out), [])) == 0
 
 
 def test_bag_of_words_learns_from_a_single_pair():
-    assert bag_of_words([comparison(0, "good", "bad")], [comparison(1, "good", "bad")]) > 0
+    assert (
+        score_differences(
+            bag_of_words([comparison(0, "good", "bad")]), [comparison(1, "good", "bad")]
+        )
+        > 0
+    )
 
 
 def test_longer_counts_characters_of_the_response():
     rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
-    assert list(longer([], rows)) == [1, 0, -4]
+    assert list(score_differences(longer([]), rows)) == [1, 0, -4]
 
 
 def test_many_responses_make_all_ordered_pairs():
@@ -75,10 +81,10 @@ def test_many_responses_make_all_ordered_pairs():
 
 def test_measured_facts():
     rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
-    measured = measure_baselines(["longer", "bag_of_words"], [], rows)
-    assert measured["bag_of_words"] is None
+    fitted = fit_baselines(["longer", "bag_of_words"], [])
+    assert fitted["bag_of_words"] is None
     assert baseline_facts(pairs_of([1.0, 1.0, 1.0]), None) is None
-    facts = baseline_facts(pairs_of([1.0, 1.0, -1.0]), measured["longer"])
+    facts = baseline_facts(pairs_of([1.0, 1.0, -1.0]), score_differences(fitted["longer"], rows))
     assert facts["accuracy"] == pytest.approx(1 / 3)
     assert (facts["ties"], facts["pairs"]) == (1, 3)
     low, high = facts["accuracy_ci95"]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
+from collections import Counter
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from plaudit.cli.printing import show_words
+from plaudit.data import store
+from plaudit.data.store import decode
 from plaudit.errors import DataError, ModelError, TrainingError
 from plaudit.evaluate_model import evaluate
 from plaudit.reward_model import load
+from plaudit.training import run as training
 from plaudit.training.folder import RunFolder
-from plaudit.training.run import _on_main_process, train
+from plaudit.training.run import TrainedRun, _evaluate, _on_main_process, train
 from plaudit.training.trackers import logging_into
+from plaudit.types import Comparison
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -104,6 +111,36 @@ def test_without_evaluation_data_there_are_no_evaluation_claims(
     assert metrics["eval"] is metrics["best"] is metrics["overfit"] is None
     assert (folder / "README.md").is_file()
     assert load(folder).facts.temperature is None
+
+
+def test_an_evaluation_decodes_each_comparison_once(
+    tiny_base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs, metrics, baselines and predictions share one pass; mistakes look up their own."""
+    decoded: Counter[str] = Counter()
+
+    def counted(text: bytes) -> Comparison:
+        comparison = decode(text)
+        decoded[comparison.where] += 1
+        return comparison
+
+    def evaluating(*args: Any) -> TrainedRun:
+        decoded.clear()
+        return _evaluate(*args)
+
+    monkeypatch.setattr(store, "decode", counted)
+    monkeypatch.setattr(training, "_evaluate", evaluating)
+    test = write_jsonl(tmp_path / "test.jsonl", pair_rows(12, seed=9))
+    recipe = recipe_of(tiny_base, pairs)
+    recipe["data"]["test"] = str(test)
+    recipe["evaluate"] = {"perturbation_tests": 0}
+    run = train(recipe, tmp_path / "run")
+    mistakes = [json.loads(line) for line in (run.folder / "mistakes.jsonl").open()]
+    looked_up = Counter(mistake["where"] for mistake in mistakes)
+    assert len(decoded) == 40 + 12
+    assert decoded - looked_up == dict.fromkeys(decoded, 1)
+    table = pq.read_table(run.folder / "predictions.parquet")
+    assert table.num_rows == run.metrics["eval"]["pairs"] * 2 + 12 * 2
 
 
 def test_comparisons_with_equal_ids_stay_apart(

@@ -1,25 +1,24 @@
 """Trivial judges beside every accuracy: does the reward model beat length, or a bag of words?
 
-A baseline is one function from (training comparisons, held-out comparisons) to one difference per
-held-out pair, and one row in :data:`BASELINES`.
+A baseline is one function from training comparisons to a :data:`Scorer`, and one row in
+:data:`BASELINES`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.significance import clustered_p, mcnemar
-from plaudit.evaluation.table import CodeArray, Pairs, ordered_pairs
-from plaudit.types import Comparison, FloatArray, Turns
+from plaudit.evaluation.table import CodeArray, Pairs, Scorer, ordered_pairs
+from plaudit.types import Comparison, FloatArray
 
-Baseline: TypeAlias = Callable[[Sequence[Comparison], Sequence[Comparison]], FloatArray]
-"""(train, held out) -> delta per ordered pair of the held-out set, as :func:`graded_pairs` orders
-them (the order of :func:`plaudit.evaluation.table.pairs` on a table in the same order)."""
+Baseline: TypeAlias = Callable[[Sequence[Comparison]], Scorer]
+"""Training comparisons -> what scores held-out responses."""
 
 _VOCABULARY = 50_000
 
@@ -30,29 +29,83 @@ The words and pairs of words of a million would not fit into memory.
 """
 
 
-def response_text(turns: Turns) -> str:
-    """The text of a response: plain text as it is, messages one after the other on new lines.
+def fitted_sample(train: Sequence[Comparison]) -> list[Comparison]:
+    """What a baseline is fitted on: all, or :data:`FITTED_COMPARISONS` evenly spaced ones."""
+    count = fitted_comparisons(train)
+    return [train[len(train) * number // count] for number in range(count)]
 
-    Of a list of content parts, the text parts count; other content than text is written as JSON.
+
+def fitted_comparisons(train: Sequence[Comparison]) -> int:
+    """How many training comparisons a fitted baseline is fitted on."""
+    return min(len(train), FITTED_COMPARISONS)
+
+
+def longer(train: Sequence[Comparison]) -> Scorer:
+    """The response with more characters wins; nothing is fitted."""
+    return lambda texts: np.fromiter(map(len, texts), np.float64, len(texts))
+
+
+def shorter(train: Sequence[Comparison]) -> Scorer:
+    """The response with fewer characters wins: where people like short answers, the one to beat."""
+    characters = longer(train)
+    return lambda texts: -characters(texts)
+
+
+def bag_of_words(train: Sequence[Comparison]) -> Scorer:
+    """TF-IDF of one and two words of the response, logistic regression on the difference.
+
+    Fitted on the training comparisons alone (:func:`fitted_sample`), each pair in both orders and
+    no intercept, so that it is antisymmetric. Deterministic. Without a word or a pair to learn from
+    it knows nothing, and every pair is a tie.
     """
-    if isinstance(turns, str):
-        return turns
-    return "\n".join(_content_text(message.content) for message in turns)
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    train = fitted_sample(train)
+    winner_P, loser_P = graded_pairs(train)
+    # One-letter words and single digits count too: they are what some edits change.
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"(?u)\w+", max_features=_VOCABULARY, dtype=np.float32
+    )
+    texts = [response_text(turns) for row in train for turns in row.responses]
+    if not len(winner_P) or not any(map(vectorizer.build_analyzer(), texts)):
+        return lambda texts: np.zeros(len(texts))
+    features_R = vectorizer.fit_transform(texts)
+    difference_P = features_R[winner_P] - features_R[loser_P]
+    order = np.repeat([1, 0], len(winner_P))
+    model = LogisticRegression(fit_intercept=False, max_iter=1000)
+    model.fit(vstack([difference_P, -difference_P]), order)
+    weights = model.coef_[0].astype(np.float64)
+
+    def score(texts: Sequence[str]) -> FloatArray:
+        return np.asarray(vectorizer.transform(texts) @ weights) if texts else np.zeros(0)
+
+    return score
 
 
-def _content_text(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, (list, tuple)):
-        return "\n".join(_part_text(part) for part in content)
-    return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+BASELINES: dict[str, Baseline] = {
+    "longer": longer,
+    "shorter": shorter,
+    "bag_of_words": bag_of_words,
+}
+
+FITTED = frozenset({"bag_of_words"})
+"""Baselines that need training comparisons."""
 
 
-def _part_text(part: Any) -> str:
-    # A part of another kind (an image) has no text.
-    return str(part.get("text") or "") if isinstance(part, dict) else _content_text(part)
+def fit_baselines(names: Iterable[str], train: Sequence[Comparison]) -> dict[str, Scorer | None]:
+    """Each named baseline, fitted; ``None`` for one that has nothing to be fitted on."""
+    return {
+        name: None if name in FITTED and not train else BASELINES[name](train) for name in names
+    }
+
+
+def score_differences(score: Scorer, comparisons: Sequence[Comparison]) -> FloatArray:
+    """``delta_P`` of a baseline: a difference of scores for each of :func:`graded_pairs`."""
+    winner_P, loser_P = graded_pairs(comparisons)
+    score_R = score([response_text(turns) for row in comparisons for turns in row.responses])
+    return score_R[winner_P] - score_R[loser_P]
 
 
 def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArray]:
@@ -69,88 +122,6 @@ def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArra
         grades += row.grades
     comparison_R = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     return ordered_pairs(comparison_R, np.array(grades, dtype=np.float64))
-
-
-def _texts(comparisons: Iterable[Comparison]) -> Iterator[str]:
-    return (response_text(turns) for row in comparisons for turns in row.responses)
-
-
-def fitted_sample(train: Sequence[Comparison]) -> list[Comparison]:
-    """What a baseline is fitted on: all, or :data:`FITTED_COMPARISONS` evenly spaced ones."""
-    count = min(len(train), FITTED_COMPARISONS)
-    return [train[len(train) * number // count] for number in range(count)]
-
-
-def longer(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
-    """The response with more characters wins; nothing is fitted."""
-    characters_R = np.fromiter((len(text) for text in _texts(held_out)), dtype=np.float64)
-    winner_P, loser_P = graded_pairs(held_out)
-    return characters_R[winner_P] - characters_R[loser_P]
-
-
-def shorter(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
-    """The response with fewer characters wins: where people like short answers, the one to beat."""
-    return -longer(train, held_out)
-
-
-def bag_of_words(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> FloatArray:
-    """TF-IDF of one and two words of the response, logistic regression on the difference.
-
-    Fitted on the training comparisons alone (:func:`fitted_sample`), each pair in both orders and
-    no intercept, so that the judge is antisymmetric. Deterministic. Without a word or a pair to
-    learn from it knows nothing, and every pair is a tie.
-    """
-    from scipy.sparse import vstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    winner_P, loser_P = graded_pairs(held_out)
-    train = fitted_sample(train)
-    train_winner_P, train_loser_P = graded_pairs(train)
-    # One-letter words and single digits count too: they are what some edits change.
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=r"(?u)\w+", max_features=_VOCABULARY, dtype=np.float32
-    )
-    texts = list(_texts(train))
-    if not len(train_winner_P) or not any(map(vectorizer.build_analyzer(), texts)):
-        return np.zeros(len(winner_P))
-    features_R = vectorizer.fit_transform(texts)
-    difference_P = features_R[train_winner_P] - features_R[train_loser_P]
-    order = np.repeat([1, 0], len(train_winner_P))
-    model = LogisticRegression(fit_intercept=False, max_iter=1000)
-    model.fit(vstack([difference_P, -difference_P]), order)
-    if not len(winner_P):
-        return np.zeros(0)
-    score_R = vectorizer.transform(_texts(held_out)) @ model.coef_[0].astype(np.float64)
-    return np.asarray(score_R[winner_P] - score_R[loser_P], dtype=np.float64)
-
-
-BASELINES: dict[str, Baseline] = {
-    "longer": longer,
-    "shorter": shorter,
-    "bag_of_words": bag_of_words,
-}
-
-FITTED = frozenset({"bag_of_words"})
-"""Baselines that need training comparisons."""
-
-
-def fitted_comparisons(train: Sequence[Comparison]) -> int:
-    """How many training comparisons a fitted baseline is fitted on."""
-    return min(len(train), FITTED_COMPARISONS)
-
-
-def measure_baselines(
-    names: Iterable[str], train: Sequence[Comparison], held_out: Sequence[Comparison]
-) -> dict[str, FloatArray | None]:
-    """``delta_P`` of each named baseline on the pairs of the held-out set.
-
-    ``None`` for one that must be fitted when there is nothing to fit it on.
-    """
-    return {
-        name: None if name in FITTED and not train else BASELINES[name](train, held_out)
-        for name in names
-    }
 
 
 def baseline_facts(

@@ -8,6 +8,7 @@ out of what is counted as formatting.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -18,6 +19,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from plaudit.types import Turns
 
 Feature: TypeAlias = Callable[[str, str], float]
 """(response, prompt) -> a number."""
@@ -36,6 +39,31 @@ _REFUSAL = re.compile(
     r"|\b(?:sorry|apologi[sz]e),? (?:but )?i (?:can't|cannot|can not|won't)"
     r"|\bas an ai\b"
 )
+
+
+def response_text(turns: Turns) -> str:
+    """The text of a response: plain text as it is, messages one after the other on new lines.
+
+    Of a list of content parts, the text parts count; other content than text is written as JSON.
+    """
+    if isinstance(turns, str):
+        return turns
+    return "\n".join(_content_text(message.content) for message in turns)
+
+
+def _content_text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (list, tuple)):
+        return "\n".join(_part_text(part) for part in content)
+    return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _part_text(part: Any) -> str:
+    # A part of another kind (an image) has no text.
+    return str(part.get("text") or "") if isinstance(part, dict) else _content_text(part)
 
 
 def _unfenced(text: str) -> str:
