@@ -146,7 +146,7 @@ def _best_facts(
     index: PairIndex,
     evaluations: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Which step was kept, and the kept step against the last in words."""
+    """The kept step, and the evaluation of the lowest loss against the last one."""
     if not evaluations:
         return None, None
     state = trainer.state
