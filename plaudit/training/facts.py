@@ -95,15 +95,18 @@ def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> di
     times_N = _times_taken(run, trainer)
     seen_N = np.flatnonzero(times_N)
     pairs = (len(ordered_pairs(trees[row].grades)) * times_N[row] for row in seen_N.tolist())
+    comparisons = int(times_N.sum())
+    # A run shorter than train.logging_steps logs no throughput; then evaluations count as time too.
+    whole_run = comparisons / seconds if comparisons else None
     return {
         "steps": state.global_step,
         "planned_steps": state.max_steps,
         "epochs": state.epoch,
         "pairs": int(sum(pairs)),
-        "comparisons": int(times_N.sum()),
+        "comparisons": comparisons,
         "tokens": int(trees.column("packed") @ times_N),
         "seconds": seconds,
-        "pairs_per_second": float(np.median(throughput)) if throughput else None,
+        "pairs_per_second": float(np.median(throughput)) if throughput else whole_run,
         "final_loss": losses[-1] if losses else None,
     }
 

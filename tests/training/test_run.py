@@ -143,6 +143,17 @@ def test_an_evaluation_decodes_each_comparison_once(
     assert table.num_rows == run.metrics["eval"]["pairs"] * 2 + 12 * 2
 
 
+def test_a_run_shorter_than_its_logging_steps_has_a_throughput(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_base, pairs, logging_steps=100, max_steps=2)
+    recipe["data"]["eval_fraction"] = None
+    del recipe["train"]["eval_steps"]
+    took = train(recipe, tmp_path / "run").metrics["train"]
+    assert took["comparisons"] == 2 * 4
+    assert took["pairs_per_second"] == pytest.approx(took["comparisons"] / took["seconds"])
+
+
 def test_comparisons_with_equal_ids_stay_apart(
     tiny_base: Path, finished_run: Path, tmp_path: Path
 ) -> None:
