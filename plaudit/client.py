@@ -248,7 +248,7 @@ class RewardClient:
     def along(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """The reward along a response, as :meth:`RewardModel.along`."""
+        """The reward along a response, as :meth:`RewardModel.token_rewards`."""
         return _only(self.rewards(prompt, [response], tools=tools, along=True))
 
     def rewards(

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, ModelError
-from plaudit.interop.formats import Choices, Opened, open_reward_model
+from plaudit.interop.formats import OpenedModel, ReadOptions, open_reward_model
 from plaudit.model.checkpoint import ArtefactFacts
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
@@ -98,7 +98,7 @@ class RewardModel:
         comparison = self.comparison(prompt, responses, tools=tools)
         (outcome,) = self.score_comparisons([comparison])
         if isinstance(outcome, Refused):
-            raise self._refusal("score", outcome)
+            raise self._error("score", outcome)
         return [float(reward) for reward in outcome]
 
     def score_many(
@@ -107,7 +107,7 @@ class RewardModel:
         """One reward per response of every row, a pair of a prompt and its responses.
 
         All rows are scored together: a prompt that several rows share is computed once. ``tools``
-        are those of every row. A row that cannot be scored (no messages, too long, refused by the
+        are those of every row. A row that cannot be scored (no messages, too long, rejected by the
         chat template) has the error in its place.
 
         Raises:
@@ -125,19 +125,19 @@ class RewardModel:
                 scored.append(error)
         for place, outcome in zip(places, self.score_comparisons(comparisons), strict=True):
             scored[place] = (
-                self._refusal("score_many", outcome)
+                self._error("score_many", outcome)
                 if isinstance(outcome, Refused)
                 else outcome.tolist()
             )
         return scored
 
-    def along(
+    def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """The reward along a response: behind each of its tokens, as if the conversation ended.
+        """Per-token rewards: the reward at each token of a response, as if it ended there.
 
-        One pass, since the models are causal; the last reward is that of :meth:`score`. Only there
-        was the model trained to be read, so the ones before show what moves it, not how good the
+        One pass, since the models are causal; the last reward is that of :meth:`score`. The model
+        was trained at that token alone, so the others show what moves the reward, not how good the
         response is so far. The tokens are those that follow the rendered prompt, the template's own
         among them.
 
@@ -147,27 +147,27 @@ class RewardModel:
         """
         if isinstance(self.module, EncoderRewardModule):
             raise ModelError(
-                "The reward along a response needs a causal model; this one is an encoder, whose "
-                "every token sees the whole text. Use score()."
+                "Per-token rewards need a causal model; this one is an encoder, whose every token "
+                "sees the whole text. Use score()."
             )
         comparison = self.comparison(prompt, [response, ""], tools=tools)
         answer, _ = comparison.responses
         (outcome,) = self.encode([replace(comparison, responses=(answer, _another(answer)))])
         if isinstance(outcome, Refused):
-            raise self._refusal("along", outcome)
+            raise self._error("token_rewards", outcome)
         branch, _ = outcome.branches
         batch = self.batcher.collate([replace(outcome, branches=(branch,), grades=())])
         start = len(outcome.prefix)
-        along = batch.read_at(range(start, start + len(branch)))
+        at_every_token = batch.read_at(range(start, start + len(branch)))
         with torch.no_grad():
-            rewards_R = self.module(along).double().tolist()
+            rewards_R = self.module(at_every_token).double().tolist()
         texts = pieces(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
         return [
             TokenReward(text=text, reward=reward)
             for text, reward in zip(texts, rewards_R, strict=True)
         ]
 
-    def _refusal(self, caller: str, refused: Refused) -> DataError:
+    def _error(self, caller: str, refused: Refused) -> DataError:
         advice = {
             OVER_LENGTH: "shorten the prompt or the responses to "
             f"{self.facts.max_length} tokens together",
@@ -229,7 +229,7 @@ class RewardModel:
         *,
         on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
     ) -> list[FloatArray]:
-        """``rewards_K`` of each encoded comparison; ``on_batch`` hears what is done."""
+        """``rewards_K`` of each encoded comparison; ``on_batch`` is called with what is done."""
         return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
 
     def comparison(
@@ -243,21 +243,21 @@ class RewardModel:
         """
         # Beside messages, a text is a turn: the template renders all of it or nothing.
         chat = not all(isinstance(text, str) for text in (prompt, *responses))
-        asked = _turns(prompt, "user", "prompt", chat=chat)
+        user_turns = _turns(prompt, "user", "prompt", chat=chat)
         answers = tuple(
             _turns(response, "assistant", f"responses[{index}]", chat=chat)
             for index, response in enumerate(responses)
         )
         return Comparison(
             id="0",
-            prompt=asked,
+            prompt=user_turns,
             responses=answers,
             grades=(),
             group="0",
             source="python",
             where="the conversation",
             tools=as_tools(tools),
-            unusable=MEDIA if has_media(asked, *answers) else None,
+            unusable=MEDIA if has_media(user_turns, *answers) else None,
         )
 
 
@@ -277,13 +277,37 @@ def _another(response: Turns) -> Turns:
     return (Message(role=first.role, content=_another(text)),)
 
 
-def open_frozen(
-    path: str | Path,
-    *,
-    base: str | None = None,
-    trust_remote_code: bool = False,
-    choices: Choices = Choices(),
-) -> Opened:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions(ReadOptions):
+    """How a reward model is loaded. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16 with
+    an fp32 head on CUDA.
+    """
+
+    device: str | torch.device | None = None
+    dtype: str = "auto"
+    max_tokens_per_microbatch: int | Literal["auto"] = "auto"
+
+
+class LoadArguments(TypedDict, total=False):
+    """The fields of :class:`LoadOptions`, as keyword arguments of :func:`load`."""
+
+    base: str | None
+    device: str | torch.device | None
+    dtype: str
+    max_tokens_per_microbatch: int | Literal["auto"]
+    trust_remote_code: bool
+    source_version: str | None
+    template: str | None
+    output: int | None
+    text: Literal["chat", "text"] | None
+    normalize: bool
+
+
+RENAMED_ARGUMENTS = {"era": "source_version"}
+"""Old names of keyword arguments of :func:`load`: an error says the new one."""
+
+
+def open_frozen(path: str | Path, options: ReadOptions = ReadOptions()) -> OpenedModel:
     """A reward model whose chat template no longer depends on the clock.
 
     plaudit's own have been frozen since they were trained; another tool's rendered the day of its
@@ -292,9 +316,7 @@ def open_frozen(
     Raises:
         ModelError: nothing there that can be read, or a date that cannot be frozen.
     """
-    opened = open_reward_model(
-        path, base=base, trust_remote_code=trust_remote_code, choices=choices
-    )
+    opened = open_reward_model(path, options)
     template = opened.tokenizer.chat_template
     if opened.facts.origin is None or not isinstance(template, str):
         return opened
@@ -308,7 +330,7 @@ def open_frozen(
     return replace(opened, facts=replace(opened.facts, chat_template=frozen, origin=origin))
 
 
-def encoder_of(opened: Opened) -> Encoder:
+def encoder_of(opened: OpenedModel) -> Encoder:
     """How an opened model turns text into ids: by its own rendering, reading and length."""
     facts = opened.facts
     return Encoder(
@@ -322,46 +344,41 @@ def encoder_of(opened: Opened) -> Encoder:
     )
 
 
-def load(
-    path: str | Path,
-    *,
-    base: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: str = "auto",
-    max_tokens_per_microbatch: int | Literal["auto"] = "auto",
-    trust_remote_code: bool = False,
-    era: str | None = None,
-    template: str | None = None,
-    output: int | None = None,
-    text: Literal["chat", "text"] | None = None,
-    normalize: bool = True,
-) -> RewardModel:
+def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
     """Load a reward model: plaudit's own, or another tool's by its own rules.
 
-    ``path`` is a folder or a Hub id; the format is recognised from the files. ``base`` names the
-    base of an adapter where it was moved. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
-    with an fp32 head on CUDA. The load-time probe decides between packed and padded batches.
+    ``path`` is a folder or a Hub id; the format is recognised from the files. ``base`` is the path
+    or Hub id of an adapter's base model. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
+    with an fp32 head on CUDA. The self-check decides between packed and padded batches.
     ``trust_remote_code`` runs Python that comes with a model; what the folder itself says of it
     never suffices.
 
-    The others say what another tool's files leave open (:class:`Choices`): the version that trained
-    it, its conversation template, which output is the reward, what it was trained on, and whether a
-    recorded mean and standard deviation are applied. What is guessed is said aloud.
+    The others say what another tool's files leave open: ``source_version``, the version that
+    trained it; ``template``, its conversation template; ``output``, which output is the reward;
+    ``text``, what it was trained on; ``normalize``, whether a recorded mean and standard deviation
+    are applied. What is inferred is logged as a warning.
 
     Raises:
-        ModelError: nothing to load there, weights that do not fit, or a model that needs its own
-            code and was not trusted.
+        ModelError: nothing to load there, weights that do not fit, a model that needs its own code
+            and was not trusted, or an argument that has another name now.
     """
-    choices = Choices(era=era, template=template, output=output, text=text, normalize=normalize)
-    opened = open_frozen(path, base=base, trust_remote_code=trust_remote_code, choices=choices)
+    for old, new in RENAMED_ARGUMENTS.items():
+        if old in options:
+            raise ModelError(f"The argument {old} of load() is called {new} now.")
+    return load_model(path, LoadOptions(**options))
+
+
+def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
+    """:func:`load` with its arguments in one record."""
+    opened = open_frozen(path, options)
     facts, tokenizer = opened.facts, opened.tokenizer
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = opened.build(choose_dtype(dtype, chosen, lora=facts.kind == "adapter"))
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = opened.build(choose_dtype(options.dtype, device, lora=facts.kind == "adapter"))
     dropouts_off(network, keep_lora=False)
-    network.to(chosen).eval()
+    network.to(device).eval()
     if not isinstance(tokenizer.pad_token_id, int):
         raise ModelError(f"The tokenizer in {path} has no padding token; save it with one.")
-    batchers = make_batchers(max_tokens_per_microbatch, chosen, tokenizer.pad_token_id)
+    batchers = make_batchers(options.max_tokens_per_microbatch, device, tokenizer.pad_token_id)
     model = choose_layout(
         network,
         "padded" if facts.attention == "padded" else "auto",

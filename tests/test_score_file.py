@@ -122,7 +122,7 @@ def test_a_file_of_few_prompts_has_the_scores_of_its_rows_alone(
 
     monkeypatch.setattr(PackedBatcher, "collate", spied)
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
-    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    score_file(model, Source(path=str(data)), tmp_path / "out.jsonl")
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in written] == [row["completion"] for row in rows]
     assert np.allclose([row["rewards"] for row in written], alone, rtol=0, atol=1e-5)
@@ -174,10 +174,10 @@ def test_a_row_has_one_reward_in_every_chunk_of_a_file_and_after_a_stop(
             raise KeyboardInterrupt
 
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    score_file(model, finished_run, data, whole)
+    score_file(model, data, whole)
     with pytest.raises(KeyboardInterrupt):
-        score_file(model, finished_run, data, stopped, on_progress=stop)
-    assert score_file(model, finished_run, data, stopped).resumed == 6
+        score_file(model, data, stopped, on_progress=stop)
+    assert score_file(model, data, stopped).resumed == 6
     assert stopped.read_bytes() == whole.read_bytes()
     rewards = [json.loads(line)["rewards"] for line in whole.read_text().splitlines()]
     assert len({tuple(reward) for reward in rewards[1::2]}) == 1

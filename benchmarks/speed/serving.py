@@ -98,7 +98,7 @@ def offline(model: RewardModel, folder: Path, data: Path, out: Path) -> tuple[fl
 
     out.unlink(missing_ok=True)
     began = time.perf_counter()
-    score_file(model, folder, Source(path=str(data)), out)
+    score_file(model, Source(path=str(data)), out)
     seconds = time.perf_counter() - began
     lines = out.read_text(encoding="utf-8").splitlines()
     return seconds, [json.loads(line)["rewards"] for line in lines]

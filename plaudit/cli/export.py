@@ -40,39 +40,34 @@ def export(
     base: options.Base = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
-    from plaudit.cli.printing import hush_weight_loading, parity_lines, quiet_console
-    from plaudit.recipe.schema import Source
+    from plaudit.cli.printing import parity_lines, print_lines, ready_console
 
-    console = quiet_console()
-    with console.status("starting"):
-        hush_weight_loading()
-        from plaudit.interop.export import export as run
-    from plaudit.interop.parity import TOLERANCE
+    console = ready_console()
+    from plaudit.interop.export import ExportOptions
+    from plaudit.interop.export import export as run
+    from plaudit.reward_model import LoadOptions
 
     with options.failed_parity_is_exit_1(), console.status("exporting"):
-        done = run(
+        result = run(
             model,
             to,
             out,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            peft_config=peft_config,
-            normalize=normalize,
-            check=not no_check,
-            rows=None if rows is None else Source(path=rows),
-            tolerance=TOLERANCE if tolerance is None else tolerance,
-            base=base,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            ExportOptions(
+                load=LoadOptions(base=base, device=device, trust_remote_code=trust_remote_code),
+                check=options.check_options(rows, tolerance, no_check=no_check),
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                peft_config=peft_config,
+                normalize=normalize,
+            ),
         )
     if json:
-        print(json_module.dumps(asdict(done)))
-    lines = [f"Written to {out} ({to}, {dtype})", *parity_lines(done.parity)]
-    lines += [f"  note: {note}" for note in done.notes]
-    if done.serving:
-        lines.append(f"  for vLLM: --pooler-config '{json_module.dumps(dict(done.serving))}'")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(json_module.dumps(asdict(result)))
+    lines = [f"Written to {out} ({to}, {dtype})", *parity_lines(result.parity)]
+    lines += [f"  note: {note}" for note in result.notes]
+    if result.serving:
+        lines.append(f"  for vLLM: --pooler-config '{json_module.dumps(dict(result.serving))}'")
+    print_lines(console, lines)

@@ -18,7 +18,7 @@ def import_model(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     base: options.Base = None,
-    era: Annotated[
+    source_version: Annotated[
         str | None,
         typer.Option(
             metavar="VERSION",
@@ -42,19 +42,24 @@ def import_model(
     json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
 ) -> None:
     """Read another tool's reward model by its own rules; write a plaudit folder."""
-    from plaudit.cli.printing import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import print_lines, ready_console
 
-    console = quiet_console()
-    with console.status("starting"):
-        hush_weight_loading()
-        from plaudit.interop.formats import Choices
-        from plaudit.interop.importing import import_model as run
-    choices = Choices(era=era, template=template, output=output, text=text, normalize=normalize)
+    console = ready_console()
+    from plaudit.interop.formats import ReadOptions
+    from plaudit.interop.importing import import_model as run
+
+    read = ReadOptions(
+        base=base,
+        trust_remote_code=trust_remote_code,
+        source_version=source_version,
+        template=template,
+        output=output,
+        text=text,
+        normalize=normalize,
+    )
     with console.status("importing"):
-        facts = run(source, out, base=base, trust_remote_code=trust_remote_code, choices=choices)
+        facts = run(source, out, read)
     if json:
         print(json_module.dumps(asdict(facts)))
     assert facts.origin is not None
-    console.print(
-        f"{facts.origin.format}: written to {out}", highlight=False, markup=False, soft_wrap=True
-    )
+    print_lines(console, [f"{facts.origin.format}: written to {out}"])

@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
         "plaudit.cli.compare:compare", "Compare two or more reward models, pair by pair."
     ),
     "score": Command("plaudit.cli.score:score", "Score every response of a file."),
-    "best-of": Command("plaudit.cli.best_of:best_of", "Pick the best response of every row."),
+    "best-of": Command("plaudit.cli.score:best_of", "Pick the best response of every row."),
     "serve": Command("plaudit.cli.serve:serve", "Serve rewards over HTTP."),
     "import": Command(
         "plaudit.cli.import_:import_model", "Convert another tool's model to a plaudit folder."
@@ -59,8 +59,8 @@ COMMANDS: dict[str, Command] = {
     "merge": Command(
         "plaudit.cli.merge:merge", "Average the weights of reward models of one base."
     ),
-    "push": Command("plaudit.cli.push:push", "Validate and upload a reward model to the Hub."),
-    "pull": Command("plaudit.cli.pull:pull", "Download a reward model from the Hub."),
+    "push": Command("plaudit.cli.hub:push", "Validate and upload a reward model to the Hub."),
+    "pull": Command("plaudit.cli.hub:pull", "Download a reward model from the Hub."),
     "data": Command(
         "plaudit.cli.data:app", "Audit, preview, convert, split and perturb preference data."
     ),
@@ -82,6 +82,7 @@ RENAMED: Final[dict[str, str]] = {
     "eval --behaviour": "eval --perturbation-tests",
     "eval --gate-level": "eval --alpha",
     "eval --gate-metric": "eval --regression-metric",
+    "import --era": "import --source-version",
 }
 """Old name of a command, or of one of its options, to its name now: a usage error says it."""
 

@@ -23,34 +23,23 @@ def merge(
     tolerance: options.Tolerance = None,
     no_check: options.NoCheck = False,
     base: options.Base = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Average the weights of reward models of one base (WARM), and check the result."""
-    from plaudit.cli.printing import hush_weight_loading, parity_lines, quiet_console
-    from plaudit.recipe.schema import Source
+    from plaudit.cli.printing import parity_lines, print_lines, ready_console
 
     numbers = None if weights is None else _numbers(weights)
-    console = quiet_console()
-    with console.status("starting"):
-        hush_weight_loading()
-        from plaudit.interop.merge import merge as run
-    from plaudit.interop.parity import TOLERANCE
+    console = ready_console()
+    from plaudit.interop.merge import MergeOptions
+    from plaudit.interop.merge import merge as run
 
     with options.failed_parity_is_exit_1(), console.status("merging"):
-        done = run(
-            models,
-            out,
-            weights=numbers,
-            check=not no_check,
-            rows=None if rows is None else Source(path=rows),
-            tolerance=TOLERANCE if tolerance is None else tolerance,
-            base=base,
-        )
+        check = options.check_options(rows, tolerance, no_check=no_check)
+        result = run(models, out, MergeOptions(weights=numbers, base=base, check=check))
     if json:
-        print(json_module.dumps(asdict(done)))
-    lines = [f"Written to {out} ({done.method})", *parity_lines(done.parity)]
-    for line in [*lines, *(f"  note: {note}" for note in done.notes)]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(json_module.dumps(asdict(result)))
+    lines = [f"Written to {out} ({result.method})", *parity_lines(result.parity)]
+    print_lines(console, [*lines, *(f"  note: {note}" for note in result.notes)])
 
 
 def _numbers(text: str) -> list[float]:

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from plaudit.errors import DataError
+
+if TYPE_CHECKING:
+    from plaudit.interop.parity import CheckOptions
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 RowsOut: TypeAlias = Annotated[
@@ -40,7 +43,9 @@ Columns: TypeAlias = Annotated[
         "the column system unread.",
     ),
 ]
-Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base is now.")]
+Base: TypeAlias = Annotated[
+    str | None, typer.Option(help="Path or Hub id of the adapter's base model.")
+]
 TrustRemoteCode: TypeAlias = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
 ]
@@ -114,6 +119,21 @@ def parse_columns(options: Sequence[str] | None) -> dict[str, str | None]:
             )
         columns[ours] = None if theirs == "null" else theirs
     return columns
+
+
+def check_options(
+    rows: str | None, tolerance: float | None, *, no_check: bool
+) -> CheckOptions | None:
+    """The check that ends an export or a merge."""
+    from plaudit.interop.parity import TOLERANCE, CheckOptions
+    from plaudit.recipe.schema import Source
+
+    if no_check:
+        return None
+    return CheckOptions(
+        rows=None if rows is None else Source(path=rows),
+        tolerance=TOLERANCE if tolerance is None else tolerance,
+    )
 
 
 @contextmanager

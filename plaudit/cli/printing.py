@@ -66,6 +66,20 @@ def hush_weight_loading() -> None:
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def ready_console() -> Console:
+    """A quiet console, once transformers is imported and quiet too."""
+    console = quiet_console()
+    with console.status("starting"):
+        hush_weight_loading()
+    return console
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Plain lines, as they are: no markup, no wrapping."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def open_model(
     path: Path, *, base: str | None, trust_remote_code: bool
 ) -> tuple[Console, RewardModel]:
@@ -329,13 +343,15 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def file_lines(files: Sequence[tuple[str, int]], others: Sequence[str], *, left: str) -> list[str]:
-    """Files with their sizes and their sum, and the names of those that stay where they are."""
+def file_lines(
+    files: Sequence[tuple[str, int]], others: Sequence[str], *, skipped: str
+) -> list[str]:
+    """Files with their sizes and their sum, and the names of those that were not copied."""
     lines = [f"  {_size(size):>9}  {name}" for name, size in files]
     lines.append(f"  {_size(sum(size for _, size in files)):>9}  in {len(files)} files")
     folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
     if folders:
-        lines.append(f"  {left}: {', '.join(folders)}")
+        lines.append(f"  {skipped}: {', '.join(folders)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""``plaudit score``: a reward per response, for any file or for one prompt on the command line."""
+"""``plaudit score`` and ``plaudit best-of``: rewards of a file, or of one prompt's responses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from plaudit.errors import DataError
 from plaudit.storage.atomic import existing_path
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from plaudit.recipe.schema import Source
-    from plaudit.reward_model import RewardModel
-    from plaudit.score_file import ScoredFile
+    from plaudit.score_file import ScoreColumns, ScoredFile
 
 _COLUMN: Final = "rewards"
 
@@ -58,17 +55,42 @@ def score(
             model, data, responses, base=base, trust_remote_code=trust_remote_code, json=json
         )
         return
-    write_scores(
-        model,
-        data,
-        out,
-        format_=format_,
-        columns=columns,
-        limit=limit,
-        base=base,
-        trust_remote_code=trust_remote_code,
-        json=json,
-        column=column,
+    from plaudit.recipe.schema import Source
+    from plaudit.score_file import ScoreColumns
+
+    mapped = options.parse_columns(columns)
+    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
+    added = ScoreColumns(rewards=column)
+    _score_rows(
+        model, source, out, added, base=base, trust_remote_code=trust_remote_code, json=json
+    )
+
+
+def best_of(
+    model: options.Model,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="File, folder, Hub id or - for stdin.")
+    ],
+    out: options.ScoresOut = None,
+    format_: options.Format = None,
+    columns: options.Columns = None,
+    column: Annotated[
+        str, typer.Option(help="The column for the best response, counted from 0.")
+    ] = "best",
+    limit: options.Limit = None,
+    base: options.Base = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.CountsAsJson = False,
+) -> None:
+    """Pick the response with the highest reward of every row; all rewards are kept beside it."""
+    from plaudit.recipe.schema import Source
+    from plaudit.score_file import ScoreColumns
+
+    mapped = options.parse_columns(columns)
+    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
+    added = ScoreColumns(best=column)
+    _score_rows(
+        model, source, out, added, base=base, trust_remote_code=trust_remote_code, json=json
     )
 
 
@@ -112,82 +134,53 @@ def _score_responses(
         print(f"{reward:.6f}\t{one_line(response)}")
 
 
-def write_scores(
+def _score_rows(
     model: Path,
-    data: str,
+    source: Source,
     out: Path | None,
+    columns: ScoreColumns,
     *,
-    format_: str | None,
-    columns: list[str] | None,
-    limit: int | None,
     base: str | None,
     trust_remote_code: bool,
     json: bool,
-    column: str = _COLUMN,
-    picks: str | None = None,
 ) -> None:
-    """Score a file into ``out`` or onto stdout, and say on stderr what became of its rows."""
+    """Score rows into ``out`` or onto stdout, and say on stderr what became of them."""
     if out is None and json:
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
-    from plaudit.cli.printing import open_model
+    from rich.progress import Progress
+
+    from plaudit.cli.printing import open_model, print_lines
     from plaudit.data.load import check_source
     from plaudit.data.sources.files import row_file_ending
-    from plaudit.recipe.schema import Source
+    from plaudit.score_file import score_file, score_to_stream
     from plaudit.storage.atomic import check_new_file
 
     # What is wrong is said before the model is loaded.
     if out is not None:
         row_file_ending(out)
         check_new_file(out)
-    mapped = options.parse_columns(columns)
-    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
     check_source(source)
     console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
     if out is None:
-        from plaudit.score_file import score_to_stream
-
-        scored = score_to_stream(reward_model, source, sys.stdout, column=column, picks=picks)
+        scored = score_to_stream(reward_model, source, sys.stdout, columns)
     else:
-        scored = _score_under_a_bar(
-            console, reward_model, model, source, out, column=column, picks=picks
-        )
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("scoring", total=None)
+            scored = score_file(
+                reward_model,
+                source,
+                out,
+                columns,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
     if json:
         print(json_module.dumps(asdict(scored)))
-    console.print(scored_line(scored, out), highlight=False, markup=False, soft_wrap=True)
-    for line in scored.unread.lines(data):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _score_under_a_bar(
-    console: Console,
-    reward_model: RewardModel,
-    model: Path,
-    source: Source,
-    out: Path,
-    *,
-    column: str,
-    picks: str | None,
-) -> ScoredFile:
-    from rich.progress import Progress
-
-    from plaudit.score_file import score_file
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("scoring", total=None)
-        return score_file(
-            reward_model,
-            model,
-            source,
-            out,
-            column=column,
-            picks=picks,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    print_lines(console, [scored_line(scored, out), *scored.unread.lines(source.path)])
 
 
 def scored_line(scored: ScoredFile, out: Path | None) -> str:
     """What became of the rows, in one line."""
-    skipped = "".join(f"; {reason} {count:,}" for reason, count in scored.refused.items())
+    skipped = "".join(f"; {reason} {count:,}" for reason, count in scored.skipped.items())
     resumed = f" ({scored.resumed:,} of them by an earlier call)" if scored.resumed else ""
     written = "" if out is None else f"; written to {out}"
     return f"{scored.scored:,} of {scored.rows:,} rows scored{resumed}{skipped}{written}"

@@ -6,29 +6,36 @@ Shapes: R responses, all comparisons together, in order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from plaudit import __version__, registry
 from plaudit.errors import ModelError
-from plaudit.interop.formats import Choices, Exportable, Exporter, Options, Written, locate
+from plaudit.interop.formats import (
+    Exportable,
+    Exporter,
+    Ids,
+    Scorer,
+    WriteOptions,
+    locate,
+)
 from plaudit.interop.parity import (
-    TOLERANCE,
+    CheckOptions,
     CheckRows,
     Parity,
     ParityError,
     allowed,
+    check_difference,
     check_rows,
-    given_by,
     largest_difference,
     order_changes,
-    refuse_difference,
+    transformed,
 )
 from plaudit.interop.sequence_classifier.write import belongs_to_head, is_adapter, merged
 from plaudit.model.checkpoint import (
@@ -42,20 +49,29 @@ from plaudit.model.checkpoint import (
 from plaudit.model.load import output_layer
 from plaudit.model.module import as_reward_module, classifier, has_score_head
 from plaudit.model.scoring import score_trees
-from plaudit.recipe.schema import Source
 from plaudit.report.card import DerivedCard, write_derived_card
-from plaudit.reward_model import RewardModel, load
+from plaudit.reward_model import LoadOptions, RewardModel, load_model
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.tokens.rendering import renderer_of
 from plaudit.types import Affine, FloatArray
 
 EXPORT_FILE = "export.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
-    """What was written, and how it was checked; ``parity`` is None where it was asked not to be.
+class ExportOptions(WriteOptions):
+    """How a model is loaded, written and checked; it is always loaded in fp32.
+
+    An export without a ``check`` says so.
+    """
+
+    load: LoadOptions = LoadOptions()  # noqa: RUF009
+    check: CheckOptions | None = CheckOptions()  # noqa: RUF009
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What was written, and how it was checked; ``parity`` is None where it was not.
 
     ``notes`` say what the layout could not hold, ``serving`` what a server must be told.
     """
@@ -73,66 +89,40 @@ class _Expected:
 
     rows: CheckRows
     rewards_R: FloatArray
-    rounding: float | None
-    order_changes: int | None
+    rounding: float | None = None
+    order_changes: int | None = None
 
 
 def export(
-    model: str | Path,
-    to: str,
-    out: str | Path,
-    *,
-    dtype: str = "fp32",
-    max_shard_size: str = "5GB",
-    peft_config: str | None = None,
-    normalize: bool = False,
-    check: bool = True,
-    rows: Source | None = None,
-    tolerance: float = TOLERANCE,
-    base: str | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    choices: Choices = Choices(),
-) -> Exported:
+    model: str | Path, to: str, out: str | Path, options: ExportOptions = ExportOptions()
+) -> ExportResult:
     """Write ``model`` into the folder ``out`` in the layout of the exporter named ``to``.
 
     The folder appears when its check has passed. Weights are merged in fp32 and rounded once to
-    ``dtype`` (``fp32``, ``bf16``, ``fp16``); the head stays fp32. ``choices`` say what another
-    tool's files leave open.
+    the dtype; the head stays fp32.
 
     Raises:
         ModelError: the model cannot be loaded, or has no such form.
-        DataError: ``rows`` cannot be used.
+        DataError: the rows of the check cannot be used.
         OutputError: ``out`` exists, or cannot be written.
         ParityError: the reloaded export gives other scores than the model.
     """
     exporter: Exporter = registry.find("exporter", to)
-    folder = Path(out)
+    folder, check = Path(out), options.check
     # A Hub id's files, its base among them where it carries one, lie in the cache.
     here = locate(model)
-    options = Options(
-        dtype=DTYPES[dtype],
-        max_shard_size=max_shard_size,
-        peft_config=peft_config,
-        normalize=normalize,
-    )
-    reward_model = load(
-        model,
-        base=base,
-        device=device,
-        dtype="float32",
-        trust_remote_code=trust_remote_code,
-        **asdict(choices),
-    )
-    _refuse_own_code(reward_model.facts)
-    refuse_unsuitable(to, exporter, reward_model.module.network, reward_model.facts, options)
-    checked = check_rows(reward_model, here, rows) if check else None
-    base_now = resolve_base(here, reward_model.facts, base)
-    beside = Path(base_now).resolve() == (here / BASE_FOLDER).resolve()
+    reward_model = load_model(model, replace(options.load, dtype="float32"))
+    _check_no_own_code(reward_model.facts)
+    _check_exportable(to, exporter, reward_model, options)
+    rows = None if check is None else check_rows(reward_model, here, check.rows)
+    base = resolve_base(here, reward_model.facts, options.load.base)
+    beside = Path(base).resolve() == (here / BASE_FOLDER).resolve()
     # A copy of the base beside the adapter is found where the folder is.
-    base_named = str((folder / BASE_FOLDER).resolve()) if beside else base_now
+    base_named = str((folder / BASE_FOLDER).resolve()) if beside else base
     with new_folder(folder) as temporary:
-        source, expected = _prepared(reward_model, exporter, options, checked, base_now, base_named)
+        before = [] if rows is None else reward_model.score_trees(rows.trees)
+        source = _prepare(reward_model, exporter, options, base=base, base_named=base_named)
+        expected = None if rows is None else _expected(reward_model, source, options, rows, before)
         with writing(folder):
             written = exporter.write(source, temporary, options)
             facts, notes = _facts(source, exporter)
@@ -140,17 +130,29 @@ def export(
         # Two copies of a large model need not fit: the reloaded one takes this one's place.
         del source, reward_model
         parity, notes = None, (*written.notes, *notes)
-        if expected is not None:
-            parity = _check(exporter, temporary, base_now, facts, expected, written, tolerance)
-            refuse_difference(parity, f"The {to} export")
+        if check is not None and expected is not None:
+            wanted_R = transformed(written.transform, expected.rewards_R)
+            score = exporter.read(temporary, base)
+            parity = _parity(score, expected, wanted_R, check.tolerance)
+            if exporter.encode is not None:
+                tokenizer = AutoTokenizer.from_pretrained(temporary)
+                encoded = [
+                    ids
+                    for row in expected.rows.comparisons
+                    for ids in exporter.encode(tokenizer, facts, row)
+                ]
+                parity = _with_text(parity, score, expected, wanted_R, encoded)
+            check_difference(parity, f"The {to} export")
             notes = (*notes, *_text_notes(to, exporter, facts, parity))
-        done = Exported(target=to, dtype=dtype, parity=parity, notes=notes, serving=written.serving)
-        write_json(temporary / EXPORT_FILE, _record(done, facts, Path(model)))
-        write_derived_card(temporary, _card(done, exporter, facts, Path(model), folder.name))
-    return done
+        result = ExportResult(
+            target=to, dtype=options.dtype, parity=parity, notes=notes, serving=written.serving
+        )
+        write_json(temporary / EXPORT_FILE, _record(result, facts, Path(model)))
+        write_derived_card(temporary, _card(result, exporter, facts, Path(model), folder.name))
+    return result
 
 
-def _refuse_own_code(facts: ArtefactFacts) -> None:
+def _check_no_own_code(facts: ArtefactFacts) -> None:
     if facts.trust_remote_code:
         raise ModelError(
             f"{facts.base} needs Python code of its own, which no export carries; use the model "
@@ -158,52 +160,15 @@ def _refuse_own_code(facts: ArtefactFacts) -> None:
         )
 
 
-def _prepared(
-    model: RewardModel,
-    exporter: Exporter,
-    options: Options,
-    rows: CheckRows | None,
-    base: str,
-    base_named: str,
-) -> tuple[Exportable, _Expected | None]:
-    before = [] if rows is None else model.score_trees(rows.trees)
-    source = prepare(
-        model.module.network,
-        model.tokenizer,
-        model.facts,
-        exporter=exporter,
-        options=options,
-        base=base,
-        base_named=base_named,
-    )
-    if rows is None:
-        return source, None
-    if options.dtype is torch.float32:
-        after = before
-    else:
-        # What the stored weights are worth, so that the reloaded file is compared to the digit.
-        module = as_reward_module(source.network, Affine(offset=source.offset)).eval()
-        after = score_trees(module, model.batcher, rows.trees)
-    short = options.dtype is not torch.float32
-    expected = _Expected(
-        rows=rows,
-        rewards_R=np.concatenate(after),
-        rounding=float(np.abs(np.concatenate(after) - np.concatenate(before)).max())
-        if short
-        else None,
-        order_changes=order_changes(before, after) if short else None,
-    )
-    return source, expected
-
-
-def refuse_unsuitable(
-    name: str, exporter: Exporter, network: Any, facts: ArtefactFacts, options: Options
+def _check_exportable(
+    name: str, exporter: Exporter, model: RewardModel, options: WriteOptions
 ) -> None:
-    """What this model or these options cannot become is said before anything is written.
+    """Check model and options against the layout, before anything is written.
 
     Raises:
         ModelError: the model has no such form, or an option means nothing for it.
     """
+    network, facts = model.module.network, model.facts
     if exporter.decoders_only and not has_score_head(network):
         raise ModelError(
             f"{type(classifier(network)).__name__} is an encoder, and --to {name} holds decoders "
@@ -227,32 +192,47 @@ def refuse_unsuitable(
 
 
 @torch.no_grad()
-def prepare(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: ArtefactFacts,
-    *,
-    exporter: Exporter,
-    options: Options,
-    base: str,
-    base_named: str,
+def _prepare(
+    model: RewardModel, exporter: Exporter, options: WriteOptions, *, base: str, base_named: str
 ) -> Exportable:
-    """Fold, merge and round in place; ``network`` is not what it was afterwards.
+    """Fold, merge and round in place; the model's network is not what it was afterwards.
 
     Raises:
-        ModelError: merging gives weights that are not finite, or ``dtype`` cannot hold them.
+        ModelError: merging gives weights that are not finite, or the dtype cannot hold them.
     """
+    network, facts = model.module.network, model.facts
     if exporter.layout == "whole" and is_adapter(network):
         network = merged(network)
     offset = _fold(network, facts)
-    round_weights(network, options.dtype)
+    _round_weights(network, options.torch_dtype)
     return Exportable(
         network=network,
-        tokenizer=tokenizer,
+        tokenizer=model.tokenizer,
         facts=facts,
         base=base,
         base_named=base_named,
         offset=offset,
+    )
+
+
+def _expected(
+    model: RewardModel,
+    source: Exportable,
+    options: WriteOptions,
+    rows: CheckRows,
+    before: Sequence[FloatArray],
+) -> _Expected:
+    """``before`` are the rewards before the weights were rounded."""
+    if options.dtype == "fp32":
+        return _Expected(rows=rows, rewards_R=np.concatenate(before))
+    # What the stored weights are worth, so that the reloaded file is compared to the digit.
+    module = as_reward_module(source.network, Affine(offset=source.offset)).eval()
+    after = score_trees(module, model.batcher, rows.trees)
+    return _Expected(
+        rows=rows,
+        rewards_R=np.concatenate(after),
+        rounding=largest_difference(np.concatenate(after), np.concatenate(before)),
+        order_changes=order_changes(before, after),
     )
 
 
@@ -266,7 +246,7 @@ def _fold(network: Any, facts: ArtefactFacts) -> float:
     return 0.0
 
 
-def round_weights(network: Any, dtype: torch.dtype) -> None:
+def _round_weights(network: Any, dtype: torch.dtype) -> None:
     """Every weight but the head's to a value that ``dtype`` holds, kept in fp32.
 
     Raises:
@@ -348,20 +328,10 @@ def _name_tokenizer_class(path: Path) -> None:
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _check(
-    exporter: Exporter,
-    folder: Path,
-    base: str,
-    facts: ArtefactFacts,
-    expected: _Expected,
-    written: Written,
-    tolerance: float,
-) -> Parity:
-    """Score the model's own tokens, then those that the tool makes of the same rows."""
+def _parity(score: Scorer, expected: _Expected, wanted_R: FloatArray, tolerance: float) -> Parity:
+    """Score the model's own tokens by the tool's rules."""
     sequences = expected.rows.sequences()
-    wanted_R = given_by(written.gives, expected.rewards_R)
-    score = exporter.read(folder, base)
-    parity = Parity(
+    return Parity(
         rows=expected.rows.where,
         comparisons=len(expected.rows.trees),
         responses=len(sequences),
@@ -370,18 +340,23 @@ def _check(
         rounding=expected.rounding,
         order_changes=expected.order_changes,
     )
-    if exporter.encode is None:
-        return parity
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded = [
-        ids for row in expected.rows.comparisons for ids in exporter.encode(tokenizer, facts, row)
-    ]
-    differs = [i for i, (a, b) in enumerate(zip(encoded, sequences, strict=True)) if a != b]
-    found_R = score([encoded[i] for i in differs])
+
+
+def _with_text(
+    parity: Parity,
+    score: Scorer,
+    expected: _Expected,
+    wanted_R: FloatArray,
+    encoded_R: Sequence[Ids],
+) -> Parity:
+    """Score the tokens that the tool makes of the same rows, where they are others."""
+    sequences = expected.rows.sequences()
+    differs = [i for i, (a, b) in enumerate(zip(encoded_R, sequences, strict=True)) if a != b]
+    scores_R = score([encoded_R[i] for i in differs])
     return replace(
         parity,
         text_differs=len(differs),
-        text_difference=largest_difference(found_R, wanted_R[differs]),
+        text_difference=largest_difference(scores_R, wanted_R[differs]),
     )
 
 
@@ -410,18 +385,18 @@ def _text_notes(
     return (note,)
 
 
-def _record(done: Exported, facts: ArtefactFacts, source: Path) -> dict[str, Any]:
+def _record(result: ExportResult, facts: ArtefactFacts, source: Path) -> dict[str, Any]:
     """``export.json``: what this folder is, and how far it was checked."""
     return {
         "format": 1,
         "plaudit_version": __version__,
         "source": source.name,
-        "target": done.target,
-        "dtype": done.dtype,
-        "checked": done.parity is not None,
-        "parity": None if done.parity is None else asdict(done.parity),
-        "notes": list(done.notes),
-        "serving": dict(done.serving),
+        "target": result.target,
+        "dtype": result.dtype,
+        "checked": result.parity is not None,
+        "parity": None if result.parity is None else asdict(result.parity),
+        "notes": list(result.notes),
+        "serving": dict(result.serving),
         "base": facts.base,
         "base_revision": facts.base_revision,
         "text": facts.text,
@@ -430,21 +405,21 @@ def _record(done: Exported, facts: ArtefactFacts, source: Path) -> dict[str, Any
 
 
 def _card(
-    done: Exported, exporter: Exporter, facts: ArtefactFacts, source: Path, name: str
+    result: ExportResult, exporter: Exporter, facts: ArtefactFacts, source: Path, name: str
 ) -> DerivedCard:
     adapter = exporter.layout != "whole" and facts.kind == "adapter"
     return DerivedCard(
         name=name,
-        made=f"Written from the reward model {source.name} as {exporter.help}, in {done.dtype}"
-        + ("" if done.dtype == "fp32" else " with the head in fp32"),
+        made=f"Written from the reward model {source.name} as {exporter.help}, in {result.dtype}"
+        + ("" if result.dtype == "fp32" else " with the head in fp32"),
         adapter=adapter,
-        tags=(done.target,),
+        tags=(result.target,),
         text=facts.text,
         base=facts.base,
         base_revision=facts.base_revision,
-        parity=None if done.parity is None else asdict(done.parity),
-        notes=done.notes,
-        serving=done.serving,
+        parity=None if result.parity is None else asdict(result.parity),
+        notes=result.notes,
+        serving=result.serving,
         results_of=source,
         usage=exporter.usage.replace("KIND", "lora" if adapter else "full") or None,
         plain=exporter.plain,

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -72,16 +72,20 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What a model's files may leave open, and its owner knows.
+class ReadOptions:
+    """How a reward model's files are read, where they leave something open.
 
-    ``era`` is the version that trained it: LLaMA-Factory's for its own folders, transformers' for
-    sequence classifiers. ``template`` is LLaMA-Factory's template. ``output`` is the number of the
-    output that is the reward. ``text`` is what it was trained on. Without ``normalize`` a mean and
-    a standard deviation beside the weights are left out.
+    ``base`` is the path or Hub id of an adapter's base model. ``trust_remote_code`` runs Python
+    that comes with a model. The others are about models of other tools: ``source_version`` is the
+    version that trained it (LLaMA-Factory's for its own folders, transformers' for sequence
+    classifiers), ``template`` LLaMA-Factory's template, ``output`` the number of the output that is
+    the reward, ``text`` what it was trained on. Without ``normalize`` a mean and a standard
+    deviation beside the weights are left out.
     """
 
-    era: str | None = None
+    base: str | None = None
+    trust_remote_code: bool = False
+    source_version: str | None = None
     template: str | None = None
     output: int | None = None
     text: Literal["chat", "text"] | None = None
@@ -94,13 +98,11 @@ class Request:
 
     folder: Path
     source: str
-    base: str | None = None
-    trust_remote_code: bool = False
-    choices: Choices = Choices()
+    options: ReadOptions = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class OpenedModel:
     """A recognised reward model: facts and tokenizer now, weights when ``build`` is called.
 
     ``build`` gives a transformers sequence classifier with one output, a PEFT adapter around it
@@ -118,7 +120,7 @@ class Format:
 
     name: str
     recognises: Callable[[Contents], bool]
-    opens: Callable[[Contents, Request], Opened]
+    open: Callable[[Contents, Request], OpenedModel]
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ Scorer: TypeAlias = Callable[[Sequence[Ids]], list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class WriteOptions:
     """How an export is written.
 
     ``dtype`` is that of every tensor but the head, which stays fp32. ``peft_config`` names the PEFT
@@ -139,10 +141,14 @@ class Options:
     for (reward - mean) / std of the evaluation rewards where the layout can say so.
     """
 
-    dtype: torch.dtype = torch.float32
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_shard_size: str = "5GB"
     peft_config: str | None = None
     normalize: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,14 +170,14 @@ class Exportable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What became of the reward: the tool's score is ``gives.scale * reward + gives.offset``.
+class WriteResult:
+    """What became of the reward: the tool's score is ``transform`` of it.
 
     ``notes`` are sentences about what the layout could not hold, ``serving`` options that a server
     must be given for it.
     """
 
-    gives: Affine = field(default_factory=Affine)
+    transform: Affine = field(default_factory=Affine)
     notes: tuple[str, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=dict)
 
@@ -192,7 +198,7 @@ class Exporter:
 
     help: str
     layout: str
-    write: Callable[[Exportable, Path, Options], Written]
+    write: Callable[[Exportable, Path, WriteOptions], WriteResult]
     read: Callable[[Path, str], Scorer]
     encode: Callable[[PreTrainedTokenizerBase, ArtefactFacts, Comparison], list[list[int]]] | None
     exact_text: bool = True
@@ -211,32 +217,38 @@ def _is_own(contents: Contents) -> bool:
     return (contents.folder / FACTS_FILE).is_file() or run_of(contents.folder) is not None
 
 
-def _open_own(contents: Contents, request: Request) -> Opened:
+def _open_own(contents: Contents, request: Request) -> OpenedModel:
     """A folder that plaudit wrote. What it says of trusted code never suffices.
 
     Raises:
-        ModelError: it needs its own code and was not trusted, or a choice was given that it has
-            made already.
+        ModelError: it needs its own code and was not trusted, or records what an option says.
     """
     facts = read_facts(contents.folder)
-    if request.choices != Choices():
+    options = request.options
+    recorded = [
+        option.name
+        for option in fields(ReadOptions)
+        if option.name not in ("base", "trust_remote_code")
+        and getattr(options, option.name) != option.default
+    ]
+    if recorded:
         raise ModelError(
-            f"{request.source} is a folder of plaudit and records how it is read; leave out era, "
-            "template, output, text and normalize, or import the original again."
+            f"{request.source} is a folder of plaudit and records how it is read; leave out "
+            f"{', '.join(recorded)}, or import the original again."
         )
-    if facts.trust_remote_code and not request.trust_remote_code:
+    if facts.trust_remote_code and not options.trust_remote_code:
         raise ModelError(
             f"{request.source} was trained on a base with Python code of its own; read that code, "
             "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
         )
 
     def build(dtype: torch.dtype) -> nn.Module:
-        return load_network(contents.folder, facts, dtype=dtype, base=request.base)[0]
+        return load_network(contents.folder, facts, dtype=dtype, base=options.base)[0]
 
-    return Opened(facts=facts, tokenizer=own_tokenizer(contents.folder, facts), build=build)
+    return OpenedModel(facts=facts, tokenizer=own_tokenizer(contents.folder, facts), build=build)
 
 
-OWN = Format(name="plaudit", recognises=_is_own, opens=_open_own)
+OWN = Format(name="plaudit", recognises=_is_own, open=_open_own)
 
 
 def formats() -> tuple[Format, ...]:
@@ -244,33 +256,23 @@ def formats() -> tuple[Format, ...]:
     return (OWN, *registry.every("model_format").values())
 
 
-def open_reward_model(
-    source: str | Path,
-    *,
-    base: str | None = None,
-    trust_remote_code: bool = False,
-    choices: Choices = Choices(),
-) -> Opened:
-    """Recognise a reward model from its files alone; what is lossy or guessed is said aloud.
+def open_reward_model(source: str | Path, options: ReadOptions = ReadOptions()) -> OpenedModel:
+    """Recognise a reward model, a folder or a Hub id, from its files alone.
 
-    ``source`` is a folder or a Hub id. ``base`` names the base of an adapter where it was moved.
+    What is lossy or inferred is logged as a warning.
 
     Raises:
         ModelError: nothing there that is a reward model, or one that cannot be read as it was made.
     """
     folder = locate(source)
-    request = Request(
-        folder=folder,
-        source=str(source),
-        base=base,
-        trust_remote_code=trust_remote_code,
-        choices=choices,
-    )
-    contents = look(folder)
-    opened = recognise(contents, request).opens(contents, request)
-    if opened.facts.origin is not None and not _is_own(contents):
-        say(opened.facts)
-    return opened
+    request = Request(folder=folder, source=str(source), options=options)
+    contents = read_contents(folder)
+    model = recognise(contents, request).open(contents, request)
+    origin = model.facts.origin
+    if origin is not None and not _is_own(contents):
+        for note in origin.notes:
+            logger.warning("%s (%s): %s.", origin.source, origin.format, note)
+    return model
 
 
 def recognise(contents: Contents, request: Request) -> Format:
@@ -305,7 +307,7 @@ def is_reward_model(folder: Path) -> bool:
     """Whether a local folder is a reward model rather than a plain base."""
     if not folder.is_dir():
         return False
-    contents = look(folder)
+    contents = read_contents(folder)
     return any(row.recognises(contents) for row in formats())
 
 
@@ -350,17 +352,10 @@ def locate(source: str | Path) -> Path:
         ) from None
 
 
-def say(facts: ArtefactFacts) -> None:
-    """What is lossy, guessed or unusual about an imported model, in one line each."""
-    assert facts.origin is not None
-    for note in facts.origin.notes:
-        logger.warning("%s (%s): %s.", facts.origin.source, facts.origin.format, note)
-
-
 # ---- contents of a folder -----------------------------------------------------------------------
 
 
-def look(folder: Path) -> Contents:
+def read_contents(folder: Path) -> Contents:
     """Look into a model folder; no weights are read but the names of its tensors.
 
     Raises:

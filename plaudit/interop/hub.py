@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,8 @@ PATTERNS = (
 )
 """Names of files that make a reward model; the same inside ``base/``, and ``plots/*.png``."""
 
-_ASKED_FOR = ("report.html",)
-"""Comes down where it is, and goes up only by ``include``: a report holds texts of the data."""
+_ON_REQUEST = ("report.html",)
+"""Downloaded where it is, and uploaded only by ``include``: a report holds texts of the data."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = re.compile(
@@ -56,14 +56,14 @@ _LOCAL_PATH = re.compile(r"""(?:["']|[:-] )(/[\w.-]+/[^"'\n]*)""")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """What is, or would be, uploaded: ``(path in the folder, bytes)``, and what is left here.
+    """What is, or would be, uploaded: ``(path in the folder, bytes)``, and what is not.
 
     ``commit`` and ``url`` are None in a dry run.
     """
 
     repo: str
     files: tuple[tuple[str, int], ...]
-    left: tuple[str, ...]
+    skipped: tuple[str, ...]
     notes: tuple[str, ...]
     commit: str | None = None
     url: str | None = None
@@ -71,45 +71,53 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """What came down, and the commit it was at."""
+    """What was downloaded, what was not, and the commit it was at."""
 
     repo: str
     commit: str
     files: tuple[tuple[str, int], ...]
-    left: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """How a model is uploaded.
+
+    ``private`` holds for a new repository. ``include`` adds patterns of files that are not uploaded
+    else; pickles never are. ``replace`` deletes the weight files of the repository that the folder
+    has not.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    include: Sequence[str] = ()
+    replace: bool = False
+    dry_run: bool = False
 
 
 def push(
     folder: str | Path,
     repo: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    include: Sequence[str] = (),
-    replace: bool = False,
-    dry_run: bool = False,
+    options: PushOptions = PushOptions(),
 ) -> Upload:
-    """Upload a reward model as one commit, after its card and its head were looked at.
-
-    ``include`` adds patterns of files that are left here else; pickles never go. ``replace`` lets
-    weight files that the repository has and this folder has not be deleted.
+    """Validate the head and the card of a reward model, then upload it as one commit.
 
     Raises:
         ModelError: no head in the weights, a damaged model, no usable card, a pickle asked for, or
             a Hub that refuses or cannot be reached.
     """
     path = Path(folder)
-    _refuse_bad_id(repo)
-    files, left = _to_upload(path, include)
+    _check_repo_id(repo)
+    files, skipped = _to_upload(path, options.include)
     find_head(path)
     check_model(path)
     notes = (*_check_card(path / CARD), *_unfinished_notes(path), *_local_notes(path, files))
-    plan = Upload(repo=repo, files=files, left=left, notes=notes)
-    if dry_run:
+    plan = Upload(repo=repo, files=files, skipped=skipped, notes=notes)
+    if options.dry_run:
         return plan
     with _hub_errors(repo):
-        commit, url = _commit(path, plan, private=private, revision=revision, replace=replace)
-    return Upload(repo=repo, files=files, left=left, notes=notes, commit=commit, url=url)
+        commit, url = _commit(path, plan, options)
+    return replace(plan, commit=commit, url=url)
 
 
 def pull(
@@ -127,14 +135,14 @@ def pull(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    _refuse_bad_id(repo)
+    _check_repo_id(repo)
     folder = Path(out)
     with new_folder(folder) as temporary:
         with writing(folder), _hub_errors(repo):
             info = HfApi().model_info(repo, revision=revision)
             there = [sibling.rfilename for sibling in info.siblings or ()]
-            wanted = [name for name in there if _is_model_file(name, _ASKED_FOR)]
-            _refuse_pickles_alone(repo, there)
+            wanted = [name for name in there if _is_model_file(name, _ON_REQUEST)]
+            _check_safetensors(repo, there)
             # By its commit: the branch may move while files come down.
             snapshot_download(
                 repo, revision=info.sha, local_dir=temporary, allow_patterns=wanted or [CARD]
@@ -147,8 +155,8 @@ def pull(
             if path.is_file()
         )
     assert info.sha is not None
-    left = tuple(name for name in there if name not in wanted)
-    return Download(repo=repo, commit=info.sha, files=files, left=left)
+    skipped = tuple(name for name in there if name not in wanted)
+    return Download(repo=repo, commit=info.sha, files=files, skipped=skipped)
 
 
 # ---- what belongs to a model ---------------------------------------------------------------------
@@ -168,13 +176,13 @@ def _to_upload(
 ) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
     if not folder.is_dir():
         raise ModelError(f"No folder at {folder}; give the folder of a reward model.")
-    files, left = [], []
+    files, skipped = [], []
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
         name = path.relative_to(folder).as_posix()
         if not _is_model_file(name, include):
-            left.append(name)
+            skipped.append(name)
         elif path.suffix in PICKLES:
             raise ModelError(
                 f"{path} is a pickle, which can run code where it is loaded, and is not uploaded; "
@@ -182,7 +190,7 @@ def _to_upload(
             )
         else:
             files.append((name, path.stat().st_size))
-    return tuple(files), tuple(left)
+    return tuple(files), tuple(skipped)
 
 
 def find_head(folder: Path) -> str:
@@ -248,7 +256,7 @@ def _is_weight(name: str) -> bool:
     return _WEIGHTS.fullmatch(name) is not None
 
 
-def _refuse_pickles_alone(repo: str, there: Sequence[str]) -> None:
+def _check_safetensors(repo: str, there: Sequence[str]) -> None:
     if not any(name.endswith(".safetensors") for name in there):
         pickles = [name for name in there if _is_weight(name)]
         found = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
@@ -322,17 +330,16 @@ def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str
 # ---- the Hub -------------------------------------------------------------------------------------
 
 
-def _commit(
-    folder: Path, plan: Upload, *, private: bool, revision: str | None, replace: bool
-) -> tuple[str, str]:
+def _commit(folder: Path, plan: Upload, options: PushOptions) -> tuple[str, str]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
-    api.create_repo(plan.repo, private=private, exist_ok=True)
+    api.create_repo(plan.repo, private=options.private, exist_ok=True)
+    revision = options.revision
     if revision is not None:
         api.create_branch(plan.repo, branch=revision, exist_ok=True)
     stale = _stale(api, plan, revision)
-    if stale and not replace:
+    if stale and not options.replace:
         raise ModelError(
             f"{plan.repo} already holds {', '.join(stale)}, which this folder has not and loaders "
             "would take for its weights; delete them with --replace, or push to another --revision."
@@ -359,14 +366,14 @@ def _stale(api: HfApi, plan: Upload, revision: str | None) -> list[str]:
     return sorted(name for name in there if _is_weight(name) and name not in names)
 
 
-def _refuse_bad_id(repo: str) -> None:
+def _check_repo_id(repo: str) -> None:
     if not _REPO_ID.fullmatch(repo) or ".." in repo or "--" in repo:
         raise ModelError(f"{repo!r} is no Hub id; expected owner/name.")
 
 
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """One sentence for each way in which the Hub says no."""
+    """One sentence for each way in which the Hub rejects a request."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -378,7 +385,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
             f"HF_HUB_OFFLINE is set, so the Hub cannot be asked for {repo}; unset it."
         ) from None
     except HfHubHTTPError as error:
-        raise ModelError(_refusal(repo, error)) from None
+        raise ModelError(_sentence(repo, error)) from None
     except ValueError as error:
         # huggingface_hub's word for a card that the Hub's own validation refused.
         raise ModelError(f"The Hub refuses this upload to {repo} ({_one_line(error)}).") from None
@@ -392,7 +399,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
         ) from None
 
 
-def _refusal(repo: str, error: Any) -> str:
+def _sentence(repo: str, error: Any) -> str:
     status = error.response.status_code if error.response is not None else None
     advice: Mapping[int | None, str] = {
         401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf auth "

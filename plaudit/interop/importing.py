@@ -9,19 +9,14 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import Choices, locate, read_json
+from plaudit.interop.formats import ReadOptions, locate, read_json
 from plaudit.model.checkpoint import ArtefactFacts, save_artefact
 from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import check_new_folder, new_folder, write_text, writing
 
 
 def import_model(
-    source: str | Path,
-    out: Path,
-    *,
-    base: str | None = None,
-    trust_remote_code: bool = False,
-    choices: Choices = Choices(),
+    source: str | Path, out: Path, options: ReadOptions = ReadOptions()
 ) -> ArtefactFacts:
     """Write weights, tokenizer, ``plaudit.json`` and a card, all or nothing.
 
@@ -32,13 +27,13 @@ def import_model(
         OutputError: ``out`` exists or cannot be written.
     """
     check_new_folder(out)
-    opened = open_frozen(source, base=base, trust_remote_code=trust_remote_code, choices=choices)
+    opened = open_frozen(source, options)
     if opened.facts.origin is None:
-        raise ModelError(f"{source} is plaudit's own already; every verb takes it as it is.")
+        raise ModelError(f"{source} is plaudit's own already; every command takes it as it is.")
     if opened.facts.trust_remote_code and opened.facts.kind == "full":
         raise ModelError(
-            f"{source} needs Python code of its own, which is not copied; give it to the verbs as "
-            "it is, with --trust-remote-code."
+            f"{source} needs Python code of its own, which is not copied; give it to the "
+            "commands as it is, with --trust-remote-code."
         )
     network = opened.build(_stored_dtype(locate(source), opened.facts))
     facts = opened.facts

@@ -1,4 +1,4 @@
-"""``plaudit merge``: the weighted average of runs or checkpoints of one base, checked."""
+"""``plaudit merge``: the weighted average of runs or checkpoints of one base, rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import __version__
 from plaudit.errors import ModelError
 from plaudit.interop.parity import (
-    TOLERANCE,
+    CheckOptions,
     Parity,
     allowed,
+    check_difference,
     check_rows,
     largest_difference,
-    refuse_difference,
 )
 from plaudit.interop.sequence_classifier.write import merged, save_adapter
 from plaudit.model.checkpoint import (
@@ -41,10 +41,10 @@ from plaudit.model.checkpoint import (
 from plaudit.model.load import dropouts_off, output_layer
 from plaudit.model.module import as_reward_module, classifier
 from plaudit.model.scoring import score_trees
-from plaudit.recipe.schema import Source
 from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
+from plaudit.tokens.batch import make_batchers
 from plaudit.types import Affine
 
 MERGE_FILE = "merge.json"
@@ -63,7 +63,20 @@ _SAME = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
+class MergeOptions:
+    """How models are averaged: ``weights`` add up to 1, and are equal where None.
+
+    ``base`` is the path or Hub id of the base model of adapters. A merged model without a ``check``
+    says so.
+    """
+
+    weights: Sequence[float] | None = None
+    base: str | None = None
+    check: CheckOptions | None = CheckOptions()  # noqa: RUF009
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
     """What was averaged, how, and how it was checked; ``parity`` is None where it was not.
 
     ``method`` is ``adapter`` (ranks end to end) or ``full`` (tensors averaged).
@@ -94,36 +107,31 @@ class _Member:
 def merge(
     models: Sequence[str | Path],
     out: str | Path,
-    *,
-    weights: Sequence[float] | None = None,
-    check: bool = True,
-    rows: Source | None = None,
-    tolerance: float = TOLERANCE,
-    base: str | None = None,
-) -> Merged:
+    options: MergeOptions = MergeOptions(),
+) -> MergeResult:
     """Write the average of ``models`` (runs, their checkpoints, exports) into the folder ``out``.
 
-    ``weights`` add up to 1; equal ones where None. Adapters give an adapter whose rank is the sum
-    of theirs, whole models a whole model. The temperature and the reward statistics are not
-    inherited: they are measured on a model, and this is another one.
+    Adapters give an adapter whose rank is the sum of theirs, whole models a whole model. The
+    temperature and the reward statistics are not inherited: they are measured on a model, and this
+    is another one.
 
     Raises:
         ModelError: fewer than two models, weights that do not fit, or models that differ in base,
             tokenizer, template or form.
-        DataError: ``rows`` cannot be used.
+        DataError: the rows of the check cannot be used.
         OutputError: ``out`` exists, or cannot be written.
         ParityError: the written model gives other scores than the average in memory.
     """
-    members = _members(models, weights, base)
-    _refuse_differences(members)
-    folder = Path(out)
+    members = _members(models, options)
+    _check_same(members)
+    folder, check = Path(out), options.check
     with new_folder(folder) as temporary:
-        facts, average, notes = _write(members, temporary, folder, check=check)
+        facts, average, notes = _write(members, temporary, folder, check=check is not None)
         parity = None
-        if check:
-            parity = _check(temporary, members, average, facts, rows, tolerance)
-            refuse_difference(parity, "The merged model")
-        done = Merged(
+        if check is not None:
+            parity = _parity(temporary, members, average, facts, check)
+            check_difference(parity, "The merged model")
+        result = MergeResult(
             sources=tuple(member.folder.name for member in members),
             weights=tuple(member.weight for member in members),
             method="adapter" if facts.kind == "adapter" else "full",
@@ -133,23 +141,22 @@ def merge(
         record = {
             "format": 1,
             "plaudit_version": __version__,
-            **asdict(done),
+            **asdict(result),
             "checked": parity is not None,
         }
         write_json(temporary / MERGE_FILE, record)
-        write_derived_card(temporary, _card(done, facts, folder.name))
-    return done
+        write_derived_card(temporary, _card(result, facts, folder.name))
+    return result
 
 
 # ---- which models --------------------------------------------------------------------------------
 
 
-def _members(
-    models: Sequence[str | Path], weights: Sequence[float] | None, base: str | None
-) -> list[_Member]:
+def _members(models: Sequence[str | Path], options: MergeOptions) -> list[_Member]:
     if len(models) < 2:
         raise ModelError("One model has no average; name two or more.")
-    shares = list(weights) if weights is not None else [1.0 / len(models)] * len(models)
+    weights = options.weights
+    shares = [1.0 / len(models)] * len(models) if weights is None else list(weights)
     if len(shares) != len(models):
         raise ModelError(f"--weights has {len(shares)} numbers for {len(models)} models.")
     if any(not math.isfinite(s) or s < 0 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
@@ -170,13 +177,13 @@ def _members(
                 run=run,
                 facts=facts,
                 weight=share,
-                base=resolve_base(run, facts, base),
+                base=resolve_base(run, facts, options.base),
             )
         )
     return members
 
 
-def _refuse_differences(members: Sequence[_Member]) -> None:
+def _check_same(members: Sequence[_Member]) -> None:
     first = members[0]
     for other in members[1:]:
         for name, words in _SAME.items():
@@ -211,7 +218,7 @@ def _digest(base: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_tokenizer(
+def _check_same_tokenizer(
     first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
 ) -> None:
     same = (
@@ -241,7 +248,7 @@ def _write(
         )
         if tokenizer is None:
             tokenizer = own
-        _refuse_other_tokenizer(tokenizer, own, (members[0].name, member.name))
+        _check_same_tokenizer(tokenizer, own, (members[0].name, member.name))
         dropouts_off(network, keep_lora=False)
         fold_scale(network, member.facts.affine.scale)
         if adapters:
@@ -298,52 +305,49 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tup
     return facts, tuple(notes)
 
 
-def _check(
+def _parity(
     temporary: Path,
     members: Sequence[_Member],
     average: FullAverage,
     facts: ArtefactFacts,
-    rows: Source | None,
-    tolerance: float,
+    check: CheckOptions,
 ) -> Parity:
     """The written folder, loaded as any reward model, against averaged whole weights in memory."""
     base = members[0].base if facts.kind == "adapter" else None
     written = load(temporary, base=base, device="cpu", dtype="float32")
-    checked = check_rows(written, members[0].run, rows)
-    found_R = np.concatenate(written.score_trees(checked.trees))
+    rows = check_rows(written, members[0].run, check.rows)
+    scores_R = np.concatenate(written.score_trees(rows.trees))
     network = average.finish()
     network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
     module = as_reward_module(network, facts.affine).eval()
-    from plaudit.tokens.batch import make_batchers
-
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
-    wanted_R = np.concatenate(score_trees(module, plain, checked.trees))
+    wanted_R = np.concatenate(score_trees(module, plain, rows.trees))
     return Parity(
-        rows=checked.where,
-        comparisons=len(checked.trees),
-        responses=len(found_R),
-        largest_difference=largest_difference(found_R.tolist(), wanted_R),
-        tolerance=allowed(tolerance, wanted_R),
+        rows=rows.where,
+        comparisons=len(rows.trees),
+        responses=len(scores_R),
+        largest_difference=largest_difference(scores_R.tolist(), wanted_R),
+        tolerance=allowed(check.tolerance, wanted_R),
     )
 
 
-def _card(done: Merged, facts: ArtefactFacts, name: str) -> DerivedCard:
+def _card(result: MergeResult, facts: ArtefactFacts, name: str) -> DerivedCard:
     shares = ", ".join(
         f"{weight:.4g} of {source}"
-        for source, weight in zip(done.sources, done.weights, strict=True)
+        for source, weight in zip(result.sources, result.weights, strict=True)
     )
-    parity: dict[str, Any] | None = None if done.parity is None else asdict(done.parity)
+    parity: dict[str, Any] | None = None if result.parity is None else asdict(result.parity)
     return DerivedCard(
         name=name,
-        made=f"The average of the weights of {len(done.sources)} reward models ({shares})",
+        made=f"The average of the weights of {len(result.sources)} reward models ({shares})",
         adapter=facts.kind == "adapter",
         tags=("weight-averaging",),
         text=facts.text,
         base=facts.base,
         base_revision=facts.base_revision,
         parity=parity,
-        notes=done.notes,
+        notes=result.notes,
     )
 
 

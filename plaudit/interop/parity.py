@@ -23,6 +23,14 @@ TOLERANCE = 1e-4
 """Largest difference allowed between fp32 scores, relative where scores are over 1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """Which rows a check scores, the run's held-out ones by default, and what it allows."""
+
+    rows: Source | None = None
+    tolerance: float = TOLERANCE
+
+
 class ParityError(PlauditError):
     """What was written does not give the scores of what it was written from; it was removed."""
 
@@ -48,9 +56,9 @@ class Parity:
     text_difference: float | None = None
 
 
-def largest_difference(found_R: Sequence[float], expected_R: FloatArray) -> float:
+def largest_difference(scores_R: Sequence[float] | FloatArray, expected_R: FloatArray) -> float:
     """Over all responses; infinite where a score is not a number."""
-    difference_R = np.abs(np.asarray(found_R, dtype=np.float64) - expected_R)
+    difference_R = np.abs(np.asarray(scores_R, dtype=np.float64) - expected_R)
     return float(np.nan_to_num(difference_R, nan=np.inf).max(initial=0.0))
 
 
@@ -59,9 +67,9 @@ def allowed(tolerance: float, expected_R: FloatArray) -> float:
     return tolerance * max(1.0, float(np.abs(expected_R).max(initial=0.0)))
 
 
-def given_by(affine: Affine, rewards_R: FloatArray) -> FloatArray:
+def transformed(transform: Affine, rewards_R: FloatArray) -> FloatArray:
     """Rewards in the units of the tool."""
-    return affine.scale * rewards_R + affine.offset
+    return transform.scale * rewards_R + transform.offset
 
 
 def order_changes(before: Sequence[FloatArray], after: Sequence[FloatArray]) -> int:
@@ -72,7 +80,7 @@ def order_changes(before: Sequence[FloatArray], after: Sequence[FloatArray]) -> 
     )
 
 
-def refuse_difference(parity: Parity, what: str) -> None:
+def check_difference(parity: Parity, what: str) -> None:
     """Raise when the scores are further apart than allowed.
 
     Raises:
@@ -111,34 +119,34 @@ class CheckRows:
         ]
 
 
-def check_rows(model: RewardModel, folder: Path, given: Source | None) -> CheckRows:
-    """All rows of ``given``, or :data:`ROWS` of the run's held-out rows, else of embedded text.
+def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRows:
+    """All of ``rows``, or :data:`ROWS` of the run's held-out rows, else of embedded text.
 
     Raises:
-        DataError: ``given`` cannot be read, or the model can read none of its rows.
+        DataError: ``rows`` cannot be read, or the model can read none of its rows.
     """
-    if given is not None:
-        comparisons = [comparison for *_, comparison in iterate_comparisons(given)]
-        found = _readable(model, comparisons, given.path, len(comparisons))
-        if not found.trees:
+    if rows is not None:
+        comparisons = [comparison for *_, comparison in iterate_comparisons(rows)]
+        readable = _readable(model, comparisons, rows.path, len(comparisons))
+        if not readable.trees:
             raise DataError(
-                f"The model can read none of the {len(comparisons)} rows of {given.path} (it reads "
+                f"The model can read none of the {len(comparisons)} rows of {rows.path} (it reads "
                 f"at most {model.facts.max_length} tokens); give other --rows."
             )
-        return found
+        return readable
     recorded = _recorded(folder)
     if recorded is not None:
-        found = _readable(model, recorded, "the run's held-out rows", ROWS)
-        if found.trees:
-            return found
+        readable = _readable(model, recorded, "the run's held-out rows", ROWS)
+        if readable.trees:
+            return readable
     embedded = [comparison for *_, comparison in iterate_comparisons(Source(path=EMBEDDED))]
-    found = _readable(model, embedded, "embedded rows", ROWS)
-    if not found.trees:
+    readable = _readable(model, embedded, "embedded rows", ROWS)
+    if not readable.trees:
         raise DataError(
             f"The model can read no embedded row (it reads at most {model.facts.max_length} "
             "tokens); give rows of your own with --rows."
         )
-    return found
+    return readable
 
 
 def _readable(

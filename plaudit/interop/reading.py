@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.interop.formats import Contents, Request, read_json
-from plaudit.model.checkpoint import ArtefactFacts, Origin, Output
+from plaudit.model.checkpoint import BASE_FOLDER, ArtefactFacts, Origin, Output
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,
@@ -33,90 +33,118 @@ from plaudit.types import Affine, Reading, Rendering
 
 logger = logging.getLogger("plaudit")
 
-UNSPOKEN_LENGTH = 8192
+FOREIGN_SETTINGS = ("auto_map", "value_head_prefix", "mean", "std", "normalize_reward")
+"""Keys of ``config.json`` by which a tool finds and normalises its own head."""
+
+DEFAULT_LENGTH = 8192
 """The longest conversation where neither the files nor the positions of a model set one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where the body of a model is: its own folder, or the base of an adapter."""
+class Body:
+    """The body of a model, with its configuration and its tokenizer as the files have them.
 
+    ``path`` is the model's own folder, or the base of an adapter.
+    """
+
+    request: Request
     path: str
     revision: str | None
     kind: Literal["adapter", "full"]
-
-    def request(self, trust_remote_code: bool, dtype: torch.dtype) -> BaseRequest:
-        return BaseRequest(
-            base=self.path,
-            revision=self.revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            foreign_head=True,
-        )
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
 
 
-def place_of(contents: Contents, request: Request) -> Place:
-    """The body's place; the base of an adapter may be named anew, or lie beside it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a format reads a model: the tool, the version whose rules hold, and what they say.
+
+    ``notes`` are sentences about what is lossy, inferred or unusual.
+    """
+
+    format: str
+    source_version: str | None
+    notes: Sequence[str]
+    rendering: Rendering = field(default_factory=Rendering)
+    reading: Reading = field(default_factory=Reading)
+    affine: Affine = field(default_factory=Affine)
+    output: Output | None = None
+
+
+def open_body(contents: Contents, request: Request) -> Body:
+    """Find the body, whose folder an option may name, and read configuration and tokenizer.
 
     Raises:
-        ModelError: an adapter that names no base, and none was named for it.
+        ModelError: an adapter that names no base, or nothing that can be read there.
     """
+    path, revision = _place(contents, request)
+    folder = contents.folder
+    tokenizer_files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+    beside = any((folder / name).is_file() for name in tokenizer_files)
+    kind: Literal["adapter", "full"] = "full" if contents.adapter is None else "adapter"
+    config = _config(path, revision, kind, request)
+    tokenizer = read_tokenizer(
+        str(folder) if beside else path,
+        revision=None if beside else revision,
+        trust_remote_code=request.options.trust_remote_code,
+    )
+    return Body(
+        request=request,
+        path=path,
+        revision=revision,
+        kind=kind,
+        config=config,
+        tokenizer=tokenizer,
+    )
+
+
+def _place(contents: Contents, request: Request) -> tuple[str, str | None]:
+    """Path or Hub id of the body, and its revision there."""
     if contents.adapter is None:
-        return Place(path=str(contents.folder), revision=None, kind="full")
-    revision = contents.adapter.get("revision")
-    beside = contents.folder / "base"
-    if request.base is not None:
-        return Place(path=request.base, revision=None, kind="adapter")
+        return str(contents.folder), None
+    if request.options.base is not None:
+        return request.options.base, None
+    beside = contents.folder / BASE_FOLDER
     if (beside / "config.json").is_file():
-        return Place(path=str(beside), revision=None, kind="adapter")
+        return str(beside), None
     named = contents.adapter.get("base_model_name_or_path")
     if not named:
         raise ModelError(
             f"{contents.folder / 'adapter_config.json'} names no base; name the model it was "
             "trained on with --base."
         )
-    return Place(path=str(named), revision=revision, kind="adapter")
+    return str(named), contents.adapter.get("revision")
 
 
-def checked_config(place: Place, request: Request) -> Any:
-    """The body's configuration.
-
-    Raises:
-        ModelError: there is none; for an adapter with the advice to say where its base is.
-    """
-    named = (read_json(Path(place.path) / "config.json") or {}).get("auto_map") or {}
-    if "AutoConfig" in named and not request.trust_remote_code:
+def _config(path: str, revision: str | None, kind: str, request: Request) -> Any:
+    trusted = request.options.trust_remote_code
+    named = (read_json(Path(path) / "config.json") or {}).get("auto_map") or {}
+    if "AutoConfig" in named and not trusted:
         raise ModelError(
             f"{request.source} needs Python code of its own; read that code, and load with "
             "trust_remote_code=True (--trust-remote-code) if you trust it."
         )
     try:
-        return load_config(place.request(request.trust_remote_code, torch.float32))
+        return load_config(_base_request(path, revision, trusted, torch.float32))
     except ModelError as error:
-        if place.kind == "full":
+        if kind == "full":
             raise
         raise ModelError(
-            f"The base of the adapter in {request.source} cannot be loaded ({error}) Say where it "
-            "is now with --base."
+            f"The base of the adapter in {request.source} cannot be loaded ({error}) Name its path "
+            "or Hub id with --base."
         ) from None
 
 
-def own_tokenizer(contents: Contents, place: Place, request: Request) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the model, else its base's, as the files have it."""
-    beside = any(
-        (contents.folder / name).is_file()
-        for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+def _base_request(
+    path: str, revision: str | None, trust_remote_code: bool, dtype: torch.dtype
+) -> BaseRequest:
+    return BaseRequest(
+        base=path,
+        revision=revision,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        foreign_head=True,
     )
-    return read_tokenizer(
-        str(contents.folder) if beside else place.path,
-        revision=None if beside else place.revision,
-        trust_remote_code=request.trust_remote_code,
-    )
-
-
-def spare_pad(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give the tokenizer a padding token of its own; the scored token goes by the model's rule."""
-    tokenizer.pad_token = choose_pad_token(tokenizer, None, source)
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -155,76 +183,65 @@ def classifier_reading(
         "first_pad" if old else "before_trailing_pad"
     )
     place = "the token before its first occurrence" if old else "the last token that is another"
-    note = (
-        f"its padding token {pad} also ends texts, so {place} is scored, as in transformers "
-        f"{version or '4.49 and later (its version is not recorded; --era names another)'}"
+    note = f"its padding token {pad} also ends texts, so {place} is scored, as in transformers " + (
+        version or "4.49 and later (its version is not recorded; --source-version names it)"
     )
     return Reading(rule=rule, pad_id=pad_id), [note]
 
 
-def make_facts(
-    contents: Contents,
-    request: Request,
-    place: Place,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    origin: str,
-    era: str | None,
-    notes: Sequence[str],
-    rendering: Rendering = Rendering(),
-    reading: Reading = Reading(),
-    affine: Affine = Affine(),
-    output: Output | None = None,
-) -> ArtefactFacts:
-    """The facts of an imported model; what its files do not say stays unknown, or is said."""
-    config = checked_config(place, request)
+def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
+    """The facts of an imported model; what its files do not say stays unknown, or is said.
+
+    Gives the tokenizer a padding token of its own: the scored token goes by the model's rule.
+    """
+    request, config, tokenizer = body.request, body.config, body.tokenizer
+    tokenizer.pad_token = choose_pad_token(tokenizer, None, request.source)
     template = tokenizer.chat_template
-    own_template = not renderer_of(rendering).needs_chat_template
+    own_template = not renderer_of(rules.rendering).needs_chat_template
     rendered = own_template or bool(template)
-    text = request.choices.text or ("chat" if rendered else "text")
-    said = [*notes]
-    if rendered and not own_template and request.choices.text is None:
-        said.append(
+    text = request.options.text or ("chat" if rendered else "text")
+    notes = [*rules.notes]
+    if rendered and not own_template and request.options.text is None:
+        notes.append(
             "its files do not say whether it was trained on conversations or plain text; plain "
             "text is read as one user and one assistant turn through its chat template (--text "
             "text changes that)"
         )
-    longest, turning = _longest(config, tokenizer), company_dependent_length(config)
+    # What the positions reach, and the tokenizer's own limit where it is one.
+    reach = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    longest = int(min(reach, tokenizer.model_max_length))
+    turning = company_dependent_length(config)
     if turning is not None and turning < longest:
         longest = turning
-        said.append(
+        notes.append(
             f"beyond {turning} tokens its rotary positions change with the longest text of a "
             "batch, so longer conversations are not scored"
         )
-    assert isinstance(tokenizer.pad_token, str)
+    local = Path(body.path).is_dir()
+    has_code = bool(getattr(config, "auto_map", None))
     return ArtefactFacts(
-        kind=place.kind,
-        base=_absolute(place.path),
-        base_revision=place.revision,
+        kind=body.kind,
+        base=str(Path(body.path).resolve()) if local else body.path,
+        base_revision=body.revision,
         max_length=longest,
         text=text,
         chat_template=template if isinstance(template, str) else None,
-        pad_token=tokenizer.pad_token,
+        pad_token=str(tokenizer.pad_token),
         attention="auto",
         attention_note=None,
-        head={"name": "score", "init": f"the {origin} model's own", "dtype": "float32"},
-        trust_remote_code=request.trust_remote_code and _has_code(config),
-        rendering=rendering,
-        reading=reading,
-        affine=affine,
-        output=output,
-        origin=Origin(format=origin, source=request.source, era=era, notes=tuple(said)),
+        head={"name": "score", "init": f"the {rules.format} model's own", "dtype": "float32"},
+        trust_remote_code=request.options.trust_remote_code and has_code,
+        rendering=rules.rendering,
+        reading=rules.reading,
+        affine=rules.affine,
+        output=rules.output,
+        origin=Origin(
+            format=rules.format,
+            source=request.source,
+            source_version=rules.source_version,
+            notes=tuple(notes),
+        ),
     )
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
-
-
-def _longest(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens the positions reach, and the tokenizer's own limit where it is one."""
-    reach = getattr(config, "max_position_embeddings", None) or UNSPOKEN_LENGTH
-    return int(min(reach, tokenizer.model_max_length))
 
 
 def choose_output(
@@ -235,7 +252,7 @@ def choose_output(
     Raises:
         ModelError: several, and none chosen, or one that is not there.
     """
-    asked = request.choices.output
+    asked = request.options.output
     names = {number: str(labels.get(str(number), f"output {number}")) for number in range(rows)}
     listed = ", ".join(f"{number} ({name})" for number, name in names.items())
     if asked is not None and not 0 <= asked < rows:
@@ -250,29 +267,24 @@ def choose_output(
     return asked, Output(index=asked, of=rows, name=names[asked])
 
 
-def build_classifier(
-    place: Place,
-    request: Request,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    weight_1D: Tensor | None,
-) -> LoadedBase:
+def build_classifier(body: Body, dtype: torch.dtype, weight_1D: Tensor | None) -> LoadedBase:
     """The body as a one-output classifier whose head is ``weight_1D``; None leaves the head alone.
 
     Raises:
         ModelError: the body cannot be loaded, or the head is of another width.
     """
-    assert isinstance(tokenizer.pad_token_id, int)
+    pad_id = body.tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    trusted = body.request.options.trust_remote_code
     try:
-        loaded = load_base(
-            place.request(request.trust_remote_code, dtype), pad_id=tokenizer.pad_token_id
-        )
+        request = _base_request(body.path, body.revision, trusted, dtype)
+        loaded = load_base(request, pad_id=pad_id)
     except ModelError as error:
-        if place.kind == "full":
+        if body.kind == "full":
             raise
         raise ModelError(f"{error} The base of an adapter is named with --base.") from None
-    forget_extras(loaded.network, keeps_code=request.trust_remote_code)
-    return loaded if weight_1D is None else with_head(loaded, weight_1D, request.source)
+    _drop_foreign_settings(loaded.network.config, keep_code=trusted)
+    return loaded if weight_1D is None else with_head(loaded, weight_1D, body.request.source)
 
 
 def with_head(loaded: LoadedBase, weight_1D: Tensor, source: str) -> LoadedBase:
@@ -296,14 +308,9 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(str(size) for size in tensor.shape)
 
 
-def _has_code(config: Any) -> bool:
-    """Whether the model's folder names Python of its own."""
-    return bool(getattr(config, "auto_map", None))
-
-
-def forget_extras(network: Any, *, keeps_code: bool) -> None:
-    """Drop configuration keys by which another tool would read the saved classifier its own way."""
-    code = () if keeps_code else ("auto_map",)
-    for name in (*code, "value_head_prefix", "mean", "std", "normalize_reward"):
-        if hasattr(network.config, name) and name not in type(network.config)().to_dict():
-            delattr(network.config, name)
+def _drop_foreign_settings(config: Any, *, keep_code: bool) -> None:
+    """Drop the keys by which another tool would read the saved classifier its own way."""
+    for name in FOREIGN_SETTINGS:
+        own = hasattr(config, name) and name not in type(config)().to_dict()
+        if own and not (keep_code and name == "auto_map"):
+            delattr(config, name)

@@ -52,13 +52,13 @@ class Output:
 class Origin:
     """Where a model that another tool trained comes from.
 
-    ``format`` is the name of a model format; ``era`` the version whose
-    rules it is read by; ``notes`` are the sentences that were said when it was read.
+    ``format`` is the name of a model format; ``source_version`` the version
+    whose rules it is read by; ``notes`` are the sentences that were said when it was read.
     """
 
     format: str
     source: str
-    era: str | None = None
+    source_version: str | None = None
     notes: tuple[str, ...] = ()
 
 

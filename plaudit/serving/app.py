@@ -258,7 +258,7 @@ async def _along(
 
             def walk(prompt: Any = part.prompt, answer: Any = response) -> tuple[Step, ...]:
                 try:
-                    rewards = served.model.along(prompt, answer)
+                    rewards = served.model.token_rewards(prompt, answer)
                 except PlauditError as error:
                     raise RefusalError("bad_request", str(error), param="along") from None
                 if not np.isfinite([step.reward for step in rewards]).all():

@@ -19,7 +19,7 @@ from transformers import (
 
 from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
-from plaudit.interop.formats import Opened, is_reward_model, open_reward_model
+from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
 from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
@@ -80,7 +80,7 @@ class PreparedRun:
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    warm_start: Opened | None
+    warm_start: OpenedModel | None
     built: Built
     started: datetime
 
@@ -196,7 +196,7 @@ def _build_model(
     args: StepArguments,
     largest_id: int,
     folder: RunFolder,
-    warm_start: Opened | None,
+    warm_start: OpenedModel | None,
 ) -> Built:
     assert isinstance(tokenizer.pad_token_id, int)
     loaded = (
@@ -278,7 +278,7 @@ def place_base(base: str, folder: RunFolder) -> str:
 
 
 def prepare_tokenizer(
-    model: ModelSection, tokens: TokensSection, base: str, warm_start: Opened | None = None
+    model: ModelSection, tokens: TokensSection, base: str, warm_start: OpenedModel | None = None
 ) -> PreTrainedTokenizerBase:
     """The base's tokenizer with its pad token chosen and its chat template frozen in time.
 
@@ -310,7 +310,7 @@ def prepare_tokenizer(
 
 
 def make_encoder(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, warm_start: Opened | None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, warm_start: OpenedModel | None
 ) -> Encoder:
     """How a run turns comparisons into ids; a reward model that is trained on keeps its rules.
 
@@ -480,7 +480,7 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
 PLAIN = "sequence classifier"
 
 
-def open_warm_start(recipe: Recipe) -> Opened | None:
+def open_warm_start(recipe: Recipe) -> OpenedModel | None:
     """The reward model that ``model.base`` is, None where it is a plain base.
 
     Raises:
@@ -490,7 +490,7 @@ def open_warm_start(recipe: Recipe) -> Opened | None:
     base = recipe.model.base
     if base == embedded.NAME or not is_reward_model(Path(base)):
         return None
-    opened = open_reward_model(base, trust_remote_code=recipe.model.trust_remote_code)
+    opened = open_reward_model(base, ReadOptions(trust_remote_code=recipe.model.trust_remote_code))
     if recipe.model.quantize is None:
         return opened
     if opened.facts.origin is not None and opened.facts.origin.format == PLAIN:
@@ -502,7 +502,7 @@ def open_warm_start(recipe: Recipe) -> Opened | None:
     )
 
 
-def place_warm_start(opened: Opened, source: Path, folder: RunFolder) -> str:
+def place_warm_start(opened: OpenedModel, source: Path, folder: RunFolder) -> str:
     """Where the new run's base is; a base kept inside the old run is copied, as runs are moved."""
     if opened.facts.kind == "full":
         return str(source.resolve())
@@ -514,7 +514,7 @@ def place_warm_start(opened: Opened, source: Path, folder: RunFolder) -> str:
     return str(folder.base.resolve() if folder.base.is_dir() else Path(base).resolve())
 
 
-def load_warm_start(opened: Opened, recipe: Recipe, dtype: torch.dtype) -> LoadedBase:
+def load_warm_start(opened: OpenedModel, recipe: Recipe, dtype: torch.dtype) -> LoadedBase:
     """The weights to train on: an adapter unfrozen, or merged where all weights train.
 
     Raises:

@@ -10,7 +10,7 @@ from plaudit import embedded
 from plaudit.data.load import first_comparisons
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.errors import DataError
-from plaudit.interop.formats import is_reward_model
+from plaudit.interop.formats import ReadOptions, is_reward_model
 from plaudit.recipe.load import load_recipe, parse_recipe
 from plaudit.recipe.schema import Recipe, Source
 from plaudit.report.preview import remarks
@@ -121,7 +121,9 @@ def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:
             f"{model} is a reward model and reads conversations by its own template; leave out"
             " --chat-template, or name its base."
         )
-    opened = open_frozen(model, base=options.base, trust_remote_code=options.trust_remote_code)
+    opened = open_frozen(
+        model, ReadOptions(base=options.base, trust_remote_code=options.trust_remote_code)
+    )
     encoder = encoder_of(opened)
     if options.max_length is None:
         return encoder

@@ -48,7 +48,7 @@ def test_it_answers_what_the_model_answers(client: RewardClient, model: RewardMo
     ours, theirs = client.best_of(PROMPT, RESPONSES), model.best_of(PROMPT, RESPONSES)
     assert (ours.index, ours.response) == (theirs.index, theirs.response)
     assert ours.rewards == pytest.approx(theirs.rewards, abs=1e-5)
-    along, expected = client.along(PROMPT, a), model.along(PROMPT, a)
+    along, expected = client.along(PROMPT, a), model.token_rewards(PROMPT, a)
     assert [step.text for step in along] == [step.text for step in expected]
     assert [step.reward for step in along] == pytest.approx(
         [step.reward for step in expected], abs=1e-5

@@ -101,17 +101,18 @@ def test_a_dry_run_shows_the_files_and_asks_nobody(hub: Hub, run: Path, tmp_path
         "adapter_model.safetensors",
         (run / "adapter_model.safetensors").stat().st_size,
     ] in told["files"]
-    assert "predictions.parquet" in told["left"]
+    assert "predictions.parquet" in told["skipped"]
     assert told["commit"] is None
     assert "adapter_model.safetensors" in done.stderr
     assert "Dry run: nothing was uploaded" in done.stderr
     assert not [note for note in told["notes"] if "has not finished" in note]
-    from plaudit.interop.hub import push
+    from plaudit.interop.hub import PushOptions, push
 
     unevaluated = tmp_path / "unevaluated"
     shutil.copytree(run, unevaluated, ignore=shutil.ignore_patterns("checkpoints"))
     (unevaluated / "training.json").write_text("{}")
-    (note,) = [n for n in push(unevaluated, REPO, dry_run=True).notes if "has not finished" in n]
+    plan = push(unevaluated, REPO, PushOptions(dry_run=True))
+    (note,) = [n for n in plan.notes if "has not finished" in n]
     assert f"plaudit train {unevaluated} --resume" in note
 
 
@@ -207,7 +208,7 @@ def test_pull_takes_no_pickles_and_no_code(hub: Hub, run: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "b").glob("*.py"))
     assert not list((tmp_path / "b").glob("*.pt"))
-    assert "left there: " in done.stderr
+    assert "not downloaded: " in done.stderr
     headless = {**files, "adapter_model.safetensors": _without_head(run)}
     hub.put(REPO, headless)
     done = plaudit(hub, "pull", REPO, "--out", tmp_path / "c", home=tmp_path)

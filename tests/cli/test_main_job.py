@@ -181,7 +181,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {
         "rows": 9,
         "scored": 8,
-        "refused": {"over_length": 1},
+        "skipped": {"over_length": 1},
         "resumed": 0,
         "unread": {"rows": 9, "without_prompt": 0, "columns": {"subset": 9}},
     }

@@ -143,7 +143,7 @@ def test_the_reward_along_a_response_is_read_with_the_keyboard(
     page.get_by_label("Prompt text").fill(PROMPT)
     fill(page, RESPONSES[:2])
     page.keyboard.press("Control+Enter")
-    steps = model.along(PROMPT, RESPONSES[1])
+    steps = model.token_rewards(PROMPT, RESPONSES[1])
     slider = page.get_by_role("slider", name="Response B, token")
     strip = page.locator(".strip").nth(1)
     expect(strip.locator(".token")).to_have_count(len(steps))

@@ -10,9 +10,9 @@ from plaudit.errors import ModelError
 from plaudit.interop.llama_factory.templates import (
     BOS,
     EOS,
-    ERAS,
     KIND,
     NAMES,
+    RULE_VERSIONS,
     chat_template_of,
     fill,
     template_of,
@@ -27,18 +27,18 @@ TURNS = ["What is {{ 1 + 1 }}?", 'It is "two".\n', "Sure\\n?", "Yes."]
 def known() -> Iterator[tuple[str, str]]:
     """Every template in every release that had it."""
     for name in NAMES:
-        for era in ERAS:
+        for version in RULE_VERSIONS:
             try:
-                template_of(name, era)
+                template_of(name, version)
             except ModelError:
                 continue
-            yield name, era
+            yield name, version
 
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
-@pytest.mark.parametrize(("name", "era"), list(known()))
-def test_the_text_is_the_same(name: str, era: str, system: str) -> None:
-    strings = template_of(name, era).strings()
+@pytest.mark.parametrize(("name", "version"), list(known()))
+def test_the_text_is_the_same(name: str, version: str, system: str) -> None:
+    strings = template_of(name, version).strings()
     tokenizer = tiny_tokenizer()
     rendering = Rendering(kind=KIND, strings=strings)
     template = chat_template_of(rendering, Reading(), tokenizer)

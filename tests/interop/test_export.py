@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from plaudit import registry
 from plaudit.errors import ModelError, OutputError
-from plaudit.interop.export import export
+from plaudit.interop.export import ExportOptions, export
 from plaudit.interop.formats import Ids, Scorer
-from plaudit.interop.parity import ParityError, check_rows
+from plaudit.interop.parity import CheckOptions, ParityError, check_rows
 from plaudit.interop.sequence_classifier import write
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
@@ -118,17 +118,17 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     rows = check_rows(model, finished_run, None)
     rewards = np.concatenate(model.score_trees(rows.trees))
     wanted = ((rewards - mean) / std).tolist()
-    merged = export(finished_run, "merged", tmp_path / "merged", normalize=True)
+    merged = export(finished_run, "merged", tmp_path / "merged", ExportOptions(normalize=True))
     assert merged.serving == {"logit_mean": mean, "logit_sigma": std}
     close(write.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
-        export(finished_run, target, tmp_path / target, normalize=True)
+        export(finished_run, target, tmp_path / target, ExportOptions(normalize=True))
         read = registry.find("exporter", target).read(tmp_path / target, model.facts.base)
         close(read(rows.sequences()), wanted, 1e-4)
     config = json.loads((tmp_path / "openrlhf" / "config.json").read_text())
     assert config["value_head_prefix"] == "score"
     assert (config["mean"], config["std"]) == (mean, std)
-    adapter = export(finished_run, "adapter", tmp_path / "adapter", normalize=True)
+    adapter = export(finished_run, "adapter", tmp_path / "adapter", ExportOptions(normalize=True))
     assert any("no place for a normalisation" in note for note in adapter.notes)
 
 
@@ -153,9 +153,11 @@ def test_a_base_beside_the_adapter_goes_with_it(
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_keeps_the_head_in_fp32(
-    dtype: str, finished_run: Path, tmp_path: Path
+    dtype: Literal["bf16", "fp16"], finished_run: Path, tmp_path: Path
 ) -> None:
-    done = export(finished_run, "merged", tmp_path / "out", dtype=dtype, max_shard_size="40KB")
+    done = export(
+        finished_run, "merged", tmp_path / "out", ExportOptions(dtype=dtype, max_shard_size="40KB")
+    )
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     assert done.parity.rounding is not None
@@ -179,7 +181,7 @@ def test_half_precision_keeps_the_head_in_fp32(
 
 @pytest.mark.parametrize("target", ["adapter", "llamafactory"])
 def test_an_adapter_in_half_precision(target: str, finished_run: Path, tmp_path: Path) -> None:
-    done = export(finished_run, target, tmp_path / "out", dtype="bf16")
+    done = export(finished_run, target, tmp_path / "out", ExportOptions(dtype="bf16"))
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     dtypes = {
@@ -210,13 +212,13 @@ def test_the_pipeline_gives_the_raw_score(finished_run: Path, tmp_path: Path) ->
 def test_an_old_peft_can_read_the_config(finished_run: Path, tmp_path: Path) -> None:
     known = json.loads(write.OLD_PEFT["0.11"].read_text())["keys"]
     for target in ("adapter", "llamafactory"):
-        export(finished_run, target, tmp_path / target, peft_config="0.11")
+        export(finished_run, target, tmp_path / target, ExportOptions(peft_config="0.11"))
         config = json.loads((tmp_path / target / "adapter_config.json").read_text())
         assert set(config) <= set(known)
         assert config["task_type"] == {"adapter": "SEQ_CLS", "llamafactory": "CAUSAL_LM"}[target]
         assert config["modules_to_save"] == {"adapter": ["score"], "llamafactory": None}[target]
     with pytest.raises(ModelError, match="adapter_config"):
-        export(finished_run, "merged", tmp_path / "merged", peft_config="0.11")
+        export(finished_run, "merged", tmp_path / "merged", ExportOptions(peft_config="0.11"))
 
 
 def test_what_an_old_peft_cannot_do_is_refused(finished_run: Path, tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_what_a_model_cannot_become_is_said(
     shutil.copytree(finished_run, folder)
     set_facts(folder, reward_std=None)
     with pytest.raises(ModelError, match="--normalize needs"):
-        export(folder, "merged", tmp_path / "out", normalize=True)
+        export(folder, "merged", tmp_path / "out", ExportOptions(normalize=True))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     with pytest.raises(OutputError, match="already exists"):
@@ -332,7 +334,12 @@ def test_scores_that_are_not_numbers_fail(
 
 def test_rows_to_check_with(finished_run: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "mine.jsonl", ROWS)
-    done = export(finished_run, "merged", tmp_path / "a", rows=Source(path=str(data)))
+    done = export(
+        finished_run,
+        "merged",
+        tmp_path / "a",
+        ExportOptions(check=CheckOptions(rows=Source(path=str(data)))),
+    )
     assert done.parity is not None
     assert done.parity.comparisons == len(ROWS)
     # A run whose data moved away is checked with the rows that come with plaudit.
@@ -342,7 +349,7 @@ def test_rows_to_check_with(finished_run: Path, tmp_path: Path) -> None:
     done = export(moved, "merged", tmp_path / "b")
     assert done.parity is not None
     assert done.parity.rows == "embedded rows"
-    done = export(moved, "merged", tmp_path / "c", check=False)
+    done = export(moved, "merged", tmp_path / "c", ExportOptions(check=None))
     assert done.parity is None
     assert json.loads((tmp_path / "c" / "export.json").read_text())["checked"] is False
     assert "It was not checked" in (tmp_path / "c" / "README.md").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,20 @@ from transformers import (
 
 import plaudit
 from plaudit.errors import ModelError
-from plaudit.interop.formats import formats, is_reward_model, look
+from plaudit.interop.formats import ReadOptions, formats, is_reward_model, read_contents
 from plaudit.interop.importing import import_model
-from plaudit.interop.llama_factory.model import infer_era
+from plaudit.interop.llama_factory.model import infer_version
 from plaudit.interop.llama_factory.templates import (
     BOS,
     CONTENT,
     EOS,
-    ERAS,
     NAMES,
-    era_of,
+    RULE_VERSIONS,
     fill,
+    rule_version,
     template_of,
 )
+from plaudit.reward_model import LoadArguments, LoadOptions
 from plaudit.tokens.encode import Encoder, cut_behind, encode
 from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
 from tests.foreign import (
@@ -117,7 +119,7 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
     assert "peft_version" not in keys
     model = opened(folder)
     assert model.facts.origin is not None
-    assert model.facts.origin.era == "0.8.2"
+    assert model.facts.origin.source_version == "0.8.2"
     assert model.facts.reading == Reading(rule="before_trailing_pad", pad_id=4086)
     assert model.facts.affine.offset == pytest.approx(0.3, abs=0.1)
     for row, *expected in zip(
@@ -129,7 +131,7 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
         found = model.score(row["prompt"], [row["chosen"], row["rejected"]])
         assert found == pytest.approx(expected, **CLOSE)
     assert "the token before that is scored" in caplog.text
-    later = opened(folder, era="0.9.1")
+    later = opened(folder, source_version="0.9.1")
     assert later.facts.reading == Reading()
     row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
     assert later.score(row["prompt"], [row["chosen"]]) != pytest.approx(
@@ -169,7 +171,7 @@ def conversation(system: str, turns: list[str]) -> Comparison:
 
 
 def encoder_of(name: str, version: str, tokenizer: Any) -> Encoder:
-    template = template_of(name, era_of(version))
+    template = template_of(name, rule_version(version))
     if template.eos is not None and template.eos in tokenizer.get_vocab():
         tokenizer.eos_token = template.eos
     rendering = Rendering(kind="llamafactory", template=name, strings=template.strings())
@@ -180,7 +182,7 @@ def test_every_template_of_every_release_gives_its_ids() -> None:
     """Against ids that the releases' own template code made."""
     recorded = rows(LLAMA_FACTORY / "templates.jsonl")
     assert {row["template"] for row in recorded} == set(NAMES)
-    assert {era_of(row["version"]) for row in recorded} == set(ERAS)
+    assert {rule_version(row["version"]) for row in recorded} == set(RULE_VERSIONS)
     for row in recorded:
         tokenizer = AutoTokenizer.from_pretrained(BASE)
         encoder = encoder_of(row["template"], row["version"], tokenizer)
@@ -195,11 +197,11 @@ def test_a_template_that_came_later_is_refused() -> None:
     with pytest.raises(ModelError, match="qwen9 is not known; expected one of default"):
         template_of("qwen9", "0.9.4")
     with pytest.raises(ModelError, match="'new' is not a version"):
-        era_of("new")
+        rule_version("new")
 
 
 @pytest.mark.parametrize(
-    ("peft", "transformers", "era"),
+    ("peft", "transformers", "version"),
     [
         ((0, 10, 0), (4, 40, 0), "0.8.2"),
         ((0, 11, 1), (4, 41, 2), "0.8.2"),
@@ -212,9 +214,9 @@ def test_a_template_that_came_later_is_refused() -> None:
     ],
 )
 def test_the_release_is_inferred_from_its_libraries(
-    peft: tuple[int, ...], transformers: tuple[int, ...] | None, era: str | None
+    peft: tuple[int, ...], transformers: tuple[int, ...] | None, version: str | None
 ) -> None:
-    assert infer_era(peft, transformers) == era
+    assert infer_version(peft, transformers) == version
 
 
 def test_turns_that_do_not_alternate_are_counted_not_guessed() -> None:
@@ -249,14 +251,17 @@ def test_what_decides_the_score_is_asked_for_and_not_guessed(tmp_path: Path) -> 
     without_versions(folder)
     with pytest.raises(ModelError, match="do not tell which LLaMA-Factory trained it"):
         opened(folder)
-    assert opened(folder, era="0.8.2").facts.reading.rule == "before_trailing_pad"
+    assert opened(folder, source_version="0.8.2").facts.reading.rule == "before_trailing_pad"
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"do not name its template.*--template"):
-        opened(folder, era="0.8.2")
-    assert opened(folder, era="0.8.2", template="llama3").facts.rendering.template == "llama3"
+        opened(folder, source_version="0.8.2")
+    assert (
+        opened(folder, source_version="0.8.2", template="llama3").facts.rendering.template
+        == "llama3"
+    )
     (folder / "chat_template.jinja").write_text("{{ raise_exception('not like that') }}")
     with pytest.raises(ModelError, match=r"do not name its template.*--template"):
-        opened(folder, era="0.8.2")
+        opened(folder, source_version="0.8.2")
 
 
 # ---- whole models, built here
@@ -529,7 +534,7 @@ def test_llama_factorys_merged_model(tmp_path: Path) -> None:
     ):
         shutil.copy(file, folder / file.name)
     row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
-    model = opened(folder, base=None, era="0.9.5")
+    model = opened(folder, base=None, source_version="0.9.5")
     assert model.score(row["prompt"], [row["chosen"], row["rejected"]]) == pytest.approx(
         row["rewards"], rel=0, abs=5e-5
     )
@@ -549,7 +554,7 @@ def test_each_format_is_recognised_by_its_own_row(
         whole: "sequence classifier",
     }
     for folder, name in expected.items():
-        contents = look(folder)
+        contents = read_contents(folder)
         assert next(row.name for row in formats() if row.recognises(contents)) == name
         assert is_reward_model(folder)
     assert not is_reward_model(tiny_base)
@@ -668,9 +673,19 @@ def test_a_value_head_of_another_kind_is_refused(tmp_path: Path) -> None:
         opened(folder)
 
 
-def test_choices_do_not_change_plaudits_own(finished_run: Path) -> None:
-    with pytest.raises(ModelError, match="records how it is read; leave out era"):
-        opened(finished_run, base=None, era="0.8.2")
+def test_load_arguments_are_the_fields_of_its_options() -> None:
+    assert LoadArguments.__annotations__.keys() == {f.name for f in fields(LoadOptions)}
+
+
+def test_an_old_argument_names_the_new_one() -> None:
+    old: dict[str, Any] = {"era": "0.8.2"}
+    with pytest.raises(ModelError, match="is called source_version now"):
+        plaudit.load("anywhere", **old)
+
+
+def test_options_do_not_change_plaudits_own(finished_run: Path) -> None:
+    with pytest.raises(ModelError, match="records how it is read; leave out source_version"):
+        opened(finished_run, base=None, source_version="0.8.2")
 
 
 def test_a_template_that_renders_today_is_frozen(
@@ -728,7 +743,7 @@ def test_a_models_own_code_runs_only_when_asked(whole: Path, tmp_path: Path) -> 
     assert model.facts.trust_remote_code
     assert model.score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
     with pytest.raises(ModelError, match="code of its own, which is not copied"):
-        import_model(whole, tmp_path / "out", trust_remote_code=True)
+        import_model(whole, tmp_path / "out", ReadOptions(trust_remote_code=True))
 
 
 def test_a_head_with_code_of_its_own_is_named(whole: Path) -> None:

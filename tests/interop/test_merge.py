@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from plaudit.errors import ModelError, OutputError
 from plaudit.interop import merge as merging
 from plaudit.interop.export import export
-from plaudit.interop.merge import merge
+from plaudit.interop.merge import MergeOptions, merge
 from plaudit.interop.parity import ParityError
 from plaudit.reward_model import load
 from tests.conftest import pair_rows, recipe_of, set_facts
@@ -79,7 +79,7 @@ def assert_average(out: Path, sources: Sequence[Path], weights: Sequence[float])
 
 def test_adapters_average_as_weights(finished_run: Path, other_run: Path, tmp_path: Path) -> None:
     weights = [0.7, 0.3]
-    done = merge([finished_run, other_run], tmp_path / "out", weights=weights)
+    done = merge([finished_run, other_run], tmp_path / "out", MergeOptions(weights=weights))
     assert done.method == "adapter"
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
@@ -104,7 +104,7 @@ def test_whole_models_average_as_weights(full_runs: list[Path], tmp_path: Path) 
 def test_checkpoints_of_a_run(finished_run: Path, tmp_path: Path) -> None:
     checkpoints = sorted((finished_run / "checkpoints").iterdir())[-2:]
     assert len(checkpoints) == 2
-    done = merge(checkpoints, tmp_path / "out", weights=[0.25, 0.75])
+    done = merge(checkpoints, tmp_path / "out", MergeOptions(weights=[0.25, 0.75]))
     assert done.sources == tuple(path.name for path in checkpoints)
     found = whole_state(tmp_path / "out")["score.weight"]
     heads = [
@@ -123,7 +123,7 @@ def test_scale_and_offset_of_imports_are_averaged(finished_run: Path, tmp_path: 
     biased = tmp_path / "biased"
     shutil.copytree(finished_run, biased)
     set_facts(biased, affine={"scale": 3.0, "offset": 0.5})
-    done = merge([finished_run, biased], tmp_path / "out", weights=[0.5, 0.5])
+    done = merge([finished_run, biased], tmp_path / "out", MergeOptions(weights=[0.5, 0.5]))
     assert done.parity is not None
     # One body and two heads: here the average of the weights is the average of the scores.
     wanted = np.mean([scores(finished_run), scores(biased)], axis=0)
@@ -198,7 +198,7 @@ def test_weights_that_do_not_fit(
     weights: list[float], sentence: str, finished_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=sentence):
-        merge([finished_run, finished_run], tmp_path / "out", weights=weights)
+        merge([finished_run, finished_run], tmp_path / "out", MergeOptions(weights=weights))
 
 
 def test_one_model_and_a_taken_name(finished_run: Path, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +15,11 @@ from safetensors.torch import load_file
 
 from plaudit import registry
 from plaudit.errors import ModelError
-from plaudit.interop.export import export
-from plaudit.interop.formats import Choices, formats, look
-from plaudit.interop.parity import check_rows
+from plaudit.interop.export import ExportOptions, export
+from plaudit.interop.formats import formats, read_contents
+from plaudit.interop.parity import CheckOptions, check_rows
 from plaudit.recipe.schema import Source
-from plaudit.reward_model import load
+from plaudit.reward_model import LoadOptions, load, load_model
 from tests.conftest import pair_rows, set_facts, write_jsonl
 from tests.foreign import complete
 
@@ -34,8 +33,8 @@ LAYOUT_OF = {
     "sequence classifier adapter": "adapter",
     "sequence classifier": "merged",
 }
-CHOICES: Mapping[str, Choices] = {
-    "LLaMA-Factory": Choices(template="default", era="0.9.4"),
+READ_OPTIONS: Mapping[str, LoadOptions] = {
+    "LLaMA-Factory": LoadOptions(template="default", source_version="0.9.4"),
 }
 
 
@@ -61,8 +60,8 @@ def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return found
 
 
-def rewards(path: Path, rows: Path, choices: Choices = Choices()) -> list[float]:
-    model = load(path, **asdict(choices))
+def rewards(path: Path, rows: Path, options: LoadOptions = LoadOptions()) -> list[float]:
+    model = load_model(path, options)
     checked = check_rows(model, path, Source(path=str(rows)))
     scores: list[float] = np.concatenate(model.score_trees(checked.trees)).tolist()
     return scores
@@ -72,7 +71,7 @@ def test_every_format_is_walked(models: dict[str, Path]) -> None:
     assert set(LAYOUT_OF) == {row.name for row in formats()}
     assert set(LAYOUT_OF.values()) == set(registry.names("exporter"))
     for name, folder in models.items():
-        contents = look(folder)
+        contents = read_contents(folder)
         assert next(row.name for row in formats() if row.recognises(contents)) == name
 
 
@@ -81,14 +80,14 @@ def test_every_format_is_walked(models: dict[str, Path]) -> None:
 def test_every_pair_keeps_the_scores(
     source: str, target: str, models: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
-    choices = CHOICES.get(source, Choices())
+    read = READ_OPTIONS.get(source, LoadOptions())
     whole = not (models[source] / "adapter_config.json").is_file()
-    arguments: dict[str, Any] = {"rows": Source(path=str(rows)), "choices": choices}
+    options = ExportOptions(load=read, check=CheckOptions(rows=Source(path=str(rows))))
     if target == "adapter" and whole:
         with pytest.raises(ModelError, match="has no LoRA adapter"):
-            export(models[source], target, tmp_path / "out", **arguments)
+            export(models[source], target, tmp_path / "out", options)
         return
-    done = export(models[source], target, tmp_path / "out", **arguments)
+    done = export(models[source], target, tmp_path / "out", options)
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     # And read again by plaudit, which renders and reads as the source does.
@@ -96,11 +95,11 @@ def test_every_pair_keeps_the_scores(
         tmp_path / "out",
         rows,
         # What a value head's template is stands in no file of a plain model.
-        CHOICES["LLaMA-Factory"] if target == "llamafactory" else Choices(),
+        READ_OPTIONS["LLaMA-Factory"] if target == "llamafactory" else LoadOptions(),
     )
     if target == "llamafactory" and source != "LLaMA-Factory":
         return  # read by its own template, which is not the source's chat template
-    np.testing.assert_allclose(again, rewards(models[source], rows, choices), atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(again, rewards(models[source], rows, read), atol=2e-5, rtol=1e-5)
 
 
 # ---- models that the tools themselves trained, with the scores they gave ------------------------
@@ -150,6 +149,12 @@ def bias_of(adapter: Path) -> float:
     return 0.0
 
 
+def on_base(rows: Path | None = None) -> ExportOptions:
+    """An export of an adapter on the base of the fixtures, checked where there are rows."""
+    check = None if rows is None else CheckOptions(rows=Source(path=str(rows)))
+    return ExportOptions(load=LoadOptions(base=BASE), check=check)
+
+
 @pytest.mark.parametrize("target", registry.names("exporter"))
 @pytest.mark.parametrize("name", ["llamafactory", "old llamafactory", "trl"])
 def test_the_tools_own_scores_survive_every_export(
@@ -157,7 +162,7 @@ def test_the_tools_own_scores_survive_every_export(
 ) -> None:
     source = recorded(name)
     out = tmp_path / "out"
-    done = export(source.adapter, target, out, base=BASE, rows=Source(path=str(rows)))
+    done = export(source.adapter, target, out, on_base(rows))
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     found = registry.find("exporter", target).read(out, BASE)(source.ids_R)
@@ -171,7 +176,7 @@ def test_there_and_back_changes_no_tensor(tmp_path: Path) -> None:
     pairs = [("llamafactory", "llamafactory"), ("trl", "adapter")]
     for name, target in pairs:
         adapter = recorded(name).adapter
-        export(adapter, target, tmp_path / name, base=BASE, check=False)
+        export(adapter, target, tmp_path / name, on_base())
         for path in adapter.glob("*.safetensors"):
             before, after = load_file(path), load_file(tmp_path / name / path.name)
             assert before.keys() == after.keys()
@@ -181,22 +186,23 @@ def test_there_and_back_changes_no_tensor(tmp_path: Path) -> None:
 def test_the_template_of_llamafactory_goes_with_the_model(rows: Path, tmp_path: Path) -> None:
     """Its name for LLaMA-Factory, its text for everybody else."""
     adapter = recorded("llamafactory").adapter
-    export(adapter, "llamafactory", tmp_path / "back", base=BASE, check=False)
+    export(adapter, "llamafactory", tmp_path / "back", on_base())
     assert (tmp_path / "back" / "llamafactory.yaml").read_text() == "template: llama3\n"
-    done = export(adapter, "merged", tmp_path / "out", base=BASE, rows=Source(path=str(rows)))
+    done = export(adapter, "merged", tmp_path / "out", on_base(rows))
     assert done.parity is not None
     assert done.parity.text_differs == 0
     assert not any("other text" in note for note in done.notes)
     assert any("written as Jinja" in note for note in done.notes)
     # An older release's rules are named, since today's libraries wrote the rest of the folder.
     old = complete("value_head", tmp_path / "old")
-    export(old, "llamafactory", tmp_path / "kept", base=BASE, check=False)
+    export(old, "llamafactory", tmp_path / "kept", on_base())
     was, kept = load(old, base=BASE), load(tmp_path / "kept", base=BASE)
     assert kept.facts.origin is not None
-    assert kept.facts.origin.era == "0.8.2"
+    assert kept.facts.origin.source_version == "0.8.2"
     assert kept.score("Hi", ["Hello"]) == pytest.approx(was.score("Hi", ["Hello"]), abs=1e-5)
-    other = Choices(template="qwen", era="0.8.2")
-    done = export(old, "llamafactory", tmp_path / "qwen", base=BASE, check=False, choices=other)
+    other = LoadOptions(base=BASE, template="qwen", source_version="0.8.2")
+    unchecked = ExportOptions(load=other, check=None)
+    done = export(old, "llamafactory", tmp_path / "qwen", unchecked)
     assert any("qwen has had other text since" in note for note in done.notes)
     from transformers import AutoTokenizer
 

@@ -180,9 +180,9 @@ def scored(
 ) -> dict[str, dict[str, Any]]:
     """The rows of the scored file by name."""
     out = tmp_path_factory.mktemp("scored") / "out.jsonl"
-    done = score_file(model, run, Source(path=str(edges)), out)
-    assert done.refused == SKIPPED
-    assert done.rows == done.scored + sum(done.refused.values()) == len(EDGES)
+    done = score_file(model, Source(path=str(edges)), out)
+    assert done.skipped == SKIPPED
+    assert done.rows == done.scored + sum(done.skipped.values()) == len(EDGES)
     lines = out.read_text(encoding="utf-8").splitlines()
     return dict(zip(EDGES, map(json.loads, lines), strict=True))
 
@@ -286,7 +286,7 @@ def test_tools_have_the_file_s_outcome_in_python(
     assert rewards != model.score(ASKED, responses)
     assert model.score_many([(ASKED, responses)], tools=[TOOL]) == [rewards]
     assert list(model.best_of(ASKED, responses, tools=[TOOL]).rewards) == rewards
-    assert model.along(ASKED, responses[0], tools=[TOOL])[-1].reward == pytest.approx(
+    assert model.token_rewards(ASKED, responses[0], tools=[TOOL])[-1].reward == pytest.approx(
         rewards[0], abs=1e-5
     )
     probability = 1 / (1 + math.exp((rewards[1] - rewards[0]) / (model.facts.temperature or 1)))

@@ -99,7 +99,7 @@ def test_file_scoring_and_evaluation_give_the_same_scores(
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     expected = python_scores(model, ROWS)
-    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    score_file(model, Source(path=str(data)), tmp_path / "out.jsonl")
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert_same([row["rewards"] for row in written], expected)
     rewards = evaluate(model, data).table.reward_N
@@ -138,7 +138,7 @@ def test_plain_text_in_a_file_has_the_score_it_has_in_python(
         for row in ROWS[:5]
     ]
     data = write_jsonl(tmp_path / "texts.jsonl", texts)
-    score_file(model, finished_run, Source(path=str(data)), tmp_path / "out.jsonl")
+    score_file(model, Source(path=str(data)), tmp_path / "out.jsonl")
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert_same([row["rewards"] for row in written], python_scores(model, ROWS[:5]))
     rewards = evaluate(model, data).table.reward_N
@@ -167,7 +167,7 @@ def test_best_of_takes_the_highest_reward(model: RewardModel) -> None:
 def test_the_reward_along_a_response_is_that_of_the_cut_conversation(
     model: RewardModel, response: str
 ) -> None:
-    along = model.along("what is the answer?", response)
+    along = model.token_rewards("what is the answer?", response)
     (whole,) = model.score("what is the answer?", [response])
     assert along[-1].reward == pytest.approx(whole, abs=1e-5)
     rendered = model.tokenizer.apply_chat_template(
@@ -193,7 +193,7 @@ def test_the_reward_along_a_response_is_that_of_the_cut_conversation(
 
 def test_the_reward_along_a_response_over_the_length_is_refused(model: RewardModel) -> None:
     with pytest.raises(DataError, match=r"along\(\) cannot score this"):
-        model.along("what?", "fox " * 5000)
+        model.token_rewards("what?", "fox " * 5000)
 
 
 @pytest.fixture(scope="module")

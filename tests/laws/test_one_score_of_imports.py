@@ -11,7 +11,7 @@ import pytest
 
 import plaudit
 from plaudit.evaluate_model import evaluate
-from plaudit.interop.formats import Choices
+from plaudit.interop.formats import ReadOptions
 from plaudit.interop.importing import import_model
 from plaudit.recipe.schema import Source
 from plaudit.score_file import score_file
@@ -71,14 +71,14 @@ def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
     ]
     assert max(expected) - min(expected) > 1e-3
     data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    score_file(model, source, Source(path=str(data)), tmp_path / "out.jsonl")
+    score_file(model, Source(path=str(data)), tmp_path / "out.jsonl")
     written = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").open()]
     close = pytest.approx(expected, rel=0, abs=1e-5)
     assert [reward for rewards in written for reward in rewards] == close
     assert evaluate(model, data).table.reward_N.tolist() == close
 
     out = tmp_path / "imported"
-    import_model(source, out, base=base, choices=Choices(**chosen))
+    import_model(source, out, ReadOptions(base=base, **chosen))
     imported = plaudit.load(out)
     assert imported.facts.rendering == model.facts.rendering
     assert imported.facts.reading == model.facts.reading

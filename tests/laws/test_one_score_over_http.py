@@ -57,7 +57,7 @@ def rows(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[R
     model = load(finished_run)
     folder = tmp_path_factory.mktemp("http")
     out = folder / "scored.jsonl"
-    score_file(model, finished_run, Source(path=str(write_jsonl(folder / "in.jsonl", ROWS))), out)
+    score_file(model, Source(path=str(write_jsonl(folder / "in.jsonl", ROWS))), out)
     return [as_row(model, json.loads(line)) for line in out.read_text().splitlines()]
 
 

@@ -21,7 +21,9 @@ def along_of(model: RewardModel) -> Along:
         if comparison.tools is not None or comparison.chat_template_kwargs:
             return None
         try:
-            tokens = model.along(_text(comparison.prompt), _text(comparison.responses[response]))
+            tokens = model.token_rewards(
+                _text(comparison.prompt), _text(comparison.responses[response])
+            )
         except (DataError, ModelError):
             return None
         return [(token.text, token.reward) for token in tokens]

@@ -26,32 +26,31 @@ from plaudit.interop.formats import (
     Exporter,
     Format,
     Ids,
-    Opened,
-    Options,
+    OpenedModel,
     Request,
     Scorer,
-    Written,
+    WriteOptions,
+    WriteResult,
     read_tensors,
 )
 from plaudit.interop.llama_factory.templates import (
     BOS,
     EOS,
-    ERAS,
     KIND,
     NAMES,
+    RULE_VERSIONS,
     as_trained,
-    era_of,
     probe_messages,
+    rule_version,
     template_of,
     written_alike,
 )
 from plaudit.interop.reading import (
+    Rules,
     build_classifier,
     make_facts,
-    own_tokenizer,
-    place_of,
+    open_body,
     release,
-    spare_pad,
 )
 from plaudit.interop.sequence_classifier.read import attach, read_adapter
 from plaudit.interop.sequence_classifier.write import (
@@ -89,49 +88,46 @@ def is_llamafactory(contents: Contents) -> bool:
     return contents.value_head is not None
 
 
-def open_llamafactory(contents: Contents, request: Request) -> Opened:
+def open_llamafactory(contents: Contents, request: Request) -> OpenedModel:
     """Read adapter or model, head, template and the release whose rules it was trained by.
 
     Raises:
         ModelError: the head is not a value head, or template or release cannot be told and matter.
     """
     weight_1D, bias = _head(contents)
-    place = place_of(contents, request)
     adapter = None if contents.adapter is None else read_adapter(contents)
-    tokenizer = own_tokenizer(contents, place, request)
-    era, era_note = _era(contents, request)
+    body = open_body(contents, request)
+    tokenizer = body.tokenizer
+    version, version_note = _version(contents, request)
+    possible = RULE_VERSIONS if version is None else [version]
     name, template_note = _template(contents, request, tokenizer)
-    rows = [template_of(name, era or known) for known in (ERAS if era is None else [era])]
+    rows = [template_of(name, known) for known in possible]
     template = rows[-1]
     as_trained(tokenizer, template)
-    readings = {_reading(tokenizer, known) for known in (ERAS if era is None else [era])}
-    if era is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
+    readings = {_reading(tokenizer, known) for known in possible}
+    if version is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
         raise ModelError(
             f"The files of {request.source} do not tell which LLaMA-Factory trained it, and the "
             f"template {name} changed its text or its scored token between releases; name it with "
-            "plaudit import and --era (0.8.2 stands for mid-2024 and before)."
+            "plaudit import and --source-version (0.8.2 stands for mid-2024 and before)."
         )
     reading = readings.pop()
-    notes = [era_note, template_note, *_said(tokenizer, reading, era, bias)]
-    spare_pad(tokenizer, request.source)
-    facts = make_facts(
-        contents,
-        request,
-        place,
-        tokenizer,
-        origin="LLaMA-Factory",
-        era=era,
+    notes = [version_note, template_note, *_notes(tokenizer, reading, version, bias)]
+    rules = Rules(
+        format="LLaMA-Factory",
+        source_version=version,
         notes=[*notes, *(adapter.notes if adapter is not None else ())],
         rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
         reading=reading,
         affine=Affine(offset=bias),
     )
+    facts = make_facts(body, rules)
 
     def build(dtype: torch.dtype) -> nn.Module:
-        loaded = build_classifier(place, request, tokenizer, dtype, weight_1D)
+        loaded = build_classifier(body, dtype, weight_1D)
         return loaded.network if adapter is None else attach(loaded, adapter, request.source)
 
-    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
 
 
 def _head(contents: Contents) -> tuple[Tensor, float]:
@@ -145,36 +141,35 @@ def _head(contents: Contents) -> tuple[Tensor, float]:
     return tensors[WEIGHT].float(), 0.0 if bias is None else float(bias.reshape(-1)[0])
 
 
-def _era(contents: Contents, request: Request) -> tuple[str | None, str]:
+def _version(contents: Contents, request: Request) -> tuple[str | None, str]:
     """The release whose rules hold, None where nothing tells it, and how it is known."""
-    asked = request.choices.era
+    asked = request.options.source_version
     if asked is not None:
-        return era_of(asked), f"read by the rules of LLaMA-Factory {asked}, as asked"
+        return rule_version(asked), f"read by the rules of LLaMA-Factory {asked}, as asked"
     for path, settings in _settings(contents):
         named = _RULES_LINE.search(settings)
         if named is not None:
-            return era_of(
-                named[1]
-            ), f"read by the rules of LLaMA-Factory {named[1]}, from {path.name}"
+            note = f"read by the rules of LLaMA-Factory {named[1]}, from {path.name}"
+            return rule_version(named[1]), note
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
-    era = None
+    version = None
     if peft is not None:
-        era = infer_era(release(peft), release(transformers) if transformers else None)
+        version = infer_version(release(peft), release(transformers) if transformers else None)
     elif "exclude_modules" in (contents.adapter or {}):
-        era = "0.9.3"
-    if era is None:
+        version = "0.9.3"
+    if version is None:
         return None, "its files do not tell the release that trained it, and it makes no difference"
     versions = ", ".join(
         f"{n} {v}" for n, v in (("PEFT", peft), ("Transformers", transformers)) if v
     )
-    return era, (
-        f"read by the rules of LLaMA-Factory {era}, inferred from "
-        f"{versions or 'its PEFT settings'} (--era names another release)"
+    return version, (
+        f"read by the rules of LLaMA-Factory {version}, inferred from "
+        f"{versions or 'its PEFT settings'} (--source-version names another release)"
     )
 
 
-def infer_era(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -> str | None:
-    """The era that the required versions of LLaMA-Factory's releases leave.
+def infer_version(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -> str | None:
+    """The release that the versions which LLaMA-Factory's releases require leave.
 
     0.8.2 took Transformers from 4.41.2 with PEFT 0.11; 0.9.1 up to Transformers 4.46.1, 0.9.2 up to
     4.49.0, both with PEFT 0.11 and 0.12; 0.9.3 PEFT 0.14 and 0.15; 0.9.4 and later PEFT from 0.16.
@@ -200,14 +195,14 @@ def _template(
     Raises:
         ModelError: none of these tells it.
     """
-    if request.choices.template is not None:
-        return request.choices.template, f"template {request.choices.template}, as asked"
+    if request.options.template is not None:
+        return request.options.template, f"template {request.options.template}, as asked"
     for path, settings in _settings(contents):
         found = _TEMPLATE_KEY.search(settings)
         if found is not None:
             return found[1], f"template {found[1]}, from {path.name}"
-    era = _era(contents, request)[0]
-    alike = [name for name in NAMES if _writes_the_same(tokenizer, name, era)]
+    version = _version(contents, request)[0]
+    alike = [name for name in NAMES if _writes_the_same(tokenizer, name, version)]
     if not alike:
         raise ModelError(
             f"The files of {request.source} do not name its template; name it with plaudit import "
@@ -225,13 +220,13 @@ def _settings(contents: Contents) -> list[tuple[Path, str]]:
     return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in files]
 
 
-def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | None) -> bool:
+def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, version: str | None) -> bool:
     """Whether a template writes what the tokenizer's own chat template does."""
     if not isinstance(tokenizer.chat_template, str):
         return False
     try:
         rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
-        template = template_of(name, era or ERAS[-1])
+        template = template_of(name, version or RULE_VERSIONS[-1])
     except (ModelError, TemplateError, TypeError, LookupError, ValueError):
         # The tokenizer's template refuses the probe, or that release had none of this name.
         return False
@@ -239,35 +234,35 @@ def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, era: str | N
     return written_alike(template, str(rendered), tokens)
 
 
-def _reading(tokenizer: PreTrainedTokenizerBase, era: str) -> Reading:
+def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> Reading:
     """Until 0.8.2 the last token that is not padding; since then the last one."""
-    if release(era) >= release("0.8.3") or tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if release(version) >= release("0.8.3") or tokenizer.pad_token_id != tokenizer.eos_token_id:
         return Reading()
     assert isinstance(tokenizer.pad_token_id, int)
     return Reading(rule="before_trailing_pad", pad_id=tokenizer.pad_token_id)
 
 
-def _said(
-    tokenizer: PreTrainedTokenizerBase, reading: Reading, era: str | None, bias: float
+def _notes(
+    tokenizer: PreTrainedTokenizerBase, reading: Reading, version: str | None, bias: float
 ) -> list[str]:
     notes = []
     if reading.rule != "last":
         notes.append(
             f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
-            f"is scored, as in LLaMA-Factory {era}"
+            f"is scored, as in LLaMA-Factory {version}"
         )
     if bias:
         notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
     return notes
 
 
-FORMAT = Format(name="LLaMA-Factory", recognises=is_llamafactory, opens=open_llamafactory)
+FORMAT = Format(name="LLaMA-Factory", recognises=is_llamafactory, open=open_llamafactory)
 
 
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def write(source: Exportable, folder: Path, options: Options) -> Written:
+def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """Adapter (or causal model) and ``value_head.safetensors``; its bias holds every constant."""
     notes = (
         [_TEMPLATE] if source.facts.rendering.template is None else _name_template(source, folder)
@@ -281,19 +276,19 @@ def write(source: Exportable, folder: Path, options: Options) -> Written:
             "A reward model has no language-model head; config.json ties it to the embeddings, so "
             "that loading needs no tensor for it. Do not generate with this folder."
         )
-    gives = Affine()
+    transform = Affine()
     if options.normalize:
         mean, std = source.facts.reward_mean, source.facts.reward_std
         assert mean is not None
         assert std
-        gives = Affine(scale=1.0 / std, offset=-mean / std)
+        transform = Affine(scale=1.0 / std, offset=-mean / std)
     _, head = output_layer(classifier(source.network))
     _save_head(
         folder,
-        weight_1D=head.weight.detach().float() * gives.scale,
-        bias=source.offset * gives.scale + gives.offset,
+        weight_1D=head.weight.detach().float() * transform.scale,
+        bias=source.offset * transform.scale + transform.offset,
     )
-    return Written(gives=gives, notes=tuple(notes))
+    return WriteResult(transform=transform, notes=tuple(notes))
 
 
 def _name_template(source: Exportable, folder: Path) -> list[str]:
@@ -303,17 +298,20 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     export are of today's libraries, and do not tell it.
     """
     facts = source.facts
-    name, era = str(facts.rendering.template), None if facts.origin is None else facts.origin.era
-    old = "" if era is None or era == ERAS[-1] else f"{RULES_OF}{era}\n"
+    name, version = (
+        str(facts.rendering.template),
+        None if facts.origin is None else facts.origin.source_version,
+    )
+    old = "" if version is None or version == RULE_VERSIONS[-1] else f"{RULES_OF}{version}\n"
     write_text(folder / SETTINGS_FILE, f"{old}template: {name}\n")
     if facts.reading.pad_id is not None:
         # Those releases, and plaudit by their rules, find the scored token by it.
         source.tokenizer.pad_token = source.tokenizer.convert_ids_to_tokens(facts.reading.pad_id)
-    if template_of(name, ERAS[-1]).strings() == facts.rendering.strings:
+    if template_of(name, RULE_VERSIONS[-1]).strings() == facts.rendering.strings:
         return []
     note = (
         f"LLaMA-Factory's template {name} has had other text since this model was trained, so "
-        f"current releases score other text; use a release with the rules of {era}."
+        f"current releases score other text; use a release with the rules of {version}."
     )
     return [note]
 

@@ -39,7 +39,7 @@ KIND = "llamafactory"
 """The kind of rendering, as ``plaudit.json`` records it."""
 NEWEST = "0.9.5"
 
-ERAS = ("0.8.2", "0.8.3", "0.9.2", "0.9.3", "0.9.4")
+RULE_VERSIONS = ("0.8.2", "0.8.3", "0.9.2", "0.9.3", "0.9.4")
 """Releases at which the text or the read position changed; each stands up to the next."""
 
 
@@ -190,14 +190,18 @@ TEMPLATES: tuple[Template, ...] = (
 NAMES = tuple(dict.fromkeys(template.name for template in TEMPLATES))
 
 
-def era_of(version: str) -> str:
-    """The era that a release belongs to: the newest one that is not newer."""
+def rule_version(version: str) -> str:
+    """The release of :data:`RULE_VERSIONS` whose rules hold for a version."""
     asked = release(version)
-    return max((era for era in ERAS if release(era) <= asked), key=release, default=ERAS[0])
+    return max(
+        (known for known in RULE_VERSIONS if release(known) <= asked),
+        key=release,
+        default=RULE_VERSIONS[0],
+    )
 
 
-def template_of(name: str, era: str) -> Template:
-    """The template as that era's releases had it.
+def template_of(name: str, version: str) -> Template:
+    """The template as a release had it.
 
     Raises:
         ModelError: no template of that name, or none yet then.
@@ -208,11 +212,11 @@ def template_of(name: str, era: str) -> Template:
             f"the template {name} is not known; expected one of {', '.join(NAMES)}, as the "
             "template key of the LLaMA-Factory run said."
         )
-    known = [row for row in rows if release(row.since) <= release(era)]
+    known = [row for row in rows if release(row.since) <= release(version)]
     if not known:
         raise ModelError(
-            f"LLaMA-Factory {era} had no template {name} (it came with {rows[0].since}); name "
-            "the version that trained the model with --era, or another template."
+            f"LLaMA-Factory {version} had no template {name} (it came with {rows[0].since}); name "
+            "the version that trained the model with --source-version, or another template."
         )
     return known[-1]
 
@@ -409,7 +413,7 @@ def _named(name: str, release: str | None) -> NamedTemplate:
     Raises:
         ModelError: there is none of that name, or none yet then.
     """
-    template = template_of(name, era_of(release or NEWEST))
+    template = template_of(name, rule_version(release or NEWEST))
     return NamedTemplate(
         rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
         prepare=lambda tokenizer: as_trained(tokenizer, template),

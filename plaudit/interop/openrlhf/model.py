@@ -23,20 +23,19 @@ from plaudit.interop.formats import (
     Exporter,
     Format,
     Ids,
-    Opened,
-    Options,
+    OpenedModel,
     Request,
     Scorer,
-    Written,
+    WriteOptions,
+    WriteResult,
     read_tensors,
 )
 from plaudit.interop.reading import (
+    Rules,
     build_classifier,
     choose_output,
     make_facts,
-    own_tokenizer,
-    place_of,
-    spare_pad,
+    open_body,
 )
 from plaudit.interop.sequence_classifier.read import (
     one_row,
@@ -62,7 +61,7 @@ def is_openrlhf(contents: Contents) -> bool:
     return named or "value_head.weight" in contents.names
 
 
-def open_openrlhf(contents: Contents, request: Request) -> Opened:
+def open_openrlhf(contents: Contents, request: Request) -> OpenedModel:
     """Read a whole model; an adapter is one only where its head was not lost.
 
     Raises:
@@ -73,10 +72,10 @@ def open_openrlhf(contents: Contents, request: Request) -> Opened:
         adapter = read_adapter(contents)
         if adapter.head_LD is None:
             raise ModelError(why_no_head(request, adapter))
-        opened = open_adapter(contents, request)
+        model = open_adapter(contents, request)
         # Its base and head are any adapter's; text, scored token and normalisation are not.
-        facts = _facts(contents, request, opened.tokenizer, opened.facts.output, adapter.notes)
-        return replace(opened, facts=facts)
+        rules = _rules(contents, request, model.facts.output, adapter.notes)
+        return replace(model, facts=make_facts(open_body(contents, request), rules))
     prefixes = (str(contents.config.get("value_head_prefix", "")), *PREFIXES)
     name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
     if name is None:
@@ -86,37 +85,27 @@ def open_openrlhf(contents: Contents, request: Request) -> Opened:
         )
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
     row, output = choose_output(head_LD.shape[0], {}, request)
-    place = place_of(contents, request)
-    tokenizer = own_tokenizer(contents, place, request)
-    spare_pad(tokenizer, request.source)
-    facts = _facts(contents, request, tokenizer, output, ())
+    body = open_body(contents, request)
+    facts = make_facts(body, _rules(contents, request, output, ()))
 
     def build(dtype: torch.dtype) -> nn.Module:
-        return build_classifier(place, request, tokenizer, dtype, one_row(head_LD, row)).network
+        return build_classifier(body, dtype, one_row(head_LD, row)).network
 
-    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
 
 
-def _facts(
-    contents: Contents,
-    request: Request,
-    tokenizer: PreTrainedTokenizerBase,
-    output: Output | None,
-    notes: Sequence[str],
-) -> ArtefactFacts:
-    affine, said = _normalisation(contents, request)
-    said.append(
+def _rules(
+    contents: Contents, request: Request, output: Output | None, notes: Sequence[str]
+) -> Rules:
+    affine, more = _normalisation(contents, request)
+    more.append(
         "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
         "follows a space unless it is there"
     )
-    return make_facts(
-        contents,
-        request,
-        place_of(contents, request),
-        tokenizer,
-        origin="OpenRLHF",
-        era=None,
-        notes=[*notes, *said],
+    return Rules(
+        format="OpenRLHF",
+        source_version=None,
+        notes=[*notes, *more],
         rendering=Rendering(kind="openrlhf"),
         affine=affine,
         output=output,
@@ -129,7 +118,7 @@ def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[s
     mean, std = contents.config.get("mean"), contents.config.get("std")
     if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
         return Affine(), []
-    if not request.choices.normalize:
+    if not request.options.normalize:
         return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as asked"]
     if not math.isfinite(mean) or not math.isfinite(std):
         return Affine(), [f"its mean {mean} and std {std} are no numbers and are left out"]
@@ -154,13 +143,13 @@ def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Render
 
 
 RENDERER = Renderer(render=by_openrlhf, closes_text=True)
-FORMAT = Format(name="OpenRLHF", recognises=is_openrlhf, opens=open_openrlhf)
+FORMAT = Format(name="OpenRLHF", recognises=is_openrlhf, open=open_openrlhf)
 
 
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def write(source: Exportable, folder: Path, options: Options) -> Written:
+def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """A merged model; ``mean`` and ``std`` where known, the bias then being part of the mean."""
     facts, notes = source.facts, []
     mean, std = -source.offset, 1.0
@@ -181,8 +170,8 @@ def write(source: Exportable, folder: Path, options: Options) -> Written:
         )
     write_whole(source, folder, options, settings)
     # (raw - mean) / std, where reward = raw + offset.
-    gives = Affine(scale=1.0 / std, offset=-(mean + source.offset) / std) if known else Affine()
-    return Written(gives=gives, notes=tuple(notes))
+    transform = Affine(scale=1.0 / std, offset=-(mean + source.offset) / std) if known else Affine()
+    return WriteResult(transform=transform, notes=tuple(notes))
 
 
 def read(folder: Path, base: str) -> Scorer:

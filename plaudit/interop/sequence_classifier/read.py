@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,20 +22,18 @@ from plaudit.interop.formats import (
     WEIGHTS,
     Contents,
     Format,
-    Opened,
+    OpenedModel,
     Request,
     read_tensors,
 )
 from plaudit.interop.reading import (
-    Place,
+    Body,
+    Rules,
     build_classifier,
-    checked_config,
     choose_output,
     classifier_reading,
     make_facts,
-    own_tokenizer,
-    place_of,
-    spare_pad,
+    open_body,
     with_head,
 )
 from plaudit.model.load import (
@@ -263,39 +261,34 @@ def is_whole(contents: Contents) -> bool:
     return contents.config is not None and (encoder or any(n in contents.names for n in HEADS))
 
 
-def open_adapter(contents: Contents, request: Request) -> Opened:
+def open_adapter(contents: Contents, request: Request) -> OpenedModel:
     """A PEFT adapter on a sequence classifier, of any task type and release."""
     adapter = read_adapter(contents)
-    place = place_of(contents, request)
-    config = checked_config(place, request)
-    tokenizer = own_tokenizer(contents, place, request)
+    body = open_body(contents, request)
+    tokenizer = body.tokenizer
     # TRL gives the model its tokenizer's padding token, the end token where there is none.
     pad_id = next(
         (
             number
-            for number in (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id)
+            for number in (tokenizer.pad_token_id, body.config.pad_token_id, tokenizer.eos_token_id)
             if isinstance(number, int)
         ),
         None,
     )
-    era = request.choices.era or contents.versions.get("transformers")
-    reading, notes = classifier_reading(tokenizer, pad_id, era)
+    version = request.options.source_version or contents.versions.get("transformers")
+    reading, notes = classifier_reading(tokenizer, pad_id, version)
     row, output = choose_output(_rows(adapter), {}, request)
-    spare_pad(tokenizer, request.source)
-    facts = make_facts(
-        contents,
-        request,
-        place,
-        tokenizer,
-        origin="sequence classifier adapter",
-        era=era,
+    rules = Rules(
+        format="sequence classifier adapter",
+        source_version=version,
         notes=[*notes, *adapter.notes],
         reading=reading,
         output=output,
     )
+    facts = make_facts(body, rules)
 
     def build(dtype: torch.dtype) -> nn.Module:
-        loaded = build_classifier(place, request, tokenizer, dtype, None)
+        loaded = build_classifier(body, dtype, None)
         name, layer = output_layer(loaded.network)
         if name == "score" or not adapter.layers:
             own_LD = None if loaded.fresh_head else layer.weight.detach()
@@ -305,7 +298,7 @@ def open_adapter(contents: Contents, request: Request) -> Opened:
             loaded = with_head(loaded, one_row(head_LD, row), request.source)
         return attach(loaded, adapter, request.source)
 
-    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
 
 
 def why_no_head(request: Request, adapter: Adapter) -> str:
@@ -331,19 +324,17 @@ def _rows(adapter: Adapter) -> int:
     return 1 if found is None else int(found.shape[0])
 
 
-def open_whole(contents: Contents, request: Request) -> Opened:
+def open_whole(contents: Contents, request: Request) -> OpenedModel:
     """A whole sequence classifier; its configuration need not say that it is one (NeMo's does not).
 
     A head with several outputs keeps the chosen one.
     """
     assert contents.config is not None
-    place = place_of(contents, request)
-    config = checked_config(place, request)
-    tokenizer = own_tokenizer(contents, place, request)
+    body = open_body(contents, request)
     name = next((name for name in HEADS if name in contents.names), None)
     labels = contents.config.get("id2label") or {}
-    era = request.choices.era or contents.versions.get("transformers")
-    reading, notes = classifier_reading(tokenizer, config.pad_token_id, era)
+    version = request.options.source_version or contents.versions.get("transformers")
+    reading, notes = classifier_reading(body.tokenizer, body.config.pad_token_id, version)
     named = contents.config.get("architectures")
     architectures = named if isinstance(named, list) else []
     if not any("SequenceClassification" in str(a) for a in architectures):
@@ -351,32 +342,22 @@ def open_whole(contents: Contents, request: Request) -> Opened:
             f"config.json names {', '.join(map(str, architectures)) or 'no architecture'}; it is "
             f"read as a sequence classifier because its weights hold {name or 'a classifier'}"
         )
-    spare_pad(tokenizer, request.source)
+    rules = Rules(format="sequence classifier", source_version=version, notes=notes)
     if name is None:
-        return _open_encoder(contents, request, place, tokenizer, era, notes)
+        return _open_encoder(contents, body, rules)
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
     row, output = choose_output(head_LD.shape[0], labels, request)
-    notes += _unread(contents, config, name)
+    notes += _unread(contents, body.config, name)
     bias = _bias(contents, name, row)
     if bias:
         notes.append(f"its head has a bias ({bias:.6g}), which is added to every reward")
-    facts = make_facts(
-        contents,
-        request,
-        place,
-        tokenizer,
-        origin="sequence classifier",
-        era=era,
-        notes=notes,
-        reading=reading,
-        output=output,
-        affine=Affine(offset=bias),
-    )
+    affine = Affine(offset=bias)
+    facts = make_facts(body, replace(rules, reading=reading, output=output, affine=affine))
 
     def build(dtype: torch.dtype) -> nn.Module:
-        return build_classifier(place, request, tokenizer, dtype, one_row(head_LD, row)).network
+        return build_classifier(body, dtype, one_row(head_LD, row)).network
 
-    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
 
 
 def _unread(contents: Contents, config: Any, head: str) -> list[str]:
@@ -401,45 +382,29 @@ def _bias(contents: Contents, name: str, row: int) -> float:
     return float(read_tensors(contents.folder, WEIGHTS, bias_name)[bias_name][row])
 
 
-def _open_encoder(
-    contents: Contents,
-    request: Request,
-    place: Place,
-    tokenizer: Any,
-    era: str | None,
-    notes: list[str],
-) -> Opened:
+def _open_encoder(contents: Contents, body: Body, rules: Rules) -> OpenedModel:
     """An encoder with its own classification head. It reads its first token, not its last."""
     heads = read_tensors(contents.folder, WEIGHTS, "classifier.")
     last = list(_last_layer(heads))
     labels = (contents.config or {}).get("id2label") or {}
-    row, output = choose_output(heads[last[0]].shape[0], labels, request)
-    facts = make_facts(
-        contents,
-        request,
-        place,
-        tokenizer,
-        origin="sequence classifier",
-        era=era,
-        notes=notes,
-        output=output,
-    )
+    row, output = choose_output(heads[last[0]].shape[0], labels, body.request)
+    facts = make_facts(body, replace(rules, output=output))
 
     def build(dtype: torch.dtype) -> nn.Module:
-        loaded = build_classifier(place, request, tokenizer, dtype, None)
+        loaded = build_classifier(body, dtype, None)
         name, layer = output_layer(loaded.network)
         absent = sorted(loaded.missing - {f"{name}.weight", f"{name}.bias"})
         if absent:
             raise ModelError(
-                f"{request.source} holds no {absent[0]}, which a sequence classifier computes its "
-                "reward with; fetch all its files, or it is a model of another kind."
+                f"{body.request.source} holds no {absent[0]}, which a sequence classifier computes "
+                "its reward with; fetch all its files, or it is a model of another kind."
             )
         with torch.no_grad():
             for name, parameter in zip(last, (layer.weight, layer.bias), strict=False):
                 parameter.copy_(heads[name][row : row + 1].float())
         return loaded.network
 
-    return Opened(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
 
 
 def _last_layer(heads: Mapping[str, Tensor]) -> list[str]:
@@ -450,6 +415,6 @@ def _last_layer(heads: Mapping[str, Tensor]) -> list[str]:
 
 
 ADAPTER_FORMAT = Format(
-    name="sequence classifier adapter", recognises=is_adapter, opens=open_adapter
+    name="sequence classifier adapter", recognises=is_adapter, open=open_adapter
 )
-WHOLE_FORMAT = Format(name="sequence classifier", recognises=is_whole, opens=open_whole)
+WHOLE_FORMAT = Format(name="sequence classifier", recognises=is_whole, open=open_whole)

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import Exportable, Exporter, Ids, Options, Scorer, Written
+from plaudit.interop.formats import Exportable, Exporter, Ids, Scorer, WriteOptions, WriteResult
+from plaudit.interop.reading import FOREIGN_SETTINGS
 from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
@@ -29,33 +30,29 @@ OLD_PEFT = {"0.11": Path(__file__).with_name("peft_0_11.json")}
 
 SCORED_AT_ONCE = 8
 
-# What the model's earlier form said of its head: another tool would read the new one by it.
-FOREIGN_SETTINGS = ("value_head_prefix", "mean", "std", "normalize_reward", "auto_map")
-
 # Keys that a newer PEFT writes and that change nothing when a finished adapter is loaded: who wrote
 # it, and which modules training left alone (they have no tensors in the file).
 _WITHOUT_EFFECT = {"peft_version", "exclude_modules"}
 
 
-def write_adapter(source: Exportable, folder: Path, options: Options) -> Written:
+def write_adapter(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """A SEQ_CLS adapter of PEFT with its head, for ``AutoPeftModelForSequenceClassification``."""
     write_peft(source, folder, options, task_type="SEQ_CLS", with_head=True)
     notes = _lost(source)
     if options.normalize:
         notes = (*notes, "An adapter has no place for a normalisation: its scores are raw.")
-    return Written(gives=Affine(offset=-source.offset), notes=notes)
+    return WriteResult(transform=Affine(offset=-source.offset), notes=notes)
 
 
-def write_merged(source: Exportable, folder: Path, options: Options) -> Written:
+def write_merged(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """A whole classifier of one label.
 
     ``problem_type: regression`` is what makes vLLM and transformers' pipeline return the raw score
     where they would put a sigmoid on one label.
     """
     write_whole(source, folder, options, {"problem_type": "regression"})
-    return Written(
-        gives=Affine(offset=-source.offset), notes=_lost(source), serving=_pooler(source, options)
-    )
+    transform = Affine(offset=-source.offset)
+    return WriteResult(transform=transform, notes=_lost(source), serving=_pooler(source, options))
 
 
 def _lost(source: Exportable) -> tuple[str, ...]:
@@ -68,7 +65,7 @@ def _lost(source: Exportable) -> tuple[str, ...]:
     return (note,)
 
 
-def _pooler(source: Exportable, options: Options) -> dict[str, Any]:
+def _pooler(source: Exportable, options: WriteOptions) -> dict[str, Any]:
     """Options of vLLM for (logit - mean) / sigma, where the plain logit is not what is wanted."""
     if options.normalize:
         mean, sigma = source.facts.reward_mean, source.facts.reward_std
@@ -78,7 +75,7 @@ def _pooler(source: Exportable, options: Options) -> dict[str, Any]:
 
 
 def write_peft(
-    source: Exportable, folder: Path, options: Options, *, task_type: str, with_head: bool
+    source: Exportable, folder: Path, options: WriteOptions, *, task_type: str, with_head: bool
 ) -> None:
     """``adapter_model.safetensors`` and its config, the head inside it or left out."""
     from peft import get_peft_model_state_dict
@@ -104,7 +101,7 @@ def write_peft(
     }
     if options.peft_config is not None:
         written = _for_old_peft(written, options.peft_config)
-    save_adapter(folder, stored(network, state, options.dtype), written)
+    save_adapter(folder, stored(network, state, options.torch_dtype), written)
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -140,7 +137,7 @@ def _for_old_peft(written: Mapping[str, Any], release: str) -> dict[str, Any]:
 def write_whole(
     source: Exportable,
     folder: Path,
-    options: Options,
+    options: WriteOptions,
     settings: Mapping[str, Any],
     *,
     with_head: bool = True,
@@ -152,14 +149,14 @@ def write_whole(
         state = {k: v for k, v in state.items() if not belongs_to_head(network, k)}
     network.save_pretrained(
         str(folder),
-        state_dict=stored(network, state, options.dtype),
+        state_dict=stored(network, state, options.torch_dtype),
         max_shard_size=options.max_shard_size,
     )
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for name in FOREIGN_SETTINGS:
         config.pop(name, None)
-    config |= {"dtype": str(options.dtype).removeprefix("torch."), **settings}
+    config |= {"dtype": str(options.torch_dtype).removeprefix("torch."), **settings}
     write_json(path, config)
 
 
