@@ -191,8 +191,8 @@ def test_the_reward_along_a_response_is_that_of_the_cut_conversation(
         assert token.reward == pytest.approx(float(reward_K[0]), abs=1e-5)
 
 
-def test_the_reward_along_a_response_over_the_length_is_refused(model: RewardModel) -> None:
-    with pytest.raises(DataError, match=r"along\(\) cannot score this"):
+def test_per_token_rewards_of_a_response_over_the_length_are_an_error(model: RewardModel) -> None:
+    with pytest.raises(DataError, match=r"token_rewards\(\) cannot score this"):
         model.token_rewards("what?", "fox " * 5000)
 
 
