@@ -153,6 +153,15 @@
     for (const table of tables) table.classList.remove("blocks");
     const wide = tables.filter((table) => table.offsetWidth > table.parentNode.clientWidth);
     for (const table of wide) table.classList.add("blocks");
+    // What still scrolls is reached by keyboard, so that arrow keys move it.
+    for (const place of document.querySelectorAll(".scroll, .text")) {
+      const scrolls = place.scrollWidth > place.clientWidth || place.scrollHeight > place.clientHeight;
+      place.toggleAttribute("tabindex", scrolls);
+      if (!scrolls) continue;
+      place.tabIndex = 0;
+      place.setAttribute("role", "group");
+      place.setAttribute("aria-label", place.querySelector("caption")?.textContent.trim() || (place.matches(".text") ? "Text" : "Table"));
+    }
   };
   addEventListener("resize", fit);
   document.addEventListener("toggle", fit, true);
