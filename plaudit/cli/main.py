@@ -31,9 +31,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "plaudit.cli.quickstart:quickstart", "End-to-end demo: train, evaluate and report offline."
+        "plaudit.cli.train:quickstart", "End-to-end demo: train, evaluate and report offline."
     ),
-    "init": Command("plaudit.cli.init:init", "Write a commented recipe to edit."),
+    "init": Command("plaudit.cli.train:init", "Write a commented recipe to edit."),
     "train": Command(
         "plaudit.cli.train:train", "Train a reward model from a recipe, or a base and data."
     ),

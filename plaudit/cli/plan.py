@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
-from plaudit.cli.recipes import choose as choose_recipe
-from plaudit.cli.recipes import request_of, show_notes
+from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
 from plaudit.planning.estimate import UTILISATION, Hardware, Plan, find_gpus
 from plaudit.recipe.load import DATA, with_columns
 
@@ -50,9 +49,16 @@ def plan(
     if pairs is not None and recipe is None and from_llamafactory is None:
         # The recipe needs data; nothing reads them.
         data = data or [DATA]
-    request = request_of(recipe, from_llamafactory, model, data, test, set_)
-    chosen = choose_recipe(request, "plan")
-    loaded = with_columns(chosen.recipe, options.parse_columns(columns))
+    request = RecipeRequest(
+        argument=recipe,
+        llamafactory=from_llamafactory,
+        model=model,
+        data=data,
+        test=test,
+        overrides=set_,
+    )
+    selected = select_recipe(request, "plan")
+    loaded = with_columns(selected.recipe, options.parse_columns(columns))
     hardware = Hardware(gpus=find_gpus(gpu), devices=devices, utilisation=utilisation)
     from plaudit.training.plan import StatedSizes, plan_run
 
@@ -66,7 +72,7 @@ def plan(
         print(json_format.dumps(result.as_dict(), indent=2))
     else:
         console = Console()
-        show_notes(chosen.notes, console)
+        show_notes(selected.notes, console)
         show(result, console)
 
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plaudit import registry
 from plaudit.data.sources.files import FILE_KINDS
 from plaudit.errors import RecipeError, nearest
-from plaudit.interop.llama_factory.recipe import Fate, Note, translate
 from plaudit.recipe.load import (
     BASE,
     CHECKPOINT_RECIPE,
     DATA,
     RUN_RECIPE,
     Draft,
+    Note,
+    Outcome,
+    Translation,
     read_draft,
     read_mapping,
     recipe_file,
@@ -32,26 +35,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeRequest:
-    """What a command line says of its recipe: an argument, a foreign YAML, and what goes over it.
+    """What a command line says of its recipe: an argument, another trainer's YAML, and options.
 
-    ``named`` is a recipe file, a shipped recipe's name, a run folder or a data file. ``overrides``
-    win over ``model``, ``data`` and ``test``, and these over the recipe.
+    ``argument`` is a recipe file, a shipped recipe's name, a run folder or a data file.
+    ``overrides`` win over ``model``, ``data`` and ``test``, and these over the recipe.
     """
 
-    named: str | None = None
+    argument: str | None = None
     llamafactory: Path | None = None
     model: str | None = None
-    data: Sequence[str] = ()
-    test: Sequence[str] = ()
-    overrides: Sequence[str] = ()
+    data: Sequence[str] | None = None
+    test: Sequence[str] | None = None
+    overrides: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class SelectedRecipe:
     """A checked recipe and a name for its run.
 
-    ``run`` is the run folder that the argument names. A translated recipe has ``notes`` of what
-    became of its keys, and ``out`` where it says where the run goes.
+    ``run`` is the run folder that the argument names. A translated recipe has ``notes`` on its
+    keys, and ``out`` where it says where the run goes.
     """
 
     recipe: Recipe
@@ -61,26 +64,7 @@ class Chosen:
     out: Path | None = None
 
 
-def request_of(
-    named: str | None,
-    llamafactory: Path | None,
-    model: str | None,
-    data: Sequence[str] | None,
-    test: Sequence[str] | None,
-    overrides: Sequence[str] | None,
-) -> RecipeRequest:
-    """The request of a command's options, which are None where they are not set."""
-    return RecipeRequest(
-        named=named,
-        llamafactory=llamafactory,
-        model=model,
-        data=data or (),
-        test=test or (),
-        overrides=overrides or (),
-    )
-
-
-def choose(request: RecipeRequest, command: str) -> Chosen:
+def select_recipe(request: RecipeRequest, command: str) -> SelectedRecipe:
     """The recipe that the command line of ``plaudit <command>`` asks for.
 
     Raises:
@@ -88,28 +72,28 @@ def choose(request: RecipeRequest, command: str) -> Chosen:
     """
     if request.llamafactory is not None:
         return _translated(request, request.llamafactory)
-    named = request.named
+    named = request.argument
     if named is None or _is_data(named):
         return _started(request, command)
     file = _named_file(named)
     run = file.parent if file == Path(named) / RUN_RECIPE else None
-    return Chosen(
+    return SelectedRecipe(
         recipe=with_options(read_draft(file), request).check(),
         name=file.stem if run is None else run.resolve().name,
         run=run,
     )
 
 
-def _started(request: RecipeRequest, command: str) -> Chosen:
+def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
     """The starter recipe for a base and data that options and a data file name."""
-    data = list(request.data)
-    if request.named is not None:
+    data = list(request.data or ())
+    if request.argument is not None:
         if data:
             raise RecipeError(
-                f"{request.named} is a data file, and --data names data too; keep --data, with all "
-                "files."
+                f"{request.argument} is a data file, and --data names data too; keep --data, with "
+                "all files."
             )
-        data = [request.named]
+        data = [request.argument]
     draft = with_options(starter(), request, data)
     base, train = _value(draft, "model", "base"), _value(draft, "data", "train")
     if base is None or train is None:
@@ -125,7 +109,7 @@ def _started(request: RecipeRequest, command: str) -> Chosen:
             f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe "
             "to edit)."
         )
-    return Chosen(recipe=draft.check(), name=Path(str(base)).name or "run")
+    return SelectedRecipe(recipe=draft.check(), name=Path(str(base)).name or "run")
 
 
 def _value(draft: Draft, section: str, key: str) -> Any:
@@ -137,12 +121,15 @@ def _value(draft: Draft, section: str, key: str) -> Any:
     return inside.get(key) if isinstance(inside, Mapping) else inside
 
 
-def _translated(request: RecipeRequest, file: Path) -> Chosen:
-    if request.named is not None:
+def _translated(request: RecipeRequest, file: Path) -> SelectedRecipe:
+    if request.argument is not None:
         raise RecipeError("keep one recipe: the argument, or --from-llamafactory.")
-    translated = translate(read_mapping(file), str(file))
+    translate = registry.find("recipe_source", "llamafactory")
+    translated: Translation = translate(read_mapping(file), str(file))
     draft = with_options(Draft(str(file), translated.recipe), request)
-    return Chosen(recipe=draft.check(), name=file.stem, notes=translated.notes, out=translated.out)
+    return SelectedRecipe(
+        recipe=draft.check(), name=file.stem, notes=translated.notes, out=translated.out
+    )
 
 
 def with_options(draft: Draft, request: RecipeRequest, data: Sequence[str] | None = None) -> Draft:
@@ -156,7 +143,7 @@ def with_options(draft: Draft, request: RecipeRequest, data: Sequence[str] | Non
         if paths:
             value = paths[0] if len(paths) == 1 else list(paths)
             draft = draft.with_value(("data", key), value, f"{option} {', '.join(paths)}")
-    return draft.with_overrides(request.overrides)
+    return draft.with_overrides(request.overrides or ())
 
 
 def _is_data(named: str) -> bool:
@@ -214,23 +201,23 @@ def _named_file(named: str) -> Path:
     )
 
 
-_TITLES: dict[Fate, str] = {
-    "mapped": "Taken over from LLaMA-Factory",
-    "ignored": "Left out, and why",
-    "unknown": "Not known, and left out",
-    "differs": "Different here",
+_TITLES: dict[Outcome, str] = {
+    "mapped": "Translated from LLaMA-Factory",
+    "ignored": "Ignored, and why",
+    "unknown": "Unknown, and ignored",
+    "differs": "Differences",
 }
 
 
 def show_notes(notes: Sequence[Note], console: Console) -> None:
-    """What became of every key, by fate, as tables that fit 80 columns; like words stand once."""
+    """The outcome of every key, as tables that fit 80 columns; equal words stand once."""
     from rich.table import Table
     from rich.text import Text
 
-    for fate, title in _TITLES.items():
+    for outcome, title in _TITLES.items():
         keys: dict[str, list[str]] = {}
         for note in notes:
-            if note.fate == fate:
+            if note.outcome == outcome:
                 keys.setdefault(note.words, []).append(note.key)
         if not keys:
             continue

@@ -1,13 +1,14 @@
-"""``plaudit train``: data in; reward model, evaluation, plots and card out."""
+"""``plaudit init``, ``train`` and ``quickstart``: a recipe to edit, and runs."""
 
 from __future__ import annotations
 
 import json as json_module
 import logging
 import os
+import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plaudit.training.folder import RunFolder
+
+
+def init(
+    model: options.BaseModel = None,
+    data: options.TrainData = None,
+    test: options.TestData = None,
+    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
+    from plaudit.cli.recipes import RecipeRequest, with_options
+    from plaudit.recipe.load import BASE, DATA, starter, starter_text
+    from plaudit.storage.atomic import check_new_file, write_text
+
+    if not force:
+        check_new_file(out, advice="choose another name, or add --force")
+    request = RecipeRequest(model=model or BASE, data=data or [DATA], test=test or ())
+    write_text(out, starter_text(with_options(starter(), request)))
+    print(f"Wrote {out}. Edit it, then run: plaudit train {shlex.quote(str(out))}")
 
 
 def train(
@@ -39,30 +59,37 @@ def train(
     recipe, --set over the other options; the resolved recipe is written into the run folder.
     """
     from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
-    from plaudit.cli.recipes import choose, request_of, show_notes
+    from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
     from plaudit.errors import OutputError
     from plaudit.recipe.load import with_columns
     from plaudit.training.folder import RunFolder, is_main_process, refuse_existing
     from plaudit.training.needs import check_needs
 
-    # What is wrong is said before torch is imported, which takes many seconds.
-    request = request_of(recipe, from_llamafactory, model, data, test, set_)
-    chosen = choose(request, "train")
-    mapped = with_columns(chosen.recipe, options.parse_columns(columns))
-    out = out or chosen.out or (chosen.run if resume else None)
+    # Errors come before the import of torch, which takes many seconds.
+    request = RecipeRequest(
+        argument=recipe,
+        llamafactory=from_llamafactory,
+        model=model,
+        data=data,
+        test=test,
+        overrides=set_,
+    )
+    selected = select_recipe(request, "train")
+    mapped = with_columns(selected.recipe, options.parse_columns(columns))
+    out = out or selected.out or (selected.run if resume else None)
     if out is None and (resume or "WORLD_SIZE" in os.environ):
         raise OutputError("--resume and runs on several processes need --out: name the run folder.")
     started = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    folder = out or Path("runs") / f"{chosen.name}-{started}"
+    folder = out or Path("runs") / f"{selected.name}-{started}"
     if not resume and is_main_process():
         refuse_existing(folder)
     if not resume:
         check_needs(mapped)
     console = quiet_console()
-    if chosen.run is not None and out is None:
-        _say_that_it_is_new(console, RunFolder(chosen.run), folder)
+    if selected.run is not None and out is None:
+        _announce_new_run(console, RunFolder(selected.run), folder)
     if is_main_process():
-        show_notes(chosen.notes, console)
+        show_notes(selected.notes, console)
     else:
         # Every process would warn of the same.
         logging.getLogger("plaudit").setLevel(logging.ERROR)
@@ -95,7 +122,7 @@ def _leave_process_group() -> None:
         gc.collect()
 
 
-def _say_that_it_is_new(console: Console, named: RunFolder, new: Path) -> None:
+def _announce_new_run(console: Console, named: RunFolder, new: Path) -> None:
     """A run folder without --resume is a recipe, which may surprise."""
     line = (
         f"{named.path} is a finished run; a new run of its recipe starts in {new}."
@@ -104,3 +131,55 @@ def _say_that_it_is_new(console: Console, named: RunFolder, new: Path) -> None:
         f"{new}. To resume the old one: {named.resume_command()}"
     )
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/quickstart"),
+    set_: options.Set = None,
+    resume: options.Resume = False,
+) -> None:
+    """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
+    from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
+    from plaudit.embedded import quickstart_path
+    from plaudit.recipe.load import load_recipe
+    from plaudit.training.folder import refuse_existing
+
+    recipe = load_recipe(quickstart_path(), set_ or ())
+    if not resume:
+        refuse_existing(out)
+    console = quiet_console()
+    with console.status("starting (importing torch takes a few seconds)"):
+        hush_weight_loading()
+        from plaudit.training.run import train
+    trained = train(recipe, out, resume=resume, console=console)
+    summarise_run(console, trained.folder, trained.metrics)
+    if trained.metrics["test"] is not None:
+        console.print()
+        console.print(operator_table(trained.metrics["test"]))
+    # Not wrapped: these lines are there to be copied.
+    console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False, soft_wrap=True)
+
+
+NEXT_STEPS = """
+Next:
+  look at it         open {out}/report.html, or read {out}/README.md
+  your own data      plaudit train {out} --data pairs.jsonl --set data.test=null --out runs/mine
+  a bigger base      … --model path/to/model (or a Hub id)
+  score a file       plaudit score {out} pairs.jsonl --out scored.jsonl
+  what it would cost plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
+
+
+def operator_table(block: Any) -> Any:
+    """Accuracy by operator on held-out modules, with intervals, the hardest first."""
+    from rich.table import Table
+
+    from plaudit.cli.printing import with_interval
+
+    table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of damage")
+    table.add_column("operator")
+    table.add_column("pairs", justify="right")
+    table.add_column("accuracy [95% interval]", justify="right")
+    slices = [s for s in block["slices"] if s["column"] == "subset"]
+    for found in sorted(slices, key=lambda s: s["accuracy"]):
+        table.add_row(found["value"].replace("_", " "), str(found["pairs"]), with_interval(found))
+    return table

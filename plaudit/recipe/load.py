@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from plaudit.embedded import quickstart_path
 from plaudit.errors import RecipeError
@@ -219,6 +219,33 @@ def with_columns(recipe: Recipe, columns: Mapping[str, str | None]) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every key written out; parsing it gives an equal recipe."""
     return write_yaml(recipe.model_dump(mode="json"))
+
+
+# ---- recipes of other trainers
+
+
+Outcome: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """The outcome of one key, or a difference that no key names, and its words."""
+
+    key: str
+    outcome: Outcome
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A recipe's mapping, the outcome of every key, and where the run is to be written.
+
+    What a ``recipe_source`` of the registry makes of the settings of another trainer.
+    """
+
+    recipe: dict[str, Any]
+    notes: tuple[Note, ...]
+    out: Path | None
 
 
 # ---- the starter: a run that names only a base and data

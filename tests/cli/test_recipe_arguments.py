@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.cli.recipes import RecipeRequest, choose
+from plaudit.cli.recipes import RecipeRequest, select_recipe
 from plaudit.recipe.load import TRAINING, load_recipe
 
-PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+PAIR = '{"prompt": "a", "selected": "b", "rejected": "c"}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +32,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("request_", "base", "train", "name"),
     [
-        (RecipeRequest(named="mine.yaml"), "of/file", ["pairs.jsonl"], "mine"),
-        (RecipeRequest(named="run"), "of/run", ["pairs.jsonl"], "run"),
-        (RecipeRequest(named="small-local"), "./base", ["pairs.jsonl"], "small-local"),
+        (RecipeRequest(argument="mine.yaml"), "of/file", ["pairs.jsonl"], "mine"),
+        (RecipeRequest(argument="run"), "of/run", ["pairs.jsonl"], "run"),
+        (RecipeRequest(argument="small-local"), "./base", ["pairs.jsonl"], "small-local"),
         (
-            RecipeRequest(named="small-local", model="m/m", data=["a.csv", "b.csv"]),
+            RecipeRequest(argument="small-local", model="m/m", data=["a.csv", "b.csv"]),
             "m/m",
             ["a.csv", "b.csv"],
             "small-local",
         ),
-        (RecipeRequest(named="held.jsonl", model="my/base"), "my/base", ["held.jsonl"], "base"),
-        (RecipeRequest(named="many", model="my/base"), "my/base", ["many"], "base"),
+        (RecipeRequest(argument="held.jsonl", model="my/base"), "my/base", ["held.jsonl"], "base"),
+        (RecipeRequest(argument="many", model="my/base"), "my/base", ["many"], "base"),
         (RecipeRequest(model="my/base", data=["x.jsonl"]), "my/base", ["x.jsonl"], "base"),
         (
             RecipeRequest(overrides=["model.base=my/base", "data.train=y.jsonl"]),
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "base",
         ),
         (
-            RecipeRequest(named="run", model="a/b", overrides=["model.base=c/d"]),
+            RecipeRequest(argument="run", model="a/b", overrides=["model.base=c/d"]),
             "c/d",
             ["pairs.jsonl"],
             "run",
@@ -62,17 +62,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_argument_and_options_become_a_recipe(
     request_: RecipeRequest, base: str, train: list[str], name: str
 ) -> None:
-    chosen = choose(request_, "train")
-    assert chosen.recipe.model.base == base
-    assert [source.path for source in chosen.recipe.data.train] == train
-    assert chosen.name == name
-    assert chosen.run == (Path("run") if request_.named == "run" else None)
+    selected = select_recipe(request_, "train")
+    assert selected.recipe.model.base == base
+    assert [source.path for source in selected.recipe.data.train] == train
+    assert selected.name == name
+    assert selected.run == (Path("run") if request_.argument == "run" else None)
 
 
 def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path) -> None:
     (folder / "run").rename(folder / "small-local")
-    assert choose(RecipeRequest(named="small-local"), "train").recipe.model.base == "./base"
-    assert choose(RecipeRequest(named="./small-local"), "train").recipe.model.base == "of/run"
+    assert (
+        select_recipe(RecipeRequest(argument="small-local"), "train").recipe.model.base == "./base"
+    )
+    assert (
+        select_recipe(RecipeRequest(argument="./small-local"), "train").recipe.model.base
+        == "of/run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +161,7 @@ def test_init_writes_a_recipe_and_never_overwrites(
     assert "plaudit train new.yaml" in capsys.readouterr().out
     written = (folder / "new.yaml").read_bytes()
     request = RecipeRequest(model="a/b", data=["pairs.jsonl"], test=["held.jsonl"])
-    assert load_recipe("new.yaml") == choose(request, "train").recipe
+    assert load_recipe("new.yaml") == select_recipe(request, "train").recipe
     assert load_recipe("new.yaml").train == TRAINING
     assert main(["init", "--out", "new.yaml"]) == 2
     assert "--force" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_a_real_runs_yaml() -> None:
     assert translated.out == Path("out")
     keys = set(read_mapping(RUN / "reward.yaml"))
     assert keys <= {note.key for note in translated.notes}
-    assert not [note for note in translated.notes if note.fate == "unknown"]
+    assert not [note for note in translated.notes if note.outcome == "unknown"]
     assert any("bias behind 10% dropout" in note.words for note in translated.notes)
 
 

@@ -10,47 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from plaudit.errors import RecipeError, nearest
+from plaudit.recipe.load import Note, Outcome, Translation
 from plaudit.recipe.problems import shown
 from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED
 
 Settings: TypeAlias = Mapping[str, Any]
-Fate: TypeAlias = Literal["mapped", "ignored", "unknown", "differs"]
 
 CUTOFF: Final = 2048
 RELEASE: Final = "0.9.5"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """What became of one key, or a difference that no key names."""
-
-    key: str
-    fate: Fate
-    words: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Translation:
-    """A recipe's mapping, what became of every key, and where the run is to be written."""
-
-    recipe: dict[str, Any]
-    notes: tuple[Note, ...]
-    out: Path | None
-
-
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Decision:
     """Values by their dotted place in the recipe, and the words for it."""
 
-    fate: Fate
+    outcome: Outcome
     words: str
     sets: tuple[tuple[str, Any], ...] = ()
 
 
-Rule: TypeAlias = Callable[[str, Settings], Outcome]
+Rule: TypeAlias = Callable[[str, Settings], Decision]
 
 
 def translate(settings: Settings, where: str) -> Translation:
@@ -64,9 +46,9 @@ def translate(settings: Settings, where: str) -> Translation:
         recipe: dict[str, Any] = {}
         notes = []
         for key, rule in [*_implied(settings), *((key, _rule(key)) for key in settings)]:
-            outcome = _outcome(key, rule, settings)
-            notes.append(Note(key=key, fate=outcome.fate, words=outcome.words))
-            for dotted, value in outcome.sets:
+            decision = _decide(key, rule, settings)
+            notes.append(Note(key=key, outcome=decision.outcome, words=decision.words))
+            for dotted, value in decision.sets:
                 _set(recipe, dotted, value)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
@@ -78,9 +60,9 @@ def translate(settings: Settings, where: str) -> Translation:
     )
 
 
-def _outcome(key: str, rule: Rule, settings: Settings) -> Outcome:
+def _decide(key: str, rule: Rule, settings: Settings) -> Decision:
     if key in settings and settings[key] is None:
-        return Outcome("ignored", "it is null, which leaves the default")
+        return Decision("ignored", "it is null, which leaves the default")
     return rule(key, settings)
 
 
@@ -132,45 +114,45 @@ def _set(recipe: dict[str, Any], dotted: str, value: Any) -> None:
 def _to(*places: str, words: str = "") -> Rule:
     """The value as it is, at these places of the recipe."""
 
-    def rule(key: str, settings: Settings) -> Outcome:
+    def rule(key: str, settings: Settings) -> Decision:
         said = words or " and ".join(places)
-        return Outcome("mapped", said, tuple((place, settings[key]) for place in places))
+        return Decision("mapped", said, tuple((place, settings[key]) for place in places))
 
     return rule
 
 
 def _ignored(why: str) -> Rule:
-    return lambda key, settings: Outcome("ignored", why)
+    return lambda key, settings: Decision("ignored", why)
 
 
-def _along(words: str) -> Rule:
-    """Taken over by the rule of another key."""
-    return lambda key, settings: Outcome("mapped", words)
+def _mapped(words: str) -> Rule:
+    """Translated by the rule of another key."""
+    return lambda key, settings: Decision("mapped", words)
 
 
-def _refused(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
+def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
     """Only values that ask for nothing can stand."""
 
-    def rule(key: str, settings: Settings) -> Outcome:
+    def rule(key: str, settings: Settings) -> Decision:
         if settings[key] not in harmless:
             raise RecipeError(f"{key} is {shown(settings[key])}, but {why}.")
-        return Outcome("ignored", "it asks for nothing")
+        return Decision("ignored", "it asks for nothing")
 
     return rule
 
 
-def _argument(key: str, settings: Settings) -> Outcome:
+def _argument(key: str, settings: Settings) -> Decision:
     said = "the train section, under their own names"
-    return Outcome("mapped", said, ((f"train.{key}", settings[key]),))
+    return Decision("mapped", said, ((f"train.{key}", settings[key]),))
 
 
-def _unknown(key: str, settings: Settings) -> Outcome:
+def _unknown(key: str, settings: Settings) -> Decision:
     guess = nearest(key, [*KEYS, *HF_KEYS["train"]])
     hint = f"; did you mean {guess}?" if guess else ""
-    return Outcome("unknown", f"no key of LLaMA-Factory's reward stage that is known here{hint}")
+    return Decision("unknown", f"no key of LLaMA-Factory's reward stage that is known here{hint}")
 
 
-def _finetuning_type(key: str, settings: Settings) -> Outcome:
+def _finetuning_type(key: str, settings: Settings) -> Decision:
     kind = settings[key]
     if kind not in ("lora", "full"):
         raise RecipeError(
@@ -178,54 +160,54 @@ def _finetuning_type(key: str, settings: Settings) -> Outcome:
             " full."
         )
     if kind == "full":
-        return Outcome("mapped", "lora: null", (("lora", None),))
-    return Outcome("mapped", "the lora section")
+        return Decision("mapped", "lora: null", (("lora", None),))
+    return Decision("mapped", "the lora section")
 
 
-def _adapter(key: str, settings: Settings) -> Outcome:
+def _adapter(key: str, settings: Settings) -> Decision:
     names = _names(settings[key])
     if len(names) > 1 or settings.get("create_new_adapter"):
         raise RecipeError(
             f"adapter_name_or_path is {shown(settings[key])}: only one adapter can be trained on;"
             " merge the others into the base first, and take out create_new_adapter."
         )
-    return Outcome(
+    return Decision(
         "mapped",
         "model.base: the adapter, with its own settings and head",
         (("model.base", names[0]),),
     )
 
 
-def _base(key: str, settings: Settings) -> Outcome:
+def _base(key: str, settings: Settings) -> Decision:
     if settings.get("adapter_name_or_path"):
-        return Outcome("ignored", "the adapter of adapter_name_or_path names its base itself")
-    return Outcome("mapped", "model.base", (("model.base", settings[key]),))
+        return Decision("ignored", "the adapter of adapter_name_or_path names its base itself")
+    return Decision("mapped", "model.base", (("model.base", settings[key]),))
 
 
-def _revision(key: str, settings: Settings) -> Outcome:
+def _revision(key: str, settings: Settings) -> Decision:
     if settings[key] == "main":
-        return Outcome("ignored", "main is the default")
-    return Outcome("mapped", "model.revision", (("model.revision", settings[key]),))
+        return Decision("ignored", "main is the default")
+    return Decision("mapped", "model.revision", (("model.revision", settings[key]),))
 
 
-def _quantization(key: str, settings: Settings) -> Outcome:
+def _quantization(key: str, settings: Settings) -> Decision:
     if settings[key] != 4:
         raise RecipeError(
             f"quantization_bit is {shown(settings[key])}, but plaudit quantizes to 4 bits alone."
         )
-    return Outcome("mapped", "model.quantize: 4bit", (("model.quantize", "4bit"),))
+    return Decision("mapped", "model.quantize: 4bit", (("model.quantize", "4bit"),))
 
 
-def _pure_bf16(key: str, settings: Settings) -> Outcome:
+def _pure_bf16(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return Outcome("ignored", "it asks for nothing")
-    return Outcome("mapped", "model.dtype: bfloat16", (("model.dtype", "bfloat16"),))
+        return Decision("ignored", "it asks for nothing")
+    return Decision("mapped", "model.dtype: bfloat16", (("model.dtype", "bfloat16"),))
 
 
-def _checkpointing(key: str, settings: Settings) -> Outcome:
+def _checkpointing(key: str, settings: Settings) -> Decision:
     on = not settings.get(key, False)
     said = "" if key in settings else ", as is LLaMA-Factory's default"
-    return Outcome(
+    return Decision(
         "mapped",
         f"train.gradient_checkpointing: {shown(on)}{said}",
         (("train.gradient_checkpointing", on),),
@@ -233,47 +215,47 @@ def _checkpointing(key: str, settings: Settings) -> Outcome:
 
 
 def _lora(ours: str) -> Rule:
-    def rule(key: str, settings: Settings) -> Outcome:
+    def rule(key: str, settings: Settings) -> Decision:
         if settings.get("finetuning_type", "lora") == "full":
-            return Outcome("ignored", "all weights are trained (finetuning_type: full)")
-        return Outcome("mapped", f"lora.{ours}", ((f"lora.{ours}", settings[key]),))
+            return Decision("ignored", "all weights are trained (finetuning_type: full)")
+        return Decision("mapped", f"lora.{ours}", ((f"lora.{ours}", settings[key]),))
 
     return rule
 
 
-def _lora_rank(key: str, settings: Settings) -> Outcome:
-    outcome = _lora("r")(key, settings)
-    if not outcome.sets or settings.get("lora_alpha"):
-        return outcome
+def _lora_rank(key: str, settings: Settings) -> Decision:
+    decision = _lora("r")(key, settings)
+    if not decision.sets or settings.get("lora_alpha"):
+        return decision
     alpha = 2 * settings[key] if isinstance(settings[key], int) else LORA_DEFAULTS["lora_alpha"]
-    return Outcome(
+    return Decision(
         "mapped",
         "lora.r, and lora.lora_alpha twice as large, as is LLaMA-Factory's default",
-        (*outcome.sets, ("lora.lora_alpha", alpha)),
+        (*decision.sets, ("lora.lora_alpha", alpha)),
     )
 
 
-def _lora_target(key: str, settings: Settings) -> Outcome:
+def _lora_target(key: str, settings: Settings) -> Decision:
     names = _names(settings.get(key, "all"))
     target: Any = "all-linear" if names == ["all"] else names
-    outcome = _lora("target_modules")(key, {**settings, key: target})
-    said = "lora.target_modules: all-linear" if target == "all-linear" else outcome.words
-    return Outcome(outcome.fate, said if outcome.sets else outcome.words, outcome.sets)
+    decision = _lora("target_modules")(key, {**settings, key: target})
+    said = "lora.target_modules: all-linear" if target == "all-linear" else decision.words
+    return Decision(decision.outcome, said if decision.sets else decision.words, decision.sets)
 
 
-def _pissa(key: str, settings: Settings) -> Outcome:
+def _pissa(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return Outcome("ignored", "it asks for nothing")
+        return Decision("ignored", "it asks for nothing")
     rounds = settings.get("pissa_iter", 16)
     init = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
     return _lora("init_lora_weights")(key, {**settings, key: init})
 
 
-def _additional_target(key: str, settings: Settings) -> Outcome:
+def _additional_target(key: str, settings: Settings) -> Decision:
     return _lora("modules_to_save")(key, {**settings, key: _names(settings[key])})
 
 
-def _dataset(key: str, settings: Settings) -> Outcome:
+def _dataset(key: str, settings: Settings) -> Decision:
     place = "data.train" if key == "dataset" else "data.eval"
     names = [str(name) for name in _names(settings[key])]
     sources = [_source(name, settings) for name in names]
@@ -301,7 +283,7 @@ def _dataset(key: str, settings: Settings) -> Outcome:
             )
         sets.append(("data.stopping_strategy", stop))
     sets.append((place, sources))
-    return Outcome("mapped", f"{place}: {', '.join(names)}", tuple(sets))
+    return Decision("mapped", f"{place}: {', '.join(names)}", tuple(sets))
 
 
 def _source(name: str, settings: Settings) -> dict[str, Any]:
@@ -322,16 +304,16 @@ def _source(name: str, settings: Settings) -> dict[str, Any]:
     return source
 
 
-def _val_size(key: str, settings: Settings) -> Outcome:
+def _val_size(key: str, settings: Settings) -> Decision:
     size = _number(key, settings.get(key, 0))
     if size <= 1e-6:
-        return Outcome(
+        return Decision(
             "mapped",
             "data.eval_fraction: null; nothing is held out",
             (("data.eval_fraction", None),),
         )
     place, value = ("data.eval_rows", int(size)) if size > 1 else ("data.eval_fraction", size)
-    return Outcome(
+    return Decision(
         "mapped",
         f"{place}, and data.split_by: row, as LLaMA-Factory splits; prompts on both sides are"
         " counted (data.split_by=prompt keeps them apart)",
@@ -339,16 +321,16 @@ def _val_size(key: str, settings: Settings) -> Outcome:
     )
 
 
-def _seed(key: str, settings: Settings) -> Outcome:
+def _seed(key: str, settings: Settings) -> Decision:
     seed = settings.get(key, 42)
-    return Outcome(
+    return Decision(
         "mapped", "train.seed and data.seed", (("train.seed", seed), ("data.seed", seed))
     )
 
 
-def _cutoff(key: str, settings: Settings) -> Outcome:
+def _cutoff(key: str, settings: Settings) -> Decision:
     said = "" if key in settings else f" ({CUTOFF} is LLaMA-Factory's default)"
-    return Outcome(
+    return Decision(
         "mapped",
         f"tokens.max_length{said}, and tokens.truncation: proportional, which cuts the ends of"
         " prompt and answers as there and counts them (tokens.truncation=drop leaves them out)",
@@ -356,44 +338,44 @@ def _cutoff(key: str, settings: Settings) -> Outcome:
     )
 
 
-def _template(key: str, settings: Settings) -> Outcome:
-    return Outcome(
+def _template(key: str, settings: Settings) -> Decision:
+    return Decision(
         "mapped",
         f"tokens.template, as release {RELEASE} had it (tokens.template.release=… is another's)",
         (("tokens.template", {"tool": "llamafactory", "name": settings[key], "release": RELEASE}),),
     )
 
 
-def _warmup_ratio(key: str, settings: Settings) -> Outcome:
+def _warmup_ratio(key: str, settings: Settings) -> Decision:
     if settings.get("warmup_steps"):
-        return Outcome("ignored", "warmup_steps goes before it")
-    return Outcome("mapped", "train.warmup_steps", (("train.warmup_steps", settings[key]),))
+        return Decision("ignored", "warmup_steps goes before it")
+    return Decision("mapped", "train.warmup_steps", (("train.warmup_steps", settings[key]),))
 
 
-def _schedule_of_saving(key: str, settings: Settings) -> Outcome:
+def _schedule_of_saving(key: str, settings: Settings) -> Decision:
     """Saving follows evaluation: keeping the best checkpoint needs one at every evaluation."""
     strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
     held_out = settings.get("val_size") or settings.get("eval_dataset")
     if held_out and str(strategy).lower() not in ("no", "false"):
-        return Outcome("ignored", "a checkpoint is saved at every evaluation, to keep the best")
+        return Decision("ignored", "a checkpoint is saved at every evaluation, to keep the best")
     if held_out:
-        return Outcome(
+        return Decision(
             "ignored", "plaudit evaluates and saves ten times a run where eval_strategy is no"
         )
     return _argument(key, settings)
 
 
-def _strategy_of_evaluation(key: str, settings: Settings) -> Outcome:
+def _strategy_of_evaluation(key: str, settings: Settings) -> Decision:
     held_out = settings.get("val_size") or settings.get("eval_dataset")
     if str(settings[key]).lower() in ("no", "false") and held_out:
-        return Outcome(
+        return Decision(
             "ignored", "something is held out, so it is evaluated ten times a run to keep the best"
         )
     return _argument("eval_strategy", {"eval_strategy": settings[key]})
 
 
-def _out(key: str, settings: Settings) -> Outcome:
-    return Outcome("mapped", f"--out {settings[key]}, unless --out is given")
+def _out(key: str, settings: Settings) -> Decision:
+    return Decision("mapped", f"--out {settings[key]}, unless --out is given")
 
 
 def _names(value: Any) -> list[Any]:
@@ -420,8 +402,8 @@ _OTHER_MODEL = "that would train another model"
 KEYS: Final[dict[str, Rule]] = (
     {
         # the run
-        "stage": _along("it is rm, which is all that plaudit trains"),
-        "do_train": _along("the verb decides: plaudit train trains"),
+        "stage": _mapped("it is rm, which is all that plaudit trains"),
+        "do_train": _mapped("plaudit train trains"),
         "finetuning_type": _finetuning_type,
         "output_dir": _out,
         "overwrite_output_dir": _ignored("a run folder is never written over"),
@@ -429,21 +411,21 @@ KEYS: Final[dict[str, Rule]] = (
         "compute_accuracy": _ignored("accuracy is always measured"),
         "include_effective_tokens_per_second": _ignored("speed is always measured"),
         "early_stopping_steps": _to("evaluate.early_stopping_patience"),
-        "disable_shuffling": _refused("training rows are always shuffled; take it out"),
+        "disable_shuffling": _unsupported("training rows are always shuffled; take it out"),
         "logging_dir": _ignored("events lie in the run folder"),
         "save_safetensors": _ignored("weights are always saved as safetensors"),
         # the model
         "model_name_or_path": _base,
         "model_revision": _revision,
         "adapter_name_or_path": _adapter,
-        "create_new_adapter": _refused("one adapter is trained on; take it out"),
-        "adapter_folder": _refused(_OTHER_MODEL),
+        "create_new_adapter": _unsupported("one adapter is trained on; take it out"),
+        "adapter_folder": _unsupported(_OTHER_MODEL),
         "trust_remote_code": _to("model.trust_remote_code"),
         "quantization_bit": _quantization,
-        "quantization_method": _refused(
+        "quantization_method": _unsupported(
             "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
         ),
-        "quantization_type": _refused("plaudit quantizes to nf4 alone", harmless=("nf4",)),
+        "quantization_type": _unsupported("plaudit quantizes to nf4 alone", harmless=("nf4",)),
         "double_quantization": _ignored("plaudit decides how constants are quantized"),
         "bf16": _ignored(
             "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU"
@@ -474,25 +456,27 @@ KEYS: Final[dict[str, Rule]] = (
         "use_rslora": _lora("use_rslora"),
         "use_dora": _lora("use_dora"),
         "pissa_init": _pissa,
-        "pissa_iter": _along("lora.init_lora_weights, with pissa_init"),
+        "pissa_iter": _mapped("lora.init_lora_weights, with pissa_init"),
         "pissa_convert": _ignored("the adapter is saved as it was trained"),
-        "loraplus_lr_ratio": _refused("plaudit gives both halves of an adapter one learning rate"),
+        "loraplus_lr_ratio": _unsupported(
+            "plaudit gives both halves of an adapter one learning rate"
+        ),
         "loraplus_lr_embedding": _ignored("it belongs to loraplus_lr_ratio"),
         # the data
         "dataset": _dataset,
         "eval_dataset": _dataset,
-        "dataset_dir": _along("the paths of the sources, with dataset"),
-        "max_samples": _along("max_rows, of every source"),
-        "streaming": _along("streaming, of sources on the Hub; local files are always streamed"),
-        "mix_strategy": _along(
+        "dataset_dir": _mapped("the paths of the sources, with dataset"),
+        "max_samples": _mapped("max_rows, of every source"),
+        "streaming": _mapped("streaming, of sources on the Hub; local files are always streamed"),
+        "mix_strategy": _mapped(
             "probability and data.stopping_strategy; the counts are those expected"
         ),
-        "interleave_probs": _along("probability, of every source"),
+        "interleave_probs": _mapped("probability, of every source"),
         "val_size": _val_size,
         "eval_on_each_dataset": _ignored("every evaluation set is measured by itself"),
         "template": _template,
         "cutoff_len": _cutoff,
-        "tool_format": _refused("templates render without tools", harmless=("default",)),
+        "tool_format": _unsupported("templates render without tools", harmless=("default",)),
         "media_dir": _ignored("text alone is read"),
         "tokenized_path": _ignored("tokens are made from the data and cached"),
         "overwrite_cache": _ignored("the cache is keyed by everything that decides its content"),
@@ -507,7 +491,7 @@ KEYS: Final[dict[str, Rule]] = (
         "ignore_pad_token_for_loss": _GENERATION,
         "eval_num_beams": _GENERATION,
         "predict_with_generate": _GENERATION,
-        "enable_thinking": _refused(
+        "enable_thinking": _unsupported(
             "a template's empty thought is written as it was trained", harmless=(True,)
         ),
         # training
@@ -524,7 +508,7 @@ KEYS: Final[dict[str, Rule]] = (
         "tf32": _argument,
     }
     | {
-        key: _refused(_OTHER_MODEL)
+        key: _unsupported(_OTHER_MODEL)
         for key in (
             *("rope_scaling", "resize_vocab", "split_special_tokens", "add_tokens", "shift_attn"),
             *("add_special_tokens", "new_special_tokens_config", "mixture_of_depths", "fp8"),
@@ -532,7 +516,7 @@ KEYS: Final[dict[str, Rule]] = (
         )
     }
     | {
-        key: _refused("plaudit has the optimizers of transformers (train.optim) alone")
+        key: _unsupported("plaudit has the optimizers of transformers (train.optim) alone")
         for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca")
     }
 )
@@ -573,19 +557,19 @@ _PREFIXES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
 _DIFFERENCES: Final = (
     Note(
         key="value head",
-        fate="differs",
+        outcome="differs",
         words="there a linear head with a bias behind 10% dropout, begun at random; here without"
         " both, begun at zero (model.head_init: normal begins at random)",
     ),
     Note(
         key="kept model",
-        fate="differs",
+        outcome="differs",
         words="there the last step unless load_best_model_at_end is set; here the evaluation with"
         " the lowest loss, where anything is held out (train.load_best_model_at_end=false)",
     ),
     Note(
         key="rows it skips",
-        fate="differs",
+        outcome="differs",
         words="there with a warning; here counted by reason, before the split (there after it in"
         " 0.9.2 and later)",
     ),
