@@ -54,9 +54,9 @@ class AtTemperature:
 class Recalibration:
     """The stored temperature on ``pairs`` pairs before, and the one that these pairs call for.
 
-    ``after`` is 1 where no fitted temperature is better than 1 beyond noise. ``gain`` is what it
-    takes off the log loss (``calibration.improvement``); ``stored`` whether that
-    is beyond noise, so that the model has it now. ``data`` counts the rows.
+    ``after`` is 1 where no fitted temperature is significantly better than 1. ``gain`` is the
+    decrease of the log loss from ``before`` to ``after`` (``calibration.improvement``). ``stored``:
+    the decrease is significant, and the model has the new temperature. ``data`` counts the rows.
     """
 
     model: str
@@ -80,8 +80,8 @@ def calibrate(
 ) -> Recalibration:
     """Fit the temperature of a plaudit folder on labelled comparisons that it was not trained on.
 
-    Where the log loss falls beyond noise, ``plaudit.json`` is written anew in one step, with what
-    was fitted on; then card and report, which say that their numbers are of the temperature before.
+    Where the log loss falls significantly, ``plaudit.json`` is rewritten atomically, with what was
+    fitted on; then card and report, which say that their numbers are of the temperature before.
 
     Raises:
         ModelError: no folder of plaudit's, or a checkpoint, which has no temperature of its own.
@@ -229,7 +229,7 @@ def _sentence(
     return (
         f"{stays}: on {on} its log loss is {before.log_loss:.4f}, and that of a fitted one "
         f"({fitted.temperature:.4g}) is {pairwise.nll(fitted.delta_P):.4f}, cross-fitted, which is "
-        "not better beyond noise."
+        "not significantly better."
     )
 
 

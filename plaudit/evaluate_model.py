@@ -21,7 +21,7 @@ from plaudit.data.load import (
 )
 from plaudit.data.store import StoredComparisons
 from plaudit.data.unread import UnreadColumns
-from plaudit.errors import DataError, ModelError
+from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Probed
@@ -58,7 +58,6 @@ from plaudit.types import ScoreRow
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
-    from plaudit.tokens.store import Trees
 
 NOT_RUN = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
 PREDICTIONS = "predictions.parquet"
@@ -337,29 +336,6 @@ def open_model(
         return load(path, base=base, trust_remote_code=trust_remote_code)
 
 
-def encode_scorable(
-    model: RewardModel, comparisons: StoredComparisons, console: Console
-) -> tuple[StoredComparisons, Trees]:
-    """Comparisons that can be scored, and their trees with the others counted by reason."""
-    from plaudit.tokens.store import encode_rows
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding", total=None)
-        encoded = encode_rows(
-            model.encoder,
-            comparisons,
-            on_rows=lambda done, total: progress.update(task, completed=done, total=total),
-        ).of(comparisons)
-    if not len(encoded.kept_N):
-        counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
-        example = f"; {encoded.example}" if encoded.example else ""
-        raise DataError(
-            f"None of the {len(comparisons)} comparisons can be scored ({counts}{example}); the "
-            f"model reads at most {model.facts.max_length} tokens."
-        )
-    return comparisons.take(encoded.kept_N), encoded
-
-
 def score_comparisons(
     model: RewardModel,
     comparisons: StoredComparisons,
@@ -376,20 +352,31 @@ def score_comparisons(
     Raises:
         DataError: the model can score none of them.
     """
-    try:
-        kept, encoded = encode_scorable(model, comparisons, console)
-    except DataError as error:
-        if not name:
-            raise
-        raise ModelError(f"{name}: {error}") from None
+    from plaudit.tokens.store import encode_rows
+
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(
+        encoding = progress.add_task("encoding", total=None)
+        encoded = encode_rows(
+            model.encoder,
+            comparisons,
+            on_rows=lambda done, total: progress.update(encoding, completed=done, total=total),
+        ).of(comparisons)
+        if not len(encoded.kept_N):
+            counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
+            example = f"; {encoded.example}" if encoded.example else ""
+            raise DataError(
+                f"{name and f'{name}: '}None of the {len(comparisons)} comparisons can be scored "
+                f"({counts}{example}); the model reads at most {model.facts.max_length} tokens."
+            )
+        progress.remove_task(encoding)
+        scoring = progress.add_task(
             f"scoring {name}".strip(), total=int(encoded.trees.column("packed").sum())
         )
         rewards = model.score_trees(
             encoded.trees,
-            on_batch=lambda done: progress.advance(task, sum(tree.tokens for tree in done)),
+            on_batch=lambda done: progress.advance(scoring, sum(tree.tokens for tree in done)),
         )
+    kept = comparisons.take(encoded.kept_N)
     # One name for the whole set: each file of it is a slice by source.
     scored = ScoredSet(dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards)
     return kept, read_held_out([scored], scorers), encoded.dropped

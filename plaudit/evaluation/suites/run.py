@@ -492,11 +492,13 @@ class _Values:
 
     @classmethod
     def of(cls, suite: Suite, answers: Sequence[Answer]) -> _Values:
+        cases_of: dict[str, list[Answer]] = {}
+        for answer in answers:
+            cases_of.setdefault(answer.item.case, []).append(answer)
         rows: dict[str, list[tuple[Mapping[str, float], str]]] = {}
-        for case in by_cases(answers).values():
-            rows.setdefault(case[0].item.subset, []).append(
-                (suite.credit(case), case[0].item.group)
-            )
+        for case in cases_of.values():
+            item = case[0].item
+            rows.setdefault(item.subset, []).append((suite.credit(case), item.group))
         by_subset = {}
         for subset, cases in rows.items():
             names = list(dict.fromkeys(name for values, _ in cases for name in values))
@@ -607,11 +609,3 @@ def _skipped_remarks(rows: int, skipped: Mapping[str, int]) -> list[str]:
     counts = ", ".join(f"{reason} {count:,}" for reason, count in skipped.items())
     remark = f"{sum(skipped.values()):,} of {rows:,} rows could not be scored ({counts})"
     return [f"{remark}; no score includes them."]
-
-
-def by_cases(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Rows that are scored together, in order of first appearance."""
-    cases: dict[str, list[Answer]] = {}
-    for answer in answers:
-        cases.setdefault(answer.item.case, []).append(answer)
-    return cases

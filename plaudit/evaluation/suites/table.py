@@ -339,21 +339,28 @@ RM_BENCH_DOMAINS: Final = ("chat", "math", "code", "safety")
 
 
 def read_rm_bench(row: Row, number: int, path: PurePath) -> Item:
-    """Three chosen and three rejected answers: concise, detailed, detailed in markdown."""
+    """Three chosen and three rejected answers: concise, detailed, detailed in markdown.
+
+    Both parts of safety count as one domain, by example.
+    """
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     if len(chosen) != _STYLES or len(rejected) != _STYLES:
         raise DataError(
             f"found {len(chosen)} chosen and {len(rejected)} rejected answers, expected 3 and 3."
         )
     # Files of one domain name it in a column of another name.
-    subset = text(row, "domain" if "domain" in row else "subset")
+    part = text(row, "domain" if "domain" in row else "subset")
+    domain = "safety" if part.startswith("safety") else part
+    if domain not in RM_BENCH_DOMAINS:
+        raise DataError(f"the domain is {part!r}, expected one of {', '.join(RM_BENCH_DOMAINS)}.")
     return Item(
         id=identity(row, number),
         prompt=text(row, "prompt"),
         responses=chosen + rejected,
         grades=(1.0,) * _STYLES + (0.0,) * _STYLES,
-        subset=subset,
+        subset=domain,
         case=str(number),
+        metadata={"part": part},
     )
 
 
@@ -389,25 +396,6 @@ _CELLS: Final[dict[str, tuple[str, ...]]] = {
     "normal": ("00", "11", "22"),
     "easy": ("10", "20", "21"),
 }
-
-
-def read_rm_bench_domain(row: Row, number: int, path: PurePath) -> Item:
-    """Both parts of safety count as one domain, by example."""
-    item = read_rm_bench(row, number, path)
-    domain = "safety" if item.subset.startswith("safety") else item.subset
-    if domain not in RM_BENCH_DOMAINS:
-        raise DataError(
-            f"the domain is {item.subset!r}, expected one of {', '.join(RM_BENCH_DOMAINS)}."
-        )
-    return Item(
-        id=item.id,
-        prompt=item.prompt,
-        responses=item.responses,
-        grades=item.grades,
-        subset=domain,
-        case=item.case,
-        metadata={"part": item.subset},
-    )
 
 
 # ---- LLMBar --------------------------------------------------------------------------------------
@@ -535,7 +523,7 @@ SUITES: Final[dict[str, Suite]] = {
             title="RM-Bench",
             hub=HubFiles(dataset="THU-KEG/RM-Bench", patterns=("total_dataset.json",)),
             files=("**/total_dataset.json", "**/*"),
-            read=read_rm_bench_domain,
+            read=read_rm_bench,
             credit=credit_rm_bench,
             combine=combine_rm_bench,
             counts={"chat": 129, "math": 529, "code": 228, "safety": 441},
