@@ -150,7 +150,7 @@ def test_unknown_keys_are_said_and_secrets_are_not_kept() -> None:
         LEAST | {"learning_rat": 1e-5, "hf_hub_token": "hf_secret", "ppo_epochs": 3}, "reward.yaml"
     )
     note = {note.key: note for note in translated.notes}
-    assert note["learning_rat"].fate == "unknown"
+    assert note["learning_rat"].outcome == "unknown"
     assert "did you mean learning_rate?" in note["learning_rat"].words
-    assert note["ppo_epochs"].fate == "ignored"
+    assert note["ppo_epochs"].outcome == "ignored"
     assert "hf_secret" not in str(translated)
