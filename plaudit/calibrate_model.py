@@ -10,10 +10,15 @@ from rich.console import Console
 
 from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate_model import DataUse, as_sources, open_model, score_comparisons
+from plaudit.evaluate_model import as_sources, data_use, open_model, score_comparisons
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.calibration import Calibration, beyond_noise, cross_fit, improvement
-from plaudit.evaluation.metrics.pairwise import Interval
+from plaudit.evaluation.metrics.calibration import (
+    FittedTemperature,
+    beyond_noise,
+    cross_fit,
+    improvement,
+)
+from plaudit.evaluation.schema import METRICS_FILE, DataUse, Interval
 from plaudit.evaluation.table import Pairs, pairs
 from plaudit.model.checkpoint import (
     FACTS_FILE,
@@ -27,7 +32,6 @@ from plaudit.recipe.load import RUN_RECIPE
 from plaudit.recipe.schema import Source
 from plaudit.report.card import write_card
 from plaudit.report.html import REPORT_FILE, write_report
-from plaudit.report.record import METRICS_FILE
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import FloatArray
 
@@ -111,7 +115,7 @@ def calibrate(
         paired,
         facts.temperature or 1.0,
         model=str(model),
-        data=DataUse.of(loaded, skipped),
+        data=data_use(loaded, skipped),
         seed=options.seed,
     )
     if result.stored:
@@ -211,7 +215,7 @@ def _at(temperature: float, delta_P: FloatArray) -> AtTemperature:
 def _sentence(
     before: AtTemperature,
     after: AtTemperature,
-    fitted: Calibration,
+    fitted: FittedTemperature,
     stored: bool,
     gain: pairwise.PairedDifference,
 ) -> str:

@@ -23,8 +23,8 @@ from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.evaluate_model import (
     PREDICTIONS,
-    DataUse,
     as_sources,
+    data_use,
     is_candidate,
     is_recorded,
     open_model,
@@ -40,7 +40,7 @@ from plaudit.evaluation.compare import (
     align,
     compare_aligned,
 )
-from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.schema import METRICS_FILE, DataUse, json_safe, read_metrics
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     ScoreTable,
@@ -52,7 +52,6 @@ from plaudit.evaluation.table import (
 from plaudit.recipe.schema import Source
 from plaudit.report.comparison import comparison_figure
 from plaudit.report.plots import save_figure
-from plaudit.report.record import METRICS_FILE, read_metrics
 from plaudit.storage.atomic import check_new_folder, existing_path, write_folder, write_json
 from plaudit.types import Comparison
 
@@ -214,8 +213,9 @@ def _steps_of(run: Path) -> list[int]:
     """
     if not (run / METRICS_FILE).is_file():
         return evaluated_steps(run / EVALUATIONS_FOLDER)
-    evaluation = read_metrics(run)["eval"] or {}
-    return [entry["step"] for entry in evaluation.get("history") or ()]
+    evaluation = read_metrics(run).eval
+    history = None if evaluation is None else evaluation.history
+    return [entry.step for entry in history or ()]
 
 
 def _at_step(run: Path, step: int) -> ScoreTable:
@@ -297,7 +297,7 @@ def _score_all(
         skipped[name] = dict(reasons)
         scored.append(Scored(name=name, table=held_out.table))
     used = ComparedData(
-        scored=True, chose_checkpoint=False, use=DataUse.of(loaded, {}), skipped=skipped
+        scored=True, chose_checkpoint=False, use=data_use(loaded, {}), skipped=skipped
     )
     return scored, used, loaded.comparisons
 

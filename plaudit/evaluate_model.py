@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,16 +20,25 @@ from plaudit.data.load import (
     with_known_columns,
 )
 from plaudit.data.store import StoredComparisons
-from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.baselines import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.compare import Scored
-from plaudit.evaluation.facts import json_safe, summarise
 from plaudit.evaluation.metrics.best_of import BestOf, best_of_n
 from plaudit.evaluation.regression import RegressionCheck, RegressionOptions, check_regression
+from plaudit.evaluation.schema import (
+    METRICS_FILE,
+    DataUse,
+    EvaluationMetrics,
+    MistakeText,
+    RecordedEvaluation,
+    SourceUse,
+    json_safe,
+    settle,
+)
 from plaudit.evaluation.suites.run import SuiteRequest, SuiteResult, run_suite
+from plaudit.evaluation.summary import Beside, summarise
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     HeldOut,
@@ -46,7 +55,7 @@ from plaudit.recipe.schema import Source
 from plaudit.report.comparison import best_of_figure
 from plaudit.report.html import REPORT_FILE, write_report
 from plaudit.report.plots import save_figure, write_plots
-from plaudit.report.record import METRICS_FILE, MISTAKES_FILE, PLOTS_FOLDER, describe_environment
+from plaudit.report.record import MISTAKES_FILE, PLOTS_FOLDER, describe_environment
 from plaudit.storage.atomic import (
     check_new_folder,
     existing_path,
@@ -88,59 +97,24 @@ class EvaluateOptions:
     seed: int = 42
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceUse:
-    """A source as it was read, and its columns with text that were not."""
-
-    name: str
-    path: str
-    format: str
-    fingerprint: str
-    unread: UnreadColumns
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataUse:
-    """``used`` of ``rows`` were measured; ``dropped`` counts the others by reason."""
-
-    rows: int
-    used: int
-    dropped: Mapping[str, int]
-    sources: tuple[SourceUse, ...]
-
-    @classmethod
-    def of(cls, loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
-        """Of loaded comparisons, of which a model skipped some more, by reason."""
-        reasons = Counter(loaded.tally.dropped) + Counter(skipped)
-        return cls(
-            rows=loaded.tally.rows,
-            used=loaded.tally.rows - sum(reasons.values()),
-            dropped=dict(reasons),
-            sources=tuple(
-                SourceUse(
-                    name=s.name,
-                    path=s.path,
-                    format=s.format,
-                    fingerprint=s.fingerprint,
-                    unread=s.unread,
-                )
-                for s in loaded.sources
-            ),
-        )
-
-    @property
-    def unread_lines(self) -> list[str]:
-        """A sentence for each source with columns that were not read."""
-        lines = (source.unread.sentence(source.name) for source in self.sources)
-        return [line for line in lines if line is not None]
-
-    @property
-    def skipped(self) -> str:
-        """How many rows were skipped, by reason, as a remark behind a count."""
-        if not self.dropped:
-            return ""
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
-        return f" ({sum(self.dropped.values()):,} of {self.rows:,} rows skipped: {counts})"
+def data_use(loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
+    """What became of loaded comparisons, of which a model skipped some more, by reason."""
+    reasons = Counter(loaded.tally.dropped) + Counter(skipped)
+    return DataUse(
+        rows=loaded.tally.rows,
+        used=loaded.tally.rows - sum(reasons.values()),
+        dropped=dict(reasons),
+        sources=tuple(
+            SourceUse(
+                name=source.name,
+                path=source.path,
+                format=source.format,
+                fingerprint=source.fingerprint,
+                unread=source.unread,
+            )
+            for source in loaded.sources
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +122,12 @@ class Evaluation:
     """One evaluation: metrics, predictions (one row per response), and what was measured beside.
 
     ``metrics`` is the content of ``metrics.json``. ``mistakes`` has the texts of the most confident
-    mistakes. ``data``, ``suites``, ``best_of`` and ``regression_check`` are also in ``metrics``.
+    mistakes. ``suites``, ``best_of`` and ``regression_check`` are also in ``metrics``.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: RecordedEvaluation
     table: ScoreTable
-    mistakes: Sequence[Mapping[str, Any]] = ()
-    data: DataUse | None = None
+    mistakes: Sequence[MistakeText] = ()
     suites: tuple[SuiteResult, ...] = ()
     best_of: BestOf | None = None
     regression_check: RegressionCheck | None = None
@@ -198,21 +171,13 @@ def evaluate(
         model = open_model(
             model, console, base=options.base, trust_remote_code=options.trust_remote_code
         )
-    metrics: dict[str, Any] = {
-        "format": 1,
-        "plaudit_version": __version__,
-        "model": model.source,
-        "data": None,
-        "eval": None,
-        "environment": describe_environment(str(next(model.module.parameters()).device)),
-    }
-    use, tables, mistakes = None, [build_table(())], []
+    use, block, tables = None, None, [build_table(())]
+    mistakes: tuple[MistakeText, ...] = ()
     comparisons: StoredComparisons | None = None
     if sources:
         loaded = load_comparisons(sources, seed=options.seed)
         comparisons, table, block, skipped = _measure(model, loaded, options, console)
-        use = DataUse.of(loaded, skipped)
-        metrics |= {"data": asdict(use), "eval": block}
+        use = data_use(loaded, skipped)
         tables.append(table)
         mistakes = _mistake_texts(model, comparisons, block)
     suites = []
@@ -231,17 +196,20 @@ def evaluate(
             ),
             options.regression,
         )
-    if suites:
-        metrics["suites"] = {suite.suite: asdict(suite) for suite in suites}
-    if best_of is not None:
-        metrics["best_of"] = asdict(best_of)
-    if check is not None:
-        metrics["regression_check"] = asdict(check)
+    metrics = RecordedEvaluation(
+        plaudit_version=__version__,
+        model=model.source,
+        data=use,
+        eval=block,
+        environment=describe_environment(str(next(model.module.parameters()).device)),
+        suites={suite.suite: asdict(suite) for suite in suites} or None,
+        best_of=None if best_of is None else asdict(best_of),
+        regression_check=None if check is None else asdict(check),
+    )
     evaluation = Evaluation(
-        metrics=json_safe(metrics),
+        metrics=settle(metrics),
         table=together,
         mistakes=mistakes,
-        data=use,
         suites=tuple(suites),
         best_of=best_of,
         regression_check=check,
@@ -253,8 +221,8 @@ def evaluate(
 
 def _measure(
     model: RewardModel, loaded: LoadedComparisons, options: EvaluateOptions, console: Console
-) -> tuple[StoredComparisons, ScoreTable, dict[str, Any], Mapping[str, int]]:
-    """Scored comparisons, their table, the evaluation block, and skipped rows by reason."""
+) -> tuple[StoredComparisons, ScoreTable, EvaluationMetrics, Mapping[str, int]]:
+    """Scored comparisons, their table, their metrics, and skipped rows by reason."""
     from plaudit.evaluation.analysis.probing import probe
     from plaudit.tokens.batch import PackedBatcher
 
@@ -276,25 +244,26 @@ def _measure(
             )
     block = summarise(
         held_out.table,
-        dataset="eval",
-        chose_checkpoint=False,
-        baselines=held_out.baseline_differences(),
-        baselines_fitted_on=fitted_comparisons(fitted_on),
-        behaviour=probed,
-        stored_temperature=model.facts.temperature or 1.0,
-        seed=options.seed,
+        Beside(
+            dataset="eval",
+            baselines=held_out.baseline_differences(),
+            baselines_fitted_on=fitted_comparisons(fitted_on),
+            perturbations=probed,
+            stored_temperature=model.facts.temperature or 1.0,
+            seed=options.seed,
+        ),
     )
     return kept, held_out.table, block, skipped
 
 
 def _mistake_texts(
-    model: RewardModel, comparisons: StoredComparisons, block: Mapping[str, Any]
-) -> list[Mapping[str, Any]]:
-    from plaudit.evaluation.analysis.token_rewards import along_of
+    model: RewardModel, comparisons: StoredComparisons, block: EvaluationMetrics
+) -> tuple[MistakeText, ...]:
+    from plaudit.evaluation.analysis.token_rewards import token_rewards_of
 
-    numbers = [mistake["number"] for mistake in block["mistakes"]]
+    numbers = [mistake.number for mistake in block.mistakes]
     numbered = (("eval", number, comparisons[number]) for number in numbers)
-    return list(with_texts(block["mistakes"], numbered, along=along_of(model)))
+    return tuple(with_texts(block.mistakes, numbered, rewards_of=token_rewards_of(model)))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
@@ -305,8 +274,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """
     files = {
         PREDICTIONS: lambda path: write_table(evaluation.table, path),
-        MISTAKES_FILE: lambda path: write_json_lines(path, evaluation.mistakes),
-        METRICS_FILE: lambda path: write_json(path, evaluation.metrics),
+        MISTAKES_FILE: lambda path: write_json_lines(path, map(json_safe, evaluation.mistakes)),
+        METRICS_FILE: lambda path: write_json(path, json_safe(evaluation.metrics)),
         # These two read what was just written beside them.
         PLOTS_FOLDER: lambda path: write_plots(path.parent),
         REPORT_FILE: lambda path: write_report(path.parent),

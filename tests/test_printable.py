@@ -44,7 +44,7 @@ def test_slices_are_named_without_escapes() -> None:
         "value": ESCAPE,
         "accuracy": 0.1,
         "pairs": 40,
-        "stands_out": True,
+        "significant": True,
         "small": False,
     }
     (sentence,) = slice_sentences({"slices": [entry], "accuracy": 0.5})

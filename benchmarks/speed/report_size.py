@@ -3,7 +3,7 @@
     python -m benchmarks.speed.report_size [--pairs 20000] [--rounds 5] [--chromium PATH]
 
 An evaluation by the real functions with random rewards: texts, slices by a dozen metadata columns,
-altered responses, the most confident mistakes with long texts and a reward for each token. Only the
+perturbed responses, the most confident mistakes with long texts and per-token rewards. Only the
 model is left out. Every opening is a browser process of its own, without network and cache; seconds
 are from the start of the navigation to the end of the page's load event, and to the first frame.
 """
@@ -24,11 +24,12 @@ from benchmarks.common.results import recorder as start_recorder
 from plaudit.data.perturb.run import KINDS_AND_NAMES
 from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.mistakes import with_texts
-from plaudit.evaluation.analysis.perturbations import Altered, Probed
-from plaudit.evaluation.facts import json_safe, summarise
+from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
+from plaudit.evaluation.schema import DataUse, RecordedEvaluation
+from plaudit.evaluation.summary import Beside, summarise
 from plaudit.evaluation.table import ScoredSet, pairs, read_held_out
 from plaudit.report.record import describe_environment
-from plaudit.types import Comparison, FloatArray, TokenTree
+from plaudit.types import Comparison, FloatArray, TokenReward, TokenTree
 
 QUESTION = "report_size"
 COLUMNS = 12
@@ -61,26 +62,29 @@ def comparisons(count: int, generator: random.Random) -> list[Comparison]:
     ]
 
 
-def walk(comparison: Comparison, response: int) -> Sequence[tuple[str, float]]:
+def walk(comparison: Comparison, response: int) -> Sequence[TokenReward]:
     """A random reward along a response, a word a token."""
     turns = comparison.responses[response]
     assert isinstance(turns, str)
     tokens = [f"{word} " for word in turns.split()]
     steps = np.random.default_rng(len(tokens)).normal(0, 0.2, len(tokens)).cumsum()
-    return list(zip(tokens, steps.tolist(), strict=True))
+    return [
+        TokenReward(text=text, reward=reward)
+        for text, reward in zip(tokens, steps.tolist(), strict=True)
+    ]
 
 
-def altered(generator: np.random.Generator, responses: int = 200) -> Probed:
-    """Every known alteration of as many responses, with random rewards."""
+def perturbed(generator: np.random.Generator, responses: int = 200) -> Probed:
+    """Every known perturbation of as many responses, with random rewards."""
     rewards = generator.normal(size=(len(KINDS_AND_NAMES), responses, 3))
     return Probed(
-        altered=[
-            Altered(kind=kind, name=name, original=one[0], other=one[1], altered=one[2])
+        perturbed=[
+            Perturbed(kind=kind, name=name, original=one[0], other=one[1], perturbed=one[2])
             for (kind, name), found in zip(KINDS_AND_NAMES, rewards.tolist(), strict=True)
             for one in found
         ],
         responses=responses,
-        refused={},
+        skipped={},
         seed=SEED,
     )
 
@@ -97,25 +101,25 @@ def evaluation(count: int) -> Evaluation:
     ).table
     block = summarise(
         table,
-        dataset="eval",
-        chose_checkpoint=False,
-        baselines={"longer": generator.normal(size=len(pairs(table))), "bag_of_words": None},
-        behaviour=altered(generator),
-        seed=SEED,
+        Beside(
+            dataset="eval",
+            baselines={"longer": generator.normal(size=len(pairs(table))), "bag_of_words": None},
+            perturbations=perturbed(generator),
+            seed=SEED,
+        ),
     )
-    metrics = {
-        "format": 1,
-        "plaudit_version": "benchmark",
-        "model": "random rewards",
-        "data": {"rows": count, "used": count, "dropped": {}, "sources": []},
-        "eval": block,
-        "environment": describe_environment("cpu"),
-    }
+    metrics = RecordedEvaluation(
+        plaudit_version="benchmark",
+        model="random rewards",
+        data=DataUse(rows=count, used=count, dropped={}, sources=()),
+        eval=block,
+        environment=describe_environment("cpu"),
+    )
     numbered = (("eval", number, row) for number, row in enumerate(held_out))
     return Evaluation(
-        metrics=json_safe(metrics),
+        metrics=metrics,
         table=table,
-        mistakes=list(with_texts(block["mistakes"], numbered, along=walk)),
+        mistakes=tuple(with_texts(block.mistakes, numbered, rewards_of=walk)),
     )
 
 

@@ -33,7 +33,7 @@ def calibrate(
         hush_weight_loading()
         from plaudit.calibrate_model import CalibrateOptions
         from plaudit.calibrate_model import calibrate as run
-        from plaudit.evaluation.facts import json_safe
+        from plaudit.evaluation.schema import json_safe
     result = run(
         model,
         [Source(path=path, format=format_, columns=mapped) for path in data],

@@ -123,7 +123,7 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
     """The evaluation, its suites and its regression check, and where they were written."""
     from plaudit.cli.printing import show_evaluation, show_summary
 
-    data, block = result.data, result.metrics["eval"]
+    data, block = result.metrics.data, result.metrics.eval
     lines = [] if data is None else data.unread_lines
     for suite in result.suites:
         lines += suite_lines(suite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,15 @@ from rich.text import Text
 from plaudit.errors import printable
 
 if TYPE_CHECKING:
+    from plaudit.evaluation.schema import (
+        Accuracy,
+        EvaluationMetrics,
+        FeatureBias,
+        HistoryEntry,
+        PerturbationTests,
+        RunMetrics,
+        Slice,
+    )
     from plaudit.interop.parity import Parity
     from plaudit.reward_model import RewardModel
 
@@ -92,34 +101,36 @@ def open_model(
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
-def summarise_run(console: Console, folder: Path, metrics: Mapping[str, Any]) -> None:
+def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
     """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
-    if metrics["eval"] is not None:
-        best = metrics["best"]
+    if metrics.eval is not None:
+        best = metrics.best
         console.print()
-        console.print(history_table(metrics["eval"]["history"], best and best["step"]))
+        console.print(
+            history_table(metrics.eval.history or (), None if best is None else best.step)
+        )
         console.print()
-    for block in (metrics["eval"], metrics["test"]):
+    for block in (metrics.eval, metrics.test):
         if block:
             show_words(console, block)
-    if metrics["overfit"] is not None:
-        console.print(metrics["overfit"]["sentence"], highlight=False, markup=False)
+    if metrics.overfit is not None:
+        console.print(metrics.overfit.sentence, highlight=False, markup=False)
     console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
-def history_table(history: list[Mapping[str, Any]], best_step: int | None) -> Table:
-    """The training-results table of a model card, the kept step marked."""
+def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Table:
+    """The training-results table of a model card, the best checkpoint marked."""
     table = Table(box=None, pad_edge=False)
     for heading in ("Training Loss", "Epoch", "Step", "Validation Loss", "Accuracy", ""):
         table.add_column(heading, justify="right")
     for entry in history:
         table.add_row(
-            number(entry["training_loss"]),
-            number(entry["epoch"]),
-            str(entry["step"]),
-            number(entry["validation_loss"]),
-            number(entry["accuracy"]),
-            "kept" if entry["step"] == best_step else "",
+            number(entry.training_loss),
+            number(entry.epoch),
+            str(entry.step),
+            number(entry.validation_loss),
+            number(entry.accuracy),
+            "best" if entry.step == best_step else "",
         )
     return table
 
@@ -129,7 +140,7 @@ SUMMARY_LINES = 25
 
 
 def show_summary(
-    console: Console, block: Mapping[str, Any], *, skipped: str, others: Sequence[str]
+    console: Console, block: EvaluationMetrics, *, skipped: str, others: Sequence[str]
 ) -> None:
     """An evaluation within :data:`SUMMARY_LINES` lines, ``others`` included, which come last.
 
@@ -137,7 +148,7 @@ def show_summary(
     sentences as there is room for: what to watch first, since the tables hold the rest.
     """
     first = Text(_headline(block, skipped))
-    tables = [table for table in (_judges(block), _probabilities(block)) if table.row_count]
+    tables = [table for table in (_baselines(block), _probabilities(block)) if table.row_count]
     last = [Text(line) for line in others]
     pointer = Text(_POINTER)
     room = SUMMARY_LINES - _height(console, [first, *tables, pointer, *last])
@@ -164,39 +175,40 @@ def _height(console: Console, parts: Iterable[RenderableType]) -> int:
     return sum(len(console.render_lines(part, pad=False)) for part in parts)
 
 
-def _watch_first(block: Mapping[str, Any]) -> list[str]:
-    return [said for answer in reversed(block["answers"]) for said in answer["sentences"]]
+def _watch_first(block: EvaluationMetrics) -> list[str]:
+    return [said for answer in reversed(block.answers) for said in answer.sentences]
 
 
 _POINTER = "All findings, slices and perturbations: --verbose, or --out DIR for a report."
 
 
-def show_evaluation(console: Console, block: Mapping[str, Any], *, skipped: str = "") -> None:
+def show_evaluation(console: Console, block: EvaluationMetrics, *, skipped: str = "") -> None:
     """An evaluation in plain words, then all its tables. Every number is a recorded one."""
     show_words(console, block, skipped=skipped)
-    slices = [entry for entry in block["slices"] if entry["pairs"] < block["pairs"]]
-    tables = (_bias(block["bias"]["features"]), _behaviour(block["behaviour"]), _slices(slices))
+    slices = [entry for entry in block.slices if entry.pairs < block.pairs]
+    perturbed = _perturbations(block.perturbations)
+    tables = (_bias(block.bias.features), perturbed, _slices(slices))
     _show_tables(console, tables)
 
 
-def _headline(block: Mapping[str, Any], skipped: str) -> str:
+def _headline(block: EvaluationMetrics, skipped: str) -> str:
     """The accuracy, and what it was measured on."""
-    chose = " (this data chose the checkpoint)" if block["chose_checkpoint"] else ""
+    chose = " (this data chose the checkpoint)" if block.chose_checkpoint else ""
     return (
-        f"{block['dataset']}: accuracy {with_interval(block)} on {block['pairs']:,} pairs of "
-        f"{block['groups']:,} prompts{chose}{skipped}; loss {number(block['loss'])}"
+        f"{block.dataset}: accuracy {with_interval(block)} on {block.pairs:,} pairs of "
+        f"{block.groups:,} prompts{chose}{skipped}; loss {number(block.loss)}"
     )
 
 
-def show_words(console: Console, block: Mapping[str, Any], *, skipped: str = "") -> None:
+def show_words(console: Console, block: EvaluationMetrics, *, skipped: str = "") -> None:
     """An evaluation in plain words, and how it stands beside the baselines.
 
     ``skipped`` says which rows the counts of the first line leave out.
     """
     console.print(_headline(block, skipped), highlight=False, markup=False, soft_wrap=True)
-    console.print(_points([*block["summary"], *block.get("perturbation_notes", ())]))
+    console.print(_points([*block.summary, *block.perturbation_notes]))
     console.print()
-    _show_tables(console, (_judges(block), _probabilities(block)))
+    _show_tables(console, (_baselines(block), _probabilities(block)))
 
 
 def _show_tables(console: Console, tables: Iterable[Table]) -> None:
@@ -224,77 +236,77 @@ def _table(first: str, *headings: str) -> Table:
     return table
 
 
-def _judges(block: Mapping[str, Any]) -> Table:
+def _baselines(block: EvaluationMetrics) -> Table:
     table = _table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
-    if block["pairs"]:
-        own = (number(block["accuracy"]), ends(block["accuracy_ci95"]))
+    if block.pairs:
+        own = (number(block.accuracy), ends(block.accuracy_ci95))
         table.add_row("this model", *own, "", "")
-    for name, facts in block["baselines"].items():
-        if facts is None:
+    for name, baseline in block.baselines.items():
+        if baseline is None:
             table.add_row(words(name), "not fitted", "", "", "")
         else:
             table.add_row(
                 words(name),
-                number(facts["accuracy"]),
-                ends(facts["accuracy_ci95"]),
-                signed(facts["difference"]),
-                ends(facts["difference_ci95"], signed),
+                number(baseline.accuracy),
+                ends(baseline.accuracy_ci95),
+                signed(baseline.delta_accuracy),
+                ends(baseline.delta_accuracy_ci95, signed),
             )
     return table
 
 
-def _probabilities(block: Mapping[str, Any]) -> Table:
-    table = _table("probabilities", "log loss", "Brier", "ECE", "ECE, equal count")
+def _probabilities(block: EvaluationMetrics) -> Table:
+    table = _table("probabilities", "log loss", "Brier", "ECE", "ECE (equal-mass bins)")
     stored, fitted = (
-        "" if block[key] is None else f"{block[key]:.3g}"
-        for key in ("stored_temperature", "temperature")
+        "" if temperature is None else f"{temperature:.3g}"
+        for temperature in (block.stored_temperature, block.temperature)
     )
-    titles = {
-        "as_trained": "uncalibrated",
-        "stored": f"stored temperature {stored}",
-        "temperature": f"temperature {fitted}, cross-fitted",
-        "isotonic": "isotonic, cross-fitted",
-    }
-    for way, facts in block["calibrations"].items():
-        if facts is not None and block["pairs"]:
-            numbers = (facts[key] for key in ("nll", "brier", "ece", "ece_equal_count"))
-            table.add_row(titles[way], *map(number, numbers))
+    ways = block.calibrations
+    for title, found in (
+        ("uncalibrated", ways.uncalibrated),
+        (f"stored temperature {stored}", ways.stored),
+        (f"temperature {fitted}, cross-fitted", ways.temperature),
+        ("isotonic, cross-fitted", ways.isotonic),
+    ):
+        if found is not None and block.pairs:
+            numbers = (found.nll, found.brier, found.ece, found.ece_equal_mass)
+            table.add_row(title, *map(number, numbers))
     return table
 
 
-def _bias(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _bias(rows: Sequence[FeatureBias]) -> Table:
     table = _table("feature bias", "pairs", "labels", "model", "gap", "95% CI", "adjusted p")
     for row in rows:
-        if row["pairs"]:
+        if row.pairs:
             table.add_row(
-                words(row["feature"]) + (" *" if row["stands_out"] else ""),
-                f"{row['pairs']:,}",
-                number(row["labels_prefer_more"]),
-                number(row["model_prefers_more"]),
-                signed(row["gap"]),
-                ends(row["gap_ci95"], signed),
-                probability(row["p_adjusted"]),
+                words(row.feature) + (" *" if row.significant else ""),
+                f"{row.pairs:,}",
+                number(row.labels_prefer_more),
+                number(row.model_prefers_more),
+                signed(row.gap),
+                ends(row.gap_ci95, signed),
+                probability(row.p_adjusted),
             )
     return table
 
 
-def _behaviour(behaviour: Mapping[str, Any] | None) -> Table:
+def _perturbations(tests: PerturbationTests | None) -> Table:
     table = _table("perturbation", "n", "fell", "95% CI", "rose", "shift", "flipped")
     kind = None
-    if behaviour is None:
+    if tests is None:
         return table
-    for row in behaviour["operators"]:
-        if row["kind"] != kind:
-            kind = row["kind"]
-            table.add_row(Text(behaviour["kinds"][kind]["meaning"], style="italic"))
+    for row in tests.rows:
+        if row.kind != kind:
+            kind = row.kind
+            table.add_row(Text(tests.kinds[kind].meaning, style="italic"))
         table.add_row(
-            f"  {words(row['operator'])}",
-            f"{row['responses']:,}",
-            number(row["fell"]),
-            ends(row["fell_ci95"]),
-            number(row["rose"]),
-            signed(row["shift"]),
-            number(row["flipped"]),
+            f"  {words(row.perturbation)}",
+            f"{row.responses:,}",
+            number(row.fell),
+            ends(row.fell_ci95),
+            number(row.rose),
+            signed(row.shift),
+            number(row.flipped),
         )
     return table
 
@@ -302,28 +314,28 @@ def _behaviour(behaviour: Mapping[str, Any] | None) -> Table:
 _MOST_SLICES = 24
 
 
-def _slices(slices: Sequence[Mapping[str, Any]]) -> Table:
+def _slices(slices: Sequence[Slice]) -> Table:
     table = _table("slice", "pairs", "accuracy", "95% CI", "adjusted p")
     for entry in slices[:_MOST_SLICES]:
-        value = "(none)" if entry["value"] is None else entry["value"]
-        mark = " (few pairs)" if entry["small"] else " *" if entry["stands_out"] else ""
+        value = "(none)" if entry.value is None else entry.value
+        mark = " (few pairs)" if entry.small else " *" if entry.significant else ""
         table.add_row(
-            Text(printable(f"{words(entry['column'])}: {value}{mark}")),
-            f"{entry['pairs']:,}",
-            number(entry["accuracy"]),
-            ends(entry["accuracy_ci95"]),
-            probability(entry["p_adjusted"]),
+            Text(printable(f"{words(entry.column)}: {value}{mark}")),
+            f"{entry.pairs:,}",
+            number(entry.accuracy),
+            ends(entry.accuracy_ci95),
+            probability(entry.p_adjusted),
         )
     if len(slices) > _MOST_SLICES:
         table.add_row(f"and {len(slices) - _MOST_SLICES} more in metrics.json")
     return table
 
 
-def with_interval(measured: Mapping[str, Any]) -> str:
-    interval = measured["accuracy_ci95"]
+def with_interval(measured: Accuracy) -> str:
+    interval = measured.accuracy_ci95
     if interval is None:
-        return number(measured["accuracy"])
-    return f"{number(measured['accuracy'])} [{number(interval[0])}, {number(interval[1])}]"
+        return number(measured.accuracy)
+    return f"{number(measured.accuracy)} [{number(interval.low)}, {number(interval.high)}]"
 
 
 def ends(interval: Sequence[float] | None, form: Callable[[float], str] | None = None) -> str:

@@ -8,7 +8,7 @@ import os
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,9 @@ from plaudit.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+    from plaudit.evaluation.schema import EvaluationMetrics
     from plaudit.training.folder import RunFolder
 
 
@@ -95,13 +97,14 @@ def train(
         logging.getLogger("plaudit").setLevel(logging.ERROR)
     with console.status("starting"):
         hush_weight_loading()
+        from plaudit.evaluation.schema import json_safe
         from plaudit.training.run import train as run
     trained = run(mapped, folder, resume=resume, console=console)
     _leave_process_group()
-    if not trained.metrics:
+    if trained.metrics is None:
         return
     if json:
-        print(json_module.dumps(trained.metrics))
+        print(json_module.dumps(json_safe(trained.metrics)))
     summarise_run(console, trained.folder, trained.metrics)
 
 
@@ -152,10 +155,11 @@ def quickstart(
         hush_weight_loading()
         from plaudit.training.run import train
     trained = train(recipe, out, resume=resume, console=console)
-    summarise_run(console, trained.folder, trained.metrics)
-    if trained.metrics["test"] is not None:
+    if trained.metrics is not None:
+        summarise_run(console, trained.folder, trained.metrics)
+    if trained.metrics is not None and trained.metrics.test is not None:
         console.print()
-        console.print(operator_table(trained.metrics["test"]))
+        console.print(degradation_table(trained.metrics.test))
     # Not wrapped: these lines are there to be copied.
     console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False, soft_wrap=True)
 
@@ -169,17 +173,18 @@ Next:
   what it would cost plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
 
 
-def operator_table(block: Any) -> Any:
-    """Accuracy by operator on held-out modules, with intervals, the hardest first."""
+def degradation_table(block: EvaluationMetrics) -> Table:
+    """Accuracy by kind of degradation on held-out modules, with intervals, the hardest first."""
     from rich.table import Table
 
     from plaudit.cli.printing import with_interval
 
-    table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of damage")
-    table.add_column("operator")
+    table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of degradation")
+    table.add_column("degradation")
     table.add_column("pairs", justify="right")
     table.add_column("accuracy [95% interval]", justify="right")
-    slices = [s for s in block["slices"] if s["column"] == "subset"]
-    for found in sorted(slices, key=lambda s: s["accuracy"]):
-        table.add_row(found["value"].replace("_", " "), str(found["pairs"]), with_interval(found))
+    slices = [entry for entry in block.slices if entry.column == "subset"]
+    for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
+        name = (entry.value or "").replace("_", " ")
+        table.add_row(name, str(entry.pairs), with_interval(entry))
     return table

@@ -23,10 +23,9 @@ import numpy.typing as npt
 
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.slices import MAX_SLICE_VALUES, SMALL_SLICE
-from plaudit.evaluation.facts import json_safe
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.metrics.significance import clustered_p, holm, mcnemar
+from plaudit.evaluation.schema import Interval, json_safe
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
@@ -378,16 +377,20 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
 def _model_scores(aligned: Aligned, seed: int) -> tuple[ModelScores, ...]:
     group_P = aligned.paired.group_P
     nll_M = pairwise.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
-    return tuple(
-        ModelScores(
+
+    def scores(name: str, delta_P: FloatArray, nll_interval: Interval | None) -> ModelScores:
+        interval = pairwise.share_interval((delta_P > 0).astype(float), group_P, seed=seed)
+        return ModelScores(
             name=name,
-            **pairwise.accuracy_facts(delta_P, group_P, seed=seed),
+            accuracy=pairwise.accuracy(delta_P),
+            accuracy_ci95=interval.shown,
+            accuracy_ci95_method=interval.method,
             ties=pairwise.ties(delta_P),
             nll=pairwise.nll(delta_P),
-            nll_ci95=nll_M[number],
+            nll_ci95=nll_interval,
         )
-        for number, (name, delta_P) in enumerate(zip(aligned.names, aligned.delta_MP, strict=True))
-    )
+
+    return tuple(map(scores, aligned.names, aligned.delta_MP, nll_M))
 
 
 def _metric_tests(

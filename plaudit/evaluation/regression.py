@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import ALPHA, METRICS, Metric, Scored, align, p_value, paired_test
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.pairwise import Interval
 from plaudit.evaluation.metrics.significance import holm
+from plaudit.evaluation.schema import Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,15 @@ names the rows that are too small to count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeAlias
 
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.bias import FEWEST_PER_SIDE
 from plaudit.evaluation.analysis.slices import SMALL_SLICE
+from plaudit.evaluation.schema import Answer, EvaluationMetrics, Interval, Perturbation, Slice
 
-Block: TypeAlias = Mapping[str, Any]
-Part: TypeAlias = Callable[[Block], Iterator[str]]
+Part: TypeAlias = Callable[[EvaluationMetrics], Iterator[str]]
 
 _WELL_CALIBRATED = 0.03
 _ABOVE_CHANCE = 1.5
@@ -23,20 +23,20 @@ _MOST_NAMES = 5
 _MOST_CHARACTERS = 40
 
 
-def answers(block: Block) -> list[dict[str, Any]]:
+def answers(block: EvaluationMetrics) -> tuple[Answer, ...]:
     """Plain sentences about one evaluation block by the question that they answer.
 
     Most important first; each sentence names its numbers, and a question without an answer is left
     out.
     """
-    if block["accuracy"] is None:
+    if block.accuracy is None:
         nothing = "There is no pair with a known order, so nothing can be said of accuracy."
-        return [{"question": _QUALITY, "sentences": [nothing]}]
-    answered = [
-        {"question": question, "sentences": [said for part in parts for said in part(block)]}
+        return (Answer(question=_QUALITY, sentences=(nothing,)),)
+    answered = (
+        Answer(question=question, sentences=tuple(said for part in parts for said in part(block)))
         for question, parts in _questions().items()
-    ]
-    return [entry for entry in answered if entry["sentences"]]
+    )
+    return tuple(answer for answer in answered if answer.sentences)
 
 
 _QUALITY = "What it is good for"
@@ -46,48 +46,59 @@ def _questions() -> dict[str, tuple[Part, ...]]:
     return {
         _QUALITY: (_quality, _baselines),
         "How sure it is": (_calibration,),
-        "What to watch": (_length, _features, _behaviour, _slices, _untested),
+        "What to watch": (_length, _features, _perturbations, _slices, _untested),
     }
 
 
-def percent(share: float) -> str:
+def known(number: float | None) -> float:
+    """A number that exists wherever this is asked."""
+    assert number is not None, "a number that does not exist is in no sentence"
+    return number
+
+
+def percent(share: float | None) -> str:
     """A share of one, with one decimal."""
-    return f"{100 * share:.1f}%"
+    return "–" if share is None else f"{100 * share:.1f}%"
 
 
-def _range(ends: Any) -> str:
+def words(name: str) -> str:
+    """A recorded key as words: ``bag_of_words`` to ``bag of words``."""
+    return name.replace("_", " ")
+
+
+def _range(ends: Interval | None) -> str:
     return "" if ends is None else f" (95% CI {percent(ends[0])} to {percent(ends[1])})"
 
 
-def _quality(block: Block) -> Iterator[str]:
+def _quality(block: EvaluationMetrics) -> Iterator[str]:
     yield (
-        f"It ranks {percent(block['accuracy'])} of {block['pairs']:,} pairs correctly"
-        f"{_range(block['accuracy_ci95'])}; chance is 50%."
+        f"It ranks {percent(block.accuracy)} of {block.pairs:,} pairs correctly"
+        f"{_range(block.accuracy_ci95)}; chance is 50%."
     )
-    if block["ties"]:
+    if block.ties:
         yield (
-            f"{block['ties']:,} pairs have equal rewards and count as wrong; with half a point "
-            f"each, accuracy is {percent(block['accuracy_half_ties'])}."
+            f"{block.ties:,} pairs have equal rewards and count as wrong; with half a point "
+            f"each, accuracy is {percent(block.accuracy_half_ties)}."
         )
-    ranks = block["ranks"]
+    ranks = block.ranks
     if ranks is not None:
         yield (
-            f"Of {ranks['comparisons']:,} comparisons with more than two responses it puts a best "
-            f"one first in {percent(ranks['top1'])} (by chance {percent(ranks['top1_by_chance'])})."
+            f"Of {ranks.comparisons:,} comparisons with more than two responses it puts a best "
+            f"one first in {percent(ranks.top1)} (by chance {percent(ranks.top1_by_chance)})."
         )
 
 
-def _baselines(block: Block) -> Iterator[str]:
-    if block["baselines_sentence"] is not None:
-        yield block["baselines_sentence"]
+def _baselines(block: EvaluationMetrics) -> Iterator[str]:
+    if block.baselines_sentence is not None:
+        yield block.baselines_sentence
 
 
-def _calibration(block: Block) -> Iterator[str]:
+def _calibration(block: EvaluationMetrics) -> Iterator[str]:
     """How far confidence is from accuracy, and what the temperatures do about it."""
-    before, expected = block["ece"], block["ece_by_chance"]
+    before, expected = known(block.ece), known(block.expected_ece)
     off = before > max(_WELL_CALIBRATED, _ABOVE_CHANCE * expected)
-    if block["temperature_improves"]:
-        over = block["temperature"] > 1
+    if block.temperature_improves:
+        over = known(block.temperature) > 1
         opening = f"Its rewards are {'over' if over else 'under'}-confident"
     elif off:
         opening = "Its confidence does not match its accuracy"
@@ -100,102 +111,108 @@ def _calibration(block: Block) -> Iterator[str]:
     yield _stored(block)
 
 
-def _stored(block: Block) -> str:
+def _stored(block: EvaluationMetrics) -> str:
     """Which temperature the model has, what it does on these pairs, and what a new fit would."""
-    uncalibrated = f"log loss {block['nll']:.4f} and ECE {block['ece']:.4f} uncalibrated"
-    stored = block["stored_temperature"]
-    fitted_here = block["stored_temperature_from"] == "these_data"
+    uncalibrated = f"log loss {block.nll:.4f} and ECE {block.ece:.4f} uncalibrated"
+    stored = block.stored_temperature
+    fitted_here = block.stored_temperature_from == "these_data"
     if stored is None:
         has = (
             "No temperature is stored with the model"
             if fitted_here
             else "The model has no temperature"
         )
-        if block["temperature"] is None:
+        if block.temperature is None:
             return f"{has} (T = 1): {_refit(block)}."
         return f"{has} (T = 1): {_refit(block)} ({uncalibrated})."
     if fitted_here:
         return (
             f"The temperature {stored:.3g} is stored with the model: cross-fitted, it gives log "
-            f"loss {block['nll_stored']:.4f} and ECE {block['ece_stored']:.4f} ({uncalibrated})."
+            f"loss {block.nll_stored:.4f} and ECE {block.ece_stored:.4f} ({uncalibrated})."
         )
     return (
         f"The temperature {stored:.3g} that is stored with the model gives log loss "
-        f"{block['nll_stored']:.4f} and ECE {block['ece_stored']:.4f} ({uncalibrated}); on these "
+        f"{block.nll_stored:.4f} and ECE {block.ece_stored:.4f} ({uncalibrated}); on these "
         f"pairs, {_refit(block)}."
     )
 
 
-def _refit(block: Block) -> str:
+def _refit(block: EvaluationMetrics) -> str:
     """What a temperature fitted on these pairs does, cross-fitted; or why there is none."""
-    if block["temperature"] is None:
-        return f"none was fitted ({block['calibration_note']})"
-    verdict = "better" if block["temperature_improves"] else "not better"
-    if block["stored_temperature"] is None and f"{block['temperature']:.3g}" == "1":
+    if block.temperature is None:
+        return f"none was fitted ({block.calibration_note})"
+    verdict = "better" if block.temperature_improves else "not better"
+    if block.stored_temperature is None and f"{block.temperature:.3g}" == "1":
         return "a fitted one is 1 as well"
     return (
-        f"a fitted one ({block['temperature']:.3g}) gives cross-fitted log loss "
-        f"{block['nll_calibrated']:.4f} and ECE {block['ece_calibrated']:.4f}, which is {verdict} "
+        f"a fitted one ({block.temperature:.3g}) gives cross-fitted log loss "
+        f"{block.nll_calibrated:.4f} and ECE {block.ece_calibrated:.4f}, which is {verdict} "
         "than T = 1 beyond noise"
     )
 
 
-def _length(block: Block) -> Iterator[str]:
-    rows = {row["feature"]: row for row in block["bias"]["features"]}
-    row = rows["characters"]
-    more, less = row["accuracy_more"], row["accuracy_less"]
-    if row["p"] is None:
+def _length(block: EvaluationMetrics) -> Iterator[str]:
+    (row,) = (row for row in block.bias.features if row.feature == "characters")
+    more, less = row.accuracy_more, row.accuracy_less
+    if row.p is None:
         return
-    if row["stands_out"]:
-        opening = f"It is biased towards {'longer' if row['gap'] > 0 else 'shorter'} responses"
+    if row.significant:
+        opening = f"It is biased towards {'longer' if known(row.gap) > 0 else 'shorter'} responses"
     else:
         opening = "It shows no significant length bias"
     yield (
-        f"{opening}: accuracy is {percent(more['accuracy'])} where the better response is longer "
-        f"and {percent(less['accuracy'])} where it is shorter. It ranks the longer one higher in "
-        f"{percent(row['model_prefers_more'])} of pairs, the labels in "
-        f"{percent(row['labels_prefer_more'])}."
+        f"{opening}: accuracy is {percent(more.accuracy)} where the better response is longer "
+        f"and {percent(less.accuracy)} where it is shorter. It ranks the longer one higher in "
+        f"{percent(row.model_prefers_more)} of pairs, the labels in "
+        f"{percent(row.labels_prefer_more)}."
     )
 
 
-def _features(block: Block) -> Iterator[str]:
-    for row in block["bias"]["features"]:
-        if row["stands_out"] and row["feature"] != "characters":
-            direction = "towards" if row["gap"] > 0 else "against"
+def _features(block: EvaluationMetrics) -> Iterator[str]:
+    for row in block.bias.features:
+        if row.significant and row.feature != "characters":
+            direction = "towards" if known(row.gap) > 0 else "against"
             yield (
-                f"It is biased {direction} more {_spaced(row['feature'])}: accuracy is "
-                f"{percent(row['accuracy_more']['accuracy'])} where the better response has more "
-                f"and {percent(row['accuracy_less']['accuracy'])} where it has less. It ranks the "
-                f"one with more higher in {percent(row['model_prefers_more'])} of pairs that "
-                f"differ, the labels in {percent(row['labels_prefer_more'])}."
+                f"It is biased {direction} more {words(row.feature)}: accuracy is "
+                f"{percent(row.accuracy_more.accuracy)} where the better response has more "
+                f"and {percent(row.accuracy_less.accuracy)} where it has less. It ranks the "
+                f"one with more higher in {percent(row.model_prefers_more)} of pairs that "
+                f"differ, the labels in {percent(row.labels_prefer_more)}."
             )
 
 
-def _behaviour(block: Block) -> Iterator[str]:
+def _perturbations(block: EvaluationMetrics) -> Iterator[str]:
     """One sentence a kind. Extremes are over all rows of the table, with their numbers of cases."""
-    behaviour = block["behaviour"]
-    if behaviour is None:
+    tests = block.perturbations
+    if tests is None:
         return
-    rows: dict[str, list[Block]] = {
-        kind: [row for row in behaviour["operators"] if row["kind"] == kind and row["responses"]]
-        for kind in behaviour["kinds"]
+    rows = {
+        kind: [row for row in tests.rows if row.kind == kind and row.responses]
+        for kind in tests.kinds
     }
     if rows["degradation"]:
-        yield _degradation(rows["degradation"], behaviour["kinds"]["degradation"]["fell"])
+        yield _degradation(rows["degradation"], tests.kinds["degradation"].fell)
     if rows["meaning_preserving"]:
         most = _highest(rows["meaning_preserving"], "flipped")
         yield (
             "A meaning-preserving rewrite flips the ranking of at most "
-            f"{percent(most['flipped'])} of comparisons ({_spaced(most['operator'])}, "
-            f"n = {most['responses']:,})."
+            f"{percent(most.flipped)} of comparisons ({words(most.perturbation)}, "
+            f"n = {most.responses:,})."
         )
     if rows["reward_hacking"]:
         yield _reward_hacking(rows["reward_hacking"])
 
 
-def _degradation(rows: Sequence[Block], share: float) -> str:
+Rate: TypeAlias = Literal["fell", "rose", "flipped"]
+
+
+def _rate(row: Perturbation, name: Rate) -> float:
+    return known(getattr(row, name))
+
+
+def _degradation(rows: Sequence[Perturbation], share: float | None) -> str:
     best = _highest(rows, "fell")
-    worst = min(rows, key=lambda row: (row["fell"], -row["responses"]))
+    worst = min(rows, key=lambda row: (_rate(row, "fell"), -row.responses))
     least = "" if best is worst else f", least often {_share(worst, 'fell')}"
     return (
         f"Degrading a good response lowers its reward in {percent(share)} of cases (chance is "
@@ -203,8 +220,8 @@ def _degradation(rows: Sequence[Block], share: float) -> str:
     )
 
 
-def _reward_hacking(rows: Sequence[Block]) -> str:
-    raising = [row for row in rows if row["rose"] > 0.5]
+def _reward_hacking(rows: Sequence[Perturbation]) -> str:
+    raising = [row for row in rows if _rate(row, "rose") > 0.5]
     if not raising:
         most = _highest(rows, "rose")
         return (
@@ -212,7 +229,7 @@ def _reward_hacking(rows: Sequence[Block]) -> str:
             f"the most is {_share(most, 'rose')}."
         )
     listed = (
-        _share(row, "rose", "" if row["rose_ci95"][0] > 0.5 else ", within noise of half")
+        _share(row, "rose", "" if _above_half(row.rose_ci95) else ", within noise of half")
         for row in raising
     )
     return (
@@ -221,60 +238,60 @@ def _reward_hacking(rows: Sequence[Block]) -> str:
     )
 
 
-def _highest(rows: Sequence[Block], key: str) -> Block:
-    """The row with the largest share, of equal ones that of most responses."""
-    return max(rows, key=lambda row: (row[key], row["responses"]))
+def _above_half(interval: Interval | None) -> bool:
+    return interval is not None and interval.low > 0.5
 
 
-def _share(row: Block, key: str, remark: str = "") -> str:
-    """A row of a perturbation: its name, the share and the number of responses."""
-    return f"{_spaced(row['operator'])} ({percent(row[key])} of {row['responses']:,}{remark})"
+def _highest(rows: Sequence[Perturbation], name: Rate) -> Perturbation:
+    """The row with the largest rate, of equal ones that of most responses."""
+    return max(rows, key=lambda row: (_rate(row, name), row.responses))
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+def _share(row: Perturbation, name: Rate, remark: str = "") -> str:
+    """A perturbation: its name, the rate and the number of responses."""
+    rate = percent(_rate(row, name))
+    return f"{words(row.perturbation)} ({rate} of {row.responses:,}{remark})"
 
 
-def _slices(block: Block) -> Iterator[str]:
+def _slices(block: EvaluationMetrics) -> Iterator[str]:
     below = [
         entry
-        for entry in block["slices"]
-        if entry["stands_out"] and entry["accuracy"] < block["accuracy"]
+        for entry in block.slices
+        if entry.significant and known(entry.accuracy) < known(block.accuracy)
     ]
     if below:
-        worst = sorted(below, key=lambda entry: entry["accuracy"])
+        worst = sorted(below, key=lambda entry: known(entry.accuracy))
         named = (
-            f"{_named(entry)} ({percent(entry['accuracy'])} of {entry['pairs']:,})"
-            for entry in worst
+            f"{_named(entry)} ({percent(entry.accuracy)} of {entry.pairs:,})" for entry in worst
         )
         yield (f"Its accuracy is significantly lower, after adjustment, in {_listed(list(named))}.")
 
 
-def _untested(block: Block) -> Iterator[str]:
+def _untested(block: EvaluationMetrics) -> Iterator[str]:
     """What the tables show and nothing can be said of; last, so that findings stand before it."""
-    features = block["bias"]["features"]
-    untested = [row for row in features if row["pairs"] and row["p"] is None]
+    features = block.bias.features
+    untested = [row for row in features if row.pairs and row.p is None]
     for row in untested:
-        if row["feature"] == "characters":
+        if row.feature == "characters":
             yield (
                 "Length bias is not tested: the better response is longer in "
-                f"{row['accuracy_more']['pairs']:,} pairs and shorter in "
-                f"{row['accuracy_less']['pairs']:,}, and {FEWEST_PER_SIDE} of each are needed."
+                f"{row.accuracy_more.pairs:,} pairs and shorter in "
+                f"{row.accuracy_less.pairs:,}, and {FEWEST_PER_SIDE} of each are needed."
             )
-    others = [_spaced(row["feature"]) for row in untested if row["feature"] != "characters"]
+    others = [words(row.feature) for row in untested if row.feature != "characters"]
     if others:
         yield (
             f"Not tested for bias, with fewer than {FEWEST_PER_SIDE} pairs either way: "
             f"{', '.join(others)}."
         )
-    small = [f"{_named(entry)} ({entry['pairs']:,})" for entry in block["slices"] if entry["small"]]
+    small = [f"{_named(entry)} ({entry.pairs:,})" for entry in block.slices if entry.small]
     if small:
         yield f"Not compared with the rest, with fewer than {SMALL_SLICE} pairs: {_listed(small)}."
 
 
-def _named(entry: Block) -> str:
-    value = "(none)" if entry["value"] is None else str(entry["value"])
-    column = printable(_spaced(entry["column"]), _MOST_CHARACTERS)
+def _named(entry: Slice) -> str:
+    value = "(none)" if entry.value is None else str(entry.value)
+    column = printable(words(entry.column), _MOST_CHARACTERS)
     return f"{column}: {printable(value, _MOST_CHARACTERS)}"
 
 

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit import __version__
 from plaudit.errors import DataError
+from plaudit.evaluation.schema import (
+    METRICS_FILE,
+    PairMetrics,
+    RunMetrics,
+    parts,
+    read_metrics,
+)
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
     FORMATS,
-    METRICS_FILE,
     TEMPLATES,
     evaluations,
     hub_datasets,
-    read_metrics,
     read_recalibration,
     shown_base,
 )
@@ -72,29 +77,21 @@ def write_card(folder: Path) -> Path:
 
 def render_card(folder: Path) -> str:
     """The whole card: metadata the Hub reads, then the text. Raises DataError."""
-    from jinja2 import UndefinedError
-
     metrics = read_metrics(folder)
-    try:
-        body = (
-            jinja_environment()
-            .get_template("card.md.jinja")
-            .render(
-                **metrics,
-                base=shown_base(metrics["run"]),
-                evaluations=evaluations(metrics),
-                snippet=Markdown(snippet(metrics["run"])),
-                plots=card_plots(metrics, folder),
-                has_recipe=(folder / RECIPE_FILE).is_file(),
-                recalibration=read_recalibration(folder),
-            )
+    body = (
+        jinja_environment()
+        .get_template("card.md.jinja")
+        .render(
+            **parts(metrics),
+            base=shown_base(metrics.run),
+            evaluations=evaluations(metrics),
+            snippet=Markdown(snippet(metrics.run.method, metrics.run.chat_template_kind)),
+            plots=card_plots(metrics, folder),
+            has_recipe=(folder / RECIPE_FILE).is_file(),
+            recalibration=read_recalibration(folder),
         )
-        metadata = card_data(metrics)
-    except (UndefinedError, KeyError) as error:
-        raise DataError(
-            f"metrics.json in {folder} lacks a fact the card needs ({error}); it was written by "
-            "another version, so evaluate the model again."
-        ) from error
+    )
+    metadata = card_data(metrics)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
@@ -116,32 +113,32 @@ def jinja_environment() -> Environment:
     return environment
 
 
-def card_data(metrics: Mapping[str, Any]) -> ModelCardData:
+def card_data(metrics: RunMetrics) -> ModelCardData:
     """The metadata block: what the Hub indexes, with results in ``model-index``.
 
     A base that is no Hub id is left out, because the Hub refuses paths; the text names it.
     """
     from huggingface_hub import ModelCardData
 
-    run = metrics["run"]
-    adapter = run["method"] != "full"
-    base = run["base"] if run["base_is_hub_id"] else None
+    run = metrics.run
+    adapter = run.method != "full"
+    base = run.base if run.base_is_hub_id else None
     relation = "adapter" if adapter else "finetune"
     results = eval_results(metrics)
     return ModelCardData(
-        model_name=_one_line(run["name"]) if results else None,
+        model_name=_one_line(run.name) if results else None,
         eval_results=results or None,
         library_name="peft" if adapter else "transformers",
         base_model=base,
         base_model_relation=relation if base else None,
         pipeline_tag="text-classification",
-        tags=["reward-model", "plaudit", *([run["method"]] if adapter else [])],
+        tags=["reward-model", "plaudit", *([run.method] if adapter else [])],
         datasets=hub_datasets(metrics) or None,
         metrics=["accuracy"],
     )
 
 
-def eval_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
+def eval_results(metrics: RunMetrics) -> list[EvalResult]:
     """Accuracy and loss of every evaluation, and of every named set of it.
 
     Results of one task, dataset, config, split and revision are merged by ``huggingface_hub``
@@ -151,13 +148,17 @@ def eval_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
 
     results = []
     for block in evaluations(metrics):
-        kind = block["dataset"]
+        kind = block.dataset
         ids = hub_datasets(metrics, kind)
         origin = ids[0] if len(ids) == 1 else "preference-comparisons"
-        for name, facts in {kind: block, **block["datasets"]}.items():
-            whole = name == kind and facts is block
-            for metric, label in (("accuracy", "Pairwise accuracy"), ("loss", "Mean loss")):
-                if facts[metric] is None:
+        sets: dict[str, PairMetrics] = {kind: block, **block.datasets}
+        for name, measured in sets.items():
+            whole = name == kind and measured is block
+            for metric, label, value in (
+                ("accuracy", "Pairwise accuracy", measured.accuracy),
+                ("loss", "Mean loss", measured.loss),
+            ):
+                if value is None:
                     continue
                 results.append(
                     EvalResult(
@@ -169,7 +170,7 @@ def eval_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
                         dataset_split=kind,
                         metric_type=metric,
                         metric_name=label,
-                        metric_value=facts[metric],
+                        metric_value=value,
                     )
                 )
     return results
@@ -179,19 +180,19 @@ def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or "unnamed"
 
 
-def snippet(run: Mapping[str, Any]) -> str:
+def snippet(method: str, text: str) -> str:
     """Python that scores two responses with plain transformers (and PEFT for an adapter).
 
     Runs as it stands inside the folder. Follows the run's own way of making text: the chat
     template, or prompt and response end to end with the end token.
     """
-    if run["method"] == "full":
+    if method == "full":
         loader = "AutoModelForSequenceClassification"
         imports = f"from transformers import {loader}, AutoTokenizer"
     else:
         loader = "AutoPeftModelForSequenceClassification"
         imports = f"from peft import {loader}\nfrom transformers import AutoTokenizer"
-    encode = _CHAT if run["chat_template_kind"] == "chat" else _TEXT
+    encode = _CHAT if text == "chat" else _TEXT
     return _SNIPPET.format(imports=imports, loader=loader, encode=encode)
 
 
@@ -280,14 +281,7 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
             base=card.base if is_hub_id(card.base) else Path(card.base).name,
             base_is_hub_id=is_hub_id(card.base),
             evaluations=evaluations(metrics) if metrics else [],
-            snippet=Markdown(
-                snippet(
-                    {
-                        "method": "lora" if card.adapter else "full",
-                        "chat_template_kind": card.text,
-                    }
-                )
-            ),
+            snippet=Markdown(snippet("lora" if card.adapter else "full", card.text)),
             pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
         )
     )
@@ -299,7 +293,7 @@ def is_hub_id(base: str) -> bool:
     return _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
 
 
-def _metrics(run: Path | None) -> dict[str, Any] | None:
+def _metrics(run: Path | None) -> RunMetrics | None:
     """What the run measured; None where it is no run, or one of another version."""
     if run is None or not (run / METRICS_FILE).is_file():
         return None
@@ -309,7 +303,7 @@ def _metrics(run: Path | None) -> dict[str, Any] | None:
         return None
 
 
-def _metadata(card: DerivedCard, metrics: Mapping[str, Any] | None) -> ModelCardData:
+def _metadata(card: DerivedCard, metrics: RunMetrics | None) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     results = eval_results(metrics) if metrics else []

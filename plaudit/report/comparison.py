@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from plaudit.evaluation.compare import Metric, ModelComparison
 from plaudit.evaluation.metrics.best_of import BestOf
-from plaudit.evaluation.metrics.pairwise import Interval
+from plaudit.evaluation.schema import Interval
 from plaudit.report.plots import (
     BLUE,
     CARD_WIDTH,

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics.best_of import read_best_of
+from plaudit.evaluation.schema import (
+    EvaluationMetrics,
+    Mistake,
+    MistakeText,
+    RecordedEvaluation,
+    RunMetrics,
+    adapter,
+    read_recorded,
+)
 from plaudit.report import pages
 from plaudit.report.comparison import best_of_figure
 from plaudit.report.plots import PAGE_WIDTH, Drawn, evaluation_plots, run_plots
 from plaudit.report.record import (
-    METRICS_FILE,
     MISTAKES_FILE,
     TEMPLATES,
+    evaluations,
     read_recalibration,
-    read_recorded,
     shown_base,
 )
 from plaudit.storage.atomic import write_text
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 
-IN_TABLES = ("slices", "behaviour", "bias")
+IN_TABLES = ("slices", "perturbations", "bias")
 """Plots of the card that the page shows as tables, which can be searched and sorted."""
 
 
@@ -47,77 +55,80 @@ def write_report(folder: Path, *, with_texts: bool = True) -> Path:
 
 def render_report(folder: Path, *, with_texts: bool = True) -> str:
     """The whole page. Raises DataError."""
-    from jinja2 import UndefinedError
-
     metrics = read_recorded(folder)
-    if "run" not in metrics and "model" not in metrics:
-        raise DataError(
-            f"{folder / METRICS_FILE} is neither of a run nor of an evaluation; expected what "
-            "plaudit train or plaudit eval --out wrote."
-        )
     mistakes = _read_mistakes(folder) if with_texts else {}
-    try:
-        return (
-            _environment()
-            .get_template("report/page.html.jinja")
-            .render(_view(metrics, mistakes), recalibration=read_recalibration(folder))
-        )
-    except (UndefinedError, KeyError) as error:
-        raise DataError(
-            f"{METRICS_FILE} in {folder} lacks a fact the report needs ({error}); it was written "
-            "by another version, so evaluate the model again."
-        ) from error
+    return (
+        _environment()
+        .get_template("report/page.html.jinja")
+        .render(_view(metrics, mistakes), recalibration=read_recalibration(folder))
+    )
 
 
 _Key = tuple[str, int, int, int]
 
 
-def _key(mistake: Mapping[str, Any]) -> _Key:
-    return mistake["dataset"], mistake["number"], mistake["better"], mistake["worse"]
+def _key(mistake: Mistake) -> _Key:
+    return mistake.dataset, mistake.number, mistake.better, mistake.worse
 
 
-def _read_mistakes(folder: Path) -> dict[_Key, dict[str, Any]]:
+def _read_mistakes(folder: Path) -> dict[_Key, MistakeText]:
     """The texts of the mistakes; none where the file was deleted, as it may be before sharing."""
     path = folder / MISTAKES_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return {_key(row): row for row in map(json.loads, filter(None, lines))}
+        rows = (adapter(MistakeText).validate_json(line) for line in lines if line)
+        return {_key(row): row for row in rows}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"Cannot read {path} ({error}); restore it, or delete it for a report without texts."
+            f"Cannot read {path} ({str(error).splitlines()[0]}); restore it, or delete it for a "
+            "report without texts."
         ) from error
 
 
-def _view(metrics: Mapping[str, Any], mistakes: Mapping[_Key, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page is made of: the facts, and beside each evaluation its pictures and texts."""
-    run = metrics.get("run")
-    # The test data first: they chose nothing.
-    blocks = [metrics[name] for name in ("test", "eval") if metrics.get(name)]
-    best_of = read_best_of(metrics["best_of"]) if metrics.get("best_of") else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ShownMistake:
+    facts: Mistake
+    told: MistakeText | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ShownEvaluation:
+    """An evaluation, its pictures and its most confident mistakes."""
+
+    facts: EvaluationMetrics
+    pictures: Sequence[pages.Picture]
+    mistakes: Sequence[_ShownMistake]
+
+
+def _view(
+    metrics: RunMetrics | RecordedEvaluation, mistakes: Mapping[_Key, MistakeText]
+) -> dict[str, object]:
+    """What the page is made of: the metrics, and beside each evaluation its pictures and texts."""
+    run = metrics if isinstance(metrics, RunMetrics) else None
+    recorded = None if isinstance(metrics, RunMetrics) else metrics.best_of
+    best_of = None if recorded is None else read_best_of(recorded)
     return {
         "metrics": metrics,
-        "run": run,
-        "base": None if run is None else shown_base(run),
+        "run": None if run is None else run.run,
+        "base": None if run is None else shown_base(run.run),
+        # The test data first: they chose nothing.
         "evaluations": [
-            {
-                "facts": block,
-                "pictures": pages.inline_pictures(
-                    (
-                        one
-                        for one in evaluation_plots(block, PAGE_WIDTH)
-                        if one.name not in IN_TABLES
-                    ),
-                    block["dataset"],
+            _ShownEvaluation(
+                facts=block,
+                pictures=pages.inline_pictures(
+                    (p for p in evaluation_plots(block, PAGE_WIDTH) if p.name not in IN_TABLES),
+                    block.dataset,
                 ),
-                "mistakes": [
-                    {**entry, "texts": mistakes.get(_key(entry))} for entry in block["mistakes"]
+                mistakes=[
+                    _ShownMistake(facts=mistake, told=mistakes.get(_key(mistake)))
+                    for mistake in block.mistakes
                 ],
-            }
-            for block in blocks
+            )
+            for block in reversed(evaluations(metrics))
         ],
-        "run_pictures": pages.inline_pictures(run_plots(metrics, PAGE_WIDTH), "run") if run else [],
+        "run_pictures": pages.inline_pictures(run_plots(run, PAGE_WIDTH), "run") if run else [],
         "best_of_pictures": pages.inline_pictures(
             [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of.sentence)]
             if best_of

@@ -1,7 +1,7 @@
 """Plots of recorded facts: one function per picture and one row in a table.
 
-A plot of :data:`RUN_PLOTS` takes the content of ``metrics.json``, one of :data:`EVALUATION_PLOTS`
-an evaluation block of it; each returns a figure, or ``None`` where the facts hold nothing to draw.
+A plot of :data:`RUN_PLOTS` takes the metrics of a run, one of :data:`EVALUATION_PLOTS` those of one
+evaluation; each returns a figure, or ``None`` where there is nothing to draw.
 They compute nothing. Figures are made without pyplot, which keeps global state.
 """
 
@@ -11,16 +11,26 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from plaudit.report.record import PLOTS_FOLDER, read_recorded, shown_evaluation, words
+from plaudit.evaluation.schema import (
+    BaselineMetrics,
+    EvaluationMetrics,
+    HistoryEntry,
+    Interval,
+    LengthBin,
+    MarginHistogram,
+    Perturbation,
+    RunMetrics,
+    read_recorded,
+)
+from plaudit.report.record import PLOTS_FOLDER, shown_evaluation, words
 from plaudit.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-Facts: TypeAlias = Mapping[str, Any]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#6E6E6E"
@@ -35,10 +45,13 @@ _SIDE_BY_SIDE = 6.0
 """Panels of a narrower figure stand one below the other."""
 
 
-class Plot(NamedTuple):
+Subject = TypeVar("Subject")
+
+
+class Plot(NamedTuple, Generic[Subject]):
     """How a picture is drawn in a width of so many inches, and what it shows in words."""
 
-    draw: Callable[[Facts, float], Figure | None]
+    draw: Callable[[Subject, float], Figure | None]
     caption: str
 
 
@@ -59,7 +72,8 @@ def write_plots(folder: Path) -> list[Path]:
     metrics = read_recorded(folder)
     block = shown_evaluation(metrics)
     written = []
-    for drawn in (*run_plots(metrics), *(evaluation_plots(block) if block else ())):
+    of_run = run_plots(metrics) if isinstance(metrics, RunMetrics) else ()
+    for drawn in (*of_run, *(evaluation_plots(block) if block else ())):
         path = folder / PLOTS_FOLDER / f"{drawn.name}.png"
         write_atomically(path, partial(save_figure, drawn.figure))
         written.append(path)
@@ -68,28 +82,30 @@ def write_plots(folder: Path) -> list[Path]:
     return written
 
 
-def run_plots(metrics: Facts, width: float = CARD_WIDTH) -> Iterator[Drawn]:
+def run_plots(metrics: RunMetrics, width: float = CARD_WIDTH) -> Iterator[Drawn]:
     """The pictures of a training run."""
     return drawn_plots(RUN_PLOTS, metrics, width)
 
 
-def evaluation_plots(block: Facts, width: float = CARD_WIDTH) -> Iterator[Drawn]:
+def evaluation_plots(block: EvaluationMetrics, width: float = CARD_WIDTH) -> Iterator[Drawn]:
     """The pictures of one evaluation."""
     return drawn_plots(EVALUATION_PLOTS, block, width)
 
 
-def drawn_plots(table: Mapping[str, Plot], facts: Facts, width: float) -> Iterator[Drawn]:
-    """The pictures of a table that there are facts for."""
+def drawn_plots(
+    table: Mapping[str, Plot[Subject]], subject: Subject, width: float
+) -> Iterator[Drawn]:
+    """The pictures of a table that the subject has numbers for."""
     for name, plot in table.items():
-        figure = plot.draw(facts, width)
+        figure = plot.draw(subject, width)
         if figure is not None:
             yield Drawn(name, figure, plot.caption)
 
 
-def card_plots(metrics: Facts, folder: Path) -> list[tuple[str, str]]:
+def card_plots(metrics: RunMetrics, folder: Path) -> list[tuple[str, str]]:
     """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
     block = shown_evaluation(metrics)
-    of = "" if block is None else f" ({block['dataset']} data, {block['pairs']:,} pairs.)"
+    of = "" if block is None else f" ({block.dataset} data, {block.pairs:,} pairs.)"
     captions = {name: plot.caption for name, plot in RUN_PLOTS.items()}
     captions |= {name: plot.caption + of for name, plot in EVALUATION_PLOTS.items()}
     return [
@@ -171,69 +187,81 @@ def _steps(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _history(metrics: Facts, key: str) -> list[Mapping[str, Any]]:
-    history = (metrics.get("eval") or {}).get("history") or []
-    return [entry for entry in history if entry.get(key) is not None]
+def _history(metrics: RunMetrics) -> tuple[HistoryEntry, ...]:
+    return (metrics.eval.history if metrics.eval else None) or ()
 
 
-def losses(metrics: Facts, width: float) -> Figure | None:
-    """Training and validation loss by step, the kept step marked."""
-    training = [row for row in metrics.get("training_curve") or [] if row.get("loss") is not None]
-    validation = _history(metrics, "validation_loss")
+def losses(metrics: RunMetrics, width: float) -> Figure | None:
+    """Training and validation loss by step, the best checkpoint marked."""
+    training = [(p.step, p.loss) for p in metrics.training_curve if p.loss is not None]
+    validation = [
+        (entry.step, entry.validation_loss)
+        for entry in _history(metrics)
+        if entry.validation_loss is not None
+    ]
     if not training and not validation:
         return None
     figure, (axis,) = make_figure("Loss", width)
     if training:
-        x, y = [row["step"] for row in training], [row["loss"] for row in training]
         mark = "o" if len(training) == 1 else None
-        axis.plot(x, y, color=GREY, alpha=0.75, linewidth=1.1, marker=mark, label="training")
-    if validation:
-        x = [row["step"] for row in validation]
-        y = [row["validation_loss"] for row in validation]
-        axis.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4.5, label="validation")
-    best = metrics.get("best")
-    kept = [row for row in validation if best and row["step"] == best["step"]]
-    if kept:
         axis.plot(
-            kept[0]["step"],
-            kept[0]["validation_loss"],
-            color=ORANGE,
-            marker="*",
-            markersize=15,
-            linestyle="none",
-            label=f"kept: step {kept[0]['step']:,}, {kept[0]['validation_loss']:.4f}",
+            *zip(*training, strict=True),
+            color=GREY,
+            alpha=0.75,
+            linewidth=1.1,
+            marker=mark,
+            label="training",
         )
+    if validation:
+        axis.plot(
+            *zip(*validation, strict=True),
+            color=BLUE,
+            linewidth=1.8,
+            marker="o",
+            markersize=4.5,
+            label="validation",
+        )
+    best = metrics.best
+    for step, loss in validation:
+        if best is not None and step == best.step:
+            axis.plot(
+                step,
+                loss,
+                color=ORANGE,
+                marker="*",
+                markersize=15,
+                linestyle="none",
+                label=f"best checkpoint: step {step:,}, {loss:.4f}",
+            )
+            break
     axis.set_ylabel("mean loss per pair (nats)")
     _steps(axis)
     place_legend(figure)
     return figure
 
 
-def accuracy(metrics: Facts, width: float) -> Figure | None:
+def accuracy(metrics: RunMetrics, width: float) -> Figure | None:
     """Accuracy by step with its 95% band, baselines as lines."""
-    history = _history(metrics, "accuracy")
-    if not history:
+    history = [entry for entry in _history(metrics) if entry.accuracy is not None]
+    if not history or metrics.eval is None:
         return None
     figure, (axis,) = make_figure("Accuracy on the evaluation data", width)
-    x, y = [row["step"] for row in history], [row["accuracy"] for row in history]
-    banded = [row for row in history if row.get("accuracy_ci95")]
-    lows = [row["accuracy_ci95"][0] for row in banded]
-    highs = [row["accuracy_ci95"][1] for row in banded]
+    banded = [(e.step, *e.accuracy_ci95) for e in history if e.accuracy_ci95 is not None]
     if len(banded) == 1:
-        axis.vlines(banded[0]["step"], lows, highs, color=BLUE, alpha=0.35, linewidth=6)
-    else:
-        steps = [row["step"] for row in banded]
+        axis.vlines(*banded[0], color=BLUE, alpha=0.35, linewidth=6)
+    elif banded:
+        steps, lows, highs = zip(*banded, strict=True)
         axis.fill_between(steps, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
     axis.plot(
-        x,
-        y,
+        [entry.step for entry in history],
+        [entry.accuracy or 0.0 for entry in history],
         color=BLUE,
         linewidth=1.8,
         marker="o",
         markersize=4.5,
         label="this model, 95% interval",
     )
-    _baseline_lines(axis, metrics["eval"]["baselines"])
+    _baseline_lines(axis, metrics.eval.baselines)
     axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance: 0.5000")
     axis.set_ylabel("accuracy")
     _steps(axis)
@@ -241,11 +269,11 @@ def accuracy(metrics: Facts, width: float) -> Figure | None:
     return figure
 
 
-def _baseline_lines(axis: Axes, baselines: Mapping[str, Any]) -> None:
+def _baseline_lines(axis: Axes, baselines: Mapping[str, BaselineMetrics | None]) -> None:
     known = {
-        name: facts["accuracy"]
-        for name, facts in baselines.items()
-        if facts is not None and facts["accuracy"] is not None
+        name: one.accuracy
+        for name, one in baselines.items()
+        if one is not None and one.accuracy is not None
     }
     for number, (name, value) in enumerate(known.items()):
         color, line = _BASELINE_STYLES[number % len(_BASELINE_STYLES)]
@@ -253,23 +281,24 @@ def _baseline_lines(axis: Axes, baselines: Mapping[str, Any]) -> None:
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
 
 
-def rewards(block: Facts, width: float) -> Figure | None:
+def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
     """Histograms of rewards (chosen, rejected) and of their differences."""
-    reward, margin = block["curves"]["reward"], block["curves"]["margin"]
+    reward, margin = block.curves.reward, block.curves.margin
     if not reward or not margin:
         return None
     figure, (left, right) = make_figure("Rewards", width, panels=2)
-    for name, color in (("chosen", BLUE), ("rejected", ORANGE)):
-        left.stairs(reward[name], reward["edges"], fill=True, alpha=0.3, color=color, linewidth=0)
-        left.stairs(reward[name], reward["edges"], color=color, linewidth=1.4, label=name)
+    for name, counts, color in (
+        ("chosen", reward.chosen, BLUE),
+        ("rejected", reward.rejected, ORANGE),
+    ):
+        left.stairs(counts, reward.edges, fill=True, alpha=0.3, color=color, linewidth=0)
+        left.stairs(counts, reward.edges, color=color, linewidth=1.4, label=name)
     left.set_xlabel("reward")
     left.set_ylabel("responses")
     wrong = [n if edge < 0 else 0 for n, edge in _bins(margin)]
     right_side = [n if edge >= 0 else 0 for n, edge in _bins(margin)]
-    right.stairs(
-        right_side, margin["edges"], fill=True, color=BLUE, alpha=0.75, label="right or tied"
-    )
-    right.stairs(wrong, margin["edges"], fill=True, color=ORANGE, alpha=0.75, label="wrong")
+    right.stairs(right_side, margin.edges, fill=True, color=BLUE, alpha=0.75, label="right or tied")
+    right.stairs(wrong, margin.edges, fill=True, color=ORANGE, alpha=0.75, label="wrong")
     right.axvline(0, color=INK, linewidth=0.9)
     right.set_xlabel("difference, chosen − rejected")
     right.set_ylabel("pairs")
@@ -281,29 +310,29 @@ def rewards(block: Facts, width: float) -> Figure | None:
     return figure
 
 
-def _bins(histogram: Mapping[str, Any]) -> list[tuple[int, float]]:
-    return list(zip(histogram["pairs"], histogram["edges"][:-1], strict=True))
+def _bins(histogram: MarginHistogram) -> list[tuple[int, float]]:
+    return list(zip(histogram.pairs, histogram.edges[:-1], strict=True))
 
 
-def length(block: Facts, width: float) -> Figure | None:
+def length(block: EvaluationMetrics, width: float) -> Figure | None:
     """Accuracy by how much longer the chosen response is."""
-    bins = block["curves"]["length"]
+    bins = block.curves.length
     if not bins:
         return None
     style = Style(BLUE, "o", "95% interval")
     rows = [
         Row(
-            label=f"{_range(entry)} ({entry['pairs']:,})",
-            value=entry["accuracy"],
-            ends=entry["accuracy_ci95"],
+            label=f"{_range(entry)} ({entry.pairs:,})",
+            value=entry.accuracy or 0.0,
+            ends=entry.accuracy_ci95,
             style=style,
         )
         for entry in bins
     ]
     figure, axis = dot_plot("Accuracy by length difference", width, rows)
-    _overall(axis, block["accuracy"])
+    _overall(axis, block.accuracy)
     axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
-    shorter = sum(entry["high"] < 0 for entry in bins)
+    shorter = sum(entry.high < 0 for entry in bins)
     if shorter:
         axis.axhspan(
             -0.6, shorter - 0.5, color=GREY, alpha=0.1, linewidth=0, label="chosen shorter"
@@ -314,45 +343,51 @@ def length(block: Facts, width: float) -> Figure | None:
     return figure
 
 
-def _overall(axis: Axes, accuracy: float) -> None:
+def _overall(axis: Axes, accuracy: float | None) -> None:
     """A line at the accuracy of all pairs."""
+    if accuracy is None:
+        return
     axis.axvline(
         accuracy, color=INK, linewidth=1, linestyle="--", label=f"all pairs: {accuracy:.4f}"
     )
 
 
-def _range(entry: Mapping[str, Any]) -> str:
-    low, high = (f"{entry[end]:+,}".replace("-", "−") for end in ("low", "high"))
-    if entry["low"] == entry["high"]:
-        return "equal" if entry["low"] == 0 else low
+def _range(entry: LengthBin) -> str:
+    low, high = (f"{end:+,}".replace("-", "−") for end in (entry.low, entry.high))
+    if entry.low == entry.high:
+        return "equal" if entry.low == 0 else low
     return f"{low} to {high}"
 
 
-def reliability(block: Facts, width: float) -> Figure | None:
+def reliability(block: EvaluationMetrics, width: float) -> Figure | None:
     """Accuracy by confidence, before and after the temperature, over the pairs of each bin."""
-    raw = block["curves"]["reliability"]
-    calibrated = block["curves"]["reliability_calibrated"]
-    if not raw:
+    curves = block.curves
+    if not curves.reliability:
         return None
     figure, (axis, counts) = make_figure(
         "Reliability: does confidence match accuracy?", width, rows=(3, 1)
     )
     axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
-    for entries, key, color, mark, label in (
-        (raw, "ece", BLUE, "o", "uncalibrated"),
-        (calibrated, "ece_calibrated", ORANGE, "s", "temperature (cross-fitted)"),
+    for entries, ece, color, mark, label in (
+        (curves.reliability, block.ece, BLUE, "o", "uncalibrated"),
+        (
+            curves.reliability_calibrated,
+            block.ece_calibrated,
+            ORANGE,
+            "s",
+            "temperature (cross-fitted)",
+        ),
     ):
-        if not entries or block[key] is None:
+        if not entries or ece is None:
             continue
-        x = [entry["confidence"] for entry in entries]
-        y = [entry["accuracy"] for entry in entries]
-        ends = [entry["accuracy_ci95"] for entry in entries]
-        axis.vlines(
-            x, [e[0] for e in ends], [e[1] for e in ends], color=color, alpha=0.3, linewidth=3
-        )
-        text = f"{label}: ECE {block[key]:.4f}"
+        x = [entry.confidence for entry in entries]
+        y = [entry.accuracy for entry in entries]
+        ends = (e.accuracy_ci95 or (e.accuracy, e.accuracy) for e in entries)
+        lows, highs = zip(*ends, strict=True)
+        axis.vlines(x, lows, highs, color=color, alpha=0.3, linewidth=3)
+        text = f"{label}: ECE {ece:.4f}"
         axis.plot(x, y, color=color, marker=mark, markersize=4.5, linewidth=1.5, label=text)
-        pairs = [entry["pairs"] for entry in entries]
+        pairs = [entry.pairs for entry in entries]
         counts.vlines(x, 0, pairs, color=color, alpha=0.5, linewidth=4)
         counts.plot(x, pairs, color=color, marker=mark, markersize=3.5, linestyle="none")
     axis.set_ylabel("accuracy, 95%")
@@ -367,24 +402,21 @@ def reliability(block: Facts, width: float) -> Figure | None:
     return figure
 
 
-def risk_coverage(block: Facts, width: float) -> Figure | None:
+def risk_coverage(block: EvaluationMetrics, width: float) -> Figure | None:
     """Share of errors among the most confident pairs, by how many of all pairs they are."""
-    points = block["curves"]["risk_coverage"]
+    points = [
+        (point.coverage, point.risk, *(point.risk_ci95 or (point.risk, point.risk)))
+        for point in block.curves.risk_coverage
+        if point.risk is not None
+    ]
     if not points:
         return None
     figure, (axis,) = make_figure("Error rate of the most confident pairs", width)
-    x, y = [p["coverage"] for p in points], [p["risk"] for p in points]
-    lows, highs = ([p["risk_ci95"][end] for p in points] for end in (0, 1))
+    x, y, lows, highs = zip(*points, strict=True)
     axis.fill_between(x, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
-    text = f"this model, 95% (area {block['aurc']:.4f})"
+    text = f"this model, 95% (area {block.aurc:.4f})"
     axis.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4, label=text)
-    axis.axhline(
-        points[-1]["risk"],
-        color=GREY,
-        linewidth=1,
-        linestyle="--",
-        label=f"all pairs: {points[-1]['risk']:.4f}",
-    )
+    axis.axhline(y[-1], color=GREY, linewidth=1, linestyle="--", label=f"all pairs: {y[-1]:.4f}")
     axis.set_xlim(0, 1.02)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("share of pairs answered, most confident first")
@@ -418,26 +450,26 @@ BELOW = Style(ORANGE, "v", "significantly below the rest")
 ABOVE = Style(GREEN, "^", "significantly above the rest")
 
 
-def slices(block: Facts, width: float) -> Figure | None:
+def slices(block: EvaluationMetrics, width: float) -> Figure | None:
     """Accuracy of slices with their intervals: significant ones first, then the largest."""
     known = [
         entry
-        for entry in block["slices"]
-        if not entry["small"] and entry["pairs"] < block["pairs"] and entry["accuracy_ci95"]
+        for entry in block.slices
+        if not entry.small and entry.pairs < block.pairs and entry.accuracy_ci95
     ]
     # Stable sorts: by significance, then by size, as the report's table can be sorted too.
-    known.sort(key=lambda entry: (not entry["stands_out"], -entry["pairs"]))
+    known.sort(key=lambda entry: (not entry.significant, -entry.pairs))
     rows = [
         Row(
             # The mark keeps the count behind a name that is written from right to left.
-            label=f"{short_name(words(entry['column']) + ': ' + str(entry['value']))}\u200e "
-            f"({entry['pairs']:,})",
-            value=entry["accuracy"],
-            ends=entry["accuracy_ci95"],
+            label=f"{short_name(words(entry.column) + ': ' + str(entry.value))}\u200e "
+            f"({entry.pairs:,})",
+            value=entry.accuracy or 0.0,
+            ends=entry.accuracy_ci95,
             style=NOT_SIGNIFICANT
-            if not entry["stands_out"]
+            if not entry.significant
             else BELOW
-            if entry["accuracy"] < block["accuracy"]
+            if (entry.accuracy or 0.0) < (block.accuracy or 0.0)
             else ABOVE,
         )
         for entry in known[:_MOST_ROWS]
@@ -445,25 +477,20 @@ def slices(block: Facts, width: float) -> Figure | None:
     if not rows:
         return None
     figure, axis = dot_plot("Accuracy by slice", width, rows)
-    _overall(axis, block["accuracy"])
+    _overall(axis, block.accuracy)
     axis.set_xlabel("accuracy, 95% (number of pairs)")
     place_legend(figure)
     return figure
 
 
-def behaviour(block: Facts, width: float) -> Figure | None:
+def perturbations(block: EvaluationMetrics, width: float) -> Figure | None:
     """Shares of perturbed responses whose reward fell (degradation), flipped or rose."""
-    if not block["behaviour"] or not block["behaviour"]["operators"]:
+    if block.perturbations is None:
         return None
     rows = [
-        Row(
-            label=words(row["operator"]),
-            value=row[_BEHAVIOUR[row["kind"]][0]],
-            ends=row[f"{_BEHAVIOUR[row['kind']][0]}_ci95"],
-            style=_BEHAVIOUR[row["kind"]][1],
-        )
-        for row in block["behaviour"]["operators"]
-        if row["responses"]
+        Row(words(row.perturbation), *_of_interest(row), _KINDS[row.kind])
+        for row in block.perturbations.rows
+        if row.responses
     ]
     if not rows:
         return None
@@ -475,28 +502,33 @@ def behaviour(block: Facts, width: float) -> Figure | None:
     return figure
 
 
-_BEHAVIOUR = {
-    "degradation": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
-    "meaning_preserving": (
-        "flipped",
-        Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
-    ),
-    "reward_hacking": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
+def _of_interest(row: Perturbation) -> tuple[float, Interval | None]:
+    """The rate by which a perturbation of this kind is judged, with its interval."""
+    if row.kind == "degradation":
+        return row.fell or 0.0, row.fell_ci95
+    if row.kind == "meaning_preserving":
+        return row.flipped or 0.0, row.flipped_ci95
+    return row.rose or 0.0, row.rose_ci95
+
+
+_KINDS = {
+    "degradation": Style(BLUE, "o", "degradation: fell (high is good)"),
+    "meaning_preserving": Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
+    "reward_hacking": Style(ORANGE, "^", "reward hacking: rose (low is good)"),
 }
-"""By kind of perturbation: the recorded share and how it is marked."""
 
 
-def bias(block: Facts, width: float) -> Figure | None:
+def bias(block: EvaluationMetrics, width: float) -> Figure | None:
     """The gap of each feature that could be compared, with its interval."""
     rows = [
         Row(
-            label=f"{words(row['feature'])} ({row['pairs']:,})",
-            value=row["gap"],
-            ends=row["gap_ci95"],
-            style=SIGNIFICANT if row["stands_out"] else NOT_SIGNIFICANT,
+            label=f"{words(row.feature)} ({row.pairs:,})",
+            value=row.gap,
+            ends=row.gap_ci95,
+            style=SIGNIFICANT if row.significant else NOT_SIGNIFICANT,
         )
-        for row in block["bias"]["features"]
-        if row["gap"] is not None and row["p"] is not None
+        for row in block.bias.features
+        if row.gap is not None and row.p is not None
     ]
     if not rows:
         return None
@@ -539,16 +571,14 @@ def short_name(name: str, most: int = 38) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-RUN_PLOTS: dict[str, Plot] = {
-    "losses": Plot(
-        losses, "Training and validation loss; the star marks the checkpoint that was kept."
-    ),
+RUN_PLOTS: dict[str, Plot[RunMetrics]] = {
+    "losses": Plot(losses, "Training and validation loss; the star marks the best checkpoint."),
     "accuracy": Plot(
         accuracy, "Accuracy on the evaluation data with its 95% interval, and the baselines."
     ),
 }
 
-EVALUATION_PLOTS: dict[str, Plot] = {
+EVALUATION_PLOTS: dict[str, Plot[EvaluationMetrics]] = {
     "rewards": Plot(rewards, "Rewards of chosen and rejected responses, and their differences."),
     "reliability": Plot(
         reliability,
@@ -568,8 +598,8 @@ EVALUATION_PLOTS: dict[str, Plot] = {
         "Accuracy by slice of the data, with its 95% interval: significant ones, then the largest, "
         f"at most {_MOST_ROWS}. Slices of few pairs are in the table alone.",
     ),
-    "behaviour": Plot(
-        behaviour,
+    "perturbations": Plot(
+        perturbations,
         "Perturbed good responses: degradation should lower the reward, a meaning-preserving "
         "perturbation should not flip the ranking, and reward hacking should not raise the reward.",
     ),

@@ -13,8 +13,14 @@ from typing import Any
 
 from plaudit import __version__
 from plaudit.errors import DataError
+from plaudit.evaluation.schema import (
+    EvaluationMetrics,
+    RecordedEvaluation,
+    RunInfo,
+    RunMetrics,
+    SourceUse,
+)
 
-METRICS_FILE = "metrics.json"
 MISTAKES_FILE = "mistakes.jsonl"
 """The texts of the most confident mistakes, beside ``metrics.json``."""
 
@@ -22,52 +28,6 @@ PLOTS_FOLDER = "plots"
 TEMPLATES = Path(__file__).parent / "templates"
 NOTHING = "–"
 """Stands where a number does not exist."""
-
-_FORMAT = 1
-_SECTIONS = ("run", "data", "train", "environment")
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The facts of a finished training run.
-
-    Raises DataError when the folder has no ``metrics.json``, or one that is broken, of a newer
-    format or without the sections of a run.
-    """
-    found = read_recorded(folder)
-    missing = [name for name in _SECTIONS if not isinstance(found.get(name), dict)]
-    if missing:
-        raise DataError(
-            f"{folder / METRICS_FILE} lacks {', '.join(missing)}; expected the metrics of a "
-            "training run, written by plaudit train."
-        )
-    return found
-
-
-def read_recorded(folder: Path) -> dict[str, Any]:
-    """The facts of a run or of an evaluation.
-
-    Raises DataError when the folder has no ``metrics.json``, or one that is broken or of another
-    format.
-    """
-    path = folder / METRICS_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {path} ({error.strerror or error}); give the folder of a finished run."
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}); it is written at the end of a run, so run again "
-            "or restore it."
-        ) from error
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        stated = found.get("format") if isinstance(found, dict) else None
-        raise DataError(
-            f"{path} has format {stated!r}, expected {_FORMAT}; use the version of plaudit that "
-            "wrote it, or a newer one."
-        )
-    return found
 
 
 def read_recalibration(folder: Path) -> dict[str, Any] | None:
@@ -88,42 +48,40 @@ def read_recalibration(folder: Path) -> dict[str, Any] | None:
     return None if fit is None else {**fit, "temperature": facts["temperature"] or 1.0}
 
 
-def shown_evaluation(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def shown_evaluation(metrics: RunMetrics | RecordedEvaluation) -> EvaluationMetrics | None:
     """The evaluation that a single picture is drawn of: the test data, which chose nothing."""
-    found: dict[str, Any] | None = metrics.get("test") or metrics.get("eval")
-    return found
+    return (metrics.test or metrics.eval) if isinstance(metrics, RunMetrics) else metrics.eval
 
 
-def evaluations(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The evaluation blocks there are: ``eval`` (which has the history) first, then ``test``."""
-    return [metrics[name] for name in ("eval", "test") if metrics.get(name)]
+def evaluations(metrics: RunMetrics | RecordedEvaluation) -> list[EvaluationMetrics]:
+    """The evaluations there are: ``eval`` (which has the history) first, then ``test``."""
+    test = metrics.test if isinstance(metrics, RunMetrics) else None
+    return [block for block in (metrics.eval, test) if block is not None]
 
 
-def hub_datasets(metrics: Mapping[str, Any], split: str | None = None) -> list[str]:
+def hub_datasets(metrics: RunMetrics, split: str | None = None) -> list[str]:
     """Hub ids among the sources, in order, each once; of one split where it is named."""
     ids = [
-        source["path"]
-        for source in metrics["data"]["sources"]
-        if is_hub_source(source) and split in (None, source.get("split"))
+        source.path
+        for source in metrics.data.sources
+        if is_hub_source(source) and split in (None, source.split)
     ]
     return list(dict.fromkeys(ids))
 
 
-def is_hub_source(source: Mapping[str, Any]) -> bool:
+def is_hub_source(source: SourceUse) -> bool:
     """Whether a source was read from the Hub: its fingerprint is then the Hub's."""
-    return str(source.get("fingerprint") or "").startswith(("revision:", "datasets:"))
+    return source.fingerprint.startswith(("revision:", "datasets:"))
 
 
-def shown_base(run: Mapping[str, Any]) -> str:
+def shown_base(run: RunInfo) -> str:
     """The base as readers elsewhere may see it: of a local folder, its name alone."""
-    base: str = run["base"]
-    return base if run["base_is_hub_id"] else _last_part(base)
+    return run.base if run.base_is_hub_id else _last_part(run.base)
 
 
-def shown_path(source: Mapping[str, Any]) -> str:
+def shown_path(source: SourceUse) -> str:
     """A Hub id, or the last part of a local path: folders of one machine help nobody else."""
-    path: str = source["path"]
-    return path if is_hub_source(source) else _last_part(path)
+    return source.path if is_hub_source(source) else _last_part(source.path)
 
 
 def _last_part(path: str) -> str:

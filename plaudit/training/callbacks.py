@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from plaudit.evaluation.facts import json_safe
+from plaudit.evaluation.schema import json_safe
 from plaudit.storage.atomic import write_text, writing
 
 

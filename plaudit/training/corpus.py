@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from plaudit.data.load import LoadedComparisons, OnRead, SourceSummary, load_com
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
+from plaudit.evaluation.schema import MarginUse, RunData, SourceUse, SplitUse, TokenUse
 from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
@@ -280,75 +281,75 @@ def text_kind(parts: Sequence[Part]) -> Literal["chat", "text", "mixed"]:
     return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"
 
 
-def data_facts(corpus: Corpus, split_by: str) -> dict[str, Any]:
-    """The ``data`` block of ``metrics.json``; law 6 over everything that was read.
+def data_use(corpus: Corpus, split_by: str) -> RunData:
+    """What became of everything that was read (law 6).
 
-    ``split_by`` is the recipe's, or ``files`` where nothing had to be split.
-
-    Rows are counted as they stand in the input; ``splits`` counts comparisons, after weights.
+    ``split_by`` is the recipe's, or ``files`` where nothing had to be split. Rows are counted as
+    they stand in the input; ``splits`` counts comparisons, after weights.
     """
     rows = used = 0
     dropped: Counter[str] = Counter()
-    sources: list[dict[str, Any]] = []
+    sources: list[SourceUse] = []
     for role, loaded in corpus.loaded.items():
         rows += loaded.tally.rows
         used += loaded.tally.used
         dropped.update(loaded.tally.dropped)
-        sources += [_source_facts(fact, role.partition(":")[0]) for fact in loaded.sources]
-    for part in chain.from_iterable(corpus.parts().values()):
+        sources += [_source_use(source, role.partition(":")[0]) for source in loaded.sources]
+    every = [part for parts in corpus.parts().values() for part in parts]
+    for part in every:
         dropped.update(part.lost)
         used -= sum(part.lost.values())
     assert rows == used + sum(dropped.values()), "a row is unaccounted for"
-    return {
-        "rows": rows,
-        "used": used,
-        "dropped": dict(dropped),
-        "splits": {role: _split_facts(parts) for role, parts in corpus.parts().items() if parts},
-        "split_by": split_by if corpus.was_split else "files",
-        "leaked_prompts": corpus.leaked_prompts,
-        "sources": sources,
-        "margins": _margin_facts([p for parts in corpus.parts().values() for p in parts]),
-        "tokens": _token_facts([p for parts in corpus.parts().values() for p in parts]),
-    }
+    return RunData(
+        rows=rows,
+        used=used,
+        dropped=dict(dropped),
+        splits={role: _split_use(parts) for role, parts in corpus.parts().items() if parts},
+        split_by=split_by if corpus.was_split else "files",
+        leaked_prompts=corpus.leaked_prompts,
+        sources=tuple(sources),
+        margins=_margin_use(every),
+        tokens=_token_use(every),
+    )
 
 
-def _split_facts(parts: Sequence[Part]) -> dict[str, Any]:
+def _split_use(parts: Sequence[Part]) -> SplitUse:
     dropped: Counter[str] = Counter()
     for part in parts:
         dropped.update(part.dropped)
-    return {
-        "rows": sum(part.rows for part in parts),
-        "used": sum(len(part.comparisons) for part in parts),
-        "dropped": dict(dropped),
-        "groups": sum(part.groups for part in parts),
-    }
+    return SplitUse(
+        rows=sum(part.rows for part in parts),
+        used=sum(len(part.comparisons) for part in parts),
+        dropped=dict(dropped),
+        groups=sum(part.groups for part in parts),
+    )
 
 
-def _source_facts(fact: SourceSummary, role: str) -> dict[str, Any]:
-    return {
-        "name": fact.name,
-        "path": fact.path,
-        "format": fact.format,
-        "rows": fact.tally.rows,
-        "used": fact.tally.used,
-        "sampled": fact.tally.sampled,
-        "licence": fact.licence,
-        "split": role,
-        "fingerprint": fact.fingerprint,
-        "unread": asdict(fact.unread),
-    }
+def _source_use(source: SourceSummary, role: str) -> SourceUse:
+    return SourceUse(
+        name=source.name,
+        path=source.path,
+        format=source.format,
+        rows=source.tally.rows,
+        used=source.tally.used,
+        sampled=source.tally.sampled,
+        licence=source.licence,
+        split=role,
+        fingerprint=source.fingerprint,
+        unread=source.unread,
+    )
 
 
-def _margin_facts(parts: Sequence[Part]) -> dict[str, float] | None:
+def _margin_use(parts: Sequence[Part]) -> MarginUse | None:
     """How many comparisons have a margin that the loss subtracts, and their mean; None for none."""
     margin_N = np.concatenate([part.trees.margins for part in parts])
     margin_N = margin_N[margin_N != 0]
     if not len(margin_N):
         return None
-    return {"comparisons": len(margin_N), "mean": float(margin_N.mean())}
+    return MarginUse(comparisons=len(margin_N), mean=float(margin_N.mean()))
 
 
-def _token_facts(parts: Sequence[Part]) -> dict[str, int]:
+def _token_use(parts: Sequence[Part]) -> TokenUse:
     """Tokens computed, tokens of separate conversations, and what was cut to fit.
 
     ``cut_responses`` have lost their end, and so the token that ends a turn; they belong to
@@ -359,12 +360,12 @@ def _token_facts(parts: Sequence[Part]) -> dict[str, int]:
         return np.concatenate([part.trees.column(name) for part in parts]).astype(np.int64)
 
     truncated_N, cut_N = column("truncated"), column("cut_responses")
-    return {
-        "packed": int(column("packed").sum()),
-        "separate": int(column("separate").sum()),
-        "longest": int(column("longest").max()),
-        "truncated_prompts": int(np.count_nonzero(truncated_N)),
-        "truncated_tokens": int(truncated_N.sum()),
-        "cut_responses": int(cut_N.sum()),
-        "comparisons_with_cut_responses": int(np.count_nonzero(cut_N)),
-    }
+    return TokenUse(
+        packed=int(column("packed").sum()),
+        separate=int(column("separate").sum()),
+        longest=int(column("longest").max()),
+        truncated_prompts=int(np.count_nonzero(truncated_N)),
+        truncated_tokens=int(truncated_N.sum()),
+        cut_responses=int(cut_N.sum()),
+        comparisons_with_cut_responses=int(np.count_nonzero(cut_N)),
+    )

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from plaudit import __version__
 from plaudit.evaluation.analysis.baselines import fitted_comparisons
 from plaudit.evaluation.analysis.perturbations import Probed
-from plaudit.evaluation.facts import json_safe, judge_overfit, summarise
+from plaudit.evaluation.schema import (
+    BestCheckpoint,
+    EvaluationMetrics,
+    HistoryEntry,
+    Overfit,
+    Parameters,
+    RunInfo,
+    RunMetrics,
+    Setting,
+    TrainingMetrics,
+    TrainingPoint,
+    settle,
+)
+from plaudit.evaluation.summary import Beside, judge_overfit, summarise
 from plaudit.evaluation.table import HeldOut
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
@@ -41,38 +54,40 @@ def gather_metrics(
     held_out: Mapping[str, HeldOut],
     probed: Probed | None,
     seconds: float,
-) -> dict[str, Any]:
-    """Everything ``metrics.json`` says about the run. Card, report and plots compute nothing."""
+) -> RunMetrics:
+    """Everything that ``metrics.json`` says of a run. Card, report and plots compute nothing."""
     state = trainer.state
-    facts: dict[str, Any] = {
-        "format": 1,
-        "plaudit_version": __version__,
-        "run": run_facts(run, folder),
-        "data": corpora.data_facts(run.corpus, run.recipe.data.split_by),
-        "train": {
-            **_train_facts(run, trainer, seconds),
-            "resumed": count_resumes(folder.events),
-        },
-        "eval": None,
-        "test": None,
-        "best": None,
-        "overfit": None,
-        "training_curve": [
-            {k: event[k] for k in ("step", "epoch", "loss", "learning_rate")}
-            for event in state.log_history
-            if "loss" in event
-        ],
-        "environment": json.loads(folder.environment.read_text(encoding="utf-8")),
-    }
+    evaluation = test = best = overfit = None
     if index is not None:
         evaluations = history(state.log_history, folder.evaluations, index)
-        facts["eval"] = _evaluation_facts(run, "eval", held_out["eval"], evaluations, probed)
-        facts["best"], facts["overfit"] = _best_facts(trainer, folder, index, evaluations)
+        evaluation = _evaluate(run, "eval", held_out["eval"], evaluations, probed)
+        best, overfit = _best(trainer, folder, index, evaluations)
     if run.corpus.test:
-        stored = (facts["eval"] or {}).get("stored_temperature") or 1.0
-        facts["test"] = _evaluation_facts(run, "test", held_out["test"], None, probed, stored)
-    safe: dict[str, Any] = json_safe(facts)
-    return safe
+        stored = evaluation.stored_temperature if evaluation is not None else None
+        test = _evaluate(run, "test", held_out["test"], None, probed, stored or 1.0)
+    return settle(
+        RunMetrics(
+            plaudit_version=__version__,
+            run=run_info(run, folder),
+            data=corpora.data_use(run.corpus, run.recipe.data.split_by),
+            train=_training(run, trainer, seconds, count_resumes(folder.events)),
+            eval=evaluation,
+            test=test,
+            best=best,
+            overfit=overfit,
+            training_curve=tuple(
+                TrainingPoint(
+                    step=int(event["step"]),
+                    epoch=event["epoch"],
+                    loss=event["loss"],
+                    learning_rate=event["learning_rate"],
+                )
+                for event in state.log_history
+                if "loss" in event
+            ),
+            environment=json.loads(folder.environment.read_text(encoding="utf-8")),
+        )
+    )
 
 
 def computed_tokens(run: PreparedRun, trainer: RewardTrainer) -> int:
@@ -87,7 +102,9 @@ def _times_taken(run: PreparedRun, trainer: RewardTrainer) -> RowArray:
     return np.bincount(np.fromiter(rows, np.int64), minlength=len(run.corpus.train.trees))
 
 
-def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
+def _training(
+    run: PreparedRun, trainer: RewardTrainer, seconds: float, resumed: int
+) -> TrainingMetrics:
     state = trainer.state
     losses = [event["loss"] for event in state.log_history if "loss" in event]
     throughput = [e["pairs_per_second"] for e in state.log_history if "pairs_per_second" in e]
@@ -98,17 +115,18 @@ def _train_facts(run: PreparedRun, trainer: RewardTrainer, seconds: float) -> di
     comparisons = int(times_N.sum())
     # A run shorter than train.logging_steps logs no throughput; then evaluations count as time too.
     whole_run = comparisons / seconds if comparisons else None
-    return {
-        "steps": state.global_step,
-        "planned_steps": state.max_steps,
-        "epochs": state.epoch,
-        "pairs": int(sum(pairs)),
-        "comparisons": comparisons,
-        "tokens": int(trees.column("packed") @ times_N),
-        "seconds": seconds,
-        "pairs_per_second": float(np.median(throughput)) if throughput else whole_run,
-        "final_loss": losses[-1] if losses else None,
-    }
+    return TrainingMetrics(
+        steps=state.global_step,
+        planned_steps=state.max_steps,
+        epochs=state.epoch,
+        pairs=int(sum(pairs)),
+        comparisons=comparisons,
+        tokens=int(trees.column("packed") @ times_N),
+        seconds=seconds,
+        pairs_per_second=float(np.median(throughput)) if throughput else whole_run,
+        final_loss=losses[-1] if losses else None,
+        resumed=resumed,
+    )
 
 
 def step_size(args: StepArguments) -> int:
@@ -119,48 +137,49 @@ def step_size(args: StepArguments) -> int:
 _NOT_RUN = "Perturbation tests were not run: evaluate.perturbation_tests is 0 in the recipe."
 
 
-def _evaluation_facts(
+def _evaluate(
     run: PreparedRun,
-    role: str,
+    role: Literal["eval", "test"],
     held_out: HeldOut,
-    evaluations: Sequence[Mapping[str, Any]] | None,
+    evaluations: Sequence[HistoryEntry] | None,
     probed: Probed | None,
     stored_temperature: float | None = None,
-) -> dict[str, Any]:
-    """The block of ``role``; the evaluation data fit the temperature that test data judge."""
-    chose = role == "eval" and bool(run.args.load_best_model_at_end)
+) -> EvaluationMetrics:
+    """The metrics of ``role``; the evaluation data fit the temperature that test data judge."""
     return summarise(
         held_out.table,
-        dataset=role,
-        chose_checkpoint=chose,
-        baselines=held_out.baseline_differences(),
-        baselines_fitted_on=fitted_comparisons(run.corpus.train.comparisons),
-        behaviour=None if role != probed_role(run) else probed or _NOT_RUN,
-        history=evaluations,
-        calibrate=run.recipe.evaluate.calibrate,
-        stored_temperature=stored_temperature,
-        seed=run.recipe.data.seed,
+        Beside(
+            dataset=role,
+            chose_checkpoint=role == "eval" and bool(run.args.load_best_model_at_end),
+            baselines=held_out.baseline_differences(),
+            baselines_fitted_on=fitted_comparisons(run.corpus.train.comparisons),
+            perturbations=None if role != probed_role(run) else probed or _NOT_RUN,
+            history=evaluations,
+            calibrate=run.recipe.evaluate.calibrate,
+            stored_temperature=stored_temperature,
+            seed=run.recipe.data.seed,
+        ),
     )
 
 
-def _best_facts(
+def _best(
     trainer: RewardTrainer,
     folder: RunFolder,
     index: PairIndex,
-    evaluations: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The kept step, and the evaluation of the lowest loss against the last one."""
+    evaluations: Sequence[HistoryEntry],
+) -> tuple[BestCheckpoint | None, Overfit | None]:
+    """The best checkpoint, and the lowest validation loss against the last in words."""
     if not evaluations:
         return None, None
     state = trainer.state
-    last_step = evaluations[-1]["step"]
-    lowest_step = min(evaluations, key=lambda entry: entry["validation_loss"])["step"]
+    last_step = evaluations[-1].step
+    lowest_step = min(evaluations, key=lambda entry: entry.validation_loss or 0.0).step
     chosen = state.best_global_step if trainer.args.load_best_model_at_end else None
-    best = {
-        "step": chosen or last_step,
-        "metric": trainer.args.metric_for_best_model if chosen else None,
-        "value": state.best_metric if chosen else None,
-    }
+    best = BestCheckpoint(
+        step=chosen or last_step,
+        metric=trainer.args.metric_for_best_model if chosen else None,
+        value=state.best_metric if chosen else None,
+    )
     overfit = judge_overfit(
         read_evaluated(folder.evaluations, lowest_step, index),
         read_evaluated(folder.evaluations, last_step, index),
@@ -172,56 +191,55 @@ def _best_facts(
     return best, overfit
 
 
-def run_facts(run: PreparedRun, folder: RunFolder) -> dict[str, Any]:
-    """The ``run`` block: what was trained and how."""
+def run_info(run: PreparedRun, folder: RunFolder) -> RunInfo:
+    """What was trained and how."""
     recipe, (trainable, total) = run.recipe, run.built.parameters
     config = run.built.model.module.config
-    method = "full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora"
-    return {
-        "name": folder.path.name,
-        "base": recipe.model.base,
-        "base_revision": recipe.model.revision,
-        "base_is_hub_id": run.base == recipe.model.base and not Path(run.base).is_dir(),
-        "architecture": config.model_type,
-        "method": method,
-        "lora": recipe.lora,
-        "parameters": {"trainable": trainable, "total": total},
-        "attention": run.built.model.layout,
-        "attention_note": run.built.model.note,
-        "dtype": str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
-        "max_length": recipe.tokens.max_length,
-        "truncation": recipe.tokens.truncation,
-        "chat_template_kind": corpora.text_kind(
+    return RunInfo(
+        name=folder.path.name,
+        base=recipe.model.base,
+        base_revision=recipe.model.revision,
+        base_is_hub_id=run.base == recipe.model.base and not Path(run.base).is_dir(),
+        architecture=config.model_type,
+        method="full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora",
+        lora=recipe.lora,
+        parameters=Parameters(trainable=trainable, total=total),
+        attention=run.built.model.layout,
+        attention_note=run.built.model.note,
+        dtype=str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
+        max_length=recipe.tokens.max_length,
+        truncation=recipe.tokens.truncation,
+        chat_template_kind=corpora.text_kind(
             [part for parts in run.corpus.parts().values() for part in parts]
         ),
-        "head_init": run.built.head_init,
-        "loss": recipe.loss.kind,
-        "seed": run.args.seed,
-        "hyperparameters": _hyperparameters(run.args),
-        "started": run.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
-    }
+        head_init=run.built.head_init,
+        loss=recipe.loss.kind,
+        seed=run.args.seed,
+        hyperparameters=_hyperparameters(run.args),
+        started=run.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
 
 
-def _hyperparameters(args: StepArguments) -> list[list[Any]]:
+def _hyperparameters(args: StepArguments) -> tuple[tuple[str, Setting], ...]:
     """The list a model card shows, under transformers' names, with the user's own numbers."""
-    return [
-        ["learning_rate", args.learning_rate],
-        ["per_device_train_batch_size", args.user_batch_size],
-        ["gradient_accumulation_steps", args.user_accumulation],
-        ["total_train_batch_size", step_size(args)],
-        ["num_devices", args.world_size],
-        ["seed", args.seed],
-        ["optimizer", str(getattr(args.optim, "value", args.optim))],
-        ["adam_beta1", args.adam_beta1],
-        ["adam_beta2", args.adam_beta2],
-        ["adam_epsilon", args.adam_epsilon],
-        ["weight_decay", args.weight_decay],
-        ["max_grad_norm", args.max_grad_norm],
-        [
+    return (
+        ("learning_rate", args.learning_rate),
+        ("per_device_train_batch_size", args.user_batch_size),
+        ("gradient_accumulation_steps", args.user_accumulation),
+        ("total_train_batch_size", step_size(args)),
+        ("num_devices", args.world_size),
+        ("seed", args.seed),
+        ("optimizer", str(getattr(args.optim, "value", args.optim))),
+        ("adam_beta1", args.adam_beta1),
+        ("adam_beta2", args.adam_beta2),
+        ("adam_epsilon", args.adam_epsilon),
+        ("weight_decay", args.weight_decay),
+        ("max_grad_norm", args.max_grad_norm),
+        (
             "lr_scheduler_type",
             str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        ],
-        ["warmup_steps", args.warmup_steps],
-        ["num_train_epochs", args.num_train_epochs],
-        ["max_steps", args.max_steps],
-    ]
+        ),
+        ("warmup_steps", args.warmup_steps),
+        ("num_train_epochs", args.num_train_epochs),
+        ("max_steps", args.max_steps),
+    )

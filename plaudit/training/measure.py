@@ -18,9 +18,10 @@ import numpy as np
 from plaudit.errors import DataError, TrainingError
 from plaudit.evaluation.analysis.perturbations import Budget, Probed
 from plaudit.evaluation.analysis.probing import Score, probe
-from plaudit.evaluation.facts import Evaluated
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
+from plaudit.evaluation.schema import Accuracy, HistoryEntry, parts
+from plaudit.evaluation.summary import Evaluated
 from plaudit.evaluation.table import (
     HeldOut,
     Pairs,
@@ -158,55 +159,54 @@ def _read_deltas(folder: Path, step: int, index: PairIndex) -> FloatArray:
         ) from None
 
 
-def history(
-    log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex
-) -> list[dict[str, Any]]:
-    """One entry per evaluation: ``{step, epoch, training_loss, validation_loss, accuracy, …}``.
+def history(log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex) -> list[HistoryEntry]:
+    """One entry per evaluation, from the trainer's log.
 
     ``folder`` holds the rewards of each (:func:`write_rewards`), which the intervals are made from.
-    Where a file cannot be read, the interval is null, with a warning.
+    Where a file cannot be read, the interval is None, with a warning.
 
     The training loss beside an evaluation is the last one logged before it, as in the
     training-results table that transformers writes.
     """
-    entries: list[dict[str, Any]] = []
+    entries: dict[int, HistoryEntry] = {}
     training_loss: float | None = None
     for event in log:
         if "loss" in event:
             training_loss = event["loss"]
         if "eval_loss" in event:
-            entries.append(
-                {
-                    "step": event["step"],
-                    "epoch": event["epoch"],
-                    "training_loss": training_loss,
-                    "validation_loss": event["eval_loss"],
-                    **_accuracy_at(event, folder, index),
-                }
+            # The evaluation at a step may stand twice where a resumed run began with it.
+            entries[event["step"]] = HistoryEntry(
+                step=event["step"],
+                epoch=event["epoch"],
+                training_loss=training_loss,
+                validation_loss=event["eval_loss"],
+                **parts(_accuracy_at(event, folder, index)),
             )
-    # The evaluation at a step may stand twice where a resumed run began with it.
-    return list({entry["step"]: entry for entry in entries}.values())
+    return list(entries.values())
 
 
-def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> dict[str, Any]:
+def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> Accuracy:
     try:
         delta_P = _read_deltas(folder, event["step"], index)
-        return pairwise.accuracy_facts(delta_P, index.pairs.group_P)
     except DataError as error:
         logger.warning(
             "%s: the accuracy at step %s has no confidence interval.",
             error,
             event["step"],
         )
-    return {
-        "accuracy": event["eval_accuracy"],
-        "accuracy_ci95": None,
-        "accuracy_ci95_method": None,
-    }
+        return Accuracy(
+            accuracy=event["eval_accuracy"], accuracy_ci95=None, accuracy_ci95_method=None
+        )
+    measured = pairwise.measured_accuracy(delta_P, index.pairs.group_P)
+    return Accuracy(
+        accuracy=measured.accuracy,
+        accuracy_ci95=measured.accuracy_ci95,
+        accuracy_ci95_method=measured.accuracy_ci95_method,
+    )
 
 
 def probed_role(run: PreparedRun) -> str:
-    """Which data good responses are altered of: the test set where there is one."""
+    """Which data good responses are perturbed of: the test set where there is one."""
     return "test" if run.corpus.test else "eval"
 
 
@@ -216,11 +216,11 @@ def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
     They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
     rank must call it: ``score`` communicates.
     """
-    parts = run.corpus.test or run.corpus.evaluation
+    sets = run.corpus.test or run.corpus.evaluation
     most = run.recipe.evaluate.perturbation_tests
-    if not most or not parts:
+    if not most or not sets:
         return None
-    held_out = chain.from_iterable(part.comparisons for part in parts.values())
+    held_out = chain.from_iterable(part.comparisons for part in sets.values())
     encoding = partial(encode, run.encoder)
     return probe(
         held_out,

@@ -424,11 +424,11 @@ def _tell_mixture(corpus: Corpus, console: Console) -> None:
 
 
 def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
-    facts = corpora.data_facts(corpus, recipe.data.split_by)
-    sizes = ", ".join(f"{name} {part['used']:,}" for name, part in facts["splits"].items())
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in facts["dropped"].items())
+    use = corpora.data_use(corpus, recipe.data.split_by)
+    sizes = ", ".join(f"{name} {part.used:,}" for name, part in use.splits.items())
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in use.dropped.items())
     console.print(
-        f"data: {facts['rows']:,} rows, {facts['used']:,} used ({sizes})"
+        f"data: {use.rows:,} rows, {use.used:,} used ({sizes})"
         + (f"; dropped: {dropped}" if dropped else ""),
         highlight=False,
     )
@@ -441,26 +441,26 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         line = fact.unread.sentence(fact.name)
         if line is not None:
             console.print(line, highlight=False, markup=False)
-    tokens = facts["tokens"]
-    saved = 1 - tokens["packed"] / tokens["separate"]
+    tokens = use.tokens
+    saved = 1 - tokens.packed / tokens.separate
     console.print(
-        f"tokens: {tokens['packed']:,}, {saved:.0%} fewer than with the prompt computed for "
+        f"tokens: {tokens.packed:,}, {saved:.0%} fewer than with the prompt computed for "
         "every response",
         highlight=False,
     )
     if recipe.tokens.truncation == "proportional":
         console.print(
             f"[bold]cut in proportion to {recipe.tokens.max_length:,} tokens: "
-            f"{tokens['truncated_prompts']:,} prompts lost their end and the header of the answer "
-            f"({tokens['truncated_tokens']:,} tokens), {tokens['cut_responses']:,} responses of "
-            f"{tokens['comparisons_with_cut_responses']:,} comparisons lost theirs and the end "
+            f"{tokens.truncated_prompts:,} prompts lost their end and the header of the answer "
+            f"({tokens.truncated_tokens:,} tokens), {tokens.cut_responses:,} responses of "
+            f"{tokens.comparisons_with_cut_responses:,} comparisons lost theirs and the end "
             "token[/bold]; tokens.truncation: drop leaves such comparisons out",
             highlight=False,
         )
-    margins = facts["margins"]
+    margins = use.margins
     if margins is not None:
         console.print(
-            f"margins: {margins['comparisons']:,} comparisons have one, {margins['mean']:.3g} on "
+            f"margins: {margins.comparisons:,} comparisons have one, {margins.mean:.3g} on "
             "average; the loss subtracts it from the reward difference (loss.margin: ignore leaves "
             "it out)",
             highlight=False,

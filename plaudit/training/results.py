@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from accelerate.utils import DistributedType
 
 from plaudit.evaluation.analysis.mistakes import with_texts
-from plaudit.evaluation.analysis.token_rewards import along_of
+from plaudit.evaluation.analysis.token_rewards import token_rewards_of
+from plaudit.evaluation.schema import MistakeText, RunMetrics, json_safe
 from plaudit.evaluation.table import HeldOut, concatenate, write_table
 from plaudit.model.checkpoint import ArtefactFacts, write_facts, write_model
 from plaudit.model.module import classifier, has_score_head
@@ -53,7 +53,7 @@ def write_results(
     run: PreparedRun,
     trainer: RewardTrainer,
     folder: RunFolder,
-    metrics: Mapping[str, Any],
+    metrics: RunMetrics,
     held_out: Mapping[str, HeldOut],
 ) -> None:
     """Predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
@@ -70,9 +70,10 @@ def write_results(
         encoder=run.encoder,
     )
     alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
-    write_json_lines(folder.mistakes, _mistakes(run, metrics, model if alone else None))
+    texts = _mistakes(run, metrics, model if alone else None)
+    write_json_lines(folder.mistakes, map(json_safe, texts))
     write_facts(folder.path, facts)
-    write_json(folder.metrics, metrics)
+    write_json(folder.metrics, json_safe(metrics))
     write_presentation(folder, run.recipe)
 
 
@@ -85,23 +86,23 @@ _WHOLE_MODEL_ON_EACH_RANK = (
 
 
 def _mistakes(
-    run: PreparedRun, metrics: Mapping[str, Any], model: RewardModel | None
-) -> list[dict[str, Any]]:
+    run: PreparedRun, metrics: RunMetrics, model: RewardModel | None
+) -> list[MistakeText]:
     """The most confident mistakes of both evaluations, with their texts.
 
-    With ``model``, which holds the kept weights, also the reward along both responses.
+    With ``model``, which holds the kept weights, also the per-token rewards of both responses.
     """
     recorded = [
         mistake
-        for block in (metrics["eval"], metrics["test"])
-        for mistake in (block["mistakes"] if block else ())
+        for block in (metrics.eval, metrics.test)
+        for mistake in (block.mistakes if block else ())
     ]
     parts = {**run.corpus.evaluation, **run.corpus.test}
-    places = [(mistake["dataset"], mistake["number"]) for mistake in recorded]
+    places = [(mistake.dataset, mistake.number) for mistake in recorded]
     held_out = ((name, number, parts[name].comparisons[number]) for name, number in places)
     if model is None:
         return list(with_texts(recorded, held_out))
-    return list(with_texts(recorded, held_out, along=along_of(model)))
+    return list(with_texts(recorded, held_out, rewards_of=token_rewards_of(model)))
 
 
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
@@ -115,14 +116,15 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
             write_report(folder.path)
 
 
-def measured_facts(facts: ArtefactFacts, metrics: Mapping[str, Any]) -> ArtefactFacts:
+def measured_facts(facts: ArtefactFacts, metrics: RunMetrics) -> ArtefactFacts:
     """The facts of a run with what its evaluation measured."""
-    evaluation = metrics["eval"] or {}
+    if metrics.eval is None:
+        return facts
     return replace(
         facts,
-        temperature=evaluation.get("stored_temperature"),
-        reward_mean=evaluation.get("reward", {}).get("mean"),
-        reward_std=evaluation.get("reward", {}).get("std"),
+        temperature=metrics.eval.stored_temperature,
+        reward_mean=metrics.eval.reward.mean,
+        reward_std=metrics.eval.reward.std,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import (
 
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.evaluation.analysis.baselines import fit_baselines
+from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
@@ -78,10 +78,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """What :func:`train` leaves: the run folder, and everything measured (``metrics.json``)."""
+    """What :func:`train` leaves: the run folder, and everything measured (``metrics.json``).
+
+    ``metrics`` is None on the ranks that only help the main process.
+    """
 
     folder: Path
-    metrics: Mapping[str, Any]
+    metrics: RunMetrics | None
 
 
 def train(
@@ -108,7 +111,7 @@ def train(
         console.print(f"{folder.path} is finished already; its card and report are written again.")
         if is_main_process():
             write_presentation(folder, recipe)
-        return TrainedRun(folder=folder.path, metrics=json.loads(folder.metrics.read_text()))
+        return TrainedRun(folder=folder.path, metrics=read_metrics(folder.path))
     try:
         check_needs(recipe)
         args = step_arguments(recipe, folder)
@@ -219,7 +222,7 @@ def _evaluate(
     with console.status("perturbation tests"):
         probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
-        return TrainedRun(folder=folder.path, metrics={})
+        return TrainedRun(folder=folder.path, metrics=None)
     scorers = fit_baselines(run.recipe.evaluate.baselines, run.corpus.train.comparisons)
     held_out = {
         "eval": read_parts(run.corpus.evaluation, scores["eval"], scorers),

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from plaudit.cli.printing import SUMMARY_LINES, ends, show_evaluation, show_summary, signed
+from plaudit.evaluation.schema import EvaluationMetrics, read_metrics
 
-GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
 
 
-def shown(block: dict[str, Any], width: int) -> str:
+def shown(block: EvaluationMetrics, width: int) -> str:
     screen = io.StringIO()
     show_evaluation(Console(file=screen, width=width), block)
     return screen.getvalue()
 
 
-def intervals(block: dict[str, Any]) -> Iterator[str]:
+def intervals(block: EvaluationMetrics) -> Iterator[str]:
     """Every interval that a table of the screen holds."""
-    for facts in block["baselines"].values():
-        yield ends(facts["accuracy_ci95"])
-        yield ends(facts["difference_ci95"], signed)
-    for row in block["bias"]["features"]:
-        if row["pairs"]:
-            yield ends(row["gap_ci95"], signed)
-    for row in (block["behaviour"] or {"operators": []})["operators"]:
-        yield ends(row["fell_ci95"])
+    for facts in block.baselines.values():
+        yield ends(facts.accuracy_ci95)
+        yield ends(facts.delta_accuracy_ci95, signed)
+    for row in block.bias.features:
+        if row.pairs:
+            yield ends(row.gap_ci95, signed)
+    for row in block.perturbations.rows if block.perturbations else ():
+        yield ends(row.fell_ci95)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 @pytest.mark.parametrize("role", ["eval", "test"])
 def test_no_number_is_cut_off(role: str, width: int) -> None:
     """A table wider than the screen would lose its last columns without a word."""
-    block = json.loads(GOLDEN.read_text(encoding="utf-8"))[role]
+    block = getattr(read_metrics(GOLDEN), role)
     if block is None:
         pytest.skip("the golden run has no such part")
     text = shown(block, width)
@@ -52,7 +51,7 @@ def test_no_number_is_cut_off(role: str, width: int) -> None:
 def test_a_summary_is_short_and_says_what_was_skipped_beside_its_count(
     width: int, others: list[str]
 ) -> None:
-    block = json.loads(GOLDEN.read_text(encoding="utf-8"))["eval"]
+    block = read_metrics(GOLDEN).eval
     screen = io.StringIO()
     console = Console(file=screen, width=width)
     show_summary(console, block, skipped=" (5 of 99 rows skipped: tie 5)", others=others)
@@ -60,7 +59,7 @@ def test_a_summary_is_short_and_says_what_was_skipped_beside_its_count(
     assert len(lines) <= SUMMARY_LINES
     assert "(5 of 99 rows skipped: tie 5); loss" in " ".join(lines[:3])
     text = " ".join(" ".join(lines).split())
-    assert block["answers"][-1]["sentences"][0] in text.replace("• ", "")
-    assert all(name.replace("_", " ") in text for name in block["baselines"])
+    assert block.answers[-1].sentences[0] in text.replace("• ", "")
+    assert all(name.replace("_", " ") in text for name in block.baselines)
     assert "--verbose" in text
     assert text.endswith(" ".join(others))

@@ -14,7 +14,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.evaluation.analysis.mistakes import with_texts
-from plaudit.evaluation.facts import json_safe, summarise
+from plaudit.evaluation.schema import json_safe
+from plaudit.evaluation.summary import Beside, summarise
 from plaudit.evaluation.table import ScoredSet, read_held_out
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
@@ -69,7 +70,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = read_held_out(
         [ScoredSet(dataset="eval", comparisons=comparisons, trees=trees, rewards=rewards)]
     ).table
-    block = summarise(table, dataset="eval", chose_checkpoint=False, baselines={})
+    block = summarise(table, Beside(dataset="eval"))
     facts = {
         "format": 1,
         "plaudit_version": "0",

@@ -11,12 +11,12 @@ from plaudit.data.perturb.run import UNPERTURBED, build_perturbation_tests, pert
 from plaudit.data.perturb.table import PERTURBATIONS, of_kind
 from plaudit.data.perturb.text import NOT_LATIN, language_of_answer, make_context
 from plaudit.evaluation.analysis.perturbations import (
-    Altered,
     Budget,
+    Perturbed,
     Probed,
-    behaviour_facts,
-    behaviour_notes,
-    operator_row,
+    perturbation_notes,
+    perturbation_row,
+    summarise_tests,
 )
 from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.metrics.pairwise import wilson
@@ -184,19 +184,19 @@ def test_every_reward_stands_with_its_alteration():
     rows = [comparison(n) for n in range(10)]
     probed = run_probe(rows, most=10)
     assert (probed.responses, probed.languages, probed.not_for_language) == (10, {"en": 10}, {})
-    facts = behaviour_facts(probed, reward_std=2.0)
-    found = {row["operator"]: row for row in facts["operators"]}
+    facts = summarise_tests(probed, reward_std=2.0)
+    found = {row.perturbation: row for row in facts.rows}
     assert set(found) == set(PERTURBATIONS) - {
-        name.split()[0] for name, count in probed.refused.items() if count == 10
+        name.split()[0] for name, count in probed.skipped.items() if count == 10
     }
-    assert found["empty"]["rose"] == 1.0
-    assert found["empty"]["shift"] == pytest.approx(len(RICH) / 2.0)
-    assert found["sure"]["fell"] == 1.0
-    assert found["repetition"]["shift"] == pytest.approx(-(2 * len(RICH) + 4) / 2.0)
-    assert found["verbose_filler"]["fell_ci95"] == pytest.approx(wilson(10, 10))
-    assert found["double_spaces"]["flipped"] == 0.0
-    assert [row["kind"] for row in facts["operators"]] == sorted(
-        [row["kind"] for row in facts["operators"]],
+    assert found["empty"].rose == 1.0
+    assert found["empty"].shift == pytest.approx(len(RICH) / 2.0)
+    assert found["sure"].fell == 1.0
+    assert found["repetition"].shift == pytest.approx(-(2 * len(RICH) + 4) / 2.0)
+    assert found["verbose_filler"].fell_ci95 == pytest.approx(wilson(10, 10))
+    assert found["double_spaces"].flipped == 0.0
+    assert [row.kind for row in facts.rows] == sorted(
+        [row.kind for row in facts.rows],
         key=["degradation", "meaning_preserving", "reward_hacking"].index,
     )
 
@@ -204,35 +204,35 @@ def test_every_reward_stands_with_its_alteration():
 def test_what_is_too_long_is_left_out_and_counted():
     rows = [comparison(n) for n in range(4)]
     probed = run_probe(rows, limit=len(RICH) + 20)
-    names = {one.name for one in probed.altered}
+    names = {one.name for one in probed.perturbed}
     assert probed.responses == 4
     assert "repetition" not in names
-    assert probed.refused["repetition over_length"] == 4
+    assert probed.skipped["repetition over_length"] == 4
     assert "sure" in names
     none = run_probe(rows, limit=3)
-    assert (none.responses, list(none.altered)) == (0, [])
-    assert behaviour_facts(none, reward_std=1.0)["operators"] == []
+    assert (none.responses, list(none.perturbed)) == (0, [])
+    assert summarise_tests(none, reward_std=1.0).rows == ()
 
 
 def test_a_budget_bounds_the_tokens_and_says_what_it_left_out():
     rows = [comparison(n) for n in range(8)]
     whole = run_probe(rows, most=6)
     assert (whole.responses, whole.over_budget, whole.budget) == (6, 0, None)
-    (sentence,) = behaviour_notes(whole)
+    (sentence,) = perturbation_notes(whole)
     assert sentence == (
-        f"Perturbation tests scored 6 good responses and {len(whole.altered)} perturbations of "
+        f"Perturbation tests scored 6 good responses and {len(whole.perturbed)} perturbations of "
         f"them: {whole.conversations} conversations of {whole.tokens:,} tokens."
     )
-    assert whole.conversations == len(whole.altered) + 2 * 6
+    assert whole.conversations == len(whole.perturbed) + 2 * 6
     budget = Budget(share=0.25, run_tokens=2 * whole.tokens)
     half = run_probe(rows, most=6, budget=budget)
     assert 0 < half.tokens <= 0.25 * budget.run_tokens
     assert (half.responses + half.over_budget, half.responses < 4) == (6, True)
     # The first responses drawn, whatever their length: the short ones must not be preferred.
-    assert [a for a in whole.altered if a.name == "sure"][: half.responses] == [
-        a for a in half.altered if a.name == "sure"
+    assert [a for a in whole.perturbed if a.name == "sure"][: half.responses] == [
+        a for a in half.perturbed if a.name == "sure"
     ]
-    cost, left_out = behaviour_notes(half)
+    cost, left_out = perturbation_notes(half)
     assert cost.endswith(f"tokens, {half.tokens / budget.run_tokens:.1%} of training's.")
     assert left_out == (
         f"{half.over_budget} further responses would have taken more than 25% of training's tokens "
@@ -242,8 +242,8 @@ def test_a_budget_bounds_the_tokens_and_says_what_it_left_out():
     separate = run_probe(rows, most=6, packed=False)
     assert separate.tokens == whole.tokens + 2 * (whole.conversations - 6)
     none = run_probe(rows, most=6, budget=Budget(share=0.25, run_tokens=100))
-    assert (none.responses, none.over_budget, none.refused) == (0, 6, {})
-    (sentence,) = behaviour_notes(none)
+    assert (none.responses, none.over_budget, none.skipped) == (0, 6, {})
+    (sentence,) = perturbation_notes(none)
     assert sentence == (
         "Perturbation tests were not run: one response with its perturbations takes more than 25% "
         "of training's tokens (evaluate.perturbation_share)."
@@ -283,12 +283,12 @@ def test_an_operator_for_english_skips_other_languages_and_is_counted():
     probed = run_probe(rows, most=5)
     assert probed.languages == {"en": 1, "de": 2, "zh": 1, "unknown": 1}
     assert probed.not_for_language == dict.fromkeys(english, 3)
-    facts = behaviour_facts(probed, reward_std=1.0)
-    assert (facts["languages"], facts["not_for_language"]) == (
+    facts = summarise_tests(probed, reward_std=1.0)
+    assert (facts.languages, facts.not_for_language) == (
         probed.languages,
         probed.not_for_language,
     )
-    note = list(behaviour_notes(probed))[-1]
+    note = list(perturbation_notes(probed))[-1]
     assert note == (
         f"{len(english)} perturbations for English were skipped on responses in other languages "
         "(responses by language: de 2, en 1, unknown 1, zh 1)."
@@ -330,14 +330,15 @@ def test_the_language_of_an_answer(text, prompt, language):
 def test_rates_and_flips_by_hand():
     rewards = [(2, 1, 0), (2, 1, 1.5), (2, 1, 3), (1, 2, 1)]
     altered = [
-        Altered(kind="degradation", name="x", original=a, other=b, altered=c) for a, b, c in rewards
+        Perturbed(kind="degradation", name="x", original=a, other=b, perturbed=c)
+        for a, b, c in rewards
     ]
-    row = operator_row("degradation", "x", altered, reward_std=0.5)
-    assert (row["fell"], row["rose"], row["unchanged"]) == (0.5, 0.25, 1)
-    assert row["flipped"] == 0.25
-    assert row["shift"] == pytest.approx(np.mean([-4, -1, 2, 0]))
-    assert row["shift_size"] == pytest.approx(7 / 4)
-    constant = behaviour_facts(
-        Probed(altered=altered, responses=4, refused={}, seed=0), reward_std=0.0
+    row = perturbation_row("degradation", "x", altered, reward_std=0.5)
+    assert (row.fell, row.rose, row.unchanged) == (0.5, 0.25, 1)
+    assert row.flipped == 0.25
+    assert row.shift == pytest.approx(np.mean([-4, -1, 2, 0]))
+    assert row.shift_size == pytest.approx(7 / 4)
+    constant = summarise_tests(
+        Probed(perturbed=altered, responses=4, skipped={}, seed=0), reward_std=0.0
     )
-    assert np.isnan(constant["operators"][0]["shift"])
+    assert np.isnan(constant.rows[0].shift)

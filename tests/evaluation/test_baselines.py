@@ -6,7 +6,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from plaudit.evaluation.analysis.baselines import (
     bag_of_words,
-    baseline_facts,
+    compare_baseline,
     fit_baselines,
     graded_pairs,
     longer,
@@ -83,16 +83,16 @@ def test_measured_facts():
     rows = [comparison(0, "abc", "ab"), comparison(1, "ab", "ab"), comparison(2, "", "abcd")]
     fitted = fit_baselines(["longer", "bag_of_words"], [])
     assert fitted["bag_of_words"] is None
-    assert baseline_facts(pairs_of([1.0, 1.0, 1.0]), None) is None
-    facts = baseline_facts(pairs_of([1.0, 1.0, -1.0]), score_differences(fitted["longer"], rows))
-    assert facts["accuracy"] == pytest.approx(1 / 3)
-    assert (facts["ties"], facts["pairs"]) == (1, 3)
-    low, high = facts["accuracy_ci95"]
+    assert compare_baseline(pairs_of([1.0, 1.0, 1.0]), None) is None
+    facts = compare_baseline(pairs_of([1.0, 1.0, -1.0]), score_differences(fitted["longer"], rows))
+    assert facts.accuracy == pytest.approx(1 / 3)
+    assert (facts.ties, facts.pairs) == (1, 3)
+    low, high = facts.accuracy_ci95
     assert low < 1 / 3 < high
-    assert facts["difference"] == pytest.approx(1 / 3)
-    assert (facts["only_model_right"], facts["only_baseline_right"]) == (1, 0)
-    assert facts["edge_explained"] == pytest.approx(0.0)
-    assert (facts["accuracy_where_wrong"], facts["pairs_where_wrong"]) == (0.5, 2)
+    assert facts.delta_accuracy == pytest.approx(1 / 3)
+    assert (facts.only_model_right, facts.only_baseline_right) == (1, 0)
+    assert facts.share_explained == pytest.approx(0.0)
+    assert (facts.accuracy_where_wrong, facts.pairs_where_wrong) == (0.5, 2)
 
 
 def pairs_of(delta, group=None):
@@ -112,22 +112,22 @@ def test_the_model_is_compared_on_the_same_pairs():
     generator = np.random.default_rng(3)
     model_P = generator.normal(0.5, 1, 400)
     baseline_P = np.where(generator.random(400) < 0.9, model_P, -model_P)
-    facts = baseline_facts(pairs_of(model_P), baseline_P)
-    low, high = facts["difference_ci95"]
-    assert low < facts["difference"] < high
+    facts = compare_baseline(pairs_of(model_P), baseline_P)
+    low, high = facts.delta_accuracy_ci95
+    assert low < facts.delta_accuracy < high
     # Pairing removes what both have in common: each accuracy alone is far less certain.
-    alone = facts["accuracy_ci95"]
+    alone = facts.accuracy_ci95
     assert high - low < 0.7 * (alone[1] - alone[0])
-    table = [[0, facts["only_model_right"]], [facts["only_baseline_right"], 0]]
-    assert facts["p"] == pytest.approx(mcnemar(table, exact=True).pvalue)
-    assert facts["test"] == "McNemar, exact"
-    grouped = baseline_facts(pairs_of(model_P, np.arange(400) // 2), baseline_P)
-    assert grouped["test"] == "paired t by prompt group"
+    table = [[0, facts.only_model_right], [facts.only_baseline_right, 0]]
+    assert facts.p == pytest.approx(mcnemar(table, exact=True).pvalue)
+    assert facts.test == "McNemar, exact"
+    grouped = compare_baseline(pairs_of(model_P, np.arange(400) // 2), baseline_P)
+    assert grouped.test == "paired t by prompt group"
 
 
 def test_a_baseline_of_other_pairs_is_refused():
     with pytest.raises(ValueError, match="judged 2 pairs, the model 3"):
-        baseline_facts(pairs_of([1.0, 1.0, 1.0]), np.ones(2))
+        compare_baseline(pairs_of([1.0, 1.0, 1.0]), np.ones(2))
 
 
 @pytest.mark.parametrize(

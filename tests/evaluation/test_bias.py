@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from plaudit.evaluation.analysis.bias import bias_facts, feature_row, length_facts
+from plaudit.evaluation.analysis.bias import feature_row, measure_bias, measure_length_bias
 from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
@@ -45,7 +45,7 @@ ANSWERS = st.lists(
 @given(st.lists(ANSWERS, min_size=3, max_size=12))
 def test_slope_and_spearman_equal_statsmodels_and_scipy(comparisons):
     table = table_of(comparisons)
-    facts = length_facts(table, pairs(table))
+    facts = measure_length_bias(table, pairs(table))
     length, reward = table.characters_N.astype(float), table.reward_N
     number = table.number_N
     dummies = (number[:, None] == np.unique(number)).astype(float)
@@ -53,21 +53,21 @@ def test_slope_and_spearman_equal_statsmodels_and_scipy(comparisons):
     if (within != 0).sum() > 1 and reward.std() > 0 and abs(within).max() > 1e-9:
         slope = sm.OLS(reward, np.column_stack([length, dummies])).fit().params[0]
         expected = slope * 100 / reward.std()
-        assert facts["slope_per_100_characters"] == pytest.approx(expected, rel=1e-7, abs=1e-7)
+        assert facts.slope_per_100_characters == pytest.approx(expected, rel=1e-7, abs=1e-7)
     if length.std() > 0 and reward.std() > 0:
         expected = stats.spearmanr(reward, length).statistic
-        assert facts["spearman"] == pytest.approx(expected, abs=1e-9)
+        assert facts.spearman == pytest.approx(expected, abs=1e-9)
 
 
 def simulated(liking, count=1500, seed=0):
-    """Quality decides the labels; the reward is quality and ``liking`` for length."""
+    """Quality decides the labels; the reward is measure_pairs and ``liking`` for length."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
-        quality = generator.normal(size=2)
+        measure_pairs = generator.normal(size=2)
         characters = generator.integers(50, 950, size=2)
-        reward = quality + generator.normal(0, 0.5, 2) + liking * (characters - 500) / 260
-        better = quality[0] > quality[1]
+        reward = measure_pairs + generator.normal(0, 0.5, 2) + liking * (characters - 500) / 260
+        better = measure_pairs[0] > measure_pairs[1]
         rows.append(
             [
                 (reward[0], better, int(characters[0])),
@@ -79,23 +79,21 @@ def simulated(liking, count=1500, seed=0):
 
 def test_a_liking_for_length_is_found_and_taken_out():
     table = simulated(1.0)
-    found = bias_facts(table, pairs(table))
-    row, length = found["features"][0], found["length"]
-    assert row["feature"] == "characters"
-    assert row["stands_out"]
-    assert row["gap_ci95"][0] > 0.2
-    assert row["gap"] == pytest.approx(
-        length["chosen_longer"]["accuracy"] - length["chosen_shorter"]["accuracy"]
-    )
-    assert row["excess_ci95"][0] > 0.1
-    assert row["labels_prefer_more"] == pytest.approx(0.5, abs=0.05)
-    assert length["chosen_longer"]["accuracy"] > length["chosen_shorter"]["accuracy"] + 0.2
-    assert length["slope_per_100_characters"] > 0.15
-    assert length["slope_ci95"][0] > 0
+    found = measure_bias(table, pairs(table))
+    row, length = found.features[0], found.length
+    assert row.feature == "characters"
+    assert row.significant
+    assert row.gap_ci95[0] > 0.2
+    assert row.gap == pytest.approx(length.chosen_longer.accuracy - length.chosen_shorter.accuracy)
+    assert row.excess_ci95[0] > 0.1
+    assert row.labels_prefer_more == pytest.approx(0.5, abs=0.05)
+    assert length.chosen_longer.accuracy > length.chosen_shorter.accuracy + 0.2
+    assert length.slope_per_100_characters > 0.15
+    assert length.slope_ci95[0] > 0
     plain = simulated(0.0)
     accuracy = float((pairs(plain).delta_P > 0).mean())
-    assert length["accuracy_without_length"] == pytest.approx(accuracy, abs=0.02)
-    assert length["accuracy_without_length"] > (pairs(table).delta_P > 0).mean() + 0.05
+    assert length.accuracy_without_length == pytest.approx(accuracy, abs=0.02)
+    assert length.accuracy_without_length > (pairs(table).delta_P > 0).mean() + 0.05
 
 
 def test_noise_is_no_leaning_where_the_labels_have_one():
@@ -107,27 +105,27 @@ def test_noise_is_no_leaning_where_the_labels_have_one():
         lengths = (20, 10) if longer_wins else (10, 20)
         rows.append([(float(right), 1, lengths[0]), (float(not right), 0, lengths[1])])
     table = table_of(rows)
-    row = bias_facts(table, pairs(table))["features"][0]
-    assert row["excess_ci95"][1] < -0.1
-    assert row["gap_ci95"][0] < 0 < row["gap_ci95"][1]
-    assert not row["stands_out"]
+    row = measure_bias(table, pairs(table)).features[0]
+    assert row.excess_ci95[1] < -0.1
+    assert row.gap_ci95[0] < 0 < row.gap_ci95[1]
+    assert not row.significant
 
 
 def test_no_liking_is_not_found():
     table = simulated(0.0)
-    found = bias_facts(table, pairs(table))
-    assert not found["features"][0]["stands_out"]
-    assert found["length"]["slope_ci95"][0] < 0 < found["length"]["slope_ci95"][1]
+    found = measure_bias(table, pairs(table))
+    assert not found.features[0].significant
+    assert found.length.slope_ci95[0] < 0 < found.length.slope_ci95[1]
 
 
 def test_balanced_accuracy_is_the_mean_of_both_sides():
     longer_right, longer_wrong = [(1, 1, 9), (0, 0, 3)], [(0, 1, 9), (1, 0, 3)]
     shorter_right = [(1, 1, 3), (0, 0, 9)]
     table = table_of([longer_right] * 6 + [longer_wrong] * 2 + [shorter_right])
-    facts = length_facts(table, pairs(table))
-    assert facts["chosen_longer"]["accuracy"] == 0.75
-    assert facts["chosen_shorter"]["accuracy"] == 1.0
-    assert facts["accuracy_balanced"] == pytest.approx(0.875)
+    facts = measure_length_bias(table, pairs(table))
+    assert facts.chosen_longer.accuracy == 0.75
+    assert facts.chosen_shorter.accuracy == 1.0
+    assert facts.accuracy_balanced == pytest.approx(0.875)
 
 
 def test_a_feature_row_by_hand():
@@ -142,26 +140,23 @@ def test_a_feature_row_by_hand():
     features = [[{"list_items": more} for more in pair] for pair in lists]
     table = table_of(comparisons, features)
     row = feature_row("list_items", table.features_N["list_items"], pairs(table))
-    assert row["pairs"] == 3
-    assert row["labels_prefer_more"] == pytest.approx(1 / 3)
-    assert row["model_prefers_more"] == pytest.approx(2.5 / 3)
-    assert row["excess"] == pytest.approx(0.5)
-    assert row["gap"] == 1.0
-    assert row["accuracy_more"]["pairs"] == 1
-    assert row["accuracy_less"] == {
-        "pairs": 2,
-        "accuracy": 0.0,
-        "accuracy_ci95": pytest.approx((0.0, 0.6576), abs=1e-3),
-        "accuracy_ci95_method": "wilson",
-    }
-    assert row["p"] is None
+    assert row.pairs == 3
+    assert row.labels_prefer_more == pytest.approx(1 / 3)
+    assert row.model_prefers_more == pytest.approx(2.5 / 3)
+    assert row.excess == pytest.approx(0.5)
+    assert row.gap == 1.0
+    assert row.accuracy_more.pairs == 1
+    assert (row.accuracy_less.pairs, row.accuracy_less.accuracy) == (2, 0.0)
+    assert row.accuracy_less.accuracy_ci95 == pytest.approx((0.0, 0.6576), abs=1e-3)
+    assert row.accuracy_less.accuracy_ci95_method == "wilson"
+    assert row.p is None
 
 
 def test_without_texts_or_pairs_nothing_is_claimed():
     empty = build_table([])
-    found = bias_facts(empty, pairs(empty))
-    assert all(row["pairs"] == 0 and row["p"] is None for row in found["features"])
+    found = measure_bias(empty, pairs(empty))
+    assert all(row.pairs == 0 and row.p is None for row in found.features)
     table = simulated(0.0, count=30)
-    rows = {row["feature"]: row for row in bias_facts(table, pairs(table))["features"]}
-    assert rows["headings"]["pairs"] == 0
-    assert rows["characters"]["pairs"] == 30
+    rows = {row.feature: row for row in measure_bias(table, pairs(table)).features}
+    assert rows["headings"].pairs == 0
+    assert rows["characters"].pairs == 30

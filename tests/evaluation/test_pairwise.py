@@ -19,6 +19,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from statsmodels.stats.proportion import proportion_confint
 
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.schema import parts
 
 # Beyond about 35 the references' probabilities round to 1, and their logarithm with it.
 DELTAS = arrays(
@@ -140,16 +141,16 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
         assert math.isnan(pairwise.expected_calibration_error(curve))
     assert pairwise.ties(empty) == 0
     assert pairwise.share_interval(empty, empty) == (None, None, None, None)
-    assert all(math.isnan(value) for value in pairwise.spread(empty).values())
+    assert all(math.isnan(value) for value in parts(pairwise.spread(empty)).values())
 
 
 @settings(deadline=None)
 @given(DELTAS)
 def test_spread_equals_numpy(delta_P):
     spread = pairwise.spread(delta_P)
-    assert (spread["min"], spread["max"]) == (stats.tmin(delta_P), stats.tmax(delta_P))
-    assert spread["mean"] == pytest.approx(stats.tmean(delta_P), abs=1e-12)
-    assert spread["std"] == pytest.approx(statistics.pstdev(delta_P.tolist()), abs=1e-9)
+    assert (spread.min, spread.max) == (stats.tmin(delta_P), stats.tmax(delta_P))
+    assert spread.mean == pytest.approx(stats.tmean(delta_P), abs=1e-12)
+    assert spread.std == pytest.approx(statistics.pstdev(delta_P.tolist()), abs=1e-9)
 
 
 GROUPED = st.integers(3, 40).flatmap(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import ndcg_score
 
-from plaudit.evaluation.metrics.ranks import correlation_facts, graded_facts, rank, rank_facts
+from plaudit.evaluation.metrics.ranks import correlate, correlate_strength, measure_ranks, rank
 from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
@@ -63,17 +63,17 @@ def test_rank_metrics_equal_scipy_and_sklearn(comparisons):
 
 def test_pairs_alone_have_no_rank_metrics():
     table = table_of([[(1, 1), (0, 0)]] * 3)
-    assert rank_facts(table) is None
+    assert measure_ranks(table) is None
     assert len(rank(build_table([]))) == 0
 
 
 def test_rank_facts_by_hand():
     right, reverse = [(3, 3), (2, 2), (1, 1)], [(1, 3), (2, 2), (3, 1)]
-    facts = rank_facts(table_of([right, right, right, reverse, [(1, 1), (0, 0)]]))
-    assert (facts["comparisons"], facts["responses"]) == (4, 12)
-    assert (facts["tau_b"], facts["top1"]) == (0.5, 0.75)
-    assert facts["top1_by_chance"] == pytest.approx(1 / 3)
-    low, high = facts["top1_ci95"]
+    facts = measure_ranks(table_of([right, right, right, reverse, [(1, 1), (0, 0)]]))
+    assert (facts.comparisons, facts.responses) == (4, 12)
+    assert (facts.tau_b, facts.top1) == (0.5, 0.75)
+    assert facts.top1_by_chance == pytest.approx(1 / 3)
+    low, high = facts.top1_ci95
     assert low <= 0.75 <= high
 
 
@@ -84,7 +84,7 @@ NUMBERS = st.integers(-20, 20).map(lambda value: value / 4)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(0, 9)), min_size=3, max_size=40))
 def test_correlations_equal_scipy(rows):
     x_P, y_P, group = map(np.array, zip(*rows, strict=True))
-    facts = correlation_facts(x_P, y_P, group.astype(np.int64))
+    facts = correlate(x_P, y_P, group.astype(np.int64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = {
@@ -93,9 +93,9 @@ def test_correlations_equal_scipy(rows):
         }
     for name, value in expected.items():
         if math.isnan(value):
-            assert math.isnan(facts[name])
+            assert math.isnan(getattr(facts, name))
         else:
-            assert facts[name] == pytest.approx(value, abs=1e-9)
+            assert getattr(facts, name) == pytest.approx(value, abs=1e-9)
 
 
 def test_graded_preferences():
@@ -103,11 +103,11 @@ def test_graded_preferences():
     strength = generator.integers(1, 4, 300)
     comparisons = [[(s + generator.normal(), s), (0.0, 0)] for s in strength]
     table = table_of(comparisons)
-    facts = graded_facts(table, pairs(table))
+    facts = correlate_strength(table, pairs(table))
     delta_P = pairs(table).delta_P
-    assert facts["strength"] == "grades"
-    assert facts["spearman"] == pytest.approx(stats.spearmanr(delta_P, strength).statistic)
-    low, high = facts["pearson_ci95"]
-    assert 0.3 < low < facts["pearson"] < high < 0.9
+    assert facts.strength == "grades"
+    assert facts.spearman == pytest.approx(stats.spearmanr(delta_P, strength).statistic)
+    low, high = facts.pearson_ci95
+    assert 0.3 < low < facts.pearson < high < 0.9
     plain = table_of([[(1, 1), (0, 0)], [(2, 1), (0, 0)]])
-    assert graded_facts(plain, pairs(plain)) is None
+    assert correlate_strength(plain, pairs(plain)) is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plaudit.evaluation.analysis.slices import SMALL_SLICE, slice_facts
+from plaudit.evaluation.analysis.slices import SMALL_SLICE, measure_slices
 from plaudit.evaluation.table import build_table, pairs
 from plaudit.types import ScoreRow
 
@@ -43,45 +43,43 @@ def described(number):
 def test_every_slicing_covers_every_pair_with_its_counts():
     table = table_of(200, features=described, responses=3)
     paired = pairs(table)
-    entries = slice_facts(table, paired)
+    entries = measure_slices(table, paired)
     columns = {}
     for entry in entries:
-        columns.setdefault(entry["column"], []).append(entry)
-        assert entry["small"] == (entry["pairs"] < SMALL_SLICE)
-        assert (entry["p"] is None) == (entry["small"] or entry["pairs"] == len(paired))
-        assert entry["groups"] <= entry["pairs"]
+        columns.setdefault(entry.column, []).append(entry)
+        assert entry.small == (entry.pairs < SMALL_SLICE)
+        assert (entry.p is None) == (entry.small or entry.pairs == len(paired))
+        assert entry.groups <= entry.pairs
     expected = {
         *("source", "turns", "prompt_characters", "responses", "truncated", "prompt_script"),
         *("kind", "rare"),
     }
     assert set(columns) == expected
     for found in columns.values():
-        assert sum(entry["pairs"] for entry in found) == len(paired)
-    assert [entry["value"] for entry in columns["turns"]] == ["1", "3", "5"]
-    assert [entry["value"] for entry in columns["responses"]] == ["2", "3"]
-    assert [entry["value"] for entry in columns["prompt_characters"]] == [
+        assert sum(entry.pairs for entry in found) == len(paired)
+    assert [entry.value for entry in columns["turns"]] == ["1", "3", "5"]
+    assert [entry.value for entry in columns["responses"]] == ["2", "3"]
+    assert [entry.value for entry in columns["prompt_characters"]] == [
         "0 to 49", "50 to 99", "100 to 149", "150 to 199"
     ]  # fmt: skip
-    assert {entry["value"] for entry in columns["truncated"]} == {"whole", "prompt cut"}
+    assert {entry.value for entry in columns["truncated"]} == {"whole", "prompt cut"}
 
 
-def test_a_weak_slice_stands_out_and_the_others_do_not():
+def test_a_weak_slice_significant_and_the_others_do_not():
     weak = table_of(800, right=lambda number: 0.45 if number % 4 == 3 else 0.8)
     found = {
-        entry["value"]: entry
-        for entry in slice_facts(weak, pairs(weak))
-        if entry["column"] == "kind"
+        entry.value: entry for entry in measure_slices(weak, pairs(weak)) if entry.column == "kind"
     }
-    assert found["3"]["stands_out"]
-    assert found["3"]["p_adjusted"] >= found["3"]["p"]
+    assert found["3"].significant
+    assert found["3"].p_adjusted >= found["3"].p
     even = table_of(800)
-    assert not any(entry["stands_out"] for entry in slice_facts(even, pairs(even)))
+    assert not any(entry.significant for entry in measure_slices(even, pairs(even)))
 
 
 def test_small_slices_are_marked_and_never_stand_out():
     table = table_of(100, right=lambda number: float(number > 0))
-    entry = next(e for e in slice_facts(table, pairs(table)) if e["value"] == "True")
-    assert (entry["pairs"], entry["small"], entry["p"], entry["stands_out"]) == (
+    entry = next(e for e in measure_slices(table, pairs(table)) if e.value == "True")
+    assert (entry.pairs, entry.small, entry.p, entry.significant) == (
         1,
         True,
         None,
@@ -94,5 +92,5 @@ def test_long_tails_and_unknown_values():
         120,
         features=lambda n: {} if n % 3 == 0 else {"turns": 1 if n % 3 == 1 else 50 + n},
     )
-    values = [e["value"] for e in slice_facts(table, pairs(table)) if e["column"] == "turns"]
+    values = [e.value for e in measure_slices(table, pairs(table)) if e.column == "turns"]
     assert values == ["1", "10 or more", None]

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from plaudit.evaluation.analysis.perturbations import Altered, Probed
+from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
 from plaudit.evaluation.compare import Scored, align, compare_aligned
-from plaudit.evaluation.facts import summarise
 from plaudit.evaluation.metrics.best_of import best_of_n
+from plaudit.evaluation.summary import summarise
 from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.report import plots
 from plaudit.report.comparison import best_of_figure, comparison_figure
@@ -104,8 +104,9 @@ def perturbed(metadata=lambda number: {}):
         [(0.3, 0.1), (0.1, 0.4)] * 40,
         (9, 4),
         behaviour=Probed(
-            altered=[
-                Altered(kind=k, name="some_way", original=1, other=0, altered=0.5) for k in kinds
+            perturbed=[
+                Perturbed(kind=k, name="some_way", original=1, other=0, perturbed=0.5)
+                for k in kinds
             ],
             responses=1,
             refused={},
@@ -197,7 +198,7 @@ def test_slices_below_and_above_the_rest_differ_in_colour_and_shape(metrics):
         (above, 0.9, True),
         (alike, 0.5, False),
     ):
-        entry |= {"accuracy": accuracy, "stands_out": significant, "small": False, "pairs": 99}
+        entry |= {"accuracy": accuracy, "significant": significant, "small": False, "pairs": 99}
     (figure,) = (one.figure for one in evaluation_plots(block) if one.name == "slices")
     marks = {
         line.get_xdata()[0]: (line.get_color(), line.get_marker())

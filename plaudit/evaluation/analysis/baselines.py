@@ -1,4 +1,4 @@
-"""Trivial judges beside every accuracy: does the reward model beat length, or a bag of words?
+"""Baselines beside every accuracy: does the reward model beat length, or a bag of words?
 
 A baseline is one function from training comparisons to a :data:`Scorer`, and one row in
 :data:`BASELINES`.
@@ -7,13 +7,14 @@ A baseline is one function from training comparisons to a :data:`Scorer`, and on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.significance import clustered_p, mcnemar
+from plaudit.evaluation.schema import BaselineMetrics, parts
 from plaudit.evaluation.table import CodeArray, Pairs, Scorer, ordered_pairs
 from plaudit.types import Comparison, FloatArray
 
@@ -124,15 +125,14 @@ def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArra
     return ordered_pairs(comparison_R, np.array(grades, dtype=np.float64))
 
 
-def baseline_facts(
+def compare_baseline(
     paired: Pairs, delta_P: FloatArray | None, *, seed: int = 0
-) -> dict[str, Any] | None:
+) -> BaselineMetrics | None:
     """A baseline by itself, and the model against it on the same pairs; ``None`` for ``None``.
 
-    ``difference`` is the model's accuracy less the baseline's, with a bootstrap interval and a
-    p-value: McNemar's exact test, or where prompts have several pairs Student's t by prompt group.
-    ``edge_explained`` is how much of what the model has over a coin the baseline has too. Raises
-    ValueError when the pairs are not those of the baseline.
+    ``delta_accuracy`` has a bootstrap interval and a p-value: McNemar's exact test, or Student's t
+    by prompt group where prompts have several pairs. Raises ValueError when the pairs are not those
+    of the baseline.
     """
     if delta_P is None:
         return None
@@ -149,23 +149,22 @@ def baseline_facts(
     edge = pairwise.accuracy_half_ties(paired.delta_P) - 0.5
     baseline_edge = pairwise.accuracy_half_ties(delta_P) - 0.5
     wrong = paired.where(baseline_P == 0)
-    where_wrong = pairwise.accuracy_facts(wrong.delta_P, wrong.group_P, seed=seed)
-    return {
-        **pairwise.accuracy_facts(delta_P, paired.group_P, seed=seed),
-        "ties": pairwise.ties(delta_P),
-        "pairs": len(delta_P),
-        "difference": difference.mean,
-        "difference_ci95": difference_interval,
-        "only_model_right": only_model,
-        "only_baseline_right": only_baseline,
-        "p": mcnemar(only_model, only_baseline) if own_pairs else clustered_p(difference),
-        "test": "McNemar, exact" if own_pairs else "paired t by prompt group",
-        "edge_explained": baseline_edge / edge if edge > 0 else None,
-        "edge_explained_ci95": edge_interval if edge > 0 else None,
-        "accuracy_where_wrong": where_wrong["accuracy"],
-        "accuracy_where_wrong_ci95": where_wrong["accuracy_ci95"],
-        "pairs_where_wrong": len(wrong),
-    }
+    where_wrong = pairwise.measured_accuracy(wrong.delta_P, wrong.group_P, seed=seed)
+    return BaselineMetrics(
+        **parts(pairwise.measured_accuracy(delta_P, paired.group_P, seed=seed)),
+        ties=pairwise.ties(delta_P),
+        delta_accuracy=difference.mean,
+        delta_accuracy_ci95=difference_interval,
+        only_model_right=only_model,
+        only_baseline_right=only_baseline,
+        p=mcnemar(only_model, only_baseline) if own_pairs else clustered_p(difference),
+        test="McNemar, exact" if own_pairs else "paired t by prompt group",
+        share_explained=baseline_edge / edge if edge > 0 else None,
+        share_explained_ci95=edge_interval if edge > 0 else None,
+        accuracy_where_wrong=where_wrong.accuracy,
+        accuracy_where_wrong_ci95=where_wrong.accuracy_ci95,
+        pairs_where_wrong=len(wrong),
+    )
 
 
 def _edge_columns(

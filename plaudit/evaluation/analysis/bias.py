@@ -1,14 +1,14 @@
 """Does the model reward how a text looks? Preferences for countable features, and for length.
 
 A model whose errors have nothing to do with a feature is right as often where the better response
-has more of it as where it has less; the gap between the two says how much it leans on the feature.
-The labels' own preference stands beside the model's, since a model may lean on what people like.
+has more of it as where it has less; the gap between the two is its bias. The labels' own preference
+stands beside the model's, since people may prefer the feature, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +16,28 @@ import numpy.typing as npt
 from plaudit.evaluation.analysis.features import RESPONSE_FEATURES
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import folds_of
-from plaudit.evaluation.metrics.ranks import correlation_facts
+from plaudit.evaluation.metrics.ranks import correlate
 from plaudit.evaluation.metrics.significance import against_the_rest, benjamini_hochberg
+from plaudit.evaluation.schema import (
+    Bias,
+    Correlation,
+    CountedAccuracy,
+    FeatureBias,
+    Interval,
+    LengthBias,
+)
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes
 from plaudit.types import FloatArray
 
 FEWEST_PER_SIDE = 15
 """A feature needs as many pairs whose better response has more of it, and as many with less."""
 
-STANDS_OUT = 0.05
-"""An adjusted p-value below this is a finding."""
+ALPHA = 0.05
+"""An adjusted p-value below this is significant."""
 
 
-def bias_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
-    """The ``bias`` block: ``length`` in detail and one row per feature under ``features``."""
+def measure_bias(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> Bias:
+    """Length in detail, and one row per feature."""
     rows = [
         feature_row(
             name,
@@ -39,16 +47,16 @@ def bias_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, 
         )
         for name in RESPONSE_FEATURES
     ]
-    adjusted = benjamini_hochberg([row["p"] for row in rows])
-    for row, p in zip(rows, adjusted, strict=True):
-        row |= {"p_adjusted": p, "stands_out": p is not None and p < STANDS_OUT}
-    return {"length": length_facts(table, paired, seed=seed), "features": rows}
+    adjusted = benjamini_hochberg([row.p for row in rows])
+    features = tuple(
+        replace(row, p_adjusted=p, significant=p is not None and p < ALPHA)
+        for row, p in zip(rows, adjusted, strict=True)
+    )
+    return Bias(length=measure_length_bias(table, paired, seed=seed), features=features)
 
 
-def feature_row(
-    name: str, feature_N: FloatArray, paired: Pairs, *, seed: int = 0
-) -> dict[str, Any]:
-    """Does the model lean on a feature? Over the pairs whose responses differ in it.
+def feature_row(name: str, feature_N: FloatArray, paired: Pairs, *, seed: int = 0) -> FeatureBias:
+    """Is the model biased towards a feature? Over the pairs whose responses differ in it.
 
     ``accuracy_more`` is the accuracy where the better response has more of it, ``accuracy_less``
     where it has less, and ``gap`` the first less the second, with an interval by prompt group and
@@ -65,27 +73,29 @@ def feature_row(
     sides_CP = _sides(inside, rise)
     tested = min(sides_CP[0].sum(), sides_CP[2].sum()) >= FEWEST_PER_SIDE
     gap, gap_interval = _of_sides(_difference, sides_CP, inside, seed)
-    return {
-        "feature": name,
-        "pairs": len(inside),
-        "share_of_pairs": len(inside) / len(paired) if len(paired) else None,
-        "labels_prefer_more": pairwise.mean(labels),
-        "model_prefers_more": pairwise.mean(model),
-        "excess": excess.mean,
-        "excess_ci95": excess.interval,
-        "gap": gap,
-        "gap_ci95": gap_interval,
-        "p": against_the_rest(inside.delta_P > 0, rise > 0, inside.group_P) if tested else None,
-        "accuracy_more": _accuracy(inside.where(rise > 0)),
-        "accuracy_less": _accuracy(inside.where(rise < 0)),
-    }
+    return FeatureBias(
+        feature=name,
+        pairs=len(inside),
+        share_of_pairs=len(inside) / len(paired) if len(paired) else None,
+        labels_prefer_more=pairwise.mean(labels),
+        model_prefers_more=pairwise.mean(model),
+        excess=excess.mean,
+        excess_ci95=excess.interval,
+        gap=gap,
+        gap_ci95=gap_interval,
+        p=against_the_rest(inside.delta_P > 0, rise > 0, inside.group_P) if tested else None,
+        accuracy_more=_accuracy(inside.where(rise > 0)),
+        accuracy_less=_accuracy(inside.where(rise < 0)),
+        p_adjusted=None,
+        significant=False,
+    )
 
 
-def _accuracy(paired: Pairs) -> dict[str, Any]:
-    return {"pairs": len(paired), **pairwise.accuracy_facts(paired.delta_P, paired.group_P)}
+def _accuracy(paired: Pairs) -> CountedAccuracy:
+    return pairwise.measured_accuracy(paired.delta_P, paired.group_P)
 
 
-def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
+def measure_length_bias(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> LengthBias:
     """Reward against the characters of a response, and accuracy with length held out of it.
 
     ``spearman`` is over all responses; ``within_*`` compare responses of one prompt alone (both
@@ -104,10 +114,15 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
     spread = float(table.reward_N.std()) if len(table) else 0.0
     slope, slope_interval = _slope(centred_N, reward_N, group_N, seed)
     unit = 100.0 / spread if spread > 0 else np.nan
-    overall = correlation_facts(table.reward_N, length_N, group_N, seed=seed) if len(table) else {}
-    within = correlation_facts(reward_N, centred_N, group_N, seed=seed) if len(table) else {}
     labels = _centred(table.grade_N, comparison_N)
-    label = correlation_facts(labels, centred_N, group_N, seed=seed) if len(table) else {}
+    overall, within, label = (
+        correlate(*columns, group_N, seed=seed) if len(table) else _NO_CORRELATION
+        for columns in (
+            (table.reward_N, length_N),
+            (reward_N, centred_N),
+            (labels, centred_N),
+        )
+    )
     rise_P = length_N[paired.winner_P] - length_N[paired.loser_P]
     balanced, balanced_interval = _of_sides(_balance, _sides(paired, rise_P), paired, seed)
     without_P = (
@@ -117,24 +132,27 @@ def length_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
     (without_interval,) = pairwise.bootstrap_means(
         (without_P > 0).astype(np.float64)[None], paired.group_P, seed=seed
     )
-    return {
-        "spearman": overall.get("spearman"),
-        "spearman_ci95": overall.get("spearman_ci95"),
-        "within_spearman": within.get("spearman"),
-        "within_spearman_ci95": within.get("spearman_ci95"),
-        "labels_within_spearman": label.get("spearman"),
-        "slope_per_100_characters": slope * unit,
-        "slope_ci95": None
+    return LengthBias(
+        spearman=overall.spearman,
+        spearman_ci95=overall.spearman_ci95,
+        within_spearman=within.spearman,
+        within_spearman_ci95=within.spearman_ci95,
+        labels_within_spearman=label.spearman,
+        slope_per_100_characters=slope * unit,
+        slope_ci95=None
         if slope_interval is None
-        else pairwise.Interval(slope_interval.low * unit, slope_interval.high * unit),
-        "chosen_longer": _accuracy(paired.where(rise_P > 0)),
-        "chosen_shorter": _accuracy(paired.where(rise_P < 0)),
-        "equal_length": _accuracy(paired.where(rise_P == 0)),
-        "accuracy_balanced": balanced,
-        "accuracy_balanced_ci95": balanced_interval,
-        "accuracy_without_length": pairwise.accuracy(without_P),
-        "accuracy_without_length_ci95": without_interval,
-    }
+        else Interval(slope_interval.low * unit, slope_interval.high * unit),
+        chosen_longer=_accuracy(paired.where(rise_P > 0)),
+        chosen_shorter=_accuracy(paired.where(rise_P < 0)),
+        equal_length=_accuracy(paired.where(rise_P == 0)),
+        accuracy_balanced=balanced,
+        accuracy_balanced_ci95=balanced_interval,
+        accuracy_without_length=pairwise.accuracy(without_P),
+        accuracy_without_length_ci95=without_interval,
+    )
+
+
+_NO_CORRELATION = Correlation(pearson=None, pearson_ci95=None, spearman=None, spearman_ci95=None)
 
 
 def _centred(values_N: FloatArray, code_N: CodeArray) -> FloatArray:
@@ -147,7 +165,7 @@ def _centred(values_N: FloatArray, code_N: CodeArray) -> FloatArray:
 
 def _slope(
     x_N: FloatArray, y_N: FloatArray, group_N: CodeArray, seed: int
-) -> tuple[float, pairwise.Interval | None]:
+) -> tuple[float, Interval | None]:
     """Least squares through the origin of centred values, with an interval by prompt group."""
     square = float(x_N @ x_N)
     if not square:
@@ -195,7 +213,7 @@ def _difference(sums_CR: FloatArray) -> FloatArray:
 
 def _of_sides(
     statistic: Callable[[FloatArray], FloatArray], sides_CP: FloatArray, paired: Pairs, seed: int
-) -> tuple[float | None, pairwise.Interval | None]:
+) -> tuple[float | None, Interval | None]:
     """A statistic of both sides with its interval by prompt group; None without one of them."""
     if not (sides_CP[0].any() and sides_CP[2].any()):
         return None, None

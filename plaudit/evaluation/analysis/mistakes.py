@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from plaudit.evaluation.schema import Mistake, MistakeText, TokenChange, TokenRewards, parts
 from plaudit.evaluation.table import Pairs, ScoreTable
-from plaudit.types import Comparison, Message, Turns
+from plaudit.types import Comparison, Message, TokenReward, Turns
 
 MOST = 30
 
 MOST_TOKENS = 400
 """Tokens of a response whose rewards are kept: three quarters from its start, the rest its end."""
 
-Along: TypeAlias = Callable[[Comparison, int], Sequence[tuple[str, float]] | None]
-"""(comparison, number of a response) -> its tokens, each with the reward of the conversation cut
-behind it; ``None`` where the model has no such rewards."""
+RewardsOf: TypeAlias = Callable[[Comparison, int], Sequence[TokenReward] | None]
+"""(comparison, number of a response) -> its per-token rewards, None where the model has none."""
 
 
-def mistake_facts(
+def find_mistakes(
     table: ScoreTable, paired: Pairs, *, temperature: float | None, most: int = MOST
-) -> list[dict[str, Any]]:
+) -> tuple[Mistake, ...]:
     """Wrong pairs by falling confidence, one per prompt group, without their texts.
 
     ``better`` and ``worse`` are numbers of responses by the labels; ``probability`` is what the
@@ -33,7 +33,7 @@ def mistake_facts(
 
     wrong_P = np.flatnonzero(paired.delta_P < 0)
     order_P = wrong_P[np.argsort(paired.delta_P[wrong_P], kind="stable")]
-    entries: list[dict[str, Any]] = []
+    entries: list[Mistake] = []
     seen: set[int] = set()
     for pair in order_P:
         if len(entries) == most:
@@ -45,87 +45,83 @@ def mistake_facts(
         winner, loser = int(paired.winner_P[pair]), int(paired.loser_P[pair])
         delta = float(paired.delta_P[pair])
         entries.append(
-            {
-                "id": table.comparison_N[winner],
-                "dataset": table.dataset_N[winner],
-                "number": int(table.number_N[winner]),
-                "source": table.source_N[winner],
-                "better": int(table.response_N[winner]),
-                "worse": int(table.response_N[loser]),
-                "reward_better": float(table.reward_N[winner]),
-                "reward_worse": float(table.reward_N[loser]),
-                "difference": delta,
-                "probability": float(expit(-delta / (temperature or 1.0))),
-            }
+            Mistake(
+                id=table.comparison_N[winner],
+                dataset=table.dataset_N[winner],
+                number=int(table.number_N[winner]),
+                source=table.source_N[winner],
+                better=int(table.response_N[winner]),
+                worse=int(table.response_N[loser]),
+                reward_better=float(table.reward_N[winner]),
+                reward_worse=float(table.reward_N[loser]),
+                difference=delta,
+                probability=float(expit(-delta / (temperature or 1.0))),
+            )
         )
-    return entries
+    return tuple(entries)
 
 
 def with_texts(
-    mistakes: Sequence[Mapping[str, Any]],
+    mistakes: Sequence[Mistake],
     comparisons: Iterable[tuple[str, int, Comparison]],
     *,
-    along: Along = lambda comparison, response: None,
-) -> Iterator[dict[str, Any]]:
+    rewards_of: RewardsOf = lambda comparison, response: None,
+) -> Iterator[MistakeText]:
     """Each mistake with its prompt and both responses, in order; comparisons are walked once.
 
     ``comparisons`` gives the name of the set, the comparison's number in it, and the comparison.
-    ``along_better`` and ``along_worse`` are what :func:`along_facts` says of both responses.
     """
-    wanted = {(mistake["dataset"], mistake["number"]) for mistake in mistakes}
+    wanted = {(mistake.dataset, mistake.number) for mistake in mistakes}
     found = {
         (dataset, number): comparison
         for dataset, number, comparison in comparisons
         if (dataset, number) in wanted
     }
     for mistake in mistakes:
-        comparison = found[mistake["dataset"], mistake["number"]]
-        yield {
-            **mistake,
-            "where": comparison.where,
-            "prompt": _plain(comparison.prompt),
-            "text_better": _plain(comparison.responses[mistake["better"]]),
-            "text_worse": _plain(comparison.responses[mistake["worse"]]),
-            "along_better": along_facts(along(comparison, mistake["better"])),
-            "along_worse": along_facts(along(comparison, mistake["worse"])),
-        }
+        comparison = found[mistake.dataset, mistake.number]
+        yield MistakeText(
+            **parts(mistake),
+            where=comparison.where,
+            prompt=_plain(comparison.prompt),
+            text_better=_plain(comparison.responses[mistake.better]),
+            text_worse=_plain(comparison.responses[mistake.worse]),
+            token_rewards_better=bounded(rewards_of(comparison, mistake.better)),
+            token_rewards_worse=bounded(rewards_of(comparison, mistake.worse)),
+        )
 
 
-def along_facts(
-    tokens: Sequence[tuple[str, float]] | None, *, most: int = MOST_TOKENS
-) -> dict[str, Any] | None:
-    """The reward along a response, bounded: ``tokens`` of ``{text, reward, change}``.
+def bounded(
+    tokens: Sequence[TokenReward] | None, *, most: int = MOST_TOKENS
+) -> TokenRewards | None:
+    """The per-token rewards of a response, of a long one its start and its end.
 
-    ``change`` is the reward behind the token less the one behind the token before it, None for the
-    first. A token that adds no character of its own (a character of several tokens) is one with the
-    token that completes it. Of a long response the start and the end are kept: ``left_out`` tokens
-    are missing behind the first ``head``. ``largest_rise`` and ``largest_fall`` are tokens of the
-    whole response, None where the reward never rose or fell. There is nothing to record where a
-    reward on the way is not finite.
+    A token that adds no character of its own (a character of several tokens) is one with the token
+    that completes it. There is nothing to record where a reward on the way is not finite.
     """
-    if not tokens or not all(math.isfinite(reward) for _, reward in tokens):
+    if not tokens or not all(math.isfinite(token.reward) for token in tokens):
         return None
-    entries: list[dict[str, Any]] = []
+    entries: list[TokenChange] = []
     text, before = "", None
-    for number, (piece, reward) in enumerate(tokens, start=1):
-        text += piece
+    for number, token in enumerate(tokens, start=1):
+        text += token.text
         if not text and number < len(tokens):
             continue
-        change = None if before is None else reward - before
-        entries.append({"text": text, "reward": reward, "change": change})
-        text, before = "", reward
-    moves = [entry for entry in entries if entry["change"] is not None]
-    rise = max(moves, key=lambda entry: entry["change"], default=None)
-    fall = min(moves, key=lambda entry: entry["change"], default=None)
+        change = None if before is None else token.reward - before
+        entries.append(TokenChange(text=text, reward=token.reward, change=change))
+        text, before = "", token.reward
+    moves = [(entry.change, entry) for entry in entries if entry.change is not None]
+    rise = max(moves, key=lambda move: move[0], default=None)
+    fall = min(moves, key=lambda move: move[0], default=None)
     head = most * 3 // 4
     left_out = max(0, len(entries) - most)
-    return {
-        "tokens": [*entries[:head], *entries[head + left_out :]] if left_out else entries,
-        "head": head if left_out else len(entries),
-        "left_out": left_out,
-        "largest_rise": rise if rise and rise["change"] > 0 else None,
-        "largest_fall": fall if fall and fall["change"] < 0 else None,
-    }
+    kept = [*entries[:head], *entries[head + left_out :]] if left_out else entries
+    return TokenRewards(
+        tokens=tuple(kept),
+        head=head if left_out else len(entries),
+        left_out=left_out,
+        largest_rise=rise[1] if rise and rise[0] > 0 else None,
+        largest_fall=fall[1] if fall and fall[0] < 0 else None,
+    )
 
 
 def _plain(turns: Turns) -> str | list[dict[str, Any]]:

@@ -1,15 +1,15 @@
-"""How rewards answer when a good response is altered: damage, rewrites of equal meaning, tricks."""
+"""Perturbation tests: how rewards move when a good response is perturbed in known ways."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.schema import Perturbation, PerturbationKind, PerturbationTests
 
 KINDS = {
     "degradation": "made worse: the reward should fall",
@@ -19,18 +19,18 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Altered:
-    """One alteration of one response, scored.
+class Perturbed:
+    """One perturbed response, scored.
 
     ``original`` is the reward of the comparison's best response, ``other`` that of its worst, and
-    ``altered`` that of the best one altered by the operator ``name`` of a ``kind``.
+    ``perturbed`` that of the best one with the perturbation ``name`` of a ``kind``.
     """
 
     kind: str
     name: str
     original: float
     other: float
-    altered: float
+    perturbed: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +43,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """All alterations scored: how many responses they are of, and what was left out, by reason.
+    """All perturbed responses, scored: how many responses they are of, and what was skipped.
 
-    ``languages`` counts the responses by language, ``not_for_language`` by operator those that it
+    ``languages`` counts responses by language, ``not_for_language`` by perturbation those that it
     was skipped for. ``conversations`` were scored, which are ``tokens`` for the model to compute;
     ``over_budget`` responses were left out because they would have cost more than the ``budget``.
     """
 
-    altered: Sequence[Altered]
+    perturbed: Sequence[Perturbed]
     responses: int
-    refused: Mapping[str, int]
+    skipped: Mapping[str, int]
     seed: int
     languages: Mapping[str, int] = field(default_factory=dict)
     not_for_language: Mapping[str, int] = field(default_factory=dict)
@@ -62,40 +62,39 @@ class Probed:
     budget: Budget | None = None
 
 
-def behaviour_facts(probed: Probed, *, reward_std: float) -> dict[str, Any]:
-    """The ``behaviour`` block: one row per operator, in the order in which they first stand.
+def summarise_tests(probed: Probed, *, reward_std: float) -> PerturbationTests:
+    """One row per perturbation, in the order in which they first stand.
 
     Rewards move in units of ``reward_std``, the standard deviation of the evaluated rewards. Each
-    response comes from another prompt, so rows of an operator are independent.
+    response comes from another prompt, so rows of a perturbation are independent.
     """
-    names = dict.fromkeys((one.kind, one.name) for one in probed.altered)
-    rows = [
-        operator_row(
-            kind,
-            name,
-            [one for one in probed.altered if (one.kind, one.name) == (kind, name)],
-            reward_std=reward_std,
-        )
-        for kind, name in names
-    ]
-    return {
-        "responses": probed.responses,
-        "refused": dict(probed.refused),
-        "languages": dict(probed.languages),
-        "not_for_language": dict(probed.not_for_language),
-        "conversations": probed.conversations,
-        "tokens": probed.tokens,
-        "over_budget": probed.over_budget,
-        "budget_share": None if probed.budget is None else probed.budget.share,
-        "run_tokens": None if probed.budget is None else probed.budget.run_tokens,
-        "seed": probed.seed,
-        "reward_std": reward_std,
-        "operators": rows,
-        "kinds": {kind: _kind_facts(kind, probed, reward_std) for kind in KINDS},
-    }
+    names = dict.fromkeys((one.kind, one.name) for one in probed.perturbed)
+    return PerturbationTests(
+        responses=probed.responses,
+        skipped=dict(probed.skipped),
+        languages=dict(probed.languages),
+        not_for_language=dict(probed.not_for_language),
+        conversations=probed.conversations,
+        tokens=probed.tokens,
+        over_budget=probed.over_budget,
+        budget_share=None if probed.budget is None else probed.budget.share,
+        run_tokens=None if probed.budget is None else probed.budget.run_tokens,
+        seed=probed.seed,
+        reward_std=reward_std,
+        rows=tuple(
+            perturbation_row(
+                kind,
+                name,
+                [one for one in probed.perturbed if (one.kind, one.name) == (kind, name)],
+                reward_std=reward_std,
+            )
+            for kind, name in names
+        ),
+        kinds={kind: _kind_summary(kind, probed, reward_std) for kind in KINDS},
+    )
 
 
-def behaviour_notes(probed: Probed) -> Iterator[str]:
+def perturbation_notes(probed: Probed) -> Iterator[str]:
     """What perturbation tests cost and what they left out, in sentences."""
     budget = probed.budget
     limit = "" if budget is None else f"{100 * budget.share:g}% of training's tokens"
@@ -110,7 +109,7 @@ def behaviour_notes(probed: Probed) -> Iterator[str]:
         cost += f", {probed.tokens / budget.run_tokens:.1%} of training's"
     yield (
         f"Perturbation tests scored {_count(probed.responses, 'good response')} and "
-        f"{_count(len(probed.altered), 'perturbation')} of them: {cost}."
+        f"{_count(len(probed.perturbed), 'perturbation')} of them: {cost}."
     )
     if probed.over_budget:
         yield (
@@ -130,47 +129,54 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def operator_row(
-    kind: str, name: str, altered: Sequence[Altered], *, reward_std: float
-) -> dict[str, Any]:
-    """Rates and shifts of one operator, each with its 95% interval.
+def perturbation_row(
+    kind: str, name: str, perturbed: Sequence[Perturbed], *, reward_std: float
+) -> Perturbation:
+    """Rates and shifts of one perturbation, each with its 95% interval.
 
     ``fell`` is the share of responses whose reward fell, ``rose`` of those whose reward rose, by
     Wilson; ``shift`` the mean movement (Student's interval) and ``shift_size`` its mean size;
-    ``flipped`` the share of comparisons whose order of best and worst the alteration turned over.
+    ``flipped`` the share of comparisons whose order of best and worst was flipped.
     """
     original, other, new = (
-        np.array([getattr(one, field) for one in altered], dtype=np.float64)
-        for field in ("original", "other", "altered")
+        np.array([getattr(one, field) for one in perturbed], dtype=np.float64)
+        for field in ("original", "other", "perturbed")
     )
-    count = len(altered)
+    count = len(perturbed)
     fell, rose = int((new < original).sum()), int((new > original).sum())
     flipped = int((np.sign(original - other) != np.sign(new - other)).sum())
     shift = (new - original) / reward_std if reward_std > 0 else np.full(count, math.nan)
     moved = pairwise.paired_difference(np.zeros(count), shift, np.arange(count))
-    return {
-        "kind": kind,
-        "operator": name,
-        "responses": count,
-        "fell": fell / count if count else None,
-        "fell_ci95": pairwise.wilson(fell, count),
-        "rose": rose / count if count else None,
-        "rose_ci95": pairwise.wilson(rose, count),
-        "unchanged": count - fell - rose,
-        "shift": moved.mean,
-        "shift_ci95": moved.interval,
-        "shift_size": pairwise.mean(np.abs(shift)),
-        "flipped": flipped / count if count else None,
-        "flipped_ci95": pairwise.wilson(flipped, count),
-    }
+    return Perturbation(
+        kind=kind,
+        perturbation=name,
+        responses=count,
+        fell=fell / count if count else None,
+        fell_ci95=pairwise.wilson(fell, count),
+        rose=rose / count if count else None,
+        rose_ci95=pairwise.wilson(rose, count),
+        unchanged=count - fell - rose,
+        shift=moved.mean,
+        shift_ci95=moved.interval,
+        shift_size=pairwise.mean(np.abs(shift)),
+        flipped=flipped / count if count else None,
+        flipped_ci95=pairwise.wilson(flipped, count),
+    )
 
 
-def _kind_facts(kind: str, probed: Probed, reward_std: float) -> dict[str, Any]:
-    """All operators of a kind together, every alteration with equal weight.
+def _kind_summary(kind: str, probed: Probed, reward_std: float) -> PerturbationKind:
+    """All perturbations of a kind together, each perturbed response with equal weight.
 
-    No interval: alterations of one response are not independent.
+    No interval: perturbations of one response are not independent.
     """
-    chosen = [one for one in probed.altered if one.kind == kind]
-    row = operator_row(kind, "all", chosen, reward_std=reward_std)
-    kept = ("fell", "rose", "shift", "shift_size", "flipped")
-    return {"meaning": KINDS[kind], "alterations": len(chosen)} | {key: row[key] for key in kept}
+    chosen = [one for one in probed.perturbed if one.kind == kind]
+    row = perturbation_row(kind, "all", chosen, reward_std=reward_std)
+    return PerturbationKind(
+        meaning=KINDS[kind],
+        perturbations=len(chosen),
+        fell=row.fell,
+        rose=row.rose,
+        shift=row.shift,
+        shift_size=row.shift_size,
+        flipped=row.flipped,
+    )

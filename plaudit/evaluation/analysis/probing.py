@@ -1,4 +1,4 @@
-"""Build probes, score them, and say which reward belongs to which alteration."""
+"""Build perturbation tests and score them: which reward belongs to which perturbed response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plaudit.data.perturb.run import (
     build_perturbation_tests,
 )
 from plaudit.data.perturb.text import UNKNOWN
-from plaudit.evaluation.analysis.perturbations import Altered, Budget, Probed
+from plaudit.evaluation.analysis.perturbations import Budget, Perturbed, Probed
 from plaudit.tokens.encode import OVER_LENGTH
 from plaudit.types import Comparison, FloatArray, Refused, TokenTree
 
@@ -32,15 +32,15 @@ def probe(
     packed: bool,
     budget: Budget | None = None,
 ) -> Probed:
-    """Rewards of at most ``most`` good responses and of their alterations.
+    """Rewards of at most ``most`` good responses and of their perturbations.
 
-    All alterations of a response branch off its prompt in one tree, so the prompt is computed once
+    All perturbations of a response branch off its prompt in one tree: the prompt is computed once
     where batches are ``packed``. One that cannot be encoded (it is over the model's maximum length)
     is left out and counted. Responses are taken in the order drawn, until one would go over the
-    ``budget``. On several ranks every rank builds the same probes.
+    ``budget``. On several ranks every rank builds the same tests.
     """
     built = build_perturbation_tests(comparisons, most=most, seed=seed)
-    refused, not_for_language = Counter(built.skipped), Counter[str]()
+    skipped, not_for_language = Counter(built.skipped), Counter[str]()
     kept: list[PerturbationTest] = []
     trees: list[TokenTree] = []
     tokens = over_budget = 0
@@ -54,26 +54,26 @@ def probe(
             kept.append(one)
             trees.append(replace(outcome, index=len(trees)))
             tokens += cost
-        refused.update(f"{name} {OVER_LENGTH}" for name in too_long)
-        refused.update(f"{name} does not apply" for name in one.not_applied)
+        skipped.update(f"{name} {OVER_LENGTH}" for name in too_long)
+        skipped.update(f"{name} does not apply" for name in one.not_applied)
         not_for_language.update(one.not_for_language)
-    altered = [
-        Altered(
+    perturbed = [
+        Perturbed(
             kind=kind,
             name=name,
             original=float(rewards_K[0]),
             other=float(rewards_K[1]),
-            altered=float(reward),
+            perturbed=float(reward),
         )
         for one, rewards_K in zip(kept, score(trees), strict=True)
         for (kind, name), reward in zip(one.perturbations, rewards_K[UNPERTURBED:], strict=True)
     ]
     place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(KINDS_AND_NAMES)}
-    altered.sort(key=lambda one: place[one.kind, one.name])
+    perturbed.sort(key=lambda one: place[one.kind, one.name])
     return Probed(
-        altered=altered,
+        perturbed=perturbed,
         responses=len(kept),
-        refused=dict(refused),
+        skipped=dict(skipped),
         seed=seed,
         languages=Counter(one.language or UNKNOWN for one in kept),
         not_for_language=not_for_language,
@@ -87,7 +87,7 @@ def probe(
 def _encoded(
     one: PerturbationTest, encode: Encode
 ) -> tuple[PerturbationTest, TokenTree | Refused, list[str]]:
-    """The probe with those alterations alone that encode, its tree, and the names of the others."""
+    """The test with the perturbations that encode, its tree, and the names of the others."""
     (outcome,) = encode([one.comparison])
     if isinstance(outcome, TokenTree):
         return one, outcome, []

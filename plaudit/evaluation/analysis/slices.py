@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.significance import against_the_rest, benjamini_hochberg
+from plaudit.evaluation.schema import PairMetrics, Slice, parts
 from plaudit.evaluation.table import Pairs, ScoreTable, codes
 from plaudit.types import FloatArray
 
@@ -19,32 +21,31 @@ MAX_SLICE_VALUES = 30
 SMALL_SLICE = 30
 """A slice of fewer pairs is marked small; against the rest it gets no p-value, only intervals."""
 
-STANDS_OUT = 0.05
-"""An adjusted p-value below this is a finding."""
+ALPHA = 0.05
+"""An adjusted p-value below this is significant."""
 
 _LENGTH_BINS = 4
 
 
-def quality(paired: Pairs, *, seed: int = 0) -> dict[str, Any]:
+def measure_pairs(paired: Pairs, *, seed: int = 0) -> PairMetrics:
     """The numbers of any set of pairs: loss, accuracy with its interval, ties and counts."""
-    return {
-        "loss": pairwise.bradley_terry_loss(paired.delta_P, paired.margin_P),
-        **pairwise.accuracy_facts(paired.delta_P, paired.group_P, seed=seed),
-        "accuracy_half_ties": pairwise.accuracy_half_ties(paired.delta_P),
-        "ties": pairwise.ties(paired.delta_P),
-        "pairs": len(paired),
-        "groups": len(np.unique(paired.group_P)),
-    }
+    return PairMetrics(
+        loss=pairwise.bradley_terry_loss(paired.delta_P, paired.margin_P),
+        **parts(pairwise.measured_accuracy(paired.delta_P, paired.group_P, seed=seed)),
+        accuracy_half_ties=pairwise.accuracy_half_ties(paired.delta_P),
+        ties=pairwise.ties(paired.delta_P),
+        groups=len(np.unique(paired.group_P)),
+    )
 
 
-def slice_facts(table: ScoreTable, paired: Pairs) -> list[dict[str, Any]]:
+def measure_slices(table: ScoreTable, paired: Pairs) -> tuple[Slice, ...]:
     """One entry per slice, with its counts; the columns are those of :func:`slice_columns`.
 
     ``p`` compares the slice with all other pairs, and ``p_adjusted`` holds the share of false
     findings among all slices of this table (Benjamini and Hochberg, 1995).
     """
     right_P = paired.delta_P > 0
-    entries = []
+    entries: list[Slice] = []
     for column, labels_P in slice_columns(table, paired):
         code_P = codes(labels_P)
         label_of = dict(zip(code_P.tolist(), labels_P, strict=True))
@@ -53,18 +54,21 @@ def slice_facts(table: ScoreTable, paired: Pairs) -> list[dict[str, Any]]:
             inside_P = code_P == code
             small = int(sizes[code]) < SMALL_SLICE
             entries.append(
-                {
-                    "column": column,
-                    "value": label_of[code],
-                    **quality(paired.where(inside_P)),
-                    "small": small,
-                    "p": None if small else against_the_rest(right_P, inside_P, paired.group_P),
-                }
+                Slice(
+                    column=column,
+                    value=label_of[code],
+                    **parts(measure_pairs(paired.where(inside_P))),
+                    small=small,
+                    p=None if small else against_the_rest(right_P, inside_P, paired.group_P),
+                    p_adjusted=None,
+                    significant=False,
+                )
             )
-    adjusted = benjamini_hochberg([entry["p"] for entry in entries])
-    for entry, p in zip(entries, adjusted, strict=True):
-        entry |= {"p_adjusted": p, "stands_out": p is not None and p < STANDS_OUT}
-    return entries
+    adjusted = benjamini_hochberg([entry.p for entry in entries])
+    return tuple(
+        replace(entry, p_adjusted=p, significant=p is not None and p < ALPHA)
+        for entry, p in zip(entries, adjusted, strict=True)
+    )
 
 
 def _ordered(

@@ -1,34 +1,33 @@
-"""The reward along the responses of an evaluation, by the model that was evaluated."""
+"""Per-token rewards of the responses of an evaluation, by the model that was evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluation.analysis.mistakes import Along
+from plaudit.evaluation.analysis.mistakes import RewardsOf
 from plaudit.reward_model import RewardModel
-from plaudit.types import Comparison, Message, Text, Turns
+from plaudit.types import Comparison, Message, Text, TokenReward, Turns
 
 
-def along_of(model: RewardModel) -> Along:
-    """What ``mistakes.with_texts`` asks for the reward along a response.
+def token_rewards_of(model: RewardModel) -> RewardsOf:
+    """What ``mistakes.with_texts`` asks for the per-token rewards of a response.
 
-    It answers ``None`` where there is none: by an encoder, whose every token sees the whole text,
+    It answers ``None`` where there are none: by an encoder, whose every token sees the whole text,
     and for a comparison that is rendered with tools or template arguments of its own.
     """
 
-    def along(comparison: Comparison, response: int) -> Sequence[tuple[str, float]] | None:
+    def rewards(comparison: Comparison, response: int) -> Sequence[TokenReward] | None:
         if comparison.tools is not None or comparison.chat_template_kwargs:
             return None
         try:
-            tokens = model.token_rewards(
+            return model.token_rewards(
                 _text(comparison.prompt), _text(comparison.responses[response])
             )
         except (DataError, ModelError):
             return None
-        return [(token.text, token.reward) for token in tokens]
 
-    return along
+    return rewards
 
 
 def _text(turns: Turns) -> Text:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.pairwise import Interval
+from plaudit.evaluation.schema import Interval
 from plaudit.evaluation.table import ScoreTable, codes
 from plaudit.types import FloatArray
 

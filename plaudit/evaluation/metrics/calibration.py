@@ -1,4 +1,4 @@
-"""Calibration of preference probabilities, cross-fitted by prompt group.
+"""FittedTemperature of preference probabilities, cross-fitted by prompt group.
 
 A temperature divides reward differences, so it changes no ranking and no accuracy (Guo et al.
 2017, arXiv 1706.04599). Platt's scaling of pairs is the same thing: a pair can be shown in both
@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.evaluation.metrics.pairwise import (
-    Interval,
     PairedDifference,
     bradley_terry_losses,
     paired_difference,
 )
+from plaudit.evaluation.schema import Interval
 from plaudit.types import FloatArray
 
 Estimator: TypeAlias = Callable[[FloatArray, int], float]
@@ -46,7 +46,7 @@ _GRID = 65
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+class FittedTemperature:
     """``temperature`` is fitted on all pairs.
 
     ``delta_P`` are the differences divided by a temperature that was fitted without the pair's
@@ -187,11 +187,11 @@ def cross_fit(
     estimator: Estimator = shrunk_temperature,
     folds: int = 5,
     seed: int = 0,
-) -> Calibration:
+) -> FittedTemperature:
     """Fit on all pairs; and for every fold of prompt groups, fit on the others and apply to it.
 
     Groups are dealt to folds at random (seeded), sizes to within one group; with fewer groups
-    than ``folds`` each group is a fold. Never raises for few or constant data: see Calibration.
+    than ``folds`` each group is a fold. Never raises for few or constant data.
     """
     _, code_P = np.unique(group_P, return_inverse=True)
     groups = int(code_P.max()) + 1 if len(code_P) else 0
@@ -207,7 +207,7 @@ def cross_fit(
             return _not_fitted("calibration needs pairs with unequal rewards in every fold")
         prompts = len(np.unique(code_P[~inside_P]))
         calibrated_P[inside_P] = delta_P[inside_P] / estimator(others, prompts)
-    return Calibration(
+    return FittedTemperature(
         temperature=estimator(delta_P, groups),
         delta_P=calibrated_P,
         gain=improvement(delta_P, calibrated_P, group_P),
@@ -249,5 +249,5 @@ def cross_fit_isotonic(
     return calibrated_P
 
 
-def _not_fitted(note: str) -> Calibration:
-    return Calibration(temperature=None, delta_P=None, gain=None, folds=0, note=note)
+def _not_fitted(note: str) -> FittedTemperature:
+    return FittedTemperature(temperature=None, delta_P=None, gain=None, folds=0, note=note)

@@ -16,16 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.evaluation.schema import CountedAccuracy, Interval, Spread
 from plaudit.types import FloatArray
 
 _RESAMPLES = 1000
-
-
-class Interval(NamedTuple):
-    """Both ends of a two-sided interval."""
-
-    low: float
-    high: float
 
 
 def mean(values: npt.NDArray[Any]) -> float:
@@ -128,16 +122,17 @@ def _bootstrap_share(
     return _percentile_interval(right_R / size_R, level)
 
 
-def accuracy_facts(
+def measured_accuracy(
     delta_P: FloatArray, group_P: npt.NDArray[np.int64], *, seed: int = 0
-) -> dict[str, Any]:
-    """``accuracy`` with its interval (:func:`share_interval`) and that interval's method."""
+) -> CountedAccuracy:
+    """The accuracy with its interval (:func:`share_interval`) and that interval's method."""
     interval = share_interval((delta_P > 0).astype(np.float64), group_P, seed=seed)
-    return {
-        "accuracy": accuracy(delta_P),
-        "accuracy_ci95": interval.shown,
-        "accuracy_ci95_method": interval.method,
-    }
+    return CountedAccuracy(
+        accuracy=accuracy(delta_P),
+        accuracy_ci95=interval.shown,
+        accuracy_ci95_method=interval.method,
+        pairs=len(delta_P),
+    )
 
 
 def bradley_terry_losses(delta_P: FloatArray, margin_P: FloatArray | float = 0.0) -> FloatArray:
@@ -285,14 +280,14 @@ def risk_coverage(confidence_P: FloatArray, credit_P: FloatArray) -> RiskCoverag
 _QUANTILES = (5, 25, 50, 75, 95)
 
 
-def spread(values: FloatArray) -> dict[str, float]:
+def spread(values: FloatArray) -> Spread:
     """Mean, standard deviation (of these values, not an estimate), ends and percentiles."""
     names = ("mean", "std", "min", "max", *(f"p{percent}" for percent in _QUANTILES))
     if not len(values):
-        return dict.fromkeys(names, math.nan)
+        return Spread(**dict.fromkeys(names, math.nan))
     numbers = (values.mean(), values.std(), values.min(), values.max())
     percentiles = np.percentile(values, _QUANTILES)
-    return dict(zip(names, map(float, (*numbers, *percentiles)), strict=True))
+    return Spread(**dict(zip(names, map(float, (*numbers, *percentiles)), strict=True)))
 
 
 def group_bootstrap(

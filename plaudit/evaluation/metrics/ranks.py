@@ -6,11 +6,17 @@ C comparisons, N rows of a score table, P ordered pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.schema import (
+    Correlation,
+    Interval,
+    RankMetrics,
+    StrengthCorrelation,
+    parts,
+)
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, unordered_pairs
 from plaudit.types import FloatArray
 
@@ -108,24 +114,30 @@ def _discounted(
     return np.bincount(code, gain_N[by_order_N] * shared, count).astype(np.float64)
 
 
-def rank_facts(table: ScoreTable, *, seed: int = 0) -> dict[str, Any] | None:
+def measure_ranks(table: ScoreTable, *, seed: int = 0) -> RankMetrics | None:
     """Means over comparisons with intervals by prompt group; ``None`` without K > 2."""
     ranks = rank(table)
     if not len(ranks):
         return None
-    series = {"tau_b": ranks.tau_b_C, "top1": ranks.top1_C, "ndcg": ranks.ndcg_C}
-    intervals = pairwise.bootstrap_means(np.stack(list(series.values())), ranks.group_C, seed=seed)
-    facts: dict[str, Any] = {
-        "comparisons": len(ranks),
-        "responses": int(ranks.responses_C.sum()),
-        "top1_by_chance": float(ranks.chance_C.mean()),
-    }
-    for (name, values_C), interval in zip(series.items(), intervals, strict=True):
-        facts |= {name: float(values_C.mean()), f"{name}_ci95": interval}
-    return facts
+    series = np.stack([ranks.tau_b_C, ranks.top1_C, ranks.ndcg_C])
+    intervals = pairwise.bootstrap_means(series, ranks.group_C, seed=seed)
+    tau_b, top1, ndcg = intervals
+    return RankMetrics(
+        comparisons=len(ranks),
+        responses=int(ranks.responses_C.sum()),
+        tau_b=float(ranks.tau_b_C.mean()),
+        tau_b_ci95=tau_b,
+        top1=float(ranks.top1_C.mean()),
+        top1_ci95=top1,
+        top1_by_chance=float(ranks.chance_C.mean()),
+        ndcg=float(ranks.ndcg_C.mean()),
+        ndcg_ci95=ndcg,
+    )
 
 
-def graded_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str, Any] | None:
+def correlate_strength(
+    table: ScoreTable, paired: Pairs, *, seed: int = 0
+) -> StrengthCorrelation | None:
     """Reward difference against the strength of the preference, where the data have degrees.
 
     The strength is the difference of the grades, or where that is the same for all pairs their
@@ -138,33 +150,33 @@ def graded_facts(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> dict[str
     }
     for name, strength_P in strengths.items():
         if len(paired) and np.ptp(strength_P) > 0:
-            return {
-                "strength": name,
-                "pairs": len(paired),
-                **correlation_facts(paired.delta_P, strength_P, paired.group_P, seed=seed),
-            }
+            found = correlate(paired.delta_P, strength_P, paired.group_P, seed=seed)
+            return StrengthCorrelation(strength=name, pairs=len(paired), **parts(found))
     return None
 
 
-def correlation_facts(
+def correlate(
     x_P: FloatArray, y_P: FloatArray, group_P: CodeArray, *, seed: int = 0
-) -> dict[str, Any]:
-    """``pearson`` and ``spearman`` with 95% intervals by group; ``nan`` where one is constant."""
+) -> Correlation:
+    """Pearson and Spearman with 95% intervals by group; ``nan`` where one side is constant."""
     from scipy.stats import rankdata
 
-    facts: dict[str, Any] = {}
-    for name, (a_P, b_P) in {
-        "pearson": (x_P, y_P),
-        "spearman": (rankdata(x_P), rankdata(y_P)),
-    }.items():
+    def coefficient(a_P: FloatArray, b_P: FloatArray) -> tuple[float, Interval | None]:
         # Centred and scaled first: sums of squares of raw values would lose digits.
         a_P, b_P = _standard(a_P), _standard(b_P)
         columns_CP = np.stack([np.ones(len(a_P)), a_P, b_P, a_P * b_P, a_P * a_P, b_P * b_P])
         (interval,) = pairwise.group_bootstrap_sums(_pearson, columns_CP, group_P, seed=seed)
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(_pearson(columns_CP.sum(axis=1)[:, None])[0, 0])
-        facts |= {name: value, f"{name}_ci95": interval}
-    return facts
+            return float(_pearson(columns_CP.sum(axis=1)[:, None])[0, 0]), interval
+
+    pearson, pearson_interval = coefficient(x_P, y_P)
+    spearman, spearman_interval = coefficient(rankdata(x_P), rankdata(y_P))
+    return Correlation(
+        pearson=pearson,
+        pearson_ci95=pearson_interval,
+        spearman=spearman,
+        spearman_ci95=spearman_interval,
+    )
 
 
 def _standard(values: FloatArray) -> FloatArray:

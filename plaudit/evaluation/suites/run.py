@@ -21,8 +21,8 @@ from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.features import response_text
-from plaudit.evaluation.facts import json_safe
-from plaudit.evaluation.metrics.pairwise import Interval, Method, ShareInterval, share_interval
+from plaudit.evaluation.metrics.pairwise import Method, ShareInterval, share_interval
+from plaudit.evaluation.schema import Interval, json_safe
 from plaudit.evaluation.suites.table import SUITES, Answer, HubFiles, Item, Row, Suite, key
 from plaudit.evaluation.table import codes
 from plaudit.recipe.schema import Source

@@ -1,0 +1,498 @@
+"""All metrics of one evaluation, from its score table.
+
+Everything that a card, a report or a plot shows is computed here, so that those only have to read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.evaluation.analysis.baselines import compare_baseline
+from plaudit.evaluation.analysis.bias import measure_bias
+from plaudit.evaluation.analysis.mistakes import find_mistakes
+from plaudit.evaluation.analysis.perturbations import Probed, perturbation_notes, summarise_tests
+from plaudit.evaluation.analysis.slices import measure_pairs, measure_slices
+from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.metrics.calibration import (
+    FittedTemperature,
+    cross_fit,
+    cross_fit_isotonic,
+)
+from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
+from plaudit.evaluation.schema import (
+    BaselineMetrics,
+    Calibration,
+    Calibrations,
+    Curves,
+    EvaluationMetrics,
+    HistoryEntry,
+    Interval,
+    LengthBin,
+    MarginHistogram,
+    Overfit,
+    PairMetrics,
+    Probabilities,
+    ReliabilityBin,
+    RewardHistogram,
+    RewardSpread,
+    RiskPoint,
+    parts,
+    settle,
+)
+from plaudit.evaluation.sentences import answers, words
+from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
+from plaudit.types import FloatArray
+
+_HISTOGRAM_BINS = 40
+_LENGTH_BINS_PER_SIDE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What is known of an evaluation beside its score table.
+
+    ``dataset`` names the kind of data, and ``chose_checkpoint`` says whether it chose the
+    checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table, fitted on
+    ``baselines_fitted_on`` training comparisons. ``perturbations`` are the scored perturbation
+    tests, or a sentence that says why there are none. ``stored_temperature`` is the model's, fitted
+    on other data (1 where it has none); None where the model gets it from these.
+    """
+
+    dataset: str
+    chose_checkpoint: bool = False
+    baselines: Mapping[str, FloatArray | None] = field(default_factory=dict)
+    baselines_fitted_on: int = 0
+    perturbations: Probed | str | None = None
+    history: Sequence[HistoryEntry] | None = None
+    calibrate: bool = True
+    stored_temperature: float | None = None
+    seed: int = 0
+
+
+def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
+    """The metrics of one evaluation; numbers that do not exist are None.
+
+    Raises:
+        ModelError: a reward is not finite.
+    """
+    seed, paired = beside.seed, pairs(table)
+    calibration = (
+        cross_fit(paired.delta_P, paired.group_P, seed=seed)
+        if beside.calibrate
+        else FittedTemperature(
+            temperature=None, delta_P=None, gain=None, folds=0, note=_SWITCHED_OFF
+        )
+    )
+    spread = pairwise.spread(table.reward_N)
+    judged = {
+        name: compare_baseline(paired, delta_P, seed=seed)
+        for name, delta_P in beside.baselines.items()
+    }
+    probed, stored = beside.perturbations, beside.stored_temperature
+    # Both candidates for accuracy_ci95, which is the one that people are shown.
+    right_P = (paired.delta_P > 0).astype(np.float64)
+    share = pairwise.share_interval(right_P, paired.group_P, seed=seed)
+    half_ties, loss, nll, brier = _bootstrapped(paired, seed)
+    metrics = EvaluationMetrics(
+        dataset=beside.dataset,
+        chose_checkpoint=beside.chose_checkpoint,
+        **parts(measure_pairs(paired, seed=seed)),
+        accuracy_wilson_ci95=share.wilson,
+        accuracy_bootstrap_ci95=share.bootstrap,
+        accuracy_half_ties_bootstrap_ci95=half_ties,
+        loss_bootstrap_ci95=loss,
+        nll_bootstrap_ci95=nll,
+        brier_bootstrap_ci95=brier,
+        **parts(_calibration(paired, calibration, beside)),
+        aurc=_risk(paired).area,
+        aurc_best_possible=_best_possible_area(paired),
+        ranks=measure_ranks(table, seed=seed),
+        graded=correlate_strength(table, paired, seed=seed),
+        margin=pairwise.spread(paired.delta_P),
+        reward=_reward_spread(table, paired),
+        baselines=judged,
+        baselines_fitted_on=beside.baselines_fitted_on,
+        baselines_sentence=_baselines_sentence(judged),
+        bias=measure_bias(table, paired, seed=seed),
+        perturbations=summarise_tests(probed, reward_std=spread.std or 0.0)
+        if isinstance(probed, Probed)
+        else None,
+        perturbation_notes=_perturbation_notes(probed),
+        slices=measure_slices(table, paired),
+        datasets=_per_dataset(table, paired),
+        mistakes=find_mistakes(table, paired, temperature=stored or calibration.accepted),
+        curves=_curves(table, paired, calibration),
+        history=None if beside.history is None else tuple(beside.history),
+    )
+    # Sentences are made of the numbers as they are recorded.
+    settled = settle(metrics)
+    said = answers(settled)
+    summary = tuple(sentence for answer in said for sentence in answer.sentences)
+    return settle(replace(settled, answers=said, summary=summary))
+
+
+_SWITCHED_OFF = "switched off by evaluate.calibrate"
+
+
+def _perturbation_notes(probed: Probed | str | None) -> tuple[str, ...]:
+    if isinstance(probed, Probed):
+        return tuple(perturbation_notes(probed))
+    return () if probed is None else (probed,)
+
+
+def _bootstrapped(paired: Pairs, seed: int) -> Sequence[Interval | None]:
+    """Intervals of means when whole prompts are drawn again, the same draws for all.
+
+    Of accuracy with half a point for a tie, loss, log loss and Brier score.
+    """
+    delta_P = paired.delta_P
+    series = [
+        pairwise.pair_credits(delta_P),
+        pairwise.bradley_terry_losses(delta_P, paired.margin_P),
+        pairwise.bradley_terry_losses(delta_P),
+        pairwise.brier_losses(delta_P),
+    ]
+    return pairwise.bootstrap_means(np.stack(series), paired.group_P, seed=seed)
+
+
+def _calibration(paired: Pairs, calibration: FittedTemperature, beside: Beside) -> Calibration:
+    """Uncalibrated, at the stored temperature and calibrated on these pairs.
+
+    ``calibrations`` holds the ways that differ side by side. The ``*_stored`` numbers are of the
+    probabilities that the model gives out; where these pairs fitted the temperature, the honest
+    ones are cross-fitted.
+    """
+    delta_P, calibrated_P = paired.delta_P, calibration.delta_P
+    seed, stored_temperature = beside.seed, beside.stored_temperature
+    credit_P = pairwise.pair_credits(delta_P)
+    confidence_P = pairwise.confidences(delta_P)
+    stored, given_P = stored_temperature, delta_P
+    if stored_temperature is not None:
+        given_P = delta_P / stored_temperature
+    elif calibration.accepted is not None and calibrated_P is not None:
+        stored, given_P = calibration.accepted, calibrated_P
+    raw = _of_differences(delta_P)
+    scaled = None if calibrated_P is None else _of_differences(calibrated_P)
+    given = _of_differences(given_P)
+    isotonic_P = (
+        cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed)
+        if beside.calibrate
+        else None
+    )
+    honest_P = confidence_P if calibrated_P is None else pairwise.confidences(calibrated_P)
+    gain = calibration.gain
+    return Calibration(
+        ece=raw.ece,
+        ece_equal_mass=raw.ece_equal_mass,
+        brier=raw.brier,
+        nll=raw.nll,
+        stored_temperature=None if stored == 1.0 else stored,
+        stored_temperature_from="these_data" if stored_temperature is None else "other_data",
+        ece_stored=given.ece,
+        nll_stored=given.nll,
+        temperature=calibration.temperature,
+        temperature_improves=calibration.accepted is not None,
+        calibration_gain=None if gain is None else gain.mean,
+        calibration_gain_ci95=None if gain is None else gain.interval,
+        ece_calibrated=None if scaled is None else scaled.ece,
+        ece_equal_mass_calibrated=None if scaled is None else scaled.ece_equal_mass,
+        expected_ece=pairwise.calibration_error_by_chance(honest_P, seed=seed),
+        nll_calibrated=None if scaled is None else scaled.nll,
+        brier_calibrated=None if scaled is None else scaled.brier,
+        calibration_folds=calibration.folds,
+        calibration_note=calibration.note,
+        calibrations=Calibrations(
+            uncalibrated=raw,
+            stored=None if stored_temperature in (None, 1.0) else given,
+            temperature=scaled,
+            isotonic=None if isotonic_P is None else _of_probabilities(isotonic_P, credit_P),
+        ),
+    )
+
+
+def _of_differences(delta_P: FloatArray) -> Probabilities:
+    """Those of :func:`_of_probabilities`, exact also where a confidence rounds to 1."""
+    rounded = _of_probabilities(pairwise.confidences(delta_P), pairwise.pair_credits(delta_P))
+    return replace(rounded, nll=pairwise.nll(delta_P), brier=pairwise.brier(delta_P))
+
+
+def _of_probabilities(confidence_P: FloatArray, credit_P: FloatArray) -> Probabilities:
+    """Log loss and Brier score of the preferred answer (a tie is half right), and both ECEs."""
+    from scipy.special import xlogy
+
+    wrong_P = 1.0 - confidence_P
+    with np.errstate(divide="ignore", invalid="ignore"):
+        losses_P = -xlogy(credit_P, confidence_P) - xlogy(1.0 - credit_P, wrong_P)
+    by_width = pairwise.reliability_equal_width(confidence_P, credit_P)
+    by_count = pairwise.reliability_equal_count(confidence_P, credit_P)
+    return Probabilities(
+        nll=pairwise.mean(losses_P),
+        brier=pairwise.mean(credit_P * wrong_P**2 + (1.0 - credit_P) * confidence_P**2),
+        ece=pairwise.expected_calibration_error(by_width),
+        ece_equal_mass=pairwise.expected_calibration_error(by_count),
+    )
+
+
+_COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
+
+
+def _risk(paired: Pairs) -> pairwise.RiskCoverage:
+    credit_P = pairwise.pair_credits(paired.delta_P)
+    # The size of the difference, not the confidence, which rounds to 1 far out.
+    return pairwise.risk_coverage(np.abs(paired.delta_P), credit_P)
+
+
+def _best_possible_area(paired: Pairs) -> float:
+    """The area under risk by coverage for a perfect order of confidence."""
+    errors_P = np.sort(1.0 - pairwise.pair_credits(paired.delta_P))
+    return pairwise.mean(np.cumsum(errors_P) / np.arange(1, len(errors_P) + 1))
+
+
+def _reward_spread(table: ScoreTable, paired: Pairs) -> RewardSpread:
+    return RewardSpread(
+        **parts(pairwise.spread(table.reward_N)),
+        chosen_mean=pairwise.mean(table.reward_N[paired.winner_P]),
+        rejected_mean=pairwise.mean(table.reward_N[paired.loser_P]),
+    )
+
+
+def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | None:
+    """The model against the best baseline on the same pairs, in words."""
+    known = {name: one for name, one in judged.items() if one is not None and one.pairs}
+    if not known:
+        return None
+    best, one = max(known.items(), key=lambda item: item[1].accuracy or 0.0)
+    unfitted = [words(name) for name, baseline in judged.items() if baseline is None]
+    among = f" of those fitted ({', '.join(unfitted)} is not)" if unfitted else ""
+    named = f"that of the best baseline{among}, {words(best)} ({one.accuracy:.4f})"
+    by = f"Δ accuracy {one.delta_accuracy:+.4f} on the same pairs"
+    if one.delta_accuracy_ci95 is None:
+        return (
+            f"The model's accuracy beside {named}: {by}, without an interval for lack of prompts."
+        )
+    low, high = one.delta_accuracy_ci95
+    by += f" (95% CI {low:+.4f} to {high:+.4f})"
+    if low > 0:
+        return f"The model's accuracy is above {named}: {by}."
+    if high < 0:
+        return f"The model's accuracy is below {named}: {by}."
+    return f"The model's accuracy cannot be told from {named}: {by}."
+
+
+def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, PairMetrics]:
+    """One block per named set where there are several."""
+    dataset_P = table.dataset_N[paired.winner_P]
+    names = list(dict.fromkeys(table.dataset_N))
+    if len(names) < 2:
+        return {}
+    return {str(name): measure_pairs(paired.where(dataset_P == name)) for name in names}
+
+
+def _curves(table: ScoreTable, paired: Pairs, calibration: FittedTemperature) -> Curves:
+    """What the plots draw: histograms, accuracy by length difference, reliability."""
+    chosen_P, rejected_P = table.reward_N[paired.winner_P], table.reward_N[paired.loser_P]
+    length_P = table.characters_N[paired.winner_P] - table.characters_N[paired.loser_P]
+    calibrated_P = calibration.delta_P
+    rewards = _histogram(chosen_P, rejected_P)
+    margins = _histogram(paired.delta_P)
+    return Curves(
+        reward=None
+        if rewards is None
+        else RewardHistogram(**_named(rewards, "chosen", "rejected")),
+        margin=None if margins is None else MarginHistogram(**_named(margins, "pairs")),
+        length=_length_curve(length_P, paired),
+        reliability=_reliability_curve(paired.delta_P, paired.group_P),
+        reliability_calibrated=None
+        if calibrated_P is None
+        else _reliability_curve(calibrated_P, paired.group_P),
+        risk_coverage=_risk_curve(paired),
+    )
+
+
+def _named(histogram: Sequence[Sequence[float]], *names: str) -> dict[str, Any]:
+    """Edges and counts as the fields of a record."""
+    return dict(zip(("edges", *names), map(tuple, histogram), strict=True))
+
+
+def _risk_curve(paired: Pairs) -> tuple[RiskPoint, ...]:
+    """Error rate among the most confident pairs, by the share of pairs that are answered."""
+    if not len(paired):
+        return ()
+    risk = _risk(paired)
+    points = []
+    for coverage in _COVERAGES:
+        kept, wrong = risk.at(coverage)
+        interval = pairwise.share_interval(risk.error_P[:kept], paired.group_P[risk.order_P[:kept]])
+        points.append(
+            RiskPoint(coverage=coverage, pairs=kept, risk=wrong, risk_ci95=interval.shown)
+        )
+    return tuple(points)
+
+
+def _histogram(*series: FloatArray) -> list[list[float]] | None:
+    """Common edges, and the counts of each series; ``None`` without values."""
+    together = np.concatenate(series)
+    if not len(together):
+        return None
+    low, high = float(together.min()), float(together.max())
+    # Around a constant, numpy needs room that floating point can express.
+    room = max(abs(low), abs(high), 1.0) * 1e-6
+    width = max(high - low, room) / _HISTOGRAM_BINS
+    # Zero is an edge, so that no bin of margins mixes right answers with wrong ones.
+    edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
+    return [edges.tolist(), *(np.histogram(values, edges)[0].tolist() for values in series)]
+
+
+def _length_curve(length_P: npt.NDArray[np.int64], paired: Pairs) -> tuple[LengthBin, ...]:
+    """Accuracy by characters of the chosen response less those of the rejected one.
+
+    Bins of about equal counts on either side of zero; equal lengths are a bin of their own.
+    """
+    order_P = np.argsort(length_P, kind="stable")
+    shorter, equal, longer = (
+        order_P[mask[order_P]] for mask in (length_P < 0, length_P == 0, length_P > 0)
+    )
+    bins = [*_split(shorter, length_P), equal, *_split(longer, length_P)]
+    return tuple(
+        LengthBin(
+            low=int(length_P[part].min()),
+            high=int(length_P[part].max()),
+            **parts(pairwise.measured_accuracy(paired.delta_P[part], paired.group_P[part])),
+        )
+        for part in bins
+        if len(part)
+    )
+
+
+def _split(sorted_P: CodeArray, length_P: npt.NDArray[np.int64]) -> list[CodeArray]:
+    """Cut pairs sorted by length into bins; equal lengths stay together."""
+    if not len(sorted_P):
+        return []
+    length = length_P[sorted_P]
+    cuts = [
+        len(sorted_P) * number // _LENGTH_BINS_PER_SIDE
+        for number in range(1, _LENGTH_BINS_PER_SIDE)
+    ]
+    starts = np.unique([np.searchsorted(length, length[cut]) for cut in cuts])
+    return np.split(sorted_P, starts)
+
+
+def _reliability_curve(delta_P: FloatArray, group_P: CodeArray) -> tuple[ReliabilityBin, ...]:
+    credit_P = pairwise.pair_credits(delta_P)
+    curve = pairwise.reliability_equal_width(pairwise.confidences(delta_P), credit_P)
+    columns = (curve.confidence_B, curve.accuracy_B, curve.pairs_B)
+    return tuple(
+        ReliabilityBin(
+            confidence=float(confidence),
+            accuracy=float(accuracy),
+            accuracy_ci95=pairwise.share_interval(
+                credit_P[curve.bin_P == number], group_P[curve.bin_P == number]
+            ).shown,
+            pairs=int(count),
+        )
+        for number, (confidence, accuracy, count) in enumerate(zip(*columns, strict=True))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One evaluation during training: reward differences of the same pairs, in the same order."""
+
+    step: int
+    delta_P: FloatArray
+
+
+def judge_overfit(
+    best: Evaluated,
+    last: Evaluated,
+    *,
+    kept_step: int,
+    margin_P: FloatArray,
+    group_P: CodeArray,
+    evaluations: int,
+) -> Overfit:
+    """Did validation loss rise after its lowest point, beyond noise?
+
+    ``best`` is the evaluation with the lowest validation loss, whichever step was kept. Pair by
+    pair, the loss at the last evaluation less that at the best one, with an interval by prompt
+    group. The best was chosen because its loss on these pairs was low, which favours a rise
+    slightly; the interval does not correct for that. JSON-safe.
+    """
+    best_losses_P = pairwise.bradley_terry_losses(best.delta_P, margin_P)
+    last_losses_P = pairwise.bradley_terry_losses(last.delta_P, margin_P)
+    rise = pairwise.paired_difference(best_losses_P, last_losses_P, group_P)
+    verdict = _verdict(best, last, rise, evaluations)
+    if verdict == "single_evaluation":
+        sentence = "There was only one evaluation, so overfitting cannot be judged."
+    elif best.step == last.step:
+        sentence = "No overfitting seen: the last evaluation was the best."
+    else:
+        loss = _loss_movement(best.step, last.step, kept_step, float(best_losses_P.mean()), rise)
+        accuracy = _accuracy_movement(best, last, group_P)
+        sentence = f"{_OPENINGS[verdict]}: {loss}; accuracy {accuracy}."
+    return settle(
+        Overfit(
+            verdict=verdict,
+            best_step=best.step,
+            last_step=last.step,
+            loss_rise=rise.mean,
+            loss_rise_ci95=rise.interval,
+            sentence=sentence,
+        )
+    )
+
+
+_OPENINGS = {
+    "overfit": "Overfit",
+    "no_overfit": "No overfitting seen",
+    "within_noise": "No overfitting beyond noise",
+}
+
+
+def _verdict(
+    best: Evaluated, last: Evaluated, rise: pairwise.PairedDifference, evaluations: int
+) -> Literal["single_evaluation", "no_overfit", "within_noise", "overfit"]:
+    if evaluations < 2:
+        return "single_evaluation"
+    if best.step == last.step:
+        return "no_overfit"
+    if rise.interval is None or rise.interval.low <= 0 <= rise.interval.high:
+        return "within_noise"
+    return "overfit" if rise.mean > 0 else "no_overfit"
+
+
+def _loss_movement(
+    best_step: int,
+    last_step: int,
+    kept_step: int,
+    best_loss: float,
+    rise: pairwise.PairedDifference,
+) -> str:
+    moved = "rose" if rise.mean > 0 else "fell" if rise.mean < 0 else "stayed"
+    interval = ""
+    if rise.interval is not None:
+        interval = f" [{rise.interval.low:.4f}, {rise.interval.high:.4f}]"
+    best_is, last_is = (" (kept)" if step == kept_step else "" for step in (best_step, last_step))
+    return (
+        f"validation loss {moved} from {best_loss:.4f} at step {best_step}{best_is} to "
+        f"{best_loss + rise.mean:.4f} at step {last_step}{last_is}, {rise.mean:+.4f}{interval}"
+    )
+
+
+def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> str:
+    right_best_P, right_last_P = (
+        (evaluated.delta_P > 0).astype(np.float64) for evaluated in (best, last)
+    )
+    change = pairwise.paired_difference(right_best_P, right_last_P, group_P)
+    before, after = pairwise.accuracy(best.delta_P), pairwise.accuracy(last.delta_P)
+    if change.interval is None or change.interval.low <= 0 <= change.interval.high:
+        moved = "did not change beyond noise"
+    else:
+        moved = "rose" if change.mean > 0 else "fell"
+    return f"{moved} ({before:.4f} to {after:.4f})"
