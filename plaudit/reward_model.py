@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -204,12 +204,8 @@ class RewardModel:
         """
         outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
-        if isinstance(self.batcher, PackedBatcher):
-            prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
-            shared = share_prompts(trees, prompts, self.batcher.max_tokens)
-            scores = shared.separate(self.score_trees(shared.trees))
-        else:
-            scores = self.score_trees(trees)
+        prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
+        scores = self.score_shared(trees, prompts)
         if earlier is not None:
             scores = list(map(earlier.settle, trees, scores))
         rewards = iter(scores)
@@ -222,6 +218,19 @@ class RewardModel:
         plain text response one assistant turn.
         """
         return encode(self.encoder, comparisons)
+
+    def score_shared(
+        self,
+        trees: Sequence[TokenTree],
+        prompts: Sequence[Hashable],
+        *,
+        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+    ) -> list[FloatArray]:
+        """:meth:`score_trees`, with trees of equal ``prompts`` computed together."""
+        if not isinstance(self.batcher, PackedBatcher):
+            return self.score_trees(trees, on_batch=on_batch)
+        shared = share_prompts(trees, prompts, self.batcher.max_tokens)
+        return shared.separate(self.score_trees(shared.trees, on_batch=on_batch))
 
     def score_trees(
         self,

@@ -148,7 +148,7 @@ def run_suite(
         DataError: the files cannot be read as the suite's, or no row of them can be scored.
     """
     items, files = read_suite(request)
-    answers, skipped, trees = _score(model, items, on_batch)
+    answers, skipped = _score(model, items, on_batch)
     if not answers:
         counts = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
         raise DataError(
@@ -163,7 +163,7 @@ def run_suite(
     )
     return (
         replace(result, files=tuple(files), unread=unread if request.suite.chats else None),
-        tuple(_score_rows(request.suite.name, answers, trees)),
+        tuple(_score_rows(request.suite.name, answers)),
     )
 
 
@@ -221,7 +221,7 @@ def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | Non
         chat_template_kwargs=from_json(tracked, "chat_template_kwargs", dict) or {},
         unusable=MEDIA if holds_media else None,
     )
-    unread = unread_text(tracked, _comparison(item, item.responses))
+    unread = unread_text(tracked, _comparison(item))
     if unread.lost:
         name, kind = next(iter(unread.lost.items()))
         raise DataError(
@@ -321,81 +321,43 @@ def download(suite: Suite) -> Path:
 
 def _score(
     model: RewardModel, items: Sequence[Item], on_batch: Callable[[int, int], None]
-) -> tuple[list[Answer], Counter[str], dict[int, tuple[int, ...]]]:
-    """Answers in the rows' order, skipped rows by reason, and conversation lengths by row number.
-
-    A prompt is computed once for all distinct responses that any row has for it. Where these do not
-    all fit, its rows are encoded one by one, so that a long answer costs only its own row.
-    """
-    together: dict[str, list[int]] = {}
-    for number, item in enumerate(items):
-        together.setdefault(_context(item), []).append(number)
-    merged = [
-        _for_model(model, items[n[0]], _distinct([items[i] for i in n])) for n in together.values()
-    ]
-    outcomes = model.encode(merged)
-    jobs: list[tuple[TokenTree, list[str], list[int]]] = []
-    skipped: Counter[str] = Counter()
-    for outcome, numbers in zip(outcomes, together.values(), strict=True):
-        if isinstance(outcome, TokenTree):
-            responses = _distinct([items[number] for number in numbers])
-            jobs.append((outcome, list(map(key, responses)), numbers))
-            continue
-        for number in numbers:
-            item = items[number]
-            (alone,) = model.encode([_for_model(model, item, item.responses)])
-            if isinstance(alone, Refused):
-                skipped[alone.reason] += 1
-            else:
-                jobs.append((alone, list(map(key, item.responses)), [number]))
-    total = sum(tree.tokens for tree, _, _ in jobs)
+) -> tuple[list[Answer], Counter[str]]:
+    """Answers in the rows' order, and skipped rows by reason."""
+    outcomes = model.encode([_for_model(model, item) for item in items])
+    trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
+    skipped = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Refused))
+    total = sum(tree.tokens for tree in trees)
     done = 0
 
-    def advance(trees: Sequence[TokenTree]) -> None:
+    def advance(batch: Sequence[TokenTree]) -> None:
         nonlocal done
-        done += sum(tree.tokens for tree in trees)
+        done += sum(tree.tokens for tree in batch)
         on_batch(done, total)
 
-    rewards = model.score_trees([tree for tree, _, _ in jobs], on_batch=advance)
-    answered: dict[int, FloatArray] = {}
-    lengths: dict[int, tuple[int, ...]] = {}
-    for (tree, texts, numbers), rewards_K in zip(jobs, rewards, strict=True):
-        place = {text: index for index, text in reversed(list(enumerate(texts)))}
-        for number in numbers:
-            own = [place[key(response)] for response in items[number].responses]
-            if not np.isfinite(rewards_K[own]).all():
-                skipped[NOT_FINITE] += 1
-                continue
-            answered[number] = rewards_K[own]
-            lengths[number] = tuple(tree.lengths[index] for index in own)
-    answers = [
-        Answer(item=items[number], rewards_K=answered[number]) for number in sorted(answered)
-    ]
-    ordered = {place: lengths[number] for place, number in enumerate(sorted(answered))}
-    return answers, skipped, ordered
+    prompts = [key(items[tree.index].prompt) for tree in trees]
+    answers = []
+    for tree, rewards_K in zip(
+        trees, model.score_shared(trees, prompts, on_batch=advance), strict=True
+    ):
+        if np.isfinite(rewards_K).all():
+            item = items[tree.index]
+            answers.append(Answer(item=item, rewards_K=rewards_K, tokens=tuple(tree.lengths)))
+        else:
+            skipped[NOT_FINITE] += 1
+    return answers, skipped
 
 
-def _distinct(items: Sequence[Item]) -> tuple[Turns, ...]:
-    return tuple({key(r): r for item in items for r in item.responses}.values())
-
-
-def _context(item: Item) -> str:
-    """Equal for items whose responses follow the same prompt, with the same tools."""
-    beside = item.tools, item.chat_template_kwargs, item.unusable
-    return json.dumps([key(item.prompt), *beside], sort_keys=True, default=str)
-
-
-def _for_model(model: RewardModel, item: Item, responses: Sequence[Turns]) -> Comparison:
+def _for_model(model: RewardModel, item: Item) -> Comparison:
     """Messages; a text is a user turn or an assistant turn, but for a model of plain text alone."""
-    comparison = _comparison(item, responses)
+    comparison = _comparison(item)
     return comparison if model.facts.text == "text" else as_turns(comparison)
 
 
-def _comparison(item: Item, responses: Sequence[Turns]) -> Comparison:
+def _comparison(item: Item) -> Comparison:
     return Comparison(
         id=item.id,
         prompt=item.prompt,
-        responses=tuple(responses),
+        responses=item.responses,
         grades=(),
         group=item.group,
         source="suite",
@@ -406,9 +368,7 @@ def _comparison(item: Item, responses: Sequence[Turns]) -> Comparison:
     )
 
 
-def _score_rows(
-    name: str, answers: Sequence[Answer], lengths: dict[int, tuple[int, ...]]
-) -> Iterator[ScoreRow]:
+def _score_rows(name: str, answers: Sequence[Answer]) -> Iterator[ScoreRow]:
     for number, answer in enumerate(answers):
         item = answer.item
         for response, reward in enumerate(answer.rewards_K):
@@ -422,7 +382,7 @@ def _score_rows(
                 reward=float(reward),
                 grade=item.grades[response],
                 margin=0.0,
-                tokens=lengths[number][response],
+                tokens=answer.tokens[response],
                 characters=len(response_text(item.responses[response])),
                 metadata={"subset": item.subset, **item.metadata},
             )

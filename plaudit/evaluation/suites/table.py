@@ -56,10 +56,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A row and the model's rewards, ``rewards_K`` in the row's order."""
+    """A row, the model's rewards, and the tokens of each conversation; in the row's order."""
 
     item: Item
     rewards_K: FloatArray
+    tokens: tuple[int, ...] = ()
 
     @property
     def correct(self) -> FloatArray:
