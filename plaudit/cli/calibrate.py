@@ -24,13 +24,13 @@ def calibrate(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
-    from plaudit.cli.printing import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import quiet_console, silence_weight_loading
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
     console = quiet_console()
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
         from plaudit.calibrate_model import CalibrateOptions
         from plaudit.calibrate_model import calibrate as run
         from plaudit.evaluation.schema import json_safe

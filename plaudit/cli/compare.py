@@ -40,7 +40,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json on stdout.")] = False,
 ) -> None:
     """Compare models or checkpoints on the same pairs: which is significantly better, and where."""
-    from plaudit.cli.printing import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import quiet_console, silence_weight_loading
     from plaudit.compare_models import CompareOptions, split_arguments
     from plaudit.compare_models import compare as run
     from plaudit.recipe.schema import Source
@@ -51,7 +51,7 @@ def compare(
     if data:
         # Recorded scores are compared without waiting for transformers.
         with console.status("starting"):
-            hush_weight_loading()
+            silence_weight_loading()
     result = run(
         candidates,
         [Source(path=path, format=format_, columns=mapped) for path in data],

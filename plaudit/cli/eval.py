@@ -79,7 +79,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, robustness, slices, benchmarks."""
-    from plaudit.cli.printing import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import quiet_console, silence_weight_loading
     from plaudit.evaluate_model import EvaluateOptions, check_evaluation
     from plaudit.evaluate_model import evaluate as run
     from plaudit.evaluation.regression import RegressionOptions, parse_metrics
@@ -110,7 +110,7 @@ def evaluate(
     check_evaluation(sources, request)
     console = quiet_console()
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
     result = run(model, sources, request, console=console)
     if json:
         print(json_module.dumps(result.metrics))

@@ -35,7 +35,8 @@ def plan(
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     utilisation: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that is reached.")
+        float,
+        typer.Option(min=0.01, max=1.0, help="Fraction of a GPU's peak FLOP/s that is reached."),
     ] = UTILISATION,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,

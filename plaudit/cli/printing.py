@@ -65,7 +65,7 @@ class ScreenHandler(logging.Handler):
         self.console.print(escape("\n".join(lines)), style="yellow", highlight=False)
 
 
-def hush_weight_loading() -> None:
+def silence_weight_loading() -> None:
     """No bar for loading weights from a local disk, and no chatter. Imports transformers."""
     from transformers.utils import logging as transformers_logging
 
@@ -79,7 +79,7 @@ def ready_console() -> Console:
     """A quiet console, once transformers is imported and quiet too."""
     console = quiet_console()
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
     return console
 
 
@@ -95,7 +95,7 @@ def open_model(
     """A quiet console, and the reward model that a command works with."""
     console = quiet_console()
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
         from plaudit.reward_model import load
     with console.status("loading the model"):
         return console, load(path, base=base, trust_remote_code=trust_remote_code)

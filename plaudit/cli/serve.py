@@ -58,7 +58,7 @@ def serve(
 ) -> None:
     """Answer HTTP requests for rewards until stopped."""
     refuse_without_extra()
-    from plaudit.cli.printing import hush_weight_loading, quiet_console
+    from plaudit.cli.printing import quiet_console, silence_weight_loading
     from plaudit.serving.settings import Settings, host_names, model_sources
 
     settings = Settings(
@@ -80,7 +80,7 @@ def serve(
     )
     console = quiet_console()
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
         from plaudit.serving.server import bind, open_engine, read_token, serve, serve_workers
 
         token = read_token(settings)

@@ -60,11 +60,11 @@ def train(
     What to train comes from a recipe, or from --model and --data alone. Options win over the
     recipe, --set over the other options; the resolved recipe is written into the run folder.
     """
-    from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
+    from plaudit.cli.printing import quiet_console, silence_weight_loading, summarise_run
     from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
     from plaudit.errors import OutputError
     from plaudit.recipe.load import with_columns
-    from plaudit.training.folder import RunFolder, is_main_process, refuse_existing
+    from plaudit.training.folder import RunFolder, check_run_folder, is_main_process
     from plaudit.training.needs import check_needs
 
     # Errors come before the import of torch, which takes many seconds.
@@ -84,7 +84,7 @@ def train(
     started = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     folder = out or Path("runs") / f"{selected.name}-{started}"
     if not resume and is_main_process():
-        refuse_existing(folder)
+        check_run_folder(folder)
     if not resume:
         check_needs(mapped)
     console = quiet_console()
@@ -96,7 +96,7 @@ def train(
         # Every process would warn of the same.
         logging.getLogger("plaudit").setLevel(logging.ERROR)
     with console.status("starting"):
-        hush_weight_loading()
+        silence_weight_loading()
         from plaudit.evaluation.schema import json_safe
         from plaudit.training.run import train as run
     trained = run(mapped, folder, resume=resume, console=console)
@@ -137,22 +137,22 @@ def _announce_new_run(console: Console, named: RunFolder, new: Path) -> None:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
     set_: options.Set = None,
     resume: options.Resume = False,
 ) -> None:
     """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
-    from plaudit.cli.printing import hush_weight_loading, quiet_console, summarise_run
+    from plaudit.cli.printing import quiet_console, silence_weight_loading, summarise_run
     from plaudit.embedded import quickstart_path
     from plaudit.recipe.load import load_recipe
-    from plaudit.training.folder import refuse_existing
+    from plaudit.training.folder import check_run_folder
 
     recipe = load_recipe(quickstart_path(), set_ or ())
     if not resume:
-        refuse_existing(out)
+        check_run_folder(out)
     console = quiet_console()
     with console.status("starting (importing torch takes a few seconds)"):
-        hush_weight_loading()
+        silence_weight_loading()
         from plaudit.training.run import train
     trained = train(recipe, out, resume=resume, console=console)
     if trained.metrics is not None:
@@ -166,11 +166,11 @@ def quickstart(
 
 NEXT_STEPS = """
 Next:
-  look at it         open {out}/report.html, or read {out}/README.md
-  your own data      plaudit train {out} --data pairs.jsonl --set data.test=null --out runs/mine
-  a bigger base      … --model path/to/model (or a Hub id)
+  read the report    open {out}/report.html, or read {out}/README.md
+  use your own data  plaudit train {out} --data pairs.jsonl --set data.test=null --out runs/mine
+  use a bigger base  … --model path/to/model (or a Hub id)
   score a file       plaudit score {out} pairs.jsonl --out scored.jsonl
-  what it would cost plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
+  estimate its cost  plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
 
 
 def degradation_table(block: EvaluationMetrics) -> Table:
@@ -182,7 +182,7 @@ def degradation_table(block: EvaluationMetrics) -> Table:
     table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of degradation")
     table.add_column("degradation")
     table.add_column("pairs", justify="right")
-    table.add_column("accuracy [95% interval]", justify="right")
+    table.add_column("accuracy [95% CI]", justify="right")
     slices = [entry for entry in block.slices if entry.column == "subset"]
     for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
         name = (entry.value or "").replace("_", " ")

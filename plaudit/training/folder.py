@@ -112,7 +112,7 @@ class RunFolder:
         return f"{launcher}plaudit train {shlex.quote(path)} --resume"
 
 
-def refuse_existing(path: Path) -> None:
+def check_run_folder(path: Path) -> None:
     """A folder with something in it is never written over.
 
     Raises:
@@ -132,7 +132,7 @@ def start_folder(path: Path, recipe: Recipe) -> RunFolder:
     folder = RunFolder(path)
     if not is_main_process():
         return folder
-    refuse_existing(path)
+    check_run_folder(path)
     try:
         with writing(path):
             folder.path.mkdir(parents=True, exist_ok=True)

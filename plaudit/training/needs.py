@@ -1,9 +1,11 @@
-"""What a run needs beside its recipe, as far as it is known without torch: files and libraries."""
+"""What a run needs beside its recipe: files, libraries, folders of trackers. Loads no torch."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,6 +15,7 @@ from plaudit.errors import PlauditError, RecipeError, nearest
 from plaudit.recipe.schema import Recipe
 from plaudit.storage.atomic import missing_path
 from plaudit.tokens.template import read_template
+from plaudit.training.folder import RunFolder
 
 
 class Library(NamedTuple):
@@ -125,3 +128,37 @@ def _loggers(report_to: object) -> list[str]:
 
 def _optimizer(name: str) -> Library | None:
     return next((row for start, row in OPTIMIZERS.items() if re.match(start, name)), None)
+
+
+# ---- where trackers write
+
+TRACKER_FOLDERS: Final = {
+    "tensorboard": ("TENSORBOARD_LOGGING_DIR", "tensorboard"),
+    # It adds a folder of its own name.
+    "wandb": ("WANDB_DIR", "."),
+    "swanlab": ("SWANLAB_LOG_DIR", "swanlab"),
+}
+"""Tracker to the variable that it reads and its place in the run's ``logs``.
+
+By themselves they write beside the checkpoints, which may be deleted after training, or into the
+current folder.
+"""
+
+
+@contextmanager
+def logging_into(folder: RunFolder, trackers: Sequence[str]) -> Iterator[None]:
+    """Trackers of this run write into its ``logs``, unless the user has set their variable."""
+    ours = {}
+    for tracker in trackers:
+        variable, place = TRACKER_FOLDERS.get(tracker, ("", ""))
+        if variable and variable not in os.environ:
+            ours[variable] = folder.logs / place
+    for path in ours.values():
+        # wandb takes a temporary folder where its own does not exist.
+        path.mkdir(parents=True, exist_ok=True)
+    os.environ.update({variable: str(path.resolve()) for variable, path in ours.items()})
+    try:
+        yield
+    finally:
+        for variable in ours:
+            os.environ.pop(variable, None)

@@ -55,7 +55,7 @@ from plaudit.training.measure import (
     probe_run,
     read_parts,
 )
-from plaudit.training.needs import check_needs
+from plaudit.training.needs import check_needs, logging_into
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
 from plaudit.training.results import (
     artefact_facts,
@@ -63,7 +63,6 @@ from plaudit.training.results import (
     write_results,
     write_trained,
 )
-from plaudit.training.trackers import logging_into
 from plaudit.training.trainer import (
     EvalScores,
     NotFiniteError,

@@ -24,8 +24,8 @@ from plaudit.evaluate_model import evaluate
 from plaudit.reward_model import load
 from plaudit.training import run as training
 from plaudit.training.folder import RunFolder
+from plaudit.training.needs import logging_into
 from plaudit.training.run import TrainedRun, _evaluate, _on_main_process, train
-from plaudit.training.trackers import logging_into
 from plaudit.types import Comparison
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
