@@ -24,7 +24,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
-from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+from plaudit.errors import DataError, PlauditError, RequestRejectedError, ServerError
 from plaudit.types import Best, Prompted, Text, TokenReward, Tools
 
 try:
@@ -40,7 +40,7 @@ TIMEOUT = 60.0
 RETRIES = 5
 BUSY = (429, 502, 503, 504)
 """Statuses that pass by themselves."""
-REFUSED = (400, 413, 422)
+REJECTED = (400, 413, 422)
 """Statuses that say the request itself cannot be scored."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
@@ -51,7 +51,8 @@ class Rewards:
 
     ``win_probabilities`` are calibrated, of being the best of them; ``ranks`` count from 1, equals
     share one. ``tokens`` are of each whole conversation; ``computed_tokens`` those that the model
-    computed, a shared prompt once. ``along`` is the reward along each response, if asked for.
+    computed, a shared prompt once. ``token_rewards`` are those of
+    each response, if asked for.
     """
 
     model: str
@@ -60,7 +61,7 @@ class Rewards:
     ranks: tuple[int, ...]
     tokens: tuple[int, ...]
     computed_tokens: int
-    along: tuple[tuple[TokenReward, ...], ...] | None = None
+    token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,14 @@ class Protocol:
         responses: Sequence[Text],
         *,
         tools: Tools | None = None,
-        along: bool,
+        token_rewards: bool,
     ) -> Talk[Rewards]:
         check_responses(responses)
         body = {
             "prompt": _plain(prompt, "prompt"),
             "responses": [_plain(r, f"responses[{k}]") for k, r in enumerate(responses)],
             "tools": _plain_tools(tools),
-            "along": along,
+            "token_rewards": token_rewards,
         }
         answer = yield from self._ask("POST", "v1/rewards", body)
         with self._as_agreed():
@@ -147,8 +148,8 @@ class Protocol:
             assert reply is not None
             if isinstance(reply, httpx.Response) and reply.is_success:
                 with self._as_agreed():
-                    found: dict[str, Any] = reply.json()
-                    return found
+                    answer: dict[str, Any] = reply.json()
+                    return answer
             pause = self._pause(reply, attempt)
             if pause is None or attempt == self.retries:
                 raise self._problem(reply, attempt + 1)
@@ -175,7 +176,7 @@ class Protocol:
 
     def _problem(
         self, reply: httpx.Response | httpx.TransportError, attempts: int
-    ) -> ServerError | RequestRefusedError:
+    ) -> ServerError | RequestRejectedError:
         tried = f" after {attempts} attempts" if attempts > 1 else ""
         if isinstance(reply, httpx.TransportError):
             why = str(reply) or type(reply).__name__
@@ -185,8 +186,8 @@ class Protocol:
             )
         said = _message(reply)
         status, request_id = reply.status_code, reply.headers.get("x-request-id")
-        if status in REFUSED:
-            return RequestRefusedError(
+        if status in REJECTED:
+            return RequestRejectedError(
                 f"{self.url} cannot score this: {said}.", status=status, request_id=request_id
             )
         advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
@@ -214,7 +215,7 @@ class RewardClient:
     ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
     cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
 
-    All methods raise RequestRefusedError (a DataError) for what cannot be scored, and ServerError
+    All methods raise RequestRejectedError (a DataError) for what cannot be scored, and ServerError
     for a server that is away, stays busy or refuses the client.
     """
 
@@ -245,11 +246,11 @@ class RewardClient:
         """The highest-scored response; the first of equals."""
         return Best.of(responses, self.rewards(prompt, responses, tools=tools).rewards)
 
-    def along(
+    def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """The reward along a response, as :meth:`RewardModel.token_rewards`."""
-        return _only(self.rewards(prompt, [response], tools=tools, along=True))
+        """The reward at each token of a response, as :meth:`RewardModel.token_rewards`."""
+        return _only(self.rewards(prompt, [response], tools=tools, token_rewards=True))
 
     def rewards(
         self,
@@ -257,12 +258,14 @@ class RewardClient:
         responses: Sequence[Text],
         *,
         tools: Tools | None = None,
-        along: bool = False,
+        token_rewards: bool = False,
     ) -> Rewards:
-        """Rewards with probabilities, ranks and token counts; ``along`` adds the reward along each
-        response.
+        """Rewards with probabilities, ranks and token counts; ``token_rewards`` adds those
+        of each response.
         """
-        return self._run(self._protocol.rewards(prompt, responses, tools=tools, along=along))
+        return self._run(
+            self._protocol.rewards(prompt, responses, tools=tools, token_rewards=token_rewards)
+        )
 
     def score_many(
         self,
@@ -271,12 +274,12 @@ class RewardClient:
         tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[list[float] | RequestRefusedError]:
+    ) -> list[list[float] | RequestRejectedError]:
         """One reward per response of every row, as :meth:`RewardModel.score_many`."""
-        found = self.rewards_of_many(
+        rewards = self.rewards_of_many(
             rows, tools=tools, concurrency=concurrency, on_progress=on_progress
         )
-        return list(map(_only_rewards, found))
+        return list(map(_only_rewards, rewards))
 
     def rewards_of_many(
         self,
@@ -285,30 +288,30 @@ class RewardClient:
         tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Rewards | RequestRefusedError]:
+    ) -> list[Rewards | RequestRejectedError]:
         """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time.
 
-        A row that cannot be scored has the error in its place. ``on_progress`` hears rows done and
-        rows in all. ServerError ends all of it.
+        A row that cannot be scored has the error in its place. ``on_progress`` is called with
+        rows done and rows in all. ServerError ends all of it.
         """
         _check_concurrency(concurrency)
         rows = check_rows(rows)
         counter = _Counter(len(rows), on_progress)
         stop = threading.Event()
 
-        def one(row: Prompted) -> Rewards | RequestRefusedError:
+        def one(row: Prompted) -> Rewards | RequestRejectedError:
             if stop.is_set():
                 raise ServerError("Another row of the same call failed.")
-            found: Rewards | RequestRefusedError
+            rewards: Rewards | RequestRejectedError
             try:
-                found = self.rewards(*row, tools=tools)
-            except RequestRefusedError as refused:
-                found = refused
+                rewards = self.rewards(*row, tools=tools)
+            except RequestRejectedError as rejected:
+                rewards = rejected
             except BaseException:
                 stop.set()
                 raise
             counter.add()
-            return found
+            return rewards
 
         with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
             try:
@@ -388,11 +391,11 @@ class AsyncRewardClient:
         """The highest-scored response; the first of equals."""
         return Best.of(responses, (await self.rewards(prompt, responses, tools=tools)).rewards)
 
-    async def along(
+    async def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """The reward along a response."""
-        return _only(await self.rewards(prompt, [response], tools=tools, along=True))
+        """The reward at each token of a response."""
+        return _only(await self.rewards(prompt, [response], tools=tools, token_rewards=True))
 
     async def rewards(
         self,
@@ -400,10 +403,12 @@ class AsyncRewardClient:
         responses: Sequence[Text],
         *,
         tools: Tools | None = None,
-        along: bool = False,
+        token_rewards: bool = False,
     ) -> Rewards:
         """Rewards with probabilities, ranks and token counts."""
-        return await self._run(self._protocol.rewards(prompt, responses, tools=tools, along=along))
+        return await self._run(
+            self._protocol.rewards(prompt, responses, tools=tools, token_rewards=token_rewards)
+        )
 
     async def score_many(
         self,
@@ -412,12 +417,12 @@ class AsyncRewardClient:
         tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[list[float] | RequestRefusedError]:
+    ) -> list[list[float] | RequestRejectedError]:
         """One reward per response of every row."""
-        found = await self.rewards_of_many(
+        rewards = await self.rewards_of_many(
             rows, tools=tools, concurrency=concurrency, on_progress=on_progress
         )
-        return list(map(_only_rewards, found))
+        return list(map(_only_rewards, rewards))
 
     async def rewards_of_many(
         self,
@@ -426,20 +431,20 @@ class AsyncRewardClient:
         tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Rewards | RequestRefusedError]:
+    ) -> list[Rewards | RequestRejectedError]:
         """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time."""
         _check_concurrency(concurrency)
         rows = check_rows(rows)
         counter = _Counter(len(rows), on_progress)
-        found: list[Rewards | RequestRefusedError | None] = [None] * len(rows)
+        rewards: list[Rewards | RequestRejectedError | None] = [None] * len(rows)
         left = iter(enumerate(rows))
 
         async def work() -> None:
             for place, row in left:
                 try:
-                    found[place] = await self.rewards(*row, tools=tools)
-                except RequestRefusedError as refused:
-                    found[place] = refused
+                    rewards[place] = await self.rewards(*row, tools=tools)
+                except RequestRejectedError as rejected:
+                    rewards[place] = rejected
                 counter.add()
 
         # Not a TaskGroup, whose ExceptionGroup would hide the one sentence.
@@ -450,7 +455,7 @@ class AsyncRewardClient:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return [one for one in found if one is not None]
+        return [one for one in rewards if one is not None]
 
     async def models(self) -> list[str]:
         """Names of the models that the server has, its default first."""
@@ -500,11 +505,11 @@ def _checked(url: str, retries: int) -> str:
     if retries < 0:
         raise DataError(f"retries is {retries}; give 0 or more.")
     if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url!r} is no address; give one like http://127.0.0.1:8000.")
+        raise DataError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000.")
     try:
         httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise DataError(f"{url!r} is no address ({error}); mend it.") from None
+        raise DataError(f"invalid URL {url!r}: {error}.") from None
     return url.rstrip("/")
 
 
@@ -520,26 +525,31 @@ def _check_concurrency(concurrency: int) -> None:
         raise DataError(f"concurrency is {concurrency}; give 1 or more.")
 
 
+@contextmanager
+def _as_rejection() -> Iterator[None]:
+    """What this process finds wrong is named as the server would."""
+    try:
+        yield
+    except DataError as error:
+        raise RequestRejectedError(str(error)) from None
+
+
 def _plain(text: Text, what: str) -> str | list[dict[str, Any]]:
     """A text or messages as JSON has them; ``what`` names them in errors.
 
     Raises:
-        RequestRefusedError: they are neither.
+        RequestRejectedError: they are neither.
     """
     if isinstance(text, str):
         return text
-    try:
+    with _as_rejection():
         as_messages(text, what)
-    except DataError as error:
-        raise RequestRefusedError(str(error)) from None
     return [dict(message) for message in text]
 
 
 def _plain_tools(tools: Tools | None) -> list[dict[str, Any]] | None:
-    try:
+    with _as_rejection():
         checked = as_tools(tools)
-    except DataError as error:
-        raise RequestRefusedError(str(error)) from None
     return None if checked is None else [dict(tool) for tool in checked]
 
 
@@ -547,19 +557,19 @@ def _as_json(body: Mapping[str, Any]) -> bytes:
     """The body of a request.
 
     Raises:
-        RequestRefusedError: a message holds what JSON or UTF-8 has no form for.
+        RequestRejectedError: a message holds what JSON or UTF-8 has no form for.
     """
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise RequestRefusedError(
+        raise RequestRejectedError(
             f"This cannot be sent as JSON ({error}); give texts of whole characters, and messages "
             "of plain values."
         ) from None
 
 
 def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
-    along = answer.get("along")
+    token_rewards = answer.get("token_rewards")
     return Rewards(
         model=answer["model"],
         rewards=tuple(map(float, answer["rewards"])),
@@ -567,26 +577,26 @@ def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
         ranks=tuple(map(int, answer["ranks"])),
         tokens=tuple(map(int, answer["tokens"])),
         computed_tokens=int(answer["usage"]["computed_tokens"]),
-        along=None
-        if along is None
+        token_rewards=None
+        if token_rewards is None
         else tuple(
             tuple(TokenReward(text=step["text"], reward=float(step["reward"])) for step in steps)
-            for steps in along
+            for steps in token_rewards
         ),
     )
 
 
-def _only_rewards(found: Rewards | RequestRefusedError) -> list[float] | RequestRefusedError:
-    return found if isinstance(found, RequestRefusedError) else list(found.rewards)
+def _only_rewards(rewards: Rewards | RequestRejectedError) -> list[float] | RequestRejectedError:
+    return rewards if isinstance(rewards, RequestRejectedError) else list(rewards.rewards)
 
 
-def _only(found: Rewards) -> list[TokenReward]:
-    assert found.along is not None, "asked for, so answered"
-    return list(found.along[0])
+def _only(rewards: Rewards) -> list[TokenReward]:
+    assert rewards.token_rewards is not None, "asked for, so answered"
+    return list(rewards.token_rewards[0])
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says of its refusal; a proxy's page says no more than its status."""
+    """What the server says of its rejection; a proxy's page says no more than its status."""
     try:
         said = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

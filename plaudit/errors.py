@@ -56,7 +56,7 @@ class ServerError(PlauditError):
         self.request_id = request_id
 
 
-class RequestRefusedError(ServerError, DataError):
+class RequestRejectedError(ServerError, DataError):
     """A reward server cannot score what it was sent."""
 
 

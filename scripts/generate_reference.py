@@ -145,8 +145,8 @@ def _columns(width: int) -> Iterator[None]:
 
 def http_reference() -> str:
     """Every protocol of the server: where, what is asked, what is answered."""
+    from plaudit.serving.errors import STATUS
     from plaudit.serving.protocols.table import PROTOCOLS
-    from plaudit.serving.rejection import STATUS
 
     parts = ["# HTTP", NOTICE, _http_introduction()]
     for protocol in PROTOCOLS.values():

@@ -16,9 +16,9 @@ import uvicorn
 from plaudit.serving.app import build_app
 from plaudit.serving.engine import Engine
 from plaudit.serving.prometheus import Metrics
-from plaudit.serving.served import Served, open_served
+from plaudit.serving.served_model import ServedModel, open_served
 from plaudit.serving.server import configure
-from plaudit.serving.settings import ModelSource, Settings
+from plaudit.serving.settings import ModelSource, ServerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Running:
         return httpx.get(f"{self.url}{path}", timeout=60, **options)
 
     @property
-    def model(self) -> Served:
+    def model(self) -> ServedModel:
         return self.engine.models[0]
 
 
@@ -44,7 +44,7 @@ class Running:
 def running(*folders: Path, token: str | None = None, **settings: Any) -> Iterator[Running]:
     """Serve the folders under their own names until the block ends."""
     sources = tuple(ModelSource(name=folder.name, path=str(folder)) for folder in folders)
-    chosen = replace(Settings(models=sources, port=0), **settings)
+    chosen = replace(ServerSettings(models=sources, port=0), **settings)
     engine = Engine(chosen, [open_served(source, chosen) for source in sources], Metrics())
     app = build_app(engine, token=token)
     server = uvicorn.Server(configure(app, chosen))

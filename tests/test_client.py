@@ -19,7 +19,7 @@ import pytest
 
 from plaudit.client import AsyncRewardClient, Protocol, RewardClient, Send, Wait
 from plaudit.data.formats.values import check_responses, check_rows
-from plaudit.errors import DataError, PlauditError, RequestRefusedError, ServerError
+from plaudit.errors import DataError, PlauditError, RequestRejectedError, ServerError
 
 ANSWER = {
     "model": "first",
@@ -99,7 +99,8 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
     assert server.seen[0]["headers"]["Authorization"] == "Bearer secret"
     assert {seen["path"] for seen in server.seen} == {"/v1/rewards"}
     assert server.seen[2]["body"] == {
-        "prompt": "p", "responses": ["a", "b"], "tools": None, "along": False, "model": "first",
+        "prompt": "p", "responses": ["a", "b"], "tools": None, "model": "first",
+        "token_rewards": False,
     }  # fmt: skip
 
 
@@ -123,9 +124,9 @@ def test_the_asynchronous_client_asks_again_too() -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, RequestRefusedError),
-        (413, RequestRefusedError),
-        (422, RequestRefusedError),
+        (400, RequestRejectedError),
+        (413, RequestRejectedError),
+        (422, RequestRejectedError),
         (401, ServerError),
         (404, ServerError),
         (500, ServerError),
@@ -140,7 +141,7 @@ def test_what_will_not_change_is_not_asked_again(status: int, kind: type[ServerE
         client.score("p", ["a"])
     assert type(caught.value) is kind
     assert (caught.value.status, caught.value.request_id) == (status, "r1")
-    assert isinstance(caught.value, DataError) == (kind is RequestRefusedError)
+    assert isinstance(caught.value, DataError) == (kind is RequestRejectedError)
     assert "\n" not in str(caught.value)
     assert len(server.seen) == 1
 
@@ -181,7 +182,7 @@ def test_an_answer_that_is_none_of_ours(body: Any) -> None:
 def waits(*replies: httpx2.Response | httpx2.TransportError, seed: int = 0) -> list[float]:
     """The pauses between these replies; the last one ends the talk."""
     protocol = Protocol(url="http://x", model=None, retries=50, chance=random.Random(seed))
-    talk = protocol.rewards("p", ["a"], along=False)
+    talk = protocol.rewards("p", ["a"], token_rewards=False)
     pauses = []
     step = next(talk)
     for reply in replies:
@@ -297,14 +298,14 @@ def test_both_clients_check_before_they_send() -> None:
             with pytest.raises(DataError, match="responses is None"):
                 ask("p", None)
             with pytest.raises(
-                RequestRefusedError, match=r"^responses\[1\] is null; expected text"
+                RequestRejectedError, match=r"^responses\[1\] is null; expected text"
             ):
                 ask("p", ["a", None])
-            with pytest.raises(RequestRefusedError, match=r"^tools\[0\] is text; expected an obj"):
+            with pytest.raises(RequestRejectedError, match=r"^tools\[0\] is text; expected an obj"):
                 ask("p", ["a"], tools=["clock"])
         with pytest.raises(DataError, match=r"rows\[0\]: responses is empty"):
             client.score_many([("p", [])])
         (row,) = client.score_many([([{"content": "p"}], ["a"])])
         assert str(row).startswith("prompt[0] has no role")
-        with pytest.raises(RequestRefusedError, match=r"^b is null; expected"):
+        with pytest.raises(RequestRejectedError, match=r"^b is null; expected"):
             client.prefer("p", "a", None)

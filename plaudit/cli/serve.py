@@ -57,11 +57,11 @@ def serve(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Answer HTTP requests for rewards until stopped."""
-    refuse_without_extra()
+    check_extra()
     from plaudit.cli.printing import quiet_console, silence_weight_loading
-    from plaudit.serving.settings import Settings, host_names, model_sources
+    from plaudit.serving.settings import ServerSettings, host_names, model_sources
 
-    settings = Settings(
+    settings = ServerSettings(
         models=model_sources(models),
         host=host,
         port=port,
@@ -105,7 +105,7 @@ def serve(
         serve(settings, engine, listening, on_listening=partial(say, f"Serving {names}"))
 
 
-def refuse_without_extra() -> None:
+def check_extra() -> None:
     """The HTTP libraries come with an extra.
 
     Raises:

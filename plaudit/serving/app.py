@@ -1,7 +1,7 @@
-"""The HTTP application: the table of protocols and the models' own routes, behind the gate."""
+"""The HTTP application: protocols, models, probes and the page, behind the request middleware."""
 
-# No `from __future__ import annotations`: FastAPI reads the endpoint's annotations, and those of a
-# protocol are values of its row.
+# No `from __future__ import annotations`: FastAPI reads the annotations of endpoints, and those of
+# a protocol are values of its row.
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,30 +19,33 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from plaudit import __version__
 from plaudit.errors import PlauditError
-from plaudit.serving.body import parse_body
-from plaudit.serving.engine import Engine, Outcome
-from plaudit.serving.errors import documented, from_status
-from plaudit.serving.middleware import Exchange, Gate, failure
-from plaudit.serving.page import add_page
+from plaudit.serving.engine import Engine, Turn
+from plaudit.serving.errors import RejectionError, documented, from_status
+from plaudit.serving.middleware import Exchange, RequestMiddleware, failure
 from plaudit.serving.prometheus import CONTENT_TYPE
-from plaudit.serving.protocols.records import Ask, Dialogue, Protocol, Scored, Step
+from plaudit.serving.protocols.records import (
+    Dialogue,
+    Protocol,
+    ScoreRequest,
+    ScoreResult,
+    parse_body,
+)
 from plaudit.serving.protocols.table import PROTOCOLS
-from plaudit.serving.queue import costs_of
-from plaudit.serving.rejection import RefusalError
-from plaudit.serving.served import Served, facts_of
-from plaudit.serving.settings import Settings
-from plaudit.types import IntArray
+from plaudit.serving.scheduler import token_costs
+from plaudit.serving.served_model import ServedModel, metadata_of
+from plaudit.serving.settings import ServerSettings
+from plaudit.types import IntArray, Text, TokenReward
 
 CLIENT_HEADER = "x-client-id"
 TIMEOUT_HEADER = "x-request-timeout"
 PARSED_ON_LOOP = 1 << 16
 """Bytes of a body up to which parsing takes less than a millisecond or two."""
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Health(BaseModel):
@@ -65,8 +69,8 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class ModelFacts(BaseModel):
-    """A model's facts; ``evaluation`` is from its metrics.json, null where there is none."""
+class ModelMetadata(BaseModel):
+    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
 
     id: str
     object: str
@@ -93,7 +97,7 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     """The ASGI application. Starting it starts the engine, stopping it drains the engine."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, ServerSettings]]:
         engine.start()
         yield {"settings": engine.settings}
         await engine.stop()
@@ -113,13 +117,19 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     _add_models(app, engine)
     _add_probes(app, engine)
     add_page(app, lambda name: engine.model(name, exact=True).source, token=token is not None)
-    app.add_exception_handler(RefusalError, _on_refusal)
-    app.add_exception_handler(PlauditError, _on_refusal)
+    app.add_exception_handler(RejectionError, _on_rejection)
+    app.add_exception_handler(PlauditError, _on_rejection)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
     named = {path: protocol.name for protocol in PROTOCOLS.values() for path in protocol.paths}
     others = {path: path.strip("/") for path in ("/health", "/ready", "/metrics", "/v1/models")}
-    return Gate(app, engine=engine, token=token, protocol_of={**named, **others})
+    return RequestMiddleware(
+        app,
+        engine=engine,
+        token=token,
+        open_paths=OPEN_PATHS,
+        protocol_of={**named, **others},
+    )
 
 
 # ---- scoring -------------------------------------------------------------------------------------
@@ -130,11 +140,11 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
     parser = TypeAdapter(protocol.request)
 
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
-        ask = await _off_loop(engine, request, partial(protocol.read, body))
-        name = model or ask.model
+        wanted = await _off_loop(engine, request, partial(protocol.read, body))
+        name = model or wanted.model
         with engine.accepted():
             served = engine.model(name, exact=protocol.exact_model or model is not None)
-            scored = await until_gone(request, scored_ask(engine, served, ask, request))
+            scored = await until_gone(request, score_request(engine, served, wanted, request))
         answer = protocol.answer(body, scored)
         return Response(dump(answer, exclude_none=False), media_type="application/json")
 
@@ -178,59 +188,48 @@ async def _whole_body(request: Request) -> bytes:
     try:
         return await request.body()
     except ClientDisconnect:
-        raise RefusalError("client_gone", "The client hung up.") from None
+        raise RejectionError("client_gone", "The client hung up.") from None
 
 
-async def _off_loop(engine: Engine, request: Request, work: Callable[[], Found]) -> Found:
+async def _off_loop(engine: Engine, request: Request, work: Callable[[], Result]) -> Result:
     """The result of work whose time grows with the body's size."""
     if _exchange(request).body_bytes <= PARSED_ON_LOOP:
         return work()
     return await engine.parse(work, deadline=_deadline(engine, request))
 
 
-async def scored_ask(engine: Engine, served: Served, ask: Ask, request: Request) -> Scored:
+async def score_request(
+    engine: Engine, served: ServedModel, wanted: ScoreRequest, request: Request
+) -> ScoreResult:
     """The one path from any protocol's request to rewards."""
     began = time.monotonic()
-    exchange = _exchange(request)
-    deadline = _deadline(engine, request)
-    client = _client(request)
+    turn = Turn(client=_client(request), deadline=_deadline(engine, request))
     limit = engine.settings.max_conversations
-    asked = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in ask.parts)
-    if asked > limit:
-        raise RefusalError(
-            "bad_request", f"{asked} conversations are over {limit}; send fewer at once."
+    count = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in wanted.parts)
+    if count > limit:
+        raise RejectionError(
+            "bad_request", f"{count} conversations are over {limit}; send fewer at once."
         )
-    encoded, costs = await engine.encode(lambda: _encoded(served, ask), deadline=deadline)
+
+    def encode() -> tuple[list[list[IntArray]], list[int]]:
+        encoded = served.encode(wanted)
+        return encoded, token_costs([ids for part in encoded for ids in part])
+
+    encoded, costs = await engine.encode(encode, deadline=turn.deadline)
     sequences = [ids for part in encoded for ids in part]
-    outcome = await engine.score(served, sequences, costs, client=client, deadline=deadline)
-    along = None
-    if ask.along:
-        along = await _along(engine, served, ask, encoded, client, deadline)
-    exchange.facts = {
+    outcome = await engine.score(served, sequences, costs, turn)
+    token_rewards = None
+    if wanted.token_rewards:
+        token_rewards = await _token_rewards(engine, served, wanted, encoded, turn)
+    _exchange(request).fields = {
         "model": served.name,
-        "conversations": asked,
+        "conversations": count,
         "tokens": sum(map(len, sequences)),
         "computed": outcome.computed,
         "cached": outcome.cached,
     }
-    return _scored(served, encoded, outcome, along, time.monotonic() - began)
-
-
-def _encoded(served: Served, ask: Ask) -> tuple[list[list[IntArray]], list[int]]:
-    """Ids per part of the request, and the cost of every conversation; for the encoding thread."""
-    encoded = served.encode(ask)
-    return encoded, costs_of([ids for part in encoded for ids in part])
-
-
-def _scored(
-    served: Served,
-    encoded: Sequence[Sequence[IntArray]],
-    outcome: Outcome,
-    along: tuple[tuple[Step, ...], ...] | None,
-    seconds: float,
-) -> Scored:
     rewards = iter(outcome.rewards)
-    return Scored(
+    return ScoreResult(
         id=uuid.uuid4().hex,
         model=served.name,
         created=int(time.time()),
@@ -238,37 +237,36 @@ def _scored(
         rewards=tuple(tuple(next(rewards) for _ in part) for part in encoded),
         tokens=tuple(tuple(len(ids) for ids in part) for part in encoded),
         computed=outcome.computed,
-        seconds=seconds,
-        along=along,
+        seconds=time.monotonic() - began,
+        token_rewards=token_rewards,
     )
 
 
-async def _along(
+async def _token_rewards(
     engine: Engine,
-    served: Served,
-    ask: Ask,
+    served: ServedModel,
+    wanted: ScoreRequest,
     encoded: Sequence[Sequence[IntArray]],
-    client: str,
-    deadline: float,
-) -> tuple[tuple[Step, ...], ...]:
-    found = []
-    for part, sequences in zip(ask.parts, encoded, strict=True):
+    turn: Turn,
+) -> tuple[tuple[TokenReward, ...], ...]:
+    """Per-token rewards of every response, each computed in the model's thread."""
+
+    def compute(prompt: Text, response: Text) -> tuple[TokenReward, ...]:
+        try:
+            steps = tuple(served.model.token_rewards(prompt, response))
+        except PlauditError as error:
+            raise RejectionError("bad_request", str(error), param="token_rewards") from None
+        if not np.isfinite([step.reward for step in steps]).all():
+            raise RejectionError("reward_not_finite", "A per-token reward is not finite.")
+        return steps
+
+    computed = []
+    for part, sequences in zip(wanted.parts, encoded, strict=True):
         assert isinstance(part, Dialogue)
         for response, ids in zip(part.responses, sequences, strict=True):
-
-            def walk(prompt: Any = part.prompt, answer: Any = response) -> tuple[Step, ...]:
-                try:
-                    rewards = served.model.token_rewards(prompt, answer)
-                except PlauditError as error:
-                    raise RefusalError("bad_request", str(error), param="along") from None
-                if not np.isfinite([step.reward for step in rewards]).all():
-                    raise RefusalError("reward_not_finite", "A reward along the way is not finite.")
-                return tuple(Step(text=step.text, reward=step.reward) for step in rewards)
-
-            found.append(
-                await engine.call(served, walk, cost=ids, client=client, deadline=deadline)
-            )
-    return tuple(found)
+            work = partial(compute, part.prompt, response)
+            computed.append(await engine.call(served, work, ids, turn))
+    return tuple(computed)
 
 
 def _client(request: Request) -> str:
@@ -293,7 +291,7 @@ def _timeout(engine: Engine, request: Request) -> float:
     except ValueError:
         seconds = float("nan")
     if not 0 < seconds < float("inf"):
-        raise RefusalError(
+        raise RejectionError(
             "bad_request",
             f"{TIMEOUT_HEADER} is not a positive number of seconds.",
             param=TIMEOUT_HEADER,
@@ -301,11 +299,11 @@ def _timeout(engine: Engine, request: Request) -> float:
     return min(most, seconds)
 
 
-async def until_gone(request: Request, work: Awaitable[Found]) -> Found:
+async def until_gone(request: Request, work: Awaitable[Result]) -> Result:
     """The result of ``work``, which is cancelled when the client hangs up.
 
     Raises:
-        RefusalError: the client is gone, so that nobody reads an answer.
+        RejectionError: the client is gone, so that nobody reads an answer.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -313,7 +311,7 @@ async def until_gone(request: Request, work: Awaitable[Found]) -> Found:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise RefusalError("client_gone", "The client hung up.")
+        raise RejectionError("client_gone", "The client hung up.")
     finally:
         gone.cancel()
         if not task.done():
@@ -332,31 +330,31 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models", tags=["models"], operation_id="models")
     async def models() -> ModelList:
         """The models served, as OpenAI's clients list them."""
-        facts = [facts_of(served) for served in engine.models]
-        cards = [ModelCard(id=one["id"], created=one["created"]) for one in facts]
+        known = [metadata_of(served) for served in engine.models]
+        cards = [ModelCard(id=one["id"], created=one["created"]) for one in known]
         return ModelList(data=cards)
 
     @app.get("/v1/models/{name}", tags=["models"], operation_id="model")
-    async def model(name: str) -> ModelFacts:
-        """One model's facts."""
-        return ModelFacts(**facts_of(engine.model(name, exact=True)))
+    async def model(name: str) -> ModelMetadata:
+        """One model's metadata."""
+        return ModelMetadata(**metadata_of(engine.model(name, exact=True)))
 
     @app.post("/v1/models/{name}/reload", tags=["models"], operation_id="reload")
-    async def reload(name: str, request: Request) -> ModelFacts:
+    async def reload(name: str, request: Request) -> ModelMetadata:
         """Load the model's folder again; the old version answers until the new one can."""
         # A browser says where a request comes from; a foreign page may not make the server work.
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise RefusalError("forbidden", "Another site's page may not reload a model.")
+            raise RejectionError("forbidden", "Another site's page may not reload a model.")
         if engine.settings.workers > 1:
-            raise RefusalError(
+            raise RejectionError(
                 "conflict", "This server has several workers; send SIGHUP to the first process."
             )
         try:
-            return ModelFacts(**facts_of(await engine.reload(name)))
-        except RefusalError:
+            return ModelMetadata(**metadata_of(await engine.reload(name)))
+        except RejectionError:
             raise
         except PlauditError as error:
-            raise RefusalError("conflict", f"The old version stays: {error}") from None
+            raise RejectionError("conflict", f"The old version stays: {error}") from None
 
 
 def _add_probes(app: FastAPI, engine: Engine) -> None:
@@ -364,14 +362,14 @@ def _add_probes(app: FastAPI, engine: Engine) -> None:
     async def health() -> Health:
         """Whether the process can work at all."""
         if not engine.alive:
-            raise RefusalError("unavailable", "The engine has ended; restart the server.")
+            raise RejectionError("unavailable", "The engine has ended; restart the server.")
         return Health(status="ok", models=[served.name for served in engine.models])
 
     @app.get("/ready", tags=["server"], operation_id="ready")
     async def ready() -> Health:
         """Whether to send requests here; not while the server drains."""
         if engine.draining or not engine.alive:
-            raise RefusalError("unavailable", "The server is stopping.", retry_after=5)
+            raise RejectionError("unavailable", "The server is stopping.", retry_after=5)
         return Health(status="ok", models=[served.name for served in engine.models])
 
     @app.get("/metrics", tags=["server"], operation_id="metrics", response_class=Response)
@@ -388,19 +386,100 @@ def _exchange(request: Request) -> Exchange:
     return exchange
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    refusal = error if isinstance(error, RefusalError) else RefusalError("bad_request", str(error))
-    return _exchange(request).refuse(refusal)
+async def _on_rejection(request: Request, error: Exception) -> Response:
+    rejection = (
+        error if isinstance(error, RejectionError) else RejectionError("bad_request", str(error))
+    )
+    return _exchange(request).reject(rejection)
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:
-    # Starlette raises it again after this answer, and the gate logs it.
-    return _exchange(request).refuse(failure())
+    # Starlette raises it again after this answer, and the middleware logs it.
+    return _exchange(request).reject(failure())
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _exchange(request).refuse(from_status(error.status_code, str(error.detail)))
+    response = _exchange(request).reject(from_status(error.status_code, str(error.detail)))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
+
+
+STATIC = Path(__file__).parent / "static"
+
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# Read once: what a package holds does not change while it runs.
+_FILES = {path.name: path for path in sorted(STATIC.iterdir()) if path.suffix in _KINDS}
+
+PAGE_PATHS = frozenset({"/", "/docs", "/page.json", *(f"/static/{name}" for name in _FILES)})
+"""What a browser loads before it can ask for a token. None of it says anything of a model."""
+
+OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
+"""Answered without the token: probes of a supervisor, and the page, which holds no data."""
+
+PAPERS = {"report": ("report.html", "text/html"), "card": ("README.md", "text/plain")}
+"""What may lie beside a model: its file, and as what it is sent."""
+
+_NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_ITS_OWN = "script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+PAGE_POLICY = f"{_NOTHING_ELSE}; {_ITS_OWN}"
+PAPER_POLICY = (
+    f"{_NOTHING_ELSE}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "sandbox allow-scripts allow-popups"
+)
+"""A report has its styles, pictures and one script inside it; its own policy allows that script by
+its hash. Whatever runs there has no origin, so it reaches neither the server nor the page's token.
+"""
+
+
+def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> None:
+    """Add the page's routes.
+
+    ``source_of`` gives the folder or Hub id of a served model and raises for other names; ``token``
+    says whether requests need one, so that the page asks for it before it is refused.
+    """
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _file(_FILES["index.html"])
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _file(_FILES["docs.html"])
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        if name not in _FILES:
+            raise HTTPException(404, "There is no such file.")
+        return _file(_FILES[name])
+
+    @app.get("/page.json", include_in_schema=False)
+    async def settings() -> Response:
+        return JSONResponse({"token": token}, headers=_headers(PAGE_POLICY))
+
+    @app.get("/models/{name}/{paper}", include_in_schema=False)
+    async def paper(name: str, paper: str) -> Response:
+        """What lies beside a model: ``report`` is its HTML report, ``card`` its model card."""
+        folder = Path(source_of(name))
+        if paper not in PAPERS:
+            raise HTTPException(404, f"Expected one of {', '.join(PAPERS)}.")
+        file, kind = PAPERS[paper]
+        if not (folder / file).is_file():
+            raise HTTPException(404, f"No {file} lies beside this model.")
+        return FileResponse(folder / file, media_type=kind, headers=_headers(PAPER_POLICY))
+
+
+def _file(path: Path) -> Response:
+    return FileResponse(path, media_type=_KINDS[path.suffix], headers=_headers(PAGE_POLICY))
+
+
+def _headers(policy: str) -> dict[str, Any]:
+    return {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        # Asked for again each time, answered 304 while it has not changed.
+        "cache-control": "no-cache",
+    }

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from plaudit.serving.batch import score_slices
+from plaudit.serving.errors import RejectionError
 from plaudit.serving.prometheus import Metrics
-from plaudit.serving.queue import FairQueue, Job, Slice
-from plaudit.serving.rejection import RefusalError
-from plaudit.serving.served import Served, open_served
-from plaudit.serving.settings import ModelSource, Settings
+from plaudit.serving.scheduler import FairQueue, Job, Slice, score_slices
+from plaudit.serving.served_model import ServedModel, open_served
+from plaudit.serving.settings import ModelSource, ServerSettings
 from plaudit.types import IntArray
 
 logger = logging.getLogger("plaudit.serving")
@@ -35,7 +34,15 @@ CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16_384
 LONGEST_RETRY = 60
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Whose turn a request takes, and until when (monotonic seconds) it may take."""
+
+    client: str
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +57,15 @@ class Outcome:
 class Engine:
     """Loaded models, the queue before them and the thread that runs them."""
 
-    def __init__(self, settings: Settings, served: Sequence[Served], metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServerSettings, served: Sequence[ServedModel], metrics: Metrics
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.draining = False
         self._served = {one.name: one for one in served}
         self._default = served[0].name
-        self._queue: FairQueue[Served] = FairQueue(settings.max_waiting_tokens)
+        self._queue: FairQueue[ServedModel] = FairQueue(settings.max_waiting_tokens)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="plaudit-parse")
         self._loading = asyncio.Lock()
@@ -92,21 +101,21 @@ class Engine:
         return self._thread.is_alive()
 
     @property
-    def models(self) -> tuple[Served, ...]:
+    def models(self) -> tuple[ServedModel, ...]:
         return tuple(self._served.values())
 
-    def model(self, name: str | None, *, exact: bool) -> Served:
+    def model(self, name: str | None, *, exact: bool) -> ServedModel:
         """The model that a request names, or the first one.
 
         Where one model is served, clients of other tools may call it anything (not ``exact``).
 
         Raises:
-            RefusalError: several models, and none of that name.
+            RejectionError: several models, and none of that name.
         """
         if name is None or (not exact and len(self._served) == 1):
             return self._served[self._default]
         if name not in self._served:
-            raise RefusalError(
+            raise RejectionError(
                 "model_not_found",
                 f"No model of that name is served; expected one of {', '.join(self._served)}.",
                 param="model",
@@ -118,7 +127,7 @@ class Engine:
         """A place for one request until it is answered.
 
         Raises:
-            RefusalError: all places are taken.
+            RejectionError: all places are taken.
         """
         if self._accepted >= self.settings.max_requests:
             raise self._overloaded("requests")
@@ -128,106 +137,96 @@ class Engine:
         finally:
             self._accepted -= 1
 
-    async def parse(self, work: Callable[[], Found], *, deadline: float) -> Found:
+    async def parse(self, work: Callable[[], Result], *, deadline: float) -> Result:
         """Run parsing of a large body in a thread, one at a time, so that others have turns.
 
         Raises:
-            RefusalError: time ran out.
+            RejectionError: time ran out.
         """
         loop = asyncio.get_running_loop()
         return await self._in_time(loop.run_in_executor(self._parser, work), deadline)
 
-    async def encode(self, work: Callable[[], Found], *, deadline: float) -> Found:
+    async def encode(self, work: Callable[[], Result], *, deadline: float) -> Result:
         """Run encoding in its own thread: tokenizers are not made for several at once.
 
         Raises:
-            RefusalError: time ran out, for example behind a request of many megabytes.
+            RejectionError: time ran out, for example behind a request of many megabytes.
         """
         loop = asyncio.get_running_loop()
         return await self._in_time(loop.run_in_executor(self._encoder, work), deadline)
 
     async def score(
         self,
-        served: Served,
+        served: ServedModel,
         sequences: Sequence[IntArray],
         costs: Sequence[int],
-        *,
-        client: str,
-        deadline: float,
+        turn: Turn,
     ) -> Outcome:
         """Rewards of whole conversations, whose ``costs`` encoding has worked out.
 
         Raises:
-            RefusalError: the queue is full, time ran out, or a reward is not finite.
+            RejectionError: the queue is full, time ran out, or a reward is not finite.
         """
         if not sequences:
             return Outcome(rewards=(), computed=0, cached=0)
-        job = await self._done(served, sequences, costs, client, deadline, action=None)
+        job = await self._run_job(served, sequences, costs, turn)
         return Outcome(rewards=tuple(job.rewards), computed=job.computed, cached=job.cached)
 
     async def call(
-        self,
-        served: Served,
-        action: Callable[[], Found],
-        *,
-        cost: IntArray,
-        client: str,
-        deadline: float,
-    ) -> Found:
-        """Run ``action`` in the model's thread when its turn comes; ``cost`` are its tokens."""
-        job = await self._done(served, [cost], [len(cost)], client, deadline, action=action)
-        found: Found = job.result
-        return found
+        self, served: ServedModel, action: Callable[[], Result], ids: IntArray, turn: Turn
+    ) -> Result:
+        """Run ``action``, which computes on ``ids``, in the model's thread when its turn comes."""
+        job = await self._run_job(served, [ids], [len(ids)], turn, action)
+        result: Result = job.result
+        return result
 
-    async def _done(
+    async def _run_job(
         self,
-        served: Served,
+        served: ServedModel,
         sequences: Sequence[IntArray],
         costs: Sequence[int],
-        client: str,
-        deadline: float,
-        *,
-        action: Callable[[], Any] | None,
-    ) -> Job[Served]:
+        turn: Turn,
+        action: Callable[[], Any] | None = None,
+    ) -> Job[ServedModel]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
-        def finish(_: Job[Served], refusal: RefusalError | None) -> None:
-            loop.call_soon_threadsafe(_settle, future, refusal)
+        def finish(_: Job[ServedModel], rejection: RejectionError | None) -> None:
+            loop.call_soon_threadsafe(_settle, future, rejection)
 
         job = Job(
             owner=served,
-            client=client,
+            client=turn.client,
             sequences=sequences,
             costs=list(costs),
-            deadline=deadline,
+            deadline=turn.deadline,
             finish=finish,
             action=action,
         )
         if not self._queue.put(job):
             raise self._overloaded("tokens")
         try:
-            await self._in_time(future, deadline)
-        except (asyncio.CancelledError, RefusalError):
+            await self._in_time(future, turn.deadline)
+        except (asyncio.CancelledError, RejectionError):
             # Of a request that failed in one batch, the rest may be waiting for another.
             self._queue.discard(job)
             raise
         return job
 
-    async def _in_time(self, work: Awaitable[Found], deadline: float) -> Found:
+    async def _in_time(self, work: Awaitable[Result], deadline: float) -> Result:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
                 return await work
         except TimeoutError:
-            raise RefusalError(
+            raise RejectionError(
                 "deadline_exceeded",
                 "The request's time ran out; try again, ask for less, or allow more time.",
                 retry_after=self._retry_after(),
             ) from None
 
-    def _overloaded(self, what: str) -> RefusalError:
-        return RefusalError(
+    def _overloaded(self, what: str) -> RejectionError:
+        return RejectionError(
             "overloaded",
             f"Too many {what} are waiting already; try again later.",
             retry_after=self._retry_after(),
@@ -240,22 +239,22 @@ class Engine:
 
     # ---- new versions ----------------------------------------------------------------------------
 
-    async def reload(self, name: str) -> Served:
+    async def reload(self, name: str) -> ServedModel:
         """Load a model's folder again; the version that is there answers until the new one can.
 
         Raises:
-            RefusalError: no such model, or it is being loaded already.
+            RejectionError: no such model, or it is being loaded already.
             ModelError: the new version cannot be loaded; the old one stays.
         """
         old = self.model(name, exact=True)
         if name in self._reloading:
-            raise RefusalError("conflict", f"{name} is being loaded already.", retry_after=5)
+            raise RejectionError("conflict", f"{name} is being loaded already.", retry_after=5)
         self._reloading.add(name)
         try:
             source = ModelSource(name=name, path=old.source)
             load = partial(open_served, source, self.settings, version=old.version + 1)
             async with self._loading:
-                with passing_thread() as thread:
+                with loading_thread() as thread:
                     new = await asyncio.get_running_loop().run_in_executor(thread, load)
         finally:
             self._reloading.discard(name)
@@ -266,7 +265,7 @@ class Engine:
             later = asyncio.get_running_loop().call_later
             later(self.settings.request_timeout, freeze_heap)
         self.metrics.loaded(name, new.version)
-        logger.info("model_loaded", extra={"facts": {"model": name, "version": new.version}})
+        logger.info("model_loaded", extra={"fields": {"model": name, "version": new.version}})
         return new
 
     # ---- the thread that owns the models ---------------------------------------------------------
@@ -286,7 +285,7 @@ class Engine:
                 _fail(slices)
             expected = len({id(part.job) for part in slices})
 
-    def _score(self, slices: Sequence[Slice[Served]]) -> None:
+    def _score(self, slices: Sequence[Slice[ServedModel]]) -> None:
         began = time.monotonic()
         actions = [part for part in slices if part.job.action is not None]
         plain = [part for part in slices if part.job.action is None]
@@ -306,21 +305,21 @@ class Engine:
         for part in actions:
             self._act(part.job)
 
-    def _act(self, job: Job[Served]) -> None:
+    def _act(self, job: Job[ServedModel]) -> None:
         """Do what a job asks; where that fails, once more with nothing kept: it may be memory."""
         assert job.action is not None
-        refusal = _tried(job, job.action)
-        if refusal is not None and refusal.kind == "internal_error":
+        rejection = _attempt(job, job.action)
+        if rejection is not None and rejection.kind == "internal_error":
             self._free(job.owner)
-            refusal = _tried(job, job.action)
+            rejection = _attempt(job, job.action)
         job.over = True
-        job.finish(job, refusal)
+        job.finish(job, rejection)
 
-    def _free(self, owner: Served) -> None:
+    def _free(self, owner: ServedModel) -> None:
         """Give back what all models keep of what they have read; ``owner`` may be replaced."""
         for served in {owner, *self._served.values()}:
-            if served.states is not None:
-                served.states.clear()
+            if served.prefix_cache is not None:
+                served.prefix_cache.clear()
 
 
 def freeze_heap() -> None:
@@ -335,7 +334,7 @@ def freeze_heap() -> None:
 
 
 @contextmanager
-def passing_thread() -> Iterator[ThreadPoolExecutor]:
+def loading_thread() -> Iterator[ThreadPoolExecutor]:
     """A thread to load models in, which ends when that is done; who leaves early does not wait.
 
     Every thread that computes with torch keeps OpenMP threads of its own until it ends. Once a
@@ -349,28 +348,28 @@ def passing_thread() -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=False)
 
 
-def _tried(job: Job[Served], action: Callable[[], Any]) -> RefusalError | None:
+def _attempt(job: Job[ServedModel], action: Callable[[], Any]) -> RejectionError | None:
     """Put the action's result into the job, or give the reason why there is none."""
     try:
         job.result = action()
-    except RefusalError as error:
+    except RejectionError as error:
         return error
     except Exception:
         logger.exception("action_failed")
-        return RefusalError("internal_error", "The model failed; see the log.")
+        return RejectionError("internal_error", "The model failed; see the log.")
     return None
 
 
-def _fail(slices: Sequence[Slice[Served]]) -> None:
+def _fail(slices: Sequence[Slice[ServedModel]]) -> None:
     for job in {id(part.job): part.job for part in slices if not part.job.over}.values():
         job.over = True
-        job.finish(job, RefusalError("internal_error", "The server failed; see its log."))
+        job.finish(job, RejectionError("internal_error", "The server failed; see its log."))
 
 
-def _settle(future: asyncio.Future[None], refusal: RefusalError | None) -> None:
+def _settle(future: asyncio.Future[None], rejection: RejectionError | None) -> None:
     if future.done():
         return
-    if refusal is None:
+    if rejection is None:
         future.set_result(None)
     else:
-        future.set_exception(refusal)
+        future.set_exception(rejection)

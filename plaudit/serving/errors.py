@@ -1,18 +1,67 @@
-"""Error bodies: ``{"error": {"type", "message", "param", "request_id"}}``, whatever went wrong."""
+"""Rejected requests: their kinds and statuses, and one JSON body for all of them.
+
+``{"error": {"type", "message", "param", "request_id"}}``, whatever the protocol.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from plaudit.serving.rejection import STATUS, RefusalError
+from plaudit.errors import PlauditError
+
+STATUS = {
+    "bad_request": 400,
+    "over_length": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "slow_body": 408,
+    "conflict": 409,
+    "body_too_large": 413,
+    "invalid_request": 422,
+    "reward_not_finite": 422,
+    "client_gone": 499,
+    "internal_error": 500,
+    "unavailable": 503,
+    "overloaded": 503,
+    "deadline_exceeded": 504,
+}
+"""Kinds of rejections. 4xx is the caller's to put right; 5xx may be tried again.
+
+``overloaded`` is not 429: verl gives up on every 4xx, and with it the training run.
+"""
 
 
-class ErrorFacts(BaseModel):
+@dataclass(eq=False)
+class RejectionError(PlauditError):
+    """A request that gets no rewards: ``kind`` is a row of :data:`STATUS`.
+
+    ``param`` names the part of the request, ``retry_after`` the seconds after which another try
+    makes sense.
+    """
+
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after: int | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.kind]
+
+
+class ErrorDetail(BaseModel):
     """``type`` is for programs, ``message`` for people; ``param`` names a part of the request."""
 
     type: str
@@ -24,35 +73,35 @@ class ErrorFacts(BaseModel):
 class ErrorBody(BaseModel):
     """The body of every answer that is not 2xx."""
 
-    error: ErrorFacts
+    error: ErrorDetail
 
 
-def error_response(refusal: RefusalError, request_id: str) -> Response:
-    """The refusal as an HTTP answer."""
+def error_response(rejection: RejectionError, request_id: str) -> Response:
+    """The rejection as an HTTP answer."""
     facts = {
-        "type": refusal.kind,
-        "message": refusal.message,
-        "param": refusal.param,
+        "type": rejection.kind,
+        "message": rejection.message,
+        "param": rejection.param,
         "request_id": request_id,
     }
     headers = {}
-    if refusal.retry_after is not None:
-        headers["retry-after"] = str(refusal.retry_after)
-    if refusal.kind == "unauthorized":
+    if rejection.retry_after is not None:
+        headers["retry-after"] = str(rejection.retry_after)
+    if rejection.kind == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     # ASCII: a message may name a key that UTF-8 has no form for.
     body = json.dumps({"error": facts})
-    return Response(body, refusal.status, headers, media_type="application/json")
+    return Response(body, rejection.status, headers, media_type="application/json")
 
 
-def from_status(status: int, detail: str) -> RefusalError:
+def from_status(status: int, detail: str) -> RejectionError:
     """What the framework refused: no such path, wrong method."""
     kinds = {code: kind for kind, code in reversed(STATUS.items())}
     kind = kinds.get(status, "bad_request" if status < 500 else "internal_error")
-    return RefusalError(kind, detail)
+    return RejectionError(kind, detail)
 
 
-def from_validation(error: ValidationError) -> RefusalError:
+def from_validation(error: ValidationError) -> RejectionError:
     """The first thing wrong with a body. What was sent is never repeated: it may be a prompt."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     first = errors[0]
@@ -60,7 +109,9 @@ def from_validation(error: ValidationError) -> RefusalError:
     param = _named(place)
     more = len(errors) - 1
     also = f" ({more} more)" if more else ""
-    return RefusalError("invalid_request", f"{param or 'body'}: {first['msg']}{also}.", param=param)
+    return RejectionError(
+        "invalid_request", f"{param or 'body'}: {first['msg']}{also}.", param=param
+    )
 
 
 def _named(place: Sequence[str]) -> str | None:

@@ -21,15 +21,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.serving.engine import Engine
-from plaudit.serving.errors import error_response
-from plaudit.serving.page import PAGE_PATHS
-from plaudit.serving.rejection import RefusalError
-from plaudit.serving.settings import Settings
+from plaudit.serving.errors import RejectionError, error_response
+from plaudit.serving.settings import ServerSettings
 
 logger = logging.getLogger("plaudit.serving")
-
-OPEN_PATHS = frozenset({"/health", "/ready"}) | PAGE_PATHS
-"""Answered without the token: probes of a supervisor, and the page, which holds no data."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -38,7 +33,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Exchange:
     """One request and its answer, as the log and the metrics see them.
 
-    ``kind`` is that of the refusal it got.
+    ``kind`` is that of the rejection it got.
     """
 
     request_id: str
@@ -46,16 +41,16 @@ class Exchange:
     status: int = 0
     body_bytes: int = 0
     kind: str | None = None
-    facts: dict[str, object] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
 
-    def refuse(self, refusal: RefusalError) -> Response:
-        """The refusal as the answer."""
-        self.kind = refusal.kind
-        return error_response(refusal, self.request_id)
+    def reject(self, rejection: RejectionError) -> Response:
+        """The rejection as the answer."""
+        self.kind = rejection.kind
+        return error_response(rejection, self.request_id)
 
 
-class Gate:
-    """ASGI middleware around the whole application."""
+class RequestMiddleware:
+    """ASGI middleware around the whole application; ``open_paths`` need no token."""
 
     def __init__(
         self,
@@ -63,13 +58,15 @@ class Gate:
         *,
         engine: Engine,
         token: str | None,
+        open_paths: frozenset[str],
         protocol_of: Mapping[str, str],
     ) -> None:
         self._app = app
         self._engine = engine
         self._token = token
+        self._open_paths = open_paths
         self._protocol_of = protocol_of
-        self._names = None if token is not None else own_names(engine.settings)
+        self._names = None if token is not None else allowed_names(engine.settings)
         self._inflight_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,55 +89,62 @@ class Gate:
         try:
             self._check(scope, headers)
             await self._app(scope, self._receiver(exchange, receive), send)
-        except RefusalError as refusal:
-            await self._refuse(refusal, scope, receive, send, exchange)
+        except RejectionError as rejection:
+            await self._reject(rejection, scope, receive, send, exchange)
         except Exception:
-            logger.exception("request_failed", extra={"facts": {"request_id": exchange.request_id}})
+            logger.exception(
+                "request_failed", extra={"fields": {"request_id": exchange.request_id}}
+            )
             # The framework has answered already where its error handling saw it first.
             if not exchange.status:
-                await self._refuse(failure(), scope, receive, send, exchange)
+                await self._reject(failure(), scope, receive, send, exchange)
 
-    async def _refuse(
-        self, refusal: RefusalError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    async def _reject(
+        self,
+        rejection: RejectionError,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        exchange: Exchange,
     ) -> None:
         if exchange.status:
             # The answer has begun; all that is left is to break it off.
-            raise refusal
-        await exchange.refuse(refusal)(scope, receive, send)
+            raise rejection
+        await exchange.reject(rejection)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         if self._names is not None and host_name(headers.get("host", "")) not in self._names:
-            raise RefusalError(
+            raise RejectionError(
                 "forbidden",
                 "This server has no token and answers to localhost alone; start it with "
                 "--allowed-host and the name you asked, or with --token-file.",
                 param="host",
             )
-        if self._token is not None and scope["path"] not in OPEN_PATHS:
+        if self._token is not None and scope["path"] not in self._open_paths:
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
             if kind.lower() != "bearer" or not same:
-                raise RefusalError(
+                raise RejectionError(
                     "unauthorized", "Send the server's token: Authorization: Bearer …."
                 )
         announced = headers.get("content-length", "")
         if announced.isdigit():
-            self._refuse_large(int(announced), more=int(announced))
+            self._check_size(int(announced), more=int(announced))
 
-    def _refuse_large(self, size: int, *, more: int = 0) -> None:
+    def _check_size(self, size: int, *, more: int = 0) -> None:
         """Refuse a body of ``size``, or one whose ``more`` bytes there is no room for.
 
         Raises:
-            RefusalError: it is too large, or too much is under way already.
+            RejectionError: it is too large, or too much is under way already.
         """
         settings = self._engine.settings
         if size > settings.max_body_bytes:
-            raise RefusalError(
+            raise RejectionError(
                 "body_too_large",
                 f"The body is over {settings.max_body_bytes:,} bytes; send it in parts.",
             )
         if self._inflight_bytes + more > settings.max_inflight_bytes:
-            raise RefusalError(
+            raise RejectionError(
                 "overloaded", "Too many bytes are waiting already; try again later.", retry_after=1
             )
 
@@ -157,7 +161,7 @@ class Gate:
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
             except TimeoutError:
-                raise RefusalError(
+                raise RejectionError(
                     "slow_body", f"No whole body in {settings.body_timeout:g} seconds."
                 ) from None
             if message["type"] != "http.request":
@@ -167,7 +171,7 @@ class Gate:
             exchange.body_bytes += size
             self._inflight_bytes += size
             complete = not message.get("more_body", False)
-            self._refuse_large(exchange.body_bytes)
+            self._check_size(exchange.body_bytes)
             return message
 
         return limited
@@ -189,13 +193,13 @@ class Gate:
         seconds = time.monotonic() - exchange.began
         protocol = self._protocol_of.get(scope["path"], "other")
         self._engine.metrics.answered(protocol, exchange.status, seconds)
-        why = {} if exchange.kind is None else {"refused": exchange.kind}
+        why = {} if exchange.kind is None else {"rejected": exchange.kind}
         if exchange.kind is not None:
-            self._engine.metrics.refused(exchange.kind)
+            self._engine.metrics.rejected(exchange.kind)
         logger.info(
             "request",
             extra={
-                "facts": {
+                "fields": {
                     "request_id": exchange.request_id,
                     "method": scope["method"],
                     "protocol": protocol,
@@ -203,7 +207,7 @@ class Gate:
                     "ms": round(1000 * seconds, 2),
                     "bytes": exchange.body_bytes,
                     **why,
-                    **exchange.facts,
+                    **exchange.fields,
                 }
             },
         )
@@ -213,7 +217,7 @@ LOCAL_NAMES = frozenset({"", "localhost", "127.0.0.1", "::1"})
 """Names of this machine; a request without one (HTTP/1.0) comes from no browser."""
 
 
-def own_names(settings: Settings) -> frozenset[str] | None:
+def allowed_names(settings: ServerSettings) -> frozenset[str] | None:
     """The names under which a server on loopback is asked; None where any will do.
 
     A page of any site can let its own name mean 127.0.0.1 and then read what is there (DNS
@@ -243,13 +247,13 @@ def host_name(header: str) -> str:
     return name if not behind or behind.startswith(":") else header
 
 
-def failure() -> RefusalError:
+def failure() -> RejectionError:
     """A defect of ours, as the client sees it."""
-    return RefusalError("internal_error", "The server failed on this request; see its log.")
+    return RejectionError("internal_error", "The server failed on this request; see its log.")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, event and facts. Facts never hold a text of a client."""
+    """One JSON object a line: time, level, event and fields. No field holds a client's text."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -258,9 +262,9 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        facts = record.__dict__.get("facts")
-        if isinstance(facts, dict):
-            line.update(facts)
+        fields = record.__dict__.get("fields")
+        if isinstance(fields, dict):
+            line.update(fields)
         if record.exc_info and record.exc_info[0] is not None:
             # The place, not the message: libraries put what they were given into theirs.
             line["error"] = record.exc_info[0].__name__

@@ -78,8 +78,8 @@ class Metrics:
             "Tokens not computed, since an earlier batch had read the same beginning.",
             **where,
         )
-        self._refused = Counter(
-            "plaudit_refused", "Requests refused, by reason.", ("reason",), **where
+        self._rejected = Counter(
+            "plaudit_rejected", "Requests rejected, by reason.", ("reason",), **where
         )
         gauge: dict[str, Any] = {**where, "multiprocess_mode": "livesum"}
         self._queue_jobs = Gauge("plaudit_queue_requests", "Requests that wait.", **gauge)
@@ -102,8 +102,8 @@ class Metrics:
         self._requests.labels(protocol, str(status)).inc()
         self._seconds.labels(protocol).observe(seconds)
 
-    def refused(self, reason: str) -> None:
-        self._refused.labels(reason).inc()
+    def rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
 
     def waited(self, seconds: float) -> None:
         self._waited.observe(seconds)

@@ -1,14 +1,17 @@
-"""The server process: uvicorn around the application, signals, workers."""
+"""The server process: uvicorn around the application, its connections, signals and workers."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,18 +19,169 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from filelock import FileLock, Timeout
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from plaudit.errors import PlauditError
 from plaudit.serving.app import build_app
-from plaudit.serving.connections import BoundedConnection
-from plaudit.serving.engine import Engine, freeze_heap, passing_thread
-from plaudit.serving.middleware import Gate, JsonLines
+from plaudit.serving.engine import Engine, freeze_heap, loading_thread
+from plaudit.serving.errors import RejectionError, error_response
+from plaudit.serving.middleware import JsonLines, RequestMiddleware
 from plaudit.serving.prometheus import Metrics
-from plaudit.serving.served import open_served
-from plaudit.serving.settings import Settings, SettingsError
+from plaudit.serving.served_model import open_served
+from plaudit.serving.settings import ServerSettings, SettingsError
+
+KERNEL_BUFFER = 128 * 1024
+"""Bytes of an answer that lie in the kernel. A slower client than about a third of it in
+``body_timeout`` seconds looks like one that reads nothing."""
+CLOSED_AT_ONCE = 32
+"""Connections that make room together, so that a flood does not search for each."""
+
+
+class BoundedConnection(H11Protocol):
+    """One connection. ``waits_since`` is when the server began to wait for its client; None while a
+    whole request is answered.
+
+    - Headers, and the rest of a body that nobody reads, are there within ``body_timeout`` seconds,
+      or the connection is closed (408 where something was sent).
+    - A client goes on reading its answer within ``body_timeout`` seconds (``KERNEL_BUFFER`` has the
+      slowest rate that is seen), or the connection is aborted.
+    - Beyond ``max_connections``, those that have waited longest for their client are closed, as
+      nginx does; a new connection is closed only where every other one is being answered.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The application's lifespan hands it over, in worker processes too.
+        self._settings: ServerSettings = self.app_state["settings"]
+        self._deadline: asyncio.TimerHandle | None = None
+        self._read_deadline: asyncio.TimerHandle | None = None
+        self.waits_since: float | None = time.monotonic()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and hasattr(raw, "setsockopt"):
+            # The kernel would take megabytes of an answer, and hide whether the client reads them.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER)
+        self._update()
+        if len(self.connections) > self._settings.max_connections:
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:
+            # The next request begins.
+            self.waits_since = time.monotonic()
+        super().data_received(data)
+        self._update()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_closing()
+        self._update()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._stop_watching()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        # A connection that is closing is watched until the client has read the last of its answer.
+        if not self.transport.is_closing():
+            self._stop_watching()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_closing()
+
+    def _watch_closing(self) -> None:
+        """Closing waits until the client has read all of its answer."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """Abort the connection as soon as ``body_timeout`` seconds pass in which nothing is read.
+
+        Nothing is written meanwhile, so what waits to be sent shrinks where the client reads.
+        """
+        self._stop_watching()
+        waiting = self.transport.get_write_buffer_size()
+        self._read_deadline = self._later(lambda: self._check_reader(waiting))
+
+    def _check_reader(self, waiting: int) -> None:
+        if self.transport.get_write_buffer_size() < waiting:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+            self._read_deadline = None
+
+    def _update(self) -> None:
+        """Start or stop waiting for the client, after something came or was answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        if not answered and not self.cycle.more_body:
+            self.waits_since = None
+        elif self.waits_since is None:
+            self.waits_since = time.monotonic()
+        # The middleware has a deadline for the body of a request, uvicorn one between requests.
+        if not answered or self.timeout_keep_alive_task is not None:
+            self._disarm()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._deadline = self._later(self._give_up)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _later(self, call: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.loop.call_later(self._settings.body_timeout, call)
+
+    def _give_up(self) -> None:
+        sent, _ = self.conn.trailing_data
+        if not sent or self.conn.our_state is not h11.IDLE:
+            self.transport.abort()
+            return
+        seconds = self._settings.body_timeout
+        response = error_response(
+            RejectionError("slow_body", f"No whole request in {seconds:g} seconds."),
+            uuid.uuid4().hex,
+        )
+        head = h11.Response(
+            status_code=response.status_code,
+            headers=[*response.raw_headers, (b"connection", b"close")],
+            reason=STATUS_PHRASES[response.status_code],
+        )
+        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self._watch_closing()
+
+    def _make_room(self) -> None:
+        waiting = (
+            (one.waits_since, number, one)
+            for number, one in enumerate(self.connections)
+            if isinstance(one, BoundedConnection)
+            and one is not self
+            and one.waits_since is not None
+            and not one.transport.is_closing()
+        )
+        longest = [one for _, _, one in heapq.nsmallest(CLOSED_AT_ONCE, waiting)]
+        for one in longest or [self]:
+            one.transport.abort()
+
 
 logger = logging.getLogger("plaudit.serving")
 
@@ -65,7 +219,7 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = self.should_exit = True
             return
         self._engine.draining = True
-        logger.info("draining", extra={"facts": {"signal": signal.Signals(sig).name}})
+        logger.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
         notice = 0.0 if sig == signal.SIGINT else self._engine.settings.drain_notice
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(loop.call_later, notice, self._leave)
@@ -101,7 +255,7 @@ class DrainingServer(uvicorn.Server):
         try:
             await self._engine.reload(name)
         except PlauditError as error:
-            logger.error("reload_failed", extra={"facts": {"model": name, "why": str(error)}})
+            logger.error("reload_failed", extra={"fields": {"model": name, "why": str(error)}})
 
 
 class Workers(Multiprocess):
@@ -118,19 +272,19 @@ class Workers(Multiprocess):
         super().keep_subprocess_alive()
 
 
-def open_engine(settings: Settings) -> Engine:
+def open_engine(settings: ServerSettings) -> Engine:
     """Load every model.
 
     Raises:
         ModelError: one cannot be loaded.
     """
     settings = with_open_files(settings)
-    with passing_thread() as thread:
+    with loading_thread() as thread:
         served = list(thread.map(lambda source: open_served(source, settings), settings.models))
     return Engine(settings, served, Metrics())
 
 
-def with_open_files(settings: Settings) -> Settings:
+def with_open_files(settings: ServerSettings) -> ServerSettings:
     """Raise the process's limit of open files for ``max_connections``, or lower the latter to it.
 
     Without a file for a new connection nobody could connect until one is closed.
@@ -149,7 +303,7 @@ def with_open_files(settings: Settings) -> Settings:
 
 
 def serve(
-    settings: Settings,
+    settings: ServerSettings,
     engine: Engine,
     listening: socket.socket,
     on_listening: Callable[[str], None],
@@ -167,7 +321,7 @@ def serve(
     server.run(sockets=[listening])
 
 
-def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
+def serve_workers(settings: ServerSettings, on_start: Callable[[str], None]) -> None:
     """Several worker processes behind one socket, each with its own copy of the models.
 
     uvicorn starts and watches them; SIGHUP to this process replaces them one after the other.
@@ -194,20 +348,20 @@ def serve_workers(settings: Settings, on_start: Callable[[str], None]) -> None:
         raise SettingsError("A worker could not start; its reason stands above.")
 
 
-def _address(settings: Settings, listening: socket.socket) -> str:
+def _address(settings: ServerSettings, listening: socket.socket) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{listening.getsockname()[1]}"
 
 
-def worker_app() -> Gate:
+def worker_app() -> RequestMiddleware:
     """The application of one worker process, built there."""
-    settings = Settings.from_json(os.environ[SETTINGS_VARIABLE])
+    settings = ServerSettings.from_json(os.environ[SETTINGS_VARIABLE])
     log_as_json()
     device = settings.device or claim_device(Path(os.environ[DEVICES_VARIABLE]))
     settings = replace(settings, device=device)
     engine = open_engine(settings)
     app = build_app(engine, token=read_token(settings))
-    assert isinstance(app, Gate)
+    assert isinstance(app, RequestMiddleware)
     _say_first_on_term(engine)
     freeze_heap()
     return app
@@ -251,7 +405,7 @@ def claim_device(folder: Path) -> str | None:
 _CLAIMED: list[FileLock] = []
 
 
-def read_token(settings: Settings) -> str | None:
+def read_token(settings: ServerSettings) -> str | None:
     """The bearer token from its file or the environment, never from the command line.
 
     Raises:
@@ -288,7 +442,7 @@ def log_as_json() -> None:
     logger.propagate = False
 
 
-def configure(app: Any, settings: Settings) -> uvicorn.Config:
+def configure(app: Any, settings: ServerSettings) -> uvicorn.Config:
     """The configuration of uvicorn, for one process and for each worker."""
     return uvicorn.Config(
         app,
@@ -308,7 +462,7 @@ def configure(app: Any, settings: Settings) -> uvicorn.Config:
     )
 
 
-def bind(settings: Settings) -> socket.socket:
+def bind(settings: ServerSettings) -> socket.socket:
     """The socket to listen on.
 
     Its protocol is named, since asyncio turns Nagle's algorithm off only then: uvicorn's own socket

@@ -24,7 +24,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """Everything a server process needs to know; the token is never in here.
 
     Times are seconds. ``max_batch_tokens`` bounds the tokens computed at once (None: 2,048 on a
@@ -67,7 +67,7 @@ class Settings:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Settings:
+    def from_json(cls, text: str) -> ServerSettings:
         """What :meth:`as_json` wrote."""
         raw = json.loads(text)
         models = tuple(ModelSource(**model) for model in raw.pop("models"))

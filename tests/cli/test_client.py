@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.client import AsyncRewardClient, RewardClient, Rewards
-from plaudit.errors import DataError, RequestRefusedError, ServerError
+from plaudit.errors import DataError, RequestRejectedError, ServerError
 from plaudit.reward_model import RewardModel
 from tests.conftest import pair_rows
 from tests.servers import Running, running
@@ -48,7 +48,7 @@ def test_it_answers_what_the_model_answers(client: RewardClient, model: RewardMo
     ours, theirs = client.best_of(PROMPT, RESPONSES), model.best_of(PROMPT, RESPONSES)
     assert (ours.index, ours.response) == (theirs.index, theirs.response)
     assert ours.rewards == pytest.approx(theirs.rewards, abs=1e-5)
-    along, expected = client.along(PROMPT, a), model.token_rewards(PROMPT, a)
+    along, expected = client.token_rewards(PROMPT, a), model.token_rewards(PROMPT, a)
     assert [step.text for step in along] == [step.text for step in expected]
     assert [step.reward for step in along] == pytest.approx(
         [step.reward for step in expected], abs=1e-5
@@ -56,13 +56,13 @@ def test_it_answers_what_the_model_answers(client: RewardClient, model: RewardMo
 
 
 def test_the_whole_record(client: RewardClient, model: RewardModel) -> None:
-    found = client.rewards(PROMPT, RESPONSES, along=True)
+    found = client.rewards(PROMPT, RESPONSES, token_rewards=True)
     assert found.rewards == pytest.approx(model.score(PROMPT, RESPONSES), abs=1e-5)
     assert sum(found.win_probabilities) == pytest.approx(1)
     assert sorted(found.ranks) == [1, 2, 3]
     assert found.ranks[found.rewards.index(max(found.rewards))] == 1
-    assert found.along is not None
-    ends = [steps[-1].reward for steps in found.along]
+    assert found.token_rewards is not None
+    ends = [steps[-1].reward for steps in found.token_rewards]
     assert ends == pytest.approx(found.rewards, abs=1e-5)
     assert client.models() == [found.model]
     assert client.describe()["id"] == found.model
@@ -81,7 +81,7 @@ def test_many_rows_keep_their_order_and_their_refusals(
     found = client.rewards_of_many(rows, concurrency=4, on_progress=listen)
     assert heard == [(done, 21) for done in range(1, 22)]
     refused = found.pop(10)
-    assert isinstance(refused, RequestRefusedError)
+    assert isinstance(refused, RequestRejectedError)
     assert "tokens" in str(refused)
     for one, (prompt, responses) in zip(found, pairs, strict=True):
         assert isinstance(one, Rewards)
@@ -104,7 +104,7 @@ def test_the_asynchronous_client_answers_the_same(server: Running, client: Rewar
             assert await other.score(PROMPT, RESPONSES) == client.score(PROMPT, RESPONSES)
             assert await other.prefer(PROMPT, a, b) == client.prefer(PROMPT, a, b)
             assert await other.best_of(PROMPT, RESPONSES) == client.best_of(PROMPT, RESPONSES)
-            assert await other.along(PROMPT, a) == client.along(PROMPT, a)
+            assert await other.token_rewards(PROMPT, a) == client.token_rewards(PROMPT, a)
             assert await other.models() == client.models()
             assert await other.describe() == client.describe()
             heard: list[int] = []
@@ -112,7 +112,7 @@ def test_the_asynchronous_client_answers_the_same(server: Running, client: Rewar
                 rows, concurrency=3, on_progress=lambda done, _: heard.append(done)
             )
             assert heard == list(range(1, 8))
-            assert isinstance(many.pop(2), RequestRefusedError)
+            assert isinstance(many.pop(2), RequestRejectedError)
             scored = await other.score_many(rows)
             assert [type(row) for row in scored] == [type(row) for row in client.score_many(rows)]
             same = client.rewards_of_many(rows)

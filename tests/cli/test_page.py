@@ -16,7 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
 from plaudit.reward_model import RewardModel  # noqa: E402
-from plaudit.serving.page import PAGE_PATHS  # noqa: E402
+from plaudit.serving.app import PAGE_PATHS  # noqa: E402
 from plaudit.serving.protocols.table import PROTOCOLS  # noqa: E402
 from tests.servers import Running, running  # noqa: E402
 
@@ -137,9 +137,7 @@ def test_the_page_shows_what_the_model_says(page: Any, model: RewardModel) -> No
 
 
 @needs_browser
-def test_the_reward_along_a_response_is_read_with_the_keyboard(
-    page: Any, model: RewardModel
-) -> None:
+def test_per_token_rewards_are_read_with_the_keyboard(page: Any, model: RewardModel) -> None:
     page.get_by_label("Prompt text").fill(PROMPT)
     fill(page, RESPONSES[:2])
     page.keyboard.press("Control+Enter")
@@ -218,7 +216,7 @@ def test_markup_in_texts_is_text(page: Any) -> None:
     page.get_by_label("Prompt text").fill(MARKUP)
     fill(page, [MARKUP, f"'{MARKUP}"])
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".along")).to_be_visible()
+    expect(page.locator(".token-rewards")).to_be_visible()
     page.get_by_role("link", name="File").click()
     rows = [
         {"prompt": MARKUP, "responses": [MARKUP]},
@@ -438,7 +436,7 @@ def test_every_part_fits_and_is_accessible(
     page.get_by_role("button", name="Add a response").click()
     page.get_by_label("Response C", exact=True).fill("verylongword" * 8)
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".along")).to_be_visible()
+    expect(page.locator(".token-rewards")).to_be_visible()
     check_looks(page, width)
     page.get_by_role("link", name="File").click()
     page.locator("#rows-example").click()

@@ -19,7 +19,7 @@ from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.formats.readers import READERS, to_comparison
 from plaudit.data.load import load_comparisons as load_rows
 from plaudit.data.unread import UnreadColumns
-from plaudit.errors import DataError, RequestRefusedError
+from plaudit.errors import DataError, RequestRejectedError
 from plaudit.evaluate_model import evaluate, score_comparisons
 from plaudit.evaluation.suites.run import parse_request, run_suite
 from plaudit.recipe.schema import Source
@@ -263,7 +263,7 @@ def test_the_client_has_the_file_s_outcome(
     with RewardClient(server.url) as client:
         found = client.score(parts.prompt, [parts.chosen, rejected])
         assert found == pytest.approx(scored["two parts"]["rewards"], abs=1e-5)
-        with pytest.raises(RequestRefusedError, match=image.says) as raised:
+        with pytest.raises(RequestRejectedError, match=image.says) as raised:
             client.score(image.prompt, [image.chosen, rejected])
     assert raised.value.status == 422
 
@@ -301,23 +301,23 @@ def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> N
         yield lambda: client.score(ASKED, responses, tools=[TOOL])
         yield lambda: client.best_of(ASKED, responses, tools=[TOOL])
         yield lambda: client.prefer(ASKED, *responses, tools=[TOOL])
-        yield lambda: client.along(ASKED, responses[0], tools=[TOOL])
+        yield lambda: client.token_rewards(ASKED, responses[0], tools=[TOOL])
 
     async def ask_async() -> None:
         async with AsyncRewardClient(server.url) as client:
             for ask in asks(client):
-                with pytest.raises(RequestRefusedError, match="tools"):
+                with pytest.raises(RequestRejectedError, match="tools"):
                     await ask()
             (row,) = await client.score_many([(ASKED, responses)], tools=[TOOL])
-            assert isinstance(row, RequestRefusedError)
+            assert isinstance(row, RequestRejectedError)
 
     asyncio.run(ask_async())
     with RewardClient(server.url) as client:
         for ask in asks(client):
-            with pytest.raises(RequestRefusedError, match="tools"):
+            with pytest.raises(RequestRejectedError, match="tools"):
                 ask()
         (row,) = client.score_many([(ASKED, responses)], tools=[TOOL])
-        assert isinstance(row, RequestRefusedError)
+        assert isinstance(row, RequestRejectedError)
 
 
 def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:

@@ -112,8 +112,8 @@ WAYS: dict[str, list[Way]] = {
         ),
         Way(
             "/v1/rewards",
-            lambda r: {"prompt": r.question, "responses": r.answers, "along": True},
-            lambda a: [steps[-1]["reward"] for steps in a["along"]],
+            lambda r: {"prompt": r.question, "responses": r.answers, "token_rewards": True},
+            lambda a: [steps[-1]["reward"] for steps in a["token_rewards"]],
         ),
     ],
     "compare": [
@@ -237,7 +237,7 @@ def test_of_many_clients_at_once(cached_scores: int, finished_run: Path, rows: l
         ThreadPoolExecutor(16) as pool,
     ):
         list(pool.map(lambda pair: check(server, *pair), work))
-        states = server.model.states
+        states = server.model.prefix_cache
     assert states is not None
     assert (states.reused > 100) == (cached_scores == 0)
 

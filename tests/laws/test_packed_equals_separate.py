@@ -27,7 +27,7 @@ from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.scoring import score_distinct
-from plaudit.serving.prompts import Resumed, ResumingBatcher, resume
+from plaudit.serving.served_model import CachedTree, PrefixCacheBatcher, with_cached_prefix
 from plaudit.tokens.batch import PackedBatcher, pack, pad
 from plaudit.types import PackedLayout, TokenTree
 from tests.models import FAMILY_OPTIONS, WINDOW, make_trees, tiny_classifier
@@ -234,9 +234,9 @@ def compare_resumed(network: Any, *, most: int = 10_000) -> None:
     states = PromptStates(1 << 30)
     plain = PackedBatcher(max_tokens=most, device=CPU)
 
-    def scores(given: Sequence[TokenTree]) -> tuple[Tensor, list[Resumed]]:
-        resumed = [resume(tree, states) for tree in given]
-        batcher = ResumingBatcher(plain, states, resumed)
+    def scores(given: Sequence[TokenTree]) -> tuple[Tensor, list[CachedTree]]:
+        resumed = [with_cached_prefix(tree, states) for tree in given]
+        batcher = PrefixCacheBatcher(plain, states, resumed)
         wanted = [one.tree for one in resumed]
         module = DecoderRewardModule(network)
         found = score_distinct(module, batcher, wanted, on_batch=batcher.keep)
@@ -244,7 +244,7 @@ def compare_resumed(network: Any, *, most: int = 10_000) -> None:
 
     scores([replace(tree, index=i) for i, tree in enumerate(trees)])
     found_R, resumed = scores(after)
-    assert sum(one.held.tokens for one in resumed) > 0.4 * sum(t.tokens for t in after)
+    assert sum(one.cached.tokens for one in resumed) > 0.4 * sum(t.tokens for t in after)
     torch.testing.assert_close(found_R, expected_R, atol=1e-5, rtol=1e-5)
     again_R, _ = scores(after)
     torch.testing.assert_close(again_R, expected_R, atol=1e-5, rtol=1e-5)

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from plaudit.serving.body import parse_body
-from plaudit.serving.protocols.records import Protocol
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.protocols.records import Protocol, parse_body
 from plaudit.serving.protocols.table import PROTOCOLS
-from plaudit.serving.rejection import RefusalError
 from tests.servers import running
 
 ROUTES = [
@@ -171,7 +170,7 @@ def parse(body: bytes, protocol: str = "rewards", content_type: str = "applicati
     ],
 )
 def test_what_is_no_body_is_said(body: bytes, words: str) -> None:
-    with pytest.raises(RefusalError, match=words):
+    with pytest.raises(RejectionError, match=words):
         parse(body)
 
 
@@ -180,7 +179,7 @@ def test_json_is_read_from_utf8_alone_and_by_its_content_type() -> None:
     assert parse(body).prompt == "Name a prime."
     assert parse(body, content_type="Application/vnd.api+JSON; charset=utf-8").responses
     for other in ("", "text/plain", "application/x-www-form-urlencoded", "json"):
-        with pytest.raises(RefusalError, match="Content-Type"):
+        with pytest.raises(RejectionError, match="Content-Type"):
             parse(body, content_type=other)
 
 

@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from plaudit.cli.serve import serve
-from plaudit.serving.middleware import OPEN_PATHS
-from plaudit.serving.settings import Settings
+from plaudit.serving.app import OPEN_PATHS
+from plaudit.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.heavy
 
@@ -89,7 +89,7 @@ def test_probes_need_no_token() -> None:
 
 
 def test_nothing_is_killed_while_it_answers() -> None:
-    settings = Settings(models=())
+    settings = ServerSettings(models=())
     needed = settings.drain_notice + settings.drain_timeout
     pod = kubernetes()[0]["spec"]["template"]["spec"]
     before = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])

@@ -12,16 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from plaudit.serving.protocols.records import Dialogue, Ids, Protocol, Scored, Written, activated
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.protocols.records import (
+    Dialogue,
+    Ids,
+    PreformattedText,
+    Protocol,
+    ScoreResult,
+    activated,
+)
 from plaudit.serving.protocols.rewards import ranks, win_probabilities
 from plaudit.serving.protocols.table import PROTOCOLS
-from plaudit.serving.rejection import RefusalError
 
 EVERY = [pytest.param(protocol, id=name) for name, protocol in PROTOCOLS.items()]
 
 
-def scored(*rewards: float, temperature: float = 1.0) -> Scored:
-    return Scored(
+def scored(*rewards: float, temperature: float = 1.0) -> ScoreResult:
+    return ScoreResult(
         id="x",
         model="rm",
         created=0,
@@ -62,7 +69,7 @@ def test_no_two_protocols_listen_in_one_place() -> None:
 
 @pytest.mark.parametrize("protocol", EVERY)
 def test_an_empty_object_is_refused(protocol: Protocol) -> None:
-    with pytest.raises((ValidationError, RefusalError)):
+    with pytest.raises((ValidationError, RejectionError)):
         protocol.read(TypeAdapter(protocol.request).validate_python({}))
 
 
@@ -92,7 +99,7 @@ def test_llama_factory_reads_scores() -> None:
         "model": "rm",
         "scores": [1.2, -0.4],
     }
-    with pytest.raises(RefusalError, match="messages is empty"):
+    with pytest.raises(RejectionError, match="messages is empty"):
         parts("llama_factory", {"messages": []})
 
 
@@ -126,8 +133,11 @@ def test_sglang_classify_gives_one_object_or_a_list() -> None:
 
 
 def test_inputs_are_texts_or_ids() -> None:
-    assert parts("classify", {"input": "t"}) == (Written("t"),)
-    assert parts("classify", {"input": ["t", "u"]}) == (Written("t"), Written("u"))
+    assert parts("classify", {"input": "t"}) == (PreformattedText("t"),)
+    assert parts("classify", {"input": ["t", "u"]}) == (
+        PreformattedText("t"),
+        PreformattedText("u"),
+    )
     assert parts("classify", {"input": [5, 6]}) == (Ids((5, 6)),)
     assert parts("pooling", {"input": [[5], [6, 7]]}) == (Ids((5,)), Ids((6, 7)))
 
@@ -157,7 +167,7 @@ def test_the_last_tokens_are_kept_where_asked() -> None:
         return protocol.read(TypeAdapter(protocol.request).validate_python(body)).keep_last
 
     assert (keep(16), keep(-1)) == (16, -1)
-    with pytest.raises(RefusalError):
+    with pytest.raises(RejectionError):
         keep(0)
 
 
@@ -174,9 +184,9 @@ def test_pairs_of_score_have_every_name() -> None:
         Dialogue(prompt="q", responses=("a",)),
         Dialogue(prompt="r", responses=("b",)),
     )
-    with pytest.raises(RefusalError, match="do not pair up"):
+    with pytest.raises(RejectionError, match="do not pair up"):
         parts("score", {"text_1": ["q", "r"], "text_2": ["a"]})
-    assert parts("score", {"query": "q ", "items": ["a"]}) == (Written("q a"),)
+    assert parts("score", {"query": "q ", "items": ["a"]}) == (PreformattedText("q a"),)
 
 
 def test_rerank_is_sorted_and_cut() -> None:
@@ -196,7 +206,7 @@ def test_rank_fields_name_what_of_a_document_is_read() -> None:
     body = {"query": "q", "documents": [{"title": "t", "body": "b"}]}
     (dialogue,) = parts("rerank", {**body, "rank_fields": ["title", "body"]})
     assert dialogue.responses == ("t\nb",)
-    with pytest.raises(RefusalError, match="no text"):
+    with pytest.raises(RejectionError, match="no text"):
         parts("rerank", body)
 
 

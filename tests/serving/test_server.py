@@ -27,11 +27,10 @@ from plaudit.reward_model import RewardModel
 from plaudit.serving import app as app_module
 from plaudit.serving import engine as engine_module
 from plaudit.serving import server as server_module
-from plaudit.serving.connections import BoundedConnection
-from plaudit.serving.middleware import LOCAL_NAMES, JsonLines, own_names
+from plaudit.serving.middleware import LOCAL_NAMES, JsonLines, allowed_names
 from plaudit.serving.protocols.table import PROTOCOLS
-from plaudit.serving.server import with_open_files
-from plaudit.serving.settings import ModelSource, Settings, SettingsError, host_names
+from plaudit.serving.server import BoundedConnection, with_open_files
+from plaudit.serving.settings import ModelSource, ServerSettings, SettingsError, host_names
 from tests.servers import Running, running
 
 pytestmark = pytest.mark.heavy
@@ -199,13 +198,16 @@ def test_another_name_for_this_machine_is_refused(finished_run: Path) -> None:
 
 def test_a_server_for_other_machines_takes_any_name() -> None:
     models = (ModelSource(name="a", path="a"),)
-    assert own_names(Settings(models=models, host="0.0.0.0")) is None
-    assert own_names(Settings(models=models, host="rewards.internal")) is None
-    assert own_names(Settings(models=models, host="127.0.0.2")) == {"127.0.0.2", *LOCAL_NAMES}
+    assert allowed_names(ServerSettings(models=models, host="0.0.0.0")) is None
+    assert allowed_names(ServerSettings(models=models, host="rewards.internal")) is None
+    assert allowed_names(ServerSettings(models=models, host="127.0.0.2")) == {
+        "127.0.0.2",
+        *LOCAL_NAMES,
+    }
     for host in ("127.1", "::1", "::ffff:127.0.0.1", "LocalHost"):
-        assert own_names(Settings(models=models, host=host)) is not None
-    container = Settings(models=models, host="0.0.0.0", allowed_hosts=("localhost",))
-    assert own_names(container) == {"0.0.0.0", *LOCAL_NAMES}
+        assert allowed_names(ServerSettings(models=models, host=host)) is not None
+    container = ServerSettings(models=models, host="0.0.0.0", allowed_hosts=("localhost",))
+    assert allowed_names(container) == {"0.0.0.0", *LOCAL_NAMES}
 
 
 @pytest.mark.parametrize("word", ["rewards.internal:443", "http://rewards", "[::1]", ""])
@@ -251,7 +253,7 @@ def test_a_later_response_to_a_prompt_is_all_that_is_computed(finished_run: Path
 
 def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> None:
     with running(finished_run, cached_scores=0, prefix_cache_bytes=30_000) as server:
-        states = server.model.states
+        states = server.model.prefix_cache
         assert states is not None
         assert 8 < states.room < 100
         for number in range(20):
@@ -264,7 +266,7 @@ def test_a_store_smaller_than_a_batch_keeps_what_fits(finished_run: Path) -> Non
 
 def test_nothing_is_kept_where_that_is_off(finished_run: Path) -> None:
     with running(finished_run, cached_scores=0, prefix_cache_bytes=0) as server:
-        assert server.model.states is None
+        assert server.model.prefix_cache is None
         for response in ("red", "none of that"):
             usage = scored(server, PROMPT, response)
             assert usage["computed_tokens"] == usage["total_tokens"]
@@ -282,7 +284,7 @@ def test_a_model_that_must_not_resume_does_not(
 
     monkeypatch.setattr(kv_cache.StatesOfPass, "through", wrong)
     with running(finished_run) as server:
-        assert server.model.states is None
+        assert server.model.prefix_cache is None
 
 
 def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
@@ -293,7 +295,7 @@ def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
     if not other.exists():
         other.symlink_to(finished_run)
     with running(finished_run, other, cached_scores=0) as server:
-        both = [served.states for served in server.engine.models]
+        both = [served.prefix_cache for served in server.engine.models]
         for name in (finished_run.name, "again"):
             body = {"prompt": PROMPT, "responses": ["red"], "model": name}
             assert server.post("/v1/rewards", body).status_code == 200
@@ -315,23 +317,23 @@ def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
 
 
 @pytest.mark.parametrize(("failures", "status"), [(1, 200), (2, 500)])
-def test_the_way_along_a_response_is_tried_again_with_nothing_kept(
+def test_per_token_rewards_are_tried_again_with_nothing_kept(
     failures: int, status: int, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(finished_run, cached_scores=0) as server:
-        states = server.model.states
+        states = server.model.prefix_cache
         assert states is not None
-        along = RewardModel.along
+        compute = RewardModel.token_rewards
         tries: list[int] = []
 
         def no_memory(self: RewardModel, *arguments: Any) -> Any:
             tries.append(states.bytes)
             if len(tries) <= failures:
                 raise MemoryError
-            return along(self, *arguments)
+            return compute(self, *arguments)
 
-        monkeypatch.setattr(RewardModel, "along", no_memory)
-        body = {"prompt": PROMPT, "responses": ["red"], "along": True}
+        monkeypatch.setattr(RewardModel, "token_rewards", no_memory)
+        body = {"prompt": PROMPT, "responses": ["red"], "token_rewards": True}
         assert server.post("/v1/rewards", body).status_code == status
         assert tries[0] > 0
         assert tries[1] == 0
@@ -533,7 +535,7 @@ def test_who_waits_longest_for_its_client_makes_room(finished_run: Path) -> None
 
 
 def test_the_limit_of_open_files_bounds_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(models=(ModelSource(name="a", path="a"),))
+    settings = ServerSettings(models=(ModelSource(name="a", path="a"),))
     raised: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
     for limits, connections in (
@@ -752,7 +754,7 @@ def test_metrics_count_every_request(finished_run: Path) -> None:
         text = server.get("/metrics").text
     assert 'plaudit_requests_total{protocol="rewards",status="200"} 3.0' in text
     assert 'plaudit_requests_total{protocol="rewards",status="422"} 1.0' in text
-    assert 'plaudit_refused_total{reason="invalid_request"} 1.0' in text
+    assert 'plaudit_rejected_total{reason="invalid_request"} 1.0' in text
     assert 'plaudit_conversations_total{source="cache"} 6.0' in text
     assert "plaudit_queue_requests 0.0" in text
 

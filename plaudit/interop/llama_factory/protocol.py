@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from plaudit.serving.protocols.records import (
-    Ask,
     Body,
     Many,
+    PreformattedText,
     Protocol,
-    Scored,
-    Written,
-    refuse_empty,
+    ScoreRequest,
+    ScoreResult,
+    check_not_empty,
 )
 
 
@@ -34,16 +34,16 @@ class EvaluationResponse(BaseModel):
     scores: list[float]
 
 
-def read(request: EvaluationRequest) -> Ask:
-    refuse_empty(len(request.messages), "messages")
-    return Ask(
+def read(request: EvaluationRequest) -> ScoreRequest:
+    check_not_empty(len(request.messages), "messages")
+    return ScoreRequest(
         model=request.model,
-        parts=tuple(map(Written, request.messages)),
+        parts=tuple(map(PreformattedText, request.messages)),
         limit=request.max_length,
     )
 
 
-def answer(request: EvaluationRequest, scored: Scored) -> EvaluationResponse:
+def answer(request: EvaluationRequest, scored: ScoreResult) -> EvaluationResponse:
     return EvaluationResponse(id=f"scoreval-{scored.id}", model=scored.model, scores=scored.flat)
 
 

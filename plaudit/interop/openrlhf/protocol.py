@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from plaudit.serving.protocols.records import Ask, Body, Many, Protocol, Scored, Written
+from plaudit.serving.protocols.records import (
+    Body,
+    Many,
+    PreformattedText,
+    Protocol,
+    ScoreRequest,
+    ScoreResult,
+)
 
 
 class RewardRequest(Body):
@@ -30,12 +37,12 @@ class RewardResponse(BaseModel):
     extra_logs: dict[str, list[int]]
 
 
-def read(request: RewardRequest) -> Ask:
+def read(request: RewardRequest) -> ScoreRequest:
     texts = [request.query] if isinstance(request.query, str) else request.query
-    return Ask(model=request.model, parts=tuple(map(Written, texts)))
+    return ScoreRequest(model=request.model, parts=tuple(map(PreformattedText, texts)))
 
 
-def answer(request: RewardRequest, scored: Scored) -> RewardResponse:
+def answer(request: RewardRequest, scored: ScoreResult) -> RewardResponse:
     rewards = scored.flat
     return RewardResponse(rewards=rewards, scores=rewards, extra_logs={"len": scored.flat_tokens})
 

@@ -1,19 +1,30 @@
-"""What every protocol turns a request into, and what it makes its answer of. Loads no torch."""
+"""Records of all protocols, and the shapes of requests that several share. Loads no torch."""
 
 from __future__ import annotations
 
+import base64
+import codecs
 import math
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeAlias, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, from_json
 
 from plaudit.data.unread import has_words, kind_of_name
-from plaudit.serving.rejection import RefusalError
-from plaudit.types import Text, media_columns
+from plaudit.serving.errors import RejectionError, from_validation
+from plaudit.types import Text, TokenReward, media_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +38,7 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class PreformattedText:
     """A whole conversation as text that the client rendered."""
 
     text: str
@@ -40,35 +51,26 @@ class Ids:
     ids: tuple[int, ...]
 
 
-Part: TypeAlias = Dialogue | Written | Ids
+Part: TypeAlias = Dialogue | PreformattedText | Ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class ScoreRequest:
     """What a request wants scored.
 
-    ``keep_last`` cuts each conversation to its last tokens (-1: to as many as the model reads),
-    ``limit`` refuses longer ones.
-    ``along`` asks for the reward along each response as well.
+    ``keep_last`` truncates each conversation to its last tokens (-1: to as many as the model
+    reads), ``limit`` rejects longer ones. ``token_rewards`` asks for those of each response.
     """
 
     parts: tuple[Part, ...]
     model: str | None = None
     keep_last: int | None = None
     limit: int | None = None
-    along: bool = False
+    token_rewards: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A token of a response, and the reward if the response ended there."""
-
-    text: str
-    reward: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoreResult:
     """Rewards and lengths of each part's conversations, in the order asked.
 
     ``computed`` are the tokens that the model computed for this request, shared prompts once.
@@ -82,7 +84,7 @@ class Scored:
     tokens: tuple[tuple[int, ...], ...]
     computed: int
     seconds: float
-    along: tuple[tuple[Step, ...], ...] | None = None
+    token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
 
     @property
     def flat(self) -> list[float]:
@@ -105,6 +107,8 @@ class Body(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of keys, which are errors: they would be ignored otherwise."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,6 +122,8 @@ class Body(BaseModel):
     def _check_unread(cls, body: Any) -> Any:
         if not isinstance(body, Mapping):
             return body
+        for old in cls.renamed.keys() & body.keys():
+            raise PydanticCustomError("renamed", f"{old} is named {cls.renamed[old]}")
         unread = body.keys() - _names_of(cls) - {END_USER}
         for name in sorted(name for name in unread if isinstance(name, str)):
             kind = kind_of_name(name)
@@ -170,7 +176,7 @@ class Usage(BaseModel):
     completion_tokens: int = 0
 
 
-def usage(scored: Scored) -> Usage:
+def usage(scored: ScoreResult) -> Usage:
     total = sum(scored.flat_tokens)
     return Usage(prompt_tokens=total, total_tokens=total)
 
@@ -181,7 +187,7 @@ class Protocol:
 
     ``request`` is a pydantic model or an annotated union of some, ``response`` what ``answer``
     gives. ``example`` is a request that the tests send and the reference shows. ``exact_model``:
-    a name that is not served is refused even where one model is served, which clients of other
+    a name that is not served is rejected even where one model is served, which clients of other
     tools could not know.
     """
 
@@ -191,8 +197,8 @@ class Protocol:
     paths: tuple[str, ...]
     request: Any
     response: Any
-    read: Callable[[Any], Ask]
-    answer: Callable[[Any, Scored], Any]
+    read: Callable[[Any], ScoreRequest]
+    answer: Callable[[Any, ScoreResult], Any]
     example: Mapping[str, Any]
     methods: tuple[str, ...] = ("POST",)
     exact_model: bool = False
@@ -205,16 +211,96 @@ def activated(reward: float, activation: bool | None) -> float:
     return 1 / (1 + math.exp(-reward)) if reward >= 0 else 1 - 1 / (1 + math.exp(reward))
 
 
-def asks_activation(*given: bool | None) -> bool:
-    """Whether any of a protocol's names for it is true; unsaid is raw."""
-    return any(value is True for value in given)
-
-
-def refuse_empty(count: int, name: str) -> None:
+def check_not_empty(count: int, name: str) -> None:
     """For protocols that want at least one.
 
     Raises:
-        RefusalError: there is none.
+        RejectionError: there is none.
     """
     if count == 0:
-        raise RefusalError("bad_request", f"{name} is empty; give at least one.", param=name)
+        raise RejectionError("bad_request", f"{name} is empty; give at least one.", param=name)
+
+
+class ChatMessage(BaseModel):
+    """One turn; what else it carries (``tool_calls``, ``name``, …) goes to the template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str | Many[str | dict[str, Any]] | None = None
+
+
+Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
+Tools: TypeAlias = Annotated[
+    Annotated[tuple[dict[str, Any], ...], Field(fail_fast=True)] | None,
+    Field(description="Schemas of tools for the chat template, which must render them."),
+]
+TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
+TextInput: TypeAlias = str | TokenIds | Many[str] | Many[TokenIds]
+"""One text or its ids, or several."""
+
+
+def as_text(text: str | Sequence[ChatMessage]) -> Text:
+    """A text, or messages as plain mappings."""
+    return text if isinstance(text, str) else [message.model_dump() for message in text]
+
+
+def parts_of(given: TextInput) -> tuple[Part, ...]:
+    """Each text or list of ids as a part of its own."""
+    if isinstance(given, str):
+        return (PreformattedText(given),)
+    if given and isinstance(given[0], int):
+        return (Ids(tuple(i for i in given if isinstance(i, int))),)
+    return tuple(
+        PreformattedText(item) if isinstance(item, str) else Ids(tuple(item))
+        for item in given
+        if not isinstance(item, int)
+    )
+
+
+def as_base64(value: float) -> str:
+    """One fp32 number as OpenAI's clients ask for vectors."""
+    return base64.b64encode(struct.pack("<f", value)).decode()
+
+
+NO_OBJECT = "The body is not a JSON object; send one, with Content-Type: application/json."
+
+
+def parse_body(request: TypeAdapter[Any], content_type: str, body: bytes) -> Any:
+    """The request in a body of JSON, which is UTF-8 (RFC 8259); a byte order mark is ignored.
+
+    A foreign page cannot send ``application/json`` without asking first, so no other type is read.
+
+    Raises:
+        RejectionError: it is not JSON, holds half of a surrogate pair, which no text can, or does
+            not fit ``request``.
+    """
+    if not body or not _is_json(content_type):
+        raise RejectionError("invalid_request", NO_OBJECT)
+    try:
+        value = from_json(body.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
+        raise RejectionError("bad_request", _why(body, str(error))) from None
+    if not isinstance(value, dict):
+        raise RejectionError("invalid_request", NO_OBJECT)
+    try:
+        return request.validate_python(value)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _why(body: bytes, detail: str) -> str:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return "The body is not UTF-8."
+    if "\0" in text:
+        return "The body is not JSON in UTF-8: it holds NUL bytes, as UTF-16 and UTF-32 do."
+    if "hex escape" in detail:
+        return f"A text holds half of a UTF-16 surrogate pair; send whole characters ({detail})."
+    return f"The body is not JSON: {detail}."

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from plaudit.serving.protocols.messages import Messages, Tools, as_text
-from plaudit.serving.protocols.records import Ask, Body, Dialogue, Many, Protocol, Scored
+from plaudit.serving.protocols.records import (
+    Body,
+    Dialogue,
+    Many,
+    Messages,
+    Protocol,
+    ScoreRequest,
+    ScoreResult,
+    Tools,
+    as_text,
+)
+from plaudit.types import TokenReward
 
 
 class OwnUsage(BaseModel):
@@ -25,18 +35,14 @@ class OwnUsage(BaseModel):
 class RewardsRequest(Body):
     """A prompt and its responses, as texts or as messages."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"along": "token_rewards"}
     model: str | None = None
     prompt: str | Messages
     responses: Annotated[Many[str | Messages], Field(min_length=1)]
     tools: Tools = None
-    along: bool = Field(default=False, description="Add the reward along each response.")
-
-
-class TokenReward(BaseModel):
-    """A token, and the reward if the response ended behind it."""
-
-    text: str
-    reward: float
+    token_rewards: bool = Field(
+        default=False, description="Add the per-token rewards of each response."
+    )
 
 
 class RewardsResponse(BaseModel):
@@ -53,7 +59,7 @@ class RewardsResponse(BaseModel):
     ranks: list[int]
     tokens: list[int] = Field(description="Of each whole conversation.")
     usage: OwnUsage
-    along: list[list[TokenReward]] | None = None
+    token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
 
 
 class CompareRequest(Body):
@@ -79,23 +85,17 @@ class Comparison(BaseModel):
     usage: OwnUsage
 
 
-def read_rewards(request: RewardsRequest) -> Ask:
+def read_rewards(request: RewardsRequest) -> ScoreRequest:
     dialogue = Dialogue(
         prompt=as_text(request.prompt),
         responses=tuple(map(as_text, request.responses)),
         tools=request.tools or None,
     )
-    return Ask(model=request.model, parts=(dialogue,), along=request.along)
+    return ScoreRequest(model=request.model, parts=(dialogue,), token_rewards=request.token_rewards)
 
 
-def answer_rewards(request: RewardsRequest, scored: Scored) -> RewardsResponse:
+def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsResponse:
     rewards = scored.flat
-    along = None
-    if scored.along is not None:
-        along = [
-            [TokenReward(text=step.text, reward=step.reward) for step in steps]
-            for steps in scored.along
-        ]
     return RewardsResponse(
         id=f"rewards-{scored.id}",
         model=scored.model,
@@ -104,20 +104,20 @@ def answer_rewards(request: RewardsRequest, scored: Scored) -> RewardsResponse:
         ranks=ranks(rewards),
         tokens=scored.flat_tokens,
         usage=_usage(scored),
-        along=along,
+        token_rewards=scored.token_rewards,
     )
 
 
-def read_compare(request: CompareRequest) -> Ask:
+def read_compare(request: CompareRequest) -> ScoreRequest:
     dialogue = Dialogue(
         prompt=as_text(request.prompt),
         responses=(as_text(request.a), as_text(request.b)),
         tools=request.tools or None,
     )
-    return Ask(model=request.model, parts=(dialogue,))
+    return ScoreRequest(model=request.model, parts=(dialogue,))
 
 
-def answer_compare(request: CompareRequest, scored: Scored) -> Comparison:
+def answer_compare(request: CompareRequest, scored: ScoreResult) -> Comparison:
     a, b = scored.flat
     return Comparison(
         id=f"comparison-{scored.id}",
@@ -146,7 +146,7 @@ def ranks(rewards: Sequence[float]) -> list[int]:
     return [place[reward] for reward in rewards]
 
 
-def _usage(scored: Scored) -> OwnUsage:
+def _usage(scored: ScoreResult) -> OwnUsage:
     total = sum(scored.flat_tokens)
     return OwnUsage(prompt_tokens=total, computed_tokens=scored.computed, total_tokens=total)
 

@@ -1,26 +1,16 @@
-"""The protocols that the server speaks. To add one, write a file and add its row."""
+"""The protocols that the server speaks. To add one, declare its row and name it here.
+
+Apart from the rows, since those of other tools import what the rows are made of.
+"""
 
 from __future__ import annotations
 
 from plaudit import registry
-from plaudit.serving.protocols.classify import CLASSIFY, ENCODE
-from plaudit.serving.protocols.pooling import EMBEDDINGS, POOLING
+from plaudit.serving.protocols.inference_servers import INFERENCE_SERVERS
 from plaudit.serving.protocols.records import Protocol
-from plaudit.serving.protocols.rerank import RERANK
 from plaudit.serving.protocols.rewards import COMPARE, REWARDS
-from plaudit.serving.protocols.score import SCORE
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
-    for protocol in (
-        REWARDS,
-        COMPARE,
-        *registry.every("protocol").values(),
-        CLASSIFY,
-        ENCODE,
-        POOLING,
-        EMBEDDINGS,
-        SCORE,
-        RERANK,
-    )
+    for protocol in (REWARDS, COMPARE, *registry.every("protocol").values(), *INFERENCE_SERVERS)
 }

@@ -6,7 +6,7 @@
  * @typedef {{text: string, reward: number}} Step the reward if the response ended here
  * @typedef {{
  *   model: string, rewards: number[], win_probabilities: number[], ranks: number[],
- *   tokens: number[], along?: Step[][] | null,
+ *   tokens: number[], token_rewards?: Step[][] | null,
  *   usage: {prompt_tokens: number, computed_tokens: number, total_tokens: number},
  * }} Rewards
  */
@@ -40,11 +40,11 @@ export function hasToken() {
  * @param {string} model
  * @param {Text} prompt
  * @param {Text[]} responses
- * @param {{along?: boolean, signal: AbortSignal}} options
+ * @param {{tokenRewards?: boolean, signal: AbortSignal}} options
  * @returns {Promise<Rewards>}
  */
-export async function score(model, prompt, responses, { along = false, signal }) {
-  const body = JSON.stringify({ model, prompt, responses, along });
+export async function score(model, prompt, responses, { tokenRewards = false, signal }) {
+  const body = JSON.stringify({ model, prompt, responses, token_rewards: tokenRewards });
   const headers = { "Content-Type": "application/json" };
   for (let attempt = 1; ; attempt++) {
     const answer = await send("v1/rewards", { method: "POST", body, headers, signal });

@@ -1,6 +1,6 @@
 // Compare: a prompt, two responses or more, and what the model makes of them.
 
-import { alongView } from "./along.js";
+import { tokenRewardsView } from "./token-rewards.js";
 import { score, ServerError } from "./api.js";
 import { byId, counted, h, letter, percent, reward } from "./dom.js";
 
@@ -56,7 +56,7 @@ async function run(model, say) {
     const texts = areas(responses).map((area) => area.value);
     const [found, note] = await ask(model, texts, signal);
     summary.textContent = inWords(found) + note;
-    scores.replaceChildren(table(found), ...(found.along ? [alongView(found.along)] : []));
+    scores.replaceChildren(table(found), ...(found.token_rewards ? [tokenRewardsView(found.token_rewards)] : []));
     if (matchMedia("(max-width: 60rem)").matches) results.scrollIntoView({ block: "start" });
   } catch (error) {
     if (signal.aborted) return;
@@ -68,16 +68,16 @@ async function run(model, say) {
 }
 
 /**
- * The rewards, and why they are not along the responses where a model has no such thing.
+ * The rewards, and why those of tokens are missing where a model has no such thing.
  * @param {string} model @param {string[]} texts @param {AbortSignal} signal
  * @returns {Promise<[Rewards, string]>}
  */
 async function ask(model, texts, signal) {
-  const along = byId("along", HTMLInputElement).checked;
+  const tokenRewards = byId("token-rewards", HTMLInputElement).checked;
   try {
-    return [await score(model, prompted(), texts, { along, signal }), ""];
+    return [await score(model, prompted(), texts, { tokenRewards, signal }), ""];
   } catch (error) {
-    if (!(error instanceof ServerError) || error.param !== "along") throw error;
+    if (!(error instanceof ServerError) || error.param !== "token_rewards") throw error;
     return [await score(model, prompted(), texts, { signal }), ` ${error.message}`];
   }
 }

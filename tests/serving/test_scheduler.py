@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.serving.queue import QUANTUM, FairQueue, Job, Slice, costs_of
-from plaudit.serving.rejection import RefusalError
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.scheduler import QUANTUM, FairQueue, Job, Slice, token_costs
 
 pytestmark = pytest.mark.heavy
 
@@ -22,7 +22,7 @@ def ids(length: int, seed: int = 0) -> np.ndarray[Any, Any]:
 def job(
     client: str, *lengths: int, owner: str = "model", finished: list[Any] | None = None, **more: Any
 ) -> Job[str]:
-    def finish(done: Job[str], refusal: RefusalError | None) -> None:
+    def finish(done: Job[str], refusal: RejectionError | None) -> None:
         if finished is not None:
             finished.append((done, refusal))
 
@@ -45,7 +45,7 @@ def clients(slices: list[Slice[str]]) -> Counter[str]:
 
 def test_costs_leave_out_what_the_one_before_had() -> None:
     prompt = ids(30)
-    assert costs_of([np.append(prompt, [1]), np.append(prompt, [2, 3])]) == [31, 2]
+    assert token_costs([np.append(prompt, [1]), np.append(prompt, [2, 3])]) == [31, 2]
 
 
 def test_a_batch_holds_every_waiting_request_that_fits() -> None:

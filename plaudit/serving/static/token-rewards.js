@@ -1,4 +1,4 @@
-// The reward along a response: a strip of tokens, a chart, and one slider that reads both.
+// Per-token rewards of a response: a strip of tokens, a chart, and one slider that reads both.
 
 import { h, letter, reward, svg } from "./dom.js";
 
@@ -11,13 +11,13 @@ const SHADES = 4;
 /**
  * All responses in one chart and a strip each. A token's colour is what it changed: the reward of the
  * response up to it, less that up to the token before.
- * @param {Step[][]} along
+ * @param {Step[][]} responses
  * @returns {HTMLElement}
  */
-export function alongView(along) {
-  const widest = Math.max(...along.flatMap((steps) => changes(steps).map(Math.abs)), 1e-9);
-  const chart = chartOf(along);
-  return h("section", { class: "along", "aria-label": "Reward along the responses" },
+export function tokenRewardsView(responses) {
+  const widest = Math.max(...responses.flatMap((steps) => changes(steps).map(Math.abs)), 1e-9);
+  const chart = chartOf(responses);
+  return h("section", { class: "token-rewards", "aria-label": "Per-token rewards of the responses" },
     h("h2", {}, "Along each response"),
     h("p", { class: "soft" },
       "The reward if the response ended at that token. A token's colour is what it changed, up to ",
@@ -25,7 +25,7 @@ export function alongView(along) {
       h("span", { class: "token down4" }, "lower"), " ", h("span", { class: "token" }, "same"), " ",
       h("span", { class: "token up4" }, "higher"), "."),
     h("figure", {}, chart.element),
-    ...along.map((steps, index) => stripOf(steps, index, widest, (at) => chart.mark(index, at))),
+    ...responses.map((steps, index) => stripOf(steps, index, widest, (at) => chart.mark(index, at))),
   );
 }
 
@@ -91,21 +91,21 @@ function shown(text) {
 }
 
 /**
- * @param {Step[][]} along
+ * @param {Step[][]} responses
  * @returns {{element: SVGElement, mark: (index: number, at: number) => void}}
  */
-function chartOf(along) {
+function chartOf(responses) {
   // Drawn about as wide as it is shown, so that its letters are as large as the page's.
   const width = matchMedia("(max-width: 40rem)").matches ? 340 : 640;
-  const all = along.flat().map((step) => step.reward);
+  const all = responses.flat().map((step) => step.reward);
   const ticks = niceTicks(Math.min(...all), Math.max(...all));
   const low = ticks[0] ?? 0, high = ticks.at(-1) ?? 1;
-  const longest = Math.max(...along.map((steps) => steps.length), 2);
+  const longest = Math.max(...responses.map((steps) => steps.length), 2);
   /** @param {number} at */
   const x = (at) => LEFT + (at / (longest - 1)) * (width - LEFT - RIGHT);
   /** @param {number} value */
   const y = (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-  const ends = along.map((steps, index) => `${letter(index)} ${reward(steps.at(-1)?.reward ?? 0)}`);
+  const ends = responses.map((steps, index) => `${letter(index)} ${reward(steps.at(-1)?.reward ?? 0)}`);
   const element = svg("svg", {
     viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "chart",
     "aria-label": `Reward over tokens. At the end: ${ends.join(", ")}.`,
@@ -119,7 +119,7 @@ function chartOf(along) {
     element.append(svg("text", { x: x(at), y: HEIGHT - 10, "text-anchor": at === 0 ? "start" : "end" }, String(at + 1)));
   }
   element.append(svg("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 10, "text-anchor": "middle" }, "tokens of the response"));
-  const marks = along.map((steps, index) => {
+  const marks = responses.map((steps, index) => {
     const points = steps.map((step, at) => `${x(at).toFixed(1)},${y(step.reward).toFixed(1)}`);
     const last = steps.at(-1);
     const dot = svg("circle", { r: 4.5, class: `dot line${index % 6}` });
@@ -131,7 +131,7 @@ function chartOf(along) {
   });
   /** @param {number} index @param {number} at */
   function mark(index, at) {
-    const step = along[index]?.[at];
+    const step = responses[index]?.[at];
     marks[index]?.setAttribute("cx", String(x(at)));
     marks[index]?.setAttribute("cy", String(y(step?.reward ?? 0)));
   }

@@ -1,0 +1,561 @@
+"""Protocols of inference servers: vLLM, SGLang, OpenAI, Cohere and Jina.
+
+- ``/classify``: vLLM's and SGLang's, told apart by their keys; verl sends vLLM's.
+- ``/encode``: SGLang's.
+- ``/pooling`` and ``/v1/embeddings``: the reward as a vector of one number. verl calls
+  ``/v1/embeddings`` where its engine is SGLang.
+- ``/score``: vLLM's pairs are a question and an answer, rendered by the model's template. SGLang
+  appends each item to the query as it stands.
+- ``/rerank``: documents of a query, best first. The answers of vLLM, Cohere and Jina differ in what
+  else they hold; this one holds all of it.
+
+A reward is raw, or its sigmoid where ``activation`` or ``use_activation`` is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.protocols.records import (
+    Body,
+    Dialogue,
+    Many,
+    Messages,
+    Part,
+    PreformattedText,
+    Protocol,
+    ScoreRequest,
+    ScoreResult,
+    TextInput,
+    TokenIds,
+    Tools,
+    Usage,
+    activated,
+    as_base64,
+    as_text,
+    keys_of,
+    parts_of,
+    usage,
+)
+
+
+class Activation(Body):
+    """The two names of the same option; neither given is the raw reward."""
+
+    activation: bool | None = None
+    use_activation: bool | None = None
+
+    def rewards(self, scored: ScoreResult) -> list[float]:
+        """All rewards, activated where the client asks for it."""
+        wanted = self.activation is True or self.use_activation is True
+        return [activated(reward, wanted) for reward in scored.flat]
+
+
+class PoolingOptions(Activation):
+    """What vLLM's pooling requests may hold beside their input."""
+
+    model: str | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None, description="Read the last so many tokens; -1 is the model's maximum length."
+    )
+
+
+class InputRequest(PoolingOptions):
+    """Texts as they stand, or token ids."""
+
+    input: TextInput
+    add_special_tokens: bool = Field(
+        default=True, description="The start token is there once either way."
+    )
+
+
+class ChatRequest(PoolingOptions):
+    """One conversation, rendered by the model's own template."""
+
+    messages: Messages
+    tools: Tools = None
+    add_generation_prompt: Literal[False] = False
+    chat_template: None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ListResponse(BaseModel):
+    """What the answers of vLLM and OpenAI have in common; ``data`` has one entry per reward."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Any]
+    usage: Usage
+
+
+def _envelope(kind: str, scored: ScoreResult) -> dict[str, Any]:
+    """Every field of a :class:`ListResponse` but its data."""
+    return {
+        "id": f"{kind}-{scored.id}",
+        "created": scored.created,
+        "model": scored.model,
+        "usage": usage(scored),
+    }
+
+
+def chat_or_input(body: Any) -> str | None:
+    """A discriminator: ``chat`` where a body has ``messages``, else ``input``."""
+    keys = keys_of(body)
+    return None if keys is None else "chat" if "messages" in keys else "input"
+
+
+def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
+    """The conversations of a vLLM pooling request."""
+    keep_last = request.truncate_prompt_tokens
+    if keep_last == 0:
+        raise RejectionError(
+            "bad_request",
+            "truncate_prompt_tokens is 0; nothing would be read.",
+            param="truncate_prompt_tokens",
+        )
+    if isinstance(request, InputRequest):
+        return ScoreRequest(model=request.model, parts=parts_of(request.input), keep_last=keep_last)
+    *before, last = request.messages
+    dialogue = Dialogue(
+        prompt=as_text(before),
+        responses=(as_text([last]),),
+        tools=request.tools or None,
+        template_kwargs=request.chat_template_kwargs or {},
+    )
+    return ScoreRequest(model=request.model, parts=(dialogue,), keep_last=keep_last)
+
+
+# ---- /classify and /encode -----------------------------------------------------------------------
+
+
+class SglangRequest(Body):
+    """``text`` as it stands, or ``input_ids``."""
+
+    text: str | Many[str] | None = None
+    input_ids: TokenIds | Many[TokenIds] | None = None
+    model: str | None = None
+    rid: str | Many[str] | None = None
+
+
+class ClassifyDatum(BaseModel):
+    index: int
+    label: str = "LABEL_0"
+    probs: list[float]
+    num_classes: int = 1
+
+
+class ClassifyResponse(ListResponse):
+    data: list[ClassifyDatum]
+
+
+class SglangMeta(BaseModel):
+    id: str
+    prompt_tokens: int
+    e2e_latency: float
+
+
+class SglangEmbedding(BaseModel):
+    embedding: list[float]
+    meta_info: SglangMeta
+
+
+def _classify_shape(body: Any) -> str | None:
+    keys = keys_of(body)
+    return "sglang" if keys and keys & {"text", "input_ids"} else chat_or_input(body)
+
+
+ClassifyRequest: TypeAlias = SglangRequest | InputRequest | ChatRequest
+SglangResponse: TypeAlias = SglangEmbedding | list[SglangEmbedding]
+
+
+def read_sglang(request: SglangRequest) -> ScoreRequest:
+    return ScoreRequest(model=request.model, parts=_sglang_parts(request))
+
+
+def _sglang_parts(request: SglangRequest) -> tuple[Part, ...]:
+    if request.input_ids is not None:
+        return parts_of(request.input_ids)
+    if request.text is None:
+        raise RejectionError(
+            "invalid_request", "Neither text nor input_ids is given.", param="text"
+        )
+    return parts_of(request.text)
+
+
+def answer_sglang(request: SglangRequest, scored: ScoreResult) -> SglangResponse:
+    """One object for one input, a list for a list."""
+    ids = request.input_ids
+    single = (
+        isinstance(request.text, str) if ids is None else len(ids) > 0 and isinstance(ids[0], int)
+    )
+    rids = [request.rid] if isinstance(request.rid, str) else request.rid or []
+    embeddings = [
+        SglangEmbedding(
+            embedding=[reward],
+            meta_info=SglangMeta(
+                id=rids[number] if number < len(rids) else f"{scored.id}-{number}",
+                prompt_tokens=count,
+                e2e_latency=scored.seconds,
+            ),
+        )
+        for number, (reward, count) in enumerate(zip(scored.flat, scored.flat_tokens, strict=True))
+    ]
+    return embeddings[0] if single else embeddings
+
+
+def read_classify(request: ClassifyRequest) -> ScoreRequest:
+    return read_sglang(request) if isinstance(request, SglangRequest) else read_pooling(request)
+
+
+def answer_classify(
+    request: ClassifyRequest, scored: ScoreResult
+) -> ClassifyResponse | SglangResponse:
+    if isinstance(request, SglangRequest):
+        return answer_sglang(request, scored)
+    data = [ClassifyDatum(index=i, probs=[r]) for i, r in enumerate(request.rewards(scored))]
+    return ClassifyResponse(data=data, **_envelope("classify", scored))
+
+
+CLASSIFY = Protocol(
+    name="classify",
+    summary="Rewards of texts, ids or one chat, as vLLM or SGLang answer",
+    spoken_by="verl, vLLM's and SGLang's clients",
+    paths=("/classify",),
+    methods=("POST", "PUT"),
+    request=Annotated[
+        Annotated[SglangRequest, Tag("sglang")]
+        | Annotated[InputRequest, Tag("input")]
+        | Annotated[ChatRequest, Tag("chat")],
+        Discriminator(_classify_shape),
+    ],
+    response=ClassifyResponse | SglangEmbedding | list[SglangEmbedding],
+    read=read_classify,
+    answer=answer_classify,
+    example={"model": "rm", "input": "What is ice? Frozen water.", "activation": False},
+)
+
+ENCODE = Protocol(
+    name="encode",
+    summary="Rewards of texts or ids as SGLang answers",
+    spoken_by="SGLang's clients",
+    paths=("/encode",),
+    methods=("POST", "PUT"),
+    request=SglangRequest,
+    response=SglangEmbedding | list[SglangEmbedding],
+    read=read_sglang,
+    answer=answer_sglang,
+    example={"text": ["What is ice? Frozen water.", "What is ice? Fire."]},
+)
+
+
+# ---- /pooling and /v1/embeddings -----------------------------------------------------------------
+
+Encoding: TypeAlias = Literal["float", "base64"]
+
+
+class VectorInput(InputRequest):
+    encoding_format: Encoding = "float"
+
+
+class VectorChat(ChatRequest):
+    encoding_format: Encoding = "float"
+
+
+class PoolingDatum(BaseModel):
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float] | str
+
+
+class PoolingResponse(ListResponse):
+    data: list[PoolingDatum]
+
+
+class EmbeddingDatum(BaseModel):
+    index: int
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingsResponse(ListResponse):
+    data: list[EmbeddingDatum]
+
+
+VectorRequest = Annotated[
+    Annotated[VectorInput, Tag("input")] | Annotated[VectorChat, Tag("chat")],
+    Discriminator(chat_or_input),
+]
+
+
+def vectors(request: VectorInput | VectorChat, scored: ScoreResult) -> list[list[float] | str]:
+    """One vector per conversation, its one number the reward."""
+    rewards = request.rewards(scored)
+    if request.encoding_format == "base64":
+        return [as_base64(reward) for reward in rewards]
+    return [[reward] for reward in rewards]
+
+
+def answer_pooling(request: VectorInput | VectorChat, scored: ScoreResult) -> PoolingResponse:
+    data = [PoolingDatum(index=i, data=v) for i, v in enumerate(vectors(request, scored))]
+    return PoolingResponse(data=data, **_envelope("pool", scored))
+
+
+def answer_embeddings(request: VectorInput | VectorChat, scored: ScoreResult) -> EmbeddingsResponse:
+    data = [EmbeddingDatum(index=i, embedding=v) for i, v in enumerate(vectors(request, scored))]
+    return EmbeddingsResponse(data=data, **_envelope("embd", scored))
+
+
+POOLING = Protocol(
+    name="pooling",
+    summary="Rewards as pooled vectors of one number",
+    spoken_by="vLLM's clients",
+    paths=("/pooling",),
+    request=VectorRequest,
+    response=PoolingResponse,
+    read=read_pooling,
+    answer=answer_pooling,
+    example={
+        "messages": [
+            {"role": "user", "content": "What is ice?"},
+            {"role": "assistant", "content": "Frozen water."},
+        ]
+    },
+)
+
+EMBEDDINGS = Protocol(
+    name="embeddings",
+    summary="Rewards as embeddings of one number",
+    spoken_by="verl with SGLang, OpenAI's clients",
+    paths=("/v1/embeddings",),
+    request=VectorRequest,
+    response=EmbeddingsResponse,
+    read=read_pooling,
+    answer=answer_embeddings,
+    example={"model": "rm", "input": ["What is ice? Frozen water.", "What is ice? Fire."]},
+)
+
+
+# ---- /score --------------------------------------------------------------------------------------
+
+
+class PairsRequest(Activation):
+    """One query with any number of documents, or as many of one as of the other.
+
+    They may also be called text_1 and text_2, data_1 and data_2, or queries and items.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    model: str | None = None
+    queries: str | Many[str] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
+    documents: str | Many[str] = Field(
+        validation_alias=AliasChoices("documents", "text_2", "data_2", "items")
+    )
+
+
+class ItemsRequest(Body):
+    """SGLang's: each item stands behind the query."""
+
+    model: str | None = None
+    query: str
+    items: str | Many[str]
+    item_first: bool = False
+
+
+class ScoreDatum(BaseModel):
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class ScoreResponse(ListResponse):
+    data: list[ScoreDatum]
+
+
+class ScoringResponse(BaseModel):
+    object: Literal["scoring"] = "scoring"
+    model: str
+    scores: list[list[float]]
+    usage: Usage
+
+
+def _score_shape(body: Any) -> str | None:
+    keys = keys_of(body)
+    return None if keys is None else "items" if "query" in keys else "pairs"
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def read_score(request: PairsRequest | ItemsRequest) -> ScoreRequest:
+    if isinstance(request, ItemsRequest):
+        parts = [
+            PreformattedText(item + request.query if request.item_first else request.query + item)
+            for item in _listed(request.items)
+        ]
+        return ScoreRequest(model=request.model, parts=tuple(parts))
+    return ScoreRequest(model=request.model, parts=tuple(_dialogues(request)))
+
+
+def _dialogues(request: PairsRequest) -> Sequence[Dialogue]:
+    queries, documents = _listed(request.queries), _listed(request.documents)
+    if len(queries) == 1:
+        return [Dialogue(prompt=queries[0], responses=tuple(documents))]
+    if len(queries) != len(documents):
+        raise RejectionError(
+            "bad_request",
+            f"{len(queries)} queries and {len(documents)} documents do not pair up; give one "
+            "query, or as many of both.",
+            param="documents",
+        )
+    return [
+        Dialogue(prompt=query, responses=(document,))
+        for query, document in zip(queries, documents, strict=True)
+    ]
+
+
+def answer_score(
+    request: PairsRequest | ItemsRequest, scored: ScoreResult
+) -> ScoreResponse | ScoringResponse:
+    if isinstance(request, ItemsRequest):
+        return ScoringResponse(
+            model=scored.model, scores=[[reward] for reward in scored.flat], usage=usage(scored)
+        )
+    data = [ScoreDatum(index=i, score=r) for i, r in enumerate(request.rewards(scored))]
+    return ScoreResponse(data=data, **_envelope("score", scored))
+
+
+SCORE = Protocol(
+    name="score",
+    summary="Rewards of query and document pairs",
+    spoken_by="vLLM's and SGLang's clients",
+    paths=("/score", "/v1/score"),
+    request=Annotated[
+        Annotated[PairsRequest, Tag("pairs")] | Annotated[ItemsRequest, Tag("items")],
+        Discriminator(_score_shape),
+    ],
+    response=ScoreResponse | ScoringResponse,
+    read=read_score,
+    answer=answer_score,
+    example={"model": "rm", "queries": "What is ice?", "documents": ["Frozen water.", "Fire."]},
+)
+
+
+# ---- /rerank -------------------------------------------------------------------------------------
+
+
+class RerankRequest(Activation):
+    """``top_n`` 0 or nothing is all. A document is a text, or a mapping of which ``rank_fields``
+    (else ``text``) are read.
+    """
+
+    model: str | None = None
+    query: str
+    documents: Many[str | dict[str, Any]]
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    return_documents: bool = True
+    rank_fields: Many[str] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Reject longer conversations; their end is what is scored."
+    )
+
+
+class Document(BaseModel):
+    text: str
+    multi_modal: None = None
+
+
+class RerankResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class ApiVersion(BaseModel):
+    version: str = "2"
+
+
+class BilledUnits(BaseModel):
+    search_units: float = 1
+
+
+class RerankMeta(BaseModel):
+    api_version: ApiVersion = ApiVersion()
+    billed_units: BilledUnits = BilledUnits()
+
+
+class RerankResponse(BaseModel):
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+    meta: RerankMeta = RerankMeta()
+
+
+def read_rerank(request: RerankRequest) -> ScoreRequest:
+    texts = tuple(text_of(document, request.rank_fields) for document in request.documents)
+    return ScoreRequest(
+        model=request.model,
+        parts=(Dialogue(prompt=request.query, responses=texts),),
+        limit=request.max_tokens_per_doc,
+    )
+
+
+def text_of(document: str | dict[str, Any], rank_fields: list[str] | None) -> str:
+    """What of a document is read; several fields one a line, as Cohere does.
+
+    Raises:
+        RejectionError: a field is missing or holds no text.
+    """
+    if isinstance(document, str):
+        return document
+    values = [document.get(name) for name in rank_fields or ["text"]]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
+        raise RejectionError(
+            "bad_request",
+            "A document has no text under the fields that are read (rank_fields, else text).",
+            param="documents",
+        )
+    return "\n".join(texts)
+
+
+def answer_rerank(request: RerankRequest, scored: ScoreResult) -> RerankResponse:
+    raw, rewards = scored.flat, request.rewards(scored)
+    # By raw rewards: the sigmoid of large ones is 1 for all.
+    order = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
+    results = [
+        RerankResult(
+            index=index,
+            relevance_score=rewards[index],
+            document=Document(text=text_of(request.documents[index], request.rank_fields))
+            if request.return_documents
+            else None,
+        )
+        for index in order[: request.top_n or None]
+    ]
+    return RerankResponse(
+        id=f"rerank-{scored.id}", model=scored.model, results=results, usage=usage(scored)
+    )
+
+
+RERANK = Protocol(
+    name="rerank",
+    summary="Documents of a query, best first",
+    spoken_by="vLLM's, Cohere's and Jina's clients",
+    paths=("/rerank", "/v1/rerank", "/v2/rerank"),
+    request=RerankRequest,
+    response=RerankResponse,
+    read=read_rerank,
+    answer=answer_rerank,
+    example={"model": "rm", "query": "What is ice?", "documents": ["Frozen water.", "Fire."]},
+)
+
+INFERENCE_SERVERS = (CLASSIFY, ENCODE, POOLING, EMBEDDINGS, SCORE, RERANK)

@@ -1,0 +1,419 @@
+"""What waits to be scored, and how a batch of it is scored.
+
+The queue takes turns: models, then clients, then requests of a client. One turn takes at most
+:data:`QUANTUM` tokens of a request, so that ten thousand documents do not keep two waiting. Token
+costs count what a conversation adds to the one before it in its request.
+
+A batch is scored with a cache of rewards, each common beginning of conversations once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.served_model import ServedModel, score_with_prefix_cache
+from plaudit.tokens.batch import PackedBatcher
+from plaudit.tokens.encode import common_prefix
+from plaudit.tokens.share import share_prefixes
+from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digests
+
+QUANTUM = 1024
+
+Owner = TypeVar("Owner", bound=Hashable)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Job(Generic[Owner]):
+    """The conversations of one request.
+
+    ``owner`` is the loaded model they were encoded for. ``deadline`` is on the monotonic clock.
+    ``finish`` is called once, from the thread that scores, with None or why it failed. ``computed``
+    counts the tokens that the model computed for it. ``known`` holds its rewards so far by digest:
+    equal conversations of a long request have one reward, whichever batches they are in. ``costs``
+    are those of :func:`token_costs` where they are known already. With ``action`` that is called in
+    place of scoring, for other work that only the model's thread may do, and gives ``result``.
+    """
+
+    owner: Owner
+    client: str
+    sequences: Sequence[IntArray]
+    deadline: float
+    finish: Callable[[Job[Owner], RejectionError | None], None]
+    action: Callable[[], Any] | None = None
+    result: Any = None
+    costs: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    taken: int = 0
+    scored: int = 0
+    computed: int = 0
+    cached: int = 0
+    known: dict[bytes, float] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        self.rewards = [0.0] * len(self.sequences)
+        if not self.costs:
+            self.costs = token_costs(self.sequences)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(self.costs[self.taken :])
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Generic[Owner]):
+    """Conversations ``[start, stop)`` of a job, taken for one batch."""
+
+    job: Job[Owner]
+    start: int
+    stop: int
+
+
+def token_costs(sequences: Sequence[IntArray]) -> list[int]:
+    """Tokens that each conversation adds to the one before it."""
+    if not sequences:
+        return []
+    shared = [0] + [common_prefix([before, after]) for before, after in pairwise(sequences)]
+    return [len(ids) - common for ids, common in zip(sequences, shared, strict=True)]
+
+
+class FairQueue(Generic[Owner]):
+    """A bounded queue with any number of givers and one taker."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._ready = threading.Condition()
+        self._lanes: OrderedDict[Owner, OrderedDict[str, deque[Job[Owner]]]] = OrderedDict()
+        self._closed = False
+        self.tokens = 0
+        self.jobs = 0
+
+    def put(self, job: Job[Owner]) -> bool:
+        """Add a job; False where too many tokens wait already."""
+        with self._ready:
+            if self.tokens > self._max_tokens or self._closed:
+                return False
+            clients = self._lanes.setdefault(job.owner, OrderedDict())
+            clients.setdefault(job.client, deque()).append(job)
+            self.tokens += sum(job.costs)
+            self.jobs += 1
+            self._ready.notify()
+            return True
+
+    def discard(self, job: Job[Owner]) -> None:
+        """Take back a job that nobody waits for any more; what is being scored is forgotten."""
+        with self._ready:
+            job.over = True
+            clients = self._lanes.get(job.owner, OrderedDict())
+            jobs = clients.get(job.client)
+            if jobs is not None and job in jobs:
+                jobs.remove(job)
+                self._left(job)
+                self._tidy(job.owner, job.client)
+
+    def close(self) -> None:
+        """Let the taker end; what still waits is refused by it."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+
+    def take(self, budget: int, *, wait: float, expected: int) -> list[Slice[Owner]] | None:
+        """The next batch, all of one owner and of about ``budget`` tokens; None when closed.
+
+        Waits until there is a job. Then, only where fewer than ``expected`` jobs and less than a
+        batch are there, for the rest of them, at most ``wait`` seconds.
+        """
+        with self._ready:
+            while not self.jobs and not self._closed:
+                self._ready.wait()
+            until = time.monotonic() + wait
+            while self.jobs < expected and self.tokens < budget and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0 or not self._ready.wait(left):
+                    break
+            if self._closed and not self.jobs:
+                return None
+            return self._next(budget)
+
+    def _next(self, budget: int) -> list[Slice[Owner]]:
+        slices: list[Slice[Owner]] = []
+        if not self._lanes:
+            return slices
+        owner, clients = next(iter(self._lanes.items()))
+        self._lanes.move_to_end(owner)
+        room, now = budget, time.monotonic()
+        while room > 0 and clients:
+            client, jobs = next(iter(clients.items()))
+            job = jobs.popleft()
+            if job.deadline <= now:
+                self._left(job)
+                job.over = True
+                job.finish(job, past_deadline())
+            else:
+                cost, stop = _turn(job, room, alone=not slices)
+                if stop > job.taken:
+                    slices.append(Slice(job, job.taken, stop))
+                    job.began = now if job.began is None else job.began
+                    self.tokens -= cost
+                    job.taken = stop
+                else:
+                    room = 0
+                room -= cost
+                if job.taken < len(job.sequences):
+                    jobs.append(job) if room > 0 else jobs.appendleft(job)
+                else:
+                    self.jobs -= 1
+            if room > 0 and client in clients:
+                clients.move_to_end(client)
+            self._tidy(owner, client)
+        return slices
+
+    def _left(self, job: Job[Owner]) -> None:
+        self.jobs -= 1
+        self.tokens -= job.waiting_tokens
+
+    def _tidy(self, owner: Owner, client: str) -> None:
+        clients = self._lanes.get(owner)
+        if clients is None:
+            return
+        if not clients.get(client):
+            clients.pop(client, None)
+        if not clients:
+            del self._lanes[owner]
+
+
+def _turn(job: Job[Owner], room: int, *, alone: bool) -> tuple[int, int]:
+    """Tokens and end of what a job may add: a quantum, and at least one conversation that fits.
+
+    The first of a batch always does.
+    """
+    cost, stop = 0, job.taken
+    while stop < len(job.costs):
+        cost += job.costs[stop]
+        first = stop == job.taken
+        if cost > (room if first else min(room, QUANTUM)) and not (first and alone):
+            return cost - job.costs[stop], stop
+        stop += 1
+    return cost, stop
+
+
+def past_deadline() -> RejectionError:
+    """A request whose time ran out before its turn."""
+    return RejectionError(
+        "deadline_exceeded",
+        "The request's time ran out while it waited; try again, or allow more time.",
+        retry_after=1,
+    )
+
+
+logger = logging.getLogger("plaudit.serving")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStats:
+    """A batch in numbers: conversations asked for, found in the cache, and tokens computed.
+
+    ``reused`` are tokens that were not, since an earlier batch had read the same beginning.
+    """
+
+    conversations: int
+    cached: int
+    tokens: int
+    reused: int
+
+
+def score_slices(
+    served: ServedModel, slices: Sequence[Slice[ServedModel]], free: Callable[[], None]
+) -> BatchStats:
+    """Put rewards into the jobs of the slices; a job that cannot be scored gets its rejection.
+
+    ``free`` gives back what is kept in memory. Only the thread that owns the model may call it.
+    """
+    wanted: dict[bytes, IntArray] = {}
+    first: dict[bytes, Job[ServedModel]] = {}
+    before = _reused(served)
+    keys = [
+        list(conversation_digests(part.job.sequences[part.start : part.stop])) for part in slices
+    ]
+    known: dict[bytes, float] = {}
+    for part, digests in zip(slices, keys, strict=True):
+        for key, ids in zip(digests, part.job.sequences[part.start : part.stop], strict=True):
+            reward = part.job.known.get(key, served.cache.get(key))
+            if reward is not None:
+                known.setdefault(key, reward)
+                part.job.cached += 1
+            elif key not in wanted:
+                wanted[key], first[key] = ids, part.job
+    failed, tokens = _score_wanted(served, wanted, first, known, free)
+    for part, digests in zip(slices, keys, strict=True):
+        _hand_over(part, digests, known, failed)
+    total = sum(len(digests) for digests in keys)
+    return BatchStats(
+        conversations=total,
+        cached=sum(key not in wanted for d in keys for key in d),
+        tokens=tokens,
+        reused=_reused(served) - before,
+    )
+
+
+def _reused(served: ServedModel) -> int:
+    return 0 if served.prefix_cache is None else served.prefix_cache.reused
+
+
+def _score_wanted(
+    served: ServedModel,
+    wanted: dict[bytes, IntArray],
+    first: dict[bytes, Job[ServedModel]],
+    known: dict[bytes, float],
+    free: Callable[[], None],
+) -> tuple[dict[bytes, RejectionError], int]:
+    """Fill ``known``; what has no reward is told, with why."""
+    keys = list(wanted)
+    failed: dict[bytes, RejectionError] = {}
+    spent: Counter[bytes] = Counter()
+    for key, outcome in zip(keys, _rewards(served, keys, wanted, spent, free), strict=True):
+        if isinstance(outcome, RejectionError):
+            failed[key] = outcome
+        elif not math.isfinite(outcome):
+            failed[key] = RejectionError(
+                "reward_not_finite", "The model's reward of a conversation is not a finite number."
+            )
+        else:
+            known[key] = outcome
+            served.cache.put(key, outcome)
+    for key, count in spent.items():
+        first[key].computed += count
+    return failed, spent.total()
+
+
+def _rewards(
+    served: ServedModel,
+    keys: Sequence[bytes],
+    wanted: dict[bytes, IntArray],
+    spent: Counter[bytes],
+    free: Callable[[], None],
+) -> list[float | RejectionError]:
+    """Rewards of distinct conversations; where a batch fails, of all anew and in parts.
+
+    It may have been memory that ran out: nothing is kept for the second try.
+    """
+    if not keys:
+        return []
+    try:
+        return list(_forward(served, keys, wanted, spent, _with_prefix_cache))
+    except Exception as error:
+        logger.warning("batch_failed", extra={"fields": {"error": type(error).__name__}})
+    # Behind the except block, whose error holds on to all that the failed pass had computed.
+    free()
+    parts = _halves(keys) if len(keys) > 1 else [keys]
+    return [reward for part in parts for reward in _in_parts(served, part, wanted, spent)]
+
+
+def _in_parts(
+    served: ServedModel, keys: Sequence[bytes], wanted: dict[bytes, IntArray], spent: Counter[bytes]
+) -> list[float | RejectionError]:
+    """Rewards of whole conversations; where a batch fails, of its halves.
+
+    A conversation that the device has no memory for then fails alone.
+    """
+    try:
+        return list(_forward(served, keys, wanted, spent, _whole))
+    except Exception as error:
+        if len(keys) == 1:
+            logger.exception("conversation_failed")
+        else:
+            logger.warning("batch_halved", extra={"fields": {"error": type(error).__name__}})
+    if len(keys) == 1:
+        return [
+            RejectionError("internal_error", "The model failed on a conversation; see the log.")
+        ]
+    return [r for half in _halves(keys) for r in _in_parts(served, half, wanted, spent)]
+
+
+def _halves(keys: Sequence[bytes]) -> list[Sequence[bytes]]:
+    middle = len(keys) // 2
+    return [keys[:middle], keys[middle:]]
+
+
+TreeScorer: TypeAlias = Callable[
+    [ServedModel, Sequence[TokenTree]], tuple[list[FloatArray], Sequence[TokenTree]]
+]
+"""Rewards of trees, and of each tree what the model computed."""
+
+
+def _forward(
+    served: ServedModel,
+    keys: Sequence[bytes],
+    wanted: dict[bytes, IntArray],
+    spent: Counter[bytes],
+    score: TreeScorer,
+) -> list[float]:
+    sequences = [wanted[key] for key in keys]
+    batcher = served.model.batcher
+    if not isinstance(batcher, PackedBatcher):
+        trees = [
+            TokenTree(index=i, prefix=ids[:0], branches=(ids,)) for i, ids in enumerate(sequences)
+        ]
+        scores, _ = _whole(served, trees)
+        for key, ids in zip(keys, sequences, strict=True):
+            spent[key] += len(ids)
+        return [float(scores_K[0]) for scores_K in scores]
+    shared = share_prefixes(sequences, batcher.max_tokens)
+    scores, computed = score(served, shared.trees)
+    for tree, members in zip(computed, shared.members, strict=True):
+        spent[keys[members[0]]] += len(tree.prefix)
+        for member, branch in zip(members, tree.branches, strict=True):
+            spent[keys[member]] += len(branch)
+    return [float(np.asarray(scores_K)[0]) for scores_K in shared.separate(scores)]
+
+
+def _whole(
+    served: ServedModel, trees: Sequence[TokenTree]
+) -> tuple[list[FloatArray], Sequence[TokenTree]]:
+    return served.model.score_trees(trees), trees
+
+
+def _with_prefix_cache(
+    served: ServedModel, trees: Sequence[TokenTree]
+) -> tuple[list[FloatArray], Sequence[TokenTree]]:
+    """Each tree from where it parts from what an earlier batch has read."""
+    if served.prefix_cache is None:
+        return _whole(served, trees)
+    scores, resumed = score_with_prefix_cache(served.model, served.prefix_cache, trees)
+    return scores, [
+        replace(one.tree, prefix=one.tree.prefix[one.cached.tokens :]) for one in resumed
+    ]
+
+
+def _hand_over(
+    part: Slice[ServedModel],
+    digests: Sequence[bytes],
+    known: dict[bytes, float],
+    failed: dict[bytes, RejectionError],
+) -> None:
+    job = part.job
+    if job.over:
+        return
+    rejection = next((failed[key] for key in digests if key in failed), None)
+    if rejection is not None:
+        job.over = True
+        job.finish(job, rejection)
+        return
+    job.rewards[part.start : part.stop] = [job.known.setdefault(key, known[key]) for key in digests]
+    job.scored += part.stop - part.start
+    if job.scored == len(job.sequences):
+        job.over = True
+        job.finish(job, None)

@@ -1,0 +1,372 @@
+"""A loaded model: it encodes requests and scores trees with a prefix cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plaudit.errors import DataError, ModelError
+from plaudit.model.attention.kv_cache import Held, PromptStates, StatesOfPass
+from plaudit.model.load import company_dependent_length
+from plaudit.model.module import classifier
+from plaudit.model.scoring import score_distinct
+from plaudit.reward_model import RewardModel, ScoreCache, load
+from plaudit.serving.errors import RejectionError
+from plaudit.serving.protocols.records import Dialogue, Ids, Part, PreformattedText, ScoreRequest
+from plaudit.serving.settings import ModelSource, ServerSettings
+from plaudit.tokens.batch import PackedBatcher, fill, pack
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
+from plaudit.tokens.preformatted import Habits, encode_written, habits_of
+from plaudit.tokens.share import LEAST_SHARED
+from plaudit.types import MEDIA, FloatArray, IntArray, PackedBatch, Refused, TokenTree
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class ServedModel:
+    """One version of a model. Requests keep the version they were encoded for until answered."""
+
+    name: str
+    source: str
+    model: RewardModel
+    habits: Habits
+    cache: ScoreCache
+    prefix_cache: PromptStates | None
+    version: int
+    complete_texts: bool
+    loaded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the model runs packed, so that a common beginning is computed once."""
+        return isinstance(self.model.batcher, PackedBatcher)
+
+    def encode(self, request: ScoreRequest) -> list[list[IntArray]]:
+        """Per part of the request the token ids of its conversations, each up to its scored token.
+
+        Raises:
+            RejectionError: a conversation over the model's length, without tokens, with something
+                that the model cannot read, or one that its chat template refuses.
+        """
+        written = [part.text for part in request.parts if isinstance(part, PreformattedText)]
+        texts = iter(self._written(written))
+        model = self.model if request.keep_last is None else _without_max_length(self.model)
+        encoded = [
+            [next(texts)] if isinstance(part, PreformattedText) else _encode_part(model, part)
+            for part in request.parts
+        ]
+        if request.keep_last is not None:
+            keep = self.model.facts.max_length if request.keep_last == -1 else request.keep_last
+            encoded = [[ids[-keep:] for ids in part] for part in encoded]
+        limit = min(self.model.facts.max_length, request.limit or self.model.facts.max_length)
+        for part in encoded:
+            for ids in part:
+                _check_scorable(ids, limit)
+        return encoded
+
+    def _written(self, texts: Sequence[str]) -> list[IntArray]:
+        return encode_written(self.model.encoder, self.habits, texts, complete=self.complete_texts)
+
+
+def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
+    if isinstance(part, Ids):
+        return [_known(model, part.ids)]
+    assert isinstance(part, Dialogue)
+    if not part.responses:
+        return []
+    try:
+        comparison = model.comparison(part.prompt, part.responses, tools=part.tools)
+    except DataError as error:
+        raise RejectionError("invalid_request", str(error)) from None
+    try:
+        (tree,) = model.encode([replace(comparison, chat_template_kwargs=part.template_kwargs)])
+    except (DataError, ModelError) as error:
+        raise RejectionError("bad_request", str(error)) from None
+    if isinstance(tree, Refused):
+        length = f"; the model reads conversations of at most {model.facts.max_length} tokens"
+        raise RejectionError(
+            _KINDS.get(tree.reason, "bad_request"),
+            f"{tree.detail}{length if tree.reason == OVER_LENGTH else ''}.",
+        )
+    return conversations(tree)
+
+
+_KINDS = {
+    OVER_LENGTH: "over_length",
+    MEDIA: "invalid_request",
+    NOT_RENDERED: "invalid_request",
+}
+"""Kinds of rejections by the reason why a conversation has no tokens."""
+
+
+def _known(model: RewardModel, ids: Sequence[int]) -> IntArray:
+    known = model.module.config.get_text_config().vocab_size
+    if any(not 0 <= token < known for token in ids):
+        raise RejectionError(
+            "bad_request", f"A token id is not among the model's 0 to {known - 1}."
+        )
+    return np.asarray(ids, dtype=np.int32)
+
+
+def _without_max_length(model: RewardModel) -> RewardModel:
+    """The model where the caller cuts what it encodes."""
+    return replace(model, encoder=replace(model.encoder, max_length=sys.maxsize))
+
+
+def conversations(tree: TokenTree) -> list[IntArray]:
+    """Every whole conversation of a tree."""
+    return [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
+
+
+def _check_scorable(ids: IntArray, limit: int) -> None:
+    if len(ids) == 0:
+        raise RejectionError(
+            "bad_request", "A conversation has no tokens, so there is nothing to score."
+        )
+    if len(ids) > limit:
+        raise RejectionError(
+            "over_length",
+            f"A conversation has {len(ids)} tokens, over the {limit} that are read here; shorten "
+            "it. Its end is what is scored, so nothing is truncated silently.",
+        )
+
+
+def open_served(source: ModelSource, settings: ServerSettings, *, version: int = 1) -> ServedModel:
+    """Load a model, and score once with it before it answers anybody.
+
+    Raises:
+        ModelError: it cannot be loaded, or its rewards are not finite.
+    """
+    model = load(
+        source.path,
+        base=settings.base,
+        device=settings.device,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    served = ServedModel(
+        name=source.name,
+        source=source.path,
+        model=model,
+        habits=habits_of(model.encoder, model.facts.text),
+        cache=ScoreCache(settings.cached_scores),
+        prefix_cache=open_prefix_cache(model, settings.prefix_cache_bytes),
+        version=version,
+        complete_texts=settings.complete_texts,
+    )
+    ids = model.tokenizer("plaudit", add_special_tokens=True)["input_ids"]
+    probe = np.asarray(ids or [0], dtype=np.int32)
+    (rewards,) = model.score_trees([TokenTree(index=0, prefix=probe[:0], branches=(probe, probe))])
+    if not np.isfinite(rewards).all():
+        raise ModelError(f"{source.path} gives rewards that are not finite; train it again.")
+    return served
+
+
+def metadata_of(served: ServedModel) -> dict[str, Any]:
+    """What is known of a model: its facts, and what evaluation measured where that is there."""
+    facts = served.model.facts
+    metrics = _metrics(Path(served.source))
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": int(datetime.fromisoformat(served.loaded).timestamp()),
+        "owned_by": "plaudit",
+        "version": served.version,
+        "loaded": served.loaded,
+        "kind": facts.kind,
+        "base": Path(facts.base).name if Path(facts.base).is_absolute() else facts.base,
+        "text": facts.text,
+        "max_length": facts.max_length,
+        "temperature": facts.temperature,
+        "reward_mean": facts.reward_mean,
+        "reward_std": facts.reward_std,
+        "layout": "packed" if served.shares_prompts else "padded",
+        "plaudit_version": facts.plaudit_version,
+        "origin": None if facts.origin is None else facts.origin.format,
+        "evaluation": metrics if facts.temperature_fit is None else _without_stored(metrics),
+        "card": (Path(served.source) / "README.md").is_file(),
+        "report": (Path(served.source) / "report.html").is_file(),
+    }
+
+
+_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_stored")
+
+
+def _without_stored(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Without what was measured at the temperature that ``plaudit calibrate`` replaced."""
+    return metrics and {**metrics, "ece_stored": None}
+
+
+def _metrics(folder: Path) -> Mapping[str, Any] | None:
+    """The test set's results if there is one, else the evaluation's; None without a record."""
+    try:
+        recorded = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    block = recorded.get("test") or recorded.get("eval")
+    if not isinstance(block, dict):
+        return None
+    chose = block.get("chose_checkpoint")
+    return {**{name: block.get(name) for name in _MEASURED}, "chose_checkpoint": chose}
+
+
+logger = logging.getLogger("plaudit")
+
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""How far apart a reward may be with and without kept states, per unit of its size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedTree:
+    """A tree whose prefix is ``cached`` by earlier passes, or no part of it is.
+
+    ``cacheable`` are the tokens whose states shall be kept when it has run: the prompt that its
+    branches share, or all of a lone conversation.
+    """
+
+    tree: TokenTree
+    cached: Held
+    cacheable: IntArray
+
+    @property
+    def computed(self) -> int:
+        """Tokens of it in the row."""
+        return self.tree.tokens - self.cached.tokens
+
+
+NOTHING = Held(0, ())
+
+CACHED_PER_COMPUTED = 4
+"""Cached tokens that count as one computed token where a micro-batch is bounded: each layer copies
+their keys and values, but computes nothing for them."""
+
+
+def with_cached_prefix(tree: TokenTree, states: PromptStates) -> CachedTree:
+    """The same conversations, of which the model computes fewer tokens where states are kept."""
+    alone = len(tree.branches) == 1
+    # The scored token itself must be computed.
+    whole = np.concatenate([tree.prefix, *(branch[:-1] for branch in tree.branches[:1])])
+    beginning = whole if alone else tree.prefix
+    cached = states.find(beginning)
+    # Tokens of the prompt behind the cached ones are computed in every branch.
+    behind = len(tree.prefix) - cached.tokens
+    if cached.tokens < LEAST_SHARED or (
+        not alone and behind * len(tree.branches) > len(tree.prefix)
+    ):
+        return CachedTree(tree=tree, cached=NOTHING, cacheable=beginning)
+    whole_branches = [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
+    parted = replace(
+        tree,
+        prefix=beginning[: cached.tokens],
+        branches=tuple(ids[cached.tokens :] for ids in whole_branches),
+    )
+    return CachedTree(tree=parted, cached=cached, cacheable=beginning)
+
+
+class PrefixCacheBatcher:
+    """Packed batches of resumed trees; after each pass its new states are kept."""
+
+    def __init__(
+        self, plain: PackedBatcher, states: PromptStates, resumed: Sequence[CachedTree]
+    ) -> None:
+        self._plain = plain
+        self._states = states
+        self._resumed = {one.tree.index: one for one in resumed}
+        self._pass: StatesOfPass | None = None
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+        """By what is computed and, of each layer's keys, a part of what is read again."""
+        members = [self._resumed[tree.index] for tree in trees]
+        sizes = [one.computed + one.cached.tokens // CACHED_PER_COMPUTED for one in members]
+        return fill(sizes, self._plain.max_tokens)
+
+    def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
+        members = [self._resumed[tree.index] for tree in trees]
+        kept: list[slice] = []
+        start, room = 0, self._states.room
+        for one in members:
+            # More than the store holds would only be dropped again.
+            left = max(0, room - one.cached.tokens)
+            fresh = min(len(one.cacheable) - one.cached.tokens, left)
+            kept.append(slice(start, start + fresh))
+            start += one.computed
+            room = max(0, room - fresh)
+        self._pass = StatesOfPass([one.cached for one in members], kept)
+        held = [one.cached.tokens > 0 for one in members]
+        return pack(trees, self._plain.device, held=held, states=self._pass)
+
+    def keep(self, trees: Sequence[TokenTree]) -> None:
+        """Keep the states that the pass over these trees found."""
+        assert self._pass is not None
+        for tree, part, layers in zip(trees, self._pass.kept, self._pass.found, strict=True):
+            one = self._resumed[tree.index]
+            cached = one.cached.tokens
+            self._states.add(one.cacheable[: cached + part.stop - part.start], cached, layers)
+
+
+def score_with_prefix_cache(
+    model: RewardModel, states: PromptStates, trees: Sequence[TokenTree]
+) -> tuple[list[FloatArray], list[CachedTree]]:
+    """``rewards_K`` of each tree, and the tree with its cached prefix.
+
+    No conversation may be there twice.
+    """
+    assert isinstance(model.batcher, PackedBatcher)
+    resumed = [with_cached_prefix(tree, states) for tree in trees]
+    batcher = PrefixCacheBatcher(model.batcher, states, resumed)
+    scores = score_distinct(
+        model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
+    )
+    states.reused += sum(one.cached.tokens for one in resumed)
+    return scores, resumed
+
+
+def open_prefix_cache(model: RewardModel, limit: int) -> PromptStates | None:
+    """An empty store of ``limit`` bytes; None where states cannot or shall not be kept.
+
+    A conversation is scored with and without them first: a model whose rewards then differ by more
+    than rounding goes without, aloud.
+    """
+    if limit <= 0 or not isinstance(model.batcher, PackedBatcher):
+        return None
+    tried = PromptStates(sys.maxsize)
+    why = _why_no_prefix_cache(model, tried)
+    if why is not None:
+        logger.warning("%s runs without a prefix cache: %s.", model.source, why)
+        return None
+    return PromptStates(limit, token_bytes=tried.token_bytes)
+
+
+def _why_no_prefix_cache(model: RewardModel, states: PromptStates) -> str | None:
+    """Why nothing may be kept; None where scoring with ``states`` is as good as without."""
+    turning = company_dependent_length(classifier(model.module.network).config)
+    if turning is not None and model.facts.max_length > turning:
+        return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
+    known = classifier(model.module.network).config.get_text_config().vocab_size
+    ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)
+    ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]
+    first, second = (TokenTree(index=0, prefix=ids[:0], branches=(ids,)) for ids in ids_KT)
+    (plain,) = model.score_trees([second])
+    score_with_prefix_cache(model, states, [first])
+    (again,), (resumed,) = score_with_prefix_cache(model, states, [second])
+    if resumed.cached.tokens < 2 * LEAST_SHARED:
+        return "its attention hands over no keys"
+    affine = model.module.affine
+    size = max(1.0, float(np.abs((plain - affine.offset) / affine.scale).max()))
+    apart = float(np.abs(plain - again).max()) / abs(affine.scale)
+    if not apart <= _tolerance(model) * size:
+        return f"a reward was {apart:.2g} apart with and without"
+    return None
+
+
+def _tolerance(model: RewardModel) -> float:
+    """That of the coarsest precision among the weights."""
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
+    return max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)
