@@ -216,7 +216,7 @@ class RewardClient:
     cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
 
     All methods raise RequestRejectedError (a DataError) for what cannot be scored, and ServerError
-    for a server that is away, stays busy or refuses the client.
+    for a server that is away, stays busy or rejects the client.
     """
 
     def __init__(

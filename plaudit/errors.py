@@ -42,7 +42,7 @@ class TrainingError(PlauditError):
 
 
 class ServerError(PlauditError):
-    """A reward server is away, stays busy, or refuses the client.
+    """A reward server is away, stays busy, or rejects the client.
 
     ``status`` is its HTTP status, None where no answer came; ``request_id`` finds the request in
     the server's log.

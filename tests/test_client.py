@@ -40,7 +40,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def refusal(status: int, **headers: str) -> Reply:
+def rejection(status: int, **headers: str) -> Reply:
     error = {"type": "any", "message": "It said no.", "param": None, "request_id": "r1"}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Reply(status=status, body={"error": error}, headers={"x-request-id": "r1", **named})
@@ -91,7 +91,9 @@ def scripted(*script: Reply) -> Iterator[Scripted]:
 
 def test_a_busy_server_is_asked_again_when_it_says() -> None:
     with (
-        scripted(refusal(429, retry_after="0"), refusal(503, retry_after="0"), Reply()) as server,
+        scripted(
+            rejection(429, retry_after="0"), rejection(503, retry_after="0"), Reply()
+        ) as server,
         RewardClient(server.url, token="secret", model="first") as client,
     ):
         assert client.score("p", ["a", "b"]) == [0.5, -1.0]
@@ -116,7 +118,7 @@ def test_the_asynchronous_client_asks_again_too() -> None:
         async with AsyncRewardClient(url) as client:
             return await client.score([{"role": "user", "content": "p"}], ["a", "b"])
 
-    with scripted(refusal(502, retry_after="0"), Reply(status=0), Reply()) as server:
+    with scripted(rejection(502, retry_after="0"), Reply(status=0), Reply()) as server:
         assert asyncio.run(score(server.url)) == [0.5, -1.0]
     assert len(server.seen) == 3
 
@@ -134,7 +136,7 @@ def test_the_asynchronous_client_asks_again_too() -> None:
 )
 def test_what_will_not_change_is_not_asked_again(status: int, kind: type[ServerError]) -> None:
     with (
-        scripted(refusal(status)) as server,
+        scripted(rejection(status)) as server,
         RewardClient(server.url) as client,
         pytest.raises(PlauditError, match="It said no") as caught,
     ):
@@ -148,7 +150,7 @@ def test_what_will_not_change_is_not_asked_again(status: int, kind: type[ServerE
 
 def test_it_gives_up_after_the_retries() -> None:
     with (
-        scripted(*[refusal(503, retry_after="0")] * 3) as server,
+        scripted(*[rejection(503, retry_after="0")] * 3) as server,
         RewardClient(server.url, retries=2) as client,
         pytest.raises(ServerError, match="answered 503 after 3 attempts: It said no"),
     ):
@@ -231,7 +233,7 @@ def test_what_the_server_asks_for_counts() -> None:
 def test_many_rows_stop_at_a_server_that_fails() -> None:
     rows = [("p", ["a", "b"])] * 50
     with (
-        scripted(Reply(), refusal(500), *[Reply()] * 48) as server,
+        scripted(Reply(), rejection(500), *[Reply()] * 48) as server,
         RewardClient(server.url) as client,
         pytest.raises(ServerError, match="500: It said no"),
     ):
@@ -239,7 +241,7 @@ def test_many_rows_stop_at_a_server_that_fails() -> None:
     assert len(server.seen) == 2
 
 
-# ---- what is refused before anything is sent -----------------------------------------------------
+# ---- what is rejected before anything is sent ----------------------------------------------------
 
 
 TURN = {"role": "user", "content": "p"}

@@ -42,11 +42,11 @@ def serve(
         float, typer.Option(min=0.001, help="Seconds a request may take.")
     ] = 180.0,
     cached_scores: Annotated[
-        int, typer.Option(min=0, help="Rewards of recent conversations that are kept.")
+        int, typer.Option(min=0, help="Rewards of recent conversations to keep.")
     ] = 1 << 16,
     prefix_cache_mib: Annotated[
         int,
-        typer.Option(min=0, help="Memory for the beginnings of recent conversations, per model."),
+        typer.Option(min=0, help="Size of each model's prefix cache (keys and values) in MiB."),
     ] = 512,
     complete_texts: Annotated[
         bool,

@@ -36,7 +36,7 @@ from plaudit.serving.protocols.records import (
 )
 from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.serving.scheduler import token_costs
-from plaudit.serving.served_model import ServedModel, metadata_of
+from plaudit.serving.served_model import ModelMetadata, ServedModel, metadata_of
 from plaudit.serving.settings import ServerSettings
 from plaudit.types import IntArray, Text, TokenReward
 
@@ -67,30 +67,6 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: str = "list"
     data: list[ModelCard]
-
-
-class ModelMetadata(BaseModel):
-    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    version: int
-    loaded: str
-    kind: str
-    base: str
-    text: str
-    max_length: int
-    temperature: float | None
-    reward_mean: float | None
-    reward_std: float | None
-    layout: str
-    plaudit_version: str
-    origin: str | None
-    evaluation: dict[str, Any] | None
-    card: bool
-    report: bool
 
 
 def build_app(engine: Engine, *, token: str | None = None) -> Any:
@@ -330,14 +306,14 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models", tags=["models"], operation_id="models")
     async def models() -> ModelList:
         """The models served, as OpenAI's clients list them."""
-        known = [metadata_of(served) for served in engine.models]
-        cards = [ModelCard(id=one["id"], created=one["created"]) for one in known]
-        return ModelList(data=cards)
+        return ModelList(
+            data=[ModelCard(id=served.name, created=served.created) for served in engine.models]
+        )
 
     @app.get("/v1/models/{name}", tags=["models"], operation_id="model")
     async def model(name: str) -> ModelMetadata:
         """One model's metadata."""
-        return ModelMetadata(**metadata_of(engine.model(name, exact=True)))
+        return metadata_of(engine.model(name, exact=True))
 
     @app.post("/v1/models/{name}/reload", tags=["models"], operation_id="reload")
     async def reload(name: str, request: Request) -> ModelMetadata:
@@ -350,7 +326,7 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
                 "conflict", "This server has several workers; send SIGHUP to the first process."
             )
         try:
-            return ModelMetadata(**metadata_of(await engine.reload(name)))
+            return metadata_of(await engine.reload(name))
         except RejectionError:
             raise
         except PlauditError as error:
@@ -437,7 +413,7 @@ def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> N
     """Add the page's routes.
 
     ``source_of`` gives the folder or Hub id of a served model and raises for other names; ``token``
-    says whether requests need one, so that the page asks for it before it is refused.
+    says whether requests need one, so that the page asks for it before it is rejected.
     """
 
     @app.get("/", include_in_schema=False)

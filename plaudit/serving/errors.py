@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +94,7 @@ def error_response(rejection: RejectionError, request_id: str) -> Response:
 
 
 def from_status(status: int, detail: str) -> RejectionError:
-    """What the framework refused: no such path, wrong method."""
+    """What the framework rejected: no such path, wrong method."""
     kinds = {code: kind for kind, code in reversed(STATUS.items())}
     kind = kinds.get(status, "bad_request" if status < 500 else "internal_error")
     return RejectionError(kind, detail)
@@ -106,16 +105,12 @@ def from_validation(error: ValidationError) -> RejectionError:
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     first = errors[0]
     place = [str(part) for part in first["loc"]]
-    param = _named(place)
+    param = ".".join(place)[:200] or None
     more = len(errors) - 1
     also = f" ({more} more)" if more else ""
     return RejectionError(
         "invalid_request", f"{param or 'body'}: {first['msg']}{also}.", param=param
     )
-
-
-def _named(place: Sequence[str]) -> str | None:
-    return ".".join(place)[:200] or None
 
 
 def documented() -> dict[int | str, dict[str, Any]]:

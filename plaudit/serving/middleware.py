@@ -132,7 +132,7 @@ class RequestMiddleware:
             self._check_size(int(announced), more=int(announced))
 
     def _check_size(self, size: int, *, more: int = 0) -> None:
-        """Refuse a body of ``size``, or one whose ``more`` bytes there is no room for.
+        """Reject a body of ``size``, or one whose ``more`` bytes there is no room for.
 
         Raises:
             RejectionError: it is too large, or too much is under way already.

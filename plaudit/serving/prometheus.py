@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from plaudit.serving.scheduler import BatchStats, FairQueue
+from plaudit.serving.served_model import ServedModel
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class Waiting(Protocol):
-    """What of the queue is measured."""
-
-    tokens: int
-    jobs: int
-
-
-class Batch(Protocol):
-    """What of a batch is measured."""
-
-    @property
-    def conversations(self) -> int: ...
-    @property
-    def cached(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def reused(self) -> int: ...
 
 
 class Metrics:
@@ -75,7 +58,7 @@ class Metrics:
         )
         self._reused = Counter(
             "plaudit_tokens_reused",
-            "Tokens not computed, since an earlier batch had read the same beginning.",
+            "Tokens read from the prefix cache.",
             **where,
         )
         self._rejected = Counter(
@@ -90,9 +73,9 @@ class Metrics:
             ("model",),
             **{**gauge, "multiprocess_mode": "max"},
         )
-        self._queue: Waiting | None = None
+        self._queue: FairQueue[ServedModel] | None = None
 
-    def watch_queue(self, queue: Waiting) -> None:
+    def watch_queue(self, queue: FairQueue[ServedModel]) -> None:
         self._queue = queue
 
     def loaded(self, model: str, version: int) -> None:
@@ -108,7 +91,7 @@ class Metrics:
     def waited(self, seconds: float) -> None:
         self._waited.observe(seconds)
 
-    def batch(self, computed: Batch, *, requests: int, seconds: float) -> None:
+    def batch(self, computed: BatchStats, *, requests: int, seconds: float) -> None:
         self._batch_seconds.observe(seconds)
         self._batch_tokens.observe(computed.tokens)
         self._batch_requests.observe(requests)

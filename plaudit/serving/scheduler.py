@@ -125,7 +125,7 @@ class FairQueue(Generic[Owner]):
                 self._tidy(job.owner, job.client)
 
     def close(self) -> None:
-        """Let the taker end; what still waits is refused by it."""
+        """Let the taker end; it fails what still waits."""
         with self._ready:
             self._closed = True
             self._ready.notify()

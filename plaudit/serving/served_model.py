@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from plaudit.errors import DataError, ModelError
 from plaudit.model.attention.kv_cache import Held, PromptStates, StatesOfPass
@@ -44,6 +45,11 @@ class ServedModel:
     loaded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
+    def created(self) -> int:
+        """When it was loaded, in seconds since 1970."""
+        return int(datetime.fromisoformat(self.loaded).timestamp())
+
+    @property
     def shares_prompts(self) -> bool:
         """Whether the model runs packed, so that a common beginning is computed once."""
         return isinstance(self.model.batcher, PackedBatcher)
@@ -53,7 +59,7 @@ class ServedModel:
 
         Raises:
             RejectionError: a conversation over the model's length, without tokens, with something
-                that the model cannot read, or one that its chat template refuses.
+                that the model cannot read, or one that its chat template rejects.
         """
         written = [part.text for part in request.parts if isinstance(part, PreformattedText)]
         texts = iter(self._written(written))
@@ -169,43 +175,71 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
     return served
 
 
-def metadata_of(served: ServedModel) -> dict[str, Any]:
-    """What is known of a model: its facts, and what evaluation measured where that is there."""
-    facts = served.model.facts
-    metrics = _metrics(Path(served.source))
-    return {
-        "id": served.name,
-        "object": "model",
-        "created": int(datetime.fromisoformat(served.loaded).timestamp()),
-        "owned_by": "plaudit",
-        "version": served.version,
-        "loaded": served.loaded,
-        "kind": facts.kind,
-        "base": Path(facts.base).name if Path(facts.base).is_absolute() else facts.base,
-        "text": facts.text,
-        "max_length": facts.max_length,
-        "temperature": facts.temperature,
-        "reward_mean": facts.reward_mean,
-        "reward_std": facts.reward_std,
-        "layout": "packed" if served.shares_prompts else "padded",
-        "plaudit_version": facts.plaudit_version,
-        "origin": None if facts.origin is None else facts.origin.format,
-        "evaluation": metrics if facts.temperature_fit is None else _without_stored(metrics),
-        "card": (Path(served.source) / "README.md").is_file(),
-        "report": (Path(served.source) / "report.html").is_file(),
-    }
+class ModelMetadata(BaseModel):
+    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "plaudit"
+    version: int
+    loaded: str
+    kind: str
+    base: str
+    text: str
+    max_length: int
+    temperature: float | None
+    reward_mean: float | None
+    reward_std: float | None
+    layout: str
+    plaudit_version: str
+    origin: str | None
+    evaluation: Mapping[str, Any] | None
+    card: bool
+    report: bool
 
 
-_MEASURED = ("dataset", "pairs", "accuracy", "accuracy_ci95", "loss", "ece", "ece_stored")
+def metadata_of(served: ServedModel) -> ModelMetadata:
+    """Metadata of a served model, with the metrics of its evaluation where they are recorded."""
+    facts, folder = served.model.facts, Path(served.source)
+    return ModelMetadata(
+        id=served.name,
+        created=served.created,
+        version=served.version,
+        loaded=served.loaded,
+        kind=facts.kind,
+        base=Path(facts.base).name if Path(facts.base).is_absolute() else facts.base,
+        text=facts.text,
+        max_length=facts.max_length,
+        temperature=facts.temperature,
+        reward_mean=facts.reward_mean,
+        reward_std=facts.reward_std,
+        layout="packed" if served.shares_prompts else "padded",
+        plaudit_version=facts.plaudit_version,
+        origin=None if facts.origin is None else facts.origin.format,
+        evaluation=_metrics(folder, calibrated_later=facts.temperature_fit is not None),
+        card=(folder / "README.md").is_file(),
+        report=(folder / "report.html").is_file(),
+    )
 
 
-def _without_stored(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Without what was measured at the temperature that ``plaudit calibrate`` replaced."""
-    return metrics and {**metrics, "ece_stored": None}
+_MEASURED = (
+    "dataset",
+    "pairs",
+    "accuracy",
+    "accuracy_ci95",
+    "loss",
+    "ece",
+    "ece_stored",
+    "chose_checkpoint",
+)
 
 
-def _metrics(folder: Path) -> Mapping[str, Any] | None:
-    """The test set's results if there is one, else the evaluation's; None without a record."""
+def _metrics(folder: Path, *, calibrated_later: bool) -> Mapping[str, Any] | None:
+    """The test set's results if there is one, else the evaluation's; None without a record.
+
+    ``calibrated_later``: ``plaudit calibrate`` replaced the temperature that they were measured at.
+    """
     try:
         recorded = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -213,8 +247,10 @@ def _metrics(folder: Path) -> Mapping[str, Any] | None:
     block = recorded.get("test") or recorded.get("eval")
     if not isinstance(block, dict):
         return None
-    chose = block.get("chose_checkpoint")
-    return {**{name: block.get(name) for name in _MEASURED}, "chose_checkpoint": chose}
+    measured = {name: block.get(name) for name in _MEASURED}
+    if calibrated_later:
+        measured["ece_stored"] = None
+    return measured
 
 
 logger = logging.getLogger("plaudit")

@@ -22,6 +22,7 @@ from typing import Any
 import h11
 import uvicorn
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.supervisors import Multiprocess
 
@@ -186,6 +187,8 @@ class BoundedConnection(H11Protocol):
 logger = logging.getLogger("plaudit.serving")
 
 SETTINGS_VARIABLE = "PLAUDIT_SERVE_SETTINGS"
+"""How worker processes get their settings."""
+SETTINGS_JSON = TypeAdapter(ServerSettings)
 TOKEN_VARIABLE = "PLAUDIT_SERVE_TOKEN"
 DEVICES_VARIABLE = "PLAUDIT_SERVE_DEVICES"
 JUST_ACCEPTED_SECONDS = 0.2
@@ -335,7 +338,7 @@ def serve_workers(settings: ServerSettings, on_start: Callable[[str], None]) -> 
     log_as_json()
     read_token(settings)
     with tempfile.TemporaryDirectory(prefix="plaudit-serve-") as shared:
-        os.environ[SETTINGS_VARIABLE] = settings.as_json()
+        os.environ[SETTINGS_VARIABLE] = SETTINGS_JSON.dump_json(settings).decode()
         os.environ[DEVICES_VARIABLE] = shared
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         config = configure("plaudit.serving.server:worker_app", settings)
@@ -355,7 +358,7 @@ def _address(settings: ServerSettings, listening: socket.socket) -> str:
 
 def worker_app() -> RequestMiddleware:
     """The application of one worker process, built there."""
-    settings = ServerSettings.from_json(os.environ[SETTINGS_VARIABLE])
+    settings = SETTINGS_JSON.validate_json(os.environ[SETTINGS_VARIABLE])
     log_as_json()
     device = settings.device or claim_device(Path(os.environ[DEVICES_VARIABLE]))
     settings = replace(settings, device=device)

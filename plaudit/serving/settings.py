@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import PlauditError
@@ -31,9 +30,8 @@ class ServerSettings:
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
     and not answered, ``max_inflight_bytes`` the bodies of it, ``max_connections`` the connections
     of each process. Headers are read within ``body_timeout``, and so is a body.
-    ``prefix_cache_bytes`` bounds, for each model, the attention states of what it has read lately;
-    0 keeps none. On loopback and without a token, requests name this machine or one of
-    ``allowed_hosts``.
+    ``prefix_cache_bytes`` bounds the prefix cache of each model; 0 turns it off. On loopback and
+    without a token, requests name this machine or one of ``allowed_hosts``.
     """
 
     models: tuple[ModelSource, ...]
@@ -61,18 +59,6 @@ class ServerSettings:
     prefix_cache_bytes: int = 512 * MIB
     complete_texts: bool = False
     token_file: str | None = None
-
-    def as_json(self) -> str:
-        """For worker processes, through the environment."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ServerSettings:
-        """What :meth:`as_json` wrote."""
-        raw = json.loads(text)
-        models = tuple(ModelSource(**model) for model in raw.pop("models"))
-        names = tuple(raw.pop("allowed_hosts"))
-        return cls(models=models, allowed_hosts=names, **raw)
 
 
 def host_names(words: list[str]) -> tuple[str, ...]:

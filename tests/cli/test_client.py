@@ -68,7 +68,7 @@ def test_the_whole_record(client: RewardClient, model: RewardModel) -> None:
     assert client.describe()["id"] == found.model
 
 
-def test_many_rows_keep_their_order_and_their_refusals(
+def test_many_rows_keep_their_order_and_their_rejections(
     client: RewardClient, model: RewardModel
 ) -> None:
     pairs = [(row["prompt"], [row["chosen"], row["rejected"]]) for row in pair_rows(20)]
@@ -80,9 +80,9 @@ def test_many_rows_keep_their_order_and_their_refusals(
 
     found = client.rewards_of_many(rows, concurrency=4, on_progress=listen)
     assert heard == [(done, 21) for done in range(1, 22)]
-    refused = found.pop(10)
-    assert isinstance(refused, RequestRejectedError)
-    assert "tokens" in str(refused)
+    rejected = found.pop(10)
+    assert isinstance(rejected, RequestRejectedError)
+    assert "tokens" in str(rejected)
     for one, (prompt, responses) in zip(found, pairs, strict=True):
         assert isinstance(one, Rewards)
         assert one.rewards == pytest.approx(model.score(prompt, responses), abs=1e-5)
@@ -124,7 +124,7 @@ def test_the_asynchronous_client_answers_the_same(server: Running, client: Rewar
     asyncio.run(ask())
 
 
-def test_refusals_are_of_the_same_kind_as_in_this_process(
+def test_rejections_are_of_the_same_kind_as_in_this_process(
     client: RewardClient, model: RewardModel
 ) -> None:
     for scorer in (client, model):

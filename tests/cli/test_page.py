@@ -1,4 +1,4 @@
-"""The page in a real browser, in front of a real server: its numbers, keys, refusals and looks."""
+"""The page in a real browser, in front of a real server: its numbers, keys, errors and looks."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_markup_in_texts_is_text(page: Any) -> None:
 
 
 @needs_browser
-def test_refusals_are_said_in_words(page: Any, server: Running) -> None:
+def test_rejections_are_said_in_words(page: Any, server: Running) -> None:
     page.get_by_label("Prompt text").fill("fox " * 2000)
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("alert")).to_contain_text("tokens")

@@ -68,7 +68,7 @@ def test_no_two_protocols_listen_in_one_place() -> None:
 
 
 @pytest.mark.parametrize("protocol", EVERY)
-def test_an_empty_object_is_refused(protocol: Protocol) -> None:
+def test_an_empty_object_is_rejected(protocol: Protocol) -> None:
     with pytest.raises((ValidationError, RejectionError)):
         protocol.read(TypeAdapter(protocol.request).validate_python({}))
 

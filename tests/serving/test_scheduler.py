@@ -22,9 +22,9 @@ def ids(length: int, seed: int = 0) -> np.ndarray[Any, Any]:
 def job(
     client: str, *lengths: int, owner: str = "model", finished: list[Any] | None = None, **more: Any
 ) -> Job[str]:
-    def finish(done: Job[str], refusal: RejectionError | None) -> None:
+    def finish(done: Job[str], rejection: RejectionError | None) -> None:
         if finished is not None:
-            finished.append((done, refusal))
+            finished.append((done, rejection))
 
     sequences = [ids(length, seed) for seed, length in enumerate(lengths)]
     deadline = more.pop("deadline", time.monotonic() + 60)
@@ -89,13 +89,13 @@ def test_models_take_turns_and_never_share_a_batch() -> None:
     assert all(len({part.job.owner for part in batch}) == 1 for batch in batches)
 
 
-def test_a_request_that_is_late_is_refused_when_its_turn_comes() -> None:
+def test_a_request_that_is_late_is_rejected_when_its_turn_comes() -> None:
     finished: list[Any] = []
     queue = FairQueue[str](10_000)
     queue.put(job("a", 10, deadline=time.monotonic() - 1, finished=finished))
     assert taken(queue, 100) == []
-    ((_, refusal),) = finished
-    assert refusal.kind == "deadline_exceeded"
+    ((_, rejection),) = finished
+    assert rejection.kind == "deadline_exceeded"
     assert (queue.jobs, queue.tokens) == (0, 0)
 
 

@@ -173,7 +173,7 @@ def test_any_name_will_do_where_one_model_is_served(server: Running) -> None:
     error(server.post("/get_reward?model=x", {"query": ["a"]}), 404, "model_not_found")
 
 
-def test_another_name_for_this_machine_is_refused(finished_run: Path) -> None:
+def test_another_name_for_this_machine_is_rejected(finished_run: Path) -> None:
     """A page whose own name was made to mean 127.0.0.1 reads neither rewards nor the report."""
     foreign = (
         "evil.example",
@@ -342,7 +342,7 @@ def test_per_token_rewards_are_tried_again_with_nothing_kept(
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def test_a_huge_body_is_refused_before_it_is_read(server: Running) -> None:
+def test_a_huge_body_is_rejected_before_it_is_read(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(
             b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -609,9 +609,9 @@ def test_what_is_over_the_limits_is_told_when_to_come_back(
     ):
         waiting = [pool.submit(server.post, "/v1/rewards", BODY) for _ in range(2)]
         until(lambda: server.engine._accepted == 2)
-        refused = server.post("/v1/rewards", BODY)
-        error(refused, 503, "overloaded")
-        assert int(refused.headers["retry-after"]) >= 1
+        rejected = server.post("/v1/rewards", BODY)
+        error(rejected, 503, "overloaded")
+        assert int(rejected.headers["retry-after"]) >= 1
         slow_model.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
         still_answers(server)

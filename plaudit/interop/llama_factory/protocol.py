@@ -23,7 +23,7 @@ class EvaluationRequest(Body):
     model: str | None = None
     messages: Many[str]
     max_length: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Refuse longer texts; their end is what is scored."
+        default=None, description="Reject longer texts; their end is what is scored."
     )
 
 

@@ -116,7 +116,7 @@ async function run(model, say) {
 }
 
 /**
- * A row that the server refuses has its reason; what concerns all rows is thrown.
+ * A row that the server rejects has its reason; what concerns all rows is thrown.
  * @param {Row} row @param {string} model @param {AbortSignal} signal
  */
 async function scoreRow(row, model, signal) {
