@@ -20,8 +20,6 @@ from plaudit.errors import ModelError
 from plaudit.interop.formats import (
     Exportable,
     Exporter,
-    Ids,
-    Scorer,
     WriteOptions,
     locate,
 )
@@ -30,12 +28,11 @@ from plaudit.interop.parity import (
     CheckRows,
     Parity,
     ParityError,
-    allowed,
     check_difference,
     check_rows,
+    compare_scores,
     largest_difference,
     order_changes,
-    transformed,
 )
 from plaudit.interop.sequence_classifier.write import belongs_to_head, is_adapter, merged
 from plaudit.model.checkpoint import (
@@ -112,7 +109,6 @@ def export(
     # A Hub id's files, its base among them where it carries one, lie in the cache.
     here = locate(model)
     reward_model = load_model(model, replace(options.load, dtype="float32"))
-    _check_no_own_code(reward_model.facts)
     _check_exportable(to, exporter, reward_model, options)
     rows = None if check is None else check_rows(reward_model, here, check.rows)
     base = resolve_base(here, reward_model.facts, options.load.base)
@@ -131,17 +127,26 @@ def export(
         del source, reward_model
         parity, notes = None, (*written.notes, *notes)
         if check is not None and expected is not None:
-            wanted_R = transformed(written.transform, expected.rewards_R)
+            expected_R = written.transform.scale * expected.rewards_R + written.transform.offset
             score = exporter.read(temporary, base)
-            parity = _parity(score, expected, wanted_R, check.tolerance)
+            sequences = expected.rows.sequences()
+            parity = replace(
+                compare_scores(expected.rows, score(sequences), expected_R, check.tolerance),
+                rounding=expected.rounding,
+                order_changes=expected.order_changes,
+            )
             if exporter.encode is not None:
                 tokenizer = AutoTokenizer.from_pretrained(temporary)
-                encoded = [
-                    ids
-                    for row in expected.rows.comparisons
-                    for ids in exporter.encode(tokenizer, facts, row)
-                ]
-                parity = _with_text(parity, score, expected, wanted_R, encoded)
+                rows_of = (exporter.encode(tokenizer, facts, c) for c in expected.rows.comparisons)
+                encoded = [ids for ids_K in rows_of for ids in ids_K]
+                # What the tool makes of the same text is scored where it is other tokens.
+                differs = [i for i, ids in enumerate(encoded) if ids != sequences[i]]
+                scores_R = score([encoded[i] for i in differs])
+                parity = replace(
+                    parity,
+                    text_differs=len(differs),
+                    text_difference=largest_difference(scores_R, expected_R[differs]),
+                )
             check_difference(parity, f"The {to} export")
             notes = (*notes, *_text_notes(to, exporter, facts, parity))
         result = ExportResult(
@@ -150,14 +155,6 @@ def export(
         write_json(temporary / EXPORT_FILE, _record(result, facts, Path(model)))
         write_derived_card(temporary, _card(result, exporter, facts, Path(model), folder.name))
     return result
-
-
-def _check_no_own_code(facts: ArtefactFacts) -> None:
-    if facts.trust_remote_code:
-        raise ModelError(
-            f"{facts.base} needs Python code of its own, which no export carries; use the model "
-            "where it is."
-        )
 
 
 def _check_exportable(
@@ -169,6 +166,11 @@ def _check_exportable(
         ModelError: the model has no such form, or an option means nothing for it.
     """
     network, facts = model.module.network, model.facts
+    if facts.trust_remote_code:
+        raise ModelError(
+            f"{facts.base} needs Python code of its own, which no export carries; use the model "
+            "where it is."
+        )
     if exporter.decoders_only and not has_score_head(network):
         raise ModelError(
             f"{type(classifier(network)).__name__} is an encoder, and --to {name} holds decoders "
@@ -247,12 +249,17 @@ def _fold(network: Any, facts: ArtefactFacts) -> float:
 
 
 def _round_weights(network: Any, dtype: torch.dtype) -> None:
-    """Every weight but the head's to a value that ``dtype`` holds, kept in fp32.
+    """Every written weight but the head's to a value that ``dtype`` holds, kept in fp32.
 
     Raises:
         ModelError: a weight is over what ``dtype`` reaches.
     """
-    for name, tensor in _rounded_tensors(network):
+    # What an adapter's files do not hold (the base) stays as it is.
+    part = "lora_" if is_adapter(network) else ""
+    for name, tensor in network.state_dict().items():
+        written = part in name or ".modules_to_save." in name
+        if not written or not tensor.is_floating_point() or belongs_to_head(network, name):
+            continue
         rounded = tensor.to(dtype)
         if not bool(torch.isfinite(rounded).all()):
             raise ModelError(
@@ -260,18 +267,6 @@ def _round_weights(network: Any, dtype: torch.dtype) -> None:
                 "choose --dtype bf16 or fp32."
             )
         tensor.copy_(rounded)
-
-
-def _rounded_tensors(network: Any) -> list[tuple[str, torch.Tensor]]:
-    # What an adapter's files do not hold (the base) stays as it is.
-    written = "lora_" if is_adapter(network) else ""
-    return [
-        (name, tensor)
-        for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point()
-        and (written in name or ".modules_to_save." in name)
-        and not belongs_to_head(network, name)
-    ]
 
 
 def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple[str, ...]]:
@@ -326,38 +321,6 @@ def _name_tokenizer_class(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _parity(score: Scorer, expected: _Expected, wanted_R: FloatArray, tolerance: float) -> Parity:
-    """Score the model's own tokens by the tool's rules."""
-    sequences = expected.rows.sequences()
-    return Parity(
-        rows=expected.rows.where,
-        comparisons=len(expected.rows.trees),
-        responses=len(sequences),
-        largest_difference=largest_difference(score(sequences), wanted_R),
-        tolerance=allowed(tolerance, wanted_R),
-        rounding=expected.rounding,
-        order_changes=expected.order_changes,
-    )
-
-
-def _with_text(
-    parity: Parity,
-    score: Scorer,
-    expected: _Expected,
-    wanted_R: FloatArray,
-    encoded_R: Sequence[Ids],
-) -> Parity:
-    """Score the tokens that the tool makes of the same rows, where they are others."""
-    sequences = expected.rows.sequences()
-    differs = [i for i, (a, b) in enumerate(zip(encoded_R, sequences, strict=True)) if a != b]
-    scores_R = score([encoded_R[i] for i in differs])
-    return replace(
-        parity,
-        text_differs=len(differs),
-        text_difference=largest_difference(scores_R, wanted_R[differs]),
-    )
 
 
 def _text_notes(

@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.storage.atomic import new_folder, writing
 from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 CARD = "README.md"
 PATTERNS = (
@@ -104,14 +101,14 @@ def push(
 
     Raises:
         ModelError: no head in the weights, a damaged model, no usable card, a pickle asked for, or
-            a Hub that refuses or cannot be reached.
+            a Hub that rejects the request or cannot be reached.
     """
     path = Path(folder)
     _check_repo_id(repo)
     files, skipped = _to_upload(path, options.include)
-    find_head(path)
+    check_head(path)
     check_model(path)
-    notes = (*_check_card(path / CARD), *_unfinished_notes(path), *_local_notes(path, files))
+    notes = (*_check_card(path / CARD), *_notes(path, files))
     plan = Upload(repo=repo, files=files, skipped=skipped, notes=notes)
     if options.dry_run:
         return plan
@@ -148,7 +145,7 @@ def pull(
                 repo, revision=info.sha, local_dir=temporary, allow_patterns=wanted or [CARD]
             )
         shutil.rmtree(temporary / ".cache", ignore_errors=True)
-        find_head(temporary)
+        check_head(temporary)
         files = tuple(
             (path.relative_to(temporary).as_posix(), path.stat().st_size)
             for path in sorted(temporary.rglob("*"))
@@ -193,20 +190,18 @@ def _to_upload(
     return tuple(files), tuple(skipped)
 
 
-def find_head(folder: Path) -> str:
-    """The tensor of the reward head in a folder's safetensors, by the name it has there.
+def check_head(folder: Path) -> None:
+    """Whether the reward head is among the tensors of a folder's safetensors.
 
     Raises:
         ModelError: no weights, a shard that is not there, or weights without a head.
     """
     keys = _tensor_names(folder)
-    heads = sorted(key for key in keys if _HEAD.search(key) and ".lora_" not in key)
-    if not heads:
+    if not any(_HEAD.search(key) and ".lora_" not in key for key in keys):
         raise ModelError(
             f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
             "would be random elsewhere; save the head with the model (plaudit export does)."
         )
-    return heads[0]
 
 
 def _tensor_names(folder: Path) -> set[str]:
@@ -220,8 +215,8 @@ def _tensor_names(folder: Path) -> set[str]:
             f"{folder} holds {found}; expected .safetensors files, as plaudit export writes."
         )
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(map(str, _mapping(_mapping_in(index).get("weight_map"), index).values()))
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        shards = dict(_mapping_in(index).get("weight_map") or {}).values()
+        missing = sorted(shard for shard in map(str, shards) if not (folder / shard).is_file())
         if missing:
             raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
     names: set[str] = set()
@@ -234,22 +229,16 @@ def _tensor_names(folder: Path) -> set[str]:
     return names
 
 
-def _mapping_in(path: Path) -> Mapping[str, Any]:
-    try:
-        return _mapping(json.loads(path.read_text(encoding="utf-8")), path)
-    except ValueError:
-        return _mapping(None, path)
-
-
-def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
-    """A mapping of a JSON file.
+def _mapping_in(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
 
     Raises:
-        ModelError: it is none.
+        ModelError: something else is in it.
     """
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is damaged; write it again, or fetch it again.")
-    return value
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise ModelError(f"{path} is damaged; write it again, or fetch it again.") from None
 
 
 def _is_weight(name: str) -> bool:
@@ -273,7 +262,7 @@ def _check_card(path: Path) -> tuple[str, ...]:
     """Sentences about what a good card has and this one has not.
 
     Raises:
-        ModelError: no card, or metadata that the Hub would refuse.
+        ModelError: no card, or metadata that the Hub would reject.
     """
     from huggingface_hub import ModelCard
 
@@ -291,23 +280,20 @@ def _check_card(path: Path) -> tuple[str, ...]:
     for base in [bases] if isinstance(bases, str) else bases:
         if not _HUB_ID.fullmatch(str(base)):
             raise ModelError(
-                f"The card's base_model {base!r} is no Hub id, and the Hub refuses others; name "
+                f"The card's base_model {base!r} is no Hub id, and the Hub rejects others; name "
                 "the base by its id, or leave base_model out."
             )
     expected = ("library_name", "pipeline_tag", "tags", "license")
     return tuple(f"The card names no {key}." for key in expected if not data.get(key))
 
 
-def _unfinished_notes(folder: Path) -> Iterator[str]:
+def _notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """What is not finished, what others would miss, and what they would learn of this machine."""
     if (folder / TRAINING_FILE).is_file():
         yield (
             "The evaluation of this run has not finished, so the card has no metrics and the model "
             f"no temperature; finish it first with plaudit train {folder} --resume."
         )
-
-
-def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """What others would miss, or learn of this machine."""
     config = folder / "adapter_config.json"
     if config.is_file() and not (folder / "base" / "config.json").is_file():
         base = _mapping_in(config).get("base_model_name_or_path")
@@ -316,15 +302,15 @@ def _local_notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str
                 f"The adapter's base is the local folder {Path(str(base)).name}, which others do "
                 "not have; plaudit export --to merged writes a model that needs none."
             )
-    told = [
+    naming = [
         name
         for name, _ in files
         if name.endswith((".json", ".yaml"))
         and "tokenizer" not in name
         and _LOCAL_PATH.search((folder / name).read_text(encoding="utf-8"))
     ]
-    if told:
-        yield f"Paths of this machine stand in {', '.join(told)}."
+    if naming:
+        yield f"{', '.join(naming)} hold paths of this machine."
 
 
 # ---- the Hub -------------------------------------------------------------------------------------
@@ -338,32 +324,25 @@ def _commit(folder: Path, plan: Upload, options: PushOptions) -> tuple[str, str]
     revision = options.revision
     if revision is not None:
         api.create_branch(plan.repo, branch=revision, exist_ok=True)
-    stale = _stale(api, plan, revision)
+    # Weight files of an earlier push that this one would leave beside its own.
+    names = {name for name, _ in plan.files}
+    there = api.list_repo_files(plan.repo, revision=revision)
+    stale = sorted(name for name in there if _is_weight(name) and name not in names)
     if stale and not options.replace:
         raise ModelError(
             f"{plan.repo} already holds {', '.join(stale)}, which this folder has not and loaders "
             "would take for its weights; delete them with --replace, or push to another --revision."
         )
-    done = api.create_commit(
+    commit = api.create_commit(
         plan.repo,
         [
-            *(
-                CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-                for name, _ in plan.files
-            ),
-            *(CommitOperationDelete(path_in_repo=name) for name in stale),
+            *(CommitOperationAdd(name, path_or_fileobj=folder / name) for name in sorted(names)),
+            *map(CommitOperationDelete, stale),
         ],
         commit_message="Upload reward model",
         revision=revision,
     )
-    return done.oid, str(done.commit_url)
-
-
-def _stale(api: HfApi, plan: Upload, revision: str | None) -> list[str]:
-    """Weight files of an earlier push that this one would leave lying beside its own."""
-    names = {name for name, _ in plan.files}
-    there = api.list_repo_files(plan.repo, revision=revision)
-    return sorted(name for name in there if _is_weight(name) and name not in names)
+    return commit.oid, str(commit.commit_url)
 
 
 def _check_repo_id(repo: str) -> None:
@@ -388,7 +367,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise ModelError(_sentence(repo, error)) from None
     except ValueError as error:
         # huggingface_hub's word for a card that the Hub's own validation refused.
-        raise ModelError(f"The Hub refuses this upload to {repo} ({_one_line(error)}).") from None
+        raise ModelError(f"The Hub rejects this upload to {repo} ({_one_line(error)}).") from None
     except Exception as error:
         # httpx up to huggingface_hub 1, httpx2 from 2 on: one family of names, no common class.
         if not type(error).__module__.startswith("httpx"):
@@ -400,14 +379,14 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
 
 def _sentence(repo: str, error: Any) -> str:
-    status = error.response.status_code if error.response is not None else None
-    advice: Mapping[int | None, str] = {
+    status = 0 if error.response is None else error.response.status_code
+    advice = {
         401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf auth "
         "login.",
         403: f"You may not do this to {repo}; log in with a token that may write there.",
         404: f"The Hub has no model {repo}, or no such revision of it; check both names.",
     }
-    return advice.get(status, f"The Hub refuses this for {repo} ({_one_line(error)}).")
+    return advice.get(status, f"The Hub rejects this for {repo} ({_one_line(error)}).")
 
 
 def _first_line(error: BaseException) -> str:

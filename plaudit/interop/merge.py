@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,9 @@ from plaudit.errors import ModelError
 from plaudit.interop.parity import (
     CheckOptions,
     Parity,
-    allowed,
     check_difference,
     check_rows,
-    largest_difference,
+    compare_scores,
 )
 from plaudit.interop.sequence_classifier.write import merged, save_adapter
 from plaudit.model.checkpoint import (
@@ -44,6 +42,7 @@ from plaudit.model.scoring import score_trees
 from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
+from plaudit.storage.manifest import checksum
 from plaudit.tokens.batch import make_batchers
 from plaudit.types import Affine
 
@@ -105,9 +104,7 @@ class _Member:
 
 
 def merge(
-    models: Sequence[str | Path],
-    out: str | Path,
-    options: MergeOptions = MergeOptions(),
+    models: Sequence[str | Path], out: str | Path, options: MergeOptions = MergeOptions()
 ) -> MergeResult:
     """Write the average of ``models`` (runs, their checkpoints, exports) into the folder ``out``.
 
@@ -203,19 +200,16 @@ def _same_base(one: _Member, other: _Member) -> bool:
         return False
     if one.base == other.base:
         return True
-    here = [Path(member.base) for member in (one, other)]
+    folders = [Path(member.base) for member in (one, other)]
     # Copies of one base (each run on the embedded one has its own) are one base.
-    return all(path.is_dir() for path in here) and len({_digest(path) for path in here}) == 1
+    return all(map(Path.is_dir, folders)) and _checksums(folders[0]) == _checksums(folders[1])
 
 
-def _digest(base: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(
-        [*base.glob("config.json"), *base.glob("*.safetensors"), *base.glob("*.bin")]
-    ):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _checksums(base: Path) -> dict[str, str]:
+    files = (
+        path for pattern in ("config.json", "*.safetensors", "*.bin") for path in base.glob(pattern)
+    )
+    return {path.name: checksum(path) for path in files}
 
 
 def _check_same_tokenizer(
@@ -323,13 +317,7 @@ def _parity(
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
     wanted_R = np.concatenate(score_trees(module, plain, rows.trees))
-    return Parity(
-        rows=rows.where,
-        comparisons=len(rows.trees),
-        responses=len(scores_R),
-        largest_difference=largest_difference(scores_R.tolist(), wanted_R),
-        tolerance=allowed(check.tolerance, wanted_R),
-    )
+    return compare_scores(rows, scores_R, wanted_R, check.tolerance)
 
 
 def _card(result: MergeResult, facts: ArtefactFacts, name: str) -> DerivedCard:
@@ -337,7 +325,6 @@ def _card(result: MergeResult, facts: ArtefactFacts, name: str) -> DerivedCard:
         f"{weight:.4g} of {source}"
         for source, weight in zip(result.sources, result.weights, strict=True)
     )
-    parity: dict[str, Any] | None = None if result.parity is None else asdict(result.parity)
     return DerivedCard(
         name=name,
         made=f"The average of the weights of {len(result.sources)} reward models ({shares})",
@@ -346,7 +333,7 @@ def _card(result: MergeResult, facts: ArtefactFacts, name: str) -> DerivedCard:
         text=facts.text,
         base=facts.base,
         base_revision=facts.base_revision,
-        parity=parity,
+        parity=None if result.parity is None else asdict(result.parity),
         notes=result.notes,
     )
 

@@ -17,7 +17,7 @@ from plaudit.errors import DataError, PlauditError
 from plaudit.recipe.load import load_recipe
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel
-from plaudit.types import Affine, Comparison, FloatArray, TokenTree, as_turns
+from plaudit.types import Comparison, FloatArray, TokenTree, as_turns
 
 TOLERANCE = 1e-4
 """Largest difference allowed between fp32 scores, relative where scores are over 1."""
@@ -38,6 +38,8 @@ class ParityError(PlauditError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """One check. ``largest_difference`` is over all responses, in the written model's own units.
+
+    ``tolerance`` is what was allowed, times the largest score where that is over 1.
 
     ``rounding`` is how far storing in a shorter dtype moved the rewards, and ``order_changes``
     how many comparisons it ranks otherwise; both None in fp32. ``text_differs`` counts responses
@@ -62,21 +64,27 @@ def largest_difference(scores_R: Sequence[float] | FloatArray, expected_R: Float
     return float(np.nan_to_num(difference_R, nan=np.inf).max(initial=0.0))
 
 
-def allowed(tolerance: float, expected_R: FloatArray) -> float:
-    """``tolerance``, times the largest score where that is over 1."""
-    return tolerance * max(1.0, float(np.abs(expected_R).max(initial=0.0)))
-
-
-def transformed(transform: Affine, rewards_R: FloatArray) -> FloatArray:
-    """Rewards in the units of the tool."""
-    return transform.scale * rewards_R + transform.offset
-
-
 def order_changes(before: Sequence[FloatArray], after: Sequence[FloatArray]) -> int:
     """Comparisons whose responses stand in another order."""
     return sum(
         not np.array_equal(np.argsort(a, kind="stable"), np.argsort(b, kind="stable"))
         for a, b in zip(before, after, strict=True)
+    )
+
+
+def compare_scores(
+    rows: CheckRows,
+    scores_R: Sequence[float] | FloatArray,
+    expected_R: FloatArray,
+    tolerance: float,
+) -> Parity:
+    """The scores of what was written beside those it must give."""
+    return Parity(
+        rows=rows.where,
+        comparisons=len(rows.trees),
+        responses=len(expected_R),
+        largest_difference=largest_difference(scores_R, expected_R),
+        tolerance=tolerance * max(1.0, float(np.abs(expected_R).max(initial=0.0))),
     )
 
 
