@@ -68,7 +68,7 @@ class RewardModel:
 
     def __repr__(self) -> str:
         parameter = next(self.module.parameters())
-        shown = {
+        attributes = {
             "source": self.source,
             "base": self.facts.base,
             "architecture": self.module.config.model_type,
@@ -77,7 +77,9 @@ class RewardModel:
             "dtype": str(parameter.dtype).removeprefix("torch."),
             "layout": "packed" if isinstance(self.batcher, PackedBatcher) else "padded",
         }
-        return f"RewardModel({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return (
+            f"RewardModel({', '.join(f'{name}={value!r}' for name, value in attributes.items())})"
+        )
 
     def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -167,14 +169,14 @@ class RewardModel:
             for text, reward in zip(texts, rewards_R, strict=True)
         ]
 
-    def _error(self, caller: str, refused: Refused) -> DataError:
+    def _error(self, caller: str, skipped: Refused) -> DataError:
         advice = {
             OVER_LENGTH: "shorten the prompt or the responses to "
             f"{self.facts.max_length} tokens together",
             MEDIA: "leave them out",
             NOT_RENDERED: "leave it out, or put it into the text of a turn",
-        }.get(refused.reason, "change the messages so that the model's chat template takes them")
-        return DataError(f"{caller}() cannot score this ({refused.detail}); {advice}.")
+        }.get(skipped.reason, "change the messages so that the model's chat template takes them")
+        return DataError(f"{caller}() cannot score this ({skipped.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``.

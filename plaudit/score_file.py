@@ -88,16 +88,16 @@ def score_file(
     total = sum(1 for _ in _checked(opened.rows, columns))
     partial = Partial.beside(out)
     with writing(out):
-        done = partial.open(_identity(model, source, columns))
-        resumed = done.rows
+        progress = partial.open(_identity(model, source, columns))
+        resumed = progress.rows
         rows = _checked(iterate_comparisons(source), columns)
         if resumed:
-            _recall(model, islice(rows, resumed), partial.rows_path, columns, done.earlier)
+            _recall(model, islice(rows, resumed), partial.rows_path, columns, progress.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
-            _write_scores(model, rows, columns, file, done, lambda rows: on_progress(rows, total))
+            _write_scores(model, rows, columns, file, progress, lambda n: on_progress(n, total))
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
-    return done.counts(opened.counter.total, resumed=resumed)
+    return progress.counts(opened.counter.total, resumed=resumed)
 
 
 def score_to_stream(
@@ -114,10 +114,10 @@ def score_to_stream(
     opened = open_source(source)
     for _ in _checked(opened.rows, columns):
         pass
-    done = Progress()
+    progress = Progress()
     rows = _checked(iterate_comparisons(source), columns)
-    _write_scores(model, rows, columns, stream, done, lambda done: None)
-    return done.counts(opened.counter.total, resumed=0)
+    _write_scores(model, rows, columns, stream, progress, lambda n: None)
+    return progress.counts(opened.counter.total, resumed=0)
 
 
 def _checked(
@@ -153,17 +153,17 @@ def _write_scores(
     rows: Iterator[LocatedComparison],
     columns: ScoreColumns,
     stream: TextIO,
-    done: Progress,
+    progress: Progress,
     on_chunk: Callable[[int], None],
 ) -> None:
     """Score and write what is left of the rows; ``on_chunk`` is called with the rows done."""
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        for line, reason in _score_chunk(model, chunk, columns, done.earlier):
+        for line, reason in _score_chunk(model, chunk, columns, progress.earlier):
             stream.write(line)
-            done.count(reason)
+            progress.count(reason)
         # A kill loses at most this chunk.
         stream.flush()
-        on_chunk(done.rows)
+        on_chunk(progress.rows)
 
 
 def _score_chunk(
@@ -272,19 +272,19 @@ class Partial:
         Chunks then begin where an uninterrupted call has them, and so do its micro-batches: the
         rewards come out the same to the last bit.
         """
-        done = Progress()
+        progress = Progress()
         if not self.rows_path.is_file():
-            return done
+            return progress
         end = 0
         with self.rows_path.open("rb+") as file:
             while len(chunk := list(islice(file, CHUNK_ROWS))) == CHUNK_ROWS:
                 if not chunk[-1].endswith(b"\n"):
                     break
                 for line in chunk:
-                    done.count(json.loads(line).get(columns.reason))
+                    progress.count(json.loads(line).get(columns.reason))
                 end += sum(len(line) for line in chunk)
             file.truncate(end)
-        return done
+        return progress
 
     def remove(self) -> None:
         self.rows_path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import typer
 DEVELOPMENT: Final = ("test", "dev")
 """Extras that no command needs."""
 
-BESIDE: Final = ("tensorboard", "wandb", "deepspeed")
+PACKAGES: Final = ("tensorboard", "wandb", "deepspeed")
 """Packages that recipes often name and no extra brings."""
 
 
@@ -55,7 +55,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show versions, devices, the cache folder and its size, and optional parts."""
-    installation = look_around()
+    installation = describe_installation()
     if json:
         print(json_module.dumps(asdict(installation), indent=2))
         return
@@ -66,7 +66,7 @@ def info(
             print(f"  {name:<{width}}  {value}")
 
 
-def look_around() -> Installation:
+def describe_installation() -> Installation:
     """This installation. Imports torch, which alone knows the devices."""
     from plaudit.report.record import describe_environment
 
@@ -139,12 +139,12 @@ def _optional() -> dict[str, Part]:
         requirements = []
     for requirement in requirements:
         # As in `uvicorn<1,>=0.54; extra == "serve"`.
-        found = re.match(r"""([\w.-]+).*\bextra == ["'](\w+)["']""", requirement)
-        if found is not None and found[2] not in DEVELOPMENT:
-            extras.setdefault(found[2], []).append(found[1])
+        match = re.match(r"""([\w.-]+).*\bextra == ["'](\w+)["']""", requirement)
+        if match is not None and match[2] not in DEVELOPMENT:
+            extras.setdefault(match[2], []).append(match[1])
     return {
         **{name: _part(packages, f"'plaudit[{name}]'") for name, packages in extras.items()},
-        **{name: _part([name], name) for name in BESIDE},
+        **{name: _part([name], name) for name in PACKAGES},
     }
 
 

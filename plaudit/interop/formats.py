@@ -174,7 +174,7 @@ class WriteResult:
     """What became of the reward: the tool's score is ``transform`` of it.
 
     ``notes`` are sentences about what the layout could not hold, ``serving`` options that a server
-    must be given for it.
+    needs for it.
     """
 
     transform: Affine = field(default_factory=Affine)
@@ -187,10 +187,11 @@ class Exporter:
     """An exporter, found in the registry by the name that ``--to`` takes.
 
     ``layout`` says whether LoRA is merged (``whole``), must be there (``adapter``) or is written as
-    it comes (``either``). ``read`` reloads the folder by the tool's own rules, given where the base
-    of an adapter is. ``encode`` is how the tool makes tokens of a comparison with the written
-    tokenizer, one conversation per response; None where its template is chosen elsewhere.
-    ``usage`` says in Markdown how the tool is given the folder (``KIND`` stands for lora or full),
+    it comes (``either``). ``read`` reloads the folder by the tool's own rules, an
+    adapter on the base that its second argument names. ``encode`` is how the tool makes tokens of a
+    comparison with the written tokenizer, one conversation per response; None where its template is
+    chosen elsewhere.
+    ``usage`` says in Markdown how the tool takes the folder (``KIND`` stands for lora or full),
     ``plain`` whether transformers loads it too, and ``served`` whether vLLM does.
     ``exact_text`` holds where that must give plaudit's own tokens. ``own_facts`` says whether
     ``plaudit.json`` lies beside the weights.
@@ -252,7 +253,7 @@ OWN = Format(name="plaudit", recognises=_is_own, open=_open_own)
 
 
 def formats() -> tuple[Format, ...]:
-    """Plaudit's own and those of other tools, in the order in which they are asked."""
+    """Plaudit's own and those of other tools, in the order of recognition."""
     return (OWN, *registry.every("model_format").values())
 
 
@@ -291,13 +292,13 @@ def recognise(contents: Contents, request: Request) -> Format:
         if row.recognises(contents):
             return row
     if contents.config is None:
-        found = "holds no model"
+        problem = "holds no model"
     elif any(name.startswith(OWN_CODE_HEADS) for name in contents.names):
-        found = "is a reward model whose head needs its own code, which plaudit does not read"
+        problem = "is a reward model whose head needs its own code, which plaudit does not read"
     else:
-        found = "is a model without a reward head"
+        problem = "is a model without a reward head"
     raise ModelError(
-        f"{request.source} {found} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
+        f"{request.source} {problem} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
         "and no linear head among its weights); expected a reward model: "
         f"{', '.join(row.name for row in formats())}."
     )
@@ -342,7 +343,7 @@ def locate(source: str | Path) -> Path:
         weights = [*fetched.glob("*.safetensors"), *fetched.glob("adapter_model.bin")]
         return fetched if weights else fetch((*FETCHED, *PICKLED))
     except Exception as error:
-        # A proxy's refusal is httpx's own, which shares no class with the others.
+        # An error of a proxy is httpx's own, which shares no class with the others.
         network = type(error).__module__.startswith("httpx")
         if not network and not isinstance(error, (OSError, ValueError, HfHubHTTPError)):
             raise
@@ -476,15 +477,15 @@ def _versions(folder: Path) -> dict[str, str]:
 
     The Trainer lists them at the end of its card; PEFT and transformers note their own.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     readme = folder / "README.md"
     if readme.is_file():
         text = readme.read_text(encoding="utf-8", errors="replace")
-        found.update({name.lower(): version for name, version in _VERSION.findall(text)})
+        versions.update({name.lower(): version for name, version in _VERSION.findall(text)})
     config = read_json(folder / "config.json") or {}
     adapter = read_json(folder / "adapter_config.json") or {}
     if isinstance(config.get("transformers_version"), str):
-        found.setdefault("transformers", config["transformers_version"])
+        versions.setdefault("transformers", config["transformers_version"])
     if isinstance(adapter.get("peft_version"), str):
-        found.setdefault("peft", adapter["peft_version"])
-    return found
+        versions.setdefault("peft", adapter["peft_version"])
+    return versions

@@ -127,7 +127,7 @@ def pull(
 
     Raises:
         ModelError: no such model, weights that are pickles alone, no head among them, or a Hub
-            that refuses or cannot be reached.
+            that rejects the request or cannot be reached.
         OutputError: ``out`` exists, or cannot be written.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -210,9 +210,9 @@ def _tensor_names(folder: Path) -> set[str]:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES and _is_weight(p.name)]
-        found = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
+        content = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
         raise ModelError(
-            f"{folder} holds {found}; expected .safetensors files, as plaudit export writes."
+            f"{folder} holds {content}; expected .safetensors files, as plaudit export writes."
         )
     for index in folder.glob("*.safetensors.index.json"):
         shards = dict(_mapping_in(index).get("weight_map") or {}).values()
@@ -248,9 +248,9 @@ def _is_weight(name: str) -> bool:
 def _check_safetensors(repo: str, there: Sequence[str]) -> None:
     if not any(name.endswith(".safetensors") for name in there):
         pickles = [name for name in there if _is_weight(name)]
-        found = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
+        content = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
         raise ModelError(
-            f"{repo} holds {found}, and pull takes .safetensors alone; ask its authors for them, "
+            f"{repo} holds {content}, and pull takes .safetensors alone; ask its authors for them, "
             "or download it by other means and load it from the folder."
         )
 
@@ -361,12 +361,12 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise
     except OfflineModeIsEnabled:
         raise ModelError(
-            f"HF_HUB_OFFLINE is set, so the Hub cannot be asked for {repo}; unset it."
+            f"HF_HUB_OFFLINE is set, so the Hub cannot be reached for {repo}; unset it."
         ) from None
     except HfHubHTTPError as error:
         raise ModelError(_sentence(repo, error)) from None
     except ValueError as error:
-        # huggingface_hub's word for a card that the Hub's own validation refused.
+        # huggingface_hub's word for a card that the Hub's own validation rejected.
         raise ModelError(f"The Hub rejects this upload to {repo} ({_one_line(error)}).") from None
     except Exception as error:
         # httpx up to huggingface_hub 1, httpx2 from 2 on: one family of names, no common class.

@@ -190,7 +190,7 @@ def classifier_reading(
 
 
 def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
-    """The facts of an imported model; what its files do not say stays unknown, or is said.
+    """The facts of an imported model; what its files do not say stays unknown, or has a note.
 
     Gives the tokenizer a padding token of its own: the scored token goes by the model's rule.
     """
@@ -252,19 +252,21 @@ def choose_output(
     Raises:
         ModelError: several, and none chosen, or one that is not there.
     """
-    asked = request.options.output
-    names = {number: str(labels.get(str(number), f"output {number}")) for number in range(rows)}
-    listed = ", ".join(f"{number} ({name})" for number, name in names.items())
-    if asked is not None and not 0 <= asked < rows:
-        raise ModelError(f"--output {asked} is not an output of {request.source}; it has {listed}.")
+    number = request.options.output
+    names = {n: str(labels.get(str(n), f"output {n}")) for n in range(rows)}
+    listed = ", ".join(f"{n} ({name})" for n, name in names.items())
+    if number is not None and not 0 <= number < rows:
+        raise ModelError(
+            f"--output {number} is not an output of {request.source}; it has {listed}."
+        )
     if rows == 1:
         return 0, None
-    if asked is None:
+    if number is None:
         raise ModelError(
             f"{request.source} has {rows} outputs: {listed}; choose the one that is the reward "
             "with plaudit import and --output."
         )
-    return asked, Output(index=asked, of=rows, name=names[asked])
+    return number, Output(index=number, of=rows, name=names[number])
 
 
 def build_classifier(body: Body, dtype: torch.dtype, weight_1D: Tensor | None) -> LoadedBase:

@@ -89,9 +89,9 @@ class MappedTable:
     def items(self, name: str, row: int) -> npt.NDArray[Any]:
         """The items of one row of a list column, as a view of the file."""
         offsets, values, inside = self._listed(name, row)
-        found: npt.NDArray[Any] = values[offsets[inside] : offsets[inside + 1]]
-        self._count(found.nbytes)
-        return found
+        items: npt.NDArray[Any] = values[offsets[inside] : offsets[inside + 1]]
+        self._count(items.nbytes)
+        return items
 
     def text(self, name: str, row: int) -> str:
         """One value of a text column."""
@@ -201,8 +201,8 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> 
     import pyarrow as pa
 
     def batches() -> Iterator[pa.RecordBatch]:
-        left = iter(rows)
-        while batch := list(islice(left, BATCH_ROWS)):
+        rest = iter(rows)
+        while batch := list(islice(rest, BATCH_ROWS)):
             columns = zip(*batch, strict=True)
             yield pa.record_batch(
                 [
@@ -222,7 +222,7 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     short = False
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
-            assert not short, "only the last batch may be short: rows are found by division"
+            assert not short, "only the last batch may be short: rows are located by division"
             short = batch.num_rows < BATCH_ROWS
             writer.write_batch(batch)
 
@@ -241,11 +241,11 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 def cache_folder() -> Path | None:
     """``$PLAUDIT_CACHE``, else ``plaudit`` in the user's cache folder; None where it is off."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given is not None and given.lower() == "off":
+    setting = os.environ.get(CACHE_VARIABLE)
+    if setting is not None and setting.lower() == "off":
         return None
-    if given:
-        return Path(given).expanduser()
+    if setting:
+        return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plaudit"
 
 
@@ -268,17 +268,17 @@ def cached(kind: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
     from filelock import FileLock
 
     with FileLock(folder / f".{name}.lock"):
-        found = _open(folder / name, key, facts)
-        if found is None:
+        table = _open(folder / name, key, facts)
+        if table is None:
             _remove_unused(folder)
             _make(folder / name, facts, build)
-            found = _open(folder / name, key, facts)
-        if found is None:
+            table = _open(folder / name, key, facts)
+        if table is None:
             raise OutputError(
                 f"{folder / name}.arrow does not hold what was just written to it; look after that "
                 f"disk, or set {CACHE_VARIABLE} to a folder on another."
             )
-        return found
+        return table
 
 
 def code_digest(*paths: Path) -> str:

@@ -163,9 +163,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def _system_error(message: str) -> int | None:
     """The system's error number in a library's message, None where it tells of something else."""
-    found = _RUST_ERROR.search(message)
-    if found is not None:
-        return int(found[1])
+    match = _RUST_ERROR.search(message)
+    if match is not None:
+        return int(match[1])
     # torch's file writer does not say why.
     return errno.EIO if _TORCH_ERROR.search(message) else None
 

@@ -143,14 +143,14 @@ def _head(contents: Contents) -> tuple[Tensor, float]:
 
 def _version(contents: Contents, request: Request) -> tuple[str | None, str]:
     """The release whose rules hold, None where nothing tells it, and how it is known."""
-    asked = request.options.source_version
-    if asked is not None:
-        return rule_version(asked), f"read by the rules of LLaMA-Factory {asked}, as asked"
+    named = request.options.source_version
+    if named is not None:
+        return rule_version(named), f"read by the rules of LLaMA-Factory {named}, as requested"
     for path, settings in _settings(contents):
-        named = _RULES_LINE.search(settings)
-        if named is not None:
-            note = f"read by the rules of LLaMA-Factory {named[1]}, from {path.name}"
-            return rule_version(named[1]), note
+        line = _RULES_LINE.search(settings)
+        if line is not None:
+            note = f"read by the rules of LLaMA-Factory {line[1]}, from {path.name}"
+            return rule_version(line[1]), note
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
     version = None
     if peft is not None:
@@ -190,17 +190,17 @@ def infer_version(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -
 def _template(
     contents: Contents, request: Request, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str]:
-    """The template's name and how it is known: asked for, in a settings file, or written alike.
+    """The template's name and how it is known: an option, in a settings file, or written alike.
 
     Raises:
         ModelError: none of these tells it.
     """
     if request.options.template is not None:
-        return request.options.template, f"template {request.options.template}, as asked"
+        return request.options.template, f"template {request.options.template}, as requested"
     for path, settings in _settings(contents):
-        found = _TEMPLATE_KEY.search(settings)
-        if found is not None:
-            return found[1], f"template {found[1]}, from {path.name}"
+        match = _TEMPLATE_KEY.search(settings)
+        if match is not None:
+            return match[1], f"template {match[1]}, from {path.name}"
     version = _version(contents, request)[0]
     alike = [name for name in NAMES if _writes_the_same(tokenizer, name, version)]
     if not alike:
@@ -228,7 +228,7 @@ def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, version: str
         rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
         template = template_of(name, version or RULE_VERSIONS[-1])
     except (ModelError, TemplateError, TypeError, LookupError, ValueError):
-        # The tokenizer's template refuses the probe, or that release had none of this name.
+        # The tokenizer's template rejects the probe, or that release had none of this name.
         return False
     tokens = {BOS: tokenizer.bos_token, EOS: template.eos or tokenizer.eos_token}
     return written_alike(template, str(rendered), tokens)

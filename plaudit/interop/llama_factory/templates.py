@@ -192,9 +192,8 @@ NAMES = tuple(dict.fromkeys(template.name for template in TEMPLATES))
 
 def rule_version(version: str) -> str:
     """The release of :data:`RULE_VERSIONS` whose rules hold for a version."""
-    asked = release(version)
     return max(
-        (known for known in RULE_VERSIONS if release(known) <= asked),
+        (known for known in RULE_VERSIONS if release(known) <= release(version)),
         key=release,
         default=RULE_VERSIONS[0],
     )
@@ -284,12 +283,12 @@ def _with_thoughts(thought: Sequence[str] | None, turns: Sequence[str]) -> list[
     opens, closes, empty = thought
     between = re.compile(f"{re.escape(opens)}(.*?){re.escape(closes)}", re.DOTALL)
     *earlier, answer = turns
-    shown = [
+    texts = [
         between.sub("", content).lstrip("\n") if number % 2 else content
         for number, content in enumerate(earlier)
     ]
     thinks = opens.strip() in answer or closes.strip() in answer
-    return [*((content, "") for content in shown), (answer, "" if thinks else empty)]
+    return [*((content, "") for content in texts), (answer, "" if thinks else empty)]
 
 
 _JINJA = """\

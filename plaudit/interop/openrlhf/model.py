@@ -119,7 +119,7 @@ def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[s
     if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
         return Affine(), []
     if not request.options.normalize:
-        return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as asked"]
+        return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as requested"]
     if not math.isfinite(mean) or not math.isfinite(std):
         return Affine(), [f"its mean {mean} and std {std} are no numbers and are left out"]
     std = max(float(std), SMALLEST_STD)

@@ -166,19 +166,19 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
         with silence_load_messages():
             model = get_peft_model(network, _config(network, adapter, source))
         current = get_peft_model_state_dict(model, save_embedding_layers=False)
-        given = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
-        given |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}
+        tensors = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
+        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}
         # A head is there already, unless it is one that no file held.
-        left = set(current) - set(given)
-        absent = sorted(n for n in left if not n.startswith(heads) or n in random)
-        extra = sorted(set(given) - set(current))
+        rest = set(current) - set(tensors)
+        absent = sorted(n for n in rest if not n.startswith(heads) or n in random)
+        extra = sorted(set(tensors) - set(current))
         if absent or extra:
             problem = f"lacks {absent[0]}" if absent else f"holds {extra[0]}, which has no place"
             raise ModelError(
                 f"The adapter in {source} does not fit its base: it {problem} "
                 f"({len(absent)} missing, {len(extra)} too many); name its own base with --base."
             )
-        set_peft_model_state_dict(model, {**current, **given})
+        set_peft_model_state_dict(model, {**current, **tensors})
     except LIBRARY_ERRORS as error:
         raise ModelError(
             f"The adapter in {source} does not fit its base ({first_line(error)}); name the base "
@@ -191,7 +191,7 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
 def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
     """The adapter's settings for the installed PEFT, on a classifier.
 
-    Older releases lack keys, newer ones have more; one that is set and not known is refused.
+    Older releases lack keys, newer ones have more; one that is set and not known is an error.
     """
     from peft import TaskType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -213,15 +213,15 @@ def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
         )
     heads = head_modules(network)
     outside = {*heads, *LINEAR_HEADS, *VOCABULARY_LAYERS, "classifier"}
-    given = {k: v for k, v in adapter.config.items() if k in known and k != "auto_mapping"}
-    saved = [name for name in given.get("modules_to_save") or () if name not in outside]
+    settings = {k: v for k, v in adapter.config.items() if k in known and k != "auto_mapping"}
+    saved = [name for name in settings.get("modules_to_save") or () if name not in outside]
     embeddings = {n.rpartition(".")[0].rpartition(".")[2] for n in adapter.body if _whole(n)}
-    targets = given.get("target_modules")
+    targets = settings.get("target_modules")
     if isinstance(targets, (list, tuple)):
         targets = [n for n in targets if n.rpartition(".")[2] not in outside and n not in outside]
     return config_class(
         **{
-            **given,
+            **settings,
             "task_type": TaskType.SEQ_CLS,
             "inference_mode": False,
             # Where the base is now; PEFT warns of any other name.
@@ -317,11 +317,11 @@ def why_no_head(request: Request, adapter: Adapter) -> str:
 
 
 def _rows(adapter: Adapter) -> int:
-    found = adapter.head_LD if adapter.head_LD is not None else adapter.head_change_LD
-    if found is None and adapter.layers:
+    head = adapter.head_LD if adapter.head_LD is not None else adapter.head_change_LD
+    if head is None and adapter.layers:
         weights = [tensor for tensor in adapter.layers.values() if tensor.ndim == 2]
-        found = weights[-1]
-    return 1 if found is None else int(found.shape[0])
+        head = weights[-1]
+    return 1 if head is None else int(head.shape[0])
 
 
 def open_whole(contents: Contents, request: Request) -> OpenedModel:

@@ -116,7 +116,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, 
 
 
 def _for_old_peft(written: Mapping[str, Any], release: str) -> dict[str, Any]:
-    """The config without keys that an old release refuses to read.
+    """The config without keys that an old release cannot read.
 
     Raises:
         ModelError: one of them says something that the old release cannot do.

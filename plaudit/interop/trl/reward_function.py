@@ -15,7 +15,7 @@ def reward_function(model: RewardModel) -> RewardFunction:
     """``f(prompts, completions, **columns)`` as TRL's GRPOTrainer and RLOOTrainer call it.
 
     A prompt is computed once for all its completions. A completion that the model cannot read (too
-    long, refused by its template) gets None, which TRL leaves out.
+    long, rejected by its template) gets None, which TRL leaves out.
     """
 
     def plaudit_reward(
