@@ -34,7 +34,12 @@ from plaudit.interop.parity import (
     largest_difference,
     order_changes,
 )
-from plaudit.interop.sequence_classifier.write import belongs_to_head, is_adapter, merged
+from plaudit.interop.sequence_classifier.write import (
+    belongs_to_head,
+    fold_scale,
+    is_adapter,
+    merged,
+)
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -205,7 +210,11 @@ def _prepare(
     network, facts = model.module.network, model.facts
     if exporter.layout == "whole" and is_adapter(network):
         network = merged(network)
-    offset = _fold(network, facts)
+    fold_scale(network, facts.affine.scale)
+    offset, bias = facts.affine.offset, output_layer(classifier(network))[1].bias
+    if bias is not None:
+        bias.add_(offset)
+        offset = 0.0
     _round_weights(network, options.torch_dtype)
     return Exportable(
         network=network,
@@ -236,16 +245,6 @@ def _expected(
         rounding=largest_difference(np.concatenate(after), np.concatenate(before)),
         order_changes=order_changes(before, after),
     )
-
-
-def _fold(network: Any, facts: ArtefactFacts) -> float:
-    """Scale into the head, offset into its bias; returns the offset a head without bias leaves."""
-    head: Any = output_layer(classifier(network))[1]
-    head.weight.mul_(facts.affine.scale)
-    if head.bias is None:
-        return facts.affine.offset
-    head.bias.mul_(facts.affine.scale).add_(facts.affine.offset)
-    return 0.0
 
 
 def _round_weights(network: Any, dtype: torch.dtype) -> None:
@@ -306,21 +305,15 @@ def _write_around(
 ) -> None:
     """Tokenizer, facts, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
-    _name_tokenizer_class(folder / "tokenizer_config.json")
+    # transformers 5 writes ``TokenizersBackend``, and tools that run on 4 then load no tokenizer.
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if exporter.own_facts:
         write_facts(folder, facts)
     if exporter.layout != "whole" and facts.kind == "adapter" and beside:
         copy_base(source.base, folder)
-
-
-def _name_tokenizer_class(path: Path) -> None:
-    """The name of a tokenizer of ``tokenizer.json`` alone that transformers 4 knows too.
-
-    transformers 5 writes ``TokenizersBackend``, and tools that run on 4 then load no tokenizer.
-    """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _text_notes(

@@ -23,7 +23,7 @@ from plaudit.interop.parity import (
     check_rows,
     compare_scores,
 )
-from plaudit.interop.sequence_classifier.write import merged, save_adapter
+from plaudit.interop.sequence_classifier.write import fold_scale, merged, save_adapter
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     ArtefactFacts,
@@ -36,8 +36,8 @@ from plaudit.model.checkpoint import (
     save_weights,
     write_facts,
 )
-from plaudit.model.load import dropouts_off, output_layer
-from plaudit.model.module import as_reward_module, classifier
+from plaudit.model.load import dropouts_off
+from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
 from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import load
@@ -244,6 +244,7 @@ def _write(
             tokenizer = own
         _check_same_tokenizer(tokenizer, own, (members[0].name, member.name))
         dropouts_off(network, keep_lora=False)
+        # Heads can be averaged once their scales are in them.
         fold_scale(network, member.facts.affine.scale)
         if adapters:
             parts.append(adapter_parts(network, member.name))
@@ -349,15 +350,6 @@ class AdapterParts:
     lora: Mapping[str, tuple[Tensor, Tensor]]
     rest: Mapping[str, Tensor]
     config: Mapping[str, Any]
-
-
-@torch.no_grad()
-def fold_scale(network: Any, scale: float) -> None:
-    """An imported model's scale into its head, so that heads can be averaged."""
-    head: Any = output_layer(classifier(network))[1]
-    head.weight.mul_(scale)
-    if head.bias is not None:
-        head.bias.mul_(scale)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -81,11 +82,6 @@ _TEMPLATE = (
     "LLaMA-Factory renders with the template named in its own YAML, so the chat template is not "
     "carried: name the one that renders like it."
 )
-
-
-def is_llamafactory(contents: Contents) -> bool:
-    """A value head in a file of its own, beside an adapter or a whole model."""
-    return contents.value_head is not None
 
 
 def open_llamafactory(contents: Contents, request: Request) -> OpenedModel:
@@ -256,7 +252,12 @@ def _notes(
     return notes
 
 
-FORMAT = Format(name="LLaMA-Factory", recognises=is_llamafactory, open=open_llamafactory)
+FORMAT = Format(
+    name="LLaMA-Factory",
+    # Beside an adapter or a whole model.
+    recognises=lambda contents: contents.value_head is not None,
+    open=open_llamafactory,
+)
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -283,11 +284,10 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
         assert std
         transform = Affine(scale=1.0 / std, offset=-mean / std)
     _, head = output_layer(classifier(source.network))
-    _save_head(
-        folder,
-        weight_1D=head.weight.detach().float() * transform.scale,
-        bias=source.offset * transform.scale + transform.offset,
-    )
+    weight_1D = head.weight.detach().float() * transform.scale
+    bias = source.offset * transform.scale + transform.offset
+    tensors = {WEIGHT: weight_1D.cpu().contiguous(), BIAS: torch.tensor([bias])}
+    save_file(tensors, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
     return WriteResult(transform=transform, notes=tuple(notes))
 
 
@@ -316,13 +316,6 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     return [note]
 
 
-def _save_head(folder: Path, *, weight_1D: torch.Tensor, bias: float) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {WEIGHT: weight_1D.cpu().contiguous(), BIAS: torch.tensor([bias])}
-    save_file(tensors, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
-
-
 def _causal_class(network: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -338,8 +331,6 @@ def _causal_class(network: Any) -> str:
 
 def read(folder: Path, base: str) -> Scorer:
     """As its current versions score: the last hidden state at ``attention_mask.sum() - 1``."""
-    from safetensors.torch import load_file
-
     network: Any
     if (folder / ADAPTER_CONFIG).is_file():
         from peft import PeftModel

@@ -55,12 +55,6 @@ SMALLEST_STD = 1e-8
 HEAD = "score"
 
 
-def is_openrlhf(contents: Contents) -> bool:
-    """Its own key in config.json, or the head's first name among the weights."""
-    named = "value_head_prefix" in (contents.config or {})
-    return named or "value_head.weight" in contents.names
-
-
 def open_openrlhf(contents: Contents, request: Request) -> OpenedModel:
     """Read a whole model; an adapter is one only where its head was not lost.
 
@@ -143,7 +137,14 @@ def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Render
 
 
 RENDERER = Renderer(render=by_openrlhf, closes_text=True)
-FORMAT = Format(name="OpenRLHF", recognises=is_openrlhf, open=open_openrlhf)
+FORMAT = Format(
+    name="OpenRLHF",
+    # Its own key in config.json, or the head's first name among the weights.
+    recognises=lambda contents: (
+        "value_head_prefix" in (contents.config or {}) or "value_head.weight" in contents.names
+    ),
+    open=open_openrlhf,
+)
 
 
 # ---- writing ------------------------------------------------------------------------------------

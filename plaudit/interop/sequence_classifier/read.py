@@ -250,11 +250,6 @@ def one_row(head_LD: Tensor, row: int) -> Tensor:
     return head_LD[row : row + 1].detach().to(torch.float32).clone()
 
 
-def is_adapter(contents: Contents) -> bool:
-    """Any PEFT adapter that no other row claims: it must hold a head, or its base must."""
-    return contents.adapter is not None
-
-
 def is_whole(contents: Contents) -> bool:
     """A model with a head among its weights, whatever its configuration calls it."""
     encoder = any(name.startswith("classifier.") for name in contents.names)
@@ -415,6 +410,9 @@ def _last_layer(heads: Mapping[str, Tensor]) -> list[str]:
 
 
 ADAPTER_FORMAT = Format(
-    name="sequence classifier adapter", recognises=is_adapter, open=open_adapter
+    name="sequence classifier adapter",
+    # Any PEFT adapter that no other row claims: it must hold a head, or its base must.
+    recognises=lambda contents: contents.adapter is not None,
+    open=open_adapter,
 )
 WHOLE_FORMAT = Format(name="sequence classifier", recognises=is_whole, open=open_whole)

@@ -180,6 +180,15 @@ def merged(network: Any) -> Any:
         ) from None
 
 
+@torch.no_grad()
+def fold_scale(network: Any, scale: float) -> None:
+    """Multiply the head, and with it every reward, by ``scale``."""
+    head: Any = output_layer(classifier(network))[1]
+    head.weight.mul_(scale)
+    if head.bias is not None:
+        head.bias.mul_(scale)
+
+
 def stored(network: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
     """Tensors as they go to disk: ``dtype``, and fp32 for what belongs to the head."""
     return {
@@ -208,7 +217,9 @@ def read_adapter(folder: Path, base: str) -> Scorer:
             base, revision=base_revision(folder, base), num_labels=1, dtype=torch.float32
         )
         network = PeftModel.from_pretrained(network, str(folder))
-    return _scorer(network, _pad_id(folder))
+    pad_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+    assert isinstance(pad_id, int)
+    return _scorer(network, pad_id)
 
 
 def base_revision(folder: Path, base: str) -> str | None:
@@ -224,12 +235,6 @@ def read_merged(folder: Path, base: str) -> Scorer:
     """The whole classifier, with what its own ``config.json`` says and nothing else."""
     network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     return _scorer(network, network.config.get_text_config().pad_token_id)
-
-
-def _pad_id(folder: Path) -> int:
-    pad = AutoTokenizer.from_pretrained(folder).pad_token_id
-    assert isinstance(pad, int)
-    return pad
 
 
 def _scorer(network: Any, pad_id: int) -> Scorer:
