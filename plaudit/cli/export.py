@@ -16,9 +16,9 @@ def export(
     model: options.Model,
     to: Annotated[
         Literal["adapter", "merged", "llamafactory", "openrlhf"],
-        typer.Option(help="The layout to write."),
+        typer.Option(help="Layout to write."),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],
         typer.Option(help="Precision of the weights; the head stays fp32."),
@@ -32,7 +32,7 @@ def export(
     ] = None,
     normalize: Annotated[
         bool,
-        typer.Option("--normalize", help="Ask for (reward - mean) / std where it can be said."),
+        typer.Option("--normalize", help="Scores as (reward - mean) / std, where the layout can."),
     ] = False,
     rows: options.Rows = None,
     tolerance: options.Tolerance = None,

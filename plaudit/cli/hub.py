@@ -13,7 +13,7 @@ from plaudit.cli import options
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A run folder or an export.")],
+    folder: Annotated[Path, typer.Argument(help="Run folder or export.")],
     repo: Annotated[str, typer.Argument(help="The repository: owner/name.")],
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")
@@ -62,7 +62,7 @@ def push(
 
 def pull(
     repo: Annotated[str, typer.Argument(help="A Hub id: owner/name.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     revision: options.Revision = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:

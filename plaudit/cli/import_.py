@@ -14,9 +14,9 @@ from plaudit.cli import options
 
 def import_model(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder or Hub id that another tool wrote.")
+        str, typer.Argument(metavar="SRC", help="Folder or Hub id of another tool's reward model.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     base: options.Base = None,
     source_version: Annotated[
         str | None,
@@ -29,7 +29,7 @@ def import_model(
         str | None, typer.Option(help="LLaMA-Factory's template, such as llama3.")
     ] = None,
     output: Annotated[
-        int | None, typer.Option(min=0, help="Which output of several is the reward.")
+        int | None, typer.Option(min=0, help="Number of the output that is the reward, from 0.")
     ] = None,
     text: Annotated[
         Literal["chat", "text"] | None,
@@ -41,7 +41,7 @@ def import_model(
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
 ) -> None:
-    """Read another tool's reward model by its own rules; write a plaudit folder."""
+    """Read another tool's reward model by its own rules; write a plaudit model folder."""
     from plaudit.cli.printing import print_lines, ready_console
 
     console = ready_console()

@@ -15,9 +15,10 @@ from plaudit.errors import ModelError
 
 def merge(
     models: Annotated[list[Path], typer.Argument(help="Runs, checkpoints of runs, or exports.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="One number each, adding up to 1: 0.5,0.3,0.2.")
+        str | None,
+        typer.Option(help="One weight per model, with sum 1: 0.5,0.3,0.2. Default: equal."),
     ] = None,
     rows: options.Rows = None,
     tolerance: options.Tolerance = None,

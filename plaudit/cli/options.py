@@ -93,13 +93,14 @@ Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of the repository.")
 ]
 Rows: TypeAlias = Annotated[
-    str | None, typer.Option(help="Rows to check with, in place of the run's held-out ones.")
+    str | None, typer.Option(help="Rows for the check. Default: held-out rows of the run.")
 ]
 Tolerance: TypeAlias = Annotated[
-    float | None, typer.Option(help="Largest difference of scores allowed; 1e-4 if not given.")
+    float | None, typer.Option(help="Largest score difference allowed. Default: 1e-4.")
 ]
 NoCheck: TypeAlias = Annotated[
-    bool, typer.Option("--no-check", help="Leave the check out; what is written says so.")
+    bool,
+    typer.Option("--no-check", help="Skip the check; the card records that."),
 ]
 
 

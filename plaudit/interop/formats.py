@@ -66,7 +66,6 @@ class Contents:
     config: Mapping[str, Any] | None
     adapter: Mapping[str, Any] | None
     names: frozenset[str]
-    adapter_names: frozenset[str]
     value_head: Path | None
     versions: Mapping[str, str]
 
@@ -116,7 +115,7 @@ class OpenedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A row: what it is called, whether a folder is of it, and how it is opened."""
+    """A format: its name, whether a folder has it, and how such a folder is opened."""
 
     name: str
     recognises: Callable[[Contents], bool]
@@ -367,7 +366,6 @@ def read_contents(folder: Path) -> Contents:
         config=read_json(folder / "config.json"),
         adapter=read_json(folder / "adapter_config.json"),
         names=frozenset(_where(folder, WEIGHTS)),
-        adapter_names=frozenset(_where(folder, ADAPTER)),
         value_head=next(iter(_files(folder, VALUE_HEAD)), None),
         versions=_versions(folder),
     )
