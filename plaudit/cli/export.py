@@ -43,12 +43,12 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
-    from plaudit.cli.printing import parity_lines, print_lines, ready_console
+    from plaudit.cli.printing import parity_lines, print_lines, starting
 
-    console = ready_console()
-    from plaudit.interop.export import ExportOptions
-    from plaudit.interop.export import export as run
-    from plaudit.reward_model import LoadOptions
+    with starting() as console:
+        from plaudit.interop.export import ExportOptions
+        from plaudit.interop.export import export as run
+        from plaudit.reward_model import LoadOptions
 
     with options.failed_parity_is_exit_1(), console.status("exporting"):
         result = run(

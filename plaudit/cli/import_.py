@@ -42,11 +42,11 @@ def import_model(
     json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
 ) -> None:
     """Read another tool's reward model by its own rules; write a plaudit model folder."""
-    from plaudit.cli.printing import print_lines, ready_console
+    from plaudit.cli.printing import print_lines, starting
 
-    console = ready_console()
-    from plaudit.interop.formats import ReadOptions
-    from plaudit.interop.importing import import_model as run
+    with starting() as console:
+        from plaudit.interop.formats import ReadOptions
+        from plaudit.interop.importing import import_model as run
 
     read = ReadOptions(
         base=base,

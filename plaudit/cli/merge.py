@@ -27,12 +27,12 @@ def merge(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Average the weights of reward models of one base (WARM), and check the result."""
-    from plaudit.cli.printing import parity_lines, print_lines, ready_console
+    from plaudit.cli.printing import parity_lines, print_lines, starting
 
     numbers = None if weights is None else _numbers(weights)
-    console = ready_console()
-    from plaudit.interop.merge import MergeOptions
-    from plaudit.interop.merge import merge as run
+    with starting() as console:
+        from plaudit.interop.merge import MergeOptions
+        from plaudit.interop.merge import merge as run
 
     with options.failed_parity_is_exit_1(), console.status("merging"):
         check = options.check_options(rows, tolerance, no_check=no_check)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +76,13 @@ def silence_weight_loading() -> None:
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def ready_console() -> Console:
-    """A quiet console, once transformers is imported and quiet too."""
+@contextmanager
+def starting() -> Iterator[Console]:
+    """A quiet console, with a spinner around the imports of a command."""
     console = quiet_console()
     with console.status("starting"):
         silence_weight_loading()
-    return console
+        yield console
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:
@@ -93,9 +95,7 @@ def open_model(
     path: Path, *, base: str | None, trust_remote_code: bool
 ) -> tuple[Console, RewardModel]:
     """A quiet console, and the reward model that a command works with."""
-    console = quiet_console()
-    with console.status("starting"):
-        silence_weight_loading()
+    with starting() as console:
         from plaudit.reward_model import load
     with console.status("loading the model"):
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
