@@ -133,32 +133,28 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
     Raises:
         DataError: ``rows`` cannot be read, or the model can read none of its rows.
     """
-    if rows is not None:
-        comparisons = [comparison for *_, comparison in iterate_comparisons(rows)]
-        readable = _readable(model, comparisons, rows.path, len(comparisons))
-        if not readable.trees:
-            raise DataError(
-                f"The model can read none of the {len(comparisons)} rows of {rows.path} (it reads "
-                f"at most {model.facts.max_length} tokens); give other --rows."
-            )
-        return readable
-    recorded = _recorded(folder)
-    if recorded is not None:
-        readable = _readable(model, recorded, "the run's held-out rows", ROWS)
+    for where, comparisons in _candidates(folder, rows):
+        readable = _readable(model, comparisons, where, ROWS if rows is None else None)
         if readable.trees:
             return readable
-    embedded = [comparison for *_, comparison in iterate_comparisons(Source(path=EMBEDDED))]
-    readable = _readable(model, embedded, "embedded rows", ROWS)
-    if not readable.trees:
-        raise DataError(
-            f"The model can read no embedded row (it reads at most {model.facts.max_length} "
-            "tokens); give rows of your own with --rows."
-        )
-    return readable
+    raise DataError(
+        f"The model can read none of the {len(comparisons)} rows of {where} (it reads at most "
+        f"{model.facts.max_length} tokens); give other --rows."
+    )
+
+
+def _candidates(folder: Path, rows: Source | None) -> Iterator[tuple[str, list[Comparison]]]:
+    """What they are, and comparisons; the first that the model can read are scored."""
+    if rows is not None:
+        yield rows.path, [comparison for *_, comparison in iterate_comparisons(rows)]
+        return
+    yield "the run's held-out rows", _recorded(folder)
+    embedded = Source(path=EMBEDDED)
+    yield "embedded rows", [comparison for *_, comparison in iterate_comparisons(embedded)]
 
 
 def _readable(
-    model: RewardModel, comparisons: Sequence[Comparison], where: str, count: int
+    model: RewardModel, comparisons: Sequence[Comparison], where: str, count: int | None
 ) -> CheckRows:
     if model.facts.text == "chat":
         comparisons = [as_turns(comparison) for comparison in comparisons]
@@ -175,24 +171,19 @@ def _readable(
     )
 
 
-def _recorded(folder: Path) -> list[Comparison] | None:
-    """The first evaluated comparisons of a run whose data are still where they were."""
+def _recorded(folder: Path) -> list[Comparison]:
+    """The first evaluated comparisons of a run; none where its data moved away or there is none."""
     from plaudit.evaluation.table import read_table
 
-    if not (folder / RECIPE_FILE).is_file() or not (folder / PREDICTIONS_FILE).is_file():
-        return None
     try:
         data = load_recipe(folder / RECIPE_FILE).data
         evaluated = set(read_table(folder / PREDICTIONS_FILE).comparison_N)
-        rows = _evaluated(data.test or data.eval or data.train, evaluated)
-        return list(islice(rows, 4 * ROWS)) or None
-    except PlauditError:
-        # A file that moved away is no reason to export unchecked.
-        return None
-
-
-def _evaluated(sources: Sequence[Source], ids: set[object]) -> Iterator[Comparison]:
-    for source in sources:
-        yield from (
-            comparison for *_, comparison in iterate_comparisons(source) if comparison.id in ids
+        rows = (
+            comparison
+            for source in data.test or data.eval or data.train
+            for *_, comparison in iterate_comparisons(source)
+            if comparison.id in evaluated
         )
+        return list(islice(rows, 4 * ROWS))
+    except PlauditError:
+        return []
