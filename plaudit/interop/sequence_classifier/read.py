@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -337,17 +337,23 @@ def open_whole(contents: Contents, request: Request) -> OpenedModel:
             f"config.json names {', '.join(map(str, architectures)) or 'no architecture'}; it is "
             f"read as a sequence classifier because its weights hold {name or 'a classifier'}"
         )
-    rules = Rules(format="sequence classifier", source_version=version, notes=notes)
     if name is None:
-        return _open_encoder(contents, body, rules)
+        return _open_encoder(contents, body, version, notes)
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
     row, output = choose_output(head_LD.shape[0], labels, request)
     notes += _unread(contents, body.config, name)
     bias = _bias(contents, name, row)
     if bias:
         notes.append(f"its head has a bias ({bias:.6g}), which is added to every reward")
-    affine = Affine(offset=bias)
-    facts = make_facts(body, replace(rules, reading=reading, output=output, affine=affine))
+    rules = Rules(
+        format="sequence classifier",
+        source_version=version,
+        notes=notes,
+        reading=reading,
+        affine=Affine(offset=bias),
+        output=output,
+    )
+    facts = make_facts(body, rules)
 
     def build(dtype: torch.dtype) -> nn.Module:
         return build_classifier(body, dtype, one_row(head_LD, row)).network
@@ -377,13 +383,16 @@ def _bias(contents: Contents, name: str, row: int) -> float:
     return float(read_tensors(contents.folder, WEIGHTS, bias_name)[bias_name][row])
 
 
-def _open_encoder(contents: Contents, body: Body, rules: Rules) -> OpenedModel:
+def _open_encoder(
+    contents: Contents, body: Body, version: str | None, notes: list[str]
+) -> OpenedModel:
     """An encoder with its own classification head. It reads its first token, not its last."""
     heads = read_tensors(contents.folder, WEIGHTS, "classifier.")
     last = list(_last_layer(heads))
     labels = (contents.config or {}).get("id2label") or {}
     row, output = choose_output(heads[last[0]].shape[0], labels, body.request)
-    facts = make_facts(body, replace(rules, output=output))
+    rules = Rules(format="sequence classifier", source_version=version, notes=notes, output=output)
+    facts = make_facts(body, rules)
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
