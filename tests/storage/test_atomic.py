@@ -13,6 +13,7 @@ from plaudit.errors import OutputError
 from plaudit.storage.atomic import (
     as_output_error,
     write_atomically,
+    write_folder,
     write_json,
     write_text,
     writing,
@@ -92,3 +93,21 @@ def test_json_is_json(tmp_path: Path) -> None:
 
 def test_a_system_error_without_words(tmp_path: Path) -> None:
     assert "gone wrong" in str(as_output_error(OSError("gone wrong"), tmp_path))
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fails(path: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, "as the system says it")
+
+    def writes(path: Path) -> None:
+        path.write_text("whole")
+
+    folder = tmp_path / "above" / "folder"
+    with pytest.raises(OutputError, match=r"The disk is full: .*folder"):
+        write_folder(folder, {"first": writes, "second": fails})
+    assert not any(folder.parent.iterdir())
+    write_folder(folder, {"first": writes})
+    assert [path.name for path in folder.parent.rglob("*")] == ["folder", "first"]
+    with pytest.raises(OutputError, match="already exists"):
+        write_folder(folder, {"second": writes})
+    assert [path.name for path in folder.iterdir()] == ["first"]
