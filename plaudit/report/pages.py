@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
+    from plaudit.evaluation.schema import TokenChange
+
 
 def page_environment(finalize: Callable[[Any], Any] = lambda value: value) -> Environment:
     """Templates of HTML pages; ``finalize`` sees every value before it is escaped."""
@@ -138,11 +140,11 @@ def shade(change: float | None, largest: float) -> str:
     return "" if not step else f"{'u' if change > 0 else 'd'}{step}"
 
 
-def spark(tokens: Sequence[Mapping[str, Any]], low: float, high: float) -> str:
+def spark(tokens: Sequence[TokenChange], low: float, high: float) -> str:
     """Points of a line in a box of 100 by 20: rewards from ``low`` at the bottom to ``high``."""
     width, height = max(len(tokens) - 1, 1), high - low or 1.0
     return " ".join(
-        f"{100 * place / width:.1f},{19 - 18 * (token['reward'] - low) / height:.1f}"
+        f"{100 * place / width:.1f},{19 - 18 * (token.reward - low) / height:.1f}"
         for place, token in enumerate(tokens)
     )
 

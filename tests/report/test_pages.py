@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit.evaluation.schema import TokenChange
 from plaudit.report.pages import brief, conversation, excerpt, shade, showable, spark
 
 
@@ -52,6 +53,6 @@ def test_shades_go_by_share_of_the_largest_change() -> None:
 
 
 def test_a_line_stays_in_its_box() -> None:
-    tokens = [{"reward": reward} for reward in (1.0, 3.0, 2.0)]
+    tokens = [TokenChange(text="a", reward=reward, change=None) for reward in (1.0, 3.0, 2.0)]
     assert spark(tokens, 1.0, 3.0) == "0.0,19.0 50.0,1.0 100.0,10.0"
     assert spark(tokens[:1], 1.0, 1.0) == "0.0,19.0"
