@@ -21,12 +21,12 @@ from plaudit.evaluation.metrics.calibration import (
 from plaudit.evaluation.schema import METRICS_FILE, DataUse, Interval
 from plaudit.evaluation.table import Pairs, pairs
 from plaudit.model.checkpoint import (
-    FACTS_FILE,
-    ArtefactFacts,
+    METADATA_FILE,
+    CheckpointMetadata,
     TemperatureFit,
-    read_facts,
+    read_metadata,
     run_of,
-    write_facts,
+    write_metadata,
 )
 from plaudit.recipe.load import RUN_RECIPE
 from plaudit.recipe.schema import Source
@@ -96,7 +96,7 @@ def calibrate(
     console = Console(quiet=True) if console is None else console
     folder = Path(model)
     check_plaudit_folder(folder)
-    facts = read_facts(folder)
+    facts = read_metadata(folder)
     loaded = load_comparisons(as_sources(data), seed=options.seed)
     _check_unseen(facts, loaded)
     reward_model = open_model(
@@ -139,7 +139,7 @@ def check_plaudit_folder(folder: Path) -> None:
         raise ModelError(
             f"{folder} is a checkpoint, and only the run has a temperature; calibrate {run}."
         )
-    if not (folder / FACTS_FILE).is_file() and (folder / RUN_RECIPE).is_file():
+    if not (folder / METADATA_FILE).is_file() and (folder / RUN_RECIPE).is_file():
         raise ModelError(
             f"The training of {folder} has not finished, so there is no model to calibrate; finish "
             f"the run with plaudit train {folder} --resume, which fits a temperature."
@@ -149,16 +149,16 @@ def check_plaudit_folder(folder: Path) -> None:
             f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
             f"with plaudit train {folder} --resume."
         )
-    if (folder / FACTS_FILE).is_file():
+    if (folder / METADATA_FILE).is_file():
         return
     raise ModelError(
-        f"{folder} is no local plaudit folder (no {FACTS_FILE}), so there is nowhere to store a "
+        f"{folder} is no local plaudit folder (no {METADATA_FILE}), so there is nowhere to store a "
         "temperature; download a plaudit model with plaudit pull, or convert another tool's with "
         "plaudit import, and calibrate that folder."
     )
 
 
-def _check_unseen(facts: ArtefactFacts, loaded: LoadedComparisons) -> None:
+def _check_unseen(facts: CheckpointMetadata, loaded: LoadedComparisons) -> None:
     trained_on = (facts.data_fingerprint or "").split("+")
     for source in loaded.sources:
         # A revision of a Hub data set stands for all its splits.
@@ -238,7 +238,7 @@ def _sentence(
 
 
 def _store(
-    folder: Path, facts: ArtefactFacts, result: Recalibration, loaded: LoadedComparisons
+    folder: Path, facts: CheckpointMetadata, result: Recalibration, loaded: LoadedComparisons
 ) -> None:
     fit = TemperatureFit(
         fingerprints=tuple(source.fingerprint for source in loaded.sources),
@@ -249,7 +249,7 @@ def _store(
         log_loss=result.after.log_loss,
     )
     new = None if result.after.temperature == 1.0 else result.after.temperature
-    write_facts(folder, replace(facts, temperature=new, temperature_fit=fit))
+    write_metadata(folder, replace(facts, temperature=new, temperature_fit=fit))
     if (folder / METRICS_FILE).is_file():
         write_card(folder)
         if (folder / REPORT_FILE).is_file():

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, ModelError
 from plaudit.interop.formats import OpenedModel, ReadOptions, open_reward_model
-from plaudit.model.checkpoint import ArtefactFacts
+from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
@@ -35,7 +35,7 @@ from plaudit.types import (
     FloatArray,
     Message,
     Prompted,
-    Refused,
+    Skipped,
     Text,
     TokenReward,
     TokenTree,
@@ -62,7 +62,7 @@ class RewardModel:
     source: str
     module: RewardModule
     tokenizer: PreTrainedTokenizerBase
-    facts: ArtefactFacts
+    facts: CheckpointMetadata
     batcher: Batcher
     encoder: Encoder
 
@@ -99,7 +99,7 @@ class RewardModel:
         check_responses(responses)
         comparison = self.comparison(prompt, responses, tools=tools)
         (outcome,) = self.score_comparisons([comparison])
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Skipped):
             raise self._error("score", outcome)
         return [float(reward) for reward in outcome]
 
@@ -128,7 +128,7 @@ class RewardModel:
         for place, outcome in zip(places, self.score_comparisons(comparisons), strict=True):
             scored[place] = (
                 self._error("score_many", outcome)
-                if isinstance(outcome, Refused)
+                if isinstance(outcome, Skipped)
                 else outcome.tolist()
             )
         return scored
@@ -155,7 +155,7 @@ class RewardModel:
         comparison = self.comparison(prompt, [response, ""], tools=tools)
         answer, _ = comparison.responses
         (outcome,) = self.encode([replace(comparison, responses=(answer, _another(answer)))])
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Skipped):
             raise self._error("token_rewards", outcome)
         branch, _ = outcome.branches
         batch = self.batcher.collate([replace(outcome, branches=(branch,), grades=())])
@@ -169,7 +169,7 @@ class RewardModel:
             for text, reward in zip(texts, rewards_R, strict=True)
         ]
 
-    def _error(self, caller: str, skipped: Refused) -> DataError:
+    def _error(self, caller: str, skipped: Skipped) -> DataError:
         advice = {
             OVER_LENGTH: "shorten the prompt or the responses to "
             f"{self.facts.max_length} tokens together",
@@ -198,7 +198,7 @@ class RewardModel:
 
     def score_comparisons(
         self, comparisons: Sequence[Comparison], *, earlier: ScoreCache | None = None
-    ) -> list[FloatArray | Refused]:
+    ) -> list[FloatArray | Skipped]:
         """Per comparison its ``rewards_K``, or why it has none.
 
         The prompt of several comparisons is computed once, and so is a conversation that occurs
@@ -211,9 +211,9 @@ class RewardModel:
         if earlier is not None:
             scores = list(map(earlier.settle, trees, scores))
         rewards = iter(scores)
-        return [o if isinstance(o, Refused) else next(rewards) for o in outcomes]
+        return [o if isinstance(o, Skipped) else next(rewards) for o in outcomes]
 
-    def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Refused]:
+    def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Skipped]:
         """Token trees as this model reads them: one text has one score on every path.
 
         For a model trained on conversations alone, a plain text prompt is one user turn and a
@@ -351,7 +351,7 @@ def encoder_of(opened: OpenedModel) -> Encoder:
         text_as_turns=facts.text == "chat",
         chat_template_kwargs=facts.chat_template_kwargs,
         rendering=facts.rendering,
-        reading=facts.reading,
+        scored_token=facts.scored_token,
     )
 
 
@@ -395,7 +395,7 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
         "padded" if facts.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],
-        affine=facts.affine,
+        reward_transform=facts.reward_transform,
     )
     model.module.eval()
     return RewardModel(

@@ -21,7 +21,7 @@ from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, ScoreCache
 from plaudit.storage.atomic import check_new_file, write_atomically, write_json, writing
-from plaudit.types import Refused, TokenTree
+from plaudit.types import Skipped, TokenTree
 
 CHUNK_ROWS = 512
 REMEMBERED = 1 << 20
@@ -174,7 +174,7 @@ def _score_chunk(
     outcomes = model.score_comparisons(comparisons, earlier=earlier)
     for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
         rewards, reason = None, None
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Skipped):
             reason = outcome.reason
         elif np.isfinite(outcome).all():
             rewards = outcome.tolist()

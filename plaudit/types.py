@@ -201,7 +201,7 @@ class Rendering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ScoredTokenRule:
     """Which token of an encoded conversation is scored.
 
     ``last``: the last. ``before_trailing_pad``: the last that is not ``pad_id``. ``first_pad``: the
@@ -213,7 +213,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Affine:
+class RewardTransform:
     """``reward = scale * raw + offset``, where ``raw`` is the output of a head without bias."""
 
     scale: float = 1.0
@@ -242,7 +242,7 @@ class TokenTree:
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
     one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
-    tokens cut to fit, ``cut_responses`` the responses that lost their end to fit.
+    tokens cut to fit, ``truncated_responses`` the responses that lost their end to fit.
     """
 
     index: int
@@ -252,7 +252,7 @@ class TokenTree:
     margin: float = 0.0
     weight: float = 1.0
     truncated: int = 0
-    cut_responses: int = 0
+    truncated_responses: int = 0
 
     @property
     def tokens(self) -> int:
@@ -266,7 +266,7 @@ class TokenTree:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Skipped:
     """A comparison that cannot become tokens: a reason to count, and a sentence for people.
 
     ``field`` names what the chat template does not render, empty for other reasons.
@@ -278,11 +278,11 @@ class Refused:
     field: str = ""
 
 
-class PassStates(Protocol):
-    """Keys and values of prompts that are not in a packed row: what a layout's ``held`` counts."""
+class PrefixKV(Protocol):
+    """Keys and values of the cached prompts of a packed row, which are not in the row."""
 
-    def through(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The row's keys and values with the held ones behind them; once a layer, in order."""
+    def extend(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The row's keys and values with the cached ones behind them; once a layer, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,20 +290,19 @@ class PackedLayout:
     """Where the trees of a packed row lie: per tree its start, prefix length and branch lengths.
 
     Token order is prefix, branch 0, branch 1, …, next tree. ``ends`` are the scored tokens of the
-    row, in its order. A tree with ``held`` tokens has no prefix in the row: its prompt was computed
-    in an earlier pass, and ``states`` puts the keys and values of all held prompts behind the
-    row's, in the order of the trees. No ``held`` at all is none for every tree. ``cache`` holds
-    what attention backends derive from the layout (masks, offsets) so that every layer of a pass
-    shares it.
+    row, in its order. A tree with ``cached`` tokens has no prefix in the row: its prompt was
+    computed in an earlier pass, and ``prefix_kv`` puts the keys and values of all cached prompts
+    behind the row's, in the order of the trees. An empty ``cached`` is 0 for every tree. ``memo``
+    holds what attention backends derive from the layout (masks, offsets), once for all layers.
     """
 
     starts: tuple[int, ...]
     prefixes: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
-    held: tuple[int, ...] = ()
-    states: PassStates | None = field(default=None, compare=False, repr=False)
-    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    cached: tuple[int, ...] = ()
+    prefix_kv: PrefixKV | None = field(default=None, compare=False, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -313,9 +312,9 @@ class PackedLayout:
     def placed(self) -> Iterator[PlacedTree]:
         """Every tree with where its prompt's keys lie, in the row or behind it."""
         behind = self.tokens
-        held = self.held or (0,) * len(self.starts)
+        cached = self.cached or (0,) * len(self.starts)
         for start, prefix, lengths, outside in zip(
-            self.starts, self.prefixes, self.branches, held, strict=True
+            self.starts, self.prefixes, self.branches, cached, strict=True
         ):
             prompt = slice(behind, behind + outside) if outside else slice(start, start + prefix)
             yield PlacedTree(start, prefix, lengths, prompt)
@@ -332,7 +331,7 @@ class PlacedTree:
     prompt: slice
 
     @property
-    def held(self) -> int:
+    def cached(self) -> int:
         """Tokens of the prompt that are not in the row."""
         return self.visible - self.prefix
 
@@ -371,7 +370,7 @@ class PackedBatch:
 
     def read_at(self, ends: Sequence[int]) -> PackedBatch:
         """The same tokens with other ones of them scored; ``ends`` ascend."""
-        layout = replace(self.layout, ends=tuple(ends), cache={})
+        layout = replace(self.layout, ends=tuple(ends), memo={})
         return replace(self, ends_R=self.ends_R.new_tensor(layout.ends), layout=layout)
 
 
@@ -396,9 +395,9 @@ Batch: TypeAlias = PackedBatch | PaddedBatch
 
 
 class Batcher(Protocol):
-    """How trees are cut into micro-batches and laid out for the model."""
+    """How trees are split into micro-batches and laid out for the model."""
 
-    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+    def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         """Positions in ``trees`` of each micro-batch; every tree in exactly one."""
 
     def collate(self, trees: Sequence[TokenTree]) -> Batch:

@@ -13,7 +13,7 @@ import yaml
 
 import plaudit
 from plaudit.reward_model import RewardModel
-from plaudit.tokens.encode import cut_behind
+from plaudit.tokens.encode import up_to_scored_token
 from plaudit.types import IntArray, TokenTree
 from tests.models import tiny_classifier, tiny_tokenizer
 
@@ -38,7 +38,9 @@ def tree(*sequences: IntArray) -> TokenTree:
 
 def scores_of_ids(model: RewardModel, sequences: Iterable[Sequence[int]]) -> list[float]:
     """Rewards of whole conversations given as ids, read where the model reads."""
-    cut = [cut_behind(model.facts.reading, np.asarray(ids, np.int32)) for ids in sequences]
+    cut = [
+        up_to_scored_token(model.facts.scored_token, np.asarray(ids, np.int32)) for ids in sequences
+    ]
     return [float(reward) for (reward,) in model.score_trees([tree(ids) for ids in cut])]
 
 

@@ -52,7 +52,7 @@ EXPERTS = {
     "shared_expert_intermediate_size": 16,
 }
 # What a family's configuration needs beyond TINY; windows are shorter than the tests' rows.
-FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+ARCHITECTURE_OPTIONS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {**SLIDING, "query_pre_attn_scalar": 8},
     "gemma3_text": {**SLIDING, "query_pre_attn_scalar": 8},
@@ -83,7 +83,7 @@ def tiny_classifier(family: str = "llama", **options: Any) -> PreTrainedModel:
         family,
         vocab_size=VOCABULARY,
         num_labels=1,
-        **{**TINY, **FAMILY_OPTIONS.get(family, {}), **options},
+        **{**TINY, **ARCHITECTURE_OPTIONS.get(family, {}), **options},
     )
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)

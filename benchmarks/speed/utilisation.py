@@ -55,7 +55,7 @@ def groups_of(prepared: Prepared, pairs: int, rounds: int, seed: int) -> list[li
 
 def row_lengths(prepared: Prepared, group: Sequence[TokenTree]) -> list[int]:
     """Tokens of each packed row that a group is cut into."""
-    cuts = prepared.run.built.batcher.cut(group)
+    cuts = prepared.run.built.batcher.split(group)
     return [sum(group[i].tokens for i in cut) for cut in cuts]
 
 

@@ -30,7 +30,7 @@ from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.suites.run import SuiteRequest, parse_request
 from plaudit.planning.estimate import CHARACTERS_PER_TOKEN
 from plaudit.recipe.schema import Source
-from plaudit.types import Comparison, FloatArray, Refused, TokenTree
+from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +221,7 @@ def tokens_by(name: str) -> TokenCounter:
         ]
         return TokenCount(longest=max(tree.lengths), shared=max(shared, default=0))
 
-    def count_all(comparisons: Sequence[Comparison]) -> list[TokenCount | Refused]:
+    def count_all(comparisons: Sequence[Comparison]) -> list[TokenCount | Skipped]:
         return [
             count(tree) if isinstance(tree, TokenTree) else tree
             for tree in encode(encoder, comparisons)

@@ -576,8 +576,8 @@ class TokenUse:
     longest: int
     truncated_prompts: int
     truncated_tokens: int
-    cut_responses: int
-    comparisons_with_cut_responses: int
+    truncated_responses: int
+    comparisons_with_truncated_responses: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

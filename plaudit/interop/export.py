@@ -42,11 +42,11 @@ from plaudit.interop.sequence_classifier.write import (
 )
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
-    ArtefactFacts,
+    CheckpointMetadata,
     copy_base,
     resolve_base,
     save_tokenizer,
-    write_facts,
+    write_metadata,
 )
 from plaudit.model.load import output_layer
 from plaudit.model.module import as_reward_module, classifier, has_score_head
@@ -55,7 +55,7 @@ from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import LoadOptions, RewardModel, load_model
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.tokens.rendering import renderer_of
-from plaudit.types import Affine, FloatArray
+from plaudit.types import FloatArray, RewardTransform
 
 EXPORT_FILE = "export.json"
 
@@ -210,8 +210,8 @@ def _prepare(
     network, facts = model.module.network, model.facts
     if exporter.layout == "whole" and is_adapter(network):
         network = merged(network)
-    fold_scale(network, facts.affine.scale)
-    offset, bias = facts.affine.offset, output_layer(classifier(network))[1].bias
+    fold_scale(network, facts.reward_transform.scale)
+    offset, bias = facts.reward_transform.offset, output_layer(classifier(network))[1].bias
     if bias is not None:
         bias.add_(offset)
         offset = 0.0
@@ -237,7 +237,7 @@ def _expected(
     if options.dtype == "fp32":
         return _Expected(rows=rows, rewards_R=np.concatenate(before))
     # What the stored weights are worth, so that the reloaded file is compared to the digit.
-    module = as_reward_module(source.network, Affine(offset=source.offset)).eval()
+    module = as_reward_module(source.network, RewardTransform(offset=source.offset)).eval()
     after = score_trees(module, model.batcher, rows.trees)
     return _Expected(
         rows=rows,
@@ -268,7 +268,7 @@ def _round_weights(network: Any, dtype: torch.dtype) -> None:
         tensor.copy_(rounded)
 
 
-def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple[str, ...]]:
+def _facts(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadata, tuple[str, ...]]:
     """``plaudit.json`` of the export, the same model in another form, and what to say of it.
 
     Gives the tokenizer the chat template of an imported model that has it elsewhere.
@@ -276,14 +276,14 @@ def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple
     facts, tokenizer, notes = source.facts, source.tokenizer, []
     as_jinja = renderer_of(facts.rendering).as_jinja
     if as_jinja is not None and exporter.encode is not None:
-        template = as_jinja(facts.rendering, facts.reading, tokenizer)
+        template = as_jinja(facts.rendering, facts.scored_token, tokenizer)
         if template is not None:
             tokenizer.chat_template = template
             notes.append(
                 f"The chat template is {facts.rendering.template}, which this model was trained "
                 "with, written as Jinja."
             )
-    if facts.reading.rule != "last" and exporter.encode is None:
+    if facts.scored_token.rule != "last" and exporter.encode is None:
         notes.append(
             "This model scores the token before the end of a conversation, and the tool scores the "
             "last one: leave the end token off what it is given."
@@ -294,14 +294,14 @@ def _facts(source: Exportable, exporter: Exporter) -> tuple[ArtefactFacts, tuple
         kind="full" if whole else facts.kind,
         base=facts.base if whole else source.base_named,
         chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
-        affine=Affine(offset=source.offset),
+        reward_transform=RewardTransform(offset=source.offset),
         plaudit_version=__version__,
     )
     return changed, tuple(notes)
 
 
 def _write_around(
-    folder: Path, source: Exportable, exporter: Exporter, facts: ArtefactFacts, *, beside: bool
+    folder: Path, source: Exportable, exporter: Exporter, facts: CheckpointMetadata, *, beside: bool
 ) -> None:
     """Tokenizer, facts, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
@@ -311,13 +311,13 @@ def _write_around(
     if config.get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if exporter.own_facts:
-        write_facts(folder, facts)
+        write_metadata(folder, facts)
     if exporter.layout != "whole" and facts.kind == "adapter" and beside:
         copy_base(source.base, folder)
 
 
 def _text_notes(
-    to: str, exporter: Exporter, facts: ArtefactFacts, parity: Parity
+    to: str, exporter: Exporter, facts: CheckpointMetadata, parity: Parity
 ) -> tuple[str, ...]:
     """What the tool's own way of making tokens changes.
 
@@ -326,7 +326,7 @@ def _text_notes(
     """
     if not parity.text_differs:
         return ()
-    plain = facts.rendering.kind == "chat_template" and facts.reading.rule == "last"
+    plain = facts.rendering.kind == "chat_template" and facts.scored_token.rule == "last"
     if exporter.exact_text and plain:
         raise ParityError(
             f"The tokenizer of the {to} export encodes {parity.text_differs} of {parity.responses} "
@@ -341,7 +341,7 @@ def _text_notes(
     return (note,)
 
 
-def _record(result: ExportResult, facts: ArtefactFacts, source: Path) -> dict[str, Any]:
+def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> dict[str, Any]:
     """``export.json``: what this folder is, and how far it was checked."""
     return {
         "format": 1,
@@ -361,7 +361,7 @@ def _record(result: ExportResult, facts: ArtefactFacts, source: Path) -> dict[st
 
 
 def _card(
-    result: ExportResult, exporter: Exporter, facts: ArtefactFacts, source: Path, name: str
+    result: ExportResult, exporter: Exporter, facts: CheckpointMetadata, source: Path, name: str
 ) -> DerivedCard:
     adapter = exporter.layout != "whole" and facts.kind == "adapter"
     return DerivedCard(

@@ -24,17 +24,17 @@ from transformers import PreTrainedTokenizerBase
 from plaudit import registry
 from plaudit.errors import ModelError
 from plaudit.model.checkpoint import (
-    FACTS_FILE,
+    METADATA_FILE,
     RUN_FILES,
-    ArtefactFacts,
+    CheckpointMetadata,
     load_network,
     own_tokenizer,
-    read_facts,
+    read_metadata,
     run_of,
 )
 from plaudit.model.load import LIBRARY_ERRORS, first_line
 from plaudit.storage.atomic import missing_path
-from plaudit.types import Affine, Comparison
+from plaudit.types import Comparison, RewardTransform
 
 logger = logging.getLogger("plaudit")
 
@@ -108,7 +108,7 @@ class OpenedModel:
     where there is one.
     """
 
-    facts: ArtefactFacts
+    facts: CheckpointMetadata
     tokenizer: PreTrainedTokenizerBase
     build: Callable[[torch.dtype], nn.Module]
 
@@ -162,7 +162,7 @@ class Exportable:
 
     network: Any
     tokenizer: PreTrainedTokenizerBase
-    facts: ArtefactFacts
+    facts: CheckpointMetadata
     base: str
     base_named: str
     offset: float
@@ -176,7 +176,7 @@ class WriteResult:
     needs for it.
     """
 
-    transform: Affine = field(default_factory=Affine)
+    transform: RewardTransform = field(default_factory=RewardTransform)
     notes: tuple[str, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=dict)
 
@@ -200,7 +200,9 @@ class Exporter:
     layout: str
     write: Callable[[Exportable, Path, WriteOptions], WriteResult]
     read: Callable[[Path, str], Scorer]
-    encode: Callable[[PreTrainedTokenizerBase, ArtefactFacts, Comparison], list[list[int]]] | None
+    encode: (
+        Callable[[PreTrainedTokenizerBase, CheckpointMetadata, Comparison], list[list[int]]] | None
+    )
     exact_text: bool = True
     decoders_only: bool = False
     own_facts: bool = True
@@ -214,7 +216,7 @@ class Exporter:
 
 def _is_own(contents: Contents) -> bool:
     # A checkpoint of a run is read through the run's facts.
-    return (contents.folder / FACTS_FILE).is_file() or run_of(contents.folder) is not None
+    return (contents.folder / METADATA_FILE).is_file() or run_of(contents.folder) is not None
 
 
 def _open_own(contents: Contents, request: Request) -> OpenedModel:
@@ -223,7 +225,7 @@ def _open_own(contents: Contents, request: Request) -> OpenedModel:
     Raises:
         ModelError: it needs its own code and was not trusted, or records what an option says.
     """
-    facts = read_facts(contents.folder)
+    facts = read_metadata(contents.folder)
     options = request.options
     recorded = [
         option.name
@@ -284,7 +286,7 @@ def recognise(contents: Contents, request: Request) -> Format:
     own = _is_own(contents)
     if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
         raise ModelError(
-            f"{request.source} has no {FACTS_FILE}, so this run has not finished training; name "
+            f"{request.source} has no {METADATA_FILE}, so this run has not finished training; name "
             "one of its checkpoints, or finish the run with plaudit train --resume."
         )
     for row in formats():
@@ -297,8 +299,8 @@ def recognise(contents: Contents, request: Request) -> Format:
     else:
         problem = "is a model without a reward head"
     raise ModelError(
-        f"{request.source} {problem} (no {FACTS_FILE}, no adapter_config.json, no value_head file "
-        "and no linear head among its weights); expected a reward model: "
+        f"{request.source} {problem} (no {METADATA_FILE}, no adapter_config.json, no value_head "
+        "file and no linear head among its weights); expected a reward model: "
         f"{', '.join(row.name for row in formats())}."
     )
 

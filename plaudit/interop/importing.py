@@ -10,14 +10,14 @@ from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError
 from plaudit.interop.formats import ReadOptions, locate, read_json
-from plaudit.model.checkpoint import ArtefactFacts, save_artefact
+from plaudit.model.checkpoint import CheckpointMetadata, save_checkpoint
 from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import check_new_folder, new_folder, write_text, writing
 
 
 def import_model(
     source: str | Path, out: Path, options: ReadOptions = ReadOptions()
-) -> ArtefactFacts:
+) -> CheckpointMetadata:
     """Write weights, tokenizer, ``plaudit.json`` and a card, all or nothing.
 
     An adapter stays an adapter, a whole model keeps its precision, its head in fp32.
@@ -38,12 +38,12 @@ def import_model(
     network = opened.build(_stored_dtype(locate(source), opened.facts))
     facts = opened.facts
     with new_folder(out) as temporary, writing(out):
-        save_artefact(temporary, network, opened.tokenizer, facts)
+        save_checkpoint(temporary, network, opened.tokenizer, facts)
         write_text(temporary / "README.md", card(facts, out.name))
     return facts
 
 
-def _stored_dtype(folder: Path, facts: ArtefactFacts) -> torch.dtype:
+def _stored_dtype(folder: Path, facts: CheckpointMetadata) -> torch.dtype:
     """The precision of a whole model's weights; an adapter's own tensors are kept in fp32."""
     config = read_json(folder / "config.json") or {}
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
@@ -51,7 +51,7 @@ def _stored_dtype(folder: Path, facts: ArtefactFacts) -> torch.dtype:
     return dtype if facts.kind == "full" and isinstance(dtype, torch.dtype) else torch.float32
 
 
-def card(facts: ArtefactFacts, name: str) -> str:
+def card(facts: CheckpointMetadata, name: str) -> str:
     """What the model is, how it is read, and what nobody recorded."""
     assert facts.origin is not None
     hub_base = facts.kind == "adapter" and not Path(facts.base).exists()

@@ -26,15 +26,15 @@ from plaudit.interop.parity import (
 from plaudit.interop.sequence_classifier.write import fold_scale, merged, save_adapter
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
-    ArtefactFacts,
+    CheckpointMetadata,
     copy_base,
     load_network,
-    read_facts,
+    read_metadata,
     resolve_base,
     run_of,
     save_tokenizer,
     save_weights,
-    write_facts,
+    write_metadata,
 )
 from plaudit.model.load import dropouts_off
 from plaudit.model.module import as_reward_module
@@ -44,7 +44,7 @@ from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.storage.manifest import checksum
 from plaudit.tokens.batch import make_batchers
-from plaudit.types import Affine
+from plaudit.types import RewardTransform
 
 MERGE_FILE = "merge.json"
 
@@ -56,7 +56,7 @@ _SAME = {
     "text": "read different kinds of text",
     "pad_token": "have different padding tokens",
     "rendering": "make tokens by different rules",
-    "reading": "score different tokens",
+    "scored_token": "score different tokens",
     "output": "have different outputs as reward",
 }
 
@@ -94,7 +94,7 @@ class _Member:
 
     folder: Path
     run: Path
-    facts: ArtefactFacts
+    facts: CheckpointMetadata
     weight: float
     base: str
 
@@ -165,7 +165,7 @@ def _members(models: Sequence[str | Path], options: MergeOptions) -> list[_Membe
     for path, share in zip(models, shares, strict=True):
         folder = Path(path)
         run = run_of(folder) or folder
-        facts = read_facts(folder)
+        facts = read_metadata(folder)
         if facts.trust_remote_code:
             raise ModelError(f"{folder} needs Python code of its own, which no merge carries.")
         members.append(
@@ -231,7 +231,7 @@ def _check_same_tokenizer(
 
 def _write(
     members: Sequence[_Member], temporary: Path, folder: Path, *, check: bool
-) -> tuple[ArtefactFacts, FullAverage, tuple[str, ...]]:
+) -> tuple[CheckpointMetadata, FullAverage, tuple[str, ...]]:
     adapters = members[0].facts.kind == "adapter"
     parts: list[AdapterParts] = []
     average = FullAverage()
@@ -245,7 +245,7 @@ def _write(
         _check_same_tokenizer(tokenizer, own, (members[0].name, member.name))
         dropouts_off(network, keep_lora=False)
         # Heads can be averaged once their scales are in them.
-        fold_scale(network, member.facts.affine.scale)
+        fold_scale(network, member.facts.reward_transform.scale)
         if adapters:
             parts.append(adapter_parts(network, member.name))
         if check or not adapters:
@@ -262,7 +262,7 @@ def _write(
         else:
             save_weights(average.finish(), temporary)
         save_tokenizer(tokenizer, temporary)
-    write_facts(temporary, facts)
+    write_metadata(temporary, facts)
     return facts, average, notes
 
 
@@ -270,18 +270,18 @@ def _base_beside(member: _Member) -> bool:
     return Path(member.base) == member.run / BASE_FOLDER
 
 
-def _facts(members: Sequence[_Member], folder: Path) -> tuple[ArtefactFacts, tuple[str, ...]]:
+def _facts(members: Sequence[_Member], folder: Path) -> tuple[CheckpointMetadata, tuple[str, ...]]:
     """``plaudit.json`` of the average: what was measured on a member is not known of it."""
     first = members[0]
     lengths = {member.facts.max_length for member in members}
-    offset = sum(member.weight * member.facts.affine.offset for member in members)
+    offset = sum(member.weight * member.facts.reward_transform.offset for member in members)
     fingerprints = [f for m in members if (f := m.facts.data_fingerprint) is not None]
     beside = first.facts.kind == "adapter" and _base_beside(first)
     facts = replace(
         first.facts,
         base=str((folder / BASE_FOLDER).resolve()) if beside else first.facts.base,
         max_length=min(lengths),
-        affine=Affine(offset=offset),
+        reward_transform=RewardTransform(offset=offset),
         temperature=None,
         temperature_fit=None,
         reward_mean=None,
@@ -304,7 +304,7 @@ def _parity(
     temporary: Path,
     members: Sequence[_Member],
     average: FullAverage,
-    facts: ArtefactFacts,
+    facts: CheckpointMetadata,
     check: CheckOptions,
 ) -> Parity:
     """The written folder, loaded as any reward model, against averaged whole weights in memory."""
@@ -314,14 +314,14 @@ def _parity(
     scores_R = np.concatenate(written.score_trees(rows.trees))
     network = average.finish()
     network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
-    module = as_reward_module(network, facts.affine).eval()
+    module = as_reward_module(network, facts.reward_transform).eval()
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
     wanted_R = np.concatenate(score_trees(module, plain, rows.trees))
     return compare_scores(rows, scores_R, wanted_R, check.tolerance)
 
 
-def _card(result: MergeResult, facts: ArtefactFacts, name: str) -> DerivedCard:
+def _card(result: MergeResult, facts: CheckpointMetadata, name: str) -> DerivedCard:
     shares = ", ".join(
         f"{weight:.4g} of {source}"
         for source, weight in zip(result.sources, result.weights, strict=True)

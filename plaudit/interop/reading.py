@@ -17,19 +17,19 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
 from plaudit.interop.formats import Contents, Request, read_json
-from plaudit.model.checkpoint import BASE_FOLDER, ArtefactFacts, Origin, Output
+from plaudit.model.checkpoint import BASE_FOLDER, CheckpointMetadata, Origin, Output
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,
+    batch_independent_length,
     choose_pad_token,
-    company_dependent_length,
     load_base,
     load_config,
     output_layer,
     read_tokenizer,
 )
 from plaudit.tokens.rendering import renderer_of
-from plaudit.types import Affine, Reading, Rendering
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
@@ -66,8 +66,8 @@ class Rules:
     source_version: str | None
     notes: Sequence[str]
     rendering: Rendering = field(default_factory=Rendering)
-    reading: Reading = field(default_factory=Reading)
-    affine: Affine = field(default_factory=Affine)
+    scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
+    reward_transform: RewardTransform = field(default_factory=RewardTransform)
     output: Output | None = None
 
 
@@ -164,7 +164,7 @@ def release(version: str) -> tuple[int, ...]:
 
 def classifier_reading(
     tokenizer: PreTrainedTokenizerBase, pad_id: int | None, version: str | None
-) -> tuple[Reading, list[str]]:
+) -> tuple[ScoredTokenRule, list[str]]:
     """Which token transformers' sequence classifiers score, and what to say of it.
 
     They find it by the padding token, so it matters where a conversation holds that token: up to
@@ -172,12 +172,12 @@ def classifier_reading(
     """
     if pad_id is None or pad_id < 0:
         # The first Llama configurations say -1 where there is none.
-        return Reading(), []
+        return ScoredTokenRule(), []
     pad = str(tokenizer.convert_ids_to_tokens(pad_id))
     template = tokenizer.chat_template
     written = isinstance(template, str) and pad in template
     if pad_id != tokenizer.eos_token_id and not written:
-        return Reading(), []
+        return ScoredTokenRule(), []
     old = version is not None and release(version) < release("4.49.0")
     rule: Literal["first_pad", "before_trailing_pad"] = (
         "first_pad" if old else "before_trailing_pad"
@@ -186,10 +186,10 @@ def classifier_reading(
     note = f"its padding token {pad} also ends texts, so {place} is scored, as in transformers " + (
         version or "4.49 and later (its version is not recorded; --source-version names it)"
     )
-    return Reading(rule=rule, pad_id=pad_id), [note]
+    return ScoredTokenRule(rule=rule, pad_id=pad_id), [note]
 
 
-def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
+def make_facts(body: Body, rules: Rules) -> CheckpointMetadata:
     """The facts of an imported model; what its files do not say stays unknown, or has a note.
 
     Gives the tokenizer a padding token of its own: the scored token goes by the model's rule.
@@ -210,7 +210,7 @@ def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
     # What the positions reach, and the tokenizer's own limit where it is one.
     reach = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
     longest = int(min(reach, tokenizer.model_max_length))
-    turning = company_dependent_length(config)
+    turning = batch_independent_length(config)
     if turning is not None and turning < longest:
         longest = turning
         notes.append(
@@ -219,7 +219,7 @@ def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
         )
     local = Path(body.path).is_dir()
     has_code = bool(getattr(config, "auto_map", None))
-    return ArtefactFacts(
+    return CheckpointMetadata(
         kind=body.kind,
         base=str(Path(body.path).resolve()) if local else body.path,
         base_revision=body.revision,
@@ -232,8 +232,8 @@ def make_facts(body: Body, rules: Rules) -> ArtefactFacts:
         head={"name": "score", "init": f"the {rules.format} model's own", "dtype": "float32"},
         trust_remote_code=request.options.trust_remote_code and has_code,
         rendering=rules.rendering,
-        reading=rules.reading,
-        affine=rules.affine,
+        scored_token=rules.scored_token,
+        reward_transform=rules.reward_transform,
         output=rules.output,
         origin=Origin(
             format=rules.format,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PACKED_FAMILIES: frozenset[str] = frozenset(
+PACKED_ARCHITECTURES: frozenset[str] = frozenset(
     {
         "gemma",
         "gemma2",
@@ -42,7 +42,7 @@ def why_not_packed(config: Any) -> str | None:
 
     ``config`` is not ours, so its optional fields are asked for with a default.
     """
-    if config.model_type not in PACKED_FAMILIES:
+    if config.model_type not in PACKED_ARCHITECTURES:
         return f"architecture {config.model_type} is not among those proven to run packed"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - PACKED_LAYER_TYPES)
     if unknown:

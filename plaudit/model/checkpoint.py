@@ -26,12 +26,12 @@ from plaudit.storage.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
-from plaudit.types import Affine, Reading, Rendering
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
 FORMAT = 1
-FACTS_FILE = "plaudit.json"
+METADATA_FILE = "plaudit.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
 """Where a model folder keeps a copy of its adapter's base."""
@@ -79,7 +79,7 @@ class TemperatureFit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArtefactFacts:
+class CheckpointMetadata:
     """``plaudit.json``: everything about a reward model that its weights and tokenizer do not say.
 
     ``text`` says what it was trained on: messages through the chat template (``chat``), plain
@@ -89,8 +89,8 @@ class ArtefactFacts:
     not the run's evaluation data. ``reward_mean`` and ``reward_std`` are over the evaluation
     responses.
 
-    ``rendering``, ``reading``, ``affine`` and ``output`` are as plaudit trains unless the model
-    was imported; ``origin`` then says from where.
+    ``rendering``, ``scored_token``, ``reward_transform`` and ``output`` have their defaults unless
+    the model was imported; ``origin`` then says from where.
     """
 
     kind: Literal["adapter", "full"]
@@ -111,8 +111,8 @@ class ArtefactFacts:
     data_fingerprint: str | None = None
     trust_remote_code: bool = False
     rendering: Rendering = field(default_factory=Rendering)
-    reading: Reading = field(default_factory=Reading)
-    affine: Affine = field(default_factory=Affine)
+    scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
+    reward_transform: RewardTransform = field(default_factory=RewardTransform)
     output: Output | None = None
     origin: Origin | None = None
     format: int = FORMAT
@@ -146,8 +146,8 @@ def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None
             network.save_pretrained(folder, state_dict=state)
 
 
-def save_artefact(
-    folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts
+def save_checkpoint(
+    folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata
 ) -> None:
     """Weights, tokenizer, ``plaudit.json`` and their manifest; the folder then loads on its own.
 
@@ -162,7 +162,7 @@ def write_model(
     folder: Path,
     network: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: ArtefactFacts,
+    facts: CheckpointMetadata,
     state: dict[str, Any] | None = None,
 ) -> None:
     """Weights, tokenizer and ``plaudit.json``; the caller writes a manifest once all is there.
@@ -172,7 +172,7 @@ def write_model(
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     save_weights(network, folder, state)
     save_tokenizer(tokenizer, folder)
-    write_json(folder / FACTS_FILE, asdict(facts))
+    write_json(folder / METADATA_FILE, asdict(facts))
 
 
 def copy_base(base: str | Path, folder: Path) -> None:
@@ -189,12 +189,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def write_facts(folder: Path, facts: ArtefactFacts) -> None:
+def write_metadata(folder: Path, facts: CheckpointMetadata) -> None:
     """Write ``plaudit.json`` beside the other model files, and its line of the manifest."""
-    rewrite_listed(folder, FACTS_FILE, json_text(asdict(facts)))
+    rewrite_listed(folder, METADATA_FILE, json_text(asdict(facts)))
 
 
-def read_facts(folder: Path) -> ArtefactFacts:
+def read_metadata(folder: Path) -> CheckpointMetadata:
     """The facts of a saved reward model whose files are as they were written.
 
     Every byte of the model is read where there is a manifest, which costs what reading costs; the
@@ -206,7 +206,7 @@ def read_facts(folder: Path) -> ArtefactFacts:
     check_model(folder)
     run = run_of(folder)
     check_model((folder if run is None else run) / BASE_FOLDER)
-    facts = _own_facts(folder) if run is None else _checkpoint_facts(folder, run)
+    facts = _read_metadata_file(folder) if run is None else _metadata_of_step(folder, run)
     unfinished = _unfinished(folder, run)
     if unfinished is not None:
         logger.warning("%s %s: it has no temperature yet.", folder, unfinished)
@@ -228,8 +228,8 @@ def _unfinished(folder: Path, run: Path | None) -> str | None:
         return f"is from an unfinished run (step {step})"
 
 
-def _own_facts(folder: Path) -> ArtefactFacts:
-    path = folder / FACTS_FILE
+def _read_metadata_file(folder: Path) -> CheckpointMetadata:
+    path = folder / METADATA_FILE
     if not folder.is_dir():
         raise ModelError(
             f"No reward model at {folder}; expected a folder that plaudit train wrote."
@@ -238,7 +238,7 @@ def _own_facts(folder: Path) -> ArtefactFacts:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} has no {FACTS_FILE}, so it is not a finished plaudit run; give a folder "
+            f"{folder} has no {METADATA_FILE}, so it is not a finished plaudit run; give a folder "
             "that plaudit train completed."
         ) from None
     except (OSError, ValueError) as error:
@@ -248,9 +248,9 @@ def _own_facts(folder: Path) -> ArtefactFacts:
             f"{path} has format {raw.get('format') if isinstance(raw, dict) else raw!r}, and this "
             f"plaudit {__version__} reads format {FORMAT}; upgrade plaudit."
         )
-    known = {f.name for f in fields(ArtefactFacts)}
+    known = {f.name for f in fields(CheckpointMetadata)}
     try:
-        facts = ArtefactFacts(
+        facts = CheckpointMetadata(
             **{k: _record(k, v) for k, v in raw.items() if k in known},
         )
     except TypeError as error:
@@ -272,11 +272,11 @@ def run_of(folder: Path) -> Path | None:
     folder = folder.resolve()
     run = folder.parent.parent
     inside = folder.name.startswith("checkpoint-") and folder.parent.name == "checkpoints"
-    ours = any((run / name).is_file() for name in (FACTS_FILE, *RUN_FILES))
+    ours = any((run / name).is_file() for name in (METADATA_FILE, *RUN_FILES))
     return run if inside and ours else None
 
 
-def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
+def _metadata_of_step(folder: Path, run: Path) -> CheckpointMetadata:
     """A checkpoint's facts, its base where the run is now. Nothing was measured on it.
 
     Raises:
@@ -288,7 +288,7 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
             "one of the run."
         )
     # plaudit 0.1.0 kept the facts of all checkpoints in the run, from its end on.
-    facts = _own_facts(folder if (folder / FACTS_FILE).is_file() else run)
+    facts = _read_metadata_file(folder if (folder / METADATA_FILE).is_file() else run)
     return replace(
         facts,
         base=resolve_base(run, facts, None),
@@ -301,8 +301,8 @@ def _checkpoint_facts(folder: Path, run: Path) -> ArtefactFacts:
 
 _RECORDS: dict[str, type] = {
     "rendering": Rendering,
-    "reading": Reading,
-    "affine": Affine,
+    "scored_token": ScoredTokenRule,
+    "reward_transform": RewardTransform,
     "output": Output,
     "origin": Origin,
     "temperature_fit": TemperatureFit,
@@ -322,7 +322,7 @@ def _record(name: str, value: Any) -> Any:
     return _RECORDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
-def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> str:
+def resolve_base(folder: Path, facts: CheckpointMetadata, moved_to: str | None) -> str:
     """Where the base of an adapter is now: named by the caller, beside it, or as recorded."""
     if moved_to is not None:
         return moved_to
@@ -330,7 +330,7 @@ def resolve_base(folder: Path, facts: ArtefactFacts, moved_to: str | None) -> st
     return str(beside) if (beside / "config.json").is_file() else facts.base
 
 
-def own_tokenizer(folder: Path, facts: ArtefactFacts) -> PreTrainedTokenizerBase:
+def own_tokenizer(folder: Path, facts: CheckpointMetadata) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a reward model.
 
     Raises:
@@ -345,7 +345,7 @@ def own_tokenizer(folder: Path, facts: ArtefactFacts) -> PreTrainedTokenizerBase
 
 
 def load_network(
-    folder: Path, facts: ArtefactFacts, *, dtype: torch.dtype, base: str | None = None
+    folder: Path, facts: CheckpointMetadata, *, dtype: torch.dtype, base: str | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The classifier and tokenizer of a saved reward model, its head as it was saved.
 
@@ -375,7 +375,7 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
             f"{folder} has no adapter_config.json, so its adapter cannot be loaded; restore it "
             "from a backup."
         )
-    stored = refuse_lost_head(network, folder)
+    stored = check_adapter_head(network, folder)
     try:
         with silence_load_messages():
             model = PeftModel.from_pretrained(network, str(folder))
@@ -394,7 +394,7 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-def refuse_lost_head(network: nn.Module, folder: Path) -> set[str]:
+def check_adapter_head(network: nn.Module, folder: Path) -> set[str]:
     """An adapter without its head would score with a random one and say nothing.
 
     Returns the names of the adapter's tensors.

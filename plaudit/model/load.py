@@ -34,9 +34,9 @@ from plaudit.model.module import (
     classifier,
     has_score_head,
 )
-from plaudit.model.self_check import probe
+from plaudit.model.self_check import self_check
 from plaudit.storage.atomic import missing_path
-from plaudit.types import Affine, Batcher
+from plaudit.types import Batcher, RewardTransform
 
 logger = logging.getLogger("plaudit")
 
@@ -263,7 +263,7 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             f"({first_line(error)}); expected weights (model.safetensors) of an architecture that "
             "transformers has a sequence classification class for."
         ) from None
-    _refuse_missing_weights(request.base, network, set(info["missing_keys"]))
+    _check_missing_weights(request.base, network, set(info["missing_keys"]))
     head_name, head = output_layer(network)
     mismatched = _mismatched_heads(request.base, head_name, info["mismatched_keys"])
     missing = frozenset(info["missing_keys"]) | mismatched
@@ -290,7 +290,7 @@ def longest_input(network: nn.Module) -> int | None:
     return min(reaches, default=None)
 
 
-def refuse_too_long(network: nn.Module, max_length: int) -> None:
+def check_max_length(network: nn.Module, max_length: int) -> None:
     """Conversations longer than the learned positions would stop the run in its middle.
 
     Raises:
@@ -302,7 +302,7 @@ def refuse_too_long(network: nn.Module, max_length: int) -> None:
             f"tokens.max_length is {max_length}, but this base has positions for {limit} tokens; "
             f"set it to {limit} or less."
         )
-    turning = company_dependent_length(classifier(network).config)
+    turning = batch_independent_length(classifier(network).config)
     if turning is not None and max_length > turning:
         raise ModelError(
             f"tokens.max_length is {max_length}, but beyond {turning} tokens this base changes its "
@@ -311,7 +311,7 @@ def refuse_too_long(network: nn.Module, max_length: int) -> None:
         )
 
 
-def company_dependent_length(config: Any) -> int | None:
+def batch_independent_length(config: Any) -> int | None:
     """Tokens up to which rotary positions do not depend on the batch; None where they never do.
 
     transformers' dynamic and longrope frequencies look at the largest position of the whole batch.
@@ -327,7 +327,7 @@ def company_dependent_length(config: Any) -> int | None:
     return min(turning, default=None)
 
 
-def refuse_unknown_ids(network: nn.Module, largest_id: int, base: str) -> None:
+def check_token_ids(network: nn.Module, largest_id: int, base: str) -> None:
     """An id beyond the embedding table would stop a device in the middle of a step.
 
     Raises:
@@ -341,7 +341,7 @@ def refuse_unknown_ids(network: nn.Module, largest_id: int, base: str) -> None:
         )
 
 
-def _refuse_missing_weights(base: str, network: nn.Module, missing: set[str]) -> None:
+def _check_missing_weights(base: str, network: nn.Module, missing: set[str]) -> None:
     """A body whose tensors were not in the files would train from noise without a word."""
     prefix = f"{network.base_model_prefix}."
     absent = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
@@ -591,12 +591,12 @@ def choose_layout(
     *,
     packed: Batcher,
     padded: Batcher,
-    affine: Affine = Affine(),
+    reward_transform: RewardTransform = RewardTransform(),
     autocast: torch.dtype | None = None,
 ) -> Prepared:
-    """Packed where the architecture is proven and the probe on the loaded weights agrees.
+    """Packed where the architecture is supported and the self-check on the loaded weights passes.
 
-    No model trains or scores packed before its probe has passed; a mismatch switches to padded
+    No model trains or scores packed before its self-check has passed; a mismatch switches to padded
     batches, aloud. ``autocast`` is the precision that the model will run under, if any.
 
     Raises:
@@ -611,7 +611,7 @@ def choose_layout(
     if not is_compiled(body):
         fuse_elementwise(body)
         narrow_last_layer(body)
-    module = as_reward_module(network, affine)
+    module = as_reward_module(network, reward_transform)
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded, autocast=autocast)
     if note is None:
@@ -642,11 +642,11 @@ def _why_padded(
     reason = why_not_packed(classifier(module.network).config)
     if reason is not None:
         return reason
-    result = probe(module, packed, padded, autocast=autocast)
+    result = self_check(module, packed, padded, autocast=autocast)
     if result.passed:
         return None
     return (
-        f"the load-time probe found packed and separate scores {result.difference:.2g} apart "
+        f"the self-check found packed and separate scores {result.difference:.2g} apart "
         f"(tolerance {result.tolerance:.2g})"
     )
 

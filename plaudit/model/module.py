@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.types import Affine, Batch
+from plaudit.types import Batch, RewardTransform
 
 
 class RewardModule(nn.Module):
@@ -26,10 +26,12 @@ class RewardModule(nn.Module):
     # A PreTrainedModel or PEFT's wrapper of one: they share these methods, but no type.
     network: Any
 
-    def __init__(self, network: nn.Module, affine: Affine = Affine()) -> None:
+    def __init__(
+        self, network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+    ) -> None:
         super().__init__()
         self.network = network
-        self.affine = affine
+        self.reward_transform = reward_transform
 
     @property
     def config(self) -> Any:
@@ -40,7 +42,7 @@ class RewardModule(nn.Module):
 
         An imported model's bias or normalisation enters here and nowhere else.
         """
-        return self.raw(batch) * self.affine.scale + self.affine.offset
+        return self.raw(batch) * self.reward_transform.scale + self.reward_transform.offset
 
     def raw(self, batch: Batch) -> Tensor:
         """``scores_R`` in fp32 as the head alone gives them."""
@@ -112,7 +114,9 @@ def has_score_head(network: nn.Module) -> bool:
     return hasattr(classifier(network), "score")
 
 
-def as_reward_module(network: nn.Module, affine: Affine = Affine()) -> RewardModule:
+def as_reward_module(
+    network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+) -> RewardModule:
     """The module that fits a classifier: decoder with a ``score`` head, or encoder."""
     kind = DecoderRewardModule if has_score_head(network) else EncoderRewardModule
-    return kind(network, affine)
+    return kind(network, reward_transform)

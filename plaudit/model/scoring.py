@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digests
 
-FILLER = TokenTree(index=-1, prefix=np.zeros(0, np.int32), branches=(np.zeros(1, np.int32),))
+DUMMY_TREE = TokenTree(index=-1, prefix=np.zeros(0, np.int32), branches=(np.zeros(1, np.int32),))
 """A one-token tree that keeps a rank in step when its own trees have run out."""
 
 
@@ -51,11 +51,11 @@ def score_distinct(
     the number that every rank runs: FSDP, ZeRO-3 and DDP's buffers communicate in every forward
     pass, so a rank that ran fewer would hang the others.
     """
-    cuts = batcher.cut(trees)
+    cuts = batcher.split(trees)
     gathered: list[Tensor] = []
     with torch.no_grad():
         for number in range(len(cuts) if batches is None else batches):
-            members = [trees[i] for i in cuts[number]] if number < len(cuts) else [FILLER]
+            members = [trees[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
             scores_R = forward(batcher.collate(members))
             if number < len(cuts):
                 gathered.append(scores_R)

@@ -1,4 +1,4 @@
-"""The load-time probe: a few rows packed and one by one, before anything is trained or scored."""
+"""The self-check: a few rows packed and one by one, before anything is trained or scored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 6e-2, tor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeResult:
+class SelfCheckResult:
     """``difference`` is max |packed - separate| over max |separate| of the scored hidden states."""
 
     difference: float
@@ -30,7 +30,7 @@ class ProbeResult:
         return self.difference <= self.tolerance
 
 
-def probe_trees(vocabulary: int) -> list[TokenTree]:
+def check_trees(vocabulary: int) -> list[TokenTree]:
     """Ragged trees of random ids: shared prefix, no prefix, one branch, a one-token branch."""
     generator = np.random.default_rng(0)
 
@@ -44,13 +44,13 @@ def probe_trees(vocabulary: int) -> list[TokenTree]:
     ]
 
 
-def probe(
+def self_check(
     module: DecoderRewardModule,
     packed: Batcher,
     padded: Batcher,
     *,
     autocast: torch.dtype | None = None,
-) -> ProbeResult:
+) -> SelfCheckResult:
     """Compare packed with one-sequence-at-a-time on the loaded weights.
 
     ``autocast`` is the precision that training will run under, None for that of the weights: it
@@ -60,7 +60,7 @@ def probe(
     SDPA) and leaves with packed attention, in the mode (training or not) it came in.
     """
     network = classifier(module.network)
-    trees = probe_trees(network.config.get_text_config().vocab_size)
+    trees = check_trees(network.config.get_text_config().vocab_size)
     training = module.training
     module.eval()
     try:
@@ -78,7 +78,9 @@ def probe(
         module.train(training)
     largest = separate_RD.abs().max().clamp_min(1e-12)
     difference = float((packed_RD - separate_RD).abs().max() / largest)
-    return ProbeResult(difference=difference, tolerance=_tolerance(network.base_model, autocast))
+    return SelfCheckResult(
+        difference=difference, tolerance=_tolerance(network.base_model, autocast)
+    )
 
 
 def _tolerance(body: nn.Module, autocast: torch.dtype | None) -> float:

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from plaudit.errors import DataError, ModelError
-from plaudit.model.attention.kv_cache import Held, PromptStates, StatesOfPass
-from plaudit.model.load import company_dependent_length
+from plaudit.model.attention.kv_cache import CachedPrefix, PassKV, PrefixCache
+from plaudit.model.load import batch_independent_length
 from plaudit.model.module import classifier
 from plaudit.model.scoring import score_distinct
 from plaudit.reward_model import RewardModel, ScoreCache, load
@@ -25,9 +25,9 @@ from plaudit.serving.protocols.records import Dialogue, Ids, Part, PreformattedT
 from plaudit.serving.settings import ModelSource, ServerSettings
 from plaudit.tokens.batch import PackedBatcher, fill, pack
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
-from plaudit.tokens.preformatted import Habits, encode_written, habits_of
+from plaudit.tokens.preformatted import SpecialTokens, encode_preformatted, special_tokens_of
 from plaudit.tokens.share import LEAST_SHARED
-from plaudit.types import MEDIA, FloatArray, IntArray, PackedBatch, Refused, TokenTree
+from plaudit.types import MEDIA, FloatArray, IntArray, PackedBatch, Skipped, TokenTree
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class ServedModel:
     name: str
     source: str
     model: RewardModel
-    habits: Habits
+    special_tokens: SpecialTokens
     cache: ScoreCache
-    prefix_cache: PromptStates | None
+    prefix_cache: PrefixCache | None
     version: int
     complete_texts: bool
     loaded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -78,7 +78,9 @@ class ServedModel:
         return encoded
 
     def _written(self, texts: Sequence[str]) -> list[IntArray]:
-        return encode_written(self.model.encoder, self.habits, texts, complete=self.complete_texts)
+        return encode_preformatted(
+            self.model.encoder, self.special_tokens, texts, complete=self.complete_texts
+        )
 
 
 def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
@@ -95,7 +97,7 @@ def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
         (tree,) = model.encode([replace(comparison, chat_template_kwargs=part.template_kwargs)])
     except (DataError, ModelError) as error:
         raise RejectionError("bad_request", str(error)) from None
-    if isinstance(tree, Refused):
+    if isinstance(tree, Skipped):
         length = f"; the model reads conversations of at most {model.facts.max_length} tokens"
         raise RejectionError(
             _KINDS.get(tree.reason, "bad_request"),
@@ -161,7 +163,7 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
         name=source.name,
         source=source.path,
         model=model,
-        habits=habits_of(model.encoder, model.facts.text),
+        special_tokens=special_tokens_of(model.encoder, model.facts.text),
         cache=ScoreCache(settings.cached_scores),
         prefix_cache=open_prefix_cache(model, settings.prefix_cache_bytes),
         version=version,
@@ -268,7 +270,7 @@ class CachedTree:
     """
 
     tree: TokenTree
-    cached: Held
+    cached: CachedPrefix
     cacheable: IntArray
 
     @property
@@ -277,14 +279,14 @@ class CachedTree:
         return self.tree.tokens - self.cached.tokens
 
 
-NOTHING = Held(0, ())
+NOTHING = CachedPrefix(0, ())
 
 CACHED_PER_COMPUTED = 4
 """Cached tokens that count as one computed token where a micro-batch is bounded: each layer copies
 their keys and values, but computes nothing for them."""
 
 
-def with_cached_prefix(tree: TokenTree, states: PromptStates) -> CachedTree:
+def with_cached_prefix(tree: TokenTree, states: PrefixCache) -> CachedTree:
     """The same conversations, of which the model computes fewer tokens where states are kept."""
     alone = len(tree.branches) == 1
     # The scored token itself must be computed.
@@ -310,14 +312,14 @@ class PrefixCacheBatcher:
     """Packed batches of resumed trees; after each pass its new states are kept."""
 
     def __init__(
-        self, plain: PackedBatcher, states: PromptStates, resumed: Sequence[CachedTree]
+        self, plain: PackedBatcher, states: PrefixCache, resumed: Sequence[CachedTree]
     ) -> None:
         self._plain = plain
         self._states = states
         self._resumed = {one.tree.index: one for one in resumed}
-        self._pass: StatesOfPass | None = None
+        self._pass: PassKV | None = None
 
-    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+    def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         """By what is computed and, of each layer's keys, a part of what is read again."""
         members = [self._resumed[tree.index] for tree in trees]
         sizes = [one.computed + one.cached.tokens // CACHED_PER_COMPUTED for one in members]
@@ -334,9 +336,9 @@ class PrefixCacheBatcher:
             kept.append(slice(start, start + fresh))
             start += one.computed
             room = max(0, room - fresh)
-        self._pass = StatesOfPass([one.cached for one in members], kept)
-        held = [one.cached.tokens > 0 for one in members]
-        return pack(trees, self._plain.device, held=held, states=self._pass)
+        self._pass = PassKV([one.cached for one in members], kept)
+        cached = [one.cached.tokens > 0 for one in members]
+        return pack(trees, self._plain.device, cached=cached, prefix_kv=self._pass)
 
     def keep(self, trees: Sequence[TokenTree]) -> None:
         """Keep the states that the pass over these trees found."""
@@ -348,7 +350,7 @@ class PrefixCacheBatcher:
 
 
 def score_with_prefix_cache(
-    model: RewardModel, states: PromptStates, trees: Sequence[TokenTree]
+    model: RewardModel, states: PrefixCache, trees: Sequence[TokenTree]
 ) -> tuple[list[FloatArray], list[CachedTree]]:
     """``rewards_K`` of each tree, and the tree with its cached prefix.
 
@@ -364,7 +366,7 @@ def score_with_prefix_cache(
     return scores, resumed
 
 
-def open_prefix_cache(model: RewardModel, limit: int) -> PromptStates | None:
+def open_prefix_cache(model: RewardModel, limit: int) -> PrefixCache | None:
     """An empty store of ``limit`` bytes; None where states cannot or shall not be kept.
 
     A conversation is scored with and without them first: a model whose rewards then differ by more
@@ -372,17 +374,17 @@ def open_prefix_cache(model: RewardModel, limit: int) -> PromptStates | None:
     """
     if limit <= 0 or not isinstance(model.batcher, PackedBatcher):
         return None
-    tried = PromptStates(sys.maxsize)
+    tried = PrefixCache(sys.maxsize)
     why = _why_no_prefix_cache(model, tried)
     if why is not None:
         logger.warning("%s runs without a prefix cache: %s.", model.source, why)
         return None
-    return PromptStates(limit, token_bytes=tried.token_bytes)
+    return PrefixCache(limit, token_bytes=tried.token_bytes)
 
 
-def _why_no_prefix_cache(model: RewardModel, states: PromptStates) -> str | None:
+def _why_no_prefix_cache(model: RewardModel, states: PrefixCache) -> str | None:
     """Why nothing may be kept; None where scoring with ``states`` is as good as without."""
-    turning = company_dependent_length(classifier(model.module.network).config)
+    turning = batch_independent_length(classifier(model.module.network).config)
     if turning is not None and model.facts.max_length > turning:
         return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
     known = classifier(model.module.network).config.get_text_config().vocab_size
@@ -394,9 +396,9 @@ def _why_no_prefix_cache(model: RewardModel, states: PromptStates) -> str | None
     (again,), (resumed,) = score_with_prefix_cache(model, states, [second])
     if resumed.cached.tokens < 2 * LEAST_SHARED:
         return "its attention hands over no keys"
-    affine = model.module.affine
-    size = max(1.0, float(np.abs((plain - affine.offset) / affine.scale).max()))
-    apart = float(np.abs(plain - again).max()) / abs(affine.scale)
+    reward_transform = model.module.reward_transform
+    size = max(1.0, float(np.abs((plain - reward_transform.offset) / reward_transform.scale).max()))
+    apart = float(np.abs(plain - again).max()) / abs(reward_transform.scale)
     if not apart <= _tolerance(model) * size:
         return f"a reward was {apart:.2g} apart with and without"
     return None

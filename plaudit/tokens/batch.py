@@ -17,7 +17,7 @@ from plaudit.types import (
     PackedBatch,
     PackedLayout,
     PaddedBatch,
-    PassStates,
+    PrefixKV,
     TokenTree,
     to_device,
 )
@@ -33,7 +33,7 @@ class PackedBatcher:
     max_tokens: int
     device: torch.device
 
-    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+    def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         return fill([tree.tokens for tree in trees], self.max_tokens)
 
     def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
@@ -51,7 +51,7 @@ class PaddedBatcher:
     pad_id: int
     device: torch.device
 
-    def cut(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+    def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         order = sorted(range(len(trees)), key=lambda i: max(trees[i].lengths))
         batches: list[list[int]] = []
         rows = 0
@@ -117,12 +117,12 @@ def pack(
     trees: Sequence[TokenTree],
     device: torch.device,
     *,
-    held: Sequence[bool] = (),
-    states: PassStates | None = None,
+    cached: Sequence[bool] = (),
+    prefix_kv: PrefixKV | None = None,
 ) -> PackedBatch:
     """Prefix, branch 0, branch 1, …, next tree; positions restart after the prefix.
 
-    The prefix of a tree that is ``held`` is left out of the row: ``states`` has it.
+    The prefix of a tree that is ``cached`` is left out of the row: ``prefix_kv`` has it.
     """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -130,7 +130,7 @@ def pack(
     starts: list[int] = []
     total = 0
     in_row: list[int] = []
-    for tree, left_out in zip(trees, held or (False,) * len(trees), strict=True):
+    for tree, left_out in zip(trees, cached or (False,) * len(trees), strict=True):
         starts.append(total)
         prefix = len(tree.prefix)
         in_row.append(0 if left_out else prefix)
@@ -149,8 +149,8 @@ def pack(
         prefixes=tuple(in_row),
         branches=tuple(tuple(len(b) for b in tree.branches) for tree in trees),
         ends=tuple(ends),
-        held=outside if any(outside) else (),
-        states=states,
+        cached=outside if any(outside) else (),
+        prefix_kv=prefix_kv,
     )
     return PackedBatch(
         ids_1T=_long(np.concatenate(ids), device)[None],

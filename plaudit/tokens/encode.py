@@ -18,9 +18,9 @@ from plaudit.errors import DataError, printable
 from plaudit.recipe.schema import Truncation
 from plaudit.tokens.rendering import (
     RENDER_ERRORS,
+    ChatFormatter,
     Piece,
     Rendered,
-    Voice,
     is_chat,
     render,
     renderer_of,
@@ -30,9 +30,9 @@ from plaudit.types import (
     MEDIA,
     Comparison,
     IntArray,
-    Reading,
-    Refused,
     Rendering,
+    ScoredTokenRule,
+    Skipped,
     TokenTree,
     as_turns,
 )
@@ -61,7 +61,7 @@ class Encoder:
     text_as_turns: bool = False
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     rendering: Rendering = field(default_factory=Rendering)
-    reading: Reading = field(default_factory=Reading)
+    scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
 
     @property
     def has_template(self) -> bool:
@@ -70,8 +70,8 @@ class Encoder:
         return own or bool(self.tokenizer.chat_template)
 
     @property
-    def voice(self) -> Voice:
-        return Voice(
+    def voice(self) -> ChatFormatter:
+        return ChatFormatter(
             tokenizer=self.tokenizer,
             chat_template_kwargs=self.chat_template_kwargs,
             rendering=self.rendering,
@@ -80,7 +80,7 @@ class Encoder:
 
 def encode(
     encoder: Encoder, comparisons: Sequence[Comparison], *, batch: int = 256
-) -> list[TokenTree | Refused]:
+) -> list[TokenTree | Skipped]:
     """One outcome per comparison, in order: its token tree, or why there is none.
 
     Raises:
@@ -89,7 +89,7 @@ def encode(
     """
     if encoder.text_as_turns:
         comparisons = [as_turns(comparison) for comparison in comparisons]
-    outcomes: list[TokenTree | Refused] = []
+    outcomes: list[TokenTree | Skipped] = []
     for start in range(0, len(comparisons), batch):
         outcomes.extend(_encode_batch(encoder, comparisons[start : start + batch], start))
     return outcomes
@@ -97,37 +97,37 @@ def encode(
 
 def _encode_batch(
     encoder: Encoder, comparisons: Sequence[Comparison], start: int
-) -> Iterable[TokenTree | Refused]:
+) -> Iterable[TokenTree | Skipped]:
     rendered = [
         _render(encoder.voice, comparison, start + offset)
         for offset, comparison in enumerate(comparisons)
     ]
-    kept = [one for item in rendered if not isinstance(item, Refused) for one in item]
+    kept = [one for item in rendered if not isinstance(item, Skipped) for one in item]
     sequences = iter(encode_rendered(encoder.tokenizer, kept))
     for offset, (comparison, item) in enumerate(zip(comparisons, rendered, strict=True)):
-        if isinstance(item, Refused):
+        if isinstance(item, Skipped):
             yield item
         else:
-            read = [cut_behind(encoder.reading, next(sequences)) for _ in item]
+            read = [up_to_scored_token(encoder.scored_token, next(sequences)) for _ in item]
             yield grow_tree(encoder, comparison, read, start + offset)
 
 
-def _render(voice: Voice, comparison: Comparison, index: int) -> list[Rendered] | Refused:
+def _render(voice: ChatFormatter, comparison: Comparison, index: int) -> list[Rendered] | Skipped:
     """The conversation with each response, if all that the comparison holds reaches the text."""
     where = comparison.where
     if comparison.unusable == MEDIA:
         detail = f"{where}: it holds images, audio or video, and only text is read"
-        return Refused(index=index, reason=MEDIA, detail=detail)
+        return Skipped(index=index, reason=MEDIA, detail=detail)
     try:
         rendered = [render(voice, comparison, response) for response in comparison.responses]
     except RENDER_ERRORS as error:
         reason = printable(str(error), _ERROR_CHARACTERS)
         detail = f"{where}: the chat template refused it ({reason})"
-        return Refused(index=index, reason=TEMPLATE_REFUSED, detail=detail)
+        return Skipped(index=index, reason=TEMPLATE_REFUSED, detail=detail)
     for response, whole in zip(comparison.responses, rendered, strict=True):
         missing = find_unrendered(voice, comparison, response, whole)
         if missing is not None:
-            return Refused(
+            return Skipped(
                 index=index,
                 reason=NOT_RENDERED,
                 detail=f"{where}: {missing.sentence}",
@@ -166,15 +166,15 @@ def _ended(tokenizer: PreTrainedTokenizerBase, ending: str, ids: IntArray) -> In
     return _one_end(tokenizer, once) if ending == "plain" else once
 
 
-def cut_behind(reading: Reading, ids: IntArray) -> IntArray:
+def up_to_scored_token(scored_token: ScoredTokenRule, ids: IntArray) -> IntArray:
     """The conversation up to the token whose hidden state is scored.
 
     The models are causal: what stands behind that token does not reach its score.
     """
-    if reading.rule == "last" or len(ids) == 0:
+    if scored_token.rule == "last" or len(ids) == 0:
         return ids
-    is_pad = ids == reading.pad_id
-    if reading.rule == "first_pad":
+    is_pad = ids == scored_token.pad_id
+    if scored_token.rule == "first_pad":
         # transformers took the position before the first pad modulo the length: a conversation
         # that starts with one, or has none, is read at its end.
         first = int(np.argmax(is_pad))
@@ -219,10 +219,10 @@ def _ids(
 
 def grow_tree(
     encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray], index: int
-) -> TokenTree | Refused:
+) -> TokenTree | Skipped:
     """Share the longest common token prefix, under the over-length policy."""
     if any(len(ids) == 0 for ids in sequences):
-        return Refused(
+        return Skipped(
             index=index, reason=NO_TOKENS, detail=f"{comparison.where}: a response has no tokens"
         )
     cut = Cut(sequences=tuple(sequences))
@@ -230,7 +230,7 @@ def grow_tree(
     if longest > encoder.max_length:
         made = TRUNCATIONS[encoder.truncation](encoder, comparison, sequences)
         if made is None:
-            return Refused(
+            return Skipped(
                 index=index,
                 reason=OVER_LENGTH,
                 detail=f"{comparison.where}: {longest} tokens, over {encoder.max_length}",
@@ -245,7 +245,7 @@ def grow_tree(
         margin=comparison.margin or 0.0,
         weight=comparison.weight,
         truncated=cut.prompt_tokens,
-        cut_responses=cut.responses,
+        truncated_responses=cut.responses,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.tokens.encode import Encoder, cut_behind, encode_rendered
+from plaudit.tokens.encode import Encoder, encode_rendered, up_to_scored_token
 from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, render, renderer_of
 from plaudit.types import Comparison, IntArray, Message
 
@@ -24,7 +24,7 @@ _CONTENT = "plaudit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Habits:
+class SpecialTokens:
     """How a model's own conversations begin and end.
 
     ``begins_with_start``: with the start token. ``tail``: what stands behind the last answer.
@@ -36,7 +36,7 @@ class Habits:
     tail: str
 
 
-def habits_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) -> Habits:
+def special_tokens_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) -> SpecialTokens:
     """Look at one rendered conversation; a template that refuses it leaves both unknown."""
     sample = Comparison(
         id="",
@@ -51,20 +51,24 @@ def habits_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) -> Habit
     try:
         rendered = render(encoder.voice, sample, sample.responses[0])
     except (*RENDER_ERRORS, ModelError):
-        return Habits(text=text, begins_with_start=False, tail="")
+        return SpecialTokens(text=text, begins_with_start=False, tail="")
     (ids,) = encode_rendered(tokenizer, [rendered])
     bos = tokenizer.bos_token_id
     pieces = [p if isinstance(p, str) else str(tokenizer.decode([p])) for p in rendered.pieces]
     _, found, tail = "".join(pieces).rpartition(_CONTENT)
-    return Habits(
+    return SpecialTokens(
         text=text,
         begins_with_start=bos is not None and len(ids) > 0 and int(ids[0]) == bos,
         tail=tail if found else "",
     )
 
 
-def encode_written(
-    encoder: Encoder, habits: Habits, texts: Sequence[str], *, complete: bool = False
+def encode_preformatted(
+    encoder: Encoder,
+    special_tokens: SpecialTokens,
+    texts: Sequence[str],
+    *,
+    complete: bool = False,
 ) -> list[IntArray]:
     """Ids of each text up to its scored token.
 
@@ -72,15 +76,17 @@ def encode_written(
     ``<|im_end|>``, and templates write a newline behind it.
     """
     tokenizer = encoder.tokenizer
-    rendered = [_rendered(encoder, habits, without_padding(tokenizer, text)) for text in texts]
+    rendered = [
+        _rendered(encoder, special_tokens, without_padding(tokenizer, text)) for text in texts
+    ]
     if complete:
-        rendered = [_completed(item, habits.tail) for item in rendered]
+        rendered = [_completed(item, special_tokens.tail) for item in rendered]
     encoded = encode_rendered(tokenizer, rendered)
     started = [
-        _with_start(tokenizer, habits, item, ids)
+        _with_start(tokenizer, special_tokens, item, ids)
         for item, ids in zip(rendered, encoded, strict=True)
     ]
-    return [cut_behind(encoder.reading, ids) for ids in started]
+    return [up_to_scored_token(encoder.scored_token, ids) for ids in started]
 
 
 def without_padding(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -105,14 +111,14 @@ def without_padding(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def _rendered(encoder: Encoder, habits: Habits, text: str) -> Rendered:
+def _rendered(encoder: Encoder, special_tokens: SpecialTokens, text: str) -> Rendered:
     if renderer_of(encoder.rendering).closes_text:
         whole = Comparison(
             id="", prompt=text, responses=("",), grades=(), group="", source="", where="the text"
         )
         return render(encoder.voice, whole, "")
-    marked = habits.tail.strip() != "" and habits.tail.strip() in text
-    is_rendered = habits.text == "chat" or (habits.text == "mixed" and marked)
+    marked = special_tokens.tail.strip() != "" and special_tokens.tail.strip() in text
+    is_rendered = special_tokens.text == "chat" or (special_tokens.text == "mixed" and marked)
     return Rendered(pieces=(text,), ending="chat" if is_rendered else "plain")
 
 
@@ -127,10 +133,13 @@ def _completed(item: Rendered, tail: str) -> Rendered:
 
 
 def _with_start(
-    tokenizer: PreTrainedTokenizerBase, habits: Habits, item: Rendered, ids: IntArray
+    tokenizer: PreTrainedTokenizerBase,
+    special_tokens: SpecialTokens,
+    item: Rendered,
+    ids: IntArray,
 ) -> IntArray:
     bos = tokenizer.bos_token_id
     begins = len(ids) > 0 and int(ids[0]) == bos
-    if item.ending != "chat" or not habits.begins_with_start or begins or len(ids) == 0:
+    if item.ending != "chat" or not special_tokens.begins_with_start or begins or len(ids) == 0:
         return ids
     return np.concatenate([np.asarray([bos], np.int32), ids])

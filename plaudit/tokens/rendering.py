@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import registry
 from plaudit.errors import ModelError
-from plaudit.types import Comparison, Reading, Rendering, Turns
+from plaudit.types import Comparison, Rendering, ScoredTokenRule, Turns
 
 Piece: TypeAlias = str | int
 
@@ -47,7 +47,7 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Voice:
+class ChatFormatter:
     """What turns a conversation into text: tokenizer, rendering and its template's variables."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,14 +73,16 @@ class Renderer:
     template for other tools, None where it has no such form.
     """
 
-    render: Callable[[Voice, Comparison, Turns], Rendered]
+    render: Callable[[ChatFormatter, Comparison, Turns], Rendered]
     needs_chat_template: bool = True
     closes_text: bool = False
     template: Callable[[str, str | None], NamedTemplate] | None = None
-    as_jinja: Callable[[Rendering, Reading, PreTrainedTokenizerBase], str | None] | None = None
+    as_jinja: Callable[[Rendering, ScoredTokenRule, PreTrainedTokenizerBase], str | None] | None = (
+        None
+    )
 
 
-def render(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+def render(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """The whole conversation with ``response``.
 
     Raises:
@@ -95,7 +97,7 @@ def is_chat(comparison: Comparison) -> bool:
     return not isinstance(comparison.responses[0], str)
 
 
-def by_chat_template(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+def by_chat_template(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """The tokenizer's chat template, or prompt and response as they stand."""
     text = conversation_text(voice, comparison, response)
     return Rendered(pieces=(text,), ending="chat" if is_chat(comparison) else "plain")
@@ -121,7 +123,7 @@ def renderer_of(rendering: Rendering) -> Renderer:
     return renderer
 
 
-def conversation_text(voice: Voice, comparison: Comparison, response: Turns) -> str:
+def conversation_text(voice: ChatFormatter, comparison: Comparison, response: Turns) -> str:
     """Messages through the tokenizer's chat template, texts one after the other."""
     if isinstance(comparison.prompt, str) and isinstance(response, str):
         return comparison.prompt + response

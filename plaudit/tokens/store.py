@@ -39,7 +39,7 @@ from plaudit.tokens.encode import (
     why_untrainable,
 )
 from plaudit.tokens.rendering import is_chat
-from plaudit.types import Comparison, Refused, TokenTree
+from plaudit.types import Comparison, Skipped, TokenTree
 
 Rows: TypeAlias = StoredRows[Comparison]
 
@@ -54,7 +54,7 @@ _SCHEMA = pa.schema(
         ("grades", pa.list_(pa.float64())),
         ("prefix", pa.int32()),
         ("truncated", pa.int32()),
-        ("cut_responses", pa.int32()),
+        ("truncated_responses", pa.int32()),
         ("margin", pa.float64()),
         ("weight", pa.float64()),
         # For facts about all rows, which must not walk all ids.
@@ -110,7 +110,7 @@ class StoredTrees(StoredRows[TokenTree]):
             margin=float(table.number("margin", row)) if self.with_margins else 0.0,
             weight=float(table.number("weight", row)),
             truncated=int(table.number("truncated", row)),
-            cut_responses=int(table.number("cut_responses", row)),
+            truncated_responses=int(table.number("truncated_responses", row)),
         )
 
 
@@ -225,7 +225,7 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "truncation": encoder.truncation,
         "text_as_turns": encoder.text_as_turns,
         "rendering": asdict(encoder.rendering),
-        "reading": asdict(encoder.reading),
+        "scored_token": asdict(encoder.scored_token),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
         "code": code_digest(
             *(here / f"{name}.py" for name in ("encode", "rendering", "store", "unrendered"))
@@ -267,10 +267,10 @@ def _encode_batch(encoder: Encoder, comparisons: Rows) -> pa.RecordBatch:
     )
 
 
-def _columns(outcome: TokenTree | Refused) -> dict[str, Any]:
-    reason = outcome.reason if isinstance(outcome, Refused) else why_untrainable(outcome)
-    if isinstance(outcome, Refused) or reason is not None:
-        detail = outcome.detail if isinstance(outcome, Refused) else ""
+def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
+    reason = outcome.reason if isinstance(outcome, Skipped) else why_untrainable(outcome)
+    if isinstance(outcome, Skipped) or reason is not None:
+        detail = outcome.detail if isinstance(outcome, Skipped) else ""
         return _NOTHING | {"reason": reason, "detail": detail, "kept": False}
     ids = np.concatenate([outcome.prefix, *outcome.branches])
     return {
@@ -282,7 +282,7 @@ def _columns(outcome: TokenTree | Refused) -> dict[str, Any]:
         "grades": list(outcome.grades),
         "prefix": len(outcome.prefix),
         "truncated": outcome.truncated,
-        "cut_responses": outcome.cut_responses,
+        "truncated_responses": outcome.truncated_responses,
         "margin": outcome.margin,
         "weight": outcome.weight,
         "packed": outcome.tokens,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from plaudit.errors import printable
-from plaudit.tokens.rendering import RENDER_ERRORS, Rendered, Voice, render
+from plaudit.tokens.rendering import RENDER_ERRORS, ChatFormatter, Rendered, render
 from plaudit.types import Comparison, Message, Turns
 
 REASONING_FIELDS: Final = frozenset({"reasoning", "reasoning_content", "thinking"})
@@ -38,7 +38,7 @@ class Unrendered:
 
 
 def find_unrendered(
-    voice: Voice, comparison: Comparison, response: Turns, rendered: Rendered
+    voice: ChatFormatter, comparison: Comparison, response: Turns, rendered: Rendered
 ) -> Unrendered | None:
     """The first part of the conversation that ``rendered``, its rendering, leaves out.
 

@@ -352,20 +352,20 @@ def _margin_use(parts: Sequence[Part]) -> MarginUse | None:
 def _token_use(parts: Sequence[Part]) -> TokenUse:
     """Tokens computed, tokens of separate conversations, and what was cut to fit.
 
-    ``cut_responses`` have lost their end, and so the token that ends a turn; they belong to
-    ``comparisons_with_cut_responses``.
+    ``truncated_responses`` have lost their end, and so the token that ends a turn; they belong to
+    ``comparisons_with_truncated_responses``.
     """
 
     def column(name: str) -> npt.NDArray[np.int64]:
         return np.concatenate([part.trees.column(name) for part in parts]).astype(np.int64)
 
-    truncated_N, cut_N = column("truncated"), column("cut_responses")
+    truncated_N, cut_N = column("truncated"), column("truncated_responses")
     return TokenUse(
         packed=int(column("packed").sum()),
         separate=int(column("separate").sum()),
         longest=int(column("longest").max()),
         truncated_prompts=int(np.count_nonzero(truncated_N)),
         truncated_tokens=int(truncated_N.sum()),
-        cut_responses=int(cut_N.sum()),
-        comparisons_with_cut_responses=int(np.count_nonzero(cut_N)),
+        truncated_responses=int(cut_N.sum()),
+        comparisons_with_truncated_responses=int(np.count_nonzero(cut_N)),
     )

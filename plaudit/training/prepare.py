@@ -30,6 +30,8 @@ from plaudit.model.load import (
     add_lora,
     check_four_bit,
     check_lora,
+    check_max_length,
+    check_token_ids,
     choose_dtype,
     choose_layout,
     choose_pad_token,
@@ -37,8 +39,6 @@ from plaudit.model.load import (
     load_base,
     load_config,
     load_tokenizer,
-    refuse_too_long,
-    refuse_unknown_ids,
     trainable_parameters,
 )
 from plaudit.model.module import RewardModule
@@ -63,7 +63,7 @@ from plaudit.training.folder import (
     is_main_process,
 )
 from plaudit.training.trainer import StepArguments
-from plaudit.types import Affine, Batcher, Reading, Rendering
+from plaudit.types import Batcher, Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
@@ -205,8 +205,8 @@ def _build_model(
         else load_warm_start(warm_start, recipe, request.dtype)
     )
     network = loaded.network
-    refuse_too_long(network, recipe.tokens.max_length)
-    refuse_unknown_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
+    check_max_length(network, recipe.tokens.max_length)
+    check_token_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
     if recipe.lora is not None and not hasattr(network, "peft_config"):
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
     dropouts_off(network, keep_lora=True)
@@ -225,7 +225,9 @@ def _build_model(
         recipe.model.attention,
         packed=batchers["packed"],
         padded=batchers["padded"],
-        affine=Affine() if warm_start is None else warm_start.facts.affine,
+        reward_transform=RewardTransform()
+        if warm_start is None
+        else warm_start.facts.reward_transform,
         autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
     )
     batcher = batchers[model.layout]
@@ -330,7 +332,7 @@ def make_encoder(
             **recipe.tokens.chat_template_kwargs,
         },
         rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
-        reading=Reading() if warm_start is None else warm_start.facts.reading,
+        scored_token=ScoredTokenRule() if warm_start is None else warm_start.facts.scored_token,
     )
     if encoder.text_as_turns and not encoder.has_template:
         raise RecipeError(
@@ -452,8 +454,8 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
         console.print(
             f"[bold]cut in proportion to {recipe.tokens.max_length:,} tokens: "
             f"{tokens.truncated_prompts:,} prompts lost their end and the header of the answer "
-            f"({tokens.truncated_tokens:,} tokens), {tokens.cut_responses:,} responses of "
-            f"{tokens.comparisons_with_cut_responses:,} comparisons lost theirs and the end "
+            f"({tokens.truncated_tokens:,} tokens), {tokens.truncated_responses:,} responses of "
+            f"{tokens.comparisons_with_truncated_responses:,} comparisons lost theirs and the end "
             "token[/bold]; tokens.truncation: drop leaves such comparisons out",
             highlight=False,
         )

@@ -29,7 +29,7 @@ from plaudit.types import (
     Comparison,
     ComparisonPreview,
     IntArray,
-    Refused,
+    Skipped,
     TokenPreview,
     TokenTree,
 )
@@ -131,10 +131,10 @@ def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:
 
 
 def _preview(
-    encoder: Encoder, comparison: Comparison, outcome: TokenTree | Refused
+    encoder: Encoder, comparison: Comparison, outcome: TokenTree | Skipped
 ) -> ComparisonPreview:
     empty = ComparisonPreview(id=comparison.id, where=comparison.where, grades=comparison.grades)
-    if isinstance(outcome, Refused):
+    if isinstance(outcome, Skipped):
         return replace(empty, reason=outcome.reason, detail=outcome.detail)
     before = outcome.prefix.tolist()
     return replace(

@@ -11,7 +11,7 @@ from plaudit.evaluation.analysis.mistakes import with_texts
 from plaudit.evaluation.analysis.token_rewards import token_rewards_of
 from plaudit.evaluation.schema import MistakeText, RunMetrics, json_safe
 from plaudit.evaluation.table import HeldOut, concatenate, write_table
-from plaudit.model.checkpoint import ArtefactFacts, write_facts, write_model
+from plaudit.model.checkpoint import CheckpointMetadata, write_metadata, write_model
 from plaudit.model.module import classifier, has_score_head
 from plaudit.recipe.schema import (
     Recipe,
@@ -72,7 +72,7 @@ def write_results(
     alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
     texts = _mistakes(run, metrics, model if alone else None)
     write_json_lines(folder.mistakes, map(json_safe, texts))
-    write_facts(folder.path, facts)
+    write_metadata(folder.path, facts)
     write_json(folder.metrics, json_safe(metrics))
     write_presentation(folder, run.recipe)
 
@@ -116,7 +116,7 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
             write_report(folder.path)
 
 
-def measured_facts(facts: ArtefactFacts, metrics: RunMetrics) -> ArtefactFacts:
+def measured_facts(facts: CheckpointMetadata, metrics: RunMetrics) -> CheckpointMetadata:
     """The facts of a run with what its evaluation measured."""
     if metrics.eval is None:
         return facts
@@ -128,11 +128,11 @@ def measured_facts(facts: ArtefactFacts, metrics: RunMetrics) -> ArtefactFacts:
     )
 
 
-def artefact_facts(run: PreparedRun) -> ArtefactFacts:
+def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
     """``plaudit.json`` of this run, before anything is measured."""
     recipe, module = run.recipe, run.built.model.module
     template = run.tokenizer.chat_template
-    return ArtefactFacts(
+    return CheckpointMetadata(
         kind="full" if recipe.lora is None else "adapter",
         base=run.base,
         # The commit that was loaded: the branch a Hub id names moves on.
@@ -153,8 +153,8 @@ def artefact_facts(run: PreparedRun) -> ArtefactFacts:
         data_fingerprint="+".join(corpora.training_fingerprints(run.corpus)),
         trust_remote_code=recipe.model.trust_remote_code,
         rendering=run.encoder.rendering,
-        reading=run.encoder.reading,
-        affine=module.affine,
+        scored_token=run.encoder.scored_token,
+        reward_transform=module.reward_transform,
         output=None if run.warm_start is None else run.warm_start.facts.output,
         origin=None if run.warm_start is None else run.warm_start.facts.origin,
     )

@@ -24,7 +24,7 @@ from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
-from plaudit.model.checkpoint import ArtefactFacts
+from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.recipe.load import load_recipe, parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.report.record import describe_environment
@@ -234,7 +234,7 @@ def _evaluate(
 
 def make_trainer(
     run: PreparedRun,
-    facts: ArtefactFacts,
+    facts: CheckpointMetadata,
     folder: RunFolder,
     index: PairIndex | None,
     stop: StopSignal,

@@ -35,9 +35,9 @@ from transformers import (
 )
 
 from plaudit.errors import TrainingError
-from plaudit.model.checkpoint import ArtefactFacts, write_model
+from plaudit.model.checkpoint import CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import FILLER, distinct_trees, score_distinct
+from plaudit.model.scoring import DUMMY_TREE, distinct_trees, score_distinct
 from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
@@ -110,7 +110,7 @@ class RewardTrainer(Trainer):
         eval_trees: Mapping[str, Sequence[TokenTree]],
         measure: Callable[[EvalScores, int], dict[str, float]],
         tokenizer: PreTrainedTokenizerBase,
-        facts: ArtefactFacts,
+        facts: CheckpointMetadata,
         recipe: str,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
@@ -196,12 +196,12 @@ class RewardTrainer(Trainer):
         model.train()
         self._switch_optimizer("train")
         mine, rounds = self._share(inputs)
-        cuts = self.batcher.cut(mine)
+        cuts = self.batcher.split(mine)
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
         scale = self.accelerator.num_processes / max(self.objective.weight(inputs), 1e-12)
         total = torch.zeros((), device=self.args.device)
         for number in range(rounds):
-            trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [FILLER]
+            trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
             with self._syncing(model, last=number == rounds - 1):
                 total += self._micro_batch(model, trees, scale)
         self.step_metrics.step(total, mine, self.state.global_step + 1)
@@ -216,7 +216,7 @@ class RewardTrainer(Trainer):
     def _micro_batch(self, model: nn.Module, trees: Sequence[TokenTree], scale: float) -> Tensor:
         with self.compute_loss_context_manager():
             scores_R = model(self.batcher.collate(trees))
-        # A filler has no pairs: its loss is an empty sum, zero with a gradient path.
+        # A dummy batch has no pairs: its loss is an empty sum, zero with a gradient path.
         loss_sum, delta_P = self.objective.of_batch(scores_R, trees)
         loss = loss_sum * scale
         self.step_metrics.add(delta_P)
@@ -239,9 +239,9 @@ class RewardTrainer(Trainer):
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if ranks == 1:
             # As it is: a list would hold every tree of a large evaluation set in memory.
-            return trees, len(self.batcher.cut(trees))
+            return trees, len(self.batcher.split(trees))
         shares = [_taken(trees, share) for share in equal_shares(trees, ranks)]
-        return shares[rank], max(len(self.batcher.cut(share)) for share in shares)
+        return shares[rank], max(len(self.batcher.split(share)) for share in shares)
 
     # ---- evaluation
 
@@ -467,7 +467,7 @@ class StepSampler(Sampler[list[int]]):
     """Yields the row numbers of each optimizer step, the same on every rank.
 
     accelerate's own sharding repeats rows to make ranks even; here the last step of an epoch is
-    simply smaller, and a rank without rows runs a filler.
+    simply smaller, and a rank without rows runs a dummy batch.
     """
 
     def __init__(self, rows: int, per_step: int, *, seed: int) -> None:

@@ -22,9 +22,9 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     # Through plaudit, since the folder's manifest lists the file.
-    from plaudit.model.checkpoint import read_facts, write_facts
+    from plaudit.model.checkpoint import read_metadata, write_metadata
 
-    write_facts(folder, replace(read_facts(folder), temperature=0.0026))
+    write_metadata(folder, replace(read_metadata(folder), temperature=0.0026))
     return folder
 
 

@@ -57,7 +57,7 @@ def test_a_real_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     tokens = metrics["data"]["tokens"]
     assert tokens["longest"] == 512
     assert tokens["truncated_prompts"] > 0
-    assert tokens["cut_responses"] >= tokens["comparisons_with_cut_responses"] > 0
+    assert tokens["truncated_responses"] >= tokens["comparisons_with_truncated_responses"] > 0
     assert "cut in proportion" in (folder / "out" / "README.md").read_text("utf-8")
     rendering = facts(folder / "out" / "plaudit.json")["rendering"]
     assert (rendering["kind"], rendering["template"]) == ("llamafactory", "llama3")

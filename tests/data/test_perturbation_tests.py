@@ -20,7 +20,7 @@ from plaudit.evaluation.analysis.perturbations import (
 )
 from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.metrics.pairwise import wilson
-from plaudit.types import Comparison, Message, Refused, TokenTree
+from plaudit.types import Comparison, Message, Skipped, TokenTree
 
 RICH = """# How the parser works
 
@@ -160,7 +160,7 @@ def encode_up_to(limit):
         for index, one in enumerate(comparisons):
             lengths = [len(response[0].content) + 1 for response in one.responses]
             if max(lengths) > limit:
-                outcomes.append(Refused(index=index, reason="over_length", detail="long"))
+                outcomes.append(Skipped(index=index, reason="over_length", detail="long"))
             else:
                 branches = tuple(np.zeros(length, np.int32) for length in lengths)
                 outcomes.append(

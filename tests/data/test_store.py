@@ -29,7 +29,7 @@ from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode
-from plaudit.types import Comparison, Message, Refused, TokenTree
+from plaudit.types import Comparison, Message, Skipped, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -71,7 +71,7 @@ def assert_same(trees: Iterator[TokenTree], expected: list[TokenTree]) -> None:
         assert [getattr(ours, name) for name in rest] == [getattr(theirs, name) for name in rest]
 
 
-def usable(outcomes: list[TokenTree | Refused]) -> list[TokenTree]:
+def usable(outcomes: list[TokenTree | Skipped]) -> list[TokenTree]:
     trees = [o for o in outcomes if isinstance(o, TokenTree)]
     return [tree for tree in trees if store.why_untrainable(tree) is None]
 

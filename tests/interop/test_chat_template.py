@@ -17,7 +17,7 @@ from plaudit.interop.llama_factory.templates import (
     fill,
     template_of,
 )
-from plaudit.types import Reading, Rendering
+from plaudit.types import Rendering, ScoredTokenRule
 from tests.models import tiny_tokenizer
 
 pytestmark = pytest.mark.heavy
@@ -41,7 +41,7 @@ def test_the_text_is_the_same(name: str, version: str, system: str) -> None:
     strings = template_of(name, version).strings()
     tokenizer = tiny_tokenizer()
     rendering = Rendering(kind=KIND, strings=strings)
-    template = chat_template_of(rendering, Reading(), tokenizer)
+    template = chat_template_of(rendering, ScoredTokenRule(), tokenizer)
     if strings["thought"] is not None:
         assert template is None
         return
@@ -61,13 +61,13 @@ def test_the_text_is_the_same(name: str, version: str, system: str) -> None:
 def test_the_end_token_stays_off_where_the_one_before_is_scored() -> None:
     tokenizer = tiny_tokenizer()
     strings = template_of("default", "0.8.2").strings()
-    reading = Reading(rule="before_trailing_pad", pad_id=tokenizer.eos_token_id)
+    scored_token = ScoredTokenRule(rule="before_trailing_pad", pad_id=tokenizer.eos_token_id)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
-    def text(reading: Reading) -> str:
-        template = chat_template_of(Rendering(kind=KIND, strings=strings), reading, tokenizer)
+    def text(scored_token: ScoredTokenRule) -> str:
+        template = chat_template_of(Rendering(kind=KIND, strings=strings), scored_token, tokenizer)
         rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
         assert isinstance(rendered, str)
         return rendered
 
-    assert text(Reading()) == text(reading) + str(tokenizer.eos_token)
+    assert text(ScoredTokenRule()) == text(scored_token) + str(tokenizer.eos_token)

@@ -43,7 +43,7 @@ def with_bias(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A model as an import leaves it: a scale and an offset on top of its head."""
     folder = tmp_path_factory.mktemp("imported") / "biased"
     shutil.copytree(finished_run, folder)
-    set_facts(folder, affine={"scale": -1.75, "offset": 0.625})
+    set_facts(folder, reward_transform={"scale": -1.75, "offset": 0.625})
     return folder
 
 

@@ -10,7 +10,7 @@ import torch
 
 from plaudit import registry
 from plaudit.interop.export import export
-from plaudit.model.checkpoint import ArtefactFacts, save_artefact
+from plaudit.model.checkpoint import CheckpointMetadata, save_checkpoint
 from plaudit.model.load import BaseRequest, add_lora, load_base
 from plaudit.reward_model import load
 from tests.models import CHAT_TEMPLATE, build_base, tiny_tokenizer
@@ -31,7 +31,7 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     folder = tmp_path_factory.mktemp("model") / request.param
-    facts = ArtefactFacts(
+    facts = CheckpointMetadata(
         kind="adapter",
         base=str(base),
         base_revision=None,
@@ -43,7 +43,7 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         attention_note=None,
         head={"name": "score", "init": "normal", "dtype": "float32"},
     )
-    save_artefact(folder, network, tokenizer, facts)
+    save_checkpoint(folder, network, tokenizer, facts)
     return folder
 
 

@@ -37,8 +37,15 @@ from plaudit.interop.llama_factory.templates import (
     template_of,
 )
 from plaudit.reward_model import LoadArguments, LoadOptions
-from plaudit.tokens.encode import Encoder, cut_behind, encode
-from plaudit.types import Affine, Comparison, Message, Reading, Rendering, TokenTree
+from plaudit.tokens.encode import Encoder, encode, up_to_scored_token
+from plaudit.types import (
+    Comparison,
+    Message,
+    Rendering,
+    RewardTransform,
+    ScoredTokenRule,
+    TokenTree,
+)
 from tests.foreign import (
     BASE,
     LLAMA_FACTORY,
@@ -120,8 +127,8 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
     model = opened(folder)
     assert model.facts.origin is not None
     assert model.facts.origin.source_version == "0.8.2"
-    assert model.facts.reading == Reading(rule="before_trailing_pad", pad_id=4086)
-    assert model.facts.affine.offset == pytest.approx(0.3, abs=0.1)
+    assert model.facts.scored_token == ScoredTokenRule(rule="before_trailing_pad", pad_id=4086)
+    assert model.facts.reward_transform.offset == pytest.approx(0.3, abs=0.1)
     for row, *expected in zip(
         rows(LLAMA_FACTORY / "scores.jsonl"),
         OLD["scores"]["value_head"][::2],
@@ -132,7 +139,7 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
         assert found == pytest.approx(expected, **CLOSE)
     assert "the token before that is scored" in caplog.text
     later = opened(folder, source_version="0.9.1")
-    assert later.facts.reading == Reading()
+    assert later.facts.scored_token == ScoredTokenRule()
     row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
     assert later.score(row["prompt"], [row["chosen"]]) != pytest.approx(
         model.score(row["prompt"], [row["chosen"]]), abs=1e-3
@@ -251,7 +258,7 @@ def test_what_decides_the_score_is_asked_for_and_not_guessed(tmp_path: Path) -> 
     without_versions(folder)
     with pytest.raises(ModelError, match="do not tell which LLaMA-Factory trained it"):
         opened(folder)
-    assert opened(folder, source_version="0.8.2").facts.reading.rule == "before_trailing_pad"
+    assert opened(folder, source_version="0.8.2").facts.scored_token.rule == "before_trailing_pad"
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"do not name its template.*--template"):
         opened(folder, source_version="0.8.2")
@@ -329,7 +336,7 @@ def test_pad_that_ends_texts_moves_the_scored_token_by_version(whole: Path, vers
     change_config(whole, pad_token_id=1, transformers_version=version)
     model = opened(whole, base=None)
     ids = model.tokenizer(conversations(model)[0], add_special_tokens=False)["input_ids"]
-    read = cut_behind(model.facts.reading, np.asarray(ids, np.int32)).tolist()
+    read = up_to_scored_token(model.facts.scored_token, np.asarray(ids, np.int32)).tolist()
     assert read == (ids[: ids.index(1)] if version == "4.48.3" else ids[:-1])
     if version == "4.49.0":
         # The installed release reads by the same rule.
@@ -466,7 +473,7 @@ def test_openrlhf_is_normalised_and_its_texts_end_its_way(
     assert "mean 0.5 and std 4" in caplog.text
     change_config(openrlhf, std=float("nan"))
     # The standard deviation of one evaluation row is no number.
-    assert opened(openrlhf, base=None).facts.affine == Affine()
+    assert opened(openrlhf, base=None).facts.reward_transform == RewardTransform()
     assert "are no numbers and are left out" in caplog.text
 
 
@@ -479,7 +486,7 @@ def test_an_openrlhf_adapter_with_its_head_is_read_by_openrlhfs_rules(tmp_path: 
     assert model.facts.origin is not None
     assert model.facts.origin.format == "OpenRLHF"
     assert model.facts.rendering.kind == "openrlhf"
-    assert model.facts.affine == Affine(scale=0.25, offset=-0.125)
+    assert model.facts.reward_transform == RewardTransform(scale=0.25, offset=-0.125)
     end = str(model.tokenizer.eos_token)
     found = model.score("what is it?", [f" this {end}\n"])
     assert found == model.score("what is it?", [" this"])
@@ -770,5 +777,5 @@ def test_a_head_with_code_of_its_own_is_named(whole: Path) -> None:
 def test_a_conversation_is_cut_behind_the_token_that_is_read(
     rule: Any, ids: list[int], read: list[int]
 ) -> None:
-    reading = Reading(rule=rule, pad_id=None if rule == "last" else 1)
-    assert cut_behind(reading, np.asarray(ids, np.int32)).tolist() == read
+    scored_token = ScoredTokenRule(rule=rule, pad_id=None if rule == "last" else 1)
+    assert up_to_scored_token(scored_token, np.asarray(ids, np.int32)).tolist() == read

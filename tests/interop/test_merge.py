@@ -122,7 +122,7 @@ def test_a_model_with_itself_is_itself(finished_run: Path, tmp_path: Path) -> No
 def test_scale_and_offset_of_imports_are_averaged(finished_run: Path, tmp_path: Path) -> None:
     biased = tmp_path / "biased"
     shutil.copytree(finished_run, biased)
-    set_facts(biased, affine={"scale": 3.0, "offset": 0.5})
+    set_facts(biased, reward_transform={"scale": 3.0, "offset": 0.5})
     done = merge([finished_run, biased], tmp_path / "out", MergeOptions(weights=[0.5, 0.5]))
     assert done.parity is not None
     # One body and two heads: here the average of the weights is the average of the scores.

@@ -48,7 +48,7 @@ def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """One model in every format that is read, with a bias where the format has one."""
     biased = tmp_path_factory.mktemp("source") / "biased"
     shutil.copytree(finished_run, biased)
-    set_facts(biased, affine={"scale": 1.5, "offset": -0.375})
+    set_facts(biased, reward_transform={"scale": 1.5, "offset": -0.375})
     found = {}
     for name, layout in LAYOUT_OF.items():
         folder = tmp_path_factory.mktemp("formats") / name.replace(" ", "-")

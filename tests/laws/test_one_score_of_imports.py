@@ -81,7 +81,7 @@ def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
     import_model(source, out, ReadOptions(base=base, **chosen))
     imported = plaudit.load(out)
     assert imported.facts.rendering == model.facts.rendering
-    assert imported.facts.reading == model.facts.reading
+    assert imported.facts.scored_token == model.facts.scored_token
     assert evaluate(imported, data).table.reward_N.tolist() == close
     padded = plaudit.load(out, max_tokens_per_microbatch=8)
     assert evaluate(padded, data).table.reward_N.tolist() == close

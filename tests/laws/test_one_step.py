@@ -47,7 +47,7 @@ def step_gradient(batcher: Batcher, trees: list[TokenTree], attention: str) -> d
     network = tiny_classifier("llama")
     network.set_attn_implementation(attention)
     module = DecoderRewardModule(network)
-    for cut in batcher.cut(trees):
+    for cut in batcher.split(trees):
         members = [trees[i] for i in cut]
         loss = LOSSES["bradley_terry"](module(batcher.collate(members)), pairs_of(members, CPU))
         (loss / total_weight(trees)).backward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
-from plaudit.model.architectures import PACKED_FAMILIES, why_not_packed
+from plaudit.model.architectures import PACKED_ARCHITECTURES, why_not_packed
 from plaudit.model.attention import interface
 from plaudit.model.attention.interface import (
     BACKENDS,
@@ -20,7 +20,7 @@ from plaudit.model.attention.interface import (
     spans,
     varlen_plan,
 )
-from plaudit.model.attention.kv_cache import PromptStates
+from plaudit.model.attention.kv_cache import PrefixCache
 from plaudit.model.fast.elementwise import fuse_elementwise
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.fast.lora import fuse_lora
@@ -30,7 +30,7 @@ from plaudit.model.scoring import score_distinct
 from plaudit.serving.served_model import CachedTree, PrefixCacheBatcher, with_cached_prefix
 from plaudit.tokens.batch import PackedBatcher, pack, pad
 from plaudit.types import PackedLayout, TokenTree
-from tests.models import FAMILY_OPTIONS, WINDOW, make_trees, tiny_classifier
+from tests.models import ARCHITECTURE_OPTIONS, WINDOW, make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
 
@@ -101,13 +101,13 @@ def compare(network: Any, trees: Sequence[TokenTree]) -> None:
     assert_same_gradients(found, expected)
 
 
-@pytest.fixture(params=sorted(PACKED_FAMILIES))
+@pytest.fixture(params=sorted(PACKED_ARCHITECTURES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def test_every_packed_family_has_a_tiny_configuration() -> None:
-    assert set(FAMILY_OPTIONS) == PACKED_FAMILIES
+    assert set(ARCHITECTURE_OPTIONS) == PACKED_ARCHITECTURES
 
 
 def test_packed_equals_separate(family: str) -> None:
@@ -231,7 +231,7 @@ def compare_resumed(network: Any, *, most: int = 10_000) -> None:
     network.set_attn_implementation(PACKED_ATTENTION)
     fuse_elementwise(network.base_model)
     narrow_last_layer(network.base_model)
-    states = PromptStates(1 << 30)
+    states = PrefixCache(1 << 30)
     plain = PackedBatcher(max_tokens=most, device=CPU)
 
     def scores(given: Sequence[TokenTree]) -> tuple[Tensor, list[CachedTree]]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plaudit.model.attention.kv_cache import Held, Layers, PromptStates, StatesOfPass
+from plaudit.model.attention.kv_cache import CachedPrefix, Layers, PassKV, PrefixCache
 from plaudit.types import IntArray
 
 LAYERS = 2
@@ -30,18 +30,20 @@ def states_of(ids: IntArray, start: int = 0) -> Layers:
     return [(keys + number, -keys - number) for number in range(LAYERS)]
 
 
-def layers_of(held: Held) -> Layers:
+def layers_of(cached: CachedPrefix) -> Layers:
     found: Layers = []
     for number in range(LAYERS):
-        pieces = list(held.layer(number))
+        pieces = list(cached.layer(number))
         keys = [keys for keys, _ in pieces] or [torch.zeros(1, 1, 0, 1)]
         values = [values for _, values in pieces] or [torch.zeros(1, 1, 0, 1)]
         found.append((torch.cat(keys, dim=2), torch.cat(values, dim=2)))
     return found
 
 
-def assert_states(held: Held, ids: IntArray) -> None:
-    for (keys, values), (k, v) in zip(layers_of(held), states_of(ids[: held.tokens]), strict=True):
+def assert_states(cached: CachedPrefix, ids: IntArray) -> None:
+    for (keys, values), (k, v) in zip(
+        layers_of(cached), states_of(ids[: cached.tokens]), strict=True
+    ):
         torch.testing.assert_close(keys, k, rtol=0, atol=0)
         torch.testing.assert_close(values, v, rtol=0, atol=0)
 
@@ -52,11 +54,11 @@ def ids_of(tokens: list[int]) -> IntArray:
 
 @given(conversations)
 def test_the_longest_common_beginning_is_found_with_its_states(given_: list[list[int]]) -> None:
-    states = PromptStates(1 << 20)
+    states = PrefixCache(1 << 20)
     added: list[IntArray] = []
     for tokens in given_:
         ids = ids_of(tokens)
-        held = states.find(ids)
+        cached = states.find(ids)
         common = [
             next(
                 (i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b),
@@ -64,9 +66,9 @@ def test_the_longest_common_beginning_is_found_with_its_states(given_: list[list
             )
             for other in added
         ]
-        assert held.tokens == max(common, default=0)
-        assert_states(held, ids)
-        states.add(ids, held.tokens, states_of(ids, held.tokens))
+        assert cached.tokens == max(common, default=0)
+        assert_states(cached, ids)
+        states.add(ids, cached.tokens, states_of(ids, cached.tokens))
         added.append(ids)
         assert states.find(ids).tokens == len(ids)
     distinct = {tuple(ids[: i + 1].tolist()) for ids in added for i in range(len(ids))}
@@ -76,7 +78,7 @@ def test_the_longest_common_beginning_is_found_with_its_states(given_: list[list
 @settings(max_examples=50)
 @given(conversations, st.integers(0, 30))
 def test_memory_stays_within_the_limit(given_: list[list[int]], most: int) -> None:
-    states = PromptStates(most * TOKEN_BYTES)
+    states = PrefixCache(most * TOKEN_BYTES)
     for tokens in given_:
         ids = ids_of(tokens)
         before = states.find(ids)
@@ -88,7 +90,7 @@ def test_memory_stays_within_the_limit(given_: list[list[int]], most: int) -> No
 
 
 def test_what_was_needed_longest_ago_goes_first() -> None:
-    states = PromptStates(25 * TOKEN_BYTES)
+    states = PrefixCache(25 * TOKEN_BYTES)
     first, second, third = (ids_of([n] * 10) for n in (1, 2, 3))
     states.add(first, 0, states_of(first))
     states.add(second, 0, states_of(second))
@@ -98,7 +100,7 @@ def test_what_was_needed_longest_ago_goes_first() -> None:
 
 
 def test_states_behind_tokens_that_were_dropped_are_not_kept() -> None:
-    states = PromptStates(1 << 20)
+    states = PrefixCache(1 << 20)
     ids = ids_of([1, 2, 3, 4])
     states.add(ids, 2, states_of(ids, 2))
     assert states.bytes == 0
@@ -112,12 +114,12 @@ def no_garbage_collection() -> Iterator[None]:
     gc.enable()
 
 
-def branched(states: PromptStates) -> list[weakref.ref[Tensor]]:
+def branched(states: PrefixCache) -> list[weakref.ref[Tensor]]:
     """Fill a store with three conversations of one beginning; all of its keys."""
     for end in range(3):
         ids = ids_of([1, 2, 3, end])
-        held = states.find(ids).tokens
-        states.add(ids, held, states_of(ids, held))
+        cached = states.find(ids).tokens
+        states.add(ids, cached, states_of(ids, cached))
     found = states.find(ids_of([1, 2, 3, 0]))
     assert len(found.runs) == 2
     return [weakref.ref(keys) for run in found.runs for keys, _ in run.layers]
@@ -125,7 +127,7 @@ def branched(states: PromptStates) -> list[weakref.ref[Tensor]]:
 
 @pytest.mark.usefixtures("no_garbage_collection")
 def test_clearing_gives_all_memory_back() -> None:
-    states = PromptStates(1 << 20)
+    states = PrefixCache(1 << 20)
     kept = branched(states)
     assert all(reference() is not None for reference in kept)
     assert states.clear()
@@ -136,21 +138,21 @@ def test_clearing_gives_all_memory_back() -> None:
 
 @pytest.mark.usefixtures("no_garbage_collection")
 def test_a_store_that_nobody_has_any_more_is_gone() -> None:
-    states = PromptStates(1 << 20)
+    states = PrefixCache(1 << 20)
     kept = branched(states)
     del states
     assert all(reference() is None for reference in kept)
 
 
 def test_one_conversation_as_large_as_the_store_is_kept() -> None:
-    states = PromptStates(100 * TOKEN_BYTES)
+    states = PrefixCache(100 * TOKEN_BYTES)
     for start in range(10):
         ids = ids_of([start] * 10)
         states.add(ids, 0, states_of(ids))
     large = ids_of([11, *range(99)])
     for _ in range(3):
-        held = states.find(large).tokens
-        states.add(large, held, states_of(large, held))
+        cached = states.find(large).tokens
+        states.add(large, cached, states_of(large, cached))
         assert states.find(large).tokens == 100
         assert states.bytes == 100 * TOKEN_BYTES
 
@@ -158,12 +160,12 @@ def test_one_conversation_as_large_as_the_store_is_kept() -> None:
 @torch.no_grad()
 def test_a_pass_reads_held_prompts_and_records_parts_of_its_row() -> None:
     ids = ids_of([1, 2, 0, 1])
-    states = PromptStates(1 << 20)
+    states = PrefixCache(1 << 20)
     states.add(ids, 0, states_of(ids))
     row = torch.arange(6.0)[None, None, :, None]
-    states_of_pass = StatesOfPass([states.find(ids[:3]), Held(0, ())], [slice(0, 2), slice(4, 6)])
+    states_of_pass = PassKV([states.find(ids[:3]), CachedPrefix(0, ())], [slice(0, 2), slice(4, 6)])
     for number in range(LAYERS):
-        keys, values = states_of_pass.through(row, -row)
+        keys, values = states_of_pass.extend(row, -row)
         held_keys, held_values = states_of(ids[:3])[number]
         assert torch.equal(keys, torch.cat([row, held_keys], dim=2))
         assert torch.equal(values, torch.cat([-row, held_values], dim=2))

@@ -17,25 +17,25 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from plaudit.errors import ModelError, PlauditError
 from plaudit.model import load
-from plaudit.model.checkpoint import ArtefactFacts, load_network, save_artefact
+from plaudit.model.checkpoint import CheckpointMetadata, load_network, save_checkpoint
 from plaudit.model.load import (
     BaseRequest,
     add_lora,
+    batch_independent_length,
+    check_max_length,
     choose_layout,
     choose_pad_token,
-    company_dependent_length,
     dropouts_off,
     init_head,
     load_base,
     load_config,
     load_tokenizer,
     longest_input,
-    refuse_too_long,
     trainable_parameters,
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
 from plaudit.model.scoring import score_trees
-from plaudit.model.self_check import ProbeResult, probe, probe_trees
+from plaudit.model.self_check import SelfCheckResult, check_trees, self_check
 from plaudit.reward_model import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
 from tests.conftest import pair_rows, recipe_of, write_jsonl
@@ -131,7 +131,7 @@ def test_every_dropout_is_off(tmp_path: Path) -> None:
     network.train()
     module = as_reward_module(network)
     padded = make_batchers("auto", CPU, PAD)["padded"]
-    one, two = (score_trees(module, padded, probe_trees(VOCABULARY)) for _ in range(2))
+    one, two = (score_trees(module, padded, check_trees(VOCABULARY)) for _ in range(2))
     assert [a.tolist() for a in one] == [b.tolist() for b in two]
 
 
@@ -176,7 +176,7 @@ def test_a_half_precision_body_has_a_full_precision_head(tiny_base: Path) -> Non
     prepared = choose_layout(network, "auto", **batchers)  # type: ignore[arg-type]
     assert prepared.layout == "packed"
     with torch.no_grad():
-        assert module(batchers["packed"].collate(probe_trees(VOCABULARY))).dtype == torch.float32
+        assert module(batchers["packed"].collate(check_trees(VOCABULARY))).dtype == torch.float32
 
 
 # ---- bodies
@@ -210,16 +210,16 @@ def test_learned_positions_end() -> None:
     assert longest_input(bert) == 64
     # RoBERTa's positions start behind its padding index.
     assert longest_input(encoder("roberta")) == 64 - PAD - 1
-    refuse_too_long(bert, 64)
+    check_max_length(bert, 64)
     with pytest.raises(ModelError, match="max_length is 65, but this base has positions for 64"):
-        refuse_too_long(bert, 65)
+        check_max_length(bert, 65)
 
 
 # ---- LoRA
 
 
 def saved_and_loaded(network: Any, base: Path, folder: Path) -> Any:
-    facts = ArtefactFacts(
+    facts = CheckpointMetadata(
         kind="adapter",
         base=str(base),
         base_revision=None,
@@ -231,7 +231,7 @@ def saved_and_loaded(network: Any, base: Path, folder: Path) -> Any:
         attention_note=None,
         head={},
     )
-    save_artefact(folder, network, tiny_tokenizer(), facts)
+    save_checkpoint(folder, network, tiny_tokenizer(), facts)
     loaded, _ = load_network(folder, facts, dtype=torch.float32)
     dropouts_off(loaded, keep_lora=False)
     return loaded
@@ -239,7 +239,7 @@ def saved_and_loaded(network: Any, base: Path, folder: Path) -> Any:
 
 def scores(network: Any) -> Tensor:
     module = as_reward_module(network).eval()
-    found = score_trees(module, make_batchers(400, CPU, PAD)["padded"], probe_trees(VOCABULARY))
+    found = score_trees(module, make_batchers(400, CPU, PAD)["padded"], check_trees(VOCABULARY))
     return torch.tensor([float(x) for row in found for x in row])
 
 
@@ -310,7 +310,7 @@ def blind(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
 
 
-def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_self_check_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     from plaudit.model.attention import interface
 
     expected = scores(tiny_classifier())
@@ -320,15 +320,15 @@ def test_a_failed_probe_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch
         prepared = chosen(network)
     assert prepared.layout == "padded"
     assert prepared.note is not None
-    assert "load-time probe" in prepared.note
+    assert "self-check" in prepared.note
     assert len(said) == 1
     assert prepared.note in said[0]
     torch.testing.assert_close(scores(network), expected)
-    with pytest.raises(ModelError, match=r"packed was asked for, but the load-time probe"):
+    with pytest.raises(ModelError, match=r"packed was asked for, but the self-check"):
         chosen(tiny_classifier(), "packed")
 
 
-def test_the_probe_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU another attention runs in half precision: that one must be tried."""
     from plaudit.model.attention import interface
 
@@ -353,20 +353,20 @@ def test_the_probe_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyP
         assert (prepared.layout, seen) == ("packed", {expected})
 
 
-def test_a_probe_allows_for_the_coarsest_precision_of_a_body() -> None:
+def test_a_self_check_allows_for_the_coarsest_precision_of_a_body() -> None:
     """A quantized one has fp32 embeddings: the first tensor does not tell."""
     batchers = make_batchers(400, CPU, PAD)
     full, mixed = tiny_classifier(), tiny_classifier()
     mlp = mixed.model.layers[1].mlp.bfloat16()
     mlp.register_forward_pre_hook(lambda _, inputs: tuple(x.bfloat16() for x in inputs))
     tolerances = [
-        probe(DecoderRewardModule(network), batchers["packed"], batchers["padded"]).tolerance
+        self_check(DecoderRewardModule(network), batchers["packed"], batchers["padded"]).tolerance
         for network in (full, mixed)
     ]
     assert tolerances == [1e-3, 6e-2]
 
 
-def test_a_failed_probe_is_recorded(
+def test_a_failed_self_check_is_recorded(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from plaudit.model.attention import interface
@@ -377,7 +377,7 @@ def test_a_failed_probe_is_recorded(
         run = train(recipe_of(tiny_base, pairs_file, num_train_epochs=1), tmp_path / "run")
     facts = json.loads((run.folder / "plaudit.json").read_text())
     assert facts["attention"] == run.metrics["run"]["attention"] == "padded"
-    assert "load-time probe" in facts["attention_note"]
+    assert "self-check" in facts["attention_note"]
     assert facts["attention_note"] == run.metrics["run"]["attention_note"]
 
 
@@ -387,8 +387,8 @@ def test_asked_for_padding_is_no_surprise() -> None:
     assert (prepared.layout, said) == ("padded", [])
 
 
-def test_a_probe_of_nans_does_not_pass() -> None:
-    assert not ProbeResult(difference=float("nan"), tolerance=1.0).passed
+def test_a_self_check_of_nans_does_not_pass() -> None:
+    assert not SelfCheckResult(difference=float("nan"), tolerance=1.0).passed
     network = tiny_classifier()
     nn.init.constant_(network.model.norm.weight, float("nan"))
     assert chosen(network).layout == "padded"
@@ -568,4 +568,4 @@ def test_positions_that_depend_on_the_batch_are_found(
 ) -> None:
     """In one rotary setting for all layers, and in one for each kind of layer."""
     config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=64)
-    assert company_dependent_length(config) == length
+    assert batch_independent_length(config) == length

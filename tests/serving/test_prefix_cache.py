@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from plaudit.model.attention.kv_cache import PromptStates
+from plaudit.model.attention.kv_cache import PrefixCache
 from plaudit.serving.served_model import CACHED_PER_COMPUTED, PrefixCacheBatcher, with_cached_prefix
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.types import IntArray, TokenTree
@@ -13,8 +13,8 @@ from plaudit.types import IntArray, TokenTree
 PROMPT = np.arange(400, dtype=np.int32)
 
 
-def kept(*conversations: IntArray) -> PromptStates:
-    states = PromptStates(1 << 20)
+def kept(*conversations: IntArray) -> PrefixCache:
+    states = PrefixCache(1 << 20)
     for ids in conversations:
         states.add(ids, 0, [(torch.zeros(1, 1, len(ids), 1), torch.zeros(1, 1, len(ids), 1))])
     return states
@@ -44,13 +44,13 @@ def test_the_scored_token_is_always_computed() -> None:
 
 
 def test_a_micro_batch_is_bounded_in_what_it_reads_again() -> None:
-    """A layer copies the keys of every held prompt, one that two trees share twice."""
+    """A layer copies the keys of every cached prompt, one that two trees share twice."""
     states = kept(PROMPT)
     resumed = [with_cached_prefix(tree(i, PROMPT, 2), states) for i in range(9)]
     batcher = PrefixCacheBatcher(
         PackedBatcher(max_tokens=320, device=torch.device("cpu")), states, resumed
     )
-    cuts = batcher.cut([one.tree for one in resumed])
+    cuts = batcher.split([one.tree for one in resumed])
     assert sorted(i for cut in cuts for i in cut) == list(range(9))
     assert 400 // CACHED_PER_COMPUTED + 2 == 102
     assert [len(cut) for cut in cuts] == [3, 3, 3]

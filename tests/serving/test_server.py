@@ -276,13 +276,13 @@ def test_a_model_that_must_not_resume_does_not(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept states that change a reward are found before anybody asks."""
-    through = kv_cache.StatesOfPass.through
+    through = kv_cache.PassKV.extend
 
     def wrong(self: Any, key: Any, value: Any) -> Any:
         key, value = through(self, key, value)
         return key, value + (1.0 if self._held else 0.0)
 
-    monkeypatch.setattr(kv_cache.StatesOfPass, "through", wrong)
+    monkeypatch.setattr(kv_cache.PassKV, "extend", wrong)
     with running(finished_run) as server:
         assert server.model.prefix_cache is None
 

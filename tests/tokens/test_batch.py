@@ -87,9 +87,9 @@ def test_cut(items: list[TokenTree], limit: int, packed: bool) -> None:
         if packed
         else PaddedBatcher(max_tokens=limit, pad_id=PAD, device=CPU)
     )
-    cuts = batcher.cut(items)
+    cuts = batcher.split(items)
     assert sorted(i for cut in cuts for i in cut) == list(range(len(items)))
-    assert cuts == batcher.cut(items)
+    assert cuts == batcher.split(items)
     for cut in cuts:
         members = [items[i] for i in cut]
         computed = sum(t.tokens for t in members) if packed else padded_tokens(members)
@@ -149,4 +149,4 @@ def test_auto_is_a_number_of_tokens() -> None:
         branches=(np.zeros(MICROBATCH_TOKENS // 2, np.int32),),
     )
     for batcher in batchers.values():
-        assert [len(cut) for cut in batcher.cut([tree] * 5)] == [2, 2, 1]
+        assert [len(cut) for cut in batcher.split([tree] * 5)] == [2, 2, 1]

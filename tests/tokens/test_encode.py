@@ -24,7 +24,7 @@ from plaudit.tokens.encode import (
     proportional_lengths,
     why_untrainable,
 )
-from plaudit.types import Comparison, IntArray, Message, Refused, TokenTree, Turns
+from plaudit.types import Comparison, IntArray, Message, Skipped, TokenTree, Turns
 from tests.models import CHAT_TEMPLATE, tiny_tokenizer
 
 pytestmark = pytest.mark.heavy
@@ -72,9 +72,9 @@ def tree_of(encoder: Encoder, item: Comparison) -> TokenTree:
     return outcome
 
 
-def refusal_of(encoder: Encoder, item: Comparison) -> Refused:
+def refusal_of(encoder: Encoder, item: Comparison) -> Skipped:
     (outcome,) = encode(encoder, [item])
-    assert isinstance(outcome, Refused), outcome
+    assert isinstance(outcome, Skipped), outcome
     return outcome
 
 
@@ -261,7 +261,7 @@ def test_truncate_keeps_plain_responses_whole(tokenizer: PreTrainedTokenizerFast
             ),
             [item],
         )
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Skipped):
             assert cut > 12
             continue
         for ids, answer in zip(whole(outcome), item.responses, strict=True):
@@ -280,7 +280,7 @@ def test_a_template_that_refuses_a_row_is_counted() -> None:
     bad = comparison(says("system", "s"), says("assistant", "a"), says("assistant", "b"))
     good = chat("q", "a", "b")
     first, second = encode(encoder, [bad, good])
-    assert isinstance(first, Refused)
+    assert isinstance(first, Skipped)
     assert first.reason == TEMPLATE_REFUSED
     assert "no system turns" in first.detail
     assert "pairs.jsonl:1" in first.detail
@@ -396,7 +396,7 @@ def test_llama_factorys_rule_keeps_heads_and_counts(
     for ours, theirs in zip(whole(outcome), whole(free), strict=True):
         assert ours == theirs[:kept_prompt] + theirs[prompt : prompt + kept]
     assert outcome.truncated == prompt - kept_prompt
-    assert outcome.cut_responses == sum(length - prompt > kept for length in free.lengths)
+    assert outcome.truncated_responses == sum(length - prompt > kept for length in free.lengths)
 
 
 def alone(item: Comparison) -> Comparison:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from plaudit.tokens.encode import Encoder
-from plaudit.tokens.preformatted import Habits, encode_written, habits_of, without_padding
+from plaudit.tokens.preformatted import (
+    SpecialTokens,
+    encode_preformatted,
+    special_tokens_of,
+    without_padding,
+)
 from plaudit.types import Rendering
 from tests.models import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -22,18 +27,22 @@ def encoder(template: str | None = CHAT_TEMPLATE, **options: object) -> Encoder:
 
 
 def ids(found: Encoder, text: str, kind: str = "chat", **options: bool) -> list[int]:
-    (one,) = encode_written(found, habits_of(found, kind), [text], **options)  # type: ignore[arg-type]
+    (one,) = encode_preformatted(found, special_tokens_of(found, kind), [text], **options)  # type: ignore[arg-type]
     return one.tolist()
 
 
 def test_habits_are_what_the_template_writes() -> None:
-    assert habits_of(encoder(), "chat") == Habits(text="chat", begins_with_start=True, tail="</s>")
-    chatml = habits_of(encoder(CHATML), "chat")
+    assert special_tokens_of(encoder(), "chat") == SpecialTokens(
+        text="chat", begins_with_start=True, tail="</s>"
+    )
+    chatml = special_tokens_of(encoder(CHATML), "chat")
     assert (chatml.begins_with_start, chatml.tail) == (False, "</s>\n")
 
 
 def test_without_a_template_nothing_is_known() -> None:
-    assert habits_of(encoder(None), "text") == Habits(text="text", begins_with_start=False, tail="")
+    assert special_tokens_of(encoder(None), "text") == SpecialTokens(
+        text="text", begins_with_start=False, tail=""
+    )
 
 
 TEXT = "<|user|>what is it</s><|assistant|>a fox</s>"

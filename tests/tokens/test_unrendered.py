@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.tokens.encode import NOT_RENDERED, Encoder, encode
 from plaudit.tokens.rendering import render
-from plaudit.types import Comparison, Message, Refused, TokenTree, Turns
+from plaudit.types import Comparison, Message, Skipped, TokenTree, Turns
 from tests.models import tiny_tokenizer
 
 pytestmark = pytest.mark.heavy
@@ -54,7 +54,7 @@ def outcome(
     template: str, prompt: Turns, responses: tuple[Turns, ...], tools: tuple[dict[str, Any], ...]
 ) -> str | None:
     found = encoded(template, prompt, responses, tools)
-    if not isinstance(found, Refused):
+    if not isinstance(found, Skipped):
         return None
     assert found.detail.startswith("pairs.jsonl:1: ")
     return found.field if found.reason == NOT_RENDERED else found.reason
@@ -62,7 +62,7 @@ def outcome(
 
 def encoded(
     template: str, prompt: Turns, responses: tuple[Turns, ...], tools: tuple[dict[str, Any], ...]
-) -> TokenTree | Refused:
+) -> TokenTree | Skipped:
     comparison = Comparison(
         id="1",
         prompt=prompt,
@@ -131,7 +131,7 @@ def test_reasons_quote_no_control_characters_and_no_long_text(
     template: str, turns: tuple[Message, ...]
 ) -> None:
     refused = encoded(LOOP.format(template), turns[:-1], (turns[-1:],), ())
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Skipped)
     assert f"{refused.detail}{refused.field}".isprintable()
     assert len(refused.detail) < 300
 

@@ -53,7 +53,7 @@ def test_a_run_without_a_learning_rate_is_the_model_it_began_from(
     facts = json.loads((run.folder / "plaudit.json").read_text())
     assert facts["kind"] == ("full" if lora is None else "adapter")
     assert facts["rendering"]["template"] == "llama3"
-    assert facts["affine"]["offset"] == pytest.approx(-0.0507467, abs=1e-6)
+    assert facts["reward_transform"]["offset"] == pytest.approx(-0.0507467, abs=1e-6)
 
 
 def test_training_on_changes_the_adapter_and_agrees_with_its_own_evaluation(

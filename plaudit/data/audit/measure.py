@@ -38,7 +38,7 @@ from plaudit.data.unread import UnreadColumns, UnreadCounter
 from plaudit.storage.arrow import BATCH_ROWS, MappedTable
 from plaudit.storage.atomic import writing
 from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
-from plaudit.types import Comparison, FloatArray, Message, Refused, Turns
+from plaudit.types import Comparison, FloatArray, Message, Skipped, Turns
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -73,7 +73,7 @@ class TokenCounter:
     ``has_template`` whether the tokenizer has one.
     """
 
-    count: Callable[[Sequence[Comparison]], Sequence[TokenCount | Refused]]
+    count: Callable[[Sequence[Comparison]], Sequence[TokenCount | Skipped]]
     method: str
     exact: bool
     renders: bool
@@ -354,7 +354,7 @@ class _Measurer:
             row = rows[place]
             audited = numbers[place] < self.rows.data
             responses += self._measure(comparison, audited, row, sketches[place], names)
-            if isinstance(tokens, Refused):
+            if isinstance(tokens, Skipped):
                 row["skipped"] = _code_of(tokens.reason, names)
                 row["unrendered"] = _code_of(tokens.field, names) if tokens.field else 0
             else:

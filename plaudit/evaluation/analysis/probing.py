@@ -16,9 +16,9 @@ from plaudit.data.perturb.run import (
 from plaudit.data.perturb.text import UNKNOWN
 from plaudit.evaluation.analysis.perturbations import Budget, Perturbed, Probed
 from plaudit.tokens.encode import OVER_LENGTH
-from plaudit.types import Comparison, FloatArray, Refused, TokenTree
+from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 
-Encode: TypeAlias = Callable[[Sequence[Comparison]], Sequence[TokenTree | Refused]]
+Encode: TypeAlias = Callable[[Sequence[Comparison]], Sequence[TokenTree | Skipped]]
 Score: TypeAlias = Callable[[Sequence[TokenTree]], Sequence[FloatArray]]
 
 
@@ -86,11 +86,11 @@ def probe(
 
 def _encoded(
     one: PerturbationTest, encode: Encode
-) -> tuple[PerturbationTest, TokenTree | Refused, list[str]]:
+) -> tuple[PerturbationTest, TokenTree | Skipped, list[str]]:
     """The test with the perturbations that encode, its tree, and the names of the others."""
     (outcome,) = encode([one.comparison])
     if isinstance(outcome, TokenTree):
         return one, outcome, []
-    left = one.without(lambda comparison: isinstance(encode([comparison])[0], Refused))
+    left = one.without(lambda comparison: isinstance(encode([comparison])[0], Skipped))
     gone = [name for kind, name in one.perturbations if (kind, name) not in left.perturbations]
     return left, encode([left.comparison])[0], gone

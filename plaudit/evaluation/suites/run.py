@@ -31,8 +31,8 @@ from plaudit.types import (
     MEDIA,
     Comparison,
     FloatArray,
-    Refused,
     ScoreRow,
+    Skipped,
     TokenTree,
     Turns,
     as_turns,
@@ -325,7 +325,7 @@ def _score(
     """Answers in the rows' order, and skipped rows by reason."""
     outcomes = model.encode([_for_model(model, item) for item in items])
     trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
-    skipped = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Refused))
+    skipped = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Skipped))
     total = sum(tree.tokens for tree in trees)
     done = 0
 

@@ -65,7 +65,7 @@ from plaudit.interop.sequence_classifier.write import (
 from plaudit.model.load import output_layer, silence_load_messages
 from plaudit.model.module import classifier
 from plaudit.storage.atomic import write_text
-from plaudit.types import Affine, Reading, Rendering
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 WEIGHT = "v_head.summary.weight"
 BIAS = "v_head.summary.bias"
@@ -107,15 +107,15 @@ def open_llamafactory(contents: Contents, request: Request) -> OpenedModel:
             f"template {name} changed its text or its scored token between releases; name it with "
             "plaudit import and --source-version (0.8.2 stands for mid-2024 and before)."
         )
-    reading = readings.pop()
-    notes = [version_note, template_note, *_notes(tokenizer, reading, version, bias)]
+    scored_token = readings.pop()
+    notes = [version_note, template_note, *_notes(tokenizer, scored_token, version, bias)]
     rules = Rules(
         format="LLaMA-Factory",
         source_version=version,
         notes=[*notes, *(adapter.notes if adapter is not None else ())],
         rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
-        reading=reading,
-        affine=Affine(offset=bias),
+        scored_token=scored_token,
+        reward_transform=RewardTransform(offset=bias),
     )
     facts = make_facts(body, rules)
 
@@ -230,19 +230,22 @@ def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, version: str
     return written_alike(template, str(rendered), tokens)
 
 
-def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> Reading:
+def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> ScoredTokenRule:
     """Until 0.8.2 the last token that is not padding; since then the last one."""
     if release(version) >= release("0.8.3") or tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return Reading()
+        return ScoredTokenRule()
     assert isinstance(tokenizer.pad_token_id, int)
-    return Reading(rule="before_trailing_pad", pad_id=tokenizer.pad_token_id)
+    return ScoredTokenRule(rule="before_trailing_pad", pad_id=tokenizer.pad_token_id)
 
 
 def _notes(
-    tokenizer: PreTrainedTokenizerBase, reading: Reading, version: str | None, bias: float
+    tokenizer: PreTrainedTokenizerBase,
+    scored_token: ScoredTokenRule,
+    version: str | None,
+    bias: float,
 ) -> list[str]:
     notes = []
-    if reading.rule != "last":
+    if scored_token.rule != "last":
         notes.append(
             f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
             f"is scored, as in LLaMA-Factory {version}"
@@ -277,12 +280,12 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
             "A reward model has no language-model head; config.json ties it to the embeddings, so "
             "that loading needs no tensor for it. Do not generate with this folder."
         )
-    transform = Affine()
+    transform = RewardTransform()
     if options.normalize:
         mean, std = source.facts.reward_mean, source.facts.reward_std
         assert mean is not None
         assert std
-        transform = Affine(scale=1.0 / std, offset=-mean / std)
+        transform = RewardTransform(scale=1.0 / std, offset=-mean / std)
     _, head = output_layer(classifier(source.network))
     weight_1D = head.weight.detach().float() * transform.scale
     bias = source.offset * transform.scale + transform.offset
@@ -304,9 +307,11 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     )
     old = "" if version is None or version == RULE_VERSIONS[-1] else f"{RULES_OF}{version}\n"
     write_text(folder / SETTINGS_FILE, f"{old}template: {name}\n")
-    if facts.reading.pad_id is not None:
+    if facts.scored_token.pad_id is not None:
         # Those releases, and plaudit by their rules, find the scored token by it.
-        source.tokenizer.pad_token = source.tokenizer.convert_ids_to_tokens(facts.reading.pad_id)
+        source.tokenizer.pad_token = source.tokenizer.convert_ids_to_tokens(
+            facts.scored_token.pad_id
+        )
     if template_of(name, RULE_VERSIONS[-1]).strings() == facts.rendering.strings:
         return []
     note = (

@@ -24,13 +24,13 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.errors import ModelError
 from plaudit.interop.reading import release
 from plaudit.tokens.rendering import (
+    ChatFormatter,
     NamedTemplate,
     Rendered,
     Renderer,
-    Voice,
     by_chat_template,
 )
-from plaudit.types import Comparison, Message, Reading, Rendering, Turns
+from plaudit.types import Comparison, Message, Rendering, ScoredTokenRule, Turns
 
 CONTENT = "{{content}}"
 BOS = "{{bos}}"
@@ -315,7 +315,7 @@ _JINJA = """\
 
 
 def chat_template_of(
-    rendering: Rendering, reading: Reading, tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering, scored_token: ScoredTokenRule, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
     """The template as Jinja; None for one with thoughts, which say more than text can.
 
@@ -342,8 +342,8 @@ def chat_template_of(
         before, _, after = text(strings[role]).partition(CONTENT)
         parts |= {f"before_{role}": before, f"after_{role}": after}
     last = parts["after_assistant"] + (text([EOS]) if strings["end"] else "")
-    if reading.rule != "last":
-        pad = str(tokenizer.convert_ids_to_tokens(reading.pad_id or 0))
+    if scored_token.rule != "last":
+        pad = str(tokenizer.convert_ids_to_tokens(scored_token.pad_id or 0))
         while pad and last.endswith(pad):
             last = last.removesuffix(pad)
     template = _JINJA
@@ -358,7 +358,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def by_llamafactory(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """LLaMA-Factory's own template, each piece of each turn encoded on its own.
 
     Byte-pair merges never reach across its pieces, so the ids differ from those of the same text

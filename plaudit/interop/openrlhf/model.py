@@ -44,9 +44,9 @@ from plaudit.interop.sequence_classifier.read import (
     why_no_head,
 )
 from plaudit.interop.sequence_classifier.write import padded, rendered, write_whole
-from plaudit.model.checkpoint import ArtefactFacts, Output
-from plaudit.tokens.rendering import Rendered, Renderer, Voice, conversation_text
-from plaudit.types import Affine, Comparison, Rendering, Turns
+from plaudit.model.checkpoint import CheckpointMetadata, Output
+from plaudit.tokens.rendering import ChatFormatter, Rendered, Renderer, conversation_text
+from plaudit.types import Comparison, Rendering, RewardTransform, Turns
 
 PREFIXES = ("value_head", "score")
 """The head's name until 0.5.2 and since; config.json names it only since."""
@@ -91,7 +91,7 @@ def open_openrlhf(contents: Contents, request: Request) -> OpenedModel:
 def _rules(
     contents: Contents, request: Request, output: Output | None, notes: Sequence[str]
 ) -> Rules:
-    affine, more = _normalisation(contents, request)
+    reward_transform, more = _normalisation(contents, request)
     more.append(
         "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
         "follows a space unless it is there"
@@ -101,30 +101,32 @@ def _rules(
         source_version=None,
         notes=[*notes, *more],
         rendering=Rendering(kind="openrlhf"),
-        affine=affine,
+        reward_transform=reward_transform,
         output=output,
     )
 
 
-def _normalisation(contents: Contents, request: Request) -> tuple[Affine, list[str]]:
+def _normalisation(contents: Contents, request: Request) -> tuple[RewardTransform, list[str]]:
     """``(raw - mean) / std`` where config.json has both: they are in no weights file."""
     assert contents.config is not None
     mean, std = contents.config.get("mean"), contents.config.get("std")
     if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
-        return Affine(), []
+        return RewardTransform(), []
     if not request.options.normalize:
-        return Affine(), [f"its mean {mean:.6g} and std {std:.6g} are left out, as requested"]
+        return RewardTransform(), [
+            f"its mean {mean:.6g} and std {std:.6g} are left out, as requested"
+        ]
     if not math.isfinite(mean) or not math.isfinite(std):
-        return Affine(), [f"its mean {mean} and std {std} are no numbers and are left out"]
+        return RewardTransform(), [f"its mean {mean} and std {std} are no numbers and are left out"]
     std = max(float(std), SMALLEST_STD)
     note = (
         f"rewards are normalised by the mean {mean:.6g} and std {std:.6g} of config.json "
         "(--no-normalize leaves that out)"
     )
-    return Affine(scale=1.0 / std, offset=-float(mean) / std), [note]
+    return RewardTransform(scale=1.0 / std, offset=-float(mean) / std), [note]
 
 
-def by_openrlhf(voice: Voice, comparison: Comparison, response: Turns) -> Rendered:
+def by_openrlhf(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """No newline at the end, then the end token unless it is there, a space before it.
 
     The rule of OpenRLHF's reward data (``openrlhf/datasets/reward_dataset.py``); it adds no other
@@ -171,7 +173,11 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
         )
     write_whole(source, folder, options, settings)
     # (raw - mean) / std, where reward = raw + offset.
-    transform = Affine(scale=1.0 / std, offset=-(mean + source.offset) / std) if known else Affine()
+    transform = (
+        RewardTransform(scale=1.0 / std, offset=-(mean + source.offset) / std)
+        if known
+        else RewardTransform()
+    )
     return WriteResult(transform=transform, notes=tuple(notes))
 
 
@@ -208,7 +214,7 @@ def read(folder: Path, base: str) -> Scorer:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
 ) -> list[list[int]]:
     """Its reward data: trailing newlines off, the end token behind a space unless it is there."""
     end = tokenizer.eos_token or ""

@@ -44,7 +44,7 @@ from plaudit.model.load import (
     output_layer,
     silence_load_messages,
 )
-from plaudit.types import Affine
+from plaudit.types import RewardTransform
 
 PREFIX = "base_model.model."
 LINEAR_HEADS = ("score", "value_head")
@@ -271,13 +271,13 @@ def open_adapter(contents: Contents, request: Request) -> OpenedModel:
         None,
     )
     version = request.options.source_version or contents.versions.get("transformers")
-    reading, notes = classifier_reading(tokenizer, pad_id, version)
+    scored_token, notes = classifier_reading(tokenizer, pad_id, version)
     row, output = choose_output(_rows(adapter), {}, request)
     rules = Rules(
         format="sequence classifier adapter",
         source_version=version,
         notes=[*notes, *adapter.notes],
-        reading=reading,
+        scored_token=scored_token,
         output=output,
     )
     facts = make_facts(body, rules)
@@ -329,7 +329,7 @@ def open_whole(contents: Contents, request: Request) -> OpenedModel:
     name = next((name for name in HEADS if name in contents.names), None)
     labels = contents.config.get("id2label") or {}
     version = request.options.source_version or contents.versions.get("transformers")
-    reading, notes = classifier_reading(body.tokenizer, body.config.pad_token_id, version)
+    scored_token, notes = classifier_reading(body.tokenizer, body.config.pad_token_id, version)
     named = contents.config.get("architectures")
     architectures = named if isinstance(named, list) else []
     if not any("SequenceClassification" in str(a) for a in architectures):
@@ -349,8 +349,8 @@ def open_whole(contents: Contents, request: Request) -> OpenedModel:
         format="sequence classifier",
         source_version=version,
         notes=notes,
-        reading=reading,
-        affine=Affine(offset=bias),
+        scored_token=scored_token,
+        reward_transform=RewardTransform(offset=bias),
         output=output,
     )
     facts = make_facts(body, rules)

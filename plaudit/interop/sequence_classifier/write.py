@@ -18,11 +18,11 @@ from transformers import (
 from plaudit.errors import ModelError
 from plaudit.interop.formats import Exportable, Exporter, Ids, Scorer, WriteOptions, WriteResult
 from plaudit.interop.reading import FOREIGN_SETTINGS
-from plaudit.model.checkpoint import ADAPTER_FILE, ArtefactFacts
+from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
 from plaudit.storage.atomic import write_json
-from plaudit.types import Affine, Comparison
+from plaudit.types import Comparison, RewardTransform
 
 ADAPTER_CONFIG = "adapter_config.json"
 OLD_PEFT = {"0.11": Path(__file__).with_name("peft_0_11.json")}
@@ -41,7 +41,7 @@ def write_adapter(source: Exportable, folder: Path, options: WriteOptions) -> Wr
     notes = _lost(source)
     if options.normalize:
         notes = (*notes, "An adapter has no place for a normalisation: its scores are raw.")
-    return WriteResult(transform=Affine(offset=-source.offset), notes=notes)
+    return WriteResult(transform=RewardTransform(offset=-source.offset), notes=notes)
 
 
 def write_merged(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
@@ -51,7 +51,7 @@ def write_merged(source: Exportable, folder: Path, options: WriteOptions) -> Wri
     where they would put a sigmoid on one label.
     """
     write_whole(source, folder, options, {"problem_type": "regression"})
-    transform = Affine(offset=-source.offset)
+    transform = RewardTransform(offset=-source.offset)
     return WriteResult(transform=transform, notes=_lost(source), serving=_pooler(source, options))
 
 
@@ -272,7 +272,7 @@ def padded(
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
 ) -> list[list[int]]:
     """As the model card says: the tokenizer's template, or text and the end token once."""
     texts = rendered(tokenizer, facts, comparison)
@@ -285,7 +285,7 @@ def encode(
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, facts: ArtefactFacts, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
 ) -> list[str]:
     """Each whole conversation as text: by the tokenizer's template, or end to end."""
     texts: list[str] = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from plaudit.reward_model import RewardModel
-from plaudit.types import Refused, Text
+from plaudit.types import Skipped, Text
 
 RewardFunction: TypeAlias = Callable[..., list[float | None]]
 
@@ -27,7 +27,7 @@ def reward_function(model: RewardModel) -> RewardFunction:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         return [
-            None if isinstance(outcome, Refused) else float(outcome[0])
+            None if isinstance(outcome, Skipped) else float(outcome[0])
             for outcome in model.score_comparisons(comparisons)
         ]
 

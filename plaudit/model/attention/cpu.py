@@ -1,8 +1,8 @@
 """Packed attention on a CPU: no masks, no copies of a prompt's keys, few calls.
 
 A tree is three kinds of calls. Its prompt and first branch are one causal call. The queries of all
-further branches (of all, where the prompt is held from an earlier pass) meet the prompt in one call
-that needs no mask, since they see all of it. Each of those branches meets itself in a causal call,
+further branches (of all, where the prompt is cached) meet the prompt in one call that needs no
+mask, since they see all of it. Each of those branches meets itself in a causal call,
 branches of one length in a row together. The two halves of a branch's softmax are then joined by
 their log-sum-exp, as flash attention joins its blocks (Dao et al. 2022, arXiv 2205.14135, section
 3.1).
@@ -63,16 +63,16 @@ class Tree:
 
 def trees(layout: PackedLayout) -> tuple[Tree, ...]:
     """The layout as calls, kept in its cache for all layers of a pass."""
-    found = layout.cache.get("cpu_trees")
+    found = layout.memo.get("cpu_trees")
     if found is None:
-        found = layout.cache["cpu_trees"] = tuple(_trees(layout))
+        found = layout.memo["cpu_trees"] = tuple(_trees(layout))
     assert isinstance(found, tuple)
     return found
 
 
 def _trees(layout: PackedLayout) -> Iterator[Tree]:
     for tree in layout.placed():
-        alone = 0 if tree.held else 1
+        alone = 0 if tree.cached else 1
         first = begin = tree.start + tree.prefix + sum(tree.branches[:alone])
         runs = []
         for length, members in groupby(tree.branches[alone:]):

@@ -36,7 +36,7 @@ _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output
 class Span:
     """One attention call: queries ``[start, stop)`` after ``shared`` prompt keys at ``prefix``.
 
-    The keys of a held prompt lie behind the row's.
+    The keys of a cached prompt lie behind the row's.
     """
 
     prefix: int
@@ -48,13 +48,13 @@ class Span:
 def spans(layout: PackedLayout) -> Iterator[Span]:
     """The calls that cover a layout: prompt + first branch in one, then each further branch.
 
-    Where the prompt is held, every branch is a call of its own. The query ranges lie end to end and
-    cover every token once.
+    Where the prompt is cached, every branch is a call of its own. The query ranges lie end to end
+    and cover every token once.
     """
     for tree in layout.placed():
         begin = tree.start
         lengths = tree.branches
-        if not tree.held:
+        if not tree.cached:
             begin += tree.prefix + lengths[0]
             lengths = lengths[1:]
             yield Span(prefix=tree.start, shared=0, start=tree.start, stop=begin)
@@ -115,8 +115,8 @@ def packed_attention(
         # Under autocast rotary positions widen queries and keys; transformers' fused attention
         # narrows them again, and a fused call needs one precision.
         query_1HTD, key_1GTD = query_1HTD.to(value_1GTD.dtype), key_1GTD.to(value_1GTD.dtype)
-    if packed_layout.states is not None:
-        key_1GTD, value_1GTD = packed_layout.states.through(key_1GTD, value_1GTD)
+    if packed_layout.prefix_kv is not None:
+        key_1GTD, value_1GTD = packed_layout.prefix_kv.extend(key_1GTD, value_1GTD)
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     settings = Settings(
         scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
@@ -149,9 +149,9 @@ class Settings:
 
 def _narrows(window: int | None, layout: PackedLayout) -> int | None:
     """The window, None where every conversation fits into it."""
-    longest = layout.cache.get("longest")
+    longest = layout.memo.get("longest")
     if longest is None:
-        longest = layout.cache["longest"] = max(
+        longest = layout.memo["longest"] = max(
             tree.visible + max(tree.branches) for tree in layout.placed()
         )
     return window if window is not None and longest > window else None
@@ -276,8 +276,8 @@ def _pieces(
     ):
         if span.shared:
             if span.prefix >= row:
-                held = slice(span.prefix, span.prefix + span.shared)
-                prompt = k[:, :, held], v[:, :, held]
+                cached = slice(span.prefix, span.prefix + span.shared)
+                prompt = k[:, :, cached], v[:, :, cached]
             yield (
                 span,
                 queries,
@@ -310,19 +310,19 @@ def lower_right(
 ) -> Tensor:
     """Boolean ``[queries, keys]``: causal from the lower right corner, within the window.
 
-    Kept in the layout's cache, so that all layers of a pass, and its recomputation under
+    Kept in the layout's memo, so that all layers of a pass, and its recomputation under
     activation checkpointing, build it once.
     """
     queries = span.stop - span.start
     cache_key = ("lower_right", queries, span.shared, window, device)
-    mask = layout.cache.get(cache_key)
+    mask = layout.memo.get(cache_key)
     if mask is None:
         at_Q1 = torch.arange(span.shared, span.shared + queries, device=device)[:, None]
         at_1K = torch.arange(span.shared + queries, device=device)[None]
         mask = at_1K <= at_Q1
         if window is not None:
             mask &= at_1K > at_Q1 - window
-        layout.cache[cache_key] = mask
+        layout.memo[cache_key] = mask
     assert isinstance(mask, Tensor)
     return mask
 
@@ -339,8 +339,8 @@ class VarlenPlan:
 
 
 def varlen_plan(layout: PackedLayout, device: torch.device) -> VarlenPlan:
-    """The fused call's offsets, built once per pass and kept in the layout's cache."""
-    plan = layout.cache.get(("varlen", device))
+    """The fused call's offsets, built once per pass and kept in the layout's memo."""
+    plan = layout.memo.get(("varlen", device))
     if plan is None:
         pieces: list[Tensor] = []
         queries, keys = [0], [0]
@@ -360,7 +360,7 @@ def varlen_plan(layout: PackedLayout, device: torch.device) -> VarlenPlan:
             longest_query=longest_query,
             longest_key=longest_key,
         )
-        layout.cache[("varlen", device)] = plan
+        layout.memo[("varlen", device)] = plan
     assert isinstance(plan, VarlenPlan)
     return plan
 

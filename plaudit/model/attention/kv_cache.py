@@ -46,7 +46,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CachedPrefix:
     """The first ``tokens`` of a conversation as runs; of the last one maybe only its beginning."""
 
     tokens: int
@@ -61,7 +61,7 @@ class Held:
             left -= len(run.ids)
 
 
-class PromptStates:
+class PrefixCache:
     """A tree of runs within ``limit`` bytes. Used by the one thread that owns the model.
 
     ``reused`` counts tokens that passes found here. ``token_bytes`` are those of one token where
@@ -81,7 +81,7 @@ class PromptStates:
         """Tokens that the whole store can hold, as far as it has seen how large one is."""
         return self.limit // self.token_bytes if self.token_bytes else sys.maxsize
 
-    def find(self, ids: IntArray) -> Held:
+    def find(self, ids: IntArray) -> CachedPrefix:
         """As much of the beginning of ``ids`` as is kept."""
         self._clock += 1
         runs: list[Run] = []
@@ -97,20 +97,21 @@ class PromptStates:
             if same < len(child.ids):
                 break
             run = child
-        return Held(tokens, tuple(runs))
+        return CachedPrefix(tokens, tuple(runs))
 
-    def add(self, ids: IntArray, held: int, layers: Layers) -> None:
-        """Keep what a pass computed: states of ``ids[held:]``, which follow ``held`` kept tokens.
+    def add(self, ids: IntArray, cached: int, layers: Layers) -> None:
+        """Add the keys and values that a pass computed for ``ids[cached:]``.
 
-        Of what is kept already, and of what follows tokens that were dropped meanwhile, nothing is.
+        Tokens that are cached already are not added again, nor are tokens whose prefix was dropped
+        meanwhile.
         """
         found = self.find(ids)
-        if not held <= found.tokens < len(ids):
+        if not cached <= found.tokens < len(ids):
             return
         before = self._cut_behind(found)
         # What is kept must not hold on to what is not.
-        known = found.tokens - held
-        rest = _cloned(layers, known, len(ids) - held) if known else layers
+        known = found.tokens - cached
+        rest = _cloned(layers, known, len(ids) - cached) if known else layers
         run = Run(ids[found.tokens :].copy(), rest, self._clock)
         before.children[int(run.ids[0])] = run
         self.bytes += run.bytes
@@ -124,7 +125,7 @@ class PromptStates:
         self.bytes = 0
         return there
 
-    def _cut_behind(self, found: Held) -> Run:
+    def _cut_behind(self, found: CachedPrefix) -> Run:
         """The run that ends with the last found token, made by cutting one in two if need be.
 
         The run that is cut stays as it was for a pass that still reads it.
@@ -189,24 +190,24 @@ def _same(a: IntArray, b: IntArray) -> int:
     return int(differs[0]) if differs.size else size
 
 
-class StatesOfPass:
-    """What one pass over a packed row reads of held prompts, and what of it is to be kept.
+class PassKV:
+    """What one pass over a packed row reads of cached prompts, and what of it is to be kept.
 
     ``kept`` are parts of the row; :attr:`found` has the states of each when the pass is over.
     """
 
-    def __init__(self, held: Sequence[Held], kept: Sequence[slice]) -> None:
-        self._held = [one for one in held if one.tokens]
+    def __init__(self, cached: Sequence[CachedPrefix], kept: Sequence[slice]) -> None:
+        self._cached = [one for one in cached if one.tokens]
         self.kept = tuple(kept)
         self._layer = 0
         self.found: list[Layers] = [[] for _ in kept]
 
-    def through(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one layer, the row's keys and values with those of the held prompts behind them."""
+    def extend(self, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one layer, the row's keys and values with those of the cached prompts behind them."""
         assert not torch.is_grad_enabled(), "kept states have no gradients"
         for layers, part in zip(self.found, self.kept, strict=True):
             layers.append((key_1GTD[:, :, part].clone(), value_1GTD[:, :, part].clone()))
-        pieces = [pair for held in self._held for pair in held.layer(self._layer)]
+        pieces = [pair for cached in self._cached for pair in cached.layer(self._layer)]
         self._layer += 1
         if not pieces:
             return key_1GTD, value_1GTD

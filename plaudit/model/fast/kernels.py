@@ -19,7 +19,7 @@ def apply_liger(network: nn.Module, options: Mapping[str, Any], device: torch.de
     """Liger's kernels in a body's norms, rotary positions and MLPs (``train.use_liger_kernel``).
 
     The Trainer's own switch passes over anything but a ``PreTrainedModel``, with a warning that
-    nobody reads. Applied before the load-time probe, so that the probe sees what will run.
+    nobody reads. Applied before the self-check, so that it checks what will run.
 
     Raises:
         ModelError: no CUDA device, no liger-kernel, or none for this architecture.

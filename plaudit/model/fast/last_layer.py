@@ -139,10 +139,10 @@ def spread(some_1RD: Tensor, rows_R: Tensor, tokens: int) -> Tensor:
 
 def scored_rows(layout: PackedLayout, device: torch.device) -> Tensor:
     """The layout's scored tokens as an index, one copy for all that ask."""
-    rows_R = layout.cache.get(("scored_rows", device))
+    rows_R = layout.memo.get(("scored_rows", device))
     if rows_R is None:
         rows_R = to_device(torch.tensor(layout.ends, dtype=torch.int64), device)
-        layout.cache[("scored_rows", device)] = rows_R
+        layout.memo[("scored_rows", device)] = rows_R
     assert isinstance(rows_R, Tensor)
     return rows_R
 
@@ -156,7 +156,7 @@ weights then take about the room of one activation."""
 class RowPlan:
     """Per tree its tokens, its scored tokens, and which of the former each of the latter sees.
 
-    ``keys_S`` brings the keys into the order of the trees where prompts are held behind the row.
+    ``keys_S`` brings the keys into the order of the trees where prompts are cached, behind the row.
     """
 
     tokens: list[int]
@@ -171,11 +171,11 @@ def few_scored(layout: PackedLayout) -> bool:
     It holds a weight for each scored token and each token of its tree: little for the ends of
     responses, but the square of the length where a reward is read at every token.
     """
-    few = layout.cache.get("few_scored")
+    few = layout.memo.get("few_scored")
     if few is None:
         weights = sum(tree.tokens * _scored(layout, tree) for tree in layout.placed())
         tokens = sum(tree.tokens for tree in layout.placed())
-        few = layout.cache["few_scored"] = weights <= MOST_SCORED * tokens
+        few = layout.memo["few_scored"] = weights <= MOST_SCORED * tokens
     assert isinstance(few, bool)
     return few
 
@@ -241,9 +241,9 @@ def _product(
 
 def _row_plan(layout: PackedLayout, window: int | None, device: torch.device) -> RowPlan:
     key = ("row_plan", window, device)
-    plan = layout.cache.get(key)
+    plan = layout.memo.get(key)
     if plan is None:
-        plan = layout.cache[key] = _make_row_plan(layout, window, device)
+        plan = layout.memo[key] = _make_row_plan(layout, window, device)
     assert isinstance(plan, RowPlan)
     return plan
 
@@ -257,7 +257,7 @@ def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.devic
     for tree in layout.placed():
         prompt, lengths = tree.visible, tree.branches
         # Counted from the prompt's first token, whether that is in the row or not.
-        own_K = ends[(ends >= tree.start) & (ends < tree.stop)] - tree.start + tree.held
+        own_K = ends[(ends >= tree.start) & (ends < tree.stop)] - tree.start + tree.cached
         # The prompt is branch -1, which every branch sees.
         branch_S = torch.repeat_interleave(
             torch.arange(-1, len(lengths)), torch.tensor([prompt, *lengths])
@@ -272,5 +272,5 @@ def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.devic
         masks.append(to_device(sees_KS, device))
         keys.append(torch.arange(tree.prompt.start, tree.prompt.stop))
         keys.append(torch.arange(tree.start + tree.prefix, tree.stop))
-    keys_S = to_device(torch.cat(keys), device) if layout.held else None
+    keys_S = to_device(torch.cat(keys), device) if layout.cached else None
     return RowPlan(tokens, scored, masks, keys_S)
