@@ -33,13 +33,13 @@ from plaudit.evaluate_model import (
 )
 from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.compare import (
-    ALPHA,
     Example,
     ModelComparison,
     Scored,
     align,
     compare_aligned,
 )
+from plaudit.evaluation.metrics.pairwise import ALPHA
 from plaudit.evaluation.schema import METRICS_FILE, DataUse, json_safe, read_metrics
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,

@@ -23,7 +23,7 @@ from benchmarks.common.results import SEED, Shown, console, median, parser, show
 from benchmarks.common.results import recorder as start_recorder
 from plaudit.data.perturb.run import KINDS_AND_NAMES
 from plaudit.evaluate_model import Evaluation, write_evaluation
-from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.analysis.error_analysis import with_texts
 from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
 from plaudit.evaluation.schema import DataUse, RecordedEvaluation
 from plaudit.evaluation.summary import Beside, summarise

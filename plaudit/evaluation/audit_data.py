@@ -24,8 +24,8 @@ from plaudit.data.audit.run import Audit, audit
 from plaudit.data.load import open_source, with_known_columns
 from plaudit.data.sources.read import resolve, source_fingerprint, source_name
 from plaudit.errors import DataError
-from plaudit.evaluation.analysis.baselines import bag_of_words, score_differences
 from plaudit.evaluation.analysis.features import letters_by_script, response_text
+from plaudit.evaluation.analysis.surface import bag_of_words, score_differences
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.suites.run import SuiteRequest, parse_request
 from plaudit.planning.estimate import CHARACTERS_PER_TOKEN

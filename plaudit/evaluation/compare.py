@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.errors import DataError
-from plaudit.evaluation.analysis.slices import MAX_SLICE_VALUES, SMALL_SLICE
+from plaudit.evaluation.analysis.error_analysis import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.significance import clustered_p, holm, mcnemar
+from plaudit.evaluation.metrics.pairwise import ALPHA, clustered_p, holm, mcnemar
 from plaudit.evaluation.schema import Interval, json_safe
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
@@ -33,7 +33,6 @@ Metric: TypeAlias = Literal["accuracy", "nll"]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
 
-ALPHA = 0.05
 _EXAMPLES = 5
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import DataError
-from plaudit.evaluation.compare import ALPHA, METRICS, Metric, Scored, align, p_value, paired_test
+from plaudit.evaluation.compare import METRICS, Metric, Scored, align, p_value, paired_test
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.significance import holm
+from plaudit.evaluation.metrics.pairwise import ALPHA, holm
 from plaudit.evaluation.schema import Interval
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from plaudit.errors import printable
-from plaudit.evaluation.analysis.bias import FEWEST_PER_SIDE
-from plaudit.evaluation.analysis.slices import SMALL_SLICE
+from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
+from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
 from plaudit.evaluation.schema import Answer, EvaluationMetrics, Interval, Perturbation, Slice
 
 Part: TypeAlias = Callable[[EvaluationMetrics], Iterator[str]]

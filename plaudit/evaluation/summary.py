@@ -13,11 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluation.analysis.baselines import compare_baseline
-from plaudit.evaluation.analysis.bias import measure_bias
-from plaudit.evaluation.analysis.mistakes import find_mistakes
+from plaudit.evaluation.analysis.error_analysis import find_mistakes, measure_pairs, measure_slices
 from plaudit.evaluation.analysis.perturbations import Probed, perturbation_notes, summarise_tests
-from plaudit.evaluation.analysis.slices import measure_pairs, measure_slices
+from plaudit.evaluation.analysis.surface import compare_baseline, measure_bias
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import (
     FittedTemperature,

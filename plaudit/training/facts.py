@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from plaudit import __version__
-from plaudit.evaluation.analysis.baselines import fitted_comparisons
 from plaudit.evaluation.analysis.perturbations import Probed
+from plaudit.evaluation.analysis.surface import fitted_comparisons
 from plaudit.evaluation.schema import (
     BestCheckpoint,
     EvaluationMetrics,

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import DataError, TrainingError
-from plaudit.evaluation.analysis.perturbations import Budget, Probed
-from plaudit.evaluation.analysis.probing import Score, probe
+from plaudit.evaluation.analysis.perturbations import Budget, Probed, Score, probe
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
 from plaudit.evaluation.schema import Accuracy, HistoryEntry, parts

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from accelerate.utils import DistributedType
 
-from plaudit.evaluation.analysis.mistakes import with_texts
-from plaudit.evaluation.analysis.token_rewards import token_rewards_of
+from plaudit.evaluation.analysis.error_analysis import token_rewards_of, with_texts
 from plaudit.evaluation.schema import MistakeText, RunMetrics, json_safe
 from plaudit.evaluation.table import HeldOut, concatenate, write_table
 from plaudit.model.checkpoint import CheckpointMetadata, write_metadata, write_model

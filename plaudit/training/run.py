@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
-from plaudit.evaluation.analysis.baselines import fit_baselines
+from plaudit.evaluation.analysis.surface import fit_baselines
 from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
 from plaudit.losses.pairwise import pairs_of, total_weight

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plaudit.cli.main import main
-from plaudit.evaluation.analysis.mistakes import with_texts
+from plaudit.evaluation.analysis.error_analysis import with_texts
 from plaudit.evaluation.schema import json_safe
 from plaudit.evaluation.summary import Beside, summarise
 from plaudit.evaluation.table import ScoredSet, read_held_out

@@ -16,9 +16,9 @@ from plaudit.evaluation.analysis.perturbations import (
     Probed,
     perturbation_notes,
     perturbation_row,
+    probe,
     summarise_tests,
 )
-from plaudit.evaluation.analysis.probing import probe
 from plaudit.evaluation.metrics.pairwise import wilson
 from plaudit.types import Comparison, Message, Skipped, TokenTree
 
