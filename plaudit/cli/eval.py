@@ -83,6 +83,7 @@ def evaluate(
     from plaudit.evaluate_model import EvaluateOptions, check_evaluation
     from plaudit.evaluate_model import evaluate as run
     from plaudit.evaluation.regression import RegressionOptions, parse_metrics
+    from plaudit.evaluation.schema import json_safe
     from plaudit.evaluation.suites.run import parse_request
     from plaudit.recipe.schema import Source
 
@@ -113,7 +114,7 @@ def evaluate(
         silence_weight_loading()
     result = run(model, sources, request, console=console)
     if json:
-        print(json_module.dumps(result.metrics))
+        print(json_module.dumps(json_safe(result.metrics)))
     show(console, result, out, verbose=verbose)
     if result.regression_check is not None and not result.regression_check.passed:
         raise typer.Exit(1)
