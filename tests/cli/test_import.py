@@ -1,4 +1,4 @@
-"""``plaudit import`` and other tools' folders given to the verbs, through real processes."""
+"""``plaudit import`` and commands on other tools' folders, through real processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
         )
 
 
-def test_verbs_take_another_tools_folder_as_it_is(tmp_path: Path) -> None:
+def test_commands_take_another_tools_folder_as_it_is(tmp_path: Path) -> None:
     data = write_jsonl(
         tmp_path / "rows.jsonl",
         [without_scores(row) for row in rows(LLAMA_FACTORY / "scores.jsonl")[:4]],
