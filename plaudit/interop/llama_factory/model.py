@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -35,16 +34,13 @@ from plaudit.interop.formats import (
     read_tensors,
 )
 from plaudit.interop.llama_factory.templates import (
-    BOS,
-    EOS,
     KIND,
     NAMES,
     RULE_VERSIONS,
     as_trained,
-    probe_messages,
     rule_version,
     template_of,
-    written_alike,
+    writes_alike,
 )
 from plaudit.interop.reading import (
     Rules,
@@ -198,7 +194,7 @@ def _template(
         if match is not None:
             return match[1], f"template {match[1]}, from {path.name}"
     version = _version(contents, request)[0]
-    alike = [name for name in NAMES if _writes_the_same(tokenizer, name, version)]
+    alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
         raise ModelError(
             f"The files of {request.source} do not name its template; name it with plaudit import "
@@ -214,20 +210,6 @@ def _settings(contents: Contents) -> list[tuple[Path, str]]:
     """YAML files beside the weights, and what is in them."""
     files = sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")])
     return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in files]
-
-
-def _writes_the_same(tokenizer: PreTrainedTokenizerBase, name: str, version: str | None) -> bool:
-    """Whether a template writes what the tokenizer's own chat template does."""
-    if not isinstance(tokenizer.chat_template, str):
-        return False
-    try:
-        rendered = tokenizer.apply_chat_template(probe_messages(), tokenize=False)
-        template = template_of(name, version or RULE_VERSIONS[-1])
-    except (ModelError, TemplateError, TypeError, LookupError, ValueError):
-        # The tokenizer's template rejects the probe, or that release had none of this name.
-        return False
-    tokens = {BOS: tokenizer.bos_token, EOS: template.eos or tokenizer.eos_token}
-    return written_alike(template, str(rendered), tokens)
 
 
 def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> ScoredTokenRule:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
@@ -220,25 +221,28 @@ def template_of(name: str, version: str) -> Template:
     return known[-1]
 
 
-_PROBE = ("one\ntwo", "three", "four", "five, six")
+def writes_alike(name: str, version: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template writes a conversation as the tokenizer's own chat template does.
 
-
-def written_alike(template: Template, rendered: str, tokens: Mapping[str, str | None]) -> bool:
-    """Whether the template writes ``rendered``, the text of :func:`probe_messages`.
-
-    ``tokens`` are the start and end token. A newline at the very end may differ.
+    A newline at the very end may differ.
     """
-    pieces = fill(template.strings(), "", _PROBE)
-    text = "".join((tokens[piece] or "") if piece in tokens else piece for piece in pieces)
-    return text.rstrip("\n") == rendered.rstrip("\n")
-
-
-def probe_messages() -> list[dict[str, str]]:
-    """A conversation by which templates are told apart."""
-    return [
+    if not isinstance(tokenizer.chat_template, str):
+        return False
+    turns = ("one\ntwo", "three", "four", "five, six")
+    messages = [
         {"role": ("user", "assistant")[number % 2], "content": content}
-        for number, content in enumerate(_PROBE)
+        for number, content in enumerate(turns)
     ]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        template = template_of(name, version)
+    except (ModelError, TemplateError, TypeError, LookupError, ValueError):
+        # The tokenizer's template rejects these turns, or that release had none of this name.
+        return False
+    tokens = {BOS: tokenizer.bos_token, EOS: template.eos or tokenizer.eos_token}
+    pieces = fill(template.strings(), "", turns)
+    text = "".join(str(tokens[piece] or "") if piece in tokens else piece for piece in pieces)
+    return text.rstrip("\n") == rendered.rstrip("\n")
 
 
 # ---- rendering ----------------------------------------------------------------------------------
