@@ -58,11 +58,21 @@ def metrics():
     return copy.deepcopy(METRICS)
 
 
+NO_CURVES = {
+    "reward": None,
+    "margin": None,
+    "length": [],
+    "reliability": [],
+    "reliability_calibrated": None,
+    "risk_coverage": [],
+}
+
+
 @pytest.fixture
 def bare(metrics):
     """Facts without pictures, which take long to draw."""
     for block in (metrics["eval"], metrics["test"]):
-        block["curves"] = dict.fromkeys(block["curves"])
+        block["curves"] = NO_CURVES
         block["slices"] = block["slices"][:2]
     metrics["eval"]["history"] = []
     return metrics | {"training_curve": []}
@@ -94,8 +104,8 @@ def with_words(mistake, text, tokens=("one ", "two")):
         "prompt": turns,
         "text_better": text,
         "text_worse": text,
-        "along_better": along,
-        "along_worse": None,
+        "token_rewards_better": along,
+        "token_rewards_worse": None,
     }
 
 
@@ -223,10 +233,10 @@ def test_an_evaluation_by_itself(tmp_path, bare):
 
 def test_a_missing_fact_is_explained(tmp_path, bare):
     del bare["data"]["splits"]
-    with pytest.raises(DataError, match="lacks a fact the report needs"):
+    with pytest.raises(DataError, match=re.escape("is damaged: data.splits: field required")):
         page(tmp_path, bare)
 
 
 def test_metrics_of_something_else_are_explained(tmp_path):
-    with pytest.raises(DataError, match="neither of a run nor of an evaluation"):
-        page(tmp_path, {"format": 1})
+    with pytest.raises(DataError, match="is damaged: plaudit_version: field required"):
+        page(tmp_path, {"format": 2})

@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
 from plaudit.evaluation.compare import Scored, align, compare_aligned
 from plaudit.evaluation.metrics.best_of import best_of_n
-from plaudit.evaluation.summary import summarise
+from plaudit.evaluation.schema import RunMetrics, adapter, json_safe
+from plaudit.evaluation.summary import Beside, summarise
 from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.report import plots
 from plaudit.report.comparison import best_of_figure, comparison_figure
@@ -39,7 +40,7 @@ METRICS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 ALL = [*RUN_PLOTS, *EVALUATION_PLOTS]
 # The golden run altered responses of its test data alone.
-GOLDEN_PLOTS = [name for name in ALL if name != "behaviour"]
+GOLDEN_PLOTS = [name for name in ALL if name != "perturbations"]
 
 
 @pytest.fixture
@@ -47,10 +48,15 @@ def metrics():
     return copy.deepcopy(METRICS)
 
 
+def as_record(metrics) -> RunMetrics:
+    """The records of a JSON mapping, which tests change more easily."""
+    return adapter(RunMetrics).validate_python(metrics)
+
+
 def figures(metrics):
     """Every plot there is, by name, the evaluation's of its ``eval`` block."""
-    block = metrics["eval"]
-    drawn = [*run_plots(metrics), *(evaluation_plots(block) if block else ())]
+    record = as_record(metrics)
+    drawn = [*run_plots(record), *(evaluation_plots(record.eval) if record.eval else ())]
     return {one.name: one.figure for one in drawn}
 
 
@@ -59,7 +65,7 @@ def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     written = write_plots(tmp_path)
     assert [path.stem for path in written] == ALL
-    captions = dict(card_plots(metrics, tmp_path))
+    captions = dict(card_plots(as_record(metrics), tmp_path))
     assert list(captions) == ALL
     assert captions["reliability"].endswith("(test data, 900 pairs.)")
     for path in written:
@@ -82,7 +88,7 @@ def labels(figure):
 
 
 def test_the_kept_step_and_the_baselines_are_named(metrics):
-    assert "kept: step 6,000, 0.5818" in labels(figures(metrics)["losses"])
+    assert "best checkpoint: step 6,000, 0.5818" in labels(figures(metrics)["losses"])
     baselines = metrics["eval"]["baselines"]
     named = {f"{name.replace('_', ' ')}: {b['accuracy']:.4f}" for name, b in baselines.items()}
     assert len(named) == 3
@@ -103,13 +109,13 @@ def perturbed(metadata=lambda number: {}):
     return evaluated(
         [(0.3, 0.1), (0.1, 0.4)] * 40,
         (9, 4),
-        behaviour=Probed(
+        perturbations=Probed(
             perturbed=[
                 Perturbed(kind=k, name="some_way", original=1, other=0, perturbed=0.5)
                 for k in kinds
             ],
             responses=1,
-            refused={},
+            skipped={},
             seed=0,
         ),
         metadata=metadata,
@@ -155,7 +161,8 @@ BEST_OF = best_of_n(ranked(16, 9, lambda p, r: float((p * r) % 7)))
 def test_nothing_is_cut_and_no_legend_lies_on_data(metrics, width):
     block = metrics["test"]
     block["slices"][0] |= {"column": "language", "value": "Straßenbahnhaltestelle " * 9}
-    drawn = (*run_plots(metrics, width), *evaluation_plots(block, width))
+    record = as_record(metrics)
+    drawn = (*run_plots(record, width), *evaluation_plots(record.test, width))
     found = {one.name: one.figure for one in drawn}
     found |= {one.name: one.figure for one in evaluation_plots(perturbed(), width)}
     found |= {"best_of": best_of_figure(BEST_OF, width), "compare": comparison_figure(COMPARED)}
@@ -199,7 +206,7 @@ def test_slices_below_and_above_the_rest_differ_in_colour_and_shape(metrics):
         (alike, 0.5, False),
     ):
         entry |= {"accuracy": accuracy, "significant": significant, "small": False, "pairs": 99}
-    (figure,) = (one.figure for one in evaluation_plots(block) if one.name == "slices")
+    (figure,) = (one.figure for one in evaluation_plots(as_record(metrics).test) if one.name == "slices")
     marks = {
         line.get_xdata()[0]: (line.get_color(), line.get_marker())
         for line in figure.axes[0].get_lines()
@@ -245,7 +252,7 @@ def test_installed_fonts_draw_letters_that_matplotlib_lacks(metrics, tmp_path, r
 def test_a_single_evaluation(metrics):
     metrics["eval"]["history"] = metrics["eval"]["history"][:1]
     metrics["training_curve"] = metrics["training_curve"][:1]
-    found = {one.name: one.figure for one in run_plots(metrics)}
+    found = {one.name: one.figure for one in run_plots(as_record(metrics))}
     for figure in found.values():
         figure.draw_without_rendering()
     lines = {
@@ -283,7 +290,7 @@ def test_nothing_recorded_draws_nothing_and_removes_stale_plots(tmp_path, metric
     assert list((tmp_path / "plots").iterdir()) == []
 
 
-def evaluated(rewards, characters, behaviour=None, metadata=lambda number: {}):
+def evaluated(rewards, characters, perturbations=None, metadata=lambda number: {}):
     rows = [
         ScoreRow(
             comparison=str(number),
@@ -304,10 +311,12 @@ def evaluated(rewards, characters, behaviour=None, metadata=lambda number: {}):
     ]
     return summarise(
         build_table(rows),
-        dataset="eval",
-        chose_checkpoint=True,
-        baselines={"bag_of_words": None},
-        behaviour=behaviour,
+        Beside(
+            dataset="eval",
+            chose_checkpoint=True,
+            baselines={"bag_of_words": None},
+            perturbations=perturbations,
+        ),
     )
 
 
@@ -321,18 +330,18 @@ def evaluated(rewards, characters, behaviour=None, metadata=lambda number: {}):
     ],
 )
 def test_constant_and_lone_rewards(metrics, rewards, characters):
-    found = drawn(metrics | {"eval": evaluated(rewards, characters)})
+    found = drawn(metrics | {"eval": json_safe(evaluated(rewards, characters))})
     assert found == ["losses", "rewards", "reliability", "risk_coverage", "length"]
 
 
 def test_no_pairs(metrics):
-    assert drawn(metrics | {"eval": evaluated([], (0, 0))}) == ["losses"]
+    assert drawn(metrics | {"eval": json_safe(evaluated([], (0, 0)))}) == ["losses"]
 
 
 def test_names_from_data_are_no_formulas_and_perturbed_responses_are_drawn():
     block = perturbed(lambda number: {"kind": ["$x^{", "\u05d0\u05d1\n" * 40][number % 2]})
     found = {one.name: one.figure for one in evaluation_plots(block)}
-    for name in ("slices", "behaviour"):
+    for name in ("slices", "perturbations"):
         found[name].draw_without_rendering()
     ticks = found["slices"].axes[0].get_yticklabels()
     (formula,) = [tick for tick in ticks if "x^{" in tick.get_text()]
@@ -342,7 +351,7 @@ def test_names_from_data_are_no_formulas_and_perturbed_responses_are_drawn():
 
 
 def test_the_captions_use_the_fields_terms():
-    words = EVALUATION_PLOTS["behaviour"].caption
+    words = EVALUATION_PLOTS["perturbations"].caption
     assert all(word in words for word in ("degradation", "flip the ranking", "reward hacking"))
 
 
