@@ -795,10 +795,14 @@ def read_recorded(folder: Path) -> RunMetrics | RecordedEvaluation:
     try:
         record: RunMetrics | RecordedEvaluation = adapter(kind).validate_python(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{path} is damaged: {key or 'its content'}: {first['msg'].lower()}. Restore it, or "
-            "measure again."
+            f"{path} is damaged: {first_mistake(error)}. Restore it, or measure again."
         ) from None
     return record
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first mistake is, and what it is."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key or 'its content'}: {first['msg'].lower()}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics.best_of import read_best_of
 from plaudit.evaluation.schema import (
@@ -18,6 +20,7 @@ from plaudit.evaluation.schema import (
     RecordedEvaluation,
     RunMetrics,
     adapter,
+    first_mistake,
     read_recorded,
 )
 from plaudit.report import pages
@@ -81,9 +84,9 @@ def _read_mistakes(folder: Path) -> dict[_Key, MistakeText]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
+        reason = first_mistake(error) if isinstance(error, ValidationError) else error
         raise DataError(
-            f"Cannot read {path} ({str(error).splitlines()[0]}); restore it, or delete it for a "
-            "report without texts."
+            f"Cannot read {path} ({reason}); restore it, or delete it for a report without texts."
         ) from error
 
 
