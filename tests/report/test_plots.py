@@ -206,7 +206,8 @@ def test_slices_below_and_above_the_rest_differ_in_colour_and_shape(metrics):
         (alike, 0.5, False),
     ):
         entry |= {"accuracy": accuracy, "significant": significant, "small": False, "pairs": 99}
-    (figure,) = (one.figure for one in evaluation_plots(as_record(metrics).test) if one.name == "slices")
+    drawn_of_test = evaluation_plots(as_record(metrics).test)
+    (figure,) = (one.figure for one in drawn_of_test if one.name == "slices")
     marks = {
         line.get_xdata()[0]: (line.get_color(), line.get_marker())
         for line in figure.axes[0].get_lines()
