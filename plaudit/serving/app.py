@@ -252,18 +252,14 @@ def _client(request: Request) -> str:
 
 
 def _deadline(engine: Engine, request: Request) -> float:
-    """On the monotonic clock."""
-    return _exchange(request).began + _timeout(engine, request)
-
-
-def _timeout(engine: Engine, request: Request) -> float:
-    """Seconds that the request may take: the server's limit, or less where the client says so."""
-    most = engine.settings.request_timeout
-    given = request.headers.get(TIMEOUT_HEADER)
-    if given is None:
-        return most
+    """When the request's time is over, on the monotonic clock: at the server's limit, or earlier
+    where the client says so.
+    """
+    began, limit = _exchange(request).began, engine.settings.request_timeout
+    if TIMEOUT_HEADER not in request.headers:
+        return began + limit
     try:
-        seconds = float(given)
+        seconds = float(request.headers[TIMEOUT_HEADER])
     except ValueError:
         seconds = float("nan")
     if not 0 < seconds < float("inf"):
@@ -272,7 +268,7 @@ def _timeout(engine: Engine, request: Request) -> float:
             f"{TIMEOUT_HEADER} is not a positive number of seconds.",
             param=TIMEOUT_HEADER,
         )
-    return min(most, seconds)
+    return began + min(limit, seconds)
 
 
 async def until_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -13,20 +13,21 @@ import logging
 import math
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from plaudit.model.attention.kv_cache import PromptStates
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.served_model import ServedModel, score_with_prefix_cache
 from plaudit.tokens.batch import PackedBatcher
 from plaudit.tokens.encode import common_prefix
 from plaudit.tokens.share import share_prefixes
-from plaudit.types import FloatArray, IntArray, TokenTree, conversation_digests
+from plaudit.types import IntArray, TokenTree, conversation_digests
 
 QUANTUM = 1024
 
@@ -240,31 +241,18 @@ def score_slices(
 ) -> BatchStats:
     """Put rewards into the jobs of the slices; a job that cannot be scored gets its rejection.
 
-    ``free`` gives back what is kept in memory. Only the thread that owns the model may call it.
+    ``free`` empties the prefix caches. Only the thread that owns the model may call it.
     """
-    wanted: dict[bytes, IntArray] = {}
-    first: dict[bytes, Job[ServedModel]] = {}
     before = _reused(served)
-    keys = [
-        list(conversation_digests(part.job.sequences[part.start : part.stop])) for part in slices
-    ]
-    known: dict[bytes, float] = {}
-    for part, digests in zip(slices, keys, strict=True):
-        for key, ids in zip(digests, part.job.sequences[part.start : part.stop], strict=True):
-            reward = part.job.known.get(key, served.cache.get(key))
-            if reward is not None:
-                known.setdefault(key, reward)
-                part.job.cached += 1
-            elif key not in wanted:
-                wanted[key], first[key] = ids, part.job
-    failed, tokens = _score_wanted(served, wanted, first, known, free)
-    for part, digests in zip(slices, keys, strict=True):
-        _hand_over(part, digests, known, failed)
-    total = sum(len(digests) for digests in keys)
+    batch = _Batch(served)
+    keys = [batch.add(part) for part in slices]
+    batch.score(free)
+    for part, keys_of_part in zip(slices, keys, strict=True):
+        batch.hand_over(part, keys_of_part)
     return BatchStats(
-        conversations=total,
-        cached=sum(key not in wanted for d in keys for key in d),
-        tokens=tokens,
+        conversations=sum(map(len, keys)),
+        cached=sum(key not in batch.wanted for some in keys for key in some),
+        tokens=batch.tokens,
         reused=_reused(served) - before,
     )
 
@@ -273,147 +261,128 @@ def _reused(served: ServedModel) -> int:
     return 0 if served.prefix_cache is None else served.prefix_cache.reused
 
 
-def _score_wanted(
-    served: ServedModel,
-    wanted: dict[bytes, IntArray],
-    first: dict[bytes, Job[ServedModel]],
-    known: dict[bytes, float],
-    free: Callable[[], None],
-) -> tuple[dict[bytes, RejectionError], int]:
-    """Fill ``known``; what has no reward is told, with why."""
-    keys = list(wanted)
-    failed: dict[bytes, RejectionError] = {}
-    spent: Counter[bytes] = Counter()
-    for key, outcome in zip(keys, _rewards(served, keys, wanted, spent, free), strict=True):
-        if isinstance(outcome, RejectionError):
-            failed[key] = outcome
-        elif not math.isfinite(outcome):
-            failed[key] = RejectionError(
-                "reward_not_finite", "The model's reward of a conversation is not a finite number."
-            )
-        else:
-            known[key] = outcome
-            served.cache.put(key, outcome)
-    for key, count in spent.items():
-        first[key].computed += count
-    return failed, spent.total()
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """Distinct conversations by digest: those to score, who asked first, and what came of each."""
 
+    served: ServedModel
+    wanted: dict[bytes, IntArray] = field(default_factory=dict)
+    first: dict[bytes, Job[ServedModel]] = field(default_factory=dict)
+    outcomes: dict[bytes, float | RejectionError] = field(default_factory=dict)
+    tokens: int = 0
 
-def _rewards(
-    served: ServedModel,
-    keys: Sequence[bytes],
-    wanted: dict[bytes, IntArray],
-    spent: Counter[bytes],
-    free: Callable[[], None],
-) -> list[float | RejectionError]:
-    """Rewards of distinct conversations; where a batch fails, of all anew and in parts.
+    def add(self, part: Slice[ServedModel]) -> list[bytes]:
+        """The digests of a slice's conversations; those without a known reward become wanted."""
+        job, sequences = part.job, part.job.sequences[part.start : part.stop]
+        keys = list(conversation_digests(sequences))
+        for key, ids in zip(keys, sequences, strict=True):
+            reward = job.known.get(key, self.served.cache.get(key))
+            if reward is not None:
+                self.outcomes.setdefault(key, reward)
+                job.cached += 1
+            elif key not in self.wanted:
+                self.wanted[key], self.first[key] = ids, job
+        return keys
 
-    It may have been memory that ran out: nothing is kept for the second try.
-    """
-    if not keys:
-        return []
-    try:
-        return list(_forward(served, keys, wanted, spent, _with_prefix_cache))
-    except Exception as error:
-        logger.warning("batch_failed", extra={"fields": {"error": type(error).__name__}})
-    # Behind the except block, whose error holds on to all that the failed pass had computed.
-    free()
-    parts = _halves(keys) if len(keys) > 1 else [keys]
-    return [reward for part in parts for reward in _in_parts(served, part, wanted, spent)]
+    def score(self, free: Callable[[], None]) -> None:
+        """Find the outcome of every wanted conversation."""
+        for key, reward in zip(self.wanted, self._rewards(list(self.wanted), free), strict=True):
+            if isinstance(reward, RejectionError):
+                self.outcomes[key] = reward
+            elif math.isfinite(reward):
+                self.outcomes[key] = reward
+                self.served.cache.put(key, reward)
+            else:
+                self.outcomes[key] = RejectionError(
+                    "reward_not_finite",
+                    "The model's reward of a conversation is not a finite number.",
+                )
 
+    def hand_over(self, part: Slice[ServedModel], keys: Sequence[bytes]) -> None:
+        """Put the outcomes into the slice's job, and finish it where that was its last."""
+        job = part.job
+        if job.over:
+            return
+        rewards = []
+        for key in keys:
+            outcome = self.outcomes[key]
+            if isinstance(outcome, RejectionError):
+                job.over = True
+                job.finish(job, outcome)
+                return
+            rewards.append(job.known.setdefault(key, outcome))
+        job.rewards[part.start : part.stop] = rewards
+        job.scored += len(rewards)
+        if job.scored == len(job.sequences):
+            job.over = True
+            job.finish(job, None)
 
-def _in_parts(
-    served: ServedModel, keys: Sequence[bytes], wanted: dict[bytes, IntArray], spent: Counter[bytes]
-) -> list[float | RejectionError]:
-    """Rewards of whole conversations; where a batch fails, of its halves.
+    def _rewards(
+        self, keys: Sequence[bytes], free: Callable[[], None]
+    ) -> Sequence[float | RejectionError]:
+        """Rewards of distinct conversations; where a batch fails, of all anew and in parts.
 
-    A conversation that the device has no memory for then fails alone.
-    """
-    try:
-        return list(_forward(served, keys, wanted, spent, _whole))
-    except Exception as error:
+        It may have been memory that ran out: the prefix cache is empty for the second try.
+        """
+        if not keys:
+            return []
+        try:
+            return self._forward(keys, self.served.prefix_cache)
+        except Exception as error:
+            logger.warning("batch_failed", extra={"fields": {"error": type(error).__name__}})
+        # Behind the except block, whose error holds on to all that the failed pass had computed.
+        free()
+        parts = _halves(keys) if len(keys) > 1 else [keys]
+        return [reward for part in parts for reward in self._in_parts(part)]
+
+    def _in_parts(self, keys: Sequence[bytes]) -> Sequence[float | RejectionError]:
+        """Rewards without a prefix cache; where a batch fails, of its halves.
+
+        A conversation that the device has no memory for then fails alone.
+        """
+        try:
+            return self._forward(keys, None)
+        except Exception as error:
+            if len(keys) == 1:
+                logger.exception("conversation_failed")
+            else:
+                logger.warning("batch_halved", extra={"fields": {"error": type(error).__name__}})
         if len(keys) == 1:
-            logger.exception("conversation_failed")
+            message = "The model failed on a conversation; see the log."
+            return [RejectionError("internal_error", message)]
+        return [reward for half in _halves(keys) for reward in self._in_parts(half)]
+
+    def _forward(self, keys: Sequence[bytes], prefix_cache: PromptStates | None) -> list[float]:
+        """Rewards of one pass; its tokens are counted for the jobs that asked first."""
+        model, sequences = self.served.model, [self.wanted[key] for key in keys]
+        if not isinstance(model.batcher, PackedBatcher):
+            scores = model.score_trees(
+                [
+                    TokenTree(index=i, prefix=ids[:0], branches=(ids,))
+                    for i, ids in enumerate(sequences)
+                ]
+            )
+            for key, ids in zip(keys, sequences, strict=True):
+                self._count(key, len(ids))
+            return [float(scores_K[0]) for scores_K in scores]
+        shared = share_prefixes(sequences, model.batcher.max_tokens)
+        trees, cached = list(shared.trees), [0] * len(shared.trees)
+        if prefix_cache is None:
+            scores = model.score_trees(trees)
         else:
-            logger.warning("batch_halved", extra={"fields": {"error": type(error).__name__}})
-    if len(keys) == 1:
-        return [
-            RejectionError("internal_error", "The model failed on a conversation; see the log.")
-        ]
-    return [r for half in _halves(keys) for r in _in_parts(served, half, wanted, spent)]
+            scores, resumed = score_with_prefix_cache(model, prefix_cache, trees)
+            trees, cached = [r.tree for r in resumed], [r.cached.tokens for r in resumed]
+        for tree, skipped, members in zip(trees, cached, shared.members, strict=True):
+            self._count(keys[members[0]], len(tree.prefix) - skipped)
+            for member, branch in zip(members, tree.branches, strict=True):
+                self._count(keys[member], len(branch))
+        return [float(np.asarray(scores_K)[0]) for scores_K in shared.separate(scores)]
+
+    def _count(self, key: bytes, tokens: int) -> None:
+        self.first[key].computed += tokens
+        self.tokens += tokens
 
 
 def _halves(keys: Sequence[bytes]) -> list[Sequence[bytes]]:
     middle = len(keys) // 2
     return [keys[:middle], keys[middle:]]
-
-
-TreeScorer: TypeAlias = Callable[
-    [ServedModel, Sequence[TokenTree]], tuple[list[FloatArray], Sequence[TokenTree]]
-]
-"""Rewards of trees, and of each tree what the model computed."""
-
-
-def _forward(
-    served: ServedModel,
-    keys: Sequence[bytes],
-    wanted: dict[bytes, IntArray],
-    spent: Counter[bytes],
-    score: TreeScorer,
-) -> list[float]:
-    sequences = [wanted[key] for key in keys]
-    batcher = served.model.batcher
-    if not isinstance(batcher, PackedBatcher):
-        trees = [
-            TokenTree(index=i, prefix=ids[:0], branches=(ids,)) for i, ids in enumerate(sequences)
-        ]
-        scores, _ = _whole(served, trees)
-        for key, ids in zip(keys, sequences, strict=True):
-            spent[key] += len(ids)
-        return [float(scores_K[0]) for scores_K in scores]
-    shared = share_prefixes(sequences, batcher.max_tokens)
-    scores, computed = score(served, shared.trees)
-    for tree, members in zip(computed, shared.members, strict=True):
-        spent[keys[members[0]]] += len(tree.prefix)
-        for member, branch in zip(members, tree.branches, strict=True):
-            spent[keys[member]] += len(branch)
-    return [float(np.asarray(scores_K)[0]) for scores_K in shared.separate(scores)]
-
-
-def _whole(
-    served: ServedModel, trees: Sequence[TokenTree]
-) -> tuple[list[FloatArray], Sequence[TokenTree]]:
-    return served.model.score_trees(trees), trees
-
-
-def _with_prefix_cache(
-    served: ServedModel, trees: Sequence[TokenTree]
-) -> tuple[list[FloatArray], Sequence[TokenTree]]:
-    """Each tree from where it parts from what an earlier batch has read."""
-    if served.prefix_cache is None:
-        return _whole(served, trees)
-    scores, resumed = score_with_prefix_cache(served.model, served.prefix_cache, trees)
-    return scores, [
-        replace(one.tree, prefix=one.tree.prefix[one.cached.tokens :]) for one in resumed
-    ]
-
-
-def _hand_over(
-    part: Slice[ServedModel],
-    digests: Sequence[bytes],
-    known: dict[bytes, float],
-    failed: dict[bytes, RejectionError],
-) -> None:
-    job = part.job
-    if job.over:
-        return
-    rejection = next((failed[key] for key in digests if key in failed), None)
-    if rejection is not None:
-        job.over = True
-        job.finish(job, rejection)
-        return
-    job.rewards[part.start : part.stop] = [job.known.setdefault(key, known[key]) for key in digests]
-    job.scored += part.stop - part.start
-    if job.scored == len(job.sequences):
-        job.over = True
-        job.finish(job, None)
