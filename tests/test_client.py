@@ -248,9 +248,9 @@ TURN = {"role": "user", "content": "p"}
 
 
 def test_mistakes_are_said_at_once() -> None:
-    with pytest.raises(DataError, match="is no address"):
+    with pytest.raises(DataError, match="is not a URL"):
         RewardClient("localhost:8000")
-    with pytest.raises(DataError, match="is no address"):
+    with pytest.raises(DataError, match="invalid URL"):
         RewardClient("http://localhost:port")
     with pytest.raises(DataError, match="retries is -1"):
         RewardClient("http://localhost:8000", retries=-1)
