@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from plaudit.model.attention.kv_cache import PromptStates
+from plaudit.model.attention.kv_cache import PrefixCache
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.served_model import ServedModel, score_with_prefix_cache
 from plaudit.tokens.batch import PackedBatcher
@@ -352,7 +352,7 @@ class _Batch:
             return [RejectionError("internal_error", message)]
         return [reward for half in _halves(keys) for reward in self._in_parts(half)]
 
-    def _forward(self, keys: Sequence[bytes], prefix_cache: PromptStates | None) -> list[float]:
+    def _forward(self, keys: Sequence[bytes], prefix_cache: PrefixCache | None) -> list[float]:
         """Rewards of one pass; its tokens are counted for the jobs that asked first."""
         model, sequences = self.served.model, [self.wanted[key] for key in keys]
         if not isinstance(model.batcher, PackedBatcher):

@@ -286,13 +286,13 @@ CACHED_PER_COMPUTED = 4
 their keys and values, but computes nothing for them."""
 
 
-def with_cached_prefix(tree: TokenTree, states: PrefixCache) -> CachedTree:
+def with_cached_prefix(tree: TokenTree, prefix_cache: PrefixCache) -> CachedTree:
     """The same conversations, of which the model computes fewer tokens where states are kept."""
     alone = len(tree.branches) == 1
     # The scored token itself must be computed.
     whole = np.concatenate([tree.prefix, *(branch[:-1] for branch in tree.branches[:1])])
     beginning = whole if alone else tree.prefix
-    cached = states.find(beginning)
+    cached = prefix_cache.find(beginning)
     # Tokens of the prompt behind the cached ones are computed in every branch.
     behind = len(tree.prefix) - cached.tokens
     if cached.tokens < LEAST_SHARED or (
@@ -312,10 +312,10 @@ class PrefixCacheBatcher:
     """Packed batches of resumed trees; after each pass its new states are kept."""
 
     def __init__(
-        self, plain: PackedBatcher, states: PrefixCache, resumed: Sequence[CachedTree]
+        self, plain: PackedBatcher, prefix_cache: PrefixCache, resumed: Sequence[CachedTree]
     ) -> None:
         self._plain = plain
-        self._states = states
+        self._prefix_cache = prefix_cache
         self._resumed = {one.tree.index: one for one in resumed}
         self._pass: PassKV | None = None
 
@@ -328,7 +328,7 @@ class PrefixCacheBatcher:
     def collate(self, trees: Sequence[TokenTree]) -> PackedBatch:
         members = [self._resumed[tree.index] for tree in trees]
         kept: list[slice] = []
-        start, room = 0, self._states.room
+        start, room = 0, self._prefix_cache.room
         for one in members:
             # More than the store holds would only be dropped again.
             left = max(0, room - one.cached.tokens)
@@ -346,23 +346,23 @@ class PrefixCacheBatcher:
         for tree, part, layers in zip(trees, self._pass.kept, self._pass.found, strict=True):
             one = self._resumed[tree.index]
             cached = one.cached.tokens
-            self._states.add(one.cacheable[: cached + part.stop - part.start], cached, layers)
+            self._prefix_cache.add(one.cacheable[: cached + part.stop - part.start], cached, layers)
 
 
 def score_with_prefix_cache(
-    model: RewardModel, states: PrefixCache, trees: Sequence[TokenTree]
+    model: RewardModel, prefix_cache: PrefixCache, trees: Sequence[TokenTree]
 ) -> tuple[list[FloatArray], list[CachedTree]]:
     """``rewards_K`` of each tree, and the tree with its cached prefix.
 
     No conversation may be there twice.
     """
     assert isinstance(model.batcher, PackedBatcher)
-    resumed = [with_cached_prefix(tree, states) for tree in trees]
-    batcher = PrefixCacheBatcher(model.batcher, states, resumed)
+    resumed = [with_cached_prefix(tree, prefix_cache) for tree in trees]
+    batcher = PrefixCacheBatcher(model.batcher, prefix_cache, resumed)
     scores = score_distinct(
         model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
     )
-    states.reused += sum(one.cached.tokens for one in resumed)
+    prefix_cache.reused += sum(one.cached.tokens for one in resumed)
     return scores, resumed
 
 
@@ -382,8 +382,8 @@ def open_prefix_cache(model: RewardModel, limit: int) -> PrefixCache | None:
     return PrefixCache(limit, token_bytes=tried.token_bytes)
 
 
-def _why_no_prefix_cache(model: RewardModel, states: PrefixCache) -> str | None:
-    """Why nothing may be kept; None where scoring with ``states`` is as good as without."""
+def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str | None:
+    """Why nothing may be kept; None where scoring with ``prefix_cache`` is as good as without."""
     turning = batch_independent_length(classifier(model.module.network).config)
     if turning is not None and model.facts.max_length > turning:
         return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
@@ -392,8 +392,8 @@ def _why_no_prefix_cache(model: RewardModel, states: PrefixCache) -> str | None:
     ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]
     first, second = (TokenTree(index=0, prefix=ids[:0], branches=(ids,)) for ids in ids_KT)
     (plain,) = model.score_trees([second])
-    score_with_prefix_cache(model, states, [first])
-    (again,), (resumed,) = score_with_prefix_cache(model, states, [second])
+    score_with_prefix_cache(model, prefix_cache, [first])
+    (again,), (resumed,) = score_with_prefix_cache(model, prefix_cache, [second])
     if resumed.cached.tokens < 2 * LEAST_SHARED:
         return "its attention hands over no keys"
     reward_transform = model.module.reward_transform
