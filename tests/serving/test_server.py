@@ -276,11 +276,11 @@ def test_a_model_that_must_not_resume_does_not(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept states that change a reward are found before anybody asks."""
-    through = kv_cache.PassKV.extend
+    extend = kv_cache.PassKV.extend
 
     def wrong(self: Any, key: Any, value: Any) -> Any:
-        key, value = through(self, key, value)
-        return key, value + (1.0 if self._held else 0.0)
+        key, value = extend(self, key, value)
+        return key, value + (1.0 if self._cached else 0.0)
 
     monkeypatch.setattr(kv_cache.PassKV, "extend", wrong)
     with running(finished_run) as server:
@@ -304,7 +304,7 @@ def test_a_batch_that_fails_is_tried_again_with_nothing_kept(
         failures = []
 
         def no_memory(self: Any, batch: Any) -> Any:
-            if batch.layout.states is not None:
+            if batch.layout.prefix_kv is not None:
                 failures.append(batch)
                 raise MemoryError
             return raw(self, batch)
