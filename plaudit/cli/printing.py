@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.errors import printable
+from plaudit.evaluation.numbers import (
+    fraction,
+    interval,
+    probability,
+    signed,
+    signed_interval,
+    size,
+    words,
+)
 
 if TYPE_CHECKING:
     from plaudit.evaluation.schema import (
@@ -125,11 +134,11 @@ def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Tab
         table.add_column(heading, justify="right")
     for entry in history:
         table.add_row(
-            number(entry.training_loss),
-            number(entry.epoch),
+            fraction(entry.training_loss),
+            fraction(entry.epoch),
             str(entry.step),
-            number(entry.validation_loss),
-            number(entry.accuracy),
+            fraction(entry.validation_loss),
+            fraction(entry.accuracy),
             "best" if entry.step == best_step else "",
         )
     return table
@@ -196,7 +205,7 @@ def _headline(block: EvaluationMetrics, skipped: str) -> str:
     chose = " (this data chose the checkpoint)" if block.chose_checkpoint else ""
     return (
         f"{block.dataset}: accuracy {with_interval(block)} on {block.pairs:,} pairs of "
-        f"{block.groups:,} prompts{chose}{skipped}; loss {number(block.loss)}"
+        f"{block.groups:,} prompts{chose}{skipped}; loss {fraction(block.loss)}"
     )
 
 
@@ -239,7 +248,7 @@ def _table(first: str, *headings: str) -> Table:
 def _baselines(block: EvaluationMetrics) -> Table:
     table = _table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
     if block.pairs:
-        own = (number(block.accuracy), ends(block.accuracy_ci95))
+        own = (fraction(block.accuracy), interval(block.accuracy_ci95, 3))
         table.add_row("this model", *own, "", "")
     for name, baseline in block.baselines.items():
         if baseline is None:
@@ -247,10 +256,10 @@ def _baselines(block: EvaluationMetrics) -> Table:
         else:
             table.add_row(
                 words(name),
-                number(baseline.accuracy),
-                ends(baseline.accuracy_ci95),
-                signed(baseline.delta_accuracy),
-                ends(baseline.delta_accuracy_ci95, signed),
+                fraction(baseline.accuracy),
+                interval(baseline.accuracy_ci95, 3),
+                signed(baseline.delta_accuracy, 3),
+                signed_interval(baseline.delta_accuracy_ci95, 3),
             )
     return table
 
@@ -270,7 +279,7 @@ def _probabilities(block: EvaluationMetrics) -> Table:
     ):
         if found is not None and block.pairs:
             numbers = (found.nll, found.brier, found.ece, found.ece_equal_mass)
-            table.add_row(title, *map(number, numbers))
+            table.add_row(title, *map(fraction, numbers))
     return table
 
 
@@ -281,10 +290,10 @@ def _bias(rows: Sequence[FeatureBias]) -> Table:
             table.add_row(
                 words(row.feature) + (" *" if row.significant else ""),
                 f"{row.pairs:,}",
-                number(row.labels_prefer_more),
-                number(row.model_prefers_more),
-                signed(row.gap),
-                ends(row.gap_ci95, signed),
+                fraction(row.labels_prefer_more),
+                fraction(row.model_prefers_more),
+                signed(row.gap, 3),
+                signed_interval(row.gap_ci95, 3),
                 probability(row.p_adjusted),
             )
     return table
@@ -302,11 +311,11 @@ def _perturbations(tests: PerturbationTests | None) -> Table:
         table.add_row(
             f"  {words(row.perturbation)}",
             f"{row.responses:,}",
-            number(row.fell),
-            ends(row.fell_ci95),
-            number(row.rose),
-            signed(row.shift),
-            number(row.flipped),
+            fraction(row.fell),
+            interval(row.fell_ci95, 3),
+            fraction(row.rose),
+            signed(row.shift, 3),
+            fraction(row.flipped),
         )
     return table
 
@@ -322,8 +331,8 @@ def _slices(slices: Sequence[Slice]) -> Table:
         table.add_row(
             Text(printable(f"{words(entry.column)}: {value}{mark}")),
             f"{entry.pairs:,}",
-            number(entry.accuracy),
-            ends(entry.accuracy_ci95),
+            fraction(entry.accuracy),
+            interval(entry.accuracy_ci95, 3),
             probability(entry.p_adjusted),
         )
     if len(slices) > _MOST_SLICES:
@@ -332,47 +341,21 @@ def _slices(slices: Sequence[Slice]) -> Table:
 
 
 def with_interval(measured: Accuracy) -> str:
-    interval = measured.accuracy_ci95
-    if interval is None:
-        return number(measured.accuracy)
-    return f"{number(measured.accuracy)} [{number(interval.low)}, {number(interval.high)}]"
-
-
-def ends(interval: Sequence[float] | None, form: Callable[[float], str] | None = None) -> str:
-    """Both ends of an interval, or a dash."""
-    if interval is None:
-        return "–"
-    form = form or (lambda value: f"{value:.3f}")
-    return f"{form(interval[0])} to {form(interval[1])}"
-
-
-def words(name: str) -> str:
-    """A recorded key as words."""
-    return name.replace("_", " ")
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    """An accuracy and the ends of its interval."""
+    accuracy, ends = fraction(measured.accuracy), measured.accuracy_ci95
+    return accuracy if ends is None else f"{accuracy} [{fraction(ends.low)}, {fraction(ends.high)}]"
 
 
 def file_lines(
     files: Sequence[tuple[str, int]], others: Sequence[str], *, skipped: str
 ) -> list[str]:
     """Files with their sizes and their sum, and the names of those that were not copied."""
-    lines = [f"  {_size(size):>9}  {name}" for name, size in files]
-    lines.append(f"  {_size(sum(size for _, size in files)):>9}  in {len(files)} files")
+    lines = [f"  {size(held):>9}  {name}" for name, held in files]
+    lines.append(f"  {size(sum(held for _, held in files)):>9}  in {len(files)} files")
     folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
     if folders:
         lines.append(f"  {skipped}: {', '.join(folders)}")
     return lines
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def parity_lines(parity: Parity | None) -> list[str]:
@@ -390,12 +373,3 @@ def parity_lines(parity: Parity | None) -> list[str]:
             "{order_changes} of {comparisons} comparisons".format(**found)
         )
     return lines
-
-
-def probability(value: float | None) -> str:
-    """A p-value; no zero."""
-    return "< 0.0001" if value is not None and value < 0.0001 else number(value)
-
-
-def signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
 from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
+from plaudit.evaluation.numbers import percent, words
 from plaudit.evaluation.schema import Answer, EvaluationMetrics, Interval, Perturbation, Slice
 
 Part: TypeAlias = Callable[[EvaluationMetrics], Iterator[str]]
@@ -54,16 +55,6 @@ def known(number: float | None) -> float:
     """A number that exists wherever this is asked."""
     assert number is not None, "a number that does not exist is in no sentence"
     return number
-
-
-def percent(share: float | None) -> str:
-    """A share of one, with one decimal."""
-    return "–" if share is None else f"{100 * share:.1f}%"
-
-
-def words(name: str) -> str:
-    """A recorded key as words: ``bag_of_words`` to ``bag of words``."""
-    return name.replace("_", " ")
 
 
 def _range(ends: Interval | None) -> str:

@@ -23,6 +23,7 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit_isotonic,
 )
 from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
+from plaudit.evaluation.numbers import words
 from plaudit.evaluation.schema import (
     BaselineMetrics,
     Calibration,
@@ -43,7 +44,7 @@ from plaudit.evaluation.schema import (
     parts,
     settle,
 )
-from plaudit.evaluation.sentences import answers, words
+from plaudit.evaluation.sentences import answers
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
 from plaudit.types import FloatArray
 

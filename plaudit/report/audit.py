@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from plaudit.evaluation.numbers import count, counted, percent, words
 from plaudit.report.pages import inline_pictures, page_environment
 from plaudit.report.plots import (
     BLUE,
@@ -23,7 +24,6 @@ from plaudit.report.plots import (
     name_rows,
     place_legend,
 )
-from plaudit.report.record import count, percent, words
 from plaudit.storage.atomic import write_json
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def sentences(report: AuditReport) -> list[str]:
 
 def _sentences(report: AuditReport) -> Iterator[str]:
     yield (
-        f"{count(report.rows)} rows with {_plural(report.shape.prompts, 'prompt')}; "
+        f"{count(report.rows)} rows with {counted(report.shape.prompts, 'prompt')}; "
         f"{count(report.trainable.rows)} can be trained on."
     )
     if report.errors:
         most = max(report.errors, key=lambda finding: finding.rows or 0)
         yield (
-            f"{_plural(len(report.errors), 'error')}; the most frequent: "
-            f"{most.title[0].lower()}{most.title[1:]}, {_plural(most.rows or 0, 'row')}."
+            f"{counted(len(report.errors), 'error')}; the most frequent: "
+            f"{most.title[0].lower()}{most.title[1:]}, {counted(most.rows or 0, 'row')}."
         )
     else:
         yield "No errors."
@@ -94,7 +94,7 @@ def _sentences(report: AuditReport) -> Iterator[str]:
             f"Change log: {cleaned.change_log}."
         )
     others = [
-        f"{part.name} ({_plural(part.rows, 'row')})" for part in report.parts if part.kind != "data"
+        f"{part.name} ({counted(part.rows, 'row')})" for part in report.parts if part.kind != "data"
     ]
     yield (
         f"Compared with {', '.join(others)}."
@@ -111,12 +111,12 @@ def surface_sentences(surface: Surface) -> Iterator[str]:
         yield "No pair has a winner, so surface baselines have no accuracy."
         return
     yield (
-        f"The longer response wins {_accuracy(longer)} of {_plural(longer.pairs, 'labelled pair')}."
+        f"The longer response wins {_accuracy(longer)} of {counted(longer.pairs, 'labelled pair')}."
     )
     if bag is not None:
         yield (
             f"A bag of words, cross-fitted by prompt, ranks {_accuracy(bag)} correctly "
-            f"(of {_plural(bag.pairs, 'pair')})."
+            f"(of {counted(bag.pairs, 'pair')})."
         )
     if (best := surface.best) is not None:
         yield (
@@ -132,7 +132,7 @@ def remark(finding: Finding) -> str:
     if details.get("agreement") is not None:
         return f"{percent(details['agreement'])} agree"
     if finding.check == "opposite_labels":
-        return _plural(details["pairs"], "pair")
+        return counted(details["pairs"], "pair")
     if "fields" in details:
         return ", ".join(f"{field} {count(rows)}" for field, rows in details["fields"].items())
     if "max_length" in details:
@@ -152,13 +152,6 @@ def _accuracy(baseline: BaselineAccuracy) -> str:
     assert baseline.accuracy_ci95 is not None, "there are pairs"
     low, high = baseline.accuracy_ci95
     return f"{percent(baseline.accuracy)} (95% CI {percent(low)} to {percent(high)})"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
-
-
-# --- plots --------------------------------------------------------------------------------------
 
 
 def lengths(report: AuditReport) -> Figure | None:

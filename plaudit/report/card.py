@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit import __version__
 from plaudit.errors import DataError
+from plaudit.evaluation.numbers import FORMATS
 from plaudit.evaluation.schema import (
     METRICS_FILE,
     PairMetrics,
@@ -20,12 +21,12 @@ from plaudit.evaluation.schema import (
 )
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
-    FORMATS,
     TEMPLATES,
     evaluations,
     hub_datasets,
     read_recalibration,
     shown_base,
+    shown_path,
 )
 from plaudit.storage.atomic import write_text
 
@@ -109,7 +110,7 @@ def jinja_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FORMATS, code=code)
+    environment.filters.update(FORMATS, path=shown_path, code=code)
     return environment
 
 

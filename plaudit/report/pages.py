@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
+from plaudit.evaluation.numbers import FORMATS
 from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
-from plaudit.report.record import FORMATS, TEMPLATES
+from plaudit.report.record import TEMPLATES, shown_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,7 +34,7 @@ def page_environment(finalize: Callable[[Any], Any] = lambda value: value) -> En
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FORMATS)
+    environment.filters.update(FORMATS, path=shown_path)
     return environment
 
 

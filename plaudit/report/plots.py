@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from plaudit.evaluation.numbers import words
 from plaudit.evaluation.schema import (
     BaselineMetrics,
     EvaluationMetrics,
@@ -24,7 +25,7 @@ from plaudit.evaluation.schema import (
     RunMetrics,
     read_recorded,
 )
-from plaudit.report.record import PLOTS_FOLDER, shown_evaluation, words
+from plaudit.report.record import PLOTS_FOLDER, shown_evaluation
 from plaudit.storage.atomic import write_atomically
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from plaudit.errors import printable
+from plaudit.evaluation.numbers import counted
 from plaudit.report.pages import page_environment
 from plaudit.storage.atomic import write_text
 from plaudit.types import ComparisonPreview
@@ -44,13 +45,13 @@ def sizes(shown: ComparisonPreview) -> str:
     branches = " + ".join(f"{len(branch):,}" for branch in shown.branches)
     count = len(shown.branches)
     if count == 1:
-        return f"{counted(shown.packed)}, one response."
+        return f"{counted(shown.packed, 'token')}, one response."
     sharing = "both" if count == 2 else f"all {count}"
     saved = 1 - shown.packed / shown.separate
     return (
-        f"{counted(len(shown.prefix))} that {sharing} responses share, then {branches} of their "
-        f"own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} separate "
-        f"sequences ({saved:.0%} fewer)."
+        f"{counted(len(shown.prefix), 'token')} that {sharing} responses share, then {branches} of "
+        f"their own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} "
+        f"separate sequences ({saved:.0%} fewer)."
     )
 
 
@@ -72,11 +73,6 @@ def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
     elif shown.detail is None and shown.reason is not None:
         lines.append("Training drops it: all responses have the same tokens.")
     return lines
-
-
-def counted(tokens: int) -> str:
-    """A number of tokens in words."""
-    return "1 token" if tokens == 1 else f"{tokens:,} tokens"
 
 
 def standing(shown: ComparisonPreview, response: int) -> str:
@@ -105,9 +101,7 @@ def write_preview(
     It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
     """
     page = page_environment()
-    page.filters.update(
-        visible=visible, breakable=breakable, escaped=printable, sizes=sizes, counted=counted
-    )
+    page.filters.update(visible=visible, breakable=breakable, escaped=printable, sizes=sizes)
     page.globals["standing"] = standing
     write_text(
         path,

@@ -1,12 +1,10 @@
-"""Reading what a run recorded, and how recorded numbers are written for people."""
+"""What card, report and plots read beside metrics: recalibration, sources, the environment."""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,6 @@ MISTAKES_FILE = "mistakes.jsonl"
 
 PLOTS_FOLDER = "plots"
 TEMPLATES = Path(__file__).parent / "templates"
-NOTHING = "–"
-"""Stands where a number does not exist."""
 
 
 def read_recalibration(folder: Path) -> dict[str, Any] | None:
@@ -86,99 +82,6 @@ def shown_path(source: SourceUse) -> str:
 
 def _last_part(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or path
-
-
-def fraction(value: float | None) -> str:
-    """Four decimals, as the training-results table of a card has them."""
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def signed(value: float | None) -> str:
-    """A difference: four decimals and its sign."""
-    return NOTHING if value is None else f"{value:+.4f}"
-
-
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.1f}%"
-
-
-def points(value: float | None) -> str:
-    """Percent with one decimal and no sign, as leaderboards print benchmark suites."""
-    return NOTHING if value is None else f"{100 * value:.1f}"
-
-
-def percent_interval(ends: Sequence[float] | None) -> str:
-    return NOTHING if ends is None else f"{points(ends[0])} to {points(ends[1])}"
-
-
-def probability(value: float | None) -> str:
-    """A p-value: four decimals, and no zero."""
-    return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def interval(ends: Sequence[float] | None) -> str:
-    return NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
-
-
-def signed_interval(ends: Sequence[float] | None) -> str:
-    return NOTHING if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
-
-
-def count(value: int | None) -> str:
-    return NOTHING if value is None else f"{value:,}"
-
-
-def number(value: Any) -> str:
-    """Any recorded setting, in its shortest exact form."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(number(item) for item in value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={number(item)}" for key, item in value.items())
-    return str(value)
-
-
-def drops(reasons: Mapping[str, int]) -> str:
-    """Dropped rows by reason."""
-    return ", ".join(f"{words(name)} {count(rows)}" for name, rows in reasons.items()) or "none"
-
-
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds."""
-    return NOTHING if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-def rate(value: float | None) -> str:
-    """Two decimals: pairs a second."""
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def words(name: str) -> str:
-    """A recorded key as words: ``bag_of_words`` to ``bag of words``."""
-    return str(name).replace("_", " ")
-
-
-FORMATS = {
-    "fraction": fraction,
-    "percent": percent,
-    "points": points,
-    "percent_interval": percent_interval,
-    "interval": interval,
-    "probability": probability,
-    "signed": signed,
-    "signed_interval": signed_interval,
-    "count": count,
-    "number": number,
-    "drops": drops,
-    "duration": duration,
-    "path": shown_path,
-    "rate": rate,
-    "words": words,
-}
-"""Template filters, by name."""
 
 
 PACKAGES = (

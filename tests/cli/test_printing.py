@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plaudit.cli.printing import SUMMARY_LINES, ends, show_evaluation, show_summary, signed
+from plaudit.cli.printing import SUMMARY_LINES, show_evaluation, show_summary
+from plaudit.evaluation.numbers import interval, signed_interval
 from plaudit.evaluation.schema import EvaluationMetrics, read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
@@ -24,13 +25,13 @@ def shown(block: EvaluationMetrics, width: int) -> str:
 def intervals(block: EvaluationMetrics) -> Iterator[str]:
     """Every interval that a table of the screen holds."""
     for facts in block.baselines.values():
-        yield ends(facts.accuracy_ci95)
-        yield ends(facts.delta_accuracy_ci95, signed)
+        yield interval(facts.accuracy_ci95, 3)
+        yield signed_interval(facts.delta_accuracy_ci95, 3)
     for row in block.bias.features:
         if row.pairs:
-            yield ends(row.gap_ci95, signed)
+            yield signed_interval(row.gap_ci95, 3)
     for row in block.perturbations.rows if block.perturbations else ():
-        yield ends(row.fell_ci95)
+        yield interval(row.fell_ci95, 3)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -42,8 +43,8 @@ def test_no_number_is_cut_off(role: str, width: int) -> None:
         pytest.skip("the golden run has no such part")
     text = shown(block, width)
     assert max(len(line.rstrip()) for line in text.splitlines()[1:]) <= width
-    for interval in intervals(block):
-        assert interval in text
+    for ends in intervals(block):
+        assert ends in text
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -113,7 +113,8 @@ def print_rows(
     from rich.text import Text
 
     from plaudit.cli.main import one_line
-    from plaudit.report.preview import LEGEND, counted, sizes, standing, visible
+    from plaudit.evaluation.numbers import counted
+    from plaudit.report.preview import LEGEND, sizes, standing, visible
 
     for shown, lines in rows:
         console.print()
@@ -130,8 +131,8 @@ def print_rows(
             scored = visible(last.text).replace("\n", "")
             console.print(
                 Text(
-                    f"{standing(shown, at).lower()}: {counted(len(branch))}, the scored one is "
-                    f"{scored} (id {last.id})"
+                    f"{standing(shown, at).lower()}: {counted(len(branch), 'token')}, the scored "
+                    f"one is {scored} (id {last.id})"
                 )
             )
             console.print(Padding(_tokens(branch, ids=ids, scored=True), (0, 0, 0, 2)))

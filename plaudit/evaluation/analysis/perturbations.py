@@ -18,6 +18,7 @@ from plaudit.data.perturb.run import (
 )
 from plaudit.data.perturb.text import UNKNOWN
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.numbers import counted
 from plaudit.evaluation.schema import Perturbation, PerturbationKind, PerturbationTests
 from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 
@@ -118,25 +119,21 @@ def perturbation_notes(probed: Probed) -> Iterator[str]:
     if budget is not None and budget.run_tokens:
         cost += f", {probed.tokens / budget.run_tokens:.1%} of training's"
     yield (
-        f"Perturbation tests scored {_count(probed.responses, 'good response')} and "
-        f"{_count(len(probed.perturbed), 'perturbation')} of them: {cost}."
+        f"Perturbation tests scored {counted(probed.responses, 'good response')} and "
+        f"{counted(len(probed.perturbed), 'perturbation')} of them: {cost}."
     )
     if probed.over_budget:
         yield (
-            f"{_count(probed.over_budget, 'further response')} would have taken more than {limit} "
+            f"{counted(probed.over_budget, 'further response')} would have taken more than {limit} "
             "(evaluate.perturbation_share)."
         )
     if probed.not_for_language:
         languages = sorted(probed.languages.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{name} {count:,}" for name, count in languages)
         yield (
-            f"{_count(len(probed.not_for_language), 'perturbation')} for English were skipped on "
+            f"{counted(len(probed.not_for_language), 'perturbation')} for English were skipped on "
             f"responses in other languages (responses by language: {listed})."
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def perturbation_row(
