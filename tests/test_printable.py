@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from plaudit.cli.printing import ScreenHandler
 from plaudit.errors import printable
+from plaudit.evaluation.schema import read_metrics
 from plaudit.evaluation.sentences import _slices as slice_sentences
 
+GOLDEN = Path(__file__).parent / "goldens" / "run"
 ESCAPE = "\x1b]0;title\x07\x1b[31m"
 
 
@@ -39,14 +43,14 @@ def test_warnings_keep_their_lines_and_no_escapes() -> None:
 
 
 def test_slices_are_named_without_escapes() -> None:
-    entry = {
-        "column": f"kind{ESCAPE}" + "y" * 999,
-        "value": ESCAPE,
-        "accuracy": 0.1,
-        "pairs": 40,
-        "significant": True,
-        "small": False,
-    }
-    (sentence,) = slice_sentences({"slices": [entry], "accuracy": 0.5})
+    entry = replace(
+        read_metrics(GOLDEN).eval.slices[0],
+        column=f"kind{ESCAPE}" + "y" * 999,
+        value=ESCAPE,
+        accuracy=0.1,
+        significant=True,
+    )
+    block = replace(read_metrics(GOLDEN).eval, slices=(entry,), accuracy=0.5)
+    (sentence,) = slice_sentences(block)
     assert sentence.isprintable()
     assert len(sentence) < 200
