@@ -21,7 +21,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from plaudit import __version__
+from plaudit import __version__, registry
 from plaudit.storage.arrow import (
     BATCH_ROWS,
     MappedTable,
@@ -33,13 +33,9 @@ from plaudit.storage.arrow import (
 )
 from plaudit.storage.atomic import writing
 from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
-from plaudit.tokens.encode import (
-    Encoder,
-    encode,
-    why_untrainable,
-)
-from plaudit.tokens.rendering import is_chat
-from plaudit.types import Comparison, Skipped, TokenTree
+from plaudit.tokens.encode import Encoder, encode, why_untrainable
+from plaudit.tokens.rendering import CHAT_TEMPLATE, is_chat
+from plaudit.types import Comparison, Rendering, Skipped, TokenTree
 
 Rows: TypeAlias = StoredRows[Comparison]
 
@@ -216,7 +212,6 @@ def encode_rows(
 
 def _facts(encoder: Encoder) -> dict[str, Any]:
     """Everything that decides the ids of a comparison."""
-    here = Path(__file__).parent
     return {
         "tokenizer": tokenizer_digest(encoder.tokenizer),
         "template": encoder.tokenizer.chat_template,
@@ -227,10 +222,17 @@ def _facts(encoder: Encoder) -> dict[str, Any]:
         "rendering": asdict(encoder.rendering),
         "scored_token": asdict(encoder.scored_token),
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
-        "code": code_digest(
-            *(here / f"{name}.py" for name in ("encode", "rendering", "store", "unrendered"))
-        ),
+        "code": code_digest(*_code(encoder.rendering)),
     }
+
+
+def _code(rendering: Rendering) -> Iterator[Path]:
+    """The modules that decide the ids of a comparison."""
+    tokens = Path(__file__).parent
+    yield tokens.parent / "types.py"
+    yield from tokens.glob("*.py")
+    if rendering.kind != CHAT_TEMPLATE:
+        yield registry.source_file("renderer", rendering.kind)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

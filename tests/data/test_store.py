@@ -20,6 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import plaudit
+from plaudit import registry
 from plaudit.data import load
 from plaudit.data import store as comparison_store
 from plaudit.data.load import iterate_comparisons, load_comparisons
@@ -29,7 +31,7 @@ from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode
-from plaudit.types import Comparison, Message, Skipped, TokenTree
+from plaudit.types import Comparison, Message, Rendering, Skipped, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -362,3 +364,13 @@ def _resident(path: Path) -> int:
             kilobytes = next(line for line in lines if line.startswith("Rss:")).split()[1]
             return int(kilobytes) << 10
     return 0
+
+
+@pytest.mark.parametrize("kind", ["chat_template", *registry.names("renderer")])
+def test_the_key_of_trees_covers_every_module_that_decides_ids(kind: str) -> None:
+    """Text becomes ids in ``tokens``, in the records of ``types``, and in a tool's renderer."""
+    modules = set(store._code(Rendering(kind=kind)))
+    package = Path(plaudit.__file__).parent
+    assert modules >= {package / "types.py", *package.glob("tokens/*.py")}
+    if kind != "chat_template":
+        assert registry.source_file("renderer", kind) in modules
