@@ -22,11 +22,9 @@ from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
-from plaudit.tokens.batch import PackedBatcher, make_batchers
-from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode
-from plaudit.tokens.pieces import pieces
-from plaudit.tokens.share import share_prompts
-from plaudit.tokens.template import freeze_dates
+from plaudit.tokens.batch import PackedBatcher, make_batchers, share_prompts
+from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode, token_strings
+from plaudit.tokens.rendering import freeze_dates
 from plaudit.types import (
     MEDIA,
     Batcher,
@@ -163,7 +161,7 @@ class RewardModel:
         at_every_token = batch.read_at(range(start, start + len(branch)))
         with torch.no_grad():
             rewards_R = self.module(at_every_token).double().tolist()
-        texts = pieces(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
+        texts = token_strings(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
         return [
             TokenReward(text=text, reward=reward)
             for text, reward in zip(texts, rewards_R, strict=True)

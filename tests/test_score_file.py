@@ -19,9 +19,8 @@ from plaudit.model.scoring import distinct_trees
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
-from plaudit.tokens.batch import PackedBatcher
+from plaudit.tokens.batch import PackedBatcher, share_prefixes, share_prompts
 from plaudit.tokens.encode import common_prefix
-from plaudit.tokens.share import share_prefixes, share_prompts
 from plaudit.types import PackedBatch, TokenTree
 from tests.conftest import write_jsonl
 

@@ -24,9 +24,8 @@ import numpy as np
 from plaudit.model.attention.kv_cache import PrefixCache
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.served_model import ServedModel, score_with_prefix_cache
-from plaudit.tokens.batch import PackedBatcher
+from plaudit.tokens.batch import PackedBatcher, share_prefixes
 from plaudit.tokens.encode import common_prefix
-from plaudit.tokens.share import share_prefixes
 from plaudit.types import IntArray, TokenTree, conversation_digests
 
 QUANTUM = 1024

@@ -23,10 +23,9 @@ from plaudit.reward_model import RewardModel, ScoreCache, load
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.protocols.records import Dialogue, Ids, Part, PreformattedText, ScoreRequest
 from plaudit.serving.settings import ModelSource, ServerSettings
-from plaudit.tokens.batch import PackedBatcher, fill, pack
+from plaudit.tokens.batch import LEAST_SHARED, PackedBatcher, fill, pack
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
 from plaudit.tokens.preformatted import SpecialTokens, encode_preformatted, special_tokens_of
-from plaudit.tokens.share import LEAST_SHARED
 from plaudit.types import MEDIA, FloatArray, IntArray, PackedBatch, Skipped, TokenTree
 
 

@@ -14,7 +14,6 @@ from plaudit.data.load import check_source
 from plaudit.errors import PlauditError, RecipeError, nearest
 from plaudit.recipe.schema import Recipe
 from plaudit.storage.atomic import missing_path
-from plaudit.tokens.template import read_template
 from plaudit.training.folder import RunFolder
 
 
@@ -162,3 +161,22 @@ def logging_into(folder: RunFolder, trackers: Sequence[str]) -> Iterator[None]:
     finally:
         for variable in ours:
             os.environ.pop(variable, None)
+
+
+def read_template(path: Path) -> str:
+    """The text of a jinja chat template file.
+
+    Raises:
+        RecipeError: the file is missing or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"tokens.chat_template: no file at {path}; give the path of a jinja chat template."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"tokens.chat_template: {path} cannot be read as text ({error}); "
+            "give the path of a jinja chat template."
+        ) from None

@@ -53,8 +53,7 @@ from plaudit.recipe.schema import (
 from plaudit.storage.manifest import check_model
 from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
 from plaudit.tokens.encode import Encoder
-from plaudit.tokens.rendering import NamedTemplate, Renderer
-from plaudit.tokens.template import freeze_dates, read_template
+from plaudit.tokens.rendering import NamedTemplate, Renderer, freeze_dates
 from plaudit.training import corpus as corpora
 from plaudit.training.corpus import Corpus
 from plaudit.training.folder import (
@@ -62,6 +61,7 @@ from plaudit.training.folder import (
     check_data_unchanged,
     is_main_process,
 )
+from plaudit.training.needs import read_template
 from plaudit.training.trainer import StepArguments
 from plaudit.types import Batcher, Rendering, RewardTransform, ScoredTokenRule
 

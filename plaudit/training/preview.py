@@ -16,8 +16,7 @@ from plaudit.recipe.schema import Recipe, Source
 from plaudit.report.preview import remarks
 from plaudit.reward_model import encoder_of, open_frozen
 from plaudit.tokens import encode as encoding
-from plaudit.tokens.encode import Encoder, encode
-from plaudit.tokens.pieces import pieces
+from plaudit.tokens.encode import Encoder, encode, token_strings
 from plaudit.tokens.rendering import is_chat
 from plaudit.training.prepare import (
     make_encoder,
@@ -148,7 +147,7 @@ def _preview(
 
 def _tokens(encoder: Encoder, ids: IntArray, before: Sequence[int]) -> tuple[TokenPreview, ...]:
     special = set(encoder.tokenizer.all_special_ids)
-    texts = pieces(encoder.tokenizer, ids.tolist(), before)
+    texts = token_strings(encoder.tokenizer, ids.tolist(), before)
     return tuple(
         TokenPreview(id=number, text=text, special=number in special)
         for number, text in zip(ids.tolist(), texts, strict=True)

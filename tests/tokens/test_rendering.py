@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from plaudit.errors import ModelError, RecipeError
-from plaudit.tokens.template import freeze_dates, read_template
+from plaudit.tokens.rendering import freeze_dates
+from plaudit.training.needs import read_template
 
 DAY = date(2024, 7, 26)
 MESSAGES = "{% for m in messages %}{{ m.content }}{% endfor %}"
