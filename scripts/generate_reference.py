@@ -1,7 +1,8 @@
 """Write the pages of ``docs/reference`` from the code.
 
 The recipe's keys, types, effective defaults and meanings come from its sections, the commands'
-options from their own ``--help``, HTTP from the table of protocols. A test compares the pages with
+options from their own ``--help``, HTTP from the table of protocols, the JSON Schema of
+``metrics.json`` from its records. A test compares the pages with
 this script's output.
 """
 
@@ -21,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from plaudit.cli.data import COMMANDS as DATA_VERBS
 from plaudit.cli.main import COMMANDS, main
+from plaudit.evaluation.schema import RecordedEvaluation, RunMetrics
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.problems import expected, fields_of, is_section, shown
 from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED, Recipe, Source, TemplateSection
@@ -233,7 +235,19 @@ def _answer(response: Any) -> str:
     return "\n".join(lines)
 
 
-PAGES = {"recipe.md": recipe_reference, "cli.md": cli_reference, "http.md": http_reference}
+def metrics_schema() -> str:
+    """The JSON Schema of ``metrics.json``, of a training run or of an evaluation."""
+    schema = TypeAdapter(RunMetrics | RecordedEvaluation).json_schema(mode="serialization")
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "metrics.json"}
+    return json.dumps(dialect | schema, indent=1, ensure_ascii=False) + "\n"
+
+
+PAGES = {
+    "recipe.md": recipe_reference,
+    "cli.md": cli_reference,
+    "http.md": http_reference,
+    "metrics.schema.json": metrics_schema,
+}
 
 if __name__ == "__main__":
     TARGET.mkdir(parents=True, exist_ok=True)
