@@ -23,24 +23,19 @@ from plaudit.evaluation.metrics.best_of import (
 )
 from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.recipe.schema import Source
-from plaudit.types import ScoreRow
+from tests.tables import score_row
 
 
 def table_of(rewards: np.ndarray, grades: np.ndarray) -> ScoreTable:
     """Rows of ``(Q, K)`` arrays; nan leaves a response out."""
     return build_table(
-        ScoreRow(
+        score_row(
+            prompt,
+            response,
             comparison=f"q{prompt}",
-            number=prompt,
             group=f"g{prompt}",
-            dataset="eval",
-            source="s",
-            response=response,
             reward=float(rewards[prompt, response]),
             grade=float(grades[prompt, response]),
-            margin=0.0,
-            tokens=3,
-            characters=3,
         )
         for prompt in range(rewards.shape[0])
         for response in range(rewards.shape[1])

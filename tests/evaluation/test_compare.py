@@ -22,32 +22,27 @@ from plaudit.evaluation.compare import (
     paired_test,
     slice_masks,
 )
-from plaudit.evaluation.table import ScoreTable, build_table
-from plaudit.types import ScoreRow
+from plaudit.evaluation.table import ScoreTable
+from tests.tables import score_table
 
 
 def table_of(
     delta_P: np.ndarray, *, groups: int | None = None, column: str = "kind", drop: int = -1
 ) -> ScoreTable:
     """One pair a comparison with these reward differences; ``drop`` is left out."""
-    kept = [pair for pair in range(len(delta_P)) if pair != drop]
-    return build_table(
-        ScoreRow(
-            comparison=f"pairs:{pair}",
-            number=number,
-            group=f"g{pair % groups if groups else pair}",
-            dataset="eval",
-            source="pairs",
-            response=response,
-            reward=float(delta_P[pair]) if response == 0 else 0.0,
-            grade=1.0 - response,
-            margin=0.0,
-            tokens=5,
-            characters=5,
-            metadata={column: "even" if pair % 2 == 0 else "odd"},
-        )
-        for number, pair in enumerate(kept)
-        for response in range(2)
+    return score_table(
+        [
+            {
+                "comparison": f"pairs:{pair}",
+                "group": f"g{pair % groups if groups else pair}",
+                "source": "pairs",
+                "reward": reward,
+                "metadata": {column: "even" if pair % 2 == 0 else "odd"},
+            }
+            for reward in (float(delta_P[pair]), 0.0)
+        ]
+        for pair in range(len(delta_P))
+        if pair != drop
     )
 
 

@@ -6,31 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE, bounded, measure_slices
-from plaudit.evaluation.table import build_table, pairs
-from plaudit.types import ScoreRow, TokenReward
+from plaudit.evaluation.table import pairs
+from plaudit.types import TokenReward
+from tests.tables import score_table
 
 
 def table_of(count, *, right=lambda number: 0.75, features=lambda number: {}, responses=2, seed=0):
     generator = np.random.default_rng(seed)
     wins_C = [generator.random() < right(number) for number in range(count)]
-    return build_table(
-        ScoreRow(
-            comparison=str(number),
-            number=number,
-            group=str(number),
-            dataset="eval",
-            source="s",
-            response=response,
-            reward=-float(response) if wins_C[number] else float(response),
-            grade=-float(response),
-            margin=0.0,
-            tokens=1,
-            characters=1,
-            metadata={"kind": number % 4, "rare": number == 0},
-            features=features(number),
-        )
+    return score_table(
+        [
+            {
+                "reward": -float(response) if wins_C[number] else float(response),
+                "metadata": {"kind": number % 4, "rare": number == 0},
+                "features": features(number),
+            }
+            for response in range(responses if number % 2 else 2)
+        ]
         for number in range(count)
-        for response in range(responses if number % 2 else 2)
     )
 
 

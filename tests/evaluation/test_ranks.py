@@ -13,28 +13,22 @@ from scipy import stats
 from sklearn.metrics import ndcg_score
 
 from plaudit.evaluation.metrics.ranks import correlate, correlate_strength, measure_ranks, rank
-from plaudit.evaluation.table import build_table, pairs
-from plaudit.types import ScoreRow
+from plaudit.evaluation.table import pairs
+from tests.tables import score_table
 
 
 def table_of(comparisons, groups=None):
     """A table of comparisons given as lists of (reward, grade)."""
-    return build_table(
-        ScoreRow(
-            comparison=str(number),
-            number=number,
-            group=str(number if groups is None else groups[number]),
-            dataset="eval",
-            source="s",
-            response=response,
-            reward=float(reward),
-            grade=float(grade),
-            margin=0.0,
-            tokens=1,
-            characters=1,
-        )
+    return score_table(
+        [
+            {
+                "reward": float(reward),
+                "grade": float(grade),
+                "group": str(number if groups is None else groups[number]),
+            }
+            for reward, grade in comparison
+        ]
         for number, comparison in enumerate(comparisons)
-        for response, (reward, grade) in enumerate(comparison)
     )
 
 
@@ -64,7 +58,7 @@ def test_rank_metrics_equal_scipy_and_sklearn(comparisons):
 def test_pairs_alone_have_no_rank_metrics():
     table = table_of([[(1, 1), (0, 0)]] * 3)
     assert measure_ranks(table) is None
-    assert len(rank(build_table([]))) == 0
+    assert len(rank(score_table([]))) == 0
 
 
 def test_rank_facts_by_hand():

@@ -18,8 +18,7 @@ from plaudit.evaluation.analysis.perturbations import KINDS, Perturbed, Probed, 
 from plaudit.evaluation.schema import EvaluationMetrics
 from plaudit.evaluation.sentences import _perturbations, _slices, _stored, percent
 from plaudit.evaluation.summary import Beside, summarise
-from plaudit.evaluation.table import build_table
-from plaudit.types import ScoreRow
+from tests.tables import score_table
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -34,32 +33,28 @@ def random_block(seed: int) -> EvaluationMetrics:
     count = int(generator.integers(2, 60))
     sources = int(generator.integers(1, 9))
     chance = generator.uniform(0, 1)
-    rows = [
-        ScoreRow(
-            comparison=str(number),
-            number=number,
-            group=str(number // 2 if seed % 2 else number),
-            dataset="eval",
-            source=f"source {number**2 % sources}",
-            response=response,
-            reward=float(np.round(generator.normal(grade, 1.0), 1)),
-            grade=grade,
-            margin=0.0,
-            tokens=5,
-            characters=int(generator.integers(1, 6)),
-            features={
-                "list_items": float(generator.random() < chance),
-                "refusal": float(generator.random() < 0.1),
-            },
-        )
+    table = score_table(
+        [
+            {
+                "group": str(number // 2 if seed % 2 else number),
+                "source": f"source {number**2 % sources}",
+                "reward": float(np.round(generator.normal(grade, 1.0), 1)),
+                "grade": grade,
+                "characters": int(generator.integers(1, 6)),
+                "features": {
+                    "list_items": float(generator.random() < chance),
+                    "refusal": float(generator.random() < 0.1),
+                },
+            }
+            for grade in (1.0, 0.0)
+        ]
         for number in range(count)
-        for response, grade in enumerate((1.0, 0.0))
-    ]
+    )
     baselines = {
         "longer": generator.normal(0.2, 1, count),
         "bag_of_words": None if seed % 3 else generator.normal(0.5, 1, count),
     }
-    return summarise(build_table(rows), Beside(dataset="eval", baselines=baselines))
+    return summarise(table, Beside(dataset="eval", baselines=baselines))
 
 
 @settings(deadline=None, max_examples=15)

@@ -14,32 +14,29 @@ from sklearn.metrics import brier_score_loss, log_loss
 from plaudit.evaluation.metrics.pairwise import bradley_terry_loss
 from plaudit.evaluation.schema import HistoryEntry, json_safe
 from plaudit.evaluation.summary import Beside, Evaluated, judge_overfit, summarise
-from plaudit.evaluation.table import build_table, pairs
-from plaudit.types import ScoreRow
+from plaudit.evaluation.table import pairs
+from tests.tables import score_table
 
 
 def make_table(count=60, datasets=("eval",), seed=0, metadata=lambda number: {}, spread=1.0):
     generator = np.random.default_rng(seed)
-    rows = []
-    for number in range(count):
-        for response, grade in enumerate((1.0, 0.0)):
-            rows.append(
-                ScoreRow(
-                    comparison=str(number),
-                    number=number,
-                    group=str(number // 2),
-                    dataset=datasets[number % len(datasets)],
-                    source="abc"[number % 3],
-                    response=response,
-                    reward=spread * float(generator.normal(grade, 1.0)),
-                    grade=grade,
-                    margin=0.25,
-                    tokens=20,
-                    characters=int(generator.integers(0, 400)),
-                    metadata=metadata(number),
-                )
-            )
-    return build_table(rows)
+    return score_table(
+        [
+            {
+                "group": str(number // 2),
+                "dataset": datasets[number % len(datasets)],
+                "source": "abc"[number % 3],
+                "reward": spread * float(generator.normal(grade, 1.0)),
+                "grade": grade,
+                "margin": 0.25,
+                "tokens": 20,
+                "characters": int(generator.integers(0, 400)),
+                "metadata": metadata(number),
+            }
+            for grade in (1.0, 0.0)
+        ]
+        for number in range(count)
+    )
 
 
 def summary(table, **changes):
@@ -79,7 +76,7 @@ def test_loss_honours_margins_and_nll_does_not():
 
 
 def test_without_pairs_numbers_are_null():
-    block = strict_json(summary(build_table([])))
+    block = strict_json(summary(score_table([])))
     for key in ("loss", "accuracy", "accuracy_ci95", "ece", "temperature", "nll_calibrated"):
         assert getattr(block, key) is None
     assert block.pairs == 0
@@ -168,15 +165,7 @@ def test_the_best_baseline_is_named(right, words):
 @given(st.lists(st.floats(-12, 12).map(lambda d: round(d, 3)), min_size=2, max_size=40))
 def test_both_forms_of_the_scores_equal_sklearn(deltas):
     """Log loss and Brier as trained, from the answer's side and from the confidence's side."""
-    rows = [
-        ScoreRow(
-            comparison=str(n), number=n, group=str(n), dataset="eval", source="s", response=r,
-            reward=reward, grade=1.0 - r, margin=0.0, tokens=1, characters=1,
-        )
-        for n, delta in enumerate(deltas)
-        for r, reward in enumerate((delta, 0.0))
-    ]  # fmt: skip
-    block = summary(build_table(rows))
+    block = summary(score_table([{"reward": delta}, {}] for delta in deltas))
     labels = np.repeat([1, 0], len(deltas))
     probabilities = expit(np.concatenate([deltas, np.negative(deltas)]))
     expected = {
@@ -267,7 +256,7 @@ def test_the_summary_is_sentences_of_recorded_numbers():
     block = summary(make_table(count=400))
     assert block.summary[0].startswith(f"It ranks {100 * block.accuracy:.1f}% of 400 pairs")
     assert all(sentence.endswith(".") for sentence in block.summary)
-    assert summary(build_table([])).summary == (
+    assert summary(score_table([])).summary == (
         "There is no pair with a known order, so nothing can be said of accuracy.",
     )
 

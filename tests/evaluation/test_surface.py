@@ -20,8 +20,9 @@ from plaudit.evaluation.analysis.surface import (
     measure_length_bias,
     score_differences,
 )
-from plaudit.evaluation.table import Pairs, build_table, pairs
-from plaudit.types import Comparison, Message, ScoreRow
+from plaudit.evaluation.table import Pairs, pairs
+from plaudit.types import Comparison, Message
+from tests.tables import score_table
 
 
 def comparison(number, *responses, grades=None):
@@ -159,23 +160,17 @@ def test_response_text_joins_turns():
 
 def table_of(comparisons, features=None):
     """A table of comparisons given as lists of (reward, grade, characters)."""
-    return build_table(
-        ScoreRow(
-            comparison=str(number),
-            number=number,
-            group=str(number),
-            dataset="eval",
-            source="s",
-            response=response,
-            reward=float(reward),
-            grade=float(grade),
-            margin=0.0,
-            tokens=1,
-            characters=characters,
-            features={} if features is None else features[number][response],
-        )
+    return score_table(
+        [
+            {
+                "reward": float(reward),
+                "grade": float(grade),
+                "characters": characters,
+                "features": {} if features is None else features[number][response],
+            }
+            for response, (reward, grade, characters) in enumerate(comparison)
+        ]
         for number, comparison in enumerate(comparisons)
-        for response, (reward, grade, characters) in enumerate(comparison)
     )
 
 
@@ -298,7 +293,7 @@ def test_a_feature_row_by_hand():
 
 
 def test_without_texts_or_pairs_nothing_is_claimed():
-    empty = build_table([])
+    empty = score_table([])
     found = measure_bias(empty, pairs(empty))
     assert all(row.pairs == 0 and row.p is None for row in found.features)
     table = simulated(0.0, count=30)

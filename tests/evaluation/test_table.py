@@ -18,22 +18,13 @@ from plaudit.evaluation.table import (
     write_rewards,
     write_table,
 )
-from plaudit.types import ScoreRow
+from tests.tables import score_row
 
 
 def row(comparison="c", response=0, reward=0.0, grade=0.0, **changes):
-    fields = {
-        "number": sum(map(ord, comparison)),
-        "group": "g",
-        "dataset": "eval",
-        "source": "s",
-        "margin": 0.0,
-        "tokens": 5,
-        "characters": 20,
-    }
-    return ScoreRow(
-        comparison=comparison, response=response, reward=reward, grade=grade, **(fields | changes)
-    )
+    fields = {"group": "g", "tokens": 5, "characters": 20, "reward": reward, "grade": grade}
+    number = sum(map(ord, comparison))
+    return score_row(number, response, comparison=comparison, **(fields | changes))
 
 
 ROWS = st.lists(

@@ -15,7 +15,7 @@ from plaudit.evaluation.compare import Scored, align, compare_aligned
 from plaudit.evaluation.metrics.best_of import best_of_n
 from plaudit.evaluation.schema import RunMetrics, adapter, json_safe
 from plaudit.evaluation.summary import Beside, summarise
-from plaudit.evaluation.table import ScoreTable, build_table
+from plaudit.evaluation.table import ScoreTable
 from plaudit.report import plots
 from plaudit.report.comparison import best_of_figure, comparison_figure
 from plaudit.report.html import IN_TABLES
@@ -32,7 +32,7 @@ from plaudit.report.plots import (
     run_plots,
     write_plots,
 )
-from plaudit.types import ScoreRow
+from tests.tables import score_table
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 METRICS = json.loads(GOLDEN.read_text(encoding="utf-8"))
@@ -124,22 +124,9 @@ def perturbed(metadata=lambda number: {}):
 
 def ranked(responses: int, prompts: int, rewards) -> ScoreTable:
     """Response r of every prompt has grade -r and the reward ``rewards(prompt, r)``."""
-    return build_table(
-        ScoreRow(
-            comparison=str(prompt),
-            number=prompt,
-            group=str(prompt),
-            dataset="eval",
-            source="s",
-            response=response,
-            reward=rewards(prompt, response),
-            grade=-float(response),
-            margin=0.0,
-            tokens=3,
-            characters=3,
-        )
+    return score_table(
+        [{"reward": rewards(prompt, response)} for response in range(responses)]
         for prompt in range(prompts)
-        for response in range(responses)
     )
 
 
@@ -292,26 +279,14 @@ def test_nothing_recorded_draws_nothing_and_removes_stale_plots(tmp_path, metric
 
 
 def evaluated(rewards, characters, perturbations=None, metadata=lambda number: {}):
-    rows = [
-        ScoreRow(
-            comparison=str(number),
-            number=number,
-            group=str(number),
-            dataset="eval",
-            source="s",
-            response=response,
-            reward=reward,
-            grade=1.0 - response,
-            margin=0.0,
-            tokens=3,
-            characters=characters[response],
-            metadata=metadata(number),
-        )
-        for number, pair in enumerate(rewards)
-        for response, reward in enumerate(pair)
-    ]
     return summarise(
-        build_table(rows),
+        score_table(
+            [
+                {"reward": reward, "characters": length, "metadata": metadata(number)}
+                for reward, length in zip(pair, characters, strict=True)
+            ]
+            for number, pair in enumerate(rewards)
+        ),
         Beside(
             dataset="eval",
             chose_checkpoint=True,
