@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from scipy.stats import norm, sem
-from sklearn.linear_model import LogisticRegression
 
 from plaudit.evaluation.metrics.calibration import (
     PRIOR_SD,
@@ -30,23 +29,6 @@ from plaudit.evaluation.metrics.pairwise import (
 DELTAS = arrays(
     np.float64, st.integers(2, 60), elements=st.floats(-5, 5).map(lambda value: round(value, 2))
 )
-
-
-@settings(deadline=None)
-@given(DELTAS)
-def test_temperature_equals_unpenalised_logistic_regression(delta_P):
-    assume(np.any(delta_P))
-    fitted = best_temperature(delta_P)
-    # Separable pairs, or none better than chance: a bound, not an optimum.
-    scale = np.abs(delta_P).mean()
-    assume(0.11 * scale < fitted < 900 * scale)
-    labels = np.repeat([1, 0], len(delta_P))
-    slope = (
-        LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=10_000)
-        .fit(np.concatenate([delta_P, -delta_P])[:, None], labels)
-        .coef_[0, 0]
-    )
-    assert 1 / fitted == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
 @settings(deadline=None)

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
-from scipy import stats
-from sklearn.metrics import cohen_kappa_score
 
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import (
@@ -22,57 +20,11 @@ from plaudit.evaluation.compare import (
     paired_test,
     slice_masks,
 )
-from plaudit.evaluation.table import ScoreTable
-from tests.tables import score_table
-
-
-def table_of(
-    delta_P: np.ndarray, *, groups: int | None = None, column: str = "kind", drop: int = -1
-) -> ScoreTable:
-    """One pair a comparison with these reward differences; ``drop`` is left out."""
-    return score_table(
-        [
-            {
-                "comparison": f"pairs:{pair}",
-                "group": f"g{pair % groups if groups else pair}",
-                "source": "pairs",
-                "reward": reward,
-                "metadata": {column: "even" if pair % 2 == 0 else "odd"},
-            }
-            for reward in (float(delta_P[pair]), 0.0)
-        ]
-        for pair in range(len(delta_P))
-        if pair != drop
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_kappa_is_scikit_learns(seed: int) -> None:
-    a, b = np.random.default_rng(seed).integers(0, 2, size=(2, 60))
-    assert kappa(a, b) == pytest.approx(cohen_kappa_score(a, b), rel=1e-9)
+from tests.tables import table_of_deltas
 
 
 def test_kappa_of_two_perfect_models_is_not_a_number() -> None:
     assert np.isnan(kappa(np.ones(4), np.ones(4)))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_log_loss_is_tested_as_scipy_does(seed: int) -> None:
-    a, b = np.random.default_rng(seed).normal(size=(2, 40))
-    test = paired_test("nll", a, b, np.arange(40))
-    assert test.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
-
-
-def test_agreement_is_scipys() -> None:
-    a, b = np.random.default_rng(2).normal(size=(2, 30))
-    result = compare_aligned(
-        align([Scored(name="a", table=table_of(a)), Scored(name="b", table=table_of(b))])
-    )
-    found = result.model_pairs[0].agreement
-    assert found.pearson == pytest.approx(stats.pearsonr(a, b).statistic, rel=1e-9)
-    assert found.spearman == pytest.approx(stats.spearmanr(a, b).statistic, rel=1e-9)
-    assert found.both_right == int(((a > 0) & (b > 0)).sum())
-    assert found.only_a_right == int(((a > 0) & (b <= 0)).sum())
 
 
 def test_seven_pairs_by_hand() -> None:
@@ -80,7 +32,9 @@ def test_seven_pairs_by_hand() -> None:
     a = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 0.0])
     b = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0, -1.0])
     result = compare_aligned(
-        align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+        align(
+            [Scored(name="A", table=table_of_deltas(a)), Scored(name="B", table=table_of_deltas(b))]
+        )
     )
     found = result.model_pairs[0]
     assert found.accuracy.a == pytest.approx(5 / 7)
@@ -118,13 +72,14 @@ def test_eight_alike_do_not_differ_and_one_better_does() -> None:
     shared = noisy(0, 0.6)
     # Eight copies that differ by a little noise: the same quality.
     alike = [
-        Scored(name=f"s{n}", table=table_of(shared + 0.05 * noisy(n + 1, 0.0))) for n in range(8)
+        Scored(name=f"s{n}", table=table_of_deltas(shared + 0.05 * noisy(n + 1, 0.0)))
+        for n in range(8)
     ]
     result = compare_aligned(align(alike))
     assert len(result.model_pairs) == 28
     assert result.best.accuracy.significant == 0
     assert "No two of the 8 models differ significantly in accuracy" in result.sentences[0]
-    better = Scored(name="good", table=table_of(shared + 1.0))
+    better = Scored(name="good", table=table_of_deltas(shared + 1.0))
     result = compare_aligned(align([*alike, better]))
     for metric in METRICS:
         assert result.best.by(metric).name == "good"
@@ -138,8 +93,8 @@ def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
     result = compare_aligned(
         align(
             [
-                Scored(name="calm", table=table_of(delta)),
-                Scored(name="loud", table=table_of(9 * delta)),
+                Scored(name="calm", table=table_of_deltas(delta)),
+                Scored(name="loud", table=table_of_deltas(9 * delta)),
             ]
         )
     )
@@ -162,7 +117,10 @@ def test_false_findings_stay_at_their_rate() -> None:
 def test_rows_that_one_model_lacks_are_left_out_and_counted() -> None:
     a, b = noisy(1, 0.5, 10), noisy(2, 0.5, 10)
     aligned = align(
-        [Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b, drop=4))]
+        [
+            Scored(name="A", table=table_of_deltas(a)),
+            Scored(name="B", table=table_of_deltas(b, drop=4)),
+        ]
     )
     assert len(aligned.paired) == 9
     assert aligned.unmatched == {"A": 1, "B": 0}
@@ -172,14 +130,14 @@ def test_rows_that_one_model_lacks_are_left_out_and_counted() -> None:
 
 def test_rows_in_another_order_are_matched() -> None:
     a = noisy(1, 0.5, 6)
-    table = table_of(a)
+    table = table_of_deltas(a)
     turned = table.take(np.array([2, 3, 0, 1, 4, 5, 6, 7, 8, 9, 10, 11]))
     aligned = align([Scored(name="A", table=table), Scored(name="B", table=turned)])
     assert aligned.delta_MP[0].tolist() == aligned.delta_MP[1].tolist()
 
 
 def test_nothing_in_common_is_said() -> None:
-    a = table_of(noisy(1, 0.5, 6))
+    a = table_of_deltas(noisy(1, 0.5, 6))
     other = np.empty(12, dtype=object)
     other[:] = "elsewhere"
     b = replace(a, source_N=other)
@@ -190,7 +148,9 @@ def test_nothing_in_common_is_said() -> None:
 def test_slices_have_sizes_and_corrected_p_values() -> None:
     a = np.where(np.arange(80) % 2 == 0, 1.0, 1.0)
     b = np.where(np.arange(80) % 2 == 0, -1.0, 1.0)
-    aligned = align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+    aligned = align(
+        [Scored(name="A", table=table_of_deltas(a)), Scored(name="B", table=table_of_deltas(b))]
+    )
     names = [(column, value) for column, value, _ in slice_masks(aligned.table, aligned.paired)]
     assert names == [("kind", "even"), ("kind", "odd")]
     even, odd = compare_aligned(aligned).slices
@@ -204,7 +164,9 @@ def test_examples_have_the_widest_gaps() -> None:
     a = np.array([3.0, 1.0, -1.0, -5.0])
     b = np.array([-1.0, -9.0, 1.0, 1.0])
     result = compare_aligned(
-        align([Scored(name="A", table=table_of(a)), Scored(name="B", table=table_of(b))])
+        align(
+            [Scored(name="A", table=table_of_deltas(a)), Scored(name="B", table=table_of_deltas(b))]
+        )
     )
     assert [(e.right, e.id) for e in result.examples] == [
         ("a", "pairs:1"),

@@ -2,30 +2,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from scipy.special import expit
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint, proportions_ztest
+from sklearn.metrics import accuracy_score
+from statsmodels.stats.proportion import proportions_ztest
 
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.pairwise import (
     against_the_rest,
     benjamini_hochberg,
-    clustered_p,
     holm,
-    mcnemar,
-    paired_difference,
 )
 from plaudit.evaluation.schema import parts
 
@@ -47,28 +38,6 @@ def equal_count(delta_P, bins=10):
     return pairwise.reliability_equal_count(confidence_P, credit_P, bins)
 
 
-def both_orders(delta_P):
-    """Labels and probabilities of every pair, shown in both orders."""
-    labels = np.repeat([1, 0], len(delta_P))
-    return labels, expit(np.concatenate([delta_P, -delta_P]))
-
-
-@settings(deadline=None)
-@given(DELTAS)
-def test_nll_and_brier_equal_sklearn(delta_P):
-    labels, probabilities = both_orders(delta_P)
-    assert pairwise.nll(delta_P) == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
-    assert pairwise.brier(delta_P) == pytest.approx(brier_score_loss(labels, probabilities))
-
-
-@settings(deadline=None)
-@given(DELTAS, st.floats(0, 3))
-def test_loss_with_margin_equals_scipy(delta_P, margin):
-    expected = -stats.logistic.logcdf(delta_P - margin)
-    assert pairwise.bradley_terry_losses(delta_P, margin) == pytest.approx(expected)
-    assert pairwise.bradley_terry_loss(delta_P, margin) == pytest.approx(expected.mean())
-
-
 @settings(deadline=None)
 @given(DELTAS)
 def test_accuracy_and_ties(delta_P):
@@ -79,34 +48,10 @@ def test_accuracy_and_ties(delta_P):
     assert pairwise.ties(delta_P) == sum(value == 0 for value in delta_P)
 
 
-@settings(deadline=None)
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_statsmodels(counts):
-    successes, trials = counts
-    expected = proportion_confint(successes, trials, alpha=0.05, method="wilson")
-    assert pairwise.wilson(successes, trials) == pytest.approx(expected, abs=1e-12)
-
-
 def test_wilson_of_the_reference_run():
     low, high = pairwise.wilson(round(0.696 * 2401), 2401)
     assert (high - low) / 2 == pytest.approx(0.018, abs=0.0005)
     assert pairwise.wilson(0, 0) is None
-
-
-@settings(deadline=None)
-@given(DELTAS, st.integers(1, 15))
-def test_equal_width_reliability_equals_sklearn(delta_P, bins):
-    delta_P = delta_P[delta_P != 0]  # sklearn has no half-right answer
-    curve = equal_width(delta_P, bins)
-    # Confidence 0.5 to 1 spread over 0 to 1, where sklearn makes its bins.
-    edges = np.linspace(0, 1, bins + 1)
-    spread = (pairwise.confidences(delta_P) - 0.5) * 2
-    if np.isclose(spread[:, None], edges[None, 1:-1], atol=1e-9).any() or not len(delta_P):
-        return
-    accuracy_B, spread_B = calibration_curve(delta_P > 0, spread, n_bins=bins)
-    assert curve.accuracy_B == pytest.approx(accuracy_B)
-    assert curve.confidence_B == pytest.approx(spread_B / 2 + 0.5)
-    assert curve.pairs_B.sum() == len(delta_P)
 
 
 @settings(deadline=None)
@@ -152,60 +97,12 @@ def test_no_pairs_give_nan_not_a_number_of_our_making():
     assert all(math.isnan(value) for value in parts(pairwise.spread(empty)).values())
 
 
-@settings(deadline=None)
-@given(DELTAS)
-def test_spread_equals_numpy(delta_P):
-    spread = pairwise.spread(delta_P)
-    assert (spread.min, spread.max) == (stats.tmin(delta_P), stats.tmax(delta_P))
-    assert spread.mean == pytest.approx(stats.tmean(delta_P), abs=1e-12)
-    assert spread.std == pytest.approx(statistics.pstdev(delta_P.tolist()), abs=1e-9)
-
-
-GROUPED = st.integers(3, 40).flatmap(
-    lambda size: st.tuples(
-        arrays(np.float64, size, elements=st.floats(0, 5).map(lambda value: round(value, 3))),
-        arrays(np.float64, size, elements=st.floats(0, 5).map(lambda value: round(value, 3))),
-        arrays(np.int64, size, elements=st.integers(0, 8)),
-    )
-)
-
-
-@settings(deadline=None)
-@given(GROUPED)
-def test_paired_difference_equals_clustered_regression(inputs):
-    loss_a_P, loss_b_P, group_P = inputs
-    found = pairwise.paired_difference(loss_a_P, loss_b_P, group_P)
-    assert found.groups == len(set(group_P.tolist()))
-    assert found.pairs == len(group_P)
-    if found.groups < 2:
-        assert found.standard_error is None
-        assert found.interval is None
-        return
-    expected = sm.OLS(loss_b_P - loss_a_P, np.ones(len(group_P))).fit(
-        cov_type="cluster", cov_kwds={"groups": group_P}, use_t=True
-    )
-    assert found.mean == pytest.approx(expected.params[0], abs=1e-9)
-    assert found.standard_error == pytest.approx(expected.bse[0], abs=1e-9)
-    assert found.interval == pytest.approx(expected.conf_int()[0], abs=1e-7)
-
-
 def test_paired_difference_of_lone_pairs_is_the_paired_t_test():
     generator = np.random.default_rng(1)
     loss_a_P, loss_b_P = generator.normal(size=(2, 50))
     found = pairwise.paired_difference(loss_a_P, loss_b_P, np.arange(50))
     expected = stats.ttest_rel(loss_b_P, loss_a_P).confidence_interval(0.95)
     assert found.interval == pytest.approx((expected.low, expected.high))
-
-
-def test_bootstrap_of_lone_pairs_equals_scipy():
-    values = np.random.default_rng(2).normal(size=200)
-    found = pairwise.group_bootstrap(
-        lambda drawn: float(values[drawn].mean()), np.arange(200), resamples=4000
-    )
-    expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3)
-    ).confidence_interval
-    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
 def test_bootstrap_draws_whole_groups():
@@ -364,53 +261,10 @@ def test_the_bootstrap_of_a_share_equals_the_one_over_drawn_pairs(pairs_each):
     assert found == pytest.approx(tuple(scipys), abs=0.012)
 
 
-P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60))
-@example(300, 351)
-def test_mcnemar_equals_statsmodels(only_a, only_b):
-    expected = reference_mcnemar([[3, only_a], [only_b, 5]], exact=True).pvalue
-    assert mcnemar(only_a, only_b) == pytest.approx(min(expected, 1.0), rel=1e-9)
-
-
-@pytest.mark.slow
-@settings(deadline=None, max_examples=40)
-@given(P_VALUES)
-def test_corrections_equal_statsmodels(p_values):
-    for adjust, method in ((holm, "holm"), (benjamini_hochberg, "fdr_bh")):
-        expected = multipletests(p_values, method=method)[1]
-        assert adjust(p_values) == pytest.approx(expected, abs=1e-12)
-
-
 def test_what_was_not_tested_is_not_corrected():
     assert holm([None, 0.01, None, 0.04]) == [None, 0.02, None, 0.04]
     assert benjamini_hochberg([0.04, None, 0.02]) == [0.04, None, 0.04]
     assert benjamini_hochberg([]) == holm([]) == []
-
-
-@settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.floats(-3, 3).map(lambda value: round(value, 3)), st.integers(0, 9)),
-        min_size=2,
-        max_size=40,
-    )
-)
-def test_clustered_p_equals_statsmodels(inputs):
-    difference_P = np.array([value for value, _ in inputs])
-    group_P = np.array([group for _, group in inputs])
-    found = paired_difference(np.zeros(len(inputs)), difference_P, group_P)
-    p = clustered_p(found)
-    if found.groups < 2:
-        assert p is None
-        return
-    fitted = sm.OLS(difference_P, np.ones(len(inputs))).fit(
-        cov_type="cluster", cov_kwds={"groups": group_P}, use_t=True
-    )
-    if found.standard_error > 1e-9:
-        assert p == pytest.approx(fitted.pvalues[0], abs=1e-7)
 
 
 @settings(deadline=None)

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import brier_score_loss, log_loss
 
 from plaudit.evaluation.metrics.pairwise import bradley_terry_loss
 from plaudit.evaluation.schema import HistoryEntry, json_safe
@@ -159,22 +156,6 @@ def test_the_best_baseline_is_named(right, words):
     assert named in block.baselines_sentence
     assert block.baselines["unfitted"] is None
     assert summary(table, baselines={"bag_of_words": None}).baselines_sentence is None
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.floats(-12, 12).map(lambda d: round(d, 3)), min_size=2, max_size=40))
-def test_both_forms_of_the_scores_equal_sklearn(deltas):
-    """Log loss and Brier as trained, from the answer's side and from the confidence's side."""
-    block = summary(score_table([{"reward": delta}, {}] for delta in deltas))
-    labels = np.repeat([1, 0], len(deltas))
-    probabilities = expit(np.concatenate([deltas, np.negative(deltas)]))
-    expected = {
-        "nll": log_loss(labels, probabilities),
-        "brier": brier_score_loss(labels, probabilities),
-    }
-    for name, value in expected.items():
-        assert getattr(block, name) == pytest.approx(value, abs=1e-9)
-        assert getattr(block.calibrations.uncalibrated, name) == pytest.approx(value, abs=1e-9)
 
 
 def test_mistakes_are_the_most_confident_one_per_prompt():

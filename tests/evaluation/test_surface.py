@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from plaudit.evaluation.analysis.features import response_text
@@ -22,7 +18,7 @@ from plaudit.evaluation.analysis.surface import (
 )
 from plaudit.evaluation.table import Pairs, pairs
 from plaudit.types import Comparison, Message
-from tests.tables import score_table
+from tests.tables import score_table, table_of_lengths
 
 
 def comparison(number, *responses, grades=None):
@@ -158,47 +154,6 @@ def test_response_text_joins_turns():
     assert response_text("as it is\n") == "as it is\n"
 
 
-def table_of(comparisons, features=None):
-    """A table of comparisons given as lists of (reward, grade, characters)."""
-    return score_table(
-        [
-            {
-                "reward": float(reward),
-                "grade": float(grade),
-                "characters": characters,
-                "features": {} if features is None else features[number][response],
-            }
-            for response, (reward, grade, characters) in enumerate(comparison)
-        ]
-        for number, comparison in enumerate(comparisons)
-    )
-
-
-ANSWERS = st.lists(
-    st.tuples(st.integers(-9, 9).map(lambda r: r / 2), st.integers(0, 2), st.integers(0, 50)),
-    min_size=2,
-    max_size=4,
-)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(ANSWERS, min_size=3, max_size=12))
-def test_slope_and_spearman_equal_statsmodels_and_scipy(comparisons):
-    table = table_of(comparisons)
-    facts = measure_length_bias(table, pairs(table))
-    length, reward = table.characters_N.astype(float), table.reward_N
-    number = table.number_N
-    dummies = (number[:, None] == np.unique(number)).astype(float)
-    within = length - dummies @ (dummies.T @ length / dummies.sum(0))
-    if (within != 0).sum() > 1 and reward.std() > 0 and abs(within).max() > 1e-9:
-        slope = sm.OLS(reward, np.column_stack([length, dummies])).fit().params[0]
-        expected = slope * 100 / reward.std()
-        assert facts.slope_per_100_characters == pytest.approx(expected, rel=1e-7, abs=1e-7)
-    if length.std() > 0 and reward.std() > 0:
-        expected = stats.spearmanr(reward, length).statistic
-        assert facts.spearman == pytest.approx(expected, abs=1e-9)
-
-
 def simulated(liking, count=1500, seed=0):
     """Quality decides the labels; the reward is measure_pairs and ``liking`` for length."""
     generator = np.random.default_rng(seed)
@@ -214,7 +169,7 @@ def simulated(liking, count=1500, seed=0):
                 (reward[1], not better, int(characters[1])),
             ]
         )
-    return table_of(rows)
+    return table_of_lengths(rows)
 
 
 def test_a_liking_for_length_is_found_and_taken_out():
@@ -244,7 +199,7 @@ def test_noise_is_no_leaning_where_the_labels_have_one():
         longer_wins, right = generator.random() < 0.8, generator.random() < 0.7
         lengths = (20, 10) if longer_wins else (10, 20)
         rows.append([(float(right), 1, lengths[0]), (float(not right), 0, lengths[1])])
-    table = table_of(rows)
+    table = table_of_lengths(rows)
     row = measure_bias(table, pairs(table)).features[0]
     assert row.excess_ci95[1] < -0.1
     assert row.gap_ci95[0] < 0 < row.gap_ci95[1]
@@ -261,7 +216,7 @@ def test_no_liking_is_not_found():
 def test_balanced_accuracy_is_the_mean_of_both_sides():
     longer_right, longer_wrong = [(1, 1, 9), (0, 0, 3)], [(0, 1, 9), (1, 0, 3)]
     shorter_right = [(1, 1, 3), (0, 0, 9)]
-    table = table_of([longer_right] * 6 + [longer_wrong] * 2 + [shorter_right])
+    table = table_of_lengths([longer_right] * 6 + [longer_wrong] * 2 + [shorter_right])
     facts = measure_length_bias(table, pairs(table))
     assert facts.chosen_longer.accuracy == 0.75
     assert facts.chosen_shorter.accuracy == 1.0
@@ -278,7 +233,7 @@ def test_a_feature_row_by_hand():
     ]
     lists = [(3, 0), (0, 2), (0, 1), (4, 4)]
     features = [[{"list_items": more} for more in pair] for pair in lists]
-    table = table_of(comparisons, features)
+    table = table_of_lengths(comparisons, features)
     row = feature_row("list_items", table.features_N["list_items"], pairs(table))
     assert row.pairs == 3
     assert row.labels_prefer_more == pytest.approx(1 / 3)
