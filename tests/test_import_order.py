@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compare_models",
     ),
     ("training",),
-    ("evaluate_model",),
+    ("audit_data", "evaluate_model"),
     ("report",),
     ("evaluation",),
     ("score_file", "client"),

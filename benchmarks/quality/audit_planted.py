@@ -68,7 +68,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 def audit(data: Path, eval_: Path | None = None, suite: Path | None = None) -> dict[str, set[int]]:
     """Line numbers of the rows that each check flags."""
-    from plaudit.evaluation.audit_data import AuditOptions, audit_data
+    from plaudit.audit_data import AuditOptions, audit_data
 
     options = AuditOptions(
         data=[str(data)],

@@ -72,7 +72,7 @@ def child(data: Path, held_out: Path) -> None:
     import resource
     import time
 
-    from plaudit.evaluation.audit_data import AuditOptions, audit_data
+    from plaudit.audit_data import AuditOptions, audit_data
 
     stages: dict[str, float] = {}
     began = time.perf_counter()

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.common.planting import KINDS, plant, ranked
+from plaudit.audit_data import AuditOptions, audit_data
 from plaudit.data.audit import measure, run, similarity
 from plaudit.data.audit.checks import BY_NAME, CHECKS
 from plaudit.data.audit.fix import REPAIRS, change_log_of, write_cleaned
@@ -33,7 +34,6 @@ from plaudit.data.audit.similarity import (
 from plaudit.data.load import iterate_comparisons
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
-from plaudit.evaluation.audit_data import AuditOptions, audit_data
 from plaudit.recipe.schema import Source
 from plaudit.types import Comparison, Message
 from tests.conftest import write_jsonl
@@ -480,7 +480,7 @@ def test_languages_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path) -> None:
-    from plaudit.evaluation.audit_data import tokens_by
+    from plaudit.audit_data import tokens_by
     from plaudit.tokens.encode import Encoder, encode
 
     rows = [
@@ -645,7 +645,7 @@ def test_an_audit_loads_no_torch(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [pair("How?", "So.", "Not so.")])
     program = (
         "import sys\n"
-        "from plaudit.evaluation.audit_data import AuditOptions, audit_data\n"
+        "from plaudit.audit_data import AuditOptions, audit_data\n"
         f"audit_data(AuditOptions(data=[{str(data)!r}], eval_data=[{str(data)!r}]))\n"
         "print('torch' in sys.modules)"
     )

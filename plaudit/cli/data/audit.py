@@ -66,8 +66,8 @@ def audit(
     json: Annotated[bool, typer.Option("--json", help="Print audit.json on stdout.")] = False,
 ) -> None:
     """Audit preference data: duplicates, contradictions, leaks, lengths, broken turns."""
+    from plaudit.audit_data import AuditOptions, audit_data
     from plaudit.cli.printing import quiet_console
-    from plaudit.evaluation.audit_data import AuditOptions, audit_data
     from plaudit.report.audit import audit_files
     from plaudit.storage.atomic import check_new_folder, write_folder
 
