@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
 
 from plaudit import __version__
 from plaudit.data.load import (
@@ -63,7 +65,7 @@ from plaudit.storage.atomic import (
     write_json,
     write_json_lines,
 )
-from plaudit.types import ScoreRow
+from plaudit.types import ScoreRow, TokenTree
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
@@ -323,13 +325,10 @@ def score_comparisons(
     """
     from plaudit.tokens.store import encode_rows
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        encoding = progress.add_task("encoding", total=None)
-        encoded = encode_rows(
-            model.encoder,
-            comparisons,
-            on_rows=lambda done, total: progress.update(encoding, completed=done, total=total),
-        ).of(comparisons)
+    with progress_bars(console) as show:
+        encoded = encode_rows(model.encoder, comparisons, on_rows=partial(show, "encoding")).of(
+            comparisons
+        )
         if not len(encoded.kept_N):
             counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
             example = f"; {encoded.example}" if encoded.example else ""
@@ -337,14 +336,14 @@ def score_comparisons(
                 f"{name and f'{name}: '}None of the {len(comparisons)} comparisons can be scored "
                 f"({counts}{example}); the model reads at most {model.facts.max_length} tokens."
             )
-        progress.remove_task(encoding)
-        scoring = progress.add_task(
-            f"scoring {name}".strip(), total=int(encoded.trees.column("packed").sum())
-        )
-        rewards = model.score_trees(
-            encoded.trees,
-            on_batch=lambda done: progress.advance(scoring, sum(tree.tokens for tree in done)),
-        )
+        tokens, total = 0, int(encoded.trees.column("packed").sum())
+
+        def count(batch: Sequence[TokenTree]) -> None:
+            nonlocal tokens
+            tokens += sum(tree.tokens for tree in batch)
+            show(f"scoring {name}".strip(), tokens, total)
+
+        rewards = model.score_trees(encoded.trees, on_batch=count)
     kept = comparisons.take(encoded.kept_N)
     # One name for the whole set: each file of it is a slice by source.
     scored = ScoredSet(dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards)
@@ -355,13 +354,30 @@ def score_suite(
     model: RewardModel, request: SuiteRequest, console: Console
 ) -> tuple[SuiteResult, tuple[ScoreRow, ...]]:
     """:func:`run_suite` under a progress bar."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"scoring {request.suite.title}", total=None)
-        return run_suite(
-            model,
-            request,
-            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with progress_bars(console) as show:
+        return run_suite(model, request, on_batch=partial(show, f"scoring {request.suite.title}"))
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each task on a terminal, gone afterwards.
+
+    Yields what is called with the task, what is done of it, and the total (None: not known yet).
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+
+        def show(task: str, done: int, total: int | None) -> None:
+            if task not in bars:
+                bars[task] = progress.add_task(escape(task), total=total)
+            progress.update(bars[task], completed=done, total=total)
+
+        yield show
 
 
 def _baseline_table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -147,11 +148,10 @@ def _score_rows(
     """Score rows into ``out`` or onto stdout, and say on stderr what became of them."""
     if out is None and json:
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
-    from rich.progress import Progress
-
     from plaudit.cli.printing import open_model, print_lines
     from plaudit.data.load import check_source
     from plaudit.data.sources.files import row_file_ending
+    from plaudit.evaluate_model import progress_bars
     from plaudit.score_file import score_file, score_to_stream
     from plaudit.storage.atomic import check_new_file
 
@@ -164,14 +164,9 @@ def _score_rows(
     if out is None:
         scored = score_to_stream(reward_model, source, sys.stdout, columns)
     else:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("scoring", total=None)
+        with progress_bars(console) as show:
             scored = score_file(
-                reward_model,
-                source,
-                out,
-                columns,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                reward_model, source, out, columns, on_progress=partial(show, "scoring")
             )
     if json:
         print(json_module.dumps(asdict(scored)))

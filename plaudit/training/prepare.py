@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
@@ -19,6 +19,7 @@ from transformers import (
 
 from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
+from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
 from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base, resolve_base
@@ -119,13 +120,12 @@ def prepare(
         )
     check_data_unchanged(folder, corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe, tokenizer, warm_start)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding", total=None)
+    with progress_bars(console) as show:
         corpus = corpora.encode_corpus(
             encoder,
             comparisons,
             margins=recipe.loss.margin == "column",
-            on_rows=lambda done, total: progress.update(task, completed=done, total=total),
+            on_rows=partial(show, "encoding"),
         )
     _tell_data(corpus, recipe, console)
     _warn_of_text(corpus, recipe, encoder)

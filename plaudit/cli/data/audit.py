@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +18,6 @@ from plaudit.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plaudit.data.audit.measure import Progress
     from plaudit.data.audit.run import AuditReport, Finding
 
 STYLES: Final = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -68,13 +65,14 @@ def audit(
     """Audit preference data: duplicates, contradictions, leaks, lengths, broken turns."""
     from plaudit.audit_data import AuditOptions, audit_data
     from plaudit.cli.printing import quiet_console
+    from plaudit.evaluate_model import progress_bars
     from plaudit.report.audit import audit_files
     from plaudit.storage.atomic import check_new_folder, write_folder
 
     if out is not None:
         check_new_folder(out)
     console = quiet_console()
-    with progress(console) as on_progress:
+    with progress_bars(console) as on_progress:
         report = audit_data(
             AuditOptions(
                 data=data,
@@ -96,24 +94,6 @@ def audit(
         print(json_module.dumps(report.as_json()))
     if strict and report.errors:
         raise typer.Exit(1)
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Progress]:
-    """One bar per task, with the time that is left."""
-    from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (*Bars.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars_of: dict[str, TaskID] = {}
-    with Bars(*columns, console=console, transient=True) as bars:
-
-        def show(task: str, done: int, total: int | None) -> None:
-            if task not in bars_of:
-                bars_of[task] = bars.add_task(escape(task), total=total)
-            bars.update(bars_of[task], completed=done, total=total)
-
-        yield show
 
 
 def show_report(console: Console, report: AuditReport) -> None:
