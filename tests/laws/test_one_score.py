@@ -1,4 +1,4 @@
-"""Laws 3 and 5: one text has one score on every path, and saving then loading is the identity."""
+"""Law 3: one text has one score on every path, alone or in any batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import torch
 
 from plaudit.errors import DataError
 from plaudit.evaluate_model import evaluate
-from plaudit.evaluation.table import read_table
+from plaudit.interop.export import export
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
 from plaudit.types import TokenTree
-from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
+from tests.conftest import pair_rows, write_jsonl
+from tests.servers import running
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +82,6 @@ def test_plain_transformers_gives_the_same_scores(
     assert_same(plain, python_scores(model, ROWS))
 
 
-def test_training_evaluation_gave_the_same_scores(
-    model: RewardModel, finished_run: Path, pairs_file: Path
-) -> None:
-    table = read_table(finished_run / "predictions.parquet")
-    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
-    for i in range(0, len(table), 2):
-        row = rows[int(str(table.comparison_N[i]).rpartition(":")[2]) - 1]
-        assert_same(
-            [table.reward_N[i : i + 2].tolist()],
-            [model.score(row["prompt"], [row["chosen"], row["rejected"]])],
-        )
-
-
 def test_file_scoring_and_evaluation_give_the_same_scores(
     model: RewardModel, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +92,26 @@ def test_file_scoring_and_evaluation_give_the_same_scores(
     assert_same([row["rewards"] for row in written], expected)
     rewards = evaluate(model, data).table.reward_N
     assert_same(rewards.reshape(-1, 2).tolist(), expected)
+
+
+def test_http_gives_the_same_scores(model: RewardModel, finished_run: Path) -> None:
+    with running(finished_run) as server:
+        found = [
+            server.post(
+                "/v1/rewards",
+                {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]},
+            ).json()["rewards"]
+            for row in ROWS
+        ]
+    assert_same(found, python_scores(model, ROWS))
+
+
+def test_the_merged_export_gives_the_same_scores(
+    model: RewardModel, finished_run: Path, tmp_path: Path
+) -> None:
+    export(finished_run, "merged", tmp_path / "merged")
+    plain = transformers_scores(tmp_path / "merged", ROWS, adapter=False, batch=5)
+    assert_same(plain, python_scores(model, ROWS))
 
 
 def test_companions_and_order_do_not_matter(model: RewardModel) -> None:
@@ -194,46 +202,6 @@ def test_the_reward_along_a_response_is_that_of_the_cut_conversation(
 def test_per_token_rewards_of_a_response_over_the_length_are_an_error(model: RewardModel) -> None:
     with pytest.raises(DataError, match=r"token_rewards\(\) cannot score this"):
         model.token_rewards("what?", "fox " * 5000)
-
-
-@pytest.fixture(scope="module")
-def full_run(tiny_base: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from plaudit.training.run import train
-
-    folder = tmp_path_factory.mktemp("runs") / "full"
-    train({**recipe_of(tiny_base, pairs_file, num_train_epochs=1), "lora": None}, folder)
-    return folder
-
-
-def test_full_fine_tuning_saves_a_whole_classifier(full_run: Path) -> None:
-    expected = python_scores(load(full_run), ROWS)
-    assert_same(transformers_scores(full_run, ROWS, adapter=False, batch=7), expected)
-    table = read_table(full_run / "predictions.parquet")
-    assert table.reward_N.std() > 1e-3
-
-
-def test_a_moved_run_loads_with_its_base_named(
-    finished_run: Path, tiny_base: Path, tmp_path: Path, model: RewardModel
-) -> None:
-    import shutil
-
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(finished_run, moved)
-    set_facts(moved, base="/gone")
-    found = python_scores(load(moved, base=str(tiny_base)), ROWS[:2])
-    assert_same(found, python_scores(model, ROWS[:2]))
-
-
-def test_a_base_beside_the_adapter_is_found(
-    finished_run: Path, tiny_base: Path, tmp_path: Path, model: RewardModel
-) -> None:
-    import shutil
-
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(finished_run, moved)
-    shutil.copytree(tiny_base, moved / "base")
-    set_facts(moved, base="/gone")
-    assert_same(python_scores(load(moved), ROWS[:2]), python_scores(model, ROWS[:2]))
 
 
 def test_the_cards_own_snippet_runs(finished_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Estimates against worked examples; sizes are checked in tests/laws/test_plan_sizes.py."""
+"""Estimates against worked examples; sizes are checked in test_architecture.py."""
 
 from __future__ import annotations
 
