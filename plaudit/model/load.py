@@ -25,7 +25,7 @@ from transformers import (
 
 from plaudit.errors import ModelError
 from plaudit.model.architectures import why_not_packed
-from plaudit.model.fast.elementwise import fuse_elementwise
+from plaudit.model.fast.fused import fuse_norms_and_rope
 from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.module import (
     DecoderRewardModule,
@@ -604,12 +604,12 @@ def choose_layout(
     """
     if classifier(network) is not network:
         # Imported here because it imports PEFT, which a model without an adapter does not need.
-        from plaudit.model.fast.lora import fuse_lora
+        from plaudit.model.fast.fused import fuse_lora
 
         fuse_lora(network)
     body = classifier(network).base_model
     if not is_compiled(body):
-        fuse_elementwise(body)
+        fuse_norms_and_rope(body)
         narrow_last_layer(body)
     module = as_reward_module(network, reward_transform)
     plain = classifier(network).config._attn_implementation

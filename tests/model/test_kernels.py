@@ -7,7 +7,7 @@ import torch
 
 from plaudit.errors import ModelError
 from plaudit.model.attention.interface import PACKED_ATTENTION
-from plaudit.model.fast.kernels import apply_liger, compile_layers
+from plaudit.model.fast.fused import apply_liger, compile_layers
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import pack

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.fast import last_layer
-from plaudit.model.fast.elementwise import FusedNorm, FusedRotary, fuse_elementwise
+from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_lora, fuse_norms_and_rope
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
-from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack
@@ -97,16 +96,16 @@ def test_an_adapter_merged_afterwards_leaves_it_working() -> None:
 
 
 def test_a_model_can_be_pickled() -> None:
-    """As for another process; all three kinds of exchanged classes."""
+    """As for another process; all kinds of patched modules but LoRA's."""
     module = packed("llama")
-    fuse_elementwise(module.network)
+    fuse_norms_and_rope(module.network)
     narrowed(module)
     expected_R = module(pack(TREES, CPU))
     sent = pickle.loads(pickle.dumps(module))
     assert is_narrowed(sent.network.base_model)
     layer = sent.network.base_model.layers[0]
-    assert isinstance(layer.input_layernorm, FusedNorm)
-    assert isinstance(layer.self_attn, FusedRotary)
+    assert isinstance(layer.input_layernorm, FusedRMSNorm)
+    assert isinstance(layer.self_attn, FusedAttention)
     torch.testing.assert_close(sent(pack(TREES, CPU)), expected_R)
 
 

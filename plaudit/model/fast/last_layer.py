@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.model.fast.exchange import Exchanged
+from plaudit.model.fast.fused import PatchedModule
 from plaudit.types import PackedLayout, PlacedTree, to_device
 
 
@@ -47,7 +47,7 @@ class _Pass(threading.local):
 _PASS = _Pass()
 
 
-class ScoredRows(Exchanged):
+class ScoredRows(PatchedModule):
     """Mixed in before a decoder layer's class: a packed row's scored tokens alone come out."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Fused norms and rotations compute what the modules' own code does, or step aside."""
+"""Fused norms and attentions compute what the modules' own code does, or step aside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertModel
 
-from plaudit.model.fast.elementwise import FusedNorm, FusedRotary, fuse_elementwise
+from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_norms_and_rope
 from tests.models import tiny_classifier
 
 
@@ -18,7 +18,7 @@ def kinds(network: Any) -> set[str]:
     return {
         fused.__name__
         for module in network.modules()
-        for fused in (FusedNorm, FusedRotary)
+        for fused in (FusedRMSNorm, FusedAttention)
         if isinstance(module, fused)
     }
 
@@ -26,16 +26,23 @@ def kinds(network: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("llama", {"FusedNorm", "FusedRotary"}),
-        ("qwen3", {"FusedNorm", "FusedRotary"}),
-        ("gemma2", {"FusedRotary"}),
-        ("olmo", {"FusedRotary"}),
-        ("glm", {"FusedNorm"}),
+        ("llama", {"FusedRMSNorm", "FusedAttention"}),
+        ("qwen3", {"FusedRMSNorm", "FusedAttention"}),
+        ("gemma2", {"FusedAttention"}),
+        ("olmo", {"FusedAttention"}),
+        ("glm", {"FusedRMSNorm"}),
+        ("gemma3_text", {"FusedAttention"}),
+        ("mixtral", {"FusedRMSNorm", "FusedAttention"}),
+        ("olmo2", {"FusedRMSNorm", "FusedAttention"}),
+        ("starcoder2", {"FusedAttention"}),
+        ("phi3", {"FusedRMSNorm"}),
+        ("phi", set()),
+        ("gpt_neox", set()),
     ],
 )
 def test_what_differs_is_left_alone(family: str, expected: set[str]) -> None:
     network = tiny_classifier(family)
-    fuse_elementwise(network)
+    fuse_norms_and_rope(network)
     assert kinds(network) == expected
 
 
@@ -49,8 +56,8 @@ def test_a_norm_and_its_gradients() -> None:
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 5, 32, requires_grad=True)
     expected = outcome(lambda: norm(x), x, norm.weight)
-    fuse_elementwise(norm)
-    assert isinstance(norm, FusedNorm)
+    fuse_norms_and_rope(norm)
+    assert isinstance(norm, FusedRMSNorm)
     found = outcome(lambda: norm(x), x, norm.weight)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -62,7 +69,7 @@ def test_a_model_and_its_gradients() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     leaves = list(network.parameters())
     expected = outcome(lambda: network(input_ids=ids).logits, *leaves)
-    fuse_elementwise(network)
+    fuse_norms_and_rope(network)
     found = outcome(lambda: network(input_ids=ids).logits, *leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(
@@ -77,8 +84,8 @@ def test_half_precision_and_autocast_are_the_modules_own() -> None:
     expected = half(input_ids=ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected_cast = full(input_ids=ids).logits
-    fuse_elementwise(half)
-    fuse_elementwise(full)
+    fuse_norms_and_rope(half)
+    fuse_norms_and_rope(full)
     assert torch.equal(half(input_ids=ids).logits, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(full(input_ids=ids).logits, expected_cast)
@@ -101,7 +108,7 @@ def test_an_attention_that_says_where_its_heads_are() -> None:
     network = ModernBertModel(config)
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = network(input_ids=ids).last_hidden_state
-    fuse_elementwise(network)
+    fuse_norms_and_rope(network)
     torch.testing.assert_close(network(input_ids=ids).last_hidden_state, expected)
 
 
@@ -122,7 +129,7 @@ class Gated(torch.nn.Module):
 
 def test_a_norm_with_a_gate_is_left_alone() -> None:
     network = torch.nn.Sequential(Gated())
-    fuse_elementwise(network)
+    fuse_norms_and_rope(network)
     assert kinds(network) == set()
 
 
@@ -135,13 +142,33 @@ def test_a_forward_put_on_an_instance_is_not_tried() -> None:
     network = tiny_classifier("llama")
     network.model.norm.forward = on_a_gpu
     network.model.layers[0].input_layernorm.forward = on_a_gpu
-    fuse_elementwise(network)
-    assert not isinstance(network.model.norm, FusedNorm)
-    assert isinstance(network.model.layers[1].input_layernorm, FusedNorm)
+    fuse_norms_and_rope(network)
+    assert not isinstance(network.model.norm, FusedRMSNorm)
+    assert isinstance(network.model.layers[1].input_layernorm, FusedRMSNorm)
 
 
 def test_other_models_of_the_process_are_not_touched() -> None:
     first, second = tiny_classifier("llama"), tiny_classifier("llama")
-    fuse_elementwise(first)
+    fuse_norms_and_rope(first)
     assert kinds(second) == set()
     assert type(second.model.layers[0].self_attn) is not type(first.model.layers[0].self_attn)
+
+
+def test_only_layers_with_positions_rotate() -> None:
+    """Some layers of SmolLM3 have no rotary positions; their attention is left alone."""
+    network = tiny_classifier("smollm3")
+    attentions = [layer.self_attn for layer in network.model.layers]
+    for attention, use_rope in zip(attentions, (1, 0, 1), strict=False):
+        attention.use_rope = use_rope
+    fuse_norms_and_rope(network)
+    assert [isinstance(one, FusedAttention) for one in attentions] == [
+        bool(one.use_rope) for one in attentions
+    ]
+
+
+def test_a_setting_that_is_not_handed_on_is_noticed() -> None:
+    """An attention that clips its queries computes something else."""
+    network = tiny_classifier("olmo")
+    network.config.clip_qkv = 0.01
+    fuse_norms_and_rope(network)
+    assert kinds(network) == set()
