@@ -18,8 +18,9 @@ from plaudit.data.formats.values import as_messages, as_tools, check_responses, 
 from plaudit.errors import DataError, ModelError
 from plaudit.interop.formats import OpenedModel, ReadOptions, open_reward_model
 from plaudit.model.checkpoint import CheckpointMetadata
-from plaudit.model.load import choose_dtype, choose_layout, dropouts_off
+from plaudit.model.load import choose_dtype, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
+from plaudit.model.packing import choose_layout
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
 from plaudit.tokens.batch import PackedBatcher, make_batchers, share_prompts

@@ -24,19 +24,11 @@ from transformers import (
 )
 
 from plaudit.errors import ModelError
-from plaudit.model.architectures import why_not_packed
-from plaudit.model.fast.fused import fuse_norms_and_rope
-from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.module import (
-    DecoderRewardModule,
-    RewardModule,
-    as_reward_module,
     classifier,
     has_score_head,
 )
-from plaudit.model.self_check import self_check
 from plaudit.storage.atomic import missing_path
-from plaudit.types import Batcher, RewardTransform
 
 logger = logging.getLogger("plaudit")
 
@@ -574,81 +566,6 @@ def dropouts_off(network: nn.Module, *, keep_lora: bool) -> None:
     for name, child in network.named_modules():
         if isinstance(child, nn.Dropout) and not (keep_lora and "lora_dropout" in name):
             child.p = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A module ready to score. ``note`` says why batches are padded, None where they are packed."""
-
-    module: RewardModule
-    layout: Layout
-    note: str | None
-
-
-def choose_layout(
-    network: nn.Module,
-    asked: Literal["auto", "packed", "padded"],
-    *,
-    packed: Batcher,
-    padded: Batcher,
-    reward_transform: RewardTransform = RewardTransform(),
-    autocast: torch.dtype | None = None,
-) -> Prepared:
-    """Packed where the architecture is supported and the self-check on the loaded weights passes.
-
-    No model trains or scores packed before its self-check has passed; a mismatch switches to padded
-    batches, aloud. ``autocast`` is the precision that the model will run under, if any.
-
-    Raises:
-        ModelError: packed was asked for by name and is not possible.
-    """
-    if classifier(network) is not network:
-        # Imported here because it imports PEFT, which a model without an adapter does not need.
-        from plaudit.model.fast.fused import fuse_lora
-
-        fuse_lora(network)
-    body = classifier(network).base_model
-    if not is_compiled(body):
-        fuse_norms_and_rope(body)
-        narrow_last_layer(body)
-    module = as_reward_module(network, reward_transform)
-    plain = classifier(network).config._attn_implementation
-    note = _why_padded(module, asked, packed=packed, padded=padded, autocast=autocast)
-    if note is None:
-        return Prepared(module=module, layout="packed", note=None)
-    if asked == "packed":
-        raise ModelError(
-            f"model.attention: packed was asked for, but {note}; set it to auto or padded."
-        )
-    if classifier(network).config._attn_implementation != plain:
-        classifier(network).set_attn_implementation(plain)
-    if asked == "auto":
-        logger.warning("Running padded: %s. Scores are the same; more tokens are computed.", note)
-    return Prepared(module=module, layout="padded", note=note)
-
-
-def _why_padded(
-    module: RewardModule,
-    asked: str,
-    *,
-    packed: Batcher,
-    padded: Batcher,
-    autocast: torch.dtype | None,
-) -> str | None:
-    if asked == "padded":
-        return "model.attention is padded"
-    if not isinstance(module, DecoderRewardModule):
-        return f"{module.config.model_type} is an encoder"
-    reason = why_not_packed(classifier(module.network).config)
-    if reason is not None:
-        return reason
-    result = self_check(module, packed, padded, autocast=autocast)
-    if result.passed:
-        return None
-    return (
-        f"the self-check found packed and separate scores {result.difference:.2g} apart "
-        f"(tolerance {result.tolerance:.2g})"
-    )
 
 
 def first_line(error: BaseException) -> str:

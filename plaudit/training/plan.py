@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plaudit.errors import DataError
-from plaudit.model.architectures import why_not_packed
 from plaudit.model.load import check_lora
+from plaudit.model.packing import why_not_packed
 from plaudit.planning.architecture import ModelSize, measure, read_config
 from plaudit.planning.estimate import (
     Hardware,

@@ -21,20 +21,17 @@ from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
-from plaudit.model.budget import largest_budget
 from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.fast.fused import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,
-    Prepared,
     add_lora,
     check_four_bit,
     check_lora,
     check_max_length,
     check_token_ids,
     choose_dtype,
-    choose_layout,
     choose_pad_token,
     dropouts_off,
     load_base,
@@ -43,6 +40,8 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import RewardModule
+from plaudit.model.packing import Prepared, choose_layout
+from plaudit.model.scoring import largest_budget
 from plaudit.recipe.load import dump_recipe
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
-from plaudit.model.architectures import PACKED_ARCHITECTURES, why_not_packed
 from plaudit.model.attention import interface
 from plaudit.model.attention.interface import (
     BACKENDS,
@@ -25,6 +24,7 @@ from plaudit.model.fast.fused import fuse_lora, fuse_norms_and_rope
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
+from plaudit.model.packing import PACKED_ARCHITECTURES, why_not_packed
 from plaudit.model.scoring import score_distinct
 from plaudit.serving.served_model import CachedTree, PrefixCacheBatcher, with_cached_prefix
 from plaudit.tokens.batch import PackedBatcher, pack, pad

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from plaudit.model.attention.interface import PACKED_ATTENTION
-from plaudit.model.budget import LEAST, MOST, fits, largest_fitting, pairs_of
 from plaudit.model.module import DecoderRewardModule
+from plaudit.model.scoring import LEAST, MOST, fits, largest_fitting, pairs_of
 from plaudit.tokens.batch import make_batchers
 from plaudit.training.folder import RunFolder
 from plaudit.types import Batch

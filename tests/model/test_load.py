@@ -23,7 +23,6 @@ from plaudit.model.load import (
     add_lora,
     batch_independent_length,
     check_max_length,
-    choose_layout,
     choose_pad_token,
     dropouts_off,
     init_head,
@@ -34,8 +33,8 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
+from plaudit.model.packing import SelfCheckResult, check_trees, choose_layout, self_check
 from plaudit.model.scoring import score_trees
-from plaudit.model.self_check import SelfCheckResult, check_trees, self_check
 from plaudit.reward_model import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
 from tests.conftest import pair_rows, recipe_of, write_jsonl
