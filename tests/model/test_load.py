@@ -375,9 +375,9 @@ def test_a_failed_self_check_is_recorded(
         patch.setitem(interface.BACKENDS, "cpu", blind)
         run = train(recipe_of(tiny_base, pairs_file, num_train_epochs=1), tmp_path / "run")
     facts = json.loads((run.folder / "plaudit.json").read_text())
-    assert facts["attention"] == run.metrics["run"]["attention"] == "padded"
+    assert facts["attention"] == run.metrics.run.attention == "padded"
     assert "self-check" in facts["attention_note"]
-    assert facts["attention_note"] == run.metrics["run"]["attention_note"]
+    assert facts["attention_note"] == run.metrics.run.attention_note
 
 
 def test_asked_for_padding_is_no_surprise() -> None:
@@ -526,7 +526,7 @@ def test_a_run_from_base_to_plain_transformers(
     if not lora:
         recipe["lora"] = None
     run = train(recipe, tmp_path / "run")
-    assert run.metrics["run"]["attention"] == ("padded" if make is bert else "packed")
+    assert run.metrics.run.attention == ("padded" if make is bert else "packed")
     model = load_reward_model(run.folder)
     fitting = [row for row in rows if len(row["prompt"][0]["content"]) < 60][:8]
     ours = torch.tensor(
