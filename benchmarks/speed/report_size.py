@@ -180,7 +180,7 @@ def main() -> None:
             recorder.add(
                 {
                     "pairs": count,
-                    "slices": len(found.metrics["eval"]["slices"]),
+                    "slices": len(found.metrics.eval.slices),
                     "bytes": page.stat().st_size,
                     "writing_seconds": seconds,
                     "openings": openings,

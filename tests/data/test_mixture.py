@@ -32,14 +32,14 @@ def test_sources_of_a_mixture_are_named_everywhere(tiny_base: Path, tmp_path: Pa
     run = train(recipe, tmp_path / "run", console=Console(file=screen, width=200))
     said = screen.getvalue()
     assert "forum 30 (55%) from 20 different rows; staff 25 (45%) from 25 different rows" in said
-    data, evaluation = run.metrics["data"], run.metrics["eval"]
-    assert [(s["name"], s["used"], s["sampled"]) for s in data["sources"]] == [
+    data, evaluation = run.metrics.data, run.metrics.eval
+    assert [(s.name, s.used, s.sampled) for s in data.sources] == [
         ("forum", 20, 30),
         ("staff", 25, 25),
     ]
-    assert data["dropped"] == {"not_sampled": 15}
-    assert evaluation["pairs"] == 16
-    slices = {(entry["column"], entry["value"]): entry["pairs"] for entry in evaluation["slices"]}
+    assert data.dropped == {"not_sampled": 15}
+    assert evaluation.pairs == 16
+    slices = {(entry.column, entry.value): entry.pairs for entry in evaluation.slices}
     assert slices["source", "thread"] == slices["mixed_from", "forum"] > 0
     assert slices["source", "staff"] > 0
     card = (run.folder / "README.md").read_text("utf-8")

@@ -329,7 +329,7 @@ def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> N
 
 def test_evaluation_and_comparison_count_every_row(model: RewardModel, edges: Path) -> None:
     found = evaluate(model, edges)
-    assert found.metrics["data"]["dropped"] == SKIPPED
+    assert found.metrics.data.dropped == SKIPPED
     loaded = load_rows([Source(path=str(edges))], seed=0)
     _, _, refused = score_comparisons(model, loaded.comparisons, Console(quiet=True))
     assert Counter(loaded.tally.dropped) + Counter(refused) == SKIPPED

@@ -162,12 +162,12 @@ def test_two_ranks_train_what_one_does(
     run_on_two_ranks(write_recipe(recipe(3)), out)
     assert_trained_alike(out, tmp_path / "one")
     together = read_metrics(out)
-    assert together["train"]["steps"] == alone.metrics["train"]["steps"] == 8
+    assert together["train"]["steps"] == alone.metrics.train.steps == 8
     assert together["train"]["pairs"] == 43
     assert together["eval"]["pairs"] == 13
-    assert together["eval"]["loss"] == pytest.approx(alone.metrics["eval"]["loss"], abs=1e-5)
-    for one, two in zip(alone.metrics["training_curve"], together["training_curve"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert together["eval"]["loss"] == pytest.approx(alone.metrics.eval.loss, abs=1e-5)
+    for one, two in zip(alone.metrics.training_curve, together["training_curve"], strict=True):
+        assert two["loss"] == pytest.approx(one.loss, abs=1e-5)
 
     whole = trained_weights(out)
     for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json"):

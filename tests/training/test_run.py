@@ -21,6 +21,7 @@ from plaudit.data import store
 from plaudit.data.store import decode
 from plaudit.errors import DataError, ModelError, TrainingError
 from plaudit.evaluate_model import evaluate
+from plaudit.evaluation.schema import BestCheckpoint, MarginUse
 from plaudit.reward_model import load
 from plaudit.training import run as training
 from plaudit.training.folder import RunFolder
@@ -41,8 +42,8 @@ def test_a_schedule_by_epochs(tiny_base: Path, pairs: Path, tmp_path: Path) -> N
     recipe = recipe_of(tiny_base, pairs, eval_strategy="epoch", save_strategy="epoch")
     del recipe["train"]["eval_steps"]
     metrics = train(recipe, tmp_path / "run").metrics
-    assert [entry["epoch"] for entry in metrics["eval"]["history"]] == [1.0, 2.0]
-    assert metrics["train"]["steps"] == metrics["eval"]["history"][-1]["step"] == 14
+    assert [entry.epoch for entry in metrics.eval.history] == [1.0, 2.0]
+    assert metrics.train.steps == metrics.eval.history[-1].step == 14
 
 
 def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_reward(
@@ -65,15 +66,15 @@ def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_rew
     recipe["evaluate"] = {"perturbation_tests": 6, "perturbation_share": 2.0, "baselines": []}
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run")
-    show_words(Console(file=screen, width=400), run.metrics["eval"])
-    block, tokens = run.metrics["eval"]["behaviour"], run.metrics["train"]["tokens"]
-    assert (block["run_tokens"], block["budget_share"]) == (tokens, 2.0)
-    assert 0 < block["tokens"] <= 2.0 * tokens
-    assert block["responses"] > 0 < block["over_budget"]
-    assert block["responses"] + block["over_budget"] == 6
-    assert sum(block["languages"].values()) == block["responses"]
-    assert set(block["not_for_language"].values()) == {block["languages"]["de"]}
-    cost, left_out, skipped = run.metrics["eval"]["perturbation_notes"]
+    show_words(Console(file=screen, width=400), run.metrics.eval)
+    block, tokens = run.metrics.eval.perturbations, run.metrics.train.tokens
+    assert (block.run_tokens, block.budget_share) == (tokens, 2.0)
+    assert 0 < block.tokens <= 2.0 * tokens
+    assert block.responses > 0 < block.over_budget
+    assert block.responses + block.over_budget == 6
+    assert sum(block.languages.values()) == block.responses
+    assert set(block.not_for_language.values()) == {block.languages["de"]}
+    cost, left_out, skipped = run.metrics.eval.perturbation_notes
     assert f"{block['tokens']:,} tokens, {block['tokens'] / tokens:.1%} of training's." in cost
     for shown in (
         (run.folder / "report.html").read_text(),
@@ -92,8 +93,8 @@ def test_without_a_chosen_checkpoint_the_last_is_kept_and_said_so(
     recipe = recipe_of(tiny_base, pairs, load_best_model_at_end=False)
     folder = tmp_path / "run"
     metrics = train(recipe, folder).metrics
-    assert metrics["eval"]["chose_checkpoint"] is False
-    assert metrics["best"] == {"step": metrics["train"]["steps"], "metric": None, "value": None}
+    assert metrics.eval.chose_checkpoint is False
+    assert metrics.best == BestCheckpoint(step=metrics.train.steps, metric=None, value=None)
     card = (folder / "README.md").read_text()
     assert "no checkpoint was chosen" in card
     assert "None" not in card
@@ -108,7 +109,7 @@ def test_without_evaluation_data_there_are_no_evaluation_claims(
     del recipe["train"]["eval_steps"]
     folder = tmp_path / "run"
     metrics = train(recipe, folder).metrics
-    assert metrics["eval"] is metrics["best"] is metrics["overfit"] is None
+    assert metrics.eval is metrics.best is metrics.overfit is None
     assert (folder / "README.md").is_file()
     assert load(folder).facts.temperature is None
 
@@ -140,7 +141,7 @@ def test_an_evaluation_decodes_each_comparison_once(
     assert len(decoded) == 40 + 12
     assert decoded - looked_up == dict.fromkeys(decoded, 1)
     table = pq.read_table(run.folder / "predictions.parquet")
-    assert table.num_rows == run.metrics["eval"]["pairs"] * 2 + 12 * 2
+    assert table.num_rows == run.metrics.eval.pairs * 2 + 12 * 2
 
 
 def test_a_run_shorter_than_its_logging_steps_has_a_throughput(
@@ -149,9 +150,9 @@ def test_a_run_shorter_than_its_logging_steps_has_a_throughput(
     recipe = recipe_of(tiny_base, pairs, logging_steps=100, max_steps=2)
     recipe["data"]["eval_fraction"] = None
     del recipe["train"]["eval_steps"]
-    took = train(recipe, tmp_path / "run").metrics["train"]
-    assert took["comparisons"] == 2 * 4
-    assert took["pairs_per_second"] == pytest.approx(took["comparisons"] / took["seconds"])
+    took = train(recipe, tmp_path / "run").metrics.train
+    assert took.comparisons == 2 * 4
+    assert took.pairs_per_second == pytest.approx(took.comparisons / took.seconds)
 
 
 def test_comparisons_with_equal_ids_stay_apart(
@@ -163,9 +164,9 @@ def test_comparisons_with_equal_ids_stay_apart(
         rows = [{**row, "id": str(i)} for i, row in enumerate(pair_rows(7, seed=seed))]
         files.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
     both = evaluate(finished_run, files)
-    alone = [evaluate(finished_run, file).metrics["eval"] for file in files]
-    assert both.metrics["eval"]["pairs"] == 14
-    assert both.metrics["eval"]["loss"] == pytest.approx(sum(e["loss"] for e in alone) / 2)
+    alone = [evaluate(finished_run, file).metrics.eval for file in files]
+    assert both.metrics.eval.pairs == 14
+    assert both.metrics.eval.loss == pytest.approx(sum(e.loss for e in alone) / 2)
 
 
 def test_a_name_for_two_held_out_sets_is_refused(
@@ -188,8 +189,8 @@ def test_activation_checkpointing_changes_memory_alone(
     saving = train(
         recipe_of(tiny_base, pairs, gradient_checkpointing=True), tmp_path / "saving"
     ).metrics
-    for one, two in zip(plain["training_curve"], saving["training_curve"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    for one, two in zip(plain.training_curve, saving.training_curve, strict=True):
+        assert two.loss == pytest.approx(one.loss, abs=1e-5)
 
 
 def test_margins_are_subtracted_unless_left_out(tiny_base: Path, tmp_path: Path) -> None:
@@ -199,17 +200,17 @@ def test_margins_are_subtracted_unless_left_out(tiny_base: Path, tmp_path: Path)
     recipe = recipe_of(tiny_base, data, num_train_epochs=1)
     with_margins = train(recipe, tmp_path / "with").metrics
     without = train({**recipe, "loss": {"margin": "ignore"}}, tmp_path / "without").metrics
-    assert with_margins["data"]["margins"] == {"comparisons": 24, "mean": 20.0}
-    assert without["data"]["margins"] is None
-    assert with_margins["training_curve"][0]["loss"] > 19
-    assert without["training_curve"][0]["loss"] == pytest.approx(0.693, abs=0.02)
+    assert with_margins.data.margins == MarginUse(comparisons=24, mean=20.0)
+    assert without.data.margins is None
+    assert with_margins.training_curve[0].loss > 19
+    assert without.training_curve[0].loss == pytest.approx(0.693, abs=0.02)
     assert "margins of 24 comparisons" in (tmp_path / "with" / "README.md").read_text()
 
 
 def test_the_schedule_ends_at_zero(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
     """With accumulation and several epochs: other trainers multiplied one of them in twice."""
     recipe = recipe_of(tiny_base, pairs, lr_scheduler_type="linear", num_train_epochs=3)
-    rates = [e["learning_rate"] for e in train(recipe, tmp_path / "run").metrics["training_curve"]]
+    rates = [e.learning_rate for e in train(recipe, tmp_path / "run").metrics.training_curve]
     assert rates == sorted(rates, reverse=True)
     steps = 21
     assert rates[-1] == pytest.approx(3e-3 / steps)
@@ -225,19 +226,17 @@ def test_a_resumed_run_keeps_its_patience(tiny_base: Path, pairs: Path, tmp_path
     recipe["evaluate"] = {"early_stopping_patience": 3}
     whole = tmp_path / "whole"
     expected = train(recipe, whole).metrics
-    assert expected["train"]["steps"] < expected["train"]["planned_steps"], (
-        "patience never ended it"
-    )
+    assert expected.train.steps < expected.train.planned_steps, "patience never ended it"
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
-    last = expected["train"]["steps"]
+    last = expected.train.steps
     shutil.rmtree(cut / "checkpoints" / f"checkpoint-{last}")
     for name in ("metrics.json", "plaudit.json", "README.md"):
         (cut / name).unlink()
     for _ in ("from the checkpoint before", "from the one at which patience ended it"):
         found = train(recipe, cut, resume=True).metrics
-        assert found["train"]["steps"] == last
-        assert found["eval"]["history"] == expected["eval"]["history"]
+        assert found.train.steps == last
+        assert found.eval.history == expected.eval.history
         assert weights(cut) == weights(whole)
         (cut / "metrics.json").unlink()
 
@@ -269,11 +268,11 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further(
         (run / name).unlink()
     found = train(recipe, run, resume=True).metrics
     assert weights(run) == written
-    assert found["train"]["steps"] == 5
-    assert found["train"]["epochs"] == expected["train"]["epochs"]
+    assert found.train.steps == 5
+    assert found.train.epochs == expected.train.epochs
     if evaluated:
-        assert [entry["step"] for entry in found["eval"]["history"]] == [2, 4, 5]
-        assert found["eval"] == expected["eval"]
+        assert [entry.step for entry in found.eval.history] == [2, 4, 5]
+        assert found.eval == expected.eval
 
 
 def test_a_run_killed_before_its_card_gets_it_on_resume(finished_run: Path, tmp_path: Path) -> None:

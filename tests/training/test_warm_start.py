@@ -62,8 +62,8 @@ def test_training_on_changes_the_adapter_and_agrees_with_its_own_evaluation(
     run = run_on(adapter, pairs_file, tmp_path / "run", train={"max_steps": 8})
     began, ended = first_and_last(adapter, run.folder)
     assert abs(began[0] - ended[0]) > 1e-3
-    assert run.metrics["run"]["lora"]["r"] == 8
-    assert sorted(run.metrics["run"]["lora"]["target_modules"]) == sorted(
+    assert run.metrics.run.lora["r"] == 8
+    assert sorted(run.metrics.run.lora["target_modules"]) == sorted(
         ["up_proj", "q_proj", "gate_proj", "down_proj", "v_proj", "k_proj", "o_proj"]
     )
     table = read_table(run.folder / "predictions.parquet")
