@@ -40,7 +40,7 @@ from plaudit.evaluation.schema import (
     settle,
 )
 from plaudit.evaluation.suites.run import SuiteRequest, SuiteResult, run_suite
-from plaudit.evaluation.summary import Beside, summarise
+from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     HeldOut,
@@ -246,7 +246,7 @@ def _measure(
             )
     block = summarise(
         held_out.table,
-        Beside(
+        EvaluationContext(
             dataset="eval",
             baselines=held_out.baseline_differences(),
             baselines_fitted_on=fitted_comparisons(fitted_on),

@@ -26,7 +26,7 @@ from plaudit.evaluate_model import Evaluation, write_evaluation
 from plaudit.evaluation.analysis.error_analysis import with_texts
 from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
 from plaudit.evaluation.schema import DataUse, RecordedEvaluation
-from plaudit.evaluation.summary import Beside, summarise
+from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.evaluation.table import ScoredSet, pairs, read_held_out
 from plaudit.report.record import describe_environment
 from plaudit.types import Comparison, FloatArray, TokenReward, TokenTree
@@ -101,7 +101,7 @@ def evaluation(count: int) -> Evaluation:
     ).table
     block = summarise(
         table,
-        Beside(
+        EvaluationContext(
             dataset="eval",
             baselines={"longer": generator.normal(size=len(pairs(table))), "bag_of_words": None},
             perturbations=perturbed(generator),

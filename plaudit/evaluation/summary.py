@@ -53,7 +53,7 @@ _LENGTH_BINS_PER_SIDE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class EvaluationContext:
     """What is known of an evaluation beside its score table.
 
     ``dataset`` names the kind of data, and ``chose_checkpoint`` says whether it chose the
@@ -74,16 +74,16 @@ class Beside:
     seed: int = 0
 
 
-def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
+def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetrics:
     """The metrics of one evaluation; numbers that do not exist are None.
 
     Raises:
         ModelError: a reward is not finite.
     """
-    seed, paired = beside.seed, pairs(table)
+    seed, paired = context.seed, pairs(table)
     calibration = (
         cross_fit(paired.delta_P, paired.group_P, seed=seed)
-        if beside.calibrate
+        if context.calibrate
         else FittedTemperature(
             temperature=None, delta_P=None, gain=None, folds=0, note=_SWITCHED_OFF
         )
@@ -91,16 +91,16 @@ def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
     spread = pairwise.spread(table.reward_N)
     judged = {
         name: compare_baseline(paired, delta_P, seed=seed)
-        for name, delta_P in beside.baselines.items()
+        for name, delta_P in context.baselines.items()
     }
-    probed, stored = beside.perturbations, beside.stored_temperature
+    probed, stored = context.perturbations, context.stored_temperature
     # Both candidates for accuracy_ci95, which is the one that people are shown.
     right_P = (paired.delta_P > 0).astype(np.float64)
     share = pairwise.share_interval(right_P, paired.group_P, seed=seed)
     half_ties, loss, nll, brier = _bootstrapped(paired, seed)
     metrics = EvaluationMetrics(
-        dataset=beside.dataset,
-        chose_checkpoint=beside.chose_checkpoint,
+        dataset=context.dataset,
+        chose_checkpoint=context.chose_checkpoint,
         **parts(measure_pairs(paired, seed=seed)),
         accuracy_wilson_ci95=share.wilson,
         accuracy_bootstrap_ci95=share.bootstrap,
@@ -108,7 +108,7 @@ def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
         loss_bootstrap_ci95=loss,
         nll_bootstrap_ci95=nll,
         brier_bootstrap_ci95=brier,
-        **parts(_calibration(paired, calibration, beside)),
+        **parts(_calibration(paired, calibration, context)),
         aurc=_risk(paired).area,
         aurc_best_possible=_best_possible_area(paired),
         ranks=measure_ranks(table, seed=seed),
@@ -116,7 +116,7 @@ def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
         margin=pairwise.spread(paired.delta_P),
         reward=_reward_spread(table, paired),
         baselines=judged,
-        baselines_fitted_on=beside.baselines_fitted_on,
+        baselines_fitted_on=context.baselines_fitted_on,
         baselines_sentence=_baselines_sentence(judged),
         bias=measure_bias(table, paired, seed=seed),
         perturbations=summarise_tests(probed, reward_std=spread.std or 0.0)
@@ -127,7 +127,7 @@ def summarise(table: ScoreTable, beside: Beside) -> EvaluationMetrics:
         datasets=_per_dataset(table, paired),
         mistakes=find_mistakes(table, paired, temperature=stored or calibration.accepted),
         curves=_curves(table, paired, calibration),
-        history=None if beside.history is None else tuple(beside.history),
+        history=None if context.history is None else tuple(context.history),
     )
     # Sentences are made of the numbers as they are recorded.
     settled = settle(metrics)
@@ -160,7 +160,9 @@ def _bootstrapped(paired: Pairs, seed: int) -> Sequence[Interval | None]:
     return pairwise.bootstrap_means(np.stack(series), paired.group_P, seed=seed)
 
 
-def _calibration(paired: Pairs, calibration: FittedTemperature, beside: Beside) -> Calibration:
+def _calibration(
+    paired: Pairs, calibration: FittedTemperature, context: EvaluationContext
+) -> Calibration:
     """Uncalibrated, at the stored temperature and calibrated on these pairs.
 
     ``calibrations`` holds the ways that differ side by side. The ``*_stored`` numbers are of the
@@ -168,7 +170,7 @@ def _calibration(paired: Pairs, calibration: FittedTemperature, beside: Beside) 
     ones are cross-fitted.
     """
     delta_P, calibrated_P = paired.delta_P, calibration.delta_P
-    seed, stored_temperature = beside.seed, beside.stored_temperature
+    seed, stored_temperature = context.seed, context.stored_temperature
     credit_P = pairwise.pair_credits(delta_P)
     confidence_P = pairwise.confidences(delta_P)
     stored, given_P = stored_temperature, delta_P
@@ -181,7 +183,7 @@ def _calibration(paired: Pairs, calibration: FittedTemperature, beside: Beside) 
     given = _of_differences(given_P)
     isotonic_P = (
         cross_fit_isotonic(confidence_P, credit_P, paired.group_P, seed=seed)
-        if beside.calibrate
+        if context.calibrate
         else None
     )
     honest_P = confidence_P if calibrated_P is None else pairwise.confidences(calibrated_P)

@@ -25,7 +25,7 @@ from plaudit.evaluation.schema import (
     TrainingPoint,
     settle,
 )
-from plaudit.evaluation.summary import Beside, judge_overfit, summarise
+from plaudit.evaluation.summary import EvaluationContext, judge_overfit, summarise
 from plaudit.evaluation.table import HeldOut
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
@@ -148,7 +148,7 @@ def _evaluate(
     """The metrics of ``role``; the evaluation data fit the temperature that test data judge."""
     return summarise(
         held_out.table,
-        Beside(
+        EvaluationContext(
             dataset=role,
             chose_checkpoint=role == "eval" and bool(run.args.load_best_model_at_end),
             baselines=held_out.baseline_differences(),

@@ -14,13 +14,13 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.evaluation.analysis.error_analysis import with_texts
-from plaudit.evaluation.schema import json_safe
-from plaudit.evaluation.summary import Beside, summarise
+from plaudit.evaluation.schema import DataUse, RecordedEvaluation, json_safe
+from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.evaluation.table import ScoredSet, read_held_out
 from plaudit.report.html import write_report
 from plaudit.report.preview import write_preview
 from plaudit.storage.atomic import write_json, write_json_lines
-from plaudit.types import Comparison, ComparisonPreview, TokenPreview, TokenTree
+from plaudit.types import Comparison, ComparisonPreview, TokenPreview, TokenReward, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
 if TYPE_CHECKING:
@@ -70,25 +70,27 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = read_held_out(
         [ScoredSet(dataset="eval", comparisons=comparisons, trees=trees, rewards=rewards)]
     ).table
-    block = summarise(table, Beside(dataset="eval"))
-    facts = {
-        "format": 1,
-        "plaudit_version": "0",
-        "model": HOSTILE[0],
-        "data": {"rows": 120, "used": 120, "dropped": {}, "sources": []},
-        "eval": block,
-        "environment": {"device": HOSTILE[1]},
-    }
+    block = summarise(table, EvaluationContext(dataset="eval"))
+    metrics = RecordedEvaluation(
+        plaudit_version="0",
+        model=HOSTILE[0],
+        data=DataUse(rows=120, used=120, dropped={}, sources=()),
+        eval=block,
+        environment={"device": HOSTILE[1]},
+    )
 
-    def along(comparison: Comparison, response: int) -> list[tuple[str, float]]:
+    def rewards_of(comparison: Comparison, response: int) -> list[TokenReward]:
         text = comparison.responses[response]
-        return [(piece, float(n)) for n, piece in enumerate([text[:9], "<b>", text[9:900]])]
+        return [
+            TokenReward(text=piece, reward=n)
+            for n, piece in enumerate([text[:9], "<b>", text[9:900]])
+        ]
 
     numbered = (("eval", number, row) for number, row in enumerate(comparisons))
     folder = tmp_path_factory.mktemp("hostile")
-    write_json(folder / "metrics.json", json_safe(facts))
-    mistakes = with_texts(block["mistakes"], numbered, along=along)
-    write_json_lines(folder / "mistakes.jsonl", mistakes)
+    write_json(folder / "metrics.json", json_safe(metrics))
+    mistakes = with_texts(block.mistakes, numbered, rewards_of=rewards_of)
+    write_json_lines(folder / "mistakes.jsonl", map(json_safe, mistakes))
     assert main(["report", str(folder)]) == 0
     return folder
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plaudit.evaluation.analysis.perturbations import KINDS, Perturbed, Probed, summarise_tests
 from plaudit.evaluation.schema import EvaluationMetrics
 from plaudit.evaluation.sentences import _perturbations, _slices, _stored, percent
-from plaudit.evaluation.summary import Beside, summarise
+from plaudit.evaluation.summary import EvaluationContext, summarise
 from tests.tables import score_table
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -54,7 +54,7 @@ def random_block(seed: int) -> EvaluationMetrics:
         "longer": generator.normal(0.2, 1, count),
         "bag_of_words": None if seed % 3 else generator.normal(0.5, 1, count),
     }
-    return summarise(table, Beside(dataset="eval", baselines=baselines))
+    return summarise(table, EvaluationContext(dataset="eval", baselines=baselines))
 
 
 @settings(deadline=None, max_examples=15)

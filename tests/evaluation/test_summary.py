@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from plaudit.evaluation.metrics.pairwise import bradley_terry_loss
 from plaudit.evaluation.schema import HistoryEntry, json_safe
-from plaudit.evaluation.summary import Beside, Evaluated, judge_overfit, summarise
+from plaudit.evaluation.summary import Evaluated, EvaluationContext, judge_overfit, summarise
 from plaudit.evaluation.table import pairs
 from tests.tables import score_table
 
@@ -38,7 +38,7 @@ def make_table(count=60, datasets=("eval",), seed=0, metadata=lambda number: {},
 
 def summary(table, **changes):
     options = {"dataset": "eval", "chose_checkpoint": True, "baselines": {}}
-    return summarise(table, Beside(**(options | changes)))
+    return summarise(table, EvaluationContext(**(options | changes)))
 
 
 def strict_json(record):

@@ -14,7 +14,7 @@ from plaudit.evaluation.analysis.perturbations import Perturbed, Probed
 from plaudit.evaluation.compare import Scored, align, compare_aligned
 from plaudit.evaluation.metrics.best_of import best_of_n
 from plaudit.evaluation.schema import RunMetrics, adapter, json_safe
-from plaudit.evaluation.summary import Beside, summarise
+from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.evaluation.table import ScoreTable
 from plaudit.report import plots
 from plaudit.report.comparison import best_of_figure, comparison_figure
@@ -287,7 +287,7 @@ def evaluated(rewards, characters, perturbations=None, metadata=lambda number: {
             ]
             for number, pair in enumerate(rewards)
         ),
-        Beside(
+        EvaluationContext(
             dataset="eval",
             chose_checkpoint=True,
             baselines={"bag_of_words": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,12 @@ def test_a_lost_evaluation_costs_its_interval_alone(
     for step in steps:
         write_rewards(tmp_path, step, np.array([1.0, 0.0] * 3 + [0.0, 1.0]))
     whole = history(log, tmp_path, index)
-    assert all(entry["accuracy_ci95"] for entry in whole)
+    assert all(entry.accuracy_ci95 for entry in whole)
     (tmp_path / "step-2.npz").unlink()
     (tmp_path / "step-4.npz").write_bytes(b"PK")
     entries = history(log, tmp_path, index)
     without = {"accuracy_ci95": None, "accuracy_ci95_method": None}
-    assert entries == [whole[0] | without, whole[1] | without, whole[2]]
+    assert entries == [replace(whole[0], **without), replace(whole[1], **without), whole[2]]
     assert [f"step-{step}.npz is" in caplog.text for step in steps] == [1, 1, 0]
     with pytest.raises(TrainingError, match=r"step-2\.npz is missing"):
         read_evaluated(tmp_path, 2, index)
