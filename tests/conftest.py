@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fast"):
-        sys.meta_path.insert(0, NoHeavyImports())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, NoHeavyImports())
         config.option.markexpr = "not heavy and not slow"
 
 

@@ -13,7 +13,7 @@ from plaudit.types import ScoreRow
 
 def score_row(number: int = 0, response: int = 0, **fields: Any) -> ScoreRow:
     """A response of comparison ``number``, which is its own prompt; the first one is the best."""
-    plain = {
+    plain: dict[str, Any] = {
         "comparison": str(number),
         "group": str(number),
         "dataset": "eval",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -185,7 +185,7 @@ def waits(*replies: httpx2.Response | httpx2.TransportError, seed: int = 0) -> l
     """The pauses between these replies; the last one ends the talk."""
     protocol = Protocol(url="http://x", model=None, retries=50, chance=random.Random(seed))
     talk = protocol.rewards("p", ["a"], token_rewards=False)
-    pauses = []
+    pauses: list[float] = []
     step = next(talk)
     for reply in replies:
         assert isinstance(step, Send)
@@ -206,7 +206,12 @@ def busy(**headers: str) -> httpx2.Response:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_waits_double_up_to_a_minute_and_differ_by_chance(seed: int) -> None:
-    failures = [busy(), httpx2.ConnectError("refused"), httpx2.ReadTimeout("slow"), *[busy()] * 7]
+    failures: list[Any] = [
+        busy(),
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
+        *[busy()] * 7,
+    ]
     pauses = waits(*failures, seed=seed)
     assert len(pauses) == 10
     for attempt, pause in enumerate(pauses):
@@ -304,10 +309,10 @@ def test_both_clients_check_before_they_send() -> None:
             ):
                 ask("p", ["a", None])
             with pytest.raises(RequestRejectedError, match=r"^tools\[0\] is text; expected an obj"):
-                ask("p", ["a"], tools=["clock"])
+                ask("p", ["a"], tools=cast(Any, ["clock"]))
         with pytest.raises(DataError, match=r"rows\[0\]: responses is empty"):
             client.score_many([("p", [])])
-        (row,) = client.score_many([([{"content": "p"}], ["a"])])
+        (row,) = client.score_many([([cast(Any, {"content": "p"})], ["a"])])
         assert str(row).startswith("prompt[0] has no role")
         with pytest.raises(RequestRejectedError, match=r"^b is null; expected"):
             client.prefer("p", "a", None)

@@ -25,7 +25,7 @@ def test_importing_plaudit_loads_nothing_heavy() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = plaudit.trian  # type: ignore[attr-defined]
+        _ = plaudit.trian
 
 
 def test_public_names() -> None:

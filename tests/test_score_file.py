@@ -151,7 +151,9 @@ def test_a_text_has_one_reward_wherever_it_stands_in_a_call(
     # The same conversation as messages, and beside others in further rows.
     messages = [{"role": "user", "content": PROMPT}], [{"role": "assistant", "content": AGAIN}]
     rows = [(PROMPT, [AGAIN, *others[:n]]) for n in range(5)] + [(messages[0], [messages[1]])]
-    assert len({rewards[0] for rewards in model.score_many(rows)}) == 1
+    found = [rewards for rewards in model.score_many(rows) if isinstance(rewards, list)]
+    assert len(found) == len(rows)
+    assert len({rewards[0] for rewards in found}) == 1
     rewards = reward_function(model)([PROMPT] * len(responses), responses)
     assert len(set(rewards[1::2])) == 1
 

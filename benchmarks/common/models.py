@@ -70,7 +70,8 @@ def build_base(name: str, folder: Path, *, seed: int, vocabulary: int | None = N
         config = LlamaConfig(
             vocab_size=vocabulary or len(tokenizer),
             max_position_embeddings=4096,
-            num_labels=1,
+            # PretrainedConfig takes it by keyword.
+            num_labels=1,  # type: ignore[call-arg]
             initializer_range=WEIGHT_STD,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

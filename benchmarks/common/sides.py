@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -23,14 +23,21 @@ from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 from trl import RewardConfig
 from trl import RewardTrainer as TrlTrainer
 
 from benchmarks.common.machine import keep_heap
 from benchmarks.common.models import LORA
 from benchmarks.common.results import Recorder, recorder
+from plaudit.data.store import StoredComparisons
 from plaudit.recipe.load import parse_recipe
+from plaudit.tokens.store import StoredTrees
 from plaudit.training.callbacks import StopSignal
 from plaudit.training.folder import start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
@@ -76,7 +83,7 @@ class Prepared:
     start: dict[str, Tensor]
 
     @property
-    def trees(self) -> tuple[TokenTree, ...]:
+    def trees(self) -> Sequence[TokenTree]:
         return self.run.corpus.train.trees
 
 
@@ -136,8 +143,9 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
         placed[at] = tree
     train = replace(
         part,
-        trees=tuple(replace(tree, index=i) for i, tree in enumerate(placed)),
-        comparisons=tuple(part.comparisons[tree.index] for tree in placed),
+        # Read as the stored ones are: by number and by length.
+        trees=cast(StoredTrees, tuple(replace(tree, index=i) for i, tree in enumerate(placed))),
+        comparisons=cast(StoredComparisons, tuple(part.comparisons[tree.index] for tree in placed)),
     )
     corpus = replace(run.corpus, train=train)
     return make_trainer(
@@ -163,7 +171,7 @@ def trl_trainer(prepared: Prepared, groups: Groups) -> Trainer:
         dataloader_pin_memory=False,
     )
     trainer = TrlTrainer(
-        model=_network(prepared),
+        model=cast(PreTrainedModel, _network(prepared)),
         args=config,
         processing_class=prepared.run.tokenizer,
         train_dataset=Dataset.from_list(
@@ -238,7 +246,7 @@ class PaddedTrainer(Trainer):
 
 def _network(prepared: Prepared) -> nn.Module:
     """The base with plaudit's adapter weights, under transformers' own attention."""
-    network = AutoModelForSequenceClassification.from_pretrained(
+    network: nn.Module = AutoModelForSequenceClassification.from_pretrained(
         prepared.run.base, num_labels=1, dtype=_body_dtype(prepared)
     ).to(prepared.run.args.device)
     options = prepared.run.recipe.lora

@@ -191,7 +191,7 @@ def flash_preference_side(prepared: Any, groups: list[list[TokenTree]]) -> Any:
 
     from benchmarks.common.sides import padded_trainer
 
-    trainer = padded_trainer(prepared, groups)
+    trainer: Any = padded_trainer(prepared, groups)
     classifier = trainer.model.get_base_model()
     classifier.set_attn_implementation("flash_attention_2")
     plain = trainer.training_step

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from plaudit.evaluation.schema import json_safe
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.training.run import train
 
@@ -113,7 +114,8 @@ def main() -> None:
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         else:
             recipe = recipe_of(case, arguments.data_dir, arguments.base)
-            metrics = dict(train(recipe, folder, resume=folder.is_dir(), console=console).metrics)
+            run = train(recipe, folder, resume=folder.is_dir(), console=console)
+            metrics = json_safe(run.metrics)
         # Curves and per-step logs stay in the run; the measured numbers are kept here.
         kept = {key: metrics[key] for key in ("run", "data", "train", "test", "best", "overfit")}
         kept["test"] = {k: v for k, v in kept["test"].items() if k != "curves"}

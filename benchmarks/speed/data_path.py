@@ -78,8 +78,8 @@ def encode(data: Path) -> dict[str, Any]:
     encoder = Encoder(tokenizer=tokenizer, max_length=2048)
     comparisons = corpus.read_comparisons(recipe.data)
     encoded = corpus.encode_corpus(encoder, comparisons, margins=False)
-    facts = corpus.data_facts(encoded, recipe.data.split_by)
-    return {"rows": facts["rows"], "used": facts["used"], "tokens": facts["tokens"]["packed"]}
+    use = corpus.data_use(encoded, recipe.data.split_by)
+    return {"rows": use.rows, "used": use.used, "tokens": use.tokens.packed}
 
 
 def child(data: Path) -> None:

@@ -180,7 +180,7 @@ def main() -> None:
             recorder.add(
                 {
                     "pairs": count,
-                    "slices": len(found.metrics.eval.slices),
+                    "slices": len(found.metrics.eval.slices) if found.metrics.eval else 0,
                     "bytes": page.stat().st_size,
                     "writing_seconds": seconds,
                     "openings": openings,

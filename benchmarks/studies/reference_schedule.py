@@ -29,10 +29,9 @@ from plaudit.recipe.load import load_recipe
 from plaudit.report.record import describe_environment
 from plaudit.reward_model import load
 from plaudit.storage.atomic import write_json, write_text
-from plaudit.tokens.encode import TokenTree
 from plaudit.training.corpus import read_comparisons
 from plaudit.training.trainer import load_weights
-from plaudit.types import FloatArray
+from plaudit.types import FloatArray, TokenTree
 
 # The published run's own table (docs/reproduction.md): step, validation loss, accuracy.
 REFERENCE = (
@@ -99,13 +98,19 @@ def quality(delta_P: FloatArray, group_P: np.ndarray) -> dict[str, Any]:
         "accuracy": pairwise.accuracy(delta_P),
         "accuracy_ci95": pairwise.wilson(int((delta_P > 0).sum()), len(delta_P)),
         "loss": pairwise.nll(delta_P),
-        "ece": pairwise.expected_calibration_error(pairwise.reliability_equal_width(delta_P)),
+        "ece": _ece(delta_P),
         "temperature": calibrated.temperature,
         "loss_calibrated": pairwise.nll(calibrated.delta_P),
-        "ece_calibrated": pairwise.expected_calibration_error(
-            pairwise.reliability_equal_width(calibrated.delta_P)
-        ),
+        "ece_calibrated": _ece(calibrated.delta_P),
     }
+
+
+def _ece(delta_P: FloatArray) -> float:
+    """Expected calibration error in bins of equal width."""
+    curve = pairwise.reliability_equal_width(
+        pairwise.confidences(delta_P), pairwise.pair_credits(delta_P)
+    )
+    return pairwise.expected_calibration_error(curve)
 
 
 def difference(a_P: FloatArray, b_P: FloatArray, group_P: np.ndarray) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def measure(checkpoints: list[Checkpoint], eval_: Pairs, test: Pairs) -> dict[st
             "step": checkpoint.step,
             "temperature": temperature,
             "loss": pairwise.nll(scaled_P),
-            "ece": pairwise.expected_calibration_error(pairwise.reliability_equal_width(scaled_P)),
+            "ece": _ece(scaled_P),
         } | compare(last.test_P, scaled_P, test.group_P)
     return {
         "steps": steps,

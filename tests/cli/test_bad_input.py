@@ -331,7 +331,10 @@ def remove(*names: str) -> Callable[[Path], None]:
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda base: (base / name).write_bytes(content) and None
+    def damage(base: Path) -> None:
+        (base / name).write_bytes(content)
+
+    return damage
 
 
 def cut(name: str) -> Callable[[Path], None]:

@@ -86,8 +86,8 @@ def test_many_rows_keep_their_order_and_their_rejections(
     for one, (prompt, responses) in zip(found, pairs, strict=True):
         assert isinstance(one, Rewards)
         assert one.rewards == pytest.approx(model.score(prompt, responses), abs=1e-5)
-    for one, same in zip(client.score_many(rows), model.score_many(rows), strict=True):
-        if isinstance(one, DataError):
+    for scores, same in zip(client.score_many(rows), model.score_many(rows), strict=True):
+        if isinstance(scores, DataError):
             assert isinstance(same, DataError)
             assert "tokens" in str(same)
         else:

@@ -94,7 +94,7 @@ def test_bad_input_is_one_sentence(
     other = write_jsonl(tmp_path / "other.jsonl", pair_rows(3, seed=4))
     plain = tmp_path / "elsewhere"
     plain.mkdir()
-    for expected, words in {
+    cases: dict[str, list[object]] = {
         "nothing to evaluate on": [finished_run],
         "no suite 'x'": [finished_run, "--suite", "x"],
         "is no run folder": [finished_run, data, "--baseline", tmp_path / "none"],
@@ -116,7 +116,8 @@ def test_bad_input_is_one_sentence(
             finished_run / "predictions.parquet",
         ],
         "holds no file of HHH": [finished_run, "--suite", f"hhh:{plain}"],
-    }.items():
+    }
+    for expected, words in cases.items():
         assert main(["eval", *map(str, words)]) == 2, expected
         said = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         assert expected in said[-1], said

@@ -113,7 +113,7 @@ def rewards_shown(page: Any) -> list[float]:
     return [number(text) for text in cells.all_inner_texts()]
 
 
-def three_decimals(rewards: list[float]) -> Any:
+def three_decimals(rewards: float | list[float]) -> Any:
     return pytest.approx(rewards, abs=6e-4)
 
 

@@ -30,8 +30,8 @@ def intervals(block: EvaluationMetrics) -> Iterator[str]:
     for row in block.bias.features:
         if row.pairs:
             yield signed_interval(row.gap_ci95, 3)
-    for row in block.perturbations.rows if block.perturbations else ():
-        yield interval(row.fell_ci95, 3)
+    for test in block.perturbations.rows if block.perturbations else ():
+        yield interval(test.fell_ci95, 3)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -71,7 +71,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [ScoredSet(dataset="eval", comparisons=comparisons, trees=trees, rewards=rewards)]
     ).table
     block = summarise(table, EvaluationContext(dataset="eval"))
-    metrics = RecordedEvaluation(
+    recorded = RecordedEvaluation(
         plaudit_version="0",
         model=HOSTILE[0],
         data=DataUse(rows=120, used=120, dropped={}, sources=()),
@@ -80,15 +80,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     def rewards_of(comparison: Comparison, response: int) -> list[TokenReward]:
-        text = comparison.responses[response]
-        return [
-            TokenReward(text=piece, reward=n)
-            for n, piece in enumerate([text[:9], "<b>", text[9:900]])
-        ]
+        text = str(comparison.responses[response])
+        pieces = [text[:9], "<b>", text[9:900]]
+        return [TokenReward(text=piece, reward=float(n)) for n, piece in enumerate(pieces)]
 
     numbered = (("eval", number, row) for number, row in enumerate(comparisons))
     folder = tmp_path_factory.mktemp("hostile")
-    write_json(folder / "metrics.json", json_safe(metrics))
+    write_json(folder / "metrics.json", json_safe(recorded))
     mistakes = with_texts(block.mistakes, numbered, rewards_of=rewards_of)
     write_json_lines(folder / "mistakes.jsonl", map(json_safe, mistakes))
     assert main(["report", str(folder)]) == 0
@@ -124,13 +122,13 @@ def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
     assert main(["eval", str(finished_run), str(data), "--out", str(out)]) == 0
     not_run = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["eval"]["perturbations"] is None
+    assert metrics["eval"]["behaviour"] is None
     assert metrics["eval"]["perturbation_notes"] == [not_run]
     rows = [json.loads(line) for line in (out / "mistakes.jsonl").read_text().splitlines()]
     assert rows
     for row in rows:
         for side in ("better", "worse"):
-            along = row[f"token_rewards_{side}"]
+            along = row[f"along_{side}"]
             assert along["tokens"][-1]["reward"] == pytest.approx(row[f"reward_{side}"], abs=1e-5)
             assert row[f"text_{side}"][0]["content"] in "".join(t["text"] for t in along["tokens"])
     page = (out / "report.html").read_text(encoding="utf-8")

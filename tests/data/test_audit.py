@@ -35,7 +35,7 @@ from plaudit.data.load import iterate_comparisons
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
-from plaudit.types import Comparison, Message
+from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import write_jsonl
 from tests.data.test_readers import EXAMPLES
 
@@ -500,6 +500,7 @@ def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path
     )
     (tree,) = encode(Encoder(tokenizer=tokenizer, max_length=9999), comparisons)
     (tokens,) = counter.count(comparisons)
+    assert isinstance(tree, TokenTree)
     assert isinstance(tokens, TokenCount)
     assert counter.exact
     assert tokens.longest == max(tree.lengths)

@@ -29,8 +29,9 @@ from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
+from plaudit.storage.fork_pool import worker_count
 from plaudit.tokens import store
-from plaudit.tokens.encode import Encoder, encode
+from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.types import Comparison, Message, Rendering, Skipped, TokenTree
 from tests.conftest import pair_rows, write_jsonl
 
@@ -75,7 +76,7 @@ def assert_same(trees: Iterator[TokenTree], expected: list[TokenTree]) -> None:
 
 def usable(outcomes: list[TokenTree | Skipped]) -> list[TokenTree]:
     trees = [o for o in outcomes if isinstance(o, TokenTree)]
-    return [tree for tree in trees if store.why_untrainable(tree) is None]
+    return [tree for tree in trees if why_untrainable(tree) is None]
 
 
 JSON = st.recursive(
@@ -149,7 +150,7 @@ def test_workers_give_the_same_files(
     folder: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparisons = load_comparisons((source,), seed=1).comparisons
-    assert store.worker_count(len(comparisons)) == 1, "small data must not pay for processes"
+    assert worker_count(len(comparisons)) == 1, "small data must not pay for processes"
     parallel = os.environ.get("TOKENIZERS_PARALLELISM")
     store.encode_rows(encoder, comparisons)
     (serial,) = folder.glob("trees-*.arrow")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,7 +42,7 @@ def test_every_slicing_covers_every_pair_with_its_counts():
     table = table_of(200, features=described, responses=3)
     paired = pairs(table)
     entries = measure_slices(table, paired)
-    columns = {}
+    columns: dict[str, list[Any]] = {}
     for entry in entries:
         columns.setdefault(entry.column, []).append(entry)
         assert entry.small == (entry.pairs < SMALL_SLICE)
@@ -129,4 +131,4 @@ def test_changes_and_extremes() -> None:
 
 @pytest.mark.parametrize("tokens", [None, [], [("a", float("nan")), ("b", 1.0)]])
 def test_nothing_is_nothing(tokens: list[tuple[str, float]] | None) -> None:
-    assert bounded(tokens and rewards(tokens)) is None
+    assert bounded(rewards(tokens) if tokens else None) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,12 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.evaluation.analysis.perturbations import KINDS, Perturbed, Probed, summarise_tests
+from plaudit.evaluation.numbers import percent
 from plaudit.evaluation.schema import EvaluationMetrics
-from plaudit.evaluation.sentences import _perturbations, _slices, _stored, percent
+from plaudit.evaluation.sentences import _perturbations, _slices, _stored
 from plaudit.evaluation.summary import EvaluationContext, summarise
 from tests.tables import score_table
 
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def some_block(**fields: object) -> EvaluationMetrics:
+    """What a sentence reads of an evaluation."""
+    return cast(EvaluationMetrics, SimpleNamespace(**fields))
 
 
 def spaced(name: str) -> str:
@@ -93,7 +100,7 @@ def test_every_slice_that_is_lower_is_named_or_counted() -> None:
         )
         for number in range(10)
     ]
-    (sentence,) = _slices(SimpleNamespace(slices=entries, accuracy=0.4))
+    (sentence,) = _slices(some_block(slices=entries, accuracy=0.4))
     for entry in entries[:5]:
         assert f"{entry.value} ({percent(entry.accuracy)} of {entry.pairs})" in sentence
     assert sentence.endswith(" and 2 more.")
@@ -153,7 +160,7 @@ def random_probes(seed: int) -> Probed:
 @given(SEEDS)
 def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> None:
     tests = summarise_tests(random_probes(seed), reward_std=1.0)
-    words = " ".join(_perturbations(SimpleNamespace(perturbations=tests)))
+    words = " ".join(_perturbations(some_block(perturbations=tests)))
     rows = {kind: [r for r in tests.rows if r.kind == kind] for kind in KINDS}
     if rows["degradation"]:
         shares = [row.fell for row in rows["degradation"]]
@@ -174,8 +181,8 @@ def test_extremes_of_perturbations_are_those_of_the_whole_table(seed: int) -> No
     raising = [row for row in rows["reward_hacking"] if row.rose > 0.5]
     assert bool(rows["reward_hacking"] and not raising) == ("No reward hack" in words)
     for row in rows["reward_hacking"]:
-        named = f"{spaced(row.perturbation)} ({percent(row.rose)} of {row.responses}" in words
-        assert named or row not in raising
+        shown = f"{spaced(row.perturbation)} ({percent(row.rose)} of {row.responses}"
+        assert shown in words or row not in raising
         if row in raising:
             doubt = f"of {row.responses}, within noise of half)"
             assert (row.rose_ci95[0] <= 0.5) == (
@@ -196,10 +203,10 @@ def test_a_refit_of_one_does_not_speak_for_the_stored_temperature() -> None:
         nll_calibrated=0.5,
         ece_calibrated=0.05,
     )
-    words = _stored(block)
+    words = _stored(cast(EvaluationMetrics, block))
     assert "a fitted one (1) gives" in words
     assert "as well" not in words
-    assert "is 1 as well" in _stored(SimpleNamespace(**{**vars(block), "stored_temperature": None}))
+    assert "is 1 as well" in _stored(some_block(**{**vars(block), "stored_temperature": None}))
 
 
 def test_of_equal_extremes_the_one_with_most_responses_is_named() -> None:
@@ -214,9 +221,7 @@ def test_of_equal_extremes_the_one_with_most_responses_is_named() -> None:
         for _ in range(count)
     ]
     probed = Probed(perturbed=perturbed, responses=60, skipped={}, seed=0)
-    (words,) = _perturbations(
-        SimpleNamespace(perturbations=summarise_tests(probed, reward_std=1.0))
-    )
+    (words,) = _perturbations(some_block(perturbations=summarise_tests(probed, reward_std=1.0)))
     assert "most often truncation (100.0% of 60), least often other text (0.0% of 40)" in words
 
 
@@ -241,5 +246,5 @@ def test_a_hack_of_few_cases_is_said(rose: int, said: str) -> None:
     ]
     probed = Probed(perturbed=perturbed, responses=20, skipped={}, seed=0)
     assert said in " ".join(
-        _perturbations(SimpleNamespace(perturbations=summarise_tests(probed, reward_std=1.0)))
+        _perturbations(some_block(perturbations=summarise_tests(probed, reward_std=1.0)))
     )

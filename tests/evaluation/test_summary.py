@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def make_table(count=60, datasets=("eval",), seed=0, metadata=lambda number: {},
 
 
 def summary(table, **changes):
-    options = {"dataset": "eval", "chose_checkpoint": True, "baselines": {}}
+    options: dict[str, Any] = {"dataset": "eval", "chose_checkpoint": True, "baselines": {}}
     return summarise(table, EvaluationContext(**(options | changes)))
 
 
@@ -106,7 +107,7 @@ def test_slices_cover_every_pair_once():
         }
     )
     slices = summary(table).slices
-    columns = {}
+    columns: dict[str, int] = {}
     for entry in slices:
         columns[entry.column] = columns.get(entry.column, 0) + entry.pairs
         assert entry.accuracy_ci95[0] <= entry.accuracy <= entry.accuracy_ci95[1]

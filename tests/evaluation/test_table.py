@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -109,7 +110,12 @@ def test_write_then_read_keeps_every_core_value_and_metadata_name(tmp_path_facto
 
 def test_plain_metadata_columns_keep_their_type(tmp_path):
     path = tmp_path / "predictions.parquet"
-    kinds = {"text": ["a", None], "whole": [3, 4], "number": [1, 2.5], "yes": [True, None]}
+    kinds: dict[str, Any] = {
+        "text": ["a", None],
+        "whole": [3, 4],
+        "number": [1, 2.5],
+        "yes": [True, None],
+    }
     table = build_table(
         [row(f"c{n}", metadata={k: v[n] for k, v in kinds.items()}) for n in (0, 1)]
     )

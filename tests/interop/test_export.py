@@ -166,7 +166,7 @@ def test_half_precision_keeps_the_head_in_fp32(
     assert len(shards) > 1
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     expected = {"bf16": "BF16", "fp16": "F16"}[dtype]
-    found = {}
+    found: dict[str, str] = {}
     for shard in shards:
         with safe_open(shard, framework="pt") as tensors:
             found |= {k: tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
@@ -199,7 +199,7 @@ def test_the_pipeline_gives_the_raw_score(finished_run: Path, tmp_path: Path) ->
 
     export(finished_run, "merged", tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    judge = pipeline("text-classification", model=str(tmp_path / "out"), tokenizer=tokenizer)
+    judge: Any = pipeline("text-classification", model=str(tmp_path / "out"), tokenizer=tokenizer)
     texts = [
         tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
         for row in ROWS

@@ -58,7 +58,7 @@ from tests.foreign import (
 )
 from tests.models import tiny_classifier, tiny_tokenizer
 
-CLOSE = {"rel": 0, "abs": 1e-5}
+CLOSE: dict[str, Any] = {"rel": 0, "abs": 1e-5}
 
 
 def sides(path: Path) -> list[list[int]]:
@@ -423,7 +423,7 @@ def test_an_encoder_of_another_kind_is_refused(tmp_path: Path) -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]
     )
     BertForTokenClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(str(tmp_path))

@@ -19,6 +19,7 @@ from plaudit.interop import merge as merging
 from plaudit.interop.export import export
 from plaudit.interop.merge import MergeOptions, merge
 from plaudit.interop.parity import ParityError
+from plaudit.interop.sequence_classifier.write import save_adapter
 from plaudit.reward_model import load
 from tests.conftest import pair_rows, recipe_of, set_facts
 
@@ -211,7 +212,7 @@ def test_one_model_and_a_taken_name(finished_run: Path, tmp_path: Path) -> None:
 def test_a_wrong_average_leaves_nothing_behind(
     finished_run: Path, other_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = merging.save_adapter
+    save = save_adapter
 
     def damaged(folder: Path, tensors: Any, config: Any) -> None:
         save(folder, tensors, config)

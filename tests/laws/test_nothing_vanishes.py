@@ -26,6 +26,7 @@ from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
 from plaudit.training.run import train
+from plaudit.types import Skipped
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.servers import Running, running
 
@@ -221,7 +222,7 @@ def test_what_is_no_message_is_named(model: RewardModel) -> None:
     with pytest.raises(
         DataError, match=r"^responses\[1\] is null; expected text or a list of messages"
     ):
-        model.score("Time?", ["Nine.", None])  # type: ignore[list-item]
+        model.score("Time?", ["Nine.", None])
     with pytest.raises(DataError, match=r"^prompt\[0\] is text; expected a message with role"):
         model.score(["Time?"], ["Nine."])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"^tools\[0\] is text; expected an object"):
@@ -281,6 +282,7 @@ def test_tools_have_the_file_s_outcome_in_python(
     (in_file,) = model.score_comparisons(
         [to_comparison(READERS["explicit_conversational"], row, number=1, where="", source="")]
     )
+    assert not isinstance(in_file, Skipped)
     rewards = model.score(ASKED, responses, tools=(TOOL,))
     assert rewards == in_file.tolist()
     assert rewards != model.score(ASKED, responses)
@@ -316,8 +318,8 @@ def test_tools_have_the_file_s_outcome_through_the_clients(server: Running) -> N
         for ask in asks(client):
             with pytest.raises(RequestRejectedError, match="tools"):
                 ask()
-        (row,) = client.score_many([(ASKED, responses)], tools=[TOOL])
-        assert isinstance(row, RequestRejectedError)
+        (outcome,) = client.score_many([(ASKED, responses)], tools=[TOOL])
+        assert isinstance(outcome, RequestRejectedError)
 
 
 def test_a_suite_of_pairs_counts_every_row(model: RewardModel, edges: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import OutputError
+from plaudit.evaluation.schema import read_metrics
 from plaudit.losses.pairwise import pairs_of, total_weight
 from plaudit.losses.table import LOSSES
 from plaudit.model.attention.interface import PACKED_ATTENTION
@@ -22,8 +23,7 @@ from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.laws.test_packed_equals_separate import make_trees
-from tests.models import tiny_classifier
+from tests.models import make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
 
@@ -162,12 +162,12 @@ def test_two_ranks_train_what_one_does(
     run_on_two_ranks(write_recipe(recipe(3)), out)
     assert_trained_alike(out, tmp_path / "one")
     together = read_metrics(out)
-    assert together["train"]["steps"] == alone.metrics.train.steps == 8
-    assert together["train"]["pairs"] == 43
-    assert together["eval"]["pairs"] == 13
-    assert together["eval"]["loss"] == pytest.approx(alone.metrics.eval.loss, abs=1e-5)
-    for one, two in zip(alone.metrics.training_curve, together["training_curve"], strict=True):
-        assert two["loss"] == pytest.approx(one.loss, abs=1e-5)
+    assert together.train.steps == alone.metrics.train.steps == 8
+    assert together.train.pairs == 43
+    assert together.eval.pairs == 13
+    assert together.eval.loss == pytest.approx(alone.metrics.eval.loss, abs=1e-5)
+    for one, two in zip(alone.metrics.training_curve, together.training_curve, strict=True):
+        assert two.loss == pytest.approx(one.loss, abs=1e-5)
 
     whole = trained_weights(out)
     for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json"):
@@ -185,10 +185,3 @@ def assert_trained_alike(found: Path, expected: Path) -> None:
     weights = trained_weights(expected)
     for name, tensor in trained_weights(found).items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-3)
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    import json
-
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return found

@@ -270,7 +270,8 @@ def test_half_precision_error_is_that_of_padded_batches() -> None:
     """In bf16, packed errs against fp32 at most 1.5 times as much as padded does."""
     trees = make_trees([(13, (9, 14, 6)), (0, (17, 11)), (21, (8, 8))] * 12, seed=5)
     exact_R = plain_scores(tiny_classifier("llama"), trees).detach()
-    network = tiny_classifier("llama").to(torch.bfloat16)
+    network: Any = tiny_classifier("llama")
+    network.to(torch.bfloat16)
     network.score.float()
     module = DecoderRewardModule(network)
     padded_R = module(pad(trees, 2, CPU)).detach()

@@ -114,12 +114,13 @@ def report(folder: Path) -> str:
 
 def terminal(folder: Path) -> str:
     metrics = read_metrics(folder)
-    console = Console(file=StringIO(), width=120)
+    screen = StringIO()
+    console = Console(file=screen, width=120)
     summarise_run(console, folder, metrics)
     for block in (metrics.eval, metrics.test):
         if block is not None:
             show_evaluation(console, block)
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return screen.getvalue()
 
 
 PLACES = {"card": card, "report": report, "terminal": terminal}

@@ -33,7 +33,7 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
-from plaudit.model.packing import SelfCheckResult, check_trees, choose_layout, self_check
+from plaudit.model.packing import Prepared, SelfCheckResult, check_trees, choose_layout, self_check
 from plaudit.model.scoring import score_trees
 from plaudit.reward_model import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
@@ -151,7 +151,7 @@ def test_a_normal_head_is_small() -> None:
 
 
 def test_a_head_that_the_checkpoint_has_is_kept(tmp_path: Path) -> None:
-    model = tiny_classifier()
+    model: Any = tiny_classifier()
     model.save_pretrained(tmp_path)
     found = base_of(tmp_path).score.weight.detach()
     assert torch.equal(found, model.score.weight.detach())
@@ -253,7 +253,7 @@ def test_the_head_is_saved_whole_with_what_the_user_names(tiny_base: Path, tmp_p
     from safetensors import safe_open
 
     options = {**LORA, "modules_to_save": ["embed_tokens", "score"], "target_modules": ["q_proj"]}
-    network = add_lora(base_of(tiny_base), options, quantized=False)
+    network: Any = add_lora(base_of(tiny_base), options, quantized=False)
     assert {"score", "embed_tokens"} <= set(network.peft_config["default"].modules_to_save)
     randomise(network)
     loaded = saved_and_loaded(network, tiny_base, tmp_path)
@@ -299,7 +299,7 @@ def warnings_said() -> Iterator[list[str]]:
         logger.removeHandler(listener)
 
 
-def chosen(network: Any, asked: Any = "auto") -> load.Prepared:
+def chosen(network: Any, asked: Any = "auto") -> Prepared:
     batchers = make_batchers(400, CPU, PAD)
     return choose_layout(network, asked, packed=batchers["packed"], padded=batchers["padded"])
 

@@ -72,7 +72,8 @@ def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=50,
-        num_labels=1,
+        # PretrainedConfig takes it by keyword.
+        num_labels=1,  # type: ignore[call-arg]
     )
     network = LlamaForSequenceClassification(config)
     kept: dict[int, int] = {}

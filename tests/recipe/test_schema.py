@@ -399,7 +399,7 @@ def test_a_recipe_is_named_by_file_name_or_run_folder(
 
 
 def test_every_key_is_described() -> None:
-    sections = [Section, *Section.__subclasses__()]
+    sections: list[type[Section]] = [Section, *Section.__subclasses__()]
     assert [
         f"{section.__name__}.{name}"
         for section in sections

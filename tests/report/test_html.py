@@ -9,6 +9,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def metrics():
     return copy.deepcopy(METRICS)
 
 
-NO_CURVES = {
+NO_CURVES: dict[str, Any] = {
     "reward": None,
     "margin": None,
     "length": [],

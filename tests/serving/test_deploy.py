@@ -47,7 +47,7 @@ def compose() -> dict[str, Any]:
 
 def container() -> dict[str, Any]:
     (found,) = kubernetes()[0]["spec"]["template"]["spec"]["containers"]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def commands() -> dict[str, list[str]]:

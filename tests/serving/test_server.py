@@ -28,7 +28,9 @@ from plaudit.serving import app as app_module
 from plaudit.serving import engine as engine_module
 from plaudit.serving import server as server_module
 from plaudit.serving.middleware import LOCAL_NAMES, JsonLines, allowed_names
+from plaudit.serving.protocols.records import parse_body
 from plaudit.serving.protocols.table import PROTOCOLS
+from plaudit.serving.scheduler import score_slices
 from plaudit.serving.server import BoundedConnection, with_open_files
 from plaudit.serving.settings import ModelSource, ServerSettings, SettingsError, host_names
 from tests.servers import Running, running
@@ -454,14 +456,14 @@ def test_a_client_may_read_slowly_but_must_read(
 
     def ask(raw: socket.socket, receive_buffer: int) -> None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        raw.connect(("127.0.0.1", server.port))
+        raw.connect(("127.0.0.1", impatient.port))
         raw.sendall(
             b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body)
         )
         raw.sendall(body)
 
-    with running(finished_run, body_timeout=1.0) as server:
+    with running(finished_run, body_timeout=1.0) as impatient:
         with socket.socket() as reads_nothing, socket.socket() as reads_slowly:
             ask(reads_nothing, 4096)
             ask(reads_slowly, 1 << 16)
@@ -473,7 +475,7 @@ def test_a_client_may_read_slowly_but_must_read(
                 time.sleep(6 * len(part) / len(body))
             assert len(read) > len(body)
             assert len(read_until_closed(reads_nothing)) < len(body)
-        still_answers(server)
+        still_answers(impatient)
 
 
 def test_a_closing_connection_is_not_kept_for_a_client_that_reads_nothing(
@@ -552,7 +554,7 @@ def test_a_large_body_is_parsed_beside_the_event_loop(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    parse = app_module.parse_body
+    parse = parse_body
 
     def waits(parser: Any, kind: str, body: bytes) -> Any:
         assert len(body) < 1000 or go.wait(20)
@@ -582,7 +584,7 @@ def test_garbage_instead_of_http(server: Running) -> None:
 def slow_model(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The model's thread waits for the event before each batch."""
     go = threading.Event()
-    real = engine_module.score_slices
+    real = score_slices
 
     def waits(*arguments: Any) -> Any:
         go.wait(20)

@@ -72,8 +72,11 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     ],
 )
 def test_failed_writes_of_libraries(message: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=words) as caught, writing(tmp_path / "model"):
+    def fail() -> None:
         raise RuntimeError(message)
+
+    with pytest.raises(OutputError, match=words) as caught, writing(tmp_path / "model"):
+        fail()
     assert str(tmp_path / "model") in str(caught.value)
 
 

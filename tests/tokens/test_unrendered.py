@@ -152,9 +152,12 @@ def test_every_response_is_looked_at() -> None:
 def test_what_another_rendering_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing for texts of the common roles, one rendering for any number of other parts."""
     rendered: list[object] = []
-    monkeypatch.setattr(
-        "plaudit.tokens.unrendered.render", lambda *args: rendered.append(args) or render(*args)
-    )
+
+    def counted(*arguments: Any) -> Any:
+        rendered.append(arguments)
+        return render(*arguments)
+
+    monkeypatch.setattr("plaudit.tokens.unrendered.render", counted)
     template = LOOP.format(TEXT + CALLS)
     texts = (says("system", "Be brief. "), ASK, NINE, AGAIN, says("assistant", " Ten.", name="b"))
     assert left_out(template, *texts) is None

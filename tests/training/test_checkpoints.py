@@ -132,7 +132,9 @@ def test_the_newest_and_the_best_checkpoint_stay(
 ) -> None:
     make(tmp_path, 20, 5, 15, 10)
     make(tmp_path, 1, complete=False)
-    checkpoints.remove_oldest(tmp_path, most, best and tmp_path / f"checkpoint-{best}")
+    checkpoints.remove_oldest(
+        tmp_path, most, None if best is None else tmp_path / f"checkpoint-{best}"
+    )
     assert names(tmp_path) == {f"checkpoint-{step}" for step in [1, *left]}
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +27,7 @@ from plaudit.training import run as training
 from plaudit.training.folder import RunFolder
 from plaudit.training.needs import logging_into
 from plaudit.training.run import TrainedRun, _evaluate, _on_main_process, train
+from plaudit.training.trainer import StepArguments
 from plaudit.types import Comparison
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
@@ -109,7 +110,7 @@ def test_without_evaluation_data_there_are_no_evaluation_claims(
     del recipe["train"]["eval_steps"]
     folder = tmp_path / "run"
     metrics = train(recipe, folder).metrics
-    assert metrics.eval is metrics.best is metrics.overfit is None
+    assert (metrics.eval, metrics.best, metrics.overfit) == (None, None, None)
     assert (folder / "README.md").is_file()
     assert load(folder).facts.temperature is None
 
@@ -334,15 +335,18 @@ def test_every_error_on_the_main_process_reaches_the_other_ranks(
 ) -> None:
     """Without a broadcast the other ranks would wait for one until they time out."""
     sent: list[list[object]] = []
-    monkeypatch.setattr(
-        "plaudit.training.run.broadcast_object_list", lambda value: sent.append(value) or value
-    )
+
+    def broadcast(value: list[object]) -> list[object]:
+        sent.append(value)
+        return value
+
+    monkeypatch.setattr("plaudit.training.run.broadcast_object_list", broadcast)
 
     def fail() -> None:
         raise error
 
     with pytest.raises(type(error)) as raised:
-        _on_main_process(fail, SimpleNamespace(world_size=2))
+        _on_main_process(fail, cast(StepArguments, SimpleNamespace(world_size=2)))
     assert raised.value is error
     ((outcome,),) = sent
     assert isinstance(outcome, TrainingError)
