@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from plaudit.errors import ModelError, PlauditError
-from plaudit.model import load
 from plaudit.model.checkpoint import CheckpointMetadata, load_network, save_checkpoint
 from plaudit.model.load import (
     BaseRequest,
