@@ -426,7 +426,7 @@ class ScoreRow:
     tokens: int
     characters: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    features: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
+from plaudit.types import Text
 
 METRICS_FILE: Final = "metrics.json"
 FORMAT: Final = 2
@@ -385,9 +386,9 @@ class MistakeText(Mistake):
     """A mistake with its texts, as the data have them: a line of ``mistakes.jsonl``."""
 
     where: str
-    prompt: str | Sequence[Mapping[str, Any]]
-    text_better: str | Sequence[Mapping[str, Any]]
-    text_worse: str | Sequence[Mapping[str, Any]]
+    prompt: Text
+    text_better: Text
+    text_worse: Text
     token_rewards_better: TokenRewards | None
     token_rewards_worse: TokenRewards | None
 

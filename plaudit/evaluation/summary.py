@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -303,10 +303,11 @@ def _curves(table: ScoreTable, paired: Pairs, calibration: FittedTemperature) ->
     rewards = _histogram(chosen_P, rejected_P)
     margins = _histogram(paired.delta_P)
     return Curves(
-        reward=None
-        if rewards is None
-        else RewardHistogram(**_named(rewards, "chosen", "rejected")),
-        margin=None if margins is None else MarginHistogram(**_named(margins, "pairs")),
+        reward=rewards
+        and RewardHistogram(
+            edges=rewards.edges, chosen=rewards.counts[0], rejected=rewards.counts[1]
+        ),
+        margin=margins and MarginHistogram(edges=margins.edges, pairs=margins.counts[0]),
         length=_length_curve(length_P, paired),
         reliability=_reliability_curve(paired.delta_P, paired.group_P),
         reliability_calibrated=None
@@ -314,11 +315,6 @@ def _curves(table: ScoreTable, paired: Pairs, calibration: FittedTemperature) ->
         else _reliability_curve(calibrated_P, paired.group_P),
         risk_coverage=_risk_curve(paired),
     )
-
-
-def _named(histogram: Sequence[Sequence[float]], *names: str) -> dict[str, Any]:
-    """Edges and counts as the fields of a record."""
-    return dict(zip(("edges", *names), map(tuple, histogram), strict=True))
 
 
 def _risk_curve(paired: Pairs) -> tuple[RiskPoint, ...]:
@@ -336,7 +332,12 @@ def _risk_curve(paired: Pairs) -> tuple[RiskPoint, ...]:
     return tuple(points)
 
 
-def _histogram(*series: FloatArray) -> list[list[float]] | None:
+class _Histogram(NamedTuple):
+    edges: tuple[float, ...]
+    counts: Sequence[tuple[int, ...]]
+
+
+def _histogram(*series: FloatArray) -> _Histogram | None:
     """Common edges, and the counts of each series; ``None`` without values."""
     together = np.concatenate(series)
     if not len(together):
@@ -347,7 +348,8 @@ def _histogram(*series: FloatArray) -> list[list[float]] | None:
     width = max(high - low, room) / _HISTOGRAM_BINS
     # Zero is an edge, so that no bin of margins mixes right answers with wrong ones.
     edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
-    return [edges.tolist(), *(np.histogram(values, edges)[0].tolist() for values in series)]
+    counts = [tuple(np.histogram(values, edges)[0].tolist()) for values in series]
+    return _Histogram(tuple(edges.tolist()), counts)
 
 
 def _length_curve(length_P: npt.NDArray[np.int64], paired: Pairs) -> tuple[LengthBin, ...]:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from plaudit.evaluation.numbers import FORMATS
 from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
 from plaudit.report.record import TEMPLATES, shown_path
+from plaudit.types import Text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -104,7 +105,7 @@ def excerpt(text: str, most: int = MOST_CHARACTERS) -> Excerpt:
     return Excerpt(text[:head], len(text) - most, text[len(text) - (most - head) :])
 
 
-def conversation(turns: str | Sequence[Mapping[str, Any]]) -> Conversation:
+def conversation(turns: Text) -> Conversation:
     """A prompt or a response as ``mistakes.jsonl`` holds it."""
     if isinstance(turns, str):
         return Conversation((Turn(None, excerpt(turns)),), 0, ())
@@ -125,7 +126,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1, default=str)
 
 
-def preview(turns: str | Sequence[Mapping[str, Any]], most: int = _LINE) -> str:
+def preview(turns: Text, most: int = _LINE) -> str:
     """The last turn of a prompt in one line."""
     return brief(turns if isinstance(turns, str) else _content(turns[-1]) if turns else "", most)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from plaudit import __version__
 from plaudit.errors import DataError
@@ -17,6 +19,8 @@ from plaudit.evaluation.schema import (
     RunInfo,
     RunMetrics,
     SourceUse,
+    adapter,
+    first_mistake,
 )
 
 MISTAKES_FILE = "mistakes.jsonl"
@@ -26,8 +30,19 @@ PLOTS_FOLDER = "plots"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def read_recalibration(folder: Path) -> dict[str, Any] | None:
-    """What ``plaudit calibrate`` stored in ``plaudit.json`` after training, with the temperature.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalibration:
+    """The temperature that ``plaudit calibrate`` stored after training, and what it changed."""
+
+    temperature: float
+    pairs: int
+    prompts: int
+    log_loss_before: float
+    log_loss: float
+
+
+def read_recalibration(folder: Path) -> Recalibration | None:
+    """What ``plaudit calibrate`` stored in ``plaudit.json`` after training.
 
     None where it was not run, or where there is no such file (the folder of an evaluation).
 
@@ -40,8 +55,16 @@ def read_recalibration(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot read {path} ({error}); restore it from a backup.") from error
-    fit: dict[str, Any] | None = facts.get("temperature_fit")
-    return None if fit is None else {**fit, "temperature": facts["temperature"] or 1.0}
+    fit = facts.get("temperature_fit")
+    if fit is None:
+        return None
+    try:
+        recalibration: Recalibration = adapter(Recalibration).validate_python(
+            {**fit, "temperature": facts["temperature"] or 1.0}
+        )
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {first_mistake(error)}. Restore it.") from None
+    return recalibration
 
 
 def shown_evaluation(metrics: RunMetrics | RecordedEvaluation) -> EvaluationMetrics | None:

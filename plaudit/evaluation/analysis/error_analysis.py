@@ -22,7 +22,7 @@ from plaudit.evaluation.schema import (
     parts,
 )
 from plaudit.evaluation.table import Pairs, ScoreTable, codes
-from plaudit.types import Comparison, FloatArray, Message, TokenReward, Turns
+from plaudit.types import Comparison, FloatArray, Message, Text, TokenReward, Turns
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
@@ -274,7 +274,7 @@ def bounded(
     )
 
 
-def _plain(turns: Turns) -> str | list[dict[str, Any]]:
+def _plain(turns: Turns) -> Text:
     return turns if isinstance(turns, str) else [Message.as_dict(turn) for turn in turns]
 
 

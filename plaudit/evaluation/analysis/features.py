@@ -158,24 +158,27 @@ FEATURES_DTYPE: Final = np.dtype(
 
 def measure_responses(
     responses: Sequence[str], prompt: str, *, turns: int, truncated: int
-) -> list[dict[str, Any]]:
+) -> list[dict[str, float | str]]:
     """The record of each response to one prompt, as :data:`FEATURES_DTYPE` names the values.
 
     ``truncated`` counts the prompt tokens that were cut.
     """
-    of_prompt = {
+    of_prompt: dict[str, float | str] = {
         "prompt_characters": float(len(prompt)),
         "turns": float(turns),
         "truncated": float(truncated),
         "prompt_script": script(prompt) or "",
     }
     return [
-        {name: measure(text, prompt) for name, measure in RESPONSE_FEATURES.items()} | of_prompt
+        {
+            **{name: measure(text, prompt) for name, measure in RESPONSE_FEATURES.items()},
+            **of_prompt,
+        }
         for text in responses
     ]
 
 
-def features_column(records: Sequence[Mapping[str, Any]]) -> npt.NDArray[Any]:
+def features_column(records: Sequence[Mapping[str, float | str]]) -> npt.NDArray[Any]:
     """Records as one structured array; what a record lacks is ``nan`` or empty."""
     column: npt.NDArray[Any] = np.empty(len(records), dtype=FEATURES_DTYPE)
     for name in FEATURES_DTYPE.names or ():
