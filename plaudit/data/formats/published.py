@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from plaudit.data.formats import values
@@ -18,7 +20,6 @@ from plaudit.data.formats.records import (
     ParsedRow,
     assistant_turn,
     pair,
-    pair_by_lead,
     pair_of_conversations,
     reader_of,
     user_turn,
@@ -31,32 +32,25 @@ HUMAN: Final = "\n\nHuman:"
 ASSISTANT: Final = "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+_ROLES: Final = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
 def hh_turns(text: str) -> Messages:
     """The turns of a dialogue. Turns of one role in a row become one: templates refuse them."""
-    turns: list[tuple[str, str]] = []
     _, *pieces = _HH_TURN.split(text)
-    for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
-        role = "user" if speaker == "Human" else "assistant"
-        if turns and turns[-1][0] == role:
-            turns[-1] = (role, f"{turns[-1][1]}\n\n{words.strip()}".strip())
-        else:
-            turns.append((role, words.strip()))
-    return tuple(Message(role=role, content=content) for role, content in turns)
+    turns = zip(pieces[::2], map(str.strip, pieces[1::2]), strict=True)
+    return tuple(
+        Message(role=_ROLES[speaker], content="\n\n".join(words for _, words in group if words))
+        for speaker, group in groupby(turns, itemgetter(0))
+    )
 
 
 def helpsteer_turns(text: str) -> Messages:
     """A HelpSteer2 prompt: its first words are the user's, ``<extra_id_1>`` opens later turns."""
     first, *pieces = _HELPSTEER_TURN.split(text)
     later = zip(pieces[::2], pieces[1::2], strict=True)
-    return (
-        *user_turn(first),
-        *(
-            Message(role="user" if name == "User" else "assistant", content=words)
-            for name, words in later
-        ),
-    )
+    turns = (Message(role=_ROLES[speaker], content=words) for speaker, words in later)
+    return (*user_turn(first), *turns)
 
 
 # --- preference sets ----------------------------------------------------------------------------
@@ -64,15 +58,12 @@ def helpsteer_turns(text: str) -> Messages:
 
 def ultrafeedback(row: Row) -> ParsedRow:
     """UltraFeedback before binarising: an instruction and completions with an overall score."""
-    completions = values.objects(row, "completions")
-    scores = [values.optional_number(completion, "overall_score") for completion in completions]
+    read_score = partial(values.optional_number, column="overall_score")
+    scores = values.each(row, "completions", read_score)
     known = tuple(score for score in scores if score is not None)
     return ParsedRow(
         prompt=user_turn(values.text(row, "instruction")),
-        responses=tuple(
-            assistant_turn(values.inner_text(completion, "response", f"completions[{index}]"))
-            for index, completion in enumerate(completions)
-        ),
+        responses=_answers(row, "completions", "response"),
         grades=known if len(known) == len(scores) else (),
         strength=abs(known[0] - known[1]) if len(known) == len(scores) == 2 else None,
     )
@@ -110,61 +101,37 @@ def nectar(row: Row) -> ParsedRow:
     turns = hh_turns(dialogue) if HUMAN in dialogue else user_turn(dialogue)
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns = turns[:-1]
-    answers = values.objects(row, "answers")
-    texts = [
-        values.inner_text(item, "answer", f"answers[{index}]") for index, item in enumerate(answers)
-    ]
-    return _ranked(turns, answers, tuple(map(assistant_turn, texts)))
+    return _ranked(row, "answers", turns, _answers(row, "answers", "answer"))
 
 
 def nemo(row: Row) -> ParsedRow:
     """NeMo-RL: a context and its completions, the lowest rank the best."""
-    completions = values.objects(row, "completions")
-    return _ranked(
-        values.messages(row, "context"),
-        completions,
-        tuple(_inner_messages(item, index) for index, item in enumerate(completions)),
-    )
+    read_turns = partial(values.messages, column="completion")
+    responses = values.each(row, "completions", read_turns)
+    return _ranked(row, "completions", values.messages(row, "context"), responses)
 
 
 def pku_saferlhf(row: Row) -> ParsedRow:
     """PKU-SafeRLHF: two responses and the number of the more helpful one."""
-    better = values.number(row, "better_response_id")
-    if better not in (0.0, 1.0):
-        raise DataError("better_response_id is neither 0 nor 1; expected a response's number.")
-    return pair_by_lead(
-        user_turn(values.text(row, "prompt")),
-        assistant_turn(values.text(row, "response_0")),
-        assistant_turn(values.text(row, "response_1")),
-        1 - 2 * better,
-    )
+    prompt = user_turn(values.text(row, "prompt"))
+    lead = _lead(row, "better_response_id", (0, 1), "a response's number")
+    return _pair_by_lead(row, prompt, ("response_0", "response_1"), lead)
 
 
 def shp(row: Row) -> ParsedRow:
     """SHP: a post and two comments; label 1 means that A is preferred, 0 that B is."""
-    label = values.number(row, "labels")
-    if label not in (0.0, 1.0):
-        raise DataError("labels is neither 0 nor 1; expected 1 where A is preferred, 0 where B is.")
-    return pair_by_lead(
-        user_turn(values.text(row, "history")),
-        assistant_turn(values.text(row, "human_ref_A")),
-        assistant_turn(values.text(row, "human_ref_B")),
-        2 * label - 1,
-    )
+    prompt = user_turn(values.text(row, "history"))
+    lead = _lead(row, "labels", (1, 0), "1 where A is preferred, 0 where B is")
+    return _pair_by_lead(row, prompt, ("human_ref_A", "human_ref_B"), lead)
 
 
 def webgpt(row: Row) -> ParsedRow:
     """WebGPT comparisons: a question and two answers with a score each."""
     lead = values.number(row, "score_0") - values.number(row, "score_1")
     asks = values.value_of(row, "question")
-    question = values.text(asks, "full_text") if isinstance(asks, dict) else None
-    return pair_by_lead(
-        user_turn(values.text(row, "question") if question is None else question),
-        assistant_turn(values.text(row, "answer_0")),
-        assistant_turn(values.text(row, "answer_1")),
-        lead,
-        strength=abs(lead),
-    )
+    at = (asks, "full_text") if isinstance(asks, dict) else (row, "question")
+    prompt = user_turn(values.text(*at))
+    return _pair_by_lead(row, prompt, ("answer_0", "answer_1"), lead, strength=abs(lead))
 
 
 def arena(row: Row) -> ParsedRow:
@@ -183,25 +150,48 @@ def arena(row: Row) -> ParsedRow:
 def _by_sign(row: Row, prompt: Messages, responses: tuple[str, str], column: str) -> ParsedRow:
     """Two responses and a preference from -3 (the first is much better) to 3; 0 is a tie."""
     preference = values.optional_number(row, column)
-    first, second = (assistant_turn(values.text(row, name)) for name in responses)
     if preference is None:
-        return ParsedRow(prompt=prompt, responses=(first, second), grades=())
-    return pair_by_lead(prompt, first, second, -preference, strength=abs(preference))
+        return replace(_pair_by_lead(row, prompt, responses, 0), grades=())
+    return _pair_by_lead(row, prompt, responses, -preference, strength=abs(preference))
 
 
-def _ranked(
-    prompt: Messages, items: list[dict[str, object]], responses: tuple[Messages, ...]
+def _lead(row: Row, column: str, numbers: tuple[int, int], expected: str) -> int:
+    """1 where the column holds the first of two numbers, -1 where it holds the second."""
+    number = values.number(row, column)
+    if number not in numbers:
+        raise DataError(
+            f"{column} is neither {min(numbers)} nor {max(numbers)}; expected {expected}."
+        )
+    return 1 if number == numbers[0] else -1
+
+
+def _pair_by_lead(
+    row: Row,
+    prompt: Messages,
+    columns: tuple[str, str],
+    lead: float,
+    *,
+    strength: float | None = None,
 ) -> ParsedRow:
+    """The texts of two columns. A ``lead`` above 0 means the first is better, 0 a tie."""
+    return ParsedRow(
+        prompt=prompt,
+        responses=tuple(assistant_turn(values.text(row, column)) for column in columns),
+        grades=(float(lead > 0), float(lead < 0)),
+        strength=strength,
+        metadata={} if strength is None else {"strength": strength},
+    )
+
+
+def _ranked(row: Row, column: str, prompt: Messages, responses: tuple[Messages, ...]) -> ParsedRow:
     """Responses with a rank each, the lowest the best."""
-    ranks = [values.number(item, "rank") for item in items]
+    ranks = values.each(row, column, partial(values.number, column="rank"))
     return ParsedRow(prompt=prompt, responses=responses, grades=tuple(0.0 - rank for rank in ranks))
 
 
-def _inner_messages(item: Row, index: int) -> Messages:
-    try:
-        return values.messages(item, "completion")
-    except DataError as error:
-        raise DataError(f"completions[{index}]: {error}") from error
+def _answers(row: Row, column: str, key: str) -> tuple[Messages, ...]:
+    """The text under ``key`` of each object in a column, as an assistant turn."""
+    return tuple(map(assistant_turn, values.each(row, column, partial(values.text, column=key))))
 
 
 # --- benchmarks ---------------------------------------------------------------------------------
@@ -235,21 +225,14 @@ def answer_lists(row: Row) -> ParsedRow:
 
 def llmbar(row: Row) -> ParsedRow:
     """LLMBar: two outputs for an input, and the number (1 or 2) of the better one."""
-    label = values.number(row, "label")
-    if label not in (1.0, 2.0):
-        raise DataError("label is neither 1 nor 2; expected the number of the better output.")
-    return pair_by_lead(
-        user_turn(values.text(row, "input")),
-        assistant_turn(values.text(row, "output_1")),
-        assistant_turn(values.text(row, "output_2")),
-        3 - 2 * label,
-    )
+    prompt = user_turn(values.text(row, "input"))
+    lead = _lead(row, "label", (1, 2), "the number of the better output")
+    return _pair_by_lead(row, prompt, ("output_1", "output_2"), lead)
 
 
 _text = partial(values.all_of, values.is_text)
 _any = partial(values.all_of, values.anything)
 _messages = partial(values.all_of, values.is_messages)
-
 
 READERS: Final = (
     reader_of(ultrafeedback, _text("instruction") | _messages("completions")),
@@ -269,7 +252,7 @@ READERS: Final = (
     reader_of(shp, _text("history", "human_ref_A", "human_ref_B") | _any("labels")),
     reader_of(
         webgpt,
-        {"question": lambda value: isinstance(value, (str, dict))}
+        {"question": values.typed(str, dict)}
         | _text("answer_0", "answer_1")
         | _any("score_0", "score_1"),
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from plaudit.data.formats.values import Row
 from plaudit.data.reasons import TIE
 from plaudit.errors import DataError, did_you_mean
 from plaudit.recipe.schema import Source
-from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Message, Turns, has_media, media_columns
+from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
     {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
@@ -50,8 +51,11 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
     Raises:
         DataError: there is no such reader, or not exactly one recognises the row.
     """
+    if name in READERS:
+        return READERS[name]
     if name is not None:
-        return _named(name)
+        hint = did_you_mean(name, READERS, f"expected one of {', '.join(READERS)}.")
+        raise DataError(f"there is no format {name!r}; {hint}")
     having = [reader for reader in READERS.values() if set(reader.columns) <= set(row)]
     matches = [reader for reader in having if reader.recognises(row)]
     if len(matches) == 1:
@@ -103,9 +107,9 @@ def to_comparison(
     Raises:
         DataError: a column is missing or holds a value of the wrong type; it starts with ``where``.
     """
-    parsed = _parse(reader, row, where)
     own = {*reader.columns, *reader.optional, *SHARED_COLUMNS}
     try:
+        parsed = reader.parse(row)
         strength = strength_of(parsed, row)
         margin = values.optional_number(row, "margin")
         weight = values.weight(row)
@@ -188,20 +192,6 @@ def strength_of(parsed: ParsedRow, row: Row) -> float | None:
         return None
     chosen, rejected = (values.as_number(score, "score_chosen") for score in scores)
     return max(chosen - rejected, 0.0)
-
-
-def _parse(reader: Reader, row: Row, where: str) -> ParsedRow:
-    try:
-        return reader.parse(row)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
-
-
-def _named(name: str) -> Reader:
-    if name in READERS:
-        return READERS[name]
-    hint = did_you_mean(name, READERS, f"expected one of {', '.join(READERS)}.")
-    raise DataError(f"there is no format {name!r}; {hint}")
 
 
 def _misfit(row: Row, having: list[Reader]) -> str:
@@ -383,14 +373,14 @@ def hh_rlhf(row: Row) -> ParsedRow:
     which :func:`plaudit.data.reasons.why_untrainable` names ``prompt_mismatch``. Format:
     https://huggingface.co/datasets/Anthropic/hh-rlhf
     """
-    dialogues = [values.text(row, column) for column in ("chosen", "rejected")]
     heads, responses = [], []
-    for column, dialogue in zip(("chosen", "rejected"), dialogues, strict=True):
+    for column in _ANSWERS:
+        dialogue = values.text(row, column)
         if not dialogue.startswith(HUMAN):
             raise DataError(f"{column} does not start with {HUMAN!r}; is this HH-RLHF text?")
         head, _, answer = dialogue.rpartition(ASSISTANT)
         heads.append(head or dialogue)
-        responses.append((Message(role="assistant", content=answer.strip() if head else ""),))
+        responses.append(assistant_turn(answer.strip() if head else ""))
     if heads[0] == heads[1]:
         return pair(hh_turns(heads[0]), *responses)
     whole = [hh_turns(head) + reply for head, reply in zip(heads, responses, strict=True)]
@@ -424,11 +414,8 @@ def unpaired(row: Row) -> ParsedRow:
 
 def _shared_length(one: str, other: str) -> int:
     """Characters two texts share in front, by bisection: whole-slice comparisons are fast."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
+    lengths = range(1, min(len(one), len(other)) + 1)
+    return bisect_left(lengths, True, key=lambda length: one[:length] != other[:length])
 
 
 def ms_swift(row: Row) -> ParsedRow:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from plaudit.data.formats.values import Row
+from plaudit.data.formats.values import Looks, Row
 from plaudit.data.reasons import BROKEN_TURNS, SINGLE_RESPONSE, TIE, UNLABELLED
 from plaudit.types import MEDIA, Comparison, Message, Turns
 
@@ -35,10 +36,6 @@ class ParsedRow:
     strength: float | None = None
     unusable: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-Looks: TypeAlias = Callable[[Any], bool]
-"""Whether a value is of a type, such as :func:`plaudit.data.formats.values.is_text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,25 +87,9 @@ def pair_of_conversations(chosen: tuple[Message, ...], rejected: tuple[Message, 
 
     At least one message stays in each response, so identical conversations keep their last turn.
     """
-    shared = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours != theirs:
-            break
-        shared += 1
+    both = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = len(list(takewhile(lambda turns: turns[0] == turns[1], both)))
     return pair(chosen[:shared], chosen[shared:], rejected[shared:])
-
-
-def pair_by_lead(
-    prompt: Turns, first: Turns, second: Turns, lead: float, *, strength: float | None = None
-) -> ParsedRow:
-    """Two responses in the row's order. A ``lead`` above 0 means the first is better, 0 a tie."""
-    return ParsedRow(
-        prompt=prompt,
-        responses=(first, second),
-        grades=(float(lead > 0), float(lead < 0)),
-        strength=strength,
-        metadata={} if strength is None else {"strength": strength},
-    )
 
 
 def user_turn(text: str) -> Messages:
@@ -220,6 +201,12 @@ class Writer:
 def plain(turns: Turns) -> str | list[dict[str, Any]]:
     """Text, or messages as JSON has them."""
     return turns if isinstance(turns, str) else [turn.as_dict() for turn in turns]
+
+
+def explicit(pair: Comparison) -> dict[str, Any]:
+    """The prompt in its own column (TRL, OpenRLHF)."""
+    better, worse = pair.responses
+    return {"prompt": plain(pair.prompt), "chosen": plain(better), "rejected": plain(worse)}
 
 
 def words_of(message: Message) -> str:

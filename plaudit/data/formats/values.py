@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from plaudit.errors import DataError
 from plaudit.types import Message, Prompted, Turns
 
 Row: TypeAlias = Mapping[str, Any]
+
+Value = TypeVar("Value")
+
+Looks: TypeAlias = Callable[[Any], bool]
+"""Whether a value is of a type, such as :data:`is_text`."""
 
 
 def listed(row: Row) -> str:
@@ -38,24 +43,16 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def anything(value: Any) -> bool:
-    """True: a value whose type its reader checks."""
-    return True
+def typed(*types: type) -> Looks:
+    """Whether a value is of one of these types."""
+    return lambda value: isinstance(value, types)
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is text."""
-    return isinstance(value, str)
-
-
-def is_list(value: Any) -> bool:
-    """Whether a value is a list."""
-    return isinstance(value, list)
-
-
-def is_text_or_list(value: Any) -> bool:
-    """Whether a value is text or a list."""
-    return isinstance(value, (str, list))
+anything: Final = typed(object)
+"""For a value whose type its reader checks."""
+is_text: Final = typed(str)
+is_list: Final = typed(list)
+is_text_or_list: Final = typed(str, list)
 
 
 def is_messages(value: Any) -> bool:
@@ -73,13 +70,27 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def all_of(looks: Callable[[Any], bool], *columns: str) -> dict[str, Callable[[Any], bool]]:
+def all_of(looks: Looks, *columns: str) -> dict[str, Looks]:
     """Columns whose values all look as said."""
     return dict.fromkeys(columns, looks)
 
 
+def located(where: str, read: Callable[..., Value], *arguments: Any) -> Value:
+    """What ``read`` returns; its errors begin with ``where``."""
+    try:
+        return read(*arguments)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def _wrong(what: str, value: Any, expected: str) -> DataError:
     return DataError(f"{what} is {kind(value)}; expected {expected}.")
+
+
+def _checked(value: Any, what: str, type_: type[Value], expected: str) -> Value:
+    if not isinstance(value, type_):
+        raise _wrong(what, value, expected)
+    return value
 
 
 def value_of(row: Row, column: str) -> Any:
@@ -91,18 +102,7 @@ def value_of(row: Row, column: str) -> Any:
 
 def text(row: Row, column: str) -> str:
     """A required text."""
-    value = value_of(row, column)
-    if not isinstance(value, str):
-        raise _wrong(column, value, "text")
-    return value
-
-
-def inner_text(item: Row, key: str, where: str) -> str:
-    """A required text of an object inside a row; ``where`` names the object in errors."""
-    try:
-        return text(item, key)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    return _checked(value_of(row, column), column, str, "text")
 
 
 def optional_text(row: Row, column: str) -> str | None:
@@ -115,20 +115,18 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
     return tuple(_items_of(row, column, str, "text"))
 
 
-def objects(row: Row, column: str) -> list[dict[str, Any]]:
-    """A required list of objects, at least one."""
-    return _items_of(row, column, dict, "an object")
+def each(row: Row, column: str, read: Callable[[Row], Value]) -> tuple[Value, ...]:
+    """What ``read`` makes of each object of a required list, at least one."""
+    objects = _items_of(row, column, dict, "an object")
+    return tuple(located(f"{column}[{at}]", read, item) for at, item in enumerate(objects))
 
 
-def _items_of(row: Row, column: str, type_: type, name: str) -> list[Any]:
+def _items_of(row: Row, column: str, type_: type[Value], name: str) -> list[Value]:
     """A required list of values of a type, at least one."""
     values = items(row, column)
     if not values:
         raise DataError(f"{column} is an empty list; expected at least one {name.split()[-1]}.")
-    for index, value in enumerate(values):
-        if not isinstance(value, type_):
-            raise _wrong(f"{column}[{index}]", value, name)
-    return values
+    return [_checked(value, f"{column}[{at}]", type_, name) for at, value in enumerate(values)]
 
 
 def number(row: Row, column: str) -> float:
@@ -138,10 +136,7 @@ def number(row: Row, column: str) -> float:
 
 def items(row: Row, column: str) -> list[Any]:
     """A required list."""
-    value = value_of(row, column)
-    if not isinstance(value, list):
-        raise _wrong(column, value, "a list")
-    return value
+    return _checked(value_of(row, column), column, list, "a list")
 
 
 def messages(row: Row, column: str) -> tuple[Message, ...]:
@@ -152,9 +147,7 @@ def messages(row: Row, column: str) -> tuple[Message, ...]:
 def turns(row: Row, column: str) -> Turns:
     """A required text or list of messages."""
     value = value_of(row, column)
-    if isinstance(value, str):
-        return value
-    return as_messages(value, column)
+    return value if isinstance(value, str) else as_messages(value, column)
 
 
 def reply(row: Row, column: str, prompt: Turns) -> Turns:
@@ -165,9 +158,7 @@ def reply(row: Row, column: str, prompt: Turns) -> Turns:
 def as_reply(value: Any, what: str, prompt: Turns) -> Turns:
     """A response of the prompt's kind: text after text; messages, or one's text, after messages."""
     if isinstance(prompt, str):
-        if not isinstance(value, str):
-            raise _wrong(what, value, "text, as the prompt is")
-        return value
+        return _checked(value, what, str, "text, as the prompt is")
     if isinstance(value, str):
         return (Message(role="assistant", content=value),)
     return as_messages(value, what)
@@ -232,7 +223,7 @@ def _content(parts: list[Any], what: str) -> str | list[Any]:
         if _MEDIA.intersection(kind_of_part.split("_")):
             media = True
         elif kind_of_part in _TEXT_PARTS:
-            texts.append(inner_text(part, _TEXT_PARTS[kind_of_part], f"{what}[{index}]"))
+            texts.append(located(f"{what}[{index}]", text, part, _TEXT_PARTS[kind_of_part]))
         else:
             raise DataError(
                 f"{what}[{index}] is a content part of type {kind_of_part[:_TYPE_CHARACTERS]!r};"

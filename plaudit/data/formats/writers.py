@@ -10,30 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from plaudit import registry
+from plaudit.data.formats import records
 from plaudit.data.formats.readers import SHARED_COLUMNS, renamed_row
 from plaudit.data.formats.records import (
-    COLUMN_TAKEN,
-    CUT_TO_ONES,
-    CUT_TO_PAIRS,
-    GRADES_AS_ORDER,
-    MARKERS,
-    MESSAGES,
-    OUTER_SPACE,
-    ROLES,
-    SEVERAL_RESPONSES,
-    SEVERAL_TURNS,
-    SKIP_REASONS,
-    TEXT_AS_TURNS,
-    TIED_PAIRS,
     UnfitError,
     Writer,
     answer_of,
     dialogue_of,
+    explicit,
     plain,
 )
 from plaudit.data.load import open_source
@@ -106,9 +96,9 @@ def write_comparison(
     try:
         if isinstance(comparison.prompt, str) and writer.turns == "chat":
             comparison = as_turns(comparison)
-            losses.append(TEXT_AS_TURNS)
+            losses.append(records.TEXT_AS_TURNS)
         elif not isinstance(comparison.prompt, str) and writer.turns == "text":
-            raise UnfitError(MESSAGES)
+            raise UnfitError(records.MESSAGES)
         pieces = list(_pieces(writer, comparison, pairs, losses))
         rows = tuple(
             _row(writer, piece, losses, named or len(pieces) > 1, others) for piece in pieces
@@ -117,7 +107,7 @@ def write_comparison(
         return WriteResult(skipped=str(unfit))
     losses += [f"{name}_not_read" for name in _shared(comparison) if name not in writer.reads]
     if writer.strips and _has_outer_space(comparison):
-        losses.append(OUTER_SPACE)
+        losses.append(records.OUTER_SPACE)
     return WriteResult(rows=rows, losses=tuple(dict.fromkeys(losses)))
 
 
@@ -129,29 +119,23 @@ def _pieces(
 ) -> Iterator[Comparison]:
     """The comparisons that are laid out, each of as many responses as the format holds."""
     if writer.holds == "one":
-        yield from _ones(comparison, losses)
-        return
+        return _ones(comparison, losses)
     if not comparison.grades and (writer.holds == "pair" or writer.ordered):
         raise UnfitError(UNLABELLED if len(comparison.responses) > 1 else SINGLE_RESPONSE)
-    if writer.holds == "many":
-        if writer.ordered and not _are_places(comparison.grades):
-            losses.append(GRADES_AS_ORDER)
-        yield comparison
-        return
-    yield from _pairs(comparison, pairs, losses)
-
-
-def _are_places(grades: Sequence[float]) -> bool:
-    """Whether neighbouring grades differ by one, so that ranks say all that they say."""
-    places = sorted(set(grades))
-    return all(higher - lower == 1 for lower, higher in pairwise(places))
+    if writer.holds == "pair":
+        return _pairs(comparison, pairs, losses)
+    # Where neighbouring grades differ by one, ranks say all that they say.
+    places = sorted(set(comparison.grades))
+    if writer.ordered and any(higher - lower != 1 for lower, higher in pairwise(places)):
+        losses.append(records.GRADES_AS_ORDER)
+    return iter([comparison])
 
 
 def _ones(comparison: Comparison, losses: list[str]) -> Iterator[Comparison]:
     if len(comparison.responses) == 1:
         yield comparison
         return
-    losses.append(CUT_TO_ONES)
+    losses.append(records.CUT_TO_ONES)
     for at, response in enumerate(comparison.responses):
         grades = comparison.grades[at : at + 1]
         yield replace(comparison, id=f"{comparison.id}-{at}", responses=(response,), grades=grades)
@@ -165,21 +149,21 @@ def _pairs(comparison: Comparison, pairs: Pairs, losses: list[str]) -> Iterator[
     if len(set(grades)) == 1:
         raise UnfitError(TIE)
     if count > 2 and pairs == "none":
-        raise UnfitError(SEVERAL_RESPONSES)
+        raise UnfitError(records.SEVERAL_RESPONSES)
     if pairs == "best-worst":
         places = [(grades.index(max(grades)), grades.index(min(grades)))]
     else:
         ordered = sorted(range(count), key=lambda at: -grades[at])
         places = [(i, j) for i, j in combinations(ordered, 2) if grades[i] > grades[j]]
         if len(places) < count * (count - 1) // 2:
-            losses.append(TIED_PAIRS)
+            losses.append(records.TIED_PAIRS)
     if count > 2:
-        losses.append(CUT_TO_PAIRS)
+        losses.append(records.CUT_TO_PAIRS)
     for better, worse in places:
         graded = (grades[better], grades[worse])
         scores = {}
         if graded != (1.0, 0.0):
-            losses.append(GRADES_AS_ORDER)
+            losses.append(records.GRADES_AS_ORDER)
             scores = {"score_chosen": graded[0], "score_rejected": graded[1]}
         yield replace(
             comparison,
@@ -206,7 +190,7 @@ def _row(
         if name not in taken:
             row[name] = value
         elif row.get(name) != value:
-            losses.append(COLUMN_TAKEN)
+            losses.append(records.COLUMN_TAKEN)
     return row
 
 
@@ -215,16 +199,13 @@ _SHARED: Final = ("margin", "weight", "tools", "chat_template_kwargs")
 
 def _shared(comparison: Comparison) -> Row:
     """The columns that every reader of plaudit's reads, where they say something."""
-    columns: Row = {}
-    if comparison.margin is not None:
-        columns["margin"] = comparison.margin
-    if comparison.weight != 1.0:
-        columns["weight"] = comparison.weight
-    if comparison.tools:
-        columns["tools"] = [dict(tool) for tool in comparison.tools]
-    if comparison.chat_template_kwargs:
-        columns["chat_template_kwargs"] = dict(comparison.chat_template_kwargs)
-    return columns
+    columns: Row = {
+        "margin": comparison.margin,
+        "weight": None if comparison.weight == 1.0 else comparison.weight,
+        "tools": [dict(tool) for tool in comparison.tools or ()],
+        "chat_template_kwargs": dict(comparison.chat_template_kwargs),
+    }
+    return {name: value for name, value in columns.items() if value not in (None, [], {})}
 
 
 def _has_outer_space(comparison: Comparison) -> bool:
@@ -236,24 +217,14 @@ def _has_outer_space(comparison: Comparison) -> bool:
 # --- the formats --------------------------------------------------------------------------------
 
 
-def explicit(pair: Comparison) -> Row:
-    """The prompt in its own column (TRL)."""
-    better, worse = pair.responses
-    return {"prompt": plain(pair.prompt), "chosen": plain(better), "rejected": plain(worse)}
-
-
 def implicit(pair: Comparison) -> Row:
     """Two whole texts or conversations (TRL, RLHFlow)."""
-    whole = [_whole(pair.prompt, response) for response in pair.responses]
-    return {"chosen": plain(whole[0]), "rejected": plain(whole[1])}
+    chosen, rejected = (plain(_whole(pair.prompt, response)) for response in pair.responses)
+    return {"chosen": chosen, "rejected": rejected}
 
 
 def _whole(prompt: Turns, response: Turns) -> Turns:
-    if isinstance(prompt, str) and isinstance(response, str):
-        return prompt + response
-    assert not isinstance(prompt, str)
-    assert not isinstance(response, str)
-    return (*prompt, *response)
+    return prompt + response  # type: ignore[operator]  # both are text, or both are messages
 
 
 def unpaired(one: Comparison) -> Row:
@@ -267,31 +238,29 @@ def unpaired(one: Comparison) -> Row:
 
 def ranked(many: Comparison) -> Row:
     """All responses and their grades: the one format that holds everything."""
-    row: Row = {
-        "prompt": plain(many.prompt),
-        "responses": [plain(response) for response in many.responses],
-    }
+    row = {"prompt": plain(many.prompt), "responses": list(map(plain, many.responses))}
     return row | ({"grades": list(many.grades)} if many.grades else {})
 
 
 def hh_rlhf(pair: Comparison) -> Row:
     """HH-RLHF's dialogues. Format: https://huggingface.co/datasets/Anthropic/hh-rlhf"""
-    texts = [_hh_dialogue(pair.prompt) + _hh_text(answer_of(r)) for r in pair.responses]
-    return {"chosen": texts[0], "rejected": texts[1]}
+    head = _hh_dialogue(pair.prompt)
+    chosen, rejected = (head + _hh_text(answer_of(response)) for response in pair.responses)
+    return {"chosen": chosen, "rejected": rejected}
 
 
 def _hh_dialogue(prompt: Turns) -> str:
     """The dialogue up to the marker of the assistant's next turn, a space behind it."""
     system, turns = dialogue_of(prompt)
     if system:
-        raise UnfitError(ROLES)
+        raise UnfitError(records.ROLES)
     marks = ("\n\nHuman: ", "\n\nAssistant: ")
     return "".join(marks[at % 2] + _hh_text(text) for at, text in enumerate(turns)) + marks[1]
 
 
 def _hh_text(text: str) -> str:
     if "\n\nHuman:" in text or "\n\nAssistant:" in text:
-        raise UnfitError(MARKERS)
+        raise UnfitError(records.MARKERS)
     return text
 
 
@@ -305,8 +274,8 @@ def ms_swift(pair: Comparison) -> Row:
 def nectar(many: Comparison) -> Row:
     """Nectar: a dialogue and its answers, rank 1 the best; equal grades have equal ranks."""
     answers = [
-        {"answer": answer_of(response), "rank": float(rank)}
-        for response, rank in zip(many.responses, _ranks(many.grades, first=1), strict=True)
+        {"answer": answer_of(response), "rank": rank + 1.0}
+        for response, rank in zip(many.responses, _ranks(many.grades), strict=True)
     ]
     return {"prompt": _hh_dialogue(many.prompt), "answers": answers}
 
@@ -315,21 +284,21 @@ def nemo(many: Comparison) -> Row:
     """NeMo-RL: a context and its completions, rank 0 the best; equal grades have equal ranks."""
     completions = [
         {"rank": rank, "completion": plain(response)}
-        for response, rank in zip(many.responses, _ranks(many.grades, first=0), strict=True)
+        for response, rank in zip(many.responses, _ranks(many.grades), strict=True)
     ]
     return {"context": plain(many.prompt), "completions": completions}
 
 
-def _ranks(grades: Sequence[float], *, first: int) -> list[int]:
-    places = {grade: at for at, grade in enumerate(sorted(set(grades), reverse=True), first)}
-    return [places[grade] for grade in grades]
+def _ranks(grades: Sequence[float]) -> list[int]:
+    places = sorted(set(grades), reverse=True)
+    return [places.index(grade) for grade in grades]
 
 
 def rewardbench(pair: Comparison) -> Row:
     """RewardBench: one question, two texts, and where they are from."""
     system, turns = dialogue_of(pair.prompt)
     if system or len(turns) > 1:
-        raise UnfitError(SEVERAL_TURNS)
+        raise UnfitError(records.SEVERAL_TURNS)
     better, worse = (answer_of(response) for response in pair.responses)
     return {
         "prompt": turns[0],
@@ -341,48 +310,42 @@ def rewardbench(pair: Comparison) -> Row:
     }
 
 
-_TRL: Final = frozenset({"margin", "tools", "chat_template_kwargs"})
-_EVERYTHING: Final = frozenset(_SHARED)
+_trl = partial(Writer, reads=frozenset({"margin", "tools", "chat_template_kwargs"}))
 
 WRITERS: Final[dict[str, Writer]] = {
     writer.name: writer
     for writer in (
-        Writer(
+        _trl(
             name="explicit_conversational",
             description="TRL: prompt, chosen and rejected as messages",
             lay_out=explicit,
-            reads=_TRL,
         ),
-        Writer(
+        _trl(
             name="explicit_text",
             description="TRL: prompt, chosen and rejected as plain texts",
             lay_out=explicit,
             turns="text",
-            reads=_TRL,
         ),
-        Writer(
+        _trl(
             name="implicit_conversational",
             description="TRL: chosen and rejected as whole conversations",
             lay_out=implicit,
             reserved=frozenset({"prompt"}),
-            reads=_TRL,
         ),
-        Writer(
+        _trl(
             name="implicit_text",
             description="TRL: chosen and rejected as whole texts",
             lay_out=implicit,
             turns="text",
             reserved=frozenset({"prompt"}),
-            reads=_TRL,
         ),
-        Writer(
+        _trl(
             name="unpaired",
             description="TRL: prompt, completion and its label",
             lay_out=unpaired,
             holds="one",
             turns="either",
             reserved=frozenset({"label"}),
-            reads=_TRL,
             ordered=False,
         ),
         Writer(
@@ -392,7 +355,7 @@ WRITERS: Final[dict[str, Writer]] = {
             holds="many",
             turns="either",
             reserved=frozenset({"grades"}),
-            reads=_EVERYTHING,
+            reads=frozenset(_SHARED),
             ordered=False,
         ),
         Writer(
@@ -484,7 +447,7 @@ def write_file(out: Path, writer: Writer, outcomes: Iterable[WriteResult]) -> Wr
             yield from outcome.rows
         if not counts.written:
             reasons = "; ".join(
-                f"{count} {reason} ({SKIP_REASONS.get(reason, reason)})"
+                f"{count} {reason} ({records.SKIP_REASONS.get(reason, reason)})"
                 for reason, count in counts.skipped.items()
             )
             raise DataError(
