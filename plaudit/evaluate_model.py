@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +27,8 @@ from plaudit.evaluation.analysis.error_analysis import with_texts
 from plaudit.evaluation.analysis.perturbations import Probed
 from plaudit.evaluation.analysis.surface import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.compare import Scored
-from plaudit.evaluation.metrics.best_of import BestOf, best_of_n
-from plaudit.evaluation.regression import RegressionCheck, RegressionOptions, check_regression
+from plaudit.evaluation.metrics.best_of import best_of_n
+from plaudit.evaluation.regression import RegressionOptions, check_regression
 from plaudit.evaluation.schema import (
     METRICS_FILE,
     DataUse,
@@ -36,10 +36,11 @@ from plaudit.evaluation.schema import (
     MistakeText,
     RecordedEvaluation,
     SourceUse,
+    SuiteResult,
     json_safe,
     settle,
 )
-from plaudit.evaluation.suites.run import SuiteRequest, SuiteResult, run_suite
+from plaudit.evaluation.suites.run import SuiteRequest, run_suite
 from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
@@ -121,18 +122,14 @@ def data_use(loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One evaluation: metrics, predictions (one row per response), and what was measured beside.
+    """One evaluation: the content of ``metrics.json``, and predictions, one row per response.
 
-    ``metrics`` is the content of ``metrics.json``. ``mistakes`` has the texts of the most confident
-    mistakes. ``suites``, ``best_of`` and ``regression_check`` are also in ``metrics``.
+    ``mistakes`` has the texts of the most confident mistakes.
     """
 
     metrics: RecordedEvaluation
     table: ScoreTable
     mistakes: Sequence[MistakeText] = ()
-    suites: tuple[SuiteResult, ...] = ()
-    best_of: BestOf | None = None
-    regression_check: RegressionCheck | None = None
 
 
 def check_evaluation(data: Sequence[Source], options: EvaluateOptions) -> None:
@@ -182,13 +179,11 @@ def evaluate(
         use = data_use(loaded, skipped)
         tables.append(table)
         mistakes = _mistake_texts(model, comparisons, block)
-    suites = []
+    suites = {}
     for request in options.suites:
-        result, rows = score_suite(model, request, console)
-        suites.append(result)
+        suites[request.suite.name], rows = score_suite(model, request, console)
         tables.append(build_table(rows))
     together = concatenate(tables)
-    best_of = best_of_n(together) if options.best_of else None
     check = None
     if options.baseline is not None:
         check = check_regression(
@@ -204,18 +199,11 @@ def evaluate(
         data=use,
         eval=block,
         environment=describe_environment(str(next(model.module.parameters()).device)),
-        suites={suite.suite: asdict(suite) for suite in suites} or None,
-        best_of=None if best_of is None else asdict(best_of),
-        regression_check=None if check is None else asdict(check),
-    )
-    evaluation = Evaluation(
-        metrics=settle(metrics),
-        table=together,
-        mistakes=mistakes,
-        suites=tuple(suites),
-        best_of=best_of,
+        suites=suites or None,
+        best_of=best_of_n(together) if options.best_of else None,
         regression_check=check,
     )
+    evaluation = Evaluation(metrics=settle(metrics), table=together, mistakes=mistakes)
     if options.out is not None:
         write_evaluation(options.out, evaluation)
     return evaluation
@@ -282,7 +270,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         PLOTS_FOLDER: lambda path: write_plots(path.parent),
         REPORT_FILE: lambda path: write_report(path.parent),
     }
-    best_of = evaluation.best_of
+    best_of = evaluation.metrics.best_of
     if best_of is not None:
         files["best_of.png"] = lambda path: save_figure(best_of_figure(best_of), path)
     write_folder(folder, files)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
-from plaudit.evaluation.compare import Metric, p_value
+from plaudit.evaluation.compare import p_value
+from plaudit.evaluation.schema import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plaudit.evaluate_model import Evaluation
-    from plaudit.evaluation.metrics.best_of import BestOf
-    from plaudit.evaluation.suites.run import SuiteResult
+    from plaudit.evaluation.schema import BestOf, SuiteResult
 
 
 def evaluate(
@@ -116,7 +115,8 @@ def evaluate(
     if json:
         print(json_module.dumps(json_safe(result.metrics)))
     show(console, result, out, verbose=verbose)
-    if result.regression_check is not None and not result.regression_check.passed:
+    check = result.metrics.regression_check
+    if check is not None and not check.passed:
         raise typer.Exit(1)
 
 
@@ -124,14 +124,15 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
     """The evaluation, its suites and its regression check, and where they were written."""
     from plaudit.cli.printing import show_evaluation, show_summary
 
-    data, block = result.metrics.data, result.metrics.eval
+    metrics = result.metrics
+    data, block = metrics.data, metrics.eval
     lines = [] if data is None else data.unread_lines
-    for suite in result.suites:
+    for suite in (metrics.suites or {}).values():
         lines += suite_lines(suite)
-    if result.best_of is not None:
-        lines += best_of_lines(result.best_of)
-    if result.regression_check is not None:
-        lines.append(result.regression_check.sentence)
+    if metrics.best_of is not None:
+        lines += best_of_lines(metrics.best_of)
+    if metrics.regression_check is not None:
+        lines.append(metrics.regression_check.sentence)
     skipped = "" if data is None else data.skipped
     if block and not verbose:
         show_summary(console, block, skipped=skipped, others=lines)

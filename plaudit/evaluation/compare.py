@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,10 @@ from plaudit.errors import DataError
 from plaudit.evaluation.analysis.error_analysis import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.pairwise import ALPHA, clustered_p, holm, mcnemar
-from plaudit.evaluation.schema import Interval, json_safe
+from plaudit.evaluation.schema import Interval, Metric, TestedDifference, json_safe
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
-Metric: TypeAlias = Literal["accuracy", "nll"]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
 
@@ -193,21 +192,15 @@ class ModelScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricTest:
-    """One metric of models ``a`` and ``b``, and the paired test of ``difference = a - b``.
+class MetricTest(TestedDifference):
+    """One metric of models ``a`` and ``b``, with ``difference = a - b``.
 
-    ``p_holm`` is corrected for all tests of the metric; ``better`` is ``None`` where it is not
-    below alpha.
+    ``better`` is ``None`` where ``p_holm`` is not below alpha.
     """
 
     a: float
     b: float
-    difference: float
     standard_error: float | None
-    difference_ci95: Interval | None
-    p: float | None
-    test: str
-    p_holm: float | None
     better: Literal["a", "b"] | None
 
 
@@ -272,7 +265,7 @@ class Leaders:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SliceTest:
+class SliceTest(TestedDifference):
     """Accuracy of models ``a`` and ``b`` where ``column`` has ``value``.
 
     ``small`` marks fewer than 30 pairs; ``p_holm`` is corrected for all slices and models.
@@ -286,11 +279,6 @@ class SliceTest:
     small: bool
     accuracy_a: float
     accuracy_b: float
-    difference: float
-    difference_ci95: Interval | None
-    p: float | None
-    test: str
-    p_holm: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,17 +330,19 @@ class ModelComparison:
 def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) -> ModelComparison:
     """All statistics of ``plaudit compare``."""
     numbers = list(itertools.combinations(range(len(aligned.names)), 2))
-    accuracy = _metric_tests(aligned, "accuracy", numbers, alpha=alpha, seed=seed)
-    nll = _metric_tests(aligned, "nll", numbers, alpha=alpha, seed=seed)
+    tests = [
+        metric_tests(aligned, [(metric, a, b) for a, b in numbers], alpha=alpha, seed=seed)
+        for metric in METRICS
+    ]
     model_pairs = tuple(
         ModelPair(
             a=aligned.names[a],
             b=aligned.names[b],
             agreement=_agreement(aligned.delta_MP[a], aligned.delta_MP[b]),
-            accuracy=accuracy[place],
-            nll=nll[place],
+            accuracy=accuracy,
+            nll=nll,
         )
-        for place, (a, b) in enumerate(numbers)
+        for (a, b), accuracy, nll in zip(numbers, *tests, strict=True)
     )
     models = _model_scores(aligned, seed)
     best = Leaders(
@@ -392,43 +382,40 @@ def _model_scores(aligned: Aligned, seed: int) -> tuple[ModelScores, ...]:
     return tuple(map(scores, aligned.names, aligned.delta_MP, nll_M))
 
 
-def _metric_tests(
-    aligned: Aligned,
-    metric: Metric,
-    numbers: Sequence[tuple[int, int]],
-    *,
-    alpha: float,
-    seed: int,
+def metric_tests(
+    aligned: Aligned, cells: Sequence[tuple[Metric, int, int]], *, alpha: float, seed: int
 ) -> list[MetricTest]:
-    """The tests of one metric, corrected together; ``numbers`` are those of models a and b."""
-    group_P, values_MP = aligned.paired.group_P, aligned.values(metric)
-    differences_SP = np.stack([values_MP[a] - values_MP[b] for a, b in numbers])
-    intervals = pairwise.bootstrap_means(differences_SP, group_P, seed=seed)
-    tests = [paired_test(metric, values_MP[a], values_MP[b], group_P) for a, b in numbers]
-    return [
-        MetricTest(
-            a=float(values_MP[a].mean()),
-            b=float(values_MP[b].mean()),
-            difference=test.difference.mean,
-            standard_error=test.difference.standard_error,
-            difference_ci95=interval,
-            p=test.p,
-            test=test.name,
-            p_holm=p_holm,
-            better=_better(metric, test.difference.mean)
-            if p_holm is not None and p_holm < alpha
-            else None,
-        )
-        for (a, b), test, interval, p_holm in zip(
-            numbers, tests, intervals, holm([test.p for test in tests]), strict=True
-        )
+    """Tests that are corrected together, each of a metric and the numbers of models a and b."""
+    group_P = aligned.paired.group_P
+    values_MP = {metric: aligned.values(metric) for metric, _, _ in cells}
+    sides = [(values_MP[metric][a], values_MP[metric][b]) for metric, a, b in cells]
+    intervals = pairwise.bootstrap_means(np.stack([a - b for a, b in sides]), group_P, seed=seed)
+    tests = [
+        paired_test(metric, a_P, b_P, group_P)
+        for (metric, _, _), (a_P, b_P) in zip(cells, sides, strict=True)
     ]
-
-
-def _better(metric: Metric, difference: float) -> Literal["a", "b"] | None:
-    if difference == 0:
-        return None
-    return "a" if (difference > 0) == (metric == "accuracy") else "b"
+    measured: list[MetricTest] = []
+    for (metric, _, _), (a_P, b_P), test, interval, p_holm in zip(
+        cells, sides, tests, intervals, holm([test.p for test in tests]), strict=True
+    ):
+        difference = test.difference.mean
+        better: Literal["a", "b"] | None = None
+        if p_holm is not None and p_holm < alpha and difference:
+            better = "a" if (difference > 0) == (metric == "accuracy") else "b"
+        measured.append(
+            MetricTest(
+                a=float(a_P.mean()),
+                b=float(b_P.mean()),
+                difference=difference,
+                standard_error=test.difference.standard_error,
+                difference_ci95=interval,
+                p=test.p,
+                test=test.name,
+                p_holm=p_holm,
+                better=better,
+            )
+        )
+    return measured
 
 
 def _agreement(a_P: FloatArray, b_P: FloatArray) -> Agreement:
@@ -451,7 +438,7 @@ def _agreement(a_P: FloatArray, b_P: FloatArray) -> Agreement:
 def _leader(
     metric: Metric, models: Sequence[ModelScores], model_pairs: Sequence[ModelPair]
 ) -> Leader:
-    values = {m.name: m.accuracy if metric == "accuracy" else m.nll for m in models}
+    values = {model.name: getattr(model, metric) for model in models}
     name = (max if metric == "accuracy" else min)(values, key=values.__getitem__)
     better_than: list[str] = []
     others: list[str] = []

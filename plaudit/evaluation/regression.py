@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import DataError
-from plaudit.evaluation.compare import METRICS, Metric, Scored, align, p_value, paired_test
-from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.pairwise import ALPHA, holm
-from plaudit.evaluation.schema import Interval
+from plaudit.evaluation.compare import METRICS, Scored, align, metric_tests, p_value
+from plaudit.evaluation.metrics.pairwise import ALPHA
+from plaudit.evaluation.schema import Metric, RegressionCheck, RegressionTest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,40 +17,6 @@ class RegressionOptions:
 
     metrics: tuple[Metric, ...] = ("accuracy", "nll")
     alpha: float = ALPHA
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegressionTest:
-    """One metric: ``difference = model - baseline``, and its paired test.
-
-    ``p_holm`` is corrected for all tested metrics; ``worse`` says that the model is worse with
-    ``p_holm`` below alpha.
-    """
-
-    model: float
-    baseline: float
-    difference: float
-    difference_ci95: Interval | None
-    p: float | None
-    test: str
-    p_holm: float | None
-    worse: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegressionCheck:
-    """The verdict against ``baseline``: ``passed`` where no metric is significantly worse.
-
-    ``unmatched`` counts comparisons that only one of the two scored.
-    """
-
-    baseline: str
-    alpha: float
-    pairs: int
-    unmatched: int
-    metrics: Mapping[Metric, RegressionTest]
-    passed: bool
-    sentence: str
 
 
 def parse_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -82,30 +47,22 @@ def check_regression(
         DataError: the two have no pairs in common.
     """
     aligned = align([model, baseline])
-    group_P = aligned.paired.group_P
-    values = {metric: aligned.values(metric) for metric in options.metrics}
-    tests = {m: paired_test(m, own_P, other_P, group_P) for m, (own_P, other_P) in values.items()}
-    corrected = holm([test.p for test in tests.values()])
-    metrics: dict[Metric, RegressionTest] = {}
-    for (metric, test), p_holm in zip(tests.items(), corrected, strict=True):
-        own_P, other_P = values[metric]
-        (interval,) = pairwise.bootstrap_means((own_P - other_P)[None, :], group_P, seed=seed)
-        difference = test.difference.mean
-        lower_is_worse = metric == "accuracy"
-        metrics[metric] = RegressionTest(
-            model=float(own_P.mean()),
-            baseline=float(other_P.mean()),
-            difference=difference,
-            difference_ci95=interval,
+    cells: list[tuple[Metric, int, int]] = [(metric, 0, 1) for metric in options.metrics]
+    metrics = {
+        metric: RegressionTest(
+            model=test.a,
+            baseline=test.b,
+            difference=test.difference,
+            difference_ci95=test.difference_ci95,
             p=test.p,
-            test=test.name,
-            p_holm=p_holm,
-            worse=bool(
-                p_holm is not None
-                and p_holm < options.alpha
-                and (difference < 0 if lower_is_worse else difference > 0)
-            ),
+            test=test.test,
+            p_holm=test.p_holm,
+            worse=test.better == "b",
         )
+        for (metric, _, _), test in zip(
+            cells, metric_tests(aligned, cells, alpha=options.alpha, seed=seed), strict=True
+        )
+    }
     name, pairs = aligned.names[1], len(aligned.paired)
     return RegressionCheck(
         baseline=name,

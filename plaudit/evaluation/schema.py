@@ -507,6 +507,169 @@ class EvaluationMetrics(PairMetrics, Calibration):
     summary: tuple[str, ...] = ()
 
 
+# ---- what is measured beside an evaluation
+
+
+Metric: TypeAlias = Literal["accuracy", "nll"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestedDifference:
+    """The mean difference of two models on the same pairs, and the paired test ``test`` of it.
+
+    ``p_holm`` is corrected for all tests that were made together (Holm, 1979).
+    """
+
+    difference: float
+    difference_ci95: Interval | None
+    p: float | None
+    test: str
+    p_holm: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionTest(TestedDifference):
+    """One metric: ``difference = model - baseline``, corrected for all tested metrics.
+
+    ``worse`` says that the model is worse with ``p_holm`` below alpha.
+    """
+
+    model: float
+    baseline: float
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionCheck:
+    """The verdict against ``baseline``: ``passed`` where no metric is significantly worse.
+
+    ``unmatched`` counts comparisons that only one of the two scored.
+    """
+
+    baseline: str
+    alpha: float
+    pairs: int
+    unmatched: int
+    metrics: Mapping[Metric, RegressionTest]
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfPoint:
+    """Best-of-n at one n, means over prompts.
+
+    ``gold`` is the grade of the response with the highest reward, ``oracle`` that of the response
+    with the highest grade, ``proxy`` the highest reward above the prompt's mean, ``kl`` in nats.
+    """
+
+    n: int
+    kl: float
+    gold: float
+    gold_ci95: Interval | None
+    oracle: float
+    oracle_ci95: Interval | None
+    proxy: float
+    proxy_ci95: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfFit:
+    """``gain = d (alpha - beta d)`` with ``d = sqrt(KL)`` (Gao et al.), by least squares.
+
+    ``peak_kl`` is where the fitted curve is highest, ``None`` where it never falls.
+    """
+
+    alpha: float
+    beta: float
+    peak_kl: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOf:
+    """The curve over n on the same ``prompts``, and what follows from it.
+
+    ``gain`` is gold at the largest n less that of a random response, ``share_of_oracle`` its share
+    of what the oracle gains. ``over_optimised``: gold falls after its peak, and the interval of the
+    fall excludes 0. ``left_out`` counts prompts with too few responses.
+    """
+
+    prompts: int
+    left_out: int
+    largest_n: int
+    curve: tuple[BestOfPoint, ...]
+    gain: float
+    gain_ci95: Interval | None
+    share_of_oracle: float | None
+    peak_n: int
+    fall_after_peak: float
+    fall_after_peak_ci95: Interval | None
+    over_optimised: bool
+    fit: BestOfFit | None
+    kl_note: str
+    sentence: str
+
+    @property
+    def main_points(self) -> tuple[BestOfPoint, ...]:
+        """The points at powers of two and at the largest n."""
+        return tuple(p for p in self.curve if p.n & (p.n - 1) == 0 or p.n == self.largest_n)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteScore:
+    """One number of a suite, a share, and how its leaderboard prints it; the headline is first."""
+
+    name: str
+    value: float | None
+    ci95: Interval | None
+    shown: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetScore(Accuracy):
+    """Means over the scored cases of one subset; ``values`` are those that are not accuracy."""
+
+    name: str
+    rows: int
+    expected_rows: int | None
+    cases: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteFile:
+    """A file of a suite, named inside its folder."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteResult:
+    """The numbers of one suite.
+
+    ``used`` of ``rows`` were scored, ``skipped`` counts the others by reason. ``comparable``: the
+    numbers can stand beside a leaderboard's; otherwise ``remarks`` says why not. Subsets in
+    ``fixed_in_intervals`` have one prompt, so that intervals do not count their noise. ``unread``
+    counts columns with text that are not read, in suites of the user's own files.
+    """
+
+    suite: str
+    title: str
+    source: str
+    rows: int
+    expected_rows: int | None
+    used: int
+    skipped: Mapping[str, int]
+    comparable: bool
+    remarks: tuple[str, ...]
+    fixed_in_intervals: tuple[str, ...]
+    scores: tuple[SuiteScore, ...]
+    subsets: tuple[SubsetScore, ...]
+    files: tuple[SuiteFile, ...] = ()
+    unread: UnreadColumns | None = None
+
+
 # ---- a run
 
 
@@ -691,10 +854,7 @@ class RunMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedEvaluation:
-    """``metrics.json`` of ``plaudit eval --out``.
-
-    ``suites``, ``best_of`` and ``regression_check`` are read by the modules that make them.
-    """
+    """``metrics.json`` of ``plaudit eval --out``."""
 
     format: Literal[2] = FORMAT
     plaudit_version: str
@@ -702,9 +862,9 @@ class RecordedEvaluation:
     data: DataUse | None
     eval: EvaluationMetrics | None
     environment: Mapping[str, str]
-    suites: Mapping[str, Any] | None = None
-    best_of: Mapping[str, Any] | None = None
-    regression_check: Mapping[str, Any] | None = None
+    suites: Mapping[str, SuiteResult] | None = None
+    best_of: BestOf | None = None
+    regression_check: RegressionCheck | None = None
 
 
 # ---- to JSON and back

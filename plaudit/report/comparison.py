@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from plaudit.evaluation.compare import Metric, ModelComparison
-from plaudit.evaluation.metrics.best_of import BestOf
-from plaudit.evaluation.schema import Interval
+from plaudit.evaluation.compare import ModelComparison
+from plaudit.evaluation.schema import BestOf, Interval, Metric
 from plaudit.report.plots import (
     BLUE,
     CARD_WIDTH,

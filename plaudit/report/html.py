@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from plaudit.errors import DataError
-from plaudit.evaluation.metrics.best_of import read_best_of
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     Mistake,
@@ -110,8 +109,7 @@ def _view(
 ) -> dict[str, object]:
     """What the page is made of: the metrics, and beside each evaluation its pictures and texts."""
     run = metrics if isinstance(metrics, RunMetrics) else None
-    recorded = None if isinstance(metrics, RunMetrics) else metrics.best_of
-    best_of = None if recorded is None else read_best_of(recorded)
+    best_of = None if isinstance(metrics, RunMetrics) else metrics.best_of
     return {
         "metrics": metrics,
         "run": None if run is None else run.run,

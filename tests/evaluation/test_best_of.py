@@ -18,11 +18,12 @@ from plaudit.evaluation.metrics.best_of import (
     best_of_n,
     expected_best,
     kl_of_best,
-    read_best_of,
     sizes_up_to,
 )
+from plaudit.evaluation.schema import FORMAT, METRICS_FILE, RecordedEvaluation, read_recorded
 from plaudit.evaluation.table import ScoreTable, build_table
 from plaudit.recipe.schema import Source
+from plaudit.storage.atomic import write_json
 from tests.tables import score_row
 
 
@@ -80,7 +81,7 @@ def test_sizes() -> None:
     assert sizes_up_to(100) == [*range(1, 17), 23, 32, 45, 64, 91, 100]
 
 
-def test_a_perfect_proxy_gains_all_there_is() -> None:
+def test_a_perfect_proxy_gains_all_there_is(tmp_path: Path) -> None:
     grades = np.random.default_rng(0).normal(size=(40, 8))
     result = best_of_n(table_of(2 * grades, grades))
     assert result.share_of_oracle == pytest.approx(1.0)
@@ -91,9 +92,22 @@ def test_a_perfect_proxy_gains_all_there_is() -> None:
     assert result.curve[-1].gold == pytest.approx(grades.max(axis=1).mean())
     assert result.curve[0].gold == pytest.approx(grades.mean())
     stored = json.loads(json.dumps(asdict(result), allow_nan=False))
-    assert read_best_of(stored) == result
-    with pytest.raises(DataError, match=r"best_of in metrics\.json cannot be read"):
-        read_best_of({**stored, "curve": None})
+    recorded = {
+        "format": FORMAT,
+        "plaudit_version": "0",
+        "model": "runs/first",
+        "data": None,
+        "eval": None,
+        "environment": {},
+        "best_of": stored,
+    }
+    write_json(tmp_path / METRICS_FILE, recorded)
+    read = read_recorded(tmp_path)
+    assert isinstance(read, RecordedEvaluation)
+    assert read.best_of == result
+    write_json(tmp_path / METRICS_FILE, {**recorded, "best_of": {**stored, "curve": None}})
+    with pytest.raises(DataError, match=r"metrics\.json is damaged: best_of\.curve"):
+        read_recorded(tmp_path)
 
 
 def test_a_proxy_that_is_wrong_at_the_top_is_over_optimised() -> None:

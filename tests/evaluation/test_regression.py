@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.regression import (
-    RegressionCheck,
     RegressionOptions,
     check_regression,
     parse_metrics,
 )
+from plaudit.evaluation.schema import RegressionCheck
 from tests.evaluation.test_compare import noisy
 from tests.tables import table_of_deltas
 

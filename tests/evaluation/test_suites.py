@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 from plaudit.cli.eval import suite_lines
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
+from plaudit.evaluation.schema import SuiteResult
 from plaudit.evaluation.suites.run import (
     SuiteRequest,
-    SuiteResult,
     parse_request,
     read_suite,
     score_suite,

@@ -10,93 +10,19 @@ the gold grade rises only while the proxy ranks the top responses correctly (Gao
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.schema import Interval
+from plaudit.evaluation.schema import BestOf, BestOfFit, BestOfPoint
 from plaudit.evaluation.table import ScoreTable, codes
 from plaudit.types import FloatArray
 
 FEWEST = 3
 """Prompts with fewer responses are left out: two responses make a pair, not a curve."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfPoint:
-    """Best-of-n at one n, means over prompts.
-
-    ``gold`` is the grade of the response with the highest reward, ``oracle`` that of the response
-    with the highest grade, ``proxy`` the highest reward above the prompt's mean, ``kl`` in nats.
-    """
-
-    n: int
-    kl: float
-    gold: float
-    gold_ci95: Interval | None
-    oracle: float
-    oracle_ci95: Interval | None
-    proxy: float
-    proxy_ci95: Interval | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfFit:
-    """``gain = d (alpha - beta d)`` with ``d = sqrt(KL)`` (Gao et al.), by least squares.
-
-    ``peak_kl`` is where the fitted curve is highest, ``None`` where it never falls.
-    """
-
-    alpha: float
-    beta: float
-    peak_kl: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestOf:
-    """The curve over n on the same ``prompts``, and what follows from it.
-
-    ``gain`` is gold at the largest n less that of a random response, ``share_of_oracle`` its share
-    of what the oracle gains. ``over_optimised``: gold falls after its peak, and the interval of the
-    fall excludes 0. ``left_out`` counts prompts with too few responses.
-    """
-
-    prompts: int
-    left_out: int
-    largest_n: int
-    curve: tuple[BestOfPoint, ...]
-    gain: float
-    gain_ci95: Interval | None
-    share_of_oracle: float | None
-    peak_n: int
-    fall_after_peak: float
-    fall_after_peak_ci95: Interval | None
-    over_optimised: bool
-    fit: BestOfFit | None
-    kl_note: str
-    sentence: str
-
-    @property
-    def main_points(self) -> tuple[BestOfPoint, ...]:
-        """The points at powers of two and at the largest n."""
-        return tuple(p for p in self.curve if p.n & (p.n - 1) == 0 or p.n == self.largest_n)
-
-
-def read_best_of(recorded: Mapping[str, Any]) -> BestOf:
-    """The block ``best_of`` of ``metrics.json``.
-
-    Raises:
-        DataError: it is damaged, or another version wrote it.
-    """
-    try:
-        return TypeAdapter(BestOf).validate_python(recorded)
-    except ValueError as error:
-        raise DataError(f"best_of in metrics.json cannot be read ({error}).") from error
 
 
 def expected_best(proxy_K: FloatArray, gold_K: FloatArray, sizes: Sequence[int]) -> FloatArray:

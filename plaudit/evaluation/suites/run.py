@@ -21,8 +21,15 @@ from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.features import response_text
-from plaudit.evaluation.metrics.pairwise import Method, ShareInterval, share_interval
-from plaudit.evaluation.schema import Interval, json_safe
+from plaudit.evaluation.metrics.pairwise import ShareInterval, share_interval
+from plaudit.evaluation.schema import (
+    Interval,
+    SubsetScore,
+    SuiteFile,
+    SuiteResult,
+    SuiteScore,
+    json_safe,
+)
 from plaudit.evaluation.suites.table import SUITES, Answer, HubFiles, Item, Row, Suite, key
 from plaudit.evaluation.table import codes
 from plaudit.recipe.schema import Source
@@ -73,64 +80,6 @@ def parse_request(argument: str) -> SuiteRequest:
     if path and local is None:
         raise DataError(f"--suite {argument}: {path} does not exist; expected a folder or a file.")
     return SuiteRequest(suite=suite, path=local)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteScore:
-    """One number of a suite, a share, and how its leaderboard prints it; the headline is first."""
-
-    name: str
-    value: float | None
-    ci95: Interval | None
-    shown: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubsetScore:
-    """Means over the scored cases of one subset; ``values`` are those that are not accuracy."""
-
-    name: str
-    rows: int
-    expected_rows: int | None
-    cases: int
-    accuracy: float | None
-    accuracy_ci95: Interval | None
-    accuracy_ci95_method: Method | None
-    values: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteFile:
-    """A file of a suite, named inside its folder."""
-
-    path: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteResult:
-    """The numbers of one suite.
-
-    ``used`` of ``rows`` were scored, ``skipped`` counts the others by reason. ``comparable``: the
-    numbers can stand beside a leaderboard's; otherwise ``remarks`` says why not. Subsets in
-    ``fixed_in_intervals`` have one prompt, so that intervals do not count their noise. ``unread``
-    counts columns with text that are not read, in suites of the user's own files.
-    """
-
-    suite: str
-    title: str
-    source: str
-    rows: int
-    expected_rows: int | None
-    used: int
-    skipped: Mapping[str, int]
-    comparable: bool
-    remarks: tuple[str, ...]
-    fixed_in_intervals: tuple[str, ...]
-    scores: tuple[SuiteScore, ...]
-    subsets: tuple[SubsetScore, ...]
-    files: tuple[SuiteFile, ...] = ()
-    unread: UnreadColumns | None = None
 
 
 def run_suite(
