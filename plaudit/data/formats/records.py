@@ -204,7 +204,7 @@ def plain(turns: Turns) -> str | list[dict[str, Any]]:
 
 
 def explicit(pair: Comparison) -> dict[str, Any]:
-    """The prompt in its own column (TRL, OpenRLHF)."""
+    """The prompt in its own column (TRL)."""
     better, worse = pair.responses
     return {"prompt": plain(pair.prompt), "chosen": plain(better), "rejected": plain(worse)}
 
