@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from plaudit.data.sources.documentation import Answer, answers, questions, read_documentation
+from plaudit.data.sources.documentation import Documentation, answers, questions, read_documentation
 from plaudit.embedded import base_path
 from plaudit.storage.atomic import write_atomically
 
@@ -224,7 +224,7 @@ def stream(
 
 def validation_set(tokenizer: PreTrainedTokenizerFast, part: str, count: int) -> list[list[int]]:
     """A fixed sample of question and answer examples of one part."""
-    found: list[Answer] = [
+    found: list[Documentation] = [
         passage
         for record in read_documentation()
         if record.part == part

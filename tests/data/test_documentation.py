@@ -29,7 +29,6 @@ from plaudit.data.sources.documentation import (
     MOST_PAIRS,
     PARTS,
     SHORTEST,
-    Answer,
     Documentation,
     answers,
     build_pairs,
@@ -175,7 +174,7 @@ The third paragraph stands alone behind code."""
 
 
 def test_a_missing_or_damaged_corpus_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no documentation corpus at"):
+    with pytest.raises(DataError, match="is missing; install plaudit again"):
         read_documentation(tmp_path / "none.jsonl.xz")
     damaged = tmp_path / "damaged.jsonl.xz"
     damaged.write_bytes(documentation_path().read_bytes()[:1000])
@@ -306,7 +305,9 @@ def test_a_thing_is_asked_about_in_one_phrasing() -> None:
 
 
 def test_what_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Answer(name="a", module="a", kind="docstring", index=0, text="Return the sum.")
+    answer = Documentation(
+        name="a", module="a", kind="docstring", part="training", text="Return the sum."
+    )
     monkeypatch.setattr(
         documentation, "material", lambda _: ((answer,), CONTEXT, {"a": frozenset()})
     )

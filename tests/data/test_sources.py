@@ -262,7 +262,7 @@ def test_jsonl_is_streamed(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), ":1: these bytes are not UTF-8"),
         ("a.jsonl", b"\0\0\0\0", ":1: these bytes are not UTF-8"),
         ("a.csv", b"PK\x03\x04\xfa\xfb", ":1: these bytes are not UTF-8"),
-        ("a.jsonl", b"[1]\n", ":1: found an array, expected an object"),
+        ("a.jsonl", b"[1]\n", ":1: found a list, expected an object"),
         ("a.jsonl", b'"x"\n', ":1: found text, expected an object"),
         ("a.jsonl", b"null\n", ":1: found null, expected an object"),
         ("a.jsonl", b"true\n", ":1: found true or false, expected an object"),

@@ -62,7 +62,8 @@ _NOT_PROSE = re.compile(r"::=|>>>|^\s{2,}|^\s*[-*+|=~^#\d]|\.\. ", re.MULTILINE)
 class Documentation:
     """One documented thing: dotted ``name``, ``module`` (for a topic, the topic) and its text.
 
-    Paragraphs of ``text`` are separated by one empty line.
+    Paragraphs of ``text`` are separated by one empty line. An answer is a passage of prose out of
+    it, on one line, and ``index`` counts these.
     """
 
     name: str
@@ -70,17 +71,7 @@ class Documentation:
     kind: Kind
     part: Part
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A passage of prose about ``name`` on one line; ``index`` counts the passages of a record."""
-
-    name: str
-    module: str
-    kind: Kind
-    index: int
-    text: str
+    index: int = 0
 
 
 def read_documentation(path: Path | None = None) -> tuple[Documentation, ...]:
@@ -93,19 +84,15 @@ def read_documentation(path: Path | None = None) -> tuple[Documentation, ...]:
     try:
         with lzma.open(path, "rt", encoding="utf-8") as file:
             return tuple(Documentation(**json.loads(line)) for line in file)
-    except FileNotFoundError:
-        raise DataError(
-            f"there is no documentation corpus at {path}; install plaudit again, or build it with "
-            "scripts/extract_documentation.py."
-        ) from None
     except (OSError, EOFError, ValueError, TypeError, lzma.LZMAError) as error:
+        wrong = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         raise DataError(
-            f"the documentation corpus at {path} is damaged ({error}); install plaudit again, or "
-            "build it with scripts/extract_documentation.py."
+            f"the documentation corpus at {path} is {wrong}; install plaudit again, or build it "
+            "with scripts/extract_documentation.py."
         ) from error
 
 
-def answers(record: Documentation) -> Iterator[Answer]:
+def answers(record: Documentation) -> Iterator[Documentation]:
     """Passages of :data:`SHORTEST` to :data:`LONGEST` characters: runs of whole prose paragraphs.
 
     Paragraphs follow each other in a passage as long as they fit; anything that is not prose
@@ -123,12 +110,10 @@ def answers(record: Documentation) -> Iterator[Answer]:
             current = prose
     usable = (text for text in passages if SHORTEST <= len(text) <= LONGEST)
     for index, text in enumerate(usable):
-        yield Answer(
-            name=record.name, module=record.module, kind=record.kind, index=index, text=text
-        )
+        yield replace(record, text=text, index=index)
 
 
-def questions(answer: Answer) -> tuple[str, ...]:
+def questions(answer: Documentation) -> tuple[str, ...]:
     """Every phrasing of the question that ``answer`` answers."""
     if answer.kind == "topic":
         phrasings = TOPIC_QUESTIONS
@@ -299,14 +284,14 @@ def _perturbation_rows(name: str, seed: int, part: str, seen: set[str]) -> Itera
         turn += 1
 
 
-def question_of(answer: Answer, seed: int) -> str:
+def question_of(answer: Documentation, seed: int) -> str:
     """The one phrasing in which its thing is asked about (another for further passages)."""
     generator = Random(f"{seed}/{answer.name}/{answer.index > 0}")
     return generator.choice(questions(answer))
 
 
 @cache
-def material(part: str) -> tuple[tuple[Answer, ...], Context, dict[str, frozenset[str]]]:
+def material(part: str) -> tuple[tuple[Documentation, ...], Context, dict[str, frozenset[str]]]:
     """A part's passages, what perturbations borrow from, and the right answers by name."""
     passages = tuple(
         answer

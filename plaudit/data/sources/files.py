@@ -14,13 +14,13 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
+from plaudit.data.formats.values import is_messages, kind
 from plaudit.errors import DataError, OutputError
 from plaudit.storage.arrow import BATCH_ROWS
 from plaudit.storage.atomic import write_atomically
@@ -45,40 +45,36 @@ def known_kinds() -> str:
 # --- text ---------------------------------------------------------------------------------------
 
 
-def _open_gzip(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb")  # type: ignore[return-value]
-
-
-def _open_zstd(path: Path) -> BinaryIO:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-
-
 class Compression(NamedTuple):
-    """What people call it, the first bytes of its files, and the function that opens one."""
+    """What pyarrow calls it, what people call it, and the first bytes of its files."""
 
+    codec: str
     name: str
     magic: bytes
-    open: Callable[[Path], BinaryIO]
 
 
 COMPRESSIONS: Final[dict[str, Compression]] = {
-    ".gz": Compression("gzip", b"\x1f\x8b", _open_gzip),
-    ".zst": Compression("Zstandard", b"\x28\xb5\x2f\xfd", _open_zstd),
+    ".gz": Compression("gzip", "gzip", b"\x1f\x8b"),
+    ".zst": Compression("zstd", "Zstandard", b"\x28\xb5\x2f\xfd"),
 }
 """Last extension of compressed text files."""
+
+
+def _decompressed(path: Path, codec: str) -> BinaryIO:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression=codec), 1 << 16)
 
 
 def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
     ending = path.suffix.lower()
     compression = COMPRESSIONS.get(ending)
     try:
-        with path.open("rb") if compression is None else compression.open(path) as stream:
+        with _decompressed(path, compression.codec) if compression else path.open("rb") as stream:
             yield from stream
-    except (EOFError, zlib.error, OSError) as error:
+    except OSError as error:
         # The system's own errors have a number; what decompressors raise has none.
-        if compression is None or getattr(error, "errno", None) is not None:
+        if compression is None or error.errno is not None:
             raise unreadable(shown, error) from error
         raise DataError(
             f"{shown} is not a complete {compression.name} file ({error}); compress it again, or"
@@ -93,27 +89,20 @@ def unreadable(shown: str, error: Exception) -> DataError:
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     """Decoded lines with their numbers; a byte order mark at the start is taken off."""
     for number, line in enumerate(_byte_lines(path, shown), start=1):
-        if number == 1:
-            _check_uncompressed(line, shown)
+        for ending, compression in COMPRESSIONS.items() if number == 1 else ():
+            if line.startswith(compression.magic):
+                raise DataError(
+                    f"{shown} is compressed with {compression.name}; add {ending} to its name."
+                )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(_not_text(shown, number)) from error
-        if "\0" in text:
-            raise DataError(_not_text(shown, number))
-        yield number, text
-
-
-def _check_uncompressed(line: bytes, shown: str) -> None:
-    for ending, compression in COMPRESSIONS.items():
-        if line.startswith(compression.magic):
+            if "\0" in text:
+                raise ValueError("zero bytes")
+        except ValueError as error:
             raise DataError(
-                f"{shown} is compressed with {compression.name}; add {ending} to its name."
-            )
-
-
-def _not_text(shown: str, line: int) -> str:
-    return f"{shown}:{line}: these bytes are not UTF-8 text; save the file as UTF-8."
+                f"{shown}:{number}: these bytes are not UTF-8 text; save the file as UTF-8."
+            ) from error
+        yield number, text
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -160,10 +149,8 @@ def _json_array(text: str, shown: str) -> Iterator[LocatedRow]:
         where = f"{shown}:{line}"
         try:
             value, end = decode(text, place)
-        except json.JSONDecodeError as error:
-            raise _broken_json(error, f"{shown}:{error.lineno}") from error
         except (ValueError, RecursionError) as error:
-            raise _broken_json(error, where) from error
+            raise _broken_json(error, f"{shown}:{getattr(error, 'lineno', line)}") from error
         yield where, _as_row(value, text[place:end], where)
         place = _skip(text, end)
         more = text.startswith(",", place)
@@ -192,23 +179,19 @@ def _broken_json(error: Exception, where: str) -> DataError:
 
 def _as_row(value: Any, text: str, where: str) -> Row:
     if not isinstance(value, dict):
-        kinds = {list: "an array", str: "text", bool: "true or false", type(None): "null"}
-        found = kinds.get(type(value), "a number")
-        raise DataError(f'{where}: found {found}, expected an object such as {{"chosen": …}}.')
-    if "\\ud" in text or "\\uD" in text:
-        _check_surrogates(value, where)
-    return value
-
-
-def _check_surrogates(value: Row, where: str) -> None:
-    """JSON can escape half of a surrogate pair, which no tokenizer can encode."""
+        raise DataError(
+            f'{where}: found {kind(value)}, expected an object such as {{"chosen": …}}.'
+        )
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
+        # JSON can escape half of a surrogate pair, which no tokenizer can encode.
         raise DataError(
             f"{where}: a text holds half of an escaped surrogate pair (\\ud…), which is no"
             " character; remove it."
         ) from error
+    return value
 
 
 # --- CSV and TSV --------------------------------------------------------------------------------
@@ -247,7 +230,11 @@ def _read_table(delimiter: str, path: Path, shown: str) -> Iterator[LocatedRow]:
             if not cells:
                 continue
             if not header:
-                header = _checked_header(cells, shown)
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) != len(header):
+                    raise DataError(
+                        f"{shown}: the header names a column twice; expected different names."
+                    )
                 continue
             number += 1
             where = f"{shown}:row {number}"
@@ -262,13 +249,6 @@ def _read_table(delimiter: str, path: Path, shown: str) -> Iterator[LocatedRow]:
 
 
 _SEPARATORS: Final = {",": "commas", "\t": "tabs"}
-
-
-def _checked_header(cells: list[str], shown: str) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if len(set(names)) != len(names):
-        raise DataError(f"{shown}: the header names a column twice; expected different names.")
-    return names
 
 
 def typed_cells(columns: Mapping[str, str | None], row: Row) -> Row:
@@ -290,7 +270,7 @@ def _cell(column: str, cell: str) -> Any:
         return _parsed(cell, (list,), cell)
     if column in _TURNS and cell.lstrip().startswith("["):
         value = _parsed(cell, (list,), cell)
-        return value if all(isinstance(turn, dict) for turn in value) else cell
+        return value if is_messages(value) else cell
     return cell
 
 
@@ -327,19 +307,17 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 
 def _read_batches(
-    kind: str, batches: Callable[[Path], Iterable[Any]], path: Path, shown: str
+    format_: str, batches: Callable[[Path], Iterable[Any]], path: Path, shown: str
 ) -> Iterator[LocatedRow]:
     import pyarrow as pa
 
-    number = 0
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches(path))
     try:
-        for batch in batches(path):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{shown}:row {number}", without_filling(row)
+        for number, row in enumerate(rows, start=1):
+            yield f"{shown}:row {number}", without_filling(row)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{shown} cannot be read as {kind}: {reason}.") from error
+        raise DataError(f"{shown} cannot be read as {format_}: {reason}.") from error
 
 
 ReadFile: TypeAlias = Callable[[Path, str], Iterator[LocatedRow]]
@@ -399,30 +377,25 @@ def row_file_ending(out: Path, option: str = "--out") -> str:
     )
 
 
-def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write the rows, the whole file or nothing; how many there were.
+def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows, the whole file or nothing.
 
     Raises:
         OutputError: an unknown ending, or it cannot be written.
         DataError: rows that the kind of file cannot hold, or whatever ``rows`` raises.
     """
-    ending = row_file_ending(out)
-    count = 0
+    make_file = ROW_FILES[row_file_ending(out)]
 
     def write(temporary: Path) -> None:
-        nonlocal count
         lines = temporary.with_name(f"{temporary.name}.rows")
         try:
             with lines.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(as_line(row))
-                    count += 1
-            ROW_FILES[ending](lines, temporary)
+                file.writelines(map(as_line, rows))
+            make_file(lines, temporary)
         finally:
             lines.unlink(missing_ok=True)
 
     write_atomically(out, write)
-    return count
 
 
 def as_line(row: Mapping[str, Any]) -> str:
@@ -489,12 +462,7 @@ def _write_parquet(rows: Path, temporary: Path) -> None:
         with pq.ParquetWriter(temporary, schema) as writer:
             for batch in _batches(rows):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        pa.ArrowNotImplementedError,
-        OverflowError,
-    ) as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise DataError(
             f"the rows cannot be written as Parquet ({str(error).splitlines()[0]}); choose a "
             "name that ends in .jsonl."

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from tempfile import NamedTemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from plaudit import registry
 from plaudit.data.sources import documentation
@@ -89,7 +89,7 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
     parts = {"split": source.split, "subset": source.subset, "data_dir": source.data_dir}
     files: tuple[tuple[Path, str], ...]
     if source.path == STDIN:
-        files = ((_standard_input(), "stdin"),)
+        files = ((Path(_standard_input().name), "stdin"),)
     elif path is None:
         if _HUB_ID.fullmatch(source.path) and not _means_a_file(Path(source.path)):
             return None
@@ -208,20 +208,15 @@ def _saved_split(folder: Path, source: Source) -> tuple[Path, str]:
 
 
 @cache
-def _spool() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="plaudit-stdin-")
-
-
-@cache
-def _standard_input() -> Path:
+def _standard_input() -> IO[bytes]:
     """Standard input as a file, since rows are read twice: to check them, then to use them.
 
     The file is deleted when the process ends.
     """
-    path = Path(_spool().name) / "stdin.json"
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    return path
+    file = NamedTemporaryFile(prefix="plaudit-stdin-", suffix=".json")  # noqa: SIM115
+    shutil.copyfileobj(sys.stdin.buffer, file)
+    file.flush()
+    return file
 
 
 def _means_a_file(path: Path) -> bool:
