@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from plaudit.data.load import LocatedComparison, iterate_comparisons, open_source
+from plaudit.data.load import LocatedComparison, open_source
 from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
 from plaudit.data.sources.read import source_fingerprint
 from plaudit.data.unread import UnreadColumns
@@ -90,7 +90,7 @@ def score_file(
     with writing(out):
         progress = partial.open(_identity(model, source, columns))
         resumed = progress.rows
-        rows = _checked(iterate_comparisons(source), columns)
+        rows = _checked(open_source(source).rows, columns)
         if resumed:
             _recall(model, islice(rows, resumed), partial.rows_path, columns, progress.earlier)
         with partial.rows_path.open("a", encoding="utf-8") as file:
@@ -115,7 +115,7 @@ def score_to_stream(
     for _ in _checked(opened.rows, columns):
         pass
     progress = Progress()
-    rows = _checked(iterate_comparisons(source), columns)
+    rows = _checked(open_source(source).rows, columns)
     _write_scores(model, rows, columns, stream, progress, lambda n: None)
     return progress.counts(opened.counter.total, resumed=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from plaudit.data.reasons import EXPLANATIONS, NOT_SAMPLED, why_untrainable
 from plaudit.data.sources import documentation
 from plaudit.data.sources.files import LocatedRow, Row
 from plaudit.data.sources.read import (
-    hub_licence,
+    licence,
     local_files,
     read_rows,
     resolve,
@@ -38,7 +39,7 @@ from plaudit.data.store import StoredComparisons, write_comparisons
 from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source, StoppingStrategy
-from plaudit.storage.arrow import BATCH_ROWS, MappedTable, RowArray, cached, code_digest
+from plaudit.storage.arrow import BATCH_ROWS, MappedTable, cached, code_digest
 from plaudit.types import Comparison
 
 logger = logging.getLogger("plaudit")
@@ -128,12 +129,12 @@ def load_comparisons(
     sources = [resolve(source) for source in sources]
     _check_names(sources)
     tables = [_source_table(source, on_read, mixed=len(sources) > 1) for source in sources]
-    wanted = _wanted(tables, stopping_strategy)
+    wanted = _wanted(sources, tables, stopping_strategy)
     parts: list[StoredComparisons] = []
     summaries: list[SourceSummary] = []
-    for one, count in zip(tables, wanted, strict=True):
-        kept, summary = _take(one, count, random.Random(f"{seed}/{one.name}"))
-        warning = summary.unread.warning(one.name)
+    for source, table, count in zip(sources, tables, wanted, strict=True):
+        kept, summary = _take(source, table, count, seed)
+        warning = summary.unread.warning(summary.name)
         if warning is not None:
             logger.warning("%s", warning)
         parts.append(kept)
@@ -178,17 +179,6 @@ def with_known_columns(source: Source) -> Source:
     return resolve(source.model_copy(update={"columns": kept}))
 
 
-def iterate_comparisons(source: Source) -> Iterator[LocatedComparison]:
-    """Every row with its comparison, dropping none.
-
-    Streams: the memory does not grow with the number of rows of a JSON Lines file.
-
-    Raises:
-        DataError: the source cannot be read, or a row has a value of the wrong type.
-    """
-    return open_source(source).rows
-
-
 def first_comparisons(
     sources: Sequence[Source], first: int, last: int
 ) -> tuple[list[Comparison], list[str]]:
@@ -215,7 +205,11 @@ def first_comparisons(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSource:
-    """A source whose first row chose its reader. ``rows`` are read once, and counted meanwhile."""
+    """A source whose first row chose its reader.
+
+    ``rows`` are read once, and counted meanwhile. They are streamed: the memory does not grow with
+    the number of rows of a JSON Lines file.
+    """
 
     reader: Reader
     rows: Iterator[LocatedComparison]
@@ -223,10 +217,11 @@ class OpenSource:
 
 
 def open_source(source: Source) -> OpenSource:
-    """Like :func:`iterate_comparisons`, with the reader, and what is not read of the rows so far.
+    """Every row with its comparison, dropping none, and what is not read of the rows so far.
 
     Raises:
-        DataError: the source cannot be read, or its first row fits no format.
+        DataError: the source cannot be read, or its first row fits no format; while ``rows`` are
+            read, one has a value of the wrong type.
     """
     source = resolve(source)
     check_names(source)
@@ -283,40 +278,26 @@ def _parse_all(
     counter.check()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SourceTable:
-    """A source with the table of its usable comparisons."""
-
-    source: Source
-    name: str
-    fingerprint: str
-    table: MappedTable
-
-
-def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> _SourceTable:
+def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTable:
     """The table of a source's usable comparisons, in the order of its rows, cached or new.
 
-    Its record has ``format``, ``rows`` (all that were read), ``dropped`` (the unusable, by reason)
-    and ``unread`` (the fields of :class:`UnreadColumns`).
+    Its record has ``name``, ``fingerprint``, ``format``, ``dropped`` (the unusable, by reason) and
+    ``unread`` (the fields of :class:`UnreadColumns`, with the number of all rows).
     """
     name, fingerprint = source_name(source), source_fingerprint(source)
 
     def build(path: Path) -> Mapping[str, Any]:
         opened = open_source(source)
         dropped: Counter[str] = Counter()
-        rows = 0
 
         def usable() -> Iterator[Comparison]:
-            nonlocal rows
-            for row in opened.rows:
-                rows += 1
-                if rows % BATCH_ROWS == 0:
-                    on_read(name, rows)
-                reason = why_untrainable(row.comparison)
+            for number, _, _, comparison in opened.rows:
+                if number % BATCH_ROWS == 0:
+                    on_read(name, number)
+                reason = why_untrainable(comparison)
                 if reason is not None:
                     dropped[reason] += 1
                     continue
-                comparison = row.comparison
                 # The name of its part, which a source of the row's own would hide.
                 if mixed and comparison.source != name:
                     metadata = {**comparison.metadata, MIXED_FROM: name}
@@ -327,8 +308,9 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> _SourceTab
         if source_fingerprint(source) != fingerprint:
             raise DataError(f"{source.path} changed while it was read; start again.")
         return {
+            "name": name,
+            "fingerprint": fingerprint,
             "format": opened.reader.name,
-            "rows": rows,
             "dropped": dict(dropped),
             "unread": asdict(opened.counter.total),
         }
@@ -341,12 +323,7 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> _SourceTab
         "version": __version__,
         "code": code_digest(*_code()),
     }
-    return _SourceTable(
-        source=source,
-        name=name,
-        fingerprint=fingerprint,
-        table=cached("comparisons", key, build),
-    )
+    return cached("comparisons", key, build)
 
 
 def _code() -> Iterator[Path]:
@@ -359,76 +336,56 @@ def _code() -> Iterator[Path]:
         yield from {registry.source_file(kind, name) for name in registry.names(kind)}
 
 
-def _wanted(tables: Sequence[_SourceTable], strategy: StoppingStrategy) -> list[int]:
+def _wanted(
+    sources: Sequence[Source], tables: Sequence[MappedTable], strategy: StoppingStrategy
+) -> Iterator[int]:
     """How many comparisons of each source are wanted."""
-    wanted = [
-        one.source.num_samples or _weighted(one.source.weight, one.table.rows) for one in tables
-    ]
-    probabilities = [one.source.probability for one in tables]
-    lasts = [
-        one.table.rows / probability
-        for one, probability in zip(tables, probabilities, strict=True)
-        if probability
-    ]
-    if not lasts:
-        return wanted
-    total = min(lasts) if strategy == "first_exhausted" else max(lasts)
-    return [
-        count if probability is None else round(probability * total)
-        for count, probability in zip(wanted, probabilities, strict=True)
-    ]
-
-
-def _weighted(weight: float, rows: int) -> int:
-    whole = int(weight)
-    return whole * rows + round((weight - whole) * rows)
+    both = list(zip(sources, tables, strict=True))
+    lasts = [table.rows / one.probability for one, table in both if one.probability]
+    total = (min if strategy == "first_exhausted" else max)(lasts, default=0)
+    for source, table in both:
+        if source.probability is not None:
+            yield round(source.probability * total)
+        else:
+            more, whole = math.modf(source.weight)
+            yield source.num_samples or int(whole) * table.rows + round(more * table.rows)
 
 
 def _take(
-    one: _SourceTable, wanted: int, rng: random.Random
+    source: Source, table: MappedTable, wanted: int, seed: int
 ) -> tuple[StoredComparisons, SourceSummary]:
-    """``wanted`` comparisons of a source, none where it has none, and their account."""
-    source, table = one.source, one.table
-    dropped = Counter(table.record["dropped"])
-    copies_N = _copies(table.rows, wanted, rng)
+    """``wanted`` comparisons of a source, none where it has none, and their account.
+
+    All are taken equally often, and a draw of them once more.
+    """
+    record = table.record
+    whole, more = divmod(wanted, table.rows) if table.rows else (0, 0)
+    copies_N = np.full(table.rows, whole, dtype=np.int64)
+    rng = random.Random(f"{seed}/{record['name']}")
+    copies_N[rng.sample(range(table.rows), more)] += 1
     kept = StoredComparisons([table], np.repeat(np.arange(table.rows), copies_N))
     used = int(np.count_nonzero(copies_N))
-    if used < table.rows:
-        dropped[NOT_SAMPLED] = table.rows - used
+    left_out = {NOT_SAMPLED: table.rows - used} if used < table.rows else {}
+    unread = UnreadColumns(**record["unread"])
     return kept, SourceSummary(
-        name=one.name,
+        name=record["name"],
         path=source.path,
-        format=table.record["format"],
-        tally=Tally(rows=table.record["rows"], used=used, sampled=len(kept), dropped=dict(dropped)),
-        unread=UnreadColumns(**table.record["unread"]),
-        fingerprint=one.fingerprint,
-        licence=_licence(source),
+        format=record["format"],
+        tally=Tally(
+            rows=unread.rows, used=used, sampled=len(kept), dropped=record["dropped"] | left_out
+        ),
+        unread=unread,
+        fingerprint=record["fingerprint"],
+        licence=licence(source),
     )
 
 
-def _licence(source: Source) -> str | None:
-    if documentation.is_documentation(source):
-        return "PSF-2.0"
-    return hub_licence(source) if local_files(source) is None else None
-
-
-def _copies(rows: int, wanted: int, rng: random.Random) -> RowArray:
-    """How often each usable row is taken: all equally often, and a draw of them once more."""
-    whole, more = divmod(wanted, rows) if rows else (0, 0)
-    copies_N = np.full(rows, whole, dtype=np.int64)
-    copies_N[rng.sample(range(rows), more)] += 1
-    return copies_N
-
-
 def _sum(tallies: list[Tally]) -> Tally:
-    dropped: Counter[str] = Counter()
-    for tally in tallies:
-        dropped.update(tally.dropped)
     return Tally(
         rows=sum(tally.rows for tally in tallies),
         used=sum(tally.used for tally in tallies),
         sampled=sum(tally.sampled for tally in tallies),
-        dropped=dict(dropped),
+        dropped=dict(sum((Counter(tally.dropped) for tally in tallies), Counter())),
     )
 
 

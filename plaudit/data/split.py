@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -12,11 +13,11 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import iterate_comparisons
-from plaudit.data.sources.files import ROW_FILES, row_file_ending, write_rows
+from plaudit.data.load import open_source
+from plaudit.data.sources.files import ROW_FILES, file_kind, write_rows
 from plaudit.data.sources.read import local_files, resolve, source_name
 from plaudit.data.store import GroupArray, StoredComparisons, group_code, group_name
-from plaudit.errors import DataError, OutputError
+from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.arrow import RowArray
 from plaudit.storage.atomic import check_new_file, existing_path
@@ -100,12 +101,10 @@ def assign_parts(
         raise DataError(_too_few(len(group_N), len(size_U), len(sizes) + 1, by))
     runs = _runs(order_U, unit_N, stratum_N)
     part_U = np.zeros(len(size_U), dtype=np.int64)
-    rows = len(group_N)
     for part, size in enumerate(sizes, start=1):
         # Every later part, and what is left, keeps one unit at least.
-        others = len(sizes) - part + 1
-        target = target_rows(size, rows)
-        _fill(part_U, part, target, runs, size_U, spare=others)
+        spare = len(sizes) - part + 1
+        _fill(part_U, part, target_rows(size, len(group_N)), runs, size_U, spare=spare)
     return part_U[unit_N]
 
 
@@ -179,12 +178,12 @@ def _fill(
 
 
 def _too_few(rows: int, units: int, parts: int, by: By) -> str:
+    if by == "row" and parts > 2:
+        return f"there are {rows} rows, too few for {parts} parts; add rows or ask for fewer."
     if by == "row":
         return (
             f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
             " its own."
-            if parts == 2
-            else f"there are {rows} rows, too few for {parts} parts; add rows or ask for fewer."
         )
     if units == 1:
         return (
@@ -260,7 +259,13 @@ def split_files(
         seed=options.seed,
         stratum_N=stratum_N,
     )
-    _write_all({path: _rows_of(source, part_N == at) for at, path in enumerate(paths)})
+    # All files or none.
+    with ExitStack() as undo:
+        for at, path in enumerate(paths):
+            rows = open_source(source).rows
+            write_rows(path, (row for number, _, row, _ in rows if part_N[number - 1] == at))
+            undo.callback(path.unlink, missing_ok=True)
+        undo.pop_all()
     train_groups = group_N[part_N == 0]
     return tuple(
         Part(
@@ -292,33 +297,14 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
         raise DataError(f"the parts add up to {total:g}; expected 1.")
 
 
-def _write_all(files: Mapping[Path, Iterator[Mapping[str, Any]]]) -> None:
-    """All files or none."""
-    written: list[Path] = []
-    try:
-        for path, rows in files.items():
-            write_rows(path, rows)
-            written.append(path)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
-
-
 def _ending(source: Source) -> str:
     files = local_files(source) if existing_path(source.path) is not None else None
-    endings = {_known_ending(path) for path, _ in files or ()}
-    (ending,) = endings if len(endings) == 1 else (".jsonl",)
-    return ending
-
-
-def _known_ending(path: Path) -> str:
-    try:
-        return row_file_ending(path)
-    except OutputError:
-        # Compressed kinds that are not written are written plain.
-        plain = path.name.lower().removesuffix(".gz")
-        return next((ending for ending in ROW_FILES if plain.endswith(ending)), ".jsonl")
+    # Compressed kinds that are not written are written plain.
+    endings = {
+        next((ending for ending in (kind, Path(kind).stem) if ending in ROW_FILES), ".jsonl")
+        for kind in (file_kind(path) for path, _ in files or ())
+    }
+    return endings.pop() if len(endings) == 1 else ".jsonl"
 
 
 def _read(
@@ -327,7 +313,7 @@ def _read(
     """Group and stratum of each row, and the strata in the order of their names."""
     groups: list[int] = []
     values: list[str] = []
-    for _, _, row, comparison in iterate_comparisons(source):
+    for _, _, row, comparison in open_source(source).rows:
         groups.append(group_code(comparison.group))
         values.append(_stratum(row, comparison, stratify))
     strata = sorted(set(values))
@@ -348,9 +334,3 @@ def _stratum(row: Mapping[str, Any], comparison: Comparison, stratify: str | Non
         return comparison.source
     value = row.get(stratify)
     return str(value) if isinstance(value, (str, int, float, bool)) else _MISSING
-
-
-def _rows_of(source: Source, chosen_N: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
-    for number, _, row, _ in iterate_comparisons(source):
-        if chosen_N[number - 1]:
-            yield row

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plaudit.data.load import iterate_comparisons
+from plaudit.data.load import open_source
 from plaudit.errors import DataError, PlauditError
 from plaudit.recipe.load import load_recipe
 from plaudit.recipe.schema import Source
@@ -146,11 +146,11 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
 def _candidates(folder: Path, rows: Source | None) -> Iterator[tuple[str, list[Comparison]]]:
     """What they are, and comparisons; the first that the model can read are scored."""
     if rows is not None:
-        yield rows.path, [comparison for *_, comparison in iterate_comparisons(rows)]
+        yield rows.path, [comparison for *_, comparison in open_source(rows).rows]
         return
     yield "the run's held-out rows", _recorded(folder)
     embedded = Source(path=EMBEDDED)
-    yield "embedded rows", [comparison for *_, comparison in iterate_comparisons(embedded)]
+    yield "embedded rows", [comparison for *_, comparison in open_source(embedded).rows]
 
 
 def _readable(
@@ -181,7 +181,7 @@ def _recorded(folder: Path) -> list[Comparison]:
         rows = (
             comparison
             for source in data.test or data.eval or data.train
-            for *_, comparison in iterate_comparisons(source)
+            for *_, comparison in open_source(source).rows
             if comparison.id in evaluated
         )
         return list(islice(rows, 4 * ROWS))

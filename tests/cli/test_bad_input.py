@@ -760,7 +760,7 @@ def test_a_row_too_long_to_score_keeps_its_place(
     assert json.loads(captured.out) == {
         "rows": 4,
         "scored": 3,
-        "refused": {"over_length": 1},
+        "skipped": {"over_length": 1},
         "resumed": 0,
         "unread": {"rows": 4, "without_prompt": 0, "columns": {"subset": 4}},
     }
@@ -817,7 +817,7 @@ def test_rewards_that_are_no_numbers_are_not_written(
     (own_run / "manifest.json").unlink()
     out = tmp_path / "out.jsonl"
     assert main(["score", str(own_run), str(pairs_file), "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["refused"] == {"reward_not_finite": 60}
+    assert json.loads(capsys.readouterr().out)["skipped"] == {"reward_not_finite": 60}
     first = json.loads(out.read_text().splitlines()[0])
     assert (first["rewards"], first["rewards_reason"]) == (None, "reward_not_finite")
 

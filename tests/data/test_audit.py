@@ -31,7 +31,7 @@ from plaudit.data.audit.similarity import (
     shingles,
     words,
 )
-from plaudit.data.load import iterate_comparisons
+from plaudit.data.load import open_source
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
@@ -260,12 +260,12 @@ def test_texts_of_every_format_are_repaired(format_: str, tmp_path: Path) -> Non
 
     data = write_jsonl(tmp_path / "rows.jsonl", [spoilt(EXAMPLES[format_])])
     source = Source(path=str(data), format=format_)
-    (given,) = (comparison for *_, comparison in iterate_comparisons(source))
+    (given,) = (comparison for *_, comparison in open_source(source).rows)
     assert PROBLEMS["special_tokens"](given)
     out = tmp_path / "fixed.jsonl"
     cleaned = write_cleaned(source, out, np.zeros(1, np.uint8))
     assert cleaned.changed == {"special_tokens": 1}
-    (repaired,) = (c for *_, c in iterate_comparisons(Source(path=str(out), format=format_)))
+    (repaired,) = (c for *_, c in open_source(Source(path=str(out), format=format_)).rows)
     assert not PROBLEMS["special_tokens"](repaired)
 
 
@@ -491,7 +491,7 @@ def test_a_tokenizer_counts_what_training_counts(tiny_base: Path, tmp_path: Path
         }
     ]
     source = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    comparisons = [comparison for *_, comparison in iterate_comparisons(source)]
+    comparisons = [comparison for *_, comparison in open_source(source).rows]
     counter = tokens_by(str(tiny_base))
     from plaudit.model.load import load_tokenizer
 

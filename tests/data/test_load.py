@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import plaudit
 from plaudit import registry
 from plaudit.data import load
-from plaudit.data.load import Tally, iterate_comparisons, load_comparisons, with_known_columns
+from plaudit.data.load import Tally, load_comparisons, open_source, with_known_columns
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 
@@ -145,7 +145,7 @@ def test_a_tally_that_does_not_add_up_cannot_be_made() -> None:
 def test_iterate_gives_every_row_in_order(tmp_path: Path) -> None:
     rows = [pair("a"), pair(""), pair("no"), pair("a")]
     path = write(tmp_path / "a.jsonl", rows)
-    found = list(iterate_comparisons(Source(path=path)))
+    found = list(open_source(Source(path=path)).rows)
     assert [(number, where, row) for number, where, row, _ in found] == [
         (n, f"{path}:{n}", row) for n, row in enumerate(rows, start=1)
     ]
@@ -168,7 +168,7 @@ def test_mappings_of_columns_that_no_row_has_are_dropped(tmp_path: Path) -> None
     assert narrowed.columns == {"chosen": "better", "system": None}
     path = write(tmp_path / "b.jsonl", [pair("a")])
     narrowed = with_known_columns(Source(path=path, columns=columns))
-    assert [one.prompt for _, _, _, one in iterate_comparisons(narrowed)] == ["p"]
+    assert [one.prompt for _, _, _, one in open_source(narrowed).rows] == ["p"]
 
 
 def test_a_later_row_of_the_wrong_type_is_named(tmp_path: Path) -> None:
@@ -266,13 +266,13 @@ def test_no_format_reads_ahead(tmp_path: Path) -> None:
 
     broken = tmp_path / "a.csv"
     broken.write_text("prompt,chosen,rejected\np,a,b\np,c,d\np,e\n")
-    rows = iterate_comparisons(Source(path=str(broken)))
+    rows = open_source(Source(path=str(broken))).rows
     assert [next(rows)[0] for _ in range(2)] == [1, 2]
     with pytest.raises(DataError, match="row 3: 2 cells"):
         next(rows)
     table = pa.Table.from_pylist([pair(str(number)) for number in range(3000)])
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
-    groups = iterate_comparisons(Source(path=str(tmp_path / "a.parquet"), max_rows=1))
+    groups = open_source(Source(path=str(tmp_path / "a.parquet"), max_rows=1)).rows
     assert [number for number, *_ in groups] == [1]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.data.sources.read import hub_licence, read_rows, source_fingerprint, source_name
+from plaudit.data.sources.read import licence, read_rows, source_fingerprint, source_name
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, missing_path
@@ -393,13 +393,13 @@ def test_hub_facts_come_from_the_hub_or_are_left_out(
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
     source = Source(path="owner/name")
     assert source_fingerprint(source) == "revision:abc123"
-    assert hub_licence(source) == "mit"
+    assert licence(source) == "mit"
 
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    assert hub_licence(source) is None
+    assert licence(source) is None
     assert source_fingerprint(source).startswith("datasets:")
     with pytest.raises(DataError, match="is to be streamed, but the Hub does not answer"):
         source_fingerprint(Source(path="owner/name", streaming=True))

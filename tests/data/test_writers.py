@@ -19,7 +19,7 @@ from plaudit.data.formats.writers import (
     convert,
     write_comparison,
 )
-from plaudit.data.load import iterate_comparisons
+from plaudit.data.load import open_source
 from plaudit.data.sources.files import ROW_FILES
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
@@ -138,8 +138,8 @@ def test_every_reader_s_rows_become_ranked_ones(name: str, ending: str, tmp_path
         Source(path=str(data), format=name), tmp_path / f"o{ending}", WRITERS["ranked"]
     )
     assert (counts.read, counts.used, counts.written) == (1, 1, 1)
-    ((_, _, _, old),) = iterate_comparisons(Source(path=str(data), format=name))
-    ((_, _, _, new),) = iterate_comparisons(Source(path=str(tmp_path / f"o{ending}")))
+    ((_, _, _, old),) = open_source(Source(path=str(data), format=name)).rows
+    ((_, _, _, new),) = open_source(Source(path=str(tmp_path / f"o{ending}"))).rows
     assert (new.prompt, new.responses, new.grades) == (old.prompt, old.responses, old.grades)
     assert new.group == old.group
     if ending != ".csv":

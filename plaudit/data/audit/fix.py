@@ -28,7 +28,7 @@ from plaudit.data.audit.measure import (
 )
 from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparison
 from plaudit.data.formats.records import Reader
-from plaudit.data.load import iterate_comparisons
+from plaudit.data.load import open_source
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
 from plaudit.recipe.schema import Source
@@ -151,7 +151,7 @@ def _changes(
     """Write what stays, and yield a line of the change log for every row dropped or changed."""
     reader: Reader | None = None
     seen: set[int] = set()
-    for number, where, row, comparison in iterate_comparisons(source):
+    for number, where, row, comparison in open_source(source).rows:
         counts.rows += 1
         named = renamed_row(source, row)
         reader = reader or choose_reader(named, where=where, name=source.format)

@@ -24,7 +24,7 @@ from plaudit.data.formats.writers import (
     write_comparison,
     write_file,
 )
-from plaudit.data.load import iterate_comparisons
+from plaudit.data.load import open_source
 from plaudit.data.perturb.table import (
     PERTURBATIONS,
     SEVERITIES,
@@ -95,7 +95,7 @@ def perturb_file(
     """
     chosen = choose_perturbations(options.perturbations, options.severities)
     writer = None if options.to is None else choose_writer(options.to)
-    comparisons = [row.comparison for row in iterate_comparisons(source)]
+    comparisons = [row.comparison for row in open_source(source).rows]
     writer = writer or _natural_writer(chosen, comparisons)
     check_out(out, writer)
     made = perturb(comparisons, chosen, options.seed, per_row=options.per_row)

@@ -278,9 +278,14 @@ def _hub_fingerprint(source: Source) -> str:
     return f"datasets:{_hub_dataset(source)._fingerprint}"
 
 
-def hub_licence(source: Source) -> str | None:
-    """The licence the dataset card states; ``None`` when it states none or cannot be reached."""
-    info = _hub_info(source)
+def licence(source: Source) -> str | None:
+    """The licence of the embedded documentation, or that which the card of a Hub dataset states.
+
+    ``None`` for files, and when the card states none or cannot be reached.
+    """
+    if documentation.is_documentation(source):
+        return "PSF-2.0"
+    info = _hub_info(source) if local_files(source) is None else None
     card = info.card_data if info is not None else None
     stated = card.get("license") if card is not None else None
     return ", ".join(stated) if isinstance(stated, list) else stated
