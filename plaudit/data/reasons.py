@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from plaudit.types import MEDIA, Comparison, Message, Turns
+from plaudit.types import MEDIA, Comparison, Turns
 
 EMPTY_RESPONSE: Final = "empty_response"
 PROMPT_MISMATCH: Final = "prompt_mismatch"
@@ -40,7 +40,9 @@ def why_untrainable(comparison: Comparison) -> str | None:
         return comparison.unusable
     if any(is_blank(response) for response in responses):
         return EMPTY_RESPONSE
-    if any(_opens_with_a_prompt(response) for response in responses):
+    # A response that starts with a user or system turn brings a prompt of its own.
+    turns = [response for response in responses if not isinstance(response, str)]
+    if any(response[0].role in ("user", "system") for response in turns):
         return PROMPT_MISMATCH
     if len(responses) == 1:
         return SINGLE_RESPONSE
@@ -57,17 +59,8 @@ def is_blank(turns: Turns) -> bool:
     """Whether nothing is said: no text, or no message with content or tool calls."""
     if isinstance(turns, str):
         return not turns.strip()
-    return all(_message_is_blank(message) for message in turns)
-
-
-def _message_is_blank(message: Message) -> bool:
-    content = message.content
-    says_nothing = not content.strip() if isinstance(content, str) else not content
-    return says_nothing and not message.extra.get("tool_calls")
-
-
-def _opens_with_a_prompt(response: Turns) -> bool:
-    """A response that starts with a user or system turn brings a prompt of its own."""
-    if isinstance(response, str) or not response:
-        return False
-    return response[0].role in ("user", "system")
+    return not any(
+        (turn.content.strip() if isinstance(turn.content, str) else turn.content)
+        or turn.extra.get("tool_calls")
+        for turn in turns
+    )

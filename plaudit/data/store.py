@@ -85,18 +85,10 @@ def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
 def _plain(turns: Turns) -> str | list[tuple[Any, ...]]:
     if isinstance(turns, str):
         return turns
-    return [
-        (turn.role, turn.content, turn.extra) if turn.extra else (turn.role, turn.content)
-        for turn in turns
-    ]
+    return [(turn.role, turn.content, turn.extra) for turn in turns]
 
 
 def _turns(plain: str | list[list[Any]]) -> Turns:
     if isinstance(plain, str):
         return plain
-    return tuple(
-        Message(role=turn[0], content=turn[1], extra=turn[2])
-        if len(turn) == 3
-        else Message(role=turn[0], content=turn[1])
-        for turn in plain
-    )
+    return tuple(Message(role=role, content=text, extra=extra) for role, text, extra in plain)

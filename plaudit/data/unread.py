@@ -424,23 +424,12 @@ def _as_yaml(columns: Mapping[str, str | None]) -> str:
 
 def _as_option(columns: Mapping[str, str | None]) -> str | None:
     """The value of ``--columns``, quoted for a shell; ``None`` for names that it cannot hold."""
-    names = [name for pair in columns.items() for name in pair if name is not None]
-    if not all(map(_fits_an_option, names)):
-        return None
+    for name in (name for pair in columns.items() for name in pair if name is not None):
+        # The option splits at signs and strips; and an error, which shows it, has single spaces.
+        plain = name.isprintable() and name == " ".join(name.split())
+        if not plain or name in ("", "null") or not {",", "="}.isdisjoint(name):
+            return None
     return shlex.quote(",".join(f"{ours}={theirs or 'null'}" for ours, theirs in columns.items()))
-
-
-def _fits_an_option(name: str) -> bool:
-    """Whether ``--columns`` reads the name as it is.
-
-    It splits at signs and strips; and an error, which shows the name, has single spaces.
-    """
-    return (
-        name.isprintable()
-        and name == " ".join(name.split())
-        and not any(sign in name for sign in ",=")
-        and name not in ("", "null")
-    )
 
 
 def _share(count: int, rows: int) -> str:

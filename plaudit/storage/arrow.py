@@ -79,16 +79,12 @@ class MappedTable:
 
     def number(self, name: str, row: int) -> Any:
         """One value of a column of numbers."""
-        batch, inside = divmod(row, BATCH_ROWS)
-        view = self._views.get((name, batch))
-        if view is None:
-            view = self._batches[batch].column(name).to_numpy()
-            self._views[name, batch] = view
+        view, inside = self._view(name, row, _numbers)
         return view[inside]
 
     def items(self, name: str, row: int) -> npt.NDArray[Any]:
         """The items of one row of a list column, as a view of the file."""
-        offsets, values, inside = self._listed(name, row)
+        (offsets, values), inside = self._view(name, row, _offsets_and_values)
         items: npt.NDArray[Any] = values[offsets[inside] : offsets[inside + 1]]
         self._count(items.nbytes)
         return items
@@ -98,19 +94,13 @@ class MappedTable:
         batch, inside = divmod(row, BATCH_ROWS)
         return str(self._batches[batch].column(name)[inside].as_py())
 
-    def _listed(self, name: str, row: int) -> tuple[Any, Any, int]:
-        """Offsets and values of the batch that holds ``row``, and its place in that batch."""
+    def _view(self, name: str, row: int, make: Callable[[Any], Any]) -> tuple[Any, int]:
+        """What is made of the column of the batch that holds ``row``, and its place in it."""
         batch, inside = divmod(row, BATCH_ROWS)
         view = self._views.get((name, batch))
         if view is None:
-            column = self._batches[batch].column(name)
-            if hasattr(column, "values"):
-                view = column.offsets.to_numpy(), column.values.to_numpy()
-            else:  # text, as its bytes
-                _, offsets, data = column.buffers()
-                view = np.frombuffer(offsets, np.int64), np.frombuffer(data or b"", np.uint8)
-            self._views[name, batch] = view
-        return view[0], view[1], inside
+            view = self._views[name, batch] = make(self._batches[batch].column(name))
+        return view, inside
 
     def _count(self, size: int) -> None:
         self._read += max(size, _LEAST_BYTES)
@@ -118,6 +108,18 @@ class MappedTable:
             self._read = 0
             if hasattr(mmap, "MADV_DONTNEED"):
                 self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _numbers(column: Any) -> npt.NDArray[Any]:
+    numbers: npt.NDArray[Any] = column.to_numpy()
+    return numbers
+
+
+def _offsets_and_values(column: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    if hasattr(column, "values"):
+        return column.offsets.to_numpy(), column.values.to_numpy()
+    _, offsets, data = column.buffers()  # of text, its bytes
+    return np.frombuffer(offsets, np.int64), np.frombuffer(data or b"", np.uint8)
 
 
 class StoredRows(Sequence[Record], Generic[Record]):
@@ -203,14 +205,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> 
     def batches() -> Iterator[pa.RecordBatch]:
         rest = iter(rows)
         while batch := list(islice(rest, BATCH_ROWS)):
-            columns = zip(*batch, strict=True)
-            yield pa.record_batch(
-                [
-                    pa.array(values, kind)
-                    for values, kind in zip(columns, schema.types, strict=True)
-                ],
-                schema=schema,
-            )
+            yield pa.record_batch(list(zip(*batch, strict=True)), schema=schema)
 
     write_batches(path, schema, batches())
 
@@ -259,15 +254,18 @@ def cached(kind: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
     Raises:
         OutputError: the disk is full.
     """
+    from filelock import FileLock
+
     facts = json.loads(json.dumps(facts))
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     name = f"{kind}-{key}"
     folder = cache_folder()
-    if folder is None or not _writable(folder):
-        return _temporary(name, key, facts, build)
-    from filelock import FileLock
-
-    with FileLock(folder / f".{name}.lock"):
+    with contextlib.ExitStack() as stack:
+        if folder is None or not _writable(folder):
+            # The mapping outlives the file's name.
+            temporary = tempfile.TemporaryDirectory(prefix="plaudit-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(temporary))
+        stack.enter_context(FileLock(folder / f".{name}.lock"))
         table = _open(folder / name, key, facts)
         if table is None:
             _remove_unused(folder)
@@ -300,15 +298,6 @@ def _writable(folder: Path) -> bool:
             CACHE_VARIABLE,
         )
         return False
-
-
-def _temporary(name: str, key: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
-    # The mapping outlives the file's name.
-    with tempfile.TemporaryDirectory(prefix="plaudit-", ignore_cleanup_errors=True) as folder:
-        _make(Path(folder) / name, facts, build)
-        table = _open(Path(folder) / name, key, facts)
-        assert table is not None, "a table just written cannot be read"
-        return table
 
 
 def _make(path: Path, facts: Mapping[str, Any], build: Build) -> None:

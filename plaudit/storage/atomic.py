@@ -108,14 +108,20 @@ def names_in(folder: Path) -> list[str]:
 def check_new_file(
     path: Path, *, option: str = "--out", advice: str = "choose another name"
 ) -> None:
-    """Say early that a file cannot be written at ``path``, which ``option`` named.
+    """Say early that a file cannot be written at ``path``, which ``option`` named. Makes nothing.
 
     Raises:
-        OutputError: something is there already, or nothing can be made there.
+        OutputError: something is there already, or the folder above it is a file or may not be
+            written.
     """
     if path.exists():
         raise OutputError(f"{option} {path} already exists; {advice}.")
-    check_writable(path)
+    above = path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    number = errno.ENOTDIR if not above.is_dir() else errno.EACCES
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise as_output_error(OSError(number, os.strerror(number)), path)
 
 
 def check_new_folder(path: Path, *, advice: str = "choose another name") -> None:
@@ -126,21 +132,6 @@ def check_new_folder(path: Path, *, advice: str = "choose another name") -> None
     """
     if not path.is_dir() or any(path.iterdir()):
         check_new_file(path, advice=advice)
-
-
-def check_writable(path: Path) -> None:
-    """Say early that a file or folder cannot be made at ``path``. Makes nothing.
-
-    Raises:
-        OutputError: the folder above it is a file or may not be written.
-    """
-    above = path.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        raise as_output_error(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), path)
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise as_output_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
 
 
 @contextmanager
@@ -155,19 +146,12 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise as_output_error(error, path) from error
     except Exception as error:
-        number = _system_error(str(error))
-        if number is None:
+        rust = _RUST_ERROR.search(str(error))
+        if rust is None and not _TORCH_ERROR.search(str(error)):
             raise
+        # torch's file writer does not say why.
+        number = errno.EIO if rust is None else int(rust[1])
         raise as_output_error(OSError(number, os.strerror(number)), path) from error
-
-
-def _system_error(message: str) -> int | None:
-    """The system's error number in a library's message, None where it tells of something else."""
-    match = _RUST_ERROR.search(message)
-    if match is not None:
-        return int(match[1])
-    # torch's file writer does not say why.
-    return errno.EIO if _TORCH_ERROR.search(message) else None
 
 
 def write_text(path: Path, text: str) -> None:
