@@ -8,7 +8,7 @@ because the run would be another one without it. What every key means is LLaMA-F
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -25,11 +25,11 @@ RELEASE: Final = "0.9.5"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Values by their dotted place in the recipe, and the words for it."""
+    """The words for what becomes of a key, and values by their dotted place in the recipe."""
 
-    outcome: Outcome
     words: str
-    sets: tuple[tuple[str, Any], ...] = ()
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Outcome = "mapped"
 
 
 Rule: TypeAlias = Callable[[str, Settings], Decision]
@@ -45,11 +45,15 @@ def translate(settings: Settings, where: str) -> Translation:
         _check_run(settings)
         recipe: dict[str, Any] = {}
         notes = []
-        for key, rule in [*_implied(settings), *((key, _rule(key)) for key in settings)]:
-            decision = _decide(key, rule, settings)
+        for key in [*_implied(settings), *settings]:
+            decision = _decide(key, settings)
             notes.append(Note(key=key, outcome=decision.outcome, words=decision.words))
-            for dotted, value in decision.sets:
-                _set(recipe, dotted, value)
+            for dotted, value in decision.sets.items():
+                section, _, name = dotted.partition(".")
+                if name:
+                    recipe.setdefault(section, {})[name] = value
+                else:
+                    recipe[section] = value
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     out = settings.get("output_dir")
@@ -60,10 +64,13 @@ def translate(settings: Settings, where: str) -> Translation:
     )
 
 
-def _decide(key: str, rule: Rule, settings: Settings) -> Decision:
+def _decide(key: str, settings: Settings) -> Decision:
     if key in settings and settings[key] is None:
-        return Decision("ignored", "it is null, which leaves the default")
-    return rule(key, settings)
+        return _ignore("it is null, which leaves the default")
+    decision = _rule(key)(key, settings)
+    if _is_full(settings) and any(place.startswith("lora.") for place in decision.sets):
+        return _ignore("all weights are trained (finetuning_type: full)")
+    return decision
 
 
 def _rule(key: str) -> Rule:
@@ -77,14 +84,14 @@ def _rule(key: str) -> Rule:
     return _argument if key in HF_KEYS["train"] else _unknown
 
 
-def _implied(settings: Settings) -> list[tuple[str, Rule]]:
-    """Rules of keys that hold also where the YAML does not name them: their defaults matter."""
+def _implied(settings: Settings) -> list[str]:
+    """Keys that hold also where the YAML does not name them: their defaults matter."""
     always = {"val_size", "cutoff_len", "disable_gradient_checkpointing", "lora_target", "seed"}
     if "eval_dataset" in settings:
         always -= {"val_size"}
-    if settings.get("finetuning_type", "lora") == "full":
+    if _is_full(settings):
         always -= {"lora_target"}
-    return [(key, KEYS[key]) for key in sorted(always) if key not in settings]
+    return sorted(always - settings.keys())
 
 
 def _check_run(settings: Settings) -> None:
@@ -100,34 +107,35 @@ def _check_run(settings: Settings) -> None:
         raise RecipeError("val_size and eval_dataset both say what is held out; keep one.")
 
 
-def _set(recipe: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    place = recipe
-    for name in parents:
-        place = place.setdefault(name, {})
-    place[last] = value
+def _is_full(settings: Settings) -> bool:
+    return bool(settings.get("finetuning_type", "lora") == "full")
+
+
+def _holds_out(settings: Settings) -> bool:
+    return bool(settings.get("val_size") or settings.get("eval_dataset"))
 
 
 # --- rules --------------------------------------------------------------------------------------
 
 
-def _to(*places: str, words: str = "") -> Rule:
+def _to(*places: str) -> Rule:
     """The value as it is, at these places of the recipe."""
+    return lambda key, settings: Decision(
+        " and ".join(places), dict.fromkeys(places, settings[key])
+    )
 
-    def rule(key: str, settings: Settings) -> Decision:
-        said = words or " and ".join(places)
-        return Decision("mapped", said, tuple((place, settings[key]) for place in places))
 
-    return rule
+def _ignore(why: str) -> Decision:
+    return Decision(why, outcome="ignored")
 
 
 def _ignored(why: str) -> Rule:
-    return lambda key, settings: Decision("ignored", why)
+    return lambda key, settings: _ignore(why)
 
 
 def _mapped(words: str) -> Rule:
     """Translated by the rule of another key."""
-    return lambda key, settings: Decision("mapped", words)
+    return lambda key, settings: Decision(words)
 
 
 def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
@@ -136,20 +144,20 @@ def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
     def rule(key: str, settings: Settings) -> Decision:
         if settings[key] not in harmless:
             raise RecipeError(f"{key} is {shown(settings[key])}, but {why}.")
-        return Decision("ignored", "it asks for nothing")
+        return _ignore("it asks for nothing")
 
     return rule
 
 
 def _argument(key: str, settings: Settings) -> Decision:
-    said = "the train section, under their own names"
-    return Decision("mapped", said, ((f"train.{key}", settings[key]),))
+    return Decision("the train section, under their own names", {f"train.{key}": settings[key]})
 
 
 def _unknown(key: str, settings: Settings) -> Decision:
     guess = nearest(key, [*KEYS, *HF_KEYS["train"]])
     hint = f"; did you mean {guess}?" if guess else ""
-    return Decision("unknown", f"no key of LLaMA-Factory's reward stage that is known here{hint}")
+    words = f"no key of LLaMA-Factory's reward stage that is known here{hint}"
+    return Decision(words, outcome="unknown")
 
 
 def _finetuning_type(key: str, settings: Settings) -> Decision:
@@ -159,9 +167,9 @@ def _finetuning_type(key: str, settings: Settings) -> Decision:
             f"finetuning_type is {shown(kind)}, but plaudit trains LoRA or all weights; set lora or"
             " full."
         )
-    if kind == "full":
-        return Decision("mapped", "lora: null", (("lora", None),))
-    return Decision("mapped", "the lora section")
+    return (
+        Decision("lora: null", {"lora": None}) if kind == "full" else Decision("the lora section")
+    )
 
 
 def _adapter(key: str, settings: Settings) -> Decision:
@@ -171,23 +179,20 @@ def _adapter(key: str, settings: Settings) -> Decision:
             f"adapter_name_or_path is {shown(settings[key])}: only one adapter can be trained on;"
             " merge the others into the base first, and take out create_new_adapter."
         )
-    return Decision(
-        "mapped",
-        "model.base: the adapter, with its own settings and head",
-        (("model.base", names[0]),),
-    )
+    words = "model.base: the adapter, with its own settings and head"
+    return Decision(words, {"model.base": names[0]})
 
 
 def _base(key: str, settings: Settings) -> Decision:
     if settings.get("adapter_name_or_path"):
-        return Decision("ignored", "the adapter of adapter_name_or_path names its base itself")
-    return Decision("mapped", "model.base", (("model.base", settings[key]),))
+        return _ignore("the adapter of adapter_name_or_path names its base itself")
+    return _to("model.base")(key, settings)
 
 
 def _revision(key: str, settings: Settings) -> Decision:
     if settings[key] == "main":
-        return Decision("ignored", "main is the default")
-    return Decision("mapped", "model.revision", (("model.revision", settings[key]),))
+        return _ignore("main is the default")
+    return _to("model.revision")(key, settings)
 
 
 def _quantization(key: str, settings: Settings) -> Decision:
@@ -195,71 +200,66 @@ def _quantization(key: str, settings: Settings) -> Decision:
         raise RecipeError(
             f"quantization_bit is {shown(settings[key])}, but plaudit quantizes to 4 bits alone."
         )
-    return Decision("mapped", "model.quantize: 4bit", (("model.quantize", "4bit"),))
+    return Decision("model.quantize: 4bit", {"model.quantize": "4bit"})
 
 
 def _pure_bf16(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return Decision("ignored", "it asks for nothing")
-    return Decision("mapped", "model.dtype: bfloat16", (("model.dtype", "bfloat16"),))
+        return _ignore("it asks for nothing")
+    return Decision("model.dtype: bfloat16", {"model.dtype": "bfloat16"})
 
 
 def _checkpointing(key: str, settings: Settings) -> Decision:
     on = not settings.get(key, False)
     said = "" if key in settings else ", as is LLaMA-Factory's default"
     return Decision(
-        "mapped",
-        f"train.gradient_checkpointing: {shown(on)}{said}",
-        (("train.gradient_checkpointing", on),),
+        f"train.gradient_checkpointing: {shown(on)}{said}", {"train.gradient_checkpointing": on}
     )
 
 
-def _lora(ours: str) -> Rule:
-    def rule(key: str, settings: Settings) -> Decision:
-        if settings.get("finetuning_type", "lora") == "full":
-            return Decision("ignored", "all weights are trained (finetuning_type: full)")
-        return Decision("mapped", f"lora.{ours}", ((f"lora.{ours}", settings[key]),))
-
-    return rule
-
-
 def _lora_rank(key: str, settings: Settings) -> Decision:
-    decision = _lora("r")(key, settings)
-    if not decision.sets or settings.get("lora_alpha"):
-        return decision
-    alpha = 2 * settings[key] if isinstance(settings[key], int) else LORA_DEFAULTS["lora_alpha"]
+    rank = settings[key]
+    if settings.get("lora_alpha"):
+        return _to("lora.r")(key, settings)
     return Decision(
-        "mapped",
         "lora.r, and lora.lora_alpha twice as large, as is LLaMA-Factory's default",
-        (*decision.sets, ("lora.lora_alpha", alpha)),
+        {
+            "lora.r": rank,
+            "lora.lora_alpha": 2 * rank if isinstance(rank, int) else LORA_DEFAULTS["lora_alpha"],
+        },
     )
 
 
 def _lora_target(key: str, settings: Settings) -> Decision:
     names = _names(settings.get(key, "all"))
-    target: Any = "all-linear" if names == ["all"] else names
-    decision = _lora("target_modules")(key, {**settings, key: target})
-    said = "lora.target_modules: all-linear" if target == "all-linear" else decision.words
-    return Decision(decision.outcome, said if decision.sets else decision.words, decision.sets)
+    if names == ["all"]:
+        return Decision("lora.target_modules: all-linear", {"lora.target_modules": "all-linear"})
+    return Decision("lora.target_modules", {"lora.target_modules": names})
 
 
 def _pissa(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return Decision("ignored", "it asks for nothing")
+        return _ignore("it asks for nothing")
     rounds = settings.get("pissa_iter", 16)
     init = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
-    return _lora("init_lora_weights")(key, {**settings, key: init})
+    return Decision("lora.init_lora_weights", {"lora.init_lora_weights": init})
 
 
 def _additional_target(key: str, settings: Settings) -> Decision:
-    return _lora("modules_to_save")(key, {**settings, key: _names(settings[key])})
+    return Decision("lora.modules_to_save", {"lora.modules_to_save": _names(settings[key])})
+
+
+_STOPPING: Final = {
+    "interleave_under": "first_exhausted",
+    "interleave_over": "all_exhausted",
+}
 
 
 def _dataset(key: str, settings: Settings) -> Decision:
     place = "data.train" if key == "dataset" else "data.eval"
     names = [str(name) for name in _names(settings[key])]
     sources = [_source(name, settings) for name in names]
-    sets: list[tuple[str, Any]] = []
+    sets: dict[str, Any] = {}
     strategy = settings.get("mix_strategy") or "concat"
     if place == "data.train" and strategy != "concat" and len(names) > 1:
         shares = _names(settings.get("interleave_probs") or [1] * len(names))
@@ -268,22 +268,15 @@ def _dataset(key: str, settings: Settings) -> Decision:
                 f"interleave_probs has {len(shares)} numbers for {len(names)} data sets; expected"
                 " one each."
             )
-        sources = [
-            {**source, "probability": _number("interleave_probs", share)}
-            for source, share in zip(sources, shares, strict=True)
-        ]
-        stop = {
-            "interleave_under": "first_exhausted",
-            "interleave_over": "all_exhausted",
-        }.get(strategy)
-        if stop is None:
+        for source, share in zip(sources, shares, strict=True):
+            source["probability"] = _number("interleave_probs", share)
+        if strategy not in _STOPPING:
             raise RecipeError(
                 f"mix_strategy is {shown(strategy)}; expected concat, interleave_under or"
                 " interleave_over."
             )
-        sets.append(("data.stopping_strategy", stop))
-    sets.append((place, sources))
-    return Decision("mapped", f"{place}: {', '.join(names)}", tuple(sets))
+        sets["data.stopping_strategy"] = _STOPPING[strategy]
+    return Decision(f"{place}: {', '.join(names)}", {**sets, place: sources})
 
 
 def _source(name: str, settings: Settings) -> dict[str, Any]:
@@ -308,74 +301,65 @@ def _val_size(key: str, settings: Settings) -> Decision:
     size = _number(key, settings.get(key, 0))
     if size <= 1e-6:
         return Decision(
-            "mapped",
-            "data.eval_fraction: null; nothing is held out",
-            (("data.eval_fraction", None),),
+            "data.eval_fraction: null; nothing is held out", {"data.eval_fraction": None}
         )
     place, value = ("data.eval_rows", int(size)) if size > 1 else ("data.eval_fraction", size)
     return Decision(
-        "mapped",
         f"{place}, and data.split_by: row, as LLaMA-Factory splits; prompts on both sides are"
         " counted (data.split_by=prompt keeps them apart)",
-        ((place, value), ("data.split_by", "row")),
+        {place: value, "data.split_by": "row"},
     )
 
 
 def _seed(key: str, settings: Settings) -> Decision:
-    seed = settings.get(key, 42)
-    return Decision(
-        "mapped", "train.seed and data.seed", (("train.seed", seed), ("data.seed", seed))
-    )
+    return _to("train.seed", "data.seed")(key, {key: 42, **settings})
 
 
 def _cutoff(key: str, settings: Settings) -> Decision:
     said = "" if key in settings else f" ({CUTOFF} is LLaMA-Factory's default)"
     return Decision(
-        "mapped",
         f"tokens.max_length{said}, and tokens.truncation: proportional, which cuts the ends of"
         " prompt and answers as there and counts them (tokens.truncation=drop leaves them out)",
-        (("tokens.max_length", settings.get(key, CUTOFF)), ("tokens.truncation", "proportional")),
+        {"tokens.max_length": settings.get(key, CUTOFF), "tokens.truncation": "proportional"},
     )
 
 
 def _template(key: str, settings: Settings) -> Decision:
     return Decision(
-        "mapped",
         f"tokens.template, as release {RELEASE} had it (tokens.template.release=… is another's)",
-        (("tokens.template", {"tool": "llamafactory", "name": settings[key], "release": RELEASE}),),
+        {"tokens.template": {"tool": "llamafactory", "name": settings[key], "release": RELEASE}},
     )
 
 
 def _warmup_ratio(key: str, settings: Settings) -> Decision:
     if settings.get("warmup_steps"):
-        return Decision("ignored", "warmup_steps goes before it")
-    return Decision("mapped", "train.warmup_steps", (("train.warmup_steps", settings[key]),))
+        return _ignore("warmup_steps goes before it")
+    return _to("train.warmup_steps")(key, settings)
 
 
 def _schedule_of_saving(key: str, settings: Settings) -> Decision:
     """Saving follows evaluation: keeping the best checkpoint needs one at every evaluation."""
+    if not _holds_out(settings):
+        return _argument(key, settings)
     strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
-    held_out = settings.get("val_size") or settings.get("eval_dataset")
-    if held_out and str(strategy).lower() not in ("no", "false"):
-        return Decision("ignored", "a checkpoint is saved at every evaluation, to keep the best")
-    if held_out:
-        return Decision(
-            "ignored", "plaudit evaluates and saves ten times a run where eval_strategy is no"
-        )
-    return _argument(key, settings)
+    if _is_no(strategy):
+        return _ignore("plaudit evaluates and saves ten times a run where eval_strategy is no")
+    return _ignore("a checkpoint is saved at every evaluation, to keep the best")
 
 
 def _strategy_of_evaluation(key: str, settings: Settings) -> Decision:
-    held_out = settings.get("val_size") or settings.get("eval_dataset")
-    if str(settings[key]).lower() in ("no", "false") and held_out:
-        return Decision(
-            "ignored", "something is held out, so it is evaluated ten times a run to keep the best"
-        )
+    if _is_no(settings[key]) and _holds_out(settings):
+        return _ignore("something is held out, so it is evaluated ten times a run to keep the best")
     return _argument("eval_strategy", {"eval_strategy": settings[key]})
 
 
+def _is_no(strategy: Any) -> bool:
+    """Whether it says never; YAML reads a bare ``no`` as false."""
+    return str(strategy).lower() in ("no", "false")
+
+
 def _out(key: str, settings: Settings) -> Decision:
-    return Decision("mapped", f"--out {settings[key]}, unless --out is given")
+    return Decision(f"--out {settings[key]}, unless --out is given")
 
 
 def _names(value: Any) -> list[Any]:
@@ -449,12 +433,12 @@ KEYS: Final[dict[str, Rule]] = (
         "use_v1_kernels": _SPEED,
         # adapters
         "lora_rank": _lora_rank,
-        "lora_alpha": _lora("lora_alpha"),
-        "lora_dropout": _lora("lora_dropout"),
+        "lora_alpha": _to("lora.lora_alpha"),
+        "lora_dropout": _to("lora.lora_dropout"),
         "lora_target": _lora_target,
         "additional_target": _additional_target,
-        "use_rslora": _lora("use_rslora"),
-        "use_dora": _lora("use_dora"),
+        "use_rslora": _to("lora.use_rslora"),
+        "use_dora": _to("lora.use_dora"),
         "pissa_init": _pissa,
         "pissa_iter": _mapped("lora.init_lora_weights, with pissa_init"),
         "pissa_convert": _ignored("the adapter is saved as it was trained"),
