@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -54,29 +54,23 @@ class Template:
 
     name: str
     since: str
+    eos: str | None = None
+    prefix: tuple[str, ...] = ()
+    system: tuple[str, ...] = (CONTENT,)
     user: tuple[str, ...]
     assistant: tuple[str, ...] = (CONTENT, EOS)
-    system: tuple[str, ...] = (CONTENT,)
-    prefix: tuple[str, ...] = ()
     separator: tuple[str, ...] = ()
     default_system: str = ""
     system_in_user: bool = False
     end: bool = False
     thought: tuple[str, str, str] | None = None
-    eos: str | None = None
 
     def strings(self) -> dict[str, Any]:
         """What rendering needs, as ``plaudit.json`` keeps it."""
         return {
-            "prefix": list(self.prefix),
-            "system": list(self.system),
-            "user": list(self.user),
-            "assistant": list(self.assistant),
-            "separator": list(self.separator),
-            "default_system": self.default_system,
-            "system_in_user": self.system_in_user,
-            "end": self.end,
-            "thought": None if self.thought is None else list(self.thought),
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in ("name", "since", "eos")
         }
 
 
@@ -193,11 +187,8 @@ NAMES = tuple(dict.fromkeys(template.name for template in TEMPLATES))
 
 def rule_version(version: str) -> str:
     """The release of :data:`RULE_VERSIONS` whose rules hold for a version."""
-    return max(
-        (known for known in RULE_VERSIONS if release(known) <= release(version)),
-        key=release,
-        default=RULE_VERSIONS[0],
-    )
+    known = [known for known in RULE_VERSIONS if release(known) <= release(version)]
+    return known[-1] if known else RULE_VERSIONS[0]
 
 
 def template_of(name: str, version: str) -> Template:
@@ -296,7 +287,8 @@ def _with_thoughts(thought: Sequence[str] | None, turns: Sequence[str]) -> list[
 
 
 _JINJA = """\
-{%- set ns = namespace(system=@default_system, first=0) -%}
+{%- set t = STRINGS -%}
+{%- set ns = namespace(system=t.default_system, first=0) -%}
 {%- if messages and messages[0]['role'] == 'system' -%}
 {%- set ns.system = messages[0]['content'] or ns.system -%}{%- set ns.first = 1 -%}
 {%- endif -%}
@@ -304,16 +296,16 @@ _JINJA = """\
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
 {{- raise_exception('turns must alternate user and assistant, the user first') -}}
 {%- endif -%}
-{%- set system = @before_system + ns.system + @after_system if ns.system else '' -%}
+{%- set system = t.before_system + ns.system + t.after_system if ns.system else '' -%}
 {%- if loop.index0 == 0 -%}
-{{- @prefix -}}{%- if not @system_in_user -%}{{- system -}}{%- endif -%}
-{{- @before_user -}}{%- if @system_in_user -%}{{- system -}}{%- endif -%}
-{{- message['content'] -}}{{- @after_user -}}
+{{- t.prefix -}}{%- if not t.system_in_user -%}{{- system -}}{%- endif -%}
+{{- t.before_user -}}{%- if t.system_in_user -%}{{- system -}}{%- endif -%}
+{{- message['content'] -}}{{- t.after_user -}}
 {%- elif loop.index0 % 2 == 0 -%}
-{{- @separator -}}{{- @before_user -}}{{- message['content'] -}}{{- @after_user -}}
+{{- t.separator -}}{{- t.before_user -}}{{- message['content'] -}}{{- t.after_user -}}
 {%- else -%}
-{{- @before_assistant -}}{{- message['content'] -}}
-{%- if loop.last -%}{{- @last -}}{%- else -%}{{- @after_assistant -}}{%- endif -%}
+{{- t.before_assistant -}}{{- message['content'] -}}
+{%- if loop.last -%}{{- t.last -}}{%- else -%}{{- t.after_assistant -}}{%- endif -%}
 {%- endif -%}
 {%- endfor -%}"""
 
@@ -338,7 +330,7 @@ def chat_template_of(
 
     parts: dict[str, Any] = {
         "default_system": strings["default_system"],
-        "system_in_user": bool(strings["system_in_user"]),
+        "system_in_user": strings["system_in_user"],
         "prefix": text(strings["prefix"]),
         "separator": text(strings["separator"]),
     }
@@ -350,16 +342,8 @@ def chat_template_of(
         pad = str(tokenizer.convert_ids_to_tokens(scored_token.pad_id or 0))
         while pad and last.endswith(pad):
             last = last.removesuffix(pad)
-    template = _JINJA
-    # Longer names first: one may begin another.
-    for name, value in sorted({**parts, "last": last}.items(), key=lambda part: -len(part[0])):
-        written = ("true" if value else "false") if isinstance(value, bool) else _quoted(value)
-        template = template.replace(f"@{name}", written)
-    return template
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # JSON of texts and truth values is Jinja, too.
+    return _JINJA.replace("STRINGS", json.dumps({**parts, "last": last}, ensure_ascii=False), 1)
 
 
 def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
