@@ -6,7 +6,7 @@ Shapes: R responses, all comparisons together, in order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,9 @@ from transformers import AutoTokenizer
 
 from plaudit import __version__, registry
 from plaudit.errors import ModelError
-from plaudit.interop.formats import (
-    Exportable,
-    Exporter,
-    WriteOptions,
-    locate,
-)
+from plaudit.interop.formats import Exportable, Exporter, WriteOptions, locate
 from plaudit.interop.parity import (
     CheckOptions,
-    CheckRows,
     Parity,
     ParityError,
     check_difference,
@@ -55,7 +49,7 @@ from plaudit.report.card import DerivedCard, write_derived_card
 from plaudit.reward_model import LoadOptions, RewardModel, load_model
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.tokens.rendering import renderer_of
-from plaudit.types import FloatArray, RewardTransform
+from plaudit.types import RewardTransform
 
 EXPORT_FILE = "export.json"
 
@@ -83,16 +77,6 @@ class ExportResult:
     parity: Parity | None
     notes: tuple[str, ...]
     serving: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Expected:
-    """What the written model must give, and what rounding did to get there."""
-
-    rows: CheckRows
-    rewards_R: FloatArray
-    rounding: float | None = None
-    order_changes: int | None = None
 
 
 def export(
@@ -123,7 +107,11 @@ def export(
     with new_folder(folder) as temporary:
         before = [] if rows is None else reward_model.score_trees(rows.trees)
         source = _prepare(reward_model, exporter, options, base=base, base_named=base_named)
-        expected = None if rows is None else _expected(reward_model, source, options, rows, before)
+        after = before
+        if options.dtype != "fp32" and rows is not None:
+            # What the stored weights are worth, so that the reloaded file is compared to the digit.
+            module = as_reward_module(source.network, RewardTransform(offset=source.offset)).eval()
+            after = score_trees(module, reward_model.batcher, rows.trees)
         with writing(folder):
             written = exporter.write(source, temporary, options)
             facts, notes = _facts(source, exporter)
@@ -131,19 +119,25 @@ def export(
         # Two copies of a large model need not fit: the reloaded one takes this one's place.
         del source, reward_model
         parity, notes = None, (*written.notes, *notes)
-        if check is not None and expected is not None:
-            expected_R = written.transform.scale * expected.rewards_R + written.transform.offset
+        if check is not None and rows is not None:
+            rewards_R = np.concatenate(after)
+            expected_R = written.transform.scale * rewards_R + written.transform.offset
             score = exporter.read(temporary, base)
-            sequences = expected.rows.sequences()
-            parity = replace(
-                compare_scores(expected.rows, score(sequences), expected_R, check.tolerance),
-                rounding=expected.rounding,
-                order_changes=expected.order_changes,
-            )
+            sequences = rows.sequences()
+            parity = compare_scores(rows, score(sequences), expected_R, check.tolerance)
+            if options.dtype != "fp32":
+                parity = replace(
+                    parity,
+                    rounding=largest_difference(rewards_R, np.concatenate(before)),
+                    order_changes=order_changes(before, after),
+                )
             if exporter.encode is not None:
                 tokenizer = AutoTokenizer.from_pretrained(temporary)
-                rows_of = (exporter.encode(tokenizer, facts, c) for c in expected.rows.comparisons)
-                encoded = [ids for ids_K in rows_of for ids in ids_K]
+                encoded = [
+                    ids
+                    for comparison in rows.comparisons
+                    for ids in exporter.encode(tokenizer, facts, comparison)
+                ]
                 # What the tool makes of the same text is scored where it is other tokens.
                 differs = [i for i, ids in enumerate(encoded) if ids != sequences[i]]
                 scores_R = score([encoded[i] for i in differs])
@@ -226,27 +220,6 @@ def _prepare(
     )
 
 
-def _expected(
-    model: RewardModel,
-    source: Exportable,
-    options: WriteOptions,
-    rows: CheckRows,
-    before: Sequence[FloatArray],
-) -> _Expected:
-    """``before`` are the rewards before the weights were rounded."""
-    if options.dtype == "fp32":
-        return _Expected(rows=rows, rewards_R=np.concatenate(before))
-    # What the stored weights are worth, so that the reloaded file is compared to the digit.
-    module = as_reward_module(source.network, RewardTransform(offset=source.offset)).eval()
-    after = score_trees(module, model.batcher, rows.trees)
-    return _Expected(
-        rows=rows,
-        rewards_R=np.concatenate(after),
-        rounding=largest_difference(np.concatenate(after), np.concatenate(before)),
-        order_changes=order_changes(before, after),
-    )
-
-
 def _round_weights(network: Any, dtype: torch.dtype) -> None:
     """Every written weight but the head's to a value that ``dtype`` holds, kept in fp32.
 
@@ -312,7 +285,7 @@ def _write_around(
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if exporter.own_facts:
         write_metadata(folder, facts)
-    if exporter.layout != "whole" and facts.kind == "adapter" and beside:
+    if facts.kind == "adapter" and beside:
         copy_base(source.base, folder)
 
 
@@ -347,12 +320,8 @@ def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> di
         "format": 1,
         "plaudit_version": __version__,
         "source": source.name,
-        "target": result.target,
-        "dtype": result.dtype,
+        **asdict(result),
         "checked": result.parity is not None,
-        "parity": None if result.parity is None else asdict(result.parity),
-        "notes": list(result.notes),
-        "serving": dict(result.serving),
         "base": facts.base,
         "base_revision": facts.base_revision,
         "text": facts.text,
@@ -363,7 +332,7 @@ def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> di
 def _card(
     result: ExportResult, exporter: Exporter, facts: CheckpointMetadata, source: Path, name: str
 ) -> DerivedCard:
-    adapter = exporter.layout != "whole" and facts.kind == "adapter"
+    adapter = facts.kind == "adapter"
     return DerivedCard(
         name=name,
         made=f"Written from the reward model {source.name} as {exporter.help}, in {result.dtype}"

@@ -59,18 +59,6 @@ NOT_FETCHED = ("checkpoint*/*", "runs/*", "original/*", "plots/*", "evaluations/
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """A model folder as recognisers see it. ``None`` stands for a file that is not there."""
-
-    folder: Path
-    config: Mapping[str, Any] | None
-    adapter: Mapping[str, Any] | None
-    names: frozenset[str]
-    value_head: Path | None
-    versions: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
     """How a reward model's files are read, where they leave something open.
 
@@ -92,12 +80,20 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """Which folder to read, as the user named it, and how."""
+class Contents:
+    """A model folder as recognisers and readers see it; None stands for a file that is not there.
+
+    ``source`` is the folder or Hub id as the user named it, ``options`` how it is to be read.
+    """
 
     folder: Path
     source: str
-    options: ReadOptions = ReadOptions()
+    options: ReadOptions
+    config: Mapping[str, Any] | None
+    adapter: Mapping[str, Any] | None
+    names: frozenset[str]
+    value_head: Path | None
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +115,7 @@ class Format:
 
     name: str
     recognises: Callable[[Contents], bool]
-    open: Callable[[Contents, Request], OpenedModel]
+    open: Callable[[Contents], OpenedModel]
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -219,14 +215,14 @@ def _is_own(contents: Contents) -> bool:
     return (contents.folder / METADATA_FILE).is_file() or run_of(contents.folder) is not None
 
 
-def _open_own(contents: Contents, request: Request) -> OpenedModel:
+def _open_own(contents: Contents) -> OpenedModel:
     """A folder that plaudit wrote. What it says of trusted code never suffices.
 
     Raises:
         ModelError: it needs its own code and was not trusted, or records what an option says.
     """
     facts = read_metadata(contents.folder)
-    options = request.options
+    options = contents.options
     recorded = [
         option.name
         for option in fields(ReadOptions)
@@ -235,12 +231,12 @@ def _open_own(contents: Contents, request: Request) -> OpenedModel:
     ]
     if recorded:
         raise ModelError(
-            f"{request.source} is a folder of plaudit and records how it is read; leave out "
+            f"{contents.source} is a folder of plaudit and records how it is read; leave out "
             f"{', '.join(recorded)}, or import the original again."
         )
     if facts.trust_remote_code and not options.trust_remote_code:
         raise ModelError(
-            f"{request.source} was trained on a base with Python code of its own; read that code, "
+            f"{contents.source} was trained on a base with Python code of its own; read that code, "
             "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
         )
 
@@ -267,9 +263,8 @@ def open_reward_model(source: str | Path, options: ReadOptions = ReadOptions()) 
         ModelError: nothing there that is a reward model, or one that cannot be read as it was made.
     """
     folder = locate(source)
-    request = Request(folder=folder, source=str(source), options=options)
-    contents = read_contents(folder)
-    model = recognise(contents, request).open(contents, request)
+    contents = read_contents(folder, str(source), options)
+    model = recognise(contents).open(contents)
     origin = model.facts.origin
     if origin is not None and not _is_own(contents):
         for note in origin.notes:
@@ -277,7 +272,7 @@ def open_reward_model(source: str | Path, options: ReadOptions = ReadOptions()) 
     return model
 
 
-def recognise(contents: Contents, request: Request) -> Format:
+def recognise(contents: Contents) -> Format:
     """The format of a folder.
 
     Raises:
@@ -286,8 +281,8 @@ def recognise(contents: Contents, request: Request) -> Format:
     own = _is_own(contents)
     if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
         raise ModelError(
-            f"{request.source} has no {METADATA_FILE}, so this run has not finished training; name "
-            "one of its checkpoints, or finish the run with plaudit train --resume."
+            f"{contents.source} has no {METADATA_FILE}, so this run has not finished training; "
+            "name one of its checkpoints, or finish the run with plaudit train --resume."
         )
     for row in formats():
         if row.recognises(contents):
@@ -299,7 +294,7 @@ def recognise(contents: Contents, request: Request) -> Format:
     else:
         problem = "is a model without a reward head"
     raise ModelError(
-        f"{request.source} {problem} (no {METADATA_FILE}, no adapter_config.json, no value_head "
+        f"{contents.source} {problem} (no {METADATA_FILE}, no adapter_config.json, no value_head "
         "file and no linear head among its weights); expected a reward model: "
         f"{', '.join(row.name for row in formats())}."
     )
@@ -357,7 +352,7 @@ def locate(source: str | Path) -> Path:
 # ---- contents of a folder -----------------------------------------------------------------------
 
 
-def read_contents(folder: Path) -> Contents:
+def read_contents(folder: Path, source: str = "", options: ReadOptions = ReadOptions()) -> Contents:
     """Look into a model folder; no weights are read but the names of its tensors.
 
     Raises:
@@ -365,9 +360,11 @@ def read_contents(folder: Path) -> Contents:
     """
     return Contents(
         folder=folder,
+        source=source or str(folder),
+        options=options,
         config=read_json(folder / "config.json"),
         adapter=read_json(folder / "adapter_config.json"),
-        names=frozenset(_where(folder, WEIGHTS)),
+        names=frozenset(name for path in _files(folder, WEIGHTS) for name in _names(path)),
         value_head=next(iter(_files(folder, VALUE_HEAD)), None),
         versions=_versions(folder),
     )
@@ -394,11 +391,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_tensors(folder: Path, stems: tuple[str, ...], wanted: str = "") -> dict[str, Tensor]:
     """The tensors whose names start with ``wanted``, from whichever layout is there."""
-    places = {name: path for name, path in _where(folder, stems).items() if name.startswith(wanted)}
     tensors: dict[str, Tensor] = {}
-    for path in dict.fromkeys(places.values()):
-        inside = [name for name, place in places.items() if place == path]
-        tensors.update(_read(path, inside))
+    for path in _files(folder, stems):
+        tensors |= _read(path, [name for name in _names(path) if name.startswith(wanted)])
     return tensors
 
 
@@ -421,18 +416,10 @@ def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
     return []
 
 
-def _where(folder: Path, stems: tuple[str, ...]) -> dict[str, Path]:
-    """In which file each tensor lies."""
-    places: dict[str, Path] = {}
-    for path in _files(folder, stems):
-        if path.suffix == ".safetensors":
-            places.update(dict.fromkeys(_opened(path), path))
-        else:
-            places.update(dict.fromkeys(_unpickled(path), path))
-    return places
-
-
-def _opened(path: Path) -> list[str]:
+def _names(path: Path) -> list[str]:
+    """The names of the tensors in a file."""
+    if path.suffix == ".bin":
+        return list(_unpickled(path))
     try:
         with safe_open(path, framework="pt") as tensors:
             return list(tensors.keys())

@@ -23,7 +23,7 @@ from plaudit.interop.parity import (
     check_rows,
     compare_scores,
 )
-from plaudit.interop.sequence_classifier.write import fold_scale, merged, save_adapter
+from plaudit.interop.sequence_classifier.write import fold_scale, is_adapter, merged, save_adapter
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     CheckpointMetadata,
@@ -97,10 +97,6 @@ class _Member:
     facts: CheckpointMetadata
     weight: float
     base: str
-
-    @property
-    def name(self) -> str:
-        return str(self.folder)
 
 
 def merge(
@@ -186,11 +182,11 @@ def _check_same(members: Sequence[_Member]) -> None:
         for name, words in _SAME.items():
             if getattr(other.facts, name) != getattr(first.facts, name):
                 raise ModelError(
-                    f"{first.name} and {other.name} {words}, so they have no common average."
+                    f"{first.folder} and {other.folder} {words}, so they have no common average."
                 )
         if not _same_base(first, other):
             raise ModelError(
-                f"{first.name} is of the base {first.facts.base} and {other.name} of "
+                f"{first.folder} is of the base {first.facts.base} and {other.folder} of "
                 f"{other.facts.base}; only models of one base can be averaged."
             )
 
@@ -212,18 +208,12 @@ def _checksums(base: Path) -> dict[str, str]:
     return {path.name: checksum(path) for path in files}
 
 
-def _check_same_tokenizer(
-    first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
-) -> None:
-    same = (
+def _same_tokenizer(first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return bool(
         first.get_vocab() == other.get_vocab()
         and first.special_tokens_map == other.special_tokens_map
         and first.chat_template == other.chat_template
     )
-    if not same:
-        raise ModelError(
-            f"{names[0]} and {names[1]} have different tokenizers, so they have no common average."
-        )
 
 
 # ---- writing and checking ------------------------------------------------------------------------
@@ -232,30 +222,31 @@ def _check_same_tokenizer(
 def _write(
     members: Sequence[_Member], temporary: Path, folder: Path, *, check: bool
 ) -> tuple[CheckpointMetadata, FullAverage, tuple[str, ...]]:
-    adapters = members[0].facts.kind == "adapter"
-    parts: list[AdapterParts] = []
+    adapter = AdapterAverage() if members[0].facts.kind == "adapter" else None
     average = FullAverage()
     tokenizer: PreTrainedTokenizerBase | None = None
     for member in members:
         network, own = load_network(
             member.folder, member.facts, dtype=torch.float32, base=member.base
         )
-        if tokenizer is None:
-            tokenizer = own
-        _check_same_tokenizer(tokenizer, own, (members[0].name, member.name))
+        tokenizer = tokenizer or own
+        if not _same_tokenizer(tokenizer, own):
+            raise ModelError(
+                f"{members[0].folder} and {member.folder} have different tokenizers, so they have "
+                "no common average."
+            )
         dropouts_off(network, keep_lora=False)
         # Heads can be averaged once their scales are in them.
         fold_scale(network, member.facts.reward_transform.scale)
-        if adapters:
-            parts.append(adapter_parts(network, member.name))
-        if check or not adapters:
-            average.add(network, member.weight, member.name)
+        if adapter is not None:
+            adapter.add(network, member.weight, member.folder)
+        if check or adapter is None:
+            average.add(network, member.weight, member.folder)
     assert tokenizer is not None
     facts, notes = _facts(members, folder)
     with writing(folder):
-        if adapters:
-            weights = [member.weight for member in members]
-            tensors, config = average_adapters(parts, weights, [m.name for m in members])
+        if adapter is not None:
+            tensors, config = adapter.finish()
             save_adapter(temporary, tensors, {**config, "base_model_name_or_path": facts.base})
             if _base_beside(members[0]):
                 copy_base(members[0].base, temporary)
@@ -343,101 +334,93 @@ PREFIX = "base_model.model."
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterParts:
-    """An adapter taken apart: ``(A_RI, B_OR)`` by module, the scale in B, and all other tensors."""
+class WeightedSum:
+    """A weighted sum of the tensors of models, added up in double precision."""
 
-    lora: Mapping[str, tuple[Tensor, Tensor]]
-    rest: Mapping[str, Tensor]
-    config: Mapping[str, Any]
+    def __init__(self) -> None:
+        self.total: dict[str, Tensor] | None = None
 
+    def add(self, state: Mapping[str, Tensor], weight: float, folder: Path) -> None:
+        """Add the tensors of one model.
 
-@torch.no_grad()
-def adapter_parts(network: Any, name: str) -> AdapterParts:
-    """The parts of a loaded adapter.
-
-    Raises:
-        ModelError: something in it is not linear in its tensors (DoRA), or has no such parts.
-    """
-    from peft import get_peft_model_state_dict
-
-    config = network.peft_config["default"].to_dict()
-    state = get_peft_model_state_dict(network, save_embedding_layers=False)
-    lora = {}
-    for key in [key for key in state if key.endswith(A_SUFFIX)]:
-        module = key.removesuffix(A_SUFFIX)
-        layer = network.get_submodule(module)
-        A_RI, B_OR = state.pop(key).float(), state.pop(f"{module}{B_SUFFIX}").float()
-        lora[module.removeprefix(PREFIX)] = (A_RI.clone(), B_OR * layer.scaling["default"])
-    strange = sorted(key for key in state if "lora_" in key)
-    if strange or any(A_RI.dim() != 2 for A_RI, _ in lora.values()):
-        what = "DoRA" if config.get("use_dora") else strange[0] if strange else "convolutions"
-        raise ModelError(
-            f"{name} has {what}, which cannot be averaged as an adapter; write each model with "
-            "plaudit export --to merged, and merge those."
-        )
-    return AdapterParts(
-        lora=lora, rest={k: v.float().clone() for k, v in state.items()}, config=config
-    )
-
-
-@torch.no_grad()
-def average_adapters(
-    parts: Sequence[AdapterParts], weights: Sequence[float], names: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config of one adapter that adds exactly the weighted average.
-
-    Raises:
-        ModelError: the adapters save other modules whole.
-    """
-    first = parts[0]
-    for other, name in zip(parts[1:], names[1:], strict=True):
-        if other.rest.keys() != first.rest.keys():
-            one = sorted(other.rest.keys() ^ first.rest.keys())[0]
+        Raises:
+            ModelError: they are not those of the models before it.
+        """
+        if self.total is None:
+            self.total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in state.items()}
+        shapes, own = ({(k, v.shape) for k, v in each.items()} for each in (self.total, state))
+        if shapes != own:
             raise ModelError(
-                f"{names[0]} and {name} save different modules beside LoRA (one is {one}); merge "
-                "models trained with the same modules_to_save."
+                f"{folder} has other tensors than the models before it (one is "
+                f"{min(shapes ^ own)[0]}); merge models of one base that were trained with the "
+                "same modules_to_save."
             )
-    tensors = {key: sum_weighted([part.rest[key] for part in parts], weights) for key in first.rest}
-    ranks = {}
-    for module in dict.fromkeys(name for part in parts for name in part.lora):
-        having = [
-            (p.lora[module], w) for p, w in zip(parts, weights, strict=True) if module in p.lora
-        ]
-        A_RI = torch.cat([A_RI for (A_RI, _), _ in having], dim=0)
-        tensors[f"{PREFIX}{module}{A_SUFFIX}"] = A_RI
-        tensors[f"{PREFIX}{module}{B_SUFFIX}"] = torch.cat(
-            [weight * B_OR for (_, B_OR), weight in having], dim=1
-        )
-        ranks[module] = A_RI.shape[0]
-    return tensors, {**first.config, **_lora_settings(ranks)}
+        for key, tensor in state.items():
+            self.total[key].add_(tensor.double(), alpha=weight)
 
 
-def _lora_settings(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Alpha equals the rank everywhere: every scale is 1, since B holds them."""
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {module: rank for module, rank in ranks.items() if rank != usual}
-    return {
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": dict(others),
-        "use_rslora": False,
-        "lora_dropout": 0.0,
-        # Names in full: those of one source need not be those of another.
-        "target_modules": sorted(ranks),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
+class AdapterAverage:
+    """One adapter that adds exactly the weighted average: ranks end to end, all scales in B."""
 
+    def __init__(self) -> None:
+        self._lora: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._rest = WeightedSum()
+        self._config: dict[str, Any] = {}
 
-def sum_weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum, added up in double precision."""
-    total = torch.zeros_like(tensors[0], dtype=torch.float64)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add_(tensor.double(), alpha=weight)
-    return total.to(tensors[0].dtype)
+    @torch.no_grad()
+    def add(self, network: Any, weight: float, folder: Path) -> None:
+        """Add a loaded adapter: ``(A_RI, B_OR)`` of each module, and all other tensors.
+
+        Raises:
+            ModelError: something in it is not linear in its tensors (DoRA), or it saves other
+                modules whole.
+        """
+        from peft import get_peft_model_state_dict
+
+        config = network.peft_config["default"].to_dict()
+        state = get_peft_model_state_dict(network, save_embedding_layers=False)
+        convolutions = False
+        for key in [key for key in state if key.endswith(A_SUFFIX)]:
+            module = key.removesuffix(A_SUFFIX)
+            A_RI, B_OR = state.pop(key).float(), state.pop(f"{module}{B_SUFFIX}").float()
+            convolutions |= A_RI.dim() != 2
+            B_OR = weight * network.get_submodule(module).scaling["default"] * B_OR
+            self._lora.setdefault(module.removeprefix(PREFIX), []).append((A_RI, B_OR))
+        strange = sorted(key for key in state if "lora_" in key)
+        if strange or convolutions:
+            what = "DoRA" if config.get("use_dora") else strange[0] if strange else "convolutions"
+            raise ModelError(
+                f"{folder} has {what}, which cannot be averaged as an adapter; write each model "
+                "with plaudit export --to merged, and merge those."
+            )
+        self._rest.add(state, weight, folder)
+        self._config = self._config or config
+
+    def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and config. Alpha equals the rank everywhere, so that every scale is 1."""
+        tensors = {name: total.float() for name, total in (self._rest.total or {}).items()}
+        ranks = {}
+        for module, pairs in self._lora.items():
+            A_RI = torch.cat([A_RI for A_RI, _ in pairs], dim=0)
+            tensors[f"{PREFIX}{module}{A_SUFFIX}"] = A_RI
+            tensors[f"{PREFIX}{module}{B_SUFFIX}"] = torch.cat([B_OR for _, B_OR in pairs], dim=1)
+            ranks[module] = A_RI.shape[0]
+        usual = Counter(ranks.values()).most_common(1)[0][0]
+        others = {module: rank for module, rank in ranks.items() if rank != usual}
+        return tensors, {
+            **self._config,
+            "r": usual,
+            "lora_alpha": usual,
+            "rank_pattern": others,
+            "alpha_pattern": dict(others),
+            "use_rslora": False,
+            "lora_dropout": 0.0,
+            # Names in full: those of one source need not be those of another.
+            "target_modules": sorted(ranks),
+            "exclude_modules": None,
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
 
 
 class FullAverage:
@@ -449,31 +432,21 @@ class FullAverage:
 
     def __init__(self) -> None:
         self.network: Any = None
-        self._total: dict[str, Tensor] = {}
+        self._sum = WeightedSum()
 
     @torch.no_grad()
-    def add(self, network: Any, weight: float, name: str) -> None:
+    def add(self, network: Any, weight: float, folder: Path) -> None:
         """Add one model; ``network`` is not what it was afterwards.
 
         Raises:
             ModelError: its tensors are not those of the models before it.
         """
-        whole = merged(network) if hasattr(network, "peft_config") else network
-        state = whole.state_dict()
-        if self.network is None:
-            self.network = whole
-            self._total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in state.items()}
-        shapes = {k: v.shape for k, v in self._total.items()}
-        if {k: v.shape for k, v in state.items()} != shapes:
-            raise ModelError(
-                f"{name} has other tensors than the models before it; merge models of one base."
-            )
-        for key, tensor in state.items():
-            self._total[key].add_(tensor.double(), alpha=weight)
+        whole = merged(network) if is_adapter(network) else network
+        self.network = self.network or whole
+        self._sum.add(whole.state_dict(), weight, folder)
 
     @torch.no_grad()
     def finish(self) -> Any:
         """The classifier with the averaged weights."""
-        for key, tensor in self.network.state_dict().items():
-            tensor.copy_(self._total[key].to(tensor.dtype))
+        self.network.load_state_dict(self._sum.total)
         return self.network

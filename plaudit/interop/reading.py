@@ -6,8 +6,9 @@ Shapes: L outputs of a head, D hidden width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import Contents, Request, read_json
+from plaudit.interop.formats import Contents, read_json
 from plaudit.model.checkpoint import BASE_FOLDER, CheckpointMetadata, Origin, Output
 from plaudit.model.load import (
     BaseRequest,
@@ -29,7 +30,7 @@ from plaudit.model.load import (
     read_tokenizer,
 )
 from plaudit.tokens.rendering import renderer_of
-from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
+from plaudit.types import Rendering, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
@@ -44,66 +45,58 @@ DEFAULT_LENGTH = 8192
 class Body:
     """The body of a model, with its configuration and its tokenizer as the files have them.
 
-    ``path`` is the model's own folder, or the base of an adapter.
+    ``place`` is where the body is loaded from: the model's own folder, or the base of an adapter.
     """
 
-    request: Request
-    path: str
-    revision: str | None
-    kind: Literal["adapter", "full"]
+    contents: Contents
+    place: BaseRequest
     config: Any
     tokenizer: PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How a format reads a model: the tool, the version whose rules hold, and what they say.
-
-    ``notes`` are sentences about what is lossy, inferred or unusual.
-    """
-
-    format: str
-    source_version: str | None
-    notes: Sequence[str]
-    rendering: Rendering = field(default_factory=Rendering)
-    scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
-    reward_transform: RewardTransform = field(default_factory=RewardTransform)
-    output: Output | None = None
+    @property
+    def kind(self) -> Literal["adapter", "full"]:
+        return "full" if self.contents.adapter is None else "adapter"
 
 
-def open_body(contents: Contents, request: Request) -> Body:
+def open_body(contents: Contents) -> Body:
     """Find the body, whose folder an option may name, and read configuration and tokenizer.
 
     Raises:
         ModelError: an adapter that names no base, or nothing that can be read there.
     """
-    path, revision = _place(contents, request)
-    folder = contents.folder
+    path, revision = _place(contents)
+    folder, trusted = contents.folder, contents.options.trust_remote_code
+    named = (read_json(Path(path) / "config.json") or {}).get("auto_map") or {}
+    if "AutoConfig" in named and not trusted:
+        raise ModelError(
+            f"{contents.source} needs Python code of its own; read that code, and load with "
+            "trust_remote_code=True (--trust-remote-code) if you trust it."
+        )
+    place = BaseRequest(
+        base=path,
+        revision=revision,
+        dtype=torch.float32,
+        trust_remote_code=trusted,
+        foreign_head=True,
+    )
+    with _naming_base(contents):
+        config = load_config(place)
     tokenizer_files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     beside = any((folder / name).is_file() for name in tokenizer_files)
-    kind: Literal["adapter", "full"] = "full" if contents.adapter is None else "adapter"
-    config = _config(path, revision, kind, request)
     tokenizer = read_tokenizer(
         str(folder) if beside else path,
         revision=None if beside else revision,
-        trust_remote_code=request.options.trust_remote_code,
+        trust_remote_code=trusted,
     )
-    return Body(
-        request=request,
-        path=path,
-        revision=revision,
-        kind=kind,
-        config=config,
-        tokenizer=tokenizer,
-    )
+    return Body(contents=contents, place=place, config=config, tokenizer=tokenizer)
 
 
-def _place(contents: Contents, request: Request) -> tuple[str, str | None]:
+def _place(contents: Contents) -> tuple[str, str | None]:
     """Path or Hub id of the body, and its revision there."""
     if contents.adapter is None:
         return str(contents.folder), None
-    if request.options.base is not None:
-        return request.options.base, None
+    if contents.options.base is not None:
+        return contents.options.base, None
     beside = contents.folder / BASE_FOLDER
     if (beside / "config.json").is_file():
         return str(beside), None
@@ -116,35 +109,18 @@ def _place(contents: Contents, request: Request) -> tuple[str, str | None]:
     return str(named), contents.adapter.get("revision")
 
 
-def _config(path: str, revision: str | None, kind: str, request: Request) -> Any:
-    trusted = request.options.trust_remote_code
-    named = (read_json(Path(path) / "config.json") or {}).get("auto_map") or {}
-    if "AutoConfig" in named and not trusted:
-        raise ModelError(
-            f"{request.source} needs Python code of its own; read that code, and load with "
-            "trust_remote_code=True (--trust-remote-code) if you trust it."
-        )
+@contextmanager
+def _naming_base(contents: Contents) -> Iterator[None]:
+    """An error that says how the base is named, where it is an adapter's."""
     try:
-        return load_config(_base_request(path, revision, trusted, torch.float32))
+        yield
     except ModelError as error:
-        if kind == "full":
+        if contents.adapter is None:
             raise
         raise ModelError(
-            f"The base of the adapter in {request.source} cannot be loaded ({error}) Name its path "
-            "or Hub id with --base."
+            f"The base of the adapter in {contents.source} cannot be loaded ({error}) Name its "
+            "path or Hub id with --base."
         ) from None
-
-
-def _base_request(
-    path: str, revision: str | None, trust_remote_code: bool, dtype: torch.dtype
-) -> BaseRequest:
-    return BaseRequest(
-        base=path,
-        revision=revision,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        foreign_head=True,
-    )
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -189,19 +165,28 @@ def classifier_reading(
     return ScoredTokenRule(rule=rule, pad_id=pad_id), [note]
 
 
-def make_facts(body: Body, rules: Rules) -> CheckpointMetadata:
+def make_facts(
+    body: Body,
+    format_name: str,
+    source_version: str | None,
+    notes: Sequence[str],
+    rendering: Rendering = Rendering(),
+) -> CheckpointMetadata:
     """The facts of an imported model; what its files do not say stays unknown, or has a note.
+
+    ``source_version`` is the release of the tool whose rules hold, ``notes`` are sentences about
+    what is lossy, inferred or unusual.
 
     Gives the tokenizer a padding token of its own: the scored token goes by the model's rule.
     """
-    request, config, tokenizer = body.request, body.config, body.tokenizer
-    tokenizer.pad_token = choose_pad_token(tokenizer, None, request.source)
+    contents, config, tokenizer = body.contents, body.config, body.tokenizer
+    tokenizer.pad_token = choose_pad_token(tokenizer, None, contents.source)
     template = tokenizer.chat_template
-    own_template = not renderer_of(rules.rendering).needs_chat_template
+    own_template = not renderer_of(rendering).needs_chat_template
     rendered = own_template or bool(template)
-    text = request.options.text or ("chat" if rendered else "text")
-    notes = [*rules.notes]
-    if rendered and not own_template and request.options.text is None:
+    text = contents.options.text or ("chat" if rendered else "text")
+    notes = list(notes)
+    if rendered and not own_template and contents.options.text is None:
         notes.append(
             "its files do not say whether it was trained on conversations or plain text; plain "
             "text is read as one user and one assistant turn through its chat template (--text "
@@ -217,53 +202,49 @@ def make_facts(body: Body, rules: Rules) -> CheckpointMetadata:
             f"beyond {turning} tokens its rotary positions change with the longest text of a "
             "batch, so longer conversations are not scored"
         )
-    local = Path(body.path).is_dir()
+    base = body.place.base
     has_code = bool(getattr(config, "auto_map", None))
     return CheckpointMetadata(
         kind=body.kind,
-        base=str(Path(body.path).resolve()) if local else body.path,
-        base_revision=body.revision,
+        base=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        base_revision=body.place.revision,
         max_length=longest,
         text=text,
         chat_template=template if isinstance(template, str) else None,
         pad_token=str(tokenizer.pad_token),
         attention="auto",
         attention_note=None,
-        head={"name": "score", "init": f"the {rules.format} model's own", "dtype": "float32"},
-        trust_remote_code=request.options.trust_remote_code and has_code,
-        rendering=rules.rendering,
-        scored_token=rules.scored_token,
-        reward_transform=rules.reward_transform,
-        output=rules.output,
+        head={"name": "score", "init": f"the {format_name} model's own", "dtype": "float32"},
+        trust_remote_code=body.place.trust_remote_code and has_code,
+        rendering=rendering,
         origin=Origin(
-            format=rules.format,
-            source=request.source,
-            source_version=rules.source_version,
+            format=format_name,
+            source=contents.source,
+            source_version=source_version,
             notes=tuple(notes),
         ),
     )
 
 
-def choose_output(
-    rows: int, labels: Mapping[str, Any], request: Request
-) -> tuple[int, Output | None]:
+def choose_output(rows: int, contents: Contents) -> tuple[int, Output | None]:
     """Which row of a head is the reward.
 
     Raises:
         ModelError: several, and none chosen, or one that is not there.
     """
-    number = request.options.output
+    number = contents.options.output
+    labels = (contents.config or {}).get("id2label") or {}
     names = {n: str(labels.get(str(n), f"output {n}")) for n in range(rows)}
     listed = ", ".join(f"{n} ({name})" for n, name in names.items())
     if number is not None and not 0 <= number < rows:
         raise ModelError(
-            f"--output {number} is not an output of {request.source}; it has {listed}."
+            f"--output {number} is not an output of {contents.source}; it has {listed}."
         )
     if rows == 1:
         return 0, None
     if number is None:
         raise ModelError(
-            f"{request.source} has {rows} outputs: {listed}; choose the one that is the reward "
+            f"{contents.source} has {rows} outputs: {listed}; choose the one that is the reward "
             "with plaudit import and --output."
         )
     return number, Output(index=number, of=rows, name=names[number])
@@ -277,16 +258,10 @@ def build_classifier(body: Body, dtype: torch.dtype, weight_1D: Tensor | None) -
     """
     pad_id = body.tokenizer.pad_token_id
     assert isinstance(pad_id, int)
-    trusted = body.request.options.trust_remote_code
-    try:
-        request = _base_request(body.path, body.revision, trusted, dtype)
-        loaded = load_base(request, pad_id=pad_id)
-    except ModelError as error:
-        if body.kind == "full":
-            raise
-        raise ModelError(f"{error} The base of an adapter is named with --base.") from None
-    _drop_foreign_settings(loaded.network.config, keep_code=trusted)
-    return loaded if weight_1D is None else with_head(loaded, weight_1D, body.request.source)
+    with _naming_base(body.contents):
+        loaded = load_base(replace(body.place, dtype=dtype), pad_id=pad_id)
+    _drop_foreign_settings(loaded.network.config, keep_code=body.place.trust_remote_code)
+    return loaded if weight_1D is None else with_head(loaded, weight_1D, body.contents.source)
 
 
 def with_head(loaded: LoadedBase, weight_1D: Tensor, source: str) -> LoadedBase:

@@ -107,7 +107,7 @@ def test_the_bias_is_kept_where_there_is_a_place_and_said_where_not(
     assert merged.serving == {"logit_mean": -0.625, "logit_sigma": 1.0}
     model = load(with_bias)
     rows = check_rows(model, with_bias, None)
-    raw = write.read_merged(tmp_path / "merged", "")(rows.sequences())
+    raw = write.read(tmp_path / "merged", "")(rows.sequences())
     rewards = np.concatenate(model.score_trees(rows.trees))
     close(list(np.asarray(raw) + 0.625), rewards.tolist())
 
@@ -120,7 +120,7 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     wanted = ((rewards - mean) / std).tolist()
     merged = export(finished_run, "merged", tmp_path / "merged", ExportOptions(normalize=True))
     assert merged.serving == {"logit_mean": mean, "logit_sigma": std}
-    close(write.read_merged(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
+    close(write.read(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
         export(finished_run, target, tmp_path / target, ExportOptions(normalize=True))
         read = registry.find("exporter", target).read(tmp_path / target, model.facts.base)
@@ -310,7 +310,7 @@ def test_a_lost_chat_template_is_found(
     def read(folder: Path, base: str) -> Scorer:
         template = folder / "chat_template.jinja"
         template.write_text(template.read_text().replace("bos_token", "''"))
-        return write.read_merged(folder, base)
+        return write.read(folder, base)
 
     monkeypatch.setattr(write, "MERGED_EXPORTER", replace(write.MERGED_EXPORTER, read=read))
     with pytest.raises(ParityError, match="encodes 32 of 32 responses otherwise"):

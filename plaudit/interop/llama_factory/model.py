@@ -9,7 +9,7 @@ Shapes: D hidden width.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from plaudit.interop.formats import (
     Exportable,
     Exporter,
     Format,
-    Ids,
     OpenedModel,
-    Request,
     Scorer,
     WriteOptions,
     WriteResult,
@@ -43,7 +41,6 @@ from plaudit.interop.llama_factory.templates import (
     writes_alike,
 )
 from plaudit.interop.reading import (
-    Rules,
     build_classifier,
     make_facts,
     open_body,
@@ -51,14 +48,13 @@ from plaudit.interop.reading import (
 )
 from plaudit.interop.sequence_classifier.read import attach, read_adapter
 from plaudit.interop.sequence_classifier.write import (
-    ADAPTER_CONFIG,
-    base_revision,
     is_adapter,
-    padded,
+    reload,
+    scorer,
     write_peft,
     write_whole,
 )
-from plaudit.model.load import output_layer, silence_load_messages
+from plaudit.model.load import output_layer
 from plaudit.model.module import classifier
 from plaudit.storage.atomic import write_text
 from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
@@ -80,7 +76,7 @@ _TEMPLATE = (
 )
 
 
-def open_llamafactory(contents: Contents, request: Request) -> OpenedModel:
+def open_llamafactory(contents: Contents) -> OpenedModel:
     """Read adapter or model, head, template and the release whose rules it was trained by.
 
     Raises:
@@ -88,36 +84,35 @@ def open_llamafactory(contents: Contents, request: Request) -> OpenedModel:
     """
     weight_1D, bias = _head(contents)
     adapter = None if contents.adapter is None else read_adapter(contents)
-    body = open_body(contents, request)
+    body = open_body(contents)
     tokenizer = body.tokenizer
-    version, version_note = _version(contents, request)
+    version, version_note = _version(contents)
     possible = RULE_VERSIONS if version is None else [version]
-    name, template_note = _template(contents, request, tokenizer)
+    name, template_note = _template(contents, tokenizer)
     rows = [template_of(name, known) for known in possible]
     template = rows[-1]
     as_trained(tokenizer, template)
     readings = {_reading(tokenizer, known) for known in possible}
     if version is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
         raise ModelError(
-            f"The files of {request.source} do not tell which LLaMA-Factory trained it, and the "
+            f"The files of {contents.source} do not tell which LLaMA-Factory trained it, and the "
             f"template {name} changed its text or its scored token between releases; name it with "
             "plaudit import and --source-version (0.8.2 stands for mid-2024 and before)."
         )
     scored_token = readings.pop()
     notes = [version_note, template_note, *_notes(tokenizer, scored_token, version, bias)]
-    rules = Rules(
-        format="LLaMA-Factory",
-        source_version=version,
-        notes=[*notes, *(adapter.notes if adapter is not None else ())],
-        rendering=Rendering(kind=KIND, template=template.name, strings=template.strings()),
+    if adapter is not None:
+        notes += adapter.notes
+    rendering = Rendering(kind=KIND, template=template.name, strings=template.strings())
+    facts = replace(
+        make_facts(body, "LLaMA-Factory", version, notes, rendering),
         scored_token=scored_token,
         reward_transform=RewardTransform(offset=bias),
     )
-    facts = make_facts(body, rules)
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, weight_1D)
-        return loaded.network if adapter is None else attach(loaded, adapter, request.source)
+        return loaded.network if adapter is None else attach(loaded, adapter, contents.source)
 
     return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
 
@@ -133,9 +128,9 @@ def _head(contents: Contents) -> tuple[Tensor, float]:
     return tensors[WEIGHT].float(), 0.0 if bias is None else float(bias.reshape(-1)[0])
 
 
-def _version(contents: Contents, request: Request) -> tuple[str | None, str]:
+def _version(contents: Contents) -> tuple[str | None, str]:
     """The release whose rules hold, None where nothing tells it, and how it is known."""
-    named = request.options.source_version
+    named = contents.options.source_version
     if named is not None:
         return rule_version(named), f"read by the rules of LLaMA-Factory {named}, as requested"
     for path, settings in _settings(contents):
@@ -179,25 +174,23 @@ def infer_version(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -
     return "0.8.3" if transformers < (4, 47) else "0.9.2"
 
 
-def _template(
-    contents: Contents, request: Request, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, str]:
+def _template(contents: Contents, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The template's name and how it is known: an option, in a settings file, or written alike.
 
     Raises:
         ModelError: none of these tells it.
     """
-    if request.options.template is not None:
-        return request.options.template, f"template {request.options.template}, as requested"
+    if contents.options.template is not None:
+        return contents.options.template, f"template {contents.options.template}, as requested"
     for path, settings in _settings(contents):
         match = _TEMPLATE_KEY.search(settings)
         if match is not None:
             return match[1], f"template {match[1]}, from {path.name}"
-    version = _version(contents, request)[0]
+    version = _version(contents)[0]
     alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
         raise ModelError(
-            f"The files of {request.source} do not name its template; name it with plaudit import "
+            f"The files of {contents.source} do not name its template; name it with plaudit import "
             f"and --template, one of {', '.join(NAMES)}."
         )
     return alike[0], (
@@ -318,35 +311,18 @@ def _causal_class(network: Any) -> str:
 
 def read(folder: Path, base: str) -> Scorer:
     """As its current versions score: the last hidden state at ``attention_mask.sum() - 1``."""
-    network: Any
-    if (folder / ADAPTER_CONFIG).is_file():
-        from peft import PeftModel
-
-        revision = base_revision(folder, base)
-        network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32)
-        with silence_load_messages():
-            network = PeftModel.from_pretrained(network, str(folder))
-    else:
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    network.eval()
+    network = reload(AutoModelForCausalLM, folder, base)
     head = load_file(folder / VALUE_HEAD_FILE)
     pad_id = AutoTokenizer.from_pretrained(folder).pad_token_id
     assert isinstance(pad_id, int)
 
-    def score(ids_R: Sequence[Ids]) -> list[float]:
-        scores: list[float] = []
-        for ids_RT, mask_RT in padded(ids_R, pad_id, side="right"):
-            with torch.no_grad():
-                output = network(
-                    input_ids=ids_RT, attention_mask=mask_RT, output_hidden_states=True
-                )
-            last_R = mask_RT.sum(-1) - 1
-            hidden_RD = output.hidden_states[-1][torch.arange(len(last_R)), last_R]
-            values_R1 = hidden_RD.float() @ head[WEIGHT].float().T + head[BIAS].float()
-            scores += values_R1[:, 0].double().tolist()
-        return scores
+    def values(ids_RT: Tensor, mask_RT: Tensor) -> Tensor:
+        output = network(input_ids=ids_RT, attention_mask=mask_RT, output_hidden_states=True)
+        last_R = mask_RT.sum(-1) - 1
+        hidden_RD: Tensor = output.hidden_states[-1][torch.arange(len(last_R)), last_R]
+        return (hidden_RD.float() @ head[WEIGHT].float().T + head[BIAS].float())[:, 0]
 
-    return score
+    return scorer(values, pad_id)
 
 
 EXPORTER = Exporter(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
@@ -22,16 +22,14 @@ from plaudit.interop.formats import (
     Exportable,
     Exporter,
     Format,
-    Ids,
     OpenedModel,
-    Request,
     Scorer,
     WriteOptions,
     WriteResult,
     read_tensors,
 )
 from plaudit.interop.reading import (
-    Rules,
+    Body,
     build_classifier,
     choose_output,
     make_facts,
@@ -43,7 +41,7 @@ from plaudit.interop.sequence_classifier.read import (
     read_adapter,
     why_no_head,
 )
-from plaudit.interop.sequence_classifier.write import padded, rendered, write_whole
+from plaudit.interop.sequence_classifier.write import rendered, scorer, write_whole
 from plaudit.model.checkpoint import CheckpointMetadata, Output
 from plaudit.tokens.rendering import ChatFormatter, Rendered, Renderer, conversation_text
 from plaudit.types import Comparison, Rendering, RewardTransform, Turns
@@ -55,7 +53,7 @@ SMALLEST_STD = 1e-8
 HEAD = "score"
 
 
-def open_openrlhf(contents: Contents, request: Request) -> OpenedModel:
+def open_openrlhf(contents: Contents) -> OpenedModel:
     """Read a whole model; an adapter is one only where its head was not lost.
 
     Raises:
@@ -65,54 +63,44 @@ def open_openrlhf(contents: Contents, request: Request) -> OpenedModel:
     if contents.adapter is not None:
         adapter = read_adapter(contents)
         if adapter.head_LD is None:
-            raise ModelError(why_no_head(request, adapter))
-        model = open_adapter(contents, request)
+            raise ModelError(why_no_head(contents, adapter))
+        model = open_adapter(contents)
         # Its base and head are any adapter's; text, scored token and normalisation are not.
-        rules = _rules(contents, request, model.facts.output, adapter.notes)
-        return replace(model, facts=make_facts(open_body(contents, request), rules))
+        return replace(model, facts=_facts(open_body(contents), model.facts.output, adapter.notes))
     prefixes = (str(contents.config.get("value_head_prefix", "")), *PREFIXES)
     name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
     if name is None:
         raise ModelError(
-            f"{request.source} holds no head ({' or '.join(PREFIXES)}.weight), so its rewards are "
+            f"{contents.source} holds no head ({' or '.join(PREFIXES)}.weight), so its rewards are "
             "lost; fetch all its files."
         )
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
-    row, output = choose_output(head_LD.shape[0], {}, request)
-    body = open_body(contents, request)
-    facts = make_facts(body, _rules(contents, request, output, ()))
+    row, output = choose_output(head_LD.shape[0], contents)
+    body = open_body(contents)
+    return OpenedModel(
+        facts=_facts(body, output, ()),
+        tokenizer=body.tokenizer,
+        build=lambda dtype: build_classifier(body, dtype, one_row(head_LD, row)).network,
+    )
 
-    def build(dtype: torch.dtype) -> nn.Module:
-        return build_classifier(body, dtype, one_row(head_LD, row)).network
 
-    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
-
-
-def _rules(
-    contents: Contents, request: Request, output: Output | None, notes: Sequence[str]
-) -> Rules:
-    reward_transform, more = _normalisation(contents, request)
+def _facts(body: Body, output: Output | None, notes: Sequence[str]) -> CheckpointMetadata:
+    reward_transform, more = _normalisation(body.contents)
     more.append(
         "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
         "follows a space unless it is there"
     )
-    return Rules(
-        format="OpenRLHF",
-        source_version=None,
-        notes=[*notes, *more],
-        rendering=Rendering(kind="openrlhf"),
-        reward_transform=reward_transform,
-        output=output,
-    )
+    facts = make_facts(body, "OpenRLHF", None, [*notes, *more], Rendering(kind="openrlhf"))
+    return replace(facts, reward_transform=reward_transform, output=output)
 
 
-def _normalisation(contents: Contents, request: Request) -> tuple[RewardTransform, list[str]]:
+def _normalisation(contents: Contents) -> tuple[RewardTransform, list[str]]:
     """``(raw - mean) / std`` where config.json has both: they are in no weights file."""
     assert contents.config is not None
     mean, std = contents.config.get("mean"), contents.config.get("std")
     if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
         return RewardTransform(), []
-    if not request.options.normalize:
+    if not contents.options.normalize:
         return RewardTransform(), [
             f"its mean {mean:.6g} and std {std:.6g} are left out, as requested"
         ]
@@ -198,19 +186,15 @@ def read(folder: Path, base: str) -> Scorer:
     head = getattr(network, config.value_head_prefix)
     mean, std = float(getattr(config, "mean", 0.0)), float(getattr(config, "std", 1.0))
 
-    def score(ids_R: Sequence[Ids]) -> list[float]:
-        scores: list[float] = []
-        for ids_RT, mask_RT in padded(ids_R, config.pad_token_id, side="left"):
-            positions_RT = (mask_RT.cumsum(-1) - 1).masked_fill(mask_RT == 0, 1)
-            with torch.no_grad():
-                hidden_RTD = getattr(network, network.base_model_prefix)(
-                    ids_RT, attention_mask=mask_RT, position_ids=positions_RT
-                ).last_hidden_state
-                values_R = head(hidden_RTD[:, -1]).squeeze(-1)
-            scores += ((values_R.double() - mean) / std).tolist()
-        return scores
+    def values(ids_RT: Tensor, mask_RT: Tensor) -> Tensor:
+        positions_RT = (mask_RT.cumsum(-1) - 1).masked_fill(mask_RT == 0, 1)
+        hidden_RTD = getattr(network, network.base_model_prefix)(
+            ids_RT, attention_mask=mask_RT, position_ids=positions_RT
+        ).last_hidden_state
+        values_R: Tensor = head(hidden_RTD[:, -1]).squeeze(-1)
+        return (values_R.double() - mean) / std
 
-    return score
+    return scorer(values, config.pad_token_id, side="left")
 
 
 def encode(

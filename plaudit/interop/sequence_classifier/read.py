@@ -8,8 +8,8 @@ Shapes: L outputs of a head, D hidden width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,10 @@ from plaudit.interop.formats import (
     Contents,
     Format,
     OpenedModel,
-    Request,
     read_tensors,
 )
 from plaudit.interop.reading import (
     Body,
-    Rules,
     build_classifier,
     choose_output,
     classifier_reading,
@@ -135,17 +133,15 @@ def _change(contents: Contents, head: Mapping[str, Tensor]) -> Tensor | None:
             "without the head it started from; merge the adapter with the tool that made it."
         )
     rank = head["lora_A.weight"].shape[0]
-    alpha = float(_of_head(config.get("alpha_pattern"), config.get("lora_alpha", 8)))
+    # PEFT's own rule of matching names.
+    for_head = (
+        value
+        for key, value in (config.get("alpha_pattern") or {}).items()
+        if any(re.match(rf"(.*\.)?({key})$", name) for name in LINEAR_HEADS)
+    )
+    alpha = float(next(for_head, config.get("lora_alpha", 8)))
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     return scaling * (head["lora_B.weight"].float() @ head["lora_A.weight"].float())
-
-
-def _of_head(pattern: Mapping[str, Any] | None, default: Any) -> Any:
-    """PEFT's per-layer value for the head, by its own rule of matching names."""
-    for key, value in (pattern or {}).items():
-        if any(re.match(rf"(.*\.)?({key})$", name) for name in LINEAR_HEADS):
-            return value
-    return default
 
 
 def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
@@ -256,10 +252,10 @@ def is_whole(contents: Contents) -> bool:
     return contents.config is not None and (encoder or any(n in contents.names for n in HEADS))
 
 
-def open_adapter(contents: Contents, request: Request) -> OpenedModel:
+def open_adapter(contents: Contents) -> OpenedModel:
     """A PEFT adapter on a sequence classifier, of any task type and release."""
     adapter = read_adapter(contents)
-    body = open_body(contents, request)
+    body = open_body(contents)
     tokenizer = body.tokenizer
     # TRL gives the model its tokenizer's padding token, the end token where there is none.
     pad_id = next(
@@ -270,17 +266,10 @@ def open_adapter(contents: Contents, request: Request) -> OpenedModel:
         ),
         None,
     )
-    version = request.options.source_version or contents.versions.get("transformers")
+    version = contents.options.source_version or contents.versions.get("transformers")
     scored_token, notes = classifier_reading(tokenizer, pad_id, version)
-    row, output = choose_output(_rows(adapter), {}, request)
-    rules = Rules(
-        format="sequence classifier adapter",
-        source_version=version,
-        notes=[*notes, *adapter.notes],
-        scored_token=scored_token,
-        output=output,
-    )
-    facts = make_facts(body, rules)
+    row, output = choose_output(_rows(adapter), contents)
+    facts = make_facts(body, "sequence classifier adapter", version, [*notes, *adapter.notes])
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
@@ -289,23 +278,24 @@ def open_adapter(contents: Contents, request: Request) -> OpenedModel:
             own_LD = None if loaded.fresh_head else layer.weight.detach()
             head_LD = effective_head(adapter, own_LD)
             if head_LD is None:
-                raise ModelError(why_no_head(request, adapter))
-            loaded = with_head(loaded, one_row(head_LD, row), request.source)
-        return attach(loaded, adapter, request.source)
+                raise ModelError(why_no_head(contents, adapter))
+            loaded = with_head(loaded, one_row(head_LD, row), contents.source)
+        return attach(loaded, adapter, contents.source)
 
+    facts = replace(facts, scored_token=scored_token, output=output)
     return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
 
 
-def why_no_head(request: Request, adapter: Adapter) -> str:
+def why_no_head(contents: Contents, adapter: Adapter) -> str:
     """Why an adapter without a head cannot score, by what its files show."""
     if adapter.head_change_LD is not None:
         return (
-            f"{request.source} holds LoRA for its head but not the head itself, which was random "
+            f"{contents.source} holds LoRA for its head but not the head itself, which was random "
             "when training started and is lost (OpenRLHF saves LoRA this way); its rewards cannot "
             "be had back: train again, merging before saving."
         )
     return (
-        f"{request.source} holds no head, and neither does its base, so its rewards are lost: it "
+        f"{contents.source} holds no head, and neither does its base, so its rewards are lost: it "
         "was saved without modules_to_save=['score'] (or, by LLaMA-Factory, its value_head file "
         "is not here); save it again, or fetch all its files."
     )
@@ -319,16 +309,15 @@ def _rows(adapter: Adapter) -> int:
     return 1 if head is None else int(head.shape[0])
 
 
-def open_whole(contents: Contents, request: Request) -> OpenedModel:
+def open_whole(contents: Contents) -> OpenedModel:
     """A whole sequence classifier; its configuration need not say that it is one (NeMo's does not).
 
     A head with several outputs keeps the chosen one.
     """
     assert contents.config is not None
-    body = open_body(contents, request)
+    body = open_body(contents)
     name = next((name for name in HEADS if name in contents.names), None)
-    labels = contents.config.get("id2label") or {}
-    version = request.options.source_version or contents.versions.get("transformers")
+    version = contents.options.source_version or contents.versions.get("transformers")
     scored_token, notes = classifier_reading(body.tokenizer, body.config.pad_token_id, version)
     named = contents.config.get("architectures")
     architectures = named if isinstance(named, list) else []
@@ -338,27 +327,24 @@ def open_whole(contents: Contents, request: Request) -> OpenedModel:
             f"read as a sequence classifier because its weights hold {name or 'a classifier'}"
         )
     if name is None:
-        return _open_encoder(contents, body, version, notes)
+        return _open_encoder(body, version, notes)
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
-    row, output = choose_output(head_LD.shape[0], labels, request)
+    row, output = choose_output(head_LD.shape[0], contents)
     notes += _unread(contents, body.config, name)
     bias = _bias(contents, name, row)
     if bias:
         notes.append(f"its head has a bias ({bias:.6g}), which is added to every reward")
-    rules = Rules(
-        format="sequence classifier",
-        source_version=version,
-        notes=notes,
+    facts = replace(
+        make_facts(body, "sequence classifier", version, notes),
         scored_token=scored_token,
         reward_transform=RewardTransform(offset=bias),
         output=output,
     )
-    facts = make_facts(body, rules)
-
-    def build(dtype: torch.dtype) -> nn.Module:
-        return build_classifier(body, dtype, one_row(head_LD, row)).network
-
-    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
+    return OpenedModel(
+        facts=facts,
+        tokenizer=body.tokenizer,
+        build=lambda dtype: build_classifier(body, dtype, one_row(head_LD, row)).network,
+    )
 
 
 def _unread(contents: Contents, config: Any, head: str) -> list[str]:
@@ -383,16 +369,16 @@ def _bias(contents: Contents, name: str, row: int) -> float:
     return float(read_tensors(contents.folder, WEIGHTS, bias_name)[bias_name][row])
 
 
-def _open_encoder(
-    contents: Contents, body: Body, version: str | None, notes: list[str]
-) -> OpenedModel:
+def _open_encoder(body: Body, version: str | None, notes: Sequence[str]) -> OpenedModel:
     """An encoder with its own classification head. It reads its first token, not its last."""
+    contents = body.contents
     heads = read_tensors(contents.folder, WEIGHTS, "classifier.")
-    last = list(_last_layer(heads))
-    labels = (contents.config or {}).get("id2label") or {}
-    row, output = choose_output(heads[last[0]].shape[0], labels, body.request)
-    rules = Rules(format="sequence classifier", source_version=version, notes=notes, output=output)
-    facts = make_facts(body, rules)
+    weights = [name for name, tensor in heads.items() if tensor.ndim == 2]
+    # The head's last linear layer is the matrix with the fewest rows.
+    weight = min(weights, key=lambda name: heads[name].shape[0])
+    last = [weight, *(n for n in heads if n == f"{weight.removesuffix('weight')}bias")]
+    row, output = choose_output(heads[last[0]].shape[0], contents)
+    facts = replace(make_facts(body, "sequence classifier", version, notes), output=output)
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
@@ -400,7 +386,7 @@ def _open_encoder(
         absent = sorted(loaded.missing - {f"{name}.weight", f"{name}.bias"})
         if absent:
             raise ModelError(
-                f"{body.request.source} holds no {absent[0]}, which a sequence classifier computes "
+                f"{contents.source} holds no {absent[0]}, which a sequence classifier computes "
                 "its reward with; fetch all its files, or it is a model of another kind."
             )
         with torch.no_grad():
@@ -409,13 +395,6 @@ def _open_encoder(
         return loaded.network
 
     return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
-
-
-def _last_layer(heads: Mapping[str, Tensor]) -> list[str]:
-    """Weight and bias of the head's last linear layer: the matrix with the fewest rows."""
-    weights = [name for name, tensor in heads.items() if tensor.ndim == 2]
-    weight = min(weights, key=lambda name: heads[name].shape[0])
-    return [weight, *(n for n in heads if n == f"{weight.removesuffix('weight')}bias")]
 
 
 ADAPTER_FORMAT = Format(

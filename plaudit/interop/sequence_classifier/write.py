@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -82,9 +84,7 @@ def write_peft(
 
     network = source.network
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
-    if not with_head:
-        state = {k: v for k, v in state.items() if not belongs_to_head(network, k)}
-    elif has_score_head(network):
+    if has_score_head(network):
         # An imported head may lie beside the adapter instead of in its modules_to_save.
         state["base_model.model.score.weight"] = output_layer(classifier(network))[1].weight
     config = network.peft_config["default"]
@@ -101,7 +101,7 @@ def write_peft(
     }
     if options.peft_config is not None:
         written = _for_old_peft(written, options.peft_config)
-    save_adapter(folder, stored(network, state, options.torch_dtype), written)
+    save_adapter(folder, _stored(network, state, options, with_head=with_head), written)
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -144,12 +144,9 @@ def write_whole(
 ) -> None:
     """The classifier's tensors as safetensors shards, and ``config.json`` with ``settings``."""
     network = source.network
-    state = network.state_dict()
-    if not with_head:
-        state = {k: v for k, v in state.items() if not belongs_to_head(network, k)}
     network.save_pretrained(
         str(folder),
-        state_dict=stored(network, state, options.torch_dtype),
+        state_dict=_stored(network, network.state_dict(), options, with_head=with_head),
         max_shard_size=options.max_shard_size,
     )
     path = folder / "config.json"
@@ -189,14 +186,17 @@ def fold_scale(network: Any, scale: float) -> None:
         head.bias.mul_(scale)
 
 
-def stored(network: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Tensors as they go to disk: ``dtype``, and fp32 for what belongs to the head."""
-    return {
-        name: tensor.detach().to(dtype)
-        if tensor.is_floating_point() and not belongs_to_head(network, name)
-        else tensor.detach()
-        for name, tensor in state.items()
-    }
+def _stored(
+    network: Any, state: Mapping[str, Tensor], options: WriteOptions, *, with_head: bool
+) -> dict[str, Tensor]:
+    """Tensors as they go to disk, those of the head as they are (fp32) or left out."""
+    stored = {}
+    for name, tensor in state.items():
+        head = belongs_to_head(network, name)
+        if with_head or not head:
+            rounded = tensor.is_floating_point() and not head
+            stored[name] = tensor.detach().to(options.torch_dtype if rounded else tensor.dtype)
+    return stored
 
 
 def belongs_to_head(network: Any, name: str) -> bool:
@@ -208,67 +208,56 @@ def belongs_to_head(network: Any, name: str) -> bool:
 # ---- read as transformers reads ------------------------------------------------------------------
 
 
-def read_adapter(folder: Path, base: str) -> Scorer:
-    """The adapter on its base, as PEFT's auto class loads it."""
+def read(folder: Path, base: str) -> Scorer:
+    """A whole classifier by its own ``config.json``; an adapter as PEFT's auto class loads it."""
+    network = reload(AutoModelForSequenceClassification, folder, base, num_labels=1)
+    config = network.config.get_text_config()
+    if is_adapter(network):
+        config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+    network.config.pad_token_id = config.pad_token_id
+    return scorer(
+        lambda ids_RT, mask_RT: network(input_ids=ids_RT, attention_mask=mask_RT).logits[:, 0],
+        config.pad_token_id,
+    )
+
+
+def reload(auto_class: Any, folder: Path, base: str, **settings: Any) -> Any:
+    """A whole model as it is, an adapter on ``base``, which is loaded with ``settings``."""
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return auto_class.from_pretrained(folder, dtype=torch.float32).eval()
     from peft import PeftModel
 
+    # On the Hub it is the commit that the adapter names, as PEFT's auto classes take it.
+    config = json.loads(path.read_text(encoding="utf-8"))
+    revision = None if Path(base).is_dir() else config.get("revision")
     with silence_load_messages():
-        network = AutoModelForSequenceClassification.from_pretrained(
-            base, revision=base_revision(folder, base), num_labels=1, dtype=torch.float32
+        network = auto_class.from_pretrained(
+            base, revision=revision, dtype=torch.float32, **settings
         )
-        network = PeftModel.from_pretrained(network, str(folder))
-    pad_id = AutoTokenizer.from_pretrained(folder).pad_token_id
-    assert isinstance(pad_id, int)
-    return _scorer(network, pad_id)
+        return PeftModel.from_pretrained(network, str(folder)).eval()
 
 
-def base_revision(folder: Path, base: str) -> str | None:
-    """The commit that the adapter names for a base on the Hub, as PEFT's auto classes take it."""
-    if Path(base).is_dir():
-        return None
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    revision = config.get("revision")
-    return None if revision is None else str(revision)
+def scorer(
+    values: Callable[[Tensor, Tensor], Tensor],
+    pad_id: int,
+    side: Literal["left", "right"] = "right",
+) -> Scorer:
+    """Scores ``values(ids_RT, mask_RT)`` of a few rows at a time, padded on ``side``."""
 
-
-def read_merged(folder: Path, base: str) -> Scorer:
-    """The whole classifier, with what its own ``config.json`` says and nothing else."""
-    network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    return _scorer(network, network.config.get_text_config().pad_token_id)
-
-
-def _scorer(network: Any, pad_id: int) -> Scorer:
-    network.config.get_text_config().pad_token_id = pad_id
-    network.config.pad_token_id = pad_id
-    network.eval()
-
+    @torch.no_grad()
     def score(ids_R: Sequence[Ids]) -> list[float]:
         scores: list[float] = []
-        for ids_RT, mask_RT in padded(ids_R, pad_id, side="right"):
-            with torch.no_grad():
-                logits_R1 = network(input_ids=ids_RT, attention_mask=mask_RT).logits
-            scores += logits_R1[:, 0].double().tolist()
+        for start in range(0, len(ids_R), SCORED_AT_ONCE):
+            rows = [torch.tensor(list(ids)) for ids in ids_R[start : start + SCORED_AT_ONCE]]
+            ids_RT, mask_RT = (
+                pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side=side)
+                for tensors, padding in ((rows, pad_id), (list(map(torch.ones_like, rows)), 0))
+            )
+            scores += values(ids_RT, mask_RT).double().tolist()
         return scores
 
     return score
-
-
-def padded(
-    ids_R: Sequence[Ids], pad_id: int, *, side: str
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """``(ids_RT, mask_RT)`` of a few rows at a time, padded on ``side``."""
-    batches = []
-    for start in range(0, len(ids_R), SCORED_AT_ONCE):
-        rows = ids_R[start : start + SCORED_AT_ONCE]
-        longest = max(map(len, rows))
-        ids_RT = torch.full((len(rows), longest), pad_id)
-        mask_RT = torch.zeros_like(ids_RT)
-        for i, ids in enumerate(rows):
-            place = slice(0, len(ids)) if side == "right" else slice(longest - len(ids), longest)
-            ids_RT[i, place] = torch.tensor(list(ids))
-            mask_RT[i, place] = 1
-        batches.append((ids_RT, mask_RT))
-    return batches
 
 
 def encode(
@@ -308,7 +297,7 @@ ADAPTER_EXPORTER = Exporter(
     help="a sequence classification adapter for PEFT",
     layout="adapter",
     write=write_adapter,
-    read=read_adapter,
+    read=read,
     encode=encode,
 )
 
@@ -318,6 +307,6 @@ MERGED_EXPORTER = Exporter(
     help="a whole sequence classifier for transformers, TRL, vLLM and SGLang",
     layout="whole",
     write=write_merged,
-    read=read_merged,
+    read=read,
     encode=encode,
 )
