@@ -121,18 +121,7 @@ def _suite_part(request: SuiteRequest) -> Part:
         kind="suite",
         format=None,
         fingerprint=", ".join(file.fingerprint for file in files),
-        rows=[
-            Comparison(
-                id=item.id,
-                prompt=item.prompt,
-                responses=item.responses,
-                grades=item.grades,
-                group=item.group,
-                source=name,
-                where=f"{name}:{item.id}",
-            )
-            for item in items
-        ],
+        rows=[replace(item, source=name, where=f"{name}:{item.id}") for item in items],
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from plaudit.data.load import LoadedComparisons, load_comparisons
 from plaudit.errors import DataError, ModelError
-from plaudit.evaluate_model import as_sources, data_use, open_model, score_comparisons
+from plaudit.evaluate_model import OpenOptions, as_sources, data_use, open_model, score_comparisons
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import (
     FittedTemperature,
@@ -37,12 +37,8 @@ from plaudit.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateOptions:
+class CalibrateOptions(OpenOptions):
     """How :func:`calibrate` opens the model; filled by ``plaudit calibrate``."""
-
-    base: str | None = None
-    trust_remote_code: bool = False
-    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +95,7 @@ def calibrate(
     facts = read_metadata(folder)
     loaded = load_comparisons(as_sources(data), seed=options.seed)
     _check_unseen(facts, loaded)
-    reward_model = open_model(
-        folder, console, base=options.base, trust_remote_code=options.trust_remote_code
-    )
+    reward_model = open_model(folder, console, options)
     _, held_out, skipped = score_comparisons(
         reward_model, loaded.comparisons, console, name=str(model)
     )
@@ -149,13 +143,12 @@ def check_plaudit_folder(folder: Path) -> None:
             f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
             f"with plaudit train {folder} --resume."
         )
-    if (folder / METADATA_FILE).is_file():
-        return
-    raise ModelError(
-        f"{folder} is no local plaudit folder (no {METADATA_FILE}), so there is nowhere to store a "
-        "temperature; download a plaudit model with plaudit pull, or convert another tool's with "
-        "plaudit import, and calibrate that folder."
-    )
+    if not (folder / METADATA_FILE).is_file():
+        raise ModelError(
+            f"{folder} is no local plaudit folder (no {METADATA_FILE}), so there is nowhere to "
+            "store a temperature; download a plaudit model with plaudit pull, or convert another "
+            "tool's with plaudit import, and calibrate that folder."
+        )
 
 
 def _check_unseen(facts: CheckpointMetadata, loaded: LoadedComparisons) -> None:

@@ -9,6 +9,7 @@ who sends and who waits.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import threading
@@ -16,11 +17,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
@@ -35,6 +35,7 @@ except ImportError:
     ) from None
 
 Answer = TypeVar("Answer")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 TIMEOUT = 60.0
 RETRIES = 5
@@ -66,22 +67,19 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """A request to send; a client answers with the response, or the error in its place."""
+    """A request to send after ``wait`` seconds.
+
+    A client answers with the response, or the error in its place.
+    """
 
     method: str
     path: str
     content: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Seconds to wait before going on."""
-
-    seconds: float
+    wait: float = 0.0
 
 
 Reply: TypeAlias = "httpx.Response | httpx.TransportError | None"
-Talk: TypeAlias = Generator[Send | Wait, Reply, Answer]
+Talk: TypeAlias = Generator[Send, Reply, Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +110,7 @@ class Protocol:
             "tools": _plain_tools(tools),
             "token_rewards": token_rewards,
         }
-        answer = yield from self._ask("POST", "v1/rewards", body)
-        with self._as_agreed():
-            return _rewards_of(answer)
+        return self._ask("POST", "v1/rewards", _rewards_of, body)
 
     def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> Talk[float]:
         body = {
@@ -123,38 +119,51 @@ class Protocol:
             "b": _plain(b, "b"),
             "tools": _plain_tools(tools),
         }
-        answer = yield from self._ask("POST", "v1/compare", body)
-        with self._as_agreed():
-            return float(answer["probability"])
+        return self._ask("POST", "v1/compare", lambda answer: float(answer["probability"]), body)
 
     def models(self) -> Talk[list[str]]:
-        answer = yield from self._ask("GET", "v1/models", None)
-        with self._as_agreed():
-            return [str(model["id"]) for model in answer["data"]]
+        return self._ask("GET", "v1/models", lambda answer: [str(m["id"]) for m in answer["data"]])
 
     def describe(self) -> Talk[dict[str, Any]]:
         name = self.model
         if name is None:
             name, *_ = yield from self.models()
-        return (yield from self._ask("GET", f"v1/models/{quote(name, safe='')}", None))
+        return (yield from self._ask("GET", f"v1/models/{quote(name, safe='')}", dict))
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Talk[dict[str, Any]]:
-        """The JSON of a 200, asked again while the server is away or busy."""
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[dict[str, Any]], Answer],
+        body: dict[str, Any] | None = None,
+    ) -> Talk[Answer]:
+        """What ``read`` takes from the JSON of a 200, asked again while the server is away or busy.
+
+        Raises:
+            ServerError: the server is away, stays busy, or answers something else.
+            RequestRejectedError: it cannot score this, or this cannot be sent.
+        """
         if body is not None and self.model is not None:
             body["model"] = self.model
-        content = None if body is None else _as_json(body)
-        for attempt in range(self.retries + 1):
-            reply = yield Send(method=method, path=path, content=content)
+        send = Send(method=method, path=path, content=None if body is None else _as_json(body))
+        attempt = 0
+        while True:
+            reply = yield send
             assert reply is not None
             if isinstance(reply, httpx.Response) and reply.is_success:
-                with self._as_agreed():
-                    answer: dict[str, Any] = reply.json()
-                    return answer
+                try:
+                    return read(reply.json())
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise ServerError(
+                        f"{self.url} answered something that plaudit serve does not "
+                        f"({type(error).__name__}: {error}); see whether it is one, of this "
+                        "version."
+                    ) from error
             pause = self._pause(reply, attempt)
-            if pause is None or attempt == self.retries:
-                raise self._problem(reply, attempt + 1)
-            yield Wait(pause)
-        raise AssertionError("the last attempt returns or raises")
+            attempt += 1
+            if pause is None or attempt > self.retries:
+                raise self._problem(reply, attempt)
+            send = replace(send, wait=pause)
 
     def _pause(self, reply: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
         """Seconds until another attempt makes sense; None where none does.
@@ -197,18 +206,36 @@ class Protocol:
             request_id=request_id,
         )
 
-    @contextmanager
-    def _as_agreed(self) -> Iterator[None]:
+
+class _Connection(Generic[Http]):
+    """How a client is opened."""
+
+    _kind: type[Http]
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+    ) -> None:
+        if retries < 0:
+            raise DataError(f"retries is {retries}; give 0 or more.")
+        if not url.startswith(("http://", "https://")):
+            raise DataError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000.")
+        url = url.rstrip("/")
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self._protocol = Protocol(url=url, model=model, retries=retries)
         try:
-            yield
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServerError(
-                f"{self.url} answered something that plaudit serve does not "
-                f"({type(error).__name__}: {error}); see whether it is one, of this version."
-            ) from error
+            self._http: Http = self._kind(base_url=f"{url}/", headers=headers, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise DataError(f"invalid URL {url!r}: {error}.") from None
 
 
-class RewardClient:
+class RewardClient(_Connection[httpx.Client]):
     """A served reward model. Use it with ``with``, or call :meth:`close`; threads may share it.
 
     ``token`` is the server's bearer token, ``model`` one of its models (None: its first),
@@ -219,16 +246,7 @@ class RewardClient:
     for a server that is away, stays busy or rejects the client.
     """
 
-    def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        model: str | None = None,
-        timeout: float = TIMEOUT,
-        retries: int = RETRIES,
-    ) -> None:
-        self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
-        self._http = httpx.Client(**_settings(url, token, timeout))
+    _kind = httpx.Client
 
     def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -296,8 +314,7 @@ class RewardClient:
         """
         _check_concurrency(concurrency)
         rows = check_rows(rows)
-        counter = _Counter(len(rows), on_progress)
-        stop = threading.Event()
+        done, order, stop = itertools.count(1), threading.Lock(), threading.Event()
 
         def one(row: Prompted) -> Rewards | RequestRejectedError:
             if stop.is_set():
@@ -310,7 +327,8 @@ class RewardClient:
             except BaseException:
                 stop.set()
                 raise
-            counter.add()
+            with order:
+                on_progress(next(done), len(rows))
             return rewards
 
         with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
@@ -335,25 +353,17 @@ class RewardClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self, talk: Talk[Answer]) -> Answer:
         reply: Reply = None
         try:
             while True:
-                step = talk.send(reply)
-                reply = None
-                if isinstance(step, Wait):
-                    time.sleep(step.seconds)
-                    continue
+                send = talk.send(reply)
+                time.sleep(send.wait)
                 try:
-                    reply = self._http.request(step.method, step.path, content=step.content)
+                    reply = self._http.request(send.method, send.path, content=send.content)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as done:
@@ -361,19 +371,10 @@ class RewardClient:
             return answer
 
 
-class AsyncRewardClient:
+class AsyncRewardClient(_Connection[httpx.AsyncClient]):
     """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
 
-    def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        model: str | None = None,
-        timeout: float = TIMEOUT,
-        retries: int = RETRIES,
-    ) -> None:
-        self._protocol = Protocol(url=_checked(url, retries), model=model, retries=retries)
-        self._http = httpx.AsyncClient(**_settings(url, token, timeout))
+    _kind = httpx.AsyncClient
 
     async def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -435,7 +436,7 @@ class AsyncRewardClient:
         """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time."""
         _check_concurrency(concurrency)
         rows = check_rows(rows)
-        counter = _Counter(len(rows), on_progress)
+        done = itertools.count(1)
         rewards: list[Rewards | RequestRejectedError | None] = [None] * len(rows)
         left = iter(enumerate(rows))
 
@@ -445,7 +446,7 @@ class AsyncRewardClient:
                     rewards[place] = await self.rewards(*row, tools=tools)
                 except RequestRejectedError as rejected:
                     rewards[place] = rejected
-                counter.add()
+                on_progress(next(done), len(rows))
 
         # Not a TaskGroup, whose ExceptionGroup would hide the one sentence.
         tasks = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(rows)))]
@@ -472,25 +473,17 @@ class AsyncRewardClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _run(self, talk: Talk[Answer]) -> Answer:
         reply: Reply = None
         try:
             while True:
-                step = talk.send(reply)
-                reply = None
-                if isinstance(step, Wait):
-                    await asyncio.sleep(step.seconds)
-                    continue
+                send = talk.send(reply)
+                await asyncio.sleep(send.wait)
                 try:
-                    reply = await self._http.request(step.method, step.path, content=step.content)
+                    reply = await self._http.request(send.method, send.path, content=send.content)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as done:
@@ -499,25 +492,6 @@ class AsyncRewardClient:
 
 
 # ---- shapes on the wire --------------------------------------------------------------------------
-
-
-def _checked(url: str, retries: int) -> str:
-    if retries < 0:
-        raise DataError(f"retries is {retries}; give 0 or more.")
-    if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000.")
-    try:
-        httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise DataError(f"invalid URL {url!r}: {error}.") from None
-    return url.rstrip("/")
-
-
-def _settings(url: str, token: str | None, timeout: float) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    return {"base_url": url.rstrip("/") + "/", "headers": headers, "timeout": timeout}
 
 
 def _check_concurrency(concurrency: int) -> None:
@@ -615,16 +589,3 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-class _Counter:
-    """Rows done, counted by many threads and told in order."""
-
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
-        self._done, self._total, self._tell = 0, total, tell
-        self._lock = threading.Lock()
-
-    def add(self) -> None:
-        with self._lock:
-            self._done += 1
-            self._tell(self._done, self._total)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -23,6 +22,7 @@ from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.evaluate_model import (
     PREDICTIONS,
+    OpenOptions,
     as_sources,
     data_use,
     is_candidate,
@@ -40,7 +40,7 @@ from plaudit.evaluation.compare import (
     compare_aligned,
 )
 from plaudit.evaluation.metrics.pairwise import ALPHA
-from plaudit.evaluation.schema import METRICS_FILE, DataUse, json_safe, read_metrics
+from plaudit.evaluation.schema import METRICS_FILE, DataUse, json_safe, parts, read_metrics
 from plaudit.evaluation.table import (
     EVALUATIONS_FOLDER,
     ScoreTable,
@@ -61,18 +61,14 @@ _EXAMPLE_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(OpenOptions):
     """How :func:`compare` tests, and the folder that it writes; filled by ``plaudit compare``.
 
-    ``alpha`` is the significance level; ``base`` and ``trust_remote_code`` are those of
-    :func:`plaudit.reward_model.load`.
+    ``alpha`` is the significance level.
     """
 
     out: Path | None = None
     alpha: float = ALPHA
-    base: str | None = None
-    trust_remote_code: bool = False
-    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +93,6 @@ class ComparisonResult(ModelComparison):
     format: int = 1
     plaudit_version: str = __version__
     data: ComparedData
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        values: dict[str, object] = json_safe(asdict(self))
-        return values
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -151,14 +142,13 @@ def compare(
     else:
         scored, used = _recorded_scores(candidates)
     comparison = compare_aligned(align(scored), alpha=options.alpha, seed=options.seed)
-    values = {each.name: getattr(comparison, each.name) for each in fields(comparison)}
-    values["examples"] = _with_texts(comparison.examples, comparisons)
+    values = {**parts(comparison), "examples": _with_texts(comparison.examples, comparisons)}
     result = ComparisonResult(data=used, **values)
     if options.out is not None:
         write_folder(
             options.out,
             {
-                COMPARISON_FILE: lambda path: write_json(path, result.as_dict()),
+                COMPARISON_FILE: lambda path: write_json(path, json_safe(result)),
                 "comparison.png": lambda path: save_figure(comparison_figure(result), path),
             },
         )
@@ -173,34 +163,32 @@ def _check_several(count: int, hint: str) -> None:
 # ---- recorded ------------------------------------------------------------------------------------
 
 
-class _Recorded(NamedTuple):
-    table: ScoreTable
-    chose_checkpoint: bool
-
-
 def _recorded_scores(candidates: Sequence[Path]) -> tuple[list[Scored], ComparedData]:
     """Recorded scores of each candidate; one run alone stands for all its evaluations."""
     alone = candidates[0]
     if len(candidates) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
         steps = _steps_of(alone)
         _check_several(len(steps), f"{alone} made one evaluation")
-        names = [f"step {step:,}" for step in steps]
-        recorded = [_Recorded(_at_step(alone, step), chose_checkpoint=True) for step in steps]
+        scored = [Scored(name=f"step {step:,}", table=_at_step(alone, step)) for step in steps]
     else:
         _check_several(len(candidates), "or one run folder, for all its evaluations")
-        names = short_names(candidates)
-        recorded = [_recorded(path) for path in candidates]
-    scored = [Scored(name=n, table=each.table) for n, each in zip(names, recorded, strict=True)]
-    chose = any(each.chose_checkpoint for each in recorded)
+        named = zip(short_names(candidates), candidates, strict=True)
+        scored = [Scored(name=name, table=_recorded(path)) for name, path in named]
+    chose = any(
+        _step_of(path) is not None or (path / EVALUATIONS_FOLDER).is_dir() for path in candidates
+    )
     return scored, ComparedData(scored=False, chose_checkpoint=chose)
 
 
-def _recorded(path: Path) -> _Recorded:
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint; None for any other candidate."""
     match = _CHECKPOINT.fullmatch(path.resolve().name)
-    if match is not None and path.is_dir():
-        run = path.resolve().parent.parent
-        return _Recorded(_at_step(run, int(match[1])), chose_checkpoint=True)
-    return _Recorded(recorded_table(path), chose_checkpoint=(path / EVALUATIONS_FOLDER).is_dir())
+    return int(match[1]) if match is not None and path.is_dir() else None
+
+
+def _recorded(path: Path) -> ScoreTable:
+    step = _step_of(path)
+    return recorded_table(path) if step is None else _at_step(path.resolve().parent.parent, step)
 
 
 def _steps_of(run: Path) -> list[int]:
@@ -290,9 +278,7 @@ def _score_all(
         if is_recorded(path):
             scored.append(Scored(name=name, table=recorded_table(path)))
             continue
-        model = open_model(
-            path, console, base=options.base, trust_remote_code=options.trust_remote_code
-        )
+        model = open_model(path, console, options)
         _, held_out, reasons = score_comparisons(model, loaded.comparisons, console, name=name)
         skipped[name] = dict(reasons)
         scored.append(Scored(name=name, table=held_out.table))
@@ -307,25 +293,20 @@ def _with_texts(
 ) -> tuple[Example, ...]:
     """The examples with their texts and where they are, if the data were read."""
     wanted = {(example.source, example.id, example.group) for example in examples}
-    read = {
+    texts = {
         key: comparison
         for comparison in (comparisons if wanted else ())
         if (key := (comparison.source, comparison.id, comparison.group)) in wanted
     }
     return tuple(
-        _with_text(example, read.get((example.source, example.id, example.group)))
+        replace(
+            example,
+            where=row.where,
+            prompt=response_text(row.prompt)[-_EXAMPLE_CHARACTERS:],
+            better_text=response_text(row.responses[example.better])[:_EXAMPLE_CHARACTERS],
+            worse_text=response_text(row.responses[example.worse])[:_EXAMPLE_CHARACTERS],
+        )
+        if (row := texts.get((example.source, example.id, example.group)))
+        else example
         for example in examples
-    )
-
-
-def _with_text(example: Example, comparison: Comparison | None) -> Example:
-    if comparison is None:
-        return example
-    texts = [response_text(response) for response in comparison.responses]
-    return replace(
-        example,
-        where=comparison.where,
-        prompt=response_text(comparison.prompt)[-_EXAMPLE_CHARACTERS:],
-        better_text=texts[example.better][:_EXAMPLE_CHARACTERS],
-        worse_text=texts[example.worse][:_EXAMPLE_CHARACTERS],
     )

@@ -77,15 +77,23 @@ _MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateOptions:
+class OpenOptions:
+    """``base`` and ``trust_remote_code`` are those of :func:`plaudit.reward_model.load`."""
+
+    base: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions(OpenOptions):
     """What :func:`evaluate` measures and writes; filled by ``plaudit eval``.
 
     ``train_data`` fits the bag-of-words baseline (the model's training data is the fair choice);
     without it that baseline is left out, and the result says so. ``perturbation_tests`` is how many
     good responses are perturbed and scored again, to see what moves the reward; 0 for none.
     ``best_of`` measures best-of-N by the grades. ``baseline`` is a model, an evaluation folder or a
-    ``predictions.parquet`` for the regression check ``regression``. ``base`` and
-    ``trust_remote_code`` are those of :func:`plaudit.reward_model.load`.
+    ``predictions.parquet`` for the regression check ``regression``.
     """
 
     out: Path | None = None
@@ -95,9 +103,6 @@ class EvaluateOptions:
     best_of: bool = False
     baseline: Path | None = None
     regression: RegressionOptions = field(default_factory=RegressionOptions)
-    base: str | None = None
-    trust_remote_code: bool = False
-    seed: int = 42
 
 
 def data_use(loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
@@ -167,9 +172,7 @@ def evaluate(
     sources = as_sources(data)
     check_evaluation(sources, options)
     if isinstance(model, (str, Path)):
-        model = open_model(
-            model, console, base=options.base, trust_remote_code=options.trust_remote_code
-        )
+        model = open_model(model, console, options)
     use, block, tables = None, None, [build_table(())]
     mistakes: tuple[MistakeText, ...] = ()
     comparisons: StoredComparisons | None = None
@@ -285,14 +288,12 @@ def as_sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tup
 # ---- scoring -------------------------------------------------------------------------------------
 
 
-def open_model(
-    path: str | Path, console: Console, *, base: str | None, trust_remote_code: bool
-) -> RewardModel:
+def open_model(path: str | Path, console: Console, options: OpenOptions) -> RewardModel:
     """:func:`plaudit.reward_model.load` under a status line."""
     from plaudit.reward_model import load
 
     with console.status(f"loading {path}"):
-        return load(path, base=base, trust_remote_code=trust_remote_code)
+        return load(path, base=options.base, trust_remote_code=options.trust_remote_code)
 
 
 def score_comparisons(
@@ -376,9 +377,7 @@ def _baseline_table(
     assert path is not None
     if is_recorded(path):
         return recorded_table(path)
-    model = open_model(
-        path, console, base=options.base, trust_remote_code=options.trust_remote_code
-    )
+    model = open_model(path, console, options)
     tables = [build_table(score_suite(model, request, console)[1]) for request in options.suites]
     if comparisons is not None:
         tables.insert(0, score_comparisons(model, comparisons, console, name=str(path))[1].table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -114,22 +113,19 @@ class RewardModel:
         Raises:
             DataError: a row is not a prompt with a list of at least one response.
         """
-        scored: list[list[float] | DataError] = []
-        comparisons: list[Comparison] = []
-        places: list[int] = []
-        for place, (prompt, responses) in enumerate(check_rows(rows)):
+        parsed: list[Comparison | DataError] = []
+        for prompt, responses in check_rows(rows):
             try:
-                comparisons.append(self.comparison(prompt, responses, tools=tools))
-                places.append(place)
-                scored.append([])
+                parsed.append(self.comparison(prompt, responses, tools=tools))
             except DataError as error:
-                scored.append(error)
-        for place, outcome in zip(places, self.score_comparisons(comparisons), strict=True):
-            scored[place] = (
-                self._error("score_many", outcome)
-                if isinstance(outcome, Skipped)
-                else outcome.tolist()
-            )
+                parsed.append(error)
+        outcomes = iter(self.score_comparisons([c for c in parsed if isinstance(c, Comparison)]))
+        scored: list[list[float] | DataError] = []
+        for row in parsed:
+            outcome = row if isinstance(row, DataError) else next(outcomes)
+            if isinstance(outcome, Skipped):
+                outcome = self._error("score_many", outcome)
+            scored.append(outcome if isinstance(outcome, DataError) else outcome.tolist())
         return scored
 
     def token_rewards(
@@ -185,9 +181,7 @@ class RewardModel:
         """
         reward_a, reward_b = self.score(prompt, [a, b], tools=tools)
         scaled = (reward_a - reward_b) / (self.facts.temperature or 1.0)
-        return (
-            1.0 / (1.0 + math.exp(-scaled)) if scaled >= 0 else 1.0 - 1.0 / (1.0 + math.exp(scaled))
-        )
+        return torch.tensor(scaled, dtype=torch.float64).sigmoid().item()
 
     def best_of(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -313,10 +307,6 @@ class LoadArguments(TypedDict, total=False):
     normalize: bool
 
 
-RENAMED_ARGUMENTS = {"era": "source_version"}
-"""Old names of keyword arguments of :func:`load`: an error says the new one."""
-
-
 def open_frozen(path: str | Path, options: ReadOptions = ReadOptions()) -> OpenedModel:
     """A reward model whose chat template no longer depends on the clock.
 
@@ -372,9 +362,8 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
         ModelError: nothing to load there, weights that do not fit, a model that needs its own code
             and was not trusted, or an argument that has another name now.
     """
-    for old, new in RENAMED_ARGUMENTS.items():
-        if old in options:
-            raise ModelError(f"The argument {old} of load() is called {new} now.")
+    if "era" in options:
+        raise ModelError("The argument era of load() is called source_version now.")
     return load_model(path, LoadOptions(**options))
 
 

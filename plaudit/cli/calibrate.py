@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -25,23 +23,20 @@ def calibrate(
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
     from plaudit.cli.printing import quiet_console, silence_weight_loading
-    from plaudit.recipe.schema import Source
 
-    mapped = options.parse_columns(columns)
     console = quiet_console()
+    sources = [options.source(path, format_, columns) for path in data]
     with console.status("starting"):
         silence_weight_loading()
-        from plaudit.calibrate_model import CalibrateOptions
-        from plaudit.calibrate_model import calibrate as run
-        from plaudit.evaluation.schema import json_safe
-    result = run(
+        from plaudit import calibrate_model
+    result = calibrate_model.calibrate(
         model,
-        [Source(path=path, format=format_, columns=mapped) for path in data],
-        CalibrateOptions(base=base, trust_remote_code=trust_remote_code),
+        sources,
+        calibrate_model.CalibrateOptions(base=base, trust_remote_code=trust_remote_code),
         console=console,
     )
     if json:
-        print(json_module.dumps(json_safe(asdict(result))))
+        options.print_json(result)
     for line in (result.sentence + result.data.skipped, *result.data.unread_lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not result.stored:

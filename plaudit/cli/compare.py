@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from plaudit.cli import options
 from plaudit.evaluation.compare import p_value
+from plaudit.evaluation.numbers import probability
 from plaudit.evaluation.schema import Metric
 
 if TYPE_CHECKING:
@@ -41,26 +41,27 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json on stdout.")] = False,
 ) -> None:
     """Compare models or checkpoints on the same pairs: which is significantly better, and where."""
+    from plaudit import compare_models
     from plaudit.cli.printing import quiet_console, silence_weight_loading
-    from plaudit.compare_models import CompareOptions, split_arguments
-    from plaudit.compare_models import compare as run
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
     console = quiet_console()
-    candidates, data = split_arguments(arguments)
+    candidates, data = compare_models.split_arguments(arguments)
     if data:
         # Recorded scores are compared without waiting for transformers.
         with console.status("starting"):
             silence_weight_loading()
-    result = run(
+    result = compare_models.compare(
         candidates,
         [Source(path=path, format=format_, columns=mapped) for path in data],
-        CompareOptions(out=out, alpha=alpha, base=base, trust_remote_code=trust_remote_code),
+        compare_models.CompareOptions(
+            out=out, alpha=alpha, base=base, trust_remote_code=trust_remote_code
+        ),
         console=console,
     )
     if json:
-        print(json_module.dumps(result.as_dict()))
+        options.print_json(result)
     console.print(coverage(result), highlight=False, markup=False, soft_wrap=True)
     console.print(models_table(result))
     for line in [*result.sentences, *notes(result)]:
@@ -116,8 +117,7 @@ def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:
     if name == best:
         return "best"
     (pair,) = (pair for pair in result.model_pairs if {pair.a, pair.b} == {name, best})
-    p = pair.test(metric).p_holm
-    return "–" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+    return probability(pair.test(metric).p_holm)
 
 
 def notes(result: ComparisonResult) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,26 +77,20 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Measure a reward model: accuracy, calibration, bias, robustness, slices, benchmarks."""
+    from plaudit import evaluate_model
     from plaudit.cli.printing import quiet_console, silence_weight_loading
-    from plaudit.evaluate_model import EvaluateOptions, check_evaluation
-    from plaudit.evaluate_model import evaluate as run
     from plaudit.evaluation.regression import RegressionOptions, parse_metrics
-    from plaudit.evaluation.schema import json_safe
     from plaudit.evaluation.suites.run import parse_request
-    from plaudit.recipe.schema import Source
 
     if not data and (limit is not None or columns or format_ is not None):
         raise DataError(
             "--limit, --columns and --format are for DATA; a suite reads all rows of its own files,"
             " so remove them or name data."
         )
-    mapped = options.parse_columns(columns)
-    sources = [
-        Source(path=path, format=format_, columns=mapped, max_rows=limit) for path in data or ()
-    ]
-    request = EvaluateOptions(
+    sources = [options.source(path, format_, columns, limit) for path in data or ()]
+    request = evaluate_model.EvaluateOptions(
         out=out,
-        train_data=tuple(Source(path=path, columns=mapped) for path in train_data or ()),
+        train_data=tuple(options.source(path, None, columns) for path in train_data or ()),
         suites=tuple(map(parse_request, suite or ())),
         perturbation_tests=perturbation_tests,
         best_of=best_of,
@@ -107,13 +100,13 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     # Before transformers is imported, which takes seconds.
-    check_evaluation(sources, request)
+    evaluate_model.check_evaluation(sources, request)
     console = quiet_console()
     with console.status("starting"):
         silence_weight_loading()
-    result = run(model, sources, request, console=console)
+    result = evaluate_model.evaluate(model, sources, request, console=console)
     if json:
-        print(json_module.dumps(json_safe(result.metrics)))
+        options.print_json(result.metrics)
     show(console, result, out, verbose=verbose)
     check = result.metrics.regression_check
     if check is not None and not check.passed:

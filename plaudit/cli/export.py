@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +64,7 @@ def export(
             ),
         )
     if json:
-        print(json_module.dumps(asdict(result)))
+        options.print_json(result)
     lines = [f"Written to {out} ({to}, {dtype})", *parity_lines(result.parity)]
     lines += [f"  note: {note}" for note in result.notes]
     if result.serving:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +49,7 @@ def push(
             ),
         )
     if json:
-        print(json_module.dumps(asdict(result)))
+        options.print_json(result)
     lines = file_lines(result.files, result.skipped, skipped="not uploaded")
     lines += [f"  note: {note}" for note in result.notes]
     lines.append(
@@ -74,6 +72,6 @@ def pull(
     with console.status("downloading"):
         result = run(repo, out, revision=revision)
     if json:
-        print(json_module.dumps(asdict(result)))
+        options.print_json(result)
     lines = file_lines(result.files, result.skipped, skipped="not downloaded")
     print_lines(console, [*lines, f"Written to {out} (commit {result.commit})"])

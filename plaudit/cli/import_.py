@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,6 +58,6 @@ def import_model(
     with console.status("importing"):
         facts = run(source, out, read)
     if json:
-        print(json_module.dumps(asdict(facts)))
+        options.print_json(facts)
     assert facts.origin is not None
     print_lines(console, [f"{facts.origin.format}: written to {out}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -148,12 +148,13 @@ def _optional() -> dict[str, Part]:
     }
 
 
-def _part(packages: Iterable[str], install: str) -> Part:
+def _part(packages: Sequence[str], install: str) -> Part:
     versions = {}
-    missing = False
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            missing = True
-    return Part(installed=not missing, packages=versions, install=f"pip install {install}")
+    return Part(
+        installed=len(versions) == len(packages),
+        packages=versions,
+        install=f"pip install {install}",
+    )

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 class Command(NamedTuple):
-    """Where a command is (``module:name``) and its line in ``plaudit --help``."""
+    """Where a command is (``module:name`` below here) and its line in ``plaudit --help``."""
 
     target: str
     help: str
@@ -31,48 +31,26 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "plaudit.cli.train:quickstart", "End-to-end demo: train, evaluate and report offline."
+        "train:quickstart", "End-to-end demo: train, evaluate and report offline."
     ),
-    "init": Command("plaudit.cli.train:init", "Write a commented recipe to edit."),
-    "train": Command(
-        "plaudit.cli.train:train", "Train a reward model from a recipe, or a base and data."
-    ),
-    "plan": Command(
-        "plaudit.cli.plan:plan", "Estimate steps, memory, FLOPs and time before a run."
-    ),
-    "eval": Command("plaudit.cli.eval:evaluate", "Measure a reward model on data."),
-    "calibrate": Command(
-        "plaudit.cli.calibrate:calibrate", "Fit a model's temperature on data, and store it."
-    ),
-    "compare": Command(
-        "plaudit.cli.compare:compare", "Compare two or more reward models, pair by pair."
-    ),
-    "score": Command("plaudit.cli.score:score", "Score every response of a file."),
-    "best-of": Command("plaudit.cli.score:best_of", "Pick the best response of every row."),
-    "serve": Command("plaudit.cli.serve:serve", "Serve rewards over HTTP."),
-    "import": Command(
-        "plaudit.cli.import_:import_model", "Convert another tool's model to a plaudit folder."
-    ),
-    "export": Command(
-        "plaudit.cli.export:export", "Write a reward model for another tool, and verify it."
-    ),
-    "merge": Command(
-        "plaudit.cli.merge:merge", "Average the weights of reward models of one base."
-    ),
-    "push": Command("plaudit.cli.hub:push", "Validate and upload a reward model to the Hub."),
-    "pull": Command("plaudit.cli.hub:pull", "Download a reward model from the Hub."),
-    "data": Command(
-        "plaudit.cli.data:app", "Audit, preview, convert, split and perturb preference data."
-    ),
-    "card": Command(
-        "plaudit.cli.report:card", "Rewrite a run's model card from its recorded metrics."
-    ),
-    "report": Command(
-        "plaudit.cli.report:report", "Rewrite the HTML report from recorded metrics."
-    ),
-    "info": Command(
-        "plaudit.cli.info:info", "Show versions, devices, the cache and optional parts."
-    ),
+    "init": Command("train:init", "Write a commented recipe to edit."),
+    "train": Command("train:train", "Train a reward model from a recipe, or a base and data."),
+    "plan": Command("plan:plan", "Estimate steps, memory, FLOPs and time before a run."),
+    "eval": Command("eval:evaluate", "Measure a reward model on data."),
+    "calibrate": Command("calibrate:calibrate", "Fit a model's temperature on data, and store it."),
+    "compare": Command("compare:compare", "Compare two or more reward models, pair by pair."),
+    "score": Command("score:score", "Score every response of a file."),
+    "best-of": Command("score:best_of", "Pick the best response of every row."),
+    "serve": Command("serve:serve", "Serve rewards over HTTP."),
+    "import": Command("import_:import_model", "Convert another tool's model to a plaudit folder."),
+    "export": Command("export:export", "Write a reward model for another tool, and verify it."),
+    "merge": Command("merge:merge", "Average the weights of reward models of one base."),
+    "push": Command("hub:push", "Validate and upload a reward model to the Hub."),
+    "pull": Command("hub:pull", "Download a reward model from the Hub."),
+    "data": Command("data:app", "Audit, preview, convert, split and perturb preference data."),
+    "card": Command("report:card", "Rewrite a run's model card from its recorded metrics."),
+    "report": Command("report:report", "Rewrite the HTML report from recorded metrics."),
+    "info": Command("info:info", "Show versions, devices, the cache and optional parts."),
 }
 
 RENAMED: Final[dict[str, str]] = {
@@ -127,16 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Ctrl-C is the user's doing; typer ends with 130 then, or with 1 while it asks something.
         interrupted = code == INTERRUPTED or isinstance(stop.__context__, typer.Abort)
         return USAGE_ERROR if interrupted else code
-    except InterruptedRunError as error:
-        # A launcher hands the signal to every process; one of them speaks.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
-        return USAGE_ERROR
-    except RecipeError as error:
-        print(f"plaudit: {listed(error.problems)}", file=sys.stderr)
-        return USAGE_ERROR
     except PlauditError as error:
-        print(f"plaudit: {one_line(str(error))}", file=sys.stderr)
+        # A launcher hands the signal to every process; one of them speaks.
+        if not isinstance(error, InterruptedRunError) or os.environ.get("RANK", "0") == "0":
+            problems = error.problems if isinstance(error, RecipeError) else [str(error)]
+            print(f"plaudit: {listed(problems)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("plaudit: stopped.", file=sys.stderr)
@@ -194,7 +167,7 @@ def _unloaded() -> None:
 
 def _register(app: typer.Typer, name: str, command: Command) -> None:
     module, _, attribute = command.target.partition(":")
-    target = getattr(import_module(module), attribute)
+    target = getattr(import_module(f"plaudit.cli.{module}"), attribute)
     if isinstance(target, typer.Typer):
         app.add_typer(target, name=name, help=command.help)
     else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +36,7 @@ def merge(
         check = options.check_options(rows, tolerance, no_check=no_check)
         result = run(models, out, MergeOptions(weights=numbers, base=base, check=check))
     if json:
-        print(json_module.dumps(asdict(result)))
+        options.print_json(result)
     lines = [f"Written to {out} ({result.method})", *parity_lines(result.parity)]
     print_lines(console, [*lines, *(f"  note: {note}" for note in result.notes)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from plaudit.errors import DataError
 
 if TYPE_CHECKING:
     from plaudit.interop.parity import CheckOptions
+    from plaudit.recipe.schema import Source
 
 Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
 RowsOut: TypeAlias = Annotated[
@@ -120,6 +122,22 @@ def parse_columns(options: Sequence[str] | None) -> dict[str, str | None]:
             )
         columns[ours] = None if theirs == "null" else theirs
     return columns
+
+
+def source(
+    path: str, format_: str | None, columns: Sequence[str] | None, limit: int | None = None
+) -> Source:
+    """The source that DATA and its options name."""
+    from plaudit.recipe.schema import Source
+
+    return Source(path=path, format=format_, columns=parse_columns(columns), max_rows=limit)
+
+
+def print_json(result: object) -> None:
+    """A result on stdout."""
+    from plaudit.evaluation.schema import json_safe
+
+    print(json.dumps(json_safe(result)))
 
 
 def check_options(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -16,10 +15,16 @@ from plaudit.errors import DataError
 from plaudit.storage.atomic import existing_path
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from plaudit.recipe.schema import Source
+    from plaudit.reward_model import RewardModel
     from plaudit.score_file import ScoreColumns, ScoredFile
 
 _COLUMN: Final = "rewards"
+
+Opening: TypeAlias = "Callable[[], tuple[Console, RewardModel]]"
+"""What loads the model; what is wrong beside it is said before."""
 
 
 def score(
@@ -50,21 +55,17 @@ def score(
 
     A prompt: plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
     """
+    from plaudit.cli.printing import open_model
+
+    opening = partial(open_model, model, base=base, trust_remote_code=trust_remote_code)
     if responses:
         _check_inline(data, out, limit, format_, columns, None if column == _COLUMN else column)
-        _score_responses(
-            model, data, responses, base=base, trust_remote_code=trust_remote_code, json=json
-        )
+        _score_responses(opening, data, responses, json=json)
         return
-    from plaudit.recipe.schema import Source
     from plaudit.score_file import ScoreColumns
 
-    mapped = options.parse_columns(columns)
-    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
-    added = ScoreColumns(rewards=column)
-    _score_rows(
-        model, source, out, added, base=base, trust_remote_code=trust_remote_code, json=json
-    )
+    source = options.source(data, format_, columns, limit)
+    _score_rows(opening, source, out, ScoreColumns(rewards=column), json=json)
 
 
 def best_of(
@@ -84,15 +85,12 @@ def best_of(
     json: options.CountsAsJson = False,
 ) -> None:
     """Pick the response with the highest reward of every row; all rewards are kept beside it."""
-    from plaudit.recipe.schema import Source
+    from plaudit.cli.printing import open_model
     from plaudit.score_file import ScoreColumns
 
-    mapped = options.parse_columns(columns)
-    source = Source(path=data, format=format_, columns=mapped, max_rows=limit)
-    added = ScoreColumns(best=column)
-    _score_rows(
-        model, source, out, added, base=base, trust_remote_code=trust_remote_code, json=json
-    )
+    opening = partial(open_model, model, base=base, trust_remote_code=trust_remote_code)
+    source = options.source(data, format_, columns, limit)
+    _score_rows(opening, source, out, ScoreColumns(best=column), json=json)
 
 
 def _check_inline(prompt: str, *file_options: object) -> None:
@@ -113,42 +111,26 @@ def _check_inline(prompt: str, *file_options: object) -> None:
         )
 
 
-def _score_responses(
-    model: Path,
-    prompt: str,
-    responses: list[str],
-    *,
-    base: str | None,
-    trust_remote_code: bool,
-    json: bool,
-) -> None:
+def _score_responses(opening: Opening, prompt: str, responses: list[str], *, json: bool) -> None:
     """Print a reward and its response a line, or the rewards as JSON."""
     from plaudit.cli.main import one_line
-    from plaudit.cli.printing import open_model
 
-    _, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    _, reward_model = opening()
     rewards = reward_model.score(prompt, responses)
     if json:
-        print(json_module.dumps({"rewards": rewards}))
+        options.print_json({"rewards": rewards})
         return
     for reward, response in zip(rewards, responses, strict=True):
         print(f"{reward:.6f}\t{one_line(response)}")
 
 
 def _score_rows(
-    model: Path,
-    source: Source,
-    out: Path | None,
-    columns: ScoreColumns,
-    *,
-    base: str | None,
-    trust_remote_code: bool,
-    json: bool,
+    opening: Opening, source: Source, out: Path | None, columns: ScoreColumns, *, json: bool
 ) -> None:
     """Score rows into ``out`` or onto stdout, and say on stderr what became of them."""
     if out is None and json:
         raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
-    from plaudit.cli.printing import open_model, print_lines
+    from plaudit.cli.printing import print_lines
     from plaudit.data.load import check_source
     from plaudit.data.sources.files import row_file_ending
     from plaudit.evaluate_model import progress_bars
@@ -160,7 +142,7 @@ def _score_rows(
         row_file_ending(out)
         check_new_file(out)
     check_source(source)
-    console, reward_model = open_model(model, base=base, trust_remote_code=trust_remote_code)
+    console, reward_model = opening()
     if out is None:
         scored = score_to_stream(reward_model, source, sys.stdout, columns)
     else:
@@ -169,7 +151,7 @@ def _score_rows(
                 reward_model, source, out, columns, on_progress=partial(show, "scoring")
             )
     if json:
-        print(json_module.dumps(asdict(scored)))
+        options.print_json(scored)
     print_lines(console, [scored_line(scored, out), *scored.unread.lines(source.path)])
 
 

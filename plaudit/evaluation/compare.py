@@ -348,6 +348,9 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
     best = Leaders(
         accuracy=_leader("accuracy", models, model_pairs), nll=_leader("nll", models, model_pairs)
     )
+    # The leader and each other model, as numbers in the order of the models.
+    leader = aligned.names.index(best.nll.name)
+    with_leader = [each for each in numbers if leader in each]
     comparison = ModelComparison(
         alpha=alpha,
         pairs=len(aligned.paired),
@@ -357,10 +360,10 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
         models=models,
         model_pairs=model_pairs,
         best=best,
-        slices=_slice_tests(aligned, best.nll.name),
-        examples=_examples(aligned, best.nll.name),
+        slices=_slice_tests(aligned, with_leader),
+        examples=_examples(aligned, with_leader),
     )
-    return replace(comparison, sentences=_sentences(comparison))
+    return replace(comparison, sentences=tuple(_sentence(comparison, m) for m in METRICS))
 
 
 def _model_scores(aligned: Aligned, seed: int) -> tuple[ModelScores, ...]:
@@ -440,17 +443,16 @@ def _leader(
 ) -> Leader:
     values = {model.name: getattr(model, metric) for model in models}
     name = (max if metric == "accuracy" else min)(values, key=values.__getitem__)
-    better_than: list[str] = []
-    others: list[str] = []
-    for pair in model_pairs:
-        if name in (pair.a, pair.b):
-            other = pair.b if pair.a == name else pair.a
-            (better_than if pair.test(metric).better else others).append(other)
+    differs = {
+        pair.b if pair.a == name else pair.a: pair.test(metric).better is not None
+        for pair in model_pairs
+        if name in (pair.a, pair.b)
+    }
     return Leader(
         name=name,
         value=values[name],
-        better_than=tuple(better_than),
-        not_significantly_better_than=tuple(others),
+        better_than=tuple(other for other, found in differs.items() if found),
+        not_significantly_better_than=tuple(other for other, found in differs.items() if not found),
         significant=sum(pair.test(metric).better is not None for pair in model_pairs),
         tests=len(model_pairs),
     )
@@ -473,19 +475,11 @@ def slice_masks(
             yield name, value, code_P == code
 
 
-def _with_leader(aligned: Aligned, leader: str) -> Iterator[tuple[int, int]]:
-    """The leader and each other model, as numbers in the order of the models."""
-    first = aligned.names.index(leader)
-    for other in range(len(aligned.names)):
-        if other != first:
-            yield min(first, other), max(first, other)
-
-
-def _slice_tests(aligned: Aligned, leader: str) -> tuple[SliceTest, ...]:
+def _slice_tests(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[SliceTest, ...]:
     """Accuracy of the leader and each other model by slice; corrected for all these tests."""
     group_P, right_MP = aligned.paired.group_P, aligned.values("accuracy")
     masks = list(slice_masks(aligned.table, aligned.paired))
-    cells = [(a, b, *mask) for a, b in _with_leader(aligned, leader) for mask in masks]
+    cells = [(a, b, *mask) for a, b in numbers for mask in masks]
     tests = [
         paired_test("accuracy", right_MP[a][inside_P], right_MP[b][inside_P], group_P[inside_P])
         for a, b, _, _, inside_P in cells
@@ -513,11 +507,11 @@ def _slice_tests(aligned: Aligned, leader: str) -> tuple[SliceTest, ...]:
     )
 
 
-def _examples(aligned: Aligned, leader: str) -> tuple[Example, ...]:
+def _examples(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[Example, ...]:
     """Pairs that the leader ranks right and another model wrong, and the reverse: widest first."""
     table, paired = aligned.table, aligned.paired
     examples: list[Example] = []
-    for a, b in _with_leader(aligned, leader):
+    for a, b in numbers:
         delta_a_P, delta_b_P = aligned.delta_MP[a], aligned.delta_MP[b]
         gap_P = np.abs(delta_a_P - delta_b_P)
         sides: tuple[tuple[Literal["a", "b"], FloatArray, FloatArray], ...] = (
@@ -555,18 +549,15 @@ def p_value(value: float | None) -> str:
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
 
 
-def _sentences(comparison: ModelComparison) -> tuple[str, ...]:
-    if len(comparison.models) == 2:
-        (pair,) = comparison.model_pairs
-        return tuple(_two_models(pair, metric, comparison.pairs) for metric in METRICS)
-    return tuple(_ranking(comparison, metric) for metric in METRICS)
-
-
-def _two_models(pair: ModelPair, metric: Metric, count: int) -> str:
+def _sentence(comparison: ModelComparison, metric: Metric) -> str:
+    if len(comparison.models) > 2:
+        return _ranking(comparison, metric)
+    (pair,) = comparison.model_pairs
     test, name = pair.test(metric), METRICS[metric]
-    first, second = (pair.b, pair.a) if test.better == "b" else (pair.a, pair.b)
-    ours, theirs = (test.b, test.a) if test.better == "b" else (test.a, test.b)
-    sign = -1 if test.better == "b" else 1
+    sides, sign = [(pair.a, test.a), (pair.b, test.b)], 1
+    if test.better == "b":
+        sides, sign = sides[::-1], -1
+    (first, ours), (second, theirs) = sides
     interval = ""
     if test.difference_ci95 is not None:
         low, high = sorted(sign * end for end in test.difference_ci95)
@@ -577,7 +568,7 @@ def _two_models(pair: ModelPair, metric: Metric, count: int) -> str:
         else f"{first} is significantly better than {second} in {name}"
     )
     return (
-        f"{verdict}: {ours:.4f} and {theirs:.4f} on {count:,} pairs, "
+        f"{verdict}: {ours:.4f} and {theirs:.4f} on {comparison.pairs:,} pairs, "
         f"{sign * test.difference:+.4f}{interval} ({p_value(test.p)}, {test.test})."
     )
 

@@ -61,9 +61,7 @@ class ScoreTable:
 
     def take(self, rows: CodeArray) -> ScoreTable:
         """The rows of these numbers, in this order."""
-        columns = {
-            f"{name}_N": getattr(self, f"{name}_N")[rows] for name in _COLUMN_OF_FIELD.values()
-        }
+        columns = {f"{name}_N": getattr(self, f"{name}_N")[rows] for name, _ in _COLUMNS.values()}
         metadata = {name: values[rows] for name, values in self.metadata.items()}
         return ScoreTable(**columns, features_N=self.features_N[rows], metadata=metadata)
 
@@ -90,42 +88,22 @@ class Pairs:
 
     def where(self, keep_P: npt.NDArray[np.bool_]) -> Pairs:
         """The pairs marked true, in their order; codes stay as they are."""
-        return Pairs(
-            winner_P=self.winner_P[keep_P],
-            loser_P=self.loser_P[keep_P],
-            delta_P=self.delta_P[keep_P],
-            margin_P=self.margin_P[keep_P],
-            comparison_P=self.comparison_P[keep_P],
-            group_P=self.group_P[keep_P],
-        )
+        return Pairs(**{item.name: getattr(self, item.name)[keep_P] for item in fields(self)})
 
 
-# Column in predictions.parquet -> field of ScoreRow (and, with _N, of ScoreTable).
-_COLUMN_OF_FIELD: dict[str, str] = {
-    "id": "comparison",
-    "response": "response",
-    "reward": "reward",
-    "grade": "grade",
-    "tokens": "tokens",
-    "characters": "characters",
-    "margin": "margin",
-    "source": "source",
-    "dataset": "dataset",
-    "group": "group",
-    "number": "number",
-}
-_DTYPES: dict[str, type] = {
-    "comparison": np.object_,
-    "number": np.int64,
-    "group": np.object_,
-    "dataset": np.object_,
-    "source": np.object_,
-    "response": np.int64,
-    "reward": np.float64,
-    "grade": np.float64,
-    "margin": np.float64,
-    "tokens": np.int64,
-    "characters": np.int64,
+# Column in predictions.parquet -> field of ScoreRow (and, with _N, of ScoreTable), and its type.
+_COLUMNS: dict[str, tuple[str, type]] = {
+    "id": ("comparison", np.object_),
+    "response": ("response", np.int64),
+    "reward": ("reward", np.float64),
+    "grade": ("grade", np.float64),
+    "tokens": ("tokens", np.int64),
+    "characters": ("characters", np.int64),
+    "margin": ("margin", np.float64),
+    "source": ("source", np.object_),
+    "dataset": ("dataset", np.object_),
+    "group": ("group", np.object_),
+    "number": ("number", np.int64),
 }
 _METADATA_PREFIX = "metadata."
 _FEATURE_PREFIX = "text."
@@ -226,7 +204,7 @@ def _score_rows(
 
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
-    values: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+    values: dict[str, list[Any]] = {name: [] for name, _ in _COLUMNS.values()}
     metadata: dict[str, list[Any]] = {}
     features: list[Any] = []
     for count, row in enumerate(rows):
@@ -239,7 +217,7 @@ def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
             column.append(row.metadata.get(name))
         features.append(row.features)
     return ScoreTable(
-        **{f"{name}_N": _column(values.pop(name), dtype) for name, dtype in _DTYPES.items()},
+        **{f"{name}_N": _column(values.pop(name), dtype) for name, dtype in _COLUMNS.values()},
         features_N=features_column(features),
         metadata={name: _column(column, np.object_) for name, column in metadata.items()},
     )
@@ -349,14 +327,14 @@ def write_table(table: ScoreTable, path: Path) -> None:
     import pyarrow.parquet as pq
 
     columns = {
-        column: _to_arrow(getattr(table, f"{name}_N")) for column, name in _COLUMN_OF_FIELD.items()
+        column: _to_arrow(getattr(table, f"{name}_N")) for column, (name, _) in _COLUMNS.items()
     }
     for name in FEATURES_DTYPE.names or ():
         columns[f"{_FEATURE_PREFIX}{name}"] = pa.array(
             table.features_N[name].tolist(), from_pandas=True
         )
     for name, values in table.metadata.items():
-        hidden = name in _COLUMN_OF_FIELD or name.startswith((_METADATA_PREFIX, _FEATURE_PREFIX))
+        hidden = name in _COLUMNS or name.startswith((_METADATA_PREFIX, _FEATURE_PREFIX))
         columns[f"{_METADATA_PREFIX}{name}" if hidden else name] = _to_arrow(values)
     stored = pa.table(columns)
     write_atomically(path, lambda part: pq.write_table(stored, part, write_page_checksum=True))
@@ -401,22 +379,22 @@ def read_table(path: Path) -> ScoreTable:
             f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a "
             "finished evaluation."
         ) from error
-    missing = [column for column in _COLUMN_OF_FIELD if column not in stored.column_names]
+    missing = [column for column in _COLUMNS if column not in stored.column_names]
     if missing:
         raise DataError(
             f"{path} has the columns {', '.join(stored.column_names)} and lacks "
             f"{', '.join(missing)}; expected the predictions.parquet of an evaluation."
         )
     columns = {
-        f"{name}_N": _column(stored.column(column).to_pylist(), _DTYPES[name])
-        for column, name in _COLUMN_OF_FIELD.items()
+        f"{name}_N": _column(stored.column(column).to_pylist(), dtype)
+        for column, (name, dtype) in _COLUMNS.items()
     }
     metadata = {
         column.removeprefix(_METADATA_PREFIX): _column(
             stored.column(column).to_pylist(), np.object_
         )
         for column in stored.column_names
-        if column not in _COLUMN_OF_FIELD and not column.startswith(_FEATURE_PREFIX)
+        if column not in _COLUMNS and not column.startswith(_FEATURE_PREFIX)
     }
     return ScoreTable(**columns, features_N=_read_features(stored), metadata=metadata)
 

@@ -91,7 +91,7 @@ def test_many_rows_keep_their_order_and_their_rejections(
             assert isinstance(same, DataError)
             assert "tokens" in str(same)
         else:
-            assert one == pytest.approx(same, abs=1e-5)
+            assert scores == pytest.approx(same, abs=1e-5)
 
 
 def test_the_asynchronous_client_answers_the_same(server: Running, client: RewardClient) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from plaudit.compare_models import ComparisonResult
+from plaudit.evaluation.schema import json_safe
 from tests.conftest import pair_rows, plaudit, write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -99,7 +100,7 @@ def test_examples_have_texts_where_data_was_read(
         assert example["where"].startswith(str(data))
         assert example["better_text"].endswith("right")
         assert example["worse_text"].endswith("wrong")
-    assert TypeAdapter(ComparisonResult).validate_python(facts).as_dict() == facts
+    assert json_safe(TypeAdapter(ComparisonResult).validate_python(facts)) == facts
     assert "kappa" in done.stderr
     assert "Written to" in done.stderr
 

@@ -21,14 +21,14 @@ from plaudit.errors import InterruptedRunError, RecipeError
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module that commands of these tests live in."""
-    module = ModuleType("plaudit_test_verbs")
-    monkeypatch.setitem(sys.modules, "plaudit_test_verbs", module)
+    module = ModuleType("plaudit.cli.test_verbs")
+    monkeypatch.setitem(sys.modules, "plaudit.cli.test_verbs", module)
     return module
 
 
 def add(monkeypatch: pytest.MonkeyPatch, module: ModuleType, target: object) -> None:
     module.target = target  # type: ignore[attr-defined]
-    monkeypatch.setitem(COMMANDS, "trial", Command("plaudit_test_verbs:target", "A trial."))
+    monkeypatch.setitem(COMMANDS, "trial", Command("test_verbs:target", "A trial."))
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,29 @@ DELTAS = arrays(
 )
 
 
+def group_bootstrap(statistic, group_P, *, resamples=1000, seed=0):
+    """The reference: percentile interval of a statistic when whole prompt groups are drawn again.
+
+    ``statistic`` gets the indices of the drawn pairs (a pair as often as its group was drawn).
+    ``None`` with fewer than two groups, where nothing can vary. Seeded: equal input, equal output.
+    """
+    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
+    if len(size_G) < 2:
+        return None
+    by_group_P = np.argsort(code_P, kind="stable")
+    start_G = np.cumsum(size_G) - size_G
+    generator = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    for number in range(resamples):
+        draw_G = generator.integers(len(size_G), size=len(size_G))
+        length_G = size_G[draw_G]
+        ends_G = np.cumsum(length_G)
+        inside = np.arange(ends_G[-1]) - np.repeat(ends_G - length_G, length_G)
+        drawn[number] = statistic(by_group_P[np.repeat(start_G[draw_G], length_G) + inside])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return low, high
+
+
 def equal_width(delta_P, bins=10):
     confidence_P, credit_P = pairwise.confidences(delta_P), pairwise.pair_credits(delta_P)
     return pairwise.reliability_equal_width(confidence_P, credit_P, bins)
@@ -116,17 +139,17 @@ def test_bootstrap_draws_whole_groups():
         seen.add(tuple(counts))
         return float(len(drawn))
 
-    first = pairwise.group_bootstrap(statistic, group_P, resamples=200, seed=4)
+    first = group_bootstrap(statistic, group_P, resamples=200, seed=4)
     assert len(seen) > 5
-    assert pairwise.group_bootstrap(statistic, group_P, resamples=200, seed=4) == first
-    assert pairwise.group_bootstrap(statistic, np.zeros(6, dtype=np.int64)) is None
+    assert group_bootstrap(statistic, group_P, resamples=200, seed=4) == first
+    assert group_bootstrap(statistic, np.zeros(6, dtype=np.int64)) is None
 
 
 def test_bootstrap_is_wider_where_pairs_repeat_their_group():
     values = np.repeat(np.random.default_rng(5).normal(size=40), 10)
 
     def width(group_P):
-        low, high = pairwise.group_bootstrap(lambda drawn: float(values[drawn].mean()), group_P)
+        low, high = group_bootstrap(lambda drawn: float(values[drawn].mean()), group_P)
         return high - low
 
     assert width(np.repeat(np.arange(40), 10)) > 2 * width(np.arange(400))
@@ -137,7 +160,7 @@ def test_bootstrap_is_wider_where_pairs_repeat_their_group():
 def test_sums_and_the_plain_bootstrap_draw_alike(delta_P, groups):
     group_P = np.arange(len(delta_P)) % groups
     (found,) = pairwise.bootstrap_means(delta_P[None], group_P, resamples=50, seed=4)
-    expected = pairwise.group_bootstrap(
+    expected = group_bootstrap(
         lambda drawn: float(delta_P[drawn].mean()), group_P, resamples=50, seed=4
     )
     assert (found is None) == (expected is None)
@@ -255,7 +278,7 @@ def test_the_bootstrap_of_a_share_equals_the_one_over_drawn_pairs(pairs_each):
     credit_P = generator.choice([0.0, 0.5, 1.0], p=[0.3, 0.1, 0.6], size=240)
     group_P = np.arange(240) // pairs_each
     found = pairwise.share_interval(credit_P, group_P).bootstrap
-    drawn = pairwise.group_bootstrap(lambda rows: credit_P[rows].mean(), group_P, resamples=1000)
+    drawn = group_bootstrap(lambda rows: credit_P[rows].mean(), group_P, resamples=1000)
     mean_G = credit_P.reshape(-1, pairs_each).mean(axis=1)
     scipys = stats.bootstrap((mean_G,), np.mean, method="percentile", rng=5).confidence_interval
     # A thousand draws: the ends of an interval of width 0.12 shake by some 0.005.

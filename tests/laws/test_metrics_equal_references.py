@@ -50,7 +50,7 @@ from plaudit.evaluation.metrics.pairwise import (
 from plaudit.evaluation.metrics.ranks import correlate, rank
 from plaudit.evaluation.table import pairs
 from tests.evaluation.test_compare import noisy
-from tests.evaluation.test_pairwise import DELTAS, equal_width
+from tests.evaluation.test_pairwise import DELTAS, equal_width, group_bootstrap
 from tests.evaluation.test_regression import checked
 from tests.evaluation.test_summary import summary
 from tests.tables import score_table, table_of_deltas, table_of_grades, table_of_lengths
@@ -141,7 +141,7 @@ def test_paired_difference_equals_clustered_regression(inputs):
 
 def test_bootstrap_of_lone_pairs_equals_scipy():
     values = np.random.default_rng(2).normal(size=200)
-    found = pairwise.group_bootstrap(
+    found = group_bootstrap(
         lambda drawn: float(values[drawn].mean()), np.arange(200), resamples=4000
     )
     expected = stats.bootstrap(

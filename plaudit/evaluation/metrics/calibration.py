@@ -55,10 +55,10 @@ class FittedTemperature:
     fitted; ``note`` then says why.
     """
 
-    temperature: float | None
-    delta_P: FloatArray | None
-    gain: PairedDifference | None
-    folds: int
+    temperature: float | None = None
+    delta_P: FloatArray | None = None
+    gain: PairedDifference | None = None
+    folds: int = 0
     note: str | None = None
 
     @property
@@ -196,7 +196,7 @@ def cross_fit(
     _, code_P = np.unique(group_P, return_inverse=True)
     groups = int(code_P.max()) + 1 if len(code_P) else 0
     if groups < 2:
-        return _not_fitted(f"calibration needs at least 2 prompts, found {groups}")
+        return FittedTemperature(note=f"calibration needs at least 2 prompts, found {groups}")
     folds = min(folds, groups)
     fold_P = folds_of(groups, folds=folds, seed=seed)[code_P]
     calibrated_P = np.empty_like(delta_P)
@@ -204,7 +204,9 @@ def cross_fit(
         inside_P = fold_P == fold
         others = delta_P[~inside_P]
         if not np.any(others):
-            return _not_fitted("calibration needs pairs with unequal rewards in every fold")
+            return FittedTemperature(
+                note="calibration needs pairs with unequal rewards in every fold"
+            )
         prompts = len(np.unique(code_P[~inside_P]))
         calibrated_P[inside_P] = delta_P[inside_P] / estimator(others, prompts)
     return FittedTemperature(
@@ -247,7 +249,3 @@ def cross_fit_isotonic(
         model.fit(confidence_P[~inside_P], credit_P[~inside_P])
         calibrated_P[inside_P] = model.predict(confidence_P[inside_P])
     return calibrated_P
-
-
-def _not_fitted(note: str) -> FittedTemperature:
-    return FittedTemperature(temperature=None, delta_P=None, gain=None, folds=0, note=note)

@@ -47,17 +47,17 @@ def ties(delta_P: FloatArray) -> int:
     return int(np.count_nonzero(delta_P == 0))
 
 
-def wilson(successes: float, trials: int, level: float = 0.95) -> Interval | None:
-    """Two-sided score interval of a proportion (Wilson, 1927); ``None`` without trials.
+def wilson(successes: float, trials: int) -> Interval | None:
+    """Two-sided 95% score interval of a proportion (Wilson, 1927); ``None`` without trials.
 
     ``successes`` may be fractional (half ties). Assumes independent trials: where several pairs
-    share a prompt, :func:`group_bootstrap` is the wider, honest one.
+    share a prompt, the bootstrap by prompt is the wider, honest one.
     """
     from scipy.stats import norm
 
     if trials == 0:
         return None
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(norm.ppf(0.975))
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
@@ -81,7 +81,7 @@ class ShareInterval(NamedTuple):
 
 
 def share_interval(
-    credit_P: FloatArray, group_P: npt.NDArray[np.int64], *, level: float = 0.95, seed: int = 0
+    credit_P: FloatArray, group_P: npt.NDArray[np.int64], *, seed: int = 0
 ) -> ShareInterval:
     """The one interval of a mean of credits (1 right, one half, 0 wrong) that every output shows.
 
@@ -93,21 +93,21 @@ def share_interval(
     _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
     groups = len(size_G)
     right = float(credit_P.sum())
-    own = wilson(right, pairs, level)
+    own = wilson(right, pairs)
     right_G = np.bincount(code_P, credit_P, groups).astype(np.float64)
-    drawn = _bootstrap_share(right_G, size_G, level, seed)
+    drawn = _bootstrap_share(right_G, size_G, seed)
     if groups == pairs:
         return ShareInterval(own, None if own is None else "wilson", own, drawn)
     if drawn is not None and drawn.low < drawn.high:
         return ShareInterval(drawn, "bootstrap_by_prompt", own, drawn)
-    over_prompts = wilson(right / pairs * groups, groups, level)
+    over_prompts = wilson(right / pairs * groups, groups)
     return ShareInterval(over_prompts, "wilson_over_prompts", own, drawn)
 
 
 def _bootstrap_share(
-    right_G: FloatArray, size_G: npt.NDArray[np.int64], level: float, seed: int
+    right_G: FloatArray, size_G: npt.NDArray[np.int64], seed: int
 ) -> Interval | None:
-    """What :func:`group_bootstrap` does for a share, in a time that does not grow with G.
+    """The interval of a share under prompt groups drawn again, in a time that G does not change.
 
     Prompts of equal size and equal credit are alike, so how often each kind is drawn is
     multinomial. ``None`` with fewer than two prompts.
@@ -119,7 +119,7 @@ def _bootstrap_share(
     generator = np.random.default_rng(seed)
     drawn_RK = generator.multinomial(groups, times_K / groups, size=_RESAMPLES)
     right_R, size_R = kinds_2K @ drawn_RK.T
-    return _percentile_interval(right_R / size_R, level)
+    return percentile_interval(right_R / size_R)
 
 
 def measured_accuracy(
@@ -290,51 +290,19 @@ def spread(values: FloatArray) -> Spread:
     return Spread(**dict(zip(names, map(float, (*numbers, *percentiles)), strict=True)))
 
 
-def group_bootstrap(
-    statistic: Callable[[npt.NDArray[np.int64]], float],
-    group_P: npt.NDArray[np.int64],
-    *,
-    resamples: int = _RESAMPLES,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval | None:
-    """Percentile interval of a statistic when whole prompt groups are drawn again.
-
-    ``statistic`` gets the indices of the drawn pairs (a pair as often as its group was drawn).
-    ``None`` with fewer than two groups, where nothing can vary. Seeded: equal input, equal output.
-    """
-    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
-    if len(size_G) < 2:
-        return None
-    by_group_P = np.argsort(code_P, kind="stable")
-    start_G = np.cumsum(size_G) - size_G
-    generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for number in range(resamples):
-        draw_G = generator.integers(len(size_G), size=len(size_G))
-        length_G = size_G[draw_G]
-        ends_G = np.cumsum(length_G)
-        inside = np.arange(ends_G[-1]) - np.repeat(ends_G - length_G, length_G)
-        drawn[number] = statistic(by_group_P[np.repeat(start_G[draw_G], length_G) + inside])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
 def group_bootstrap_sums(
     statistics: Callable[[FloatArray], FloatArray],
     columns_CP: FloatArray,
     group_P: npt.NDArray[np.int64],
     *,
     resamples: int = _RESAMPLES,
-    level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval | None]:
-    """Percentile intervals of statistics that depend on sums over pairs alone.
+    """Percentile intervals of statistics of sums over pairs, when prompt groups are drawn again.
 
     ``statistics`` gets the sum of each column in each resample, ``(C, resamples)``, and gives one
-    row per statistic. The groups drawn are those of :func:`group_bootstrap` with the same seed,
-    for a fraction of its time. ``None`` with fewer than two groups, and where a statistic is not
-    finite in any resample.
+    row per statistic. ``None`` with fewer than two groups, and where a statistic is not finite in
+    any resample. Seeded: equal input, equal output.
     """
     _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
     groups = len(size_G)
@@ -348,14 +316,15 @@ def group_bootstrap_sums(
         values_SR = statistics(drawn_CR)
     if groups < 2:
         return [None] * len(values_SR)
-    return [_percentile_interval(values_R, level) for values_R in values_SR]
+    return [percentile_interval(values_R) for values_R in values_SR]
 
 
-def _percentile_interval(values_R: FloatArray, level: float) -> Interval | None:
+def percentile_interval(values_R: FloatArray) -> Interval | None:
+    """The middle 95% of the finite values; ``None`` where none is finite."""
     finite_R = values_R[np.isfinite(values_R)]
     if not len(finite_R):
         return None
-    low, high = np.quantile(finite_R, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite_R, [0.025, 0.975])
     return Interval(float(low), float(high))
 
 
@@ -364,7 +333,6 @@ def bootstrap_means(
     group_P: npt.NDArray[np.int64],
     *,
     resamples: int = _RESAMPLES,
-    level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval | None]:
     """Percentile intervals of the means of several series, the same prompt groups for all."""
@@ -374,7 +342,6 @@ def bootstrap_means(
         columns_CP,
         group_P,
         resamples=resamples,
-        level=level,
         seed=seed,
     )
 
@@ -487,9 +454,15 @@ def against_the_rest(
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p-values that hold the chance of any false finding (Holm, 1979); None stays None."""
-    known, order = _sorted(p_values)
-    steps = known * np.arange(len(known), 0, -1)
-    return _restore(np.minimum(np.maximum.accumulate(steps), 1.0), order, len(p_values))
+
+    def adjust(known: FloatArray) -> FloatArray:
+        order = np.argsort(known)
+        steps = known[order] * np.arange(len(known), 0, -1)
+        adjusted = np.empty_like(known)
+        adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+        return adjusted
+
+    return _adjust_known(p_values, adjust)
 
 
 def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
@@ -497,23 +470,14 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
 
     None stays None.
     """
-    known, order = _sorted(p_values)
-    steps = known * len(known) / np.arange(1, len(known) + 1)
-    falling = np.minimum.accumulate(steps[::-1])[::-1]
-    return _restore(np.minimum(falling, 1.0), order, len(p_values))
+    from scipy.stats import false_discovery_control
+
+    return _adjust_known(p_values, false_discovery_control)
 
 
-def _sorted(p_values: Sequence[float | None]) -> tuple[FloatArray, list[int]]:
-    """Known p-values in rising order, and where each stands."""
-    order = sorted(
-        (index for index, p in enumerate(p_values) if p is not None),
-        key=lambda index: p_values[index] or 0.0,
-    )
-    return np.array([p_values[index] for index in order], dtype=np.float64), order
-
-
-def _restore(adjusted: FloatArray, order: Sequence[int], count: int) -> list[float | None]:
-    restored: list[float | None] = [None] * count
-    for index, value in zip(order, adjusted, strict=True):
-        restored[index] = float(value)
-    return restored
+def _adjust_known(
+    p_values: Sequence[float | None], adjust: Callable[[FloatArray], FloatArray]
+) -> list[float | None]:
+    known = np.array([p for p in p_values if p is not None], dtype=np.float64)
+    adjusted = iter(adjust(known).tolist() if len(known) else ())
+    return [None if p is None else next(adjusted) for p in p_values]

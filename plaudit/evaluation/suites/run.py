@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from plaudit.data.formats.readers import READERS
-from plaudit.data.formats.values import from_json, is_messages, listed, tools
+from plaudit.data.formats.values import Row, from_json, is_messages, listed, tools
 from plaudit.data.reasons import is_blank
 from plaudit.data.sources.files import FILE_KINDS
 from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.features import response_text
-from plaudit.evaluation.metrics.pairwise import ShareInterval, share_interval
+from plaudit.evaluation.metrics.pairwise import percentile_interval, share_interval
+from plaudit.evaluation.numbers import points
 from plaudit.evaluation.schema import (
     Interval,
     SubsetScore,
@@ -30,8 +31,8 @@ from plaudit.evaluation.schema import (
     SuiteScore,
     json_safe,
 )
-from plaudit.evaluation.suites.table import SUITES, Answer, HubFiles, Item, Row, Suite, key
-from plaudit.evaluation.table import codes
+from plaudit.evaluation.suites.table import SUITES, Answer, HubFiles, Item, Suite, key
+from plaudit.evaluation.table import CodeArray, codes
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path
 from plaudit.types import (
@@ -170,7 +171,7 @@ def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | Non
         chat_template_kwargs=from_json(tracked, "chat_template_kwargs", dict) or {},
         unusable=MEDIA if holds_media else None,
     )
-    unread = unread_text(tracked, _comparison(item))
+    unread = unread_text(tracked, item)
     if unread.lost:
         name, kind = next(iter(unread.lost.items()))
         raise DataError(
@@ -298,23 +299,7 @@ def _score(
 
 def _for_model(model: RewardModel, item: Item) -> Comparison:
     """Messages; a text is a user turn or an assistant turn, but for a model of plain text alone."""
-    comparison = _comparison(item)
-    return comparison if model.facts.text == "text" else as_turns(comparison)
-
-
-def _comparison(item: Item) -> Comparison:
-    return Comparison(
-        id=item.id,
-        prompt=item.prompt,
-        responses=item.responses,
-        grades=(),
-        group=item.group,
-        source="suite",
-        where=item.id,
-        tools=item.tools,
-        chat_template_kwargs=item.chat_template_kwargs,
-        unusable=item.unusable,
-    )
+    return item if model.facts.text == "text" else as_turns(item)
 
 
 def _score_rows(name: str, answers: Sequence[Answer]) -> Iterator[ScoreRow]:
@@ -352,12 +337,13 @@ def score_suite(
 
     ``skipped`` counts the others by reason.
     """
-    tables = _Values.of(suite, answers)
-    drawn = _bootstrap(suite, tables, seed)
-    subsets = tuple(_subset_scores(suite, tables, items))
+    cases_of = _cases_by_subset(suite, answers)
+    numbers = suite.combine({subset: cases.means() for subset, cases in cases_of.items()})
+    drawn = _bootstrap(suite, cases_of, seed)
+    subsets = tuple(_subset_scores(suite, cases_of, items))
     # A subset's accuracy may be one of the numbers, and has one interval then.
     own = {subset.name: subset for subset in subsets if subset.accuracy is not None}
-    remarks = (*_count_remarks(suite, items), *_skipped_remarks(len(items), skipped))
+    remarks = tuple(map(json_safe, _remarks(suite, items, skipped)))
     return SuiteResult(
         suite=suite.name,
         title=suite.title,
@@ -367,135 +353,104 @@ def score_suite(
         used=len(answers),
         skipped=dict(skipped),
         comparable=not remarks,
-        remarks=tuple(map(json_safe, remarks)),
-        fixed_in_intervals=tables.fixed(),
+        remarks=remarks,
+        fixed_in_intervals=tuple(s for s, cases in cases_of.items() if not cases.group_C.any()),
         scores=tuple(
             SuiteScore(
                 name=json_safe(name),
-                value=_known(value),
+                value=json_safe(value),
                 ci95=own[name].accuracy_ci95
                 if name in own and own[name].accuracy == value
-                else _ends(drawn.get(name, ())),
-                shown=leaderboard_form(value),
+                else drawn.get(name),
+                shown=points(json_safe(value)),
             )
-            for name, value in suite.combine(tables.means(None)).items()
+            for name, value in numbers.items()
         ),
         subsets=subsets,
     )
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+class _Cases(NamedTuple):
+    """The scored cases of a subset: their values by name, and the prompt group of each.
+
+    A case may lack a value (a tie without its reference): it is nan, and out of the mean.
+    """
+
+    names: list[str]
+    values_CV: FloatArray
+    group_C: CodeArray
+
+    def means(self, generator: np.random.Generator | None = None) -> dict[str, float]:
+        """Means of the cases, or of prompt groups drawn again."""
+        times_C = np.ones(len(self.group_C))
+        if generator is not None:
+            groups = int(self.group_C.max()) + 1
+            drawn = generator.integers(groups, size=groups)
+            times_C = np.bincount(drawn, minlength=groups)[self.group_C].astype(np.float64)
+        known_CV = ~np.isnan(self.values_CV)
+        total_V = times_C @ known_CV
+        sum_V = times_C @ np.where(known_CV, self.values_CV, 0.0)
+        with np.errstate(invalid="ignore"):
+            mean_V = sum_V / total_V
+        return dict(zip(self.names, mean_V.tolist(), strict=True))
 
 
-def leaderboard_form(share: float) -> str:
-    """Percent with one decimal, as the leaderboards print."""
-    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+def _cases_by_subset(suite: Suite, answers: Sequence[Answer]) -> dict[str, _Cases]:
+    cases: dict[str, list[Answer]] = {}
+    for answer in answers:
+        cases.setdefault(answer.item.case, []).append(answer)
+    credits_by_subset: dict[str, list[tuple[Mapping[str, float], str]]] = {}
+    for case in cases.values():
+        item = case[0].item
+        credits_by_subset.setdefault(item.subset, []).append((suite.credit(case), item.group))
+    by_subset = {}
+    for subset, rows in credits_by_subset.items():
+        names = list(dict.fromkeys(name for values, _ in rows for name in values))
+        values_CV = [[values.get(name, math.nan) for name in names] for values, _ in rows]
+        groups = codes([group for _, group in rows])
+        by_subset[subset] = _Cases(names, np.array(values_CV), groups)
+    return by_subset
 
 
-class _Values:
-    """Values per case and subset, with their prompt groups; means under a resampling."""
+def _bootstrap(
+    suite: Suite, subsets: Mapping[str, _Cases], seed: int
+) -> dict[str, Interval | None]:
+    """Every number's interval under prompt groups drawn again, subset by subset.
 
-    def __init__(self, by_subset: Mapping[str, tuple[list[str], FloatArray, np.ndarray]]) -> None:
-        self.by_subset = by_subset
-
-    @classmethod
-    def of(cls, suite: Suite, answers: Sequence[Answer]) -> _Values:
-        cases_of: dict[str, list[Answer]] = {}
-        for answer in answers:
-            cases_of.setdefault(answer.item.case, []).append(answer)
-        rows: dict[str, list[tuple[Mapping[str, float], str]]] = {}
-        for case in cases_of.values():
-            item = case[0].item
-            rows.setdefault(item.subset, []).append((suite.credit(case), item.group))
-        by_subset = {}
-        for subset, cases in rows.items():
-            names = list(dict.fromkeys(name for values, _ in cases for name in values))
-            # A case may lack a value (a tie without its reference): nan, and out of the mean.
-            values_CV = np.array(
-                [[values.get(name, math.nan) for name in names] for values, _ in cases]
-            )
-            by_subset[subset] = (names, values_CV, codes([group for _, group in cases]))
-        return cls(by_subset)
-
-    def cases(self, subset: str) -> int:
-        """Cases of a subset that were scored."""
-        return len(self.by_subset[subset][1]) if subset in self.by_subset else 0
-
-    def accuracy_interval(self, subset: str) -> ShareInterval | None:
-        """Of the subset's mean accuracy; None for a subset that is scored by other values."""
-        names, values_CV, group_C = self.by_subset.get(subset, ([], np.zeros((0, 0)), np.zeros(0)))
-        if "accuracy" not in names:
-            return None
-        return share_interval(values_CV[:, names.index("accuracy")], group_C)
-
-    def fixed(self) -> tuple[str, ...]:
-        """Subsets of one prompt, which drawing prompts again does not change."""
-        return tuple(s for s, (_, _, group_C) in self.by_subset.items() if not group_C.any())
-
-    def means(self, generator: np.random.Generator | None) -> dict[str, dict[str, float]]:
-        """Means per subset: of the cases, or of prompt groups drawn again inside each subset."""
-        means = {}
-        for subset, (names, values_CV, group_C) in self.by_subset.items():
-            times_C = np.ones(len(group_C))
-            if generator is not None:
-                groups = int(group_C.max()) + 1
-                drawn = generator.integers(groups, size=groups)
-                times_C = np.bincount(drawn, minlength=groups)[group_C].astype(np.float64)
-            known_CV = ~np.isnan(values_CV)
-            total_V = times_C @ known_CV
-            sum_V = times_C @ np.where(known_CV, values_CV, 0.0)
-            with np.errstate(invalid="ignore"):
-                mean_V = sum_V / total_V
-            means[subset] = dict(zip(names, mean_V.tolist(), strict=True))
-        return means
-
-
-def _bootstrap(suite: Suite, tables: _Values, seed: int) -> dict[str, list[float]]:
-    """Every number of the suite under prompt groups drawn again, subset by subset.
-
-    Numbers are missing where no subset has two prompts.
+    Without a subset of two prompts nothing can vary, and there are none.
     """
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
-    if not any(group_C.any() for _, _, group_C in tables.by_subset.values()):
-        # One prompt a subset: nothing can vary.
-        return drawn
-    for _ in range(RESAMPLES):
-        for name, value in suite.combine(tables.means(generator)).items():
+    for _ in range(RESAMPLES if any(cases.group_C.any() for cases in subsets.values()) else 0):
+        means = {subset: cases.means(generator) for subset, cases in subsets.items()}
+        for name, value in suite.combine(means).items():
             drawn.setdefault(name, []).append(value)
-    return drawn
+    return {name: percentile_interval(np.array(values)) for name, values in drawn.items()}
 
 
-def _ends(values: Sequence[float]) -> Interval | None:
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return None
-    low, high = np.quantile(known, [0.025, 0.975])
-    return Interval(float(low), float(high))
-
-
-def _subset_scores(suite: Suite, tables: _Values, items: Sequence[Item]) -> Iterator[SubsetScore]:
-    all_means = tables.means(None)
+def _subset_scores(
+    suite: Suite, subsets: Mapping[str, _Cases], items: Sequence[Item]
+) -> Iterator[SubsetScore]:
     for subset, rows in Counter(item.subset for item in items).items():
-        means = all_means.get(subset, {})
-        interval = tables.accuracy_interval(subset)
+        cases = subsets.get(subset, _Cases([], np.zeros((0, 0)), np.zeros(0, np.int64)))
+        means, interval = cases.means(), None
+        if "accuracy" in means:
+            accuracy_C = cases.values_CV[:, cases.names.index("accuracy")]
+            interval = share_interval(accuracy_C, cases.group_C)
         yield SubsetScore(
             name=json_safe(subset),
             rows=rows,
             expected_rows=suite.counts.get(subset),
-            cases=tables.cases(subset),
-            accuracy=_known(means.get("accuracy")),
+            cases=len(cases.group_C),
+            accuracy=json_safe(means.get("accuracy")),
             accuracy_ci95=interval and interval.shown,
             accuracy_ci95_method=interval and interval.method,
-            values={name: _known(v) for name, v in means.items() if name != "accuracy"},
+            values={name: json_safe(v) for name, v in means.items() if name != "accuracy"},
         )
 
 
-def _count_remarks(suite: Suite, items: Sequence[Item]) -> list[str]:
-    """What is there against what the suite is known to have."""
-    if not suite.counts:
-        return ["There is no leaderboard for these files."]
+def _remarks(suite: Suite, items: Sequence[Item], skipped: Mapping[str, int]) -> Iterator[str]:
+    """What is there against what the suite is known to have, and what could not be scored."""
     counts = Counter(item.subset for item in items)
     wrong = [
         f"{subset}: {counts[subset]} of {expected}"
@@ -503,18 +458,16 @@ def _count_remarks(suite: Suite, items: Sequence[Item]) -> list[str]:
         if counts[subset] != expected
     ]
     wrong += [f"{s}: {n}, not of this suite" for s, n in counts.items() if s not in suite.counts]
-    if not wrong:
-        return []
-    remark = (
-        f"{suite.title} has {sum(suite.counts.values()):,} rows and {len(items):,} were found "
-        f"({'; '.join(wrong)}), so these are not the leaderboard's numbers."
-    )
-    return [remark]
-
-
-def _skipped_remarks(rows: int, skipped: Mapping[str, int]) -> list[str]:
-    if not skipped:
-        return []
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in skipped.items())
-    remark = f"{sum(skipped.values()):,} of {rows:,} rows could not be scored ({counts})"
-    return [f"{remark}; no score includes them."]
+    if not suite.counts:
+        yield "There is no leaderboard for these files."
+    elif wrong:
+        yield (
+            f"{suite.title} has {sum(suite.counts.values()):,} rows and {len(items):,} were found "
+            f"({'; '.join(wrong)}), so these are not the leaderboard's numbers."
+        )
+    if skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.items())
+        yield (
+            f"{sum(skipped.values()):,} of {len(items):,} rows could not be scored ({reasons}); no "
+            "score includes them."
+        )

@@ -19,39 +19,32 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from plaudit.data.formats.values import Row, text, texts
 from plaudit.errors import DataError
-from plaudit.types import FloatArray, Turns
-
-Row: TypeAlias = Mapping[str, Any]
+from plaudit.types import Comparison, FloatArray, Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class Item(Comparison):
     """One row of a suite: a prompt, K responses with known grades, and the subset it counts in.
 
-    ``case`` joins rows that are scored together; rows of one ``prompt`` are one group of the
-    bootstrap. ``tools``, ``chat_template_kwargs`` and ``unusable`` are those of the
-    :class:`~plaudit.types.Comparison`; ``unread`` names the columns of the row that hold text and
-    are not read.
+    ``case`` joins rows that are scored together; rows of one ``prompt`` (without one, of one set
+    of responses) are one group of the bootstrap. ``unread`` names the columns of the row that hold
+    text and are not read.
     """
 
-    id: str
-    prompt: Turns
-    responses: tuple[Turns, ...]
-    grades: tuple[float, ...]
     subset: str
     case: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[Mapping[str, Any], ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    unusable: str | None = None
     unread: tuple[str, ...] = ()
+    group: str = ""
+    source: str = "suite"
+    where: str = ""
 
-    @property
-    def group(self) -> str:
-        """Names the prompt; without one, the set of responses."""
+    def __post_init__(self) -> None:
         known = key(self.prompt) if self.prompt else "".join(sorted(map(key, self.responses)))
-        return hashlib.sha256(known.strip().encode()).hexdigest()[:16]
+        digest = hashlib.sha256(known.strip().encode()).hexdigest()[:16]
+        object.__setattr__(self, "group", self.group or digest)
+        object.__setattr__(self, "where", self.where or self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,36 +119,16 @@ class Suite:
 # ---- reading a row -------------------------------------------------------------------------------
 
 
-def text(row: Row, column: str) -> str:
-    """A text of the row. Raises DataError where it is missing or something else."""
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{column} is {_kind(value)}, expected text.")
-    return value
-
-
 def turns(row: Row, column: str) -> Turns:
     """A text of the row, or turns that its reader has parsed."""
     value = row.get(column)
     return value if isinstance(value, tuple) else text(row, column)
 
 
-def texts(row: Row, column: str) -> tuple[str, ...]:
-    """A list of texts. Raises DataError where it is missing, empty or something else."""
-    value = row.get(column)
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise DataError(f"{column} is {_kind(value)}, expected a list of texts.")
-    return tuple(value)
-
-
 def identity(row: Row, number: int) -> str:
     """The row's id, or its number where it has none."""
     value = row.get("id")
     return str(number) if value is None else str(value)
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else type(value).__name__
 
 
 # ---- rules that several suites share -------------------------------------------------------------
@@ -215,6 +188,7 @@ REWARDBENCH_SECTIONS: Final[dict[str, dict[str, int]]] = {
         "hep-rust": 164,
     },
 }
+_REWARDBENCH_SIZES = {s: n for sizes in REWARDBENCH_SECTIONS.values() for s, n in sizes.items()}
 _PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 _PRIOR_WEIGHT = 0.5
 _MATH_ROWS = 447
@@ -250,11 +224,6 @@ def combine_rewardbench(means: Means) -> Numbers:
 def _weighted(values: Mapping[str, tuple[float, float]]) -> float:
     total = sum(weight for _, weight in values.values())
     return sum(v * w for v, w in values.values()) / total if total else math.nan
-
-
-def _rewardbench_counts() -> dict[str, int]:
-    sizes = {s: n for section in REWARDBENCH_SECTIONS.values() for s, n in section.items()}
-    return {**sizes, "math-prm": _MATH_ROWS}
 
 
 # ---- RewardBench 2 -------------------------------------------------------------------------------
@@ -498,7 +467,7 @@ SUITES: Final[dict[str, Suite]] = {
             read=read_rewardbench,
             credit=strict,
             combine=combine_rewardbench,
-            counts=_rewardbench_counts(),
+            counts={**_REWARDBENCH_SIZES, "math-prm": _MATH_ROWS},
             source="Lambert et al. 2024, arXiv 2403.13787",
         ),
         Suite(
