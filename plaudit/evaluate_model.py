@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,6 @@ from plaudit.evaluation.schema import (
     EvaluationMetrics,
     MistakeText,
     RecordedEvaluation,
-    SourceUse,
     SuiteResult,
     json_safe,
     settle,
@@ -113,13 +112,7 @@ def data_use(loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
         used=loaded.tally.rows - sum(reasons.values()),
         dropped=dict(reasons),
         sources=tuple(
-            SourceUse(
-                name=source.name,
-                path=source.path,
-                format=source.format,
-                fingerprint=source.fingerprint,
-                unread=source.unread,
-            )
+            replace(source, rows=None, used=None, sampled=None, licence=None)
             for source in loaded.sources
         ),
     )

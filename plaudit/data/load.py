@@ -80,28 +80,41 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSummary:
-    """What is known of one source. ``format`` is the name of its reader."""
+class SourceUse:
+    """A source as it was read. ``sampled``, ``licence`` and ``split`` are those of a run."""
 
     name: str
     path: str
     format: str
-    tally: Tally
-    unread: UnreadColumns
     fingerprint: str
-    licence: str | None
+    unread: UnreadColumns
+    rows: int | None = None
+    used: int | None = None
+    sampled: int | None = None
+    licence: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedComparisons:
     """Comparisons in input order (a repeated one stands beside its copies), and their account.
 
-    They lie in the cache folder and are decoded one at a time.
+    They lie in the cache folder and are decoded one at a time. Each source has a tally.
     """
 
     comparisons: StoredComparisons
-    tally: Tally
-    sources: tuple[SourceSummary, ...]
+    tallies: tuple[Tally, ...]
+    sources: tuple[SourceUse, ...]
+
+    @property
+    def tally(self) -> Tally:
+        """Of all sources."""
+        return Tally(
+            rows=sum(tally.rows for tally in self.tallies),
+            used=sum(tally.used for tally in self.tallies),
+            sampled=sum(tally.sampled for tally in self.tallies),
+            dropped=dict(sum((Counter(tally.dropped) for tally in self.tallies), Counter())),
+        )
 
 
 def load_comparisons(
@@ -130,20 +143,22 @@ def load_comparisons(
     _check_names(sources)
     tables = [_source_table(source, on_read, mixed=len(sources) > 1) for source in sources]
     wanted = _wanted(sources, tables, stopping_strategy)
-    parts: list[StoredComparisons] = []
-    summaries: list[SourceSummary] = []
-    for source, table, count in zip(sources, tables, wanted, strict=True):
-        kept, summary = _take(source, table, count, seed)
-        warning = summary.unread.warning(summary.name)
+    loaded = [
+        _take(source, table, count, seed)
+        for source, table, count in zip(sources, tables, wanted, strict=True)
+    ]
+    uses = tuple(use for one in loaded for use in one.sources)
+    for warning in (use.unread.warning(use.name) for use in uses):
         if warning is not None:
             logger.warning("%s", warning)
-        parts.append(kept)
-        summaries.append(summary)
-    tally = _sum([summary.tally for summary in summaries])
-    comparisons = StoredComparisons.joined(parts)
-    if not comparisons:
-        raise DataError(_nothing_left(sources, tally))
-    return LoadedComparisons(comparisons=comparisons, tally=tally, sources=tuple(summaries))
+    together = LoadedComparisons(
+        comparisons=StoredComparisons.joined([one.comparisons for one in loaded]),
+        tallies=tuple(tally for one in loaded for tally in one.tallies),
+        sources=uses,
+    )
+    if not together.comparisons:
+        raise DataError(_nothing_left(sources, together.tally))
+    return together
 
 
 def check_source(source: Source) -> None:
@@ -351,9 +366,7 @@ def _wanted(
             yield source.num_samples or int(whole) * table.rows + round(more * table.rows)
 
 
-def _take(
-    source: Source, table: MappedTable, wanted: int, seed: int
-) -> tuple[StoredComparisons, SourceSummary]:
+def _take(source: Source, table: MappedTable, wanted: int, seed: int) -> LoadedComparisons:
     """``wanted`` comparisons of a source, none where it has none, and their account.
 
     All are taken equally often, and a draw of them once more.
@@ -367,26 +380,21 @@ def _take(
     used = int(np.count_nonzero(copies_N))
     left_out = {NOT_SAMPLED: table.rows - used} if used < table.rows else {}
     unread = UnreadColumns(**record["unread"])
-    return kept, SourceSummary(
+    tally = Tally(
+        rows=unread.rows, used=used, sampled=len(kept), dropped=record["dropped"] | left_out
+    )
+    use = SourceUse(
         name=record["name"],
         path=source.path,
         format=record["format"],
-        tally=Tally(
-            rows=unread.rows, used=used, sampled=len(kept), dropped=record["dropped"] | left_out
-        ),
-        unread=unread,
         fingerprint=record["fingerprint"],
+        unread=unread,
+        rows=tally.rows,
+        used=tally.used,
+        sampled=tally.sampled,
         licence=licence(source),
     )
-
-
-def _sum(tallies: list[Tally]) -> Tally:
-    return Tally(
-        rows=sum(tally.rows for tally in tallies),
-        used=sum(tally.used for tally in tallies),
-        sampled=sum(tally.sampled for tally in tallies),
-        dropped=dict(sum((Counter(tally.dropped) for tally in tallies), Counter())),
-    )
+    return LoadedComparisons(comparisons=kept, tallies=(tally,), sources=(use,))
 
 
 def _check_names(sources: Sequence[Source]) -> None:

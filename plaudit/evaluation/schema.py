@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from plaudit.data.load import SourceUse
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
 from plaudit.types import Text
@@ -671,22 +672,6 @@ class SuiteResult:
 
 
 # ---- a run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceUse:
-    """A source as it was read. ``sampled``, ``licence`` and ``split`` are those of a run."""
-
-    name: str
-    path: str
-    format: str
-    fingerprint: str
-    unread: UnreadColumns
-    rows: int | None = None
-    used: int | None = None
-    sampled: int | None = None
-    licence: str | None = None
-    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from plaudit import __version__
+from plaudit.data.load import SourceUse
 from plaudit.errors import DataError
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     RecordedEvaluation,
     RunInfo,
     RunMetrics,
-    SourceUse,
     adapter,
     first_mistake,
 )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import LoadedComparisons, OnRead, SourceSummary, load_comparisons
+from plaudit.data.load import LoadedComparisons, OnRead, SourceUse, load_comparisons
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
-from plaudit.evaluation.schema import MarginUse, RunData, SourceUse, SplitUse, TokenUse
+from plaudit.evaluation.schema import MarginUse, RunData, SplitUse, TokenUse
 from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
@@ -294,7 +294,8 @@ def data_use(corpus: Corpus, split_by: str) -> RunData:
         rows += loaded.tally.rows
         used += loaded.tally.used
         dropped.update(loaded.tally.dropped)
-        sources += [_source_use(source, role.partition(":")[0]) for source in loaded.sources]
+        split = role.partition(":")[0]
+        sources += [replace(source, split=split) for source in loaded.sources]
     every = [part for parts in corpus.parts().values() for part in parts]
     for part in every:
         dropped.update(part.lost)
@@ -322,21 +323,6 @@ def _split_use(parts: Sequence[Part]) -> SplitUse:
         used=sum(len(part.comparisons) for part in parts),
         dropped=dict(dropped),
         groups=sum(part.groups for part in parts),
-    )
-
-
-def _source_use(source: SourceSummary, role: str) -> SourceUse:
-    return SourceUse(
-        name=source.name,
-        path=source.path,
-        format=source.format,
-        rows=source.tally.rows,
-        used=source.tally.used,
-        sampled=source.tally.sampled,
-        licence=source.licence,
-        split=role,
-        fingerprint=source.fingerprint,
-        unread=source.unread,
     )
 
 

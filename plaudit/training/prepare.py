@@ -412,14 +412,14 @@ def _warn_of_text(corpus: Corpus, recipe: Recipe, encoder: Encoder) -> None:
 
 def _tell_mixture(corpus: Corpus, console: Console) -> None:
     """What each source gives, where there are several or rows of one are left out or repeated."""
-    sources = corpus.loaded["train"].sources
-    if len(sources) == 1 and sources[0].tally.sampled == sources[0].tally.used:
+    loaded = corpus.loaded["train"]
+    if len(loaded.sources) == 1 and loaded.tally.sampled == loaded.tally.used:
         return
-    total = sum(fact.tally.sampled for fact in sources)
+    total = len(loaded.comparisons)
     parts = [
-        f"{fact.name} {fact.tally.sampled:,} ({fact.tally.sampled / total:.0%}) from "
-        f"{fact.tally.used:,} different rows"
-        for fact in sources
+        f"{source.name} {tally.sampled:,} ({tally.sampled / total:.0%}) from "
+        f"{tally.used:,} different rows"
+        for source, tally in zip(loaded.sources, loaded.tallies, strict=True)
     ]
     console.print(f"sources: {'; '.join(parts)}", highlight=False, markup=False)
 

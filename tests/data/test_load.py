@@ -43,7 +43,8 @@ def test_rows_are_used_or_dropped_by_name(tmp_path: Path) -> None:
     assert [c.where for c in loaded.comparisons] == [f"{path}:1", f"{path}:4"]
     (facts,) = loaded.sources
     assert (facts.name, facts.path, facts.format) == ("pairs", path, "explicit_text")
-    assert facts.tally == loaded.tally
+    assert loaded.tallies == (loaded.tally,)
+    assert (facts.rows, facts.used, facts.sampled) == (5, 2, 2)
     assert facts.licence is None
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert facts.fingerprint == f"sha256:{digest}"
@@ -128,11 +129,13 @@ def test_nothing_vanishes(
     assert tally.rows == tally.used + sum(tally.dropped.values())
     assert tally.sampled == len(loaded.comparisons)
     assert tally.used == len({comparison.where for comparison in loaded.comparisons})
-    for facts, rows, weight in zip(loaded.sources, parts, weights, strict=False):
+    for n, (rows, weight) in enumerate(zip(parts, weights, strict=False)):
+        facts, tally = loaded.sources[n], loaded.tallies[n]
         usable = sum(row["chosen"].strip() not in ("", "no") for row in rows)
-        assert facts.tally.rows == len(rows)
-        assert facts.tally.used + facts.tally.dropped.get("not_sampled", 0) == usable
-        assert abs(facts.tally.sampled - weight * usable) <= 0.5
+        assert facts.rows == tally.rows == len(rows)
+        assert facts.used == tally.used == usable - tally.dropped.get("not_sampled", 0)
+        assert facts.sampled == tally.sampled
+        assert abs(tally.sampled - weight * usable) <= 0.5
         copies = Counter(c.where for c in loaded.comparisons if c.source == facts.name)
         assert all(int(weight) <= count <= int(weight) + 1 for count in copies.values())
 

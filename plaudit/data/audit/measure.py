@@ -32,6 +32,7 @@ from plaudit.data.audit.similarity import (
     union,
     words,
 )
+from plaudit.data.formats.readers import canonical
 from plaudit.data.reasons import EXPLANATIONS, is_blank, why_untrainable
 from plaudit.data.store import StoredComparisons, group_code, write_comparisons
 from plaudit.data.unread import UnreadColumns, UnreadCounter
@@ -414,12 +415,7 @@ def digest_of(turns: Turns) -> int:
     """A number for a text with its roles and tool calls; white space at the ends does not count."""
     if isinstance(turns, str):
         return _code(turns.strip().encode("utf-8", "surrogatepass"))
-    content = [
-        (turn.role, turn.content.strip() if isinstance(turn.content, str) else turn.content)
-        + ((dict(turn.extra),) if turn.extra else ())
-        for turn in turns
-    ]
-    return _code(json.dumps(content, sort_keys=True, default=str).encode())
+    return _code(json.dumps(canonical(turns), sort_keys=True, default=str).encode())
 
 
 def _main_script(counts: Mapping[str, int], names: dict[int, str]) -> int:

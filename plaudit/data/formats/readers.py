@@ -228,9 +228,9 @@ def _group(parsed: ParsedRow) -> str:
     White space around a text does not make another prompt. Without any prompt in common, the set
     of responses stands in for it, so that such rows do not all fall into one group.
     """
-    known = _canonical(parsed.prompt)
+    known = canonical(parsed.prompt)
     if not known:
-        known = ["no prompt", *sorted(_as_json(_canonical(turns)) for turns in parsed.responses)]
+        known = ["no prompt", *sorted(_as_json(canonical(turns)) for turns in parsed.responses)]
     return hashlib.sha256(_as_json(known).encode()).hexdigest()[:16]
 
 
@@ -239,7 +239,8 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _canonical(turns: Turns) -> Any:
+def canonical(turns: Turns) -> Any:
+    """A text with its roles and tool calls, as JSON has them, without white space at the ends."""
     if isinstance(turns, str):
         return turns.strip()
     return [

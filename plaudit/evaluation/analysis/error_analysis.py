@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.data.formats.records import plain
 from plaudit.errors import DataError, ModelError
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.schema import (
@@ -22,7 +23,7 @@ from plaudit.evaluation.schema import (
     parts,
 )
 from plaudit.evaluation.table import Pairs, ScoreTable, codes
-from plaudit.types import Comparison, FloatArray, Message, Text, TokenReward, Turns
+from plaudit.types import Comparison, FloatArray, TokenReward
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
@@ -232,9 +233,9 @@ def with_texts(
         yield MistakeText(
             **parts(mistake),
             where=comparison.where,
-            prompt=_plain(comparison.prompt),
-            text_better=_plain(comparison.responses[mistake.better]),
-            text_worse=_plain(comparison.responses[mistake.worse]),
+            prompt=plain(comparison.prompt),
+            text_better=plain(comparison.responses[mistake.better]),
+            text_worse=plain(comparison.responses[mistake.worse]),
             token_rewards_better=bounded(rewards_of(comparison, mistake.better)),
             token_rewards_worse=bounded(rewards_of(comparison, mistake.worse)),
         )
@@ -274,10 +275,6 @@ def bounded(
     )
 
 
-def _plain(turns: Turns) -> Text:
-    return turns if isinstance(turns, str) else [Message.as_dict(turn) for turn in turns]
-
-
 def token_rewards_of(model: RewardModel) -> RewardsOf:
     """What ``mistakes.with_texts`` asks for the per-token rewards of a response.
 
@@ -290,7 +287,7 @@ def token_rewards_of(model: RewardModel) -> RewardsOf:
             return None
         try:
             return model.token_rewards(
-                _plain(comparison.prompt), _plain(comparison.responses[response])
+                plain(comparison.prompt), plain(comparison.responses[response])
             )
         except (DataError, ModelError):
             return None
