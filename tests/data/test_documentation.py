@@ -13,7 +13,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -27,9 +27,9 @@ from plaudit.data.sources.documentation import (
     LONGEST,
     MIX,
     MOST_PAIRS,
-    PARTS,
     SHORTEST,
     Documentation,
+    Part,
     answers,
     build_pairs,
     is_prose,
@@ -42,6 +42,7 @@ from plaudit.embedded import base_path, documentation_path
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
 
+PARTS = get_args(Part)
 SCRIPT = Path(__file__).parents[2] / "scripts" / "extract_documentation.py"
 
 

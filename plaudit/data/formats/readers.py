@@ -120,8 +120,12 @@ def to_comparison(
             )
         if strength_use == "margin" and margin is None:
             margin = strength
+        unusable = TIE if strength_use == "weight" and strength == 0 else parsed.unusable
         if strength_use == "weight" and strength:
             weight *= strength
+        # The one reason that scoring asks for too goes before the others.
+        if media_columns(row) or has_media(parsed.prompt, *parsed.responses):
+            unusable = MEDIA
         return Comparison(
             id=values.name(row, "id") or f"{source}:{number}",
             prompt=parsed.prompt,
@@ -140,19 +144,10 @@ def to_comparison(
                 if name not in own and isinstance(value, (str, int, float, bool))
             }
             | dict(parsed.metadata),
-            unusable=_why_unusable(
-                parsed, row, no_weight=strength_use == "weight" and strength == 0
-            ),
+            unusable=unusable,
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-
-
-def _why_unusable(parsed: ParsedRow, row: Row, *, no_weight: bool) -> str | None:
-    """Media first: the one reason that scoring asks for too."""
-    if media_columns(row) or has_media(parsed.prompt, *parsed.responses):
-        return MEDIA
-    return TIE if no_weight else parsed.unusable
 
 
 def with_system(reader: Reader) -> Reader:

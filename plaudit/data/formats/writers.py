@@ -28,14 +28,13 @@ from plaudit.data.formats.records import (
 )
 from plaudit.data.load import open_source
 from plaudit.data.reasons import SINGLE_RESPONSE, TIE, UNLABELLED
-from plaudit.data.sources.files import row_file_ending, write_rows
+from plaudit.data.sources.files import Row, row_file_ending, write_rows
 from plaudit.data.sources.read import resolve
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file
 from plaudit.types import Comparison, Turns, as_turns
 
-Row: TypeAlias = dict[str, Any]
 Pairs: TypeAlias = Literal["all", "best-worst", "none"]
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from plaudit.data.perturb.text import Context, make_context
 from plaudit.embedded import documentation_path
@@ -31,8 +31,6 @@ from plaudit.recipe.schema import Source
 
 Kind: TypeAlias = Literal["docstring", "topic", "comment"]
 Part: TypeAlias = Literal["pretraining", "training", "heldout"]
-
-PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 SHORTEST: Final = 40
 LONGEST: Final = 400
@@ -115,10 +113,9 @@ def answers(record: Documentation) -> Iterator[Documentation]:
 
 def questions(answer: Documentation) -> tuple[str, ...]:
     """Every phrasing of the question that ``answer`` answers."""
+    phrasings = QUESTIONS if answer.index == 0 else FURTHER_QUESTIONS
     if answer.kind == "topic":
         phrasings = TOPIC_QUESTIONS
-    else:
-        phrasings = QUESTIONS if answer.index == 0 else FURTHER_QUESTIONS
     return tuple(phrasing.format(name=answer.name) for phrasing in phrasings)
 
 
@@ -144,13 +141,7 @@ SCHEME = "documentation:"
 DEFAULT_SEED = 42
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentationSet:
-    """Which pairs: part, number and seed."""
-
-    part: Literal["training", "heldout", "ranked"]
-    count: int
-    seed: int
+Rows: TypeAlias = Literal["training", "heldout", "ranked"]
 
 
 def is_documentation(source: Source) -> bool:
@@ -158,8 +149,8 @@ def is_documentation(source: Source) -> bool:
     return source.path.startswith(SCHEME)
 
 
-def parse(path: str) -> DocumentationSet:
-    """``documentation:<part>:<count>[:<seed>]`` as a record.
+def parse(path: str) -> tuple[Rows, int, int]:
+    """Part, number and seed of ``documentation:<part>:<count>[:<seed>]``.
 
     Raises:
         DataError: it is not of that form.
@@ -171,11 +162,7 @@ def parse(path: str) -> DocumentationSet:
             "documentation:heldout:<pairs> or documentation:ranked:<prompts>, with :<seed> behind "
             "it if wanted."
         )
-    return DocumentationSet(
-        part=cast(Literal["training", "heldout", "ranked"], match[1]),
-        count=int(match[2]),
-        seed=int(match[3] or DEFAULT_SEED),
-    )
+    return cast(Rows, match[1]), int(match[2]), int(match[3] or DEFAULT_SEED)
 
 
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -184,11 +171,8 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: the path is not of the form above, or more pairs are asked for than are built.
     """
-    wanted = parse(source.path)
-    if wanted.part == "ranked":
-        rows = build_ranked(wanted.count, wanted.seed)
-    else:
-        rows = build_pairs(wanted.count, wanted.seed, wanted.part)
+    part, count, seed = parse(source.path)
+    rows = build_ranked(count, seed) if part == "ranked" else build_pairs(count, seed, part)
     for number, row in enumerate(rows, start=1):
         yield f"{source.path}:row {number}", row
 
@@ -198,8 +182,8 @@ def fingerprint(source: Source) -> str:
     corpus = documentation_path()
     # Reading says what a missing corpus means.
     digest = hashlib.sha256(corpus.read_bytes() if corpus.is_file() else b"").hexdigest()
-    wanted = parse(source.path)
-    return f"sha256:{digest}/{wanted.part}/{wanted.count}/{wanted.seed}"
+    part, count, seed = parse(source.path)
+    return f"sha256:{digest}/{part}/{count}/{seed}"
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -299,11 +283,10 @@ def material(part: str) -> tuple[tuple[Documentation, ...], Context, dict[str, f
         if record.part == part
         for answer in answers(record)
     )
-    own: dict[str, set[str]] = {}
+    own: dict[str, frozenset[str]] = {}
     for answer in passages:
-        own.setdefault(answer.name, set()).add(answer.text)
-    context = make_context([answer.text for answer in passages])
-    return passages, context, {name: frozenset(texts) for name, texts in own.items()}
+        own[answer.name] = own.get(answer.name, frozenset()) | {answer.text}
+    return passages, make_context([answer.text for answer in passages]), own
 
 
 # --- ranked answers -------------------------------------------------------------------------------

@@ -70,12 +70,10 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
         yield from _read_hub_rows(source)
         return
     for path, shown in files:
-        empty = True
-        kind = file_kind(path)
+        where, kind = "", file_kind(path)
         for where, row in FILE_KINDS[kind](path, shown):
-            empty = False
             yield where, typed_cells(source.columns, row) if kind.startswith(TABLE_KINDS) else row
-        if empty:
+        if not where:
             raise DataError(f"{shown} holds no rows; expected at least one comparison.")
 
 
@@ -224,11 +222,8 @@ def _means_a_file(path: Path) -> bool:
 
     ``data/pairs`` beside an existing ``data/pairs.jsonl`` is a forgotten extension.
     """
-    beside = map(Path, names_in(path.parent))
-    return file_kind(path) in FILE_KINDS or any(
-        entry.name == path.name + file_kind(entry) and file_kind(entry) in FILE_KINDS
-        for entry in beside
-    )
+    beside = {path.name + kind for kind in FILE_KINDS}.intersection(names_in(path.parent))
+    return file_kind(path) in FILE_KINDS or bool(beside)
 
 
 _PATH_CHARACTERS: Final = 200
@@ -252,11 +247,10 @@ def _read_hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(where, row)``; ``where`` is like ``owner/name[subset/train]:row 17``."""
     parts = (source.subset, source.data_dir, source.split or "train")
     part = "/".join(name for name in parts if name)
-    empty = True
+    number = 0
     for number, row in enumerate(_hub_dataset(source), start=1):
-        empty = False
         yield f"{source.path}[{part}]:row {number}", without_filling(row)
-    if empty:
+    if not number:
         raise DataError(f"{source.path}[{part}] holds no rows; expected at least one comparison.")
 
 
