@@ -16,9 +16,9 @@ import numpy as np
 
 from plaudit import __version__, registry
 from plaudit.data.formats.readers import (
-    UnseenColumns,
     check_names,
     check_same_format,
+    mapped_columns,
     renamed_row,
     strength_of,
     to_comparison,
@@ -182,14 +182,14 @@ def with_known_columns(source: Source) -> Source:
     Raises:
         DataError: the source cannot be read.
     """
-    unseen = UnseenColumns(source)
+    unseen = mapped_columns(source)
     rows = islice(read_rows(resolve(source)), source.max_rows)
-    while unseen.columns and (located := next(rows, None)) is not None:
-        unseen.look(located[1])
+    while unseen and (located := next(rows, None)) is not None:
+        unseen -= located[1].keys()
     kept = {
         ours: theirs
         for ours, theirs in source.columns.items()
-        if (ours if theirs is None else theirs) not in unseen.columns
+        if (ours if theirs is None else theirs) not in unseen
     }
     return resolve(source.model_copy(update={"columns": kept}))
 
@@ -272,9 +272,11 @@ def _parse_all(
     source: Source, reader: Reader, counter: UnreadCounter, located: Iterable[LocatedRow]
 ) -> Iterator[LocatedComparison]:
     name = source_name(source)
-    unseen = UnseenColumns(source)
+    unseen, first = mapped_columns(source), ""
     for number, (where, row) in enumerate(located, start=1):
-        unseen.look(row)
+        if unseen:
+            unseen -= row.keys()
+            first = first or ", ".join(row)
         named = renamed_row(source, row)
         if source.format is None:
             check_same_format(reader, named, where=where)
@@ -289,7 +291,11 @@ def _parse_all(
         )
         counter.count(tracked, comparison, row)
         yield LocatedComparison(number, where, row, comparison)
-    unseen.check()
+    if unseen:
+        raise DataError(
+            f"`columns` of {source.path} names {' and '.join(sorted(unseen))}, which is in none of"
+            f" its rows (found in the first: {first})."
+        )
     counter.check()
 
 

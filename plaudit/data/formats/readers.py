@@ -273,35 +273,17 @@ def _known_columns(readers: Iterable[Reader]) -> set[str]:
     return known
 
 
-class UnseenColumns:
-    """Columns that ``columns`` names and no row has had yet.
+def mapped_columns(source: Source) -> set[str]:
+    """The columns that ``columns`` names and some row must have.
 
     A column that some format reads may be set to null whether it is there or not.
     """
-
-    def __init__(self, source: Source) -> None:
-        self._path = source.path
-        known = _known_columns(READERS.values())
-        self.columns = {
-            ours if theirs is None else theirs
-            for ours, theirs in source.columns.items()
-            if theirs is not None or ours not in known
-        }
-        self._first = ""
-
-    def look(self, row: Row) -> None:
-        """Note the columns of a row."""
-        if self.columns:
-            self.columns -= row.keys()
-            self._first = self._first or ", ".join(row)
-
-    def check(self) -> None:
-        """At the end of the rows. Raises DataError where a column was in none of them."""
-        if self.columns:
-            raise DataError(
-                f"`columns` of {self._path} names {' and '.join(sorted(self.columns))}, which is"
-                f" in none of its rows (found in the first: {self._first})."
-            )
+    known = _known_columns(READERS.values())
+    return {
+        ours if theirs is None else theirs
+        for ours, theirs in source.columns.items()
+        if theirs is not None or ours not in known
+    }
 
 
 def renamed_row(source: Source, row: dict[str, Any]) -> dict[str, Any]:

@@ -170,12 +170,12 @@ class Writer:
 
     ``lay_out`` gets what ``holds`` says: a ``pair`` with the better response first, ``one``
     response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
-    ``text``. ``reader_name`` is the reader of
-    the rows where it has another name. ``reserved`` are names that other columns may not
-    have. ``reads`` are those of margin, weight, tools and chat_template_kwargs that the tool itself
-    reads. ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white
-    space around a turn. ``flat`` rows can stand in a CSV file. ``check_out`` raises an
-    OutputError for a file that the tool cannot read; ``describe`` tells the tool of a new file.
+    ``text``. ``reader_name`` is the reader of the rows where it has another name. Other columns
+    may not have the names that are optional to the reader, or ``reserved``. ``reads`` are those of
+    margin, weight, tools and chat_template_kwargs that the tool itself reads. ``ordered`` formats
+    keep of the grades their order alone; ``strips`` ones lose white space around a turn. ``flat``
+    rows can stand in a CSV file. ``check_out`` raises an OutputError for a file that the tool
+    cannot read; ``describe`` tells the tool of a new file.
     """
 
     name: str

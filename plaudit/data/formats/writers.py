@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from plaudit import registry
 from plaudit.data.formats import records
-from plaudit.data.formats.readers import SHARED_COLUMNS, renamed_row
+from plaudit.data.formats.readers import READERS, SHARED_COLUMNS, renamed_row
 from plaudit.data.formats.records import (
     UnfitError,
     Writer,
@@ -183,7 +183,8 @@ def _row(
     row = writer.lay_out(piece)
     row |= {"id": piece.id, "source": piece.source} if named else {}
     row |= _shared(piece)
-    taken = {*row, *writer.reserved, *_SHARED, "id", "source"}
+    own = {*READERS[writer.reader].optional, *writer.reserved}
+    taken = {*row, *own, *_SHARED, "id", "source"}
     kept = {**(others or {}), **piece.metadata}
     for name, value in kept.items():
         if name not in taken:
@@ -329,7 +330,6 @@ WRITERS: Final[dict[str, Writer]] = {
             name="implicit_conversational",
             description="TRL: chosen and rejected as whole conversations",
             lay_out=implicit,
-            reserved=frozenset({"prompt"}),
         ),
         _trl(
             name="implicit_text",
@@ -344,7 +344,6 @@ WRITERS: Final[dict[str, Writer]] = {
             lay_out=unpaired,
             holds="one",
             turns="either",
-            reserved=frozenset({"label"}),
             ordered=False,
         ),
         Writer(
@@ -353,7 +352,6 @@ WRITERS: Final[dict[str, Writer]] = {
             lay_out=ranked,
             holds="many",
             turns="either",
-            reserved=frozenset({"grades"}),
             reads=frozenset(_SHARED),
             ordered=False,
         ),
@@ -376,7 +374,6 @@ WRITERS: Final[dict[str, Writer]] = {
             description="RLHFlow: chosen and rejected as whole conversations",
             reader_name="implicit_conversational",
             lay_out=implicit,
-            reserved=frozenset({"prompt"}),
         ),
         Writer(
             name="nectar",
