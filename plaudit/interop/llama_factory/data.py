@@ -161,21 +161,19 @@ def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     if formatting not in ("alpaca", "sharegpt", "openai"):
         raise DataError(f"{where}: formatting is {formatting!r}; expected alpaca or sharegpt.")
     names = entry.get("columns")
-    reader = "sharegpt" if formatting != "alpaca" else None
+    reader: Reader | None = SHAREGPT
+    if formatting == "alpaca":
+        used = ALPACA if names and names.get("chosen") else ALPACA_OUTPUT
+        reader = None if names is None else used
     columns: dict[str, str | None] = {}
-    if names is not None:
-        if reader is None:
-            reader = "alpaca" if names.get("chosen") else "alpaca_output"
-        columns = {ours: names.get(theirs) for theirs, ours in _COLUMNS.items()}
+    if names is not None and reader is not None:
         # A column that the reader does not know needs no hiding.
-        unread = {"alpaca": ("output", "conversations"), "alpaca_output": ("conversations",)}
-        unread["sharegpt"] = ("instruction", "input", "output", "history")
-        unread["alpaca_output"] += ("chosen", "rejected")
-        columns = {name: value for name, value in columns.items() if name not in unread[reader]}
+        known = {"tools", *reader.columns, *reader.optional}
+        columns = {ours: names.get(theirs) for theirs, ours in _COLUMNS.items() if ours in known}
     tags = {}
-    if reader == "sharegpt" and entry.get("tags") is not None:
-        tags = {tag: entry["tags"].get(tag) for tag in (*KEY_TAGS, *ROLE_TAGS)}
-    return {"format": reader, "columns": columns, "tags": tags}
+    if reader is SHAREGPT and entry.get("tags") is not None:
+        tags = {tag: entry["tags"].get(tag) for tag in SHAREGPT.tags}
+    return {"format": None if reader is None else reader.name, "columns": columns, "tags": tags}
 
 
 # --- rows that are read -------------------------------------------------------------------------
@@ -241,7 +239,11 @@ def read_sharegpt(row: Row) -> ParsedRow:
     leading = turns[0][1] if turns and turns[0][0] == "system" else None
     turns = turns if leading is None else turns[1:]
     system = values.optional_text(row, "system") if leading is None else str(leading.content)
-    whole = alternate([name for name, _ in turns]) and all(n in ANSWERING for n, _ in replies)
+    # Asking and answering in turn, the first and the last asking.
+    in_turn = len(turns) % 2 == 1 and all(
+        name in (ASKING, ANSWERING)[number % 2] for number, (name, _) in enumerate(turns)
+    )
+    whole = in_turn and all(name in ANSWERING for name, _ in replies)
     return ParsedRow(
         prompt=with_system_turn(system, tuple(message for _, message in turns)),
         responses=tuple((message,) for _, message in replies),
@@ -281,14 +283,6 @@ def sharegpt_turn(value: Any, what: str) -> tuple[str, Message]:
     if calls is not None:
         return name, Message(role="assistant", content="", extra={"tool_calls": calls})
     return name, Message(role=SHAREGPT_ROLES.get(name, name), content=content)
-
-
-def alternate(names: list[str]) -> bool:
-    """Whether turns ask and answer in turn, the first and the last asking."""
-    expected = (ASKING, ANSWERING)
-    return len(names) % 2 == 1 and all(
-        name in expected[number % 2] for number, name in enumerate(names)
-    )
 
 
 def _tool_calls(content: str) -> list[dict[str, Any]] | None:
@@ -402,6 +396,12 @@ _READS: Final = (".json", ".jsonl", ".csv", ".parquet")
 """What LLaMA-Factory knows by its ending (``extras/constants.py`` there, FILEEXT2TYPE)."""
 
 
+def _entry_of(*columns: str, **formatting: str) -> dict[str, Any]:
+    """The entry of a file with these columns."""
+    names = {theirs: ours for theirs, ours in _COLUMNS.items() if ours in columns}
+    return {**formatting, "ranking": True, "columns": names}
+
+
 def _check_out(out: Path) -> None:
     """Raises OutputError where LLaMA-Factory cannot read ``out``, or no entry can be added."""
     ending = row_file_ending(out)
@@ -431,16 +431,7 @@ def _entries_beside(out: Path) -> dict[str, Any]:
         ) from error
 
 
-_ALPACA_ENTRY: Final = {
-    "ranking": True,
-    "columns": {
-        "prompt": "instruction",
-        "system": "system",
-        "history": "history",
-        "chosen": "chosen",
-        "rejected": "rejected",
-    },
-}
+_ALPACA_ENTRY: Final = _entry_of("instruction", "system", "history", "chosen", "rejected")
 
 ALPACA_WRITER: Final = Writer(
     name="alpaca",
@@ -452,15 +443,7 @@ ALPACA_WRITER: Final = Writer(
     describe=lambda out: _describe(out, _ALPACA_ENTRY),
 )
 
-_SHAREGPT_ENTRY: Final = {
-    "formatting": "sharegpt",
-    "ranking": True,
-    "columns": {
-        "messages": "conversations",
-        "chosen": "chosen",
-        "rejected": "rejected",
-    },
-}
+_SHAREGPT_ENTRY: Final = _entry_of(*_TURNS, formatting="sharegpt")
 
 SHAREGPT_WRITER: Final = Writer(
     name="sharegpt",
