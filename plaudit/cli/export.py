@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from plaudit import registry
 from plaudit.cli import options
+
+Target: TypeAlias = Literal[registry.names("exporter")]  # type: ignore[valid-type]
 
 
 def export(
     model: options.Model,
-    to: Annotated[
-        Literal["adapter", "merged", "llamafactory", "openrlhf"],
-        typer.Option(help="Layout to write."),
-    ],
+    to: Annotated[Target, typer.Option(help="Layout to write.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],

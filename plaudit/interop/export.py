@@ -283,7 +283,7 @@ def _write_around(
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-    if exporter.own_facts:
+    if exporter.plain:
         write_metadata(folder, facts)
     if facts.kind == "adapter" and beside:
         copy_base(source.base, folder)
@@ -332,21 +332,18 @@ def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> di
 def _card(
     result: ExportResult, exporter: Exporter, facts: CheckpointMetadata, source: Path, name: str
 ) -> DerivedCard:
-    adapter = facts.kind == "adapter"
+    kind = "lora" if facts.kind == "adapter" else "full"
     return DerivedCard(
         name=name,
         made=f"Written from the reward model {source.name} as {exporter.help}, in {result.dtype}"
         + ("" if result.dtype == "fp32" else " with the head in fp32"),
-        adapter=adapter,
+        facts=facts,
         tags=(result.target,),
-        text=facts.text,
-        base=facts.base,
-        base_revision=facts.base_revision,
         parity=None if result.parity is None else asdict(result.parity),
         notes=result.notes,
         serving=result.serving,
         results_of=source,
-        usage=exporter.usage.replace("KIND", "lora" if adapter else "full") or None,
+        usage=exporter.usage.replace("KIND", kind) or None,
         plain=exporter.plain,
         served=exporter.served,
     )

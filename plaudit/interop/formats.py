@@ -186,10 +186,10 @@ class Exporter:
     adapter on the base that its second argument names. ``encode`` is how the tool makes tokens of a
     comparison with the written tokenizer, one conversation per response; None where its template is
     chosen elsewhere.
+    ``exact_text`` holds where that must give plaudit's own tokens.
     ``usage`` says in Markdown how the tool takes the folder (``KIND`` stands for lora or full),
-    ``plain`` whether transformers loads it too, and ``served`` whether vLLM does.
-    ``exact_text`` holds where that must give plaudit's own tokens. ``own_facts`` says whether
-    ``plaudit.json`` lies beside the weights.
+    ``plain`` whether transformers loads it too, and so plaudit by the ``plaudit.json`` that then
+    lies beside the weights, and ``served`` whether vLLM does.
     """
 
     help: str
@@ -201,7 +201,6 @@ class Exporter:
     )
     exact_text: bool = True
     decoders_only: bool = False
-    own_facts: bool = True
     usage: str = ""
     plain: bool = True
     served: bool = False

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from plaudit.errors import ModelError, PlauditError
+from plaudit.errors import ModelError
 from plaudit.storage.atomic import new_folder, writing
 from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
 
@@ -139,18 +139,19 @@ def pull(
             info = HfApi().model_info(repo, revision=revision)
             there = [sibling.rfilename for sibling in info.siblings or ()]
             wanted = [name for name in there if _is_model_file(name, _ON_REQUEST)]
-            _check_safetensors(repo, there)
+            _check_safetensors(
+                repo,
+                there,
+                "pull takes .safetensors alone: ask its authors for them, or download it by other "
+                "means and load it from the folder",
+            )
             # By its commit: the branch may move while files come down.
             snapshot_download(
                 repo, revision=info.sha, local_dir=temporary, allow_patterns=wanted or [CARD]
             )
         shutil.rmtree(temporary / ".cache", ignore_errors=True)
         check_head(temporary)
-        files = tuple(
-            (path.relative_to(temporary).as_posix(), path.stat().st_size)
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        )
+        files = tuple(_sizes(temporary).items())
     assert info.sha is not None
     skipped = tuple(name for name in there if name not in wanted)
     return Download(repo=repo, commit=info.sha, files=files, skipped=skipped)
@@ -173,21 +174,25 @@ def _to_upload(
 ) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
     if not folder.is_dir():
         raise ModelError(f"No folder at {folder}; give the folder of a reward model.")
-    files, skipped = [], []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if not _is_model_file(name, include):
-            skipped.append(name)
-        elif path.suffix in PICKLES:
-            raise ModelError(
-                f"{path} is a pickle, which can run code where it is loaded, and is not uploaded; "
-                "leave it out of --include, or write the model as safetensors with plaudit export."
-            )
-        else:
-            files.append((name, path.stat().st_size))
-    return tuple(files), tuple(skipped)
+    sizes = _sizes(folder)
+    files = {name: size for name, size in sizes.items() if _is_model_file(name, include)}
+    pickle = next((name for name in files if name.endswith(PICKLES)), None)
+    if pickle is not None:
+        raise ModelError(
+            f"{folder / pickle} is a pickle, which can run code where it is loaded, and is not "
+            "uploaded; leave it out of --include, or write the model as safetensors with plaudit "
+            "export."
+        )
+    return tuple(files.items()), tuple(name for name in sizes if name not in files)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file in a folder, by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def check_head(folder: Path) -> None:
@@ -208,12 +213,11 @@ def _tensor_names(folder: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES and _is_weight(p.name)]
-        content = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
-        raise ModelError(
-            f"{folder} holds {content}; expected .safetensors files, as plaudit export writes."
-        )
+    _check_safetensors(
+        folder,
+        [path.name for path in folder.glob("*")],
+        "expected .safetensors files, as plaudit export writes",
+    )
     for index in folder.glob("*.safetensors.index.json"):
         shards = dict(_mapping_in(index).get("weight_map") or {}).values()
         missing = sorted(shard for shard in map(str, shards) if not (folder / shard).is_file())
@@ -245,14 +249,11 @@ def _is_weight(name: str) -> bool:
     return _WEIGHTS.fullmatch(name) is not None
 
 
-def _check_safetensors(repo: str, there: Sequence[str]) -> None:
-    if not any(name.endswith(".safetensors") for name in there):
-        pickles = [name for name in there if _is_weight(name)]
+def _check_safetensors(place: str | Path, names: Sequence[str], advice: str) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = [name for name in names if _is_weight(name)]
         content = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
-        raise ModelError(
-            f"{repo} holds {content}, and pull takes .safetensors alone; ask its authors for them, "
-            "or download it by other means and load it from the folder."
-        )
+        raise ModelError(f"{place} holds {content}; {advice}.")
 
 
 # ---- the card ------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def _check_card(path: Path) -> tuple[str, ...]:
         data = ModelCard.load(path).data.to_dict()
     except Exception as error:  # YAML's own errors and huggingface_hub's, all about the metadata
         raise ModelError(
-            f"The metadata of {path} cannot be read ({_first_line(error)}); put them right."
+            f"The metadata of {path} cannot be read ({_one_line(error)}); put them right."
         ) from None
     bases = data.get("base_model") or []
     for base in [bases] if isinstance(bases, str) else bases:
@@ -357,8 +358,6 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
     try:
         yield
-    except PlauditError:
-        raise
     except OfflineModeIsEnabled:
         raise ModelError(
             f"HF_HUB_OFFLINE is set, so the Hub cannot be reached for {repo}; unset it."
@@ -373,7 +372,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
         if not type(error).__module__.startswith("httpx"):
             raise
         raise ModelError(
-            f"The Hub cannot be reached for {repo} ({_first_line(error)}); look at the network, or "
+            f"The Hub cannot be reached for {repo} ({_one_line(error)}); look at the network, or "
             "at HF_ENDPOINT."
         ) from None
 
@@ -389,9 +388,5 @@ def _sentence(repo: str, error: Any) -> str:
     return advice.get(status, f"The Hub rejects this for {repo} ({_one_line(error)}).")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-
-
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -320,11 +320,8 @@ def _card(result: MergeResult, facts: CheckpointMetadata, name: str) -> DerivedC
     return DerivedCard(
         name=name,
         made=f"The average of the weights of {len(result.sources)} reward models ({shares})",
-        adapter=facts.kind == "adapter",
+        facts=facts,
         tags=("weight-averaging",),
-        text=facts.text,
-        base=facts.base,
-        base_revision=facts.base_revision,
         parity=None if result.parity is None else asdict(result.parity),
         notes=result.notes,
     )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
     from jinja2 import Environment
 
+    from plaudit.model.checkpoint import CheckpointMetadata
+
 CARD_FILE = "README.md"
 RECIPE_FILE = "recipe.yaml"
 
@@ -242,7 +244,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedCard:
-    """What the card says. ``made`` is a sentence without its full stop.
+    """What the card says. ``made`` is a sentence without its full stop, ``facts`` are the model's.
 
     ``usage`` stands under "How to use", None where plain transformers is all there is to say;
     ``plain`` says whether the code for transformers follows it, and ``served`` whether vLLM serves
@@ -253,11 +255,8 @@ class DerivedCard:
 
     name: str
     made: str
-    adapter: bool
+    facts: CheckpointMetadata
     tags: tuple[str, ...]
-    text: str
-    base: str
-    base_revision: str | None
     parity: Mapping[str, Any] | None
     notes: tuple[str, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=dict)
@@ -269,9 +268,10 @@ class DerivedCard:
 
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
-    metrics = _metrics(card.results_of)
+    metrics, base = _metrics(card.results_of), card.facts.base
+    adapter = card.facts.kind == "adapter"
     metadata = _metadata(card, metrics)
-    plain = f"With plain transformers{' and PEFT' if card.adapter else ''}:"
+    plain = f"With plain transformers{' and PEFT' if adapter else ''}:"
     body = (
         jinja_environment()
         .get_template("derived.md.jinja")
@@ -279,10 +279,10 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
             card=card,
             usage=Markdown(card.usage or plain),
             plaudit_version=__version__,
-            base=card.base if is_hub_id(card.base) else Path(card.base).name,
-            base_is_hub_id=is_hub_id(card.base),
+            base=base if is_hub_id(base) else Path(base).name,
+            base_is_hub_id=is_hub_id(base),
             evaluations=evaluations(metrics) if metrics else [],
-            snippet=Markdown(snippet("lora" if card.adapter else "full", card.text)),
+            snippet=Markdown(snippet("lora" if adapter else "full", card.facts.text)),
             pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
         )
     )
@@ -308,12 +308,13 @@ def _metadata(card: DerivedCard, metrics: RunMetrics | None) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     results = eval_results(metrics) if metrics else []
-    base = card.base if is_hub_id(card.base) else None
-    relation = "adapter" if card.adapter else "finetune"
+    base = card.facts.base if is_hub_id(card.facts.base) else None
+    adapter = card.facts.kind == "adapter"
+    relation = "adapter" if adapter else "finetune"
     return ModelCardData(
         model_name=card.name if results else None,
         eval_results=results or None,
-        library_name="peft" if card.adapter else "transformers",
+        library_name="peft" if adapter else "transformers",
         base_model=base,
         base_model_relation=relation if base else None,
         pipeline_tag="text-classification",

@@ -70,10 +70,6 @@ _TEMPLATE_KEY = re.compile(r"^template:\s*([\w.-]+)\s*$", re.MULTILINE)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 SETTINGS_FILE = "llamafactory.yaml"
-_TEMPLATE = (
-    "LLaMA-Factory renders with the template named in its own YAML, so the chat template is not "
-    "carried: name the one that renders like it."
-)
 
 
 def open_llamafactory(contents: Contents) -> OpenedModel:
@@ -100,7 +96,14 @@ def open_llamafactory(contents: Contents) -> OpenedModel:
             "plaudit import and --source-version (0.8.2 stands for mid-2024 and before)."
         )
     scored_token = readings.pop()
-    notes = [version_note, template_note, *_notes(tokenizer, scored_token, version, bias)]
+    notes = [version_note, template_note]
+    if scored_token.rule != "last":
+        notes.append(
+            f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
+            f"is scored, as in LLaMA-Factory {version}"
+        )
+    if bias:
+        notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
     if adapter is not None:
         notes += adapter.notes
     rendering = Rendering(kind=KIND, template=template.name, strings=template.strings())
@@ -133,24 +136,23 @@ def _version(contents: Contents) -> tuple[str | None, str]:
     named = contents.options.source_version
     if named is not None:
         return rule_version(named), f"read by the rules of LLaMA-Factory {named}, as requested"
-    for path, settings in _settings(contents):
-        line = _RULES_LINE.search(settings)
-        if line is not None:
-            note = f"read by the rules of LLaMA-Factory {line[1]}, from {path.name}"
-            return rule_version(line[1]), note
+    from_file = _in_settings(contents, _RULES_LINE)
+    if from_file is not None:
+        version, file = from_file
+        return rule_version(version), f"read by the rules of LLaMA-Factory {version}, from {file}"
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
-    version = None
+    inferred = None
     if peft is not None:
-        version = infer_version(release(peft), release(transformers) if transformers else None)
+        inferred = infer_version(release(peft), release(transformers) if transformers else None)
     elif "exclude_modules" in (contents.adapter or {}):
-        version = "0.9.3"
-    if version is None:
+        inferred = "0.9.3"
+    if inferred is None:
         return None, "its files do not tell the release that trained it, and it makes no difference"
     versions = ", ".join(
         f"{n} {v}" for n, v in (("PEFT", peft), ("Transformers", transformers)) if v
     )
-    return version, (
-        f"read by the rules of LLaMA-Factory {version}, inferred from "
+    return inferred, (
+        f"read by the rules of LLaMA-Factory {inferred}, inferred from "
         f"{versions or 'its PEFT settings'} (--source-version names another release)"
     )
 
@@ -182,10 +184,10 @@ def _template(contents: Contents, tokenizer: PreTrainedTokenizerBase) -> tuple[s
     """
     if contents.options.template is not None:
         return contents.options.template, f"template {contents.options.template}, as requested"
-    for path, settings in _settings(contents):
-        match = _TEMPLATE_KEY.search(settings)
-        if match is not None:
-            return match[1], f"template {match[1]}, from {path.name}"
+    from_file = _in_settings(contents, _TEMPLATE_KEY)
+    if from_file is not None:
+        name, file = from_file
+        return name, f"template {name}, from {file}"
     version = _version(contents)[0]
     alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
@@ -199,10 +201,13 @@ def _template(contents: Contents, tokenizer: PreTrainedTokenizerBase) -> tuple[s
     )
 
 
-def _settings(contents: Contents) -> list[tuple[Path, str]]:
-    """YAML files beside the weights, and what is in them."""
-    files = sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")])
-    return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in files]
+def _in_settings(contents: Contents, pattern: re.Pattern[str]) -> tuple[str, str] | None:
+    """What a pattern captures in the first YAML file beside the weights that has it; its name."""
+    for path in sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")]):
+        match = pattern.search(path.read_text(encoding="utf-8", errors="replace"))
+        if match is not None:
+            return match[1], path.name
+    return None
 
 
 def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> ScoredTokenRule:
@@ -211,23 +216,6 @@ def _reading(tokenizer: PreTrainedTokenizerBase, version: str) -> ScoredTokenRul
         return ScoredTokenRule()
     assert isinstance(tokenizer.pad_token_id, int)
     return ScoredTokenRule(rule="before_trailing_pad", pad_id=tokenizer.pad_token_id)
-
-
-def _notes(
-    tokenizer: PreTrainedTokenizerBase,
-    scored_token: ScoredTokenRule,
-    version: str | None,
-    bias: float,
-) -> list[str]:
-    notes = []
-    if scored_token.rule != "last":
-        notes.append(
-            f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
-            f"is scored, as in LLaMA-Factory {version}"
-        )
-    if bias:
-        notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
-    return notes
 
 
 FORMAT = Format(
@@ -243,9 +231,7 @@ FORMAT = Format(
 
 def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """Adapter (or causal model) and ``value_head.safetensors``; its bias holds every constant."""
-    notes = (
-        [_TEMPLATE] if source.facts.rendering.template is None else _name_template(source, folder)
-    )
+    notes = _name_template(source, folder)
     if is_adapter(source.network):
         write_peft(source, folder, options, task_type="CAUSAL_LM", with_head=False)
     else:
@@ -275,11 +261,14 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     Names the release whose rules it was trained by, where later ones have others: the files of an
     export are of today's libraries, and do not tell it.
     """
-    facts = source.facts
-    name, version = (
-        str(facts.rendering.template),
-        None if facts.origin is None else facts.origin.source_version,
-    )
+    facts, name = source.facts, source.facts.rendering.template
+    if name is None:
+        note = (
+            "LLaMA-Factory renders with the template named in its own YAML, so the chat template "
+            "is not carried: name the one that renders like it."
+        )
+        return [note]
+    version = None if facts.origin is None else facts.origin.source_version
     old = "" if version is None or version == RULE_VERSIONS[-1] else f"{RULES_OF}{version}\n"
     write_text(folder / SETTINGS_FILE, f"{old}template: {name}\n")
     if facts.scored_token.pad_id is not None:
@@ -338,5 +327,4 @@ EXPORTER = Exporter(
     read=read,
     encode=None,
     decoders_only=True,
-    own_facts=False,
 )
