@@ -357,15 +357,17 @@ def read_contents(folder: Path, source: str = "", options: ReadOptions = ReadOpt
     Raises:
         ModelError: a file is damaged.
     """
+    config = read_json(folder / "config.json")
+    adapter = read_json(folder / "adapter_config.json")
     return Contents(
         folder=folder,
         source=source or str(folder),
         options=options,
-        config=read_json(folder / "config.json"),
-        adapter=read_json(folder / "adapter_config.json"),
+        config=config,
+        adapter=adapter,
         names=frozenset(name for path in _files(folder, WEIGHTS) for name in _names(path)),
         value_head=next(iter(_files(folder, VALUE_HEAD)), None),
-        versions=_versions(folder),
+        versions=_versions(folder / "README.md", config or {}, adapter or {}),
     )
 
 
@@ -458,18 +460,13 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return stored
 
 
-def _versions(folder: Path) -> dict[str, str]:
+def _versions(card: Path, config: Mapping[str, Any], adapter: Mapping[str, Any]) -> dict[str, str]:
     """Versions of the libraries that wrote the folder, by lower-case name.
 
     The Trainer lists them at the end of its card; PEFT and transformers note their own.
     """
-    versions: dict[str, str] = {}
-    readme = folder / "README.md"
-    if readme.is_file():
-        text = readme.read_text(encoding="utf-8", errors="replace")
-        versions.update({name.lower(): version for name, version in _VERSION.findall(text)})
-    config = read_json(folder / "config.json") or {}
-    adapter = read_json(folder / "adapter_config.json") or {}
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    versions = {name.lower(): version for name, version in _VERSION.findall(text)}
     if isinstance(config.get("transformers_version"), str):
         versions.setdefault("transformers", config["transformers_version"])
     if isinstance(adapter.get("peft_version"), str):

@@ -57,13 +57,6 @@ _ELSEWHERE: Final = {
 }
 
 
-def _entry_apart(source: Source) -> Source:
-    path, colon, entry = source.path.rpartition(":")
-    if not colon or Path(path).name != FILE_NAME:
-        return source
-    return source.model_copy(update={"path": path, "subset": entry})
-
-
 def resolve(source: Source) -> Source:
     """The source that an entry stands for; its path names the file, ``subset`` the entry.
 
@@ -74,7 +67,9 @@ def resolve(source: Source) -> Source:
     Raises:
         DataError: the file, the entry or what it asks for cannot be used here.
     """
-    source = _entry_apart(source)
+    path, colon, name = source.path.rpartition(":")
+    if colon and Path(path).name == FILE_NAME:
+        source = source.model_copy(update={"path": path, "subset": name})
     entry = _entry(source)
     where = f"{source.path}: {source.subset}"
     _check_usable(entry, where)

@@ -67,20 +67,24 @@ def translate(settings: Settings, where: str) -> Translation:
 def _decide(key: str, settings: Settings) -> Decision:
     if key in settings and settings[key] is None:
         return _ignore("it is null, which leaves the default")
-    decision = _rule(key)(key, settings)
+    rule = _rule(key)
+    if isinstance(rule, str):
+        return _ignore(rule)
+    decision = rule(key, settings)
     if _is_full(settings) and any(place.startswith("lora.") for place in decision.sets):
         return _ignore("all weights are trained (finetuning_type: full)")
     return decision
 
 
-def _rule(key: str) -> Rule:
+def _rule(key: str) -> Rule | str:
+    """The rule of a key, or why it is ignored."""
     if key in KEYS:
         return KEYS[key]
-    for prefixes, rule in _PREFIXES:
+    for prefixes, why in _PREFIXES:
         if key.startswith(prefixes):
-            return rule
+            return why
     if key in MANAGED["train"]:
-        return _ignored(MANAGED["train"][key])
+        return MANAGED["train"][key]
     return _argument if key in HF_KEYS["train"] else _unknown
 
 
@@ -127,10 +131,6 @@ def _to(*places: str) -> Rule:
 
 def _ignore(why: str) -> Decision:
     return Decision(why, outcome="ignored")
-
-
-def _ignored(why: str) -> Rule:
-    return lambda key, settings: _ignore(why)
 
 
 def _mapped(words: str) -> Rule:
@@ -376,137 +376,127 @@ def _number(key: str, value: Any) -> float:
         raise RecipeError(f"{key} is {shown(value)}; expected a number.") from None
 
 
-_GENERATION = _ignored("it is for generating text, and a reward model generates none")
-_SPEED = _ignored("it changes no result; plaudit packs rows and has its own cache")
-_TOKEN = _ignored(
-    "a recipe is copied into the run folder and must hold no secret; use hf auth login"
-)
+_GENERATION = "it is for generating text, and a reward model generates none"
+_SPEED = "it changes no result; plaudit packs rows and has its own cache"
+_TOKEN = "a recipe is copied into the run folder and must hold no secret; use hf auth login"
 _OTHER_MODEL = "that would train another model"
 
-KEYS: Final[dict[str, Rule]] = (
-    {
-        # the run
-        "stage": _mapped("it is rm, which is all that plaudit trains"),
-        "do_train": _mapped("plaudit train trains"),
-        "finetuning_type": _finetuning_type,
-        "output_dir": _out,
-        "overwrite_output_dir": _ignored("a run folder is never written over"),
-        "plot_loss": _ignored("loss curves are always drawn"),
-        "compute_accuracy": _ignored("accuracy is always measured"),
-        "include_effective_tokens_per_second": _ignored("speed is always measured"),
-        "early_stopping_steps": _to("evaluate.early_stopping_patience"),
-        "disable_shuffling": _unsupported("training rows are always shuffled; take it out"),
-        "logging_dir": _ignored("events lie in the run folder"),
-        "save_safetensors": _ignored("weights are always saved as safetensors"),
-        # the model
-        "model_name_or_path": _base,
-        "model_revision": _revision,
-        "adapter_name_or_path": _adapter,
-        "create_new_adapter": _unsupported("one adapter is trained on; take it out"),
-        "adapter_folder": _unsupported(_OTHER_MODEL),
-        "trust_remote_code": _to("model.trust_remote_code"),
-        "quantization_bit": _quantization,
-        "quantization_method": _unsupported(
-            "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
-        ),
-        "quantization_type": _unsupported("plaudit quantizes to nf4 alone", harmless=("nf4",)),
-        "double_quantization": _ignored("plaudit decides how constants are quantized"),
-        "bf16": _ignored(
-            "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU"
-        ),
-        "pure_bf16": _pure_bf16,
-        "flash_attn": _ignored("model.attention: auto packs rows where that is exact"),
-        "disable_gradient_checkpointing": _checkpointing,
-        "use_reentrant_gc": _ignored("it changes no result"),
-        "enable_liger_kernel": _to("train.use_liger_kernel"),
-        "use_unsloth": _ignored("plaudit has its own way to be fast"),
-        "use_unsloth_gc": _SPEED,
-        "low_cpu_mem_usage": _SPEED,
-        "use_fast_tokenizer": _ignored("the fast tokenizer is used where there is one"),
-        "upcast_layernorm": _ignored("norms keep the type of the body"),
-        "upcast_lmhead_output": _GENERATION,
-        "cache_dir": _ignored("set HF_HOME to keep downloads elsewhere"),
-        "hf_hub_token": _TOKEN,
-        "ms_hub_token": _TOKEN,
-        "om_hub_token": _TOKEN,
-        "print_param_status": _ignored("trained parameters are counted and recorded"),
-        "use_v1_kernels": _SPEED,
-        # adapters
-        "lora_rank": _lora_rank,
-        "lora_alpha": _to("lora.lora_alpha"),
-        "lora_dropout": _to("lora.lora_dropout"),
-        "lora_target": _lora_target,
-        "additional_target": _additional_target,
-        "use_rslora": _to("lora.use_rslora"),
-        "use_dora": _to("lora.use_dora"),
-        "pissa_init": _pissa,
-        "pissa_iter": _mapped("lora.init_lora_weights, with pissa_init"),
-        "pissa_convert": _ignored("the adapter is saved as it was trained"),
-        "loraplus_lr_ratio": _unsupported(
-            "plaudit gives both halves of an adapter one learning rate"
-        ),
-        "loraplus_lr_embedding": _ignored("it belongs to loraplus_lr_ratio"),
-        # the data
-        "dataset": _dataset,
-        "eval_dataset": _dataset,
-        "dataset_dir": _mapped("the paths of the sources, with dataset"),
-        "max_samples": _mapped("max_rows, of every source"),
-        "streaming": _mapped("streaming, of sources on the Hub; local files are always streamed"),
-        "mix_strategy": _mapped(
-            "probability and data.stopping_strategy; the counts are those expected"
-        ),
-        "interleave_probs": _mapped("probability, of every source"),
-        "val_size": _val_size,
-        "eval_on_each_dataset": _ignored("every evaluation set is measured by itself"),
-        "template": _template,
-        "cutoff_len": _cutoff,
-        "tool_format": _unsupported("templates render without tools", harmless=("default",)),
-        "media_dir": _ignored("text alone is read"),
-        "tokenized_path": _ignored("tokens are made from the data and cached"),
-        "overwrite_cache": _ignored("the cache is keyed by everything that decides its content"),
-        "preprocessing_batch_size": _SPEED,
-        "preprocessing_num_workers": _SPEED,
-        "data_shared_file_system": _SPEED,
-        "buffer_size": _ignored("all rows are shuffled, not a buffer of them"),
-        "packing": _ignored("rows are always packed, and attend to their own tokens alone"),
-        "neat_packing": _ignored("rows are always packed, and attend to their own tokens alone"),
-        "train_on_prompt": _GENERATION,
-        "mask_history": _GENERATION,
-        "ignore_pad_token_for_loss": _GENERATION,
-        "eval_num_beams": _GENERATION,
-        "predict_with_generate": _GENERATION,
-        "enable_thinking": _unsupported(
-            "a template's empty thought is written as it was trained", harmless=(True,)
-        ),
-        # training
-        "seed": _seed,
-        "evaluation_strategy": _strategy_of_evaluation,
-        "eval_strategy": _strategy_of_evaluation,
-        "save_strategy": _schedule_of_saving,
-        "save_steps": _schedule_of_saving,
-        "warmup_ratio": _warmup_ratio,
-        "group_by_length": _ignored(
-            "batches are packed by tokens, so grouping by length saves nothing"
-        ),
-        "no_cuda": _to("train.use_cpu"),
-        "tf32": _argument,
-    }
-    | {
+KEYS: Final[dict[str, Rule | str]] = {
+    # the run
+    "stage": _mapped("it is rm, which is all that plaudit trains"),
+    "do_train": _mapped("plaudit train trains"),
+    "finetuning_type": _finetuning_type,
+    "output_dir": _out,
+    "overwrite_output_dir": "a run folder is never written over",
+    "plot_loss": "loss curves are always drawn",
+    "compute_accuracy": "accuracy is always measured",
+    "include_effective_tokens_per_second": "speed is always measured",
+    "early_stopping_steps": _to("evaluate.early_stopping_patience"),
+    "disable_shuffling": _unsupported("training rows are always shuffled; take it out"),
+    "logging_dir": "events lie in the run folder",
+    "save_safetensors": "weights are always saved as safetensors",
+    # the model
+    "model_name_or_path": _base,
+    "model_revision": _revision,
+    "adapter_name_or_path": _adapter,
+    "create_new_adapter": _unsupported("one adapter is trained on; take it out"),
+    "adapter_folder": _unsupported(_OTHER_MODEL),
+    "trust_remote_code": _to("model.trust_remote_code"),
+    "quantization_bit": _quantization,
+    "quantization_method": _unsupported(
+        "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
+    ),
+    "quantization_type": _unsupported("plaudit quantizes to nf4 alone", harmless=("nf4",)),
+    "double_quantization": "plaudit decides how constants are quantized",
+    "bf16": "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU",
+    "pure_bf16": _pure_bf16,
+    "flash_attn": "model.attention: auto packs rows where that is exact",
+    "disable_gradient_checkpointing": _checkpointing,
+    "use_reentrant_gc": "it changes no result",
+    "enable_liger_kernel": _to("train.use_liger_kernel"),
+    "use_unsloth": "plaudit has its own way to be fast",
+    "use_unsloth_gc": _SPEED,
+    "low_cpu_mem_usage": _SPEED,
+    "use_fast_tokenizer": "the fast tokenizer is used where there is one",
+    "upcast_layernorm": "norms keep the type of the body",
+    "upcast_lmhead_output": _GENERATION,
+    "cache_dir": "set HF_HOME to keep downloads elsewhere",
+    "hf_hub_token": _TOKEN,
+    "ms_hub_token": _TOKEN,
+    "om_hub_token": _TOKEN,
+    "print_param_status": "trained parameters are counted and recorded",
+    "use_v1_kernels": _SPEED,
+    # adapters
+    "lora_rank": _lora_rank,
+    "lora_alpha": _to("lora.lora_alpha"),
+    "lora_dropout": _to("lora.lora_dropout"),
+    "lora_target": _lora_target,
+    "additional_target": _additional_target,
+    "use_rslora": _to("lora.use_rslora"),
+    "use_dora": _to("lora.use_dora"),
+    "pissa_init": _pissa,
+    "pissa_iter": _mapped("lora.init_lora_weights, with pissa_init"),
+    "pissa_convert": "the adapter is saved as it was trained",
+    "loraplus_lr_ratio": _unsupported("plaudit gives both halves of an adapter one learning rate"),
+    "loraplus_lr_embedding": "it belongs to loraplus_lr_ratio",
+    # the data
+    "dataset": _dataset,
+    "eval_dataset": _dataset,
+    "dataset_dir": _mapped("the paths of the sources, with dataset"),
+    "max_samples": _mapped("max_rows, of every source"),
+    "streaming": _mapped("streaming, of sources on the Hub; local files are always streamed"),
+    "mix_strategy": _mapped(
+        "probability and data.stopping_strategy; the counts are those expected"
+    ),
+    "interleave_probs": _mapped("probability, of every source"),
+    "val_size": _val_size,
+    "eval_on_each_dataset": "every evaluation set is measured by itself",
+    "template": _template,
+    "cutoff_len": _cutoff,
+    "tool_format": _unsupported("templates render without tools", harmless=("default",)),
+    "media_dir": "text alone is read",
+    "tokenized_path": "tokens are made from the data and cached",
+    "overwrite_cache": "the cache is keyed by everything that decides its content",
+    "preprocessing_batch_size": _SPEED,
+    "preprocessing_num_workers": _SPEED,
+    "data_shared_file_system": _SPEED,
+    "buffer_size": "all rows are shuffled, not a buffer of them",
+    "packing": "rows are always packed, and attend to their own tokens alone",
+    "neat_packing": "rows are always packed, and attend to their own tokens alone",
+    "train_on_prompt": _GENERATION,
+    "mask_history": _GENERATION,
+    "ignore_pad_token_for_loss": _GENERATION,
+    "eval_num_beams": _GENERATION,
+    "predict_with_generate": _GENERATION,
+    "enable_thinking": _unsupported(
+        "a template's empty thought is written as it was trained", harmless=(True,)
+    ),
+    # training
+    "seed": _seed,
+    "evaluation_strategy": _strategy_of_evaluation,
+    "eval_strategy": _strategy_of_evaluation,
+    "save_strategy": _schedule_of_saving,
+    "save_steps": _schedule_of_saving,
+    "warmup_ratio": _warmup_ratio,
+    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
+    "no_cuda": _to("train.use_cpu"),
+    "tf32": _argument,
+    **{
         key: _unsupported(_OTHER_MODEL)
         for key in (
             *("rope_scaling", "resize_vocab", "split_special_tokens", "add_tokens", "shift_attn"),
             *("add_special_tokens", "new_special_tokens_config", "mixture_of_depths", "fp8"),
             *("moe_aux_loss_coef", "train_from_scratch", "use_llama_pro"),
         )
-    }
-    | {
+    },
+    **{
         key: _unsupported("plaudit has the optimizers of transformers (train.optim) alone")
         for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca")
-    }
-)
-"""Every key of a reward run, beside transformers' own, and its rule."""
+    },
+}
+"""Every key of a reward run, beside transformers' own, and its rule, or why it is ignored."""
 
-_PREFIXES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
+_PREFIXES: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (
         (
             "infer_",
@@ -518,19 +508,19 @@ _PREFIXES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
             "init_special",
             "offload_",
         ),
-        _ignored("it is for inference or export"),
+        "it is for inference or export",
     ),
-    (("image_", "video_", "audio_", "crop_to", "use_audio"), _ignored("text alone is read")),
+    (("image_", "video_", "audio_", "crop_to", "use_audio"), "text alone is read"),
     (
         ("ppo_", "pref_", "dpo_", "kto_", "simpo_", "ref_model", "reward_model", "ld_alpha"),
-        _ignored("it is for other stages than rm"),
+        "it is for other stages than rm",
     ),
     (
         ("freeze_", "galore_", "apollo_", "badam_", "oft_", "module_dropout"),
-        _ignored("it belongs to a method that this run does not use"),
+        "it belongs to a method that this run does not use",
     ),
-    (("swanlab_", "use_swanlab", "ray_"), _ignored("runs are logged with train.report_to")),
-    (("fp8_", "quantization_device"), _ignored("it belongs to a precision that is not used")),
+    (("swanlab_", "use_swanlab", "ray_"), "runs are logged with train.report_to"),
+    (("fp8_", "quantization_device"), "it belongs to a precision that is not used"),
     (
         ("use_kv_cache", "do_sample", "temperature", "top_", "num_beams", "max_new_tokens"),
         _GENERATION,

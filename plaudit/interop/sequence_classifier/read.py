@@ -59,13 +59,12 @@ HEADS = ("score.weight", "regression_layer.weight")
 class Adapter:
     """An adapter apart from its head. ``head_LD`` is None where the file holds none.
 
-    ``head_change_LD`` is what LoRA adds to the head. An encoder's head has layers and biases: those
-    are ``layers``, by name.
+    ``head_change_LD`` is what LoRA adds to the head. An encoder's head has layers and biases, and
+    is in ``body``.
     """
 
     config: Mapping[str, Any]
     body: Mapping[str, Tensor]
-    layers: Mapping[str, Tensor]
     head_LD: Tensor | None
     head_change_LD: Tensor | None
     notes: tuple[str, ...] = ()
@@ -84,17 +83,14 @@ def read_adapter(contents: Contents) -> Adapter:
             f"{contents.folder} has an adapter_config.json but no adapter_model.safetensors or "
             ".bin; the weights were not saved."
         )
-    named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     body: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
-    layers: dict[str, Tensor] = {}
     unread = 0
-    for name, tensor in named.items():
+    for prefixed, tensor in tensors.items():
+        name = prefixed.removeprefix(PREFIX)
         first, _, rest = name.partition(".")
         if first in LINEAR_HEADS:
             head[rest] = tensor
-        elif first == "classifier":
-            layers[name] = tensor
         elif first in VOCABULARY_LAYERS:
             unread += 1
         else:
@@ -110,7 +106,6 @@ def read_adapter(contents: Contents) -> Adapter:
     return Adapter(
         config=contents.adapter,
         body=body,
-        layers=layers,
         head_LD=head.get("base_layer.weight", head.get("weight")),
         head_change_LD=_change(contents, head),
         notes=tuple(notes),
@@ -163,7 +158,6 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
             model = get_peft_model(network, _config(network, adapter, source))
         current = get_peft_model_state_dict(model, save_embedding_layers=False)
         tensors = {f"{PREFIX}{name}": tensor for name, tensor in adapter.body.items()}
-        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.layers.items()}
         # A head is there already, unless it is one that no file held.
         rest = set(current) - set(tensors)
         absent = sorted(n for n in rest if not n.startswith(heads) or n in random)
@@ -268,13 +262,16 @@ def open_adapter(contents: Contents) -> OpenedModel:
     )
     version = contents.options.source_version or contents.versions.get("transformers")
     scored_token, notes = classifier_reading(tokenizer, pad_id, version)
-    row, output = choose_output(_rows(adapter), contents)
+    encoder_head = _encoder_head(adapter.body)
+    heads = [adapter.head_LD, adapter.head_change_LD, *encoder_head[-1:]]
+    rows = next((int(head.shape[0]) for head in heads if head is not None), 1)
+    row, output = choose_output(rows, contents)
     facts = make_facts(body, "sequence classifier adapter", version, [*notes, *adapter.notes])
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
         name, layer = output_layer(loaded.network)
-        if name == "score" or not adapter.layers:
+        if name == "score" or not encoder_head:
             own_LD = None if loaded.fresh_head else layer.weight.detach()
             head_LD = effective_head(adapter, own_LD)
             if head_LD is None:
@@ -301,12 +298,9 @@ def why_no_head(contents: Contents, adapter: Adapter) -> str:
     )
 
 
-def _rows(adapter: Adapter) -> int:
-    head = adapter.head_LD if adapter.head_LD is not None else adapter.head_change_LD
-    if head is None and adapter.layers:
-        weights = [tensor for tensor in adapter.layers.values() if tensor.ndim == 2]
-        head = weights[-1]
-    return 1 if head is None else int(head.shape[0])
+def _encoder_head(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The matrices of an encoder's head, the last of which gives the reward."""
+    return [t for name, t in tensors.items() if name.startswith("classifier.") and t.ndim == 2]
 
 
 def open_whole(contents: Contents) -> OpenedModel:
