@@ -221,9 +221,11 @@ def _same_tokenizer(first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBa
 
 def _write(
     members: Sequence[_Member], temporary: Path, folder: Path, *, check: bool
-) -> tuple[CheckpointMetadata, FullAverage, tuple[str, ...]]:
+) -> tuple[CheckpointMetadata, Any, tuple[str, ...]]:
+    """Facts, the average in memory where it is made (``check``), and notes."""
     adapter = AdapterAverage() if members[0].facts.kind == "adapter" else None
-    average = FullAverage()
+    whole: Any = None
+    total = WeightedSum()
     tokenizer: PreTrainedTokenizerBase | None = None
     for member in members:
         network, own = load_network(
@@ -241,8 +243,13 @@ def _write(
         if adapter is not None:
             adapter.add(network, member.weight, member.folder)
         if check or adapter is None:
-            average.add(network, member.weight, member.folder)
+            # Adapters are merged into their base: the independent answer that theirs is checked by.
+            network = merged(network) if is_adapter(network) else network
+            total.add(network.state_dict(), member.weight, member.folder)
+            whole = network if whole is None else whole
     assert tokenizer is not None
+    if whole is not None:
+        whole.load_state_dict(total.tensors)
     facts, notes = _facts(members, folder)
     with writing(folder):
         if adapter is not None:
@@ -251,10 +258,10 @@ def _write(
             if _base_beside(members[0]):
                 copy_base(members[0].base, temporary)
         else:
-            save_weights(average.finish(), temporary)
+            save_weights(whole, temporary)
         save_tokenizer(tokenizer, temporary)
     write_metadata(temporary, facts)
-    return facts, average, notes
+    return facts, whole, notes
 
 
 def _base_beside(member: _Member) -> bool:
@@ -294,7 +301,7 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[CheckpointMetadata
 def _parity(
     temporary: Path,
     members: Sequence[_Member],
-    average: FullAverage,
+    network: Any,
     facts: CheckpointMetadata,
     check: CheckOptions,
 ) -> Parity:
@@ -303,7 +310,6 @@ def _parity(
     written = load(temporary, base=base, device="cpu", dtype="float32")
     rows = check_rows(written, members[0].run, check.rows)
     scores_R = np.concatenate(written.score_trees(rows.trees))
-    network = average.finish()
     network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
     module = as_reward_module(network, facts.reward_transform).eval()
     assert isinstance(written.tokenizer.pad_token_id, int)
@@ -332,20 +338,21 @@ A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
 
 class WeightedSum:
-    """A weighted sum of the tensors of models, added up in double precision."""
+    """A weighted sum of the tensors of models, in double precision, one in memory at a time."""
 
     def __init__(self) -> None:
-        self.total: dict[str, Tensor] | None = None
+        self.tensors: dict[str, Tensor] | None = None
 
+    @torch.no_grad()
     def add(self, state: Mapping[str, Tensor], weight: float, folder: Path) -> None:
         """Add the tensors of one model.
 
         Raises:
             ModelError: they are not those of the models before it.
         """
-        if self.total is None:
-            self.total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in state.items()}
-        shapes, own = ({(k, v.shape) for k, v in each.items()} for each in (self.total, state))
+        if self.tensors is None:
+            self.tensors = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in state.items()}
+        shapes, own = ({(k, v.shape) for k, v in each.items()} for each in (self.tensors, state))
         if shapes != own:
             raise ModelError(
                 f"{folder} has other tensors than the models before it (one is "
@@ -353,7 +360,7 @@ class WeightedSum:
                 "same modules_to_save."
             )
         for key, tensor in state.items():
-            self.total[key].add_(tensor.double(), alpha=weight)
+            self.tensors[key].add_(tensor.double(), alpha=weight)
 
 
 class AdapterAverage:
@@ -395,7 +402,7 @@ class AdapterAverage:
 
     def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and config. Alpha equals the rank everywhere, so that every scale is 1."""
-        tensors = {name: total.float() for name, total in (self._rest.total or {}).items()}
+        tensors = {name: total.float() for name, total in (self._rest.tensors or {}).items()}
         ranks = {}
         for module, pairs in self._lora.items():
             A_RI = torch.cat([A_RI for A_RI, _ in pairs], dim=0)
@@ -418,32 +425,3 @@ class AdapterAverage:
             "layers_to_transform": None,
             "layers_pattern": None,
         }
-
-
-class FullAverage:
-    """The weighted average of whole models, one model in memory at a time.
-
-    Adapters are merged into their base first, so this is also the independent answer that an
-    averaged adapter is compared with.
-    """
-
-    def __init__(self) -> None:
-        self.network: Any = None
-        self._sum = WeightedSum()
-
-    @torch.no_grad()
-    def add(self, network: Any, weight: float, folder: Path) -> None:
-        """Add one model; ``network`` is not what it was afterwards.
-
-        Raises:
-            ModelError: its tensors are not those of the models before it.
-        """
-        whole = merged(network) if is_adapter(network) else network
-        self.network = self.network or whole
-        self._sum.add(whole.state_dict(), weight, folder)
-
-    @torch.no_grad()
-    def finish(self) -> Any:
-        """The classifier with the averaged weights."""
-        self.network.load_state_dict(self._sum.total)
-        return self.network
