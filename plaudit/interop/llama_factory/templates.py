@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -74,86 +74,73 @@ class Template:
         }
 
 
-def _chatml(name: str, since: str, **more: Any) -> Template:
-    """ChatML: until 0.9.1 a turn's newline was a piece of its own, and the last answer had none."""
-    early = release(since) < release("0.9.2")
-    turns: dict[str, Any] = {
-        "user": (f"<|im_start|>user\n{CONTENT}<|im_end|>\n<|im_start|>assistant\n",),
-        "system": (f"<|im_start|>system\n{CONTENT}<|im_end|>\n",),
-        "assistant": (CONTENT, EOS) if early else (f"{CONTENT}<|im_end|>\n",),
-        "separator": ("\n",) if early else (),
-        "eos": "<|im_end|>",
-    }
-    return Template(name=name, since=since, **{**turns, **more})
-
-
-def _gemma(name: str, since: str, **more: Any) -> Template:
-    turns: dict[str, Any] = {
-        "prefix": (BOS,),
-        "user": (f"<start_of_turn>user\n{CONTENT}<end_of_turn>\n<start_of_turn>model\n",),
-        "assistant": (f"{CONTENT}<end_of_turn>\n",),
-    }
-    return Template(name=name, since=since, **{**turns, **more})
-
-
-def _llama3(since: str, **more: Any) -> Template:
-    def opens(role: str) -> str:
-        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
-
-    turns: dict[str, Any] = {
-        "prefix": (BOS,),
-        "user": (f"{opens('user')}{CONTENT}<|eot_id|>{opens('assistant')}",),
-        "system": (f"{opens('system')}{CONTENT}<|eot_id|>",),
-        "assistant": (f"{CONTENT}<|eot_id|>",),
-    }
-    return Template(name="llama3", since=since, **{**turns, **more})
-
-
+_CHATML = Template(
+    name="chatml",
+    since="0.9.2",
+    eos="<|im_end|>",
+    system=(f"<|im_start|>system\n{CONTENT}<|im_end|>\n",),
+    user=(f"<|im_start|>user\n{CONTENT}<|im_end|>\n<|im_start|>assistant\n",),
+    assistant=(f"{CONTENT}<|im_end|>\n",),
+)
+# Until 0.9.1 a turn's newline was a piece of its own, and the last answer had none.
+_EARLY_CHATML = replace(_CHATML, since="0.8.2", assistant=(CONTENT, EOS), separator=("\n",))
+_GEMMA = Template(
+    name="gemma",
+    since="0.9.2",
+    prefix=(BOS,),
+    user=(f"<start_of_turn>user\n{CONTENT}<end_of_turn>\n<start_of_turn>model\n",),
+    assistant=(f"{CONTENT}<end_of_turn>\n",),
+)
+_ASSISTANT_OPENS = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+_LLAMA3 = Template(
+    name="llama3",
+    since="0.9.2",
+    prefix=(BOS,),
+    system=(f"<|start_header_id|>system<|end_header_id|>\n\n{CONTENT}<|eot_id|>",),
+    user=(f"<|start_header_id|>user<|end_header_id|>\n\n{CONTENT}<|eot_id|>{_ASSISTANT_OPENS}",),
+    assistant=(f"{CONTENT}<|eot_id|>",),
+)
+_DEFAULT = Template(
+    name="default",
+    since="0.8.3",
+    system=(f"{CONTENT}\n",),
+    user=(f"Human: {CONTENT}\nAssistant:",),
+    separator=("\n",),
+)
 _SYSTEM_FIRST: dict[str, Any] = {"system": (f"{CONTENT}\n\n",), "system_in_user": True}
 _QWEN_LONG = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 _QWEN_SHORT = "You are a helpful assistant."
+_QWEN3 = replace(_CHATML, name="qwen3", since="0.9.4")
 _EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 TEMPLATES: tuple[Template, ...] = (
-    Template(
-        name="default",
-        since="0.8.2",
-        user=(f"Human: {CONTENT}\nAssistant: ",),
-        system=(f"{CONTENT}\n",),
-        separator=("\n",),
-    ),
-    Template(
-        name="default",
-        since="0.8.3",
-        user=(f"Human: {CONTENT}\nAssistant:",),
-        system=(f"{CONTENT}\n",),
-        separator=("\n",),
-    ),
+    replace(_DEFAULT, since="0.8.2", user=(f"Human: {CONTENT}\nAssistant: ",)),
+    _DEFAULT,
     Template(
         name="default",
         since="0.9.2",
+        system=(f"System: {CONTENT}\n",),
         user=(f"Human: {CONTENT}\nAssistant:",),
         assistant=(CONTENT, EOS, "\n"),
-        system=(f"System: {CONTENT}\n",),
     ),
     Template(
         name="default",
         since="0.9.3",
+        system=(f"System: {CONTENT}", EOS, "\n"),
         user=(f"Human: {CONTENT}", EOS, "\nAssistant:"),
         assistant=(CONTENT, EOS, "\n"),
-        system=(f"System: {CONTENT}", EOS, "\n"),
     ),
-    _llama3("0.8.2", assistant=(CONTENT, EOS), eos="<|eot_id|>"),
-    _llama3("0.9.2"),
-    _llama3("0.9.3", eos="<|eot_id|>"),
-    _chatml("chatml", "0.8.2"),
-    _chatml("chatml", "0.9.2"),
-    _chatml("qwen", "0.8.2", default_system=_QWEN_SHORT),
-    _chatml("qwen", "0.9.2", default_system=_QWEN_SHORT, eos=None),
-    _chatml("qwen", "0.9.3", default_system=_QWEN_LONG),
-    _chatml("qwen3", "0.9.3", thought=("<think>", "</think>", _EMPTY_THOUGHT)),
-    _chatml("qwen3", "0.9.4", thought=("<think>\n", "\n</think>\n\n", _EMPTY_THOUGHT)),
-    _chatml("qwen3_nothink", "0.9.4"),
+    replace(_LLAMA3, since="0.8.2", assistant=(CONTENT, EOS), eos="<|eot_id|>"),
+    _LLAMA3,
+    replace(_LLAMA3, since="0.9.3", eos="<|eot_id|>"),
+    _EARLY_CHATML,
+    _CHATML,
+    replace(_EARLY_CHATML, name="qwen", default_system=_QWEN_SHORT),
+    replace(_CHATML, name="qwen", default_system=_QWEN_SHORT, eos=None),
+    replace(_CHATML, name="qwen", since="0.9.3", default_system=_QWEN_LONG),
+    replace(_QWEN3, since="0.9.3", thought=("<think>", "</think>", _EMPTY_THOUGHT)),
+    replace(_QWEN3, thought=("<think>\n", "\n</think>\n\n", _EMPTY_THOUGHT)),
+    replace(_QWEN3, name="qwen3_nothink"),
     Template(
         name="mistral",
         since="0.8.2",
@@ -175,11 +162,11 @@ TEMPLATES: tuple[Template, ...] = (
         user=(f"[INST]{CONTENT}[/INST]",),
         **_SYSTEM_FIRST,
     ),
-    _gemma("gemma", "0.8.2", assistant=(CONTENT,), separator=("<end_of_turn>\n",), end=True),
-    _gemma("gemma", "0.9.2"),
-    _gemma("gemma", "0.9.3", **_SYSTEM_FIRST, eos="<end_of_turn>"),
-    _gemma("gemma2", "0.9.4", **_SYSTEM_FIRST, end=True),
-    _gemma("gemma3", "0.9.3", **_SYSTEM_FIRST, eos="<end_of_turn>"),
+    replace(_GEMMA, since="0.8.2", assistant=(CONTENT,), separator=("<end_of_turn>\n",), end=True),
+    _GEMMA,
+    replace(_GEMMA, since="0.9.3", eos="<end_of_turn>", **_SYSTEM_FIRST),
+    replace(_GEMMA, name="gemma2", since="0.9.4", end=True, **_SYSTEM_FIRST),
+    replace(_GEMMA, name="gemma3", since="0.9.3", eos="<end_of_turn>", **_SYSTEM_FIRST),
 )
 
 NAMES = tuple(dict.fromkeys(template.name for template in TEMPLATES))

@@ -227,14 +227,6 @@ def _whole(name: str) -> bool:
     return name.endswith((".embed_tokens.weight", ".wte.weight", ".embed_in.weight"))
 
 
-def effective_head(adapter: Adapter, own_LD: Tensor | None) -> Tensor | None:
-    """The head as it scored: saved whole, or the base's own, plus what LoRA adds."""
-    head_LD = adapter.head_LD if adapter.head_LD is not None else own_LD
-    if head_LD is None or adapter.head_change_LD is None:
-        return head_LD
-    return head_LD.float() + adapter.head_change_LD
-
-
 def one_row(head_LD: Tensor, row: int) -> Tensor:
     """``weight_1D`` of one output."""
     return head_LD[row : row + 1].detach().to(torch.float32).clone()
@@ -272,10 +264,14 @@ def open_adapter(contents: Contents) -> OpenedModel:
         loaded = build_classifier(body, dtype, None)
         name, layer = output_layer(loaded.network)
         if name == "score" or not encoder_head:
-            own_LD = None if loaded.fresh_head else layer.weight.detach()
-            head_LD = effective_head(adapter, own_LD)
+            # Saved whole, or the base's own, plus what LoRA adds.
+            head_LD = adapter.head_LD
+            if head_LD is None and not loaded.fresh_head:
+                head_LD = layer.weight.detach()
             if head_LD is None:
                 raise ModelError(why_no_head(contents, adapter))
+            if adapter.head_change_LD is not None:
+                head_LD = head_LD.float() + adapter.head_change_LD
             loaded = with_head(loaded, one_row(head_LD, row), contents.source)
         return attach(loaded, adapter, contents.source)
 
