@@ -39,6 +39,7 @@ from plaudit.types import (
     TokenTree,
     Tools,
     Turns,
+    as_turns,
     conversation_digests,
     has_media,
 )
@@ -245,17 +246,15 @@ class RewardModel:
             DataError: a message without role and content, or with content of another kind; a tool
                 that is no object.
         """
-        # Beside messages, a text is a turn: the template renders all of it or nothing.
-        chat = not all(isinstance(text, str) for text in (prompt, *responses))
-        user_turns = _turns(prompt, "user", "prompt", chat=chat)
-        answers = tuple(
-            _turns(response, "assistant", f"responses[{index}]", chat=chat)
-            for index, response in enumerate(responses)
+        named = {"prompt": prompt} | {f"responses[{k}]": text for k, text in enumerate(responses)}
+        user_turns, *answers = (
+            text if isinstance(text, str) else as_messages(text, what)
+            for what, text in named.items()
         )
-        return Comparison(
+        comparison = Comparison(
             id="0",
             prompt=user_turns,
-            responses=answers,
+            responses=tuple(answers),
             grades=(),
             group="0",
             source="python",
@@ -263,12 +262,9 @@ class RewardModel:
             tools=as_tools(tools),
             unusable=MEDIA if has_media(user_turns, *answers) else None,
         )
-
-
-def _turns(text: Text, role: str, what: str, *, chat: bool) -> Turns:
-    if isinstance(text, str):
-        return (Message(role=role, content=text),) if chat else text
-    return as_messages(text, what)
+        # Beside messages, a text is a turn: the template renders all of it or nothing.
+        chat = not all(isinstance(text, str) for text in (user_turns, *answers))
+        return as_turns(comparison) if chat else comparison
 
 
 def _another(response: Turns) -> Turns:

@@ -84,9 +84,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     calibration = (
         cross_fit(paired.delta_P, paired.group_P, seed=seed)
         if context.calibrate
-        else FittedTemperature(
-            temperature=None, delta_P=None, gain=None, folds=0, note=_SWITCHED_OFF
-        )
+        else FittedTemperature(note=_SWITCHED_OFF)
     )
     spread = pairwise.spread(table.reward_N)
     judged = {

@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, sem
 
 from plaudit.evaluation.metrics.calibration import (
+    FOLDS,
     PRIOR_SD,
     best_temperature,
     beyond_noise,
@@ -177,11 +178,11 @@ def test_a_gain_is_the_paired_difference_of_expected_losses(delta_P, factor, pai
 def test_every_pair_is_calibrated_without_its_own_group():
     generator = np.random.default_rng(6)
     delta_P = generator.normal(0.3, 1.0, size=60)
-    group_P = np.repeat(np.arange(12), 5)
-    before = cross_fit(delta_P, group_P, folds=12)
+    group_P = np.repeat(np.arange(FOLDS), 12)
+    before = cross_fit(delta_P, group_P)
     changed_P = delta_P.copy()
     changed_P[group_P == 3] *= -1
-    after = cross_fit(changed_P, group_P, folds=12)
+    after = cross_fit(changed_P, group_P)
     same = group_P == 3
     # Turning a group over changes every temperature but the one fitted without it.
     assert after.delta_P[same] == pytest.approx(-before.delta_P[same], rel=1e-12)

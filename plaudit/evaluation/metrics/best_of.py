@@ -54,13 +54,8 @@ def kl_of_best(n: int) -> float:
 
 def sizes_up_to(largest: int) -> list[int]:
     """Every n up to 16, then about two a doubling, and the largest."""
-    sizes = list(range(1, min(16, largest) + 1))
-    step = 9
-    while (n := round(2 ** (step / 2))) < largest:
-        if n > sizes[-1]:
-            sizes.append(n)
-        step += 1
-    return sizes if sizes[-1] == largest else [*sizes, largest]
+    doubled = (round(2 ** (step / 2)) for step in range(9, 2 * largest.bit_length() + 1))
+    return sorted({*range(1, min(16, largest) + 1), *(n for n in doubled if n < largest), largest})
 
 
 def best_of_n(table: ScoreTable, *, seed: int = 0) -> BestOf:

@@ -44,6 +44,8 @@ ten such pairs of different prompts.
 _COLDEST, _HOTTEST = 0.1, 1000.0
 _GRID = 65
 
+FOLDS = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedTemperature:
@@ -185,41 +187,46 @@ def cross_fit(
     group_P: npt.NDArray[np.int64],
     *,
     estimator: Estimator = shrunk_temperature,
-    folds: int = 5,
     seed: int = 0,
 ) -> FittedTemperature:
     """Fit on all pairs; and for every fold of prompt groups, fit on the others and apply to it.
 
-    Groups are dealt to folds at random (seeded), sizes to within one group; with fewer groups
-    than ``folds`` each group is a fold. Never raises for few or constant data.
+    Never raises for few or constant data.
     """
-    _, code_P = np.unique(group_P, return_inverse=True)
-    groups = int(code_P.max()) + 1 if len(code_P) else 0
+    groups = len(np.unique(group_P))
     if groups < 2:
         return FittedTemperature(note=f"calibration needs at least 2 prompts, found {groups}")
-    folds = min(folds, groups)
-    fold_P = folds_of(groups, folds=folds, seed=seed)[code_P]
     calibrated_P = np.empty_like(delta_P)
-    for fold in range(folds):
-        inside_P = fold_P == fold
+    folds = _folds(group_P, seed)
+    for inside_P in folds:
         others = delta_P[~inside_P]
         if not np.any(others):
             return FittedTemperature(
                 note="calibration needs pairs with unequal rewards in every fold"
             )
-        prompts = len(np.unique(code_P[~inside_P]))
+        prompts = len(np.unique(group_P[~inside_P]))
         calibrated_P[inside_P] = delta_P[inside_P] / estimator(others, prompts)
     return FittedTemperature(
         temperature=estimator(delta_P, groups),
         delta_P=calibrated_P,
         gain=improvement(delta_P, calibrated_P, group_P),
-        folds=folds,
+        folds=len(folds),
     )
 
 
-def folds_of(groups: int, *, folds: int = 5, seed: int = 0) -> npt.NDArray[np.int64]:
-    """A fold for each prompt group, at random (seeded), sizes to within one group."""
-    return np.random.default_rng(seed).permutation(groups) % max(1, min(folds, groups))
+def folds_of(groups: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
+    """A fold for each prompt group, at random (seeded), sizes to within one group.
+
+    With fewer groups than :data:`FOLDS` each group is a fold.
+    """
+    return np.random.default_rng(seed).permutation(groups) % max(1, min(FOLDS, groups))
+
+
+def _folds(group_P: npt.NDArray[np.int64], seed: int) -> list[npt.NDArray[np.bool_]]:
+    """Which pairs are in each fold."""
+    _, code_P, size_G = np.unique(group_P, return_inverse=True, return_counts=True)
+    fold_P = folds_of(len(size_G), seed=seed)[code_P]
+    return [fold_P == fold for fold in range(int(fold_P.max()) + 1)]
 
 
 def cross_fit_isotonic(
@@ -227,7 +234,6 @@ def cross_fit_isotonic(
     credit_P: FloatArray,
     group_P: npt.NDArray[np.int64],
     *,
-    folds: int = 5,
     seed: int = 0,
 ) -> FloatArray | None:
     """Confidences by isotonic regression on the other folds of prompt groups.
@@ -237,14 +243,10 @@ def cross_fit_isotonic(
     """
     from sklearn.isotonic import IsotonicRegression
 
-    _, code_P = np.unique(group_P, return_inverse=True)
-    groups = int(code_P.max()) + 1 if len(code_P) else 0
-    if groups < 2:
+    if len(np.unique(group_P)) < 2:
         return None
-    fold_P = folds_of(groups, folds=folds, seed=seed)[code_P]
     calibrated_P = np.empty_like(confidence_P)
-    for fold in range(int(fold_P.max()) + 1):
-        inside_P = fold_P == fold
+    for inside_P in _folds(group_P, seed):
         model = IsotonicRegression(y_min=0.5, y_max=1.0, out_of_bounds="clip")
         model.fit(confidence_P[~inside_P], credit_P[~inside_P])
         calibrated_P[inside_P] = model.predict(confidence_P[inside_P])
