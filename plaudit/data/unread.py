@@ -355,15 +355,14 @@ def _complaint(source: Source, row: Row, unread: UnreadText, where: str) -> str:
     lost = {**unread.lost, **unread.perhaps}
     name, kind = next(iter(lost.items()))
     theirs = source.columns.get(name) or name
+    left_out = {name: None}
     columns = _columns_that_read(source, row, theirs, lost)
+    advice = "name a `format` that reads it"
     if columns is not None:
         advice = f"read it with `columns: {_as_yaml(columns)}`"
-    elif source.format is not None:
-        advice = "name a `format` that reads it"
-    else:
+    elif source.format is None:
         advice = "put its text where the format reads it"
-    left_out = {name: None}
-    option = _as_option(left_out if columns is None else columns)
+    option = _as_option(columns or left_out)
     hint = "" if option is None else f" (on a command line: --columns {option})"
     return (
         f"{where}: the column {printable(theirs, _NAME_CHARACTERS)} looks like {kind}, but it is"

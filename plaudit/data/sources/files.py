@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 from plaudit.data.formats.values import is_messages, kind
 from plaudit.errors import DataError, OutputError
@@ -45,19 +45,8 @@ def known_kinds() -> str:
 # --- text ---------------------------------------------------------------------------------------
 
 
-class Compression(NamedTuple):
-    """What pyarrow calls it, what people call it, and the first bytes of its files."""
-
-    codec: str
-    name: str
-    magic: bytes
-
-
-COMPRESSIONS: Final[dict[str, Compression]] = {
-    ".gz": Compression("gzip", "gzip", b"\x1f\x8b"),
-    ".zst": Compression("zstd", "Zstandard", b"\x28\xb5\x2f\xfd"),
-}
-"""Last extension of compressed text files."""
+COMPRESSIONS: Final = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+"""Last extension of compressed text files: how they are compressed, and their first bytes."""
 
 
 def _decompressed(path: Path, codec: str) -> BinaryIO:
@@ -68,17 +57,17 @@ def _decompressed(path: Path, codec: str) -> BinaryIO:
 
 def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
     ending = path.suffix.lower()
-    compression = COMPRESSIONS.get(ending)
+    codec, _ = COMPRESSIONS.get(ending, (None, b""))
     try:
-        with _decompressed(path, compression.codec) if compression else path.open("rb") as stream:
+        with path.open("rb") if codec is None else _decompressed(path, codec) as stream:
             yield from stream
     except OSError as error:
         # The system's own errors have a number; what decompressors raise has none.
-        if compression is None or error.errno is not None:
+        if codec is None or error.errno is not None:
             raise unreadable(shown, error) from error
         raise DataError(
-            f"{shown} is not a complete {compression.name} file ({error}); compress it again, or"
-            f" remove {ending} from its name if it is not compressed."
+            f"{shown} is not a complete {codec} file ({error}); compress it again, or remove"
+            f" {ending} from its name if it is not compressed."
         ) from error
 
 
@@ -89,11 +78,9 @@ def unreadable(shown: str, error: Exception) -> DataError:
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     """Decoded lines with their numbers; a byte order mark at the start is taken off."""
     for number, line in enumerate(_byte_lines(path, shown), start=1):
-        for ending, compression in COMPRESSIONS.items() if number == 1 else ():
-            if line.startswith(compression.magic):
-                raise DataError(
-                    f"{shown} is compressed with {compression.name}; add {ending} to its name."
-                )
+        for ending, (codec, magic) in COMPRESSIONS.items() if number == 1 else ():
+            if line.startswith(magic):
+                raise DataError(f"{shown} is compressed with {codec}; add {ending} to its name.")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if "\0" in text:
