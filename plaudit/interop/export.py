@@ -115,7 +115,7 @@ def export(
         with writing(folder):
             written = exporter.write(source, temporary, options)
             facts, notes = _facts(source, exporter)
-            _write_around(temporary, source, exporter, facts, beside=beside)
+            _write_around(temporary, source, exporter, facts)
         # Two copies of a large model need not fit: the reloaded one takes this one's place.
         del source, reward_model
         parity, notes = None, (*written.notes, *notes)
@@ -274,7 +274,7 @@ def _facts(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadata, 
 
 
 def _write_around(
-    folder: Path, source: Exportable, exporter: Exporter, facts: CheckpointMetadata, *, beside: bool
+    folder: Path, source: Exportable, exporter: Exporter, facts: CheckpointMetadata
 ) -> None:
     """Tokenizer, facts, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
@@ -285,7 +285,7 @@ def _write_around(
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if exporter.plain:
         write_metadata(folder, facts)
-    if facts.kind == "adapter" and beside:
+    if facts.kind == "adapter" and source.base_named != source.base:
         copy_base(source.base, folder)
 
 

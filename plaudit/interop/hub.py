@@ -201,15 +201,6 @@ def check_head(folder: Path) -> None:
     Raises:
         ModelError: no weights, a shard that is not there, or weights without a head.
     """
-    keys = _tensor_names(folder)
-    if not any(_HEAD.search(key) and ".lora_" not in key for key in keys):
-        raise ModelError(
-            f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
-            "would be random elsewhere; save the head with the model (plaudit export does)."
-        )
-
-
-def _tensor_names(folder: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
     weights = sorted(folder.glob("*.safetensors"))
@@ -223,14 +214,18 @@ def _tensor_names(folder: Path) -> set[str]:
         missing = sorted(shard for shard in map(str, shards) if not (folder / shard).is_file())
         if missing:
             raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
-    names: set[str] = set()
+    keys: set[str] = set()
     for path in weights:
         try:
             with safe_open(path, framework="np") as tensors:
-                names |= set(tensors.keys())
+                keys |= set(tensors.keys())
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} is damaged ({error}); write it again.") from None
-    return names
+    if not any(_HEAD.search(key) and ".lora_" not in key for key in keys):
+        raise ModelError(
+            f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
+            "would be random elsewhere; save the head with the model (plaudit export does)."
+        )
 
 
 def _mapping_in(path: Path) -> dict[str, Any]:

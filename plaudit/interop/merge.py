@@ -208,14 +208,6 @@ def _checksums(base: Path) -> dict[str, str]:
     return {path.name: checksum(path) for path in files}
 
 
-def _same_tokenizer(first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    return bool(
-        first.get_vocab() == other.get_vocab()
-        and first.special_tokens_map == other.special_tokens_map
-        and first.chat_template == other.chat_template
-    )
-
-
 # ---- writing and checking ------------------------------------------------------------------------
 
 
@@ -232,7 +224,11 @@ def _write(
             member.folder, member.facts, dtype=torch.float32, base=member.base
         )
         tokenizer = tokenizer or own
-        if not _same_tokenizer(tokenizer, own):
+        first, other = (
+            (each.get_vocab(), each.special_tokens_map, each.chat_template)
+            for each in (tokenizer, own)
+        )
+        if first != other:
             raise ModelError(
                 f"{members[0].folder} and {member.folder} have different tokenizers, so they have "
                 "no common average."

@@ -5,7 +5,6 @@ Shapes: L outputs of a head, D hidden width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ from plaudit.model.load import (
 )
 from plaudit.tokens.rendering import renderer_of
 from plaudit.types import Rendering, ScoredTokenRule
-
-logger = logging.getLogger("plaudit")
 
 FOREIGN_SETTINGS = ("auto_map", "value_head_prefix", "mean", "std", "normalize_reward")
 """Keys of ``config.json`` by which a tool finds and normalises its own head."""

@@ -68,9 +68,7 @@ def _decide(key: str, settings: Settings) -> Decision:
     if key in settings and settings[key] is None:
         return _ignore("it is null, which leaves the default")
     rule = _rule(key)
-    if isinstance(rule, str):
-        return _ignore(rule)
-    decision = rule(key, settings)
+    decision = _ignore(rule) if isinstance(rule, str) else rule(key, settings)
     if _is_full(settings) and any(place.startswith("lora.") for place in decision.sets):
         return _ignore("all weights are trained (finetuning_type: full)")
     return decision
@@ -78,14 +76,9 @@ def _decide(key: str, settings: Settings) -> Decision:
 
 def _rule(key: str) -> Rule | str:
     """The rule of a key, or why it is ignored."""
-    if key in KEYS:
-        return KEYS[key]
-    for prefixes, why in _PREFIXES:
-        if key.startswith(prefixes):
-            return why
-    if key in MANAGED["train"]:
-        return MANAGED["train"][key]
-    return _argument if key in HF_KEYS["train"] else _unknown
+    by_prefix = (why for prefixes, why in _PREFIXES if key.startswith(prefixes))
+    usual = _argument if key in HF_KEYS["train"] else _unknown
+    return KEYS.get(key) or next(by_prefix, None) or MANAGED["train"].get(key) or usual
 
 
 def _implied(settings: Settings) -> list[str]:

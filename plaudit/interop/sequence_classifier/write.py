@@ -24,7 +24,8 @@ from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata
 from plaudit.model.load import head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
 from plaudit.storage.atomic import write_json
-from plaudit.types import Comparison, RewardTransform
+from plaudit.tokens.rendering import ChatFormatter, conversation_text
+from plaudit.types import Comparison, Rendering, RewardTransform
 
 ADAPTER_CONFIG = "adapter_config.json"
 OLD_PEFT = {"0.11": Path(__file__).with_name("peft_0_11.json")}
@@ -58,13 +59,11 @@ def write_merged(source: Exportable, folder: Path, options: WriteOptions) -> Wri
 
 
 def _lost(source: Exportable) -> tuple[str, ...]:
-    if source.offset == 0.0:
-        return ()
     note = (
         f"The head's bias ({source.offset:.6g}) has no place in a sequence classifier: every score "
         "there is lower by it. Order and differences are the same, and plaudit adds it again."
     )
-    return (note,)
+    return (note,) if source.offset else ()
 
 
 def _pooler(source: Exportable, options: WriteOptions) -> dict[str, Any]:
@@ -277,20 +276,12 @@ def rendered(
     tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
 ) -> list[str]:
     """Each whole conversation as text: by the tokenizer's template, or end to end."""
-    texts: list[str] = []
-    for response in comparison.responses:
-        if isinstance(comparison.prompt, str) or isinstance(response, str):
-            texts.append(f"{comparison.prompt}{response}")
-            continue
-        text = tokenizer.apply_chat_template(
-            [message.as_dict() for message in (*comparison.prompt, *response)],
-            tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
-            tokenize=False,
-            **{**facts.chat_template_kwargs, **comparison.chat_template_kwargs},
-        )
-        assert isinstance(text, str)
-        texts.append(text)
-    return texts
+    voice = ChatFormatter(
+        tokenizer=tokenizer,
+        chat_template_kwargs=facts.chat_template_kwargs,
+        rendering=Rendering(),
+    )
+    return [conversation_text(voice, comparison, response) for response in comparison.responses]
 
 
 ADAPTER_EXPORTER = Exporter(
