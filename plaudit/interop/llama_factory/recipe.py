@@ -56,10 +56,12 @@ def translate(settings: Settings, where: str) -> Translation:
                     recipe[section] = value
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
+    for key, words in _DIFFERENCES.items():
+        notes.append(Note(key=key, outcome="differs", words=words))
     out = settings.get("output_dir")
     return Translation(
         recipe=recipe,
-        notes=(*notes, *_DIFFERENCES),
+        notes=tuple(notes),
         out=None if out is None else Path(str(out)).expanduser(),
     )
 
@@ -76,7 +78,7 @@ def _decide(key: str, settings: Settings) -> Decision:
 
 def _rule(key: str) -> Rule | str:
     """The rule of a key, or why it is ignored."""
-    by_prefix = (why for prefixes, why in _PREFIXES if key.startswith(prefixes))
+    by_prefix = (why for why, prefixes in _PREFIXES.items() if key.startswith(prefixes))
     usual = _argument if key in HF_KEYS["train"] else _unknown
     return KEYS.get(key) or next(by_prefix, None) or MANAGED["train"].get(key) or usual
 
@@ -474,70 +476,48 @@ KEYS: Final[dict[str, Rule | str]] = {
     "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
     "no_cuda": _to("train.use_cpu"),
     "tf32": _argument,
-    **{
-        key: _unsupported(_OTHER_MODEL)
-        for key in (
+    **dict.fromkeys(
+        (
             *("rope_scaling", "resize_vocab", "split_special_tokens", "add_tokens", "shift_attn"),
             *("add_special_tokens", "new_special_tokens_config", "mixture_of_depths", "fp8"),
             *("moe_aux_loss_coef", "train_from_scratch", "use_llama_pro"),
-        )
-    },
-    **{
-        key: _unsupported("plaudit has the optimizers of transformers (train.optim) alone")
-        for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca")
-    },
+        ),
+        _unsupported(_OTHER_MODEL),
+    ),
+    **dict.fromkeys(
+        ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca"),
+        _unsupported("plaudit has the optimizers of transformers (train.optim) alone"),
+    ),
 }
 """Every key of a reward run, beside transformers' own, and its rule, or why it is ignored."""
 
-_PREFIXES: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
-    (
-        (
-            "infer_",
-            "vllm_",
-            "sglang_",
-            "ktransformers_",
-            "kt_",
-            "export_",
-            "init_special",
-            "offload_",
-        ),
-        "it is for inference or export",
+_PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "it is for inference or export": (
+        *("infer_", "vllm_", "sglang_", "ktransformers_", "kt_"),
+        *("export_", "init_special", "offload_"),
     ),
-    (("image_", "video_", "audio_", "crop_to", "use_audio"), "text alone is read"),
-    (
-        ("ppo_", "pref_", "dpo_", "kto_", "simpo_", "ref_model", "reward_model", "ld_alpha"),
-        "it is for other stages than rm",
+    "text alone is read": ("image_", "video_", "audio_", "crop_to", "use_audio"),
+    "it is for other stages than rm": (
+        *("ppo_", "pref_", "dpo_", "kto_", "simpo_"),
+        *("ref_model", "reward_model", "ld_alpha"),
     ),
-    (
-        ("freeze_", "galore_", "apollo_", "badam_", "oft_", "module_dropout"),
-        "it belongs to a method that this run does not use",
+    "it belongs to a method that this run does not use": (
+        *("freeze_", "galore_", "apollo_", "badam_", "oft_", "module_dropout"),
     ),
-    (("swanlab_", "use_swanlab", "ray_"), "runs are logged with train.report_to"),
-    (("fp8_", "quantization_device"), "it belongs to a precision that is not used"),
-    (
-        ("use_kv_cache", "do_sample", "temperature", "top_", "num_beams", "max_new_tokens"),
-        _GENERATION,
+    "runs are logged with train.report_to": ("swanlab_", "use_swanlab", "ray_"),
+    "it belongs to a precision that is not used": ("fp8_", "quantization_device"),
+    _GENERATION: (
+        *("use_kv_cache", "do_sample", "temperature", "top_", "num_beams", "max_new_tokens"),
+        *("repetition_penalty", "length_penalty", "default_system", "skip_special"),
     ),
-    (("repetition_penalty", "length_penalty", "default_system", "skip_special"), _GENERATION),
-)
+}
+"""Why keys that start so are ignored."""
 
-_DIFFERENCES: Final = (
-    Note(
-        key="value head",
-        outcome="differs",
-        words="there a linear head with a bias behind 10% dropout, begun at random; here without"
-        " both, begun at zero (model.head_init: normal begins at random)",
-    ),
-    Note(
-        key="kept model",
-        outcome="differs",
-        words="there the last step unless load_best_model_at_end is set; here the evaluation with"
-        " the lowest loss, where anything is held out (train.load_best_model_at_end=false)",
-    ),
-    Note(
-        key="rows it skips",
-        outcome="differs",
-        words="there with a warning; here counted by reason, before the split (there after it in"
-        " 0.9.2 and later)",
-    ),
-)
+_DIFFERENCES: Final = {
+    "value head": "there a linear head with a bias behind 10% dropout, begun at random; here"
+    " without both, begun at zero (model.head_init: normal begins at random)",
+    "kept model": "there the last step unless load_best_model_at_end is set; here the evaluation"
+    " with the lowest loss, where anything is held out (train.load_best_model_at_end=false)",
+    "rows it skips": "there with a warning; here counted by reason, before the split (there after"
+    " it in 0.9.2 and later)",
+}
