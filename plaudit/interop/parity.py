@@ -134,9 +134,16 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
         DataError: ``rows`` cannot be read, or the model can read none of its rows.
     """
     for where, comparisons in _candidates(folder, rows):
-        readable = _readable(model, comparisons, where, ROWS if rows is None else None)
-        if readable.trees:
-            return readable
+        if model.facts.text == "chat":
+            comparisons = [as_turns(comparison) for comparison in comparisons]
+        readable = [
+            (comparison, outcome)
+            for comparison, outcome in zip(comparisons, model.encode(comparisons), strict=True)
+            if isinstance(outcome, TokenTree)
+        ]
+        if readable:
+            kept, trees = zip(*readable[: ROWS if rows is None else None], strict=True)
+            return CheckRows(comparisons=kept, trees=trees, where=where)
     raise DataError(
         f"The model can read none of the {len(comparisons)} rows of {where} (it reads at most "
         f"{model.facts.max_length} tokens); give other --rows."
@@ -151,24 +158,6 @@ def _candidates(folder: Path, rows: Source | None) -> Iterator[tuple[str, list[C
     yield "the run's held-out rows", _recorded(folder)
     embedded = Source(path=EMBEDDED)
     yield "embedded rows", [comparison for *_, comparison in open_source(embedded).rows]
-
-
-def _readable(
-    model: RewardModel, comparisons: Sequence[Comparison], where: str, count: int | None
-) -> CheckRows:
-    if model.facts.text == "chat":
-        comparisons = [as_turns(comparison) for comparison in comparisons]
-    outcomes = model.encode(comparisons)
-    kept = [
-        (comparison, outcome)
-        for comparison, outcome in zip(comparisons, outcomes, strict=True)
-        if isinstance(outcome, TokenTree)
-    ][:count]
-    return CheckRows(
-        comparisons=tuple(comparison for comparison, _ in kept),
-        trees=tuple(tree for _, tree in kept),
-        where=where,
-    )
 
 
 def _recorded(folder: Path) -> list[Comparison]:
