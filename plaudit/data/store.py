@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,14 @@ def write_comparisons(path: Path, comparisons: Iterable[Comparison]) -> None:
 # --- one comparison as JSON ---------------------------------------------------------------------
 
 _FIELDS: Final = tuple(field.name for field in fields(Comparison))
+_values = attrgetter(*_FIELDS)
+
+
+def _plain(value: Any) -> Any:
+    return (value.role, value.content, value.extra) if isinstance(value, Message) else str(value)
+
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 def encode(comparison: Comparison) -> bytes:
@@ -62,12 +71,8 @@ def encode(comparison: Comparison) -> bytes:
     What JSON has no form for (dates and bytes, out of Parquet) becomes its text, which is what a
     template would print.
     """
-    values = {name: getattr(comparison, name) for name in _FIELDS}
-    values["prompt"] = _plain(comparison.prompt)
-    values["responses"] = [_plain(response) for response in comparison.responses]
-    text = json.dumps(list(values.values()), ensure_ascii=False, separators=(",", ":"), default=str)
     # A cell of a table may hold half a character, which is not valid UTF-8.
-    return text.encode("utf-8", "surrogatepass")
+    return _JSON.encode(_values(comparison)).encode("utf-8", "surrogatepass")
 
 
 def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
@@ -80,12 +85,6 @@ def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
     if values["tools"] is not None:
         values["tools"] = tuple(values["tools"])
     return Comparison(**values)
-
-
-def _plain(turns: Turns) -> str | list[tuple[Any, ...]]:
-    if isinstance(turns, str):
-        return turns
-    return [(turn.role, turn.content, turn.extra) for turn in turns]
 
 
 def _turns(plain: str | list[list[Any]]) -> Turns:
