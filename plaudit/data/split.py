@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from plaudit.data.load import open_source
 from plaudit.data.sources.files import ROW_FILES, file_kind, write_rows
-from plaudit.data.sources.read import local_files, resolve, source_name
+from plaudit.data.sources.read import local_files, read_rows, resolve, source_name
 from plaudit.data.store import GroupArray, StoredComparisons, group_code, group_name
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
@@ -262,8 +263,8 @@ def split_files(
     # All files or none.
     with ExitStack() as undo:
         for at, path in enumerate(paths):
-            rows = open_source(source).rows
-            write_rows(path, (row for number, _, row, _ in rows if part_N[number - 1] == at))
+            rows = enumerate(islice(read_rows(source), len(part_N)))
+            write_rows(path, (row for number, (_, row) in rows if part_N[number] == at))
             undo.callback(path.unlink, missing_ok=True)
         undo.pop_all()
     train_groups = group_N[part_N == 0]

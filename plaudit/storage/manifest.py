@@ -9,6 +9,7 @@ with AdamW, 96 GB read once after it is written and once before it is resumed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -61,12 +62,8 @@ def is_model_file(name: str) -> bool:
 
 def checksum(path: Path) -> str:
     """XXH3 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    block = memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def checksum_of(record: Mapping[str, Any]) -> str:
