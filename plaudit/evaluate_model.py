@@ -138,6 +138,10 @@ def check_evaluation(data: Sequence[Source], options: EvaluateOptions) -> None:
     """
     if not data and not options.suites:
         raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+    names = Counter(request.suite.name for request in options.suites)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"--suite {twice} is named twice; name one folder with all of its files.")
     for source in (*data, *options.train_data):
         check_source(source)
     if options.out is not None:

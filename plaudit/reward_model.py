@@ -414,8 +414,6 @@ class ScoreCache:
         return reward
 
     def put(self, key: bytes, reward: float) -> None:
-        if self._entries <= 0:
-            return
         self._rewards[key] = reward
         self._rewards.move_to_end(key)
         if len(self._rewards) > self._entries:

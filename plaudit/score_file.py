@@ -86,7 +86,7 @@ def score_file(
     check_new_file(out)
     opened = open_source(source)
     total = sum(1 for _ in _checked(opened.rows, columns))
-    partial = Partial.beside(out)
+    partial = Partial(out)
     with writing(out):
         progress = partial.open(_identity(model, source, columns))
         resumed = progress.rows
@@ -239,15 +239,15 @@ class Progress:
 class Partial:
     """Rows written before ``out`` is complete, and what they belong to."""
 
-    rows_path: Path
-    identity_path: Path
+    out: Path
 
-    @classmethod
-    def beside(cls, out: Path) -> Partial:
-        return cls(
-            rows_path=out.with_name(f".{out.name}.partial.jsonl"),
-            identity_path=out.with_name(f".{out.name}.partial.json"),
-        )
+    @property
+    def rows_path(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.partial.jsonl")
+
+    @property
+    def identity_path(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.partial.json")
 
     def open(self, identity: Mapping[str, Any]) -> Progress:
         """Start, or resume what a stopped call of the same identity left.
@@ -273,10 +273,9 @@ class Partial:
         rewards come out the same to the last bit.
         """
         progress = Progress()
-        if not self.rows_path.is_file():
-            return progress
         end = 0
-        with self.rows_path.open("rb+") as file:
+        with self.rows_path.open("ab+") as file:
+            file.seek(0)
             while len(chunk := list(islice(file, CHUNK_ROWS))) == CHUNK_ROWS:
                 if not chunk[-1].endswith(b"\n"):
                     break

@@ -204,22 +204,17 @@ def _score_rows(
 
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
-    values: dict[str, list[Any]] = {name: [] for name, _ in _COLUMNS.values()}
-    metadata: dict[str, list[Any]] = {}
-    features: list[Any] = []
-    for count, row in enumerate(rows):
-        for name, column in values.items():
-            column.append(getattr(row, name))
-        for name in row.metadata:
-            if name not in metadata:
-                metadata[name] = [None] * count
-        for name, column in metadata.items():
-            column.append(row.metadata.get(name))
-        features.append(row.features)
+    rows = list(rows)
+    metadata = dict.fromkeys(name for row in rows for name in row.metadata)
     return ScoreTable(
-        **{f"{name}_N": _column(values.pop(name), dtype) for name, dtype in _COLUMNS.values()},
-        features_N=features_column(features),
-        metadata={name: _column(column, np.object_) for name, column in metadata.items()},
+        **{
+            f"{name}_N": _column([getattr(row, name) for row in rows], dtype)
+            for name, dtype in _COLUMNS.values()
+        },
+        features_N=features_column([row.features for row in rows]),
+        metadata={
+            name: _column([row.metadata.get(name) for row in rows], np.object_) for name in metadata
+        },
     )
 
 

@@ -37,7 +37,6 @@ from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path
 from plaudit.types import (
     MEDIA,
-    Comparison,
     FloatArray,
     ScoreRow,
     Skipped,
@@ -273,7 +272,9 @@ def _score(
     model: RewardModel, items: Sequence[Item], on_batch: Callable[[int, int], None]
 ) -> tuple[list[Answer], Counter[str]]:
     """Answers in the rows' order, and skipped rows by reason."""
-    outcomes = model.encode([_for_model(model, item) for item in items])
+    # A text is a user turn or an assistant turn, but for a model of plain text alone.
+    comparisons = items if model.facts.text == "text" else [as_turns(item) for item in items]
+    outcomes = model.encode(comparisons)
     trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
     skipped = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Skipped))
     total = sum(tree.tokens for tree in trees)
@@ -295,11 +296,6 @@ def _score(
         else:
             skipped[NOT_FINITE] += 1
     return answers, skipped
-
-
-def _for_model(model: RewardModel, item: Item) -> Comparison:
-    """Messages; a text is a user turn or an assistant turn, but for a model of plain text alone."""
-    return item if model.facts.text == "text" else as_turns(item)
 
 
 def _score_rows(name: str, answers: Sequence[Answer]) -> Iterator[ScoreRow]:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Final, TypeAlias
 
@@ -131,6 +131,24 @@ def identity(row: Row, number: int) -> str:
     return str(number) if value is None else str(value)
 
 
+def _chosen_first(
+    row: Row,
+    number: int,
+    subset: str,
+    chosen: tuple[Turns, ...],
+    rejected: tuple[Turns, ...],
+) -> Item:
+    """The item of a row with a ``prompt``: chosen responses, then rejected ones."""
+    return Item(
+        id=identity(row, number),
+        prompt=turns(row, "prompt"),
+        responses=chosen + rejected,
+        grades=(1.0,) * len(chosen) + (0.0,) * len(rejected),
+        subset=subset,
+        case=str(number),
+    )
+
+
 # ---- rules that several suites share -------------------------------------------------------------
 
 
@@ -196,14 +214,8 @@ _MATH_ROWS = 447
 
 def read_rewardbench(row: Row, number: int, path: PurePath) -> Item:
     """``prompt``, ``chosen``, ``rejected``, ``subset``."""
-    return Item(
-        id=identity(row, number),
-        prompt=text(row, "prompt"),
-        responses=(text(row, "chosen"), text(row, "rejected")),
-        grades=(1.0, 0.0),
-        subset=text(row, "subset"),
-        case=str(number),
-    )
+    chosen, rejected = text(row, "chosen"), text(row, "rejected")
+    return _chosen_first(row, number, text(row, "subset"), (chosen,), (rejected,))
 
 
 def combine_rewardbench(means: Means) -> Numbers:
@@ -235,21 +247,13 @@ _TIE_ID = re.compile(r"(ref|tied):(.+)")
 def read_rewardbench_2(row: Row, number: int, path: PurePath) -> Item:
     """Lists ``chosen`` and ``rejected``; ids of ties are ``ref:N`` and ``tied:N``."""
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
-    subset, name = text(row, "subset"), identity(row, number)
-    case = str(number)
-    if subset == TIES:
-        match = _TIE_ID.fullmatch(name)
-        if match is None:
-            raise DataError(f"the id of a row of Ties is {name!r}, expected ref:N or tied:N.")
-        case = f"{TIES}:{match[2]}"
-    return Item(
-        id=name,
-        prompt=text(row, "prompt"),
-        responses=chosen + rejected,
-        grades=(1.0,) * len(chosen) + (0.0,) * len(rejected),
-        subset=subset,
-        case=case,
-    )
+    item = _chosen_first(row, number, text(row, "subset"), chosen, rejected)
+    if item.subset != TIES:
+        return item
+    match = _TIE_ID.fullmatch(item.id)
+    if match is None:
+        raise DataError(f"the id of a row of Ties is {item.id!r}, expected ref:N or tied:N.")
+    return replace(item, case=f"{TIES}:{match[2]}")
 
 
 def credit_rewardbench_2(case: Case) -> Numbers:
@@ -285,12 +289,13 @@ def _credit_ties(case: Case) -> Numbers:
 
 def combine_rewardbench_2(means: Means) -> Numbers:
     """The plain mean of the subsets; Ties by its own five terms (at most 1.01)."""
-    each = {s: _ties_score(v) if s == TIES else v["accuracy"] for s, v in means.items()}
+    each = {
+        subset: sum(weight * values.get(name, math.nan) for name, weight in _TIES_TERMS.items())
+        if subset == TIES
+        else values["accuracy"]
+        for subset, values in means.items()
+    }
     return {"Score": _mean(each.values()), **each}
-
-
-def _ties_score(values: Mapping[str, float]) -> float:
-    return sum(weight * values.get(name, math.nan) for name, weight in _TIES_TERMS.items())
 
 
 _TIES_TERMS: Final = {
@@ -323,15 +328,7 @@ def read_rm_bench(row: Row, number: int, path: PurePath) -> Item:
     domain = "safety" if part.startswith("safety") else part
     if domain not in RM_BENCH_DOMAINS:
         raise DataError(f"the domain is {part!r}, expected one of {', '.join(RM_BENCH_DOMAINS)}.")
-    return Item(
-        id=identity(row, number),
-        prompt=text(row, "prompt"),
-        responses=chosen + rejected,
-        grades=(1.0,) * _STYLES + (0.0,) * _STYLES,
-        subset=domain,
-        case=str(number),
-        metadata={"part": part},
-    )
+    return replace(_chosen_first(row, number, domain, chosen, rejected), metadata={"part": part})
 
 
 def credit_rm_bench(case: Case) -> Numbers:
@@ -441,19 +438,13 @@ def read_pairs(row: Row, number: int, path: PurePath) -> Item:
     """``prompt``, ``chosen``, ``rejected``: texts, lists of texts for the answers, or turns;
     ``subset`` if there is one.
     """
-    sides = [
+    chosen, rejected = (
         texts(row, column) if isinstance(row.get(column), list) else (turns(row, column),)
         for column in ("chosen", "rejected")
-    ]
-    subset = row.get("subset")
-    return Item(
-        id=identity(row, number),
-        prompt=turns(row, "prompt"),
-        responses=sides[0] + sides[1],
-        grades=(1.0,) * len(sides[0]) + (0.0,) * len(sides[1]),
-        subset=subset if isinstance(subset, str) else path.name.partition(".")[0],
-        case=str(number),
     )
+    subset = row.get("subset")
+    subset = subset if isinstance(subset, str) else path.name.partition(".")[0]
+    return _chosen_first(row, number, subset, chosen, rejected)
 
 
 SUITES: Final[dict[str, Suite]] = {
