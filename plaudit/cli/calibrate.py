@@ -22,12 +22,10 @@ def calibrate(
     json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
 ) -> None:
     """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
-    from plaudit.cli.printing import quiet_console, silence_weight_loading
+    from plaudit.cli.printing import print_lines, starting
 
-    console = quiet_console()
     sources = [options.source(path, format_, columns) for path in data]
-    with console.status("starting"):
-        silence_weight_loading()
+    with starting() as console:
         from plaudit import calibrate_model
     result = calibrate_model.calibrate(
         model,
@@ -37,7 +35,6 @@ def calibrate(
     )
     if json:
         options.print_json(result)
-    for line in (result.sentence + result.data.skipped, *result.data.unread_lines):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, (result.sentence + result.data.skipped, *result.data.unread_lines))
     if not result.stored:
         raise typer.Exit(1)

@@ -58,7 +58,7 @@ def serve(
 ) -> None:
     """Answer HTTP requests for rewards until stopped."""
     check_extra()
-    from plaudit.cli.printing import quiet_console, silence_weight_loading
+    from plaudit.cli.printing import print_lines, starting
     from plaudit.serving.settings import ServerSettings, host_names, model_sources
 
     settings = ServerSettings(
@@ -78,21 +78,14 @@ def serve(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    console = quiet_console()
-    with console.status("starting"):
-        silence_weight_loading()
+    with starting() as console:
         from plaudit.serving.server import bind, open_engine, read_token, serve, serve_workers
 
         token = read_token(settings)
     guard = "its token" if token else "no token"
 
     def say(what: str, address: str) -> None:
-        console.print(
-            f"{what} at {address} ({guard}); stop with Ctrl-C.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        print_lines(console, [f"{what} at {address} ({guard}); stop with Ctrl-C."])
 
     if workers > 1:
         names = ", ".join(source.name for source in settings.models)

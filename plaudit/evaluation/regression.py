@@ -47,7 +47,9 @@ def check_regression(
         DataError: the two have no pairs in common.
     """
     aligned = align([model, baseline])
-    cells: list[tuple[Metric, int, int]] = [(metric, 0, 1) for metric in options.metrics]
+    tests = metric_tests(
+        aligned, [(metric, 0, 1) for metric in options.metrics], alpha=options.alpha, seed=seed
+    )
     metrics = {
         metric: RegressionTest(
             model=test.a,
@@ -59,9 +61,7 @@ def check_regression(
             p_holm=test.p_holm,
             worse=test.better == "b",
         )
-        for (metric, _, _), test in zip(
-            cells, metric_tests(aligned, cells, alpha=options.alpha, seed=seed), strict=True
-        )
+        for metric, test in zip(options.metrics, tests, strict=True)
     }
     name, pairs = aligned.names[1], len(aligned.paired)
     return RegressionCheck(
