@@ -127,18 +127,27 @@ def merge(
         result = MergeResult(
             sources=tuple(member.folder.name for member in members),
             weights=tuple(member.weight for member in members),
-            method="adapter" if facts.kind == "adapter" else "full",
+            method=facts.kind,
             parity=parity,
             notes=notes,
         )
-        record = {
+        record: dict[str, Any] = {
             "format": 1,
             "plaudit_version": __version__,
             **asdict(result),
             "checked": parity is not None,
         }
         write_json(temporary / MERGE_FILE, record)
-        write_derived_card(temporary, _card(result, facts, folder.name))
+        shares = ", ".join(f"{member.weight:.4g} of {member.folder.name}" for member in members)
+        card = DerivedCard(
+            name=folder.name,
+            made=f"The average of the weights of {len(members)} reward models ({shares})",
+            facts=facts,
+            tags=("weight-averaging",),
+            parity=record["parity"],
+            notes=notes,
+        )
+        write_derived_card(temporary, card)
     return result
 
 
@@ -312,21 +321,6 @@ def _parity(
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
     wanted_R = np.concatenate(score_trees(module, plain, rows.trees))
     return compare_scores(rows, scores_R, wanted_R, check.tolerance)
-
-
-def _card(result: MergeResult, facts: CheckpointMetadata, name: str) -> DerivedCard:
-    shares = ", ".join(
-        f"{weight:.4g} of {source}"
-        for source, weight in zip(result.sources, result.weights, strict=True)
-    )
-    return DerivedCard(
-        name=name,
-        made=f"The average of the weights of {len(result.sources)} reward models ({shares})",
-        facts=facts,
-        tags=("weight-averaging",),
-        parity=None if result.parity is None else asdict(result.parity),
-        notes=result.notes,
-    )
 
 
 PREFIX = "base_model.model."

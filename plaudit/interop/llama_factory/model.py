@@ -84,7 +84,7 @@ def open_llamafactory(contents: Contents) -> OpenedModel:
     tokenizer = body.tokenizer
     version, version_note = _version(contents)
     possible = RULE_VERSIONS if version is None else [version]
-    name, template_note = _template(contents, tokenizer)
+    name, template_note = _template(contents, tokenizer, version)
     rows = [template_of(name, known) for known in possible]
     template = rows[-1]
     as_trained(tokenizer, template)
@@ -176,7 +176,9 @@ def infer_version(peft: tuple[int, ...], transformers: tuple[int, ...] | None) -
     return "0.8.3" if transformers < (4, 47) else "0.9.2"
 
 
-def _template(contents: Contents, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _template(
+    contents: Contents, tokenizer: PreTrainedTokenizerBase, version: str | None
+) -> tuple[str, str]:
     """The template's name and how it is known: an option, in a settings file, or written alike.
 
     Raises:
@@ -188,7 +190,6 @@ def _template(contents: Contents, tokenizer: PreTrainedTokenizerBase) -> tuple[s
     if from_file is not None:
         name, file = from_file
         return name, f"template {name}, from {file}"
-    version = _version(contents)[0]
     alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
         raise ModelError(

@@ -31,7 +31,7 @@ from plaudit.tokens.rendering import (
     Renderer,
     by_chat_template,
 )
-from plaudit.types import Comparison, Message, Rendering, ScoredTokenRule, Turns
+from plaudit.types import Comparison, Rendering, ScoredTokenRule, Turns
 
 CONTENT = "{{content}}"
 BOS = "{{bos}}"
@@ -338,26 +338,18 @@ def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turn
 
     Byte-pair merges never reach across its pieces, so the ids differ from those of the same text
     encoded at once. Plain text stands as it is.
+
+    Raises:
+        ValueError: tools, turns that do not alternate, or of another role; LLaMA-Factory drops such
+            rows.
+        TypeError: a content that is not text.
     """
     if isinstance(comparison.prompt, str) or isinstance(response, str):
         return by_chat_template(voice, comparison, response)
     if comparison.tools:
         raise ValueError("LLaMA-Factory's templates are read without tools")
-    system, turns = _alternating((*comparison.prompt, *response))
-    tokens = {BOS: voice.tokenizer.bos_token_id, EOS: voice.tokenizer.eos_token_id}
-    pieces = [tokens.get(piece, piece) for piece in fill(voice.rendering.strings, system, turns)]
-    # A tokenizer without a start token has none to write.
-    return Rendered(pieces=tuple(p for p in pieces if p is not None), ending="exact")
-
-
-def _alternating(messages: Sequence[Message]) -> tuple[str, list[str]]:
-    """The system text, and the contents of the turns, user first.
-
-    Raises:
-        ValueError: turns that do not alternate, or of another role; LLaMA-Factory drops such rows.
-        TypeError: a content that is not text.
-    """
-    system = ""
+    messages = (*comparison.prompt, *response)
+    system: Any = ""
     if messages and messages[0].role == "system":
         system, messages = messages[0].content, messages[1:]
     for number, message in enumerate(messages):
@@ -367,10 +359,13 @@ def _alternating(messages: Sequence[Message]) -> tuple[str, list[str]]:
                 f"turn {number + 1} is {message.role}; LLaMA-Factory's templates alternate user "
                 "and assistant, after one system text, without tool calls"
             )
-    contents = [system, *(message.content for message in messages)]
-    if not all(isinstance(content, str) for content in contents):
+    turns = [message.content for message in messages]
+    if not all(isinstance(content, str) for content in (system, *turns)):
         raise TypeError("a message's content is not text")
-    return contents[0], contents[1:]
+    tokens = {BOS: voice.tokenizer.bos_token_id, EOS: voice.tokenizer.eos_token_id}
+    pieces = [tokens.get(piece, piece) for piece in fill(voice.rendering.strings, system, turns)]
+    # A tokenizer without a start token has none to write.
+    return Rendered(pieces=tuple(p for p in pieces if p is not None), ending="exact")
 
 
 def as_trained(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:

@@ -205,7 +205,9 @@ def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
     outside = {*heads, *LINEAR_HEADS, *VOCABULARY_LAYERS, "classifier"}
     settings = {k: v for k, v in adapter.config.items() if k in known and k != "auto_mapping"}
     saved = [name for name in settings.get("modules_to_save") or () if name not in outside]
-    embeddings = {n.rpartition(".")[0].rpartition(".")[2] for n in adapter.body if _whole(n)}
+    # PEFT saves embeddings whole when a vocabulary grew.
+    whole = (".embed_tokens.weight", ".wte.weight", ".embed_in.weight")
+    embeddings = {n.split(".")[-2] for n in adapter.body if n.endswith(whole)}
     targets = settings.get("target_modules")
     if isinstance(targets, (list, tuple)):
         targets = [n for n in targets if n.rpartition(".")[2] not in outside and n not in outside]
@@ -220,11 +222,6 @@ def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
             "modules_to_save": list(dict.fromkeys([*heads, *saved, *sorted(embeddings)])),
         }
     )
-
-
-def _whole(name: str) -> bool:
-    """Whether these are embeddings that PEFT saved whole, as it does when a vocabulary grew."""
-    return name.endswith((".embed_tokens.weight", ".wte.weight", ".embed_in.weight"))
 
 
 def one_row(head_LD: Tensor, row: int) -> Tensor:
@@ -254,7 +251,12 @@ def open_adapter(contents: Contents) -> OpenedModel:
     )
     version = contents.options.source_version or contents.versions.get("transformers")
     scored_token, notes = classifier_reading(tokenizer, pad_id, version)
-    encoder_head = _encoder_head(adapter.body)
+    # The matrices of an encoder's head, the last of which gives the reward.
+    encoder_head = [
+        tensor
+        for name, tensor in adapter.body.items()
+        if name.startswith("classifier.") and tensor.ndim == 2
+    ]
     heads = [adapter.head_LD, adapter.head_change_LD, *encoder_head[-1:]]
     rows = next((int(head.shape[0]) for head in heads if head is not None), 1)
     row, output = choose_output(rows, contents)
@@ -292,11 +294,6 @@ def why_no_head(contents: Contents, adapter: Adapter) -> str:
         "was saved without modules_to_save=['score'] (or, by LLaMA-Factory, its value_head file "
         "is not here); save it again, or fetch all its files."
     )
-
-
-def _encoder_head(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """The matrices of an encoder's head, the last of which gives the reward."""
-    return [t for name, t in tensors.items() if name.startswith("classifier.") and t.ndim == 2]
 
 
 def open_whole(contents: Contents) -> OpenedModel:
