@@ -298,31 +298,29 @@ def _tool_calls(content: str) -> list[dict[str, Any]] | None:
 
 
 def _rename_tags(row: Row, tags: Mapping[str, str | None]) -> dict[str, Any]:
-    for tag in KEY_TAGS:
-        if tag in tags and not tags[tag]:
-            raise DataError(f"`tags`: {tag} is null; expected the name of a key.")
-    return {
-        name: _retagged(tags, value) if name in _TURNS else value for name, value in row.items()
-    }
-
-
-def _retagged(tags: Mapping[str, str | None], value: Any) -> Any:
-    """A turn or a list of them with the readers' keys and roles; anything else as it is.
+    """The row, its turns with the readers' keys and roles.
 
     A role that no tag names is kept apart from the reader's own names, so that it is not taken for
     one of them.
     """
-    if isinstance(value, list):
-        return [_retagged(tags, turn) for turn in value]
+    for tag in KEY_TAGS:
+        if tag in tags and not tags[tag]:
+            raise DataError(f"`tags`: {tag} is null; expected the name of a key.")
     keys = {ours: tags.get(tag) or ours for tag, ours in KEY_TAGS.items()}
-    if not isinstance(value, dict) or not all(key in value for key in keys.values()):
-        return value
-    said = {name: ours for tag, ours in ROLE_TAGS.items() if (name := tags.get(tag)) is not None}
-    turn = {ours: value[key] for ours, key in keys.items()}
-    if said and isinstance(turn["from"], str):
+    roles = {name: ours for tag, ours in ROLE_TAGS.items() if (name := tags.get(tag)) is not None}
+
+    def retagged(value: Any) -> Any:
+        if isinstance(value, list):
+            return [retagged(turn) for turn in value]
+        if not isinstance(value, dict) or not all(key in value for key in keys.values()):
+            return value
+        turn = {ours: value[key] for ours, key in keys.items()}
         name = turn["from"]
-        turn["from"] = said.get(name, f"unknown: {name}" if name in SHAREGPT_ROLES else name)
-    return turn
+        if roles and isinstance(name, str):
+            turn["from"] = roles.get(name, f"unknown: {name}" if name in SHAREGPT_ROLES else name)
+        return turn
+
+    return {name: retagged(value) if name in _TURNS else value for name, value in row.items()}
 
 
 _ALPACA_OPTIONAL: Final = ("input", "history", "system")
