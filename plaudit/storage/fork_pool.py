@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plaudit.errors import DataError
 
@@ -35,8 +35,47 @@ def worker_count(rows: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), rows // WORKER_ROWS))
 
 
+def map_forked(
+    work: Callable[[Item], Result], items: Iterable[Item], *, rows: int, doing: str
+) -> Iterator[Result]:
+    """``work`` on every item, in forked workers where there are enough ``rows``.
+
+    Results come in the items' order. Workers inherit ``work`` and all that it refers to.
+
+    Raises:
+        DataError: a worker was killed; ``doing`` says what it did ("a process that encodes").
+    """
+    workers = worker_count(rows)
+    if workers == 1:
+        yield from map(work, items)
+        return
+    global _inherited
+    _inherited = work
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with _forked_pool(workers) as pool:
+            for item in items:
+                waiting.append(pool.submit(_work, item))
+                # Bounded, so that a slow reader does not fill the memory with results.
+                if len(waiting) > 3 * workers:
+                    yield _received(waiting.popleft(), doing)
+            while waiting:
+                yield _received(waiting.popleft(), doing)
+    finally:
+        _inherited = None
+
+
+_inherited: Callable[[Any], Any] | None = None
+"""What the workers do."""
+
+
+def _work(item: Any) -> Any:
+    assert _inherited is not None
+    return _inherited(item)
+
+
 @contextlib.contextmanager
-def forked_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def _forked_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Forked workers, which have the module globals of this moment."""
     parallel = os.environ.get("TOKENIZERS_PARALLELISM")
     # Threads of a tokenizer do not live on in a fork, and there is a process a core already.
@@ -52,29 +91,6 @@ def forked_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = parallel
-
-
-def in_order(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    workers: int,
-    doing: str,
-) -> Iterator[Result]:
-    """``work`` on every item, results in the items' order and at most a few ahead.
-
-    Raises:
-        DataError: a worker was killed; ``doing`` says what it did ("a process that encodes").
-    """
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        # Bounded, so that a slow reader does not fill the memory with results.
-        if len(waiting) > 3 * workers:
-            yield _received(waiting.popleft(), doing)
-    while waiting:
-        yield _received(waiting.popleft(), doing)
 
 
 def _received(result: Future[Result], doing: str) -> Result:

@@ -32,7 +32,7 @@ from plaudit.storage.arrow import (
     write_batches,
 )
 from plaudit.storage.atomic import writing
-from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
+from plaudit.storage.fork_pool import map_forked
 from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.tokens.rendering import CHAT_TEMPLATE, is_chat
 from plaudit.types import Comparison, Rendering, Skipped, TokenTree
@@ -296,29 +296,9 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
 
 def _encode_batches(encoder: Encoder, comparisons: Rows) -> Iterator[pa.RecordBatch]:
     """A record batch for every :data:`BATCH_ROWS` comparisons, in order."""
-    chunks = [slice(start, start + BATCH_ROWS) for start in range(0, len(comparisons), BATCH_ROWS)]
-    workers = worker_count(len(comparisons))
-    if workers == 1:
-        for chunk in chunks:
-            yield _encode_batch(encoder, comparisons[chunk])
-        return
-    global _shared
-    _shared = encoder, comparisons
-    try:
-        with forked_pool(workers) as pool:
-            for found in in_order(
-                pool, _encode_chunk, chunks, workers=workers, doing="a process that encodes"
-            ):
-                yield pa.ipc.read_record_batch(pa.py_buffer(found), _SCHEMA)
-    finally:
-        _shared = None
-
-
-_shared: tuple[Encoder, Rows] | None = None
-"""What the workers inherit."""
-
-
-def _encode_chunk(chunk: slice) -> bytes:
-    assert _shared is not None
-    encoder, comparisons = _shared
-    return bytes(_encode_batch(encoder, comparisons[chunk]).serialize())
+    return map_forked(
+        lambda start: _encode_batch(encoder, comparisons[start : start + BATCH_ROWS]),
+        range(0, len(comparisons), BATCH_ROWS),
+        rows=len(comparisons),
+        doing="a process that encodes",
+    )

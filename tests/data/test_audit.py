@@ -35,6 +35,7 @@ from plaudit.data.load import open_source
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
+from plaudit.storage import fork_pool
 from plaudit.types import Comparison, Message, TokenTree
 from tests.conftest import write_jsonl
 from tests.data.test_readers import EXAMPLES
@@ -406,7 +407,7 @@ def test_worker_processes_find_the_same(
     planted: tuple[Any, Audit, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, result, data = planted
-    monkeypatch.setattr(measure, "worker_count", lambda rows: 2)
+    monkeypatch.setattr(fork_pool, "worker_count", lambda rows: 2)
     monkeypatch.setattr(run, "BAG_OF_WORDS_ROWS", 0)
     again = look(
         data,

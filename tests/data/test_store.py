@@ -28,8 +28,8 @@ from plaudit.data.load import load_comparisons, open_source
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
+from plaudit.storage import fork_pool
 from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
-from plaudit.storage.fork_pool import worker_count
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.types import Comparison, Message, Rendering, Skipped, TokenTree
@@ -150,13 +150,13 @@ def test_workers_give_the_same_files(
     folder: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparisons = load_comparisons((source,), seed=1).comparisons
-    assert worker_count(len(comparisons)) == 1, "small data must not pay for processes"
+    assert fork_pool.worker_count(len(comparisons)) == 1, "small data must not pay for processes"
     parallel = os.environ.get("TOKENIZERS_PARALLELISM")
     store.encode_rows(encoder, comparisons)
     (serial,) = folder.glob("trees-*.arrow")
     content = serial.read_bytes()
     serial.unlink()
-    monkeypatch.setattr(store, "worker_count", lambda rows: 3)
+    monkeypatch.setattr(fork_pool, "worker_count", lambda rows: 3)
     heard: list[tuple[int, int]] = []
     store.encode_rows(encoder, comparisons, on_rows=lambda *done: heard.append(done))
     assert serial.read_bytes() == content
@@ -168,7 +168,7 @@ def test_workers_give_the_same_files(
 def test_a_workers_mistake_is_the_users_sentence(
     folder: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "worker_count", lambda rows: 2)
+    monkeypatch.setattr(fork_pool, "worker_count", lambda rows: 2)
     comparisons = load_comparisons((source,), seed=1).comparisons
     with pytest.raises(DataError, match=r"pairs\.jsonl:8: a conversation has \d+ tokens"):
         store.encode_rows(replace(encoder, truncation="error"), comparisons)

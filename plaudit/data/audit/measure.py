@@ -38,7 +38,7 @@ from plaudit.data.store import StoredComparisons, group_code, write_comparisons
 from plaudit.data.unread import UnreadColumns, UnreadCounter
 from plaudit.storage.arrow import BATCH_ROWS, MappedTable
 from plaudit.storage.atomic import writing
-from plaudit.storage.fork_pool import forked_pool, in_order, worker_count
+from plaudit.storage.fork_pool import map_forked
 from plaudit.types import Comparison, FloatArray, Message, Skipped, Turns
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -291,7 +291,12 @@ def measure_columns(
     paths = [folder / name for name in ("rows", "responses", "sketches")]
     with writing(folder), ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for batch in _batches(_Measurer(rows, functions, held_out)):
+        for batch in map_forked(
+            _Measurer(rows, functions, held_out),
+            range(0, len(rows), BATCH_ROWS),
+            rows=len(rows),
+            doing="a process that measures rows",
+        ):
             for file, numbers in zip(
                 files, (batch.rows, batch.responses, batch.sketches), strict=True
             ):
@@ -305,32 +310,6 @@ def measure_columns(
         names=names,
         sketches=paths[2],
     )
-
-
-def _batches(measure: _Measurer) -> Iterator[_Batch]:
-    starts = range(0, len(measure.rows), BATCH_ROWS)
-    workers = worker_count(len(measure.rows))
-    if workers == 1:
-        yield from map(measure, starts)
-        return
-    global _inherited
-    _inherited = measure
-    try:
-        with forked_pool(workers) as pool:
-            yield from in_order(
-                pool, _measure, starts, workers=workers, doing="a process that measures rows"
-            )
-    finally:
-        _inherited = None
-
-
-_inherited: _Measurer | None = None
-"""What worker processes inherit."""
-
-
-def _measure(start: int) -> _Batch:
-    assert _inherited is not None
-    return _inherited(start)
 
 
 class _Measurer:
