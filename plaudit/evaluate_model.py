@@ -23,8 +23,8 @@ from plaudit.data.load import (
 )
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
-from plaudit.evaluation.analysis.error_analysis import with_texts
-from plaudit.evaluation.analysis.perturbations import Probed
+from plaudit.evaluation.analysis.error_analysis import token_rewards_of, with_texts
+from plaudit.evaluation.analysis.perturbations import Probed, probe
 from plaudit.evaluation.analysis.surface import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.metrics.best_of import best_of_n
@@ -213,7 +213,6 @@ def _measure(
     model: RewardModel, loaded: LoadedComparisons, options: EvaluateOptions, console: Console
 ) -> tuple[StoredComparisons, ScoreTable, EvaluationMetrics, Mapping[str, int]]:
     """Scored comparisons, their table, their metrics, and skipped rows by reason."""
-    from plaudit.evaluation.analysis.perturbations import probe
     from plaudit.tokens.batch import PackedBatcher
 
     train = [with_known_columns(source) for source in options.train_data]
@@ -249,8 +248,6 @@ def _measure(
 def _mistake_texts(
     model: RewardModel, comparisons: StoredComparisons, block: EvaluationMetrics
 ) -> tuple[MistakeText, ...]:
-    from plaudit.evaluation.analysis.error_analysis import token_rewards_of
-
     numbers = [mistake.number for mistake in block.mistakes]
     numbered = (("eval", number, comparisons[number]) for number in numbers)
     return tuple(with_texts(block.mistakes, numbered, rewards_of=token_rewards_of(model)))

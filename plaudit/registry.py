@@ -8,9 +8,9 @@ a tool touches its folder and its lines here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final
 
 TABLE: Final[Mapping[str, Mapping[str, str]]] = {
@@ -73,8 +73,7 @@ def find(kind: str, name: str) -> Any:
     Raises:
         KeyError: no such kind or name.
     """
-    module, _, attribute = TABLE[kind][name].partition(":")
-    return getattr(import_module(module), attribute)
+    return resolve_name(TABLE[kind][name])
 
 
 def every(kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Annotated, Final, NamedTuple
 
 import typer
@@ -166,8 +166,7 @@ def _unloaded() -> None:
 
 
 def _register(app: typer.Typer, name: str, command: Command) -> None:
-    module, _, attribute = command.target.partition(":")
-    target = getattr(import_module(f"plaudit.cli.{module}"), attribute)
+    target = resolve_name(f"plaudit.cli.{command.target}")
     if isinstance(target, typer.Typer):
         app.add_typer(target, name=name, help=command.help)
     else:
