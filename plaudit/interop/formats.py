@@ -6,7 +6,6 @@ first that recognises a folder opens it.
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +33,7 @@ from plaudit.model.checkpoint import (
 )
 from plaudit.model.load import LIBRARY_ERRORS, first_line
 from plaudit.storage.atomic import missing_path
+from plaudit.storage.model_files import read_json, tensor_names
 from plaudit.types import Comparison, RewardTransform
 
 logger = logging.getLogger("plaudit")
@@ -371,25 +371,6 @@ def read_contents(folder: Path, source: str = "", options: ReadOptions = ReadOpt
     )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, None where there is no file.
-
-    Raises:
-        ModelError: something else is in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read ({error}); restore it or fetch it again."
-        ) from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no mapping; restore it or fetch it again.")
-    return value
-
-
 def read_tensors(folder: Path, stems: tuple[str, ...], wanted: str = "") -> dict[str, Tensor]:
     """The tensors whose names start with ``wanted``, from whichever layout is there."""
     tensors: dict[str, Tensor] = {}
@@ -419,15 +400,7 @@ def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 
 def _names(path: Path) -> list[str]:
     """The names of the tensors in a file."""
-    if path.suffix == ".bin":
-        return list(_unpickled(path))
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{path} is damaged and cannot be loaded ({error}); restore it or fetch it again."
-        ) from None
+    return list(_unpickled(path)) if path.suffix == ".bin" else tensor_names(path)
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ and predictions. What comes down holds no pickles and no code.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from plaudit.errors import ModelError
 from plaudit.storage.atomic import new_folder, writing
 from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
+from plaudit.storage.model_files import read_json, tensor_names
 
 CARD = "README.md"
 PATTERNS = (
@@ -201,8 +201,6 @@ def check_head(folder: Path) -> None:
     Raises:
         ModelError: no weights, a shard that is not there, or weights without a head.
     """
-    from safetensors import SafetensorError, safe_open
-
     weights = sorted(folder.glob("*.safetensors"))
     _check_safetensors(
         folder,
@@ -210,34 +208,16 @@ def check_head(folder: Path) -> None:
         "expected .safetensors files, as plaudit export writes",
     )
     for index in folder.glob("*.safetensors.index.json"):
-        shards = dict(_mapping_in(index).get("weight_map") or {}).values()
+        shards = dict((read_json(index) or {}).get("weight_map") or {}).values()
         missing = sorted(shard for shard in map(str, shards) if not (folder / shard).is_file())
         if missing:
             raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
-    keys: set[str] = set()
-    for path in weights:
-        try:
-            with safe_open(path, framework="np") as tensors:
-                keys |= set(tensors.keys())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} is damaged ({error}); write it again.") from None
+    keys = {name for path in weights for name in tensor_names(path)}
     if not any(_HEAD.search(key) and ".lora_" not in key for key in keys):
         raise ModelError(
             f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
             "would be random elsewhere; save the head with the model (plaudit export does)."
         )
-
-
-def _mapping_in(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        ModelError: something else is in it.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
-        raise ModelError(f"{path} is damaged; write it again, or fetch it again.") from None
 
 
 def _is_weight(name: str) -> bool:
@@ -292,7 +272,7 @@ def _notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
         )
     config = folder / "adapter_config.json"
     if config.is_file() and not (folder / "base" / "config.json").is_file():
-        base = _mapping_in(config).get("base_model_name_or_path")
+        base = (read_json(config) or {}).get("base_model_name_or_path")
         if base is None or Path(base).is_absolute() or Path(base).exists():
             yield (
                 f"The adapter's base is the local folder {Path(str(base)).name}, which others do "

@@ -9,10 +9,11 @@ import torch
 from huggingface_hub import ModelCardData
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import ReadOptions, locate, read_json
+from plaudit.interop.formats import ReadOptions, locate
 from plaudit.model.checkpoint import CheckpointMetadata, save_checkpoint
 from plaudit.reward_model import open_frozen
 from plaudit.storage.atomic import check_new_folder, new_folder, write_text, writing
+from plaudit.storage.model_files import read_json
 
 
 def import_model(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ModelError
-from plaudit.interop.formats import Contents, read_json
+from plaudit.interop.formats import Contents
 from plaudit.model.checkpoint import BASE_FOLDER, CheckpointMetadata, Origin, Output
 from plaudit.model.load import (
     BaseRequest,
@@ -28,6 +28,7 @@ from plaudit.model.load import (
     output_layer,
     read_tokenizer,
 )
+from plaudit.storage.model_files import read_json
 from plaudit.tokens.rendering import renderer_of
 from plaudit.types import Rendering, ScoredTokenRule
 

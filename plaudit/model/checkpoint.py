@@ -26,6 +26,7 @@ from plaudit.storage.manifest import (
     rewrite_listed,
     write_model_manifest,
 )
+from plaudit.storage.model_files import tensor_names
 from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
@@ -402,17 +403,11 @@ def check_adapter_head(network: nn.Module, folder: Path) -> set[str]:
     Raises:
         ModelError: no adapter file, or no head in it.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = folder / ADAPTER_FILE
     head = "score" if has_score_head(network) else "classifier"
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            keys = set(tensors.keys())
-    except FileNotFoundError:
-        raise ModelError(f"{folder} has no {ADAPTER_FILE}; the weights were not saved.") from None
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is damaged ({error}); restore it or train again.") from None
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {ADAPTER_FILE}; the weights were not saved.")
+    keys = set(tensor_names(path))
     if not any(f".{head}." in key and "lora_" not in key for key in keys):
         raise ModelError(
             f"{path} holds no {head} head, so its rewards are lost; save the adapter again with "
