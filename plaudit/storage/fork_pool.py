@@ -58,9 +58,14 @@ def map_forked(
                 waiting.append(pool.submit(_work, item))
                 # Bounded, so that a slow reader does not fill the memory with results.
                 if len(waiting) > 3 * workers:
-                    yield _received(waiting.popleft(), doing)
+                    yield waiting.popleft().result()
             while waiting:
-                yield _received(waiting.popleft(), doing)
+                yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{doing} was killed, most likely because memory ran out; close other programs, or "
+            "lower the number of processes with taskset -c 0."
+        ) from error
     finally:
         _inherited = None
 
@@ -91,16 +96,6 @@ def _forked_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = parallel
-
-
-def _received(result: Future[Result], doing: str) -> Result:
-    try:
-        return result.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"{doing} was killed, most likely because memory ran out; close other programs, or "
-            "lower the number of processes with taskset -c 0."
-        ) from error
 
 
 def _start_worker() -> None:

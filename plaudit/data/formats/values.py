@@ -315,24 +315,19 @@ def as_tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
     return tools({"tools": list(value) if isinstance(value, tuple) else value})
 
 
-def from_json(row: Row, column: str, kind: type) -> Any:
+def from_json(row: Row, column: str, type_: type) -> Any:
     """A list or object, given as such or as JSON text (Arrow cannot hold free-form objects)."""
-    value = row.get(column)
+    value, expected = row.get(column), kind(type_())
     if isinstance(value, str):
         if not value.strip():
             return None
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{column} is text that is not JSON; expected {_NAMES[kind]}."
-            ) from error
-    if value is not None and not isinstance(value, kind):
-        raise _wrong(column, value, f"{_NAMES[kind]}, or its JSON as text")
+            raise DataError(f"{column} is text that is not JSON; expected {expected}.") from error
+    if value is not None and not isinstance(value, type_):
+        raise _wrong(column, value, f"{expected}, or its JSON as text")
     return value
-
-
-_NAMES: Final[dict[type, str]] = {list: "a list", dict: "an object"}
 
 
 def check_responses(responses: Any, where: str = "") -> None:
