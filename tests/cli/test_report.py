@@ -122,15 +122,15 @@ def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
     assert main(["eval", str(finished_run), str(data), "--out", str(out)]) == 0
     not_run = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["eval"]["behaviour"] is None
+    assert metrics["eval"]["perturbations"] is None
     assert metrics["eval"]["perturbation_notes"] == [not_run]
     rows = [json.loads(line) for line in (out / "mistakes.jsonl").read_text().splitlines()]
     assert rows
     for row in rows:
         for side in ("better", "worse"):
-            along = row[f"along_{side}"]
-            assert along["tokens"][-1]["reward"] == pytest.approx(row[f"reward_{side}"], abs=1e-5)
-            assert row[f"text_{side}"][0]["content"] in "".join(t["text"] for t in along["tokens"])
+            steps = row[f"token_rewards_{side}"]
+            assert steps["tokens"][-1]["reward"] == pytest.approx(row[f"reward_{side}"], abs=1e-5)
+            assert row[f"text_{side}"][0]["content"] in "".join(t["text"] for t in steps["tokens"])
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Rises most" in page
     assert not_run in page
