@@ -178,7 +178,9 @@ def evaluate(
         comparisons, table, block, skipped = _measure(model, loaded, options, console)
         use = data_use(loaded, skipped)
         tables.append(table)
-        mistakes = _mistake_texts(model, comparisons, block)
+        numbered = (("eval", m.number, comparisons[m.number]) for m in block.mistakes)
+        rewards_of = token_rewards_of(model)
+        mistakes = tuple(with_texts(block.mistakes, numbered, rewards_of=rewards_of))
     suites = {}
     for request in options.suites:
         suites[request.suite.name], rows = score_suite(model, request, console)
@@ -243,14 +245,6 @@ def _measure(
         ),
     )
     return kept, held_out.table, block, skipped
-
-
-def _mistake_texts(
-    model: RewardModel, comparisons: StoredComparisons, block: EvaluationMetrics
-) -> tuple[MistakeText, ...]:
-    numbers = [mistake.number for mistake in block.mistakes]
-    numbered = (("eval", number, comparisons[number]) for number in numbers)
-    return tuple(with_texts(block.mistakes, numbered, rewards_of=token_rewards_of(model)))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -426,13 +426,12 @@ def _agreement(a_P: FloatArray, b_P: FloatArray) -> Agreement:
 
     right_a_P, right_b_P = a_P > 0, b_P > 0
     vary = len(a_P) > 1 and np.ptp(a_P) > 0 and np.ptp(b_P) > 0
-    beyond_chance = kappa(right_a_P, right_b_P)
     return Agreement(
         both_right=int(np.sum(right_a_P & right_b_P)),
         only_a_right=int(np.sum(right_a_P & ~right_b_P)),
         only_b_right=int(np.sum(right_b_P & ~right_a_P)),
         both_wrong=int(np.sum(~right_a_P & ~right_b_P)),
-        kappa=None if math.isnan(beyond_chance) else beyond_chance,
+        kappa=json_safe(kappa(right_a_P, right_b_P)),
         pearson=float(pearsonr(a_P, b_P).statistic) if vary else None,
         spearman=float(spearmanr(a_P, b_P).statistic) if vary else None,
     )

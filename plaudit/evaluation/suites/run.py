@@ -209,18 +209,19 @@ def suite_files(suite: Suite, folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     for pattern in suite.files:
-        paths = sorted(path for path in folder.glob(pattern) if _is_data(path, folder))
+        paths = sorted(
+            path
+            for path in folder.glob(pattern)
+            if path.is_file()
+            and path.name.endswith(tuple(FILE_KINDS))
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
         if paths:
             return paths
     raise DataError(
         f"{folder} holds no file of {suite.title}; expected {' or '.join(suite.files)} "
         f"({', '.join(FILE_KINDS)})."
     )
-
-
-def _is_data(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and path.name.endswith(tuple(FILE_KINDS))
 
 
 def _task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
