@@ -19,7 +19,6 @@ from plaudit.data.formats.records import (
     Messages,
     ParsedRow,
     assistant_turn,
-    pair,
     pair_of_conversations,
     reader_of,
     user_turn,
@@ -115,14 +114,14 @@ def pku_saferlhf(row: Row) -> ParsedRow:
     """PKU-SafeRLHF: two responses and the number of the more helpful one."""
     prompt = user_turn(values.text(row, "prompt"))
     lead = _lead(row, "better_response_id", (0, 1), "a response's number")
-    return _pair_by_lead(row, prompt, ("response_0", "response_1"), lead)
+    return pair_by_lead(row, prompt, ("response_0", "response_1"), lead)
 
 
 def shp(row: Row) -> ParsedRow:
     """SHP: a post and two comments; label 1 means that A is preferred, 0 that B is."""
     prompt = user_turn(values.text(row, "history"))
     lead = _lead(row, "labels", (1, 0), "1 where A is preferred, 0 where B is")
-    return _pair_by_lead(row, prompt, ("human_ref_A", "human_ref_B"), lead)
+    return pair_by_lead(row, prompt, ("human_ref_A", "human_ref_B"), lead)
 
 
 def webgpt(row: Row) -> ParsedRow:
@@ -131,7 +130,7 @@ def webgpt(row: Row) -> ParsedRow:
     asks = values.value_of(row, "question")
     at = (asks, "full_text") if isinstance(asks, dict) else (row, "question")
     prompt = user_turn(values.text(*at))
-    return _pair_by_lead(row, prompt, ("answer_0", "answer_1"), lead, strength=abs(lead))
+    return pair_by_lead(row, prompt, ("answer_0", "answer_1"), lead, strength=abs(lead))
 
 
 def arena(row: Row) -> ParsedRow:
@@ -151,8 +150,8 @@ def _by_sign(row: Row, prompt: Messages, responses: tuple[str, str], column: str
     """Two responses and a preference from -3 (the first is much better) to 3; 0 is a tie."""
     preference = values.optional_number(row, column)
     if preference is None:
-        return replace(_pair_by_lead(row, prompt, responses, 0), grades=())
-    return _pair_by_lead(row, prompt, responses, -preference, strength=abs(preference))
+        return replace(pair_by_lead(row, prompt, responses, 0), grades=())
+    return pair_by_lead(row, prompt, responses, -preference, strength=abs(preference))
 
 
 def _lead(row: Row, column: str, numbers: tuple[int, int], expected: str) -> int:
@@ -165,7 +164,7 @@ def _lead(row: Row, column: str, numbers: tuple[int, int], expected: str) -> int
     return 1 if number == numbers[0] else -1
 
 
-def _pair_by_lead(
+def pair_by_lead(
     row: Row,
     prompt: Messages,
     columns: tuple[str, str],
@@ -206,11 +205,8 @@ def is_rewardbench(row: Row) -> bool:
 
 def rewardbench(row: Row) -> ParsedRow:
     """RewardBench: a question, the better and the worse answer."""
-    return pair(
-        user_turn(values.text(row, "prompt")),
-        assistant_turn(values.text(row, "chosen")),
-        assistant_turn(values.text(row, "rejected")),
-    )
+    prompt = user_turn(values.text(row, "prompt"))
+    return pair_by_lead(row, prompt, ("chosen", "rejected"), 1)
 
 
 def answer_lists(row: Row) -> ParsedRow:
@@ -227,7 +223,7 @@ def llmbar(row: Row) -> ParsedRow:
     """LLMBar: two outputs for an input, and the number (1 or 2) of the better one."""
     prompt = user_turn(values.text(row, "input"))
     lead = _lead(row, "label", (1, 2), "the number of the better output")
-    return _pair_by_lead(row, prompt, ("output_1", "output_2"), lead)
+    return pair_by_lead(row, prompt, ("output_1", "output_2"), lead)
 
 
 _text = partial(values.all_of, values.is_text)

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from plaudit import registry
 from plaudit.data.formats import published, values
-from plaudit.data.formats.published import ASSISTANT, HUMAN, hh_turns
+from plaudit.data.formats.published import ASSISTANT, HUMAN, hh_turns, pair_by_lead
 from plaudit.data.formats.records import (
     Messages,
     ParsedRow,
@@ -423,11 +423,9 @@ def ms_swift_messages(row: Row) -> ParsedRow:
 def question(row: Row) -> ParsedRow:
     """A question (or input), perhaps under a system text, and two texts, as in the Orca pairs."""
     column = "question" if "question" in row else "input"
-    return pair(
-        with_system_turn(values.optional_text(row, "system"), user_turn(values.text(row, column))),
-        assistant_turn(values.text(row, "chosen")),
-        assistant_turn(values.text(row, "rejected")),
-    )
+    asked = user_turn(values.text(row, column))
+    prompt = with_system_turn(values.optional_text(row, "system"), asked)
+    return pair_by_lead(row, prompt, _ANSWERS, 1)
 
 
 def _answered_conversation(row: Row) -> Messages:

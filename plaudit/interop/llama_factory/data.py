@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit.data.formats import values
+from plaudit.data.formats.published import pair_by_lead
 from plaudit.data.formats.records import (
     Messages,
     ParsedRow,
@@ -202,11 +203,7 @@ ANSWERING: Final = ("gpt", "function_call")
 
 def read_alpaca(row: Row) -> ParsedRow:
     """LLaMA-Factory's alpaca ranking: an instruction, perhaps with an input, and two texts."""
-    return pair(
-        _alpaca_prompt(row),
-        assistant_turn(values.text(row, "chosen")),
-        assistant_turn(values.text(row, "rejected")),
-    )
+    return pair_by_lead(row, _alpaca_prompt(row), ("chosen", "rejected"), 1)
 
 
 def read_alpaca_output(row: Row) -> ParsedRow:
