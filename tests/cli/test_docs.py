@@ -365,6 +365,19 @@ def slug(heading: str) -> str:
     return text.replace(" ", "-")
 
 
+def test_the_architecture_page_names_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", page))
+    assert len(named) > 30
+    # Folders inside a folder are named by themselves.
+    roots = [
+        ROOT,
+        ROOT / "plaudit",
+        *(ROOT / "plaudit" / n for n in ("data", "evaluation", "model")),
+    ]
+    assert [name for name in sorted(named) if not any((r / name).exists() for r in roots)] == []
+
+
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
 def test_relative_links_lead_somewhere(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
