@@ -61,7 +61,6 @@ LIGHT = (
     "plaudit.data.load",
     "plaudit.errors",
     "plaudit.interop.hub",
-    "plaudit.planning.architecture",
     "plaudit.planning.estimate",
     "plaudit.recipe.schema",
     "plaudit.registry",

@@ -41,7 +41,6 @@ from plaudit.tokens.store import StoredTrees
 from plaudit.training.callbacks import StopSignal
 from plaudit.training.folder import start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
-from plaudit.training.results import artefact_facts
 from plaudit.training.run import make_trainer
 from plaudit.training.trainer import StepSampler
 from plaudit.types import TokenTree
@@ -149,12 +148,7 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     )
     corpus = replace(run.corpus, train=train)
     return make_trainer(
-        replace(run, args=args, corpus=corpus),
-        artefact_facts(run),
-        prepared.folder,
-        None,
-        StopSignal(),
-        Console(quiet=True),
+        replace(run, args=args, corpus=corpus), None, StopSignal(), Console(quiet=True)
     )
 
 

@@ -239,7 +239,7 @@ def predicted(shape: str, *, tiny: bool, base: Path, checkpointing: bool) -> dic
         recipe,
         size=measure(read_config(name), recipe.lora, activations=activation_dtype(recipe)),
         lengths=equal_lengths(prompt, response),
-        split=Split.of(1000, 0, 0),
+        split=Split(1000, 0, 0),
         hardware=Hardware(gpus=find_gpus("H100")),
         packed=True,
         auto_tokens=MICROBATCH_TOKENS,

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from plaudit.cli import options
 from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
-from plaudit.planning.estimate import UTILISATION, Hardware, Plan, find_gpus
-from plaudit.recipe.load import DATA, with_columns
+from plaudit.planning.estimate import UTILISATION, Hardware, Plan, equal_lengths, find_gpus
+from plaudit.recipe.load import DATA
 
 
 def plan(
@@ -57,18 +57,14 @@ def plan(
         data=data,
         test=test,
         overrides=set_,
+        columns=columns,
     )
     selected = select_recipe(request, "plan")
-    loaded = with_columns(selected.recipe, options.parse_columns(columns))
     hardware = Hardware(gpus=find_gpus(gpu), devices=devices, utilisation=utilisation)
-    from plaudit.training.plan import StatedSizes, plan_run
+    from plaudit.training.plan import plan_run
 
-    sizes = None
-    if pairs is not None:
-        sizes = StatedSizes(
-            pairs=pairs, prompt_tokens=prompt_tokens, response_tokens=response_tokens
-        )
-    result = plan_run(loaded, hardware, sizes)
+    lengths = equal_lengths(prompt_tokens, response_tokens)
+    result = plan_run(selected.recipe, hardware, None if pairs is None else (pairs, lengths))
     if json:
         print(json_format.dumps(result.as_dict(), indent=2))
     else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit import registry
+from plaudit.cli.options import parse_columns
 from plaudit.data.sources.files import FILE_KINDS
 from plaudit.errors import RecipeError, nearest
 from plaudit.recipe.load import (
@@ -21,10 +22,10 @@ from plaudit.recipe.load import (
     Outcome,
     Translation,
     read_draft,
-    read_mapping,
     recipe_file,
     shipped_recipes,
     starter,
+    with_columns,
 )
 from plaudit.recipe.problems import either
 from plaudit.recipe.schema import Recipe
@@ -47,6 +48,7 @@ class RecipeRequest:
     data: Sequence[str] | None = None
     test: Sequence[str] | None = None
     overrides: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,12 @@ def select_recipe(request: RecipeRequest, command: str) -> SelectedRecipe:
     Raises:
         RecipeError: it names none or two, or one that cannot be used.
     """
+    selected = _select(request, command)
+    recipe = with_columns(selected.recipe, parse_columns(request.columns))
+    return replace(selected, recipe=recipe)
+
+
+def _select(request: RecipeRequest, command: str) -> SelectedRecipe:
     if request.llamafactory is not None:
         return _translated(request, request.llamafactory)
     named = request.argument
@@ -86,15 +94,14 @@ def select_recipe(request: RecipeRequest, command: str) -> SelectedRecipe:
 
 def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
     """The starter recipe for a base and data that options and a data file name."""
-    data = list(request.data or ())
     if request.argument is not None:
-        if data:
+        if request.data:
             raise RecipeError(
                 f"{request.argument} is a data file, and --data names data too; keep --data, with "
                 "all files."
             )
-        data = [request.argument]
-    draft = with_options(starter(), request, data)
+        request = replace(request, data=[request.argument])
+    draft = with_options(starter(), request)
     base, train = _value(draft, "model", "base"), _value(draft, "data", "train")
     if base is None or train is None:
         missing = [
@@ -102,7 +109,7 @@ def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
             for words, value in (("a base model (--model)", base), ("data (--data)", train))
             if value is None
         ]
-        files = data or ([train] if isinstance(train, str) else [DATA])
+        files = request.data or ([train] if isinstance(train, str) else [DATA])
         options = " ".join(f"--data {shlex.quote(name)}" for name in files)
         raise RecipeError(
             f"{' and '.join(missing)} must be named where no recipe is; type: plaudit {command} "
@@ -125,19 +132,19 @@ def _translated(request: RecipeRequest, file: Path) -> SelectedRecipe:
     if request.argument is not None:
         raise RecipeError("keep one recipe: the argument, or --from-llamafactory.")
     translate = registry.find("recipe_source", "llamafactory")
-    translated: Translation = translate(read_mapping(file), str(file))
+    translated: Translation = translate(read_draft(file).values, str(file))
     draft = with_options(Draft(str(file), translated.recipe), request)
     return SelectedRecipe(
         recipe=draft.check(), name=file.stem, notes=translated.notes, out=translated.out
     )
 
 
-def with_options(draft: Draft, request: RecipeRequest, data: Sequence[str] | None = None) -> Draft:
-    """The draft with the options laid over it; ``data`` stands in for those of ``--data``."""
+def with_options(draft: Draft, request: RecipeRequest) -> Draft:
+    """The draft with the options laid over it."""
     if request.model is not None:
         draft = draft.with_value(("model", "base"), request.model, f"--model {request.model}")
     for key, option, paths in (
-        ("train", "--data", request.data if data is None else data),
+        ("train", "--data", request.data),
         ("test", "--test", request.test),
     ):
         if paths:

@@ -63,7 +63,6 @@ def train(
     from plaudit.cli.printing import quiet_console, silence_weight_loading, summarise_run
     from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
     from plaudit.errors import OutputError
-    from plaudit.recipe.load import with_columns
     from plaudit.training.folder import RunFolder, check_run_folder, is_main_process
     from plaudit.training.needs import check_needs
 
@@ -75,9 +74,9 @@ def train(
         data=data,
         test=test,
         overrides=set_,
+        columns=columns,
     )
     selected = select_recipe(request, "train")
-    mapped = with_columns(selected.recipe, options.parse_columns(columns))
     out = out or selected.out or (selected.run if resume else None)
     if out is None and (resume or "WORLD_SIZE" in os.environ):
         raise OutputError("--resume and runs on several processes need --out: name the run folder.")
@@ -86,7 +85,7 @@ def train(
     if not resume and is_main_process():
         check_run_folder(folder)
     if not resume:
-        check_needs(mapped)
+        check_needs(selected.recipe)
     console = quiet_console()
     if selected.run is not None and out is None:
         _announce_new_run(console, RunFolder(selected.run), folder)
@@ -99,7 +98,7 @@ def train(
         silence_weight_loading()
         from plaudit.evaluation.schema import json_safe
         from plaudit.training.run import train as run
-    trained = run(mapped, folder, resume=resume, console=console)
+    trained = run(selected.recipe, folder, resume=resume, console=console)
     _leave_process_group()
     if trained.metrics is None:
         return

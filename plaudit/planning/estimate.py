@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from plaudit.errors import DataError, RecipeError, nearest
-from plaudit.planning.architecture import ModelSize
-from plaudit.recipe.schema import HF_KEYS, Recipe, Truncation
+from plaudit.recipe.schema import Recipe, Truncation
+from plaudit.types import Comparison, Turns
+
+if TYPE_CHECKING:
+    from plaudit.planning.architecture import ModelSize
 
 UTILISATION = 0.35
 """Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""
@@ -40,22 +44,18 @@ OPTIMIZER_STATES: dict[str, tuple[int, int | None]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Split:
     """Comparisons of each part, and in all; those over length are left out of them."""
 
-    pairs: int
-    over_length: int
     train: int
     evaluation: int
     test: int
+    over_length: int = field(default=0, kw_only=True)
 
-    @classmethod
-    def of(cls, train: int, evaluation: int, test: int, *, over_length: int = 0) -> Split:
-        pairs = train + evaluation + test
-        return cls(
-            pairs=pairs, over_length=over_length, train=train, evaluation=evaluation, test=test
-        )
+    @property
+    def pairs(self) -> int:
+        return self.train + self.evaluation + self.test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +152,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the totals among them."""
         record = asdict(self)
+        record["split"]["pairs"] = self.split.pairs
         record["memory"]["total"] = self.memory.total
         record["flops"]["total"] = self.flops.total
         return record
@@ -177,39 +178,41 @@ def plan(
         RecipeError: the recipe's training keys contradict each other.
     """
     arguments, devices = recipe.training_arguments, hardware.devices
-    facts = summarize(
+    layouts = summarize(
         lengths,
         max_length=recipe.tokens.max_length,
         truncation=recipe.tokens.truncation,
         batch=arguments["per_device_train_batch_size"],
     )
     steps = count_steps(arguments, split.train, devices)
-    tokens = count_tokens(lengths, facts, split.train)
-    share = steps.pairs_per_step // devices
-    micro_batch = micro_batch_tokens(recipe, facts, share, packed, auto_tokens)
+    own = layouts[0 if packed else 1]
+    asked = recipe.tokens.max_tokens_per_microbatch
+    limit = auto_tokens if asked == "auto" else asked
+    # A device has at most its share of a step, and no comparison is cut.
+    share = math.ceil(steps.pairs_per_step // devices * own.tokens)
+    micro_batch = max(own.largest, min(limit, share))
     memory = count_memory(recipe, arguments, size, micro_batch, devices)
-    flops = count_flops(arguments, size, facts, split, steps, packed, lora=recipe.lora is not None)
+    flops = count_flops(arguments, size, own, split, steps, lora=recipe.lora is not None)
     return Plan(
         base=recipe.model.base,
-        method=method(recipe),
+        method=recipe.method,
         devices=devices,
         utilisation=hardware.utilisation,
         model=size,
         split=split,
         steps=steps,
-        tokens=tokens,
+        tokens=Tokens(
+            how=lengths.how,
+            per_pair=layouts[0].tokens,
+            packed_per_epoch=round(layouts[0].tokens * split.train),
+            padded_per_epoch=round(layouts[1].tokens * split.train),
+            largest_comparison=layouts[0].largest,
+        ),
         memory=memory,
         flops=flops,
         gpus={name: on_gpu(gpu, memory, flops, hardware) for name, gpu in hardware.gpus.items()},
         notes=tuple(notes(recipe, arguments, split, steps, memory, packed)),
     )
-
-
-def method(recipe: Recipe) -> str:
-    """``full``, ``lora`` or ``qlora``."""
-    if recipe.lora is None:
-        return "full"
-    return "qlora" if recipe.model.quantize else "lora"
 
 
 def count_steps(arguments: Mapping[str, Any], train: int, devices: int) -> Steps:
@@ -244,17 +247,6 @@ def _evaluations(arguments: Mapping[str, Any], total: int, epochs: float) -> int
     return total // math.ceil(every * total if every < 1 else every)
 
 
-def count_tokens(lengths: Lengths, facts: LengthFacts, train: int) -> Tokens:
-    """Tokens of an epoch with each prompt computed once, and with padded separate rows."""
-    return Tokens(
-        how=lengths.how,
-        per_pair=facts.packed,
-        packed_per_epoch=round(facts.packed * train),
-        padded_per_epoch=round(facts.padded * train),
-        largest_comparison=facts.largest_packed,
-    )
-
-
 def count_memory(
     recipe: Recipe,
     arguments: Mapping[str, Any],
@@ -270,14 +262,13 @@ def count_memory(
     if recipe.model.quantize:
         # What is not quantized (embeddings, norms) is kept in fp32 for training in 4 bits.
         weights = round(size.linear * FOUR_BIT_BYTES) + (size.body - size.linear) * 4
-    states, state_bytes = OPTIMIZER_STATES.get(_optimizer(arguments), (2, None))
-    per_state = trainable_bytes if state_bytes is None else state_bytes
+    states, state_bytes = OPTIMIZER_STATES.get(arguments["optim"], (2, None))
     shards = devices if arguments.get("fsdp") else 1
     return Memory(
         weights=weights // shards,
         adapter_and_head=(size.total - size.body) * 4 // shards,
         gradients=size.trainable * trainable_bytes // shards,
-        optimizer=size.trainable * states * per_state // shards,
+        optimizer=size.trainable * states * (state_bytes or trainable_bytes) // shards,
         # Autocast keeps half-precision copies of fp32 weights for the length of a forward pass.
         half_precision_copies=size.linear * 2 // shards if autocasts(recipe) else 0,
         activations=_activations(arguments, size, micro_batch, activation_dtype(recipe)),
@@ -293,10 +284,9 @@ def body_dtype(recipe: Recipe) -> str:
 
 
 def autocasts(recipe: Recipe) -> bool:
-    """Whether fp32 weights compute in half precision on a GPU: full fine-tuning, unless told."""
-    asked = bool(recipe.train.get("bf16") or recipe.train.get("fp16"))
-    full = recipe.lora is None and recipe.model.dtype == "auto" and "bf16" not in recipe.train
-    return body_dtype(recipe) == "float32" and (asked or full)
+    """Whether fp32 weights compute in half precision on a GPU."""
+    asked = recipe.train.get("bf16") or recipe.train.get("fp16") or recipe.defaults_to_bf16
+    return body_dtype(recipe) == "float32" and bool(asked)
 
 
 def activation_dtype(recipe: Recipe) -> str:
@@ -304,21 +294,6 @@ def activation_dtype(recipe: Recipe) -> str:
     if recipe.model.quantize:
         return "float32"
     return "bfloat16" if autocasts(recipe) else body_dtype(recipe)
-
-
-def micro_batch_tokens(
-    recipe: Recipe, facts: LengthFacts, share: int, packed: bool, auto_tokens: int
-) -> int:
-    """Tokens that go through the model at once.
-
-    At most the recipe's bound, unless one comparison is larger, since none is cut; and at most a
-    device's ``share`` of a step in comparisons.
-    """
-    largest = facts.largest_packed if packed else facts.largest_padded
-    asked = recipe.tokens.max_tokens_per_microbatch
-    limit = auto_tokens if asked == "auto" else asked
-    mean = facts.packed if packed else facts.padded
-    return max(largest, min(limit, math.ceil(share * mean)))
 
 
 def _activations(
@@ -341,17 +316,12 @@ def _checkpointing(arguments: Mapping[str, Any]) -> bool:
     return any(bool(arguments.get(name)) for name in names)
 
 
-def _optimizer(arguments: Mapping[str, Any]) -> str:
-    return str(arguments.get("optim", HF_KEYS["train"]["optim"].default))
-
-
 def count_flops(
     arguments: Mapping[str, Any],
     size: ModelSize,
-    facts: LengthFacts,
+    lengths: LayoutLengths,
     split: Split,
     steps: Steps,
-    packed: bool,
     *,
     lora: bool,
 ) -> Flops:
@@ -364,13 +334,11 @@ def count_flops(
     2022, arXiv:2204.02311, appendix B, without its assumption of full-length rows). Recomputing
     activations costs one more forward pass.
     """
-    tokens = facts.packed if packed else facts.padded
-    attended = facts.attended if packed else facts.attended_padded
-    attention = 4 * size.attention_width * attended
+    attention = 4 * size.attention_width * lengths.attended
     weights = size.linear + size.adapter
     updated = size.adapter if lora else size.linear
-    forward = 2 * weights * tokens + attention
-    backward = 2 * (weights + updated) * tokens + 2 * attention
+    forward = 2 * weights * lengths.tokens + attention
+    backward = 2 * (weights + updated) * lengths.tokens + 2 * attention
     seen = split.train * steps.epochs
     # The saved model is evaluated once more at the end.
     evaluated = split.evaluation * (steps.evaluations + 1) + split.test
@@ -422,8 +390,8 @@ def notes(
         said.append("Activations cannot be told for this architecture and are not in the total.")
     if not packed:
         said.append("Batches are padded, so every response computes its prompt again.")
-    if _optimizer(arguments) not in OPTIMIZER_STATES:
-        said.append(f"Optimizer {_optimizer(arguments)!r} is counted as if it were Adam.")
+    if arguments["optim"] not in OPTIMIZER_STATES:
+        said.append(f"Optimizer {arguments['optim']!r} is counted as if it were Adam.")
     if arguments.get("deepspeed"):
         said.append("What DeepSpeed moves or shares out is not counted.")
     if body_dtype(recipe) == "float32" and not autocasts(recipe):
@@ -475,16 +443,12 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LengthFacts:
-    """Means per comparison, and the largest comparison. ``kept`` is the share not over length."""
+class LayoutLengths:
+    """Means per comparison in one layout of batches, and the tokens of the largest comparison."""
 
-    kept: float
-    packed: float
-    padded: float
+    tokens: float
     attended: float
-    attended_padded: float
-    largest_packed: int
-    largest_padded: int
+    largest: int
 
 
 def equal_lengths(prompt: int, response: int) -> Lengths:
@@ -494,17 +458,18 @@ def equal_lengths(prompt: int, response: int) -> Lengths:
     )
 
 
-def from_characters(texts: Sequence[tuple[int, tuple[int, ...]]]) -> Lengths:
-    """Lengths estimated from characters of prompts and responses, four to a token."""
+def from_characters(comparisons: Iterable[Comparison]) -> Lengths:
+    """Lengths estimated from the characters of prompts and responses, four to a token."""
     rows = tuple(
-        Length(prompt=_tokens(prompt), responses=tuple(_tokens(r) for r in responses))
-        for prompt, responses in texts
+        Length(prompt=_tokens(item.prompt), responses=tuple(map(_tokens, item.responses)))
+        for item in comparisons
     )
     return Lengths(rows=rows, how=f"estimated, {CHARACTERS_PER_TOKEN} characters a token")
 
 
-def _tokens(characters: int) -> int:
-    return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
+def _tokens(turns: Turns) -> int:
+    texts = [turns] if isinstance(turns, str) else [str(turn.content) for turn in turns]
+    return max(1, math.ceil(sum(map(len, texts)) / CHARACTERS_PER_TOKEN))
 
 
 def within(lengths: Lengths, *, max_length: int, truncation: Truncation) -> list[Length]:
@@ -520,10 +485,10 @@ def summarize(
     max_length: int,
     truncation: Truncation,
     batch: int,
-) -> LengthFacts:
-    """Facts of the comparisons that the over-length policy keeps.
+) -> tuple[LayoutLengths, LayoutLengths]:
+    """Of the comparisons that the over-length policy keeps: packed, and padded.
 
-    ``padded`` is what batches of ``batch`` comparisons, in a shuffled order and padded to the
+    Padded tokens are what batches of ``batch`` comparisons, in a shuffled order and padded to the
     longest conversation of the batch, would hold.
 
     Raises:
@@ -534,14 +499,17 @@ def summarize(
         raise DataError(
             f"every comparison has a conversation over tokens.max_length {max_length}; raise it."
         )
-    return LengthFacts(
-        kept=len(rows) / len(lengths.rows),
-        packed=_mean([row.packed for row in rows]),
-        padded=_padded(rows, batch),
-        attended=_mean([row.attended for row in rows]),
-        attended_padded=_mean([row.attended_padded for row in rows]),
-        largest_packed=max(row.packed for row in rows),
-        largest_padded=max(row.longest * len(row.responses) for row in rows),
+    return (
+        LayoutLengths(
+            tokens=fmean(row.packed for row in rows),
+            attended=fmean(row.attended for row in rows),
+            largest=max(row.packed for row in rows),
+        ),
+        LayoutLengths(
+            tokens=_padded(rows, batch),
+            attended=fmean(row.attended_padded for row in rows),
+            largest=max(row.longest * len(row.responses) for row in rows),
+        ),
     )
 
 
@@ -564,10 +532,6 @@ _SHORTEN: dict[str, Callable[[Length, int], Length]] = {
     "proportional": _cut_in_proportion,
 }
 """What a policy makes of lengths over the limit; without a row they are left out."""
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values)
 
 
 def _padded(rows: Sequence[Length], batch: int) -> float:
@@ -623,10 +587,9 @@ def find_gpus(name: str | None) -> dict[str, Gpu]:
         return GPUS
     plain = {key.lower().replace("-", ""): key for key in GPUS}
     asked = name.lower().replace("-", "").replace(" ", "")
-    found = [key for short, key in plain.items() if short == asked or short == f"{asked}gb"]
-    found = found or [key for short, key in plain.items() if short.startswith(asked)]
+    found = [asked] if asked in plain else [short for short in plain if short.startswith(asked)]
     if asked and found:
-        return {key: GPUS[key] for key in found}
+        return {plain[short]: GPUS[plain[short]] for short in found}
     close = nearest(asked, plain)
     guess = f"did you mean {plain[close]}?" if close else f"it knows {', '.join(GPUS)}."
     raise RecipeError(f"--gpu {name}: plaudit knows no GPU of that name; {guess}")

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 from plaudit.embedded import quickstart_path
 from plaudit.errors import RecipeError
 from plaudit.recipe.problems import KeyPath, Problem, fields_of, find_problems, shown
-from plaudit.recipe.schema import HF_KEYS, Recipe, Source
+from plaudit.recipe.schema import HF_KEYS, Recipe
 from plaudit.recipe.yaml import key_lines, read_yaml, write_yaml
 
 RUN_RECIPE = "recipe.yaml"
@@ -155,40 +155,22 @@ def read_draft(path: Path) -> Draft:
     Raises:
         RecipeError: the file is missing, is not YAML or holds something else than a mapping.
     """
-    text = _read_text(path)
-    values = _mapping(text, str(path))
-    return Draft(str(path), values, {key: f"{path}:{n}" for key, n in key_lines(text).items()})
-
-
-def read_mapping(path: Path | str) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        RecipeError: the file is missing, is not YAML or holds something else.
-    """
-    return _mapping(_read_text(Path(path)), str(path))
-
-
-def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: there is no such recipe file.") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: this is not a text file, so it is no recipe.") from error
     except OSError as error:
         raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}.") from error
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    mapping = read_yaml(text, where)
-    if not isinstance(mapping, dict):
-        content = "is empty" if mapping is None else f"holds {shown(mapping)}"
+    values = read_yaml(text, str(path))
+    if not isinstance(values, dict):
+        content = "is empty" if values is None else f"holds {shown(values)}"
         raise RecipeError(
-            f"{where}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), "
+            f"{path}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), "
             f"but this file {content}."
         )
-    return mapping
+    return Draft(str(path), values, {key: f"{path}:{n}" for key, n in key_lines(text).items()})
 
 
 def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
@@ -202,18 +184,14 @@ def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
 
 def with_columns(recipe: Recipe, columns: Mapping[str, str | None]) -> Recipe:
     """The recipe with ``columns`` laid over those of each of its sources."""
-    if not columns:
-        return recipe
-
-    def mapped(sources: Sequence[Source]) -> tuple[Source, ...]:
-        return tuple(
+    data = {
+        role: tuple(
             source.model_copy(update={"columns": {**source.columns, **columns}})
-            for source in sources
+            for source in getattr(recipe.data, role)
         )
-
-    data = recipe.data
-    sources = {"train": mapped(data.train), "eval": mapped(data.eval), "test": mapped(data.test)}
-    return recipe.model_copy(update={"data": data.model_copy(update=sources)})
+        for role in ("train", "eval", "test")
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -304,11 +282,10 @@ def starter_text(draft: Draft) -> str:
         lines += ["", f"# {about}", f"{section}:"]
         for name in names:
             lines += _key(section, name, values[section][name])
+        chosen = draft.values.get(section, {})
         for name, example in SUGGESTED.get(section, {}).items():
-            if name in draft.values.get(section, {}):
-                lines += _key(section, name, draft.values[section][name])
-            else:
-                lines += _key(section, name, example, mark="# ")
+            mark = "" if name in chosen else "# "
+            lines += _key(section, name, chosen.get(name, example), mark)
     return "\n".join(lines) + "\n"
 
 

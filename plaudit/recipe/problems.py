@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -54,74 +55,41 @@ RENAMED: Final[Mapping[str, str]] = {
 """Old names of keys, ``data.source`` standing for any source, and the name of today."""
 
 ALIASES: Final[Mapping[str, str]] = {
-    "model_name_or_path": "model.base",
-    "model_name": "model.base",
-    "model_path": "model.base",
-    "model_id": "model.base",
-    "base_model": "model.base",
-    "base_model_name_or_path": "model.base",
-    "pretrained_model_name_or_path": "model.base",
-    "pretrain": "model.base",
-    "model_revision": "model.revision",
-    "torch_dtype": "model.dtype",
-    "load_in_4bit": "model.quantize",
-    "quantization_bit": "model.quantize",
-    "dataset": "data.train",
-    "datasets": "data.train",
-    "dataset_name": "data.train",
-    "dataset_path": "data.train",
-    "dataset_name_or_path": "data.train",
-    "data_path": "data.train",
-    "train_data": "data.train",
-    "train_dataset": "data.train",
-    "train_file": "data.train",
-    "train_files": "data.train",
-    "eval_data": "data.eval",
-    "eval_dataset": "data.eval",
-    "eval_file": "data.eval",
-    "val_file": "data.eval",
-    "val_files": "data.eval",
-    "valid_data": "data.eval",
-    "validation_file": "data.eval",
-    "test_data": "data.test",
-    "test_dataset": "data.test",
-    "test_file": "data.test",
-    "val_size": "data.eval_fraction",
-    "val_set_size": "data.eval_fraction",
-    "validation_split": "data.eval_fraction",
-    "template": "tokens.template",
-    "cutoff_len": "tokens.max_length",
-    "max_len": "tokens.max_length",
-    "max_seq_len": "tokens.max_length",
-    "max_seq_length": "tokens.max_length",
-    "model_max_length": "tokens.max_length",
-    "sequence_len": "tokens.max_length",
-    "loss_type": "loss.kind",
-    "lora_r": "lora.r",
-    "lora_rank": "lora.r",
-    "rank": "lora.r",
-    "alpha": "lora.lora_alpha",
-    "dropout": "lora.lora_dropout",
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
-    "lora_modules_to_save": "lora.modules_to_save",
-    "lr": "train.learning_rate",
-    "lr_scheduler": "train.lr_scheduler_type",
-    "scheduler": "train.lr_scheduler_type",
-    "epochs": "train.num_train_epochs",
-    "num_epochs": "train.num_train_epochs",
-    "max_epochs": "train.num_train_epochs",
-    "batch_size": "train.per_device_train_batch_size",
-    "micro_batch_size": "train.per_device_train_batch_size",
-    "micro_train_batch_size": "train.per_device_train_batch_size",
-    "train_batch_size": "train.per_device_train_batch_size",
-    "eval_batch_size": "train.per_device_eval_batch_size",
-    "grad_accum": "train.gradient_accumulation_steps",
-    "gradient_accumulation": "train.gradient_accumulation_steps",
-    "optimizer": "train.optim",
-    "evaluation_strategy": "train.eval_strategy",
-    "no_cuda": "train.use_cpu",
-    "use_wandb": "train.report_to",
+    name: key
+    for key, names in (
+        ("model.base", "model_name_or_path model_name model_path model_id base_model"),
+        ("model.base", "base_model_name_or_path pretrained_model_name_or_path pretrain"),
+        ("model.revision", "model_revision"),
+        ("model.dtype", "torch_dtype"),
+        ("model.quantize", "load_in_4bit quantization_bit"),
+        ("data.train", "dataset datasets dataset_name dataset_path dataset_name_or_path data_path"),
+        ("data.train", "train_data train_dataset train_file train_files"),
+        ("data.eval", "eval_data eval_dataset eval_file val_file val_files valid_data"),
+        ("data.eval", "validation_file"),
+        ("data.test", "test_data test_dataset test_file"),
+        ("data.eval_fraction", "val_size val_set_size validation_split"),
+        ("tokens.template", "template"),
+        ("tokens.max_length", "cutoff_len max_len max_seq_len max_seq_length model_max_length"),
+        ("tokens.max_length", "sequence_len"),
+        ("loss.kind", "loss_type"),
+        ("lora.r", "lora_r lora_rank rank"),
+        ("lora.lora_alpha", "alpha"),
+        ("lora.lora_dropout", "dropout"),
+        ("lora.target_modules", "lora_target lora_target_modules"),
+        ("lora.modules_to_save", "lora_modules_to_save"),
+        ("train.learning_rate", "lr"),
+        ("train.lr_scheduler_type", "lr_scheduler scheduler"),
+        ("train.num_train_epochs", "epochs num_epochs max_epochs"),
+        ("train.per_device_train_batch_size", "batch_size micro_batch_size micro_train_batch_size"),
+        ("train.per_device_train_batch_size", "train_batch_size"),
+        ("train.per_device_eval_batch_size", "eval_batch_size"),
+        ("train.gradient_accumulation_steps", "grad_accum gradient_accumulation"),
+        ("train.optim", "optimizer"),
+        ("train.eval_strategy", "evaluation_strategy"),
+        ("train.use_cpu", "no_cuda"),
+        ("train.report_to", "use_wandb"),
+    )
+    for name in names.split()
 }
 """Keys of other trainers and versions, and the key here that means the same."""
 
@@ -173,8 +141,13 @@ def find_problems(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Proble
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = _problems(error, values)
-        return None, problems + _contradictions_outside(_sections_of(problems), values)
-    problems = list(_contradictions(recipe))
+        wrong = _sections_of(problems)
+        # Of the sections that are wrong already nothing more is said.
+        right = {n: v for n, v in values.items() if n in Recipe.model_fields and n not in wrong}
+        stand_in = {"model": {"base": "unknown"}, "data": {"train": "unknown"}}
+        rest = Recipe.model_validate({**stand_in, **right})
+        return None, [*problems, *_contradictions(rest, wrong)]
+    problems = list(_contradictions(recipe, set()))
     return (None if problems else recipe), problems
 
 
@@ -387,8 +360,9 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        inner = [part for item in arguments[1:] for part in _constraints(item)]
-        return expected(arguments[0], inner)
+        # The limits inside a pydantic Field(...), or a plain annotated-types limit.
+        limits = (getattr(item, "metadata", [item]) for item in arguments[1:])
+        return expected(arguments[0], [*chain.from_iterable(limits)])
     if origin in (typing.Union, types.UnionType):
         return either(expected(part) for part in arguments)
     if origin is typing.Literal:
@@ -398,11 +372,6 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
             return "a path, a Hub id, a mapping with a path, or a list of these"
         return f"a list of {expected(arguments[0])}"
     return _scalar_words(annotation, metadata)
-
-
-def _constraints(item: Any) -> list[Any]:
-    """The limits inside a pydantic Field(...) or a plain annotated-types limit."""
-    return list(item.metadata) if hasattr(item, "metadata") else [item]
 
 
 def _scalar_words(annotation: Any, metadata: Sequence[Any]) -> str:
@@ -513,15 +482,8 @@ def _source_contradictions(role: str, sources: Sequence[Source]) -> Iterator[Pro
         )
 
 
-def _contradictions(recipe: Recipe, wrong: Collection[str] = ()) -> Iterator[Problem]:
+def _contradictions(recipe: Recipe, wrong: set[str]) -> Iterator[Problem]:
     """What no section can know alone; nothing is said of sections that are ``wrong`` already."""
     for sections, check in CONTRADICTIONS.items():
-        if not set(sections) & set(wrong):
+        if wrong.isdisjoint(sections):
             yield from check(recipe)
-
-
-def _contradictions_outside(wrong: Collection[str], values: Mapping[str, Any]) -> list[Problem]:
-    """Contradictions among the sections that are right, the others left out."""
-    right = {n: v for n, v in values.items() if n in Recipe.model_fields and n not in wrong}
-    stand_in = {"model": {"base": "unknown"}, "data": {"train": "unknown"}}
-    return list(_contradictions(Recipe.model_validate({**stand_in, **right}), wrong))

@@ -143,11 +143,6 @@ class DataSection(Section):
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of splits and samples."""
 
-    @property
-    def evaluates(self) -> bool:
-        """Whether there is something to choose the checkpoint by."""
-        return bool(self.eval or self.eval_rows) or self.eval_fraction is not None
-
 
 def _real_day(text: str) -> str:
     date.fromisoformat(text)
@@ -378,12 +373,6 @@ _TYPES: Final[Mapping[str, Any]] = {
 }
 
 
-def _annotated(kind: Any, metadata: Sequence[Any]) -> Any:
-    for one in metadata:
-        kind = Annotated[kind, one]
-    return kind
-
-
 def _section_of(section: Literal["train", "lora"]) -> Any:
     """The keys of another library that a recipe may set, as a TypedDict: it keeps what is given."""
     keys: dict[str, Any] = {}
@@ -396,11 +385,11 @@ def _section_of(section: Literal["train", "lora"]) -> Any:
         if key.choices:
             accepted["str"] = Literal.__getitem__(tuple(key.choices))
         # A limit is one of the numbers alone; other rules look at any value.
-        for kind in numbers:
-            accepted[kind] = _annotated(accepted[kind], rules)
+        for kind in numbers if rules else ():
+            accepted[kind] = Annotated[accepted[kind], *rules]
         union = Union.__getitem__(tuple(accepted.values()))
         others = () if numbers else rules
-        keys[name] = _annotated(union, (*others, Field(description=key.description)))
+        keys[name] = Annotated[union, *others, Field(description=key.description)]
     make: Any = TypedDict
     made = make(f"{section.title()}Keys", keys, total=False)
     made.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -454,43 +443,54 @@ class Recipe(Section):
         Raises:
             RecipeError: keys that contradict each other.
         """
-        return _training_arguments(self.train, evaluates=self.data.evaluates)
+        keys, data = self.train, self.data
+        evaluates = bool(data.eval or data.eval_rows) or data.eval_fraction is not None
+        # Saving and evaluating share one schedule: a checkpoint without its loss cannot be chosen,
+        # a loss without its checkpoint cannot be gone back to. Naming either sets both.
+        schedule = keys.get("eval_strategy", keys.get("save_strategy", "steps"))
+        schedule = "steps" if schedule in ("no", "best") else schedule
+        resolved: dict[str, Any] = {
+            **{name: HF_KEYS["train"][name].default for name in READ_BY_PLAUDIT},
+            "eval_strategy": schedule if evaluates else "no",
+            # A tenth of the run: ten points show an overfit, whatever the size of the data.
+            "eval_steps": 0.1,
+            "save_strategy": schedule,
+            "save_steps": keys.get("eval_steps") or 0.1,
+            # The best and the last: the one to use, and the one to resume from.
+            "save_total_limit": 2,
+            "logging_steps": 10,
+            # Nothing leaves the machine unless asked for.
+            "report_to": "none",
+            **keys,
+        }
+        if resolved["save_total_limit"] is not None:
+            # With 1 the Trainer deletes the last checkpoint at the end, the one to resume from.
+            resolved["save_total_limit"] = max(2, resolved["save_total_limit"])
+        chooses = resolved["eval_strategy"] != "no" and resolved["save_strategy"] != "no"
+        # The last checkpoint of a reward model is often worse than an earlier one: validation loss
+        # rises after about one epoch while accuracy stands still.
+        resolved.setdefault("load_best_model_at_end", chooses)
+        if resolved["load_best_model_at_end"]:
+            metric = resolved.setdefault("metric_for_best_model", "eval_loss") or "eval_loss"
+            resolved.setdefault("greater_is_better", not metric.endswith("loss"))
+        _check_schedule(resolved, evaluates)
+        return resolved
+
+    @property
+    def method(self) -> Literal["full", "lora", "qlora"]:
+        """Which weights train, and whether the base is quantized."""
+        if self.lora is None:
+            return "full"
+        return "qlora" if self.model.quantize else "lora"
+
+    @property
+    def defaults_to_bf16(self) -> bool:
+        """Whether the run autocasts to bf16 on a GPU that has it: full fine-tuning, unless told."""
+        told = "bf16" in self.train or self.train.get("fp16")
+        return self.lora is None and self.model.dtype == "auto" and not told
 
 
 # ---- the resolved training arguments
-
-
-def _training_arguments(keys: Mapping[str, Any], *, evaluates: bool) -> dict[str, Any]:
-    # Saving and evaluating share one schedule: a checkpoint without its loss cannot be chosen, a
-    # loss without its checkpoint cannot be gone back to. Naming either sets both.
-    schedule = keys.get("eval_strategy", keys.get("save_strategy", "steps"))
-    schedule = "steps" if schedule in ("no", "best") else schedule
-    resolved: dict[str, Any] = {
-        **{name: HF_KEYS["train"][name].default for name in READ_BY_PLAUDIT},
-        "eval_strategy": schedule if evaluates else "no",
-        # A tenth of the run: ten points show an overfit, whatever the size of the data.
-        "eval_steps": 0.1,
-        "save_strategy": schedule,
-        "save_steps": keys.get("eval_steps") or 0.1,
-        # The best and the last: the one to use, and the one to resume from.
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        # Nothing leaves the machine unless asked for.
-        "report_to": "none",
-        **keys,
-    }
-    if resolved["save_total_limit"] is not None:
-        # With 1 the Trainer deletes the last checkpoint at the end, the one to resume from.
-        resolved["save_total_limit"] = max(2, resolved["save_total_limit"])
-    chooses = resolved["eval_strategy"] != "no" and resolved["save_strategy"] != "no"
-    # The last checkpoint of a reward model is often worse than an earlier one: validation loss
-    # rises after about one epoch while accuracy stands still.
-    resolved.setdefault("load_best_model_at_end", chooses)
-    if resolved["load_best_model_at_end"]:
-        metric = resolved.setdefault("metric_for_best_model", "eval_loss") or "eval_loss"
-        resolved.setdefault("greater_is_better", not metric.endswith("loss"))
-    _check_schedule(resolved, evaluates)
-    return resolved
 
 
 READ_BY_PLAUDIT: Final = (
@@ -498,6 +498,7 @@ READ_BY_PLAUDIT: Final = (
     "gradient_accumulation_steps",
     "num_train_epochs",
     "max_steps",
+    "optim",
 )
 """Training arguments that plaudit reads before there is a Trainer, at the library's defaults."""
 
@@ -523,14 +524,11 @@ def _check_schedule(resolved: Mapping[str, Any], evaluates: bool) -> None:
             "make them equal, or set load_best_model_at_end to false."
         )
     if resolved["eval_strategy"] == "steps":
-        _check_same_steps(resolved["save_steps"], resolved["eval_steps"] or 0.1)
-
-
-def _check_same_steps(save_steps: float, eval_steps: float) -> None:
-    """The Trainer notes a best step also where nothing was saved, and then keeps another one."""
-    if save_steps != eval_steps:
-        raise RecipeError(
-            f"`train.save_steps` is {save_steps:g} and `train.eval_steps` {eval_steps:g}, but "
-            "keeping the best checkpoint needs one saved at every evaluation; set save_steps to "
-            f"{eval_steps:g}, or load_best_model_at_end to false."
-        )
+        save_steps, eval_steps = resolved["save_steps"], resolved["eval_steps"] or 0.1
+        # The Trainer notes a best step also where nothing was saved, and then keeps another one.
+        if save_steps != eval_steps:
+            raise RecipeError(
+                f"`train.save_steps` is {save_steps:g} and `train.eval_steps` {eval_steps:g}, but "
+                "keeping the best checkpoint needs one saved at every evaluation; set save_steps "
+                f"to {eval_steps:g}, or load_best_model_at_end to false."
+            )

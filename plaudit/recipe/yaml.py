@@ -55,27 +55,14 @@ class Loader(yaml.SafeLoader):
 class Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper; quotes what either version of YAML would read as something else."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        key: list(rows) for key, rows in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
     def ignore_aliases(self, data: Any) -> bool:
         return True
-
-
-def _decimal(loader: Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value, 10)
-
-
-def _float(loader: Loader, node: yaml.ScalarNode) -> float:
-    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 for _name, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (Loader, Dumper):
         _kind.add_implicit_resolver(f"{TAG}{_name}", re.compile(_pattern), list(_first))
-Loader.add_constructor(f"{TAG}int", _decimal)
-Loader.add_constructor(f"{TAG}float", _float)
+Loader.add_constructor(f"{TAG}int", lambda _, node: int(node.value))
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -91,14 +78,13 @@ def read_yaml(text: str, where: str) -> Any:
         if document is not None:
             _check_aliases(document, where)
         value = None if document is None else loader.construct_document(document)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(error.problem or error.context or "it cannot be read").split())
-        raise RecipeError(f"{where}{line}: this is not valid YAML: {problem}.") from error
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise RecipeError(f"{where}: this is not valid YAML: {problem}.") from error
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
+        raise RecipeError(
+            f"{where}{line}: this is not valid YAML: {' '.join(problem.split())}."
+        ) from error
     if loader.repeated:
         raise RecipeError(
             *(

@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +19,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,41 +29,23 @@ from plaudit.evaluation.schema import json_safe
 from plaudit.storage.atomic import write_text, writing
 
 
-class Closing(TrainerCallback):
-    """Holds something open while training runs and closes it at the end."""
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let it go, also when training stopped with an error; again is no harm."""
-        raise NotImplementedError
-
-
-class EventLog(Closing):
+class EventLog(TrainerCallback):
     """``events.jsonl``: one line per logging or evaluation step, written as it happens."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: TextIO | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.is_world_process_zero:
-            with writing(self.path):
-                keep_events(self.path, state.global_step)
-                self._file = self.path.open("a", encoding="utf-8")
-            if state.global_step > 0:
-                self._write({"step": state.global_step, "time": time.time(), "resumed": True})
-
-    def _write(self, event: dict[str, Any]) -> None:
-        if self._file is not None:
-            with writing(self.path):
-                self._file.write(json.dumps(json_safe(event)) + "\n")
-                self._file.flush()
+        if not state.is_world_process_zero:
+            return
+        with writing(self.path):
+            keep_events(self.path, state.global_step)
+            # From here on the run has begun, and its folder stays.
+            self.path.touch()
+        if state.global_step > 0:
+            self._write(state, {"resumed": True})
 
     def on_log(
         self,
@@ -74,14 +55,13 @@ class EventLog(Closing):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if logs is not None:
-            self._write({"step": state.global_step, "time": time.time(), **logs})
+        if state.is_world_process_zero and logs is not None:
+            self._write(state, logs)
 
-    def close(self) -> None:
-        """Close the file, also when training stopped with an error."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _write(self, state: TrainerState, event: Mapping[str, Any]) -> None:
+        record = json_safe({"step": state.global_step, "time": time.time(), **event})
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def keep_events(path: Path, step: int) -> None:
@@ -154,12 +134,12 @@ class StopSignal(TrainerCallback):
         """
         if args.world_size == 1:
             return self.requested
-        if state.global_step % max(1, int(state.logging_steps)) == 0:
-            flag = torch.tensor([int(self.requested)], device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.requested = bool(flag.item())
-            return self.requested
-        return False
+        if state.global_step % max(1, int(state.logging_steps)) != 0:
+            return False
+        flag = torch.tensor([int(self.requested)], device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        self.requested = bool(flag.item())
+        return self.requested
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -185,13 +165,12 @@ class StopSignal(TrainerCallback):
                 signal.signal(number, handler)
 
 
-class ProgressReport(Closing):
+class ProgressReport(TrainerCallback):
     """Loss, accuracy, pairs per second and time left: a bar on a terminal, else a line a log."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -208,7 +187,7 @@ class ProgressReport(Closing):
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._task = self._progress.add_task(
+        self._progress.add_task(
             "training", total=state.max_steps, completed=state.global_step, numbers=""
         )
         self._progress.start()
@@ -216,8 +195,11 @@ class ProgressReport(Closing):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=state.global_step)
+        self._update(completed=state.global_step)
+
+    def _update(self, **changes: Any) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], **changes)
 
     def on_log(
         self,
@@ -240,9 +222,8 @@ class ProgressReport(Closing):
                 f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2f}  "
                 f"{logs['pairs_per_second']:.3g} pairs/s"
             )
-            if self._progress is not None and self._task is not None:
-                self._progress.update(self._task, numbers=numbers)
-            elif not self.console.is_terminal:
+            self._update(numbers=numbers)
+            if not self.console.is_terminal:
                 self.console.print(
                     f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False
                 )
@@ -251,4 +232,3 @@ class ProgressReport(Closing):
         """Give the terminal back, also when training stopped with an error."""
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None

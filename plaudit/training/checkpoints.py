@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,24 +90,30 @@ def latest_intact(folder: Path) -> Path | None:
     Raises:
         TrainingError: there are checkpoints, and none can be used.
     """
+    found = _checkpoints(folder)
+    old = [path for path in found if _is_old(path)]
     damaged: list[str] = []
-    without_evaluation: Path | None = None
-    old = [path for path in _checkpoints(folder) if _is_old(path)]
-    written = [p for p in _checkpoints(folder) if p not in old and not _is_half_written(p)]
-    for checkpoint in sorted(written, key=step_of, reverse=True):
+    start, end = None, "."
+    for checkpoint in reversed(found):
+        if checkpoint in old or _is_half_written(checkpoint):
+            continue
         problem = _find_problem(checkpoint)
-        lacking = _find_damaged_evaluation(checkpoint) if problem is None else None
-        if problem is None and lacking is None:
-            _warn(folder, damaged, f"Training resumes from {checkpoint.name}.")
-            return checkpoint
-        damaged.append(problem or f"{checkpoint.name} needs the evaluation {lacking}")
-        if problem is None and without_evaluation is None:
-            without_evaluation = checkpoint
-    if without_evaluation is not None:
-        # The run still has its model.
-        resumes = f"Training resumes from {without_evaluation.name} without that evaluation."
-        _warn(folder, damaged, resumes)
-        return without_evaluation
+        if problem is None:
+            lacking = find_damage(checkpoint, lambda name: name.startswith(_RUN))
+            if lacking is None:
+                start, end = checkpoint, "."
+                break
+            if start is None:
+                # The run still has its model.
+                start, end = checkpoint, " without that evaluation."
+            problem = f"{checkpoint.name} needs the evaluation {lacking.removeprefix(_RUN)}"
+        damaged.append(problem)
+    if start is not None:
+        if damaged:
+            listed = "; ".join(damaged)
+            message = "Damaged checkpoint in %s: %s. Training resumes from %s%s"
+            logger.warning(message, folder, listed, start.name, end)
+        return start
     if damaged:
         raise TrainingError(
             f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files "
@@ -159,9 +164,9 @@ def remove_oldest(folder: Path, most: int | None, best: Path | None) -> None:
     None and 0 leave all. Unlike the Trainer's rotation, a kill here leaves nothing that looks
     damaged.
     """
-    stored = sorted((p for p in _checkpoints(folder) if not _is_half_written(p)), key=step_of)
     if most is None or most < 1:
         return
+    stored = [path for path in _checkpoints(folder) if not _is_half_written(path)]
     removable = [path for path in stored[:-1] if path != best]
     for path in removable[: max(0, len(stored) - most)]:
         _remove(path)
@@ -170,17 +175,6 @@ def remove_oldest(folder: Path, most: int | None, best: Path | None) -> None:
 def ranks_of(checkpoint: Path) -> int:
     """How many processes wrote the checkpoint; each left its own counters."""
     return len([name for name in read_manifest(checkpoint) if name.startswith(COUNTERS)])
-
-
-def _warn(folder: Path, damaged: Sequence[str], what_follows: str) -> None:
-    if damaged:
-        logger.warning("Damaged checkpoint in %s: %s. %s", folder, "; ".join(damaged), what_follows)
-
-
-def _find_damaged_evaluation(checkpoint: Path) -> str | None:
-    """The evaluation of the run that is not as it was when this checkpoint was written."""
-    damage = find_damage(checkpoint, lambda name: name.startswith(_RUN))
-    return None if damage is None else damage.removeprefix(_RUN)
 
 
 def _find_problem(checkpoint: Path) -> str | None:
@@ -220,6 +214,5 @@ def _is_old(checkpoint: Path) -> bool:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [p for p in folder.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
+    """The checkpoints in a folder, the oldest first."""
+    return sorted((p for p in folder.glob("*/") if _NAME.fullmatch(p.name)), key=step_of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.load import LoadedComparisons, OnRead, SourceUse, load_comparisons
+from plaudit.data.load import LoadedComparisons, OnRead, load_comparisons
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
@@ -19,9 +19,6 @@ from plaudit.evaluation.schema import MarginUse, RunData, SplitUse, TokenUse
 from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
-
-HELD_OUT = "eval"
-TEST = "test"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +35,6 @@ class Part:
     dropped: Mapping[str, int]
     lost: Mapping[str, int]
     example: str = ""
-
-    @property
-    def rows(self) -> int:
-        return len(self.comparisons) + sum(self.dropped.values())
-
-    @property
-    def groups(self) -> int:
-        return len(np.unique(self.comparisons.groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +59,11 @@ class Corpus:
             "eval": tuple(self.evaluation.values()),
             "test": tuple(self.test.values()),
         }
+
+    @property
+    def every(self) -> tuple[Part, ...]:
+        """All parts."""
+        return tuple(chain.from_iterable(self.parts().values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +101,10 @@ def read_comparisons(
     held_out_size, test_share = _held_out_sizes(section, len(np.unique(train.rows_N)))
     if held_out_size is not None:
         train, held_out = split(train, held_out_size, by=section.split_by, seed=section.seed)
-        evaluation = {HELD_OUT: held_out}
+        evaluation = {"eval": held_out}
     if test_share is not None:
         train, held_out = split(train, test_share, by=section.split_by, seed=section.seed)
-        test = {TEST: held_out}
+        test = {"test": held_out}
     both = sorted(evaluation.keys() & test.keys())
     if both:
         raise DataError(
@@ -177,12 +171,6 @@ def _named_sets(
         sets[name] = one.comparisons
         loaded[f"{role}:{name}"] = one
     return sets
-
-
-def fingerprints(comparisons: Comparisons) -> dict[str, str]:
-    """Fingerprint of each source by its path."""
-    sources = [fact for loaded in comparisons.loaded.values() for fact in loaded.sources]
-    return {fact.path: fact.fingerprint for fact in sources}
 
 
 def encode_corpus(
@@ -257,28 +245,16 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
     )
 
 
-def largest_id(corpus: Corpus) -> int:
-    """The largest token id of all parts."""
-    return max(
-        int(part.trees.column("largest_id").max())
-        for part in chain.from_iterable(corpus.parts().values())
-    )
+def plain_texts(corpus: Corpus) -> tuple[int, int]:
+    """How many comparisons are plain text, and how many there are."""
+    total = sum(len(part.trees) for part in corpus.every)
+    return total - sum(int(part.trees.column("chat").sum()) for part in corpus.every), total
 
 
-def training_fingerprints(corpus: Corpus) -> list[str]:
-    """Fingerprint of each source of training rows."""
-    return [
-        fact.fingerprint
-        for role, loaded in corpus.loaded.items()
-        if role.partition(":")[0] == "train"
-        for fact in loaded.sources
-    ]
-
-
-def text_kind(parts: Sequence[Part]) -> Literal["chat", "text", "mixed"]:
-    """``chat``, ``text`` or ``mixed``: what the chat template had to render."""
-    kinds = {bool(kind) for part in parts for kind in np.unique(part.trees.column("chat"))}
-    return "mixed" if len(kinds) == 2 else "chat" if kinds == {True} else "text"
+def text_kind(corpus: Corpus) -> Literal["chat", "text", "mixed"]:
+    """What the chat template had to render."""
+    texts, total = plain_texts(corpus)
+    return "chat" if not texts else "text" if texts == total else "mixed"
 
 
 def data_use(corpus: Corpus, split_by: str) -> RunData:
@@ -287,42 +263,45 @@ def data_use(corpus: Corpus, split_by: str) -> RunData:
     ``split_by`` is the recipe's, or ``files`` where nothing had to be split. Rows are counted as
     they stand in the input; ``splits`` counts comparisons, after weights.
     """
-    rows = used = 0
-    dropped: Counter[str] = Counter()
-    sources: list[SourceUse] = []
-    for role, loaded in corpus.loaded.items():
-        rows += loaded.tally.rows
-        used += loaded.tally.used
-        dropped.update(loaded.tally.dropped)
-        split = role.partition(":")[0]
-        sources += [replace(source, split=split) for source in loaded.sources]
-    every = [part for parts in corpus.parts().values() for part in parts]
-    for part in every:
-        dropped.update(part.lost)
-        used -= sum(part.lost.values())
+    tallies = [loaded.tally for loaded in corpus.loaded.values()]
+    lost = [part.lost for part in corpus.every]
+    rows = sum(tally.rows for tally in tallies)
+    used = sum(tally.used for tally in tallies) - sum(sum(reasons.values()) for reasons in lost)
+    dropped = _summed([*(tally.dropped for tally in tallies), *lost])
     assert rows == used + sum(dropped.values()), "a row is unaccounted for"
     return RunData(
         rows=rows,
         used=used,
-        dropped=dict(dropped),
+        dropped=dropped,
         splits={role: _split_use(parts) for role, parts in corpus.parts().items() if parts},
         split_by=split_by if corpus.was_split else "files",
         leaked_prompts=corpus.leaked_prompts,
-        sources=tuple(sources),
-        margins=_margin_use(every),
-        tokens=_token_use(every),
+        sources=tuple(
+            replace(source, split=role.partition(":")[0])
+            for role, loaded in corpus.loaded.items()
+            for source in loaded.sources
+        ),
+        margins=_margin_use(corpus.every),
+        tokens=_token_use(corpus.every),
     )
 
 
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts by reason, added up."""
+    total: Counter[str] = Counter()
+    for reasons in counts:
+        total.update(reasons)
+    return dict(total)
+
+
 def _split_use(parts: Sequence[Part]) -> SplitUse:
-    dropped: Counter[str] = Counter()
-    for part in parts:
-        dropped.update(part.dropped)
+    used = sum(len(part.comparisons) for part in parts)
+    dropped = _summed(part.dropped for part in parts)
     return SplitUse(
-        rows=sum(part.rows for part in parts),
-        used=sum(len(part.comparisons) for part in parts),
-        dropped=dict(dropped),
-        groups=sum(part.groups for part in parts),
+        rows=used + sum(dropped.values()),
+        used=used,
+        dropped=dropped,
+        groups=sum(len(np.unique(part.comparisons.groups)) for part in parts),
     )
 
 

@@ -30,45 +30,34 @@ from plaudit.evaluation.table import HeldOut
 from plaudit.losses.pairwise import ordered_pairs
 from plaudit.storage.arrow import RowArray
 from plaudit.training import corpus as corpora
-from plaudit.training.callbacks import (
-    count_resumes,
-)
-from plaudit.training.folder import (
-    RunFolder,
-)
-from plaudit.training.measure import (
-    PairIndex,
-    history,
-    probed_role,
-    read_evaluated,
-)
-from plaudit.training.prepare import PreparedRun
-from plaudit.training.trainer import RewardTrainer, StepArguments, rows_of_first
+from plaudit.training.callbacks import count_resumes
+from plaudit.training.measure import PairIndex, history, probed_role, read_evaluated
+from plaudit.training.prepare import PreparedRun, StepArguments
+from plaudit.training.trainer import RewardTrainer, rows_of_first
 
 
 def gather_metrics(
     run: PreparedRun,
     trainer: RewardTrainer,
-    folder: RunFolder,
     index: PairIndex | None,
     held_out: Mapping[str, HeldOut],
     probed: Probed | None,
     seconds: float,
 ) -> RunMetrics:
     """Everything that ``metrics.json`` says of a run. Card, report and plots compute nothing."""
-    state = trainer.state
+    state, folder = trainer.state, run.folder
     evaluation = test = best = overfit = None
     if index is not None:
         evaluations = history(state.log_history, folder.evaluations, index)
         evaluation = _evaluate(run, "eval", held_out["eval"], evaluations, probed)
-        best, overfit = _best(trainer, folder, index, evaluations)
+        best, overfit = _best(trainer, folder.evaluations, index, evaluations)
     if run.corpus.test:
         stored = evaluation.stored_temperature if evaluation is not None else None
         test = _evaluate(run, "test", held_out["test"], None, probed, stored or 1.0)
     return settle(
         RunMetrics(
             plaudit_version=__version__,
-            run=run_info(run, folder),
+            run=run_info(run),
             data=corpora.data_use(run.corpus, run.recipe.data.split_by),
             train=_training(run, trainer, seconds, count_resumes(folder.events)),
             eval=evaluation,
@@ -129,11 +118,6 @@ def _training(
     )
 
 
-def step_size(args: StepArguments) -> int:
-    """Comparisons of one optimizer step, all ranks together."""
-    return int(args.per_device_train_batch_size * args.world_size)
-
-
 _NOT_RUN = "Perturbation tests were not run: evaluate.perturbation_tests is 0 in the recipe."
 
 
@@ -164,7 +148,7 @@ def _evaluate(
 
 def _best(
     trainer: RewardTrainer,
-    folder: RunFolder,
+    folder: Path,
     index: PairIndex,
     evaluations: Sequence[HistoryEntry],
 ) -> tuple[BestCheckpoint | None, Overfit | None]:
@@ -181,8 +165,8 @@ def _best(
         value=state.best_metric if chosen else None,
     )
     overfit = judge_overfit(
-        read_evaluated(folder.evaluations, lowest_step, index),
-        read_evaluated(folder.evaluations, last_step, index),
+        read_evaluated(folder, lowest_step, index),
+        read_evaluated(folder, last_step, index),
         kept_step=chosen or last_step,
         margin_P=index.pairs.margin_P,
         group_P=index.pairs.group_P,
@@ -191,17 +175,17 @@ def _best(
     return best, overfit
 
 
-def run_info(run: PreparedRun, folder: RunFolder) -> RunInfo:
+def run_info(run: PreparedRun) -> RunInfo:
     """What was trained and how."""
     recipe, (trainable, total) = run.recipe, run.built.parameters
     config = run.built.model.module.config
     return RunInfo(
-        name=folder.path.name,
+        name=run.folder.path.name,
         base=recipe.model.base,
         base_revision=recipe.model.revision,
         base_is_hub_id=run.base == recipe.model.base and not Path(run.base).is_dir(),
         architecture=config.model_type,
-        method="full" if recipe.lora is None else "qlora" if recipe.model.quantize else "lora",
+        method=recipe.method,
         lora=recipe.lora,
         parameters=Parameters(trainable=trainable, total=total),
         attention=run.built.model.layout,
@@ -209,9 +193,7 @@ def run_info(run: PreparedRun, folder: RunFolder) -> RunInfo:
         dtype=str(next(run.built.model.module.parameters()).dtype).removeprefix("torch."),
         max_length=recipe.tokens.max_length,
         truncation=recipe.tokens.truncation,
-        chat_template_kind=corpora.text_kind(
-            [part for parts in run.corpus.parts().values() for part in parts]
-        ),
+        chat_template_kind=corpora.text_kind(run.corpus),
         head_init=run.built.head_init,
         loss=recipe.loss.kind,
         seed=run.args.seed,
@@ -226,7 +208,7 @@ def _hyperparameters(args: StepArguments) -> tuple[tuple[str, Setting], ...]:
         ("learning_rate", args.learning_rate),
         ("per_device_train_batch_size", args.user_batch_size),
         ("gradient_accumulation_steps", args.user_accumulation),
-        ("total_train_batch_size", step_size(args)),
+        ("total_train_batch_size", args.per_device_train_batch_size * args.world_size),
         ("num_devices", args.world_size),
         ("seed", args.seed),
         ("optimizer", str(getattr(args.optim, "value", args.optim))),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.errors import OutputError, TrainingError
+from plaudit.evaluation.schema import METRICS_FILE
 from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.recipe.load import (
     CHECKPOINT_RECIPE,
@@ -32,64 +33,39 @@ from plaudit.training import checkpoints
 logger = logging.getLogger("plaudit")
 
 
+class _Inside:
+    """A path inside the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder] | None = None) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths inside a run folder."""
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / RUN_RECIPE
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def evaluations(self) -> Path:
-        """Rewards of the evaluation sets at each evaluation: ``step-N.npz``."""
-        return self.path / EVALUATIONS_FOLDER
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        """Of experiment trackers, a folder each."""
-        return self.path / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.parquet"
-
-    @property
-    def mistakes(self) -> Path:
-        return self.path / MISTAKES_FILE
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def data(self) -> Path:
-        """Fingerprints of the data files when the run was started."""
-        return self.path / "data.json"
-
-    @property
-    def training(self) -> Path:
-        """How training ended, until the run is evaluated."""
-        return self.path / TRAINING_FILE
-
-    @property
-    def base(self) -> Path:
-        """Where a run on the embedded base keeps its copy."""
-        return self.path / "base"
+    recipe = _Inside(RUN_RECIPE)
+    checkpoints = _Inside("checkpoints")
+    evaluations = _Inside(EVALUATIONS_FOLDER)
+    """Rewards of the evaluation sets at each evaluation: ``step-N.npz``."""
+    events = _Inside("events.jsonl")
+    logs = _Inside("logs")
+    """Of experiment trackers, a folder each."""
+    metrics = _Inside(METRICS_FILE)
+    predictions = _Inside("predictions.parquet")
+    mistakes = _Inside(MISTAKES_FILE)
+    environment = _Inside("environment.json")
+    data = _Inside("data.json")
+    """Fingerprints of the data files when the run was started."""
+    training = _Inside(TRAINING_FILE)
+    """How training ended, until the run is evaluated."""
+    base = _Inside("base")
+    """Where a run on the embedded base keeps its copy."""
 
     def budget(self, measure: Callable[[], int]) -> int:
         """Tokens of a micro-batch as measured when the run was started.
@@ -313,12 +289,11 @@ def changed_keys(before: Recipe, after: Recipe) -> list[str]:
     """Dotted keys whose values differ between two recipes."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     changed = []
-    for section in old:
-        if isinstance(old[section], dict) and isinstance(new[section], dict):
-            keys = sorted(old[section].keys() | new[section].keys())
-            changed += [
-                f"{section}.{k}" for k in keys if old[section].get(k) != new[section].get(k)
-            ]
-        elif old[section] != new[section]:
+    for section, was in old.items():
+        now = new[section]
+        if isinstance(was, dict) and isinstance(now, dict):
+            keys = sorted(key for key in was | now if was.get(key) != now.get(key))
+            changed += [f"{section}.{key}" for key in keys]
+        elif was != now:
             changed.append(section)
     return changed

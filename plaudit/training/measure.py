@@ -19,7 +19,7 @@ from plaudit.errors import DataError, TrainingError
 from plaudit.evaluation.analysis.perturbations import Budget, Probed, Score, probe
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
-from plaudit.evaluation.schema import Accuracy, HistoryEntry, parts
+from plaudit.evaluation.schema import Accuracy, HistoryEntry
 from plaudit.evaluation.summary import Evaluated
 from plaudit.evaluation.table import (
     HeldOut,
@@ -174,34 +174,28 @@ def history(log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex) ->
             training_loss = event["loss"]
         if "eval_loss" in event:
             # The evaluation at a step may stand twice where a resumed run began with it.
+            measured = _accuracy_at(event, folder, index)
             entries[event["step"]] = HistoryEntry(
                 step=event["step"],
                 epoch=event["epoch"],
                 training_loss=training_loss,
                 validation_loss=event["eval_loss"],
-                **parts(_accuracy_at(event, folder, index)),
+                accuracy=measured.accuracy,
+                accuracy_ci95=measured.accuracy_ci95,
+                accuracy_ci95_method=measured.accuracy_ci95_method,
             )
     return list(entries.values())
 
 
 def _accuracy_at(event: Mapping[str, Any], folder: Path, index: PairIndex) -> Accuracy:
+    step = event["step"]
     try:
-        delta_P = _read_deltas(folder, event["step"], index)
+        return pairwise.measured_accuracy(_read_deltas(folder, step, index), index.pairs.group_P)
     except DataError as error:
-        logger.warning(
-            "%s: the accuracy at step %s has no confidence interval.",
-            error,
-            event["step"],
-        )
+        logger.warning("%s: the accuracy at step %s has no confidence interval.", error, step)
         return Accuracy(
             accuracy=event["eval_accuracy"], accuracy_ci95=None, accuracy_ci95_method=None
         )
-    measured = pairwise.measured_accuracy(delta_P, index.pairs.group_P)
-    return Accuracy(
-        accuracy=measured.accuracy,
-        accuracy_ci95=measured.accuracy_ci95,
-        accuracy_ci95_method=measured.accuracy_ci95_method,
-    )
 
 
 def probed_role(run: PreparedRun) -> str:

@@ -107,7 +107,9 @@ def _missing_libraries(recipe: Recipe) -> Iterator[str]:
             yield f"train.report_to: {name} is unknown; {end}"
         named[f"report_to: {name}"] = LOGGERS.get(name)
     optimizer = str(train.get("optim"))
-    named[f"optim: {optimizer}"] = _optimizer(optimizer)
+    named[f"optim: {optimizer}"] = next(
+        (row for start, row in OPTIMIZERS.items() if re.match(start, optimizer)), None
+    )
     if train.get("deepspeed"):
         named["deepspeed"] = Library("deepspeed", "deepspeed")
     if train.get("use_liger_kernel"):
@@ -123,10 +125,6 @@ def _missing_libraries(recipe: Recipe) -> Iterator[str]:
 def _loggers(report_to: object) -> list[str]:
     names = report_to if isinstance(report_to, list) else [report_to]
     return [str(name) for name in names if name not in (None, "none", "all")]
-
-
-def _optimizer(name: str) -> Library | None:
-    return next((row for start, row in OPTIMIZERS.items() if re.match(start, name)), None)
 
 
 # ---- where trackers write
@@ -171,12 +169,12 @@ def read_template(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(
-            f"tokens.chat_template: no file at {path}; give the path of a jinja chat template."
-        ) from None
     except (OSError, UnicodeDecodeError) as error:
+        problem = (
+            f"no file at {path}"
+            if isinstance(error, FileNotFoundError)
+            else f"{path} cannot be read as text ({error})"
+        )
         raise RecipeError(
-            f"tokens.chat_template: {path} cannot be read as text ({error}); "
-            "give the path of a jinja chat template."
+            f"tokens.chat_template: {problem}; give the path of a jinja chat template."
         ) from None

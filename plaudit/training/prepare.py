@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import (
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from plaudit import embedded, registry
 from plaudit.errors import ModelError, RecipeError
@@ -45,6 +43,7 @@ from plaudit.model.scoring import largest_budget
 from plaudit.recipe.load import dump_recipe
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
+    DataSection,
     ModelSection,
     Recipe,
     TemplateSection,
@@ -56,22 +55,45 @@ from plaudit.tokens.encode import Encoder
 from plaudit.tokens.rendering import NamedTemplate, Renderer, freeze_dates
 from plaudit.training import corpus as corpora
 from plaudit.training.corpus import Corpus
-from plaudit.training.folder import (
-    RunFolder,
-    check_data_unchanged,
-    is_main_process,
-)
+from plaudit.training.folder import RunFolder, check_data_unchanged, is_main_process
 from plaudit.training.needs import read_template
-from plaudit.training.trainer import StepArguments
 from plaudit.types import Batcher, Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
+
+
+@dataclass
+class StepArguments(TrainingArguments):
+    """TrainingArguments whose batch is a whole optimizer step.
+
+    The ``user_`` fields are the user's values of what the Trainer must not act on itself; logging
+    integrations record those.
+    """
+
+    user_batch_size: int = 1
+    user_accumulation: int = 1
+    user_liger: dict[str, Any] | None = None
+    user_compile: bool = False
+    user_backend: str | None = None
+    user_mode: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        record["per_device_train_batch_size"] = record.pop("user_batch_size")
+        record["gradient_accumulation_steps"] = record.pop("user_accumulation")
+        record["liger_kernel_config"] = record.pop("user_liger")
+        record["use_liger_kernel"] = record["liger_kernel_config"] is not None
+        record["torch_compile"] = record.pop("user_compile")
+        record["torch_compile_backend"] = record.pop("user_backend")
+        record["torch_compile_mode"] = record.pop("user_mode")
+        return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRun:
     """Everything a run needs before its first step."""
 
+    folder: RunFolder
     recipe: Recipe
     recorded_recipe: str
     """The recipe as the run folder holds it, as YAML. ``recipe`` has a warm start's own LoRA."""
@@ -93,7 +115,7 @@ def prepare(
     set_seed(args.seed)
     if recipe.model.quantize is not None:
         check_four_bit()
-    warm_start = open_warm_start(recipe)
+    warm_start = open_warm_start(recipe.model)
     base = (
         place_base(recipe.model.base, folder)
         if warm_start is None
@@ -117,8 +139,9 @@ def prepare(
             recipe.data,
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
-    check_data_unchanged(folder, corpora.fingerprints(comparisons))
-    encoder = make_encoder(recipe, tokenizer, warm_start)
+    sources = (source for loaded in comparisons.loaded.values() for source in loaded.sources)
+    check_data_unchanged(folder, {source.path: source.fingerprint for source in sources})
+    encoder = make_encoder(recipe.tokens, tokenizer, warm_start, as_chat=recipe.data.as_chat)
     with progress_bars(console) as show:
         corpus = corpora.encode_corpus(
             encoder,
@@ -126,20 +149,26 @@ def prepare(
             margins=recipe.loss.margin == "column",
             on_rows=partial(show, "encoding"),
         )
-    _tell_data(corpus, recipe, console)
-    _warn_of_text(corpus, recipe, encoder)
+    for line in _about_data(corpus, recipe.data, recipe.tokens):
+        console.print(line)
+    texts, total = corpora.plain_texts(corpus)
+    remark = text_remark(encoder, recipe.data.as_chat, texts, total)
+    if remark is not None:
+        logger.warning("%s", remark)
+    largest_id = max(int(part.trees.column("largest_id").max()) for part in corpus.every)
     with console.status(f"loading {recipe.model.base}"):
-        built = _build_model(
-            recipe, request, tokenizer, args, corpora.largest_id(corpus), folder, warm_start
-        )
-    if warm_start is not None and warm_start.facts.kind == "adapter":
-        recipe = with_own_settings(recipe, built.model.module.network)
+        built = _build_model(recipe, request, tokenizer, args, largest_id, folder, warm_start)
+    if recipe.lora and warm_start is not None and warm_start.facts.kind == "adapter":
+        # The run records the LoRA settings that are trained, not those asked for.
+        own = adapter_settings(built.model.module.network, recipe.lora)
+        recipe = recipe.model_copy(update={"lora": own})
     trainable, total = built.parameters
     console.print(
         f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
         highlight=False,
     )
     return PreparedRun(
+        folder=folder,
         recipe=recipe,
         recorded_recipe=recorded_recipe,
         base=base,
@@ -151,13 +180,6 @@ def prepare(
         built=built,
         started=started,
     )
-
-
-def rendering_of(tokens: TokensSection, own: Rendering | None) -> Rendering:
-    """That of the template that the recipe names, else the model's own."""
-    if tokens.template is not None:
-        return named_template(tokens.template).rendering
-    return Rendering() if own is None else own
 
 
 def named_template(named: TemplateSection) -> NamedTemplate:
@@ -201,7 +223,7 @@ def _build_model(
     loaded = (
         load_base(request, pad_id=tokenizer.pad_token_id)
         if warm_start is None
-        else load_warm_start(warm_start, recipe, request.dtype)
+        else load_warm_start(warm_start, recipe.model.base, recipe.lora, request.dtype)
     )
     network = loaded.network
     check_max_length(network, recipe.tokens.max_length)
@@ -270,12 +292,19 @@ def place_base(base: str, folder: RunFolder) -> str:
     embedded base is copied into the run, so that the run folder can be moved.
     """
     if base == embedded.NAME:
-        if not is_main_process():
-            return str(embedded.base_path())
-        if not folder.base.is_dir():
-            copy_base(embedded.base_path(), folder.path)
-        return str(folder.base.resolve())
+        return copy_into_run(embedded.base_path(), folder)
     return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def copy_into_run(base: Path, folder: RunFolder) -> str:
+    """Where the copy of a base in the run folder is; elsewhere than on the main process, where the
+    base itself is.
+    """
+    if not is_main_process():
+        return str(base.resolve())
+    if not folder.base.is_dir():
+        copy_base(base, folder.path)
+    return str(folder.base.resolve())
 
 
 def prepare_tokenizer(
@@ -311,26 +340,32 @@ def prepare_tokenizer(
 
 
 def make_encoder(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, warm_start: OpenedModel | None
+    tokens: TokensSection,
+    tokenizer: PreTrainedTokenizerBase,
+    warm_start: OpenedModel | None,
+    *,
+    as_chat: bool | None = None,
 ) -> Encoder:
     """How a run turns comparisons into ids; a reward model that is trained on keeps its rules.
+
+    ``as_chat`` is the recipe's ``data.as_chat``.
 
     Raises:
         RecipeError: ``data.as_chat`` is true, and nothing renders conversations.
     """
-    own = (
-        None if warm_start is None or recipe.tokens.chat_template is not None else warm_start.facts
-    )
+    rendering, arguments = Rendering(), tokens.chat_template_kwargs
+    if warm_start is not None and tokens.chat_template is None:
+        rendering = warm_start.facts.rendering
+        arguments = {**warm_start.facts.chat_template_kwargs, **arguments}
+    if tokens.template is not None:
+        rendering = named_template(tokens.template).rendering
     encoder = Encoder(
         tokenizer=tokenizer,
-        max_length=recipe.tokens.max_length,
-        truncation=recipe.tokens.truncation,
-        text_as_turns=recipe.data.as_chat is True,
-        chat_template_kwargs={
-            **({} if own is None else own.chat_template_kwargs),
-            **recipe.tokens.chat_template_kwargs,
-        },
-        rendering=rendering_of(recipe.tokens, None if own is None else own.rendering),
+        max_length=tokens.max_length,
+        truncation=tokens.truncation,
+        text_as_turns=as_chat is True,
+        chat_template_kwargs=arguments,
+        rendering=rendering,
         scored_token=ScoredTokenRule() if warm_start is None else warm_start.facts.scored_token,
     )
     if encoder.text_as_turns and not encoder.has_template:
@@ -371,9 +406,8 @@ def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
     if not torch.accelerator.is_available():
         # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
         arguments.setdefault("use_cpu", True)
-    full = recipe.lora is None and recipe.model.dtype == "auto" and not arguments.get("fp16")
-    if full and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        arguments.setdefault("bf16", True)
+    if recipe.defaults_to_bf16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        arguments["bf16"] = True
     try:
         args = StepArguments(**{**arguments, **fixed})
         if args.n_gpu > 1:
@@ -387,12 +421,12 @@ def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
         raise RecipeError(f"train: transformers rejects these settings ({error}).") from None
 
 
-def text_remark(encoder: Encoder, recipe: Recipe, texts: int, comparisons: int) -> str | None:
+def text_remark(encoder: Encoder, as_chat: bool | None, texts: int, comparisons: int) -> str | None:
     """What becomes of plain text where there is a chat template, and how to choose.
 
     ``None`` where the recipe has chosen, or there is nothing to choose.
     """
-    if not texts or recipe.data.as_chat is not None or not encoder.has_template:
+    if not texts or as_chat is not None or not encoder.has_template:
         return None
     return (
         f"{texts:,} of {comparisons:,} comparisons are plain text, and the base has a chat template"
@@ -401,73 +435,52 @@ def text_remark(encoder: Encoder, recipe: Recipe, texts: int, comparisons: int) 
     )
 
 
-def _warn_of_text(corpus: Corpus, recipe: Recipe, encoder: Encoder) -> None:
-    parts = [part for of_role in corpus.parts().values() for part in of_role]
-    chat = sum(int(part.trees.column("chat").sum()) for part in parts)
-    total = sum(len(part.trees) for part in parts)
-    remark = text_remark(encoder, recipe, total - chat, total)
-    if remark is not None:
-        logger.warning("%s", remark)
-
-
-def _tell_mixture(corpus: Corpus, console: Console) -> None:
-    """What each source gives, where there are several or rows of one are left out or repeated."""
-    loaded = corpus.loaded["train"]
-    if len(loaded.sources) == 1 and loaded.tally.sampled == loaded.tally.used:
-        return
-    total = len(loaded.comparisons)
-    parts = [
-        f"{source.name} {tally.sampled:,} ({tally.sampled / total:.0%}) from "
-        f"{tally.used:,} different rows"
-        for source, tally in zip(loaded.sources, loaded.tallies, strict=True)
-    ]
-    console.print(f"sources: {'; '.join(parts)}", highlight=False, markup=False)
-
-
-def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
-    use = corpora.data_use(corpus, recipe.data.split_by)
+def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Iterator[Text]:
+    """What became of the data, a line each."""
+    use = corpora.data_use(corpus, data.split_by)
     sizes = ", ".join(f"{name} {part.used:,}" for name, part in use.splits.items())
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in use.dropped.items())
-    console.print(
+    yield Text(
         f"data: {use.rows:,} rows, {use.used:,} used ({sizes})"
-        + (f"; dropped: {dropped}" if dropped else ""),
-        highlight=False,
+        + (f"; dropped: {dropped}" if dropped else "")
     )
-    examples = (part.example for parts in corpus.parts().values() for part in parts)
-    example = next((example for example in examples if example), None)
-    if example is not None:
-        console.print(f"  not encoded, for example: {example}", highlight=False, markup=False)
-    _tell_mixture(corpus, console)
-    for fact in (fact for loaded in corpus.loaded.values() for fact in loaded.sources):
-        line = fact.unread.sentence(fact.name)
-        if line is not None:
-            console.print(line, highlight=False, markup=False)
-    tokens = use.tokens
-    saved = 1 - tokens.packed / tokens.separate
-    console.print(
-        f"tokens: {tokens.packed:,}, {saved:.0%} fewer than with the prompt computed for "
-        "every response",
-        highlight=False,
+    for example in [part.example for part in corpus.every if part.example][:1]:
+        yield Text(f"  not encoded, for example: {example}")
+    mixture = [source for source in use.sources if source.split == "train"]
+    total = sum(source.sampled or 0 for source in mixture)
+    # Where there are several, or rows of one are left out or repeated.
+    if len(mixture) > 1 or total != mixture[0].used:
+        shares = (
+            f"{source.name} {source.sampled:,} ({(source.sampled or 0) / total:.0%}) from "
+            f"{source.used:,} different rows"
+            for source in mixture
+        )
+        yield Text(f"sources: {'; '.join(shares)}")
+    yield from (
+        Text(line) for source in use.sources if (line := source.unread.sentence(source.name))
     )
-    if recipe.tokens.truncation == "proportional":
-        console.print(
-            f"[bold]cut in proportion to {recipe.tokens.max_length:,} tokens: "
-            f"{tokens.truncated_prompts:,} prompts lost their end and the header of the answer "
-            f"({tokens.truncated_tokens:,} tokens), {tokens.truncated_responses:,} responses of "
-            f"{tokens.comparisons_with_truncated_responses:,} comparisons lost theirs and the end "
-            "token[/bold]; tokens.truncation: drop leaves such comparisons out",
-            highlight=False,
+    counts = use.tokens
+    yield Text(
+        f"tokens: {counts.packed:,}, {1 - counts.packed / counts.separate:.0%} fewer than with the "
+        "prompt computed for every response"
+    )
+    if tokens.truncation == "proportional":
+        yield Text.from_markup(
+            f"[bold]cut in proportion to {tokens.max_length:,} tokens: "
+            f"{counts.truncated_prompts:,} prompts lost their end and the header of the answer "
+            f"({counts.truncated_tokens:,} tokens), {counts.truncated_responses:,} responses of "
+            f"{counts.comparisons_with_truncated_responses:,} comparisons lost theirs and the end "
+            "token[/bold]; tokens.truncation: drop leaves such comparisons out"
         )
     margins = use.margins
     if margins is not None:
-        console.print(
+        yield Text(
             f"margins: {margins.comparisons:,} comparisons have one, {margins.mean:.3g} on "
             "average; the loss subtracts it from the reward difference (loss.margin: ignore leaves "
-            "it out)",
-            highlight=False,
+            "it out)"
         )
     if corpus.leaked_prompts:
-        console.print(
+        yield Text.from_markup(
             f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "
             "is in the training part too[/bold]; their accuracy flatters the model."
         )
@@ -481,18 +494,18 @@ def _tell_data(corpus: Corpus, recipe: Recipe, console: Console) -> None:
 PLAIN = "sequence classifier"
 
 
-def open_warm_start(recipe: Recipe) -> OpenedModel | None:
+def open_warm_start(model: ModelSection) -> OpenedModel | None:
     """The reward model that ``model.base`` is, None where it is a plain base.
 
     Raises:
         ModelError: a reward model that cannot be read.
         RecipeError: it cannot be loaded in 4 bits.
     """
-    base = recipe.model.base
+    base = model.base
     if base == embedded.NAME or not is_reward_model(Path(base)):
         return None
-    opened = open_reward_model(base, ReadOptions(trust_remote_code=recipe.model.trust_remote_code))
-    if recipe.model.quantize is None:
+    opened = open_reward_model(base, ReadOptions(trust_remote_code=model.trust_remote_code))
+    if model.quantize is None:
         return opened
     if opened.facts.origin is not None and opened.facts.origin.format == PLAIN:
         # Its head is where load_base finds it.
@@ -508,14 +521,12 @@ def place_warm_start(opened: OpenedModel, source: Path, folder: RunFolder) -> st
     if opened.facts.kind == "full":
         return str(source.resolve())
     base = resolve_base(source, opened.facts, None)
-    if not Path(base).is_relative_to(source):
-        return base
-    if is_main_process() and not folder.base.is_dir():
-        copy_base(base, folder.path)
-    return str(folder.base.resolve() if folder.base.is_dir() else Path(base).resolve())
+    return copy_into_run(Path(base), folder) if Path(base).is_relative_to(source) else base
 
 
-def load_warm_start(opened: OpenedModel, recipe: Recipe, dtype: torch.dtype) -> LoadedBase:
+def load_warm_start(
+    opened: OpenedModel, base: str, lora: Mapping[str, Any] | None, dtype: torch.dtype
+) -> LoadedBase:
     """The weights to train on: an adapter unfrozen, or merged where all weights train.
 
     Raises:
@@ -524,11 +535,11 @@ def load_warm_start(opened: OpenedModel, recipe: Recipe, dtype: torch.dtype) -> 
     network: Any = opened.build(dtype)
     if opened.facts.kind == "full":
         return LoadedBase(network=network, fresh_head=False)
-    if recipe.lora is None:
+    if lora is None:
         network = network.merge_and_unload()
         network.requires_grad_(True)
     else:
-        check_adapter_settings(recipe.lora, network, recipe.model.base)
+        check_adapter_settings(lora, network, base)
         network.peft_config["default"].inference_mode = False
         network.set_adapter("default")
     return LoadedBase(network=network, fresh_head=False)
@@ -558,13 +569,6 @@ def adapter_settings(network: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     config = network.peft_config["default"].to_dict()
     values = {key: config.get(key) for key in dict.fromkeys([*LORA_DEFAULTS, *keys])}
     return {k: sorted(v) if isinstance(v, (set, tuple)) else v for k, v in values.items()}
-
-
-def with_own_settings(recipe: Recipe, network: Any) -> Recipe:
-    """The recipe as the run records it: the LoRA settings that are trained, not those asked for."""
-    if recipe.lora is None or not hasattr(network, "peft_config"):
-        return recipe
-    return recipe.model_copy(update={"lora": adapter_settings(network, recipe.lora)})
 
 
 def _plain(value: Any) -> Any:

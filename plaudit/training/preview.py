@@ -76,7 +76,7 @@ def preview(sources: Sequence[Source], options: PreviewOptions) -> Preview:
     encoder, model, recipe = _encoder(options)
     if recipe is not None:
         texts = sum(not is_chat(comparison) for comparison in comparisons)
-        remark = text_remark(encoder, recipe, texts, len(comparisons))
+        remark = text_remark(encoder, recipe.data.as_chat, texts, len(comparisons))
         notes += [] if remark is None else [remark]
     rows = []
     for comparison, outcome in zip(comparisons, encode(encoder, comparisons), strict=True):
@@ -107,11 +107,12 @@ def _encoder(options: PreviewOptions) -> tuple[Encoder, str, Recipe | None]:
     tokens = {"max_length": options.max_length, "chat_template": options.chat_template}
     chosen = {name: value for name, value in tokens.items() if value is not None}
     recipe = recipe.model_copy(update={"tokens": recipe.tokens.model_copy(update=chosen)})
-    warm_start = open_warm_start(recipe)
+    warm_start = open_warm_start(recipe.model)
     name = recipe.model.base
     folder = str(embedded.base_path()) if name == embedded.NAME else name
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, folder, warm_start)
-    return make_encoder(recipe, tokenizer, warm_start), name, recipe
+    encoder = make_encoder(recipe.tokens, tokenizer, warm_start, as_chat=recipe.data.as_chat)
+    return encoder, name, recipe
 
 
 def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:

@@ -12,30 +12,24 @@ from plaudit.evaluation.schema import MistakeText, RunMetrics, json_safe
 from plaudit.evaluation.table import HeldOut, concatenate, write_table
 from plaudit.model.checkpoint import CheckpointMetadata, write_metadata, write_model
 from plaudit.model.module import classifier, has_score_head
-from plaudit.recipe.schema import (
-    Recipe,
-)
+from plaudit.recipe.schema import Recipe
 from plaudit.report.card import CARD_FILE, write_card
 from plaudit.report.html import write_report
 from plaudit.report.plots import write_plots
 from plaudit.reward_model import RewardModel
 from plaudit.storage.atomic import write_json, write_json_lines, write_text, writing
 from plaudit.training import corpus as corpora
-from plaudit.training.folder import (
-    RunFolder,
-    remove_training_end,
-    write_training_end,
-)
+from plaudit.training.folder import RunFolder, remove_training_end, write_training_end
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import RewardTrainer
 
 
-def write_trained(run: PreparedRun, trainer: RewardTrainer, folder: RunFolder) -> None:
+def write_trained(run: PreparedRun, trainer: RewardTrainer) -> None:
     """The model as soon as it is trained, with a card that says that it is not evaluated yet.
 
     A run that stops from here on is resumed at its evaluation.
     """
-    end = trainer.end()
+    folder, end = run.folder, trainer.end()
     folder.training.unlink(missing_ok=True)
     module = trainer.accelerator.unwrap_model(trainer.model)
     write_model(folder.path, module.network, run.tokenizer, trainer.facts)
@@ -51,13 +45,20 @@ def write_trained(run: PreparedRun, trainer: RewardTrainer, folder: RunFolder) -
 def write_results(
     run: PreparedRun,
     trainer: RewardTrainer,
-    folder: RunFolder,
     metrics: RunMetrics,
     held_out: Mapping[str, HeldOut],
 ) -> None:
     """Predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
+    folder = run.folder
     module = trainer.accelerator.unwrap_model(trainer.model)
-    facts = measured_facts(trainer.facts, metrics)
+    facts = trainer.facts
+    if metrics.eval is not None:
+        facts = replace(
+            facts,
+            temperature=metrics.eval.stored_temperature,
+            reward_mean=metrics.eval.reward.mean,
+            reward_std=metrics.eval.reward.std,
+        )
     write_table(concatenate([part.table for part in held_out.values()]), folder.predictions)
     module.eval()
     model = RewardModel(
@@ -99,9 +100,8 @@ def _mistakes(
     parts = {**run.corpus.evaluation, **run.corpus.test}
     places = [(mistake.dataset, mistake.number) for mistake in recorded]
     held_out = ((name, number, parts[name].comparisons[number]) for name, number in places)
-    if model is None:
-        return list(with_texts(recorded, held_out))
-    return list(with_texts(recorded, held_out, rewards_of=token_rewards_of(model)))
+    options = {} if model is None else {"rewards_of": token_rewards_of(model)}
+    return list(with_texts(recorded, held_out, **options))
 
 
 def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
@@ -115,18 +115,6 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
             write_report(folder.path)
 
 
-def measured_facts(facts: CheckpointMetadata, metrics: RunMetrics) -> CheckpointMetadata:
-    """The facts of a run with what its evaluation measured."""
-    if metrics.eval is None:
-        return facts
-    return replace(
-        facts,
-        temperature=metrics.eval.stored_temperature,
-        reward_mean=metrics.eval.reward.mean,
-        reward_std=metrics.eval.reward.std,
-    )
-
-
 def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
     """``plaudit.json`` of this run, before anything is measured."""
     recipe, module = run.recipe, run.built.model.module
@@ -138,7 +126,7 @@ def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
         base_revision=recipe.model.revision
         or getattr(classifier(module.network).config, "_commit_hash", None),
         max_length=recipe.tokens.max_length,
-        text=corpora.text_kind([part for parts in run.corpus.parts().values() for part in parts]),
+        text=corpora.text_kind(run.corpus),
         chat_template=template if isinstance(template, str) else None,
         chat_template_kwargs=dict(run.encoder.chat_template_kwargs),
         pad_token=str(run.tokenizer.pad_token),
@@ -149,7 +137,9 @@ def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
             "init": run.built.head_init,
             "dtype": "float32",
         },
-        data_fingerprint="+".join(corpora.training_fingerprints(run.corpus)),
+        data_fingerprint="+".join(
+            source.fingerprint for source in run.corpus.loaded["train"].sources
+        ),
         trust_remote_code=recipe.model.trust_remote_code,
         rendering=run.encoder.rendering,
         scored_token=run.encoder.scored_token,

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from torch import Tensor
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
 from plaudit.evaluation.analysis.surface import fit_baselines
 from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
-from plaudit.losses.pairwise import pairs_of, total_weight
-from plaudit.losses.table import LOSSES
-from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.recipe.load import load_recipe, parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.report.record import describe_environment
 from plaudit.storage.atomic import write_json, writing
 from plaudit.training.callbacks import (
-    Closing,
     EventLog,
     LastEvaluation,
     ProgressReport,
@@ -56,21 +46,14 @@ from plaudit.training.measure import (
     read_parts,
 )
 from plaudit.training.needs import check_needs, logging_into
-from plaudit.training.prepare import PreparedRun, prepare, step_arguments
+from plaudit.training.prepare import PreparedRun, StepArguments, prepare, step_arguments
 from plaudit.training.results import (
     artefact_facts,
     write_presentation,
     write_results,
     write_trained,
 )
-from plaudit.training.trainer import (
-    EvalScores,
-    NotFiniteError,
-    Objective,
-    RewardTrainer,
-    StepArguments,
-)
-from plaudit.types import TokenTree
+from plaudit.training.trainer import EvalScores, NotFiniteError, RewardTrainer
 
 Result = TypeVar("Result")
 
@@ -102,7 +85,10 @@ def train(
     Raises:
         PlauditError: anything the user can act on, each with one sentence.
     """
-    recipe = _as_recipe(recipe)
+    if isinstance(recipe, Mapping):
+        recipe = parse_recipe(recipe, "recipe")
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     if console is None or not is_main_process():
         console = Console(quiet=True)
     folder = resume_folder(Path(out), recipe) if resume else start_folder(Path(out), recipe)
@@ -119,18 +105,12 @@ def train(
         )
         run = prepare(recipe, args, folder, console)
         with logging_into(folder, list(args.report_to or ())):
-            return _train(run, folder, start, console)
+            return _train(run, start, console)
     except BaseException:
-        _remove_if_untouched(folder, resume)
+        # A run that failed before its first step leaves no folder behind to trip over.
+        if not resume and not folder.events.exists() and is_main_process():
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
-
-
-def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return parse_recipe(recipe, "recipe")
-    return load_recipe(recipe)
 
 
 def _find_start(
@@ -173,30 +153,21 @@ def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
     return cast(Result, agreed)
 
 
-def _remove_if_untouched(folder: RunFolder, resume: bool) -> None:
-    """A run that failed before its first step leaves no folder behind to trip over."""
-    if resume or folder.events.exists() or not is_main_process():
-        return
-    shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def _train(
-    run: PreparedRun, folder: RunFolder, start: TrainingEnd | Path | None, console: Console
-) -> TrainedRun:
+def _train(run: PreparedRun, start: TrainingEnd | Path | None, console: Console) -> TrainedRun:
+    folder = run.folder
     index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
     stop = StopSignal()
-    trainer = make_trainer(run, artefact_facts(run), folder, index, stop, console)
+    trainer = make_trainer(run, index, stop, console)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
     if isinstance(start, TrainingEnd):
         trainer.restore_end(start, folder.path)
     else:
-        _fit(trainer, run, folder, start, stop)
+        _fit(trainer, run, start, stop)
         if is_main_process():
-            write_trained(run, trainer, folder)
-    seconds = trainer.seconds()
+            write_trained(run, trainer)
     try:
-        return _evaluate(trainer, run, folder, index, seconds, console)
+        return _evaluate(trainer, run, index, trainer.seconds(), console)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"Stopped during the evaluation; the trained model is in {folder.path}. To finish the "
@@ -207,39 +178,34 @@ def _train(
 def _evaluate(
     trainer: RewardTrainer,
     run: PreparedRun,
-    folder: RunFolder,
     index: PairIndex | None,
     seconds: float,
     console: Console,
 ) -> TrainedRun:
     """Measure the trained model on the evaluation and test sets, and write what was measured."""
+    sets = {"eval": run.corpus.evaluation, "test": run.corpus.test}
     with console.status("final evaluation"):
         scores = {
-            "eval": {n: trainer.score(p.trees) for n, p in run.corpus.evaluation.items()},
-            "test": {n: trainer.score(p.trees) for n, p in run.corpus.test.items()},
+            role: {name: trainer.score(part.trees) for name, part in parts.items()}
+            for role, parts in sets.items()
         }
     with console.status("perturbation tests"):
         probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
     if not is_main_process():
-        return TrainedRun(folder=folder.path, metrics=None)
+        return TrainedRun(folder=run.folder.path, metrics=None)
     scorers = fit_baselines(run.recipe.evaluate.baselines, run.corpus.train.comparisons)
-    held_out = {
-        "eval": read_parts(run.corpus.evaluation, scores["eval"], scorers),
-        "test": read_parts(run.corpus.test, scores["test"], scorers),
-    }
-    metrics = gather_metrics(run, trainer, folder, index, held_out, probed, seconds)
-    write_results(run, trainer, folder, metrics, held_out)
-    return TrainedRun(folder=folder.path, metrics=metrics)
+    held_out = {role: read_parts(parts, scores[role], scorers) for role, parts in sets.items()}
+    metrics = gather_metrics(run, trainer, index, held_out, probed, seconds)
+    write_results(run, trainer, metrics, held_out)
+    return TrainedRun(folder=run.folder.path, metrics=metrics)
 
 
 def make_trainer(
-    run: PreparedRun,
-    facts: CheckpointMetadata,
-    folder: RunFolder,
-    index: PairIndex | None,
-    stop: StopSignal,
-    console: Console,
+    run: PreparedRun, index: PairIndex | None, stop: StopSignal, console: Console
 ) -> RewardTrainer:
+    """The trainer of a run, with what watches it."""
+    folder, evaluate = run.folder, run.recipe.evaluate
+
     def measured(scores: EvalScores, step: int) -> dict[str, float]:
         assert index is not None
         reward_N = end_to_end(scores)
@@ -253,25 +219,13 @@ def make_trainer(
         LastEvaluation(),
         stop,
     ]
-    patience = run.recipe.evaluate.early_stopping_patience
+    patience = evaluate.early_stopping_patience
     if patience is not None:
-        callbacks.append(
-            EarlyStoppingCallback(patience, run.recipe.evaluate.early_stopping_threshold)
-        )
+        callbacks.append(EarlyStoppingCallback(patience, evaluate.early_stopping_threshold))
     try:
         with writing(folder.path):
             trainer = RewardTrainer(
-                module=run.built.model.module,
-                args=run.args,
-                batcher=run.built.batcher,
-                objective=objective(run.recipe.loss.kind, run.args.device),
-                train_trees=run.corpus.train.trees,
-                eval_trees={name: part.trees for name, part in run.corpus.evaluation.items()},
-                measure=measured,
-                tokenizer=run.tokenizer,
-                facts=facts,
-                recipe=run.recorded_recipe,
-                callbacks=callbacks,
+                run, measure=measured, facts=artefact_facts(run), callbacks=callbacks
             )
     except (ImportError, RuntimeError) as error:
         # What report_to and optim name may be missing here; transformers says which.
@@ -280,24 +234,8 @@ def make_trainer(
     return trainer
 
 
-def objective(kind: str, device: torch.device) -> Objective:
-    """The recipe's loss as the trainer calls it."""
-    loss = LOSSES[kind]
-
-    def of_batch(scores_R: Tensor, trees: Sequence[TokenTree]) -> tuple[Tensor, Tensor]:
-        pairs = pairs_of(trees, device)
-        delta_P = scores_R.detach()[pairs.winner_P] - scores_R.detach()[pairs.loser_P]
-        return loss(scores_R, pairs), delta_P
-
-    return Objective(of_batch=of_batch, weight=total_weight)
-
-
 def _fit(
-    trainer: RewardTrainer,
-    run: PreparedRun,
-    folder: RunFolder,
-    checkpoint: Path | None,
-    stop: StopSignal,
+    trainer: RewardTrainer, run: PreparedRun, checkpoint: Path | None, stop: StopSignal
 ) -> None:
     """Train to the end, or stop with a sentence that says how to go on.
 
@@ -321,14 +259,14 @@ def _fit(
         raise RecipeError(f"train: a library is missing ({error}).") from error
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"Stopped at once; go on from the last checkpoint with: {folder.resume_command()}"
+            f"Stopped at once; go on from the last checkpoint with: {run.folder.resume_command()}"
         ) from None
     finally:
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Closing):
+            if isinstance(callback, ProgressReport):
                 callback.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedRunError(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, its "
-            f"checkpoint is kept; go on with: {folder.resume_command()}"
+            f"checkpoint is kept; go on with: {run.folder.resume_command()}"
         )

@@ -31,10 +31,11 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerState,
-    TrainingArguments,
 )
 
 from plaudit.errors import TrainingError
+from plaudit.losses.pairwise import pairs_of, total_weight
+from plaudit.losses.table import LOSSES
 from plaudit.model.checkpoint import CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import DUMMY_TREE, distinct_trees, score_distinct
@@ -44,92 +45,43 @@ from plaudit.storage.manifest import COUNTERS
 from plaudit.tokens.store import StoredTrees
 from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
-from plaudit.types import Batcher, FloatArray, TokenTree
+from plaudit.training.prepare import PreparedRun
+from plaudit.types import FloatArray, TokenTree
 
 EvalScores = Mapping[str, Sequence[FloatArray]]
-
-
-@dataclass
-class StepArguments(TrainingArguments):
-    """TrainingArguments whose batch is a whole optimizer step.
-
-    The ``user_`` fields are the user's values of what the Trainer must not act on itself; logging
-    integrations record those.
-    """
-
-    user_batch_size: int = 1
-    user_accumulation: int = 1
-    user_liger: dict[str, Any] | None = None
-    user_compile: bool = False
-    user_backend: str | None = None
-    user_mode: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
-        record["per_device_train_batch_size"] = record.pop("user_batch_size")
-        record["gradient_accumulation_steps"] = record.pop("user_accumulation")
-        record["liger_kernel_config"] = record.pop("user_liger")
-        record["use_liger_kernel"] = record["liger_kernel_config"] is not None
-        record["torch_compile"] = record.pop("user_compile")
-        record["torch_compile_backend"] = record.pop("user_backend")
-        record["torch_compile_mode"] = record.pop("user_mode")
-        return record
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """The loss as the trainer sees it.
-
-    ``of_batch`` gives a batch's summed loss and its ``delta_P``; ``weight`` what a step's sum is
-    divided by.
-    """
-
-    of_batch: Callable[[Tensor, Sequence[TokenTree]], tuple[Tensor, Tensor]]
-    weight: Callable[[Sequence[TokenTree]], float]
 
 
 class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
     ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint,
-    ``recipe`` the YAML text that it is resumed with.
+    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint.
     """
-
-    objective: Objective
-    batcher: Batcher
 
     def __init__(
         self,
+        run: PreparedRun,
         *,
-        module: RewardModule,
-        args: StepArguments,
-        batcher: Batcher,
-        objective: Objective,
-        train_trees: Sequence[TokenTree],
-        eval_trees: Mapping[str, Sequence[TokenTree]],
         measure: Callable[[EvalScores, int], dict[str, float]],
-        tokenizer: PreTrainedTokenizerBase,
         facts: CheckpointMetadata,
-        recipe: str,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
+        self.train_trees = run.corpus.train.trees
+        self.eval_trees = {name: part.trees for name, part in run.corpus.evaluation.items()}
         super().__init__(
-            model=module,
-            args=args,
-            train_dataset=train_trees,
-            eval_dataset=eval_trees or None,
-            processing_class=tokenizer,
+            model=run.built.model.module,
+            args=run.args,
+            train_dataset=self.train_trees,
+            eval_dataset=self.eval_trees or None,
+            processing_class=run.tokenizer,
             data_collator=list,  # type: ignore[arg-type]
             callbacks=list(callbacks),
         )
-        self.batcher = batcher
-        self.objective = objective
-        self.train_trees = train_trees
-        self.eval_trees = eval_trees
+        self.batcher = run.built.batcher
+        self.loss = LOSSES[run.recipe.loss.kind]
         self.measure = measure
         self.facts = facts
-        self.recipe = recipe
+        self.recipe = run.recorded_recipe
         self.step_metrics = StepMetrics(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
@@ -195,14 +147,16 @@ class RewardTrainer(Trainer):
         """
         model.train()
         self._switch_optimizer("train")
-        mine, rounds = self._share(inputs)
+        _, mine, rounds = self._share(inputs)
         cuts = self.batcher.split(mine)
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
-        scale = self.accelerator.num_processes / max(self.objective.weight(inputs), 1e-12)
+        scale = self.accelerator.num_processes / max(total_weight(inputs), 1e-12)
         total = torch.zeros((), device=self.args.device)
         for number in range(rounds):
             trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
-            with self._syncing(model, last=number == rounds - 1):
+            # Gradients travel once per step, with its last micro-batch.
+            last = number == rounds - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 total += self._micro_batch(model, trees, scale)
         self.step_metrics.step(total, mine, self.state.global_step + 1)
         return total
@@ -216,22 +170,16 @@ class RewardTrainer(Trainer):
     def _micro_batch(self, model: nn.Module, trees: Sequence[TokenTree], scale: float) -> Tensor:
         with self.compute_loss_context_manager():
             scores_R = model(self.batcher.collate(trees))
+        pairs = pairs_of(trees, self.args.device)
         # A dummy batch has no pairs: its loss is an empty sum, zero with a gradient path.
-        loss_sum, delta_P = self.objective.of_batch(scores_R, trees)
-        loss = loss_sum * scale
-        self.step_metrics.add(delta_P)
+        loss = self.loss(scores_R, pairs) * scale
+        reward_R = scores_R.detach()
+        self.step_metrics.add(reward_R[pairs.winner_P] - reward_R[pairs.loser_P])
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _syncing(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients travel once per step, with its last micro-batch."""
-        if last:
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
-        return context
-
-    def _share(self, trees: Sequence[TokenTree]) -> tuple[Sequence[TokenTree], int]:
-        """This rank's trees, and the number of micro-batches that every rank runs.
+    def _share(self, trees: Sequence[TokenTree]) -> tuple[Sequence[int], Sequence[TokenTree], int]:
+        """Positions of this rank's trees, the trees, and how many micro-batches every rank runs.
 
         Every rank knows all trees, so it works out the others' cuts itself; asking them would
         make each step wait for the slowest host.
@@ -239,9 +187,14 @@ class RewardTrainer(Trainer):
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if ranks == 1:
             # As it is: a list would hold every tree of a large evaluation set in memory.
-            return trees, len(self.batcher.split(trees))
-        shares = [_taken(trees, share) for share in equal_shares(trees, ranks)]
-        return shares[rank], max(len(self.batcher.split(share)) for share in shares)
+            return range(len(trees)), trees, len(self.batcher.split(trees))
+        shares = equal_shares(trees, ranks)
+        parts = [
+            # Stored trees stay in their file.
+            trees.take(share) if isinstance(trees, StoredTrees) else [trees[i] for i in share]
+            for share in shares
+        ]
+        return shares[rank], parts[rank], max(len(self.batcher.split(part)) for part in parts)
 
     # ---- evaluation
 
@@ -276,26 +229,21 @@ class RewardTrainer(Trainer):
         self._switch_optimizer("eval")
         # Before the ranks share the trees: they must agree on the number of batches.
         distinct = distinct_trees(trees)
-        mine, rounds = self._share(distinct.trees)
+        positions, mine, rounds = self._share(distinct.trees)
         try:
             with self.compute_loss_context_manager():
                 scored = score_distinct(model, self.batcher, mine, batches=rounds)
         finally:
             model.train(training)
-        ranks = self.accelerator.num_processes
-        if ranks == 1:
+        if self.accelerator.num_processes == 1:
             return distinct.restore(scored)
-        results: list[FloatArray] = [np.zeros(0)] * len(distinct.trees)
-        gathered = gather_object([scored])
-        for share, rewards in zip(equal_shares(distinct.trees, ranks), gathered, strict=True):
-            for i, rewards_K in zip(share, rewards, strict=True):
-                results[i] = rewards_K
-        return distinct.restore(results)
+        everywhere = dict(gather_object([*zip(positions, scored, strict=True)]))
+        return distinct.restore([everywhere[i] for i in range(len(distinct.trees))])
 
     # ---- log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the meter counted to the training logs."""
+        """Add the step metrics to the training logs."""
         if "loss" in logs:
             totals = self.step_metrics.read(lambda t: self.accelerator.reduce(t, reduction="sum"))
             logs["accuracy"] = totals.correct / max(totals.pairs, 1.0)
@@ -415,13 +363,6 @@ class RewardTrainer(Trainer):
         load_weights(self.accelerator.unwrap_model(self.model), best)
 
 
-def _taken(trees: Sequence[TokenTree], positions: list[int]) -> Sequence[TokenTree]:
-    """The trees at these positions; stored ones stay in their file."""
-    if isinstance(trees, StoredTrees):
-        return trees.take(positions)
-    return [trees[i] for i in positions]
-
-
 class _RestoreCounters(TrainerCallback):
     """The Trainer clears its counters just before this event, so they are restored in it."""
 
@@ -495,8 +436,6 @@ def equal_shares(trees: Sequence[TokenTree], ranks: int) -> list[list[int]]:
     4/3 of the best possible load). Ranks wait for the slowest one at every step. The same trees
     always give the same shares, so every rank knows all of them.
     """
-    if ranks == 1:
-        return [list(range(len(trees)))]
     sizes = [tree.tokens for tree in trees]
     loads = [(0, rank) for rank in range(ranks)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -524,10 +463,7 @@ class StepLoader(DataLoader[TokenTree]):
             batch_sampler=sampler,
             collate_fn=list,
         )
-        self._steps = sampler
-
-    def set_epoch(self, epoch: int) -> None:
-        self._steps.set_epoch(epoch)
+        self.set_epoch = sampler.set_epoch
 
 
 # ---- what a step leaves for the log, kept on the device until someone reads it
@@ -561,27 +497,21 @@ class StepMetrics:
     def _clear(self) -> None:
         # Right pairs and summed margin; what the host knows is counted on the host.
         self._sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._pairs = 0
-        self._comparisons = 0
-        self._tokens = 0
+        self._counts = dict.fromkeys(("pairs", "comparisons", "tokens"), 0)
         self._since = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """What has been counted since the last read, for a checkpoint between two logs."""
         return {
             "sums": self._sums_2.clone(),
-            "pairs": self._pairs,
-            "comparisons": self._comparisons,
-            "tokens": self._tokens,
+            **self._counts,
             "seconds": time.perf_counter() - self._since,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on counting from a :meth:`state`."""
         self._sums_2 = state["sums"].to(self.device)
-        self._pairs = state["pairs"]
-        self._comparisons = state["comparisons"]
-        self._tokens = state["tokens"]
+        self._counts = {name: state[name] for name in self._counts}
         self._since = time.perf_counter() - state["seconds"]
 
     def pause(self, seconds: float) -> None:
@@ -590,14 +520,14 @@ class StepMetrics:
 
     def add(self, delta_P: Tensor) -> None:
         """Count one micro-batch's pairs, whether they are ordered right, and their margins."""
-        self._pairs += delta_P.numel()
+        self._counts["pairs"] += delta_P.numel()
         with torch.no_grad():
             self._sums_2 += torch.stack([(delta_P > 0).sum().double(), delta_P.double().sum()])
 
     def step(self, loss: Tensor, trees: Sequence[TokenTree], step: int) -> None:
         """Close a step: its loss is checked for finiteness here (CPU) or at the next read."""
-        self._comparisons += len(trees)
-        self._tokens += sum(tree.tokens for tree in trees)
+        self._counts["comparisons"] += len(trees)
+        self._counts["tokens"] += sum(tree.tokens for tree in trees)
         self._last_rows = tuple(tree.index for tree in trees)
         self._unchecked.append((loss, step, self._last_rows))
         if self.device.type == "cpu":
@@ -629,16 +559,11 @@ class StepMetrics:
     def read(self, total: Callable[[Tensor], Tensor]) -> StepTotals:
         """All ranks' sums since the last read; ``total`` sums a tensor over ranks."""
         self.check()
-        host = [self._pairs, self._comparisons, self._tokens]
-        counted = torch.tensor(host, dtype=torch.float64, device=self.device)
+        counted = torch.tensor([*self._counts.values()], dtype=torch.float64, device=self.device)
         sums = total(torch.cat([self._sums_2, counted])).tolist()
+        names = ("correct", "margin", *self._counts)
         totals = StepTotals(
-            correct=sums[0],
-            margin=sums[1],
-            pairs=sums[2],
-            comparisons=sums[3],
-            tokens=sums[4],
-            seconds=time.perf_counter() - self._since,
+            **dict(zip(names, sums, strict=True)), seconds=time.perf_counter() - self._since
         )
         self._clear()
         return totals

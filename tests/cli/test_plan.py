@@ -9,9 +9,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.recipe.load import dump_recipe, parse_recipe
-from plaudit.tokens.encode import Encoder
 from plaudit.training.corpus import encode_corpus, read_comparisons
-from plaudit.training.prepare import prepare_tokenizer, rendering_of
+from plaudit.training.prepare import make_encoder, prepare_tokenizer
 from tests.conftest import write_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -96,11 +95,8 @@ def test_the_parts_are_those_of_training(
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     assert main(["plan", str(path), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["split"]
-    encoder = Encoder(
-        tokenizer=prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base),
-        max_length=64,
-        rendering=rendering_of(recipe.tokens, None),
-    )
+    tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, recipe.model.base)
+    encoder = make_encoder(recipe.tokens, tokenizer, None)
     corpus = encode_corpus(encoder, read_comparisons(recipe.data), margins=False)
     trained = {role: sum(len(part.trees) for part in sets) for role, sets in corpus.parts().items()}
     found = {name: planned[name] for name in ("train", "evaluation", "test")}

@@ -553,16 +553,16 @@ def test_as_chat_decides_how_text_is_encoded(tiny_base: Path, tmp_path: Path) ->
         recipe["data"]["as_chat"] = as_chat
         parsed = parse_recipe(recipe, "recipe")
         tokenizer = prepare_tokenizer(parsed.model, parsed.tokens, str(tiny_base))
-        encoder = make_encoder(parsed, tokenizer, None)
-        assert (text_remark(encoder, parsed, 1, 2) is None) == (as_chat is not None)
-        assert text_remark(encoder, parsed, 0, 2) is None
+        encoder = make_encoder(parsed.tokens, tokenizer, None, as_chat=as_chat)
+        assert (text_remark(encoder, as_chat, 1, 2) is None) == (as_chat is not None)
+        assert text_remark(encoder, as_chat, 0, 2) is None
         tokenizer.chat_template = None
-        assert text_remark(encoder, parsed, 1, 2) is None
+        assert text_remark(encoder, as_chat, 1, 2) is None
         if as_chat:
             with pytest.raises(RecipeError, match=r"as_chat` is true, but .* no chat template"):
-                make_encoder(parsed, tokenizer, None)
+                make_encoder(parsed.tokens, tokenizer, None, as_chat=as_chat)
         tokenizer = prepare_tokenizer(parsed.model, parsed.tokens, str(tiny_base))
-        trees = encode(make_encoder(parsed, tokenizer, None), comparisons)
+        trees = encode(make_encoder(parsed.tokens, tokenizer, None, as_chat=as_chat), comparisons)
         assert all(isinstance(tree, TokenTree) for tree in trees)
         return [
             [*tree.prefix.tolist(), *branch.tolist()]

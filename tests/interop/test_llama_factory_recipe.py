@@ -9,7 +9,7 @@ import pytest
 
 from plaudit.errors import RecipeError
 from plaudit.interop.llama_factory.recipe import KEYS, translate
-from plaudit.recipe.load import parse_recipe, read_mapping
+from plaudit.recipe.load import parse_recipe, read_draft
 
 RUN = Path(__file__).parents[1] / "fixtures" / "llama_factory" / "run"
 LEAST = {"stage": "rm", "model_name_or_path": "org/base", "dataset": "pairs"}
@@ -29,7 +29,7 @@ def complaint(settings: dict[str, Any]) -> str:
 
 
 def test_a_real_runs_yaml() -> None:
-    translated = translate(read_mapping(RUN / "reward.yaml"), "reward.yaml")
+    translated = translate(read_draft(RUN / "reward.yaml").values, "reward.yaml")
     recipe = parse_recipe(translated.recipe, "reward.yaml")
     assert recipe.model.base == "../base"
     assert recipe.lora is not None
@@ -43,7 +43,7 @@ def test_a_real_runs_yaml() -> None:
     assert recipe.train["warmup_steps"] == 2
     assert recipe.train["gradient_checkpointing"] is True
     assert translated.out == Path("out")
-    keys = set(read_mapping(RUN / "reward.yaml"))
+    keys = set(read_draft(RUN / "reward.yaml").values)
     assert keys <= {note.key for note in translated.notes}
     assert not [note for note in translated.notes if note.outcome == "unknown"]
     assert any("bias behind 10% dropout" in note.words for note in translated.notes)

@@ -29,10 +29,12 @@ from plaudit.planning.estimate import (
     from_characters,
     plan,
     summarize,
+    within,
 )
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.training.corpus import _held_out_sizes, split_sizes
+from plaudit.types import Comparison
 
 LLAMA_3_8B_LORA = ModelSize(
     architecture="llama",
@@ -67,7 +69,7 @@ def make(loaded: Recipe, **options: Any) -> Plan:
         **{
             "size": LLAMA_3_8B_LORA,
             "lengths": equal_lengths(300, 200),
-            "split": Split.of(*split_sizes(loaded.data, 24_004)),
+            "split": Split(*split_sizes(loaded.data, 24_004)),
             "hardware": Hardware(gpus=GPUS),
             "packed": True,
             "auto_tokens": 8192,
@@ -86,7 +88,7 @@ def test_the_reference_run_is_the_one_its_card_implies() -> None:
 
 
 def test_no_word_of_left_over_pairs_where_there_are_none() -> None:
-    result = make(recipe(train=REFERENCE), split=Split.of(21_600, 2_400, 0))
+    result = make(recipe(train=REFERENCE), split=Split(21_600, 2_400, 0))
     assert result.steps.mid_2024 == result.steps.total
     assert "left-over" not in " ".join(result.notes)
 
@@ -158,24 +160,35 @@ def test_attended_pairs_by_counting_them() -> None:
 
 def test_padding_counts_the_longest_of_each_batch() -> None:
     rows = tuple(Length(prompt=1, responses=(n, n)) for n in (1, 9))
-    together = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=2)
-    alone = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=1)
-    assert (together.padded, alone.padded) == (4 * 10 / 2, (2 * 2 + 2 * 10) / 2)
+    _, together = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=2)
+    _, alone = summarize(Lengths(rows=rows, how=""), max_length=99, truncation="drop", batch=1)
+    assert (together.tokens, alone.tokens) == (4 * 10 / 2, (2 * 2 + 2 * 10) / 2)
 
 
 def test_over_length_is_dropped_or_cut() -> None:
     rows = (Length(prompt=90, responses=(20, 5)), Length(prompt=10, responses=(5, 5)))
     lengths = Lengths(rows=rows, how="")
-    dropped = summarize(lengths, max_length=100, truncation="drop", batch=1)
-    assert (dropped.kept, dropped.packed) == (0.5, 20)
-    cut = summarize(lengths, max_length=100, truncation="left", batch=1)
-    assert (cut.kept, cut.largest_packed) == (1.0, 80 + 25)
+    dropped, _ = summarize(lengths, max_length=100, truncation="drop", batch=1)
+    assert len(within(lengths, max_length=100, truncation="drop")) == 1
+    assert dropped.tokens == 20
+    cut, _ = summarize(lengths, max_length=100, truncation="left", batch=1)
+    assert len(within(lengths, max_length=100, truncation="left")) == 2
+    assert cut.largest == 80 + 25
     with pytest.raises(DataError, match="max_length 20"):
         summarize(Lengths(rows=rows[:1], how=""), max_length=20, truncation="drop", batch=1)
 
 
 def test_lengths_from_characters_say_so() -> None:
-    lengths = from_characters([(400, (9, 0))])
+    pair = Comparison(
+        id="1",
+        prompt="p" * 400,
+        responses=("r" * 9, ""),
+        grades=(1.0, 0.0),
+        group="1",
+        source="s",
+        where="s:1",
+    )
+    lengths = from_characters([pair])
     assert lengths.rows[0] == Length(prompt=100, responses=(3, 1))
     assert "4 characters a token" in lengths.how
 

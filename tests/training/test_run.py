@@ -26,8 +26,8 @@ from plaudit.reward_model import load
 from plaudit.training import run as training
 from plaudit.training.folder import RunFolder
 from plaudit.training.needs import logging_into
+from plaudit.training.prepare import StepArguments
 from plaudit.training.run import TrainedRun, _evaluate, _on_main_process, train
-from plaudit.training.trainer import StepArguments
 from plaudit.types import Comparison
 from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
 
