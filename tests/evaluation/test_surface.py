@@ -130,7 +130,7 @@ def test_the_model_is_compared_on_the_same_pairs():
 
 
 def test_a_baseline_of_other_pairs_is_refused():
-    with pytest.raises(ValueError, match="judged 2 pairs, the model 3"):
+    with pytest.raises(ValueError, match="scored 2 pairs, the model 3"):
         compare_baseline(pairs_of([1.0, 1.0, 1.0]), np.ones(2))
 
 
@@ -191,7 +191,7 @@ def test_a_liking_for_length_is_found_and_taken_out():
     assert length.accuracy_without_length > (pairs(table).delta_P > 0).mean() + 0.05
 
 
-def test_noise_is_no_leaning_where_the_labels_have_one():
+def test_noise_is_no_bias_where_the_labels_have_one():
     """Labels like longer responses in four of five pairs; the model is right in 70% of either."""
     generator = np.random.default_rng(4)
     rows = []

@@ -152,7 +152,7 @@ def compare_baseline(
     if delta_P is None:
         return None
     if len(delta_P) != len(paired):
-        raise ValueError(f"the baseline judged {len(delta_P)} pairs, the model {len(paired)}")
+        raise ValueError(f"the baseline scored {len(delta_P)} pairs, the model {len(paired)}")
     model_P, baseline_P = ((found > 0).astype(np.float64) for found in (paired.delta_P, delta_P))
     only_model = int(np.sum(model_P > baseline_P))
     only_baseline = int(np.sum(baseline_P > model_P))

@@ -398,7 +398,7 @@ ALPHA = 0.05
 
 
 def mcnemar(only_a_right: int, only_b_right: int) -> float:
-    """Two-sided exact p-value that two judges are right equally often (McNemar, 1947).
+    """Two-sided exact p-value that two models are right equally often (McNemar, 1947).
 
     Only pairs where one is right and the other is not say anything; under equality each falls to
     either side like a fair coin. Assumes independent pairs.
