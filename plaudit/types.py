@@ -36,7 +36,7 @@ MEDIA_COLUMNS: Final = frozenset({"image", "images", "audio", "audios", "video",
 """Names under which rows and requests carry images, audio and video."""
 
 
-def media_columns(row: Mapping[str, Any]) -> list[str]:
+def media_columns(row: JsonObject) -> list[str]:
     """The columns of a row, or the keys of a request, that hold images, audio or video.
 
     A number or a truth value under such a name counts or identifies something; it is no media.
@@ -66,7 +66,10 @@ METADATA_FIELDS: Final = frozenset(
 """Fields of a message that say whose it is and not what it says (OpenAI's API, WildChat)."""
 
 
-Tools: TypeAlias = Sequence[Mapping[str, Any]]
+JsonObject: TypeAlias = Mapping[str, Any]
+"""An object of the user's: a tool, a message, a row. Its keys are not ours to name."""
+
+Tools: TypeAlias = Sequence[JsonObject]
 """Schemas of the tools that a conversation may call, as chat templates take them."""
 
 
@@ -81,7 +84,7 @@ class Message:
 
     role: str
     content: Any
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return {"role": self.role, "content": self.content, **self.extra}
@@ -105,7 +108,7 @@ Turns: TypeAlias = tuple[Message, ...] | str
 """A prompt or a response: messages (rendered by the chat template) or plain text (concatenated)."""
 
 
-Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+Text: TypeAlias = str | Sequence[JsonObject]
 """A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
 
 Prompted: TypeAlias = tuple[Text, Sequence[Text]]
@@ -158,9 +161,9 @@ class Comparison:
     where: str
     margin: float | None = None
     weight: float = 1.0
-    tools: tuple[Mapping[str, Any], ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[JsonObject, ...] | None = None
+    chat_template_kwargs: JsonObject = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
     unusable: str | None = None
 
 
@@ -197,7 +200,7 @@ class Rendering:
 
     kind: str = "chat_template"
     template: str | None = None
-    strings: Mapping[str, Any] = field(default_factory=dict)
+    strings: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +364,7 @@ class PackedBatch:
     layout: PackedLayout
     trees: tuple[TokenTree, ...]
 
-    def body_inputs(self) -> dict[str, Any]:
+    def body_inputs(self) -> dict[str, Tensor | PackedLayout]:
         return {
             "input_ids": self.ids_1T,
             "position_ids": self.positions_1T,
@@ -383,7 +386,7 @@ class PaddedBatch:
     ends_R: Tensor
     trees: tuple[TokenTree, ...]
 
-    def body_inputs(self) -> dict[str, Any]:
+    def body_inputs(self) -> dict[str, Tensor]:
         return {"input_ids": self.ids_RT, "attention_mask": self.mask_RT}
 
     def read_at(self, ends: Sequence[int]) -> PaddedBatch:
@@ -425,7 +428,7 @@ class ScoreRow:
     margin: float
     tokens: int
     characters: int
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
     features: Mapping[str, float | str] = field(default_factory=dict)
 
 

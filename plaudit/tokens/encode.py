@@ -38,7 +38,7 @@ from plaudit.types import (
 )
 
 OVER_LENGTH = "over_length"
-TEMPLATE_REFUSED = "template_refused"
+TEMPLATE_ERROR = "template_error"
 NOT_RENDERED = "not_rendered"
 IDENTICAL_TOKENS = "identical_tokens"
 NO_TOKENS = "no_tokens"
@@ -123,7 +123,7 @@ def _render(voice: ChatFormatter, comparison: Comparison, index: int) -> list[Re
     except RENDER_ERRORS as error:
         reason = printable(str(error), _ERROR_CHARACTERS)
         detail = f"{where}: the chat template refused it ({reason})"
-        return Skipped(index=index, reason=TEMPLATE_REFUSED, detail=detail)
+        return Skipped(index=index, reason=TEMPLATE_ERROR, detail=detail)
     for response, whole in zip(comparison.responses, rendered, strict=True):
         missing = find_unrendered(voice, comparison, response, whole)
         if missing is not None:

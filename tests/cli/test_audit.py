@@ -143,5 +143,5 @@ def test_rows_that_the_template_rejects_are_counted(
     assert main(["data", "audit", data.name, "--tokenizer", str(tiny_base), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["settings"]["tokens_exact"]
-    assert {f["check"]: f["rows"] for f in facts["findings"]}["template_refused"] == 0
+    assert {f["check"]: f["rows"] for f in facts["findings"]}["template_error"] == 0
     assert "no tokenizer" in usage_error(capsys, data.name, "--tokenizer", "nowhere/near")

@@ -231,7 +231,7 @@ def test_rows_that_cannot_train_are_counted(
         "empty_response": 1,
         "identical_responses": 1,
         "over_length": 1,
-        "template_refused": 1,
+        "template_error": 1,
     }
     assert (facts["rows"], facts["used"]) == (34, 30)
     for reason in facts["dropped"]:
@@ -416,7 +416,7 @@ def test_a_template_that_is_not_jinja(
     template.write_text("{% for message in messages %}{{ message['content'] }}")
     recipe = overlaid(recipe_of(tiny_base, pairs_file), tokens={"chat_template": str(template)})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    assert "template_refused" in sentence
+    assert "template_error" in sentence
 
 
 # ---- --out and --resume

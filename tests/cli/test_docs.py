@@ -352,7 +352,7 @@ def test_the_page_of_formats_explains_every_reason() -> None:
     assert table == {
         *EXPLANATIONS,
         encode.OVER_LENGTH,
-        encode.TEMPLATE_REFUSED,
+        encode.TEMPLATE_ERROR,
         encode.NOT_RENDERED,
         encode.IDENTICAL_TOKENS,
         encode.NO_TOKENS,

@@ -95,7 +95,7 @@ def test_there_is_a_planted_kind_for_every_check() -> None:
     # Messages alone can be rejected by a template or hold more than it renders, and media
     # (test_nothing_vanishes_content.py); near_suite is near_eval against another set. A prompt is
     # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
-    messages = {"template_refused", "not_rendered", "media", "more_than_text"}
+    messages = {"template_error", "not_rendered", "media", "more_than_text"}
     elsewhere = messages | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
     assert set(KINDS) == set(BY_NAME) - elsewhere
 

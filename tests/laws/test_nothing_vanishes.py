@@ -346,7 +346,7 @@ def test_the_audit_counts_every_row(
     findings = {finding["check"]: finding for finding in facts["findings"]}
     assert {name: findings[name]["rows"] for name in SKIPPED} == SKIPPED
     assert findings["not_rendered"]["details"]["fields"] == UNRENDERED
-    assert findings["template_refused"]["rows"] == 0
+    assert findings["template_error"]["rows"] == 0
     assert findings["more_than_text"]["rows"] is None, "the tokenizer has said which are rendered"
     assert facts["trainable"] == {"rows": len(EDGES) - sum(SKIPPED.values()), "skipped": SKIPPED}
     assert "tool_calls 1" in " ".join(shown.err.split())

@@ -16,7 +16,7 @@ from plaudit.errors import DataError, ModelError
 from plaudit.tokens.encode import (
     IDENTICAL_TOKENS,
     OVER_LENGTH,
-    TEMPLATE_REFUSED,
+    TEMPLATE_ERROR,
     Encoder,
     common_prefix,
     encode,
@@ -281,7 +281,7 @@ def test_a_template_that_refuses_a_row_is_counted() -> None:
     good = chat("q", "a", "b")
     first, second = encode(encoder, [bad, good])
     assert isinstance(first, Skipped)
-    assert first.reason == TEMPLATE_REFUSED
+    assert first.reason == TEMPLATE_ERROR
     assert "no system turns" in first.detail
     assert "pairs.jsonl:1" in first.detail
     assert isinstance(second, TokenTree)
@@ -297,7 +297,7 @@ def test_content_that_a_template_cannot_join_is_counted(
         says("assistant", "b"),
     )
     encoder = Encoder(tokenizer=tokenizer, max_length=99)
-    assert refusal_of(encoder, item).reason == TEMPLATE_REFUSED
+    assert refusal_of(encoder, item).reason == TEMPLATE_ERROR
 
 
 def test_messages_without_a_template() -> None:

@@ -110,7 +110,7 @@ def encoded(
         ("{% if not loop.first %}" + TEXT + "{% endif %}", (ASK, NINE), "content of user"),
         # What makes the template raise when it is missing has been read.
         ("{{ m.content ~ m.tool_calls[0].function.name }}", (LOOKS, LOOKS), None),
-        ("{{ raise_exception('no') }}", (ASK, NINE), "template_refused"),
+        ("{{ raise_exception('no') }}", (ASK, NINE), "template_error"),
     ],
 )
 def test_what_a_template_leaves_out(
@@ -185,12 +185,12 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "gemma": {
         **NO_REASONING,
         **dict.fromkeys(("tools", "call", "calls", "text and call"), "tools"),
-        "answer": "template_refused",
+        "answer": "template_error",
     },
     "gptoss": {"calls": "tool_calls"},
     "llama3_1": {
         **NO_REASONING,
-        "calls": "template_refused",
+        "calls": "template_error",
         "text and call": "content of assistant",
     },
     "qwen2_5": NO_REASONING,

@@ -222,7 +222,7 @@ def _limit(evidence: Evidence) -> dict[str, Any]:
     return {"max_length": evidence.max_length, "exact": evidence.functions.tokens.exact}
 
 
-def template_refused(evidence: Evidence) -> FlaggedRows:
+def template_error(evidence: Evidence) -> FlaggedRows:
     """Rows for which the chat template raises an error."""
     media = evidence.column("reason") == REASONS.index(MEDIA) + 1
     failed = (evidence.column("skipped") != 0) & (evidence.column("unrendered") == 0) & ~media
@@ -518,10 +518,10 @@ CHECKS: Final[tuple[Check, ...]] = (
         fix="drop",
     ),
     Check(
-        name="template_refused",
+        name="template_error",
         title="Rejected by the chat template",
         severity="error",
-        find=template_refused,
+        find=template_error,
         why="The tokenizer's chat template cannot render the row.",
         advice="Put the turns in order, or use another template.",
         fix="drop",
