@@ -156,9 +156,9 @@ def quickstart(
     trained = train(recipe, out, resume=resume, console=console)
     if trained.metrics is not None:
         summarise_run(console, trained.folder, trained.metrics)
-    if trained.metrics is not None and trained.metrics.test is not None:
-        console.print()
-        console.print(degradation_table(trained.metrics.test))
+        if trained.metrics.test is not None:
+            console.print()
+            console.print(degradation_table(trained.metrics.test))
     # Not wrapped: these lines are there to be copied.
     console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False, soft_wrap=True)
 

@@ -204,6 +204,7 @@ def run_info(run: PreparedRun) -> RunInfo:
 
 def _hyperparameters(args: StepArguments) -> tuple[tuple[str, Setting], ...]:
     """The list a model card shows, under transformers' names, with the user's own numbers."""
+    named = args.to_dict()
     return (
         ("learning_rate", args.learning_rate),
         ("per_device_train_batch_size", args.user_batch_size),
@@ -211,16 +212,13 @@ def _hyperparameters(args: StepArguments) -> tuple[tuple[str, Setting], ...]:
         ("total_train_batch_size", args.per_device_train_batch_size * args.world_size),
         ("num_devices", args.world_size),
         ("seed", args.seed),
-        ("optimizer", str(getattr(args.optim, "value", args.optim))),
+        ("optimizer", named["optim"]),
         ("adam_beta1", args.adam_beta1),
         ("adam_beta2", args.adam_beta2),
         ("adam_epsilon", args.adam_epsilon),
         ("weight_decay", args.weight_decay),
         ("max_grad_norm", args.max_grad_norm),
-        (
-            "lr_scheduler_type",
-            str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        ),
+        ("lr_scheduler_type", named["lr_scheduler_type"]),
         ("warmup_steps", args.warmup_steps),
         ("num_train_epochs", args.num_train_epochs),
         ("max_steps", args.max_steps),

@@ -125,9 +125,7 @@ def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:
         model, ReadOptions(base=options.base, trust_remote_code=options.trust_remote_code)
     )
     encoder = encoder_of(opened)
-    if options.max_length is None:
-        return encoder
-    return replace(encoder, max_length=options.max_length)
+    return replace(encoder, max_length=options.max_length or encoder.max_length)
 
 
 def _preview(
