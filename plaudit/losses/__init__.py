@@ -1,1 +1,1 @@
-"""Losses by family, each a pure function that returns (sum, count), and their table."""
+"""Losses by family: pure functions that return a sum, and their table."""

@@ -1,12 +1,18 @@
-"""What is known of the order inside each comparison, as pairs of rows of ``scores_R``."""
+"""Pairwise losses, and the ordered pairs of a batch that they sum over.
+
+A loss returns a sum; whoever steps divides. One row of :data:`LOSSES` each.
+
+Shapes: R responses of a batch, P ordered pairs among them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.types import TokenTree, to_device
@@ -59,3 +65,20 @@ def pairs_of(trees: Sequence[TokenTree], device: torch.device) -> Pairs:
 def total_weight(trees: Sequence[TokenTree]) -> float:
     """The count a summed loss is divided by: comparisons, each with its weight."""
     return float(sum(tree.weight for tree in trees if ordered_pairs(tree.grades)))
+
+
+Loss = Callable[[Tensor, Pairs], Tensor]
+
+
+def bradley_terry(scores_R: Tensor, pairs: Pairs) -> Tensor:
+    """Sum over pairs of ``-log sigmoid(winner - loser - margin)``, weighted; fp32.
+
+    Bradley and Terry (1952); the margin as in Llama 2 (Touvron et al. 2023, equation 2). Divide
+    by the total weight of the whole optimizer step, not of this batch, so that a step does not
+    depend on how it was split.
+    """
+    delta_P = scores_R[pairs.winner_P] - scores_R[pairs.loser_P]
+    return -(pairs.weight_P * F.logsigmoid(delta_P - pairs.margin_P)).sum()
+
+
+LOSSES: dict[str, Loss] = {"bradley_terry": bradley_terry}

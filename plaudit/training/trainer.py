@@ -34,8 +34,7 @@ from transformers import (
 )
 
 from plaudit.errors import TrainingError
-from plaudit.losses.pairwise import pairs_of, total_weight
-from plaudit.losses.table import LOSSES
+from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.checkpoint import CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import DUMMY_TREE, distinct_trees, score_distinct

@@ -74,7 +74,7 @@ ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md"
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.formats.readers",),
     "docs/how-to/add-a-protocol.md": ("plaudit.serving.protocols.table",),
-    "docs/how-to/add-a-loss.md": ("plaudit.losses.table", "plaudit.recipe.schema"),
+    "docs/how-to/add-a-loss.md": ("plaudit.losses.pairwise", "plaudit.recipe.schema"),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluation.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-command.md": ("plaudit.cli.main",),

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from plaudit.errors import OutputError
 from plaudit.evaluation.schema import read_metrics
-from plaudit.losses.pairwise import pairs_of, total_weight
-from plaudit.losses.table import LOSSES
+from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.losses.pairwise import ordered_pairs, pairs_of, total_weight
-from plaudit.losses.table import bradley_terry
+from plaudit.losses.pairwise import bradley_terry, ordered_pairs, pairs_of, total_weight
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
