@@ -1,1 +1,1 @@
-"""Decoder layers with fewer passes, exchanged for those of transformers and PEFT."""
+"""Layers that compute in fewer passes than those of transformers and PEFT."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _empty(mixin: type[PatchedModule], kind: type) -> nn.Module:
 
 def fuse_norms_and_rope(network: nn.Module) -> None:
     """Patch a network's norms and attentions, in place, where the trial allows."""
-    tried: dict[Any, type] = {}
+    patches: dict[Any, _Patch | None] = {}
     for module in list(network.modules()):
         # A forward of an instance, such as Liger's kernel or a hook of accelerate, hides the
         # class's. Without a kernel for the weights there is nothing to try.
@@ -80,19 +81,29 @@ def fuse_norms_and_rope(network: nn.Module) -> None:
             if isinstance(value, (int, float, str)) and name != "layer_idx"
         ]
         key = type(module), tuple(settings)
-        if key not in tried:
-            tried[key] = _patched(module)
-        module.__class__ = tried[key]
+        if key not in patches:
+            patches[key] = _patch_of(module)
+        patch = patches[key]
+        if patch is not None:
+            module.__class__ = patch.kind
+            vars(module).update(patch.attributes)
 
 
-def _patched(module: nn.Module) -> type:
-    """The class to run a module as; its own where no patch fits."""
-    kind = type(module)
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """The class to run a module as, and the attributes that this class reads."""
+
+    kind: type
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _patch_of(module: nn.Module) -> _Patch | None:
     if _is_rms_norm(module):
-        return FusedRMSNorm.of(kind)
-    if _is_common_attention(module):
-        return FusedAttention.of(kind)
-    return kind
+        return _Patch(FusedRMSNorm.of(type(module)))
+    settings = _common_attention(module)
+    if settings is not None:
+        return _Patch(FusedAttention.of(type(module)), {"interface_settings": settings})
+    return None
 
 
 # ---- RMSNorm
@@ -164,13 +175,14 @@ class FusedAttention(PatchedModule):
     """An attention in the form that most decoders of transformers share.
 
     Separate projections, norms of queries and keys where there are any, Llama's rotation over the
-    whole width of a head, the attention interface, an output projection.
+    whole width of a head, the attention interface, an output projection. ``interface_settings`` are
+    what the class's own code hands to the interface beside tensors: scale, window, soft-cap.
     """
 
     config: Any
     head_dim: int
-    scaling: float
     attention_dropout: float
+    interface_settings: Mapping[str, float]
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
@@ -201,7 +213,9 @@ class FusedAttention(PatchedModule):
         q = rotate(self._heads(self.q_proj(hidden_states), "q_norm"), *position_embeddings)
         k = rotate(self._heads(self.k_proj(hidden_states), "k_norm"), *position_embeddings)
         v = self._heads(self.v_proj(hidden_states), None)
-        out, weights = interface(self, q, k, v, attention_mask, **self._settings(), **kwargs)
+        dropout = self.attention_dropout if self.training else 0.0
+        settings = {**self.interface_settings, "dropout": dropout}
+        out, weights = interface(self, q, k, v, attention_mask, **settings, **kwargs)
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
 
     def _heads(self, states: Tensor, norm_name: str | None) -> Tensor:
@@ -217,17 +231,6 @@ class FusedAttention(PatchedModule):
             return heads.transpose(1, 2)
         whole: Tensor = norm(states)
         return whole.view(by_head).transpose(1, 2)
-
-    def _settings(self) -> dict[str, Any]:
-        """What the classes hand to the attention interface beside tensors."""
-        return {
-            "dropout": self.attention_dropout if self.training else 0.0,
-            "scaling": self.scaling,
-            "sliding_window": vars(self).get(
-                "sliding_window", getattr(self.config, "sliding_window", None)
-            ),
-            "softcap": vars(self).get("attn_logit_softcapping"),
-        }
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -265,37 +268,35 @@ class _Rotate(torch.autograd.Function):
 
 _TRIAL = "plaudit_trial"
 _COMMON_PARTS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
-_COMMON_SETTINGS = frozenset({"config", "head_dim", "scaling", "attention_dropout"})
+_COMMON_SETTINGS = frozenset({"config", "head_dim", "attention_dropout"})
 
 
-def _is_common_attention(module: nn.Module) -> bool:
-    """Whether :class:`FusedAttention` computes what a module's own code does, found by trying.
+def _common_attention(module: nn.Module) -> Mapping[str, float] | None:
+    """The settings of an attention that :class:`FusedAttention` can run, found by trying.
 
-    The trial compares what reaches the attention interface, and the output.
+    The trial compares what reaches the attention interface, and the output; None where they differ.
     """
     parts = dict(module.named_children())
     if not parts.keys() >= _COMMON_PARTS or not vars(module).keys() >= _COMMON_SETTINGS:
-        return False
+        return None
     trial: Any = copy.copy(module)
+    trial.training = False
     trial.config = copy.copy(trial.config)
     trial.config._attn_implementation = _TRIAL
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 3, trial.q_proj.in_features, generator=generator)
     tables = tuple(torch.randn(1, 3, trial.head_dim, generator=generator) for _ in range(2))
-    outcomes = []
-    with torch.no_grad():
-        for kind in (type(module), FusedAttention.of(type(module))):
-            trial.__class__ = kind
-            try:
-                outcomes.append(trial(hidden, position_embeddings=tables, attention_mask=None))
-            except (TypeError, ValueError, RuntimeError):
-                return False
-    (expected, expected_call), (found, found_call) = outcomes
-    return (
-        expected_call[1] == found_call[1]
-        and all(_agree(a, b) for a, b in zip(expected_call[0], found_call[0], strict=True))
-        and _agree(expected, found)
-    )
+    try:
+        with torch.no_grad():
+            own, (own_qkv, settings) = trial(hidden, tables, attention_mask=None)
+            trial.__class__ = FusedAttention.of(type(module))
+            trial.interface_settings = settings
+            fused, (fused_qkv, _) = trial(hidden, tables, attention_mask=None)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    plain = all(isinstance(value, (int, float)) for value in settings.values())
+    same = all(_agree(a, b) for a, b in zip((own, *own_qkv), (fused, *fused_qkv), strict=True))
+    return settings if plain and same else None
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:
@@ -306,7 +307,7 @@ def _record(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, Any]:
     """An attention interface that returns what it is given; the queries stand for the output."""
-    named = {name: value for name, value in settings.items() if value is not None}
+    named = {k: v for k, v in settings.items() if v is not None and k != "dropout"}
     return q.transpose(1, 2), ((q, k, v), named)
 
 

@@ -6,8 +6,8 @@ own code the scored rows, and hooks on its attention put the missing ones back w
 needed: the attention reads all rows, its query projection computes the scored ones, and its output
 projection gets the scored ones. Numbers and gradients are those of the whole layer.
 
-The layer's class is exchanged for a subclass of it, in place: state, names and every other method
-are inherited, and a call without a packed layout is the class's own.
+The layer is patched in place (:class:`plaudit.model.fast.fused.PatchedModule`): state, names and
+every other method are inherited, and a call without a packed layout is the class's own.
 
 Shapes: T tokens of the row, S of one tree, R scored tokens of the row, K of one tree, H query
 heads, G key/value heads (a divisor of H), D head width.
