@@ -31,7 +31,8 @@ from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
-FORMAT = 1
+FORMAT = 2
+"""Version of ``plaudit.json``. Format 1 had other names for some keys: :func:`_upgraded`."""
 METADATA_FILE = "plaudit.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
@@ -244,10 +245,12 @@ def _read_metadata_file(folder: Path) -> CheckpointMetadata:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error}); restore it from a backup.") from None
+    if isinstance(raw, dict) and raw.get("format") == 1:
+        raw = _upgraded(raw)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ModelError(
             f"{path} has format {raw.get('format') if isinstance(raw, dict) else raw!r}, and this "
-            f"plaudit {__version__} reads format {FORMAT}; upgrade plaudit."
+            f"plaudit {__version__} reads formats 1 and {FORMAT}; upgrade plaudit."
         )
     known = {f.name for f in fields(CheckpointMetadata)}
     try:
@@ -308,6 +311,16 @@ _RECORDS: dict[str, type] = {
     "origin": Origin,
     "temperature_fit": TemperatureFit,
 }
+
+
+def _upgraded(raw: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 under the names of today; a key that stayed unread would change the scores."""
+    names = {"reading": "scored_token", "affine": "reward_transform"}
+    found = {names.get(key, key): value for key, value in raw.items()} | {"format": FORMAT}
+    if isinstance(origin := found.get("origin"), dict) and "era" in origin:
+        rest = {key: value for key, value in origin.items() if key != "era"}
+        found["origin"] = rest | {"source_version": origin["era"]}
+    return found
 
 
 def _record(name: str, value: Any) -> Any:

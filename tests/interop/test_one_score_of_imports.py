@@ -15,7 +15,8 @@ from plaudit.interop.formats import ReadOptions
 from plaudit.interop.importing import import_model
 from plaudit.recipe.schema import Source
 from plaudit.score_file import score_file
-from tests.conftest import pair_rows, write_jsonl
+from plaudit.storage.manifest import write_model_manifest
+from tests.conftest import pair_rows, set_facts, write_jsonl
 from tests.foreign import BASE, LLAMA_FACTORY, TRL, build_openrlhf, complete
 from tests.models import tiny_classifier, tiny_tokenizer
 
@@ -85,3 +86,21 @@ def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
     assert evaluate(imported, data).table.reward_N.tolist() == close
     padded = plaudit.load(out, max_tokens_per_microbatch=8)
     assert evaluate(padded, data).table.reward_N.tolist() == close
+
+
+def test_a_model_of_the_first_format_keeps_its_scores(tmp_path: Path) -> None:
+    """Its names were others; a scaled reward and a token before the end would be lost unread."""
+    out = tmp_path / "imported"
+    import_model(build_openrlhf(tmp_path / "source"), out)
+    changes = {"scored_token": {"rule": "first_pad", "pad_id": 0}}
+    changes["reward_transform"] = {"scale": 2.0, "offset": 1.0}
+    set_facts(out, **changes)
+    model = plaudit.load(out)
+    path = out / "plaudit.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["reading"] = facts.pop("scored_token")
+    facts["affine"] = facts.pop("reward_transform")
+    facts["origin"]["era"] = facts["origin"].pop("source_version")
+    path.write_text(json.dumps(facts | {"format": 1}), encoding="utf-8")
+    write_model_manifest(out)
+    assert plaudit.load(out).facts == model.facts
