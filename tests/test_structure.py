@@ -1,4 +1,4 @@
-"""One order of layers for the whole package; the light parts load nothing heavy."""
+"""One order of layers, few parameters, no other tool in the core; light parts stay light."""
 
 from __future__ import annotations
 
@@ -163,6 +163,23 @@ def test_the_core_names_no_other_tool() -> None:
     }
     places = ("interop/", "cli/", "registry.py")
     assert not {name for name in naming if not name.startswith(places)}
+
+
+def test_no_function_takes_more_than_seven_parameters() -> None:
+    """More than seven is a record. Two kinds are not ours to choose: Typer reads the options of a
+    command from its parameters, and transformers calls an attention with these."""
+    given_from_outside = {"model.attention.interface.packed_attention"}
+    long = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith(
+                "cli"
+            ):
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len([one for one in taken if one.arg not in ("self", "cls")])
+                if count > 7:
+                    long[f"{module}.{node.name}"] = count
+    assert long.keys() == given_from_outside, long
 
 
 @pytest.mark.parametrize("module", LIGHT)
