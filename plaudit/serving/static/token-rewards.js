@@ -18,7 +18,7 @@ export function tokenRewardsView(responses) {
   const widest = Math.max(...responses.flatMap((steps) => changes(steps).map(Math.abs)), 1e-9);
   const chart = chartOf(responses);
   return h("section", { class: "token-rewards", "aria-label": "Per-token rewards of the responses" },
-    h("h2", {}, "Along each response"),
+    h("h2", {}, "Per-token rewards"),
     h("p", { class: "soft" },
       "The reward if the response ended at that token. A token's colour is what it changed, up to ",
       `${reward(widest)} either way: `,
