@@ -24,9 +24,9 @@ import numpy.typing as npt
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.error_analysis import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.metrics import pairwise
-from plaudit.evaluation.metrics.pairwise import ALPHA, clustered_p, holm, mcnemar
+from plaudit.evaluation.metrics.pairwise import ALPHA, holm, paired_test
 from plaudit.evaluation.schema import Interval, Metric, TestedDifference, json_safe
-from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, codes, pairs
+from plaudit.evaluation.table import Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
@@ -149,30 +149,6 @@ def kappa(right_a_P: npt.NDArray[Any], right_b_P: npt.NDArray[Any]) -> float:
     observed = float(np.mean(right_a_P == right_b_P))
     expected = share_a * share_b + (1 - share_a) * (1 - share_b)
     return math.nan if expected == 1 else (observed - expected) / (1 - expected)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedTest:
-    """A paired test of one metric: the mean difference ``a - b``, its p-value and its name."""
-
-    difference: pairwise.PairedDifference
-    p: float | None
-    name: str
-
-
-def paired_test(metric: Metric, a_P: FloatArray, b_P: FloatArray, group_P: CodeArray) -> PairedTest:
-    """Is the mean of ``a`` that of ``b``? Values per pair, as :meth:`Aligned.values` gives them.
-
-    Accuracy with one pair per prompt: McNemar's exact test. Where pairs share prompts they are not
-    independent, and for log loss: Student's t on prompt groups.
-    """
-    difference = pairwise.paired_difference(b_P, a_P, group_P)
-    if metric == "accuracy" and difference.groups == difference.pairs:
-        p = mcnemar(int(np.sum(a_P > b_P)), int(np.sum(b_P > a_P)))
-        return PairedTest(difference=difference, p=p, name="McNemar, exact")
-    one_each = difference.groups == difference.pairs
-    name = "paired t" if one_each else "paired t by prompt group"
-    return PairedTest(difference=difference, p=clustered_p(difference), name=name)
 
 
 # ---- results -------------------------------------------------------------------------------------

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from plaudit.errors import DataError
 from plaudit.evaluation.compare import METRICS, Scored, align, metric_tests, p_value
 from plaudit.evaluation.metrics.pairwise import ALPHA
-from plaudit.evaluation.schema import Metric, RegressionCheck, RegressionTest
+from plaudit.evaluation.schema import (
+    Metric,
+    RegressionCheck,
+    RegressionTest,
+    TestedDifference,
+    parts,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +60,7 @@ def check_regression(
         metric: RegressionTest(
             model=test.a,
             baseline=test.b,
-            difference=test.difference,
-            difference_ci95=test.difference_ci95,
-            p=test.p,
-            test=test.test,
-            p_holm=test.p_holm,
+            **parts(test, of=TestedDifference),
             worse=test.better == "b",
         )
         for metric, test in zip(options.metrics, tests, strict=True)

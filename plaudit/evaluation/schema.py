@@ -798,11 +798,14 @@ class BestCheckpoint:
     value: float | None
 
 
+Verdict: TypeAlias = Literal["single_evaluation", "no_overfit", "within_noise", "overfit"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overfit:
     """Did validation loss rise from its lowest to the last evaluation, beyond noise?"""
 
-    verdict: Literal["single_evaluation", "no_overfit", "within_noise", "overfit"]
+    verdict: Verdict
     best_step: int
     last_step: int
     loss_rise: float | None
@@ -855,9 +858,13 @@ class RecordedEvaluation:
 # ---- to JSON and back
 
 
-def parts(record: Any) -> dict[str, Any]:
-    """The fields of a record by name, to build a record that has them too."""
-    return {item.name: getattr(record, item.name) for item in fields(record)}
+def parts(record: Any, of: Any = None) -> dict[str, Any]:
+    """The fields of a record by name, to build a record that has them too.
+
+    With ``of`` they are those fields of the kind ``of`` that the record has.
+    """
+    names = (item.name for item in fields(record if of is None else of))
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
 Record = TypeVar("Record")

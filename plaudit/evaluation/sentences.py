@@ -7,8 +7,8 @@ names the rows that are too small to count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal, TypeAlias
 
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
@@ -35,20 +35,9 @@ def answers(block: EvaluationMetrics) -> tuple[Answer, ...]:
         return (Answer(question=_QUALITY, sentences=(nothing,)),)
     answered = (
         Answer(question=question, sentences=tuple(said for part in parts for said in part(block)))
-        for question, parts in _questions().items()
+        for question, parts in _QUESTIONS.items()
     )
     return tuple(answer for answer in answered if answer.sentences)
-
-
-_QUALITY = "What it is good for"
-
-
-def _questions() -> dict[str, tuple[Part, ...]]:
-    return {
-        _QUALITY: (_quality, _baselines),
-        "How sure it is": (_calibration,),
-        "What to watch": (_length, _features, _perturbations, _slices, _untested),
-    }
 
 
 def known(number: float | None) -> float:
@@ -108,14 +97,10 @@ def _stored(block: EvaluationMetrics) -> str:
     stored = block.stored_temperature
     fitted_here = block.stored_temperature_from == "these_data"
     if stored is None:
-        has = (
-            "No temperature is stored with the model"
-            if fitted_here
-            else "The model has no temperature"
-        )
-        if block.temperature is None:
-            return f"{has} (T = 1): {_refit(block)}."
-        return f"{has} (T = 1): {_refit(block)} ({uncalibrated})."
+        stored_with = "No temperature is stored with the model"
+        has = stored_with if fitted_here else "The model has no temperature"
+        beside = "" if block.temperature is None else f" ({uncalibrated})"
+        return f"{has} (T = 1): {_refit(block)}{beside}."
     if fitted_here:
         return (
             f"The temperature {stored:.3g} is stored with the model: cross-fitted, it gives log "
@@ -219,18 +204,14 @@ def _reward_hacking(rows: Sequence[Perturbation]) -> str:
             "No reward hack that was tried raises the reward of more than half of the responses; "
             f"the most is {_share(most, 'rose')}."
         )
-    listed = (
-        _share(row, "rose", "" if _above_half(row.rose_ci95) else ", within noise of half")
-        for row in raising
-    )
+    listed = []
+    for row in raising:
+        sure = row.rose_ci95 is not None and row.rose_ci95.low > 0.5
+        listed.append(_share(row, "rose", "" if sure else ", within noise of half"))
     return (
         f"Reward hacking: {len(raising)} of {len(rows)} hacks that were tried raise the reward of "
         f"more than half of the responses: {', '.join(listed)}."
     )
-
-
-def _above_half(interval: Interval | None) -> bool:
-    return interval is not None and interval.low > 0.5
 
 
 def _highest(rows: Sequence[Perturbation], name: Rate) -> Perturbation:
@@ -290,3 +271,12 @@ def _listed(names: Sequence[str]) -> str:
     """The first few, and how many more the table marks."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+_QUALITY = "What it is good for"
+_QUESTIONS: Final[Mapping[str, tuple[Part, ...]]] = {
+    _QUALITY: (_quality, _baselines),
+    "How sure it is": (_calibration,),
+    "What to watch": (_length, _features, _perturbations, _slices, _untested),
+}
+"""The questions that a card answers, and what answers each."""

@@ -6,9 +6,9 @@ Everything that a card, a report or a plot shows is computed here, so that those
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from plaudit.evaluation.schema import (
     RewardHistogram,
     RewardSpread,
     RiskPoint,
+    Verdict,
     parts,
     settle,
 )
@@ -84,18 +85,27 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     calibration = (
         cross_fit(paired.delta_P, paired.group_P, seed=seed)
         if context.calibrate
-        else FittedTemperature(note=_SWITCHED_OFF)
+        else FittedTemperature(note="switched off by evaluate.calibrate")
     )
     spread = pairwise.spread(table.reward_N)
     judged = {
         name: compare_baseline(paired, delta_P, seed=seed)
         for name, delta_P in context.baselines.items()
     }
-    probed, stored = context.perturbations, context.stored_temperature
+    probed, tests = context.perturbations, None
+    notes: tuple[str, ...] = ()
+    if isinstance(probed, Probed):
+        tests = summarise_tests(probed, reward_std=spread.std or 0.0)
+        notes = tuple(perturbation_notes(probed))
+    elif probed is not None:
+        notes = (probed,)
     # Both candidates for accuracy_ci95, which is the one that people are shown.
     right_P = (paired.delta_P > 0).astype(np.float64)
     share = pairwise.share_interval(right_P, paired.group_P, seed=seed)
     half_ties, loss, nll, brier = _bootstrapped(paired, seed)
+    credit_P = pairwise.pair_credits(paired.delta_P)
+    # The size of the difference, not the confidence, which rounds to 1 far out.
+    risk = pairwise.risk_coverage(np.abs(paired.delta_P), credit_P)
     metrics = EvaluationMetrics(
         dataset=context.dataset,
         chose_checkpoint=context.chose_checkpoint,
@@ -107,24 +117,29 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         nll_bootstrap_ci95=nll,
         brier_bootstrap_ci95=brier,
         **parts(_calibration(paired, calibration, context)),
-        aurc=_risk(paired).area,
-        aurc_best_possible=_best_possible_area(paired),
+        aurc=risk.area,
+        # A perfect order of confidence: right pairs, ties, wrong ones.
+        aurc_best_possible=pairwise.risk_coverage(credit_P, credit_P).area,
         ranks=measure_ranks(table, seed=seed),
         graded=correlate_strength(table, paired, seed=seed),
         margin=pairwise.spread(paired.delta_P),
-        reward=_reward_spread(table, paired),
+        reward=RewardSpread(
+            **parts(spread),
+            chosen_mean=pairwise.mean(table.reward_N[paired.winner_P]),
+            rejected_mean=pairwise.mean(table.reward_N[paired.loser_P]),
+        ),
         baselines=judged,
         baselines_fitted_on=context.baselines_fitted_on,
         baselines_sentence=_baselines_sentence(judged),
         bias=measure_bias(table, paired, seed=seed),
-        perturbations=summarise_tests(probed, reward_std=spread.std or 0.0)
-        if isinstance(probed, Probed)
-        else None,
-        perturbation_notes=_perturbation_notes(probed),
+        perturbations=tests,
+        perturbation_notes=notes,
         slices=measure_slices(table, paired),
         datasets=_per_dataset(table, paired),
-        mistakes=find_mistakes(table, paired, temperature=stored or calibration.accepted),
-        curves=_curves(table, paired, calibration),
+        mistakes=find_mistakes(
+            table, paired, temperature=context.stored_temperature or calibration.accepted
+        ),
+        curves=_curves(table, paired, calibration, risk),
         history=None if context.history is None else tuple(context.history),
     )
     # Sentences are made of the numbers as they are recorded.
@@ -132,15 +147,6 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     said = answers(settled)
     summary = tuple(sentence for answer in said for sentence in answer.sentences)
     return settle(replace(settled, answers=said, summary=summary))
-
-
-_SWITCHED_OFF = "switched off by evaluate.calibrate"
-
-
-def _perturbation_notes(probed: Probed | str | None) -> tuple[str, ...]:
-    if isinstance(probed, Probed):
-        return tuple(perturbation_notes(probed))
-    return () if probed is None else (probed,)
 
 
 def _bootstrapped(paired: Pairs, seed: int) -> Sequence[Interval | None]:
@@ -241,26 +247,6 @@ def _of_probabilities(confidence_P: FloatArray, credit_P: FloatArray) -> Probabi
 _COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
 
 
-def _risk(paired: Pairs) -> pairwise.RiskCoverage:
-    credit_P = pairwise.pair_credits(paired.delta_P)
-    # The size of the difference, not the confidence, which rounds to 1 far out.
-    return pairwise.risk_coverage(np.abs(paired.delta_P), credit_P)
-
-
-def _best_possible_area(paired: Pairs) -> float:
-    """The area under risk by coverage for a perfect order of confidence."""
-    errors_P = np.sort(1.0 - pairwise.pair_credits(paired.delta_P))
-    return pairwise.mean(np.cumsum(errors_P) / np.arange(1, len(errors_P) + 1))
-
-
-def _reward_spread(table: ScoreTable, paired: Pairs) -> RewardSpread:
-    return RewardSpread(
-        **parts(pairwise.spread(table.reward_N)),
-        chosen_mean=pairwise.mean(table.reward_N[paired.winner_P]),
-        rejected_mean=pairwise.mean(table.reward_N[paired.loser_P]),
-    )
-
-
 def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | None:
     """The model against the best baseline on the same pairs, in words."""
     known = {name: one for name, one in judged.items() if one is not None and one.pairs}
@@ -276,12 +262,8 @@ def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | N
             f"The model's accuracy beside {named}: {by}, without an interval for lack of prompts."
         )
     low, high = one.delta_accuracy_ci95
-    by += f" (95% CI {low:+.4f} to {high:+.4f})"
-    if low > 0:
-        return f"The model's accuracy is above {named}: {by}."
-    if high < 0:
-        return f"The model's accuracy is below {named}: {by}."
-    return f"The model's accuracy cannot be told from {named}: {by}."
+    verdict = "is above" if low > 0 else "is below" if high < 0 else "cannot be told from"
+    return f"The model's accuracy {verdict} {named}: {by} (95% CI {low:+.4f} to {high:+.4f})."
 
 
 def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, PairMetrics]:
@@ -293,53 +275,46 @@ def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, PairMetrics]:
     return {str(name): measure_pairs(paired.where(dataset_P == name)) for name in names}
 
 
-def _curves(table: ScoreTable, paired: Pairs, calibration: FittedTemperature) -> Curves:
+def _curves(
+    table: ScoreTable,
+    paired: Pairs,
+    calibration: FittedTemperature,
+    risk: pairwise.RiskCoverage,
+) -> Curves:
     """What the plots draw: histograms, accuracy by length difference, reliability."""
-    chosen_P, rejected_P = table.reward_N[paired.winner_P], table.reward_N[paired.loser_P]
+    reward = margin = None
+    if len(paired):
+        edges, (chosen, rejected) = _histogram(
+            table.reward_N[paired.winner_P], table.reward_N[paired.loser_P]
+        )
+        reward = RewardHistogram(edges=edges, chosen=chosen, rejected=rejected)
+        edges, (counts,) = _histogram(paired.delta_P)
+        margin = MarginHistogram(edges=edges, pairs=counts)
     length_P = table.characters_N[paired.winner_P] - table.characters_N[paired.loser_P]
     calibrated_P = calibration.delta_P
-    rewards = _histogram(chosen_P, rejected_P)
-    margins = _histogram(paired.delta_P)
     return Curves(
-        reward=rewards
-        and RewardHistogram(
-            edges=rewards.edges, chosen=rewards.counts[0], rejected=rewards.counts[1]
-        ),
-        margin=margins and MarginHistogram(edges=margins.edges, pairs=margins.counts[0]),
+        reward=reward,
+        margin=margin,
         length=_length_curve(length_P, paired),
         reliability=_reliability_curve(paired.delta_P, paired.group_P),
         reliability_calibrated=None
         if calibrated_P is None
         else _reliability_curve(calibrated_P, paired.group_P),
-        risk_coverage=_risk_curve(paired),
+        risk_coverage=tuple(_risk_curve(risk, paired.group_P)),
     )
 
 
-def _risk_curve(paired: Pairs) -> tuple[RiskPoint, ...]:
+def _risk_curve(risk: pairwise.RiskCoverage, group_P: CodeArray) -> Iterator[RiskPoint]:
     """Error rate among the most confident pairs, by the share of pairs that are answered."""
-    if not len(paired):
-        return ()
-    risk = _risk(paired)
-    points = []
-    for coverage in _COVERAGES:
+    for coverage in _COVERAGES if len(group_P) else ():
         kept, wrong = risk.at(coverage)
-        interval = pairwise.share_interval(risk.error_P[:kept], paired.group_P[risk.order_P[:kept]])
-        points.append(
-            RiskPoint(coverage=coverage, pairs=kept, risk=wrong, risk_ci95=interval.shown)
-        )
-    return tuple(points)
+        interval = pairwise.share_interval(risk.error_P[:kept], group_P[risk.order_P[:kept]])
+        yield RiskPoint(coverage=coverage, pairs=kept, risk=wrong, risk_ci95=interval.shown)
 
 
-class _Histogram(NamedTuple):
-    edges: tuple[float, ...]
-    counts: Sequence[tuple[int, ...]]
-
-
-def _histogram(*series: FloatArray) -> _Histogram | None:
-    """Common edges, and the counts of each series; ``None`` without values."""
+def _histogram(*series: FloatArray) -> tuple[tuple[float, ...], list[tuple[int, ...]]]:
+    """Common edges of some values, and the counts of each series."""
     together = np.concatenate(series)
-    if not len(together):
-        return None
     low, high = float(together.min()), float(together.max())
     # Around a constant, numpy needs room that floating point can express.
     room = max(abs(low), abs(high), 1.0) * 1e-6
@@ -347,7 +322,7 @@ def _histogram(*series: FloatArray) -> _Histogram | None:
     # Zero is an edge, so that no bin of margins mixes right answers with wrong ones.
     edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
     counts = [tuple(np.histogram(values, edges)[0].tolist()) for values in series]
-    return _Histogram(tuple(edges.tolist()), counts)
+    return tuple(edges.tolist()), counts
 
 
 def _length_curve(length_P: npt.NDArray[np.int64], paired: Pairs) -> tuple[LengthBin, ...]:
@@ -376,12 +351,8 @@ def _split(sorted_P: CodeArray, length_P: npt.NDArray[np.int64]) -> list[CodeArr
     if not len(sorted_P):
         return []
     length = length_P[sorted_P]
-    cuts = [
-        len(sorted_P) * number // _LENGTH_BINS_PER_SIDE
-        for number in range(1, _LENGTH_BINS_PER_SIDE)
-    ]
-    starts = np.unique([np.searchsorted(length, length[cut]) for cut in cuts])
-    return np.split(sorted_P, starts)
+    cuts = len(sorted_P) * np.arange(1, _LENGTH_BINS_PER_SIDE) // _LENGTH_BINS_PER_SIDE
+    return np.split(sorted_P, np.unique(np.searchsorted(length, length[cuts])))
 
 
 def _reliability_curve(delta_P: FloatArray, group_P: CodeArray) -> tuple[ReliabilityBin, ...]:
@@ -428,15 +399,27 @@ def judge_overfit(
     best_losses_P = pairwise.bradley_terry_losses(best.delta_P, margin_P)
     last_losses_P = pairwise.bradley_terry_losses(last.delta_P, margin_P)
     rise = pairwise.paired_difference(best_losses_P, last_losses_P, group_P)
-    verdict = _verdict(best, last, rise, evaluations)
-    if verdict == "single_evaluation":
+    verdict: Verdict
+    verdict, opening = _VERDICTS[rise.direction]
+    if evaluations < 2:
+        verdict = "single_evaluation"
         sentence = "There was only one evaluation, so overfitting cannot be judged."
     elif best.step == last.step:
+        verdict = "no_overfit"
         sentence = "No overfitting seen: the last evaluation was the best."
     else:
-        loss = _loss_movement(best.step, last.step, kept_step, float(best_losses_P.mean()), rise)
-        accuracy = _accuracy_movement(best, last, group_P)
-        sentence = f"{_OPENINGS[verdict]}: {loss}; accuracy {accuracy}."
+        moved = "rose" if rise.mean > 0 else "fell" if rise.mean < 0 else "stayed"
+        before = float(best_losses_P.mean())
+        best_at, last_at = (
+            f"step {one.step}{' (kept)' if one.step == kept_step else ''}" for one in (best, last)
+        )
+        ends = rise.interval
+        interval = "" if ends is None else f" [{ends.low:.4f}, {ends.high:.4f}]"
+        sentence = (
+            f"{opening}: validation loss {moved} from {before:.4f} at {best_at} to "
+            f"{before + rise.mean:.4f} at {last_at}, {rise.mean:+.4f}{interval}; accuracy "
+            f"{_accuracy_movement(best, last, group_P)}."
+        )
     return settle(
         Overfit(
             verdict=verdict,
@@ -449,41 +432,12 @@ def judge_overfit(
     )
 
 
-_OPENINGS = {
-    "overfit": "Overfit",
-    "no_overfit": "No overfitting seen",
-    "within_noise": "No overfitting beyond noise",
+_VERDICTS: Final[Mapping[int, tuple[Verdict, str]]] = {
+    1: ("overfit", "Overfit"),
+    0: ("within_noise", "No overfitting beyond noise"),
+    -1: ("no_overfit", "No overfitting seen"),
 }
-
-
-def _verdict(
-    best: Evaluated, last: Evaluated, rise: pairwise.PairedDifference, evaluations: int
-) -> Literal["single_evaluation", "no_overfit", "within_noise", "overfit"]:
-    if evaluations < 2:
-        return "single_evaluation"
-    if best.step == last.step:
-        return "no_overfit"
-    if rise.interval is None or rise.interval.low <= 0 <= rise.interval.high:
-        return "within_noise"
-    return "overfit" if rise.mean > 0 else "no_overfit"
-
-
-def _loss_movement(
-    best_step: int,
-    last_step: int,
-    kept_step: int,
-    best_loss: float,
-    rise: pairwise.PairedDifference,
-) -> str:
-    moved = "rose" if rise.mean > 0 else "fell" if rise.mean < 0 else "stayed"
-    interval = ""
-    if rise.interval is not None:
-        interval = f" [{rise.interval.low:.4f}, {rise.interval.high:.4f}]"
-    best_is, last_is = (" (kept)" if step == kept_step else "" for step in (best_step, last_step))
-    return (
-        f"validation loss {moved} from {best_loss:.4f} at step {best_step}{best_is} to "
-        f"{best_loss + rise.mean:.4f} at step {last_step}{last_is}, {rise.mean:+.4f}{interval}"
-    )
+"""What a rise of the loss, none beyond noise and a fall mean, and the words for it."""
 
 
 def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> str:
@@ -492,8 +446,5 @@ def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> 
     )
     change = pairwise.paired_difference(right_best_P, right_last_P, group_P)
     before, after = pairwise.accuracy(best.delta_P), pairwise.accuracy(last.delta_P)
-    if change.interval is None or change.interval.low <= 0 <= change.interval.high:
-        moved = "did not change beyond noise"
-    else:
-        moved = "rose" if change.mean > 0 else "fell"
+    moved = {0: "did not change beyond noise", 1: "rose", -1: "fell"}[change.direction]
     return f"{moved} ({before:.4f} to {after:.4f})"

@@ -17,9 +17,9 @@ from plaudit.evaluation.compare import (
     align,
     compare_aligned,
     kappa,
-    paired_test,
     slice_masks,
 )
+from plaudit.evaluation.metrics.pairwise import paired_test
 from tests.tables import table_of_deltas
 
 

@@ -34,7 +34,6 @@ from plaudit.evaluation.compare import (
     align,
     compare_aligned,
     kappa,
-    paired_test,
 )
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import (
@@ -46,6 +45,7 @@ from plaudit.evaluation.metrics.pairwise import (
     holm,
     mcnemar,
     paired_difference,
+    paired_test,
 )
 from plaudit.evaluation.metrics.ranks import correlate, rank
 from plaudit.evaluation.table import pairs

@@ -184,15 +184,9 @@ def find_mistakes(
 
     wrong_P = np.flatnonzero(paired.delta_P < 0)
     order_P = wrong_P[np.argsort(paired.delta_P[wrong_P], kind="stable")]
+    _, first_of_group = np.unique(paired.group_P[order_P], return_index=True)
     entries: list[Mistake] = []
-    seen: set[int] = set()
-    for pair in order_P:
-        if len(entries) == most:
-            break
-        group = int(paired.group_P[pair])
-        if group in seen:
-            continue
-        seen.add(group)
+    for pair in order_P[np.sort(first_of_group)[:most]]:
         winner, loser = int(paired.winner_P[pair]), int(paired.loser_P[pair])
         delta = float(paired.delta_P[pair])
         entries.append(

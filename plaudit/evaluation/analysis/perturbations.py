@@ -19,7 +19,7 @@ from plaudit.data.perturb.run import (
 from plaudit.data.perturb.text import UNKNOWN
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.numbers import counted
-from plaudit.evaluation.schema import Perturbation, PerturbationKind, PerturbationTests
+from plaudit.evaluation.schema import Perturbation, PerturbationKind, PerturbationTests, parts
 from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 
 KINDS = {
@@ -81,16 +81,9 @@ def summarise_tests(probed: Probed, *, reward_std: float) -> PerturbationTests:
     """
     names = dict.fromkeys((one.kind, one.name) for one in probed.perturbed)
     return PerturbationTests(
-        responses=probed.responses,
-        skipped=dict(probed.skipped),
-        languages=dict(probed.languages),
-        not_for_language=dict(probed.not_for_language),
-        conversations=probed.conversations,
-        tokens=probed.tokens,
-        over_budget=probed.over_budget,
+        **parts(probed, of=PerturbationTests),
         budget_share=None if probed.budget is None else probed.budget.share,
         run_tokens=None if probed.budget is None else probed.budget.run_tokens,
-        seed=probed.seed,
         reward_std=reward_std,
         rows=tuple(
             perturbation_row(
@@ -181,11 +174,7 @@ def _kind_summary(kind: str, probed: Probed, reward_std: float) -> PerturbationK
     return PerturbationKind(
         meaning=KINDS[kind],
         perturbations=len(chosen),
-        fell=row.fell,
-        rose=row.rose,
-        shift=row.shift,
-        shift_size=row.shift_size,
-        flipped=row.flipped,
+        **parts(row, of=PerturbationKind),
     )
 
 

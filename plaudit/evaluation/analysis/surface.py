@@ -154,12 +154,15 @@ def compare_baseline(
     if len(delta_P) != len(paired):
         raise ValueError(f"the baseline scored {len(delta_P)} pairs, the model {len(paired)}")
     model_P, baseline_P = ((found > 0).astype(np.float64) for found in (paired.delta_P, delta_P))
-    only_model = int(np.sum(model_P > baseline_P))
-    only_baseline = int(np.sum(baseline_P > model_P))
-    difference = pairwise.paired_difference(baseline_P, model_P, paired.group_P)
-    own_pairs = difference.groups == difference.pairs
+    test = pairwise.paired_test("accuracy", model_P, baseline_P, paired.group_P)
+    edge_P, baseline_edge_P = (
+        pairwise.pair_credits(found) - 0.5 for found in (paired.delta_P, delta_P)
+    )
     difference_interval, edge_interval = pairwise.group_bootstrap_sums(
-        _edges, _edge_columns(model_P, baseline_P, paired, delta_P), paired.group_P, seed=seed
+        _edges,
+        np.stack([np.ones(len(paired)), model_P - baseline_P, edge_P, baseline_edge_P]),
+        paired.group_P,
+        seed=seed,
     )
     edge = pairwise.accuracy_half_ties(paired.delta_P) - 0.5
     baseline_edge = pairwise.accuracy_half_ties(delta_P) - 0.5
@@ -168,27 +171,18 @@ def compare_baseline(
     return BaselineMetrics(
         **parts(pairwise.measured_accuracy(delta_P, paired.group_P, seed=seed)),
         ties=pairwise.ties(delta_P),
-        delta_accuracy=difference.mean,
+        delta_accuracy=test.difference.mean,
         delta_accuracy_ci95=difference_interval,
-        only_model_right=only_model,
-        only_baseline_right=only_baseline,
-        p=pairwise.mcnemar(only_model, only_baseline)
-        if own_pairs
-        else pairwise.clustered_p(difference),
-        test="McNemar, exact" if own_pairs else "paired t by prompt group",
+        only_model_right=int(np.sum(model_P > baseline_P)),
+        only_baseline_right=int(np.sum(baseline_P > model_P)),
+        p=test.p,
+        test=test.name,
         share_explained=baseline_edge / edge if edge > 0 else None,
         share_explained_ci95=edge_interval if edge > 0 else None,
         accuracy_where_wrong=where_wrong.accuracy,
         accuracy_where_wrong_ci95=where_wrong.accuracy_ci95,
         pairs_where_wrong=len(wrong),
     )
-
-
-def _edge_columns(
-    model_P: FloatArray, baseline_P: FloatArray, paired: Pairs, delta_P: FloatArray
-) -> FloatArray:
-    edges = [pairwise.pair_credits(found) - 0.5 for found in (paired.delta_P, delta_P)]
-    return np.stack([np.ones(len(paired)), model_P - baseline_P, *edges])
 
 
 def _edges(sums_CR: FloatArray) -> FloatArray:
@@ -239,7 +233,7 @@ def feature_row(name: str, feature_N: FloatArray, paired: Pairs, *, seed: int = 
     excess = pairwise.paired_difference(labels, model, inside.group_P)
     sides_CP = _sides(inside, rise)
     tested = min(sides_CP[0].sum(), sides_CP[2].sum()) >= FEWEST_PER_SIDE
-    gap, gap_interval = _of_sides(_difference, sides_CP, inside, seed)
+    gap, gap_interval = _of_sides(np.subtract, sides_CP, inside, seed)
     return FeatureBias(
         feature=name,
         pairs=len(inside),
@@ -286,14 +280,12 @@ def measure_length_bias(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> L
     labels = _centred(table.grade_N, comparison_N)
     overall, within, label = (
         correlate(*columns, group_N, seed=seed) if len(table) else _NO_CORRELATION
-        for columns in (
-            (table.reward_N, length_N),
-            (reward_N, centred_N),
-            (labels, centred_N),
-        )
+        for columns in ((table.reward_N, length_N), (reward_N, centred_N), (labels, centred_N))
     )
     rise_P = length_N[paired.winner_P] - length_N[paired.loser_P]
-    balanced, balanced_interval = _of_sides(_balance, _sides(paired, rise_P), paired, seed)
+    balanced, balanced_interval = _of_sides(
+        lambda longer, shorter: 0.5 * (longer + shorter), _sides(paired, rise_P), paired, seed
+    )
     without_P = (
         paired.delta_P
         - _slopes_of_others(centred_N, reward_N, group_N, paired.group_P, seed) * rise_P
@@ -368,23 +360,19 @@ def _sides(paired: Pairs, rise_P: FloatArray) -> FloatArray:
     return np.array([more_P, more_P & right_P, less_P, less_P & right_P], dtype=np.float64)
 
 
-def _balance(sums_CR: FloatArray) -> FloatArray:
-    more, more_right, less, less_right = sums_CR
-    both: FloatArray = 0.5 * (more_right / more + less_right / less)
-    return both[None]
-
-
-def _difference(sums_CR: FloatArray) -> FloatArray:
-    more, more_right, less, less_right = sums_CR
-    gap: FloatArray = more_right / more - less_right / less
-    return gap[None]
-
-
 def _of_sides(
-    statistic: Callable[[FloatArray], FloatArray], sides_CP: FloatArray, paired: Pairs, seed: int
+    combine: Callable[[FloatArray, FloatArray], FloatArray],
+    sides_CP: FloatArray,
+    paired: Pairs,
+    seed: int,
 ) -> tuple[float | None, Interval | None]:
-    """A statistic of both sides with its interval by prompt group; None without one of them."""
+    """Both sides' accuracies in one number, with its interval by prompt group; None without one."""
     if not (sides_CP[0].any() and sides_CP[2].any()):
         return None, None
+
+    def statistic(sums_CR: FloatArray) -> FloatArray:
+        more, more_right, less, less_right = sums_CR
+        return combine(more_right / more, less_right / less)[None]
+
     (interval,) = pairwise.group_bootstrap_sums(statistic, sides_CP, paired.group_P, seed=seed)
     return float(statistic(sides_CP.sum(axis=1)[:, None])[0, 0]), interval

@@ -179,7 +179,7 @@ def beyond_noise(gain: PairedDifference) -> bool:
     small (Bengio and Grandvalet 2004, *No Unbiased Estimator of the Variance of K-Fold
     Cross-Validation*).
     """
-    return gain.interval is not None and gain.interval.low > 0
+    return gain.direction > 0
 
 
 def cross_fit(

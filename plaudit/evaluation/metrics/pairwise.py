@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluation.schema import CountedAccuracy, Interval, Spread
+from plaudit.evaluation.schema import CountedAccuracy, Interval, Metric, Spread
 from plaudit.types import FloatArray
 
 _RESAMPLES = 1000
@@ -359,6 +359,13 @@ class PairedDifference:
     pairs: int
     groups: int
 
+    @property
+    def direction(self) -> Literal[-1, 0, 1]:
+        """The sign of the difference where its interval excludes 0, else 0."""
+        if self.interval is None or self.interval.low <= 0 <= self.interval.high:
+            return 0
+        return 1 if self.mean > 0 else -1
+
 
 def paired_difference(
     loss_a_P: FloatArray, loss_b_P: FloatArray, group_P: npt.NDArray[np.int64]
@@ -422,6 +429,32 @@ def clustered_p(difference: PairedDifference) -> float | None:
         return 1.0 if difference.mean == 0 else 0.0
     statistic = abs(difference.mean) / difference.standard_error
     return float(2 * t.sf(statistic, difference.groups - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTest:
+    """A paired test of one metric: the mean difference ``a - b``, its p-value and its name."""
+
+    difference: PairedDifference
+    p: float | None
+    name: str
+
+
+def paired_test(
+    metric: Metric, a_P: FloatArray, b_P: FloatArray, group_P: npt.NDArray[np.int64]
+) -> PairedTest:
+    """Is the mean of ``a`` that of ``b``? Values per pair, 1 or 0 for accuracy and losses for nll.
+
+    Accuracy with one pair per prompt: McNemar's exact test. Where pairs share prompts they are not
+    independent, and for log loss: Student's t on prompt groups.
+    """
+    difference = paired_difference(b_P, a_P, group_P)
+    one_each = difference.groups == difference.pairs
+    if metric == "accuracy" and one_each:
+        p = mcnemar(int(np.sum(a_P > b_P)), int(np.sum(b_P > a_P)))
+        return PairedTest(difference=difference, p=p, name="McNemar, exact")
+    name = "paired t" if one_each else "paired t by prompt group"
+    return PairedTest(difference=difference, p=clustered_p(difference), name=name)
 
 
 def against_the_rest(
