@@ -2,8 +2,7 @@
 
 ``RewardClient(url).score(prompt, responses)`` means what ``plaudit.load(path).score(prompt,
 responses)`` means; ``AsyncRewardClient`` is the same with ``await``. What is said over the wire is
-written once, as generators that yield what to send or how long to wait; the two clients differ in
-who sends and who waits.
+written once, as coroutines; the two clients differ in how they send and wait.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
@@ -35,6 +35,7 @@ except ImportError:
     ) from None
 
 Answer = TypeVar("Answer")
+Params = ParamSpec("Params")
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 TIMEOUT = 60.0
@@ -65,150 +66,16 @@ class Rewards:
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
-    """A request to send after ``wait`` seconds.
+Outcome: TypeAlias = Rewards | RequestRejectedError
+Ask: TypeAlias = Callable[[Prompted], Coroutine[Any, Any, Outcome]]
 
-    A client answers with the response, or the error in its place.
+
+class _Questions(Generic[Http]):
+    """What is asked of a server, one method per question, whoever carries it there.
+
+    These coroutines wait in :meth:`_send` and :meth:`_map` alone. Where those two block, they
+    run to their end at the first step, without an event loop (:func:`_blocking`).
     """
-
-    method: str
-    path: str
-    content: bytes | None = None
-    wait: float = 0.0
-
-
-Reply: TypeAlias = "httpx.Response | httpx.TransportError | None"
-Talk: TypeAlias = Generator[Send, Reply, Answer]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What is said to a server, one method per question, whoever carries it there.
-
-    ``model`` names one of the server's models, None is its default. ``retries`` counts further
-    attempts after the first.
-    """
-
-    url: str
-    model: str | None
-    retries: int
-    chance: random.Random = field(default_factory=random.Random)
-
-    def rewards(
-        self,
-        prompt: Text,
-        responses: Sequence[Text],
-        *,
-        tools: Tools | None = None,
-        token_rewards: bool,
-    ) -> Talk[Rewards]:
-        check_responses(responses)
-        body = {
-            "prompt": _plain(prompt, "prompt"),
-            "responses": [_plain(r, f"responses[{k}]") for k, r in enumerate(responses)],
-            "tools": _plain_tools(tools),
-            "token_rewards": token_rewards,
-        }
-        return self._ask("POST", "v1/rewards", _rewards_of, body)
-
-    def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> Talk[float]:
-        body = {
-            "prompt": _plain(prompt, "prompt"),
-            "a": _plain(a, "a"),
-            "b": _plain(b, "b"),
-            "tools": _plain_tools(tools),
-        }
-        return self._ask("POST", "v1/compare", lambda answer: float(answer["probability"]), body)
-
-    def models(self) -> Talk[list[str]]:
-        return self._ask("GET", "v1/models", lambda answer: [str(m["id"]) for m in answer["data"]])
-
-    def describe(self) -> Talk[dict[str, Any]]:
-        name = self.model
-        if name is None:
-            name, *_ = yield from self.models()
-        return (yield from self._ask("GET", f"v1/models/{quote(name, safe='')}", dict))
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        read: Callable[[dict[str, Any]], Answer],
-        body: dict[str, Any] | None = None,
-    ) -> Talk[Answer]:
-        """What ``read`` takes from the JSON of a 200, asked again while the server is away or busy.
-
-        Raises:
-            ServerError: the server is away, stays busy, or answers something else.
-            RequestRejectedError: it cannot score this, or this cannot be sent.
-        """
-        if body is not None and self.model is not None:
-            body["model"] = self.model
-        send = Send(method=method, path=path, content=None if body is None else _as_json(body))
-        attempt = 0
-        while True:
-            reply = yield send
-            assert reply is not None
-            if isinstance(reply, httpx.Response) and reply.is_success:
-                try:
-                    return read(reply.json())
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise ServerError(
-                        f"{self.url} answered something that plaudit serve does not "
-                        f"({type(error).__name__}: {error}); see whether it is one, of this "
-                        "version."
-                    ) from error
-            pause = self._pause(reply, attempt)
-            attempt += 1
-            if pause is None or attempt > self.retries:
-                raise self._problem(reply, attempt)
-            send = replace(send, wait=pause)
-
-    def _pause(self, reply: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
-        """Seconds until another attempt makes sense; None where none does.
-
-        Exponential, between half and all of it by chance, so that clients that failed together do
-        not come back together. What the server asks for in Retry-After counts instead.
-        """
-        own = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt, 16)) * self.chance.uniform(
-            0.5, 1.0
-        )
-        if isinstance(reply, httpx.TransportError):
-            return None if isinstance(reply, httpx.UnsupportedProtocol) else own
-        if reply.status_code not in BUSY:
-            return None
-        asked = _retry_after(reply.headers.get("retry-after"))
-        if asked is None:
-            return own
-        return asked * self.chance.uniform(1.0, 1.1) if asked <= _LONGEST_WAIT else None
-
-    def _problem(
-        self, reply: httpx.Response | httpx.TransportError, attempts: int
-    ) -> ServerError | RequestRejectedError:
-        tried = f" after {attempts} attempts" if attempts > 1 else ""
-        if isinstance(reply, httpx.TransportError):
-            why = str(reply) or type(reply).__name__
-            return ServerError(
-                f"{self.url} does not answer{tried} ({why.rstrip('.')}); see whether the server is "
-                "running there."
-            )
-        said = _message(reply)
-        status, request_id = reply.status_code, reply.headers.get("x-request-id")
-        if status in REJECTED:
-            return RequestRejectedError(
-                f"{self.url} cannot score this: {said}.", status=status, request_id=request_id
-            )
-        advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
-        return ServerError(
-            f"{self.url} answered {status}{tried}: {said}{advice.get(status, '')}.",
-            status=status,
-            request_id=request_id,
-        )
-
-
-class _Connection(Generic[Http]):
-    """How a client is opened."""
 
     _kind: type[Http]
 
@@ -228,49 +95,39 @@ class _Connection(Generic[Http]):
         headers = {"Content-Type": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        self._protocol = Protocol(url=url, model=model, retries=retries)
+        self._url, self._model, self._retries = url, model, retries
+        self._chance = random.Random()
         try:
             self._http: Http = self._kind(base_url=f"{url}/", headers=headers, timeout=timeout)
         except httpx.InvalidURL as error:
             raise DataError(f"invalid URL {url!r}: {error}.") from None
 
-
-class RewardClient(_Connection[httpx.Client]):
-    """A served reward model. Use it with ``with``, or call :meth:`close`; threads may share it.
-
-    ``token`` is the server's bearer token, ``model`` one of its models (None: its first),
-    ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
-    cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
-
-    All methods raise RequestRejectedError (a DataError) for what cannot be scored, and ServerError
-    for a server that is away, stays busy or rejects the client.
-    """
-
-    _kind = httpx.Client
-
-    def score(
+    async def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> list[float]:
         """One reward per response, as :meth:`RewardModel.score`."""
-        return list(self.rewards(prompt, responses, tools=tools).rewards)
+        return list((await self.rewards(prompt, responses, tools=tools)).rewards)
 
-    def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
+    async def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that ``a`` is preferred to ``b``."""
-        return self._run(self._protocol.prefer(prompt, a, b, tools=tools))
+        body = _plain({"prompt": prompt, "a": a, "b": b}, tools)
+        return await self._ask("v1/compare", lambda answer: float(answer["probability"]), body)
 
-    def best_of(
+    async def best_of(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> Best:
         """The highest-scored response; the first of equals."""
-        return Best.of(responses, self.rewards(prompt, responses, tools=tools).rewards)
+        return Best.of(responses, await self.score(prompt, responses, tools=tools))
 
-    def token_rewards(
+    async def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
         """The reward at each token of a response, as :meth:`RewardModel.token_rewards`."""
-        return _only(self.rewards(prompt, [response], tools=tools, token_rewards=True))
+        rewards = await self.rewards(prompt, [response], tools=tools, token_rewards=True)
+        assert rewards.token_rewards is not None, "asked for, so answered"
+        return list(rewards.token_rewards[0])
 
-    def rewards(
+    async def rewards(
         self,
         prompt: Text,
         responses: Sequence[Text],
@@ -281,135 +138,16 @@ class RewardClient(_Connection[httpx.Client]):
         """Rewards with probabilities, ranks and token counts; ``token_rewards`` adds those
         of each response.
         """
-        return self._run(
-            self._protocol.rewards(prompt, responses, tools=tools, token_rewards=token_rewards)
-        )
-
-    def score_many(
-        self,
-        rows: Sequence[Prompted],
-        *,
-        tools: Tools | None = None,
-        concurrency: int = 8,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[list[float] | RequestRejectedError]:
-        """One reward per response of every row, as :meth:`RewardModel.score_many`."""
-        rewards = self.rewards_of_many(
-            rows, tools=tools, concurrency=concurrency, on_progress=on_progress
-        )
-        return list(map(_only_rewards, rewards))
-
-    def rewards_of_many(
-        self,
-        rows: Sequence[Prompted],
-        *,
-        tools: Tools | None = None,
-        concurrency: int = 8,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Rewards | RequestRejectedError]:
-        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time.
-
-        A row that cannot be scored has the error in its place. ``on_progress`` is called with
-        rows done and rows in all. ServerError ends all of it.
-        """
-        _check_concurrency(concurrency)
-        rows = check_rows(rows)
-        done, order, stop = itertools.count(1), threading.Lock(), threading.Event()
-
-        def one(row: Prompted) -> Rewards | RequestRejectedError:
-            if stop.is_set():
-                raise ServerError("Another row of the same call failed.")
-            rewards: Rewards | RequestRejectedError
-            try:
-                rewards = self.rewards(*row, tools=tools)
-            except RequestRejectedError as rejected:
-                rewards = rejected
-            except BaseException:
-                stop.set()
-                raise
-            with order:
-                on_progress(next(done), len(rows))
-            return rewards
-
-        with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
-            try:
-                # Rows start in their order, so the first error met here is the one that stopped it.
-                return list(pool.map(one, rows))
-            finally:
-                stop.set()
-
-    def models(self) -> list[str]:
-        """Names of the models that the server has, its default first."""
-        return self._run(self._protocol.models())
-
-    def describe(self) -> dict[str, Any]:
-        """What the server says of the model."""
-        return self._run(self._protocol.describe())
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run(self, talk: Talk[Answer]) -> Answer:
-        reply: Reply = None
-        try:
-            while True:
-                send = talk.send(reply)
-                time.sleep(send.wait)
-                try:
-                    reply = self._http.request(send.method, send.path, content=send.content)
-                except httpx.TransportError as error:
-                    reply = error
-        except StopIteration as done:
-            answer: Answer = done.value
-            return answer
-
-
-class AsyncRewardClient(_Connection[httpx.AsyncClient]):
-    """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
-
-    _kind = httpx.AsyncClient
-
-    async def score(
-        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
-    ) -> list[float]:
-        """One reward per response."""
-        return list((await self.rewards(prompt, responses, tools=tools)).rewards)
-
-    async def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
-        """Calibrated probability that ``a`` is preferred to ``b``."""
-        return await self._run(self._protocol.prefer(prompt, a, b, tools=tools))
-
-    async def best_of(
-        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
-    ) -> Best:
-        """The highest-scored response; the first of equals."""
-        return Best.of(responses, (await self.rewards(prompt, responses, tools=tools)).rewards)
-
-    async def token_rewards(
-        self, prompt: Text, response: Text, *, tools: Tools | None = None
-    ) -> list[TokenReward]:
-        """The reward at each token of a response."""
-        return _only(await self.rewards(prompt, [response], tools=tools, token_rewards=True))
-
-    async def rewards(
-        self,
-        prompt: Text,
-        responses: Sequence[Text],
-        *,
-        tools: Tools | None = None,
-        token_rewards: bool = False,
-    ) -> Rewards:
-        """Rewards with probabilities, ranks and token counts."""
-        return await self._run(
-            self._protocol.rewards(prompt, responses, tools=tools, token_rewards=token_rewards)
-        )
+        check_responses(responses)
+        named = {f"responses[{k}]": response for k, response in enumerate(responses)}
+        plain = _plain({"prompt": prompt, **named}, tools)
+        body = {
+            "prompt": plain["prompt"],
+            "responses": [plain[name] for name in named],
+            "tools": plain["tools"],
+            "token_rewards": token_rewards,
+        }
+        return await self._ask("v1/rewards", _rewards_of, body)
 
     async def score_many(
         self,
@@ -419,11 +157,14 @@ class AsyncRewardClient(_Connection[httpx.AsyncClient]):
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[float] | RequestRejectedError]:
-        """One reward per response of every row."""
-        rewards = await self.rewards_of_many(
+        """One reward per response of every row, as :meth:`RewardModel.score_many`."""
+        outcomes = await self.rewards_of_many(
             rows, tools=tools, concurrency=concurrency, on_progress=on_progress
         )
-        return list(map(_only_rewards, rewards))
+        return [
+            outcome if isinstance(outcome, RequestRejectedError) else list(outcome.rewards)
+            for outcome in outcomes
+        ]
 
     async def rewards_of_many(
         self,
@@ -432,39 +173,133 @@ class AsyncRewardClient(_Connection[httpx.AsyncClient]):
         tools: Tools | None = None,
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Rewards | RequestRejectedError]:
-        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time."""
-        _check_concurrency(concurrency)
+    ) -> list[Outcome]:
+        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time.
+
+        A row that cannot be scored has the error in its place. ``on_progress`` is called with
+        rows done and rows in all. ServerError ends all of it.
+        """
+        if concurrency < 1:
+            raise DataError(f"concurrency is {concurrency}; give 1 or more.")
         rows = check_rows(rows)
-        done = itertools.count(1)
-        rewards: list[Rewards | RequestRejectedError | None] = [None] * len(rows)
-        left = iter(enumerate(rows))
+        done, order = itertools.count(1), threading.Lock()
 
-        async def work() -> None:
-            for place, row in left:
-                try:
-                    rewards[place] = await self.rewards(*row, tools=tools)
-                except RequestRejectedError as rejected:
-                    rewards[place] = rejected
+        async def outcome_of(row: Prompted) -> Outcome:
+            outcome: Outcome
+            try:
+                outcome = await self.rewards(*row, tools=tools)
+            except RequestRejectedError as rejected:
+                outcome = rejected
+            with order:
                 on_progress(next(done), len(rows))
+            return outcome
 
-        # Not a TaskGroup, whose ExceptionGroup would hide the one sentence.
-        tasks = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(rows)))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return [one for one in rewards if one is not None]
+        return await self._map(outcome_of, rows, concurrency)
 
     async def models(self) -> list[str]:
         """Names of the models that the server has, its default first."""
-        return await self._run(self._protocol.models())
+        return await self._ask("v1/models", lambda answer: [str(m["id"]) for m in answer["data"]])
 
     async def describe(self) -> dict[str, Any]:
         """What the server says of the model."""
-        return await self._run(self._protocol.describe())
+        name = self._model
+        if name is None:
+            name, *_ = await self.models()
+        return await self._ask(f"v1/models/{quote(name, safe='')}", dict)
+
+    async def _ask(
+        self,
+        path: str,
+        read: Callable[[dict[str, Any]], Answer],
+        body: dict[str, Any] | None = None,
+    ) -> Answer:
+        """What ``read`` takes from the JSON of a 200, asked again while the server is away or busy.
+
+        Raises:
+            ServerError: the server is away, stays busy, or answers something else.
+            RequestRejectedError: it cannot score this, or this cannot be sent.
+        """
+        if body is None:
+            request = self._http.build_request("GET", path)
+        else:
+            named = {} if self._model is None else {"model": self._model}
+            request = self._http.build_request("POST", path, content=_as_json({**body, **named}))
+        attempt, wait = 0, 0.0
+        while True:
+            reply: httpx.Response | httpx.TransportError
+            try:
+                reply = await self._send(request, wait)
+            except httpx.TransportError as error:
+                reply = error
+            if isinstance(reply, httpx.Response) and reply.is_success:
+                try:
+                    return read(reply.json())
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise ServerError(
+                        f"{self._url} answered something that plaudit serve does not "
+                        f"({type(error).__name__}: {error}); see whether it is one, of this "
+                        "version."
+                    ) from error
+            pause = self._pause(reply, attempt)
+            attempt += 1
+            if pause is None or attempt > self._retries:
+                raise self._problem(reply, attempt)
+            wait = pause
+
+    def _pause(self, reply: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+        """Seconds until another attempt makes sense; None where none does.
+
+        Exponential, between half and all of it by chance, so that clients that failed together do
+        not come back together. What the server asks for in Retry-After counts instead.
+        """
+        own = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt, 16)) * self._chance.uniform(
+            0.5, 1.0
+        )
+        if isinstance(reply, httpx.TransportError):
+            return None if isinstance(reply, httpx.UnsupportedProtocol) else own
+        if reply.status_code not in BUSY:
+            return None
+        asked = _retry_after(reply.headers.get("retry-after"))
+        if asked is None:
+            return own
+        return asked * self._chance.uniform(1.0, 1.1) if asked <= _LONGEST_WAIT else None
+
+    def _problem(
+        self, reply: httpx.Response | httpx.TransportError, attempts: int
+    ) -> ServerError | RequestRejectedError:
+        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        if isinstance(reply, httpx.TransportError):
+            why = str(reply) or type(reply).__name__
+            return ServerError(
+                f"{self._url} does not answer{tried} ({why.rstrip('.')}); see whether the server "
+                "is running there."
+            )
+        said = _message(reply)
+        status, request_id = reply.status_code, reply.headers.get("x-request-id")
+        if status in REJECTED:
+            return RequestRejectedError(
+                f"{self._url} cannot score this: {said}.", status=status, request_id=request_id
+            )
+        advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
+        return ServerError(
+            f"{self._url} answered {status}{tried}: {said}{advice.get(status, '')}.",
+            status=status,
+            request_id=request_id,
+        )
+
+    @abstractmethod
+    async def _send(self, request: httpx.Request, wait: float) -> httpx.Response:
+        """The response to ``request``, which is sent after ``wait`` seconds."""
+
+    @abstractmethod
+    async def _map(self, ask: Ask, rows: list[Prompted], concurrency: int) -> list[Outcome]:
+        """What ``ask`` gives for each row, ``concurrency`` rows at a time; its error ends all."""
+
+
+class AsyncRewardClient(_Questions[httpx.AsyncClient]):
+    """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
+
+    _kind = httpx.AsyncClient
 
     async def close(self) -> None:
         """Close the connections."""
@@ -476,55 +311,140 @@ class AsyncRewardClient(_Connection[httpx.AsyncClient]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, talk: Talk[Answer]) -> Answer:
-        reply: Reply = None
+    async def _send(self, request: httpx.Request, wait: float) -> httpx.Response:
+        await asyncio.sleep(wait)
+        return await self._http.send(request)
+
+    async def _map(self, ask: Ask, rows: list[Prompted], concurrency: int) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        left = iter(enumerate(rows))
+
+        async def work() -> None:
+            for place, row in left:
+                outcomes[place] = await ask(row)
+
+        # Not a TaskGroup, whose ExceptionGroup would hide the one sentence.
+        tasks = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(rows)))]
         try:
-            while True:
-                send = talk.send(reply)
-                await asyncio.sleep(send.wait)
-                try:
-                    reply = await self._http.request(send.method, send.path, content=send.content)
-                except httpx.TransportError as error:
-                    reply = error
-        except StopIteration as done:
-            answer: Answer = done.value
-            return answer
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [outcomes[place] for place in range(len(rows))]
+
+
+class _BlockingQuestions(_Questions[httpx.Client]):
+    _kind = httpx.Client
+
+    async def _send(self, request: httpx.Request, wait: float) -> httpx.Response:
+        time.sleep(wait)
+        return self._http.send(request)
+
+    async def _map(self, ask: Ask, rows: list[Prompted], concurrency: int) -> list[Outcome]:
+        stop = threading.Event()
+
+        def work(row: Prompted) -> Outcome:
+            if stop.is_set():
+                raise ServerError("Another row of the same call failed.")
+            try:
+                return _run(ask(row))
+            except BaseException:
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="plaudit-client") as pool:
+            try:
+                # Rows start in their order, so the first error met here is the one that stopped it.
+                return list(pool.map(work, rows))
+            finally:
+                stop.set()
+
+
+def _run(question: Coroutine[Any, Any, Answer]) -> Answer:
+    """The result of a coroutine that blocks in place of waiting."""
+    try:
+        question.send(None)
+    except StopIteration as done:
+        answer: Answer = done.value
+        return answer
+    raise AssertionError("a coroutine of a blocking client waits")
+
+
+def _blocking(
+    ask: Callable[Concatenate[_BlockingQuestions, Params], Coroutine[Any, Any, Answer]],
+) -> Callable[Concatenate[RewardClient, Params], Answer]:
+    """The method of :class:`RewardClient` that waits for an answer."""
+
+    @wraps(ask)
+    def wait(client: RewardClient, /, *args: Params.args, **options: Params.kwargs) -> Answer:
+        return _run(ask(client._questions, *args, **options))
+
+    return wait
+
+
+class RewardClient:
+    """A served reward model. Use it with ``with``, or call :meth:`close`; threads may share it.
+
+    ``token`` is the server's bearer token, ``model`` one of its models (None: its first),
+    ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
+    cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
+
+    All methods raise RequestRejectedError (a DataError) for what cannot be scored, and ServerError
+    for a server that is away, stays busy or rejects the client.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+    ) -> None:
+        self._questions = _BlockingQuestions(url, token, model, timeout, retries)
+
+    score = _blocking(_BlockingQuestions.score)
+    prefer = _blocking(_BlockingQuestions.prefer)
+    best_of = _blocking(_BlockingQuestions.best_of)
+    token_rewards = _blocking(_BlockingQuestions.token_rewards)
+    rewards = _blocking(_BlockingQuestions.rewards)
+    score_many = _blocking(_BlockingQuestions.score_many)
+    rewards_of_many = _blocking(_BlockingQuestions.rewards_of_many)
+    models = _blocking(_BlockingQuestions.models)
+    describe = _blocking(_BlockingQuestions.describe)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._questions._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 # ---- shapes on the wire --------------------------------------------------------------------------
 
 
-def _check_concurrency(concurrency: int) -> None:
-    if concurrency < 1:
-        raise DataError(f"concurrency is {concurrency}; give 1 or more.")
-
-
-@contextmanager
-def _as_rejection() -> Iterator[None]:
-    """What this process finds wrong is named as the server would."""
-    try:
-        yield
-    except DataError as error:
-        raise RequestRejectedError(str(error)) from None
-
-
-def _plain(text: Text, what: str) -> str | list[dict[str, Any]]:
-    """A text or messages as JSON has them; ``what`` names them in errors.
+def _plain(texts: Mapping[str, Text], tools: Tools | None) -> dict[str, Any]:
+    """Texts or messages by their names in errors, and the tools, as JSON has them.
 
     Raises:
-        RequestRejectedError: they are neither.
+        RequestRejectedError: one is neither; what this process finds wrong is named as the server
+            would.
     """
-    if isinstance(text, str):
-        return text
-    with _as_rejection():
-        as_messages(text, what)
-    return [dict(message) for message in text]
-
-
-def _plain_tools(tools: Tools | None) -> list[dict[str, Any]] | None:
-    with _as_rejection():
+    plain: dict[str, Any] = {}
+    try:
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                as_messages(text, name)
+            plain[name] = text if isinstance(text, str) else [dict(message) for message in text]
         checked = as_tools(tools)
-    return None if checked is None else [dict(tool) for tool in checked]
+    except DataError as error:
+        raise RequestRejectedError(str(error)) from None
+    return {**plain, "tools": None if checked is None else [dict(tool) for tool in checked]}
 
 
 def _as_json(body: Mapping[str, Any]) -> bytes:
@@ -558,15 +478,6 @@ def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
             for steps in token_rewards
         ),
     )
-
-
-def _only_rewards(rewards: Rewards | RequestRejectedError) -> list[float] | RequestRejectedError:
-    return rewards if isinstance(rewards, RequestRejectedError) else list(rewards.rewards)
-
-
-def _only(rewards: Rewards) -> list[TokenReward]:
-    assert rewards.token_rewards is not None, "asked for, so answered"
-    return list(rewards.token_rewards[0])
 
 
 def _message(response: httpx.Response) -> str:

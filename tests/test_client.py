@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from plaudit.client import AsyncRewardClient, Protocol, RewardClient
+from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.data.formats.values import check_responses, check_rows
 from plaudit.errors import DataError, PlauditError, RequestRejectedError, ServerError
 
@@ -182,19 +181,23 @@ def test_an_answer_that_is_none_of_ours(body: Any) -> None:
 
 
 def waits(*replies: httpx2.Response | httpx2.TransportError, seed: int = 0) -> list[float]:
-    """The pauses between these replies; the last one ends the talk."""
-    protocol = Protocol(url="http://x", model=None, retries=50, chance=random.Random(seed))
-    talk = protocol.rewards("p", ["a"], token_rewards=False)
-    pauses: list[float] = []
-    step = next(talk)
-    assert step.wait == 0
-    for reply in replies:
-        try:
-            step = talk.send(reply)
-        except (ServerError, StopIteration):
-            return pauses
-        pauses.append(step.wait)
-    return pauses
+    """How long the client waits before each further attempt, where it is answered so."""
+    left, pauses = iter(replies), list[float]()
+
+    class Clockless(AsyncRewardClient):
+        async def _send(self, request: httpx2.Request, wait: float) -> httpx2.Response:
+            pauses.append(wait)
+            reply = next(left, None)
+            if not isinstance(reply, httpx2.Response):
+                raise reply or httpx2.UnsupportedProtocol("no further reply")
+            return reply
+
+    client = Clockless("http://x", retries=50)
+    client._chance.seed(seed)
+    with pytest.raises(ServerError):
+        asyncio.run(client.score("p", ["a"]))
+    assert pauses[0] == 0
+    return pauses[1:]
 
 
 def busy(**headers: str) -> httpx2.Response:
