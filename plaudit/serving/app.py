@@ -117,7 +117,7 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
 
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
         wanted = await _off_loop(engine, request, partial(protocol.read, body))
-        name = model or wanted.model
+        name = model or body.model
         with engine.accepted():
             served = engine.model(name, exact=protocol.exact_model or model is not None)
             scored = await until_gone(request, score_request(engine, served, wanted, request))
@@ -204,14 +204,13 @@ async def score_request(
         "computed": outcome.computed,
         "cached": outcome.cached,
     }
-    rewards = iter(outcome.rewards)
     return ScoreResult(
         id=uuid.uuid4().hex,
         model=served.name,
         created=int(time.time()),
         temperature=served.model.facts.temperature or 1.0,
-        rewards=tuple(tuple(next(rewards) for _ in part) for part in encoded),
-        tokens=tuple(tuple(len(ids) for ids in part) for part in encoded),
+        rewards=list(outcome.rewards),
+        tokens=[len(ids) for ids in sequences],
         computed=outcome.computed,
         seconds=time.monotonic() - began,
         token_rewards=token_rewards,

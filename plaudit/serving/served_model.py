@@ -21,7 +21,7 @@ from plaudit.model.module import classifier
 from plaudit.model.scoring import score_distinct
 from plaudit.reward_model import RewardModel, ScoreCache, load
 from plaudit.serving.errors import RejectionError
-from plaudit.serving.protocols.records import Dialogue, Ids, Part, PreformattedText, ScoreRequest
+from plaudit.serving.protocols.records import Dialogue, ScoreRequest
 from plaudit.serving.settings import ModelSource, ServerSettings
 from plaudit.tokens.batch import LEAST_SHARED, PackedBatcher, fill, pack
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
@@ -60,11 +60,18 @@ class ServedModel:
             RejectionError: a conversation over the model's length, without tokens, with something
                 that the model cannot read, or one that its chat template rejects.
         """
-        written = [part.text for part in request.parts if isinstance(part, PreformattedText)]
-        texts = iter(self._written(written))
-        model = self.model if request.keep_last is None else _without_max_length(self.model)
+        written = [part for part in request.parts if isinstance(part, str)]
+        texts = iter(
+            encode_preformatted(
+                self.model.encoder, self.special_tokens, written, complete=self.complete_texts
+            )
+        )
+        model = self.model
+        if request.keep_last is not None:
+            # What is encoded is truncated here.
+            model = replace(model, encoder=replace(model.encoder, max_length=sys.maxsize))
         encoded = [
-            [next(texts)] if isinstance(part, PreformattedText) else _encode_part(model, part)
+            [next(texts)] if isinstance(part, str) else _encode_part(model, part)
             for part in request.parts
         ]
         if request.keep_last is not None:
@@ -76,16 +83,10 @@ class ServedModel:
                 _check_scorable(ids, limit)
         return encoded
 
-    def _written(self, texts: Sequence[str]) -> list[IntArray]:
-        return encode_preformatted(
-            self.model.encoder, self.special_tokens, texts, complete=self.complete_texts
-        )
 
-
-def _encode_part(model: RewardModel, part: Part) -> list[IntArray]:
-    if isinstance(part, Ids):
-        return [_known(model, part.ids)]
-    assert isinstance(part, Dialogue)
+def _encode_part(model: RewardModel, part: Dialogue | Sequence[int]) -> list[IntArray]:
+    if not isinstance(part, Dialogue):
+        return [_known(model, part)]
     if not part.responses:
         return []
     try:
@@ -120,11 +121,6 @@ def _known(model: RewardModel, ids: Sequence[int]) -> IntArray:
             "bad_request", f"A token id is not among the model's 0 to {known - 1}."
         )
     return np.asarray(ids, dtype=np.int32)
-
-
-def _without_max_length(model: RewardModel) -> RewardModel:
-    """The model where the caller cuts what it encodes."""
-    return replace(model, encoder=replace(model.encoder, max_length=sys.maxsize))
 
 
 def conversations(tree: TokenTree) -> list[IntArray]:

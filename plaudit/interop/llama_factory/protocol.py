@@ -6,21 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from plaudit.serving.errors import RejectionError
 from plaudit.serving.protocols.records import (
     Body,
     Many,
-    PreformattedText,
     Protocol,
     ScoreRequest,
     ScoreResult,
-    check_not_empty,
 )
 
 
 class EvaluationRequest(Body):
     """``messages`` are whole conversations as text, not turns."""
 
-    model: str | None = None
     messages: Many[str]
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Reject longer texts; their end is what is scored."
@@ -35,16 +33,15 @@ class EvaluationResponse(BaseModel):
 
 
 def read(request: EvaluationRequest) -> ScoreRequest:
-    check_not_empty(len(request.messages), "messages")
-    return ScoreRequest(
-        model=request.model,
-        parts=tuple(map(PreformattedText, request.messages)),
-        limit=request.max_length,
-    )
+    if not request.messages:
+        raise RejectionError(
+            "bad_request", "messages is empty; give at least one.", param="messages"
+        )
+    return ScoreRequest(parts=request.messages, limit=request.max_length)
 
 
 def answer(request: EvaluationRequest, scored: ScoreResult) -> EvaluationResponse:
-    return EvaluationResponse(id=f"scoreval-{scored.id}", model=scored.model, scores=scored.flat)
+    return EvaluationResponse(id=f"scoreval-{scored.id}", model=scored.model, scores=scored.rewards)
 
 
 SCORE_EVALUATION = Protocol(

@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field
 from plaudit.serving.protocols.records import (
     Body,
     Many,
-    PreformattedText,
     Protocol,
     ScoreRequest,
     ScoreResult,
@@ -26,7 +25,6 @@ class RewardRequest(Body):
     query: Many[str] | str = Field(description="Whole conversations as text.")
     prompts: Many[Any] | str | None = None
     labels: Many[Any] | str | None = None
-    model: str | None = None
 
 
 class RewardResponse(BaseModel):
@@ -39,12 +37,12 @@ class RewardResponse(BaseModel):
 
 def read(request: RewardRequest) -> ScoreRequest:
     texts = [request.query] if isinstance(request.query, str) else request.query
-    return ScoreRequest(model=request.model, parts=tuple(map(PreformattedText, texts)))
+    return ScoreRequest(parts=texts)
 
 
 def answer(request: RewardRequest, scored: ScoreResult) -> RewardResponse:
-    rewards = scored.flat
-    return RewardResponse(rewards=rewards, scores=rewards, extra_logs={"len": scored.flat_tokens})
+    rewards = scored.rewards
+    return RewardResponse(rewards=rewards, scores=rewards, extra_logs={"len": scored.tokens})
 
 
 GET_REWARD = Protocol(

@@ -14,10 +14,12 @@ A reward is raw, or its sigmoid where ``activation`` or ``use_activation`` is tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+import base64
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.protocols.records import (
@@ -25,8 +27,6 @@ from plaudit.serving.protocols.records import (
     Dialogue,
     Many,
     Messages,
-    Part,
-    PreformattedText,
     Protocol,
     ScoreRequest,
     ScoreResult,
@@ -35,9 +35,9 @@ from plaudit.serving.protocols.records import (
     Tools,
     Usage,
     activated,
-    as_base64,
     as_text,
-    keys_of,
+    is_single,
+    one_of,
     parts_of,
     usage,
 )
@@ -52,13 +52,12 @@ class Activation(Body):
     def rewards(self, scored: ScoreResult) -> list[float]:
         """All rewards, activated where the client asks for it."""
         wanted = self.activation is True or self.use_activation is True
-        return [activated(reward, wanted) for reward in scored.flat]
+        return [activated(reward, wanted) for reward in scored.rewards]
 
 
 class PoolingOptions(Activation):
     """What vLLM's pooling requests may hold beside their input."""
 
-    model: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
         default=None, description="Read the last so many tokens; -1 is the model's maximum length."
     )
@@ -67,6 +66,7 @@ class PoolingOptions(Activation):
 class InputRequest(PoolingOptions):
     """Texts as they stand, or token ids."""
 
+    tag = "input"
     input: TextInput
     add_special_tokens: bool = Field(
         default=True, description="The start token is there once either way."
@@ -76,6 +76,7 @@ class InputRequest(PoolingOptions):
 class ChatRequest(PoolingOptions):
     """One conversation, rendered by the model's own template."""
 
+    tag = "chat"
     messages: Messages
     tools: Tools = None
     add_generation_prompt: Literal[False] = False
@@ -94,20 +95,20 @@ class ListResponse(BaseModel):
     usage: Usage
 
 
-def _envelope(kind: str, scored: ScoreResult) -> dict[str, Any]:
-    """Every field of a :class:`ListResponse` but its data."""
-    return {
-        "id": f"{kind}-{scored.id}",
-        "created": scored.created,
-        "model": scored.model,
-        "usage": usage(scored),
-    }
+ListAnswer = TypeVar("ListAnswer", bound=ListResponse)
 
 
-def chat_or_input(body: Any) -> str | None:
-    """A discriminator: ``chat`` where a body has ``messages``, else ``input``."""
-    keys = keys_of(body)
-    return None if keys is None else "chat" if "messages" in keys else "input"
+def _list_response(
+    response: type[ListAnswer], kind: str, scored: ScoreResult, data: Iterable[Mapping[str, Any]]
+) -> ListAnswer:
+    """The answer whose entries hold ``data``, one a reward, and their numbers."""
+    return response(
+        id=f"{kind}-{scored.id}",
+        created=scored.created,
+        model=scored.model,
+        data=[{"index": index, **datum} for index, datum in enumerate(data)],
+        usage=usage(scored),
+    )
 
 
 def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
@@ -120,7 +121,7 @@ def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
             param="truncate_prompt_tokens",
         )
     if isinstance(request, InputRequest):
-        return ScoreRequest(model=request.model, parts=parts_of(request.input), keep_last=keep_last)
+        return ScoreRequest(parts=parts_of(request.input), keep_last=keep_last)
     *before, last = request.messages
     dialogue = Dialogue(
         prompt=as_text(before),
@@ -128,7 +129,7 @@ def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
         tools=request.tools or None,
         template_kwargs=request.chat_template_kwargs or {},
     )
-    return ScoreRequest(model=request.model, parts=(dialogue,), keep_last=keep_last)
+    return ScoreRequest(parts=(dialogue,), keep_last=keep_last)
 
 
 # ---- /classify and /encode -----------------------------------------------------------------------
@@ -137,9 +138,9 @@ def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
 class SglangRequest(Body):
     """``text`` as it stands, or ``input_ids``."""
 
+    tag = "sglang"
     text: str | Many[str] | None = None
     input_ids: TokenIds | Many[TokenIds] | None = None
-    model: str | None = None
     rid: str | Many[str] | None = None
 
 
@@ -165,35 +166,25 @@ class SglangEmbedding(BaseModel):
     meta_info: SglangMeta
 
 
-def _classify_shape(body: Any) -> str | None:
-    keys = keys_of(body)
-    return "sglang" if keys and keys & {"text", "input_ids"} else chat_or_input(body)
-
-
 ClassifyRequest: TypeAlias = SglangRequest | InputRequest | ChatRequest
 SglangResponse: TypeAlias = SglangEmbedding | list[SglangEmbedding]
 
 
-def read_sglang(request: SglangRequest) -> ScoreRequest:
-    return ScoreRequest(model=request.model, parts=_sglang_parts(request))
-
-
-def _sglang_parts(request: SglangRequest) -> tuple[Part, ...]:
-    if request.input_ids is not None:
-        return parts_of(request.input_ids)
-    if request.text is None:
+def _sglang_input(request: SglangRequest) -> TextInput:
+    given = request.text if request.input_ids is None else request.input_ids
+    if given is None:
         raise RejectionError(
             "invalid_request", "Neither text nor input_ids is given.", param="text"
         )
-    return parts_of(request.text)
+    return given
+
+
+def read_sglang(request: SglangRequest) -> ScoreRequest:
+    return ScoreRequest(parts=parts_of(_sglang_input(request)))
 
 
 def answer_sglang(request: SglangRequest, scored: ScoreResult) -> SglangResponse:
     """One object for one input, a list for a list."""
-    ids = request.input_ids
-    single = (
-        isinstance(request.text, str) if ids is None else len(ids) > 0 and isinstance(ids[0], int)
-    )
     rids = [request.rid] if isinstance(request.rid, str) else request.rid or []
     embeddings = [
         SglangEmbedding(
@@ -204,9 +195,9 @@ def answer_sglang(request: SglangRequest, scored: ScoreResult) -> SglangResponse
                 e2e_latency=scored.seconds,
             ),
         )
-        for number, (reward, count) in enumerate(zip(scored.flat, scored.flat_tokens, strict=True))
+        for number, (reward, count) in enumerate(zip(scored.rewards, scored.tokens, strict=True))
     ]
-    return embeddings[0] if single else embeddings
+    return embeddings[0] if is_single(_sglang_input(request)) else embeddings
 
 
 def read_classify(request: ClassifyRequest) -> ScoreRequest:
@@ -218,8 +209,8 @@ def answer_classify(
 ) -> ClassifyResponse | SglangResponse:
     if isinstance(request, SglangRequest):
         return answer_sglang(request, scored)
-    data = [ClassifyDatum(index=i, probs=[r]) for i, r in enumerate(request.rewards(scored))]
-    return ClassifyResponse(data=data, **_envelope("classify", scored))
+    data = [{"probs": [reward]} for reward in request.rewards(scored)]
+    return _list_response(ClassifyResponse, "classify", scored, data)
 
 
 CLASSIFY = Protocol(
@@ -228,13 +219,8 @@ CLASSIFY = Protocol(
     spoken_by="verl, vLLM's and SGLang's clients",
     paths=("/classify",),
     methods=("POST", "PUT"),
-    request=Annotated[
-        Annotated[SglangRequest, Tag("sglang")]
-        | Annotated[InputRequest, Tag("input")]
-        | Annotated[ChatRequest, Tag("chat")],
-        Discriminator(_classify_shape),
-    ],
-    response=ClassifyResponse | SglangEmbedding | list[SglangEmbedding],
+    request=one_of(InputRequest, text=SglangRequest, input_ids=SglangRequest, messages=ChatRequest),
+    response=ClassifyResponse | SglangResponse,
     read=read_classify,
     answer=answer_classify,
     example={"model": "rm", "input": "What is ice? Frozen water.", "activation": False},
@@ -247,7 +233,7 @@ ENCODE = Protocol(
     paths=("/encode",),
     methods=("POST", "PUT"),
     request=SglangRequest,
-    response=SglangEmbedding | list[SglangEmbedding],
+    response=SglangResponse,
     read=read_sglang,
     answer=answer_sglang,
     example={"text": ["What is ice? Frozen water.", "What is ice? Fire."]},
@@ -287,28 +273,26 @@ class EmbeddingsResponse(ListResponse):
     data: list[EmbeddingDatum]
 
 
-VectorRequest = Annotated[
-    Annotated[VectorInput, Tag("input")] | Annotated[VectorChat, Tag("chat")],
-    Discriminator(chat_or_input),
-]
+VectorRequest = one_of(VectorInput, messages=VectorChat)
 
 
 def vectors(request: VectorInput | VectorChat, scored: ScoreResult) -> list[list[float] | str]:
     """One vector per conversation, its one number the reward."""
     rewards = request.rewards(scored)
     if request.encoding_format == "base64":
-        return [as_base64(reward) for reward in rewards]
+        # fp32, as OpenAI's clients ask for vectors.
+        return [base64.b64encode(struct.pack("<f", reward)).decode() for reward in rewards]
     return [[reward] for reward in rewards]
 
 
 def answer_pooling(request: VectorInput | VectorChat, scored: ScoreResult) -> PoolingResponse:
-    data = [PoolingDatum(index=i, data=v) for i, v in enumerate(vectors(request, scored))]
-    return PoolingResponse(data=data, **_envelope("pool", scored))
+    data = [{"data": vector} for vector in vectors(request, scored)]
+    return _list_response(PoolingResponse, "pool", scored, data)
 
 
 def answer_embeddings(request: VectorInput | VectorChat, scored: ScoreResult) -> EmbeddingsResponse:
-    data = [EmbeddingDatum(index=i, embedding=v) for i, v in enumerate(vectors(request, scored))]
-    return EmbeddingsResponse(data=data, **_envelope("embd", scored))
+    data = [{"embedding": vector} for vector in vectors(request, scored)]
+    return _list_response(EmbeddingsResponse, "embd", scored, data)
 
 
 POOLING = Protocol(
@@ -352,7 +336,7 @@ class PairsRequest(Activation):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    model: str | None = None
+    tag = "pairs"
     queries: str | Many[str] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
     documents: str | Many[str] = Field(
         validation_alias=AliasChoices("documents", "text_2", "data_2", "items")
@@ -362,7 +346,7 @@ class PairsRequest(Activation):
 class ItemsRequest(Body):
     """SGLang's: each item stands behind the query."""
 
-    model: str | None = None
+    tag = "items"
     query: str
     items: str | Many[str]
     item_first: bool = False
@@ -385,29 +369,19 @@ class ScoringResponse(BaseModel):
     usage: Usage
 
 
-def _score_shape(body: Any) -> str | None:
-    keys = keys_of(body)
-    return None if keys is None else "items" if "query" in keys else "pairs"
-
-
 def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 def read_score(request: PairsRequest | ItemsRequest) -> ScoreRequest:
     if isinstance(request, ItemsRequest):
-        parts = [
-            PreformattedText(item + request.query if request.item_first else request.query + item)
-            for item in _listed(request.items)
-        ]
-        return ScoreRequest(model=request.model, parts=tuple(parts))
-    return ScoreRequest(model=request.model, parts=tuple(_dialogues(request)))
-
-
-def _dialogues(request: PairsRequest) -> Sequence[Dialogue]:
+        query, items = request.query, _listed(request.items)
+        return ScoreRequest(
+            parts=[item + query if request.item_first else query + item for item in items]
+        )
     queries, documents = _listed(request.queries), _listed(request.documents)
     if len(queries) == 1:
-        return [Dialogue(prompt=queries[0], responses=tuple(documents))]
+        return ScoreRequest(parts=[Dialogue(prompt=queries[0], responses=tuple(documents))])
     if len(queries) != len(documents):
         raise RejectionError(
             "bad_request",
@@ -415,10 +389,10 @@ def _dialogues(request: PairsRequest) -> Sequence[Dialogue]:
             "query, or as many of both.",
             param="documents",
         )
-    return [
-        Dialogue(prompt=query, responses=(document,))
-        for query, document in zip(queries, documents, strict=True)
-    ]
+    pairs = zip(queries, documents, strict=True)
+    return ScoreRequest(
+        parts=[Dialogue(prompt=query, responses=(document,)) for query, document in pairs]
+    )
 
 
 def answer_score(
@@ -426,10 +400,10 @@ def answer_score(
 ) -> ScoreResponse | ScoringResponse:
     if isinstance(request, ItemsRequest):
         return ScoringResponse(
-            model=scored.model, scores=[[reward] for reward in scored.flat], usage=usage(scored)
+            model=scored.model, scores=[[reward] for reward in scored.rewards], usage=usage(scored)
         )
-    data = [ScoreDatum(index=i, score=r) for i, r in enumerate(request.rewards(scored))]
-    return ScoreResponse(data=data, **_envelope("score", scored))
+    data = [{"score": reward} for reward in request.rewards(scored)]
+    return _list_response(ScoreResponse, "score", scored, data)
 
 
 SCORE = Protocol(
@@ -437,10 +411,7 @@ SCORE = Protocol(
     summary="Rewards of query and document pairs",
     spoken_by="vLLM's and SGLang's clients",
     paths=("/score", "/v1/score"),
-    request=Annotated[
-        Annotated[PairsRequest, Tag("pairs")] | Annotated[ItemsRequest, Tag("items")],
-        Discriminator(_score_shape),
-    ],
+    request=one_of(PairsRequest, query=ItemsRequest),
     response=ScoreResponse | ScoringResponse,
     read=read_score,
     answer=answer_score,
@@ -456,7 +427,6 @@ class RerankRequest(Activation):
     (else ``text``) are read.
     """
 
-    model: str | None = None
     query: str
     documents: Many[str | dict[str, Any]]
     top_n: Annotated[int, Field(ge=0)] | None = None
@@ -502,7 +472,6 @@ class RerankResponse(BaseModel):
 def read_rerank(request: RerankRequest) -> ScoreRequest:
     texts = tuple(text_of(document, request.rank_fields) for document in request.documents)
     return ScoreRequest(
-        model=request.model,
         parts=(Dialogue(prompt=request.query, responses=texts),),
         limit=request.max_tokens_per_doc,
     )
@@ -528,7 +497,7 @@ def text_of(document: str | dict[str, Any], rank_fields: list[str] | None) -> st
 
 
 def answer_rerank(request: RerankRequest, scored: ScoreResult) -> RerankResponse:
-    raw, rewards = scored.flat, request.rewards(scored)
+    raw, rewards = scored.rewards, request.rewards(scored)
     # By raw rewards: the sigmoid of large ones is 1 for all.
     order = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
     results = [

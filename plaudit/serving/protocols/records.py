@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
 import math
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Annotated, Any, ClassVar, Final, TypeAlias, TypeVar
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, cast
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -37,21 +38,8 @@ class Dialogue:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class PreformattedText:
-    """A whole conversation as text that the client rendered."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """A whole conversation as token ids."""
-
-    ids: tuple[int, ...]
-
-
-Part: TypeAlias = Dialogue | PreformattedText | Ids
+Part: TypeAlias = Dialogue | str | Sequence[int]
+"""A dialogue, or a whole conversation: as text that the client rendered, or as token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +50,7 @@ class ScoreRequest:
     reads), ``limit`` rejects longer ones. ``token_rewards`` asks for those of each response.
     """
 
-    parts: tuple[Part, ...]
-    model: str | None = None
+    parts: Sequence[Part]
     keep_last: int | None = None
     limit: int | None = None
     token_rewards: bool = False
@@ -71,7 +58,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreResult:
-    """Rewards and lengths of each part's conversations, in the order asked.
+    """Rewards and lengths of all conversations, in the order of the parts and of their responses.
 
     ``computed`` are the tokens that the model computed for this request, shared prompts once.
     """
@@ -80,23 +67,11 @@ class ScoreResult:
     model: str
     created: int
     temperature: float
-    rewards: tuple[tuple[float, ...], ...]
-    tokens: tuple[tuple[int, ...], ...]
+    rewards: list[float]
+    tokens: list[int]
     computed: int
     seconds: float
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
-
-    @property
-    def flat(self) -> list[float]:
-        return [reward for part in self.rewards for reward in part]
-
-    @property
-    def flat_tokens(self) -> list[int]:
-        return [count for part in self.tokens for count in part]
-
-
-END_USER: Final = "user"
-"""OpenAI's clients name their end user by it."""
 
 
 class Body(BaseModel):
@@ -109,23 +84,18 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), strict=False)
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of keys, which are errors: they would be ignored otherwise."""
+    tag: ClassVar[str] = ""
+    """Its name in the place of an error, where a protocol has several bodies."""
+
+    model: str | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _check_media(cls, body: Any) -> Any:
-        for name in media_columns(body) if isinstance(body, Mapping) else ():
-            raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
-        return body
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_unread(cls, body: Any) -> Any:
-        if not isinstance(body, Mapping):
-            return body
+    def _check_unread(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
         for old in cls.renamed.keys() & body.keys():
             raise PydanticCustomError("renamed", f"{old} is named {cls.renamed[old]}")
-        unread = body.keys() - _names_of(cls) - {END_USER}
-        for name in sorted(name for name in unread if isinstance(name, str)):
+        # OpenAI's clients name their end user by "user".
+        for name in sorted(body.keys() - _names_of(cls) - {"user"}):
             kind = kind_of_name(name)
             if kind is not None and has_words(body[name]):
                 keys = ", ".join(sorted(_names_of(cls)))
@@ -136,6 +106,8 @@ class Body(BaseModel):
                     input=None,
                 )
                 raise ValidationError.from_exception_data(cls.__name__, [wrong])
+        for name in media_columns(body):
+            raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
         return body
 
 
@@ -157,15 +129,16 @@ Many: TypeAlias = Annotated[list[Element], Field(fail_fast=True)]
 otherwise take seconds to report."""
 
 
-def keys_of(body: Any) -> frozenset[str] | None:
-    """Keys under which a body holds something, for telling two shapes of one path apart.
+def one_of(otherwise: type[Body], **shapes: type[Body]) -> Any:
+    """A request of several shapes: that of the first key that has a value, else ``otherwise``."""
 
-    None where it is no JSON object, so that no shape fits.
-    """
-    if not isinstance(body, Mapping | BaseModel):
-        return None
-    items = body if isinstance(body, Mapping) else vars(body)
-    return frozenset(name for name, value in items.items() if value is not None)
+    def tag_of(body: Mapping[str, Any]) -> str:
+        found = (shape for key, shape in shapes.items() if body.get(key) is not None)
+        return next(found, otherwise).tag
+
+    bodies = dict.fromkeys((otherwise, *shapes.values()))
+    tagged: Any = (Annotated[body, Tag(body.tag)] for body in bodies)
+    return Annotated[reduce(or_, tagged), Discriminator(tag_of)]
 
 
 class Usage(BaseModel):
@@ -177,7 +150,7 @@ class Usage(BaseModel):
 
 
 def usage(scored: ScoreResult) -> Usage:
-    total = sum(scored.flat_tokens)
+    total = sum(scored.tokens)
     return Usage(prompt_tokens=total, total_tokens=total)
 
 
@@ -185,7 +158,7 @@ def usage(scored: ScoreResult) -> Usage:
 class Protocol:
     """One row: where it listens, what it takes, how it is read and answered.
 
-    ``request`` is a pydantic model or an annotated union of some, ``response`` what ``answer``
+    ``request`` is a :class:`Body` or :func:`one_of` several, ``response`` what ``answer``
     gives. ``example`` is a request that the tests send and the reference shows. ``exact_model``:
     a name that is not served is rejected even where one model is served, which clients of other
     tools could not know.
@@ -209,16 +182,6 @@ def activated(reward: float, activation: bool | None) -> float:
     if not activation:
         return reward
     return 1 / (1 + math.exp(-reward)) if reward >= 0 else 1 - 1 / (1 + math.exp(reward))
-
-
-def check_not_empty(count: int, name: str) -> None:
-    """For protocols that want at least one.
-
-    Raises:
-        RejectionError: there is none.
-    """
-    if count == 0:
-        raise RejectionError("bad_request", f"{name} is empty; give at least one.", param=name)
 
 
 class ChatMessage(BaseModel):
@@ -245,22 +208,14 @@ def as_text(text: str | Sequence[ChatMessage]) -> Text:
     return text if isinstance(text, str) else [message.model_dump() for message in text]
 
 
-def parts_of(given: TextInput) -> tuple[Part, ...]:
+def is_single(given: TextInput) -> bool:
+    """Whether it is one text, or the ids of one."""
+    return isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int))
+
+
+def parts_of(given: TextInput) -> Sequence[Part]:
     """Each text or list of ids as a part of its own."""
-    if isinstance(given, str):
-        return (PreformattedText(given),)
-    if given and isinstance(given[0], int):
-        return (Ids(tuple(i for i in given if isinstance(i, int))),)
-    return tuple(
-        PreformattedText(item) if isinstance(item, str) else Ids(tuple(item))
-        for item in given
-        if not isinstance(item, int)
-    )
-
-
-def as_base64(value: float) -> str:
-    """One fp32 number as OpenAI's clients ask for vectors."""
-    return base64.b64encode(struct.pack("<f", value)).decode()
+    return cast(Sequence[Part], [given] if is_single(given) else given)
 
 
 NO_OBJECT = "The body is not a JSON object; send one, with Content-Type: application/json."

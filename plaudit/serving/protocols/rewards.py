@@ -36,7 +36,6 @@ class RewardsRequest(Body):
     """A prompt and its responses, as texts or as messages."""
 
     renamed: ClassVar[Mapping[str, str]] = {"along": "token_rewards"}
-    model: str | None = None
     prompt: str | Messages
     responses: Annotated[Many[str | Messages], Field(min_length=1)]
     tools: Tools = None
@@ -65,7 +64,6 @@ class RewardsResponse(BaseModel):
 class CompareRequest(Body):
     """A prompt and two responses."""
 
-    model: str | None = None
     prompt: str | Messages
     a: str | Messages
     b: str | Messages
@@ -91,18 +89,18 @@ def read_rewards(request: RewardsRequest) -> ScoreRequest:
         responses=tuple(map(as_text, request.responses)),
         tools=request.tools or None,
     )
-    return ScoreRequest(model=request.model, parts=(dialogue,), token_rewards=request.token_rewards)
+    return ScoreRequest(parts=(dialogue,), token_rewards=request.token_rewards)
 
 
 def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsResponse:
-    rewards = scored.flat
+    rewards = scored.rewards
     return RewardsResponse(
         id=f"rewards-{scored.id}",
         model=scored.model,
         rewards=rewards,
         win_probabilities=win_probabilities(rewards, scored.temperature),
         ranks=ranks(rewards),
-        tokens=scored.flat_tokens,
+        tokens=scored.tokens,
         usage=_usage(scored),
         token_rewards=scored.token_rewards,
     )
@@ -114,18 +112,18 @@ def read_compare(request: CompareRequest) -> ScoreRequest:
         responses=(as_text(request.a), as_text(request.b)),
         tools=request.tools or None,
     )
-    return ScoreRequest(model=request.model, parts=(dialogue,))
+    return ScoreRequest(parts=(dialogue,))
 
 
 def answer_compare(request: CompareRequest, scored: ScoreResult) -> Comparison:
-    a, b = scored.flat
+    a, b = scored.rewards
     return Comparison(
         id=f"comparison-{scored.id}",
         model=scored.model,
         rewards=[a, b],
         probability=win_probabilities([a, b], scored.temperature)[0],
         preferred="tie" if a == b else "a" if a > b else "b",
-        tokens=scored.flat_tokens,
+        tokens=scored.tokens,
         usage=_usage(scored),
     )
 
@@ -147,7 +145,7 @@ def ranks(rewards: Sequence[float]) -> list[int]:
 
 
 def _usage(scored: ScoreResult) -> OwnUsage:
-    total = sum(scored.flat_tokens)
+    total = sum(scored.tokens)
     return OwnUsage(prompt_tokens=total, computed_tokens=scored.computed, total_tokens=total)
 
 
