@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -26,7 +27,6 @@ from plaudit.errors import PlauditError
 from plaudit.serving.engine import Engine, Turn
 from plaudit.serving.errors import RejectionError, documented, from_status
 from plaudit.serving.middleware import Exchange, RequestMiddleware, failure
-from plaudit.serving.prometheus import CONTENT_TYPE
 from plaudit.serving.protocols.records import (
     Dialogue,
     Protocol,
@@ -93,18 +93,14 @@ def build_app(engine: Engine, *, token: str | None = None) -> Any:
     _add_models(app, engine)
     _add_probes(app, engine)
     add_page(app, lambda name: engine.model(name, exact=True).source, token=token is not None)
-    app.add_exception_handler(RejectionError, _on_rejection)
     app.add_exception_handler(PlauditError, _on_rejection)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
     named = {path: protocol.name for protocol in PROTOCOLS.values() for path in protocol.paths}
-    others = {path: path.strip("/") for path in ("/health", "/ready", "/metrics", "/v1/models")}
+    for path in ("/health", "/ready", "/metrics", "/v1/models"):
+        named[path] = path.strip("/")
     return RequestMiddleware(
-        app,
-        engine=engine,
-        token=token,
-        open_paths=OPEN_PATHS,
-        protocol_of={**named, **others},
+        app=app, engine=engine, token=token, open_paths=OPEN_PATHS, protocol_of=named
     )
 
 
@@ -131,7 +127,11 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             async def handle(request: Request) -> Response:
-                content, kind = await _whole_body(request), request.headers.get("content-type", "")
+                try:
+                    content = await request.body()
+                except ClientDisconnect:
+                    raise RejectionError("client_gone", "The client hung up.") from None
+                kind = request.headers.get("content-type", "")
                 work = partial(parse_body, parser, kind, content)
                 body = await _off_loop(engine, request, work)
                 response: Response = await endpoint(
@@ -160,18 +160,11 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
         )
 
 
-async def _whole_body(request: Request) -> bytes:
-    try:
-        return await request.body()
-    except ClientDisconnect:
-        raise RejectionError("client_gone", "The client hung up.") from None
-
-
 async def _off_loop(engine: Engine, request: Request, work: Callable[[], Result]) -> Result:
     """The result of work whose time grows with the body's size."""
     if _exchange(request).body_bytes <= PARSED_ON_LOOP:
         return work()
-    return await engine.parse(work, deadline=_deadline(engine, request))
+    return await engine.in_thread(engine.parser, work, _deadline(engine, request))
 
 
 async def score_request(
@@ -191,9 +184,9 @@ async def score_request(
         encoded = served.encode(wanted)
         return encoded, token_costs([ids for part in encoded for ids in part])
 
-    encoded, costs = await engine.encode(encode, deadline=turn.deadline)
+    encoded, costs = await engine.in_thread(engine.encoder, encode, turn.deadline)
     sequences = [ids for part in encoded for ids in part]
-    outcome = await engine.score(served, sequences, costs, turn)
+    job = await engine.run(served, sequences, costs, turn)
     token_rewards = None
     if wanted.token_rewards:
         token_rewards = await _token_rewards(engine, served, wanted, encoded, turn)
@@ -201,17 +194,17 @@ async def score_request(
         "model": served.name,
         "conversations": count,
         "tokens": sum(map(len, sequences)),
-        "computed": outcome.computed,
-        "cached": outcome.cached,
+        "computed": job.computed,
+        "cached": job.cached,
     }
     return ScoreResult(
         id=uuid.uuid4().hex,
         model=served.name,
         created=int(time.time()),
         temperature=served.model.facts.temperature or 1.0,
-        rewards=list(outcome.rewards),
+        rewards=job.rewards,
         tokens=[len(ids) for ids in sequences],
-        computed=outcome.computed,
+        computed=job.computed,
         seconds=time.monotonic() - began,
         token_rewards=token_rewards,
     )
@@ -240,7 +233,7 @@ async def _token_rewards(
         assert isinstance(part, Dialogue)
         for response, ids in zip(part.responses, sequences, strict=True):
             work = partial(compute, part.prompt, response)
-            computed.append(await engine.call(served, work, ids, turn))
+            computed.append((await engine.run(served, [ids], [len(ids)], turn, work)).result)
     return tuple(computed)
 
 
@@ -346,7 +339,8 @@ def _add_probes(app: FastAPI, engine: Engine) -> None:
     @app.get("/metrics", tags=["server"], operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(engine.metrics.text(), headers={"content-type": CONTENT_TYPE})
+        text = engine.metrics.text(engine.queue)
+        return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 # ---- errors --------------------------------------------------------------------------------------

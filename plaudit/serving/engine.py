@@ -45,15 +45,6 @@ class Turn:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Rewards of a request's conversations, and what they cost."""
-
-    rewards: tuple[float, ...]
-    computed: int
-    cached: int
-
-
 class Engine:
     """Loaded models, the queue before them and the thread that runs them."""
 
@@ -65,23 +56,21 @@ class Engine:
         self.draining = False
         self._served = {one.name: one for one in served}
         self._default = served[0].name
-        self._queue: FairQueue[ServedModel] = FairQueue(settings.max_waiting_tokens)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
-        self._parser = ThreadPoolExecutor(1, thread_name_prefix="plaudit-parse")
+        self.queue: FairQueue[ServedModel] = FairQueue(settings.max_waiting_tokens)
+        # Tokenizers are not made for several threads at once.
+        self.encoder = ThreadPoolExecutor(1, thread_name_prefix="plaudit-encode")
+        # For large bodies, so that others have turns meanwhile.
+        self.parser = ThreadPoolExecutor(1, thread_name_prefix="plaudit-parse")
         self._loading = asyncio.Lock()
         self._reloading: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
         self._accepted = 0
         self._speed = 0.0
-        self._budget = settings.max_batch_tokens or self._default_budget()
-        metrics.watch_queue(self._queue)
+        on_cpu = next(served[0].model.module.parameters()).device.type == "cpu"
+        default_budget = CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
+        self._budget = settings.max_batch_tokens or default_budget
         for one in served:
-            metrics.loaded(one.name, one.version)
-
-    def _default_budget(self) -> int:
-        module = next(iter(self._served.values())).model.module
-        on_cpu = next(module.parameters()).device.type == "cpu"
-        return CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
+            metrics.version.labels(one.name).set(one.version)
 
     # ---- what the event loop calls ---------------------------------------------------------------
 
@@ -90,10 +79,10 @@ class Engine:
 
     async def stop(self) -> None:
         """Finish what waits, then end the threads."""
-        self._queue.close()
+        self.queue.close()
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-        for executor in (self._encoder, self._parser):
+        for executor in (self.encoder, self.parser):
             executor.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -137,79 +126,52 @@ class Engine:
         finally:
             self._accepted -= 1
 
-    async def parse(self, work: Callable[[], Result], *, deadline: float) -> Result:
-        """Run parsing of a large body in a thread, one at a time, so that others have turns.
-
-        Raises:
-            RejectionError: time ran out.
-        """
-        loop = asyncio.get_running_loop()
-        return await self._in_time(loop.run_in_executor(self._parser, work), deadline)
-
-    async def encode(self, work: Callable[[], Result], *, deadline: float) -> Result:
-        """Run encoding in its own thread: tokenizers are not made for several at once.
+    async def in_thread(
+        self, thread: ThreadPoolExecutor, work: Callable[[], Result], deadline: float
+    ) -> Result:
+        """Run ``work`` in :attr:`encoder` or :attr:`parser`, behind what is there already.
 
         Raises:
             RejectionError: time ran out, for example behind a request of many megabytes.
         """
         loop = asyncio.get_running_loop()
-        return await self._in_time(loop.run_in_executor(self._encoder, work), deadline)
+        return await self._in_time(loop.run_in_executor(thread, work), deadline)
 
-    async def score(
+    async def run(
         self,
         served: ServedModel,
         sequences: Sequence[IntArray],
-        costs: Sequence[int],
+        costs: list[int],
         turn: Turn,
-    ) -> Outcome:
-        """Rewards of whole conversations, whose ``costs`` encoding has worked out.
+        action: Callable[[], Any] | None = None,
+    ) -> Job[ServedModel]:
+        """The job of scoring whole conversations, done; encoding has worked out their ``costs``.
+
+        With ``action``, which computes on them, that is run in the model's thread instead.
 
         Raises:
             RejectionError: the queue is full, time ran out, or a reward is not finite.
         """
-        if not sequences:
-            return Outcome(rewards=(), computed=0, cached=0)
-        job = await self._run_job(served, sequences, costs, turn)
-        return Outcome(rewards=tuple(job.rewards), computed=job.computed, cached=job.cached)
-
-    async def call(
-        self, served: ServedModel, action: Callable[[], Result], ids: IntArray, turn: Turn
-    ) -> Result:
-        """Run ``action``, which computes on ``ids``, in the model's thread when its turn comes."""
-        job = await self._run_job(served, [ids], [len(ids)], turn, action)
-        result: Result = job.result
-        return result
-
-    async def _run_job(
-        self,
-        served: ServedModel,
-        sequences: Sequence[IntArray],
-        costs: Sequence[int],
-        turn: Turn,
-        action: Callable[[], Any] | None = None,
-    ) -> Job[ServedModel]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-
-        def finish(_: Job[ServedModel], rejection: RejectionError | None) -> None:
-            loop.call_soon_threadsafe(_settle, future, rejection)
-
         job = Job(
             owner=served,
             client=turn.client,
             sequences=sequences,
-            costs=list(costs),
+            costs=costs,
             deadline=turn.deadline,
-            finish=finish,
+            finish=lambda rejection: loop.call_soon_threadsafe(_settle, future, rejection),
             action=action,
         )
-        if not self._queue.put(job):
+        if not sequences:
+            return job
+        if not self.queue.put(job):
             raise self._overloaded("tokens")
         try:
             await self._in_time(future, turn.deadline)
         except (asyncio.CancelledError, RejectionError):
             # Of a request that failed in one batch, the rest may be waiting for another.
-            self._queue.discard(job)
+            self.queue.discard(job)
             raise
         return job
 
@@ -234,7 +196,7 @@ class Engine:
 
     def _retry_after(self) -> int:
         """Seconds in which what waits now will be computed, at the speed seen so far."""
-        seconds = self._queue.tokens / self._speed if self._speed else 1.0
+        seconds = self.queue.tokens / self._speed if self._speed else 1.0
         return max(1, min(LONGEST_RETRY, math.ceil(seconds)))
 
     # ---- new versions ----------------------------------------------------------------------------
@@ -264,7 +226,7 @@ class Engine:
             gc.unfreeze()
             later = asyncio.get_running_loop().call_later
             later(self.settings.request_timeout, freeze_heap)
-        self.metrics.loaded(name, new.version)
+        self.metrics.version.labels(name).set(new.version)
         logger.info("model_loaded", extra={"fields": {"model": name, "version": new.version}})
         return new
 
@@ -273,7 +235,7 @@ class Engine:
     def _run(self) -> None:
         expected = 1
         while True:
-            slices = self._queue.take(self._budget, wait=self.settings.wait, expected=expected)
+            slices = self.queue.take(self._budget, wait=self.settings.wait, expected=expected)
             if slices is None:
                 return
             if not slices:
@@ -282,8 +244,9 @@ class Engine:
                 self._score(slices)
             except Exception:
                 logger.exception("engine_failed")
-                _fail(slices)
-            expected = len({id(part.job) for part in slices})
+                for job in {part.job for part in slices if not part.job.over}:
+                    job.end(RejectionError("internal_error", "The server failed; see its log."))
+            expected = len({part.job for part in slices})
 
     def _score(self, slices: Sequence[Slice[ServedModel]]) -> None:
         began = time.monotonic()
@@ -292,7 +255,7 @@ class Engine:
         for part in plain:
             assert part.job.began is not None
             if part.start == 0:
-                self.metrics.waited(part.job.began - part.job.arrived)
+                self.metrics.waited.observe(part.job.began - part.job.arrived)
         if plain:
             owner = plain[0].job.owner
             computed = score_slices(owner, plain, partial(self._free, owner))
@@ -308,12 +271,19 @@ class Engine:
     def _act(self, job: Job[ServedModel]) -> None:
         """Do what a job asks; where that fails, once more with nothing kept: it may be memory."""
         assert job.action is not None
-        rejection = _attempt(job, job.action)
-        if rejection is not None and rejection.kind == "internal_error":
+        rejection: RejectionError | None = None
+        for _ in range(2):
+            try:
+                job.result, rejection = job.action(), None
+                break
+            except RejectionError as error:
+                rejection = error
+                break
+            except Exception:
+                logger.exception("action_failed")
+                rejection = RejectionError("internal_error", "The model failed; see the log.")
             self._free(job.owner)
-            rejection = _attempt(job, job.action)
-        job.over = True
-        job.finish(job, rejection)
+        job.end(rejection)
 
     def _free(self, owner: ServedModel) -> None:
         """Give back what all models keep of what they have read; ``owner`` may be replaced."""
@@ -346,24 +316,6 @@ def loading_thread() -> Iterator[ThreadPoolExecutor]:
         yield executor
     finally:
         executor.shutdown(wait=False)
-
-
-def _attempt(job: Job[ServedModel], action: Callable[[], Any]) -> RejectionError | None:
-    """Put the action's result into the job, or give the reason why there is none."""
-    try:
-        job.result = action()
-    except RejectionError as error:
-        return error
-    except Exception:
-        logger.exception("action_failed")
-        return RejectionError("internal_error", "The model failed; see the log.")
-    return None
-
-
-def _fail(slices: Sequence[Slice[ServedModel]]) -> None:
-    for job in {id(part.job): part.job for part in slices if not part.job.over}.values():
-        job.over = True
-        job.finish(job, RejectionError("internal_error", "The server failed; see its log."))
 
 
 def _settle(future: asyncio.Future[None], rejection: RejectionError | None) -> None:

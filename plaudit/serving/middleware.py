@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,29 +50,23 @@ class Exchange:
         return error_response(rejection, self.request_id)
 
 
+@dataclass(eq=False, kw_only=True)
 class RequestMiddleware:
     """ASGI middleware around the whole application; ``open_paths`` need no token."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        engine: Engine,
-        token: str | None,
-        open_paths: frozenset[str],
-        protocol_of: Mapping[str, str],
-    ) -> None:
-        self._app = app
-        self._engine = engine
-        self._token = token
-        self._open_paths = open_paths
-        self._protocol_of = protocol_of
-        self._names = None if token is not None else allowed_names(engine.settings)
+    app: ASGIApp
+    engine: Engine
+    token: str | None
+    open_paths: frozenset[str]
+    protocol_of: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self._names = None if self.token is not None else allowed_names(self.engine.settings)
         self._inflight_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -88,28 +83,21 @@ class RequestMiddleware:
     ) -> None:
         try:
             self._check(scope, headers)
-            await self._app(scope, self._receiver(exchange, receive), send)
-        except RejectionError as rejection:
-            await self._reject(rejection, scope, receive, send, exchange)
+            await self.app(scope, self._receiver(exchange, receive), send)
+            return
+        except RejectionError as error:
+            if exchange.status:
+                # The answer has begun; all that is left is to break it off.
+                raise
+            rejection = error
         except Exception:
             logger.exception(
                 "request_failed", extra={"fields": {"request_id": exchange.request_id}}
             )
             # The framework has answered already where its error handling saw it first.
-            if not exchange.status:
-                await self._reject(failure(), scope, receive, send, exchange)
-
-    async def _reject(
-        self,
-        rejection: RejectionError,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        exchange: Exchange,
-    ) -> None:
-        if exchange.status:
-            # The answer has begun; all that is left is to break it off.
-            raise rejection
+            if exchange.status:
+                return
+            rejection = failure()
         await exchange.reject(rejection)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -120,9 +108,9 @@ class RequestMiddleware:
                 "--allowed-host and the name you asked, or with --token-file.",
                 param="host",
             )
-        if self._token is not None and scope["path"] not in self._open_paths:
+        if self.token is not None and scope["path"] not in self.open_paths:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
+            same = hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode())
             if kind.lower() != "bearer" or not same:
                 raise RejectionError(
                     "unauthorized", "Send the server's token: Authorization: Bearer …."
@@ -137,7 +125,7 @@ class RequestMiddleware:
         Raises:
             RejectionError: it is too large, or too much is under way already.
         """
-        settings = self._engine.settings
+        settings = self.engine.settings
         if size > settings.max_body_bytes:
             raise RejectionError(
                 "body_too_large",
@@ -150,7 +138,7 @@ class RequestMiddleware:
 
     def _receiver(self, exchange: Exchange, receive: Receive) -> Receive:
         """Body pieces within the limits of size and time; afterwards the plain channel."""
-        settings = self._engine.settings
+        settings = self.engine.settings
         complete = False
 
         async def limited() -> Message:
@@ -182,7 +170,7 @@ class RequestMiddleware:
                 exchange.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = exchange.request_id
-                if self._engine.draining or exchange.status in (408, 413):
+                if self.engine.draining or exchange.status in (408, 413):
                     # Clients then come back on a new connection, to another server.
                     headers["connection"] = "close"
             await send(message)
@@ -191,11 +179,11 @@ class RequestMiddleware:
 
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         seconds = time.monotonic() - exchange.began
-        protocol = self._protocol_of.get(scope["path"], "other")
-        self._engine.metrics.answered(protocol, exchange.status, seconds)
+        protocol = self.protocol_of.get(scope["path"], "other")
+        self.engine.metrics.answered(protocol, exchange.status, seconds)
         why = {} if exchange.kind is None else {"rejected": exchange.kind}
         if exchange.kind is not None:
-            self._engine.metrics.rejected(exchange.kind)
+            self.engine.metrics.rejected.labels(exchange.kind).inc()
         logger.info(
             "request",
             extra={
@@ -268,13 +256,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             # The place, not the message: libraries put what they were given into theirs.
             line["error"] = record.exc_info[0].__name__
-            line["at"] = _places(record)
+            frames = traceback.extract_tb(record.exc_info[2])
+            line["at"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
         return json.dumps(line, default=str)
-
-
-def _places(record: logging.LogRecord) -> list[str]:
-    import traceback
-
-    assert record.exc_info is not None
-    frames = traceback.extract_tb(record.exc_info[2])
-    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]

@@ -38,18 +38,19 @@ class Job(Generic[Owner]):
     """The conversations of one request.
 
     ``owner`` is the loaded model they were encoded for. ``deadline`` is on the monotonic clock.
-    ``finish`` is called once, from the thread that scores, with None or why it failed. ``computed``
-    counts the tokens that the model computed for it. ``known`` holds its rewards so far by digest:
-    equal conversations of a long request have one reward, whichever batches they are in. ``costs``
-    are those of :func:`token_costs` where they are known already. With ``action`` that is called in
-    place of scoring, for other work that only the model's thread may do, and gives ``result``.
+    ``finish`` is called once, by :meth:`end` from the thread that scores, with None or why it
+    failed. ``computed`` counts the tokens that the model computed for it. ``known`` holds its
+    rewards so far by digest: equal conversations of a long request have one reward, whichever
+    batches they are in. ``costs`` are those of :func:`token_costs` where they are known already.
+    With ``action`` that is called in place of scoring, for other work that only the model's thread
+    may do, and gives ``result``.
     """
 
     owner: Owner
     client: str
     sequences: Sequence[IntArray]
     deadline: float
-    finish: Callable[[Job[Owner], RejectionError | None], None]
+    finish: Callable[[RejectionError | None], object]
     action: Callable[[], Any] | None = None
     result: Any = None
     costs: list[int] = field(default_factory=list)
@@ -71,6 +72,11 @@ class Job(Generic[Owner]):
     @property
     def waiting_tokens(self) -> int:
         return sum(self.costs[self.taken :])
+
+    def end(self, rejection: RejectionError | None) -> None:
+        """It is done, or will not be."""
+        self.over = True
+        self.finish(rejection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +123,7 @@ class FairQueue(Generic[Owner]):
         """Take back a job that nobody waits for any more; what is being scored is forgotten."""
         with self._ready:
             job.over = True
-            clients = self._lanes.get(job.owner, OrderedDict())
-            jobs = clients.get(job.client)
+            jobs = self._lanes.get(job.owner, OrderedDict()).get(job.client)
             if jobs is not None and job in jobs:
                 jobs.remove(job)
                 self._left(job)
@@ -160,8 +165,7 @@ class FairQueue(Generic[Owner]):
             job = jobs.popleft()
             if job.deadline <= now:
                 self._left(job)
-                job.over = True
-                job.finish(job, past_deadline())
+                job.end(past_deadline())
             else:
                 cost, stop = _turn(job, room, alone=not slices)
                 if stop > job.taken:
@@ -176,7 +180,7 @@ class FairQueue(Generic[Owner]):
                     jobs.append(job) if room > 0 else jobs.appendleft(job)
                 else:
                     self.jobs -= 1
-            if room > 0 and client in clients:
+            if room > 0:
                 clients.move_to_end(client)
             self._tidy(owner, client)
         return slices
@@ -186,11 +190,9 @@ class FairQueue(Generic[Owner]):
         self.tokens -= job.waiting_tokens
 
     def _tidy(self, owner: Owner, client: str) -> None:
-        clients = self._lanes.get(owner)
-        if clients is None:
-            return
-        if not clients.get(client):
-            clients.pop(client, None)
+        clients = self._lanes[owner]
+        if not clients[client]:
+            del clients[client]
         if not clients:
             del self._lanes[owner]
 
@@ -306,15 +308,13 @@ class _Batch:
         for key in keys:
             outcome = self.outcomes[key]
             if isinstance(outcome, RejectionError):
-                job.over = True
-                job.finish(job, outcome)
+                job.end(outcome)
                 return
             rewards.append(job.known.setdefault(key, outcome))
         job.rewards[part.start : part.stop] = rewards
         job.scored += len(rewards)
         if job.scored == len(job.sequences):
-            job.over = True
-            job.finish(job, None)
+            job.end(None)
 
     def _rewards(
         self, keys: Sequence[bytes], free: Callable[[], None]

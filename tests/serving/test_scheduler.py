@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.serving.errors import RejectionError
 from plaudit.serving.scheduler import QUANTUM, FairQueue, Job, Slice, token_costs
 
 pytestmark = pytest.mark.heavy
@@ -22,14 +21,15 @@ def ids(length: int, seed: int = 0) -> np.ndarray[Any, Any]:
 def job(
     client: str, *lengths: int, owner: str = "model", finished: list[Any] | None = None, **more: Any
 ) -> Job[str]:
-    def finish(done: Job[str], rejection: RejectionError | None) -> None:
-        if finished is not None:
-            finished.append((done, rejection))
-
     sequences = [ids(length, seed) for seed, length in enumerate(lengths)]
     deadline = more.pop("deadline", time.monotonic() + 60)
     return Job(
-        owner=owner, client=client, sequences=sequences, deadline=deadline, finish=finish, **more
+        owner=owner,
+        client=client,
+        sequences=sequences,
+        deadline=deadline,
+        finish=(finished if finished is not None else list[Any]()).append,
+        **more,
     )
 
 
@@ -94,7 +94,7 @@ def test_a_request_that_is_late_is_rejected_when_its_turn_comes() -> None:
     queue = FairQueue[str](10_000)
     queue.put(job("a", 10, deadline=time.monotonic() - 1, finished=finished))
     assert taken(queue, 100) == []
-    ((_, rejection),) = finished
+    (rejection,) = finished
     assert rejection.kind == "deadline_exceeded"
     assert (queue.jobs, queue.tokens) == (0, 0)
 
