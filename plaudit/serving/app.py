@@ -112,7 +112,7 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
     parser = TypeAdapter(protocol.request)
 
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
-        wanted = await _off_loop(engine, request, partial(protocol.read, body))
+        wanted = await _off_loop(engine, request, body.read)
         name = model or body.model
         with engine.accepted():
             served = engine.model(name, exact=protocol.exact_model or model is not None)

@@ -48,13 +48,13 @@ def exchange(name: str, body: Any, *rewards: float) -> Any:
 
 def parts(name: str, body: Any) -> Any:
     protocol = PROTOCOLS[name]
-    return tuple(protocol.read(TypeAdapter(protocol.request).validate_python(body)).parts)
+    return tuple(TypeAdapter(protocol.request).validate_python(body).read().parts)
 
 
 @pytest.mark.parametrize("protocol", EVERY)
 def test_the_example_is_read_and_answered(protocol: Protocol) -> None:
     request = TypeAdapter(protocol.request).validate_python(protocol.example)
-    ask = protocol.read(request)
+    ask = request.read()
     count = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in ask.parts)
     answer = protocol.answer(request, scored(*(0.5 * i for i in range(count))))
     TypeAdapter(protocol.response).dump_json(answer)
@@ -68,7 +68,7 @@ def test_no_two_protocols_listen_in_one_place() -> None:
 @pytest.mark.parametrize("protocol", EVERY)
 def test_an_empty_object_is_rejected(protocol: Protocol) -> None:
     with pytest.raises((ValidationError, RejectionError)):
-        protocol.read(TypeAdapter(protocol.request).validate_python({}))
+        TypeAdapter(protocol.request).validate_python({}).read()
 
 
 def test_openrlhf_clients_of_every_release_are_answered() -> None:
@@ -159,7 +159,7 @@ def test_the_last_tokens_are_kept_where_asked() -> None:
 
     def keep(value: int) -> int | None:
         body = {"input": "t", "truncate_prompt_tokens": value}
-        return protocol.read(TypeAdapter(protocol.request).validate_python(body)).keep_last
+        return TypeAdapter(protocol.request).validate_python(body).read().keep_last
 
     assert (keep(16), keep(-1)) == (16, -1)
     with pytest.raises(RejectionError):

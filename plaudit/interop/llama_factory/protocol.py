@@ -24,20 +24,22 @@ class EvaluationRequest(Body):
         default=None, description="Reject longer texts; their end is what is scored."
     )
 
+    def parts(self) -> list[str]:
+        if not self.messages:
+            raise RejectionError(
+                "bad_request", "messages is empty; give at least one.", param="messages"
+            )
+        return self.messages
+
+    def read(self) -> ScoreRequest:
+        return ScoreRequest(parts=self.parts(), limit=self.max_length)
+
 
 class EvaluationResponse(BaseModel):
     id: str
     object: Literal["score.evaluation"] = "score.evaluation"
     model: str
     scores: list[float]
-
-
-def read(request: EvaluationRequest) -> ScoreRequest:
-    if not request.messages:
-        raise RejectionError(
-            "bad_request", "messages is empty; give at least one.", param="messages"
-        )
-    return ScoreRequest(parts=request.messages, limit=request.max_length)
 
 
 def answer(request: EvaluationRequest, scored: ScoreResult) -> EvaluationResponse:
@@ -51,7 +53,6 @@ SCORE_EVALUATION = Protocol(
     paths=("/v1/score/evaluation",),
     request=EvaluationRequest,
     response=EvaluationResponse,
-    read=read,
     answer=answer,
     example={"model": "rm", "messages": ["What is ice? Frozen water.", "What is ice? Fire."]},
 )

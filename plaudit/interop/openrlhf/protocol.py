@@ -14,7 +14,6 @@ from plaudit.serving.protocols.records import (
     Body,
     Many,
     Protocol,
-    ScoreRequest,
     ScoreResult,
 )
 
@@ -26,6 +25,9 @@ class RewardRequest(Body):
     prompts: Many[Any] | str | None = None
     labels: Many[Any] | str | None = None
 
+    def parts(self) -> list[str]:
+        return [self.query] if isinstance(self.query, str) else self.query
+
 
 class RewardResponse(BaseModel):
     """Lists as long as the query's; ``len`` counts tokens."""
@@ -33,11 +35,6 @@ class RewardResponse(BaseModel):
     rewards: list[float]
     scores: list[float]
     extra_logs: dict[str, list[int]]
-
-
-def read(request: RewardRequest) -> ScoreRequest:
-    texts = [request.query] if isinstance(request.query, str) else request.query
-    return ScoreRequest(parts=texts)
 
 
 def answer(request: RewardRequest, scored: ScoreResult) -> RewardResponse:
@@ -52,7 +49,6 @@ GET_REWARD = Protocol(
     paths=("/get_reward",),
     request=RewardRequest,
     response=RewardResponse,
-    read=read,
     answer=answer,
     example={"query": ["What is ice? Frozen water."], "prompts": ["What is ice?"], "labels": [""]},
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -27,6 +27,7 @@ from plaudit.serving.protocols.records import (
     Dialogue,
     Many,
     Messages,
+    Part,
     Protocol,
     ScoreRequest,
     ScoreResult,
@@ -62,6 +63,15 @@ class PoolingOptions(Activation):
         default=None, description="Read the last so many tokens; -1 is the model's maximum length."
     )
 
+    def read(self) -> ScoreRequest:
+        if self.truncate_prompt_tokens == 0:
+            raise RejectionError(
+                "bad_request",
+                "truncate_prompt_tokens is 0; nothing would be read.",
+                param="truncate_prompt_tokens",
+            )
+        return ScoreRequest(parts=self.parts(), keep_last=self.truncate_prompt_tokens)
+
 
 class InputRequest(PoolingOptions):
     """Texts as they stand, or token ids."""
@@ -71,6 +81,9 @@ class InputRequest(PoolingOptions):
     add_special_tokens: bool = Field(
         default=True, description="The start token is there once either way."
     )
+
+    def parts(self) -> Sequence[Part]:
+        return parts_of(self.input)
 
 
 class ChatRequest(PoolingOptions):
@@ -82,6 +95,17 @@ class ChatRequest(PoolingOptions):
     add_generation_prompt: Literal[False] = False
     chat_template: None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def parts(self) -> Sequence[Part]:
+        *before, last = self.messages
+        return [
+            Dialogue(
+                prompt=as_text(before),
+                responses=(as_text([last]),),
+                tools=self.tools or None,
+                template_kwargs=self.chat_template_kwargs or {},
+            )
+        ]
 
 
 class ListResponse(BaseModel):
@@ -111,27 +135,6 @@ def _list_response(
     )
 
 
-def read_pooling(request: InputRequest | ChatRequest) -> ScoreRequest:
-    """The conversations of a vLLM pooling request."""
-    keep_last = request.truncate_prompt_tokens
-    if keep_last == 0:
-        raise RejectionError(
-            "bad_request",
-            "truncate_prompt_tokens is 0; nothing would be read.",
-            param="truncate_prompt_tokens",
-        )
-    if isinstance(request, InputRequest):
-        return ScoreRequest(parts=parts_of(request.input), keep_last=keep_last)
-    *before, last = request.messages
-    dialogue = Dialogue(
-        prompt=as_text(before),
-        responses=(as_text([last]),),
-        tools=request.tools or None,
-        template_kwargs=request.chat_template_kwargs or {},
-    )
-    return ScoreRequest(parts=(dialogue,), keep_last=keep_last)
-
-
 # ---- /classify and /encode -----------------------------------------------------------------------
 
 
@@ -142,6 +145,17 @@ class SglangRequest(Body):
     text: str | Many[str] | None = None
     input_ids: TokenIds | Many[TokenIds] | None = None
     rid: str | Many[str] | None = None
+
+    def given(self) -> TextInput:
+        given = self.text if self.input_ids is None else self.input_ids
+        if given is None:
+            raise RejectionError(
+                "invalid_request", "Neither text nor input_ids is given.", param="text"
+            )
+        return given
+
+    def parts(self) -> Sequence[Part]:
+        return parts_of(self.given())
 
 
 class ClassifyDatum(BaseModel):
@@ -170,19 +184,6 @@ ClassifyRequest: TypeAlias = SglangRequest | InputRequest | ChatRequest
 SglangResponse: TypeAlias = SglangEmbedding | list[SglangEmbedding]
 
 
-def _sglang_input(request: SglangRequest) -> TextInput:
-    given = request.text if request.input_ids is None else request.input_ids
-    if given is None:
-        raise RejectionError(
-            "invalid_request", "Neither text nor input_ids is given.", param="text"
-        )
-    return given
-
-
-def read_sglang(request: SglangRequest) -> ScoreRequest:
-    return ScoreRequest(parts=parts_of(_sglang_input(request)))
-
-
 def answer_sglang(request: SglangRequest, scored: ScoreResult) -> SglangResponse:
     """One object for one input, a list for a list."""
     rids = [request.rid] if isinstance(request.rid, str) else request.rid or []
@@ -197,11 +198,7 @@ def answer_sglang(request: SglangRequest, scored: ScoreResult) -> SglangResponse
         )
         for number, (reward, count) in enumerate(zip(scored.rewards, scored.tokens, strict=True))
     ]
-    return embeddings[0] if is_single(_sglang_input(request)) else embeddings
-
-
-def read_classify(request: ClassifyRequest) -> ScoreRequest:
-    return read_sglang(request) if isinstance(request, SglangRequest) else read_pooling(request)
+    return embeddings[0] if is_single(request.given()) else embeddings
 
 
 def answer_classify(
@@ -221,7 +218,6 @@ CLASSIFY = Protocol(
     methods=("POST", "PUT"),
     request=one_of(InputRequest, text=SglangRequest, input_ids=SglangRequest, messages=ChatRequest),
     response=ClassifyResponse | SglangResponse,
-    read=read_classify,
     answer=answer_classify,
     example={"model": "rm", "input": "What is ice? Frozen water.", "activation": False},
 )
@@ -234,7 +230,6 @@ ENCODE = Protocol(
     methods=("POST", "PUT"),
     request=SglangRequest,
     response=SglangResponse,
-    read=read_sglang,
     answer=answer_sglang,
     example={"text": ["What is ice? Frozen water.", "What is ice? Fire."]},
 )
@@ -302,7 +297,6 @@ POOLING = Protocol(
     paths=("/pooling",),
     request=VectorRequest,
     response=PoolingResponse,
-    read=read_pooling,
     answer=answer_pooling,
     example={
         "messages": [
@@ -319,7 +313,6 @@ EMBEDDINGS = Protocol(
     paths=("/v1/embeddings",),
     request=VectorRequest,
     response=EmbeddingsResponse,
-    read=read_pooling,
     answer=answer_embeddings,
     example={"model": "rm", "input": ["What is ice? Frozen water.", "What is ice? Fire."]},
 )
@@ -342,6 +335,20 @@ class PairsRequest(Activation):
         validation_alias=AliasChoices("documents", "text_2", "data_2", "items")
     )
 
+    def parts(self) -> Sequence[Part]:
+        queries, documents = _listed(self.queries), _listed(self.documents)
+        if len(queries) == 1:
+            return [Dialogue(prompt=queries[0], responses=tuple(documents))]
+        if len(queries) != len(documents):
+            raise RejectionError(
+                "bad_request",
+                f"{len(queries)} queries and {len(documents)} documents do not pair up; give one "
+                "query, or as many of both.",
+                param="documents",
+            )
+        pairs = zip(queries, documents, strict=True)
+        return [Dialogue(prompt=query, responses=(document,)) for query, document in pairs]
+
 
 class ItemsRequest(Body):
     """SGLang's: each item stands behind the query."""
@@ -350,6 +357,10 @@ class ItemsRequest(Body):
     query: str
     items: str | Many[str]
     item_first: bool = False
+
+    def parts(self) -> Sequence[Part]:
+        items = _listed(self.items)
+        return [item + self.query if self.item_first else self.query + item for item in items]
 
 
 class ScoreDatum(BaseModel):
@@ -373,28 +384,6 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def read_score(request: PairsRequest | ItemsRequest) -> ScoreRequest:
-    if isinstance(request, ItemsRequest):
-        query, items = request.query, _listed(request.items)
-        return ScoreRequest(
-            parts=[item + query if request.item_first else query + item for item in items]
-        )
-    queries, documents = _listed(request.queries), _listed(request.documents)
-    if len(queries) == 1:
-        return ScoreRequest(parts=[Dialogue(prompt=queries[0], responses=tuple(documents))])
-    if len(queries) != len(documents):
-        raise RejectionError(
-            "bad_request",
-            f"{len(queries)} queries and {len(documents)} documents do not pair up; give one "
-            "query, or as many of both.",
-            param="documents",
-        )
-    pairs = zip(queries, documents, strict=True)
-    return ScoreRequest(
-        parts=[Dialogue(prompt=query, responses=(document,)) for query, document in pairs]
-    )
-
-
 def answer_score(
     request: PairsRequest | ItemsRequest, scored: ScoreResult
 ) -> ScoreResponse | ScoringResponse:
@@ -413,7 +402,6 @@ SCORE = Protocol(
     paths=("/score", "/v1/score"),
     request=one_of(PairsRequest, query=ItemsRequest),
     response=ScoreResponse | ScoringResponse,
-    read=read_score,
     answer=answer_score,
     example={"model": "rm", "queries": "What is ice?", "documents": ["Frozen water.", "Fire."]},
 )
@@ -435,6 +423,13 @@ class RerankRequest(Activation):
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Reject longer conversations; their end is what is scored."
     )
+
+    def parts(self) -> Sequence[Part]:
+        texts = tuple(text_of(document, self.rank_fields) for document in self.documents)
+        return [Dialogue(prompt=self.query, responses=texts)]
+
+    def read(self) -> ScoreRequest:
+        return ScoreRequest(parts=self.parts(), limit=self.max_tokens_per_doc)
 
 
 class Document(BaseModel):
@@ -467,14 +462,6 @@ class RerankResponse(BaseModel):
     results: list[RerankResult]
     usage: Usage
     meta: RerankMeta = RerankMeta()
-
-
-def read_rerank(request: RerankRequest) -> ScoreRequest:
-    texts = tuple(text_of(document, request.rank_fields) for document in request.documents)
-    return ScoreRequest(
-        parts=(Dialogue(prompt=request.query, responses=texts),),
-        limit=request.max_tokens_per_doc,
-    )
 
 
 def text_of(document: str | dict[str, Any], rank_fields: list[str] | None) -> str:
@@ -522,7 +509,6 @@ RERANK = Protocol(
     paths=("/rerank", "/v1/rerank", "/v2/rerank"),
     request=RerankRequest,
     response=RerankResponse,
-    read=read_rerank,
     answer=answer_rerank,
     example={"model": "rm", "query": "What is ice?", "documents": ["Frozen water.", "Fire."]},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, reduce
@@ -110,6 +111,18 @@ class Body(BaseModel):
             raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
         return body
 
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """What is to be scored."""
+
+    def read(self) -> ScoreRequest:
+        """The parts with the options of this body, if it has any.
+
+        Raises:
+            RejectionError: something in it cannot be read.
+        """
+        return ScoreRequest(parts=self.parts())
+
 
 @cache
 def _names_of(body: type[Body]) -> frozenset[str]:
@@ -156,7 +169,7 @@ def usage(scored: ScoreResult) -> Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """One row: where it listens, what it takes, how it is read and answered.
+    """One row: where it listens, what it takes, how it is answered.
 
     ``request`` is a :class:`Body` or :func:`one_of` several, ``response`` what ``answer``
     gives. ``example`` is a request that the tests send and the reference shows. ``exact_model``:
@@ -170,7 +183,6 @@ class Protocol:
     paths: tuple[str, ...]
     request: Any
     response: Any
-    read: Callable[[Any], ScoreRequest]
     answer: Callable[[Any, ScoreResult], Any]
     example: Mapping[str, Any]
     methods: tuple[str, ...] = ("POST",)

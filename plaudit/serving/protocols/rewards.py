@@ -13,6 +13,7 @@ from plaudit.serving.protocols.records import (
     Dialogue,
     Many,
     Messages,
+    Part,
     Protocol,
     ScoreRequest,
     ScoreResult,
@@ -43,6 +44,14 @@ class RewardsRequest(Body):
         default=False, description="Add the per-token rewards of each response."
     )
 
+    def parts(self) -> Sequence[Part]:
+        responses = tuple(map(as_text, self.responses))
+        tools = self.tools or None
+        return [Dialogue(prompt=as_text(self.prompt), responses=responses, tools=tools)]
+
+    def read(self) -> ScoreRequest:
+        return ScoreRequest(parts=self.parts(), token_rewards=self.token_rewards)
+
 
 class RewardsResponse(BaseModel):
     """Everything in the order of the responses. Rank 1 is the best; equals share a rank."""
@@ -69,6 +78,11 @@ class CompareRequest(Body):
     b: str | Messages
     tools: Tools = None
 
+    def parts(self) -> Sequence[Part]:
+        responses = as_text(self.a), as_text(self.b)
+        tools = self.tools or None
+        return [Dialogue(prompt=as_text(self.prompt), responses=responses, tools=tools)]
+
 
 class Comparison(BaseModel):
     """``probability`` that ``a`` is preferred, calibrated."""
@@ -83,15 +97,6 @@ class Comparison(BaseModel):
     usage: OwnUsage
 
 
-def read_rewards(request: RewardsRequest) -> ScoreRequest:
-    dialogue = Dialogue(
-        prompt=as_text(request.prompt),
-        responses=tuple(map(as_text, request.responses)),
-        tools=request.tools or None,
-    )
-    return ScoreRequest(parts=(dialogue,), token_rewards=request.token_rewards)
-
-
 def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsResponse:
     rewards = scored.rewards
     return RewardsResponse(
@@ -104,15 +109,6 @@ def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsRespo
         usage=_usage(scored),
         token_rewards=scored.token_rewards,
     )
-
-
-def read_compare(request: CompareRequest) -> ScoreRequest:
-    dialogue = Dialogue(
-        prompt=as_text(request.prompt),
-        responses=(as_text(request.a), as_text(request.b)),
-        tools=request.tools or None,
-    )
-    return ScoreRequest(parts=(dialogue,))
 
 
 def answer_compare(request: CompareRequest, scored: ScoreResult) -> Comparison:
@@ -156,7 +152,6 @@ REWARDS = Protocol(
     paths=("/v1/rewards",),
     request=RewardsRequest,
     response=RewardsResponse,
-    read=read_rewards,
     answer=answer_rewards,
     example={"prompt": "Name a prime.", "responses": ["7", "8", "a prime"]},
     exact_model=True,
@@ -169,7 +164,6 @@ COMPARE = Protocol(
     paths=("/v1/compare",),
     request=CompareRequest,
     response=Comparison,
-    read=read_compare,
     answer=answer_compare,
     example={"prompt": "Name a prime.", "a": "7", "b": "8"},
     exact_model=True,
