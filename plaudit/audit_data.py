@@ -15,6 +15,7 @@ from plaudit.data.audit.measure import (
     BaselineAccuracy,
     Functions,
     Kind,
+    OpenPart,
     Part,
     Progress,
     TokenCount,
@@ -96,33 +97,34 @@ def audit_data(
     return replace(result, report=replace(result.report, cleaned=cleaned))
 
 
-def _part(source: Source, kind: Kind) -> Part:
+def _part(source: Source, kind: Kind) -> OpenPart:
     opened = open_source(source)
-    return Part(
+    part = Part(
         name=source_name(source),
         path=source.path,
         kind=kind,
         format=source.format,
         fingerprint=source_fingerprint(source),
-        rows=(comparison for _, _, _, comparison in opened.rows),
-        counter=opened.counter,
     )
+    comparisons = (comparison for _, _, _, comparison in opened.rows)
+    return OpenPart(part=part, comparisons=comparisons, counter=opened.counter)
 
 
-def _suite_part(request: SuiteRequest) -> Part:
+def _suite_part(request: SuiteRequest) -> OpenPart:
     # Loads torch, which an audit without a suite does not need.
     from plaudit.evaluation.suites.run import read_suite
 
     items, files = read_suite(request)
     name = request.suite.name
-    return Part(
+    part = Part(
         name=name,
         path=str(request.path or name),
         kind="suite",
         format=None,
         fingerprint=", ".join(file.fingerprint for file in files),
-        rows=[replace(item, source=name, where=f"{name}:{item.id}") for item in items],
     )
+    comparisons = [replace(item, source=name, where=f"{name}:{item.id}") for item in items]
+    return OpenPart(part=part, comparisons=comparisons)
 
 
 # --- functions of other stages --------------------------------------------------------------------

@@ -9,7 +9,7 @@ Shape legend: J labelled pairs of responses, one per pair of a row; V different 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from plaudit.data import reasons
 from plaudit.data.audit.measure import (
-    PROBLEMS,
     REASONS,
     Array,
     AuditRows,
     Columns,
     Functions,
     Kind,
+    Part,
 )
 from plaudit.data.audit.similarity import GRAM_WORDS, NEAR, NearPairs, combine_hashes
 from plaudit.storage.arrow import RowArray
@@ -135,17 +135,23 @@ class Evidence:
         """A column of the audited rows."""
         return self.columns.of_rows[name][: self.data]
 
-    def other(self, name: str, kind: Kind) -> tuple[RowArray, Array]:
-        """Row numbers and a column of the rows to compare with, of one kind."""
-        numbers = [np.arange(part.start, part.end) for part in self.rows.parts if part.kind == kind]
-        rows = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
-        return rows, self.columns.of_rows[name][rows]
+    def prompts_of(self, kind: Kind) -> tuple[RowArray, Array]:
+        """The rows of one kind that have a prompt, and its key."""
+        rows = rows_of(part for part in self.rows.parts if part.kind == kind)
+        keys = self.columns.of_rows["prompt_key"][rows]
+        return rows[keys != 0], keys[keys != 0]
 
     def kind_of(self, rows: RowArray) -> Array:
         """The kind of the part that each row belongs to."""
         ends = np.array([part.end for part in self.rows.parts])
         kinds = np.array([part.kind for part in self.rows.parts])
         return kinds[np.searchsorted(ends, rows, side="right")]
+
+
+def rows_of(parts: Iterable[Part]) -> RowArray:
+    """The numbers of the rows of these parts."""
+    numbers = (np.arange(part.start, part.end) for part in parts)
+    return np.concatenate([np.zeros(0, np.int64), *numbers])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,20 +194,14 @@ def _reason(*names: str) -> Callable[[Evidence], FlaggedRows]:
     """Rows that cannot be trained on for one of these reasons."""
     codes = [REASONS.index(name) + 1 for name in names]
 
-    def find(evidence: Evidence) -> FlaggedRows:
-        return FlaggedRows(rows_M=np.flatnonzero(np.isin(evidence.column("reason"), codes)))
+    return lambda evidence: FlaggedRows(
+        rows_M=np.flatnonzero(np.isin(evidence.column("reason"), codes))
+    )
 
-    return find
 
-
-def _problem(name: str) -> Callable[[Evidence], FlaggedRows]:
-    """Rows with a problem of turns and texts."""
-    bit = np.uint32(1 << list(PROBLEMS).index(name))
-
-    def find(evidence: Evidence) -> FlaggedRows:
-        return FlaggedRows(rows_M=np.flatnonzero(evidence.column("problems") & bit))
-
-    return find
+def _true(column: str) -> Callable[[Evidence], FlaggedRows]:
+    """Rows for which a column of truth values is true."""
+    return lambda evidence: FlaggedRows(rows_M=np.flatnonzero(evidence.column(column)))
 
 
 def identical_after_truncation(evidence: Evidence) -> FlaggedRows:
@@ -242,28 +242,15 @@ def _renders(evidence: Evidence) -> bool:
     return evidence.functions.tokens.renders
 
 
-def plain_text(evidence: Evidence) -> FlaggedRows:
-    """Rows of plain text, where the tokenizer has a chat template."""
-    return FlaggedRows(rows_M=np.flatnonzero(evidence.column("plain")))
-
-
-def _has_template(evidence: Evidence) -> bool:
-    return evidence.functions.tokens.has_template
-
-
-def mixed_scripts(evidence: Evidence) -> FlaggedRows:
-    """Responses of one row in different scripts."""
-    return FlaggedRows(rows_M=np.flatnonzero(evidence.column("mixed_scripts")))
-
-
 def no_prompt(evidence: Evidence) -> FlaggedRows:
     """All rows of a file in which no row has a prompt."""
-    rows = [
-        np.arange(part.start, part.end)
-        for part in evidence.rows.parts
-        if part.kind == "data" and part.unread.without_prompt == part.unread.rows
-    ]
-    return FlaggedRows(rows_M=np.concatenate([np.zeros(0, np.int64), *rows]))
+    return FlaggedRows(
+        rows_M=rows_of(
+            part
+            for part in evidence.rows.parts
+            if part.kind == "data" and part.unread.without_prompt == part.unread.rows
+        )
+    )
 
 
 # --- rows against each other ----------------------------------------------------------------------
@@ -352,21 +339,15 @@ def split_column_leak(evidence: Evidence) -> FlaggedRows:
     """
     split_N, group_N = evidence.column("split"), evidence.column("group")
     named = np.flatnonzero(split_N)
-    if not len(named):
-        return FlaggedRows(rows_M=named)
     values, counts = np.unique(split_N[named], return_counts=True)
-    largest = values[np.argmax(counts)]
-    _, group_U = np.unique(group_N[named], return_inverse=True)
-    low = np.full(group_U.max() + 1, np.iinfo(np.uint64).max)
-    high = np.zeros(group_U.max() + 1, np.uint64)
-    np.minimum.at(low, group_U, split_N[named])
-    np.maximum.at(high, group_U, split_N[named])
-    leaking = low[group_U] != high[group_U]
-    rows = named[leaking]
+    # One row for each prompt and value; a prompt that is left twice has several values.
+    _, first = np.unique(combine_hashes(group_N[named], split_N[named]), return_index=True)
+    prompts, times = np.unique(group_N[named[first]], return_counts=True)
+    rows = named[np.isin(group_N[named], prompts[times > 1])]
     return FlaggedRows(
         rows_M=rows,
-        drop_M=rows[split_N[rows] == largest],
-        details={"prompts": len(np.unique(group_U[leaking]))},
+        drop_M=rows[split_N[rows] == values[np.argmax(counts)]],
+        details={"prompts": int((times > 1).sum())},
     )
 
 
@@ -378,14 +359,14 @@ def _shared_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
     """Rows whose prompt is in another set; case and white space do not count."""
 
     def find(evidence: Evidence) -> FlaggedRows:
-        other_rows, other_keys = evidence.other("prompt_key", kind)
         keys = evidence.column("prompt_key")
-        order = np.argsort(other_keys, kind="stable")
-        sorted_keys = other_keys[order]
-        rows = np.flatnonzero((keys != 0) & np.isin(keys, other_keys))
-        others = other_rows[order[np.searchsorted(sorted_keys, keys[rows])]]
+        other_rows, other_keys = evidence.prompts_of(kind)
+        different, first = np.unique(other_keys, return_index=True)
+        rows = np.flatnonzero(np.isin(keys, different))
         return FlaggedRows(
-            rows_M=rows, other_M=others, details={"prompts": len(np.unique(keys[rows]))}
+            rows_M=rows,
+            other_M=other_rows[first[np.searchsorted(different, keys[rows])]],
+            details={"prompts": len(np.unique(keys[rows]))},
         )
 
     return find
@@ -396,7 +377,7 @@ def _near_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
 
     def find(evidence: Evidence) -> FlaggedRows:
         keys = evidence.column("prompt_key")
-        _, other_keys = evidence.other("prompt_key", kind)
+        _, other_keys = evidence.prompts_of(kind)
         near = evidence.near_prompts
         assert near is not None, "the check does not apply: there is nothing to compare with"
         ours = evidence.kind_of(near.other_M) == kind
@@ -406,7 +387,7 @@ def _near_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
         copied = copied[evidence.kind_of(copied_N[copied]) == kind]
         other_N[copied] = copied_N[copied]
         other_N[near.row_M[ours]] = near.other_M[ours]
-        rows = np.flatnonzero((other_N >= 0) & ~((keys != 0) & np.isin(keys, other_keys)))
+        rows = np.flatnonzero((other_N >= 0) & ~np.isin(keys, other_keys))
         details = {
             "jaccard": NEAR,
             "run_of_words": GRAM_WORDS,
@@ -511,7 +492,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="role_order",
         title="Roles out of order",
         severity="error",
-        find=_problem("role_order"),
+        find=_true("role_order"),
         why="Chat templates reject or garble such turns: a late system turn, two turns of one side "
         "in a row, a response that is not the assistant's.",
         advice="Put the turns in order, or drop the rows.",
@@ -551,7 +532,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="special_tokens",
         title="Stray special tokens",
         severity="error",
-        find=_problem("special_tokens"),
+        find=_true("special_tokens"),
         why="The tokenizer reads control tokens inside a text as control: a turn ends too early.",
         advice="Remove them from the texts.",
         fix="repair",
@@ -597,7 +578,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="empty_turns",
         title="Empty turns",
         severity="warning",
-        find=_problem("empty_turn"),
+        find=_true("empty_turn"),
         why="A turn or a whole prompt is blank; often its text was lost in conversion.",
         advice="Repair or drop the rows.",
         fix="drop",
@@ -606,7 +587,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="dialogue_markers",
         title="Speaker names inside turns",
         severity="warning",
-        find=_problem("dialogue_markers"),
+        find=_true("dialogue_markers"),
         why="A line starts with Human:, Assistant: or the like: a second dialogue inside a turn.",
         advice="Cut what a model wrote for the other side; remove a leading name.",
     ),
@@ -614,7 +595,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="bad_characters",
         title="Broken characters",
         severity="warning",
-        find=_problem("bad_characters"),
+        find=_true("bad_characters"),
         why="Control or replacement characters, or UTF-8 that was decoded as Latin-1.",
         advice="Read the source again as UTF-8; remove control characters.",
         fix="repair",
@@ -631,7 +612,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="mixed_scripts",
         title="Responses in different scripts",
         severity="warning",
-        find=mixed_scripts,
+        find=_true("mixed_scripts"),
         why="The label may be about the language and not about the answer.",
         advice="Check the examples.",
     ),
@@ -639,16 +620,16 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="plain_text",
         title="Plain text beside a chat template",
         severity="info",
-        find=plain_text,
+        find=_true("plain"),
         why="Training keeps plain text as it is, without the tokenizer's chat template.",
         advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
-        applies=_has_template,
+        applies=lambda evidence: evidence.functions.tokens.has_template,
     ),
     Check(
         name="more_than_text",
         title="Turns with more than text",
         severity="info",
-        find=_problem("more_than_text"),
+        find=_true("more_than_text"),
         why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
         "that are not rendered in full are skipped.",
         advice="Name the base with --tokenizer to see what its chat template renders.",

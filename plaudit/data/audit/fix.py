@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +21,6 @@ import numpy.typing as npt
 from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.measure import (
     PROBLEMS,
-    problems,
     row_key,
     without_control_characters,
     without_special_tokens,
@@ -63,20 +62,6 @@ class CleanedCopy:
     dropped_rows: int
     dropped: Mapping[str, int]
 
-    def __post_init__(self) -> None:
-        assert self.rows == self.kept + self.changed_rows + self.dropped_rows, (
-            "a row is unaccounted for"
-        )
-
-
-@dataclass(slots=True)
-class _Counts:
-    rows: int = 0
-    kept: int = 0
-    changed_rows: int = 0
-    changed: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-
 
 def check_cleaned(out: Path) -> None:
     """Check early that the cleaned copy can be written there.
@@ -111,26 +96,31 @@ def write_cleaned(
     """
     check_cleaned(out)
     write = ROW_FILES[row_file_ending(out, "--fix")]
-    counts = _Counts()
+    actions: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = {"changed": Counter(), "dropped": Counter()}
     with writing(out), _folder_beside(out) as name:
         rows_path, log_path = Path(name) / "rows", Path(name) / "changes"
         with (
             rows_path.open("w", encoding="utf-8", errors="surrogatepass") as rows,
             log_path.open("w", encoding="utf-8") as log,
         ):
-            for entry in _changes(source, drop_N, rows.write, counts):
-                log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                on_rows(counts.rows)
-        # Fails where rows do not add up, before anything is written.
+            for row, change in _outcomes(source, drop_N):
+                actions["kept" if change is None else change["action"]] += 1
+                if row is not None:
+                    rows.write(as_line(row))
+                if change is not None:
+                    reasons[change["action"]].update(change["reason"].split(", "))
+                    log.write(json.dumps(change, ensure_ascii=False) + "\n")
+                    on_rows(actions.total())
         cleaned = CleanedCopy(
             path=str(out),
             change_log=str(change_log_of(out)),
-            rows=counts.rows,
-            kept=counts.kept,
-            changed_rows=counts.changed_rows,
-            changed=dict(counts.changed),
-            dropped_rows=counts.dropped.total(),
-            dropped=dict(counts.dropped),
+            rows=actions.total(),
+            kept=actions["kept"],
+            changed_rows=actions["changed"],
+            changed=dict(reasons["changed"]),
+            dropped_rows=actions["dropped"],
+            dropped=dict(reasons["dropped"]),
         )
         write_atomically(out, lambda temporary: write(rows_path, temporary))
         write_atomically(change_log_of(out), log_path.rename)
@@ -142,28 +132,23 @@ def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
 
 
-def _changes(
-    source: Source,
-    drop_N: npt.NDArray[np.uint8],
-    write: Callable[[str], Any],
-    counts: _Counts,
-) -> Iterator[dict[str, Any]]:
-    """Write what stays, and yield a line of the change log for every row dropped or changed."""
+def _outcomes(
+    source: Source, drop_N: npt.NDArray[np.uint8]
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    """For each row what stays of it, and its entry in the change log if it changes or goes."""
     reader: Reader | None = None
     seen: set[int] = set()
     for number, where, row, comparison in open_source(source).rows:
-        counts.rows += 1
         named = renamed_row(source, row)
         reader = reader or choose_reader(named, where=where, name=source.format)
         if drop_N[number - 1]:
             check = CHECKS[drop_N[number - 1] - 1]
-            yield _dropped(where, check.name, check.why, counts)
+            yield None, _dropped(where, check.name, check.why)
             continue
         repaired, done = _repaired(source, row, reader, comparison)
         if not done:
-            counts.kept += 1
             seen.add(row_key(comparison))
-            write(as_line(row))
+            yield row, None
             continue
         again = to_comparison(
             reader,
@@ -174,27 +159,17 @@ def _changes(
         )
         reason = why_untrainable(again) if why_untrainable(comparison) is None else None
         if reason is not None:
-            yield _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.", counts)
+            yield None, _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.")
         elif row_key(again) in seen:
-            yield _dropped(
-                where, "exact_duplicates", "After the repair: equal to an earlier row.", counts
-            )
+            why = "After the repair: equal to an earlier row."
+            yield None, _dropped(where, "exact_duplicates", why)
         else:
             seen.add(row_key(again))
-            counts.changed_rows += 1
-            counts.changed.update(done)
-            write(as_line(repaired))
-            yield {
-                "where": where,
-                "action": "changed",
-                "reason": ", ".join(done),
-                "before": _sha256(row),
-                "after": _sha256(repaired),
-            }
+            change = {"where": where, "action": "changed", "reason": ", ".join(done)}
+            yield repaired, {**change, "before": _sha256(row), "after": _sha256(repaired)}
 
 
-def _dropped(where: str, reason: str, why: str, counts: _Counts) -> dict[str, Any]:
-    counts.dropped[reason] += 1
+def _dropped(where: str, reason: str, why: str) -> dict[str, Any]:
     return {"where": where, "action": "dropped", "reason": reason, "why": why}
 
 
@@ -206,9 +181,8 @@ def _repaired(
     keys = _TEXT_KEYS | {source.tags.get("content_tag")}
     done: list[str] = []
     repaired = dict(row)
-    bits = problems(comparison)
     for name, repair in REPAIRS.items():
-        if not bits & (1 << list(PROBLEMS).index(name)):
+        if not PROBLEMS[name](comparison):
             continue
         new = {
             column: _each_text(value, repair, keys) if column in read else value
@@ -241,6 +215,3 @@ def _each_text(value: Any, repair: Repair, keys: frozenset[str | None]) -> Any:
 
 def _sha256(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(as_line(row).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-assert set(REPAIRS) == {check.name for check in CHECKS if check.fix == "repair"}

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations, starmap, zip_longest
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -111,32 +111,16 @@ class Functions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Comparisons to audit or to compare with.
-
-    ``rows`` is read once; ``counter`` then knows which of their columns were not read.
-    """
+    """What is audited or compared with: when it is read, ``rows`` rows from number ``start`` on."""
 
     name: str
     path: str
     kind: Kind
     format: str | None
     fingerprint: str
-    rows: Iterable[Comparison]
-    counter: UnreadCounter | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPart:
-    """A part whose rows are ``rows`` rows of the file from number ``start`` on."""
-
-    name: str
-    path: str
-    kind: Kind
-    format: str | None
-    fingerprint: str
-    start: int
-    rows: int
-    unread: UnreadColumns
+    start: int = 0
+    rows: int = 0
+    unread: UnreadColumns = field(default_factory=UnreadColumns)
 
     @property
     def end(self) -> int:
@@ -144,11 +128,20 @@ class StoredPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPart:
+    """A part with its comparisons, which are read once, and the counter of what is not read."""
+
+    part: Part
+    comparisons: Iterable[Comparison]
+    counter: UnreadCounter | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRows:
     """The rows of all parts in one Arrow file, those of kind ``data`` first."""
 
     comparisons: StoredComparisons
-    parts: tuple[StoredPart, ...]
+    parts: tuple[Part, ...]
 
     def __len__(self) -> int:
         return len(self.comparisons)
@@ -162,282 +155,36 @@ class AuditRows:
         return max((part.end for part in self.parts if part.kind == "data"), default=0)
 
 
-def store_rows(folder: Path, parts: Sequence[Part], on_progress: Progress) -> AuditRows:
+def store_rows(folder: Path, opened: Sequence[OpenPart], on_progress: Progress) -> AuditRows:
     """Write every row of every part, in order.
 
     Raises:
         DataError: a source cannot be read, or a row has a value of the wrong type.
         OutputError: the disk.
     """
-    parts = sorted(parts, key=lambda part: part.kind != "data")
-    stored: list[StoredPart] = []
+    parts: list[Part] = []
     count = 0
 
     def all_rows() -> Iterator[Comparison]:
         nonlocal count
-        for part in parts:
+        for one in sorted(opened, key=lambda one: one.part.kind != "data"):
             start = count
-            for comparison in part.rows:
+            for comparison in one.comparisons:
                 count += 1
                 if count % BATCH_ROWS == 0:
                     on_progress("reading", count, None)
                 yield comparison
-            stored.append(
-                StoredPart(
-                    name=part.name,
-                    path=part.path,
-                    kind=part.kind,
-                    format=part.format,
-                    fingerprint=part.fingerprint,
-                    start=start,
-                    rows=count - start,
-                    unread=UnreadColumns() if part.counter is None else part.counter.total,
-                )
-            )
+            unread = UnreadColumns() if one.counter is None else one.counter.total
+            parts.append(replace(one.part, start=start, rows=count - start, unread=unread))
 
     path = folder / "rows.arrow"
     with writing(path):
         write_comparisons(path, all_rows())
     table = MappedTable(path, key="audit", record={})
-    return AuditRows(comparisons=StoredComparisons([table]), parts=tuple(stored))
-
-
-# --- numbers --------------------------------------------------------------------------------------
-
-REASONS: Final = tuple(EXPLANATIONS)
-"""Reasons of ``data/reasons.py`` by number, from 1; 0 is a row that can be trained on."""
-
-SAME_SCRIPT: Final = 0.05
-"""A script belongs to a text from this share of its letters on."""
-
-SPLIT_COLUMN: Final = "split"
-"""The name of the column that says on which side of a split a row is."""
-
-ROW: Final = np.dtype(
-    [
-        ("group", np.uint64),  # the prompt, roles and contents
-        ("prompt_key", np.uint64),  # the prompt's text without form, case and white space; 0: none
-        ("row_key", np.uint64),  # prompt, responses and grades
-        ("pair_key", np.uint64),  # prompt and responses, in any order
-        ("split", np.uint64),  # the value of the split column; 0 without
-        ("reason", np.uint8),
-        ("problems", np.uint32),
-        ("plain", np.bool_),  # text, which no chat template renders
-        ("responses", np.uint16),
-        ("prompt_characters", np.uint32),
-        ("prompt_script", np.uint64),  # the code of a name of `names`; 0 without letters
-        ("mixed_scripts", np.bool_),  # two responses are in different scripts
-        ("turns", np.uint16),
-        ("longest", np.uint32),  # tokens of the longest conversation
-        ("shared", np.uint32),  # longest common prefix of two differently graded conversations
-        ("skipped", np.uint64),  # the code of the reason why it has no tokens; 0: it has
-        ("unrendered", np.uint64),  # the code of what the chat template does not render; 0: nothing
-        ("copied_from", np.int64),  # the held-out row whose prompt it contains; -1: none
-    ]
-)
-RESPONSE: Final = np.dtype(
-    [
-        ("digest", np.uint64),
-        ("characters", np.uint32),
-        ("grade", np.float64),  # nan where nothing is known
-        ("script", np.uint64),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Numbers of all rows (``of_rows``, of type :data:`ROW`) and of all responses.
-
-    ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
-    of the rows' MinHash sketches, ``SKETCH`` values a row: responses, then prompt.
-    """
-
-    of_rows: Array
-    of_responses: Array
-    names: Mapping[int, str]
-    sketches: Path
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """Where the responses of each row start, and where the last end."""
-        return np.concatenate([[0], np.cumsum(self.of_rows["responses"], dtype=np.int64)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    rows: Array
-    responses: Array
-    sketches: Hashes
-    names: dict[int, str]
-
-
-def measure_columns(
-    rows: AuditRows,
-    folder: Path,
-    functions: Functions,
-    held_out: HeldOutGrams,
-    on_progress: Progress,
-) -> Columns:
-    """Measure every row; the numbers do not depend on the number of processes.
-
-    Raises:
-        DataError: a worker process was killed.
-        OutputError: the disk.
-    """
-    names: dict[int, str] = {}
-    done = 0
-    # Through files: parts in memory and what they are joined to would take twice the memory.
-    paths = [folder / name for name in ("rows", "responses", "sketches")]
-    with writing(folder), ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in paths]
-        for batch in map_forked(
-            _Measurer(rows, functions, held_out),
-            range(0, len(rows), BATCH_ROWS),
-            rows=len(rows),
-            doing="a process that measures rows",
-        ):
-            for file, numbers in zip(
-                files, (batch.rows, batch.responses, batch.sketches), strict=True
-            ):
-                file.write(numbers.tobytes())
-            names |= batch.names
-            done += len(batch.rows)
-            on_progress("measuring", done, len(rows))
-    return Columns(
-        of_rows=np.fromfile(paths[0], ROW),
-        of_responses=np.fromfile(paths[1], RESPONSE),
-        names=names,
-        sketches=paths[2],
-    )
-
-
-class _Measurer:
-    """One batch of rows as numbers."""
-
-    def __init__(self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams) -> None:
-        self.rows = rows
-        self.functions = functions
-        self.held_out = held_out
-        self.sketch_prompt = Sketcher(PROMPT_SKETCH)
-        self.sketch_responses = Sketcher(RESPONSES_SKETCH)
-
-    def __call__(self, start: int) -> _Batch:
-        numbers = range(start, min(start + BATCH_ROWS, len(self.rows)))
-        comparisons = [self.rows[number] for number in numbers]
-        rows = np.zeros(len(comparisons), ROW)
-        responses: list[tuple[Any, ...]] = []
-        sketches = np.empty((len(comparisons), SKETCH), np.uint32)
-        names: dict[int, str] = {}
-        counts = self.functions.tokens.count(comparisons)
-        for place, (comparison, tokens) in enumerate(zip(comparisons, counts, strict=True)):
-            row = rows[place]
-            audited = numbers[place] < self.rows.data
-            responses += self._measure(comparison, audited, row, sketches[place], names)
-            if isinstance(tokens, Skipped):
-                row["skipped"] = _code_of(tokens.reason, names)
-                row["unrendered"] = _code_of(tokens.field, names) if tokens.field else 0
-            else:
-                row["longest"], row["shared"] = tokens.longest, tokens.shared
-        return _Batch(
-            rows=rows, responses=np.array(responses, RESPONSE), sketches=sketches, names=names
-        )
-
-    def _measure(
-        self,
-        comparison: Comparison,
-        audited: bool,
-        row: Any,
-        sketch: Hashes,
-        names: dict[int, str],
-    ) -> Iterator[tuple[Any, ...]]:
-        """Fill in a row and its sketch; the numbers of its responses."""
-        prompt = self.functions.text(comparison.prompt)
-        texts = [self.functions.text(response) for response in comparison.responses]
-        prompt_W = words(prompt)
-        texts_W = [words(text) for text in texts]
-        scripts = [self.functions.scripts(text) for text in texts]
-        digests = [digest_of(response) for response in comparison.responses]
-        grades = comparison.grades or (float("nan"),) * len(texts)
-        split = comparison.metadata.get(SPLIT_COLUMN)
-        reason = why_untrainable(comparison)
-        row["group"] = group_code(comparison.group)
-        row["prompt_key"] = _text_key(prompt)
-        row["row_key"] = row_key(comparison)
-        row["pair_key"] = _code(repr((comparison.group, sorted(digests))).encode())
-        row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
-        row["reason"] = 0 if reason is None else REASONS.index(reason) + 1
-        row["problems"] = problems(comparison)
-        row["plain"] = isinstance(comparison.responses[0], str)
-        row["responses"] = len(texts)
-        row["prompt_characters"] = len(prompt)
-        row["prompt_script"] = _main_script(self.functions.scripts(prompt), names)
-        row["mixed_scripts"] = not all(starmap(_share_a_script, combinations(scripts, 2)))
-        row["turns"] = 1 if isinstance(comparison.prompt, str) else len(comparison.prompt)
-        runs = [grams(part) for part in (prompt_W, *texts_W)] if audited else []
-        row["copied_from"] = self.held_out.copied(runs)
-        responses_S = union(shingles(text_W) for text_W in texts_W)
-        sketch[:RESPONSES_SKETCH] = self.sketch_responses(responses_S)
-        sketch[RESPONSES_SKETCH:] = self.sketch_prompt(shingles(prompt_W))
-        main = [_main_script(counts, names) for counts in scripts]
-        return zip(digests, map(len, texts), grades, main, strict=True)
-
-
-def row_key(comparison: Comparison) -> int:
-    """Equal for rows with the same prompt, responses and grades."""
-    digests = [digest_of(response) for response in comparison.responses]
-    graded = sorted(zip_longest(digests, comparison.grades, fillvalue=None))
-    return _code(repr((comparison.group, graded)).encode())
-
-
-def digest_of(turns: Turns) -> int:
-    """A number for a text with its roles and tool calls; white space at the ends does not count."""
-    if isinstance(turns, str):
-        return _code(turns.strip().encode("utf-8", "surrogatepass"))
-    return _code(json.dumps(canonical(turns), sort_keys=True, default=str).encode())
-
-
-def _main_script(counts: Mapping[str, int], names: dict[int, str]) -> int:
-    """The code of the script most letters belong to; 0 without letters."""
-    if not counts:
-        return 0
-    return _code_of(min(counts, key=lambda name: (-counts[name], name)), names)
-
-
-def _share_a_script(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
-    """Whether the main script of either belongs to the other: quoted code makes no language.
-
-    A text without letters fits any.
-    """
-    if not one or not other:
-        return True
-    return any(
-        theirs.get(max(ours, key=ours.__getitem__), 0) >= SAME_SCRIPT * sum(theirs.values())
-        for ours, theirs in ((one, other), (other, one))
-    )
-
-
-def _text_key(text: str) -> int:
-    plain = " ".join(text.casefold().split())
-    return _code(plain.encode("utf-8", "surrogatepass")) if plain else 0
-
-
-def _code(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _code_of(name: str, names: dict[int, str]) -> int:
-    code = _code(name.encode("utf-8", "surrogatepass"))
-    names[code] = name
-    return code
+    return AuditRows(comparisons=StoredComparisons([table]), parts=tuple(parts))
 
 
 # --- problems of turns and texts ------------------------------------------------------------------
-#
-# A problem is a question to one comparison, answered by yes or no. The answers of a row are the
-# bits of one number, in the order of the table PROBLEMS.
-
-Problem: TypeAlias = Callable[[Comparison], bool]
 
 SPECIAL_TOKENS: Final[tuple[str, ...]] = (
     r"<\|[A-Za-z][\w.-]{1,40}\|>",  # ChatML, Llama 3, Phi, Cohere
@@ -598,7 +345,7 @@ def more_than_text(comparison: Comparison) -> bool:
     )
 
 
-PROBLEMS: Final[dict[str, Problem]] = {
+PROBLEMS: Final[dict[str, Callable[[Comparison], bool]]] = {
     problem.__name__: problem
     for problem in (
         role_order,
@@ -609,9 +356,223 @@ PROBLEMS: Final[dict[str, Problem]] = {
         more_than_text,
     )
 }
-"""Problems by name; at most 32."""
+"""Problems by name, each a question to one comparison; the answers are columns of :data:`ROW`."""
 
 
-def problems(comparison: Comparison) -> int:
-    """The bits of the problems that a comparison has."""
-    return sum(1 << bit for bit, is_there in enumerate(PROBLEMS.values()) if is_there(comparison))
+# --- numbers --------------------------------------------------------------------------------------
+
+REASONS: Final = tuple(EXPLANATIONS)
+"""Reasons of ``data/reasons.py`` by number, from 1; 0 is a row that can be trained on."""
+
+SAME_SCRIPT: Final = 0.05
+"""A script belongs to a text from this share of its letters on."""
+
+SPLIT_COLUMN: Final = "split"
+"""The name of the column that says on which side of a split a row is."""
+
+ROW: Final = np.dtype(
+    [
+        ("group", np.uint64),  # the prompt, roles and contents
+        ("prompt_key", np.uint64),  # the prompt's text without form, case and white space; 0: none
+        ("row_key", np.uint64),  # prompt, responses and grades
+        ("pair_key", np.uint64),  # prompt and responses, in any order
+        ("split", np.uint64),  # the value of the split column; 0 without
+        ("reason", np.uint8),
+        ("plain", np.bool_),  # text, which no chat template renders
+        ("responses", np.uint16),
+        ("prompt_characters", np.uint32),
+        ("prompt_script", np.uint64),  # the code of a name of `names`; 0 without letters
+        ("mixed_scripts", np.bool_),  # two responses are in different scripts
+        ("turns", np.uint16),
+        ("longest", np.uint32),  # tokens of the longest conversation
+        ("shared", np.uint32),  # longest common prefix of two differently graded conversations
+        ("skipped", np.uint64),  # the code of the reason why it has no tokens; 0: it has
+        ("unrendered", np.uint64),  # the code of what the chat template does not render; 0: nothing
+        ("copied_from", np.int64),  # the held-out row whose prompt it contains; -1: none
+        *((name, np.bool_) for name in PROBLEMS),
+    ]
+)
+RESPONSE: Final = np.dtype(
+    [
+        ("digest", np.uint64),
+        ("characters", np.uint32),
+        ("grade", np.float64),  # nan where nothing is known
+        ("script", np.uint64),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Numbers of all rows (``of_rows``, of type :data:`ROW`) and of all responses.
+
+    ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
+    of the rows' MinHash sketches, ``SKETCH`` values a row: responses, then prompt.
+    """
+
+    of_rows: Array
+    of_responses: Array
+    names: Mapping[int, str]
+    sketches: Path
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where the responses of each row start, and where the last end."""
+        return np.concatenate([[0], np.cumsum(self.of_rows["responses"], dtype=np.int64)])
+
+
+def measure_columns(
+    rows: AuditRows,
+    folder: Path,
+    functions: Functions,
+    held_out: HeldOutGrams,
+    on_progress: Progress,
+) -> Columns:
+    """Measure every row; the numbers do not depend on the number of processes.
+
+    Raises:
+        DataError: a worker process was killed.
+        OutputError: the disk.
+    """
+    names: dict[int, str] = {}
+    done = 0
+    # Through files: parts in memory and what they are joined to would take twice the memory.
+    paths = [folder / name for name in ("rows", "responses", "sketches")]
+    with writing(folder), ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for batch, found in map_forked(
+            _Measurer(rows, functions, held_out),
+            range(0, len(rows), BATCH_ROWS),
+            rows=len(rows),
+            doing="a process that measures rows",
+        ):
+            for file, numbers in zip(files, batch, strict=True):
+                file.write(numbers.tobytes())
+            names |= found
+            done += len(batch[0])
+            on_progress("measuring", done, len(rows))
+    return Columns(
+        of_rows=np.fromfile(paths[0], ROW),
+        of_responses=np.fromfile(paths[1], RESPONSE),
+        names=names,
+        sketches=paths[2],
+    )
+
+
+class _Measurer:
+    """One batch as numbers (of its rows, its responses, its sketches), and the names of codes."""
+
+    def __init__(self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams) -> None:
+        self.rows = rows
+        self.functions = functions
+        self.held_out = held_out
+        self.sketch_prompt = Sketcher(PROMPT_SKETCH)
+        self.sketch_responses = Sketcher(RESPONSES_SKETCH)
+
+    def __call__(self, start: int) -> tuple[tuple[Array, Array, Hashes], dict[int, str]]:
+        numbers = range(start, min(start + BATCH_ROWS, len(self.rows)))
+        comparisons = [self.rows[number] for number in numbers]
+        rows = np.zeros(len(comparisons), ROW)
+        responses: list[tuple[Any, ...]] = []
+        sketches = np.empty((len(comparisons), SKETCH), np.uint32)
+        names: dict[int, str] = {}
+        counts = self.functions.tokens.count(comparisons)
+        for place, (comparison, tokens) in enumerate(zip(comparisons, counts, strict=True)):
+            row = rows[place]
+            audited = numbers[place] < self.rows.data
+            responses += self._measure(comparison, audited, row, sketches[place], names)
+            if isinstance(tokens, Skipped):
+                row["skipped"] = _code_of(tokens.reason, names)
+                row["unrendered"] = _code_of(tokens.field, names) if tokens.field else 0
+            else:
+                row["longest"], row["shared"] = tokens.longest, tokens.shared
+        return (rows, np.array(responses, RESPONSE), sketches), names
+
+    def _measure(
+        self,
+        comparison: Comparison,
+        audited: bool,
+        row: Any,
+        sketch: Hashes,
+        names: dict[int, str],
+    ) -> Iterator[tuple[Any, ...]]:
+        """Fill in a row and its sketch; the numbers of its responses."""
+        prompt = self.functions.text(comparison.prompt)
+        texts = [self.functions.text(response) for response in comparison.responses]
+        prompt_W = words(prompt)
+        texts_W = [words(text) for text in texts]
+        scripts = [self.functions.scripts(text) for text in texts]
+        digests = [digest_of(response) for response in comparison.responses]
+        grades = comparison.grades or (float("nan"),) * len(texts)
+        split = comparison.metadata.get(SPLIT_COLUMN)
+        reason = why_untrainable(comparison)
+        row["group"] = group_code(comparison.group)
+        row["prompt_key"] = _text_key(prompt)
+        row["row_key"] = row_key(comparison)
+        row["pair_key"] = _code(repr((comparison.group, sorted(digests))).encode())
+        row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
+        row["reason"] = 0 if reason is None else REASONS.index(reason) + 1
+        row["plain"] = isinstance(comparison.responses[0], str)
+        row["responses"] = len(texts)
+        row["prompt_characters"] = len(prompt)
+        row["prompt_script"] = _main_script(self.functions.scripts(prompt), names)
+        row["mixed_scripts"] = not all(starmap(_share_a_script, combinations(scripts, 2)))
+        row["turns"] = 1 if isinstance(comparison.prompt, str) else len(comparison.prompt)
+        runs = [grams(part) for part in (prompt_W, *texts_W)] if audited else []
+        row["copied_from"] = self.held_out.copied(runs)
+        for name, is_there in PROBLEMS.items():
+            row[name] = is_there(comparison)
+        responses_S = union(shingles(text_W) for text_W in texts_W)
+        sketch[:RESPONSES_SKETCH] = self.sketch_responses(responses_S)
+        sketch[RESPONSES_SKETCH:] = self.sketch_prompt(shingles(prompt_W))
+        main = [_main_script(counts, names) for counts in scripts]
+        return zip(digests, map(len, texts), grades, main, strict=True)
+
+
+def row_key(comparison: Comparison) -> int:
+    """Equal for rows with the same prompt, responses and grades."""
+    digests = [digest_of(response) for response in comparison.responses]
+    graded = sorted(zip_longest(digests, comparison.grades, fillvalue=None))
+    return _code(repr((comparison.group, graded)).encode())
+
+
+def digest_of(turns: Turns) -> int:
+    """A number for a text with its roles and tool calls; white space at the ends does not count."""
+    if isinstance(turns, str):
+        return _code(turns.strip().encode("utf-8", "surrogatepass"))
+    return _code(json.dumps(canonical(turns), sort_keys=True, default=str).encode())
+
+
+def _main_script(counts: Mapping[str, int], names: dict[int, str]) -> int:
+    """The code of the script most letters belong to; 0 without letters."""
+    if not counts:
+        return 0
+    return _code_of(min(counts, key=lambda name: (-counts[name], name)), names)
+
+
+def _share_a_script(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether the main script of either belongs to the other: quoted code makes no language.
+
+    A text without letters fits any.
+    """
+    if not one or not other:
+        return True
+    return any(
+        theirs.get(max(ours, key=ours.__getitem__), 0) >= SAME_SCRIPT * sum(theirs.values())
+        for ours, theirs in ((one, other), (other, one))
+    )
+
+
+def _text_key(text: str) -> int:
+    plain = " ".join(text.casefold().split())
+    return _code(plain.encode("utf-8", "surrogatepass")) if plain else 0
+
+
+def _code(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _code_of(name: str, names: dict[int, str]) -> int:
+    code = _code(name.encode("utf-8", "surrogatepass"))
+    names[code] = name
+    return code

@@ -36,9 +36,9 @@ from plaudit.data.audit.measure import (
     BaselineAccuracy,
     Columns,
     Functions,
+    OpenPart,
     Part,
     Progress,
-    StoredPart,
     measure_columns,
     store_rows,
 )
@@ -241,7 +241,7 @@ class AuditReport:
     plaudit_version: str = __version__
     rows: int
     settings: Settings
-    parts: tuple[StoredPart, ...]
+    parts: tuple[Part, ...]
     findings: tuple[Finding, ...]
     trainable: Trainable
     lengths: Lengths
@@ -279,7 +279,7 @@ class Audit:
 
 
 def audit(
-    parts: Sequence[Part],
+    parts: Sequence[OpenPart],
     functions: Functions,
     *,
     max_length: int,
@@ -495,16 +495,15 @@ def distribution(values: Array) -> Distribution | None:
 
 def over_lengths(evidence: Evidence) -> tuple[LengthLimit, ...]:
     """Rows with a conversation above each length."""
-    limits = sorted({*LENGTHS, evidence.max_length})
-    over = [int((evidence.column("longest") > limit).sum()) for limit in limits]
+    longest_N = evidence.column("longest")
     return tuple(
         LengthLimit(
             tokens=limit,
-            rows=rows,
-            share=rows / evidence.data,
+            rows=int((longest_N > limit).sum()),
+            share=float((longest_N > limit).mean()),
             is_max_length=limit == evidence.max_length,
         )
-        for limit, rows in zip(limits, over, strict=True)
+        for limit in sorted({*LENGTHS, evidence.max_length})
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -201,15 +201,12 @@ class HeldOutGrams:
         if not len(every):
             return -1
         mine = np.unique(every)
-        low = np.searchsorted(self.runs, mine, "left")
-        high = np.searchsorted(self.runs, mine, "right")
-        hit = high > low
-        if not hit.any():
+        low = np.searchsorted(self.runs, mine, "left").tolist()
+        high = np.searchsorted(self.runs, mine, "right").tolist()
+        owners = [self.owners[a:b] for a, b in zip(low, high, strict=True) if a < b]
+        if not owners:
             return -1
-        places = np.concatenate(
-            [np.arange(a, b) for a, b in zip(low[hit].tolist(), high[hit].tolist(), strict=True)]
-        )
-        rows, counts = np.unique(self.owners[places], return_counts=True)
+        rows, counts = np.unique(np.concatenate(owners), return_counts=True)
         shares = counts / np.array([self._totals[row] for row in rows.tolist()])
         best = int(np.argmax(shares))
         return int(rows[best]) if shares[best] >= COPIED else -1
@@ -309,9 +306,8 @@ def near_rows(
         return jaccard(ours.prompt, theirs.prompt) >= NEAR and same_responses(ours, theirs)
 
     parts = (slice(0, RESPONSES_SKETCH), slice(RESPONSES_SKETCH, None))
-    bands = _write_bands(sketches, ROW_BANDS, "rows")
-    pairs = [_plausible(sketches, some, parts) for some in _neighbours(bands, eligible, None)]
-    return _verified(pairs, alike, on_checked)
+    candidates = _candidates(sketches, ROW_BANDS, parts, eligible)
+    return _verified(candidates, alike, on_checked)
 
 
 def near_prompts(
@@ -332,9 +328,8 @@ def near_prompts(
         return jaccard(*own) >= NEAR_OWN
 
     parts = (slice(RESPONSES_SKETCH, None),)
-    bands = _write_bands(sketches, PROMPT_BANDS, "prompts")
-    pairs = [_plausible(sketches, some, parts) for some in _neighbours(bands, eligible, held_out)]
-    return _verified(pairs, alike, on_checked)
+    candidates = _candidates(sketches, PROMPT_BANDS, parts, eligible, held_out)
+    return _verified(candidates, alike, on_checked)
 
 
 def common_shingles(rows: RowArray, sets_of: SetsOf) -> Hashes:
@@ -360,9 +355,24 @@ def _open_sketches(path: Path) -> npt.NDArray[np.uint32]:
     return np.memmap(path, np.uint32, "r").reshape(-1, SKETCH)
 
 
-def _write_bands(sketches: Path, bands: Sequence[Sequence[int]], name: str) -> list[Path]:
+def _candidates(
+    sketches: Path,
+    bands: Sequence[Sequence[int]],
+    parts: Sequence[slice],
+    eligible: RowArray,
+    held_out: int | None = None,
+) -> npt.NDArray[np.int64]:
+    """Different pairs ``[M, 2]`` of eligible rows with an equal band and ``parts`` that agree."""
+    found = [
+        _plausible(sketches, _neighbours(path, eligible, held_out), parts)
+        for path in _write_bands(sketches, bands)
+    ]
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _write_bands(sketches: Path, bands: Sequence[Sequence[int]]) -> list[Path]:
     """A file of one number per row for each band; equal numbers are equal bands."""
-    paths = [sketches.with_name(f"{name}-{band}") for band in range(len(bands))]
+    paths = [sketches.with_name(f"band-{band}") for band in range(len(bands))]
     count = len(_open_sketches(sketches))
     with writing(sketches):
         for path in paths:
@@ -376,43 +386,27 @@ def _write_bands(sketches: Path, bands: Sequence[Sequence[int]], name: str) -> l
     return paths
 
 
-def _neighbours(
-    bands: Sequence[Path], eligible: RowArray, held_out: int | None
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Per band, pairs ``[M, 2]`` of rows in one bucket.
+def _neighbours(band: Path, eligible: RowArray, held_out: int | None) -> npt.NDArray[np.int64]:
+    """Pairs ``[M, 2]`` of rows in one bucket of a band.
 
     Each row with the few before it; where ``held_out`` is given, with held-out rows alone.
     """
-    for path in bands:
-        key_E = np.fromfile(path, np.uint64)[eligible]
-        # Held-out rows have the greatest numbers; reversed they come first in their buckets.
-        rows_E = eligible if held_out is None else eligible[::-1]
-        key_E = key_E if held_out is None else key_E[::-1]
-        order = np.argsort(key_E, kind="stable")
-        key_E, rows_E = key_E[order], rows_E[order]
-        start_E = _starts(key_E)
-        place_E = np.arange(len(key_E))
-        pairs = []
-        for step in range(1, NEIGHBOURS + 1):
-            if held_out is None:
-                at = np.flatnonzero(place_E - step >= start_E)
-                partner = at - step
-            else:
-                at = np.flatnonzero(start_E + step - 1 < place_E)
-                partner = start_E[at] + step - 1
-            pairs.append(np.stack([rows_E[at], rows_E[partner]], axis=1))
-        every = np.concatenate(pairs)
-        if held_out is not None:
-            every = every[(every[:, 0] < held_out) & (every[:, 1] >= held_out)]
-        yield every
-
-
-def _starts(key_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """For each place of sorted keys, where its bucket begins."""
-    if not len(key_E):
-        return np.zeros(0, np.int64)
-    first = np.concatenate([[True], key_E[1:] != key_E[:-1]])
-    return np.maximum.accumulate(np.where(first, np.arange(len(key_E)), 0))
+    # Held-out rows have the greatest numbers; reversed they come first in their buckets.
+    rows_E = eligible if held_out is None else eligible[::-1]
+    key_E = np.fromfile(band, np.uint64)[rows_E]
+    order = np.argsort(key_E, kind="stable")
+    key_E, rows_E = key_E[order], rows_E[order]
+    start_E = np.searchsorted(key_E, key_E)
+    place_E = np.arange(len(key_E))
+    pairs = []
+    for step in range(NEIGHBOURS):
+        partner_E = place_E - 1 - step if held_out is None else start_E + step
+        at = np.flatnonzero((start_E <= partner_E) & (partner_E < place_E))
+        pairs.append(np.stack([rows_E[at], rows_E[partner_E[at]]], axis=1))
+    every = np.concatenate(pairs)
+    if held_out is not None:
+        every = every[(every[:, 0] < held_out) & (every[:, 1] >= held_out)]
+    return every
 
 
 def _plausible(
@@ -432,26 +426,20 @@ def _plausible(
 
 
 def _verified(
-    candidates: Sequence[npt.NDArray[np.int64]],
-    alike: Callable[[int, int], bool],
-    on_checked: OnChecked,
+    pairs: npt.NDArray[np.int64], alike: Callable[[int, int], bool], on_checked: OnChecked
 ) -> NearPairs:
     """The candidates whose texts are alike; each row once, with the first row it is like."""
-    pairs = np.unique(np.concatenate(candidates), axis=0)
     chosen = pairs[evenly_spaced(len(pairs), MOST_CHECKED)]
     checked = len(chosen)
-    rows: list[int] = []
-    others: list[int] = []
+    near: dict[int, int] = {}
     for number, (row, other) in enumerate(chosen.tolist(), start=1):
-        # Pairs are sorted by row: the rest of a settled row is skipped.
-        if not (rows and rows[-1] == row) and alike(row, other):
-            rows.append(row)
-            others.append(other)
+        if row not in near and alike(row, other):
+            near[row] = other
         if number % 1000 == 0 or number == checked:
             on_checked(number, checked)
     return NearPairs(
-        row_M=np.array(rows, np.int64),
-        other_M=np.array(others, np.int64),
+        row_M=np.array(list(near), np.int64),
+        other_M=np.array(list(near.values()), np.int64),
         candidates=len(pairs),
         checked=checked,
     )
