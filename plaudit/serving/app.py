@@ -36,7 +36,7 @@ from plaudit.serving.protocols.records import (
 )
 from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.serving.scheduler import token_costs
-from plaudit.serving.served_model import ModelMetadata, ServedModel, metadata_of
+from plaudit.serving.served_model import ModelCard, ModelMetadata, ServedModel, metadata_of
 from plaudit.serving.settings import ServerSettings
 from plaudit.types import IntArray, Text, TokenReward
 
@@ -55,21 +55,12 @@ class Health(BaseModel):
     models: list[str]
 
 
-class ModelCard(BaseModel):
-    """What OpenAI's clients read of a model."""
-
-    id: str
-    object: str = "model"
-    created: int
-    owned_by: str = "plaudit"
-
-
 class ModelList(BaseModel):
     object: str = "list"
     data: list[ModelCard]
 
 
-def build_app(engine: Engine, *, token: str | None = None) -> Any:
+def build_app(engine: Engine, *, token: str | None = None) -> RequestMiddleware:
     """The ASGI application. Starting it starts the engine, stopping it drains the engine."""
 
     @asynccontextmanager
@@ -180,16 +171,15 @@ async def score_request(
             "bad_request", f"{count} conversations are over {limit}; send fewer at once."
         )
 
-    def encode() -> tuple[list[list[IntArray]], list[int]]:
+    def encode() -> tuple[list[IntArray], list[int]]:
         encoded = served.encode(wanted)
-        return encoded, token_costs([ids for part in encoded for ids in part])
+        return encoded, token_costs(encoded)
 
-    encoded, costs = await engine.in_thread(engine.encoder, encode, turn.deadline)
-    sequences = [ids for part in encoded for ids in part]
+    sequences, costs = await engine.in_thread(engine.encoder, encode, turn.deadline)
     job = await engine.run(served, sequences, costs, turn)
     token_rewards = None
     if wanted.token_rewards:
-        token_rewards = await _token_rewards(engine, served, wanted, encoded, turn)
+        token_rewards = await _token_rewards(engine, served, wanted, sequences, turn)
     _exchange(request).fields = {
         "model": served.name,
         "conversations": count,
@@ -214,7 +204,7 @@ async def _token_rewards(
     engine: Engine,
     served: ServedModel,
     wanted: ScoreRequest,
-    encoded: Sequence[Sequence[IntArray]],
+    sequences: Sequence[IntArray],
     turn: Turn,
 ) -> tuple[tuple[TokenReward, ...], ...]:
     """Per-token rewards of every response, each computed in the model's thread."""
@@ -228,11 +218,11 @@ async def _token_rewards(
             raise RejectionError("reward_not_finite", "A per-token reward is not finite.")
         return steps
 
-    computed = []
-    for part, sequences in zip(wanted.parts, encoded, strict=True):
+    computed, left = [], iter(sequences)
+    for part in wanted.parts:
         assert isinstance(part, Dialogue)
-        for response, ids in zip(part.responses, sequences, strict=True):
-            work = partial(compute, part.prompt, response)
+        for response in part.responses:
+            ids, work = next(left), partial(compute, part.prompt, response)
             computed.append((await engine.run(served, [ids], [len(ids)], turn, work)).result)
     return tuple(computed)
 

@@ -141,7 +141,7 @@ class Engine:
         self,
         served: ServedModel,
         sequences: Sequence[IntArray],
-        costs: list[int],
+        costs: Sequence[int],
         turn: Turn,
         action: Callable[[], Any] | None = None,
     ) -> Job[ServedModel]:

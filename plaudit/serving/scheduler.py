@@ -41,20 +41,19 @@ class Job(Generic[Owner]):
     ``finish`` is called once, by :meth:`end` from the thread that scores, with None or why it
     failed. ``computed`` counts the tokens that the model computed for it. ``known`` holds its
     rewards so far by digest: equal conversations of a long request have one reward, whichever
-    batches they are in. ``costs`` are those of :func:`token_costs` where they are known already.
-    With ``action`` that is called in place of scoring, for other work that only the model's thread
-    may do, and gives ``result``.
+    batches they are in. ``costs`` are those of :func:`token_costs`. With ``action`` that is called
+    in place of scoring, for other work that only the model's thread may do, and gives ``result``.
     """
 
     owner: Owner
     client: str
     sequences: Sequence[IntArray]
+    costs: Sequence[int]
     deadline: float
     finish: Callable[[RejectionError | None], object]
     action: Callable[[], Any] | None = None
     result: Any = None
-    costs: list[int] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
+    rewards: list[float] = field(init=False)
     taken: int = 0
     scored: int = 0
     computed: int = 0
@@ -66,8 +65,6 @@ class Job(Generic[Owner]):
 
     def __post_init__(self) -> None:
         self.rewards = [0.0] * len(self.sequences)
-        if not self.costs:
-            self.costs = token_costs(self.sequences)
 
     @property
     def waiting_tokens(self) -> int:

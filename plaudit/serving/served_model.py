@@ -23,7 +23,7 @@ from plaudit.reward_model import RewardModel, ScoreCache, load
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.protocols.records import Dialogue, ScoreRequest
 from plaudit.serving.settings import ModelSource, ServerSettings
-from plaudit.tokens.batch import LEAST_SHARED, PackedBatcher, fill, pack
+from plaudit.tokens.batch import LEAST_SHARED, PackedBatcher, conversations, fill, pack
 from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH
 from plaudit.tokens.preformatted import SpecialTokens, encode_preformatted, special_tokens_of
 from plaudit.types import MEDIA, FloatArray, IntArray, PackedBatch, Skipped, TokenTree
@@ -48,13 +48,8 @@ class ServedModel:
         """When it was loaded, in seconds since 1970."""
         return int(datetime.fromisoformat(self.loaded).timestamp())
 
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether the model runs packed, so that a common beginning is computed once."""
-        return isinstance(self.model.batcher, PackedBatcher)
-
-    def encode(self, request: ScoreRequest) -> list[list[IntArray]]:
-        """Per part of the request the token ids of its conversations, each up to its scored token.
+    def encode(self, request: ScoreRequest) -> list[IntArray]:
+        """The token ids of all conversations of a request, each up to its scored token.
 
         Raises:
             RejectionError: a conversation over the model's length, without tokens, with something
@@ -70,23 +65,26 @@ class ServedModel:
         if request.keep_last is not None:
             # What is encoded is truncated here.
             model = replace(model, encoder=replace(model.encoder, max_length=sys.maxsize))
-        encoded = [
-            [next(texts)] if isinstance(part, str) else _encode_part(model, part)
-            for part in request.parts
-        ]
+        encoded: list[IntArray] = []
+        for part in request.parts:
+            encoded += [next(texts)] if isinstance(part, str) else _encode_part(model, part)
         if request.keep_last is not None:
             keep = self.model.facts.max_length if request.keep_last == -1 else request.keep_last
-            encoded = [[ids[-keep:] for ids in part] for part in encoded]
+            encoded = [ids[-keep:] for ids in encoded]
         limit = min(self.model.facts.max_length, request.limit or self.model.facts.max_length)
-        for part in encoded:
-            for ids in part:
-                _check_scorable(ids, limit)
+        for ids in encoded:
+            _check_scorable(ids, limit)
         return encoded
 
 
 def _encode_part(model: RewardModel, part: Dialogue | Sequence[int]) -> list[IntArray]:
     if not isinstance(part, Dialogue):
-        return [_known(model, part)]
+        known = model.module.config.get_text_config().vocab_size
+        if any(not 0 <= token < known for token in part):
+            raise RejectionError(
+                "bad_request", f"A token id is not among the model's 0 to {known - 1}."
+            )
+        return [np.asarray(part, dtype=np.int32)]
     if not part.responses:
         return []
     try:
@@ -114,20 +112,6 @@ _KINDS = {
 """Kinds of rejections by the reason why a conversation has no tokens."""
 
 
-def _known(model: RewardModel, ids: Sequence[int]) -> IntArray:
-    known = model.module.config.get_text_config().vocab_size
-    if any(not 0 <= token < known for token in ids):
-        raise RejectionError(
-            "bad_request", f"A token id is not among the model's 0 to {known - 1}."
-        )
-    return np.asarray(ids, dtype=np.int32)
-
-
-def conversations(tree: TokenTree) -> list[IntArray]:
-    """Every whole conversation of a tree."""
-    return [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
-
-
 def _check_scorable(ids: IntArray, limit: int) -> None:
     if len(ids) == 0:
         raise RejectionError(
@@ -151,7 +135,6 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
         source.path,
         base=settings.base,
         device=settings.device,
-        dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
     )
     served = ServedModel(
@@ -172,13 +155,18 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
     return served
 
 
-class ModelMetadata(BaseModel):
-    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
+class ModelCard(BaseModel):
+    """What OpenAI's clients read of a model."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = "plaudit"
+
+
+class ModelMetadata(ModelCard):
+    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
+
     version: int
     loaded: str
     kind: str
@@ -211,7 +199,7 @@ def metadata_of(served: ServedModel) -> ModelMetadata:
         temperature=facts.temperature,
         reward_mean=facts.reward_mean,
         reward_std=facts.reward_std,
-        layout="packed" if served.shares_prompts else "padded",
+        layout="packed" if isinstance(served.model.batcher, PackedBatcher) else "padded",
         plaudit_version=facts.plaudit_version,
         origin=None if facts.origin is None else facts.origin.format,
         evaluation=_metrics(folder, calibrated_later=facts.temperature_fit is not None),
@@ -285,8 +273,7 @@ def with_cached_prefix(tree: TokenTree, prefix_cache: PrefixCache) -> CachedTree
     """The same conversations, of which the model computes fewer tokens where states are kept."""
     alone = len(tree.branches) == 1
     # The scored token itself must be computed.
-    whole = np.concatenate([tree.prefix, *(branch[:-1] for branch in tree.branches[:1])])
-    beginning = whole if alone else tree.prefix
+    beginning = conversations(tree)[0][:-1] if alone else tree.prefix
     cached = prefix_cache.find(beginning)
     # Tokens of the prompt behind the cached ones are computed in every branch.
     behind = len(tree.prefix) - cached.tokens
@@ -294,11 +281,10 @@ def with_cached_prefix(tree: TokenTree, prefix_cache: PrefixCache) -> CachedTree
         not alone and behind * len(tree.branches) > len(tree.prefix)
     ):
         return CachedTree(tree=tree, cached=NOTHING, cacheable=beginning)
-    whole_branches = [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
     parted = replace(
         tree,
         prefix=beginning[: cached.tokens],
-        branches=tuple(ids[cached.tokens :] for ids in whole_branches),
+        branches=tuple(ids[cached.tokens :] for ids in conversations(tree)),
     )
     return CachedTree(tree=parted, cached=cached, cacheable=beginning)
 
@@ -394,12 +380,9 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     reward_transform = model.module.reward_transform
     size = max(1.0, float(np.abs((plain - reward_transform.offset) / reward_transform.scale).max()))
     apart = float(np.abs(plain - again).max()) / abs(reward_transform.scale)
-    if not apart <= _tolerance(model) * size:
+    # That of the coarsest precision among the weights.
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
+    tolerance = max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)
+    if not apart <= tolerance * size:
         return f"a reward was {apart:.2g} apart with and without"
     return None
-
-
-def _tolerance(model: RewardModel) -> float:
-    """That of the coarsest precision among the weights."""
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
-    return max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)

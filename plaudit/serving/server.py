@@ -364,7 +364,6 @@ def worker_app() -> RequestMiddleware:
     settings = replace(settings, device=device)
     engine = open_engine(settings)
     app = build_app(engine, token=read_token(settings))
-    assert isinstance(app, RequestMiddleware)
     _say_first_on_term(engine)
     freeze_heap()
     return app

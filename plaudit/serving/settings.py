@@ -40,7 +40,6 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     base: str | None = None
     device: str | None = None
-    dtype: str = "auto"
     trust_remote_code: bool = False
     workers: int = 1
     max_batch_tokens: int | None = None

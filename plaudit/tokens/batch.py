@@ -305,7 +305,7 @@ class _Group:
     def __init__(self, number: int, tree: TokenTree) -> None:
         self.numbers = [number]
         self.first = tree
-        self.conversations = _conversations(tree)
+        self.conversations = conversations(tree)
         # One conversation alone could share all but the token that is scored.
         self.prefix = len(tree.prefix) if len(tree.branches) > 1 else tree.tokens - 1
         self.total = sum(map(len, self.conversations))
@@ -316,7 +316,7 @@ class _Group:
 
     def take(self, number: int, tree: TokenTree, max_tokens: int) -> bool:
         """Add a tree, unless that saves nothing or makes the joint tree too large."""
-        added = _conversations(tree)
+        added = conversations(tree)
         prefix = min(self.prefix, common_prefix([self.conversations[0], *added]))
         total = self.total + sum(map(len, added))
         tokens = total - prefix * (len(self.conversations) + len(added) - 1)
@@ -337,5 +337,6 @@ class _Group:
         )
 
 
-def _conversations(tree: TokenTree) -> list[IntArray]:
+def conversations(tree: TokenTree) -> list[IntArray]:
+    """Every whole conversation of a tree."""
     return [np.concatenate([tree.prefix, branch]) for branch in tree.branches]

@@ -27,6 +27,7 @@ def job(
         owner=owner,
         client=client,
         sequences=sequences,
+        costs=token_costs(sequences),
         deadline=deadline,
         finish=(finished if finished is not None else list[Any]()).append,
         **more,
