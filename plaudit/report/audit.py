@@ -13,16 +13,18 @@ from plaudit.evaluation.numbers import count, counted, percent, words
 from plaudit.report.pages import inline_pictures, page_environment
 from plaudit.report.plots import (
     BLUE,
+    CHANCE,
     GREY,
     ORANGE,
     PAGE_WIDTH,
-    Drawn,
+    Plot,
     Row,
     Style,
+    difference_histogram,
     dot_plot,
+    drawn_plots,
     make_figure,
     name_rows,
-    place_legend,
 )
 from plaudit.storage.atomic import write_json
 
@@ -60,19 +62,15 @@ def render_audit(report: AuditReport) -> str:
         report=report,
         sentences=sentences(report),
         headings=HEADINGS,
-        pictures=inline_pictures(_drawn(report), "audit"),
+        pictures=inline_pictures(drawn_plots(PLOTS, report, PAGE_WIDTH), "audit"),
     )
 
 
 # --- sentences ----------------------------------------------------------------------------------
 
 
-def sentences(report: AuditReport) -> list[str]:
+def sentences(report: AuditReport) -> Iterator[str]:
     """Rows, errors, what was not read, the surface baselines, the cleaned copy, the comparison."""
-    return list(_sentences(report))
-
-
-def _sentences(report: AuditReport) -> Iterator[str]:
     yield (
         f"{count(report.rows)} rows with {counted(report.shape.prompts, 'prompt')}; "
         f"{count(report.trainable.rows)} can be trained on."
@@ -154,24 +152,23 @@ def _accuracy(baseline: BaselineAccuracy) -> str:
     return f"{percent(baseline.accuracy)} (95% CI {percent(low)} to {percent(high)})"
 
 
-def lengths(report: AuditReport) -> Figure | None:
+def lengths(report: AuditReport, width: float) -> Figure | None:
     better, worse = report.lengths.better_characters, report.lengths.worse_characters
     if better is None or worse is None:
         return None
-    figure, (axis,) = make_figure("Lengths of responses", PAGE_WIDTH)
+    figure, (axis,) = make_figure("Lengths of responses", width)
     for name, part, color in (("better", better, BLUE), ("worse", worse, ORANGE)):
         _stairs(axis, part.histogram, color, f"{name}, median {part.percentiles['50']:,.0f}")
     _logarithmic(axis, "characters")
     axis.set_ylabel("responses")
-    place_legend(figure)
     return figure
 
 
-def tokens(report: AuditReport) -> Figure | None:
+def tokens(report: AuditReport, width: float) -> Figure | None:
     part = report.lengths.conversation_tokens
     if part is None:
         return None
-    figure, (axis,) = make_figure("Tokens of the longest conversation", PAGE_WIDTH)
+    figure, (axis,) = make_figure("Tokens of the longest conversation", width)
     _stairs(axis, part.histogram, BLUE, "rows by their tokens")
     for limit in report.over_lengths:
         if limit.tokens <= part.histogram.edges[-1]:
@@ -180,31 +177,22 @@ def tokens(report: AuditReport) -> Figure | None:
             axis.axvline(limit.tokens, color=ORANGE, linestyle=style, linewidth=1.2, label=label)
     _logarithmic(axis, "tokens")
     axis.set_ylabel("rows")
-    place_legend(figure)
     return figure
 
 
-def length_gap(report: AuditReport) -> Figure | None:
+def length_gap(report: AuditReport, width: float) -> Figure | None:
     gaps = report.surface.length_gap
     if gaps is None:
         return None
-    figure, (axis,) = make_figure("How much longer is the winner?", PAGE_WIDTH)
-    edges = gaps.edges
-    sides = (("winner is longer", BLUE, 1), ("winner is shorter", ORANGE, -1))
-    for label, color, side in sides:
-        counts = [
-            number if side * (low + high) > 0 else 0
-            for number, low, high in zip(gaps.counts, edges, edges[1:], strict=False)
-        ]
-        axis.stairs(counts, edges, fill=True, color=color, alpha=0.75, label=label)
+    figure, (axis,) = make_figure("How much longer is the winner?", width)
+    labels = ("winner is longer", "winner is shorter")
+    difference_histogram(axis, gaps.counts, gaps.edges, labels)
     axis.axvline(0, color=GREY, linewidth=0.9)
-    axis.set_xlabel("characters, winner − loser (ends: or more)")
-    axis.set_ylabel("labelled pairs")
-    place_legend(figure)
+    axis.set(xlabel="characters, winner − loser (ends: or more)", ylabel="labelled pairs")
     return figure
 
 
-def baselines(report: AuditReport) -> Figure | None:
+def baselines(report: AuditReport, width: float) -> Figure | None:
     surface = report.surface
     interval = Style(BLUE, "o", "accuracy, 95% interval")
     named = {
@@ -217,35 +205,19 @@ def baselines(report: AuditReport) -> Figure | None:
         for name, baseline in named.items()
         if baseline is not None and baseline.accuracy is not None
     ]
-    if not rows:
-        return None
-    figure, axis = dot_plot("Accuracy of surface baselines", PAGE_WIDTH, rows)
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("share of labelled pairs")
-    place_legend(figure)
-    return figure
+    label = "share of labelled pairs"
+    return dot_plot("Accuracy of surface baselines", width, rows, (CHANCE,), xlabel=label)
 
 
-def scripts(report: AuditReport) -> Figure | None:
+def scripts(report: AuditReport, width: float) -> Figure | None:
     rows = report.scripts.responses[:8]
     if len(rows) < 2:
         return None
-    figure, (axis,) = make_figure("Scripts of the responses", PAGE_WIDTH)
-    names = [row.name or "no letters" for row in rows]
+    figure, (axis,) = make_figure("Scripts of the responses", width)
     counts = [row.count for row in rows]
-    places = range(len(rows))
-    axis.barh(places, counts, color=BLUE, height=0.6)
-    for place, number in zip(places, counts, strict=True):
-        axis.annotate(
-            f"{number:,}",
-            (number, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=10,
-        )
-    name_rows(axis, names)
+    bars = axis.barh(range(len(rows)), counts, color=BLUE, height=0.6)
+    axis.bar_label(bars, fmt="{:,.0f}", padding=4, fontsize=10)
+    name_rows(axis, [row.name or "no letters" for row in rows])
     _logarithmic(axis, "responses")
     axis.set_xlim(0.8, max(counts) * 4)
     return figure
@@ -258,28 +230,17 @@ def _stairs(axis: Axes, histogram: Histogram, color: str, label: str) -> None:
 
 
 def _logarithmic(axis: Axes, label: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_xlabel(f"{label} (logarithmic)")
+    axis.set(xscale="log", xlabel=f"{label} (logarithmic)")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
-PLOTS: Final[dict[str, tuple[Callable[[AuditReport], Figure | None], str]]] = {
-    "lengths": (lengths, "Characters of the better and the worse response of each row."),
-    "length_gap": (length_gap, "Characters of the winner minus those of the loser."),
-    "baselines": (
+PLOTS: Final[dict[str, Plot[AuditReport]]] = {
+    "lengths": Plot(lengths, "Characters of the better and the worse response of each row."),
+    "length_gap": Plot(length_gap, "Characters of the winner minus those of the loser."),
+    "baselines": Plot(
         baselines,
         "Accuracy of the longer response, the shorter one and a bag of words on the labels.",
     ),
-    "tokens": (tokens, "Tokens of the longest conversation of each row."),
-    "scripts": (scripts, "The main script of each response."),
+    "tokens": Plot(tokens, "Tokens of the longest conversation of each row."),
+    "scripts": Plot(scripts, "The main script of each response."),
 }
-
-
-def _drawn(report: AuditReport) -> Iterator[Drawn]:
-    """The plots for which there are numbers."""
-    for name, (draw, caption) in PLOTS.items():
-        figure = draw(report)
-        if figure is not None:
-            yield Drawn(name, figure, caption)

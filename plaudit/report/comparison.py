@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from plaudit.evaluation.compare import ModelComparison
-from plaudit.evaluation.schema import BestOf, Interval, Metric
+from plaudit.evaluation.schema import BestOf, Metric
 from plaudit.report.plots import (
     BLUE,
     CARD_WIDTH,
     GREEN,
     ORANGE,
+    curve,
     make_figure,
     name_rows,
     place_legend,
@@ -49,18 +49,14 @@ def comparison_figure(comparison: ModelComparison) -> Figure:
 def _metric_panel(axis: Axes, comparison: ModelComparison, metric: Metric) -> None:
     best = comparison.best.by(metric)
     for place, model in enumerate(comparison.models):
-        value, ends = (
-            (model.accuracy, model.accuracy_ci95)
-            if metric == "accuracy"
-            else (model.nll, model.nll_ci95)
-        )
+        ends = getattr(model, f"{metric}_ci95")
         leads = model.name == best.name
         alike = model.name in best.not_significantly_better_than
         color = ORANGE if leads else BLUE
         if ends is not None:
             axis.hlines(place, *ends, color=color, alpha=0.3, linewidth=4)
         axis.plot(
-            value,
+            getattr(model, metric),
             place,
             color=color,
             marker="*" if leads else "o",
@@ -90,11 +86,8 @@ def best_of_figure(result: BestOf, width: float = CARD_WIDTH) -> Figure:
 def _curve(
     axis: Axes, result: BestOf, name: Literal["gold", "oracle", "proxy"], color: str, label: str
 ) -> None:
-    x = [point.kl**0.5 for point in result.curve]
-    ends: Sequence[Interval | None] = [getattr(point, f"{name}_ci95") for point in result.curve]
-    known = [each for each in ends if each is not None]
-    if len(known) == len(x):
-        lows, highs = [each.low for each in known], [each.high for each in known]
-        axis.fill_between(x, lows, highs, color=color, alpha=0.16, linewidth=0)
-    values = [getattr(point, name) for point in result.curve]
-    axis.plot(x, values, color=color, marker="o", markersize=3.5, label=label)
+    points = [
+        (point.kl**0.5, getattr(point, name), getattr(point, f"{name}_ci95"))
+        for point in result.curve
+    ]
+    curve(axis, points, color, label, linewidth=1.5, markersize=3.5)

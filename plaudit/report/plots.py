@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from plaudit.evaluation.numbers import words
 from plaudit.evaluation.schema import (
-    BaselineMetrics,
     EvaluationMetrics,
     HistoryEntry,
     Interval,
     LengthBin,
-    MarginHistogram,
-    Perturbation,
     RunMetrics,
     read_recorded,
 )
@@ -50,7 +48,10 @@ Subject = TypeVar("Subject")
 
 
 class Plot(NamedTuple, Generic[Subject]):
-    """How a picture is drawn in a width of so many inches, and what it shows in words."""
+    """How a picture is drawn in a width of so many inches, and what it shows in words.
+
+    The legend is added to what ``draw`` returns.
+    """
 
     draw: Callable[[Subject, float], Figure | None]
     caption: str
@@ -100,6 +101,7 @@ def drawn_plots(
     for name, plot in table.items():
         figure = plot.draw(subject, width)
         if figure is not None:
+            place_legend(figure)
             yield Drawn(name, figure, plot.caption)
 
 
@@ -180,12 +182,34 @@ def place_legend(figure: Figure) -> None:
         legend.remove()
 
 
-def _steps(axis: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+def by_step(axis: Axes, label: str) -> None:
+    """An axis of optimizer steps, and the label of the other one."""
+    from matplotlib.ticker import MaxNLocator
 
-    axis.set_xlabel("optimizer step")
+    axis.set(xlabel="optimizer step", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def curve(
+    axis: Axes,
+    points: Sequence[tuple[float, float, Interval | None]],
+    color: str,
+    label: str,
+    *,
+    linewidth: float = 1.8,
+    markersize: float = 4.5,
+) -> None:
+    """A line through points (x, y, interval of y) with its band; a lone interval is a bar."""
+    x, y, _ = zip(*points, strict=True)
+    banded = [(at, *ends) for at, _, ends in points if ends is not None]
+    if len(banded) == 1:
+        axis.vlines(*banded[0], color=color, alpha=0.35, linewidth=6)
+    elif banded:
+        at, lows, highs = zip(*banded, strict=True)
+        axis.fill_between(at, lows, highs, color=color, alpha=0.16, linewidth=0)
+    style: dict[str, Any] = {"linewidth": linewidth, "marker": "o", "markersize": markersize}
+    axis.plot(x, y, color=color, label=label, **style)
 
 
 def _history(metrics: RunMetrics) -> tuple[HistoryEntry, ...]:
@@ -195,91 +219,50 @@ def _history(metrics: RunMetrics) -> tuple[HistoryEntry, ...]:
 def losses(metrics: RunMetrics, width: float) -> Figure | None:
     """Training and validation loss by step, the best checkpoint marked."""
     training = [(p.step, p.loss) for p in metrics.training_curve if p.loss is not None]
-    validation = [
-        (entry.step, entry.validation_loss)
+    validation = {
+        entry.step: entry.validation_loss
         for entry in _history(metrics)
         if entry.validation_loss is not None
-    ]
+    }
     if not training and not validation:
         return None
     figure, (axis,) = make_figure("Loss", width)
     if training:
         mark = "o" if len(training) == 1 else None
-        axis.plot(
-            *zip(*training, strict=True),
-            color=GREY,
-            alpha=0.75,
-            linewidth=1.1,
-            marker=mark,
-            label="training",
-        )
+        style: dict[str, Any] = {"alpha": 0.75, "linewidth": 1.1, "marker": mark}
+        axis.plot(*zip(*training, strict=True), color=GREY, label="training", **style)
     if validation:
-        axis.plot(
-            *zip(*validation, strict=True),
-            color=BLUE,
-            linewidth=1.8,
-            marker="o",
-            markersize=4.5,
-            label="validation",
-        )
-    best = metrics.best
-    for step, loss in validation:
-        if best is not None and step == best.step:
-            axis.plot(
-                step,
-                loss,
-                color=ORANGE,
-                marker="*",
-                markersize=15,
-                linestyle="none",
-                label=f"best checkpoint: step {step:,}, {loss:.4f}",
-            )
-            break
-    axis.set_ylabel("mean loss per pair (nats)")
-    _steps(axis)
-    place_legend(figure)
+        curve(axis, [(*point, None) for point in validation.items()], BLUE, "validation")
+    if (best := metrics.best) is not None and best.step in validation:
+        loss = validation[best.step]
+        label = f"best checkpoint: step {best.step:,}, {loss:.4f}"
+        axis.plot(best.step, loss, "*", color=ORANGE, markersize=15, label=label)
+    by_step(axis, "mean loss per pair (nats)")
     return figure
 
 
 def accuracy(metrics: RunMetrics, width: float) -> Figure | None:
     """Accuracy by step with its 95% band, baselines as lines."""
-    history = [entry for entry in _history(metrics) if entry.accuracy is not None]
-    if not history or metrics.eval is None:
+    points = [
+        (entry.step, entry.accuracy, entry.accuracy_ci95)
+        for entry in _history(metrics)
+        if entry.accuracy is not None
+    ]
+    if not points or metrics.eval is None:
         return None
     figure, (axis,) = make_figure("Accuracy on the evaluation data", width)
-    banded = [(e.step, *e.accuracy_ci95) for e in history if e.accuracy_ci95 is not None]
-    if len(banded) == 1:
-        axis.vlines(*banded[0], color=BLUE, alpha=0.35, linewidth=6)
-    elif banded:
-        steps, lows, highs = zip(*banded, strict=True)
-        axis.fill_between(steps, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
-    axis.plot(
-        [entry.step for entry in history],
-        [entry.accuracy or 0.0 for entry in history],
-        color=BLUE,
-        linewidth=1.8,
-        marker="o",
-        markersize=4.5,
-        label="this model, 95% interval",
-    )
-    _baseline_lines(axis, metrics.eval.baselines)
-    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance: 0.5000")
-    axis.set_ylabel("accuracy")
-    _steps(axis)
-    place_legend(figure)
-    return figure
-
-
-def _baseline_lines(axis: Axes, baselines: Mapping[str, BaselineMetrics | None]) -> None:
-    known = {
-        name: one.accuracy
-        for name, one in baselines.items()
+    curve(axis, points, BLUE, "this model, 95% interval")
+    known = [
+        (name, one.accuracy)
+        for name, one in metrics.eval.baselines.items()
         if one is not None and one.accuracy is not None
-    }
-    for number, (name, value) in enumerate(known.items()):
-        color, line = _BASELINE_STYLES[number % len(_BASELINE_STYLES)]
+    ]
+    for (name, value), (color, line) in zip(known, cycle(_BASELINE_STYLES), strict=False):
         label = f"{words(name)}: {value:.4f}"
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
+    reference(axis.axhline, CHANCE._replace(label="chance: 0.5000"))
+    by_step(axis, "accuracy")
+    return figure
 
 
 def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
@@ -294,16 +277,10 @@ def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
     ):
         left.stairs(counts, reward.edges, fill=True, alpha=0.3, color=color, linewidth=0)
         left.stairs(counts, reward.edges, color=color, linewidth=1.4, label=name)
-    left.set_xlabel("reward")
-    left.set_ylabel("responses")
-    wrong = [n if edge < 0 else 0 for n, edge in _bins(margin)]
-    right_side = [n if edge >= 0 else 0 for n, edge in _bins(margin)]
-    right.stairs(right_side, margin.edges, fill=True, color=BLUE, alpha=0.75, label="right or tied")
-    right.stairs(wrong, margin.edges, fill=True, color=ORANGE, alpha=0.75, label="wrong")
+    left.set(xlabel="reward", ylabel="responses")
+    difference_histogram(right, margin.pairs, margin.edges, ("right or tied", "wrong"))
     right.axvline(0, color=INK, linewidth=0.9)
-    right.set_xlabel("difference, chosen − rejected")
-    right.set_ylabel("pairs")
-    place_legend(figure)
+    right.set(xlabel="difference, chosen − rejected", ylabel="pairs")
     for axis in (left, right):
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=6)
@@ -311,46 +288,39 @@ def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
     return figure
 
 
-def _bins(histogram: MarginHistogram) -> list[tuple[int, float]]:
-    return list(zip(histogram.pairs, histogram.edges[:-1], strict=True))
+def difference_histogram(
+    axis: Axes, counts: Sequence[int], edges: Sequence[float], labels: tuple[str, str]
+) -> None:
+    """A histogram of differences in two colours: those above zero, which is an edge, and below."""
+    for label, color, sign in zip(labels, (BLUE, ORANGE), (1, -1), strict=True):
+        side = [
+            number if sign * (low + high) > 0 else 0
+            for number, (low, high) in zip(counts, pairwise(edges), strict=True)
+        ]
+        axis.stairs(side, edges, fill=True, color=color, alpha=0.75, label=label)
 
 
 def length(block: EvaluationMetrics, width: float) -> Figure | None:
     """Accuracy by how much longer the chosen response is."""
     bins = block.curves.length
-    if not bins:
-        return None
     style = Style(BLUE, "o", "95% interval")
     rows = [
-        Row(
-            label=f"{_range(entry)} ({entry.pairs:,})",
-            value=entry.accuracy or 0.0,
-            ends=entry.accuracy_ci95,
-            style=style,
-        )
+        Row(f"{_range(entry)} ({entry.pairs:,})", entry.accuracy, entry.accuracy_ci95, style)
         for entry in bins
     ]
-    figure, axis = dot_plot("Accuracy by length difference", width, rows)
-    _overall(axis, block.accuracy)
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
+    lines = (*_overall(block), CHANCE)
+    figure = dot_plot("Accuracy by length difference", width, rows, lines, xlabel="accuracy")
     shorter = sum(entry.high < 0 for entry in bins)
-    if shorter:
-        axis.axhspan(
-            -0.6, shorter - 0.5, color=GREY, alpha=0.1, linewidth=0, label="chosen shorter"
-        )
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_xlabel("accuracy")
-    place_legend(figure)
+    if figure is not None and shorter:
+        span: dict[str, Any] = {"color": GREY, "alpha": 0.1, "linewidth": 0}
+        figure.axes[0].axhspan(-0.6, shorter - 0.5, label="chosen shorter", **span)
     return figure
 
 
-def _overall(axis: Axes, accuracy: float | None) -> None:
+def _overall(block: EvaluationMetrics) -> tuple[Reference, ...]:
     """A line at the accuracy of all pairs."""
-    if accuracy is None:
-        return
-    axis.axvline(
-        accuracy, color=INK, linewidth=1, linestyle="--", label=f"all pairs: {accuracy:.4f}"
-    )
+    accuracy = block.accuracy
+    return () if accuracy is None else (Reference(accuracy, f"all pairs: {accuracy:.4f}"),)
 
 
 def _range(entry: LengthBin) -> str:
@@ -391,38 +361,30 @@ def reliability(block: EvaluationMetrics, width: float) -> Figure | None:
         pairs = [entry.pairs for entry in entries]
         counts.vlines(x, 0, pairs, color=color, alpha=0.5, linewidth=4)
         counts.plot(x, pairs, color=color, marker=mark, markersize=3.5, linestyle="none")
-    axis.set_ylabel("accuracy, 95%")
+    axis.set(ylabel="accuracy, 95%", xlim=(0.49, 1.01))
     axis.tick_params(labelbottom=False)
-    place_legend(figure)
-    counts.set_ylabel("pairs")
+    counts.set(xlabel="probability of the preferred response", ylabel="pairs", xlim=(0.49, 1.01))
     counts.set_ylim(bottom=0)
     counts.locator_params(axis="y", nbins=3, integer=True)
-    counts.set_xlabel("probability of the preferred response")
-    for panel in (axis, counts):
-        panel.set_xlim(0.49, 1.01)
     return figure
 
 
 def risk_coverage(block: EvaluationMetrics, width: float) -> Figure | None:
     """Share of errors among the most confident pairs, by how many of all pairs they are."""
     points = [
-        (point.coverage, point.risk, *(point.risk_ci95 or (point.risk, point.risk)))
+        (point.coverage, point.risk, point.risk_ci95)
         for point in block.curves.risk_coverage
         if point.risk is not None
     ]
     if not points:
         return None
     figure, (axis,) = make_figure("Error rate of the most confident pairs", width)
-    x, y, lows, highs = zip(*points, strict=True)
-    axis.fill_between(x, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
-    text = f"this model, 95% (area {block.aurc:.4f})"
-    axis.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4, label=text)
-    axis.axhline(y[-1], color=GREY, linewidth=1, linestyle="--", label=f"all pairs: {y[-1]:.4f}")
+    curve(axis, points, BLUE, f"this model, 95% (area {block.aurc:.4f})", markersize=4)
+    _, overall, _ = points[-1]
+    reference(axis.axhline, Reference(overall, f"all pairs: {overall:.4f}", GREY))
+    axis.set(xlabel="share of pairs answered, most confident first", ylabel="error rate")
     axis.set_xlim(0, 1.02)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("share of pairs answered, most confident first")
-    axis.set_ylabel("error rate")
-    place_legend(figure)
     return figure
 
 
@@ -438,17 +400,38 @@ class Style(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a dot plot."""
+    """A line of a dot plot; a value that does not exist stands at zero."""
 
     label: str
-    value: float
+    value: float | None
     ends: Sequence[float] | None
     style: Style
 
 
+class Reference(NamedTuple):
+    """A line at a value that others are compared with."""
+
+    value: float
+    label: str
+    color: str = INK
+    linestyle: Any = "--"
+
+
+CHANCE = Reference(0.5, "chance", GREY, (0, (1, 3)))
+
 NOT_SIGNIFICANT = Style(BLUE, "o", "not significant")
+SIGNIFICANT = Style(ORANGE, "D", "significant after adjustment")
 BELOW = Style(ORANGE, "v", "significantly below the rest")
 ABOVE = Style(GREEN, "^", "significantly above the rest")
+_KINDS = {
+    "degradation": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
+    "meaning_preserving": (
+        "flipped",
+        Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
+    ),
+    "reward_hacking": ("rose", Style(ORANGE, "^", "reward hacking: rose (low is good)")),
+}
+"""The rate by which a kind of perturbations is judged, and how its rows are marked."""
 
 
 def slices(block: EvaluationMetrics, width: float) -> Figure | None:
@@ -465,7 +448,7 @@ def slices(block: EvaluationMetrics, width: float) -> Figure | None:
             # The mark keeps the count behind a name that is written from right to left.
             label=f"{short_name(words(entry.column) + ': ' + str(entry.value))}\u200e "
             f"({entry.pairs:,})",
-            value=entry.accuracy or 0.0,
+            value=entry.accuracy,
             ends=entry.accuracy_ci95,
             style=NOT_SIGNIFICANT
             if not entry.significant
@@ -475,48 +458,22 @@ def slices(block: EvaluationMetrics, width: float) -> Figure | None:
         )
         for entry in known[:_MOST_ROWS]
     ]
-    if not rows:
-        return None
-    figure, axis = dot_plot("Accuracy by slice", width, rows)
-    _overall(axis, block.accuracy)
-    axis.set_xlabel("accuracy, 95% (number of pairs)")
-    place_legend(figure)
-    return figure
+    label = "accuracy, 95% (number of pairs)"
+    return dot_plot("Accuracy by slice", width, rows, _overall(block), xlabel=label)
 
 
 def perturbations(block: EvaluationMetrics, width: float) -> Figure | None:
     """Shares of perturbed responses whose reward fell (degradation), flipped or rose."""
     if block.perturbations is None:
         return None
-    rows = [
-        Row(words(row.perturbation), *_of_interest(row), _KINDS[row.kind])
-        for row in block.perturbations.rows
-        if row.responses
-    ]
-    if not rows:
-        return None
-    figure, axis = dot_plot("Perturbation tests", width, rows)
-    axis.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 3)), label="chance")
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_xlabel("share of responses, 95%")
-    place_legend(figure)
-    return figure
-
-
-def _of_interest(row: Perturbation) -> tuple[float, Interval | None]:
-    """The rate by which a perturbation of this kind is judged, with its interval."""
-    if row.kind == "degradation":
-        return row.fell or 0.0, row.fell_ci95
-    if row.kind == "meaning_preserving":
-        return row.flipped or 0.0, row.flipped_ci95
-    return row.rose or 0.0, row.rose_ci95
-
-
-_KINDS = {
-    "degradation": Style(BLUE, "o", "degradation: fell (high is good)"),
-    "meaning_preserving": Style(GREEN, "s", "meaning-preserving: flipped (low is good)"),
-    "reward_hacking": Style(ORANGE, "^", "reward hacking: rose (low is good)"),
-}
+    rows = []
+    for row in block.perturbations.rows:
+        rate, style = _KINDS[row.kind]
+        if row.responses:
+            ends = getattr(row, f"{rate}_ci95")
+            rows.append(Row(words(row.perturbation), getattr(row, rate), ends, style))
+    label = "share of responses, 95%"
+    return dot_plot("Perturbation tests", width, rows, (CHANCE,), xlabel=label)
 
 
 def bias(block: EvaluationMetrics, width: float) -> Figure | None:
@@ -531,29 +488,39 @@ def bias(block: EvaluationMetrics, width: float) -> Figure | None:
         for row in block.bias.features
         if row.gap is not None and row.p is not None
     ]
+    label = "Δ accuracy, 95%: better response has more − has less (pairs)"
+    return dot_plot("Feature bias", width, rows, (Reference(0, "no bias"),), xlabel=label)
+
+
+def dot_plot(
+    title: str, width: float, rows: Sequence[Row], lines: Iterable[Reference], *, xlabel: str
+) -> Figure | None:
+    """Values with their intervals, one below the other; None without rows.
+
+    With chance among the lines the axis shows all shares.
+    """
     if not rows:
         return None
-    figure, axis = dot_plot("Feature bias", width, rows)
-    axis.axvline(0, color=INK, linewidth=1, linestyle="--", label="no bias")
-    axis.set_xlabel("Δ accuracy, 95%: better response has more − has less (pairs)")
-    place_legend(figure)
-    return figure
-
-
-SIGNIFICANT = Style(ORANGE, "D", "significant after adjustment")
-
-
-def dot_plot(title: str, width: float, rows: Sequence[Row]) -> tuple[Figure, Axes]:
-    """Values with their intervals, one below the other."""
     figure, (axis,) = make_figure(title, width)
     figure.set_figheight(1.3 + 0.27 * len(rows))
     for place, row in enumerate(rows):
         color, marker, label = row.style
         if row.ends is not None:
             axis.hlines(place, row.ends[0], row.ends[1], color=color, alpha=0.35, linewidth=5)
-        axis.plot(row.value, place, marker, color=color, markersize=6, label=label)
+        axis.plot(row.value or 0.0, place, marker, color=color, markersize=6, label=label)
     name_rows(axis, [row.label for row in rows])
-    return figure, axis
+    for line in lines:
+        reference(axis.axvline, line)
+        if line is CHANCE:
+            axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel(xlabel)
+    return figure
+
+
+def reference(draw: Callable[..., object], line: Reference) -> None:
+    """Draw a reference line with ``axis.axhline`` or ``axis.axvline``."""
+    value, label, color, linestyle = line
+    draw(value, color=color, linewidth=1, linestyle=linestyle, label=label)
 
 
 def name_rows(axis: Axes, names: Sequence[str]) -> None:
