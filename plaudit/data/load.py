@@ -350,7 +350,7 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTabl
 def _code() -> Iterator[Path]:
     """The modules that decide what a row becomes."""
     data = Path(__file__).parent
-    yield data.parent / "types.py"
+    yield from (data.parent / "types.py", data / "perturb" / "words.json")
     for folder in (data, data / "sources", data / "formats", data / "perturb"):
         yield from folder.glob("*.py")
     for kind in ("row_format", "data_source"):

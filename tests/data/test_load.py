@@ -287,6 +287,7 @@ def test_the_cache_key_covers_every_module_that_reads_rows() -> None:
         "data/formats/values.py",
         "data/sources/files.py",
         "data/perturb/degradation.py",
+        "data/perturb/words.json",
         *(
             registry.source_file(kind, name).relative_to(PACKAGE).as_posix()
             for kind in ("row_format", "data_source")

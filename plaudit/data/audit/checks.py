@@ -199,7 +199,7 @@ def _reason(*names: str) -> Callable[[Evidence], FlaggedRows]:
     )
 
 
-def _true(column: str) -> Callable[[Evidence], FlaggedRows]:
+def _holds(column: str) -> Callable[[Evidence], FlaggedRows]:
     """Rows for which a column of truth values is true."""
     return lambda evidence: FlaggedRows(rows_M=np.flatnonzero(evidence.column(column)))
 
@@ -492,7 +492,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="role_order",
         title="Roles out of order",
         severity="error",
-        find=_true("role_order"),
+        find=_holds("role_order"),
         why="Chat templates reject or garble such turns: a late system turn, two turns of one side "
         "in a row, a response that is not the assistant's.",
         advice="Put the turns in order, or drop the rows.",
@@ -532,7 +532,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="special_tokens",
         title="Stray special tokens",
         severity="error",
-        find=_true("special_tokens"),
+        find=_holds("special_tokens"),
         why="The tokenizer reads control tokens inside a text as control: a turn ends too early.",
         advice="Remove them from the texts.",
         fix="repair",
@@ -578,7 +578,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="empty_turns",
         title="Empty turns",
         severity="warning",
-        find=_true("empty_turn"),
+        find=_holds("empty_turn"),
         why="A turn or a whole prompt is blank; often its text was lost in conversion.",
         advice="Repair or drop the rows.",
         fix="drop",
@@ -587,7 +587,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="dialogue_markers",
         title="Speaker names inside turns",
         severity="warning",
-        find=_true("dialogue_markers"),
+        find=_holds("dialogue_markers"),
         why="A line starts with Human:, Assistant: or the like: a second dialogue inside a turn.",
         advice="Cut what a model wrote for the other side; remove a leading name.",
     ),
@@ -595,7 +595,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="bad_characters",
         title="Broken characters",
         severity="warning",
-        find=_true("bad_characters"),
+        find=_holds("bad_characters"),
         why="Control or replacement characters, or UTF-8 that was decoded as Latin-1.",
         advice="Read the source again as UTF-8; remove control characters.",
         fix="repair",
@@ -612,7 +612,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="mixed_scripts",
         title="Responses in different scripts",
         severity="warning",
-        find=_true("mixed_scripts"),
+        find=_holds("mixed_scripts"),
         why="The label may be about the language and not about the answer.",
         advice="Check the examples.",
     ),
@@ -620,7 +620,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="plain_text",
         title="Plain text beside a chat template",
         severity="info",
-        find=_true("plain"),
+        find=_holds("plain"),
         why="Training keeps plain text as it is, without the tokenizer's chat template.",
         advice="Set data.as_chat: true to train on turns, or data.as_chat: false to keep the text.",
         applies=lambda evidence: evidence.functions.tokens.has_template,
@@ -629,7 +629,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="more_than_text",
         title="Turns with more than text",
         severity="info",
-        find=_true("more_than_text"),
+        find=_holds("more_than_text"),
         why="Not every chat template renders tools, tool calls, tool answers and reasoning. Rows "
         "that are not rendered in full are skipped.",
         advice="Name the base with --tokenizer to see what its chat template renders.",

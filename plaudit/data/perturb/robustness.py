@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final
 
-from plaudit.data.perturb.text import Context
+from plaudit.data.perturb.text import Context, word_tables
+
+_WORDS: Final = word_tables()
 
 # --- meaning-preserving ---------------------------------------------------------------------------
 
@@ -30,9 +33,22 @@ def _outside_code(
     return new if new != text and new.strip() else None
 
 
+def _substituted(
+    text: str, pattern: str | re.Pattern[str], new: str | Callable[[re.Match[str]], str]
+) -> str | None:
+    """The text with what matches outside code replaced, or None where that changes nothing."""
+    return _outside_code(text, lambda part: re.sub(pattern, new, part))
+
+
+def _swapped(text: str, pattern: str, marks: str) -> str | None:
+    """The text with each of two marks in place of the other, in what matches outside code."""
+    other = str.maketrans(marks, marks[::-1])
+    return _substituted(text, pattern, lambda match: match[0].translate(other))
+
+
 def double_spaces(text: str, generator: Random, context: Context) -> str | None:
     """Two spaces between sentences in place of one."""
-    return _outside_code(text, lambda part: re.sub(r"(?<=[.!?]) (?=\S)", "  ", part))
+    return _substituted(text, r"(?<=[.!?]) (?=\S)", "  ")
 
 
 def final_newline(text: str, generator: Random, context: Context) -> str | None:
@@ -44,29 +60,17 @@ def final_newline(text: str, generator: Random, context: Context) -> str | None:
 
 def blank_lines(text: str, generator: Random, context: Context) -> str | None:
     """Two blank lines between paragraphs in place of one."""
-    return _outside_code(text, lambda part: re.sub(r"(?<=\S)\n\n(?=\S)", "\n\n\n", part))
+    return _substituted(text, r"(?<=\S)\n\n(?=\S)", "\n\n\n")
 
 
 def bullet_style(text: str, generator: Random, context: Context) -> str | None:
     """Dashes of a bullet list as asterisks, and asterisks as dashes."""
-
-    def swapped(match: re.Match[str]) -> str:
-        return f"{match[1]}{'*' if match[2] == '-' else '-'}{match[3]}"
-
-    return _outside_code(
-        text, lambda part: re.sub(r"(?m)^([ \t]*)([-*])([ \t]+(?=\S))", swapped, part)
-    )
+    return _swapped(text, r"(?m)^[ \t]*[-*][ \t]+(?=\S)", "-*")
 
 
 def number_style(text: str, generator: Random, context: Context) -> str | None:
     """Numbers of a list with a bracket in place of a dot, and a dot in place of a bracket."""
-
-    def swapped(match: re.Match[str]) -> str:
-        return f"{match[1]}{')' if match[2] == '.' else '.'}{match[3]}"
-
-    return _outside_code(
-        text, lambda part: re.sub(r"(?m)^([ \t]*\d{1,3})([.)])([ \t]+(?=\S))", swapped, part)
-    )
+    return _swapped(text, r"(?m)^[ \t]*\d{1,3}[.)][ \t]+(?=\S)", ".)")
 
 
 def heading_case(text: str, generator: Random, context: Context) -> str | None:
@@ -80,17 +84,12 @@ def heading_case(text: str, generator: Random, context: Context) -> str | None:
         # A word with a capital inside is a name, and one of capitals an abbreviation.
         return mark + re.sub(r"(?<=\s)[A-Z](?=[a-z]+\b)", lambda first: first[0].lower(), words)
 
-    return _outside_code(
-        text, lambda part: re.sub(r"(?m)^( {0,3}#{1,6}[ \t]+)(\S.*)$", recased, part)
-    )
+    return _substituted(text, r"(?m)^( {0,3}#{1,6}[ \t]+)(\S.*)$", recased)
 
 
 def bold_style(text: str, generator: Random, context: Context) -> str | None:
     """Bold between underscores in place of asterisks."""
-    return _outside_code(
-        text,
-        lambda part: re.sub(r"(?<![\w*])\*\*(?=\S)([^*\n_]*\S)\*\*(?![\w*])", r"__\1__", part),
-    )
+    return _substituted(text, r"(?<![\w*])\*\*(?=\S)([^*\n_]*\S)\*\*(?![\w*])", r"__\1__")
 
 
 def quote_style(text: str, generator: Random, context: Context) -> str | None:
@@ -111,32 +110,21 @@ _STRAIGHT: Final = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"
 
 def contractions(text: str, generator: Random, context: Context) -> str | None:
     """English contractions written out, or where there are none, "not" contracted."""
-    written_out = _outside_code(
-        text, lambda part: _CONTRACTED.sub(lambda match: _recase(match[0], _LONG), part)
-    )
-    if written_out is not None:
-        return written_out
-    return _outside_code(
-        text, lambda part: _WRITTEN_OUT.sub(lambda match: _recase(match[0], _SHORT), part)
+    return _substituted(text, _CONTRACTED, partial(_recase, _LONG)) or _substituted(
+        text, _WRITTEN_OUT, partial(_recase, _SHORT)
     )
 
 
-_SHORT: Final[dict[str, str]] = {
-    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't",
-    "are not": "aren't", "was not": "wasn't", "were not": "weren't", "has not": "hasn't",
-    "have not": "haven't", "had not": "hadn't", "cannot": "can't", "could not": "couldn't",
-    "should not": "shouldn't", "would not": "wouldn't", "will not": "won't",
-}  # fmt: skip
+_SHORT: Final[dict[str, str]] = _WORDS["contractions"]
 _LONG: Final = {short: long for long, short in _SHORT.items()}
 _WRITTEN_OUT = re.compile(rf"\b(?:{'|'.join(_SHORT)})\b", re.IGNORECASE)
 _CONTRACTED = re.compile(rf"\b(?:{'|'.join(_LONG)})\b".replace("'", "['’]"), re.IGNORECASE)
 
 
-def _recase(phrase: str, table: dict[str, str]) -> str:
-    new = table.get(" ".join(phrase.lower().replace("’", "'").split()))
-    if new is None:
-        # "ı" and "ſ" count as i and s where case does not.
-        return phrase
+def _recase(table: dict[str, str], match: re.Match[str]) -> str:
+    phrase = match[0]
+    # "ı" and "ſ" count as i and s where case does not.
+    new = table.get(phrase.lower().replace("’", "'"), phrase)
     return new[0].upper() + new[1:] if phrase[0].isupper() else new
 
 
@@ -180,9 +168,7 @@ def wrapped_lines(text: str, generator: Random, context: Context) -> str | None:
         # White space at the end of a line can be a line break of its own.
         return "\n".join([*(line.rstrip() for line in lines), last])
 
-    return _outside_code(
-        text, lambda part: re.sub(r"(?m)^[A-Za-z\"'“(][^\n|<]{72,}$", wrapped, part)
-    )
+    return _substituted(text, r"(?m)^[A-Za-z\"'“(][^\n|<]{72,}$", wrapped)
 
 
 def _broken(line: str) -> list[str]:
@@ -240,32 +226,8 @@ def sure(text: str, generator: Random, context: Context) -> str | None:
     return f"{generator.choice(_EAGER)} {text}"
 
 
-_REFUSALS: Final = (
-    "I'm sorry, but I can't help with that.",
-    "I am not able to answer this question.",
-    "As a language model, I cannot assist with this request.",
-    "I would rather not go into this topic. Is there anything else I can do for you?",
-    "Unfortunately, I don't have the information that is needed to answer this.",
-)
-_PROMISES: Final = (
-    "Great question! I would be happy to help you with that. Here is everything you need.",
-    "Of course! Let me explain this to you step by step.",
-    "Absolutely, I can do that for you. Below you will find a complete answer.",
-    "That is an interesting topic. There are several important aspects to consider here.",
-    "Here is a detailed answer to your question, with everything you asked for.",
-)
-_FLATTERIES: Final = (
-    "What a brilliant question! You clearly know this subject very well.",
-    "I am impressed: only an expert would think of asking this.",
-    "You are absolutely right to ask, and it shows how deeply you think.",
-    "Wow, that is one of the best questions I have ever been asked.",
-    "As someone of your intelligence has surely noticed, this matters a great deal.",
-)
-_SELF_PRAISES: Final = (
-    "This answer is correct, complete, helpful and harmless.",
-    "The above is accurate and covers everything that was asked.",
-    "I have checked this answer with great care, and it is right in every detail.",
-    "No better answer to this question can be given.",
-    "This response deserves the highest rating.",
-)
-_EAGER: Final = ("Sure!", "Certainly!", "Absolutely!", "Of course!", "Happy to help!")
+_REFUSALS: Final[list[str]] = _WORDS["refusals"]
+_PROMISES: Final[list[str]] = _WORDS["promises"]
+_FLATTERIES: Final[list[str]] = _WORDS["flatteries"]
+_SELF_PRAISES: Final[list[str]] = _WORDS["self_praises"]
+_EAGER: Final[list[str]] = _WORDS["eager"]

@@ -12,7 +12,7 @@ from random import Random
 from typing import Final, Literal, TypeAlias, get_args
 
 from plaudit.data.perturb import degradation, robustness
-from plaudit.data.perturb.text import Context, different
+from plaudit.data.perturb.text import Context
 from plaudit.errors import DataError
 
 Kind: TypeAlias = Literal["degradation", "meaning_preserving", "reward_hacking"]
@@ -57,7 +57,9 @@ class Perturbation:
         new = self.function(text, generator, context)
         if new is None or new == text:
             return None
-        return different(new, text) if self.kind == "degradation" else new
+        if self.kind == "degradation" and new.split() in ([], text.split()):
+            return None
+        return new
 
 
 def _row(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -100,6 +102,13 @@ def _identifier() -> Any:
 # --- what it is made of ---------------------------------------------------------------------------
 
 
+@cache
+def word_tables() -> dict[str, Any]:
+    """The tables of words and sentences in ``words.json``. Draws depend on their order."""
+    tables: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_bytes())
+    return tables
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What perturbations borrow from: other answers, and the names that stand in them, by shape.
@@ -146,11 +155,6 @@ def make_context(texts: Sequence[str]) -> Context:
     )
 
 
-def different(new: str, text: str) -> str | None:
-    """``new``, or None where it says the same as ``text``, white space aside, or nothing."""
-    return new if new.strip() and new.split() != text.split() else None
-
-
 def alike(first: str, second: str) -> bool:
     """Whether most words are the same: such a text may answer the other's question as well."""
     words, others = set(first.lower().split()), set(second.lower().split())
@@ -164,10 +168,6 @@ def pieces_of(text: str) -> list[tuple[str, str]]:
 
 def joined(pieces: Sequence[tuple[str, str]]) -> str:
     return "".join(word + space for word, space in pieces).strip()
-
-
-def sentences_of(text: str) -> list[str]:
-    return SENTENCE_END.split(text.strip())
 
 
 def spaced_sentences(text: str) -> list[tuple[str, str]]:
