@@ -15,7 +15,6 @@ import uvicorn
 
 from plaudit.serving.app import build_app
 from plaudit.serving.engine import Engine
-from plaudit.serving.prometheus import Metrics
 from plaudit.serving.served_model import ServedModel, open_served
 from plaudit.serving.server import configure
 from plaudit.serving.settings import ModelSource, ServerSettings
@@ -45,7 +44,7 @@ def running(*folders: Path, token: str | None = None, **settings: Any) -> Iterat
     """Serve the folders under their own names until the block ends."""
     sources = tuple(ModelSource(name=folder.name, path=str(folder)) for folder in folders)
     chosen = replace(ServerSettings(models=sources, port=0), **settings)
-    engine = Engine(chosen, [open_served(source, chosen) for source in sources], Metrics())
+    engine = Engine(chosen, [open_served(source, chosen) for source in sources])
     app = build_app(engine, token=token)
     server = uvicorn.Server(configure(app, chosen))
     thread = threading.Thread(target=server.run, daemon=True)

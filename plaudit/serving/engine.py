@@ -48,11 +48,9 @@ class Turn:
 class Engine:
     """Loaded models, the queue before them and the thread that runs them."""
 
-    def __init__(
-        self, settings: ServerSettings, served: Sequence[ServedModel], metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: ServerSettings, served: Sequence[ServedModel]) -> None:
         self.settings = settings
-        self.metrics = metrics
+        self.metrics = Metrics()
         self.draining = False
         self._served = {one.name: one for one in served}
         self._default = served[0].name
@@ -70,7 +68,7 @@ class Engine:
         default_budget = CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
         self._budget = settings.max_batch_tokens or default_budget
         for one in served:
-            metrics.version.labels(one.name).set(one.version)
+            self.metrics.version.labels(one.name).set(one.version)
 
     # ---- what the event loop calls ---------------------------------------------------------------
 

@@ -241,7 +241,6 @@ def score_slices(
 
     ``free`` empties the prefix caches. Only the thread that owns the model may call it.
     """
-    before = _reused(served)
     batch = _Batch(served)
     keys = [batch.add(part) for part in slices]
     batch.score(free)
@@ -251,12 +250,8 @@ def score_slices(
         conversations=sum(map(len, keys)),
         cached=sum(key not in batch.wanted for some in keys for key in some),
         tokens=batch.tokens,
-        reused=_reused(served) - before,
+        reused=batch.reused,
     )
-
-
-def _reused(served: ServedModel) -> int:
-    return 0 if served.prefix_cache is None else served.prefix_cache.reused
 
 
 @dataclass(eq=False, slots=True)
@@ -268,6 +263,7 @@ class _Batch:
     first: dict[bytes, Job[ServedModel]] = field(default_factory=dict)
     outcomes: dict[bytes, float | RejectionError] = field(default_factory=dict)
     tokens: int = 0
+    reused: int = 0
 
     def add(self, part: Slice[ServedModel]) -> list[bytes]:
         """The digests of a slice's conversations; those without a known reward become wanted."""
@@ -314,39 +310,32 @@ class _Batch:
             job.end(None)
 
     def _rewards(
-        self, keys: Sequence[bytes], free: Callable[[], None]
+        self, keys: Sequence[bytes], free: Callable[[], None] | None
     ) -> Sequence[float | RejectionError]:
-        """Rewards of distinct conversations; where a batch fails, of all anew and in parts.
+        """Rewards of distinct conversations; where a pass fails, of its halves.
 
-        It may have been memory that ran out: the prefix cache is empty for the second try.
+        It may have been memory that ran out: the first failure calls ``free``, and what follows
+        goes without a prefix cache. A conversation that the device has no memory for fails alone.
         """
         if not keys:
             return []
         try:
-            return self._forward(keys, self.served.prefix_cache)
+            return self._forward(keys, None if free is None else self.served.prefix_cache)
         except Exception as error:
-            logger.warning("batch_failed", extra={"fields": {"error": type(error).__name__}})
-        # Behind the except block, whose error holds on to all that the failed pass had computed.
-        free()
-        parts = _halves(keys) if len(keys) > 1 else [keys]
-        return [reward for part in parts for reward in self._in_parts(part)]
-
-    def _in_parts(self, keys: Sequence[bytes]) -> Sequence[float | RejectionError]:
-        """Rewards without a prefix cache; where a batch fails, of its halves.
-
-        A conversation that the device has no memory for then fails alone.
-        """
-        try:
-            return self._forward(keys, None)
-        except Exception as error:
-            if len(keys) == 1:
+            if free is None and len(keys) == 1:
                 logger.exception("conversation_failed")
             else:
-                logger.warning("batch_halved", extra={"fields": {"error": type(error).__name__}})
-        if len(keys) == 1:
+                event = "batch_halved" if free is None else "batch_failed"
+                logger.warning(event, extra={"fields": {"error": type(error).__name__}})
+        # Behind the except block, whose error holds on to all that the failed pass had computed.
+        if free is not None:
+            free()
+        elif len(keys) == 1:
             message = "The model failed on a conversation; see the log."
             return [RejectionError("internal_error", message)]
-        return [reward for half in _halves(keys) for reward in self._in_parts(half)]
+        middle = len(keys) // 2
+        halves = keys[:middle], keys[middle:]
+        return [reward for half in halves for reward in self._rewards(half, None)]
 
     def _forward(self, keys: Sequence[bytes], prefix_cache: PrefixCache | None) -> list[float]:
         """Rewards of one pass; its tokens are counted for the jobs that asked first."""
@@ -368,6 +357,7 @@ class _Batch:
         else:
             scores, resumed = score_with_prefix_cache(model, prefix_cache, trees)
             trees, cached = [r.tree for r in resumed], [r.cached.tokens for r in resumed]
+        self.reused += sum(cached)
         for tree, skipped, members in zip(trees, cached, shared.members, strict=True):
             self._count(keys[members[0]], len(tree.prefix) - skipped)
             for member, branch in zip(members, tree.branches, strict=True):
@@ -377,8 +367,3 @@ class _Batch:
     def _count(self, key: bytes, tokens: int) -> None:
         self.first[key].computed += tokens
         self.tokens += tokens
-
-
-def _halves(keys: Sequence[bytes]) -> list[Sequence[bytes]]:
-    middle = len(keys) // 2
-    return [keys[:middle], keys[middle:]]

@@ -343,7 +343,6 @@ def score_with_prefix_cache(
     scores = score_distinct(
         model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
     )
-    prefix_cache.reused += sum(one.cached.tokens for one in resumed)
     return scores, resumed
 
 

@@ -31,7 +31,6 @@ from plaudit.serving.app import build_app
 from plaudit.serving.engine import Engine, freeze_heap, loading_thread
 from plaudit.serving.errors import RejectionError, error_response
 from plaudit.serving.middleware import JsonLines, RequestMiddleware
-from plaudit.serving.prometheus import Metrics
 from plaudit.serving.served_model import open_served
 from plaudit.serving.settings import ServerSettings, SettingsError
 
@@ -284,7 +283,7 @@ def open_engine(settings: ServerSettings) -> Engine:
     settings = with_open_files(settings)
     with loading_thread() as thread:
         served = list(thread.map(lambda source: open_served(source, settings), settings.models))
-    return Engine(settings, served, Metrics())
+    return Engine(settings, served)
 
 
 def with_open_files(settings: ServerSettings) -> ServerSettings:

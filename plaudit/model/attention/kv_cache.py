@@ -64,15 +64,13 @@ class CachedPrefix:
 class PrefixCache:
     """A tree of runs within ``limit`` bytes. Used by the one thread that owns the model.
 
-    ``reused`` counts tokens that passes found here. ``token_bytes`` are those of one token where
-    they are known before the first is kept.
+    ``token_bytes`` are those of one token where they are known before the first is kept.
     """
 
     def __init__(self, limit: int, *, token_bytes: int = 0) -> None:
         self.limit = limit
         self.token_bytes = token_bytes
         self.bytes = 0
-        self.reused = 0
         self._root = Run(np.zeros(0, np.int32), [], 0)
         self._clock = 0
 
