@@ -6,7 +6,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import product
@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from plaudit import __version__
 from plaudit.errors import PlauditError
-from plaudit.serving.engine import Engine, Turn
+from plaudit.serving.engine import Engine
 from plaudit.serving.errors import RejectionError, documented, from_status
 from plaudit.serving.middleware import Exchange, RequestMiddleware, failure
 from plaudit.serving.protocols.records import (
@@ -35,7 +35,7 @@ from plaudit.serving.protocols.records import (
     parse_body,
 )
 from plaudit.serving.protocols.table import PROTOCOLS
-from plaudit.serving.scheduler import token_costs
+from plaudit.serving.scheduler import Job, token_costs
 from plaudit.serving.served_model import ModelCard, ModelMetadata, ServedModel, metadata_of
 from plaudit.serving.settings import ServerSettings
 from plaudit.types import IntArray, Text, TokenReward
@@ -163,7 +163,7 @@ async def score_request(
 ) -> ScoreResult:
     """The one path from any protocol's request to rewards."""
     began = time.monotonic()
-    turn = Turn(client=_client(request), deadline=_deadline(engine, request))
+    deadline = _deadline(engine, request)
     limit = engine.settings.max_conversations
     count = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in wanted.parts)
     if count > limit:
@@ -175,11 +175,18 @@ async def score_request(
         encoded = served.encode(wanted)
         return encoded, token_costs(encoded)
 
-    sequences, costs = await engine.in_thread(engine.encoder, encode, turn.deadline)
-    job = await engine.run(served, sequences, costs, turn)
+    sequences, costs = await engine.in_thread(engine.encoder, encode, deadline)
+    job = Job(
+        owner=served,
+        client=_client(request),
+        sequences=sequences,
+        costs=costs,
+        deadline=deadline,
+    )
+    await engine.run(job)
     token_rewards = None
     if wanted.token_rewards:
-        token_rewards = await _token_rewards(engine, served, wanted, sequences, turn)
+        token_rewards = await _token_rewards(engine, wanted, job)
     _exchange(request).fields = {
         "model": served.name,
         "conversations": count,
@@ -201,29 +208,34 @@ async def score_request(
 
 
 async def _token_rewards(
-    engine: Engine,
-    served: ServedModel,
-    wanted: ScoreRequest,
-    sequences: Sequence[IntArray],
-    turn: Turn,
+    engine: Engine, wanted: ScoreRequest, scored: Job[ServedModel]
 ) -> tuple[tuple[TokenReward, ...], ...]:
     """Per-token rewards of every response, each computed in the model's thread."""
 
     def compute(prompt: Text, response: Text) -> tuple[TokenReward, ...]:
         try:
-            steps = tuple(served.model.token_rewards(prompt, response))
+            steps = tuple(scored.owner.model.token_rewards(prompt, response))
         except PlauditError as error:
             raise RejectionError("bad_request", str(error), param="token_rewards") from None
         if not np.isfinite([step.reward for step in steps]).all():
             raise RejectionError("reward_not_finite", "A per-token reward is not finite.")
         return steps
 
-    computed, left = [], iter(sequences)
+    computed, left = [], iter(scored.sequences)
     for part in wanted.parts:
         assert isinstance(part, Dialogue)
         for response in part.responses:
-            ids, work = next(left), partial(compute, part.prompt, response)
-            computed.append((await engine.run(served, [ids], [len(ids)], turn, work)).result)
+            ids = next(left)
+            job = Job(
+                owner=scored.owner,
+                client=scored.client,
+                sequences=[ids],
+                costs=[len(ids)],
+                deadline=scored.deadline,
+                action=partial(compute, part.prompt, response),
+            )
+            await engine.run(job)
+            computed.append(job.result)
     return tuple(computed)
 
 

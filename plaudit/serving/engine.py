@@ -17,16 +17,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.prometheus import Metrics
 from plaudit.serving.scheduler import FairQueue, Job, Slice, score_slices
 from plaudit.serving.served_model import ServedModel, open_served
 from plaudit.serving.settings import ModelSource, ServerSettings
-from plaudit.types import IntArray
 
 logger = logging.getLogger("plaudit.serving")
 
@@ -35,14 +33,6 @@ GPU_BATCH_TOKENS = 16_384
 LONGEST_RETRY = 60
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Whose turn a request takes, and until when (monotonic seconds) it may take."""
-
-    client: str
-    deadline: float
 
 
 class Engine:
@@ -135,43 +125,25 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await self._in_time(loop.run_in_executor(thread, work), deadline)
 
-    async def run(
-        self,
-        served: ServedModel,
-        sequences: Sequence[IntArray],
-        costs: Sequence[int],
-        turn: Turn,
-        action: Callable[[], Any] | None = None,
-    ) -> Job[ServedModel]:
-        """The job of scoring whole conversations, done; encoding has worked out their ``costs``.
-
-        With ``action``, which computes on them, that is run in the model's thread instead.
+    async def run(self, job: Job[ServedModel]) -> None:
+        """Wait until the job is done.
 
         Raises:
             RejectionError: the queue is full, time ran out, or a reward is not finite.
         """
+        if not job.sequences:
+            return
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        job = Job(
-            owner=served,
-            client=turn.client,
-            sequences=sequences,
-            costs=costs,
-            deadline=turn.deadline,
-            finish=lambda rejection: loop.call_soon_threadsafe(_settle, future, rejection),
-            action=action,
-        )
-        if not sequences:
-            return job
+        job.finish = lambda rejection: loop.call_soon_threadsafe(_settle, future, rejection)
         if not self.queue.put(job):
             raise self._overloaded("tokens")
         try:
-            await self._in_time(future, turn.deadline)
+            await self._in_time(future, job.deadline)
         except (asyncio.CancelledError, RejectionError):
             # Of a request that failed in one batch, the rest may be waiting for another.
             self.queue.discard(job)
             raise
-        return job
 
     async def _in_time(self, work: Awaitable[Result], deadline: float) -> Result:
         loop = asyncio.get_running_loop()

@@ -50,8 +50,8 @@ class Job(Generic[Owner]):
     sequences: Sequence[IntArray]
     costs: Sequence[int]
     deadline: float
-    finish: Callable[[RejectionError | None], object]
     action: Callable[[], Any] | None = None
+    finish: Callable[[RejectionError | None], object] = field(init=False)
     result: Any = None
     rewards: list[float] = field(init=False)
     taken: int = 0

@@ -23,15 +23,16 @@ def job(
 ) -> Job[str]:
     sequences = [ids(length, seed) for seed, length in enumerate(lengths)]
     deadline = more.pop("deadline", time.monotonic() + 60)
-    return Job(
+    made = Job(
         owner=owner,
         client=client,
         sequences=sequences,
         costs=token_costs(sequences),
         deadline=deadline,
-        finish=(finished if finished is not None else list[Any]()).append,
         **more,
     )
+    made.finish = (finished if finished is not None else list[Any]()).append
+    return made
 
 
 def taken(queue: FairQueue[str], budget: int) -> list[Slice[str]]:
