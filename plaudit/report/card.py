@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit import __version__
 from plaudit.errors import DataError
-from plaudit.evaluation.numbers import FORMATS
 from plaudit.evaluation.schema import (
     METRICS_FILE,
     PairMetrics,
@@ -21,12 +20,12 @@ from plaudit.evaluation.schema import (
 )
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
-    TEMPLATES,
     evaluations,
     hub_datasets,
     read_recalibration,
     shown_base,
-    shown_path,
+    template_environment,
+    without_controls,
 )
 from plaudit.storage.atomic import write_text
 
@@ -55,14 +54,13 @@ def escape(value: Any) -> str:
     """Any text as one line that Markdown and HTML show as it stands."""
     if isinstance(value, Markdown):
         return value
-    line = "".join(char if char.isprintable() else " " for char in str(value))
-    line = _MARKUP.sub(lambda match: "\\" + match[0], line)
+    line = _MARKUP.sub(lambda match: "\\" + match[0], without_controls(value))
     return "".join(_ENTITIES.get(char, char) for char in line)
 
 
 def code(value: Any) -> Markdown:
     """A name as a code span, whatever backticks it holds; for text outside of tables."""
-    line = "".join(char if char.isprintable() else " " for char in str(value)).strip() or " "
+    line = without_controls(value).strip() or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in (line[0], line[-1]) else ""
     return Markdown(f"{fence}{pad}{line}{pad}{fence}")
@@ -81,63 +79,60 @@ def write_card(folder: Path) -> Path:
 def render_card(folder: Path) -> str:
     """The whole card: metadata the Hub reads, then the text. Raises DataError."""
     metrics = read_metrics(folder)
-    body = (
-        jinja_environment()
-        .get_template("card.md.jinja")
-        .render(
-            **parts(metrics),
-            base=shown_base(metrics.run),
-            evaluations=evaluations(metrics),
-            snippet=Markdown(snippet(metrics.run.method, metrics.run.chat_template_kind)),
-            plots=card_plots(metrics, folder),
-            has_recipe=(folder / RECIPE_FILE).is_file(),
-            recalibration=read_recalibration(folder),
-        )
+    run = metrics.run
+    metadata = card_data(
+        one_line(run.name),
+        run.base if run.base_is_hub_id else None,
+        metrics,
+        adapter=run.method != "full",
+        tags=() if run.method == "full" else (run.method,),
     )
-    metadata = card_data(metrics)
+    return _fill(
+        "card.md.jinja",
+        metadata,
+        **parts(metrics),
+        base=shown_base(run),
+        evaluations=evaluations(metrics),
+        snippet=snippet(run.method, run.chat_template_kind),
+        plots=card_plots(metrics, folder),
+        has_recipe=(folder / RECIPE_FILE).is_file(),
+        recalibration=read_recalibration(folder),
+    )
+
+
+def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
+    body = _environment().get_template(template).render(values)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def jinja_environment() -> Environment:
-    """Templates of cards: every value is escaped for Markdown."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        # Not HTML: every value of the template goes through `escape` instead.
-        autoescape=False,
-        finalize=escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FORMATS, path=shown_path, code=code)
+def _environment() -> Environment:
+    """Templates of cards. They are no HTML: every value is escaped for Markdown instead."""
+    environment = template_environment(escape, autoescape=False)
+    environment.filters["code"] = code
     return environment
 
 
-def card_data(metrics: RunMetrics) -> ModelCardData:
+def card_data(
+    name: str, base: str | None, metrics: RunMetrics | None, *, adapter: bool, tags: Sequence[str]
+) -> ModelCardData:
     """The metadata block: what the Hub indexes, with results in ``model-index``.
 
-    A base that is no Hub id is left out, because the Hub refuses paths; the text names it.
+    ``base`` is None where it is no Hub id, because the Hub refuses paths; the text names it.
     """
     from huggingface_hub import ModelCardData
 
-    run = metrics.run
-    adapter = run.method != "full"
-    base = run.base if run.base_is_hub_id else None
+    results = eval_results(metrics) if metrics else []
     relation = "adapter" if adapter else "finetune"
-    results = eval_results(metrics)
     return ModelCardData(
-        model_name=_one_line(run.name) if results else None,
+        model_name=name if results else None,
         eval_results=results or None,
         library_name="peft" if adapter else "transformers",
         base_model=base,
         base_model_relation=relation if base else None,
         pipeline_tag="text-classification",
-        tags=["reward-model", "plaudit", *([run.method] if adapter else [])],
-        datasets=hub_datasets(metrics) or None,
-        metrics=["accuracy"],
+        tags=["reward-model", "plaudit", *tags],
+        datasets=(hub_datasets(metrics) or None) if metrics else None,
+        metrics=["accuracy"] if metrics else None,
     )
 
 
@@ -154,9 +149,11 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
         kind = block.dataset
         ids = hub_datasets(metrics, kind)
         origin = ids[0] if len(ids) == 1 else "preference-comparisons"
-        sets: dict[str, PairMetrics] = {kind: block, **block.datasets}
-        for name, measured in sets.items():
-            whole = name == kind and measured is block
+        sets: list[tuple[str, str, PairMetrics]] = [
+            ("all", kind, block),
+            *((one_line(name), f"{kind}: {name}", each) for name, each in block.datasets.items()),
+        ]
+        for config, title, measured in sets:
             for metric, label, value in (
                 ("accuracy", "Pairwise accuracy", measured.accuracy),
                 ("loss", "Mean loss", measured.loss),
@@ -168,8 +165,8 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
                         task_type="text-classification",
                         task_name="Preference comparison",
                         dataset_type=origin,
-                        dataset_name=_one_line(kind if whole else f"{kind}: {name}"),
-                        dataset_config="all" if whole else _one_line(name),
+                        dataset_name=one_line(title),
+                        dataset_config=config,
                         dataset_split=kind,
                         metric_type=metric,
                         metric_name=label,
@@ -179,62 +176,19 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
     return results
 
 
-def _one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or "unnamed"
+def one_line(text: str) -> str:
+    """A name for the metadata, which must not be empty."""
+    return " ".join(without_controls(text).split()) or "unnamed"
 
 
-def snippet(method: str, text: str) -> str:
+def snippet(method: str, text: str) -> Markdown:
     """Python that scores two responses with plain transformers (and PEFT for an adapter).
 
     Runs as it stands inside the folder. Follows the run's own way of making text: the chat
     template, or prompt and response end to end with the end token.
     """
-    if method == "full":
-        loader = "AutoModelForSequenceClassification"
-        imports = f"from transformers import {loader}, AutoTokenizer"
-    else:
-        loader = "AutoPeftModelForSequenceClassification"
-        imports = f"from peft import {loader}\nfrom transformers import AutoTokenizer"
-    encode = _CHAT if text == "chat" else _TEXT
-    return _SNIPPET.format(imports=imports, loader=loader, encode=encode)
-
-
-_SNIPPET = """\
-import torch
-{imports}
-
-folder = "."  # this folder, or its id on the Hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {loader}.from_pretrained(
-    folder, num_labels=1, dtype=torch.float32
-)
-model.config.pad_token_id = tokenizer.pad_token_id
-model.eval()
-
-{encode}
-batch = tokenizer.pad({{"input_ids": ids}}, padding_side="right", return_tensors="pt")
-with torch.no_grad():
-    rewards = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-print(rewards.squeeze(-1).tolist())  # higher is better, within one prompt"""
-
-_CHAT = """\
-prompt = [{"role": "user", "content": "How is sand made?"}]
-responses = ["Water, wind and ice wear rock down into grains.", "No idea."]
-texts = [
-    tokenizer.apply_chat_template(
-        [*prompt, {"role": "assistant", "content": response}], tokenize=False
-    )
-    for response in responses
-]
-ids = tokenizer(texts, add_special_tokens=False)["input_ids"]"""
-
-_TEXT = """\
-prompt = "How is sand made? "
-responses = ["Water, wind and ice wear rock down into grains.", "No idea."]
-ids = tokenizer([prompt + response for response in responses])["input_ids"]
-end = tokenizer.eos_token_id
-ends = (end, tokenizer.sep_token_id)
-ids = [row if end is None or row[-1] in ends else [*row, end] for row in ids]"""
+    template = _environment().get_template("snippet.py.jinja")
+    return Markdown(template.render(adapter=method != "full", chat=text == "chat").rstrip())
 
 
 # ---- the card of a model made from others (exported, averaged)
@@ -269,24 +223,25 @@ class DerivedCard:
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
     metrics, base = _metrics(card.results_of), card.facts.base
+    shared = is_hub_id(base)
     adapter = card.facts.kind == "adapter"
-    metadata = _metadata(card, metrics)
-    plain = f"With plain transformers{' and PEFT' if adapter else ''}:"
-    body = (
-        jinja_environment()
-        .get_template("derived.md.jinja")
-        .render(
-            card=card,
-            usage=Markdown(card.usage or plain),
-            plaudit_version=__version__,
-            base=base if is_hub_id(base) else Path(base).name,
-            base_is_hub_id=is_hub_id(base),
-            evaluations=evaluations(metrics) if metrics else [],
-            snippet=Markdown(snippet("lora" if adapter else "full", card.facts.text)),
-            pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
-        )
+    metadata = card_data(
+        card.name, base if shared else None, metrics, adapter=adapter, tags=card.tags
     )
-    write_text(folder / CARD_FILE, f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+    plain = f"With plain transformers{' and PEFT' if adapter else ''}:"
+    text = _fill(
+        "derived.md.jinja",
+        metadata,
+        card=card,
+        usage=Markdown(card.usage or plain),
+        plaudit_version=__version__,
+        base=base if shared else Path(base).name,
+        base_is_hub_id=shared,
+        evaluations=evaluations(metrics) if metrics else [],
+        snippet=snippet("lora" if adapter else "full", card.facts.text),
+        pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
+    )
+    write_text(folder / CARD_FILE, text)
 
 
 def is_hub_id(base: str) -> bool:
@@ -302,23 +257,3 @@ def _metrics(run: Path | None) -> RunMetrics | None:
         return read_metrics(run)
     except DataError:
         return None
-
-
-def _metadata(card: DerivedCard, metrics: RunMetrics | None) -> ModelCardData:
-    from huggingface_hub import ModelCardData
-
-    results = eval_results(metrics) if metrics else []
-    base = card.facts.base if is_hub_id(card.facts.base) else None
-    adapter = card.facts.kind == "adapter"
-    relation = "adapter" if adapter else "finetune"
-    return ModelCardData(
-        model_name=card.name if results else None,
-        eval_results=results or None,
-        library_name="peft" if adapter else "transformers",
-        base_model=base,
-        base_model_relation=relation if base else None,
-        pipeline_tag="text-classification",
-        tags=["reward-model", "plaudit", *card.tags],
-        datasets=(hub_datasets(metrics) or None) if metrics else None,
-        metrics=["accuracy"] if results else None,
-    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,8 @@ from pydantic import ValidationError
 
 from plaudit.errors import DataError
 from plaudit.evaluation.schema import (
-    EvaluationMetrics,
     Mistake,
     MistakeText,
-    RecordedEvaluation,
     RunMetrics,
     adapter,
     first_mistake,
@@ -59,10 +56,28 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     """The whole page. Raises DataError."""
     metrics = read_recorded(folder)
     mistakes = _read_mistakes(folder) if with_texts else {}
-    return (
-        _environment()
-        .get_template("report/page.html.jinja")
-        .render(_view(metrics, mistakes), recalibration=read_recalibration(folder))
+    # The test data first: they chose nothing.
+    blocks = evaluations(metrics)[::-1]
+    drawn: dict[str, Iterable[Drawn]] = {
+        block.dataset: (p for p in evaluation_plots(block, PAGE_WIDTH) if p.name not in IN_TABLES)
+        for block in blocks
+    }
+    run = None
+    if isinstance(metrics, RunMetrics):
+        run = metrics.run
+        drawn["run"] = run_plots(metrics, PAGE_WIDTH)
+    elif (best_of := metrics.best_of) is not None:
+        figure = best_of_figure(best_of, PAGE_WIDTH)
+        drawn["best_of"] = [Drawn("best_of", figure, best_of.sentence)]
+    environment = _environment()
+    environment.filters["texts"] = lambda mistake: mistakes.get(_key(mistake))
+    return environment.get_template("report/page.html.jinja").render(
+        metrics=metrics,
+        run=run,
+        base=None if run is None else shown_base(run),
+        evaluations=blocks,
+        pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
+        recalibration=read_recalibration(folder),
     )
 
 
@@ -87,56 +102,6 @@ def _read_mistakes(folder: Path) -> dict[_Key, MistakeText]:
         raise DataError(
             f"Cannot read {path} ({reason}); restore it, or delete it for a report without texts."
         ) from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ShownMistake:
-    facts: Mistake
-    told: MistakeText | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ShownEvaluation:
-    """An evaluation, its pictures and its most confident mistakes."""
-
-    facts: EvaluationMetrics
-    pictures: Sequence[pages.Picture]
-    mistakes: Sequence[_ShownMistake]
-
-
-def _view(
-    metrics: RunMetrics | RecordedEvaluation, mistakes: Mapping[_Key, MistakeText]
-) -> dict[str, object]:
-    """What the page is made of: the metrics, and beside each evaluation its pictures and texts."""
-    run = metrics if isinstance(metrics, RunMetrics) else None
-    best_of = None if isinstance(metrics, RunMetrics) else metrics.best_of
-    return {
-        "metrics": metrics,
-        "run": None if run is None else run.run,
-        "base": None if run is None else shown_base(run.run),
-        # The test data first: they chose nothing.
-        "evaluations": [
-            _ShownEvaluation(
-                facts=block,
-                pictures=pages.inline_pictures(
-                    (p for p in evaluation_plots(block, PAGE_WIDTH) if p.name not in IN_TABLES),
-                    block.dataset,
-                ),
-                mistakes=[
-                    _ShownMistake(facts=mistake, told=mistakes.get(_key(mistake)))
-                    for mistake in block.mistakes
-                ],
-            )
-            for block in reversed(evaluations(metrics))
-        ],
-        "run_pictures": pages.inline_pictures(run_plots(run, PAGE_WIDTH), "run") if run else [],
-        "best_of_pictures": pages.inline_pictures(
-            [Drawn("best_of", best_of_figure(best_of, PAGE_WIDTH), best_of.sentence)]
-            if best_of
-            else [],
-            "run",
-        ),
-    }
 
 
 def _environment() -> Environment:

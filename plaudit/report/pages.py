@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
-from plaudit.evaluation.numbers import FORMATS
 from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
-from plaudit.report.record import TEMPLATES, shown_path
+from plaudit.report.record import template_environment
 from plaudit.types import Text
 
 if TYPE_CHECKING:
@@ -24,19 +23,7 @@ if TYPE_CHECKING:
 
 def page_environment(finalize: Callable[[Any], Any] = lambda value: value) -> Environment:
     """Templates of HTML pages; ``finalize`` sees every value before it is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FORMATS, path=shown_path)
-    return environment
+    return template_environment(finalize, autoescape=True)
 
 
 # ---- texts of the data: no hidden characters, no endless lines
@@ -201,13 +188,10 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     says. The figure keeps its size but for its heading, which the page shows as text.
     """
     root = ElementTree.fromstring(_draw(figure))
-    for element in list(root):
-        # matplotlib's metadata names its version, and its style would hold for the whole page.
-        if element.tag == f"{_SVG}metadata":
-            root.remove(element)
     for parent in root.iter():
         for child in list(parent):
-            if child.tag == f"{_SVG}style":
+            # matplotlib's metadata names its version, and its style would hold for the whole page.
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
                 parent.remove(child)
     _own_ids(root, name)
     for element in root.iter():

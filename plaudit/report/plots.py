@@ -23,7 +23,7 @@ from plaudit.evaluation.schema import (
     RunMetrics,
     read_recorded,
 )
-from plaudit.report.record import PLOTS_FOLDER, shown_evaluation
+from plaudit.report.record import PLOTS_FOLDER, shown_evaluation, without_controls
 from plaudit.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -535,7 +535,7 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
 
 def short_name(name: str, most: int = 38) -> str:
     """A name out of data as a label: one line that can be drawn."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in drawable(name[:most])).split())
+    line = " ".join(without_controls(drawable(name[:most])).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

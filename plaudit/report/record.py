@@ -1,19 +1,22 @@
-"""What card, report and plots read beside metrics: recalibration, sources, the environment."""
+"""What card, report and plots share: templates, recalibration, sources, the environment."""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from plaudit import __version__
 from plaudit.data.load import SourceUse
 from plaudit.errors import DataError
+from plaudit.evaluation.numbers import FORMATS
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     RecordedEvaluation,
@@ -22,6 +25,9 @@ from plaudit.evaluation.schema import (
     adapter,
     first_mistake,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MISTAKES_FILE = "mistakes.jsonl"
 """The texts of the most confident mistakes, beside ``metrics.json``."""
@@ -39,6 +45,23 @@ class Recalibration:
     prompts: int
     log_loss_before: float
     log_loss: float
+
+
+def template_environment(finalize: Callable[[Any], Any], *, autoescape: bool) -> Environment:
+    """Templates with the formats of numbers; ``finalize`` sees every value before escaping."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=autoescape,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(FORMATS, path=shown_path)
+    return environment
 
 
 def read_recalibration(folder: Path) -> Recalibration | None:
@@ -101,6 +124,11 @@ def shown_base(run: RunInfo) -> str:
 def shown_path(source: SourceUse) -> str:
     """A Hub id, or the last part of a local path: folders of one machine help nobody else."""
     return source.path if is_hub_source(source) else _last_part(source.path)
+
+
+def without_controls(value: object) -> str:
+    """Any text with spaces in place of line breaks and of what cannot be seen."""
+    return "".join(char if char.isprintable() else " " for char in str(value))
 
 
 def _last_part(path: str) -> str:
