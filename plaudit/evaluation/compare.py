@@ -229,18 +229,6 @@ class Leader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaders:
-    """The best model by each metric."""
-
-    accuracy: Leader
-    nll: Leader
-
-    def by(self, metric: Metric) -> Leader:
-        """The best model by one metric."""
-        return self.accuracy if metric == "accuracy" else self.nll
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SliceTest(TestedDifference):
     """Accuracy of models ``a`` and ``b`` where ``column`` has ``value``.
 
@@ -287,7 +275,7 @@ class ModelComparison:
 
     ``slices`` and ``examples`` compare the model with the lowest log loss to each other one.
     ``unmatched`` counts comparisons of each model that another one lacks; ``sentences`` are the
-    answer in words, one per metric.
+    answer in words, one per metric, and ``best`` has the best model by each.
     """
 
     alpha: float
@@ -297,7 +285,7 @@ class ModelComparison:
     unmatched: Mapping[str, int]
     models: tuple[ModelScores, ...]
     model_pairs: tuple[ModelPair, ...]
-    best: Leaders
+    best: Mapping[Metric, Leader]
     slices: tuple[SliceTest, ...]
     examples: tuple[Example, ...]
     sentences: tuple[str, ...] = ()
@@ -321,11 +309,9 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
         for (a, b), accuracy, nll in zip(numbers, *tests, strict=True)
     )
     models = _model_scores(aligned, seed)
-    best = Leaders(
-        accuracy=_leader("accuracy", models, model_pairs), nll=_leader("nll", models, model_pairs)
-    )
+    best = {metric: _leader(metric, models, model_pairs) for metric in METRICS}
     # The leader and each other model, as numbers in the order of the models.
-    leader = aligned.names.index(best.nll.name)
+    leader = aligned.names.index(best["nll"].name)
     with_leader = [each for each in numbers if leader in each]
     comparison = ModelComparison(
         alpha=alpha,
@@ -443,11 +429,10 @@ def slice_masks(
     }
     for name, column_N in columns.items():
         values = [None if v is None else str(v) for v in column_N[paired.winner_P]]
-        code_P = codes(values)
-        if not 2 <= len(set(values)) <= min(MAX_SLICE_VALUES, max(2, len(paired) // 2)):
-            continue
-        for code, value in enumerate(dict.fromkeys(values)):
-            yield name, value, code_P == code
+        found = dict.fromkeys(values)
+        if 2 <= len(found) <= min(MAX_SLICE_VALUES, max(2, len(paired) // 2)):
+            code_P = codes(values)
+            yield from ((name, value, code_P == code) for code, value in enumerate(found))
 
 
 def _slice_tests(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[SliceTest, ...]:
@@ -549,7 +534,7 @@ def _sentence(comparison: ModelComparison, metric: Metric) -> str:
 
 
 def _ranking(comparison: ModelComparison, metric: Metric) -> str:
-    best, name = comparison.best.by(metric), METRICS[metric]
+    best, name = comparison.best[metric], METRICS[metric]
     correction = f"after Holm's correction for {best.tests} tests"
     if not best.significant:
         lead = max(

@@ -211,7 +211,10 @@ def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
             f"{name}_N": _column([getattr(row, name) for row in rows], dtype)
             for name, dtype in _COLUMNS.values()
         },
-        features_N=features_column([row.features for row in rows]),
+        features_N=features_column(
+            {name: [row.features.get(name) for row in rows] for name in FEATURES_DTYPE.names or ()},
+            len(rows),
+        ),
         metadata={
             name: _column([row.metadata.get(name) for row in rows], np.object_) for name in metadata
         },
@@ -343,18 +346,15 @@ def _to_arrow(values: npt.NDArray[Any]) -> Any:
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
     if kinds <= {str}:
-        return pa.array([_valid_text(value) for value in values], pa.string())
+        # JSON input may hold lone surrogates, which no UTF-8 file can.
+        valid = (value and value.encode("utf-8", "replace").decode("utf-8") for value in values)
+        return pa.array(valid, pa.string())
     if kinds == {bool}:
         return pa.array(list(values), pa.bool_())
     if kinds <= {int, float} and not any(abs(v) >= 2**53 for v in present if isinstance(v, int)):
         return pa.array(list(values), pa.int64() if kinds == {int} else pa.float64())
     texts = [None if value is None else json.dumps(value, default=str) for value in values]
     return pa.array(texts, pa.string())
-
-
-def _valid_text(value: str | None) -> str | None:
-    # JSON input may hold lone surrogates, which no UTF-8 file can.
-    return None if value is None else value.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_table(path: Path) -> ScoreTable:
@@ -391,18 +391,15 @@ def read_table(path: Path) -> ScoreTable:
         for column in stored.column_names
         if column not in _COLUMNS and not column.startswith(_FEATURE_PREFIX)
     }
-    return ScoreTable(**columns, features_N=_read_features(stored), metadata=metadata)
-
-
-def _read_features(stored: Any) -> npt.NDArray[Any]:
-    """The feature columns there are: another version may have counted fewer, or others."""
-    known = {
+    # Another version may have counted fewer features, or others.
+    features = {
         name: stored.column(f"{_FEATURE_PREFIX}{name}").to_pylist()
         for name in FEATURES_DTYPE.names or ()
         if f"{_FEATURE_PREFIX}{name}" in stored.column_names
     }
-    rows = range(stored.num_rows)
-    return features_column([{name: known[name][row] for name in known} for row in rows])
+    return ScoreTable(
+        **columns, features_N=features_column(features, stored.num_rows), metadata=metadata
+    )
 
 
 # ---- the rewards of one evaluation of a run -----------------------------------------------------

@@ -79,11 +79,11 @@ def test_scripts(text, expected):
 
 def test_every_feature_is_a_column():
     records = measure_responses(["a", MARKDOWN], "What?", turns=3, truncated=0)
-    column = features_column(records)
+    column = features_column({name: [one[name] for one in records] for name in records[0]}, 2)
     assert set(records[0]) == set(FEATURES_DTYPE.names)
     assert column["turns"].tolist() == [3, 3]
     assert column["prompt_script"].tolist() == ["latin", "latin"]
-    missing = features_column([{}])
+    missing = features_column({}, 1)
     assert missing["prompt_script"][0] == ""
     assert math.isnan(missing["characters"][0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -254,9 +255,9 @@ def bounded(
         change = None if before is None else token.reward - before
         entries.append(TokenChange(text=text, reward=token.reward, change=change))
         text, before = "", token.reward
-    moves = [(entry.change, entry) for entry in entries if entry.change is not None]
-    rise = max(moves, key=lambda move: move[0], default=None)
-    fall = min(moves, key=lambda move: move[0], default=None)
+    moves = [(entry.change, entry) for entry in entries if entry.change]
+    rise = max(moves, key=itemgetter(0), default=None)
+    fall = min(moves, key=itemgetter(0), default=None)
     head = most * 3 // 4
     left_out = max(0, len(entries) - most)
     kept = [*entries[:head], *entries[head + left_out :]] if left_out else entries

@@ -178,13 +178,12 @@ def measure_responses(
     ]
 
 
-def features_column(records: Sequence[Mapping[str, float | str]]) -> npt.NDArray[Any]:
-    """Records as one structured array; what a record lacks is ``nan`` or empty."""
-    column: npt.NDArray[Any] = np.empty(len(records), dtype=FEATURES_DTYPE)
+def features_column(features: Mapping[str, Sequence[Any]], rows: int) -> npt.NDArray[Any]:
+    """Features by name as one structured array; what is not there is ``nan`` or empty."""
+    column: npt.NDArray[Any] = np.empty(rows, dtype=FEATURES_DTYPE)
     for name in FEATURES_DTYPE.names or ():
-        text = FEATURES_DTYPE[name].kind == "U"
-        values = [record.get(name) for record in records]
-        missing = "" if text else math.nan
+        missing = "" if FEATURES_DTYPE[name].kind == "U" else math.nan
+        values = features.get(name, [None] * rows)
         column[name] = [missing if value is None else value for value in values]
     return column
 

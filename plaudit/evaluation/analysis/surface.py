@@ -45,12 +45,6 @@ The words and pairs of words of a million would not fit into memory.
 """
 
 
-def fitted_sample(train: Sequence[Comparison]) -> list[Comparison]:
-    """What a baseline is fitted on: all, or :data:`FITTED_COMPARISONS` evenly spaced ones."""
-    count = fitted_comparisons(train)
-    return [train[len(train) * number // count] for number in range(count)]
-
-
 def fitted_comparisons(train: Sequence[Comparison]) -> int:
     """How many training comparisons a fitted baseline is fitted on."""
     return min(len(train), FITTED_COMPARISONS)
@@ -70,7 +64,7 @@ def shorter(train: Sequence[Comparison]) -> Scorer:
 def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     """TF-IDF of one and two words of the response, logistic regression on the difference.
 
-    Fitted on the training comparisons alone (:func:`fitted_sample`), each pair in both orders and
+    Fitted on :func:`fitted_comparisons` of the training comparisons, each pair in both orders and
     no intercept, so that it is antisymmetric. Deterministic. Without a word or a pair to learn from
     it knows nothing, and every pair is a tie.
     """
@@ -78,7 +72,8 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    train = fitted_sample(train)
+    count = fitted_comparisons(train)
+    train = [train[len(train) * number // count] for number in range(count)]
     winner_P, loser_P = graded_pairs(train)
     # One-letter words and single digits count too: they are what some edits change.
     vectorizer = TfidfVectorizer(
