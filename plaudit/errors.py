@@ -79,6 +79,11 @@ def printable(text: str, most: int | None = None) -> str:
     return start if most is None or len(start) <= most else f"{start[: most - 1]}…"
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Another library's message for the middle of a sentence: no line breaks, no full stop."""
+    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
     """The known name that was most likely meant, if one is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)

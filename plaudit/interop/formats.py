@@ -375,7 +375,12 @@ def read_tensors(folder: Path, stems: tuple[str, ...], wanted: str = "") -> dict
     """The tensors whose names start with ``wanted``, from whichever layout is there."""
     tensors: dict[str, Tensor] = {}
     for path in _files(folder, stems):
-        tensors |= _read(path, [name for name in _names(path) if name.startswith(wanted)])
+        if path.suffix == ".bin":
+            tensors |= {k: v for k, v in _unpickled(path).items() if k.startswith(wanted)}
+        else:
+            names = [name for name in tensor_names(path) if name.startswith(wanted)]
+            with safe_open(path, framework="pt") as stored:
+                tensors |= {name: stored.get_tensor(name) for name in names}
     return tensors
 
 
@@ -401,14 +406,6 @@ def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 def _names(path: Path) -> list[str]:
     """The names of the tensors in a file."""
     return list(_unpickled(path)) if path.suffix == ".bin" else tensor_names(path)
-
-
-def _read(path: Path, names: list[str]) -> dict[str, Tensor]:
-    if path.suffix == ".bin":
-        stored = _unpickled(path)
-        return {name: stored[name] for name in names}
-    with safe_open(path, framework="pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in names}
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from plaudit.errors import ModelError
+from plaudit.errors import ModelError, one_line
 from plaudit.storage.atomic import new_folder, writing
 from plaudit.storage.manifest import MANIFEST_FILE, MODEL_FILES, TRAINING_FILE, check_model
 from plaudit.storage.model_files import read_json, tensor_names
@@ -39,6 +39,8 @@ PATTERNS = (
 
 _ON_REQUEST = ("report.html",)
 """Downloaded where it is, and uploaded only by ``include``: a report holds texts of the data."""
+
+_one_line = partial(one_line, most=300)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = re.compile(
@@ -220,13 +222,9 @@ def check_head(folder: Path) -> None:
         )
 
 
-def _is_weight(name: str) -> bool:
-    return _WEIGHTS.fullmatch(name) is not None
-
-
 def _check_safetensors(place: str | Path, names: Sequence[str], advice: str) -> None:
     if not any(name.endswith(".safetensors") for name in names):
-        pickles = [name for name in names if _is_weight(name)]
+        pickles = [name for name in names if _WEIGHTS.fullmatch(name)]
         content = f"only pickles ({', '.join(pickles)})" if pickles else "no weights"
         raise ModelError(f"{place} holds {content}; {advice}.")
 
@@ -303,7 +301,7 @@ def _commit(folder: Path, plan: Upload, options: PushOptions) -> tuple[str, str]
     # Weight files of an earlier push that this one would leave beside its own.
     names = {name for name, _ in plan.files}
     there = api.list_repo_files(plan.repo, revision=revision)
-    stale = sorted(name for name in there if _is_weight(name) and name not in names)
+    stale = sorted(name for name in there if name not in names and _WEIGHTS.fullmatch(name))
     if stale and not options.replace:
         raise ModelError(
             f"{plan.repo} already holds {', '.join(stale)}, which this folder has not and loaders "
@@ -338,7 +336,15 @@ def _hub_errors(repo: str) -> Iterator[None]:
             f"HF_HUB_OFFLINE is set, so the Hub cannot be reached for {repo}; unset it."
         ) from None
     except HfHubHTTPError as error:
-        raise ModelError(_sentence(repo, error)) from None
+        status = 0 if error.response is None else error.response.status_code
+        advice = {
+            401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf "
+            "auth login.",
+            403: f"You may not do this to {repo}; log in with a token that may write there.",
+            404: f"The Hub has no model {repo}, or no such revision of it; check both names.",
+        }
+        rejected = f"The Hub rejects this for {repo} ({_one_line(error)})."
+        raise ModelError(advice.get(status, rejected)) from None
     except ValueError as error:
         # huggingface_hub's word for a card that the Hub's own validation rejected.
         raise ModelError(f"The Hub rejects this upload to {repo} ({_one_line(error)}).") from None
@@ -350,18 +356,3 @@ def _hub_errors(repo: str) -> Iterator[None]:
             f"The Hub cannot be reached for {repo} ({_one_line(error)}); look at the network, or "
             "at HF_ENDPOINT."
         ) from None
-
-
-def _sentence(repo: str, error: Any) -> str:
-    status = 0 if error.response is None else error.response.status_code
-    advice = {
-        401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf auth "
-        "login.",
-        403: f"You may not do this to {repo}; log in with a token that may write there.",
-        404: f"The Hub has no model {repo}, or no such revision of it; check both names.",
-    }
-    return advice.get(status, f"The Hub rejects this for {repo} ({_one_line(error)}).")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

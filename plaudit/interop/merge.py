@@ -23,7 +23,13 @@ from plaudit.interop.parity import (
     check_rows,
     compare_scores,
 )
-from plaudit.interop.sequence_classifier.write import fold_scale, is_adapter, merged, save_adapter
+from plaudit.interop.sequence_classifier.write import (
+    PREFIX,
+    fold_scale,
+    is_adapter,
+    merged,
+    save_adapter,
+)
 from plaudit.model.checkpoint import (
     BASE_FOLDER,
     CheckpointMetadata,
@@ -323,7 +329,6 @@ def _parity(
     return compare_scores(rows, scores_R, wanted_R, check.tolerance)
 
 
-PREFIX = "base_model.model."
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
 

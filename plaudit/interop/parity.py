@@ -152,12 +152,12 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
 
 def _candidates(folder: Path, rows: Source | None) -> Iterator[tuple[str, list[Comparison]]]:
     """What they are, and comparisons; the first that the model can read are scored."""
-    if rows is not None:
-        yield rows.path, [comparison for *_, comparison in open_source(rows).rows]
-        return
-    yield "the run's held-out rows", _recorded(folder)
-    embedded = Source(path=EMBEDDED)
-    yield "embedded rows", [comparison for *_, comparison in open_source(embedded).rows]
+    where, source = "embedded rows", Source(path=EMBEDDED)
+    if rows is None:
+        yield "the run's held-out rows", _recorded(folder)
+    else:
+        where, source = rows.path, rows
+    yield where, [comparison for *_, comparison in open_source(source).rows]
 
 
 def _recorded(folder: Path) -> list[Comparison]:

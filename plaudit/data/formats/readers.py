@@ -18,7 +18,6 @@ from plaudit import registry
 from plaudit.data.formats import published, values
 from plaudit.data.formats.published import ASSISTANT, HUMAN, hh_turns, pair_by_lead
 from plaudit.data.formats.records import (
-    Messages,
     ParsedRow,
     Reader,
     assistant_turn,
@@ -402,7 +401,9 @@ def ms_swift(row: Row) -> ParsedRow:
     A rejected text stands against the last turn. A list of messages stands against all turns after
     the last question, or is a whole conversation if it opens with one.
     """
-    whole = _answered_conversation(row)
+    whole = values.messages(row, "messages")
+    if not whole or whole[-1].role != "assistant":
+        raise DataError("messages does not end with an assistant turn; expected the good answer.")
     rejected = values.value_of(row, "rejected_response")
     if isinstance(rejected, str):
         return pair(whole[:-1], whole[-1:], assistant_turn(rejected))
@@ -426,13 +427,6 @@ def question(row: Row) -> ParsedRow:
     asked = user_turn(values.text(row, column))
     prompt = with_system_turn(values.optional_text(row, "system"), asked)
     return pair_by_lead(row, prompt, _ANSWERS, 1)
-
-
-def _answered_conversation(row: Row) -> Messages:
-    whole = values.messages(row, "messages")
-    if not whole or whole[-1].role != "assistant":
-        raise DataError("messages does not end with an assistant turn; expected the good answer.")
-    return whole
 
 
 # --- what a first row looks like ----------------------------------------------------------------

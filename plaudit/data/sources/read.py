@@ -25,7 +25,7 @@ from plaudit.data.sources.files import (
     unreadable,
     without_filling,
 )
-from plaudit.errors import DataError, did_you_mean, printable
+from plaudit.errors import DataError, did_you_mean, one_line, printable
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import existing_path, names_in
 
@@ -310,10 +310,10 @@ def _hub_dataset(source: Source) -> Dataset | IterableDataset:
         ) from error
     except ValueError as error:  # an unknown split or subset; the message lists the known ones
         raise DataError(
-            f"{source.path}: {_one_line(error)}; set `split` or `subset` of this source."
+            f"{source.path}: {one_line(error)}; set `split` or `subset` of this source."
         ) from error
     except (DatasetsError, RuntimeError, OSError) as error:
-        raise DataError(f"{source.path} cannot be loaded: {_one_line(error)}.") from error
+        raise DataError(f"{source.path} cannot be loaded: {one_line(error)}.") from error
 
 
 def _hub_info(source: Source) -> Any:
@@ -323,7 +323,3 @@ def _hub_info(source: Source) -> Any:
         return HfApi().dataset_info(source.path, timeout=10)
     except Exception:  # facts for the card must never stop a run, whatever the client raises
         return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

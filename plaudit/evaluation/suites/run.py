@@ -19,7 +19,7 @@ from plaudit.data.reasons import is_blank
 from plaudit.data.sources.files import FILE_KINDS
 from plaudit.data.sources.read import read_rows, source_fingerprint
 from plaudit.data.unread import TrackedRow, UnreadColumns, unread_text
-from plaudit.errors import DataError
+from plaudit.errors import DataError, one_line
 from plaudit.evaluation.analysis.features import response_text
 from plaudit.evaluation.metrics.pairwise import percentile_interval, share_interval
 from plaudit.evaluation.numbers import points
@@ -260,7 +260,7 @@ def download(suite: Suite) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise DataError(
             f"{suite.title} ({hub.dataset}) cannot be fetched from the Hub "
-            f"({' '.join(str(error).split())[:200].rstrip('.')}); go online, or name a copy: "
+            f"({one_line(error, 200)}); go online, or name a copy: "
             f"--suite {suite.name}:FOLDER."
         ) from error
     return Path(folder)

@@ -133,13 +133,10 @@ def _head(contents: Contents) -> tuple[Tensor, float]:
 
 def _version(contents: Contents) -> tuple[str | None, str]:
     """The release whose rules hold, None where nothing tells it, and how it is known."""
-    named = contents.options.source_version
-    if named is not None:
-        return rule_version(named), f"read by the rules of LLaMA-Factory {named}, as requested"
-    from_file = _in_settings(contents, _RULES_LINE)
-    if from_file is not None:
-        version, file = from_file
-        return rule_version(version), f"read by the rules of LLaMA-Factory {version}, from {file}"
+    stated = _stated(contents.options.source_version, contents, _RULES_LINE)
+    if stated is not None:
+        version, where = stated
+        return rule_version(version), f"read by the rules of LLaMA-Factory {version}, {where}"
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
     inferred = None
     if peft is not None:
@@ -184,12 +181,10 @@ def _template(
     Raises:
         ModelError: none of these tells it.
     """
-    if contents.options.template is not None:
-        return contents.options.template, f"template {contents.options.template}, as requested"
-    from_file = _in_settings(contents, _TEMPLATE_KEY)
-    if from_file is not None:
-        name, file = from_file
-        return name, f"template {name}, from {file}"
+    stated = _stated(contents.options.template, contents, _TEMPLATE_KEY)
+    if stated is not None:
+        name, where = stated
+        return name, f"template {name}, {where}"
     alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
         raise ModelError(
@@ -202,12 +197,16 @@ def _template(
     )
 
 
-def _in_settings(contents: Contents, pattern: re.Pattern[str]) -> tuple[str, str] | None:
-    """What a pattern captures in the first YAML file beside the weights that has it; its name."""
+def _stated(
+    option: str | None, contents: Contents, pattern: re.Pattern[str]
+) -> tuple[str, str] | None:
+    """An option, else what a pattern captures in a YAML file beside the weights; where it is."""
+    if option is not None:
+        return option, "as requested"
     for path in sorted([*contents.folder.glob("*.yaml"), *contents.folder.glob("*.yml")]):
         match = pattern.search(path.read_text(encoding="utf-8", errors="replace"))
         if match is not None:
-            return match[1], path.name
+            return match[1], f"from {path.name}"
     return None
 
 

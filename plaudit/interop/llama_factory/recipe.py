@@ -85,12 +85,10 @@ def _rule(key: str) -> Rule | str:
 
 def _implied(settings: Settings) -> list[str]:
     """Keys that hold also where the YAML does not name them: their defaults matter."""
-    always = {"val_size", "cutoff_len", "disable_gradient_checkpointing", "lora_target", "seed"}
-    if "eval_dataset" in settings:
-        always -= {"val_size"}
-    if _is_full(settings):
-        always -= {"lora_target"}
-    return sorted(always - settings.keys())
+    implied = {"cutoff_len", "disable_gradient_checkpointing", "seed"}
+    implied |= set() if "eval_dataset" in settings else {"val_size"}
+    implied |= set() if _is_full(settings) else {"lora_target"}
+    return sorted(implied - settings.keys())
 
 
 def _check_run(settings: Settings) -> None:
@@ -117,10 +115,10 @@ def _holds_out(settings: Settings) -> bool:
 # --- rules --------------------------------------------------------------------------------------
 
 
-def _to(*places: str) -> Rule:
-    """The value as it is, at these places of the recipe."""
+def _to(*places: str, read: Callable[[Any], Any] = lambda value: value) -> Rule:
+    """The value, as it is or as ``read`` gives it, at these places of the recipe."""
     return lambda key, settings: Decision(
-        " and ".join(places), dict.fromkeys(places, settings[key])
+        " and ".join(places), dict.fromkeys(places, read(settings[key]))
     )
 
 
@@ -240,10 +238,6 @@ def _pissa(key: str, settings: Settings) -> Decision:
     return Decision("lora.init_lora_weights", {"lora.init_lora_weights": init})
 
 
-def _additional_target(key: str, settings: Settings) -> Decision:
-    return Decision("lora.modules_to_save", {"lora.modules_to_save": _names(settings[key])})
-
-
 _STOPPING: Final = {
     "interleave_under": "first_exhausted",
     "interleave_over": "all_exhausted",
@@ -353,10 +347,6 @@ def _is_no(strategy: Any) -> bool:
     return str(strategy).lower() in ("no", "false")
 
 
-def _out(key: str, settings: Settings) -> Decision:
-    return Decision(f"--out {settings[key]}, unless --out is given")
-
-
 def _names(value: Any) -> list[Any]:
     """A list, given as such or as text with commas."""
     if isinstance(value, str):
@@ -381,7 +371,7 @@ KEYS: Final[dict[str, Rule | str]] = {
     "stage": _mapped("it is rm, which is all that plaudit trains"),
     "do_train": _mapped("plaudit train trains"),
     "finetuning_type": _finetuning_type,
-    "output_dir": _out,
+    "output_dir": lambda key, out: Decision(f"--out {out[key]}, unless --out is given"),
     "overwrite_output_dir": "a run folder is never written over",
     "plot_loss": "loss curves are always drawn",
     "compute_accuracy": "accuracy is always measured",
@@ -426,7 +416,7 @@ KEYS: Final[dict[str, Rule | str]] = {
     "lora_alpha": _to("lora.lora_alpha"),
     "lora_dropout": _to("lora.lora_dropout"),
     "lora_target": _lora_target,
-    "additional_target": _additional_target,
+    "additional_target": _to("lora.modules_to_save", read=_names),
     "use_rslora": _to("lora.use_rslora"),
     "use_dora": _to("lora.use_dora"),
     "pissa_init": _pissa,

@@ -151,8 +151,7 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
             "normalisation is on, else as the raw reward."
         )
     settings: dict[str, Any] = {"problem_type": "regression", "value_head_prefix": HEAD}
-    known = (mean, std) != (0.0, 1.0)
-    if known:
+    if (mean, std) != (0.0, 1.0):
         settings |= {"mean": mean, "std": std}
     if source.offset:
         notes.append(
@@ -161,11 +160,7 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
         )
     write_whole(source, folder, options, settings)
     # (raw - mean) / std, where reward = raw + offset.
-    transform = (
-        RewardTransform(scale=1.0 / std, offset=-(mean + source.offset) / std)
-        if known
-        else RewardTransform()
-    )
+    transform = RewardTransform(scale=1.0 / std, offset=-(mean + source.offset) / std)
     return WriteResult(transform=transform, notes=tuple(notes))
 
 

@@ -34,6 +34,7 @@ from plaudit.interop.reading import (
     open_body,
     with_head,
 )
+from plaudit.interop.sequence_classifier.write import PREFIX
 from plaudit.model.load import (
     LIBRARY_ERRORS,
     LoadedBase,
@@ -44,7 +45,6 @@ from plaudit.model.load import (
 )
 from plaudit.types import RewardTransform
 
-PREFIX = "base_model.model."
 LINEAR_HEADS = ("score", "value_head")
 """Names under which decoders keep a head of one linear layer: transformers', OpenRLHF's first."""
 VOCABULARY_LAYERS = ("lm_head", "embed_out")
@@ -241,14 +241,8 @@ def open_adapter(contents: Contents) -> OpenedModel:
     body = open_body(contents)
     tokenizer = body.tokenizer
     # TRL gives the model its tokenizer's padding token, the end token where there is none.
-    pad_id = next(
-        (
-            number
-            for number in (tokenizer.pad_token_id, body.config.pad_token_id, tokenizer.eos_token_id)
-            if isinstance(number, int)
-        ),
-        None,
-    )
+    known = (tokenizer.pad_token_id, body.config.pad_token_id, tokenizer.eos_token_id)
+    pad_id = next((number for number in known if isinstance(number, int)), None)
     version = contents.options.source_version or contents.versions.get("transformers")
     scored_token, notes = classifier_reading(tokenizer, pad_id, version)
     # The matrices of an encoder's head, the last of which gives the reward.

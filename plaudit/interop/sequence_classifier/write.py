@@ -28,6 +28,8 @@ from plaudit.tokens.rendering import ChatFormatter, conversation_text
 from plaudit.types import Comparison, Rendering, RewardTransform
 
 ADAPTER_CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a classifier's tensors."""
 OLD_PEFT = {"0.11": Path(__file__).with_name("peft_0_11.json")}
 """PEFT releases that a config can be written for, with the keys they know."""
 
@@ -85,7 +87,7 @@ def write_peft(
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
     if has_score_head(network):
         # An imported head may lie beside the adapter instead of in its modules_to_save.
-        state["base_model.model.score.weight"] = output_layer(classifier(network))[1].weight
+        state[f"{PREFIX}score.weight"] = output_layer(classifier(network))[1].weight
     config = network.peft_config["default"]
     heads = head_modules(classifier(network))
     # PEFT itself puts both names of heads into the config of a SEQ_CLS adapter.
@@ -200,7 +202,7 @@ def _stored(
 
 def belongs_to_head(network: Any, name: str) -> bool:
     """Whether a tensor's name, PEFT's prefix or not, is the head's or the pooler's."""
-    bare = name.removeprefix("base_model.model.")
+    bare = name.removeprefix(PREFIX)
     return any(bare.startswith(f"{head}.") for head in head_modules(classifier(network)))
 
 
