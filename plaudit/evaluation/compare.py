@@ -25,7 +25,7 @@ from plaudit.errors import DataError
 from plaudit.evaluation.analysis.error_analysis import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.pairwise import ALPHA, holm, paired_test
-from plaudit.evaluation.schema import Interval, Metric, TestedDifference, json_safe
+from plaudit.evaluation.schema import Interval, Metric, TestedDifference, json_safe, parts
 from plaudit.evaluation.table import Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
@@ -333,12 +333,9 @@ def _model_scores(aligned: Aligned, seed: int) -> tuple[ModelScores, ...]:
     nll_M = pairwise.bootstrap_means(aligned.values("nll"), group_P, seed=seed)
 
     def scores(name: str, delta_P: FloatArray, nll_interval: Interval | None) -> ModelScores:
-        interval = pairwise.share_interval((delta_P > 0).astype(float), group_P, seed=seed)
         return ModelScores(
             name=name,
-            accuracy=pairwise.accuracy(delta_P),
-            accuracy_ci95=interval.shown,
-            accuracy_ci95_method=interval.method,
+            **parts(pairwise.measured_accuracy(delta_P, group_P, seed=seed), of=ModelScores),
             ties=pairwise.ties(delta_P),
             nll=pairwise.nll(delta_P),
             nll_ci95=nll_interval,
@@ -547,7 +544,7 @@ def _ranking(comparison: ModelComparison, metric: Metric) -> str:
             f"{correction}: the best, {best.name} ({best.value:.4f}), leads the last by "
             f"{lead:.4f} on {comparison.pairs:,} pairs."
         )
-    parts = [
+    verdicts = [
         f"{verdict} {_listed(names)}"
         for verdict, names in (
             ("significantly better than", best.better_than),
@@ -556,7 +553,7 @@ def _ranking(comparison: ModelComparison, metric: Metric) -> str:
         if names
     ]
     return (
-        f"{best.name} has the best {name} ({best.value:.4f}): {', and '.join(parts)} "
+        f"{best.name} has the best {name} ({best.value:.4f}): {', and '.join(verdicts)} "
         f"(alpha {comparison.alpha:g}, {correction})."
     )
 

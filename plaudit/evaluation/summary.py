@@ -193,10 +193,8 @@ def _calibration(
     honest_P = confidence_P if calibrated_P is None else pairwise.confidences(calibrated_P)
     gain = calibration.gain
     return Calibration(
-        ece=raw.ece,
-        ece_equal_mass=raw.ece_equal_mass,
-        brier=raw.brier,
-        nll=raw.nll,
+        **parts(raw),
+        **{f"{name}_calibrated": getattr(scaled, name, None) for name in parts(raw)},
         stored_temperature=None if stored == 1.0 else stored,
         stored_temperature_from="these_data" if stored_temperature is None else "other_data",
         ece_stored=given.ece,
@@ -205,11 +203,7 @@ def _calibration(
         temperature_improves=calibration.accepted is not None,
         calibration_gain=None if gain is None else gain.mean,
         calibration_gain_ci95=None if gain is None else gain.interval,
-        ece_calibrated=None if scaled is None else scaled.ece,
-        ece_equal_mass_calibrated=None if scaled is None else scaled.ece_equal_mass,
         expected_ece=pairwise.calibration_error_by_chance(honest_P, seed=seed),
-        nll_calibrated=None if scaled is None else scaled.nll,
-        brier_calibrated=None if scaled is None else scaled.brier,
         calibration_folds=calibration.folds,
         calibration_note=calibration.note,
         calibrations=Calibrations(

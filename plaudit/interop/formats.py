@@ -238,11 +238,11 @@ def _open_own(contents: Contents) -> OpenedModel:
             f"{contents.source} was trained on a base with Python code of its own; read that code, "
             "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
         )
-
-    def build(dtype: torch.dtype) -> nn.Module:
-        return load_network(contents.folder, facts, dtype=dtype, base=options.base)[0]
-
-    return OpenedModel(facts=facts, tokenizer=own_tokenizer(contents.folder, facts), build=build)
+    return OpenedModel(
+        facts=facts,
+        tokenizer=own_tokenizer(contents.folder, facts),
+        build=lambda dtype: load_network(contents.folder, facts, dtype=dtype, base=options.base)[0],
+    )
 
 
 OWN = Format(name="plaudit", recognises=_is_own, open=_open_own)

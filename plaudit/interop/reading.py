@@ -51,10 +51,6 @@ class Body:
     config: Any
     tokenizer: PreTrainedTokenizerBase
 
-    @property
-    def kind(self) -> Literal["adapter", "full"]:
-        return "full" if self.contents.adapter is None else "adapter"
-
 
 def open_body(contents: Contents) -> Body:
     """Find the body, whose folder an option may name, and read configuration and tokenizer.
@@ -203,7 +199,7 @@ def make_facts(
     base = body.place.base
     has_code = bool(getattr(config, "auto_map", None))
     return CheckpointMetadata(
-        kind=body.kind,
+        kind="full" if contents.adapter is None else "adapter",
         base=str(Path(base).resolve()) if Path(base).is_dir() else base,
         base_revision=body.place.revision,
         max_length=longest,
@@ -258,7 +254,12 @@ def build_classifier(body: Body, dtype: torch.dtype, weight_1D: Tensor | None) -
     assert isinstance(pad_id, int)
     with _naming_base(body.contents):
         loaded = load_base(replace(body.place, dtype=dtype), pad_id=pad_id)
-    _drop_foreign_settings(loaded.network.config, keep_code=body.place.trust_remote_code)
+    # By these keys another tool would read the saved classifier its own way.
+    settings: Any = loaded.network.config
+    for name in FOREIGN_SETTINGS:
+        own = hasattr(settings, name) and name not in type(settings)().to_dict()
+        if own and not (body.place.trust_remote_code and name == "auto_map"):
+            delattr(settings, name)
     return loaded if weight_1D is None else with_head(loaded, weight_1D, body.contents.source)
 
 
@@ -269,23 +270,12 @@ def with_head(loaded: LoadedBase, weight_1D: Tensor, source: str) -> LoadedBase:
         ModelError: the width is not the body's.
     """
     name, head = output_layer(loaded.network)
-    if head.weight.shape != weight_1D.shape:
+    found, needed = ("×".join(map(str, weight.shape)) for weight in (weight_1D, head.weight))
+    if found != needed:
         raise ModelError(
-            f"The head of {source} is {_shape(weight_1D)}, but its body needs {_shape(head.weight)}"
-            "; the two do not belong together: name the right base with --base."
+            f"The head of {source} is {found}, but its body needs {needed}; the two do not belong "
+            "together: name the right base with --base."
         )
     with torch.no_grad():
         head.weight.copy_(weight_1D.float())
     return replace(loaded, fresh_head=False, missing=loaded.missing - {f"{name}.weight"})
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(str(size) for size in tensor.shape)
-
-
-def _drop_foreign_settings(config: Any, *, keep_code: bool) -> None:
-    """Drop the keys by which another tool would read the saved classifier its own way."""
-    for name in FOREIGN_SETTINGS:
-        own = hasattr(config, name) and name not in type(config)().to_dict()
-        if own and not (keep_code and name == "auto_map"):
-            delattr(config, name)

@@ -371,19 +371,15 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if isinstance(arguments[0], type):
             return "a path, a Hub id, a mapping with a path, or a list of these"
         return f"a list of {expected(arguments[0])}"
-    return _scalar_words(annotation, metadata)
-
-
-def _scalar_words(annotation: Any, metadata: Sequence[Any]) -> str:
-    words = WORDS.get(typing.get_origin(annotation) or annotation, "a mapping")
-    limits = []
+    words = WORDS.get(origin or annotation, "a mapping")
+    bounds = []
     for item in metadata:
         for attribute, word in (("ge", "of at least"), ("gt", "above"), ("lt", "below")):
             if hasattr(item, attribute):
-                limits.append(f"{word} {getattr(item, attribute):g}")
+                bounds.append(f"{word} {getattr(item, attribute):g}")
         if getattr(item, "pattern", None):
-            limits.append("like 2024-07-26")
-    return " ".join([words, *([" and ".join(limits)] if limits else [])])
+            bounds.append("like 2024-07-26")
+    return " ".join([words, *([" and ".join(bounds)] if bounds else [])])
 
 
 # ---- keys that contradict each other

@@ -144,11 +144,6 @@ class DataSection(Section):
     """Seed of splits and samples."""
 
 
-def _real_day(text: str) -> str:
-    date.fromisoformat(text)
-    return text
-
-
 class TemplateSection(Section):
     """A conversation template of another trainer by its name, as a release had it."""
 
@@ -182,9 +177,11 @@ class TokensSection(Section):
     """Arguments for the chat template."""
     pad_token: str | None = None
     """Padding token; chosen from the vocabulary unless set."""
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real_day)] = (
-        "2024-07-26"
-    )
+    date: Annotated[
+        str,
+        Field(pattern=r"^\d{4}-\d{2}-\d{2}$"),
+        AfterValidator(lambda day: date.fromisoformat(day).isoformat()),
+    ] = "2024-07-26"
     """Date that the chat template sees as today."""
     max_tokens_per_microbatch: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     """Bounds memory: tokens computed at once; results do not depend on it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -421,8 +422,6 @@ def _entries_beside(out: Path) -> dict[str, Any]:
         ) from error
 
 
-_ALPACA_ENTRY: Final = _entry_of("instruction", "system", "history", "chosen", "rejected")
-
 ALPACA_WRITER: Final = Writer(
     name="alpaca",
     description="LLaMA-Factory: alpaca ranking, with its entry in dataset_info.json",
@@ -430,10 +429,10 @@ ALPACA_WRITER: Final = Writer(
     reserved=frozenset({"prompt"}),
     flat=False,
     check_out=_check_out,
-    describe=lambda out: _describe(out, _ALPACA_ENTRY),
+    describe=partial(
+        _describe, entry=_entry_of("instruction", "system", "history", "chosen", "rejected")
+    ),
 )
-
-_SHAREGPT_ENTRY: Final = _entry_of(*_TURNS, formatting="sharegpt")
 
 SHAREGPT_WRITER: Final = Writer(
     name="sharegpt",
@@ -441,5 +440,5 @@ SHAREGPT_WRITER: Final = Writer(
     lay_out=write_sharegpt,
     flat=False,
     check_out=_check_out,
-    describe=lambda out: _describe(out, _SHAREGPT_ENTRY),
+    describe=partial(_describe, entry=_entry_of(*_TURNS, formatting="sharegpt")),
 )
