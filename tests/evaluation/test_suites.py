@@ -41,11 +41,10 @@ def scored(
     """A suite's numbers from rows and hand-made rewards."""
     suite = SUITES[name]
     items = [suite.read(row, number, PurePath(path)) for number, row in enumerate(rows)]
-    kept = [item for item in items if item is not None]
     answers = [
-        Answer(item=item, rewards_K=np.array(own)) for item, own in zip(kept, rewards, strict=True)
+        Answer(item=item, rewards_K=np.array(own)) for item, own in zip(items, rewards, strict=True)
     ]
-    return score_suite(suite, kept, answers, {})
+    return score_suite(suite, items, answers, {})
 
 
 def values(result: SuiteResult) -> dict[str, float | None]:

@@ -174,9 +174,9 @@ RewardsOf: TypeAlias = Callable[[Comparison, int], Sequence[TokenReward] | None]
 
 
 def find_mistakes(
-    table: ScoreTable, paired: Pairs, *, temperature: float | None, most: int = MOST
+    table: ScoreTable, paired: Pairs, *, temperature: float | None
 ) -> tuple[Mistake, ...]:
-    """Wrong pairs by falling confidence, one per prompt group, without their texts.
+    """:data:`MOST` wrong pairs by falling confidence, one per prompt group, without their texts.
 
     ``better`` and ``worse`` are numbers of responses by the labels; ``probability`` is what the
     model gave to the wrong answer, at the stored temperature where there is one.
@@ -187,7 +187,7 @@ def find_mistakes(
     order_P = wrong_P[np.argsort(paired.delta_P[wrong_P], kind="stable")]
     _, first_of_group = np.unique(paired.group_P[order_P], return_index=True)
     entries: list[Mistake] = []
-    for pair in order_P[np.sort(first_of_group)[:most]]:
+    for pair in order_P[np.sort(first_of_group)[:MOST]]:
         winner, loser = int(paired.winner_P[pair]), int(paired.loser_P[pair])
         delta = float(paired.delta_P[pair])
         entries.append(

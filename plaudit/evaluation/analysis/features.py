@@ -70,29 +70,9 @@ def _unfenced(text: str) -> str:
     return _FENCED.sub("", text) if "```" in text or "~~~" in text else text
 
 
-def characters(response: str, prompt: str) -> float:
-    """Characters of the response."""
-    return float(len(response))
-
-
-def list_items(response: str, prompt: str) -> float:
-    """Lines that begin with a bullet (- * + •) or a number and a dot or bracket."""
-    return float(len(_LIST_ITEM.findall(_unfenced(response))))
-
-
-def headings(response: str, prompt: str) -> float:
-    """Lines that begin with one to six number signs and a space."""
-    return float(len(_HEADING.findall(_unfenced(response))))
-
-
-def bold(response: str, prompt: str) -> float:
-    """Spans inside double asterisks or double underscores."""
-    return float(len(_BOLD.findall(_unfenced(response))))
-
-
-def code_blocks(response: str, prompt: str) -> float:
-    """Blocks between lines of three backticks or tildes."""
-    return float(len(_FENCED.findall(response)))
+def _counted(pattern: re.Pattern[str]) -> Feature:
+    """How often a pattern stands in the response, outside fenced code."""
+    return lambda response, prompt: float(len(pattern.findall(_unfenced(response))))
 
 
 def refusal(response: str, prompt: str) -> float:
@@ -125,18 +105,19 @@ def other_script(response: str, prompt: str) -> float:
 
 
 RESPONSE_FEATURES: Final[dict[str, Feature]] = {
-    feature.__name__: feature
-    for feature in (
-        characters,
-        list_items,
-        headings,
-        bold,
-        code_blocks,
-        refusal,
-        prompt_words,
-        prompt_words_place,
-        other_script,
-    )
+    "characters": lambda response, prompt: float(len(response)),
+    # Lines that begin with a bullet (- * + •) or a number and a dot or bracket.
+    "list_items": _counted(_LIST_ITEM),
+    # Lines that begin with one to six number signs and a space.
+    "headings": _counted(_HEADING),
+    # Spans inside double asterisks or double underscores.
+    "bold": _counted(_BOLD),
+    # Blocks between lines of three backticks or tildes.
+    "code_blocks": lambda response, prompt: float(len(_FENCED.findall(response))),
+    "refusal": refusal,
+    "prompt_words": prompt_words,
+    "prompt_words_place": prompt_words_place,
+    "other_script": other_script,
 }
 
 _SCRIPT_WIDTH: Final = 24

@@ -220,13 +220,11 @@ def expected_calibration_error(curve: Reliability) -> float:
     return float(np.average(gap_B, weights=curve.pairs_B))
 
 
-def calibration_error_by_chance(
-    confidence_P: FloatArray, *, draws: int = 200, seed: int = 0
-) -> float:
+def calibration_error_by_chance(confidence_P: FloatArray, *, seed: int = 0) -> float:
     """The expected calibration error that exact probabilities would show on as many pairs.
 
     Every bin has some gap by chance, so the error of a perfect model is not zero. Mean over
-    ``draws`` of right and wrong answers at just these confidences; equal-width bins.
+    200 draws of right and wrong answers at just these confidences; equal-width bins.
     """
     generator = np.random.default_rng(seed)
     found = [
@@ -235,7 +233,7 @@ def calibration_error_by_chance(
                 confidence_P, (generator.random(len(confidence_P)) < confidence_P).astype(float)
             )
         )
-        for _ in range(draws if len(confidence_P) else 0)
+        for _ in range(200 if len(confidence_P) else 0)
     ]
     return float(np.mean(found)) if found else math.nan
 

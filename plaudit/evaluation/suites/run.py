@@ -138,8 +138,7 @@ def read_suite(request: SuiteRequest) -> tuple[list[Item], list[SuiteFile]]:
                 item = read(row, len(items), PurePath(path.relative_to(root)))
             except DataError as error:
                 raise DataError(f"{where}: as a row of {suite.title}, {error}") from error
-            if item is not None:
-                items.append(item)
+            items.append(item)
     files = [
         SuiteFile(
             path=str(path.relative_to(root)),
@@ -150,7 +149,7 @@ def read_suite(request: SuiteRequest) -> tuple[list[Item], list[SuiteFile]]:
     return items, files
 
 
-def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | None:
+def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item:
     """The item of a row that may hold messages, tools and media, under the rules of training data.
 
     Raises:
@@ -160,8 +159,6 @@ def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item | Non
     turns = _parse_turns(row, tracked)
     whole = TrackedRow({**row, **turns})
     item = suite.read(whole, number, path)
-    if item is None:
-        return None
     tracked.looked_up |= whole.looked_up - turns.keys()
     holds_media = bool(media_columns(tracked)) or has_media(item.prompt, *item.responses)
     item = replace(

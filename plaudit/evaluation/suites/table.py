@@ -97,17 +97,17 @@ class Suite:
     """One benchmark.
 
     ``files`` are patterns inside a local folder, the first that finds something wins. ``read`` gets
-    a row, its number and the path of its file inside the folder; None is a row that the suite does
-    not count. ``counts`` are rows expected per subset, empty where nothing is expected.
-    ``where_from`` says what to do when there is no copy on the Hub. ``chats``: rows may hold
-    messages, tools and media, which are parsed as in training data; ``read`` gets the turns.
+    a row, its number and the path of its file inside the folder. ``counts`` are rows expected per
+    subset, empty where nothing is expected. ``where_from`` says what to do when there is no copy on
+    the Hub. ``chats``: rows may hold messages, tools and media, which are parsed as in training
+    data; ``read`` gets the turns.
     """
 
     name: str
     title: str
     hub: HubFiles | None
     files: tuple[str, ...]
-    read: Callable[[Row, int, PurePath], Item | None]
+    read: Callable[[Row, int, PurePath], Item]
     credit: Callable[[Case], Numbers]
     combine: Callable[[Means], Numbers]
     source: str
