@@ -217,10 +217,8 @@ def _same_base(one: _Member, other: _Member) -> bool:
 
 
 def _checksums(base: Path) -> dict[str, str]:
-    files = (
-        path for pattern in ("config.json", "*.safetensors", "*.bin") for path in base.glob(pattern)
-    )
-    return {path.name: checksum(path) for path in files}
+    patterns = ("config.json", "*.safetensors", "*.bin")
+    return {path.name: checksum(path) for pattern in patterns for path in base.glob(pattern)}
 
 
 # ---- writing and checking ------------------------------------------------------------------------

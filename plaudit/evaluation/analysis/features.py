@@ -57,13 +57,12 @@ def _content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, (list, tuple)):
-        return "\n".join(_part_text(part) for part in content)
+        # A part of another kind (an image) has no text.
+        return "\n".join(
+            str(part.get("text") or "") if isinstance(part, dict) else _content_text(part)
+            for part in content
+        )
     return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-
-
-def _part_text(part: Any) -> str:
-    # A part of another kind (an image) has no text.
-    return str(part.get("text") or "") if isinstance(part, dict) else _content_text(part)
 
 
 def _unfenced(text: str) -> str:

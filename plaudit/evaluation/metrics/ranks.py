@@ -120,8 +120,7 @@ def measure_ranks(table: ScoreTable, *, seed: int = 0) -> RankMetrics | None:
     if not len(ranks):
         return None
     series = np.stack([ranks.tau_b_C, ranks.top1_C, ranks.ndcg_C])
-    intervals = pairwise.bootstrap_means(series, ranks.group_C, seed=seed)
-    tau_b, top1, ndcg = intervals
+    tau_b, top1, ndcg = pairwise.bootstrap_means(series, ranks.group_C, seed=seed)
     return RankMetrics(
         comparisons=len(ranks),
         responses=int(ranks.responses_C.sum()),

@@ -224,9 +224,7 @@ def suite_files(suite: Suite, folder: Path) -> list[Path]:
 def _task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A BIG-bench task: one object whose ``examples`` are the rows."""
     try:
-        task = json.loads(path.read_text(encoding="utf-8"))
-        examples = task["examples"]
-        rows = [dict(row) for row in examples]
+        rows = [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))["examples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a task ({error}); expected an object with a list named "

@@ -288,14 +288,13 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
 def _causal_class(network: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    try:
-        causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(network.config)]
-        return str(causal.__name__)
-    except KeyError:
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(network.config), None)
+    if causal is None:
         raise ModelError(
             f"transformers has no causal language model of type {network.config.model_type}, which "
             "LLaMA-Factory needs; export with --to merged."
-        ) from None
+        )
+    return str(causal.__name__)
 
 
 def read(folder: Path, base: str) -> Scorer:

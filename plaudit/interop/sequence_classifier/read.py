@@ -187,13 +187,12 @@ def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = str(adapter.config.get("peft_type", "LORA"))
-    try:
-        config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]  # type: ignore[index]
-    except KeyError:
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # type: ignore[call-overload]
+    if config_class is None:
         raise ModelError(
             f"{source} is an adapter of the kind {kind}, which the installed PEFT does not know; "
             "upgrade peft."
-        ) from None
+        )
     known = {field.name for field in fields(config_class)}
     unknown = sorted(k for k, v in adapter.config.items() if k not in known and v)
     if unknown:
@@ -330,9 +329,8 @@ def open_whole(contents: Contents) -> OpenedModel:
 
 def _unread(contents: Contents, config: Any, head: str) -> list[str]:
     """What lies beside body and head, such as the gate of ArmoRM's objectives, is counted."""
-    try:
-        network: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
-    except KeyError:
+    network: Any = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if network is None:
         return []
     read = {network.base_model_prefix, head.partition(".")[0]}
     tops = [name.partition(".")[0] for name in contents.names]
