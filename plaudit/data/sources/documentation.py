@@ -219,10 +219,12 @@ def build_pairs(
 
     Raises:
         DataError: ``count`` is not between 1 and :data:`MOST_PAIRS`, or more than the part can
-            give.
+            give, or the part is not one to build from.
     """
     if not 1 <= count <= MOST_PAIRS:
         raise DataError(f"{count} pairs were asked for; expected 1 to {MOST_PAIRS}.")
+    if part not in ("training", "heldout"):
+        raise DataError(f"there is no part {part!r} to build pairs from; use training or heldout.")
     seen: set[str] = set()
     streams = [_perturbation_rows(name, seed, part, seen) for name in MIX]
     rows = (next(streams[at % len(streams)]) for at in range(count))
