@@ -12,24 +12,28 @@ from typing import Any, Final
 NOTHING: Final = "–"
 
 
-def fraction(value: float | None) -> str:
-    """Four decimals, as the training-results table of a card has them."""
-    return NOTHING if value is None else f"{value:.4f}"
+def _known(form: Callable[[Any], str]) -> Callable[[float | None], str]:
+    """A way to write a number, with a dash for one that does not exist."""
+    return lambda value: NOTHING if value is None else form(value)
+
+
+fraction = _known("{:.4f}".format)
+"""Four decimals, as the training-results table of a card has them."""
+percent = _known("{:.1%}".format)
+"""A share of one, with one decimal."""
+points = _known(lambda value: f"{100 * value:.1f}")
+"""Percent with one decimal and no sign, as leaderboards print benchmark suites."""
+count = _known("{:,}".format)
+"""A whole number, its thousands apart."""
+rate = _known("{:.2f}".format)
+"""Two decimals: pairs a second."""
+duration = _known(lambda seconds: str(timedelta(seconds=round(seconds))))
+"""Hours, minutes and seconds."""
 
 
 def signed(value: float | None, digits: int = 4) -> str:
     """A difference with its sign."""
     return NOTHING if value is None else f"{value:+.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share of one, with one decimal."""
-    return NOTHING if value is None else f"{100 * value:.1f}%"
-
-
-def points(value: float | None) -> str:
-    """Percent with one decimal and no sign, as leaderboards print benchmark suites."""
-    return NOTHING if value is None else f"{100 * value:.1f}"
 
 
 def probability(value: float | None) -> str:
@@ -50,11 +54,6 @@ def signed_interval(ends: Sequence[float] | None, digits: int = 4) -> str:
 def percent_interval(ends: Sequence[float] | None) -> str:
     """Both ends of a share, in percent without the sign."""
     return NOTHING if ends is None else f"{points(ends[0])} to {points(ends[1])}"
-
-
-def count(value: int | None) -> str:
-    """A whole number, its thousands apart."""
-    return NOTHING if value is None else f"{value:,}"
 
 
 def counted(value: int, noun: str) -> str:
@@ -80,16 +79,6 @@ def drops(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{words(name)} {count(rows)}" for name, rows in reasons.items()) or "none"
 
 
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds."""
-    return NOTHING if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-def rate(value: float | None) -> str:
-    """Two decimals: pairs a second."""
-    return NOTHING if value is None else f"{value:.2f}"
-
-
 def size(count: float) -> str:
     """Bytes in the largest unit that leaves a whole number."""
     for unit in ("B", "kB", "MB"):
@@ -105,23 +94,20 @@ def words(name: str) -> str:
 
 
 FORMATS: Final[Mapping[str, Callable[..., str]]] = {
-    form.__name__: form
-    for form in (
-        fraction,
-        signed,
-        percent,
-        points,
-        probability,
-        interval,
-        signed_interval,
-        percent_interval,
-        count,
-        counted,
-        setting,
-        drops,
-        duration,
-        rate,
-        words,
-    )
+    "fraction": fraction,
+    "signed": signed,
+    "percent": percent,
+    "points": points,
+    "probability": probability,
+    "interval": interval,
+    "signed_interval": signed_interval,
+    "percent_interval": percent_interval,
+    "count": count,
+    "counted": counted,
+    "setting": setting,
+    "drops": drops,
+    "duration": duration,
+    "rate": rate,
+    "words": words,
 }
 """Template filters, by name."""
