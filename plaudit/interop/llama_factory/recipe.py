@@ -131,15 +131,21 @@ def _mapped(words: str) -> Rule:
     return lambda key, settings: Decision(words)
 
 
-def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
-    """Only values that ask for nothing can stand."""
+def _one_of(why: str, *choices: tuple[Any, Decision]) -> Rule:
+    """Values with a decision each; no other can stand."""
 
     def rule(key: str, settings: Settings) -> Decision:
-        if settings[key] not in harmless:
-            raise RecipeError(f"{key} is {shown(settings[key])}, but {why}.")
-        return _ignore("it asks for nothing")
+        for value, decision in choices:
+            if settings[key] == value:
+                return decision
+        raise RecipeError(f"{key} is {shown(settings[key])}, but {why}.")
 
     return rule
+
+
+def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
+    """Only values that ask for nothing can stand."""
+    return _one_of(why, *((value, _ignore("it asks for nothing")) for value in harmless))
 
 
 def _argument(key: str, settings: Settings) -> Decision:
@@ -151,18 +157,6 @@ def _unknown(key: str, settings: Settings) -> Decision:
     hint = f"; did you mean {guess}?" if guess else ""
     words = f"no key of LLaMA-Factory's reward stage that is known here{hint}"
     return Decision(words, outcome="unknown")
-
-
-def _finetuning_type(key: str, settings: Settings) -> Decision:
-    kind = settings[key]
-    if kind not in ("lora", "full"):
-        raise RecipeError(
-            f"finetuning_type is {shown(kind)}, but plaudit trains LoRA or all weights; set lora or"
-            " full."
-        )
-    return (
-        Decision("lora: null", {"lora": None}) if kind == "full" else Decision("the lora section")
-    )
 
 
 def _adapter(key: str, settings: Settings) -> Decision:
@@ -186,14 +180,6 @@ def _revision(key: str, settings: Settings) -> Decision:
     if settings[key] == "main":
         return _ignore("main is the default")
     return _to("model.revision")(key, settings)
-
-
-def _quantization(key: str, settings: Settings) -> Decision:
-    if settings[key] != 4:
-        raise RecipeError(
-            f"quantization_bit is {shown(settings[key])}, but plaudit quantizes to 4 bits alone."
-        )
-    return Decision("model.quantize: 4bit", {"model.quantize": "4bit"})
 
 
 def _pure_bf16(key: str, settings: Settings) -> Decision:
@@ -370,7 +356,11 @@ KEYS: Final[dict[str, Rule | str]] = {
     # the run
     "stage": _mapped("it is rm, which is all that plaudit trains"),
     "do_train": _mapped("plaudit train trains"),
-    "finetuning_type": _finetuning_type,
+    "finetuning_type": _one_of(
+        "plaudit trains LoRA or all weights; set lora or full",
+        ("lora", Decision("the lora section")),
+        ("full", Decision("lora: null", {"lora": None})),
+    ),
     "output_dir": lambda key, out: Decision(f"--out {out[key]}, unless --out is given"),
     "overwrite_output_dir": "a run folder is never written over",
     "plot_loss": "loss curves are always drawn",
@@ -387,7 +377,10 @@ KEYS: Final[dict[str, Rule | str]] = {
     "create_new_adapter": _unsupported("one adapter is trained on; take it out"),
     "adapter_folder": _unsupported(_OTHER_MODEL),
     "trust_remote_code": _to("model.trust_remote_code"),
-    "quantization_bit": _quantization,
+    "quantization_bit": _one_of(
+        "plaudit quantizes to 4 bits alone",
+        (4, Decision("model.quantize: 4bit", {"model.quantize": "4bit"})),
+    ),
     "quantization_method": _unsupported(
         "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
     ),
