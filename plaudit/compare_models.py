@@ -242,7 +242,7 @@ def _at_step(run: Path, step: int) -> ScoreTable:
             f"{run / PREDICTIONS}; name data to score the checkpoints on."
         )
     keep_N = np.arange(len(table)) < inside
-    return replace(table.where(keep_N), reward_N=reward_N)
+    return replace(table.take(keep_N), reward_N=reward_N)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

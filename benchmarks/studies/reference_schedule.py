@@ -299,7 +299,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recorded = json.loads((arguments.run / "metrics.json").read_text(encoding="utf-8"))
     table = read_table(arguments.run / "predictions.parquet")
-    eval_table, test_table = (table.where(table.dataset_N == name) for name in ("eval", "heldout"))
+    eval_table, test_table = (table.take(table.dataset_N == name) for name in ("eval", "heldout"))
     checkpoints = read_checkpoints(arguments.run, eval_table, test_table)
     facts = measure(checkpoints, pairs(eval_table), pairs(test_table))
     # The run recorded these itself; two ways to the same number.

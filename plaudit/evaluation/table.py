@@ -55,12 +55,8 @@ class ScoreTable:
     def __len__(self) -> int:
         return len(self.comparison_N)
 
-    def where(self, keep_N: npt.NDArray[np.bool_]) -> ScoreTable:
-        """The rows marked true, in their order."""
-        return self.take(np.flatnonzero(keep_N))
-
-    def take(self, rows: CodeArray) -> ScoreTable:
-        """The rows of these numbers, in this order."""
+    def take(self, rows: CodeArray | npt.NDArray[np.bool_]) -> ScoreTable:
+        """The rows of these numbers, in this order, or those marked true."""
         columns = {f"{name}_N": getattr(self, f"{name}_N")[rows] for name, _ in _COLUMNS.values()}
         metadata = {name: values[rows] for name, values in self.metadata.items()}
         return ScoreTable(**columns, features_N=self.features_N[rows], metadata=metadata)

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -323,24 +324,18 @@ def locate(source: str | Path) -> Path:
     if missing is not None:
         raise ModelError(f"{missing}; expected the folder of a reward model or a Hub id.")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
-    def fetch(patterns: tuple[str, ...]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                named, allow_patterns=list(patterns), ignore_patterns=list(NOT_FETCHED)
-            )
-        )
+    fetch = partial(huggingface_hub.snapshot_download, named, ignore_patterns=list(NOT_FETCHED))
 
     try:
-        fetched = fetch(FETCHED)
+        fetched = Path(fetch(allow_patterns=list(FETCHED)))
         # Many repositories hold the same weights twice; the pickles are the ones not needed.
         weights = [*fetched.glob("*.safetensors"), *fetched.glob("adapter_model.bin")]
-        return fetched if weights else fetch((*FETCHED, *PICKLED))
+        return fetched if weights else Path(fetch(allow_patterns=[*FETCHED, *PICKLED]))
     except Exception as error:
         # An error of a proxy is httpx's own, which shares no class with the others.
         network = type(error).__module__.startswith("httpx")
-        if not network and not isinstance(error, (OSError, ValueError, HfHubHTTPError)):
+        if not network and not isinstance(error, (OSError, ValueError)):
             raise
         raise ModelError(
             f"No reward model at {source}: it is no folder, and not on the Hub or not to be "

@@ -73,7 +73,7 @@ def test_where_keeps_marked_rows_and_pairs():
     table = build_table(
         [row(c, k, grade=1.0 - k, metadata={"subset": c}) for c in "ab" for k in (0, 1)]
     )
-    kept = table.where(table.comparison_N == "b")
+    kept = table.take(table.comparison_N == "b")
     assert list(kept.comparison_N) == ["b", "b"]
     assert list(kept.metadata["subset"]) == ["b", "b"]
     paired = pairs(table)

@@ -489,9 +489,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     def adjust(known: FloatArray) -> FloatArray:
         order = np.argsort(known)
         steps = known[order] * np.arange(len(known), 0, -1)
-        adjusted = np.empty_like(known)
-        adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-        return adjusted
+        return np.minimum(np.maximum.accumulate(steps), 1.0)[np.argsort(order)]
 
     return _adjust_known(p_values, adjust)
 

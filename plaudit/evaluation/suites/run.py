@@ -241,7 +241,6 @@ def download(suite: Suite) -> Path:
         DataError: the Hub cannot be reached, or has no such files.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     hub = suite.hub
     assert isinstance(hub, HubFiles)
@@ -252,7 +251,7 @@ def download(suite: Suite) -> Path:
             revision=hub.revision,
             allow_patterns=list(hub.patterns),
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{suite.title} ({hub.dataset}) cannot be fetched from the Hub "
             f"({one_line(error, 200)}); go online, or name a copy: "
