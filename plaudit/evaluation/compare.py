@@ -323,7 +323,7 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
         model_pairs=model_pairs,
         best=best,
         slices=_slice_tests(aligned, with_leader),
-        examples=_examples(aligned, with_leader),
+        examples=tuple(_examples(aligned, with_leader)),
     )
     return replace(comparison, sentences=tuple(_sentence(comparison, m) for m in METRICS))
 
@@ -464,10 +464,9 @@ def _slice_tests(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[
     )
 
 
-def _examples(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[Example, ...]:
+def _examples(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> Iterator[Example]:
     """Pairs that the leader ranks right and another model wrong, and the reverse: widest first."""
     table, paired = aligned.table, aligned.paired
-    examples: list[Example] = []
     for a, b in numbers:
         delta_a_P, delta_b_P = aligned.delta_MP[a], aligned.delta_MP[b]
         gap_P = np.abs(delta_a_P - delta_b_P)
@@ -478,22 +477,20 @@ def _examples(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[Exa
         for right, right_P, wrong_P in sides:
             differing_P = np.flatnonzero((right_P > 0) & (wrong_P <= 0))
             widest = differing_P[np.argsort(-gap_P[differing_P], kind="stable")][:_EXAMPLES]
-            examples += [
-                Example(
+            for pair in widest:
+                winner, loser = paired.winner_P[pair], paired.loser_P[pair]
+                yield Example(
                     a=aligned.names[a],
                     b=aligned.names[b],
                     right=right,
-                    id=table.comparison_N[paired.winner_P[pair]],
-                    source=table.source_N[paired.winner_P[pair]],
-                    group=table.group_N[paired.winner_P[pair]],
-                    better=int(table.response_N[paired.winner_P[pair]]),
-                    worse=int(table.response_N[paired.loser_P[pair]]),
+                    id=table.comparison_N[winner],
+                    source=table.source_N[winner],
+                    group=table.group_N[winner],
+                    better=int(table.response_N[winner]),
+                    worse=int(table.response_N[loser]),
                     delta_a=float(delta_a_P[pair]),
                     delta_b=float(delta_b_P[pair]),
                 )
-                for pair in widest
-            ]
-    return tuple(examples)
 
 
 # ---- sentences -----------------------------------------------------------------------------------

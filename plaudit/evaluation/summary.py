@@ -94,6 +94,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     }
     probed, tests = context.perturbations, None
     notes: tuple[str, ...] = ()
+    temperature = context.stored_temperature or calibration.accepted
     if isinstance(probed, Probed):
         tests = summarise_tests(probed, reward_std=spread.std or 0.0)
         notes = tuple(perturbation_notes(probed))
@@ -136,9 +137,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         perturbation_notes=notes,
         slices=measure_slices(table, paired),
         datasets=_per_dataset(table, paired),
-        mistakes=find_mistakes(
-            table, paired, temperature=context.stored_temperature or calibration.accepted
-        ),
+        mistakes=tuple(find_mistakes(table, paired, temperature=temperature)),
         curves=_curves(table, paired, calibration, risk),
         history=None if context.history is None else tuple(context.history),
     )

@@ -175,7 +175,7 @@ RewardsOf: TypeAlias = Callable[[Comparison, int], Sequence[TokenReward] | None]
 
 def find_mistakes(
     table: ScoreTable, paired: Pairs, *, temperature: float | None
-) -> tuple[Mistake, ...]:
+) -> Iterator[Mistake]:
     """:data:`MOST` wrong pairs by falling confidence, one per prompt group, without their texts.
 
     ``better`` and ``worse`` are numbers of responses by the labels; ``probability`` is what the
@@ -186,25 +186,21 @@ def find_mistakes(
     wrong_P = np.flatnonzero(paired.delta_P < 0)
     order_P = wrong_P[np.argsort(paired.delta_P[wrong_P], kind="stable")]
     _, first_of_group = np.unique(paired.group_P[order_P], return_index=True)
-    entries: list[Mistake] = []
     for pair in order_P[np.sort(first_of_group)[:MOST]]:
         winner, loser = int(paired.winner_P[pair]), int(paired.loser_P[pair])
         delta = float(paired.delta_P[pair])
-        entries.append(
-            Mistake(
-                id=table.comparison_N[winner],
-                dataset=table.dataset_N[winner],
-                number=int(table.number_N[winner]),
-                source=table.source_N[winner],
-                better=int(table.response_N[winner]),
-                worse=int(table.response_N[loser]),
-                reward_better=float(table.reward_N[winner]),
-                reward_worse=float(table.reward_N[loser]),
-                difference=delta,
-                probability=float(expit(-delta / (temperature or 1.0))),
-            )
+        yield Mistake(
+            id=table.comparison_N[winner],
+            dataset=table.dataset_N[winner],
+            number=int(table.number_N[winner]),
+            source=table.source_N[winner],
+            better=int(table.response_N[winner]),
+            worse=int(table.response_N[loser]),
+            reward_better=float(table.reward_N[winner]),
+            reward_worse=float(table.reward_N[loser]),
+            difference=delta,
+            probability=float(expit(-delta / (temperature or 1.0))),
         )
-    return tuple(entries)
 
 
 def with_texts(

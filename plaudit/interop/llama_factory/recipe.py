@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from plaudit.errors import RecipeError, nearest
-from plaudit.recipe.load import Note, Outcome, Translation
+from plaudit.recipe.load import Draft, Note, Outcome, Translation
 from plaudit.recipe.problems import shown
 from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED
 
@@ -43,24 +43,20 @@ def translate(settings: Settings, where: str) -> Translation:
     """
     try:
         _check_run(settings)
-        recipe: dict[str, Any] = {}
+        draft = Draft(where, {})
         notes = []
         for key in [*_implied(settings), *settings]:
             decision = _decide(key, settings)
             notes.append(Note(key=key, outcome=decision.outcome, words=decision.words))
             for dotted, value in decision.sets.items():
-                section, _, name = dotted.partition(".")
-                if name:
-                    recipe.setdefault(section, {})[name] = value
-                else:
-                    recipe[section] = value
+                draft = draft.with_value(tuple(dotted.split(".")), value, where)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     for key, words in _DIFFERENCES.items():
         notes.append(Note(key=key, outcome="differs", words=words))
     out = settings.get("output_dir")
     return Translation(
-        recipe=recipe,
+        recipe=dict(draft.values),
         notes=tuple(notes),
         out=None if out is None else Path(str(out)).expanduser(),
     )
