@@ -105,7 +105,9 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
     async def endpoint(request: Request, body: protocol.request, model: str | None = None) -> Any:  # type: ignore[name-defined]
         wanted = await _off_loop(engine, request, body.read)
         name = model or body.model
-        with engine.accepted():
+        if engine.places.locked():
+            raise engine.overloaded("requests")
+        async with engine.places:
             served = engine.model(name, exact=protocol.exact_model or model is not None)
             scored = await until_gone(request, score_request(engine, served, wanted, request))
         answer = protocol.answer(body, scored)

@@ -52,7 +52,8 @@ class Engine:
         self._loading = asyncio.Lock()
         self._reloading: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="plaudit-model", daemon=True)
-        self._accepted = 0
+        # A place for each request from its parsing to its answer.
+        self.places = asyncio.Semaphore(settings.max_requests)
         self._speed = 0.0
         on_cpu = next(served[0].model.module.parameters()).device.type == "cpu"
         default_budget = CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
@@ -99,21 +100,6 @@ class Engine:
             )
         return self._served[name]
 
-    @contextmanager
-    def accepted(self) -> Iterator[None]:
-        """A place for one request until it is answered.
-
-        Raises:
-            RejectionError: all places are taken.
-        """
-        if self._accepted >= self.settings.max_requests:
-            raise self._overloaded("requests")
-        self._accepted += 1
-        try:
-            yield
-        finally:
-            self._accepted -= 1
-
     async def in_thread(
         self, thread: ThreadPoolExecutor, work: Callable[[], Result], deadline: float
     ) -> Result:
@@ -137,7 +123,7 @@ class Engine:
         future: asyncio.Future[None] = loop.create_future()
         job.finish = lambda rejection: loop.call_soon_threadsafe(_settle, future, rejection)
         if not self.queue.put(job):
-            raise self._overloaded("tokens")
+            raise self.overloaded("tokens")
         try:
             await self._in_time(future, job.deadline)
         except (asyncio.CancelledError, RejectionError):
@@ -157,7 +143,8 @@ class Engine:
                 retry_after=self._retry_after(),
             ) from None
 
-    def _overloaded(self, what: str) -> RejectionError:
+    def overloaded(self, what: str) -> RejectionError:
+        """The rejection of a request for which there is no room."""
         return RejectionError(
             "overloaded",
             f"Too many {what} are waiting already; try again later.",

@@ -610,7 +610,7 @@ def test_what_is_over_the_limits_is_told_when_to_come_back(
         ThreadPoolExecutor(2) as pool,
     ):
         waiting = [pool.submit(server.post, "/v1/rewards", BODY) for _ in range(2)]
-        until(lambda: server.engine._accepted == 2)
+        until(server.engine.places.locked)
         rejected = server.post("/v1/rewards", BODY)
         error(rejected, 503, "overloaded")
         assert int(rejected.headers["retry-after"]) >= 1
@@ -632,17 +632,17 @@ def test_a_deadline_is_kept(finished_run: Path, slow_model: threading.Event) -> 
 def test_a_client_that_hangs_up_is_taken_out_of_the_queue(
     finished_run: Path, slow_model: threading.Event
 ) -> None:
-    with running(finished_run) as server:
+    with running(finished_run, max_requests=1) as server:
 
         async def hang_up() -> None:
             async with httpx.AsyncClient() as client:
                 call = asyncio.create_task(client.post(f"{server.url}/v1/rewards", json=BODY))
-                while server.engine._accepted < 1:
+                while not server.engine.places.locked():
                     await asyncio.sleep(0.01)
                 call.cancel()
 
         asyncio.run(hang_up())
-        until(lambda: server.engine._accepted == 0)
+        until(lambda: not server.engine.places.locked())
         slow_model.set()
         still_answers(server)
 
