@@ -210,9 +210,8 @@ class Engine:
         actions = [part for part in slices if part.job.action is not None]
         plain = [part for part in slices if part.job.action is None]
         for part in plain:
-            assert part.job.began is not None
             if part.start == 0:
-                self.metrics.waited.observe(part.job.began - part.job.arrived)
+                self.metrics.waited.observe(began - part.job.arrived)
         if plain:
             owner = plain[0].job.owner
             computed = score_slices(owner, plain, partial(self._free, owner))

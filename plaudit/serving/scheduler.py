@@ -60,7 +60,6 @@ class Job(Generic[Owner]):
     cached: int = 0
     known: dict[bytes, float] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
-    began: float | None = None
     over: bool = False
 
     def __post_init__(self) -> None:
@@ -139,13 +138,10 @@ class FairQueue(Generic[Owner]):
         batch are there, for the rest of them, at most ``wait`` seconds.
         """
         with self._ready:
-            while not self.jobs and not self._closed:
-                self._ready.wait()
-            until = time.monotonic() + wait
-            while self.jobs < expected and self.tokens < budget and not self._closed:
-                left = until - time.monotonic()
-                if left <= 0 or not self._ready.wait(left):
-                    break
+            self._ready.wait_for(lambda: self.jobs or self._closed)
+            self._ready.wait_for(
+                lambda: self.jobs >= expected or self.tokens >= budget or self._closed, wait
+            )
             if self._closed and not self.jobs:
                 return None
             return self._next(budget)
@@ -167,7 +163,6 @@ class FairQueue(Generic[Owner]):
                 cost, stop = _turn(job, room, alone=not slices)
                 if stop > job.taken:
                     slices.append(Slice(job, job.taken, stop))
-                    job.began = now if job.began is None else job.began
                     self.tokens -= cost
                     job.taken = stop
                 else:
