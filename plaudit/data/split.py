@@ -317,15 +317,13 @@ def _read(
     for _, _, row, comparison in open_source(source).rows:
         groups.append(group_code(comparison.group))
         values.append(_stratum(row, comparison, stratify))
-    strata = sorted(set(values))
-    if stratify not in (None, SOURCE) and strata == [_MISSING]:
+    strata, stratum_N = np.unique(np.array(values, object), return_inverse=True)
+    if stratify not in (None, SOURCE) and strata.tolist() == [_MISSING]:
         raise DataError(
             f"no row of {source_name(source)} has a value in the column {stratify}; expected a"
             " column of plain values to stratify by."
         )
-    code = {stratum: at for at, stratum in enumerate(strata)}
-    stratum_N = np.array([code[value] for value in values], dtype=np.int64)
-    return np.array(groups, dtype=np.uint64), stratum_N, strata
+    return np.array(groups, dtype=np.uint64), stratum_N, strata.tolist()
 
 
 def _stratum(row: Mapping[str, Any], comparison: Comparison, stratify: str | None) -> str:

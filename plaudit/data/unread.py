@@ -261,12 +261,11 @@ def _is_conversation(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(_is_message(turn) or is_sharegpt(turn) for turn in value)
+        and all(
+            is_sharegpt(turn) or (isinstance(turn, dict) and {"role", "content"} <= turn.keys())
+            for turn in value
+        )
     )
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and "role" in value and "content" in value
 
 
 _NO_WORDS: Final = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|true|false", re.IGNORECASE)

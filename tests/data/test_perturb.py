@@ -20,13 +20,17 @@ from plaudit.data.perturb.table import (
     PERTURBATIONS,
     SEVERITIES,
     choose_perturbations,
-    of_kind,
 )
 from plaudit.data.perturb.text import make_context, spaced_sentences
 from plaudit.data.sources.documentation import MIX
 from plaudit.errors import DataError
 from plaudit.types import Comparison, Message, Turns
 from tests.conftest import write_jsonl
+
+
+def of_kind(kind: str) -> tuple[str, ...]:
+    """The names of all perturbations of a kind."""
+    return tuple(name for name, one in PERTURBATIONS.items() if one.kind == kind)
 
 
 def comparison(name: str, responses: tuple[Turns, ...], grades: tuple[float, ...]) -> Comparison:

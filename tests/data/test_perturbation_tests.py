@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plaudit.data.perturb.run import UNPERTURBED, build_perturbation_tests, perturb
-from plaudit.data.perturb.table import PERTURBATIONS, of_kind
+from plaudit.data.perturb.table import PERTURBATIONS
 from plaudit.data.perturb.text import NOT_LATIN, language_of_answer, make_context
 from plaudit.evaluation.analysis.perturbations import (
     Budget,
@@ -21,6 +21,7 @@ from plaudit.evaluation.analysis.perturbations import (
 )
 from plaudit.evaluation.metrics.pairwise import wilson
 from plaudit.types import Comparison, Message, Skipped, TokenTree
+from tests.data.test_perturb import of_kind
 
 RICH = """# How the parser works
 

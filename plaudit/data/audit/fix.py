@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparis
 from plaudit.data.formats.records import Reader
 from plaudit.data.load import open_source
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
-from plaudit.data.sources.files import ROW_FILES, as_line, row_file_ending
+from plaudit.data.sources.files import as_line, row_file_ending, write_rows
 from plaudit.recipe.schema import Source
-from plaudit.storage.atomic import check_new_file, write_atomically, writing
+from plaudit.storage.atomic import check_new_file, write_atomically
 from plaudit.types import Comparison
 
 CHANGE_LOG_SUFFIX: Final = ".changes.jsonl"
@@ -95,41 +94,32 @@ def write_cleaned(
         OutputError: the disk.
     """
     check_cleaned(out)
-    write = ROW_FILES[row_file_ending(out, "--fix")]
     actions: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {"changed": Counter(), "dropped": Counter()}
-    with writing(out), _folder_beside(out) as name:
-        rows_path, log_path = Path(name) / "rows", Path(name) / "changes"
-        with (
-            rows_path.open("w", encoding="utf-8", errors="surrogatepass") as rows,
-            log_path.open("w", encoding="utf-8") as log,
-        ):
+
+    def rows_and_log(log_path: Path) -> Iterator[dict[str, Any]]:
+        """The rows that stay. After the last one the log is complete."""
+        with log_path.open("w", encoding="utf-8") as log:
             for row, change in _outcomes(source, drop_N):
                 actions["kept" if change is None else change["action"]] += 1
-                if row is not None:
-                    rows.write(as_line(row))
                 if change is not None:
                     reasons[change["action"]].update(change["reason"].split(", "))
                     log.write(json.dumps(change, ensure_ascii=False) + "\n")
                     on_rows(actions.total())
-        cleaned = CleanedCopy(
-            path=str(out),
-            change_log=str(change_log_of(out)),
-            rows=actions.total(),
-            kept=actions["kept"],
-            changed_rows=actions["changed"],
-            changed=dict(reasons["changed"]),
-            dropped_rows=actions["dropped"],
-            dropped=dict(reasons["dropped"]),
-        )
-        write_atomically(out, lambda temporary: write(rows_path, temporary))
-        write_atomically(change_log_of(out), log_path.rename)
-    return cleaned
+                if row is not None:
+                    yield row
 
-
-def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+    write_atomically(change_log_of(out), lambda log_path: write_rows(out, rows_and_log(log_path)))
+    return CleanedCopy(
+        path=str(out),
+        change_log=str(change_log_of(out)),
+        rows=actions.total(),
+        kept=actions["kept"],
+        changed_rows=actions["changed"],
+        changed=dict(reasons["changed"]),
+        dropped_rows=actions["dropped"],
+        dropped=dict(reasons["dropped"]),
+    )
 
 
 def _outcomes(

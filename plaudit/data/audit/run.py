@@ -483,14 +483,18 @@ def distribution(values: Array) -> Distribution | None:
         np.rint(np.geomspace(1, max(2, int(values.max()) + 1), _BINS + 1)).astype(np.int64)
     )
     edges[0] = 0
-    counts, _ = np.histogram(values, edges)
     percentiles = np.percentile(values, _PERCENTILES).tolist()
     return Distribution(
         count=len(values),
         mean=float(values.mean()),
         percentiles=dict(zip(map(str, _PERCENTILES), percentiles, strict=True)),
-        histogram=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
+        histogram=_histogram(values, edges),
     )
+
+
+def _histogram(values: Array, edges: Array) -> Histogram:
+    counts, _ = np.histogram(values, edges)
+    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
 def over_lengths(evidence: Evidence) -> tuple[LengthLimit, ...]:
@@ -610,8 +614,7 @@ def _length_gap(longer_P: FloatArray) -> Histogram | None:
         return None
     reach = max(1.0, float(np.percentile(np.abs(longer_P), 98)))
     edges = np.linspace(-reach, reach, _BINS + 1)
-    counts, _ = np.histogram(np.clip(longer_P, -reach, reach), edges)
-    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+    return _histogram(np.clip(longer_P, -reach, reach), edges)
 
 
 def _cross_fitted(

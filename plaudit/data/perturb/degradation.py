@@ -12,11 +12,11 @@ from typing import Final
 from plaudit.data.perturb.text import (
     NUMBER,
     SENTENCE_END,
+    SHAPES,
     Context,
     alike,
     joined,
     like,
-    names_in,
     other_number,
     pieces_of,
     spaced_sentences,
@@ -86,18 +86,16 @@ def _plain(phrase: str) -> str:
 
 def changed_value(text: str, generator: Random, context: Context) -> str | None:
     """One number or name replaced, wherever it stands, by another of the same shape."""
-    sites: dict[str, list[str]] = {}
-    for shape, name in dict.fromkeys(names_in(text)):
-        sites.setdefault(shape, []).append(name)
-    for number in dict.fromkeys(NUMBER.findall(text)):
-        sites.setdefault("number", []).append(number)
-    shapes = sorted(sites)
+    patterns = {**SHAPES, "number": NUMBER}
+    sites = {shape: list(dict.fromkeys(found.findall(text))) for shape, found in patterns.items()}
+    shapes = sorted(shape for shape in sites if sites[shape])
     generator.shuffle(shapes)
     for shape in shapes:
         old = generator.choice(sites[shape])
-        new = _other_value(shape, old, text, generator, context)
-        if new is not None:
-            return _everywhere(text, {old: new})
+        if shape == "number":
+            return _everywhere(text, {old: other_number(old, generator)})
+        if known := [name for name in context.names[shape] if name not in text]:
+            return _everywhere(text, {old: generator.choice(known)})
     return None
 
 
@@ -106,15 +104,6 @@ def _everywhere(text: str, replacements: Mapping[str, str]) -> str:
     olds = sorted(replacements, key=lambda old: (-len(old), old))
     whole = rf"(?<!\w)(?:{'|'.join(map(re.escape, olds))})(?!\w)"
     return re.sub(whole, lambda match: replacements[match.group()], text)
-
-
-def _other_value(
-    shape: str, old: str, text: str, generator: Random, context: Context
-) -> str | None:
-    if shape == "number":
-        return other_number(old, generator)
-    known = [name for name in context.names[shape] if name not in text]
-    return generator.choice(known) if known else None
 
 
 def contradiction(text: str, generator: Random, context: Context) -> str | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -44,7 +45,7 @@ from plaudit.data.perturb.text import (
 )
 from plaudit.errors import DataError
 from plaudit.recipe.schema import Source
-from plaudit.types import Comparison, Turns
+from plaudit.types import Comparison
 
 NO_TEXT: Final = "no text"
 
@@ -323,7 +324,8 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
         if perturbation.suits(context.language)
     }
     applied = {perturbation: new for perturbation, new in outcomes.items() if new is not None}
-    responses = (best, _worst(comparison), *(with_text(best, new) for new in applied.values()))
+    worst = comparison.responses[comparison.grades.index(min(comparison.grades))]
+    responses = (best, worst, *(with_text(best, new) for new in applied.values()))
     return PerturbationTest(
         comparison=replace(comparison, responses=responses, grades=(), margin=None),
         perturbations=tuple((perturbation.kind, perturbation.name) for perturbation in applied),
@@ -339,24 +341,13 @@ def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Com
     def digest(group: str) -> bytes:
         return hashlib.blake2b(f"{seed}/{group}".encode("utf-8", "replace")).digest()[:16]
 
-    # A heap of the lowest digests so far, so that a large set need not be held.
-    kept: dict[bytes, Comparison] = {}
-    heap: list[tuple[int, bytes]] = []
-    for comparison in comparisons:
-        key = digest(comparison.group)
-        if key in kept:
-            continue
-        rank = -int.from_bytes(key, "big")
-        if len(heap) < most:
-            heapq.heappush(heap, (rank, key))
-        elif most and rank > heap[0][0]:
-            _, gone = heapq.heapreplace(heap, (rank, key))
-            del kept[gone]
-        else:
-            continue
-        kept[key] = comparison
-    return [kept[key] for key in sorted(kept)]
+    seen: set[bytes] = set()
 
+    def firsts() -> Iterator[tuple[bytes, Comparison]]:
+        for comparison in comparisons:
+            key = digest(comparison.group)
+            if key not in seen:
+                seen.add(key)
+                yield key, comparison
 
-def _worst(comparison: Comparison) -> Turns:
-    return comparison.responses[comparison.grades.index(min(comparison.grades))]
+    return [one for _, one in heapq.nsmallest(most, firsts(), key=itemgetter(0))]

@@ -121,11 +121,6 @@ PERTURBATIONS: Final[dict[str, Perturbation]] = {
 """Name of a perturbation to its row, in the order in which they are shown."""
 
 
-def of_kind(kind: Kind) -> tuple[str, ...]:
-    """The names of all perturbations of a kind."""
-    return tuple(name for name, one in PERTURBATIONS.items() if one.kind == kind)
-
-
 _OLD_KINDS: Final[dict[str, Kind]] = {
     "damage": "degradation",
     "preserving": "meaning_preserving",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -132,26 +132,23 @@ def contexts_by_language(
 
     Answers of unknown language (None) are in every context.
     """
-    by_language: dict[str | None, list[str]] = {None: []}
-    for text, language in answers:
-        by_language.setdefault(language, []).append(text)
-    unknown = by_language.pop(None)
-    contexts: dict[str | None, Context] = {
-        language: replace(make_context([*own, *unknown]), language=language)
-        for language, own in by_language.items()
+    return {
+        language: replace(
+            make_context([text for text, own in answers if language in (None, own) or own is None]),
+            language=language,
+        )
+        for language in {None, *(own for _, own in answers)}
     }
-    return {**contexts, None: make_context([text for text, _ in answers])}
 
 
 def make_context(texts: Sequence[str]) -> Context:
     """A context out of a set of answers; the same for any order of them."""
-    names_by_shape: dict[str, set[str]] = {shape: set() for shape in SHAPES}
-    for text in texts:
-        for shape, name in names_in(text):
-            names_by_shape[shape].add(name)
     return Context(
         others=tuple(sorted(set(texts), key=lambda text: (len(text), text))),
-        names={shape: tuple(sorted(names)) for shape, names in names_by_shape.items()},
+        names={
+            shape: tuple(sorted({name for text in texts for name in pattern.findall(text)}))
+            for shape, pattern in SHAPES.items()
+        },
     )
 
 
@@ -186,12 +183,6 @@ def like(old: str, new: str) -> str:
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[0].upper() + new[1:] if old[0].isupper() else new
-
-
-def names_in(text: str) -> Iterator[tuple[str, str]]:
-    for shape, pattern in SHAPES.items():
-        for name in pattern.findall(text):
-            yield shape, name
 
 
 def other_number(old: str, generator: Random) -> str:
