@@ -1,6 +1,6 @@
 """What is wrong with a recipe, in sentences: unknown keys, values, keys that contradict each other.
 
-Pydantic says where and what; the tables here know the names that other trainers and earlier
+Pydantic says where and what; ``names.json`` knows the names that other trainers and earlier
 versions use.
 """
 
@@ -21,7 +21,7 @@ from typing_extensions import is_typeddict
 
 from plaudit import registry
 from plaudit.errors import RecipeError, nearest
-from plaudit.recipe.schema import HF_KEYS, MANAGED, Recipe, Section, Source
+from plaudit.recipe.schema import HF_KEYS, MANAGED, NAMES, Recipe, Section, Source
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The way to a key: names of sections and keys, numbers of list entries."""
@@ -41,67 +41,16 @@ class Problem(NamedTuple):
 
 # ---- names of other trainers and earlier versions
 
-RENAMED: Final[Mapping[str, str]] = {
-    "data.exhaust": "stopping_strategy",
-    "data.source.first": "max_rows",
-    "data.source.rows": "num_samples",
-    "data.source.share": "probability",
-    "data.source.graded": "preference_strength",
-    "data.source.folder": "data_dir",
-    "data.source.stream": "streaming",
-    "tokens.overlong": "truncation",
-    "evaluate.behaviour": "perturbation_tests",
-}
+RENAMED: Final[Mapping[str, str]] = NAMES["renamed"]
 """Old names of keys, ``data.source`` standing for any source, and the name of today."""
 
 ALIASES: Final[Mapping[str, str]] = {
-    name: key
-    for key, names in (
-        ("model.base", "model_name_or_path model_name model_path model_id base_model"),
-        ("model.base", "base_model_name_or_path pretrained_model_name_or_path pretrain"),
-        ("model.revision", "model_revision"),
-        ("model.dtype", "torch_dtype"),
-        ("model.quantize", "load_in_4bit quantization_bit"),
-        ("data.train", "dataset datasets dataset_name dataset_path dataset_name_or_path data_path"),
-        ("data.train", "train_data train_dataset train_file train_files"),
-        ("data.eval", "eval_data eval_dataset eval_file val_file val_files valid_data"),
-        ("data.eval", "validation_file"),
-        ("data.test", "test_data test_dataset test_file"),
-        ("data.eval_fraction", "val_size val_set_size validation_split"),
-        ("tokens.template", "template"),
-        ("tokens.max_length", "cutoff_len max_len max_seq_len max_seq_length model_max_length"),
-        ("tokens.max_length", "sequence_len"),
-        ("loss.kind", "loss_type"),
-        ("lora.r", "lora_r lora_rank rank"),
-        ("lora.lora_alpha", "alpha"),
-        ("lora.lora_dropout", "dropout"),
-        ("lora.target_modules", "lora_target lora_target_modules"),
-        ("lora.modules_to_save", "lora_modules_to_save"),
-        ("train.learning_rate", "lr"),
-        ("train.lr_scheduler_type", "lr_scheduler scheduler"),
-        ("train.num_train_epochs", "epochs num_epochs max_epochs"),
-        ("train.per_device_train_batch_size", "batch_size micro_batch_size micro_train_batch_size"),
-        ("train.per_device_train_batch_size", "train_batch_size"),
-        ("train.per_device_eval_batch_size", "eval_batch_size"),
-        ("train.gradient_accumulation_steps", "grad_accum gradient_accumulation"),
-        ("train.optim", "optimizer"),
-        ("train.eval_strategy", "evaluation_strategy"),
-        ("train.use_cpu", "no_cuda"),
-        ("train.report_to", "use_wandb"),
-    )
-    for name in names.split()
+    name: key for key, names in NAMES["aliases"].items() for name in names
 }
 """Keys of other trainers and versions, and the key here that means the same."""
 
 ADVICE: Final[Mapping[str, str]] = {
-    "warmup_ratio": "write train.warmup_steps with a value below 1",
-    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
-    "use_peft": "a lora section trains an adapter, `lora: null` trains all weights",
-    "use_lora": "a lora section trains an adapter, `lora: null` trains all weights",
-    "finetuning_type": "a lora section trains an adapter, `lora: null` trains all weights",
-    "max_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
-    "max_train_samples": "set `num_samples` of the source: data.train: {path: …, num_samples: …}",
-    "save_path": "set the run folder with --out",
+    **NAMES["advice"],
     **{
         tool: f"write it as tokens.template: {{tool: {tool}, name: …, release: …}}"
         for tool in registry.names("renderer")
@@ -109,22 +58,7 @@ ADVICE: Final[Mapping[str, str]] = {
 }
 """Keys of other trainers and versions that no single key here stands for, and what to do."""
 
-VALUE_ALIASES: Final[Mapping[str, Mapping[str, str]]] = {
-    "lora.target_modules": dict.fromkeys(("all", "all_linear", "all-linears"), "all-linear"),
-    "model.dtype": {
-        "bf16": "bfloat16",
-        "torch.bfloat16": "bfloat16",
-        "fp16": "float16",
-        "half": "float16",
-        "torch.float16": "float16",
-        "fp32": "float32",
-        "float": "float32",
-        "torch.float32": "float32",
-    },
-    "model.quantize": dict.fromkeys(("4", "True", "int4", "nf4", "fp4"), "4bit"),
-    "loss.kind": dict.fromkeys(("bt", "bradley-terry", "sigmoid"), "bradley_terry"),
-    "train.optim": dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),
-}
+VALUE_ALIASES: Final[Mapping[str, Mapping[str, str]]] = NAMES["values"]
 """Values that other trainers and versions use, by key, and the value here that means the same."""
 
 

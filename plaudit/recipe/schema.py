@@ -245,68 +245,24 @@ class Key(NamedTuple):
     description: str
 
 
-def _read_keys() -> dict[str, dict[str, Key]]:
-    text = files("plaudit.recipe").joinpath("hf_keys.json").read_text(encoding="utf-8")
-    tables = json.loads(text)
-    return {
-        section: {name: Key(**entry) for name, entry in tables[section].items()}
-        for section in ("train", "lora")
-    }
+def _read_table(name: str) -> dict[str, Any]:
+    text = files("plaudit.recipe").joinpath(name).read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
 
 
-HF_KEYS: Final[Mapping[str, Mapping[str, Key]]] = _read_keys()
+_KEYS = _read_table("hf_keys.json")
+
+HF_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
+    section: {name: Key(**entry) for name, entry in _KEYS[section].items()}
+    for section in ("train", "lora")
+}
 """The keys of ``train`` and ``lora``, written by ``scripts/generate_recipe_keys.py``."""
 
-_PUSH = "upload the finished run folder with plaudit push"
-_EXACT = "metrics are computed exactly, over all scores at once"
-_PACKED = "batches are packed by tokens, so grouping by length saves nothing"
-_COMMAND = "plaudit train trains, plaudit eval evaluates"
+NAMES: Final = _read_table("names.json")
+"""Keys and values under the names of other trainers and of earlier versions."""
 
-MANAGED: Final[Mapping[str, Mapping[str, str]]] = {
-    "train": {
-        "output_dir": "set the run folder with --out",
-        "resume_from_checkpoint": "resume a stopped run with --resume",
-        "do_train": _COMMAND,
-        "do_eval": _COMMAND,
-        "do_predict": "score a file with plaudit score",
-        "remove_unused_columns": "plaudit builds its own batches and has no columns to remove",
-        "label_names": "plaudit builds its own batches and has no label columns",
-        "prediction_loss_only": "evaluation always keeps the scores, for the metrics",
-        "include_for_metrics": "evaluation always keeps the scores, for the metrics",
-        "batch_eval_metrics": _EXACT,
-        "eval_do_concat_batches": _EXACT,
-        "eval_use_gather_object": _EXACT,
-        "include_num_input_tokens_seen": "tokens are always counted and recorded",
-        "average_tokens_across_devices": "losses are always summed and divided once by the count "
-        "of the whole step",
-        "label_smoothing_factor": "the loss is set in the loss section",
-        "neftune_noise_alpha": "its noise depends on the length of a row, and packed rows hold "
-        "several comparisons",
-        "auto_find_batch_size": "bound the memory with tokens.max_tokens_per_microbatch; the "
-        "batch size then never depends on the machine",
-        "train_sampling_strategy": _PACKED,
-        "length_column_name": _PACKED,
-        "dataloader_drop_last": "no comparison is dropped without being counted",
-        "disable_tqdm": "plaudit shows its own progress",
-        "logging_nan_inf_filter": "a loss that is not finite always stops the run",
-        "hub_token": "a recipe is copied into the run folder and must hold no secret",
-        "push_to_hub": _PUSH,
-        "hub_model_id": _PUSH,
-        "hub_private_repo": _PUSH,
-        "hub_strategy": _PUSH,
-        "hub_always_push": _PUSH,
-        "hub_revision": _PUSH,
-    },
-    "lora": {
-        "task_type": "plaudit always trains a sequence classifier with one score (SEQ_CLS)",
-        "peft_type": "it is always LORA",
-        "auto_mapping": "PEFT writes it when it saves",
-        "peft_version": "PEFT writes it when it saves",
-        "base_model_name_or_path": "the base is model.base",
-        "revision": "the revision of the base is model.revision",
-        "inference_mode": "plaudit trains the adapter and loads it for scoring itself",
-    },
-}
+MANAGED: Final[Mapping[str, Mapping[str, str]]] = NAMES["managed"]
 """Keys that plaudit sets itself, and what to do instead."""
 
 
