@@ -1,8 +1,8 @@
 """A reward model behind ``plaudit serve``, used like one in this process. Loads no torch.
 
 ``RewardClient(url).score(prompt, responses)`` means what ``plaudit.load(path).score(prompt,
-responses)`` means; ``AsyncRewardClient`` is the same with ``await``. What is said over the wire is
-written once, as coroutines; the two clients differ in how they send and wait.
+responses)`` means; ``AsyncRewardClient`` is the same with ``await``. Requests are written once, as
+coroutines; the two clients differ in how they send and wait.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ class Rewards:
 
     ``win_probabilities`` are calibrated, of being the best of them; ``ranks`` count from 1, equals
     share one. ``tokens`` are of each whole conversation; ``computed_tokens`` those that the model
-    computed, a shared prompt once. ``token_rewards`` are those of
-    each response, if asked for.
+    computed, a shared prompt once. ``token_rewards`` are those of each response, if asked for.
     """
 
     model: str
@@ -70,11 +69,11 @@ Outcome: TypeAlias = Rewards | RequestRejectedError
 Ask: TypeAlias = Callable[[Prompted], Coroutine[Any, Any, Outcome]]
 
 
-class _Questions(Generic[Http]):
-    """What is asked of a server, one method per question, whoever carries it there.
+class _Requests(Generic[Http]):
+    """The requests of both clients, a coroutine each, with retries.
 
-    These coroutines wait in :meth:`_send` and :meth:`_map` alone. Where those two block, they
-    run to their end at the first step, without an event loop (:func:`_blocking`).
+    They await :meth:`_send` and :meth:`_map` alone. Where these two block, a coroutine runs to its
+    end in one step and needs no event loop (:func:`_blocking`).
     """
 
     _kind: type[Http]
@@ -296,7 +295,7 @@ class _Questions(Generic[Http]):
         """What ``ask`` gives for each row, ``concurrency`` rows at a time; its error ends all."""
 
 
-class AsyncRewardClient(_Questions[httpx.AsyncClient]):
+class AsyncRewardClient(_Requests[httpx.AsyncClient]):
     """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
 
     _kind = httpx.AsyncClient
@@ -334,7 +333,7 @@ class AsyncRewardClient(_Questions[httpx.AsyncClient]):
         return [outcomes[place] for place in range(len(rows))]
 
 
-class _BlockingQuestions(_Questions[httpx.Client]):
+class _BlockingRequests(_Requests[httpx.Client]):
     _kind = httpx.Client
 
     async def _send(self, request: httpx.Request, wait: float) -> httpx.Response:
@@ -361,10 +360,10 @@ class _BlockingQuestions(_Questions[httpx.Client]):
                 stop.set()
 
 
-def _run(question: Coroutine[Any, Any, Answer]) -> Answer:
-    """The result of a coroutine that blocks in place of waiting."""
+def _run(request: Coroutine[Any, Any, Answer]) -> Answer:
+    """The result of a coroutine that blocks and never awaits an event loop."""
     try:
-        question.send(None)
+        request.send(None)
     except StopIteration as done:
         answer: Answer = done.value
         return answer
@@ -372,13 +371,13 @@ def _run(question: Coroutine[Any, Any, Answer]) -> Answer:
 
 
 def _blocking(
-    ask: Callable[Concatenate[_BlockingQuestions, Params], Coroutine[Any, Any, Answer]],
+    ask: Callable[Concatenate[_BlockingRequests, Params], Coroutine[Any, Any, Answer]],
 ) -> Callable[Concatenate[RewardClient, Params], Answer]:
     """The method of :class:`RewardClient` that waits for an answer."""
 
     @wraps(ask)
     def wait(client: RewardClient, /, *args: Params.args, **options: Params.kwargs) -> Answer:
-        return _run(ask(client._questions, *args, **options))
+        return _run(ask(client._requests, *args, **options))
 
     return wait
 
@@ -402,21 +401,21 @@ class RewardClient:
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
     ) -> None:
-        self._questions = _BlockingQuestions(url, token, model, timeout, retries)
+        self._requests = _BlockingRequests(url, token, model, timeout, retries)
 
-    score = _blocking(_BlockingQuestions.score)
-    prefer = _blocking(_BlockingQuestions.prefer)
-    best_of = _blocking(_BlockingQuestions.best_of)
-    token_rewards = _blocking(_BlockingQuestions.token_rewards)
-    rewards = _blocking(_BlockingQuestions.rewards)
-    score_many = _blocking(_BlockingQuestions.score_many)
-    rewards_of_many = _blocking(_BlockingQuestions.rewards_of_many)
-    models = _blocking(_BlockingQuestions.models)
-    describe = _blocking(_BlockingQuestions.describe)
+    score = _blocking(_BlockingRequests.score)
+    prefer = _blocking(_BlockingRequests.prefer)
+    best_of = _blocking(_BlockingRequests.best_of)
+    token_rewards = _blocking(_BlockingRequests.token_rewards)
+    rewards = _blocking(_BlockingRequests.rewards)
+    score_many = _blocking(_BlockingRequests.score_many)
+    rewards_of_many = _blocking(_BlockingRequests.rewards_of_many)
+    models = _blocking(_BlockingRequests.models)
+    describe = _blocking(_BlockingRequests.describe)
 
     def close(self) -> None:
         """Close the connections."""
-        self._questions._http.close()
+        self._requests._http.close()
 
     def __enter__(self) -> Self:
         return self

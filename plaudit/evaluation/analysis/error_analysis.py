@@ -251,7 +251,7 @@ def bounded(
         change = None if before is None else token.reward - before
         entries.append(TokenChange(text=text, reward=token.reward, change=change))
         text, before = "", token.reward
-    moves = [(entry.change, entry) for entry in entries if entry.change]
+    moves = [(entry.change, entry) for entry in entries if entry.change is not None]
     rise = max(moves, key=itemgetter(0), default=None)
     fall = min(moves, key=itemgetter(0), default=None)
     head = most * 3 // 4
