@@ -144,24 +144,16 @@ def perturb(
 ) -> None:
     """Pair each row's best response with perturbations of it, each of a known cause."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.perturb.run import PerturbOptions, by_count, perturb_file
-    from plaudit.data.perturb.table import SEVERITIES
+    from plaudit.data.perturb.run import by_count, perturb_file
+    from plaudit.data.perturb.table import SEVERITIES, choose_perturbations
     from plaudit.recipe.schema import Source
 
     source = Source(path=data, format=format_, columns=options.parse_columns(columns))
+    severities = SEVERITIES if severity is None else _names_in(severity)
+    chosen = choose_perturbations(_names_in(perturbations), severities)
     console = quiet_console()
     with console.status("perturbing"):
-        result = perturb_file(
-            source,
-            out,
-            PerturbOptions(
-                perturbations=_names_in(perturbations),
-                severities=SEVERITIES if severity is None else _names_in(severity),
-                per_row=per_row,
-                seed=seed,
-                to=to,
-            ),
-        )
+        result = perturb_file(source, out, chosen, per_row=per_row, seed=seed, to=to)
     if json:
         facts = {
             "rows": result.rows,
@@ -211,7 +203,7 @@ def split(
 ) -> None:
     """Split a data set by prompt, so that no two parts share one; rows stay as they are."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.split import SplitOptions, split_files
+    from plaudit.data.split import split_files
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
@@ -220,12 +212,10 @@ def split(
         parts = split_files(
             Source(path=data, format=format_, columns=mapped),
             out,
-            SplitOptions(
-                fractions=parse_fractions(fractions),
-                by=by,
-                stratify=None if stratify == "none" else stratify,
-                seed=seed,
-            ),
+            fractions=parse_fractions(fractions),
+            by=by,
+            stratify=None if stratify == "none" else stratify,
+            seed=seed,
         )
     if json:
         print(json_module.dumps([{**asdict(part), "path": str(part.path)} for part in parts]))

@@ -29,7 +29,6 @@ from plaudit.data.audit.similarity import (
     Sketcher,
     grams,
     shingles,
-    union,
     words,
 )
 from plaudit.data.formats.readers import canonical
@@ -522,7 +521,7 @@ class _Measurer:
         row["copied_from"] = self.held_out.copied(runs)
         for name, is_there in PROBLEMS.items():
             row[name] = is_there(comparison)
-        responses_S = union(shingles(text_W) for text_W in texts_W)
+        responses_S = np.unique(np.concatenate([shingles(text_W) for text_W in texts_W]))
         sketch[:RESPONSES_SKETCH] = self.sketch_responses(responses_S)
         sketch[RESPONSES_SKETCH:] = self.sketch_prompt(shingles(prompt_W))
         main = [_main_script(counts, names) for counts in scripts]

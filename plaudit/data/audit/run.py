@@ -51,6 +51,8 @@ from plaudit.data.audit.similarity import (
     evenly_spaced,
     near_prompts,
     near_rows,
+    shingles,
+    words,
 )
 from plaudit.data.perturb.text import identify_language
 from plaudit.errors import DataError
@@ -348,7 +350,9 @@ def gather(
     @lru_cache(maxsize=8192)
     def sets_of(row: int) -> ShingleSets:
         comparison = rows[row]
-        return ShingleSets.of(text(comparison.prompt), map(text, comparison.responses))
+        turns = (comparison.prompt, *comparison.responses)
+        prompt, *responses = (shingles(words(text(one))) for one in turns)
+        return ShingleSets(prompt, tuple(responses))
 
     others = evenly_spaced(rows.data, SAMPLED_PROMPTS)
     held_out = HeldOutGrams(

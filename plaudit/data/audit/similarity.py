@@ -89,12 +89,6 @@ def shingles(words_T: Hashes) -> Hashes:
     return np.unique((words_T[:-1] * _MIX) ^ words_T[1:])
 
 
-def union(sets: Iterable[Hashes]) -> Hashes:
-    """All shingles of several texts, sorted."""
-    parts = list(sets)
-    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint32)
-
-
 def jaccard(one: Hashes, other: Hashes) -> float:
     """Shared over all; two empty sets are alike."""
     if not len(one) and not len(other):
@@ -166,15 +160,15 @@ class HeldOutGrams:
 
         ``others`` are prompts of the data, for the runs that many prompts share.
         """
-        runs_of, rows = _runs_of_prompts(prompts)
-        owners = np.repeat(np.array(rows, np.int64), [len(runs) for runs in runs_of])
-        runs = np.concatenate([np.zeros(0, np.uint64), *runs_of])
+        runs_of = _runs_of_prompts(prompts)
+        owners = np.repeat(np.array(list(runs_of), np.int64), list(map(len, runs_of.values())))
+        runs = np.concatenate([np.zeros(0, np.uint64), *runs_of.values()])
         different = np.unique(runs)
         times = np.bincount(np.searchsorted(different, runs), minlength=len(different))
         most = COMMON_PROMPTS
         if len(different):
-            other_runs, _ = _runs_of_prompts(enumerate(others))
-            for one in other_runs:
+            other_runs = _runs_of_prompts(enumerate(others))
+            for one in other_runs.values():
                 known = one[np.isin(one, different, assume_unique=True)]
                 times[np.searchsorted(different, known)] += 1
             most = max(most, int(_GRAM_SHARE * len(other_runs)))
@@ -216,19 +210,17 @@ def _slot(runs: Codes) -> npt.NDArray[np.int64]:
     return (runs >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
 
 
-def _runs_of_prompts(prompts: Iterable[tuple[int, str]]) -> tuple[list[Codes], list[int]]:
-    """The distinct runs of words of each distinct prompt, and the first row that has it."""
-    runs_of: list[Codes] = []
-    rows: list[int] = []
+def _runs_of_prompts(prompts: Iterable[tuple[int, str]]) -> dict[int, Codes]:
+    """The distinct runs of words of each distinct prompt, by the first row that has it."""
+    runs_of: dict[int, Codes] = {}
     seen: set[bytes] = set()
     for row, text in prompts:
         words_W = words(text)
         key = words_W.tobytes()
         if key not in seen:
             seen.add(key)
-            runs_of.append(np.unique(grams(words_W)))
-            rows.append(row)
-    return runs_of, rows
+            runs_of[row] = np.unique(grams(words_W))
+    return runs_of
 
 
 # --- near duplicates ------------------------------------------------------------------------------
@@ -280,10 +272,6 @@ class ShingleSets:
 
     prompt: Hashes
     responses: tuple[Hashes, ...]
-
-    @classmethod
-    def of(cls, prompt: str, responses: Iterable[str]) -> ShingleSets:
-        return cls(shingles(words(prompt)), tuple(shingles(words(text)) for text in responses))
 
 
 SetsOf: TypeAlias = Callable[[int], ShingleSets]

@@ -26,13 +26,7 @@ from plaudit.data.formats.writers import (
     write_file,
 )
 from plaudit.data.load import open_source
-from plaudit.data.perturb.table import (
-    PERTURBATIONS,
-    SEVERITIES,
-    Kind,
-    Perturbation,
-    choose_perturbations,
-)
+from plaudit.data.perturb.table import PERTURBATIONS, Kind, Perturbation
 from plaudit.data.perturb.text import (
     UNKNOWN,
     Context,
@@ -53,22 +47,6 @@ NO_TEXT: Final = "no text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerturbOptions:
-    """What is made of each row.
-
-    ``perturbations`` are names or kinds (``all`` for all) and ``severities`` leave the others out.
-    ``per_row`` pairs are made of a row at most, by perturbations drawn for it. ``to`` names the
-    format to write: explicit pairs if not given, ranked where rewrites make ties.
-    """
-
-    perturbations: Sequence[str] = ("degradation",)
-    severities: Sequence[str] = SEVERITIES
-    per_row: int | None = None
-    seed: int = 42
-    to: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PerturbResult:
     """What became of a file.
 
@@ -86,20 +64,27 @@ class PerturbResult:
 
 
 def perturb_file(
-    source: Source, out: Path, options: PerturbOptions = PerturbOptions()
+    source: Source,
+    out: Path,
+    perturbations: Sequence[Perturbation],
+    *,
+    per_row: int | None,
+    seed: int,
+    to: str | None,
 ) -> PerturbResult:
     """Write pairs of each row's best response and perturbations of it (:func:`perturb`).
 
+    ``to`` names the format to write. None is explicit pairs, ranked rows where rewrites make ties.
+
     Raises:
-        DataError: an unknown name, rows that cannot be read, or not one pair.
+        DataError: an unknown format, rows that cannot be read, or not one pair.
         OutputError: ``out`` is there already, cannot hold the format, or cannot be written.
     """
-    chosen = choose_perturbations(options.perturbations, options.severities)
-    writer = None if options.to is None else choose_writer(options.to)
+    writer = None if to is None else choose_writer(to)
     comparisons = [row.comparison for row in open_source(source).rows]
-    writer = writer or _natural_writer(chosen, comparisons)
+    writer = writer or _natural_writer(perturbations, comparisons)
     check_out(out, writer)
-    made = perturb(comparisons, chosen, options.seed, per_row=options.per_row)
+    made = perturb(comparisons, perturbations, seed, per_row=per_row)
     if not made.comparisons:
         raise DataError(
             f"none of the {len(comparisons):,} rows can be perturbed: {by_count(made.not_made)}."
@@ -108,7 +93,7 @@ def perturb_file(
     return PerturbResult(
         rows=len(comparisons),
         pairs=len(made.comparisons),
-        perturbations=len(chosen),
+        perturbations=len(perturbations),
         format=writer.name,
         not_made=made.not_made,
         languages=made.languages,
