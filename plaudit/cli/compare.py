@@ -113,7 +113,7 @@ def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
 
 def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:
     """The corrected p-value of a model against the best one, which itself is marked ``best``."""
-    best = result.best[metric].name
+    best = result.best.by(metric).name
     if name == best:
         return "best"
     (pair,) = (pair for pair in result.model_pairs if {pair.a, pair.b} == {name, best})
@@ -150,7 +150,7 @@ def slice_lines(result: ComparisonResult) -> list[str]:
     ]
     if differ and len(result.models) > 2:
         names = sorted({f"{entry.column} {entry.value}" for entry in differ})
-        best = result.best["nll"].name
+        best = result.best.nll.name
         line = f"Slices where {best} and another model differ in accuracy: {', '.join(names)} "
         return [line + f"({len(differ)} of {len(result.slices)} tests, corrected)."]
     return [

@@ -229,6 +229,18 @@ class Leader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leaders:
+    """The best model by each metric."""
+
+    accuracy: Leader
+    nll: Leader
+
+    def by(self, metric: Metric) -> Leader:
+        """The best model by one metric."""
+        return self.accuracy if metric == "accuracy" else self.nll
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SliceTest(TestedDifference):
     """Accuracy of models ``a`` and ``b`` where ``column`` has ``value``.
 
@@ -275,7 +287,7 @@ class ModelComparison:
 
     ``slices`` and ``examples`` compare the model with the lowest log loss to each other one.
     ``unmatched`` counts comparisons of each model that another one lacks; ``sentences`` are the
-    answer in words, one per metric, and ``best`` has the best model by each.
+    answer in words, one per metric.
     """
 
     alpha: float
@@ -285,7 +297,7 @@ class ModelComparison:
     unmatched: Mapping[str, int]
     models: tuple[ModelScores, ...]
     model_pairs: tuple[ModelPair, ...]
-    best: Mapping[Metric, Leader]
+    best: Leaders
     slices: tuple[SliceTest, ...]
     examples: tuple[Example, ...]
     sentences: tuple[str, ...] = ()
@@ -309,9 +321,9 @@ def compare_aligned(aligned: Aligned, *, alpha: float = ALPHA, seed: int = 0) ->
         for (a, b), accuracy, nll in zip(numbers, *tests, strict=True)
     )
     models = _model_scores(aligned, seed)
-    best = {metric: _leader(metric, models, model_pairs) for metric in METRICS}
+    best = Leaders(**{metric: _leader(metric, models, model_pairs) for metric in METRICS})
     # The leader and each other model, as numbers in the order of the models.
-    leader = aligned.names.index(best["nll"].name)
+    leader = aligned.names.index(best.nll.name)
     with_leader = [each for each in numbers if leader in each]
     comparison = ModelComparison(
         alpha=alpha,
@@ -528,7 +540,7 @@ def _sentence(comparison: ModelComparison, metric: Metric) -> str:
 
 
 def _ranking(comparison: ModelComparison, metric: Metric) -> str:
-    best, name = comparison.best[metric], METRICS[metric]
+    best, name = comparison.best.by(metric), METRICS[metric]
     correction = f"after Holm's correction for {best.tests} tests"
     if not best.significant:
         lead = max(

@@ -47,7 +47,7 @@ def comparison_figure(comparison: ModelComparison) -> Figure:
 
 
 def _metric_panel(axis: Axes, comparison: ModelComparison, metric: Metric) -> None:
-    best = comparison.best[metric]
+    best = comparison.best.by(metric)
     for place, model in enumerate(comparison.models):
         ends = getattr(model, f"{metric}_ci95")
         leads = model.name == best.name

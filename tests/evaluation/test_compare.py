@@ -77,13 +77,13 @@ def test_eight_alike_do_not_differ_and_one_better_does() -> None:
     ]
     result = compare_aligned(align(alike))
     assert len(result.model_pairs) == 28
-    assert result.best["accuracy"].significant == 0
+    assert result.best.accuracy.significant == 0
     assert "No two of the 8 models differ significantly in accuracy" in result.sentences[0]
     better = Scored(name="good", table=table_of_deltas(shared + 1.0))
     result = compare_aligned(align([*alike, better]))
     for metric in METRICS:
-        assert result.best[metric].name == "good"
-        assert len(result.best[metric].better_than) == 8
+        assert result.best.by(metric).name == "good"
+        assert len(result.best.by(metric).better_than) == 8
     assert result.sentences[0].startswith("good has the best accuracy")
     assert "after Holm's correction for 36 tests" in result.sentences[1]
 
