@@ -42,7 +42,7 @@ def compare(
 ) -> None:
     """Compare models or checkpoints on the same pairs: which is significantly better, and where."""
     from plaudit import compare_models
-    from plaudit.cli.printing import quiet_console, silence_weight_loading
+    from plaudit.cli.printing import print_lines, quiet_console, silence_weight_loading
     from plaudit.recipe.schema import Source
 
     mapped = options.parse_columns(columns)
@@ -62,12 +62,12 @@ def compare(
     )
     if json:
         options.print_json(result)
-    console.print(coverage(result), highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [coverage(result)])
     console.print(models_table(result))
     for line in [*result.sentences, *notes(result)]:
         console.print(line, highlight=False, markup=False)
     if out is not None:
-        console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(console, [f"Written to {out}"])
 
 
 def coverage(result: ComparisonResult) -> str:
@@ -88,13 +88,11 @@ def coverage(result: ComparisonResult) -> str:
 
 def models_table(result: ComparisonResult) -> Table:
     """Every model with its accuracy and log loss, and p-values against the best one."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    for heading in ("accuracy [95%]", "p", "log loss [95%]", "p"):
-        table.add_column(heading, justify="right")
+    from plaudit.cli.printing import results_table
+
+    table = results_table("model", "accuracy [95%]", "p", "log loss [95%]", "p")
     for model in result.models:
         table.add_row(
             Text(model.name),

@@ -115,7 +115,7 @@ def evaluate(
 
 def show(console: Console, result: Evaluation, out: Path | None, *, verbose: bool) -> None:
     """The evaluation, its suites and its regression check, and where they were written."""
-    from plaudit.cli.printing import show_evaluation, show_summary
+    from plaudit.cli.printing import print_lines, show_evaluation, show_summary
 
     metrics = result.metrics
     data, block = metrics.data, metrics.eval
@@ -135,7 +135,7 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
         for line in lines:
             console.print(line, highlight=False, markup=False)
     if out is not None:
-        console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(console, [f"Written to {out}"])
 
 
 def best_of_lines(result: BestOf) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from plaudit.cli import options
@@ -126,10 +126,8 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
 
 def _gpu_table(result: Plan) -> Table:
     title = f"Time at {result.utilisation:.0%} of peak"
-    table = Table(title=title, title_justify="left", min_width=60)
-    table.add_column("GPU")
-    for name in ("TFLOP/s", "memory", "fits", "time"):
-        table.add_column(name, justify="right")
+    columns = (Column(name, justify="right") for name in ("TFLOP/s", "memory", "fits", "time"))
+    table = Table("GPU", *columns, title=title, title_justify="left", min_width=60)
     words: dict[Any, str] = {True: "yes", False: "no", None: "unknown"}
     for name, row in result.gpus.items():
         table.add_row(

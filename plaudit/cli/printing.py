@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from plaudit.errors import printable
@@ -110,6 +110,12 @@ def open_model(
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
+def results_table(first: str | Column, *numbers: RenderableType, title: str | None = None) -> Table:
+    """A table without lines. Numbers are never cut: a narrow screen folds the first column."""
+    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
+    return Table(first, *columns, box=None, pad_edge=False, title=title)
+
+
 def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
     """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
     if metrics.eval is not None:
@@ -124,14 +130,13 @@ def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
             show_words(console, block)
     if metrics.overfit is not None:
         console.print(metrics.overfit.sentence, highlight=False, markup=False)
-    console.print(f"Written to {folder}", highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [f"Written to {folder}"])
 
 
 def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Table:
     """The training-results table of a model card, the best checkpoint marked."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("Training Loss", "Epoch", "Step", "Validation Loss", "Accuracy", ""):
-        table.add_column(heading, justify="right")
+    first = Column("Training Loss", justify="right")
+    table = results_table(first, "Epoch", "Step", "Validation Loss", "Accuracy", "")
     for entry in history:
         table.add_row(
             fraction(entry.training_loss),
@@ -158,23 +163,20 @@ def show_summary(
     """
     first = Text(_headline(block, skipped))
     tables = [table for table in (_baselines(block), _probabilities(block)) if table.row_count]
-    last = [Text(line) for line in others]
-    pointer = Text(_POINTER)
-    room = SUMMARY_LINES - _height(console, [first, *tables, pointer, *last])
+    last = [Text(line) for line in (_POINTER, *others)]
     # The tables are set apart by an empty line each, the sentences by one.
-    room -= len(tables) + 2
+    room = SUMMARY_LINES - _height(console, [first, *tables, *last]) - len(tables) - 2
     console.print(first, highlight=False)
     for table in tables:
         console.print()
         console.print(Padding(table, (0, 0, 0, 2)))
     console.print()
-    for sentence in _watch_first(block):
+    for sentence in (said for answer in reversed(block.answers) for said in answer.sentences):
         point = _points([sentence])
         room -= _height(console, [point])
         if room < 0:
             break
         console.print(point)
-    console.print(pointer)
     for line in last:
         console.print(line, highlight=False)
 
@@ -182,10 +184,6 @@ def show_summary(
 def _height(console: Console, parts: Iterable[RenderableType]) -> int:
     """Lines that the parts take one below the other."""
     return sum(len(console.render_lines(part, pad=False)) for part in parts)
-
-
-def _watch_first(block: EvaluationMetrics) -> list[str]:
-    return [said for answer in reversed(block.answers) for said in answer.sentences]
 
 
 _POINTER = "All findings, slices and perturbations: --verbose, or --out DIR for a report."
@@ -214,7 +212,7 @@ def show_words(console: Console, block: EvaluationMetrics, *, skipped: str = "")
 
     ``skipped`` says which rows the counts of the first line leave out.
     """
-    console.print(_headline(block, skipped), highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [_headline(block, skipped)])
     console.print(_points([*block.summary, *block.perturbation_notes]))
     console.print()
     _show_tables(console, (_baselines(block), _probabilities(block)))
@@ -229,20 +227,13 @@ def _show_tables(console: Console, tables: Iterable[Table]) -> None:
 def _points(sentences: Sequence[str]) -> Table:
     """Sentences one below the other, with a hanging indent."""
     points = Table.grid(padding=(0, 1, 0, 0))
-    points.add_column()
-    points.add_column()
     for sentence in sentences:
         points.add_row("  •", Text(sentence))
     return points
 
 
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # The numbers are never cut: where the screen is narrow, the words beside them are folded.
-    table.add_column(first, overflow="fold", min_width=12)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def _table(first: str, *numbers: str) -> Table:
+    return results_table(Column(first, overflow="fold", min_width=12), *numbers)
 
 
 def _baselines(block: EvaluationMetrics) -> Table:
@@ -350,8 +341,8 @@ def file_lines(
     files: Sequence[tuple[str, int]], others: Sequence[str], *, skipped: str
 ) -> list[str]:
     """Files with their sizes and their sum, and the names of those that were not copied."""
-    lines = [f"  {size(held):>9}  {name}" for name, held in files]
-    lines.append(f"  {size(sum(held for _, held in files)):>9}  in {len(files)} files")
+    together = (f"in {len(files)} files", sum(held for _, held in files))
+    lines = [f"  {size(held):>9}  {name}" for name, held in (*files, together)]
     folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
     if folders:
         lines.append(f"  {skipped}: {', '.join(folders)}")

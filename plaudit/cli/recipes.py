@@ -230,7 +230,6 @@ def show_notes(notes: Sequence[Note], console: Console) -> None:
             continue
         table = Table(title=title, title_justify="left", show_header=False, padding=(0, 1))
         table.add_column(max_width=31)
-        table.add_column()
         for words, names in keys.items():
             table.add_row(Text(", ".join(names)), Text(words))
         console.print(table)

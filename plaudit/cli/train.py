@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
 import os
 import shlex
@@ -96,14 +95,13 @@ def train(
         logging.getLogger("plaudit").setLevel(logging.ERROR)
     with console.status("starting"):
         silence_weight_loading()
-        from plaudit.evaluation.schema import json_safe
         from plaudit.training.run import train as run
     trained = run(selected.recipe, folder, resume=resume, console=console)
     _leave_process_group()
     if trained.metrics is None:
         return
     if json:
-        print(json_module.dumps(json_safe(trained.metrics)))
+        options.print_json(trained.metrics)
     summarise_run(console, trained.folder, trained.metrics)
 
 
@@ -126,13 +124,13 @@ def _leave_process_group() -> None:
 
 def _announce_new_run(console: Console, named: RunFolder, new: Path) -> None:
     """A run folder without --resume is a recipe, which may surprise."""
-    line = (
-        f"{named.path} is a finished run; a new run of its recipe starts in {new}."
-        if named.metrics.is_file()
-        else f"{named.path} is a run that has not finished; a new run of its recipe starts in "
-        f"{new}. To resume the old one: {named.resume_command()}"
-    )
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    from plaudit.cli.printing import print_lines
+
+    finished = named.metrics.is_file()
+    kind = "a finished run" if finished else "a run that has not finished"
+    line = f"{named.path} is {kind}; a new run of its recipe starts in {new}."
+    resume = "" if finished else f" To resume the old one: {named.resume_command()}"
+    print_lines(console, [line + resume])
 
 
 def quickstart(
@@ -141,7 +139,7 @@ def quickstart(
     resume: options.Resume = False,
 ) -> None:
     """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
-    from plaudit.cli.printing import quiet_console, silence_weight_loading, summarise_run
+    from plaudit.cli.printing import print_lines, starting, summarise_run
     from plaudit.embedded import quickstart_path
     from plaudit.recipe.load import load_recipe
     from plaudit.training.folder import check_run_folder
@@ -149,9 +147,7 @@ def quickstart(
     recipe = load_recipe(quickstart_path(), set_ or ())
     if not resume:
         check_run_folder(out)
-    console = quiet_console()
-    with console.status("starting (importing torch takes a few seconds)"):
-        silence_weight_loading()
+    with starting() as console:
         from plaudit.training.run import train
     trained = train(recipe, out, resume=resume, console=console)
     if trained.metrics is not None:
@@ -160,7 +156,7 @@ def quickstart(
             console.print()
             console.print(degradation_table(trained.metrics.test))
     # Not wrapped: these lines are there to be copied.
-    console.print(NEXT_STEPS.format(out=out), highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [NEXT_STEPS.format(out=out)])
 
 
 NEXT_STEPS = """
@@ -174,14 +170,10 @@ Next:
 
 def degradation_table(block: EvaluationMetrics) -> Table:
     """Accuracy by kind of degradation on held-out modules, with intervals, the hardest first."""
-    from rich.table import Table
+    from plaudit.cli.printing import results_table, with_interval
 
-    from plaudit.cli.printing import with_interval
-
-    table = Table(box=None, pad_edge=False, title="Held-out modules, by kind of degradation")
-    table.add_column("degradation")
-    table.add_column("pairs", justify="right")
-    table.add_column("accuracy [95% CI]", justify="right")
+    title = "Held-out modules, by kind of degradation"
+    table = results_table("degradation", "pairs", "accuracy [95% CI]", title=title)
     slices = [entry for entry in block.slices if entry.column == "subset"]
     for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
         name = (entry.value or "").replace("_", " ")

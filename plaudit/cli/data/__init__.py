@@ -5,7 +5,7 @@ To add one, write a function in a module beside this one and a row in :data:`COM
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 import typer
 
@@ -21,5 +21,4 @@ COMMANDS: dict[str, str] = {
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 for _name, _target in COMMANDS.items():
-    _module, _, _attribute = _target.partition(":")
-    app.command(_name)(getattr(import_module(_module), _attribute))
+    app.command(_name)(resolve_name(_target))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from plaudit.cli import options
@@ -64,7 +64,7 @@ def audit(
 ) -> None:
     """Audit preference data: duplicates, contradictions, leaks, lengths, broken turns."""
     from plaudit.audit_data import AuditOptions, audit_data
-    from plaudit.cli.printing import quiet_console
+    from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.evaluate_model import progress_bars
     from plaudit.report.audit import audit_files
     from plaudit.storage.atomic import check_new_folder, write_folder
@@ -89,7 +89,7 @@ def audit(
     show_report(console, report)
     if out is not None:
         write_folder(out, audit_files(report))
-        console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(console, [f"Written to {out}"])
     if json:
         print(json_module.dumps(report.as_json()))
     if strict and report.errors:
@@ -112,12 +112,10 @@ def show_report(console: Console, report: AuditReport) -> None:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
+    from plaudit.cli.printing import results_table
     from plaudit.report.audit import remark, share
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("finding", overflow="fold", min_width=16)
-    table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
+    table = results_table(Column("finding", overflow="fold", min_width=16), "rows", "share")
     table.add_column("examples", overflow="fold")
     severity = None
     for finding in findings:

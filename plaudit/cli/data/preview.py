@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,11 +51,11 @@ def preview(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show rows as the model sees them: every token, the shared prompt, the scored token."""
-    from plaudit.cli.printing import quiet_console
+    from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.load import check_source
 
     console = quiet_console()
-    sources = _sources(data, recipe, format_, options.parse_columns(columns))
+    sources = _sources(data, recipe, format_, columns)
     # What is missing is said before torch is imported.
     for source in sources:
         check_source(source)
@@ -87,23 +87,19 @@ def preview(
 
     paths = ", ".join(source.path for source in sources)
     write_preview(html, result.rows, data=paths, model=result.model)
-    console.print(f"Written to {html}", highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [f"Written to {html}"])
 
 
 def _sources(
-    data: str | None,
-    recipe: Path | None,
-    format_: str | None,
-    columns: Mapping[str, str | None],
+    data: str | None, recipe: Path | None, format_: str | None, columns: Sequence[str] | None
 ) -> list[Source]:
     from plaudit.recipe.load import load_recipe, with_columns
-    from plaudit.recipe.schema import Source
 
     if data is not None:
-        return [Source(path=data, format=format_, columns=dict(columns))]
+        return [options.source(data, format_, columns)]
     if recipe is None:
         raise DataError("nothing to show; name a file, or a --recipe with data.train.")
-    return list(with_columns(load_recipe(recipe), columns).data.train)
+    return list(with_columns(load_recipe(recipe), options.parse_columns(columns)).data.train)
 
 
 def print_rows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,21 +54,17 @@ def convert(
     json: options.CountsAsJson = False,
 ) -> None:
     """Write preference data in another tool's format; count by name what it cannot hold."""
-    from plaudit.cli.printing import quiet_console
+    from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.formats import writers
-    from plaudit.recipe.schema import Source
 
-    mapped = options.parse_columns(columns)
+    source = options.source(data, format_, columns)
     console = quiet_console()
     writer = writers.choose_writer(to)
     with console.status("converting"):
-        counts = writers.convert(
-            Source(path=data, format=format_, columns=mapped), out, writer, pairs=pairs
-        )
+        counts = writers.convert(source, out, writer, pairs=pairs)
     if json:
-        print(json_module.dumps(asdict(counts)))
-    for line in count_lines(counts, out):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        options.print_json(counts)
+    print_lines(console, count_lines(counts, out))
 
 
 def count_lines(counts: WriteCounts, out: Path) -> list[str]:
@@ -143,33 +138,27 @@ def perturb(
     json: options.CountsAsJson = False,
 ) -> None:
     """Pair each row's best response with perturbations of it, each of a known cause."""
-    from plaudit.cli.printing import quiet_console
+    from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.perturb.run import by_count, perturb_file
     from plaudit.data.perturb.table import SEVERITIES, choose_perturbations
-    from plaudit.recipe.schema import Source
 
-    source = Source(path=data, format=format_, columns=options.parse_columns(columns))
+    source = options.source(data, format_, columns)
     severities = SEVERITIES if severity is None else _names_in(severity)
     chosen = choose_perturbations(_names_in(perturbations), severities)
     console = quiet_console()
     with console.status("perturbing"):
         result = perturb_file(source, out, chosen, per_row=per_row, seed=seed, to=to)
     if json:
-        facts = {
-            "rows": result.rows,
-            "not_made": dict(result.not_made),
-            "languages": dict(result.languages),
-            **asdict(result.counts),
-        }
-        print(json_module.dumps(facts))
+        names = ("rows", "not_made", "languages")
+        facts = {name: getattr(result, name) for name in names}
+        options.print_json({**facts, **asdict(result.counts)})
     made_of = f"{result.rows:,} rows and {result.perturbations} perturbations"
     lines = [f"{made_of} made {result.pairs:,} pairs, in the format {result.format}"]
     if result.not_made:
         lines.append(f"  not made, by reason: {by_count(result.not_made)}")
     if set(result.languages) - {"en"}:
         lines.append(f"  languages of the rows: {by_count(result.languages)}")
-    for line in (*lines, *count_lines(result.counts, out)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, [*lines, *count_lines(result.counts, out)])
 
 
 def _names_in(text: str) -> list[str]:
@@ -204,13 +193,12 @@ def split(
     """Split a data set by prompt, so that no two parts share one; rows stay as they are."""
     from plaudit.cli.printing import quiet_console
     from plaudit.data.split import split_files
-    from plaudit.recipe.schema import Source
 
-    mapped = options.parse_columns(columns)
+    source = options.source(data, format_, columns)
     console = quiet_console()
     with console.status("splitting"):
         parts = split_files(
-            Source(path=data, format=format_, columns=mapped),
+            source,
             out,
             fractions=parse_fractions(fractions),
             by=by,
@@ -218,7 +206,7 @@ def split(
             seed=seed,
         )
     if json:
-        print(json_module.dumps([{**asdict(part), "path": str(part.path)} for part in parts]))
+        options.print_json([{**asdict(part), "path": str(part.path)} for part in parts])
     console.print(parts_table(parts, stratify))
     for part in parts[1:]:
         if part.leaks:
@@ -254,13 +242,13 @@ _MOST_STRATA = 20
 
 def parts_table(parts: Sequence[Part], stratify: str) -> Table:
     """Rows and prompts of each part, and the rows of each stratum where there are several."""
-    from rich.table import Table
+    from rich.table import Column
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("part", overflow="fold")
-    for part in parts:
-        table.add_column(Text(part.name), justify="right", no_wrap=True)
+    from plaudit.cli.printing import results_table
+
+    names = (Text(part.name) for part in parts)
+    table = results_table(Column("part", overflow="fold"), *names)
     table.add_row("rows", *(f"{part.rows:,}" for part in parts))
     table.add_row("prompts", *(f"{part.prompts:,}" for part in parts))
     strata = list(parts[0].strata)
