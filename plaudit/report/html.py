@@ -21,7 +21,7 @@ from plaudit.evaluation.schema import (
 )
 from plaudit.report import pages
 from plaudit.report.comparison import best_of_figure
-from plaudit.report.plots import PAGE_WIDTH, Drawn, evaluation_plots, run_plots
+from plaudit.report.plots import EVALUATION_PLOTS, PAGE_WIDTH, RUN_PLOTS, Drawn, drawn_plots
 from plaudit.report.record import (
     MISTAKES_FILE,
     TEMPLATES,
@@ -58,14 +58,14 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     mistakes = _read_mistakes(folder) if with_texts else {}
     # The test data first: they chose nothing.
     blocks = evaluations(metrics)[::-1]
+    curves = {name: plot for name, plot in EVALUATION_PLOTS.items() if name not in IN_TABLES}
     drawn: dict[str, Iterable[Drawn]] = {
-        block.dataset: (p for p in evaluation_plots(block, PAGE_WIDTH) if p.name not in IN_TABLES)
-        for block in blocks
+        block.dataset: drawn_plots(curves, block, PAGE_WIDTH) for block in blocks
     }
     run = None
     if isinstance(metrics, RunMetrics):
         run = metrics.run
-        drawn["run"] = run_plots(metrics, PAGE_WIDTH)
+        drawn["run"] = drawn_plots(RUN_PLOTS, metrics, PAGE_WIDTH)
     elif (best_of := metrics.best_of) is not None:
         figure = best_of_figure(best_of, PAGE_WIDTH)
         drawn["best_of"] = [Drawn("best_of", figure, best_of.sentence)]

@@ -74,8 +74,8 @@ def write_plots(folder: Path) -> list[Path]:
     metrics = read_recorded(folder)
     block = shown_evaluation(metrics)
     written = []
-    of_run = run_plots(metrics) if isinstance(metrics, RunMetrics) else ()
-    for drawn in (*of_run, *(evaluation_plots(block) if block else ())):
+    of_run = drawn_plots(RUN_PLOTS, metrics) if isinstance(metrics, RunMetrics) else ()
+    for drawn in (*of_run, *(drawn_plots(EVALUATION_PLOTS, block) if block else ())):
         path = folder / PLOTS_FOLDER / f"{drawn.name}.png"
         write_atomically(path, partial(save_figure, drawn.figure))
         written.append(path)
@@ -84,18 +84,8 @@ def write_plots(folder: Path) -> list[Path]:
     return written
 
 
-def run_plots(metrics: RunMetrics, width: float = CARD_WIDTH) -> Iterator[Drawn]:
-    """The pictures of a training run."""
-    return drawn_plots(RUN_PLOTS, metrics, width)
-
-
-def evaluation_plots(block: EvaluationMetrics, width: float = CARD_WIDTH) -> Iterator[Drawn]:
-    """The pictures of one evaluation."""
-    return drawn_plots(EVALUATION_PLOTS, block, width)
-
-
 def drawn_plots(
-    table: Mapping[str, Plot[Subject]], subject: Subject, width: float
+    table: Mapping[str, Plot[Subject]], subject: Subject, width: float = CARD_WIDTH
 ) -> Iterator[Drawn]:
     """The pictures of a table that the subject has numbers for."""
     for name, plot in table.items():
@@ -109,11 +99,10 @@ def card_plots(metrics: RunMetrics, folder: Path) -> list[tuple[str, str]]:
     """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
     block = shown_evaluation(metrics)
     of = "" if block is None else f" ({block.dataset} data, {block.pairs:,} pairs.)"
-    captions = {name: plot.caption for name, plot in RUN_PLOTS.items()}
-    captions |= {name: plot.caption + of for name, plot in EVALUATION_PLOTS.items()}
+    plots: dict[str, Plot[Any]] = {**RUN_PLOTS, **EVALUATION_PLOTS}
     return [
-        (name, caption)
-        for name, caption in captions.items()
+        (name, plot.caption + (of if name in EVALUATION_PLOTS else ""))
+        for name, plot in plots.items()
         if (folder / PLOTS_FOLDER / f"{name}.png").is_file()
     ]
 
@@ -271,10 +260,8 @@ def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
     if not reward or not margin:
         return None
     figure, (left, right) = make_figure("Rewards", width, panels=2)
-    for name, counts, color in (
-        ("chosen", reward.chosen, BLUE),
-        ("rejected", reward.rejected, ORANGE),
-    ):
+    sides = (("chosen", reward.chosen, BLUE), ("rejected", reward.rejected, ORANGE))
+    for name, counts, color in sides:
         left.stairs(counts, reward.edges, fill=True, alpha=0.3, color=color, linewidth=0)
         left.stairs(counts, reward.edges, color=color, linewidth=1.4, label=name)
     left.set(xlabel="reward", ylabel="responses")
@@ -339,15 +326,10 @@ def reliability(block: EvaluationMetrics, width: float) -> Figure | None:
         "Reliability: does confidence match accuracy?", width, rows=(3, 1)
     )
     axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
+    fitted = curves.reliability_calibrated
     for entries, ece, color, mark, label in (
         (curves.reliability, block.ece, BLUE, "o", "uncalibrated"),
-        (
-            curves.reliability_calibrated,
-            block.ece_calibrated,
-            ORANGE,
-            "s",
-            "temperature (cross-fitted)",
-        ),
+        (fitted, block.ece_calibrated, ORANGE, "s", "temperature (cross-fitted)"),
     ):
         if not entries or ece is None:
             continue
@@ -597,13 +579,9 @@ def drawable(text: str) -> str:
 
 def families_for(texts: Iterable[str]) -> list[str]:
     """Font families that have the letters of these texts between them, matplotlib's own first."""
-    return [*_default(), *_fallbacks(_absent("".join(texts)))[0]]
-
-
-def _default() -> list[str]:
     import matplotlib
 
-    return list(matplotlib.rcParams["font.family"])
+    return [*matplotlib.rcParams["font.family"], *_fallbacks(_absent("".join(texts)))[0]]
 
 
 def _absent(text: str) -> frozenset[str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,14 @@ from plaudit.report.plots import (
     RUN_PLOTS,
     card_plots,
     drawable,
-    evaluation_plots,
+    drawn_plots,
     families_for,
-    run_plots,
     write_plots,
 )
 from tests.tables import score_table
+
+run_plots = partial(drawn_plots, RUN_PLOTS)
+evaluation_plots = partial(drawn_plots, EVALUATION_PLOTS)
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run" / "metrics.json"
 METRICS = json.loads(GOLDEN.read_text(encoding="utf-8"))
