@@ -122,8 +122,8 @@ class UnreadCounter:
                 another column may hold it.
         """
         self._rows += 1
-        self._without_prompt += lacks_prompt(named, comparison)
         unread = unread_text(named, comparison)
+        self._without_prompt += unread.no_prompt
         if unread.lost:
             raise DataError(_complaint(self._source, row, unread, comparison.where))
         self._columns.update(unread.others)
@@ -160,10 +160,11 @@ class UnreadText:
     """The columns of one row that hold text and are not read.
 
     ``lost`` are those named like a prompt that is no part of the comparison, and what each looks
-    like; ``others`` have other names. Of a row without a prompt, ``perhaps`` are the others that
-    may hold it.
+    like; ``others`` have other names. Of a row without a prompt (``no_prompt``), ``perhaps`` are
+    the others that may hold it.
     """
 
+    no_prompt: bool
     lost: Mapping[str, Kind]
     others: tuple[str, ...]
     perhaps: Mapping[str, Kind]
@@ -175,18 +176,18 @@ def unread_text(named: TrackedRow, comparison: Comparison) -> UnreadText:
     others: list[str] = []
     perhaps: dict[str, Kind] = {}
     # Beside a prompt, other texts and messages are a record of how the data were made.
-    lacking = lacks_prompt(named, comparison)
+    no_prompt = lacks_prompt(named, comparison)
     for name, value in named.unread:
         if not has_words(value):
             continue
         by_name, by_value = kind_of_name(name), _kind_of_value(value)
         if by_name is None:
             others.append(name)
-            if lacking and by_value is not None and not repeats(value, comparison):
+            if no_prompt and by_value is not None and not repeats(value, comparison):
                 perhaps[name] = by_value
         elif not repeats(value, comparison):
             lost[name] = "a conversation" if by_value == "a conversation" else by_name
-    return UnreadText(lost=lost, others=tuple(others), perhaps=perhaps)
+    return UnreadText(no_prompt=no_prompt, lost=lost, others=tuple(others), perhaps=perhaps)
 
 
 # --- what looks like a prompt -------------------------------------------------------------------

@@ -229,6 +229,17 @@ def test_a_repaired_row_keeps_its_columns(ending: str, tmp_path: Path) -> None:
     assert list(back[0]) == list(rows[0])
 
 
+def test_a_system_message_out_of_another_column_is_repaired(tmp_path: Path) -> None:
+    turns = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    row = {side: [{"role": role, "content": side}] for side, role in turns.items()}
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"setting": "Be kind.<|eot_id|>", **row}])
+    out = tmp_path / "fixed.jsonl"
+    result = audit_data(AuditOptions(data=[str(data)], fix=out, columns={"system": "setting"}))
+    assert result.report.cleaned is not None
+    assert result.report.cleaned.changed == {"special_tokens": 1}
+    assert json.loads(out.read_text()) == {"setting": "Be kind.", **row}
+
+
 def test_rows_that_the_repair_makes_untrainable_are_dropped(tmp_path: Path) -> None:
     rows = [
         pair("How?", "<|eot_id|>", "Like that."),

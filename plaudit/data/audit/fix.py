@@ -24,7 +24,7 @@ from plaudit.data.audit.measure import (
     without_control_characters,
     without_special_tokens,
 )
-from plaudit.data.formats.readers import choose_reader, renamed_row, to_comparison
+from plaudit.data.formats.readers import renamed_row, to_comparison
 from plaudit.data.formats.records import Reader
 from plaudit.data.load import open_source
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
@@ -126,22 +126,20 @@ def _outcomes(
     source: Source, drop_N: npt.NDArray[np.uint8]
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
     """For each row what stays of it, and its entry in the change log if it changes or goes."""
-    reader: Reader | None = None
+    opened = open_source(source)
     seen: set[int] = set()
-    for number, where, row, comparison in open_source(source).rows:
-        named = renamed_row(source, row)
-        reader = reader or choose_reader(named, where=where, name=source.format)
+    for number, where, row, comparison in opened.rows:
         if drop_N[number - 1]:
             check = CHECKS[drop_N[number - 1] - 1]
             yield None, _dropped(where, check.name, check.why)
             continue
-        repaired, done = _repaired(source, row, reader, comparison)
+        repaired, done = _repaired(source, row, opened.reader, comparison)
         if not done:
             seen.add(row_key(comparison))
             yield row, None
             continue
         again = to_comparison(
-            reader,
+            opened.reader,
             renamed_row(source, repaired),
             number=number,
             where=where,

@@ -214,26 +214,15 @@ _TOOLS: Final = frozenset({"tool", "function"})
 _CHAT_ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
-def texts_of(turns: Turns) -> Iterator[str]:
-    """The texts of a prompt or a response, of content parts those that have one."""
-    if isinstance(turns, str):
-        yield turns
-        return
-    for message in turns:
-        content = message.content
-        if isinstance(content, str):
-            yield content
-        elif isinstance(content, (list, tuple)):
-            yield from (
-                part["text"]
-                for part in content
-                if isinstance(part, dict) and isinstance(part.get("text"), str)
-            )
-
-
-def _texts(comparison: Comparison) -> Iterator[str]:
-    for turns in (comparison.prompt, *comparison.responses):
-        yield from texts_of(turns)
+def texts_of(*turns: Turns) -> Iterator[str]:
+    """The texts of prompts and responses, of content parts those that have one."""
+    for one in turns:
+        for content in [one] if isinstance(one, str) else [message.content for message in one]:
+            if isinstance(content, str):
+                yield content
+            elif isinstance(content, (list, tuple)):
+                parts = (part.get("text") for part in content if isinstance(part, dict))
+                yield from (text for text in parts if isinstance(text, str))
 
 
 def role_order(comparison: Comparison) -> bool:
@@ -283,7 +272,7 @@ def empty_turn(comparison: Comparison) -> bool:
 
 def special_tokens(comparison: Comparison) -> bool:
     """A control token of a chat template inside a text."""
-    return any(has_special_tokens(text) for text in _texts(comparison))
+    return any(map(has_special_tokens, texts_of(comparison.prompt, *comparison.responses)))
 
 
 def has_special_tokens(text: str) -> bool:
@@ -312,12 +301,12 @@ def dialogue_markers(comparison: Comparison) -> bool:
     parts = comparison.responses
     if not isinstance(comparison.prompt, str):
         parts = (comparison.prompt, *parts)
-    return any(":" in text and _MARKER.search(text) for part in parts for text in texts_of(part))
+    return any(":" in text and _MARKER.search(text) for text in texts_of(*parts))
 
 
 def bad_characters(comparison: Comparison) -> bool:
     """A control character, a replacement character, or UTF-8 decoded as Latin-1."""
-    return any(_is_bad(text) for text in _texts(comparison))
+    return any(map(_is_bad, texts_of(comparison.prompt, *comparison.responses)))
 
 
 def _is_bad(text: str) -> bool:

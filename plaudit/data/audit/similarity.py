@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -331,9 +332,7 @@ def common_shingles(rows: RowArray, sets_of: SetsOf) -> Hashes:
 
 def same_responses(ours: ShingleSets, theirs: ShingleSets) -> bool:
     """Whether the rows have as many responses, each nearly one of the other's."""
-    if len(ours.responses) != len(theirs.responses):
-        return False
-    return all(
+    return len(ours.responses) == len(theirs.responses) and all(
         any(jaccard(response, other) >= NEAR for other in theirs.responses)
         for response in ours.responses
     )
@@ -362,15 +361,13 @@ def _write_bands(sketches: Path, bands: Sequence[Sequence[int]]) -> list[Path]:
     """A file of one number per row for each band; equal numbers are equal bands."""
     paths = [sketches.with_name(f"band-{band}") for band in range(len(bands))]
     count = len(_open_sketches(sketches))
-    with writing(sketches):
-        for path in paths:
-            path.unlink(missing_ok=True)
+    with writing(sketches), ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
         for start in range(0, count, _CHUNK):
             # Mapped anew for every chunk: pages that were read stay resident while they are mapped.
             chunk = np.array(_open_sketches(sketches)[start : start + _CHUNK])
-            for path, values in zip(paths, bands, strict=True):
-                with path.open("ab") as file:
-                    file.write(combine_hashes(*(chunk[:, value] for value in values)).tobytes())
+            for file, values in zip(files, bands, strict=True):
+                file.write(combine_hashes(*(chunk[:, value] for value in values)).tobytes())
     return paths
 
 

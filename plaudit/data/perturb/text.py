@@ -169,13 +169,8 @@ def joined(pieces: Sequence[tuple[str, str]]) -> str:
 
 def spaced_sentences(text: str) -> list[tuple[str, str]]:
     """Sentences, each with the white space behind it."""
-    ends = [match.span() for match in SENTENCE_END.finditer(text)]
-    starts = [0, *(end for _, end in ends)]
-    stops = [*ends, (len(text), len(text))]
-    return [
-        (text[start:stop], text[stop:after])
-        for start, (stop, after) in zip(starts, stops, strict=True)
-    ]
+    pieces = re.split(f"({SENTENCE_END.pattern})", text)
+    return list(zip(pieces[::2], [*pieces[1::2], ""], strict=True))
 
 
 def like(old: str, new: str) -> str:
