@@ -37,11 +37,6 @@ from plaudit.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateOptions(OpenOptions):
-    """How :func:`calibrate` opens the model; filled by ``plaudit calibrate``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AtTemperature:
     """A temperature, and log loss and ECE of the probabilities at it; cross-fitted where new."""
 
@@ -74,7 +69,7 @@ class Recalibration:
 def calibrate(
     model: str | Path,
     data: str | Path | Source | Sequence[str | Path | Source],
-    options: CalibrateOptions = CalibrateOptions(),
+    options: OpenOptions = OpenOptions(),
     *,
     console: Console | None = None,
 ) -> Recalibration:

@@ -67,17 +67,12 @@ class RewardModel:
 
     def __repr__(self) -> str:
         parameter = next(self.module.parameters())
-        attributes = {
-            "source": self.source,
-            "base": self.facts.base,
-            "architecture": self.module.config.model_type,
-            "max_length": self.facts.max_length,
-            "device": str(parameter.device),
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "layout": "packed" if isinstance(self.batcher, PackedBatcher) else "padded",
-        }
+        layout = "packed" if isinstance(self.batcher, PackedBatcher) else "padded"
         return (
-            f"RewardModel({', '.join(f'{name}={value!r}' for name, value in attributes.items())})"
+            f"RewardModel(source={self.source!r}, base={self.facts.base!r}, "
+            f"architecture={self.module.config.model_type!r}, max_length={self.facts.max_length}, "
+            f"device='{parameter.device}', dtype={str(parameter.dtype).removeprefix('torch.')!r}, "
+            f"layout={layout!r})"
         )
 
     def score(

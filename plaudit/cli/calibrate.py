@@ -26,13 +26,11 @@ def calibrate(
 
     sources = [options.source(path, format_, columns) for path in data]
     with starting() as console:
-        from plaudit import calibrate_model
-    result = calibrate_model.calibrate(
-        model,
-        sources,
-        calibrate_model.CalibrateOptions(base=base, trust_remote_code=trust_remote_code),
-        console=console,
-    )
+        from plaudit.calibrate_model import calibrate as run
+        from plaudit.evaluate_model import OpenOptions
+
+    opened = OpenOptions(base=base, trust_remote_code=trust_remote_code)
+    result = run(model, sources, opened, console=console)
     if json:
         options.print_json(result)
     print_lines(console, (result.sentence + result.data.skipped, *result.data.unread_lines))

@@ -90,23 +90,18 @@ def models_table(result: ComparisonResult) -> Table:
     """Every model with its accuracy and log loss, and p-values against the best one."""
     from rich.text import Text
 
-    from plaudit.cli.printing import results_table
+    from plaudit.cli.printing import results_table, with_interval
 
     table = results_table("model", "accuracy [95%]", "p", "log loss [95%]", "p")
     for model in result.models:
         table.add_row(
             Text(model.name),
-            _with_interval(model.accuracy, model.accuracy_ci95),
+            with_interval(model.accuracy, model.accuracy_ci95),
             against_best(result, "accuracy", model.name),
-            _with_interval(model.nll, model.nll_ci95),
+            with_interval(model.nll, model.nll_ci95),
             against_best(result, "nll", model.name),
         )
     return table
-
-
-def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
-    # Brackets would be read as markup.
-    return f"{value:.4f}" if ends is None else f"{value:.4f} \\[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:

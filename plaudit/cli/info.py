@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -116,18 +116,15 @@ def _cache() -> Cache:
     from plaudit.storage.arrow import cache_folder
 
     folder = cache_folder()
-    sizes = [] if folder is None else list(_sizes(folder))
-    return Cache(folder=None if folder is None else str(folder), files=len(sizes), bytes=sum(sizes))
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    """The size of every file below a folder whose files other processes may delete meanwhile."""
-    for below, _, names in os.walk(folder):
+    sizes = []
+    for below, _, names in () if folder is None else os.walk(folder):
         for name in names:
+            # Other processes may delete files meanwhile.
             with suppress(OSError):
                 facts = (Path(below) / name).stat()
                 if S_ISREG(facts.st_mode):
-                    yield facts.st_size
+                    sizes.append(facts.st_size)
+    return Cache(folder=None if folder is None else str(folder), files=len(sizes), bytes=sum(sizes))
 
 
 def _optional() -> dict[str, Part]:

@@ -84,10 +84,12 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     named = next((word for word in arguments if not word.startswith("-")), None)
     completing = "_PLAUDIT_COMPLETE" in os.environ
     for name, command in COMMANDS.items():
-        if completing or name == named:
-            _register(app, name, command)
-        else:
+        if not completing and name != named:
             app.command(name, help=command.help)(_unloaded)
+        elif isinstance(target := resolve_name(f"plaudit.cli.{command.target}"), typer.Typer):
+            app.add_typer(target, name=name, help=command.help)
+        else:
+            app.command(name)(target)
     return app
 
 
@@ -163,11 +165,3 @@ def _root(
 def _unloaded() -> None:
     """Stands for a command that this command line does not name."""
     raise AssertionError("a command that was not named cannot be called")
-
-
-def _register(app: typer.Typer, name: str, command: Command) -> None:
-    target = resolve_name(f"plaudit.cli.{command.target}")
-    if isinstance(target, typer.Typer):
-        app.add_typer(target, name=name, help=command.help)
-    else:
-        app.command(name)(target)

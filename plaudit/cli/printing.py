@@ -7,9 +7,8 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -30,7 +29,6 @@ from plaudit.evaluation.numbers import (
 
 if TYPE_CHECKING:
     from plaudit.evaluation.schema import (
-        Accuracy,
         EvaluationMetrics,
         FeatureBias,
         HistoryEntry,
@@ -202,8 +200,9 @@ def _headline(block: EvaluationMetrics, skipped: str) -> str:
     """The accuracy, and what it was measured on."""
     chose = " (this data chose the checkpoint)" if block.chose_checkpoint else ""
     return (
-        f"{block.dataset}: accuracy {with_interval(block)} on {block.pairs:,} pairs of "
-        f"{block.groups:,} prompts{chose}{skipped}; loss {fraction(block.loss)}"
+        f"{block.dataset}: accuracy {with_interval(block.accuracy, block.accuracy_ci95)} on "
+        f"{block.pairs:,} pairs of {block.groups:,} prompts{chose}{skipped}; loss "
+        f"{fraction(block.loss)}"
     )
 
 
@@ -331,10 +330,10 @@ def _slices(slices: Sequence[Slice]) -> Table:
     return table
 
 
-def with_interval(measured: Accuracy) -> str:
-    """An accuracy and the ends of its interval."""
-    accuracy, ends = fraction(measured.accuracy), measured.accuracy_ci95
-    return accuracy if ends is None else f"{accuracy} [{fraction(ends.low)}, {fraction(ends.high)}]"
+def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """A number and the ends of its interval."""
+    brackets = "" if ends is None else f" [{fraction(ends[0])}, {fraction(ends[1])}]"
+    return fraction(value) + brackets
 
 
 def file_lines(
@@ -353,14 +352,15 @@ def parity_lines(parity: Parity | None) -> list[str]:
     """The check in words: what was compared, how far apart, what rounding did."""
     if parity is None:
         return ["  not checked (--no-check)"]
-    found: dict[str, Any] = asdict(parity)
-    lines = [
-        "  parity: {responses} responses of {comparisons} comparisons ({rows}); largest difference "
-        "{largest_difference:.2g}, allowed {tolerance:.2g}".format(**found)
-    ]
+    compared = (
+        f"  parity: {parity.responses} responses of {parity.comparisons} comparisons "
+        f"({parity.rows}); largest difference {parity.largest_difference:.2g}, allowed "
+        f"{parity.tolerance:.2g}"
+    )
+    lines = [compared]
     if parity.rounding is not None:
         lines.append(
-            "  rounding moved rewards by up to {rounding:.2g} and changed the order in "
-            "{order_changes} of {comparisons} comparisons".format(**found)
+            f"  rounding moved rewards by up to {parity.rounding:.2g} and changed the order in "
+            f"{parity.order_changes} of {parity.comparisons} comparisons"
         )
     return lines

@@ -177,5 +177,5 @@ def degradation_table(block: EvaluationMetrics) -> Table:
     slices = [entry for entry in block.slices if entry.column == "subset"]
     for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
         name = (entry.value or "").replace("_", " ")
-        table.add_row(name, str(entry.pairs), with_interval(entry))
+        table.add_row(name, str(entry.pairs), with_interval(entry.accuracy, entry.accuracy_ci95))
     return table

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from plaudit.evaluation.numbers import count, counted, percent, words
-from plaudit.report.pages import inline_pictures, page_environment
+from plaudit.report.pages import inline_pictures
 from plaudit.report.plots import (
     BLUE,
     CHANCE,
@@ -26,6 +26,7 @@ from plaudit.report.plots import (
     make_figure,
     name_rows,
 )
+from plaudit.report.record import template_environment
 from plaudit.storage.atomic import write_json
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def render_audit(report: AuditReport) -> str:
     """The whole page. It loads nothing, and its content security policy forbids scripts."""
     from markupsafe import Markup
 
-    environment = page_environment()
+    environment = template_environment()
     environment.filters |= {"remark": remark, "share": share}
     # A figure is the package's own markup, of text that it escaped.
     environment.globals["svg"] = Markup
@@ -84,7 +85,7 @@ def sentences(report: AuditReport) -> Iterator[str]:
     else:
         yield "No errors."
     yield from filter(None, (part.unread.sentence(part.name) for part in report.parts))
-    yield from surface_sentences(report.surface)
+    yield from _surface_sentences(report.surface)
     if (cleaned := report.cleaned) is not None:
         yield (
             f"Cleaned copy: {count(cleaned.kept)} rows kept, {count(cleaned.changed_rows)} "
@@ -102,7 +103,7 @@ def sentences(report: AuditReport) -> Iterator[str]:
     )
 
 
-def surface_sentences(surface: Surface) -> Iterator[str]:
+def _surface_sentences(surface: Surface) -> Iterator[str]:
     """How far length and single words predict the labels."""
     longer, bag = surface.longer, surface.bag_of_words
     if not longer.pairs:

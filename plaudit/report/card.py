@@ -154,11 +154,8 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
             *((one_line(name), f"{kind}: {name}", each) for name, each in block.datasets.items()),
         ]
         for config, title, measured in sets:
-            for metric, label, value in (
-                ("accuracy", "Pairwise accuracy", measured.accuracy),
-                ("loss", "Mean loss", measured.loss),
-            ):
-                if value is None:
+            for metric, label in (("accuracy", "Pairwise accuracy"), ("loss", "Mean loss")):
+                if (value := getattr(measured, metric)) is None:
                     continue
                 results.append(
                     EvalResult(
@@ -223,7 +220,8 @@ class DerivedCard:
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
     metrics, base = _metrics(card.results_of), card.facts.base
-    shared = is_hub_id(base)
+    # Others can read the base by owner/name, and not a folder here.
+    shared = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     adapter = card.facts.kind == "adapter"
     metadata = card_data(
         card.name, base if shared else None, metrics, adapter=adapter, tags=card.tags
@@ -242,11 +240,6 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )
     write_text(folder / CARD_FILE, text)
-
-
-def is_hub_id(base: str) -> bool:
-    """Whether a base can be named to others: ``owner/name``, and no folder here."""
-    return _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
 
 
 def _metrics(run: Path | None) -> RunMetrics | None:

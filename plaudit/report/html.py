@@ -28,6 +28,7 @@ from plaudit.report.record import (
     evaluations,
     read_recalibration,
     shown_base,
+    template_environment,
 )
 from plaudit.storage.atomic import write_text
 
@@ -112,7 +113,7 @@ def _environment() -> Environment:
         return pages.showable(value) if plain else value
 
     # Every value, wherever it comes from: what cannot be seen or written is shown as a sign.
-    environment = pages.page_environment(finalize=shown)
+    environment = template_environment(shown)
     for function in (pages.brief, pages.conversation, pages.preview, pages.shade, pages.spark):
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What HTML pages share: an escaping template environment, texts of data, and figures as SVG."""
+"""What HTML pages share: texts of data, and figures as SVG."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
 from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
-from plaudit.report.record import template_environment
 from plaudit.types import Text
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from matplotlib.figure import Figure
 
     from plaudit.evaluation.schema import TokenChange
-
-
-def page_environment(finalize: Callable[[Any], Any] = lambda value: value) -> Environment:
-    """Templates of HTML pages; ``finalize`` sees every value before it is escaped."""
-    return template_environment(finalize, autoescape=True)
 
 
 # ---- texts of the data: no hidden characters, no endless lines
@@ -196,7 +189,9 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     _own_ids(root, name)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _COLOUR.sub(_variable, _FONT.sub("", _rounded(value))))
+            # Coordinates to a hundredth of a pixel keep the page small.
+            short = _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value)
+            element.set(key, _COLOUR.sub(_variable, _FONT.sub("", short)))
         element.tag = element.tag.removeprefix(_SVG)
     width, height = (
         float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height")
@@ -207,11 +202,6 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     root.set("role", "img")
     root.set("aria-label", title)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-
-
-def _rounded(value: str) -> str:
-    """Coordinates to a hundredth of a pixel, which keeps the page small."""
-    return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value)
 
 
 def _draw(figure: Figure) -> bytes:

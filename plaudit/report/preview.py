@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit.errors import printable
 from plaudit.evaluation.numbers import counted
-from plaudit.report.pages import page_environment
+from plaudit.report.record import template_environment
 from plaudit.storage.atomic import write_text
 from plaudit.types import ComparisonPreview
 
@@ -32,12 +32,8 @@ def visible(text: str) -> str:
     """
     if not text:
         return PART
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
     marks = {" ": SPACE, "\n": f"{NEWLINE}\n", "\t": TAB}
-    return marks.get(character) or printable(character)
+    return "".join(marks.get(character) or printable(character) for character in text)
 
 
 def sizes(shown: ComparisonPreview) -> str:
@@ -100,7 +96,7 @@ def write_preview(
 
     It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
     """
-    page = page_environment()
+    page = template_environment()
     page.filters.update(visible=visible, breakable=breakable, escaped=printable, sizes=sizes)
     page.globals["standing"] = standing
     write_text(

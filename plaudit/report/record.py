@@ -47,8 +47,10 @@ class Recalibration:
     log_loss: float
 
 
-def template_environment(finalize: Callable[[Any], Any], *, autoescape: bool) -> Environment:
-    """Templates with the formats of numbers; ``finalize`` sees every value before escaping."""
+def template_environment(
+    finalize: Callable[[Any], Any] | None = None, *, autoescape: bool = True
+) -> Environment:
+    """Templates with the formats of numbers; ``finalize`` sees every value before it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -221,19 +221,16 @@ def split(
 
 def parse_fractions(text: str) -> dict[str, float]:
     """``train=0.8,eval=0.2`` as a table. Raises DataError where it is not of that form."""
-    parts: dict[str, float] = {}
-    for piece in text.split(","):
-        name, equals, share = piece.partition("=")
-        try:
-            value = float(share)
-        except ValueError:
-            equals = ""
-        if not equals or name.strip() in parts:
-            raise DataError(
-                f"--fractions {text} is not of the form train=0.8,eval=0.1,test=0.1 with a name"
-                " for each part."
-            )
-        parts[name.strip()] = value
+    pieces = [piece.partition("=") for piece in text.split(",")]
+    try:
+        parts = {name.strip(): float(share) for name, _, share in pieces}
+    except ValueError:
+        parts = {}
+    if len(parts) < len(pieces):
+        raise DataError(
+            f"--fractions {text} is not of the form train=0.8,eval=0.1,test=0.1 with a name for "
+            "each part."
+        )
     return parts
 
 
