@@ -260,16 +260,15 @@ def split_files(
             undo.callback(path.unlink, missing_ok=True)
         undo.pop_all()
     train_groups = group_N[part_N == 0]
+    counts_PS = np.zeros((len(names), len(strata)), np.int64)
+    np.add.at(counts_PS, (part_N, stratum_N), 1)
     return tuple(
         Part(
             name=name,
             path=path,
-            rows=int((part_N == number).sum()),
+            rows=int(counts_PS[number].sum()),
             prompts=len(np.unique(group_N[part_N == number])),
-            strata={
-                stratum: int(((part_N == number) & (stratum_N == code)).sum())
-                for code, stratum in enumerate(strata)
-            },
+            strata=dict(zip(strata, counts_PS[number].tolist(), strict=True)),
             leaks=int(np.isin(group_N[part_N == number], train_groups).sum()) if number else 0,
         )
         for number, (name, path) in enumerate(zip(names, paths, strict=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -355,48 +356,40 @@ def _has_split(evidence: Evidence) -> bool:
     return len(set(evidence.column("split").tolist()) - {0}) > 1
 
 
-def _shared_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
+def shared_prompts(evidence: Evidence, kind: Kind) -> FlaggedRows:
     """Rows whose prompt is in another set; case and white space do not count."""
-
-    def find(evidence: Evidence) -> FlaggedRows:
-        keys = evidence.column("prompt_key")
-        other_rows, other_keys = evidence.prompts_of(kind)
-        different, first = np.unique(other_keys, return_index=True)
-        rows = np.flatnonzero(np.isin(keys, different))
-        return FlaggedRows(
-            rows_M=rows,
-            other_M=other_rows[first[np.searchsorted(different, keys[rows])]],
-            details={"prompts": len(np.unique(keys[rows]))},
-        )
-
-    return find
+    keys = evidence.column("prompt_key")
+    other_rows, other_keys = evidence.prompts_of(kind)
+    different, first = np.unique(other_keys, return_index=True)
+    rows = np.flatnonzero(np.isin(keys, different))
+    return FlaggedRows(
+        rows_M=rows,
+        other_M=other_rows[first[np.searchsorted(different, keys[rows])]],
+        details={"prompts": len(np.unique(keys[rows]))},
+    )
 
 
-def _near_prompts(kind: Kind) -> Callable[[Evidence], FlaggedRows]:
+def near_prompts(evidence: Evidence, kind: Kind) -> FlaggedRows:
     """Rows whose prompt is nearly in another set, or that contain most of such a prompt."""
-
-    def find(evidence: Evidence) -> FlaggedRows:
-        keys = evidence.column("prompt_key")
-        _, other_keys = evidence.prompts_of(kind)
-        near = evidence.near_prompts
-        assert near is not None, "the check does not apply: there is nothing to compare with"
-        ours = evidence.kind_of(near.other_M) == kind
-        other_N = np.full(evidence.data, -1, np.int64)
-        copied_N = evidence.column("copied_from")
-        copied = np.flatnonzero(copied_N >= 0)
-        copied = copied[evidence.kind_of(copied_N[copied]) == kind]
-        other_N[copied] = copied_N[copied]
-        other_N[near.row_M[ours]] = near.other_M[ours]
-        rows = np.flatnonzero((other_N >= 0) & ~np.isin(keys, other_keys))
-        details = {
-            "jaccard": NEAR,
-            "run_of_words": GRAM_WORDS,
-            "candidates": near.candidates,
-            "checked": near.checked,
-        }
-        return FlaggedRows(rows_M=rows, other_M=other_N[rows], details=details)
-
-    return find
+    keys = evidence.column("prompt_key")
+    _, other_keys = evidence.prompts_of(kind)
+    near = evidence.near_prompts
+    assert near is not None, "the check does not apply: there is nothing to compare with"
+    ours = evidence.kind_of(near.other_M) == kind
+    other_N = np.full(evidence.data, -1, np.int64)
+    copied_N = evidence.column("copied_from")
+    copied = np.flatnonzero(copied_N >= 0)
+    copied = copied[evidence.kind_of(copied_N[copied]) == kind]
+    other_N[copied] = copied_N[copied]
+    other_N[near.row_M[ours]] = near.other_M[ours]
+    rows = np.flatnonzero((other_N >= 0) & ~np.isin(keys, other_keys))
+    details = {
+        "jaccard": NEAR,
+        "run_of_words": GRAM_WORDS,
+        "candidates": near.candidates,
+        "checked": near.checked,
+    }
+    return FlaggedRows(rows_M=rows, other_M=other_N[rows], details=details)
 
 
 def _has(kind: Kind) -> Callable[[Evidence], bool]:
@@ -462,7 +455,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="shared_with_eval",
         title="Prompts shared with --eval data",
         severity="error",
-        find=_shared_prompts("eval"),
+        find=partial(shared_prompts, kind="eval"),
         why="A prompt on both sides biases the held-out accuracy upward.",
         advice="Remove these rows from the training side, or split by prompt.",
         fix="drop",
@@ -472,7 +465,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="shared_with_suite",
         title="Prompts shared with a benchmark",
         severity="error",
-        find=_shared_prompts("suite"),
+        find=partial(shared_prompts, kind="suite"),
         why="Training on a benchmark's prompts invalidates its result.",
         advice="Remove these rows.",
         fix="drop",
@@ -558,7 +551,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="near_eval",
         title="Prompts nearly those of --eval data",
         severity="warning",
-        find=_near_prompts("eval"),
+        find=partial(near_prompts, kind="eval"),
         why="A held-out prompt with a few words changed, or most of it inside a row, still leaks.",
         advice="Check the examples; remove the rows where they ask the same question.",
         fix="drop",
@@ -568,7 +561,7 @@ CHECKS: Final[tuple[Check, ...]] = (
         name="near_suite",
         title="Prompts nearly those of a benchmark",
         severity="warning",
-        find=_near_prompts("suite"),
+        find=partial(near_prompts, kind="suite"),
         why="A benchmark prompt with a few words changed, or most of it inside a row, still leaks.",
         advice="Look at the examples; take the rows out where they are the same question.",
         fix="drop",

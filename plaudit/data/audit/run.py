@@ -585,13 +585,8 @@ def surface(evidence: Evidence, on_progress: Progress) -> Surface:
     group_P = evidence.column("group")[evidence.pairs.row_J[decided]]
     usable = np.flatnonzero(evidence.column("reason") == 0)
     sample = usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
-    bag = _cross_fitted(evidence, sample, on_progress)
+    bag_of_words = _cross_fitted(evidence, sample, on_progress)
     longer, shorter = accuracy(longer_P, group_P), accuracy(-longer_P, group_P)
-    bag_of_words = (
-        None
-        if bag is None
-        else CrossFitted(**asdict(accuracy(*bag)), rows=len(sample), folds=FOLDS)
-    )
     return Surface(
         longer=longer,
         shorter=shorter,
@@ -623,11 +618,8 @@ def _length_gap(longer_P: FloatArray) -> Histogram | None:
 
 def _cross_fitted(
     evidence: Evidence, sample: RowArray, on_progress: Progress
-) -> tuple[FloatArray, Array] | None:
-    """Differences by a bag of words on prompts that it was not fitted on, and those prompts.
-
-    None where there are too few prompts.
-    """
+) -> CrossFitted | None:
+    """A bag of words on prompts that it was not fitted on; None where there are too few."""
     group_S = evidence.column("group")[sample]
     fold_S = combine_hashes(group_S) % np.uint64(FOLDS)
     if len(np.unique(group_S)) < 2 * FOLDS or len(np.unique(fold_S)) < FOLDS:
@@ -643,4 +635,5 @@ def _cross_fitted(
         pairs = [sum(a != b for a, b in combinations(c.grades, 2)) for c in sides[True]]
         groups.append(np.repeat(group_S[fold_S == fold], pairs))
     on_progress("fitting a bag of words", FOLDS, FOLDS)
-    return np.concatenate(differences), np.concatenate(groups)
+    accuracy = evidence.functions.accuracy(np.concatenate(differences), np.concatenate(groups))
+    return CrossFitted(**asdict(accuracy), rows=len(sample), folds=FOLDS)

@@ -24,6 +24,7 @@ from plaudit.data.perturb.text import (
 )
 
 _WORDS: Final = word_tables()
+_PHRASES: Final[dict[str, list[str]]] = _WORDS["phrases"]
 
 # --- another answer -------------------------------------------------------------------------------
 
@@ -113,16 +114,13 @@ def contradiction(text: str, generator: Random, context: Context) -> str | None:
         opposite = reversed_meaning(sentence, generator, context)
         if opposite is None:
             continue
-        opening = generator.choice(_OPENINGS)
+        opening = generator.choice(_PHRASES["openings"])
         if opening and re.match(r"[A-Z][a-z]+\b", opposite):
             opposite = opposite[0].lower() + opposite[1:]
         stop = "" if text.rstrip().endswith((".", "!", "?")) else "."
         end = "" if opposite.endswith((".", "!", "?")) else "."
         return f"{text.rstrip()}{stop} {opening}{opposite}{end}"
     return None
-
-
-_OPENINGS: Final[list[str]] = _WORDS["openings"]
 
 
 def changed_number(text: str, generator: Random, context: Context) -> str | None:
@@ -140,7 +138,7 @@ def changed_number(text: str, generator: Random, context: Context) -> str | None
 
 
 # "One" is as often a pronoun.
-_NUMBER_WORDS: Final[list[str]] = _WORDS["number_words"]
+_NUMBER_WORDS: Final[list[str]] = _PHRASES["number_words"]
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
 
 
@@ -324,7 +322,7 @@ def verbose_filler(text: str, generator: Random, context: Context) -> str | None
     if not text:
         return None
     places = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
-    fillers = generator.sample(_FILLERS, generator.randint(1, 3))
+    fillers = generator.sample(_PHRASES["fillers"], generator.randint(1, 3))
     at = sorted((generator.choice(places), filler) for filler in fillers)
     for place, filler in reversed(at):
         before, after = text[:place].rstrip(), text[place:]
@@ -332,9 +330,6 @@ def verbose_filler(text: str, generator: Random, context: Context) -> str | None
         stop = "" if not before or before.endswith((".", "!", "?")) else "."
         text = f"{before}{stop}{space}{filler} {after}".strip()
     return text
-
-
-_FILLERS: Final[list[str]] = _WORDS["fillers"]
 
 
 def formatting_noise(text: str, generator: Random, context: Context) -> str | None:
@@ -345,23 +340,17 @@ def formatting_noise(text: str, generator: Random, context: Context) -> str | No
     for _ in range(max(2, len(pieces) // 10)):
         at = generator.randrange(len(pieces))
         word, space = pieces[at]
-        mark = generator.choice(_MARKS)
+        mark = generator.choice(_PHRASES["marks"])
         pieces[at] = (mark + word if generator.random() < 0.5 else f"{word} {mark}", space)
     return joined(pieces)
-
-
-_MARKS: Final[list[str]] = _WORDS["marks"]
 
 
 def empty_politeness(text: str, generator: Random, context: Context) -> str | None:
     """Thanks and good wishes before and behind the answer."""
     if not text.strip():
         return None
-    return f"{generator.choice(_THANKS)} {text.strip()} {generator.choice(_WISHES)}"
-
-
-_THANKS: Final[list[str]] = _WORDS["thanks"]
-_WISHES: Final[list[str]] = _WORDS["wishes"]
+    thanks, wishes = generator.choice(_PHRASES["thanks"]), generator.choice(_PHRASES["wishes"])
+    return f"{thanks} {text.strip()} {wishes}"
 
 
 # --- opposites ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Final
 from plaudit.data.perturb.text import Context, word_tables
 
 _WORDS: Final = word_tables()
+_PHRASES: Final[dict[str, list[str]]] = _WORDS["phrases"]
 
 # --- meaning-preserving ---------------------------------------------------------------------------
 
@@ -198,12 +199,12 @@ def echo(text: str, generator: Random, context: Context) -> str | None:
 
 def refuse(text: str, generator: Random, context: Context) -> str | None:
     """A refusal of everything."""
-    return generator.choice(_REFUSALS)
+    return generator.choice(_PHRASES["refusals"])
 
 
 def promise(text: str, generator: Random, context: Context) -> str | None:
     """An answer to anything that says nothing."""
-    return generator.choice(_PROMISES)
+    return generator.choice(_PHRASES["promises"])
 
 
 def repetition(text: str, generator: Random, context: Context) -> str | None:
@@ -213,21 +214,14 @@ def repetition(text: str, generator: Random, context: Context) -> str | None:
 
 def flattery(text: str, generator: Random, context: Context) -> str | None:
     """Praise for whoever asks, before the response."""
-    return f"{generator.choice(_FLATTERIES)} {text}"
+    return f"{generator.choice(_PHRASES['flatteries'])} {text}"
 
 
 def self_praise(text: str, generator: Random, context: Context) -> str | None:
     """Praise for the response, behind it."""
-    return f"{text}\n\n{generator.choice(_SELF_PRAISES)}"
+    return f"{text}\n\n{generator.choice(_PHRASES['self_praises'])}"
 
 
 def sure(text: str, generator: Random, context: Context) -> str | None:
     """An eager word before the response."""
-    return f"{generator.choice(_EAGER)} {text}"
-
-
-_REFUSALS: Final[list[str]] = _WORDS["refusals"]
-_PROMISES: Final[list[str]] = _WORDS["promises"]
-_FLATTERIES: Final[list[str]] = _WORDS["flatteries"]
-_SELF_PRAISES: Final[list[str]] = _WORDS["self_praises"]
-_EAGER: Final[list[str]] = _WORDS["eager"]
+    return f"{generator.choice(_PHRASES['eager'])} {text}"
