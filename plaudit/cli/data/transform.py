@@ -148,16 +148,17 @@ def perturb(
     console = quiet_console()
     with console.status("perturbing"):
         result = perturb_file(source, out, chosen, per_row=per_row, seed=seed, to=to)
+    made = result.made
     if json:
         names = ("rows", "not_made", "languages")
-        facts = {name: getattr(result, name) for name in names}
+        facts = {name: getattr(made, name) for name in names}
         options.print_json({**facts, **asdict(result.counts)})
-    made_of = f"{result.rows:,} rows and {result.perturbations} perturbations"
-    lines = [f"{made_of} made {result.pairs:,} pairs, in the format {result.format}"]
-    if result.not_made:
-        lines.append(f"  not made, by reason: {by_count(result.not_made)}")
-    if set(result.languages) - {"en"}:
-        lines.append(f"  languages of the rows: {by_count(result.languages)}")
+    made_of = f"{made.rows:,} rows and {len(chosen)} perturbations"
+    lines = [f"{made_of} made {len(made.comparisons):,} pairs, in the format {result.format}"]
+    if made.not_made:
+        lines.append(f"  not made, by reason: {by_count(made.not_made)}")
+    if set(made.languages) - {"en"}:
+        lines.append(f"  languages of the rows: {by_count(made.languages)}")
     print_lines(console, [*lines, *count_lines(result.counts, out)])
 
 

@@ -43,94 +43,23 @@ from plaudit.types import Comparison
 
 NO_TEXT: Final = "no text"
 
-# --- pairs of a file ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerturbResult:
-    """What became of a file.
-
-    ``not_made`` counts pairs that were not made, by perturbation and reason; ``languages`` the
-    rows by the language of their best response.
-    """
-
-    rows: int
-    pairs: int
-    perturbations: int
-    format: str
-    not_made: Mapping[str, int]
-    languages: Mapping[str, int]
-    counts: WriteCounts
-
-
-def perturb_file(
-    source: Source,
-    out: Path,
-    perturbations: Sequence[Perturbation],
-    *,
-    per_row: int | None,
-    seed: int,
-    to: str | None,
-) -> PerturbResult:
-    """Write pairs of each row's best response and perturbations of it (:func:`perturb`).
-
-    ``to`` names the format to write. None is explicit pairs, ranked rows where rewrites make ties.
-
-    Raises:
-        DataError: an unknown format, rows that cannot be read, or not one pair.
-        OutputError: ``out`` is there already, cannot hold the format, or cannot be written.
-    """
-    writer = None if to is None else choose_writer(to)
-    comparisons = [row.comparison for row in open_source(source).rows]
-    writer = writer or _natural_writer(perturbations, comparisons)
-    check_out(out, writer)
-    made = perturb(comparisons, perturbations, seed, per_row=per_row)
-    if not made.comparisons:
-        raise DataError(
-            f"none of the {len(comparisons):,} rows can be perturbed: {by_count(made.not_made)}."
-        )
-    counts = write_file(out, writer, (write_comparison(writer, pair) for pair in made.comparisons))
-    return PerturbResult(
-        rows=len(comparisons),
-        pairs=len(made.comparisons),
-        perturbations=len(perturbations),
-        format=writer.name,
-        not_made=made.not_made,
-        languages=made.languages,
-        counts=counts,
-    )
-
-
-def by_count(counts: Mapping[str, int]) -> str:
-    """Names with their counts, the most frequent first."""
-    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common())
-
-
-def _natural_writer(
-    perturbations: Sequence[Perturbation], comparisons: Sequence[Comparison]
-) -> Writer:
-    """Ranked rows where there are ties, else pairs of plain text or messages, as the rows are."""
-    if any(perturbation.kind == "meaning_preserving" for perturbation in perturbations):
-        return WRITERS["ranked"]
-    plain = all(isinstance(comparison.prompt, str) for comparison in comparisons)
-    return WRITERS["explicit_text" if plain else "explicit_conversational"]
-
-
 # --- pairs --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerturbedRows:
-    """Pairs, how often a perturbation made none, by reason, and the languages of the texts.
+    """Pairs of ``rows`` rows, how often a perturbation made none, and the languages of the rows.
 
-    Each comparison has the perturbation's name as ``subset``, its kind and its severity in its
-    metadata. The perturbed response stands second and has grade 0, or 1 like the first where the
-    perturbation preserves the meaning.
+    ``not_made`` counts pairs by perturbation and reason, ``languages`` rows by the language of
+    their best response. Each comparison has the perturbation's name as ``subset``, its kind and
+    its severity in its metadata. The perturbed response stands second and has grade 0, or 1 like
+    the first where the perturbation preserves the meaning.
     """
 
+    rows: int
     comparisons: tuple[Comparison, ...]
-    not_made: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
+    not_made: Mapping[str, int]
+    languages: Mapping[str, int]
 
 
 def perturb(
@@ -154,11 +83,10 @@ def perturb(
     for comparison, (text, _) in zip(comparisons, answers, strict=True):
         own.setdefault(comparison.group, set()).add(text)
     contexts = contexts_by_language([answer for answer in answers if answer[0]])
-    result = PerturbedRows(comparisons=())
+    not_made: Counter[str] = Counter()
     pairs: list[Comparison] = []
     place = {perturbation.name: at for at, perturbation in enumerate(perturbations)}
     for comparison, (text, language) in zip(comparisons, answers, strict=True):
-        result.languages[language or UNKNOWN] += 1
         around = replace(
             contexts[language],
             own=frozenset(own[comparison.group]),
@@ -172,15 +100,20 @@ def perturb(
             if len(made) == per_row:
                 break
             if not text.strip():
-                result.not_made[NO_TEXT] += 1
+                not_made[NO_TEXT] += 1
             elif not perturbation.suits(language):
-                result.not_made[f"{perturbation.name} skipped: language"] += 1
+                not_made[f"{perturbation.name} skipped: language"] += 1
             elif (new := _perturbed(comparison, text, perturbation, around, seed)) is None:
-                result.not_made[f"{perturbation.name} does not apply"] += 1
+                not_made[f"{perturbation.name} does not apply"] += 1
             else:
                 made.append(_pair(comparison, new, perturbation))
         pairs += sorted(made, key=lambda pair: place[str(pair.metadata["subset"])])
-    return replace(result, comparisons=tuple(pairs))
+    return PerturbedRows(
+        rows=len(comparisons),
+        comparisons=tuple(pairs),
+        not_made=not_made,
+        languages=Counter(language or UNKNOWN for _, language in answers),
+    )
 
 
 def _answer_of(comparison: Comparison) -> tuple[str, str | None]:
@@ -221,6 +154,63 @@ _OF_THE_REJECTED: Final = frozenset(
     {"strength", "score_chosen", "score_rejected", "rejected_model"}
 )
 """Metadata of the response that the perturbed one stands in for: untrue of the new pair."""
+
+
+# --- pairs of a file ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbedFile:
+    """The pairs made of a file, the format that they were written in, and what that counted."""
+
+    made: PerturbedRows
+    format: str
+    counts: WriteCounts
+
+
+def perturb_file(
+    source: Source,
+    out: Path,
+    perturbations: Sequence[Perturbation],
+    *,
+    per_row: int | None,
+    seed: int,
+    to: str | None,
+) -> PerturbedFile:
+    """Write pairs of each row's best response and perturbations of it (:func:`perturb`).
+
+    ``to`` names the format to write. None is explicit pairs, ranked rows where rewrites make ties.
+
+    Raises:
+        DataError: an unknown format, rows that cannot be read, or not one pair.
+        OutputError: ``out`` is there already, cannot hold the format, or cannot be written.
+    """
+    writer = None if to is None else choose_writer(to)
+    comparisons = [row.comparison for row in open_source(source).rows]
+    writer = writer or _natural_writer(perturbations, comparisons)
+    check_out(out, writer)
+    made = perturb(comparisons, perturbations, seed, per_row=per_row)
+    if not made.comparisons:
+        raise DataError(
+            f"none of the {len(comparisons):,} rows can be perturbed: {by_count(made.not_made)}."
+        )
+    counts = write_file(out, writer, (write_comparison(writer, pair) for pair in made.comparisons))
+    return PerturbedFile(made=made, format=writer.name, counts=counts)
+
+
+def by_count(counts: Mapping[str, int]) -> str:
+    """Names with their counts, the most frequent first."""
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common())
+
+
+def _natural_writer(
+    perturbations: Sequence[Perturbation], comparisons: Sequence[Comparison]
+) -> Writer:
+    """Ranked rows where there are ties, else pairs of plain text or messages, as the rows are."""
+    if any(perturbation.kind == "meaning_preserving" for perturbation in perturbations):
+        return WRITERS["ranked"]
+    plain = all(isinstance(comparison.prompt, str) for comparison in comparisons)
+    return WRITERS["explicit_text" if plain else "explicit_conversational"]
 
 
 # --- perturbation tests -------------------------------------------------------------------------
