@@ -6,6 +6,7 @@ Every number in a sentence is a recorded one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +47,7 @@ def audit_files(report: AuditReport) -> dict[str, Callable[[Path], object]]:
     """The files of an audit by name, each with the function that writes it."""
     page = render_audit(report)
     return {
-        AUDIT_FILE: lambda path: write_json(path, report.as_json()),
+        AUDIT_FILE: lambda path: write_json(path, asdict(report)),
         PAGE_FILE: lambda path: path.write_text(page, encoding="utf-8"),
     }
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_findings_name_places(planted: tuple[Any, Audit, Path]) -> None:
             f"{data}:{row + 1}" for row in flagged.rows_M[:5].tolist()
         ]
         assert list(flagged.rows_M) == sorted(set(flagged.rows_M.tolist()))
-    json.dumps(result.report.as_json(), allow_nan=False)
+    json.dumps(asdict(result.report), allow_nan=False)
 
 
 # --- the cleaned copy ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -91,7 +92,7 @@ def audit(
         write_folder(out, audit_files(report))
         print_lines(console, [f"Written to {out}"])
     if json:
-        print(json_module.dumps(report.as_json()))
+        print(json_module.dumps(asdict(report)))
     if strict and report.errors:
         raise typer.Exit(1)
 

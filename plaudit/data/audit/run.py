@@ -259,10 +259,6 @@ class AuditReport:
         """Findings of severity error that flag a row."""
         return tuple(f for f in self.findings if f.severity == "error" and f.rows)
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from random import Random
 from typing import Final
@@ -102,9 +102,13 @@ def changed_value(text: str, generator: Random, context: Context) -> str | None:
 
 def _everywhere(text: str, replacements: Mapping[str, str]) -> str:
     """Whole words replaced wherever they stand, all at once."""
-    olds = sorted(replacements, key=lambda old: (-len(old), old))
-    whole = rf"(?<!\w)(?:{'|'.join(map(re.escape, olds))})(?!\w)"
+    whole = rf"(?<!\w)(?:{_any_of(replacements)})(?!\w)"
     return re.sub(whole, lambda match: replacements[match.group()], text)
+
+
+def _any_of(phrases: Iterable[str]) -> str:
+    """A pattern for any of these phrases, the longest first."""
+    return "|".join(map(re.escape, sorted(phrases, key=lambda phrase: (-len(phrase), phrase))))
 
 
 def contradiction(text: str, generator: Random, context: Context) -> str | None:
@@ -166,9 +170,7 @@ _UNITS: Final = {
 }
 """A unit in any of its forms, in lower case, to its quantity's units and the number of the form."""
 _MEASURE = re.compile(
-    r"(?<![\w.])\d[\d.,]*[ -]?(?P<unit>"
-    + "|".join(re.escape(unit) for unit in sorted(_UNITS, key=lambda unit: (-len(unit), unit)))
-    + r")(?![\w°])",
+    rf"(?<![\w.])\d[\d.,]*[ -]?(?P<unit>{_any_of(_UNITS)})(?![\w°])",
     # With ASCII no letter but those of the table matches one of them.
     re.IGNORECASE | re.ASCII,
 )
@@ -308,12 +310,10 @@ def _mistyped(word: str, generator: Random) -> str:
 
 
 _KEYBOARD: Final[dict[str, str]] = {
-    letter: "".join(
-        row[near] for near in (at - 1, at + 1) if 0 <= near < len(row)
-    )
+    letter: row[max(at - 1, 0) : at] + row[at + 1 : at + 2]
     for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
     for at, letter in enumerate(row)
-}  # fmt: skip
+}
 
 
 def verbose_filler(text: str, generator: Random, context: Context) -> str | None:
@@ -356,25 +356,19 @@ def empty_politeness(text: str, generator: Random, context: Context) -> str | No
 # --- opposites ------------------------------------------------------------------------------------
 
 
-def _opposites() -> dict[str, str]:
-    """Word or phrase to its opposite. "On" is no site: it is rarely the opposite of "off"."""
-    pairs: list[list[str]] = _WORDS["opposites"]
-    table = {second: first for first, second in reversed(pairs)}
-    table |= dict(pairs)
-    table |= _WORDS["opposites_one_way"]
-    return {word: opposite for word, opposite in table.items() if word != "on"}
-
-
-OPPOSITES: Final = _opposites()
+_PAIRS: Final[list[list[str]]] = _WORDS["opposites"]
+OPPOSITES: Final[dict[str, str]] = {
+    **{second: first for first, second in reversed(_PAIRS)},
+    **dict(_PAIRS),
+    **_WORDS["opposites_one_way"],
+}
+"""Word or phrase to its opposite. "On" is no site: it is rarely the opposite of "off"."""
 
 
 OPPOSITE: Final = re.compile(
-    # Longest first, so that "is not" is one site; not inside names, options or quotes.
+    # "Is not" is one site; not inside names, options or quotes.
     r"(?<![\w.\-'\"`*])(?:"
-    + "|".join(
-        re.escape(word).replace(r"\ ", r"\s+")
-        for word in sorted(OPPOSITES, key=lambda word: (-len(word), word))
-    )
+    + _any_of(OPPOSITES).replace(r"\ ", r"\s+")
     + r")(?![\w(='\"`*]|[.\-]\w)",
     re.IGNORECASE,
 )
