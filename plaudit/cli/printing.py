@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -70,7 +69,7 @@ class ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = (printable(line) for line in record.getMessage().split("\n"))
-        self.console.print(escape("\n".join(lines)), style="yellow", highlight=False)
+        self.console.print("\n".join(lines), style="yellow", highlight=False, markup=False)
 
 
 def silence_weight_loading() -> None:
@@ -238,11 +237,10 @@ def _table(first: str, *numbers: str) -> Table:
 def _baselines(block: EvaluationMetrics) -> Table:
     table = _table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
     if block.pairs:
-        own = (fraction(block.accuracy), interval(block.accuracy_ci95, 3))
-        table.add_row("this model", *own, "", "")
+        table.add_row("this model", fraction(block.accuracy), interval(block.accuracy_ci95, 3))
     for name, baseline in block.baselines.items():
         if baseline is None:
-            table.add_row(words(name), "not fitted", "", "", "")
+            table.add_row(words(name), "not fitted")
         else:
             table.add_row(
                 words(name),

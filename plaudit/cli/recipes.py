@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit import registry
 from plaudit.cli.options import parse_columns
 from plaudit.data.sources.files import FILE_KINDS
-from plaudit.errors import RecipeError, nearest
+from plaudit.errors import RecipeError, did_you_mean
 from plaudit.recipe.load import (
     BASE,
     CHECKPOINT_RECIPE,
@@ -198,10 +198,7 @@ def _named_file(named: str) -> Path:
     problem = "does not exist"
     if path.is_dir():
         problem = "is a model folder" if _is_model(path) else "holds no recipe.yaml and no data"
-    guess = nearest(named, names)
-    end = (
-        f"did you mean {guess}?" if guess else "a base model goes to --model, a dataset to --data."
-    )
+    end = did_you_mean(named, names, "a base model goes to --model, a dataset to --data.")
     raise RecipeError(
         f"{named} {problem}; expected, in this order, a recipe file (.yaml), a shipped recipe "
         f"({either(names)}), a run folder or a data file; {end}"

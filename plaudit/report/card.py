@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from plaudit import __version__
 from plaudit.errors import DataError
 from plaudit.evaluation.schema import (
-    METRICS_FILE,
     PairMetrics,
     RunMetrics,
     parts,
@@ -244,9 +243,7 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
 
 def _metrics(run: Path | None) -> RunMetrics | None:
     """What the run measured; None where it is no run, or one of another version."""
-    if run is None or not (run / METRICS_FILE).is_file():
-        return None
     try:
-        return read_metrics(run)
+        return None if run is None else read_metrics(run)
     except DataError:
         return None

@@ -73,8 +73,7 @@ def brief(value: Any, most: int = _LINE) -> str:
     line = " ".join(text[: 4 * most].split())
     if len(text) <= 4 * most and len(line) <= most:
         return line
-    shown = line[:most]
-    return f"{shown}… ({len(text):,} characters)"
+    return f"{line[:most]}… ({len(text):,} characters)"
 
 
 def excerpt(text: str, most: int = MOST_CHARACTERS) -> Excerpt:
@@ -180,13 +179,13 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     Colours become the page's CSS variables and texts stay texts. ``title`` is what a screen reader
     says. The figure keeps its size but for its heading, which the page shows as text.
     """
-    root = ElementTree.fromstring(_draw(figure))
+    root = ElementTree.fromstring(_draw(figure, name))
     for parent in root.iter():
         for child in list(parent):
             # matplotlib's metadata names its version, and its style would hold for the whole page.
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
                 parent.remove(child)
-    _own_ids(root, name)
+    _drop_ids(root)
     for element in root.iter():
         for key, value in element.attrib.items():
             # Coordinates to a hundredth of a pixel keep the page small.
@@ -204,7 +203,7 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
-def _draw(figure: Figure) -> bytes:
+def _draw(figure: Figure, name: str) -> bytes:
     import matplotlib
 
     figure.suptitle("")
@@ -212,8 +211,9 @@ def _draw(figure: Figure) -> bytes:
     for axis in figure.axes:
         axis.patch.set_alpha(0)
     buffer = io.BytesIO()
+    # The salt makes ids that no other picture of the page has.
     with (
-        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "plaudit"}),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"plaudit-{name}"}),
         warnings.catch_warnings(),
     ):
         # The browser has the letters that matplotlib's font lacks.
@@ -222,8 +222,8 @@ def _draw(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _own_ids(root: ElementTree.Element, name: str) -> None:
-    """Ids that something refers to get the picture's name in front; the others go."""
+def _drop_ids(root: ElementTree.Element) -> None:
+    """Ids that nothing refers to go: they are the same in every picture."""
     referred = {
         found[1] or found[2]
         for element in root.iter()
@@ -231,14 +231,10 @@ def _own_ids(root: ElementTree.Element, name: str) -> None:
         for found in _REFERENCE.finditer(value)
     }
     for element in root.iter():
-        own = element.attrib.pop("id", None)
-        if own in referred:
-            element.set("id", f"{name}-{own}")
-        target = element.attrib.pop(_HREF, None)
-        if target is not None:
-            element.set("href", f"#{name}-{target.removeprefix('#')}")
-        for key, value in element.attrib.items():
-            element.set(key, value.replace("url(#", f"url(#{name}-"))
+        if element.get("id") not in referred:
+            element.attrib.pop("id", None)
+        if (target := element.attrib.pop(_HREF, None)) is not None:
+            element.set("href", target)
 
 
 def _variable(found: re.Match[str]) -> str:

@@ -109,9 +109,6 @@ def card_plots(metrics: RunMetrics, folder: Path) -> list[tuple[str, str]]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
     # The version matplotlib writes by default would change the bytes with every release.
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
@@ -129,8 +126,7 @@ def make_figure(
     if width < _SIDE_BY_SIDE and panels > 1:
         height, rows, panels = 0.85 * panels * height, (1,) * panels, 1
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(len(rows), panels, height_ratios=rows)
-    axes = [figure.add_subplot(grid[number]) for number in range(len(rows) * panels)]
+    axes = [*figure.subplots(len(rows), panels, squeeze=False, height_ratios=rows).flat]
     figure.suptitle(title, fontsize=12.5, x=0.02, ha="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
