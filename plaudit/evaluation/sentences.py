@@ -66,9 +66,6 @@ def _quality(block: EvaluationMetrics) -> Iterator[str]:
             f"Of {ranks.comparisons:,} comparisons with more than two responses it puts a best "
             f"one first in {percent(ranks.top1)} (by chance {percent(ranks.top1_by_chance)})."
         )
-
-
-def _baselines(block: EvaluationMetrics) -> Iterator[str]:
     if block.baselines_sentence is not None:
         yield block.baselines_sentence
 
@@ -275,7 +272,7 @@ def _listed(names: Sequence[str]) -> str:
 
 _QUALITY = "What it is good for"
 _QUESTIONS: Final[Mapping[str, tuple[Part, ...]]] = {
-    _QUALITY: (_quality, _baselines),
+    _QUALITY: (_quality,),
     "How sure it is": (_calibration,),
     "What to watch": (_length, _features, _perturbations, _slices, _untested),
 }

@@ -31,7 +31,6 @@ from plaudit.evaluation.schema import (
     Curves,
     EvaluationMetrics,
     HistoryEntry,
-    Interval,
     LengthBin,
     MarginHistogram,
     Overfit,
@@ -103,8 +102,17 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     # Both candidates for accuracy_ci95, which is the one that people are shown.
     right_P = (paired.delta_P > 0).astype(np.float64)
     share = pairwise.share_interval(right_P, paired.group_P, seed=seed)
-    half_ties, loss, nll, brier = _bootstrapped(paired, seed)
     credit_P = pairwise.pair_credits(paired.delta_P)
+    # The same draws of whole prompts for all four.
+    series = [
+        credit_P,
+        pairwise.bradley_terry_losses(paired.delta_P, paired.margin_P),
+        pairwise.bradley_terry_losses(paired.delta_P),
+        pairwise.brier_losses(paired.delta_P),
+    ]
+    half_ties, loss, nll, brier = pairwise.bootstrap_means(
+        np.stack(series), paired.group_P, seed=seed
+    )
     # The size of the difference, not the confidence, which rounds to 1 far out.
     risk = pairwise.risk_coverage(np.abs(paired.delta_P), credit_P)
     metrics = EvaluationMetrics(
@@ -146,21 +154,6 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     said = answers(settled)
     summary = tuple(sentence for answer in said for sentence in answer.sentences)
     return settle(replace(settled, answers=said, summary=summary))
-
-
-def _bootstrapped(paired: Pairs, seed: int) -> Sequence[Interval | None]:
-    """Intervals of means when whole prompts are drawn again, the same draws for all.
-
-    Of accuracy with half a point for a tie, loss, log loss and Brier score.
-    """
-    delta_P = paired.delta_P
-    series = [
-        pairwise.pair_credits(delta_P),
-        pairwise.bradley_terry_losses(delta_P, paired.margin_P),
-        pairwise.bradley_terry_losses(delta_P),
-        pairwise.brier_losses(delta_P),
-    ]
-    return pairwise.bootstrap_means(np.stack(series), paired.group_P, seed=seed)
 
 
 def _calibration(

@@ -21,7 +21,7 @@ from plaudit.errors import ModelError
 from plaudit.interop.formats import Exportable, Exporter, Ids, Scorer, WriteOptions, WriteResult
 from plaudit.interop.reading import FOREIGN_SETTINGS
 from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata
-from plaudit.model.load import head_modules, output_layer, silence_load_messages
+from plaudit.model.load import first_line, head_modules, output_layer, silence_load_messages
 from plaudit.model.module import classifier, has_score_head
 from plaudit.storage.atomic import write_json
 from plaudit.tokens.rendering import ChatFormatter, conversation_text
@@ -173,8 +173,7 @@ def merged(network: Any) -> Any:
         return network.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(
-            f"The adapter cannot be merged ({str(error).splitlines()[0][:200]}); export it with "
-            "--to adapter."
+            f"The adapter cannot be merged ({first_line(error)}); export it with --to adapter."
         ) from None
 
 
