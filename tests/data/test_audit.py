@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.common.planting import KINDS, plant, ranked
 from plaudit.audit_data import AuditOptions, audit_data
 from plaudit.data.audit import measure, run, similarity
-from plaudit.data.audit.checks import BY_NAME, CHECKS
+from plaudit.data.audit.checks import CHECKS
 from plaudit.data.audit.fix import REPAIRS, change_log_of, write_cleaned
 from plaudit.data.audit.measure import PROBLEMS, TokenCount
 from plaudit.data.audit.run import Audit
@@ -98,7 +98,7 @@ def test_there_is_a_planted_kind_for_every_check() -> None:
     # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
     messages = {"template_error", "not_rendered", "media", "more_than_text"}
     elsewhere = messages | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
-    assert set(KINDS) == set(BY_NAME) - elsewhere
+    assert set(KINDS) == {check.name for check in CHECKS} - elsewhere
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -68,7 +68,7 @@ class Votes:
 def label_pairs(columns: Columns, rows: int) -> LabelledPairs:
     """The pairs of those of the first ``rows`` rows that can be trained on, and of ties."""
     starts_N = columns.starts[: rows + 1]
-    labelled_N = np.isin(columns.of_rows["reason"][:rows], (0, REASONS.index(reasons.TIE) + 1))
+    labelled_N = np.isin(columns.of_rows["reason"][:rows], (0, REASONS.index(reasons.TIE)))
     counts_N = np.where(labelled_N, np.diff(starts_N), 0)
     parts = [np.zeros((3, 0), np.int64)]
     for count in np.unique(counts_N[counts_N > 1]).tolist():
@@ -193,7 +193,7 @@ class Check:
 
 def _reason(*names: str) -> Callable[[Evidence], FlaggedRows]:
     """Rows that cannot be trained on for one of these reasons."""
-    codes = [REASONS.index(name) + 1 for name in names]
+    codes = [REASONS.index(name) for name in names]
 
     return lambda evidence: FlaggedRows(
         rows_M=np.flatnonzero(np.isin(evidence.column("reason"), codes))
@@ -225,7 +225,7 @@ def _limit(evidence: Evidence) -> dict[str, Any]:
 
 def template_error(evidence: Evidence) -> FlaggedRows:
     """Rows for which the chat template raises an error."""
-    media = evidence.column("reason") == REASONS.index(MEDIA) + 1
+    media = evidence.column("reason") == REASONS.index(MEDIA)
     failed = (evidence.column("skipped") != 0) & (evidence.column("unrendered") == 0) & ~media
     return FlaggedRows(rows_M=np.flatnonzero(failed))
 
@@ -654,5 +654,3 @@ CHECKS: Final[tuple[Check, ...]] = (
     ),
 )
 """All checks; a row is dropped for the first one that flags it."""
-
-BY_NAME: Final = {check.name: check for check in CHECKS}

@@ -33,8 +33,6 @@ from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file, write_atomically
 from plaudit.types import Comparison
 
-CHANGE_LOG_SUFFIX: Final = ".changes.jsonl"
-
 Repair: TypeAlias = Callable[[str], str]
 
 REPAIRS: Final[dict[str, Repair]] = {
@@ -75,7 +73,7 @@ def check_cleaned(out: Path) -> None:
 
 def change_log_of(out: Path) -> Path:
     """The change log beside a cleaned copy."""
-    return out.with_name(out.name + CHANGE_LOG_SUFFIX)
+    return out.with_name(f"{out.name}.changes.jsonl")
 
 
 def write_cleaned(

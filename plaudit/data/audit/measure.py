@@ -349,8 +349,8 @@ PROBLEMS: Final[dict[str, Callable[[Comparison], bool]]] = {
 
 # --- numbers --------------------------------------------------------------------------------------
 
-REASONS: Final = tuple(EXPLANATIONS)
-"""Reasons of ``data/reasons.py`` by number, from 1; 0 is a row that can be trained on."""
+REASONS: Final = ("", *EXPLANATIONS)
+"""Reasons of ``data/reasons.py`` by number; 0 is a row that can be trained on."""
 
 SAME_SCRIPT: Final = 0.05
 """A script belongs to a text from this share of its letters on."""
@@ -493,13 +493,12 @@ class _Measurer:
         digests = [digest_of(response) for response in comparison.responses]
         grades = comparison.grades or (float("nan"),) * len(texts)
         split = comparison.metadata.get(SPLIT_COLUMN)
-        reason = why_untrainable(comparison)
         row["group"] = group_code(comparison.group)
         row["prompt_key"] = _text_key(prompt)
         row["row_key"] = row_key(comparison)
         row["pair_key"] = _code(repr((comparison.group, sorted(digests))).encode())
         row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
-        row["reason"] = 0 if reason is None else REASONS.index(reason) + 1
+        row["reason"] = REASONS.index(why_untrainable(comparison) or "")
         row["plain"] = isinstance(comparison.responses[0], str)
         row["responses"] = len(texts)
         row["prompt_characters"] = len(prompt)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import combinations
@@ -55,6 +55,7 @@ from plaudit.data.audit.similarity import (
     words,
 )
 from plaudit.data.perturb.text import identify_language
+from plaudit.data.reasons import EMPTY_RESPONSE
 from plaudit.errors import DataError
 from plaudit.storage.arrow import RowArray, cache_folder
 from plaudit.types import Comparison, FloatArray
@@ -72,7 +73,6 @@ BAG_OF_WORDS_ROWS: Final = 4_000
 ABANDONED_SECONDS: Final = 2 * 86400
 _PERCENTILES: Final = (0, 5, 25, 50, 75, 95, 99, 100)
 _BINS: Final = 40
-_BLANK: Final = REASONS.index("empty_response") + 1
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -386,7 +386,9 @@ def _distinct(columns: Columns, data: int) -> RowArray:
     """Rows without blank responses, the first of each set of equal pairs."""
     key_N = columns.of_rows["pair_key"][:data]
     first = first_of_equals(key_N) == np.arange(data)
-    return np.flatnonzero(first & (columns.of_rows["reason"][:data] != _BLANK))
+    return np.flatnonzero(
+        first & (columns.of_rows["reason"][:data] != REASONS.index(EMPTY_RESPONSE))
+    )
 
 
 def _prompts_once(columns: Columns, data: int) -> RowArray:
@@ -448,7 +450,7 @@ def trainable(evidence: Evidence) -> Trainable:
     """Rows that can be trained on, and the others by reason."""
     reason_N, skipped_N = evidence.column("reason"), evidence.column("skipped")
     counts = Counter(reason_N[reason_N != 0].tolist())
-    by_reason = {REASONS[code - 1]: count for code, count in sorted(counts.items())}
+    by_reason = {REASONS[code]: count for code, count in sorted(counts.items())}
     skipped = Counter(skipped_N[(reason_N == 0) & (skipped_N != 0)].tolist())
     by_reason |= {evidence.columns.names[code]: count for code, count in skipped.items()}
     return Trainable(rows=evidence.data - sum(by_reason.values()), skipped=by_reason)
@@ -516,7 +518,7 @@ def scripts(evidence: Evidence) -> Scripts:
     names = {0: None, **evidence.columns.names}
 
     def counted(codes: Array) -> tuple[Count, ...]:
-        return _counts((names[code], count) for code, count in _tally(codes).items())
+        return _counts({names[code]: count for code, count in _tally(codes).items()})
 
     responses = evidence.columns.starts[evidence.data]
     return Scripts(
@@ -528,25 +530,19 @@ def scripts(evidence: Evidence) -> Scripts:
 def languages(evidence: Evidence) -> Languages:
     """Languages of evenly spaced rows."""
     text = evidence.functions.text
-    rows = evenly_spaced(evidence.data, LANGUAGE_ROWS)
-    prompts: Counter[str | None] = Counter()
-    responses: Counter[str | None] = Counter()
-    compared = another = 0
-    for row in rows.tolist():
-        comparison = evidence.rows[row]
-        of_prompt = identify_language(text(comparison.prompt))
-        of_responses = [identify_language(text(response)) for response in comparison.responses]
-        prompts[of_prompt] += 1
-        responses.update(of_responses)
-        known = [name for name in of_responses if name is not None and of_prompt is not None]
-        compared += len(known)
-        another += sum(name != of_prompt for name in known)
+    rows = evenly_spaced(evidence.data, LANGUAGE_ROWS).tolist()
+    languages_N = [
+        [identify_language(text(turns)) for turns in (comparison.prompt, *comparison.responses)]
+        for comparison in map(evidence.rows.__getitem__, rows)
+    ]
+    pairs = [(prompt, one) for prompt, *responses in languages_N for one in responses]
+    known = [(prompt, one) for prompt, one in pairs if prompt is not None and one is not None]
     return Languages(
         rows=len(rows),
-        prompts=_counts(prompts.items()),
-        responses=_counts(responses.items()),
-        responses_compared=compared,
-        responses_in_another=another,
+        prompts=_counts(Counter(prompt for prompt, *_ in languages_N)),
+        responses=_counts(Counter(one for _, one in pairs)),
+        responses_compared=len(known),
+        responses_in_another=sum(prompt != one for prompt, one in known),
     )
 
 
@@ -567,9 +563,9 @@ def _tally(values: Array) -> dict[int, int]:
     return dict(zip(different.tolist(), counts.tolist(), strict=True))
 
 
-def _counts(items: Iterable[tuple[str | None, int]]) -> tuple[Count, ...]:
+def _counts(counts: Mapping[str | None, int]) -> tuple[Count, ...]:
     """The most frequent first."""
-    order = sorted(items, key=lambda item: (-item[1], item[0] or ""))
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0] or ""))
     return tuple(Count(name=name, count=count) for name, count in order)
 
 
