@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plaudit.model.attention.settings import Settings
 from plaudit.types import PackedLayout
 
 # The kernels behind scaled_dot_product_attention on a CPU. The public function does not return the
@@ -83,15 +84,20 @@ def _trees(layout: PackedLayout) -> Iterator[Tree]:
 
 
 def attend(
-    q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, layout: PackedLayout, scale: float
+    q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, layout: PackedLayout, settings: Settings
 ) -> Tensor:
-    """Attention of every token to its prompt and its own branch; ``[1, H, T, D]``."""
+    """Attention of every token to its prompt and its own branch, without a window or a soft-cap.
+
+    Returns ``[1, H, T, D]``.
+    """
     repeats = q_1HTD.shape[1] // k_1GTD.shape[1]
     if repeats > 1:
         # The backward kernel wants as many key heads as query heads.
         k_1GTD = k_1GTD.repeat_interleave(repeats, dim=1)
         v_1GTD = v_1GTD.repeat_interleave(repeats, dim=1)
-    out_1HTD: Tensor = _Attend.apply(q_1HTD, k_1GTD, v_1GTD, layout, scale)  # type: ignore[no-untyped-call]
+    out_1HTD: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
+        q_1HTD, k_1GTD, v_1GTD, layout, settings.scale
+    )
     return out_1HTD
 
 

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 from plaudit.errors import ModelError
 from plaudit.model.attention import cpu
+from plaudit.model.attention.settings import Settings
 from plaudit.model.fast.last_layer import attend_scored, few_scored
 from plaudit.types import PackedLayout, to_device
 
@@ -73,7 +74,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed_layout: PackedLayout | None = None,
-    queries_R: Tensor | None = None,
+    scored_only: bool = False,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -84,8 +85,8 @@ def packed_attention(
     """Transformers' attention interface over a packed row; returns ``[1, T, H, D]``.
 
     ``sliding_window`` counts the token itself, as transformers does: a token sees the
-    ``sliding_window - 1`` tokens before it. ``queries_R`` are the tokens whose attention is wanted,
-    in a last layer; None is all of them.
+    ``sliding_window - 1`` tokens before it. ``scored_only``: a last layer wants the attention of
+    the layout's scored tokens alone.
 
     Raises:
         ModelError: no layout (a padded call would attend to padding), a mask, attention dropout,
@@ -121,30 +122,12 @@ def packed_attention(
     settings = Settings(
         scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
     )
-    if queries_R is not None and few_scored(packed_layout):
-        out_1HTD = attend_scored(
-            query_1HTD,
-            key_1GTD,
-            value_1GTD,
-            packed_layout,
-            queries_R,
-            scale=settings.scale,
-            window=settings.window,
-            softcap=settings.softcap,
-        )
+    if scored_only and few_scored(packed_layout):
+        out_1HTD = attend_scored(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
         return out_1HTD.transpose(1, 2), None
     backend = BACKENDS[choose_backend(query_1HTD, settings)]
     out_1HTD = backend(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
     return out_1HTD.transpose(1, 2).contiguous(), None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a layer asks of its attention: scale, window in tokens (itself included), soft-cap."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 def _narrows(window: int | None, layout: PackedLayout) -> int | None:
@@ -186,11 +169,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settin
             )
         )
     return torch.cat(out, dim=2)
-
-
-def on_cpu(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
-    """:mod:`plaudit.model.attention.cpu`: no masks and no copied keys; full attention only."""
-    return cpu.attend(q, k, v, layout, settings.scale)
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
@@ -252,7 +230,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PackedLayout, Settings], T
     "sdpa": sdpa,
     "explicit": explicit,
     "varlen": varlen,
-    "cpu": on_cpu,
+    "cpu": cpu.attend,
 }
 
 

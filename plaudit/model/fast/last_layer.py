@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plaudit.model.attention.settings import Settings
 from plaudit.model.fast.fused import PatchedModule
 from plaudit.types import PackedLayout, PlacedTree, to_device
 
@@ -61,7 +62,7 @@ class ScoredRows(PatchedModule):
         whole_1TD = hidden_states if norm is None else norm(hidden_states)
         with _PASS.of(whole_1TD, rows_R):
             return super().forward(
-                hidden_states.index_select(1, rows_R), *args, queries_R=rows_R, **kwargs
+                hidden_states.index_select(1, rows_R), *args, scored_only=True, **kwargs
             )
 
 
@@ -190,18 +191,15 @@ def attend_scored(
     k_1GTD: Tensor,
     v_1GTD: Tensor,
     layout: PackedLayout,
-    rows_R: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    settings: Settings,
 ) -> Tensor:
     """Attention of the scored tokens to what each sees, written out; zeros for all others.
 
     A few queries for each tree make a small product, in fp32 whatever the body's precision, so
     that one form serves every device, window and soft-cap. Returns ``[1, H, T, D]``.
     """
-    plan = _row_plan(layout, window, q_1HTD.device)
+    plan = _row_plan(layout, settings.window, q_1HTD.device)
+    rows_R = scored_rows(layout, q_1HTD.device)
     if plan.keys_S is not None:
         k_1GTD, v_1GTD = k_1GTD.index_select(2, plan.keys_S), v_1GTD.index_select(2, plan.keys_S)
     queries_1HRD = q_1HTD.index_select(2, rows_R)
@@ -213,7 +211,7 @@ def attend_scored(
         strict=True,
     )
     with torch.autocast(q_1HTD.device.type, enabled=False):
-        found = [_product(q, k, v, mask, scale, softcap) for q, k, v, mask in pieces]
+        found = [_product(q, k, v, mask, settings) for q, k, v, mask in pieces]
     out_1RHD = torch.cat(found, dim=1).transpose(0, 1)[None].to(v_1GTD.dtype)
     return spread(out_1RHD, rows_R, q_1HTD.shape[2]).transpose(1, 2)
 
@@ -223,16 +221,15 @@ def _product(
     k_1GSD: Tensor,
     v_1GSD: Tensor,
     mask_KS: Tensor,
-    scale: float,
-    softcap: float | None,
+    settings: Settings,
 ) -> Tensor:
     """``[H, K, D]``; queries of heads that share keys are rows of one product."""
     _, heads, scored, width = q_1HKD.shape
     groups = k_1GSD.shape[1]
     q_GMD = q_1HKD.float().reshape(groups, -1, width)
-    logits_GMS = q_GMD @ k_1GSD[0].float().transpose(1, 2) * scale
-    if softcap is not None:
-        logits_GMS = torch.tanh(logits_GMS / softcap) * softcap
+    logits_GMS = q_GMD @ k_1GSD[0].float().transpose(1, 2) * settings.scale
+    if settings.softcap is not None:
+        logits_GMS = torch.tanh(logits_GMS / settings.softcap) * settings.softcap
     logits_GqKS = logits_GMS.view(groups, heads // groups, scored, -1)
     weights = logits_GqKS.masked_fill(~mask_KS, -torch.inf).softmax(-1)
     out_GMD = weights.view_as(logits_GMS) @ v_1GSD[0].float()
