@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 
 class PlauditError(Exception):
-    """Base of all errors meant for the user."""
+    """Base of all errors meant for the user; ``exit_code`` is that of a command that it ends."""
+
+    exit_code = 2
 
 
 class RecipeError(PlauditError):

@@ -49,7 +49,7 @@ def export(
         from plaudit.interop.export import export as run
         from plaudit.reward_model import LoadOptions
 
-    with options.failed_parity_is_exit_1(), console.status("exporting"):
+    with console.status("exporting"):
         result = run(
             model,
             to,

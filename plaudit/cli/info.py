@@ -55,7 +55,17 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show versions, devices, the cache folder and its size, and optional parts."""
-    installation = describe_installation()
+    from plaudit.report.record import describe_environment
+
+    versions = describe_environment("")
+    del versions["device"]
+    installation = Installation(
+        platform=versions.pop("platform"),
+        versions=versions,
+        devices=_devices(),
+        cache=_cache(),
+        optional=_optional(),
+    )
     if json:
         print(json_module.dumps(asdict(installation), indent=2))
         return
@@ -64,22 +74,6 @@ def info(
         width = max(len(name) for name in rows)
         for name, value in rows.items():
             print(f"  {name:<{width}}  {value}")
-
-
-def describe_installation() -> Installation:
-    """This installation. Imports torch, which alone knows the devices."""
-    from plaudit.report.record import describe_environment
-
-    versions = describe_environment("")
-    del versions["device"]
-    platform = versions.pop("platform")
-    return Installation(
-        versions=versions,
-        platform=platform,
-        devices=_devices(),
-        cache=_cache(),
-        optional=_optional(),
-    )
 
 
 def _tables(installation: Installation) -> Iterable[tuple[str, Mapping[str, str]]]:
@@ -101,6 +95,7 @@ def _tables(installation: Installation) -> Iterable[tuple[str, Mapping[str, str]
 
 
 def _devices() -> dict[str, str]:
+    """Devices by torch's name; torch alone knows them."""
     import torch
 
     devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"}

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, InterruptedRunError) or os.environ.get("RANK", "0") == "0":
             problems = error.problems if isinstance(error, RecipeError) else [str(error)]
             print(f"plaudit: {listed(problems)}", file=sys.stderr)
-        return USAGE_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print("plaudit: stopped.", file=sys.stderr)
         return USAGE_ERROR

@@ -32,7 +32,7 @@ def merge(
         from plaudit.interop.merge import MergeOptions
         from plaudit.interop.merge import merge as run
 
-    with options.failed_parity_is_exit_1(), console.status("merging"):
+    with console.status("merging"):
         check = options.check_options(rows, tolerance, no_check=no_check)
         result = run(models, out, MergeOptions(weights=numbers, base=base, check=check))
     if json:

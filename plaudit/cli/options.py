@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -153,15 +151,3 @@ def check_options(
         rows=None if rows is None else Source(path=rows),
         tolerance=TOLERANCE if tolerance is None else tolerance,
     )
-
-
-@contextmanager
-def failed_parity_is_exit_1() -> Iterator[None]:
-    """A check that fails is a result, not a mistake of the user's."""
-    from plaudit.interop.parity import ParityError
-
-    try:
-        yield
-    except ParityError as error:
-        print(f"plaudit: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None

@@ -116,11 +116,9 @@ def results_table(first: str | Column, *numbers: RenderableType, title: str | No
 def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
     """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
     if metrics.eval is not None:
-        best = metrics.best
+        step = None if metrics.best is None else metrics.best.step
         console.print()
-        console.print(
-            history_table(metrics.eval.history or (), None if best is None else best.step)
-        )
+        console.print(history_table(metrics.eval.history or (), step))
         console.print()
     for block in (metrics.eval, metrics.test):
         if block:

@@ -32,7 +32,12 @@ class CheckOptions:
 
 
 class ParityError(PlauditError):
-    """What was written does not give the scores of what it was written from; it was removed."""
+    """What was written does not give the scores of what it was written from; it was removed.
+
+    A result, not a mistake of the user's.
+    """
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
 from plaudit.report.plots import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, Drawn
@@ -31,27 +31,22 @@ _LINE = 160
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-class Excerpt(NamedTuple):
-    """A text cut in its middle: ``left_out`` characters are missing between both parts."""
+Whole = TypeVar("Whole", str, "tuple[Turn, ...]")
 
-    head: str
+
+class Excerpt(NamedTuple, Generic[Whole]):
+    """A text or turns cut in the middle: ``left_out`` of it are missing between both parts."""
+
+    head: Whole
     left_out: int
-    tail: str
+    tail: Whole
 
 
 class Turn(NamedTuple):
     """One turn of a conversation as it is shown; ``role`` is None for plain text."""
 
     role: str | None
-    text: Excerpt
-
-
-class Conversation(NamedTuple):
-    """Turns cut in their middle: ``left_out`` of them are missing between both parts."""
-
-    first: tuple[Turn, ...]
-    left_out: int
-    last: tuple[Turn, ...]
+    text: Excerpt[str]
 
 
 def showable(text: str) -> str:
@@ -76,21 +71,22 @@ def brief(value: Any, most: int = _LINE) -> str:
     return f"{line[:most]}… ({len(text):,} characters)"
 
 
-def excerpt(text: str, most: int = MOST_CHARACTERS) -> Excerpt:
+def excerpt(text: str, most: int = MOST_CHARACTERS) -> Excerpt[str]:
     """The start and the end of a text of more than ``most`` characters."""
-    if len(text) <= most:
-        return Excerpt(text, 0, "")
-    head = most * 3 // 4
-    return Excerpt(text[:head], len(text) - most, text[len(text) - (most - head) :])
+    return _cut(text, most, most * 3 // 4)
 
 
-def conversation(turns: Text) -> Conversation:
+def conversation(turns: Text) -> Excerpt[tuple[Turn, ...]]:
     """A prompt or a response as ``mistakes.jsonl`` holds it."""
     if isinstance(turns, str):
-        return Conversation((Turn(None, excerpt(turns)),), 0, ())
-    shown = [Turn(str(turn["role"]), excerpt(_content(turn))) for turn in turns]
-    left_out = max(0, len(shown) - MOST_TURNS)
-    return Conversation(tuple(shown[:2]), left_out, tuple(shown[2 + left_out :]))
+        return _cut((Turn(None, excerpt(turns)),), MOST_TURNS, 2)
+    shown = tuple(Turn(str(turn["role"]), excerpt(_content(turn))) for turn in turns)
+    return _cut(shown, MOST_TURNS, 2)
+
+
+def _cut(whole: Whole, most: int, head: int) -> Excerpt[Whole]:
+    left_out = max(0, len(whole) - most)
+    return Excerpt(whole[:head], left_out, whole[head + left_out :])
 
 
 def _content(turn: Mapping[str, Any]) -> str:

@@ -274,7 +274,7 @@ def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
 def difference_histogram(
     axis: Axes, counts: Sequence[int], edges: Sequence[float], labels: tuple[str, str]
 ) -> None:
-    """A histogram of differences in two colours: those above zero, which is an edge, and below."""
+    """A histogram of differences in two colours: bins above zero, and bins below."""
     for label, color, sign in zip(labels, (BLUE, ORANGE), (1, -1), strict=True):
         side = [
             number if sign * (low + high) > 0 else 0
@@ -598,13 +598,12 @@ def _fallbacks(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]
     regular = {
         entry.name: entry.fname
         for entry in fontManager.ttflist
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
+        if entry.style == "normal"
+        and entry.weight in (400, "normal", "regular", "book")
+        and not _NO_LETTERS.search(entry.name)
     }
     # Of fonts that have the same letters a sans serif one, as the rest of the figure.
-    names = sorted(
-        (name for name in regular if not _NO_LETTERS.search(name)),
-        key=lambda name: ("Sans" not in name, "Mono" in name, name),
-    )
+    names = sorted(regular, key=lambda name: ("Sans" not in name, "Mono" in name, name))
     wanted = {ord(letter) for letter in letters}
     had = {name: wanted & _letters(regular[name]) for name in names}
     chosen: list[str] = []

@@ -35,14 +35,14 @@ def test_brief_is_one_line_and_counts() -> None:
 def test_a_long_conversation_keeps_both_ends() -> None:
     turns = [{"role": "user", "content": str(number)} for number in range(50)]
     shown = conversation(turns)
-    assert (len(shown.first), shown.left_out, len(shown.last)) == (2, 38, 10)
-    assert shown.last[-1].text.head == "49"
-    assert conversation(turns[:1]) == ((shown.first[0],), 0, ())
+    assert (len(shown.head), shown.left_out, len(shown.tail)) == (2, 38, 10)
+    assert shown.tail[-1].text.head == "49"
+    assert conversation(turns[:1]) == ((shown.head[0],), 0, ())
 
 
 def test_parts_and_calls_of_a_turn_are_shown() -> None:
     turn = {"role": "assistant", "content": [{"type": "text", "text": "hi"}], "tool_calls": [7]}
-    text = conversation([turn]).first[0].text.head
+    text = conversation([turn]).head[0].text.head
     assert '"text": "hi"' in text
     assert '"tool_calls"' in text
 
