@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -215,19 +215,26 @@ class Part:
     leaks: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOptions:
+    """``fractions`` name the parts and add up to 1.
+
+    ``stratify`` names a column whose values the parts hold in equal shares: ``source``, or any
+    column of plain values; None for no such column.
+    """
+
+    fractions: Mapping[str, float] = field(
+        default_factory=lambda: {"train": 0.8, "eval": 0.1, "test": 0.1}
+    )
+    by: By = "prompt"
+    stratify: str | None = SOURCE
+    seed: int = 42
+
+
 def split_files(
-    source: Source,
-    out: Path,
-    *,
-    fractions: Mapping[str, float],
-    by: By,
-    stratify: str | None,
-    seed: int,
+    source: Source, out: Path, options: SplitOptions = SplitOptions()
 ) -> tuple[Part, ...]:
     """Write each part of a source to ``out/<part>.<ending>``, rows as read and in their order.
-
-    ``fractions`` name the parts and add up to 1. ``stratify`` names a column whose values the parts
-    hold in equal shares: ``source``, or any column of plain values; None for no such column.
 
     Each part's size is right to within one prompt group (or row); the first takes what the others
     leave. By prompt, the parts are the same whatever the order of the rows. The files have the
@@ -237,6 +244,7 @@ def split_files(
         DataError: fractions or a column that cannot be, or a source that cannot be read or parted.
         OutputError: a file is there already or cannot be written.
     """
+    fractions = options.fractions
     check_fractions(fractions)
     source = resolve(source)
     names = list(fractions)
@@ -244,12 +252,12 @@ def split_files(
     paths = [out / f"{name}{ending}" for name in names]
     for path in paths:
         check_new_file(path)
-    group_N, stratum_N, strata = _read(source, stratify)
+    group_N, stratum_N, strata = _read(source, options.stratify)
     part_N = assign_parts(
         group_N,
         [fractions[name] for name in names[1:]],
-        by=by,
-        seed=seed,
+        by=options.by,
+        seed=options.seed,
         stratum_N=stratum_N,
     )
     # All files or none.

@@ -139,21 +139,25 @@ def perturb(
 ) -> None:
     """Pair each row's best response with perturbations of it, each of a known cause."""
     from plaudit.cli.printing import print_lines, quiet_console
-    from plaudit.data.perturb.run import by_count, perturb_file
-    from plaudit.data.perturb.table import SEVERITIES, choose_perturbations
+    from plaudit.data.perturb.run import PerturbOptions, by_count, perturb_file
+    from plaudit.data.perturb.table import SEVERITIES
 
+    perturb_options = PerturbOptions(
+        perturbations=_names_in(perturbations),
+        severities=SEVERITIES if severity is None else _names_in(severity),
+        per_row=per_row,
+        seed=seed,
+        to=to,
+    )
     source = options.source(data, format_, columns)
-    severities = SEVERITIES if severity is None else _names_in(severity)
-    chosen = choose_perturbations(_names_in(perturbations), severities)
     console = quiet_console()
     with console.status("perturbing"):
-        result = perturb_file(source, out, chosen, per_row=per_row, seed=seed, to=to)
+        result = perturb_file(source, out, perturb_options)
     made = result.made
     if json:
-        names = ("rows", "not_made", "languages")
-        facts = {name: getattr(made, name) for name in names}
-        options.print_json({**facts, **asdict(result.counts)})
-    made_of = f"{made.rows:,} rows and {len(chosen)} perturbations"
+        counted = {name: getattr(made, name) for name in ("rows", "not_made", "languages")}
+        options.print_json({**counted, **asdict(result.counts)})
+    made_of = f"{made.rows:,} rows and {result.perturbations} perturbations"
     lines = [f"{made_of} made {len(made.comparisons):,} pairs, in the format {result.format}"]
     if made.not_made:
         lines.append(f"  not made, by reason: {by_count(made.not_made)}")
@@ -193,7 +197,7 @@ def split(
 ) -> None:
     """Split a data set by prompt, so that no two parts share one; rows stay as they are."""
     from plaudit.cli.printing import quiet_console
-    from plaudit.data.split import split_files
+    from plaudit.data.split import SplitOptions, split_files
 
     source = options.source(data, format_, columns)
     console = quiet_console()
@@ -201,10 +205,12 @@ def split(
         parts = split_files(
             source,
             out,
-            fractions=parse_fractions(fractions),
-            by=by,
-            stratify=None if stratify == "none" else stratify,
-            seed=seed,
+            SplitOptions(
+                fractions=parse_fractions(fractions),
+                by=by,
+                stratify=None if stratify == "none" else stratify,
+                seed=seed,
+            ),
         )
     if json:
         options.print_json([{**asdict(part), "path": str(part.path)} for part in parts])

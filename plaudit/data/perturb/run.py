@@ -26,7 +26,13 @@ from plaudit.data.formats.writers import (
     write_file,
 )
 from plaudit.data.load import open_source
-from plaudit.data.perturb.table import PERTURBATIONS, Kind, Perturbation
+from plaudit.data.perturb.table import (
+    PERTURBATIONS,
+    SEVERITIES,
+    Kind,
+    Perturbation,
+    choose_perturbations,
+)
 from plaudit.data.perturb.text import (
     UNKNOWN,
     Context,
@@ -160,42 +166,52 @@ _OF_THE_REJECTED: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbOptions:
+    """What is made of each row.
+
+    ``perturbations`` are names or kinds (``all`` for all) and ``severities`` leave the others out.
+    ``per_row`` pairs are made of a row at most, by perturbations drawn for it. ``to`` names the
+    format to write. None is explicit pairs, ranked rows where rewrites make ties.
+    """
+
+    perturbations: Sequence[str] = ("degradation",)
+    severities: Sequence[str] = SEVERITIES
+    per_row: int | None = None
+    seed: int = 42
+    to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PerturbedFile:
-    """The pairs made of a file, the format that they were written in, and what that counted."""
+    """The pairs made of a file, with how many perturbations, in which format, and its counts."""
 
     made: PerturbedRows
+    perturbations: int
     format: str
     counts: WriteCounts
 
 
 def perturb_file(
-    source: Source,
-    out: Path,
-    perturbations: Sequence[Perturbation],
-    *,
-    per_row: int | None,
-    seed: int,
-    to: str | None,
+    source: Source, out: Path, options: PerturbOptions = PerturbOptions()
 ) -> PerturbedFile:
     """Write pairs of each row's best response and perturbations of it (:func:`perturb`).
 
-    ``to`` names the format to write. None is explicit pairs, ranked rows where rewrites make ties.
-
     Raises:
-        DataError: an unknown format, rows that cannot be read, or not one pair.
+        DataError: an unknown name, rows that cannot be read, or not one pair.
         OutputError: ``out`` is there already, cannot hold the format, or cannot be written.
     """
-    writer = None if to is None else choose_writer(to)
+    chosen = choose_perturbations(options.perturbations, options.severities)
+    writer = None if options.to is None else choose_writer(options.to)
     comparisons = [row.comparison for row in open_source(source).rows]
-    writer = writer or _natural_writer(perturbations, comparisons)
+    writer = writer or _natural_writer(chosen, comparisons)
     check_out(out, writer)
-    made = perturb(comparisons, perturbations, seed, per_row=per_row)
+    made = perturb(comparisons, chosen, options.seed, per_row=options.per_row)
     if not made.comparisons:
         raise DataError(
             f"none of the {len(comparisons):,} rows can be perturbed: {by_count(made.not_made)}."
         )
     counts = write_file(out, writer, (write_comparison(writer, pair) for pair in made.comparisons))
-    return PerturbedFile(made=made, format=writer.name, counts=counts)
+    return PerturbedFile(made=made, perturbations=len(chosen), format=writer.name, counts=counts)
 
 
 def by_count(counts: Mapping[str, int]) -> str:
