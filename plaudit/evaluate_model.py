@@ -188,11 +188,10 @@ def evaluate(
     together = concatenate(tables)
     check = None
     if options.baseline is not None:
+        baseline = _baseline_table(comparisons, options, console)
         check = check_regression(
             Scored(name="this model", table=together),
-            Scored(
-                name=str(options.baseline), table=_baseline_table(comparisons, options, console)
-            ),
+            Scored(name=str(options.baseline), table=baseline),
             options.regression,
         )
     metrics = RecordedEvaluation(

@@ -75,6 +75,11 @@ def test_named_sets_keep_their_own_results(folder, metrics):
     results = ModelCard.load(write(folder, metrics)).data.eval_results
     found = {r.dataset_config: r.metric_value for r in results if r.metric_type == "accuracy"}
     assert {name: found[name] for name in SETS} == SETS
+    # A set that has the name of the evaluation is shown beside the whole.
+    whole = [r for r in results if (r.dataset_split, r.dataset_config) == ("eval", "all")]
+    assert [r.metric_value for r in whole if r.metric_type == "accuracy"] == [
+        METRICS["eval"]["accuracy"]
+    ]
 
 
 SETS = {"chat": 0.61, "safety": 0.72, "eval": 0.83}
