@@ -169,7 +169,7 @@ def pack(
 
 def pad(trees: Sequence[TokenTree], pad_id: int, device: torch.device) -> PaddedBatch:
     """Every response as its own whole conversation, padded on the right."""
-    rows = [np.concatenate([tree.prefix, branch]) for tree in trees for branch in tree.branches]
+    rows = [ids for tree in trees for ids in conversations(tree)]
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -223,18 +223,21 @@ def share_prompts(
     The prefix of a joint tree is the longest common token prefix of all its conversations, so its
     scores are those of the separate trees. It has at most ``max_tokens`` tokens.
     """
-    open_groups: dict[Hashable, _Group] = {}
     groups: list[_Group] = []
+    places: dict[Hashable, int] = {}
     for number, (tree, prompt) in enumerate(zip(trees, prompts, strict=True)):
-        group = open_groups.get(prompt)
-        if group is None or not group.take(number, tree, max_tokens):
-            groups.append(_Group(number, tree))
-            open_groups[prompt] = groups[-1]
-    return SharedTrees(
-        trees=tuple(group.tree() for group in groups),
-        members=tuple(tuple(group.numbers) for group in groups),
-        branches=tuple(len(tree.branches) for tree in trees),
-    )
+        alone = _group_of(number, tree)
+        place = places.get(prompt)
+        if place is not None:
+            group = groups[place]
+            prefix = common_prefix([group.conversations[0], *alone.conversations])
+            joined = group.joined(alone, min(group.prefix, prefix), max_tokens)
+            if joined is not None:
+                groups[place] = joined
+                continue
+        places[prompt] = len(groups)
+        groups.append(alone)
+    return _shared(groups, trees)
 
 
 LEAST_SHARED = 8
@@ -249,92 +252,73 @@ def share_prefixes(sequences: Sequence[IntArray], max_tokens: int) -> SharedTree
     stays within ``max_tokens``.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())
-    clusters = [_Cluster([i], len(sequences[i]) - 1, len(sequences[i])) for i in order]
+    trees = [TokenTree(index=i, prefix=ids[:0], branches=(ids,)) for i, ids in enumerate(sequences)]
+    groups = [_group_of(i, trees[i]) for i in order]
     at = list(range(len(order)))
     common = [common_prefix([sequences[a], sequences[b]]) for a, b in pairwise(order)]
     for place in sorted(range(len(common)), key=lambda i: -common[i]):
         if common[place] < LEAST_SHARED:
             break
         left, right = at[place], at[place + 1]
-        joined = clusters[left].joined(clusters[right], common[place])
-        apart = clusters[left].tokens + clusters[right].tokens
-        if joined.tokens >= apart or joined.tokens > max_tokens:
+        joined = groups[left].joined(groups[right], common[place], max_tokens)
+        if joined is None:
             continue
-        clusters[left] = joined
-        # Members of a cluster are neighbours, so its right part is the run that pointed there.
+        groups[left] = joined
+        # Members of a group are neighbours, so its right part is the run that pointed there.
         for i in range(place + 1, len(at)):
             if at[i] != right:
                 break
             at[i] = left
-    kept = [clusters[i] for i in dict.fromkeys(at)]
-    return SharedTrees(
-        trees=tuple(cluster.tree(sequences) for cluster in kept),
-        members=tuple(tuple(cluster.numbers) for cluster in kept),
-        branches=(1,) * len(sequences),
-    )
+    return _shared([groups[i] for i in dict.fromkeys(at)], trees)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cluster:
-    """Conversations that begin with the same ``prefix`` tokens; ``total`` is their length."""
+class _Group:
+    """Trees whose conversations all share ``prefix`` tokens; ``total`` is their length."""
 
-    numbers: list[int]
+    numbers: tuple[int, ...]
+    conversations: tuple[IntArray, ...]
     prefix: int
     total: int
 
     @property
     def tokens(self) -> int:
-        return self.total - self.prefix * (len(self.numbers) - 1)
-
-    def joined(self, other: _Cluster, prefix: int) -> _Cluster:
-        numbers = [*self.numbers, *other.numbers]
-        return _Cluster(numbers, prefix, self.total + other.total)
-
-    def tree(self, sequences: Sequence[IntArray]) -> TokenTree:
-        prefix = self.prefix if len(self.numbers) > 1 else 0
-        return TokenTree(
-            index=self.numbers[0],
-            prefix=sequences[self.numbers[0]][:prefix],
-            branches=tuple(sequences[i][prefix:] for i in self.numbers),
-        )
-
-
-class _Group:
-    """Trees of one prompt, and the prefix that all their conversations share."""
-
-    def __init__(self, number: int, tree: TokenTree) -> None:
-        self.numbers = [number]
-        self.first = tree
-        self.conversations = conversations(tree)
-        # One conversation alone could share all but the token that is scored.
-        self.prefix = len(tree.prefix) if len(tree.branches) > 1 else tree.tokens - 1
-        self.total = sum(map(len, self.conversations))
-
-    @property
-    def tokens(self) -> int:
         return self.total - self.prefix * (len(self.conversations) - 1)
 
-    def take(self, number: int, tree: TokenTree, max_tokens: int) -> bool:
-        """Add a tree, unless that saves nothing or makes the joint tree too large."""
-        added = conversations(tree)
-        prefix = min(self.prefix, common_prefix([self.conversations[0], *added]))
-        total = self.total + sum(map(len, added))
-        tokens = total - prefix * (len(self.conversations) + len(added) - 1)
-        if tokens >= self.tokens + tree.tokens or tokens > max_tokens:
-            return False
-        self.numbers.append(number)
-        self.conversations += added
-        self.prefix, self.total = prefix, total
-        return True
-
-    def tree(self) -> TokenTree:
-        if len(self.numbers) == 1:
-            return self.first
-        return TokenTree(
-            index=self.first.index,
-            prefix=self.conversations[0][: self.prefix],
-            branches=tuple(ids[self.prefix :] for ids in self.conversations),
+    def joined(self, other: _Group, prefix: int, max_tokens: int) -> _Group | None:
+        """Both with their common prefix; None where that saves nothing or is too large."""
+        both = _Group(
+            (*self.numbers, *other.numbers),
+            (*self.conversations, *other.conversations),
+            prefix,
+            self.total + other.total,
         )
+        saves = both.tokens < self.tokens + other.tokens
+        return both if saves and both.tokens <= max_tokens else None
+
+
+def _group_of(number: int, tree: TokenTree) -> _Group:
+    # One conversation alone could share all but the token that is scored.
+    prefix = len(tree.prefix) if len(tree.branches) > 1 else tree.tokens - 1
+    return _Group((number,), tuple(conversations(tree)), prefix, sum(tree.lengths))
+
+
+def _shared(groups: Sequence[_Group], trees: Sequence[TokenTree]) -> SharedTrees:
+    """The groups as trees that stand for ``trees``; a group of one is the tree itself."""
+    return SharedTrees(
+        trees=tuple(
+            trees[group.numbers[0]]
+            if len(group.numbers) == 1
+            else TokenTree(
+                index=trees[group.numbers[0]].index,
+                prefix=group.conversations[0][: group.prefix],
+                branches=tuple(ids[group.prefix :] for ids in group.conversations),
+            )
+            for group in groups
+        ),
+        members=tuple(group.numbers for group in groups),
+        branches=tuple(len(tree.branches) for tree in trees),
+    )
 
 
 def conversations(tree: TokenTree) -> list[IntArray]:

@@ -256,13 +256,17 @@ def common_prefix(sequences: Sequence[IntArray]) -> int:
     """
     if len(sequences) == 1:
         return 0
-    limit = min(len(ids) for ids in sequences) - 1
-    first = sequences[0][:limit]
+    shared = min(map(len, sequences)) - 1
     for ids in sequences[1:]:
-        differs = np.flatnonzero(first != ids[: len(first)])
-        if differs.size:
-            first = first[: differs[0]]
-    return len(first)
+        shared = equal_beginning(sequences[0][:shared], ids)
+    return shared
+
+
+def equal_beginning(a: IntArray, b: IntArray) -> int:
+    """Tokens that two sequences begin with alike."""
+    size = min(len(a), len(b))
+    differs = np.flatnonzero(a[:size] != b[:size])
+    return int(differs[0]) if differs.size else size
 
 
 # --- what becomes of a conversation over the limit ----------------------------------------------
@@ -367,9 +371,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0
     (alone,) = encode_rendered(encoder.tokenizer, [rendered])
-    shortest = min(len(alone), len(prefix))
-    differs = np.flatnonzero(alone[:shortest] != prefix[:shortest])
-    return int(differs[0]) if differs.size else shortest
+    return equal_beginning(alone, prefix)
 
 
 def why_untrainable(tree: TokenTree) -> str | None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit.tokens.encode import equal_beginning
 from plaudit.types import IntArray
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -90,7 +91,7 @@ class PrefixCache:
                 break
             child.used = self._clock
             runs.append(child)
-            same = _same(child.ids, ids[tokens:])
+            same = equal_beginning(child.ids, ids[tokens:])
             tokens += same
             if same < len(child.ids):
                 break
@@ -179,13 +180,6 @@ class PrefixCache:
 def _cloned(layers: Layers, start: int, stop: int) -> Layers:
     """A part of a run's states that does not hold on to the rest."""
     return [(k[:, :, start:stop].clone(), v[:, :, start:stop].clone()) for k, v in layers]
-
-
-def _same(a: IntArray, b: IntArray) -> int:
-    """Tokens that two sequences begin with alike."""
-    size = min(len(a), len(b))
-    differs = np.flatnonzero(a[:size] != b[:size])
-    return int(differs[0]) if differs.size else size
 
 
 class PassKV:
