@@ -305,7 +305,7 @@ def score_comparisons(
         encoded = encode_rows(model.encoder, comparisons, on_rows=partial(show, "encoding")).of(
             comparisons
         )
-        if not len(encoded.kept_N):
+        if not len(encoded.comparisons):
             counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
             example = f"; {encoded.example}" if encoded.example else ""
             raise DataError(
@@ -320,7 +320,7 @@ def score_comparisons(
             show(f"scoring {name}".strip(), tokens, total)
 
         rewards = model.score_trees(encoded.trees, on_batch=count)
-    kept = comparisons.take(encoded.kept_N)
+    kept = encoded.comparisons
     # One name for the whole set: each file of it is a slice by source.
     scored = ScoredSet(dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards)
     return kept, read_held_out([scored], scorers), encoded.dropped

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__, registry
+from plaudit.data.store import StoredComparisons
 from plaudit.storage.arrow import (
     BATCH_ROWS,
     MappedTable,
@@ -35,9 +36,7 @@ from plaudit.storage.atomic import writing
 from plaudit.storage.fork_pool import map_forked
 from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.tokens.rendering import CHAT_TEMPLATE, is_chat
-from plaudit.types import Comparison, Rendering, Skipped, TokenTree
-
-Rows: TypeAlias = StoredRows[Comparison]
+from plaudit.types import Rendering, Skipped, TokenTree
 
 _SCHEMA = pa.schema(
     [
@@ -111,16 +110,16 @@ class StoredTrees(StoredRows[TokenTree]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trees:
-    """The trees of the comparisons that encode and can be learned from, and what became of others.
+class Part:
+    """Comparisons that encode and can be learned from, their trees, and what became of others.
 
-    ``kept_N`` are the places of the kept comparisons. ``dropped`` counts comparisons by reason,
-    ``lost`` different input rows (a source's weight repeats them); ``example`` is a sentence about
-    the first that was refused, empty if none was.
+    ``dropped`` counts comparisons by reason, ``lost`` different input rows (a source's weight
+    repeats them); ``example`` is a sentence about the first that has no tokens, empty if all have.
+    Both sequences lie in the cache folder.
     """
 
+    comparisons: StoredComparisons
     trees: StoredTrees
-    kept_N: RowArray
     dropped: Mapping[str, int]
     lost: Mapping[str, int]
     example: str
@@ -130,11 +129,11 @@ class Trees:
 class Encoded:
     """The trees of all rows of some comparisons, to be looked up by any part of those."""
 
-    comparisons: Rows
+    comparisons: StoredComparisons
     tables: tuple[MappedTable, ...]
 
-    def of(self, part: Rows) -> Trees:
-        """The trees of a part of the comparisons (rows of the same tables).
+    def of(self, part: StoredComparisons) -> Part:
+        """A part of the comparisons (rows of the same tables) with its trees.
 
         Raises:
             KeyError: a row is not among those that were encoded.
@@ -151,9 +150,9 @@ class Encoded:
         reasons = [self._text("reason", row) for row in refused_N.tolist()]
         first_of = dict(zip(refused_N.tolist(), reasons, strict=True))
         examples = (self._text("detail", row) for row in refused_N.tolist())
-        return Trees(
+        return Part(
+            comparisons=part.take(kept_N),
             trees=every.take(kept_N),
-            kept_N=kept_N,
             dropped=dict(Counter(reasons)),
             lost=dict(Counter(first_of.values())),
             example=next((example for example in examples if example), ""),
@@ -169,7 +168,7 @@ class Encoded:
 
 def encode_rows(
     encoder: Encoder,
-    comparisons: Rows,
+    comparisons: StoredComparisons,
     *,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encoded:
@@ -190,9 +189,11 @@ def encode_rows(
     for table, rows in comparisons.by_table():
         selected = "all" if len(rows) == table.rows else hashlib.sha256(rows.tobytes()).hexdigest()
         facts = {**decides, "comparisons": table.key, "rows": selected}
-        one = type(comparisons)([table], rows)
+        one = StoredComparisons([table], rows)
 
-        def build(path: Path, one: Rows = one, before: int = before) -> Mapping[str, Any]:
+        def build(
+            path: Path, one: StoredComparisons = one, before: int = before
+        ) -> Mapping[str, Any]:
             done = before
 
             def heard(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -257,7 +258,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 # --- batches of rows, here or in workers --------------------------------------------------------
 
 
-def _encode_batch(encoder: Encoder, comparisons: Rows) -> pa.RecordBatch:
+def _encode_batch(encoder: Encoder, comparisons: StoredComparisons) -> pa.RecordBatch:
     read = list(comparisons)
     rows = [
         _columns(outcome) | {"chat": encoder.text_as_turns or is_chat(comparison)}
@@ -294,7 +295,7 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
     }
 
 
-def _encode_batches(encoder: Encoder, comparisons: Rows) -> Iterator[pa.RecordBatch]:
+def _encode_batches(encoder: Encoder, comparisons: StoredComparisons) -> Iterator[pa.RecordBatch]:
     """A record batch for every :data:`BATCH_ROWS` comparisons, in order."""
     return map_forked(
         lambda start: _encode_batch(encoder, comparisons[start : start + BATCH_ROWS]),

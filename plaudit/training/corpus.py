@@ -18,23 +18,7 @@ from plaudit.errors import DataError
 from plaudit.evaluation.schema import MarginUse, RunData, SplitUse, TokenUse
 from plaudit.recipe.schema import DataSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
-from plaudit.tokens.store import Encoded, StoredTrees, encode_rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Comparisons and their trees, in step with each other, and what encoding dropped.
-
-    ``dropped`` counts comparisons by reason; ``lost`` counts each input row among them once,
-    however often its source's weight repeats it. ``example`` is a sentence about the first that has
-    no tokens, empty if all have. Both sequences lie in the cache folder.
-    """
-
-    comparisons: StoredComparisons
-    trees: StoredTrees
-    dropped: Mapping[str, int]
-    lost: Mapping[str, int]
-    example: str = ""
+from plaudit.tokens.store import Encoded, Part, encode_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +207,7 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
         DataError: nothing is left.
     """
     found = encoded.of(rows)
-    if not len(found.kept_N):
+    if not len(found.comparisons):
         counts = ", ".join(
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
@@ -236,13 +220,7 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
             f"None of the {len(rows)} comparisons of the {name} part can be used "
             f"({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
-    return Part(
-        comparisons=rows.take(found.kept_N),
-        trees=found.trees if margins else found.trees.without_margins(),
-        dropped=found.dropped,
-        lost=found.lost,
-        example=found.example,
-    )
+    return found if margins else replace(found, trees=found.trees.without_margins())
 
 
 def plain_texts(corpus: Corpus) -> tuple[int, int]:

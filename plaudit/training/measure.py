@@ -34,7 +34,7 @@ from plaudit.evaluation.table import (
 )
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
-from plaudit.training.corpus import Part
+from plaudit.tokens.store import Part
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import EvalScores
 from plaudit.types import FloatArray

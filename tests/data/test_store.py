@@ -133,7 +133,7 @@ def test_stored_is_what_reading_and_encoding_give(
     repeated = store.encode_rows(encoder, twice).of(twice)
     assert (repeated.lost, repeated.dropped) == (found.lost, {"over_length": 2})
     assert_same(iter(repeated.trees.take(slice(0, None, 2))), usable(outcomes))
-    assert len(found.kept_N) + sum(found.dropped.values()) == len(read)
+    assert len(found.comparisons) + sum(found.dropped.values()) == len(read)
     margins = found.trees.margins
     assert margins[margins != 0].tolist() == [0.5]
     assert not any(tree.margin for tree in found.trees.without_margins()[:20])
