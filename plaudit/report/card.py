@@ -131,7 +131,7 @@ def card_data(
         pipeline_tag="text-classification",
         tags=["reward-model", "plaudit", *tags],
         datasets=(hub_datasets(metrics) or None) if metrics else None,
-        metrics=["accuracy"] if metrics else None,
+        metrics=["accuracy"] if results else None,
     )
 
 

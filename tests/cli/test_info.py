@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -46,9 +47,8 @@ def test_files_may_vanish_from_the_cache_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stays").write_bytes(b"xy")
-    listed = [*tmp_path.iterdir(), tmp_path / "deleted"]
-    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter(listed))
-    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    listed: list[tuple[str, list[str], list[str]]] = [(str(tmp_path), [], ["stays", "deleted"])]
+    monkeypatch.setattr(os, "walk", lambda folder: iter(listed))
     monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path))
     assert info._cache() == info.Cache(folder=str(tmp_path), files=1, bytes=2)
 
