@@ -32,8 +32,6 @@ from plaudit.storage.atomic import missing_path
 
 logger = logging.getLogger("plaudit")
 
-Layout = Literal["packed", "padded"]
-
 # What transformers, tokenizers and safetensors raise for files that are missing, damaged or of
 # another kind. RuntimeError is a tensor of another shape, StrictDataclassError a configuration
 # whose values are of the wrong type.
@@ -367,17 +365,22 @@ def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     A decoder's is ``score``; an encoder's is ``classifier`` or the last layer inside it.
     """
     head = "score" if has_score_head(network) else "classifier"
-    layers = [
-        (name, child)
-        for name, child in network.named_modules()
-        if isinstance(child, nn.Linear) and (name == head or name.startswith(f"{head}."))
-    ]
+    layers = _linear_layers(network, [head])
     if not layers:
         raise ModelError(
             f"{type(network).__name__} has neither a score nor a classifier head, and no other is "
             "known; choose another base."
         )
     return layers[-1]
+
+
+def _linear_layers(network: nn.Module, modules: Sequence[str]) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of some modules of a network, with their names in it."""
+    return [
+        (name, child)
+        for name, child in network.named_modules()
+        if isinstance(child, nn.Linear) and f"{name}.".startswith(tuple(f"{m}." for m in modules))
+    ]
 
 
 def head_modules(network: Any) -> list[str]:
@@ -534,11 +537,7 @@ def _without_heads(
     if has_score_head(network):
         # PEFT itself leaves a head of this name alone.
         return asked if asked is None or isinstance(asked, str) else list(asked)
-    layers = [
-        name
-        for name, child in network.named_modules()
-        if isinstance(child, nn.Linear) and f"{name}.".startswith(tuple(f"{h}." for h in heads))
-    ]
+    layers = [name for name, _ in _linear_layers(network, heads)]
     if isinstance(asked, str):
         return "|".join([asked, *(re.escape(name) for name in layers)])
     return [*(asked or ()), *layers]

@@ -182,10 +182,10 @@ def largest_budget(
     return found
 
 
-def largest_fitting(fitting: Callable[[int], bool], *, least: int = LEAST, most: int = MOST) -> int:
-    """The largest of ``least``, twice that and so on up to ``most`` that fits."""
-    tokens = least
-    while tokens * 2 <= most and fitting(tokens * 2):
+def largest_fitting(fitting: Callable[[int], bool]) -> int:
+    """The largest of :data:`LEAST`, twice that and so on up to :data:`MOST` that fits."""
+    tokens = LEAST
+    while tokens * 2 <= MOST and fitting(tokens * 2):
         tokens *= 2
     return tokens
 

@@ -15,7 +15,7 @@ Shapes: H query heads, G key/value heads, T tokens of the row, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plaudit.model.attention.settings import Settings
+from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.types import PackedLayout
 
 # The kernels behind scaled_dot_product_attention on a CPU. The public function does not return the
@@ -62,16 +62,10 @@ class Tree:
         return bool(self.prompt.start < self.prompt.stop and self.first < self.stop)
 
 
-def trees(layout: PackedLayout) -> tuple[Tree, ...]:
-    """The layout as calls, kept in its cache for all layers of a pass."""
-    found = layout.memo.get("cpu_trees")
-    if found is None:
-        found = layout.memo["cpu_trees"] = tuple(_trees(layout))
-    assert isinstance(found, tuple)
-    return found
-
-
-def _trees(layout: PackedLayout) -> Iterator[Tree]:
+@once_a_layout
+def trees(layout: PackedLayout) -> list[Tree]:
+    """The layout as calls."""
+    found = []
     for tree in layout.placed():
         alone = 0 if tree.cached else 1
         first = begin = tree.start + tree.prefix + sum(tree.branches[:alone])
@@ -80,7 +74,8 @@ def _trees(layout: PackedLayout) -> Iterator[Tree]:
             branches = len(list(members))
             runs.append((begin, branches, length))
             begin += branches * length
-        yield Tree(tree.start, tree.prompt, first, begin, tuple(runs))
+        found.append(Tree(tree.start, tree.prompt, first, begin, tuple(runs)))
+    return found
 
 
 def attend(
@@ -134,18 +129,8 @@ class _Attend(torch.autograd.Function):
                     whole[:, :, own] = part
             for begin, branches, length in tree.runs:
                 run = slice(begin, begin + branches * length)
-                parts = _kernel_backward(
-                    (
-                        _as_batch(grad[:, :, run], branches),
-                        _as_batch(q[:, :, run], branches),
-                        _as_batch(k[:, :, run], branches),
-                        _as_batch(v[:, :, run], branches),
-                        _as_batch(out[:, :, run], branches),
-                        _as_batch(sums[:, :, run], branches),
-                    ),
-                    ctx.scale,
-                    causal=True,
-                )
+                own_parts = [_as_batch(tensor[:, :, run], branches) for tensor in given]
+                parts = _kernel_backward(own_parts, ctx.scale, causal=True)
                 for whole, part in zip(grads, parts, strict=True):
                     _as_batch(whole[:, :, run], branches).copy_(part)
             if tree.joins:
@@ -162,15 +147,8 @@ def _later_branches(
     """Branches after the first: each with itself, then joined with what the prompt adds."""
     for begin, branches, length in tree.runs:
         run = slice(begin, begin + branches * length)
-        found, found_sums = _kernel(
-            (
-                _as_batch(q[:, :, run], branches),
-                _as_batch(k[:, :, run], branches),
-                _as_batch(v[:, :, run], branches),
-            ),
-            scale,
-            causal=True,
-        )
+        own_parts = [_as_batch(tensor[:, :, run], branches) for tensor in (q, k, v)]
+        found, found_sums = _kernel(own_parts, scale, causal=True)
         _as_batch(out[:, :, run], branches).copy_(found)
         _as_batch(sums[:, :, run], branches).copy_(found_sums)
     if not tree.joins:
@@ -199,16 +177,18 @@ def _call_backward(
     return _kernel_backward((*part, out[of_queries], sums[of_queries]), scale, causal=causal)
 
 
-def _kernel(
-    given: tuple[Tensor, Tensor, Tensor], scale: float, *, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _kernel(given: Sequence[Tensor], scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries, keys and values."""
     found: tuple[Tensor, Tensor] = getattr(torch.ops.aten, _FORWARD)(
         *given, 0.0, causal, scale=scale
     )
     return found
 
 
-def _kernel_backward(given: Saved, scale: float, *, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel_backward(
+    given: Sequence[Tensor], scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values; ``given`` has the order of :data:`Saved`."""
     found: tuple[Tensor, Tensor, Tensor] = getattr(torch.ops.aten, _BACKWARD)(
         *given, 0.0, causal, scale=scale
     )

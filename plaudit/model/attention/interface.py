@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import AttentionInterface
 
 from plaudit.errors import ModelError
 from plaudit.model.attention import cpu
-from plaudit.model.attention.settings import Settings
+from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.fast.last_layer import attend_scored, few_scored
 from plaudit.types import PackedLayout, to_device
 
@@ -92,25 +93,22 @@ def packed_attention(
         ModelError: no layout (a padded call would attend to padding), a mask, attention dropout,
             bidirectional attention, or any argument whose meaning is not known here.
     """
-    unknown = [k for k, v in others.items() if v is not None and k not in _HARMLESS]
     if packed_layout is None:
         raise ModelError(
             "Packed attention was called without a layout; call the model through plaudit, or "
             "load it with attn_implementation='sdpa'."
         )
-    if attention_mask is not None or dropout or is_causal is False or unknown:
-        refused = unknown + [
-            name
-            for name, set_ in (
-                ("attention_mask", attention_mask is not None),
-                ("dropout", bool(dropout)),
-                ("is_causal=False", is_causal is False),
-            )
-            if set_
-        ]
+    unsupported = {
+        **{name: value is not None for name, value in others.items() if name not in _HARMLESS},
+        "attention_mask": attention_mask is not None,
+        "dropout": bool(dropout),
+        "is_causal=False": is_causal is False,
+    }
+    if any(unsupported.values()):
+        names = ", ".join(name for name, asked in unsupported.items() if asked)
         raise ModelError(
-            f"{type(module).__name__} asks packed attention for {', '.join(refused)}, which it "
-            "does not have; set model.attention to padded."
+            f"{type(module).__name__} asks packed attention for {names}, which it does not have; "
+            "set model.attention to padded."
         )
     if query_1HTD.dtype != value_1GTD.dtype:
         # Under autocast rotary positions widen queries and keys; transformers' fused attention
@@ -119,9 +117,9 @@ def packed_attention(
     if packed_layout.prefix_kv is not None:
         key_1GTD, value_1GTD = packed_layout.prefix_kv.extend(key_1GTD, value_1GTD)
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
-    settings = Settings(
-        scale=scale, window=_narrows(sliding_window, packed_layout), softcap=softcap
-    )
+    # A window into which every conversation fits narrows nothing.
+    narrows = sliding_window is not None and _longest(packed_layout) > sliding_window
+    settings = Settings(scale=scale, window=sliding_window if narrows else None, softcap=softcap)
     if scored_only and few_scored(packed_layout):
         out_1HTD = attend_scored(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
         return out_1HTD.transpose(1, 2), None
@@ -130,14 +128,10 @@ def packed_attention(
     return out_1HTD.transpose(1, 2).contiguous(), None
 
 
-def _narrows(window: int | None, layout: PackedLayout) -> int | None:
-    """The window, None where every conversation fits into it."""
-    longest = layout.memo.get("longest")
-    if longest is None:
-        longest = layout.memo["longest"] = max(
-            tree.visible + max(tree.branches) for tree in layout.placed()
-        )
-    return window if window is not None and longest > window else None
+@once_a_layout
+def _longest(layout: PackedLayout) -> int:
+    """Tokens of the longest conversation."""
+    return max(tree.visible + max(tree.branches) for tree in layout.placed())
 
 
 def choose_backend(query: Tensor, settings: Settings) -> str:
@@ -146,7 +140,7 @@ def choose_backend(query: Tensor, settings: Settings) -> str:
         return "explicit"
     if query.device.type == "cpu" and settings.window is None and cpu.available():
         return "cpu"
-    if query.is_cuda and varlen_available() and _varlen_takes(query):
+    if query.is_cuda and _varlen_call() is not None and _varlen_takes(query):
         return "varlen"
     return "sdpa"
 
@@ -181,7 +175,7 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Se
         logits = queries @ keys.transpose(2, 3) * settings.scale
         if settings.softcap is not None:
             logits = torch.tanh(logits / settings.softcap) * settings.softcap
-        mask = lower_right(layout, span, settings.window, q.device)
+        mask = lower_right(layout, queries.shape[2], span.shared, settings.window, q.device)
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
         weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
         out.append(weights @ values)
@@ -201,6 +195,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Sett
         v[0].transpose(0, 1)[plan.keys_S],
     )
     call = _varlen_call()
+    assert call is not None, "choose_backend asks for it"
     if not call.has_gqa and q_THD.shape[1] != k_SGD.shape[1]:
         repeats = q_THD.shape[1] // k_SGD.shape[1]
         k_SGD = k_SGD.repeat_interleave(repeats, dim=1)
@@ -280,28 +275,22 @@ def visible(
     reaches = window is not None and queries + span.shared > window
     if not reaches and (span.shared == 0 or queries == 1):
         return None
-    return lower_right(layout, span, window, device)
+    return lower_right(layout, queries, span.shared, window, device)
 
 
+@once_a_layout
 def lower_right(
-    layout: PackedLayout, span: Span, window: int | None, device: torch.device
+    layout: PackedLayout, queries: int, shared: int, window: int | None, device: torch.device
 ) -> Tensor:
     """Boolean ``[queries, keys]``: causal from the lower right corner, within the window.
 
-    Kept in the layout's memo, so that all layers of a pass, and its recomputation under
-    activation checkpointing, build it once.
+    Spans of one shape share their mask.
     """
-    queries = span.stop - span.start
-    cache_key = ("lower_right", queries, span.shared, window, device)
-    mask = layout.memo.get(cache_key)
-    if mask is None:
-        at_Q1 = torch.arange(span.shared, span.shared + queries, device=device)[:, None]
-        at_1K = torch.arange(span.shared + queries, device=device)[None]
-        mask = at_1K <= at_Q1
-        if window is not None:
-            mask &= at_1K > at_Q1 - window
-        layout.memo[cache_key] = mask
-    assert isinstance(mask, Tensor)
+    at_Q1 = torch.arange(shared, shared + queries, device=device)[:, None]
+    at_1K = torch.arange(shared + queries, device=device)[None]
+    mask = at_1K <= at_Q1
+    if window is not None:
+        mask &= at_1K > at_Q1 - window
     return mask
 
 
@@ -316,31 +305,28 @@ class VarlenPlan:
     longest_key: int
 
 
+@once_a_layout
 def varlen_plan(layout: PackedLayout, device: torch.device) -> VarlenPlan:
-    """The fused call's offsets, built once per pass and kept in the layout's memo."""
-    plan = layout.memo.get(("varlen", device))
-    if plan is None:
-        pieces: list[Tensor] = []
-        queries, keys = [0], [0]
-        longest_query = longest_key = 0
-        for span in spans(layout):
-            pieces.append(torch.arange(span.prefix, span.prefix + span.shared))
-            pieces.append(torch.arange(span.start, span.stop))
-            length = span.stop - span.start
-            queries.append(queries[-1] + length)
-            keys.append(keys[-1] + span.shared + length)
-            longest_query = max(longest_query, length)
-            longest_key = max(longest_key, span.shared + length)
-        plan = VarlenPlan(
-            keys_S=to_device(torch.cat(pieces), device),
-            queries_cumulative=to_device(torch.tensor(queries, dtype=torch.int32), device),
-            keys_cumulative=to_device(torch.tensor(keys, dtype=torch.int32), device),
-            longest_query=longest_query,
-            longest_key=longest_key,
-        )
-        layout.memo[("varlen", device)] = plan
-    assert isinstance(plan, VarlenPlan)
-    return plan
+    """The fused call's offsets."""
+    calls = list(spans(layout))
+    queries = [span.stop - span.start for span in calls]
+    keys = [span.shared + span.stop - span.start for span in calls]
+    pieces = (
+        torch.arange(start, stop)
+        for span in calls
+        for start, stop in ((span.prefix, span.prefix + span.shared), (span.start, span.stop))
+    )
+    return VarlenPlan(
+        keys_S=to_device(torch.cat(list(pieces)), device),
+        queries_cumulative=_cumulative(queries, device),
+        keys_cumulative=_cumulative(keys, device),
+        longest_query=max(queries),
+        longest_key=max(keys),
+    )
+
+
+def _cumulative(lengths: Iterable[int], device: torch.device) -> Tensor:
+    return to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,20 +357,12 @@ def _varlen_takes(query: Tensor) -> bool:
 
 
 @functools.cache
-def varlen_available() -> bool:
-    try:
-        _varlen_call()
-    except ModelError:
-        return False
-    return True
-
-
-@functools.cache
-def _varlen_call() -> VarlenCall:
+def _varlen_call() -> VarlenCall | None:
+    """The call, None where the installed torch has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        raise ModelError("This torch has no torch.nn.attention.varlen; upgrade torch.") from None
+        return None
     parameters = inspect.signature(varlen_attn).parameters
     return VarlenCall(
         function=varlen_attn,

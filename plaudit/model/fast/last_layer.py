@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.model.attention.settings import Settings
+from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.fast.fused import PatchedModule
 from plaudit.types import PackedLayout, PlacedTree, to_device
 
@@ -138,14 +138,10 @@ def spread(some_1RD: Tensor, rows_R: Tensor, tokens: int) -> Tensor:
     return row.index_copy(1, rows_R, some_1RD)
 
 
+@once_a_layout
 def scored_rows(layout: PackedLayout, device: torch.device) -> Tensor:
     """The layout's scored tokens as an index, one copy for all that ask."""
-    rows_R = layout.memo.get(("scored_rows", device))
-    if rows_R is None:
-        rows_R = to_device(torch.tensor(layout.ends, dtype=torch.int64), device)
-        layout.memo[("scored_rows", device)] = rows_R
-    assert isinstance(rows_R, Tensor)
-    return rows_R
+    return to_device(torch.tensor(layout.ends, dtype=torch.int64), device)
 
 
 MOST_SCORED = 64
@@ -166,19 +162,15 @@ class RowPlan:
     keys_S: Tensor | None
 
 
+@once_a_layout
 def few_scored(layout: PackedLayout) -> bool:
     """Whether writing the scored tokens' attention out takes little memory.
 
     It holds a weight for each scored token and each token of its tree: little for the ends of
     responses, but the square of the length where a reward is read at every token.
     """
-    few = layout.memo.get("few_scored")
-    if few is None:
-        weights = sum(tree.tokens * _scored(layout, tree) for tree in layout.placed())
-        tokens = sum(tree.tokens for tree in layout.placed())
-        few = layout.memo["few_scored"] = weights <= MOST_SCORED * tokens
-    assert isinstance(few, bool)
-    return few
+    weights = sum(tree.tokens * _scored(layout, tree) for tree in layout.placed())
+    return weights <= MOST_SCORED * sum(tree.tokens for tree in layout.placed())
 
 
 def _scored(layout: PackedLayout, tree: PlacedTree) -> int:
@@ -236,16 +228,8 @@ def _product(
     return out_GMD.view(heads, scored, width)
 
 
+@once_a_layout
 def _row_plan(layout: PackedLayout, window: int | None, device: torch.device) -> RowPlan:
-    key = ("row_plan", window, device)
-    plan = layout.memo.get(key)
-    if plan is None:
-        plan = layout.memo[key] = _make_row_plan(layout, window, device)
-    assert isinstance(plan, RowPlan)
-    return plan
-
-
-def _make_row_plan(layout: PackedLayout, window: int | None, device: torch.device) -> RowPlan:
     tokens: list[int] = []
     scored: list[int] = []
     masks: list[Tensor] = []
