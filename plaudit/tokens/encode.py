@@ -7,9 +7,9 @@ prompt encoded on its own would differ at the boundary: byte-pair merges reach a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,6 @@ from plaudit.types import (
     MEDIA,
     Comparison,
     IntArray,
-    Rendering,
     ScoredTokenRule,
     Skipped,
     TokenTree,
@@ -48,19 +47,16 @@ _ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
+class Encoder(ChatFormatter):
     """Everything that decides how text becomes ids. Built once per run or loaded model.
 
     ``text_as_turns`` reads a plain text prompt as one user turn and a plain text response as one
     assistant turn, for models trained on conversations alone.
     """
 
-    tokenizer: PreTrainedTokenizerBase
     max_length: int
     truncation: Truncation = "drop"
     text_as_turns: bool = False
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    rendering: Rendering = field(default_factory=Rendering)
     scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
 
     @property
@@ -68,14 +64,6 @@ class Encoder:
         """Whether messages can be rendered."""
         own = not renderer_of(self.rendering).needs_chat_template
         return own or bool(self.tokenizer.chat_template)
-
-    @property
-    def voice(self) -> ChatFormatter:
-        return ChatFormatter(
-            tokenizer=self.tokenizer,
-            chat_template_kwargs=self.chat_template_kwargs,
-            rendering=self.rendering,
-        )
 
 
 def encode(
@@ -99,7 +87,7 @@ def _encode_batch(
     encoder: Encoder, comparisons: Sequence[Comparison], start: int
 ) -> Iterable[TokenTree | Skipped]:
     rendered = [
-        _render(encoder.voice, comparison, start + offset)
+        _render(encoder, comparison, start + offset)
         for offset, comparison in enumerate(comparisons)
     ]
     kept = [one for item in rendered if not isinstance(item, Skipped) for one in item]
@@ -366,7 +354,7 @@ TRUNCATIONS: dict[Truncation, Policy] = {
 def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -> int:
     """How many tokens of the prefix are the prompt's: those that the prompt alone encodes to."""
     try:
-        rendered = render(encoder.voice, comparison, () if is_chat(comparison) else "")
+        rendered = render(encoder, comparison, () if is_chat(comparison) else "")
     except RENDER_ERRORS:
         # A template may refuse a conversation without an answer; nothing is cut on a guess.
         return 0

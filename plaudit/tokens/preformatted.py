@@ -49,7 +49,7 @@ def special_tokens_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) 
     )
     tokenizer = encoder.tokenizer
     try:
-        rendered = render(encoder.voice, sample, sample.responses[0])
+        rendered = render(encoder, sample, sample.responses[0])
     except (*RENDER_ERRORS, ModelError):
         return SpecialTokens(text=text, begins_with_start=False, tail="")
     (ids,) = encode_rendered(tokenizer, [rendered])
@@ -116,7 +116,7 @@ def _rendered(encoder: Encoder, special_tokens: SpecialTokens, text: str) -> Ren
         whole = Comparison(
             id="", prompt=text, responses=("",), grades=(), group="", source="", where="the text"
         )
-        return render(encoder.voice, whole, "")
+        return render(encoder, whole, "")
     marked = special_tokens.tail.strip() != "" and special_tokens.tail.strip() in text
     is_rendered = special_tokens.text == "chat" or (special_tokens.text == "mixed" and marked)
     return Rendered(pieces=(text,), ending="chat" if is_rendered else "plain")

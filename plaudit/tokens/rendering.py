@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from types import NoneType
 from typing import Any, Literal, TypeAlias
@@ -53,8 +53,8 @@ class ChatFormatter:
     """What turns a conversation into text: tokenizer, rendering and its template's variables."""
 
     tokenizer: PreTrainedTokenizerBase
-    chat_template_kwargs: Mapping[str, Any]
-    rendering: Rendering
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
