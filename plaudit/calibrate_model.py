@@ -87,9 +87,9 @@ def calibrate(
     console = Console(quiet=True) if console is None else console
     folder = Path(model)
     check_plaudit_folder(folder)
-    facts = read_metadata(folder)
+    metadata = read_metadata(folder)
     loaded = load_comparisons(as_sources(data), seed=options.seed)
-    _check_unseen(facts, loaded)
+    _check_unseen(metadata, loaded)
     reward_model = open_model(folder, console, options)
     _, held_out, skipped = score_comparisons(
         reward_model, loaded.comparisons, console, name=str(model)
@@ -102,13 +102,13 @@ def calibrate(
         )
     result = recalibrate(
         paired,
-        facts.temperature or 1.0,
+        metadata.temperature or 1.0,
         model=str(model),
         data=data_use(loaded, skipped),
         seed=options.seed,
     )
     if result.stored:
-        _store(folder, facts, result, loaded)
+        _store(folder, metadata, result, loaded)
     return result
 
 
@@ -146,8 +146,8 @@ def check_plaudit_folder(folder: Path) -> None:
         )
 
 
-def _check_unseen(facts: CheckpointMetadata, loaded: LoadedComparisons) -> None:
-    trained_on = (facts.data_fingerprint or "").split("+")
+def _check_unseen(metadata: CheckpointMetadata, loaded: LoadedComparisons) -> None:
+    trained_on = (metadata.data_fingerprint or "").split("+")
     for source in loaded.sources:
         # A revision of a Hub data set stands for all its splits.
         if source.fingerprint in trained_on and not source.fingerprint.startswith("revision:"):
@@ -226,7 +226,7 @@ def _sentence(
 
 
 def _store(
-    folder: Path, facts: CheckpointMetadata, result: Recalibration, loaded: LoadedComparisons
+    folder: Path, metadata: CheckpointMetadata, result: Recalibration, loaded: LoadedComparisons
 ) -> None:
     fit = TemperatureFit(
         fingerprints=tuple(source.fingerprint for source in loaded.sources),
@@ -237,7 +237,7 @@ def _store(
         log_loss=result.after.log_loss,
     )
     new = None if result.after.temperature == 1.0 else result.after.temperature
-    write_metadata(folder, replace(facts, temperature=new, temperature_fit=fit))
+    write_metadata(folder, replace(metadata, temperature=new, temperature_fit=fit))
     if (folder / METRICS_FILE).is_file():
         write_card(folder)
         if (folder / REPORT_FILE).is_file():

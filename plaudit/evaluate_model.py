@@ -239,7 +239,7 @@ def _measure(
             baselines=held_out.baseline_differences(),
             baselines_fitted_on=fitted_comparisons(fitted_on),
             perturbations=probed,
-            stored_temperature=model.facts.temperature or 1.0,
+            stored_temperature=model.metadata.temperature or 1.0,
             seed=options.seed,
         ),
     )
@@ -310,7 +310,7 @@ def score_comparisons(
             example = f"; {encoded.example}" if encoded.example else ""
             raise DataError(
                 f"{name and f'{name}: '}None of the {len(comparisons)} comparisons can be scored "
-                f"({counts}{example}); the model reads at most {model.facts.max_length} tokens."
+                f"({counts}{example}); the model reads at most {model.metadata.max_length} tokens."
             )
         tokens, total = 0, int(encoded.trees.column("packed").sum())
 

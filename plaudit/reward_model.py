@@ -61,7 +61,7 @@ class RewardModel:
     source: str
     module: RewardModule
     tokenizer: PreTrainedTokenizerBase
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     batcher: Batcher
     encoder: Encoder
 
@@ -69,10 +69,10 @@ class RewardModel:
         parameter = next(self.module.parameters())
         layout = "packed" if isinstance(self.batcher, PackedBatcher) else "padded"
         return (
-            f"RewardModel(source={self.source!r}, base={self.facts.base!r}, "
-            f"architecture={self.module.config.model_type!r}, max_length={self.facts.max_length}, "
-            f"device='{parameter.device}', dtype={str(parameter.dtype).removeprefix('torch.')!r}, "
-            f"layout={layout!r})"
+            f"RewardModel(source={self.source!r}, base={self.metadata.base!r}, "
+            f"architecture={self.module.config.model_type!r}, "
+            f"max_length={self.metadata.max_length}, device='{parameter.device}', "
+            f"dtype={str(parameter.dtype).removeprefix('torch.')!r}, layout={layout!r})"
         )
 
     def score(
@@ -163,7 +163,7 @@ class RewardModel:
     def _error(self, caller: str, skipped: Skipped) -> DataError:
         advice = {
             OVER_LENGTH: "shorten the prompt or the responses to "
-            f"{self.facts.max_length} tokens together",
+            f"{self.metadata.max_length} tokens together",
             MEDIA: "leave them out",
             NOT_RENDERED: "leave it out, or put it into the text of a turn",
         }.get(skipped.reason, "change the messages so that the model's chat template takes them")
@@ -176,7 +176,7 @@ class RewardModel:
         (Guo et al. 2017); a model without one is taken at temperature 1.
         """
         reward_a, reward_b = self.score(prompt, [a, b], tools=tools)
-        scaled = (reward_a - reward_b) / (self.facts.temperature or 1.0)
+        scaled = (reward_a - reward_b) / (self.metadata.temperature or 1.0)
         return torch.tensor(scaled, dtype=torch.float64).sigmoid().item()
 
     def best_of(
@@ -309,7 +309,7 @@ def open_frozen(path: str | Path, options: ReadOptions = ReadOptions()) -> Opene
     """
     opened = open_reward_model(path, options)
     template = opened.tokenizer.chat_template
-    if opened.facts.origin is None or not isinstance(template, str):
+    if opened.metadata.origin is None or not isinstance(template, str):
         return opened
     frozen = freeze_dates(template, DAY)
     if frozen == template:
@@ -317,21 +317,21 @@ def open_frozen(path: str | Path, options: ReadOptions = ReadOptions()) -> Opene
     opened.tokenizer.chat_template = frozen
     note = f"its chat template renders today's date; it is read as on {DAY.isoformat()}"
     logger.warning("%s: %s.", path, note)
-    origin = replace(opened.facts.origin, notes=(*opened.facts.origin.notes, note))
-    return replace(opened, facts=replace(opened.facts, chat_template=frozen, origin=origin))
+    origin = replace(opened.metadata.origin, notes=(*opened.metadata.origin.notes, note))
+    return replace(opened, metadata=replace(opened.metadata, chat_template=frozen, origin=origin))
 
 
 def encoder_of(opened: OpenedModel) -> Encoder:
     """How an opened model turns text into ids: by its own rendering, reading and length."""
-    facts = opened.facts
+    metadata = opened.metadata
     return Encoder(
         tokenizer=opened.tokenizer,
-        max_length=facts.max_length,
+        max_length=metadata.max_length,
         truncation="drop",
-        text_as_turns=facts.text == "chat",
-        chat_template_kwargs=facts.chat_template_kwargs,
-        rendering=facts.rendering,
-        scored_token=facts.scored_token,
+        text_as_turns=metadata.text == "chat",
+        chat_template_kwargs=metadata.chat_template_kwargs,
+        rendering=metadata.rendering,
+        scored_token=metadata.scored_token,
     )
 
 
@@ -361,9 +361,9 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
 def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
     """:func:`load` with its arguments in one record."""
     opened = open_frozen(path, options)
-    facts, tokenizer = opened.facts, opened.tokenizer
+    metadata, tokenizer = opened.metadata, opened.tokenizer
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = opened.build(choose_dtype(options.dtype, device, lora=facts.kind == "adapter"))
+    network = opened.build(choose_dtype(options.dtype, device, lora=metadata.kind == "adapter"))
     dropouts_off(network, keep_lora=False)
     network.to(device).eval()
     if not isinstance(tokenizer.pad_token_id, int):
@@ -371,17 +371,17 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
     batchers = make_batchers(options.max_tokens_per_microbatch, device, tokenizer.pad_token_id)
     model = choose_layout(
         network,
-        "padded" if facts.attention == "padded" else "auto",
+        "padded" if metadata.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],
-        reward_transform=facts.reward_transform,
+        reward_transform=metadata.reward_transform,
     )
     model.module.eval()
     return RewardModel(
         source=str(path),
         module=model.module,
         tokenizer=tokenizer,
-        facts=facts,
+        metadata=metadata,
         batcher=batchers[model.layout],
         encoder=encoder_of(opened),
     )

@@ -195,13 +195,13 @@ def _identity(model: RewardModel, source: Source, columns: ScoreColumns) -> dict
         for pattern in ("*.safetensors", "*.bin")
         for path in Path(model.source).glob(pattern)
     )
-    read = json.dumps(asdict(model.facts), sort_keys=True, default=str)
-    facts = hashlib.sha256(read.encode()).hexdigest()
+    metadata = json.dumps(asdict(model.metadata), sort_keys=True, default=str)
+    digest = hashlib.sha256(metadata.encode()).hexdigest()
     dtype = str(next(model.module.parameters()).dtype)
     # Where the base of an adapter was loaded from.
     base = str(model.module.config._name_or_path)
     identity = {
-        "model": [facts, weights, base, dtype],
+        "model": [digest, weights, base, dtype],
         "input": [source.model_dump(mode="json"), source_fingerprint(source)],
         "columns": asdict(columns),
     }

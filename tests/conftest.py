@@ -144,7 +144,7 @@ def finished_run(
     return folder
 
 
-def set_facts(folder: Path, **changes: Any) -> None:
+def set_metadata(folder: Path, **changes: Any) -> None:
     """Change facts of a saved model as plaudit does: ``plaudit.json``, and its manifest anew."""
     from plaudit.storage.manifest import write_model_manifest
 

@@ -39,7 +39,8 @@ def tree(*sequences: IntArray) -> TokenTree:
 def scores_of_ids(model: RewardModel, sequences: Iterable[Sequence[int]]) -> list[float]:
     """Rewards of whole conversations given as ids, read where the model reads."""
     cut = [
-        up_to_scored_token(model.facts.scored_token, np.asarray(ids, np.int32)) for ids in sequences
+        up_to_scored_token(model.metadata.scored_token, np.asarray(ids, np.int32))
+        for ids in sequences
     ]
     return [float(reward) for (reward,) in model.score_trees([tree(ids) for ids in cut])]
 

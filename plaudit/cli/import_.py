@@ -56,8 +56,8 @@ def import_model(
         normalize=normalize,
     )
     with console.status("importing"):
-        facts = run(source, out, read)
+        metadata = run(source, out, read)
     if json:
-        options.print_json(facts)
-    assert facts.origin is not None
-    print_lines(console, [f"{facts.origin.format}: written to {out}"])
+        options.print_json(metadata)
+    assert metadata.origin is not None
+    print_lines(console, [f"{metadata.origin.format}: written to {out}"])

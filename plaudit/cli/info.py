@@ -116,9 +116,9 @@ def _cache() -> Cache:
         for name in names:
             # Other processes may delete files meanwhile.
             with suppress(OSError):
-                facts = (Path(below) / name).stat()
-                if S_ISREG(facts.st_mode):
-                    sizes.append(facts.st_size)
+                status = (Path(below) / name).stat()
+                if S_ISREG(status.st_mode):
+                    sizes.append(status.st_size)
     return Cache(folder=None if folder is None else str(folder), files=len(sizes), bytes=sum(sizes))
 
 

@@ -1,8 +1,8 @@
 """What an evaluation found, in plain sentences: what it is good for, how sure, what to watch.
 
-The sentences are facts like any other: written once into ``metrics.json``, and only read by the
-card, the report and the terminal. A sentence about a table uses every row that the table shows, or
-names the rows that are too small to count.
+The sentences are recorded as the numbers are: written once into ``metrics.json``, and only read by
+the card, the report and the terminal. A sentence about a table uses every row that the table shows,
+or names the rows that are too small to count.
 """
 
 from __future__ import annotations

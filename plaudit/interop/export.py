@@ -100,7 +100,7 @@ def export(
     reward_model = load_model(model, replace(options.load, dtype="float32"))
     _check_exportable(to, exporter, reward_model, options)
     rows = None if check is None else check_rows(reward_model, here, check.rows)
-    base = resolve_base(here, reward_model.facts, options.load.base)
+    base = resolve_base(here, reward_model.metadata, options.load.base)
     beside = Path(base).resolve() == (here / BASE_FOLDER).resolve()
     # A copy of the base beside the adapter is found where the folder is.
     base_named = str((folder / BASE_FOLDER).resolve()) if beside else base
@@ -114,8 +114,8 @@ def export(
             after = score_trees(module, reward_model.batcher, rows.trees)
         with writing(folder):
             written = exporter.write(source, temporary, options)
-            facts, notes = _facts(source, exporter)
-            _write_around(temporary, source, exporter, facts)
+            metadata, notes = _metadata(source, exporter)
+            _write_around(temporary, source, exporter, metadata)
         # Two copies of a large model need not fit: the reloaded one takes this one's place.
         del source, reward_model
         parity, notes = None, (*written.notes, *notes)
@@ -136,7 +136,7 @@ def export(
                 encoded = [
                     ids
                     for comparison in rows.comparisons
-                    for ids in exporter.encode(tokenizer, facts, comparison)
+                    for ids in exporter.encode(tokenizer, metadata, comparison)
                 ]
                 # What the tool makes of the same text is scored where it is other tokens.
                 differs = [i for i, ids in enumerate(encoded) if ids != sequences[i]]
@@ -147,12 +147,12 @@ def export(
                     text_difference=largest_difference(scores_R, expected_R[differs]),
                 )
             check_difference(parity, f"The {to} export")
-            notes = (*notes, *_text_notes(to, exporter, facts, parity))
+            notes = (*notes, *_text_notes(to, exporter, metadata, parity))
         result = ExportResult(
             target=to, dtype=options.dtype, parity=parity, notes=notes, serving=written.serving
         )
-        write_json(temporary / EXPORT_FILE, _record(result, facts, Path(model)))
-        write_derived_card(temporary, _card(result, exporter, facts, Path(model), folder.name))
+        write_json(temporary / EXPORT_FILE, _record(result, metadata, Path(model)))
+        write_derived_card(temporary, _card(result, exporter, metadata, Path(model), folder.name))
     return result
 
 
@@ -164,10 +164,10 @@ def _check_exportable(
     Raises:
         ModelError: the model has no such form, or an option means nothing for it.
     """
-    network, facts = model.module.network, model.facts
-    if facts.trust_remote_code:
+    network, metadata = model.module.network, model.metadata
+    if metadata.trust_remote_code:
         raise ModelError(
-            f"{facts.base} needs Python code of its own, which no export carries; use the model "
+            f"{metadata.base} needs Python code of its own, which no export carries; use the model "
             "where it is."
         )
     if exporter.decoders_only and not has_score_head(network):
@@ -185,7 +185,7 @@ def _check_exportable(
             f"--peft-config is about adapter_config.json, and --to {name} writes a whole model "
             "here; leave it out."
         )
-    if options.normalize and (facts.reward_mean is None or not facts.reward_std):
+    if options.normalize and (metadata.reward_mean is None or not metadata.reward_std):
         raise ModelError(
             "--normalize needs the mean and standard deviation of the evaluation rewards, and this "
             "model's plaudit.json has none; leave it out, or train with evaluation data."
@@ -201,11 +201,11 @@ def _prepare(
     Raises:
         ModelError: merging gives weights that are not finite, or the dtype cannot hold them.
     """
-    network, facts = model.module.network, model.facts
+    network, metadata = model.module.network, model.metadata
     if exporter.layout == "whole" and is_adapter(network):
         network = merged(network)
-    fold_scale(network, facts.reward_transform.scale)
-    offset, bias = facts.reward_transform.offset, output_layer(classifier(network))[1].bias
+    fold_scale(network, metadata.reward_transform.scale)
+    offset, bias = metadata.reward_transform.offset, output_layer(classifier(network))[1].bias
     if bias is not None:
         bias.add_(offset)
         offset = 0.0
@@ -213,7 +213,7 @@ def _prepare(
     return Exportable(
         network=network,
         tokenizer=model.tokenizer,
-        facts=facts,
+        metadata=metadata,
         base=base,
         base_named=base_named,
         offset=offset,
@@ -241,31 +241,31 @@ def _round_weights(network: Any, dtype: torch.dtype) -> None:
         tensor.copy_(rounded)
 
 
-def _facts(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadata, tuple[str, ...]]:
+def _metadata(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadata, tuple[str, ...]]:
     """``plaudit.json`` of the export, the same model in another form, and what to say of it.
 
     Gives the tokenizer the chat template of an imported model that has it elsewhere.
     """
-    facts, tokenizer, notes = source.facts, source.tokenizer, []
-    as_jinja = renderer_of(facts.rendering).as_jinja
+    metadata, tokenizer, notes = source.metadata, source.tokenizer, []
+    as_jinja = renderer_of(metadata.rendering).as_jinja
     if as_jinja is not None and exporter.encode is not None:
-        template = as_jinja(facts.rendering, facts.scored_token, tokenizer)
+        template = as_jinja(metadata.rendering, metadata.scored_token, tokenizer)
         if template is not None:
             tokenizer.chat_template = template
             notes.append(
-                f"The chat template is {facts.rendering.template}, which this model was trained "
+                f"The chat template is {metadata.rendering.template}, which this model was trained "
                 "with, written as Jinja."
             )
-    if facts.scored_token.rule != "last" and exporter.encode is None:
+    if metadata.scored_token.rule != "last" and exporter.encode is None:
         notes.append(
             "This model scores the token before the end of a conversation, and the tool scores the "
             "last one: leave the end token off what it is given."
         )
     whole = exporter.layout == "whole"
     changed = replace(
-        facts,
-        kind="full" if whole else facts.kind,
-        base=facts.base if whole else source.base_named,
+        metadata,
+        kind="full" if whole else metadata.kind,
+        base=metadata.base if whole else source.base_named,
         chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
         reward_transform=RewardTransform(offset=source.offset),
         plaudit_version=__version__,
@@ -274,9 +274,9 @@ def _facts(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadata, 
 
 
 def _write_around(
-    folder: Path, source: Exportable, exporter: Exporter, facts: CheckpointMetadata
+    folder: Path, source: Exportable, exporter: Exporter, metadata: CheckpointMetadata
 ) -> None:
-    """Tokenizer, facts, and the base where an adapter carries its own."""
+    """Tokenizer, metadata, and the base where an adapter carries its own."""
     save_tokenizer(source.tokenizer, folder)
     # transformers 5 writes ``TokenizersBackend``, and tools that run on 4 then load no tokenizer.
     path = folder / "tokenizer_config.json"
@@ -284,13 +284,13 @@ def _write_around(
     if config.get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if exporter.plain:
-        write_metadata(folder, facts)
-    if facts.kind == "adapter" and source.base_named != source.base:
+        write_metadata(folder, metadata)
+    if metadata.kind == "adapter" and source.base_named != source.base:
         copy_base(source.base, folder)
 
 
 def _text_notes(
-    to: str, exporter: Exporter, facts: CheckpointMetadata, parity: Parity
+    to: str, exporter: Exporter, metadata: CheckpointMetadata, parity: Parity
 ) -> tuple[str, ...]:
     """What the tool's own way of making tokens changes.
 
@@ -299,7 +299,7 @@ def _text_notes(
     """
     if not parity.text_differs:
         return ()
-    plain = facts.rendering.kind == "chat_template" and facts.scored_token.rule == "last"
+    plain = metadata.rendering.kind == "chat_template" and metadata.scored_token.rule == "last"
     if exporter.exact_text and plain:
         raise ParityError(
             f"The tokenizer of the {to} export encodes {parity.text_differs} of {parity.responses} "
@@ -314,7 +314,7 @@ def _text_notes(
     return (note,)
 
 
-def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> dict[str, Any]:
+def _record(result: ExportResult, metadata: CheckpointMetadata, source: Path) -> dict[str, Any]:
     """``export.json``: what this folder is, and how far it was checked."""
     return {
         "format": 1,
@@ -322,22 +322,22 @@ def _record(result: ExportResult, facts: CheckpointMetadata, source: Path) -> di
         "source": source.name,
         **asdict(result),
         "checked": result.parity is not None,
-        "base": facts.base,
-        "base_revision": facts.base_revision,
-        "text": facts.text,
-        "max_length": facts.max_length,
+        "base": metadata.base,
+        "base_revision": metadata.base_revision,
+        "text": metadata.text,
+        "max_length": metadata.max_length,
     }
 
 
 def _card(
-    result: ExportResult, exporter: Exporter, facts: CheckpointMetadata, source: Path, name: str
+    result: ExportResult, exporter: Exporter, metadata: CheckpointMetadata, source: Path, name: str
 ) -> DerivedCard:
-    kind = "lora" if facts.kind == "adapter" else "full"
+    kind = "lora" if metadata.kind == "adapter" else "full"
     return DerivedCard(
         name=name,
         made=f"Written from the reward model {source.name} as {exporter.help}, in {result.dtype}"
         + ("" if result.dtype == "fp32" else " with the head in fp32"),
-        facts=facts,
+        model=metadata,
         tags=(result.target,),
         parity=None if result.parity is None else asdict(result.parity),
         notes=result.notes,

@@ -99,13 +99,13 @@ class Contents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedModel:
-    """A recognised reward model: facts and tokenizer now, weights when ``build`` is called.
+    """A recognised reward model: metadata and tokenizer now, weights when ``build`` is called.
 
     ``build`` gives a transformers sequence classifier with one output, a PEFT adapter around it
     where there is one.
     """
 
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     tokenizer: PreTrainedTokenizerBase
     build: Callable[[torch.dtype], nn.Module]
 
@@ -159,7 +159,7 @@ class Exportable:
 
     network: Any
     tokenizer: PreTrainedTokenizerBase
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     base: str
     base_named: str
     offset: float
@@ -211,7 +211,7 @@ class Exporter:
 
 
 def _is_own(contents: Contents) -> bool:
-    # A checkpoint of a run is read through the run's facts.
+    # A checkpoint of a run is read through the run's metadata.
     return (contents.folder / METADATA_FILE).is_file() or run_of(contents.folder) is not None
 
 
@@ -221,7 +221,7 @@ def _open_own(contents: Contents) -> OpenedModel:
     Raises:
         ModelError: it needs its own code and was not trusted, or records what an option says.
     """
-    facts = read_metadata(contents.folder)
+    metadata = read_metadata(contents.folder)
     options = contents.options
     recorded = [
         option.name
@@ -234,16 +234,17 @@ def _open_own(contents: Contents) -> OpenedModel:
             f"{contents.source} is a folder of plaudit and records how it is read; leave out "
             f"{', '.join(recorded)}, or import the original again."
         )
-    if facts.trust_remote_code and not options.trust_remote_code:
+    if metadata.trust_remote_code and not options.trust_remote_code:
         raise ModelError(
             f"{contents.source} was trained on a base with Python code of its own; read that code, "
             "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
         )
-    return OpenedModel(
-        facts=facts,
-        tokenizer=own_tokenizer(contents.folder, facts),
-        build=lambda dtype: load_network(contents.folder, facts, dtype=dtype, base=options.base)[0],
-    )
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        return load_network(contents.folder, metadata, dtype=dtype, base=options.base)[0]
+
+    tokenizer = own_tokenizer(contents.folder, metadata)
+    return OpenedModel(metadata=metadata, tokenizer=tokenizer, build=build)
 
 
 OWN = Format(name="plaudit", recognises=_is_own, open=_open_own)
@@ -265,7 +266,7 @@ def open_reward_model(source: str | Path, options: ReadOptions = ReadOptions()) 
     folder = locate(source)
     contents = read_contents(folder, str(source), options)
     model = recognise(contents).open(contents)
-    origin = model.facts.origin
+    origin = model.metadata.origin
     if origin is not None and not _is_own(contents):
         for note in origin.notes:
             logger.warning("%s (%s): %s.", origin.source, origin.format, note)

@@ -29,46 +29,46 @@ def import_model(
     """
     check_new_folder(out)
     opened = open_frozen(source, options)
-    if opened.facts.origin is None:
+    if opened.metadata.origin is None:
         raise ModelError(f"{source} is plaudit's own already; every command takes it as it is.")
-    if opened.facts.trust_remote_code and opened.facts.kind == "full":
+    if opened.metadata.trust_remote_code and opened.metadata.kind == "full":
         raise ModelError(
             f"{source} needs Python code of its own, which is not copied; give it to the "
             "commands as it is, with --trust-remote-code."
         )
-    network = opened.build(_stored_dtype(locate(source), opened.facts))
-    facts = opened.facts
+    network = opened.build(_stored_dtype(locate(source), opened.metadata))
+    metadata = opened.metadata
     with new_folder(out) as temporary, writing(out):
-        save_checkpoint(temporary, network, opened.tokenizer, facts)
-        write_text(temporary / "README.md", card(facts, out.name))
-    return facts
+        save_checkpoint(temporary, network, opened.tokenizer, metadata)
+        write_text(temporary / "README.md", card(metadata, out.name))
+    return metadata
 
 
-def _stored_dtype(folder: Path, facts: CheckpointMetadata) -> torch.dtype:
+def _stored_dtype(folder: Path, metadata: CheckpointMetadata) -> torch.dtype:
     """The precision of a whole model's weights; an adapter's own tensors are kept in fp32."""
     config = read_json(folder / "config.json") or {}
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     dtype: Any = getattr(torch, named.removeprefix("torch."), torch.float32)
-    return dtype if facts.kind == "full" and isinstance(dtype, torch.dtype) else torch.float32
+    return dtype if metadata.kind == "full" and isinstance(dtype, torch.dtype) else torch.float32
 
 
-def card(facts: CheckpointMetadata, name: str) -> str:
+def card(metadata: CheckpointMetadata, name: str) -> str:
     """What the model is, how it is read, and what nobody recorded."""
-    assert facts.origin is not None
-    hub_base = facts.kind == "adapter" and not Path(facts.base).exists()
+    assert metadata.origin is not None
+    hub_base = metadata.kind == "adapter" and not Path(metadata.base).exists()
     header = ModelCardData(
-        library_name="peft" if facts.kind == "adapter" else "transformers",
+        library_name="peft" if metadata.kind == "adapter" else "transformers",
         pipeline_tag="text-classification",
         tags=["reward-model"],
-        base_model=facts.base if hub_base else None,
+        base_model=metadata.base if hub_base else None,
     ).to_yaml()
-    notes = [*facts.origin.notes, f"at most {facts.max_length} tokens are read"]
+    notes = [*metadata.origin.notes, f"at most {metadata.max_length} tokens are read"]
     rules = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in notes)
     return (
         f"---\n{header}\n---\n\n# {name}\n\n"
-        f"A reward model that another tool trained ({facts.origin.format}), imported by plaudit. "
-        "It scores as it did there: a higher score is better, and scores compare among responses "
-        "to one prompt.\n\n"
+        f"A reward model that another tool trained ({metadata.origin.format}), imported by "
+        "plaudit. It scores as it did there: a higher score is better, and scores compare among "
+        "responses to one prompt.\n\n"
         f"## How it is read\n\n{rules}\n"
         "## What is not known\n\n"
         "The files it came from do not record its training data, what it was evaluated on or how "

@@ -96,11 +96,11 @@ class MergeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Member:
-    """A model to be averaged. ``run`` has its facts: itself, or the run a checkpoint is of."""
+    """A model to be averaged. ``run`` has its metadata: itself, or the run a checkpoint is of."""
 
     folder: Path
     run: Path
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     weight: float
     base: str
 
@@ -125,15 +125,15 @@ def merge(
     _check_same(members)
     folder, check = Path(out), options.check
     with new_folder(folder) as temporary:
-        facts, average, notes = _write(members, temporary, folder, check=check is not None)
+        metadata, average, notes = _write(members, temporary, folder, check=check is not None)
         parity = None
         if check is not None:
-            parity = _parity(temporary, members, average, facts, check)
+            parity = _parity(temporary, members, average, metadata, check)
             check_difference(parity, "The merged model")
         result = MergeResult(
             sources=tuple(member.folder.name for member in members),
             weights=tuple(member.weight for member in members),
-            method=facts.kind,
+            method=metadata.kind,
             parity=parity,
             notes=notes,
         )
@@ -148,7 +148,7 @@ def merge(
         card = DerivedCard(
             name=folder.name,
             made=f"The average of the weights of {len(members)} reward models ({shares})",
-            facts=facts,
+            model=metadata,
             tags=("weight-averaging",),
             parity=record["parity"],
             notes=notes,
@@ -176,16 +176,16 @@ def _members(models: Sequence[str | Path], options: MergeOptions) -> list[_Membe
     for path, share in zip(models, shares, strict=True):
         folder = Path(path)
         run = run_of(folder) or folder
-        facts = read_metadata(folder)
-        if facts.trust_remote_code:
+        metadata = read_metadata(folder)
+        if metadata.trust_remote_code:
             raise ModelError(f"{folder} needs Python code of its own, which no merge carries.")
         members.append(
             _Member(
                 folder=folder,
                 run=run,
-                facts=facts,
+                metadata=metadata,
                 weight=share,
-                base=resolve_base(run, facts, options.base),
+                base=resolve_base(run, metadata, options.base),
             )
         )
     return members
@@ -195,19 +195,19 @@ def _check_same(members: Sequence[_Member]) -> None:
     first = members[0]
     for other in members[1:]:
         for name, words in _SAME.items():
-            if getattr(other.facts, name) != getattr(first.facts, name):
+            if getattr(other.metadata, name) != getattr(first.metadata, name):
                 raise ModelError(
                     f"{first.folder} and {other.folder} {words}, so they have no common average."
                 )
         if not _same_base(first, other):
             raise ModelError(
-                f"{first.folder} is of the base {first.facts.base} and {other.folder} of "
-                f"{other.facts.base}; only models of one base can be averaged."
+                f"{first.folder} is of the base {first.metadata.base} and {other.folder} of "
+                f"{other.metadata.base}; only models of one base can be averaged."
             )
 
 
 def _same_base(one: _Member, other: _Member) -> bool:
-    if one.facts.base_revision != other.facts.base_revision:
+    if one.metadata.base_revision != other.metadata.base_revision:
         return False
     if one.base == other.base:
         return True
@@ -227,14 +227,14 @@ def _checksums(base: Path) -> dict[str, str]:
 def _write(
     members: Sequence[_Member], temporary: Path, folder: Path, *, check: bool
 ) -> tuple[CheckpointMetadata, Any, tuple[str, ...]]:
-    """Facts, the average in memory where it is made (``check``), and notes."""
-    adapter = AdapterAverage() if members[0].facts.kind == "adapter" else None
+    """Metadata, the average in memory where it is made (``check``), and notes."""
+    adapter = AdapterAverage() if members[0].metadata.kind == "adapter" else None
     whole: Any = None
     total = WeightedSum()
     tokenizer: PreTrainedTokenizerBase | None = None
     for member in members:
         network, own = load_network(
-            member.folder, member.facts, dtype=torch.float32, base=member.base
+            member.folder, member.metadata, dtype=torch.float32, base=member.base
         )
         tokenizer = tokenizer or own
         first, other = (
@@ -248,7 +248,7 @@ def _write(
             )
         dropouts_off(network, keep_lora=False)
         # Heads can be averaged once their scales are in them.
-        fold_scale(network, member.facts.reward_transform.scale)
+        fold_scale(network, member.metadata.reward_transform.scale)
         if adapter is not None:
             adapter.add(network, member.weight, member.folder)
         if check or adapter is None:
@@ -259,34 +259,36 @@ def _write(
     assert tokenizer is not None
     if whole is not None:
         whole.load_state_dict(total.tensors)
-    facts, notes = _facts(members, folder)
+    metadata, notes = _metadata(members, folder)
     with writing(folder):
         if adapter is not None:
             tensors, config = adapter.finish()
-            save_adapter(temporary, tensors, {**config, "base_model_name_or_path": facts.base})
+            save_adapter(temporary, tensors, {**config, "base_model_name_or_path": metadata.base})
             if _base_beside(members[0]):
                 copy_base(members[0].base, temporary)
         else:
             save_weights(whole, temporary)
         save_tokenizer(tokenizer, temporary)
-    write_metadata(temporary, facts)
-    return facts, whole, notes
+    write_metadata(temporary, metadata)
+    return metadata, whole, notes
 
 
 def _base_beside(member: _Member) -> bool:
     return Path(member.base) == member.run / BASE_FOLDER
 
 
-def _facts(members: Sequence[_Member], folder: Path) -> tuple[CheckpointMetadata, tuple[str, ...]]:
+def _metadata(
+    members: Sequence[_Member], folder: Path
+) -> tuple[CheckpointMetadata, tuple[str, ...]]:
     """``plaudit.json`` of the average: what was measured on a member is not known of it."""
     first = members[0]
-    lengths = {member.facts.max_length for member in members}
-    offset = sum(member.weight * member.facts.reward_transform.offset for member in members)
-    fingerprints = [f for m in members if (f := m.facts.data_fingerprint) is not None]
-    beside = first.facts.kind == "adapter" and _base_beside(first)
-    facts = replace(
-        first.facts,
-        base=str((folder / BASE_FOLDER).resolve()) if beside else first.facts.base,
+    lengths = {member.metadata.max_length for member in members}
+    offset = sum(member.weight * member.metadata.reward_transform.offset for member in members)
+    fingerprints = [f for m in members if (f := m.metadata.data_fingerprint) is not None]
+    beside = first.metadata.kind == "adapter" and _base_beside(first)
+    metadata = replace(
+        first.metadata,
+        base=str((folder / BASE_FOLDER).resolve()) if beside else first.metadata.base,
         max_length=min(lengths),
         reward_transform=RewardTransform(offset=offset),
         temperature=None,
@@ -304,23 +306,23 @@ def _facts(members: Sequence[_Member], folder: Path) -> tuple[CheckpointMetadata
             f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the average "
             f"reads the least, {min(lengths)}."
         )
-    return facts, tuple(notes)
+    return metadata, tuple(notes)
 
 
 def _parity(
     temporary: Path,
     members: Sequence[_Member],
     network: Any,
-    facts: CheckpointMetadata,
+    metadata: CheckpointMetadata,
     check: CheckOptions,
 ) -> Parity:
     """The written folder, loaded as any reward model, against averaged whole weights in memory."""
-    base = members[0].base if facts.kind == "adapter" else None
+    base = members[0].base if metadata.kind == "adapter" else None
     written = load(temporary, base=base, device="cpu", dtype="float32")
     rows = check_rows(written, members[0].run, check.rows)
     scores_R = np.concatenate(written.score_trees(rows.trees))
     network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
-    module = as_reward_module(network, facts.reward_transform).eval()
+    module = as_reward_module(network, metadata.reward_transform).eval()
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
     wanted_R = np.concatenate(score_trees(module, plain, rows.trees))

@@ -139,7 +139,7 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
         DataError: ``rows`` cannot be read, or the model can read none of its rows.
     """
     for where, comparisons in _candidates(folder, rows):
-        if model.facts.text == "chat":
+        if model.metadata.text == "chat":
             comparisons = [as_turns(comparison) for comparison in comparisons]
         readable = [
             (comparison, outcome)
@@ -151,7 +151,7 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
             return CheckRows(comparisons=kept, trees=trees, where=where)
     raise DataError(
         f"The model can read none of the {len(comparisons)} rows of {where} (it reads at most "
-        f"{model.facts.max_length} tokens); give other --rows."
+        f"{model.metadata.max_length} tokens); give other --rows."
     )
 
 

@@ -159,14 +159,14 @@ def classifier_reading(
     return ScoredTokenRule(rule=rule, pad_id=pad_id), [note]
 
 
-def make_facts(
+def imported_metadata(
     body: Body,
     format_name: str,
     source_version: str | None,
     notes: Sequence[str],
     rendering: Rendering = Rendering(),
 ) -> CheckpointMetadata:
-    """The facts of an imported model; what its files do not say stays unknown, or has a note.
+    """The metadata of an imported model; what its files do not say stays unknown, or has a note.
 
     ``source_version`` is the release of the tool whose rules hold, ``notes`` are sentences about
     what is lossy, inferred or unusual.

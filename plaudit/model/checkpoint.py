@@ -121,7 +121,7 @@ class CheckpointMetadata:
     plaudit_version: str = __version__
 
 
-# What loading and scoring rely on; the other facts are for people.
+# What loading and scoring rely on; the other metadata are for people.
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "base": str,
     "max_length": int,
@@ -149,14 +149,17 @@ def save_weights(network: Any, folder: Path, state: dict[str, Any] | None = None
 
 
 def save_checkpoint(
-    folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata
+    folder: Path,
+    network: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    metadata: CheckpointMetadata,
 ) -> None:
     """Weights, tokenizer, ``plaudit.json`` and their manifest; the folder then loads on its own.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    write_model(folder, network, tokenizer, facts)
+    write_model(folder, network, tokenizer, metadata)
     write_model_manifest(folder)
 
 
@@ -164,7 +167,7 @@ def write_model(
     folder: Path,
     network: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: CheckpointMetadata,
+    metadata: CheckpointMetadata,
     state: dict[str, Any] | None = None,
 ) -> None:
     """Weights, tokenizer and ``plaudit.json``; the caller writes a manifest once all is there.
@@ -174,7 +177,7 @@ def write_model(
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     save_weights(network, folder, state)
     save_tokenizer(tokenizer, folder)
-    write_json(folder / METADATA_FILE, asdict(facts))
+    write_json(folder / METADATA_FILE, asdict(metadata))
 
 
 def copy_base(base: str | Path, folder: Path) -> None:
@@ -191,13 +194,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def write_metadata(folder: Path, facts: CheckpointMetadata) -> None:
+def write_metadata(folder: Path, metadata: CheckpointMetadata) -> None:
     """Write ``plaudit.json`` beside the other model files, and its line of the manifest."""
-    rewrite_listed(folder, METADATA_FILE, json_text(asdict(facts)))
+    rewrite_listed(folder, METADATA_FILE, json_text(asdict(metadata)))
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
-    """The facts of a saved reward model whose files are as they were written.
+    """The metadata of a saved reward model whose files are as they were written.
 
     Every byte of the model is read where there is a manifest, which costs what reading costs; the
     weights then come from the page cache.
@@ -208,11 +211,11 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
     check_model(folder)
     run = run_of(folder)
     check_model((folder if run is None else run) / BASE_FOLDER)
-    facts = _read_metadata_file(folder) if run is None else _metadata_of_step(folder, run)
+    metadata = _read_metadata_file(folder) if run is None else _metadata_of_step(folder, run)
     unfinished = _unfinished(folder, run)
     if unfinished is not None:
         logger.warning("%s %s: it has no temperature yet.", folder, unfinished)
-    return facts
+    return metadata
 
 
 def _unfinished(folder: Path, run: Path | None) -> str | None:
@@ -254,18 +257,18 @@ def _read_metadata_file(folder: Path) -> CheckpointMetadata:
         )
     known = {f.name for f in fields(CheckpointMetadata)}
     try:
-        facts = CheckpointMetadata(
+        metadata = CheckpointMetadata(
             **{k: _record(k, v) for k, v in raw.items() if k in known},
         )
     except TypeError as error:
         raise ModelError(f"{path} is incomplete ({error}); restore it from a backup.") from None
-    wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(facts, name), kind)]
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(metadata, name), kind)]
     if wrong:
         raise ModelError(
-            f"{path} is damaged: {wrong[0]} is {getattr(facts, wrong[0])!r}; restore it from a "
+            f"{path} is damaged: {wrong[0]} is {getattr(metadata, wrong[0])!r}; restore it from a "
             "backup."
         )
-    return facts
+    return metadata
 
 
 def run_of(folder: Path) -> Path | None:
@@ -281,7 +284,7 @@ def run_of(folder: Path) -> Path | None:
 
 
 def _metadata_of_step(folder: Path, run: Path) -> CheckpointMetadata:
-    """A checkpoint's facts, its base where the run is now. Nothing was measured on it.
+    """A checkpoint's metadata, its base where the run is now. Nothing was measured on it.
 
     Raises:
         ModelError: the checkpoint has no manifest: it is half-written or damaged.
@@ -291,11 +294,11 @@ def _metadata_of_step(folder: Path, run: Path) -> CheckpointMetadata:
             f"{folder} is not a complete checkpoint (it has no {MANIFEST_FILE}); choose another "
             "one of the run."
         )
-    # plaudit 0.1.0 kept the facts of all checkpoints in the run, from its end on.
-    facts = _read_metadata_file(folder if (folder / METADATA_FILE).is_file() else run)
+    # plaudit 0.1.0 kept the metadata of all checkpoints in the run, from its end on.
+    metadata = _read_metadata_file(folder if (folder / METADATA_FILE).is_file() else run)
     return replace(
-        facts,
-        base=resolve_base(run, facts, None),
+        metadata,
+        base=resolve_base(run, metadata, None),
         temperature=None,
         temperature_fit=None,
         reward_mean=None,
@@ -336,15 +339,15 @@ def _record(name: str, value: Any) -> Any:
     return _RECORDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
-def resolve_base(folder: Path, facts: CheckpointMetadata, moved_to: str | None) -> str:
+def resolve_base(folder: Path, metadata: CheckpointMetadata, moved_to: str | None) -> str:
     """Where the base of an adapter is now: named by the caller, beside it, or as recorded."""
     if moved_to is not None:
         return moved_to
     beside = folder / BASE_FOLDER
-    return str(beside) if (beside / "config.json").is_file() else facts.base
+    return str(beside) if (beside / "config.json").is_file() else metadata.base
 
 
-def own_tokenizer(folder: Path, facts: CheckpointMetadata) -> PreTrainedTokenizerBase:
+def own_tokenizer(folder: Path, metadata: CheckpointMetadata) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a reward model.
 
     Raises:
@@ -353,30 +356,30 @@ def own_tokenizer(folder: Path, facts: CheckpointMetadata) -> PreTrainedTokenize
     return load_tokenizer(
         str(folder),
         revision=None,
-        trust_remote_code=facts.trust_remote_code,
-        pad_token=facts.pad_token,
+        trust_remote_code=metadata.trust_remote_code,
+        pad_token=metadata.pad_token,
     )
 
 
 def load_network(
-    folder: Path, facts: CheckpointMetadata, *, dtype: torch.dtype, base: str | None = None
+    folder: Path, metadata: CheckpointMetadata, *, dtype: torch.dtype, base: str | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The classifier and tokenizer of a saved reward model, its head as it was saved.
 
     Raises:
         ModelError: weights, base or tokenizer are missing or do not fit each other.
     """
-    tokenizer = own_tokenizer(folder, facts)
-    source = str(folder) if facts.kind == "full" else resolve_base(folder, facts, base)
+    tokenizer = own_tokenizer(folder, metadata)
+    source = str(folder) if metadata.kind == "full" else resolve_base(folder, metadata, base)
     request = BaseRequest(
         base=source,
-        revision=None if facts.kind == "full" else facts.base_revision,
+        revision=None if metadata.kind == "full" else metadata.base_revision,
         dtype=dtype,
-        trust_remote_code=facts.trust_remote_code,
+        trust_remote_code=metadata.trust_remote_code,
     )
     assert isinstance(tokenizer.pad_token_id, int)
     network = load_base(request, pad_id=tokenizer.pad_token_id).network
-    if facts.kind == "adapter":
+    if metadata.kind == "adapter":
         network = _attach_adapter(network, folder)
     return network, tokenizer
 

@@ -37,9 +37,9 @@ def architectures() -> dict[str, dict[str, Any]]:
 
 def find_architecture(base: str) -> dict[str, Any] | None:
     """The configuration values of a Hub id in the table; upper and lower case do not matter."""
-    for facts in architectures().values():
-        if base.lower() in (name.lower() for name in facts["names"]):
-            return {key: value for key, value in facts.items() if key != "names"}
+    for known in architectures().values():
+        if base.lower() in (name.lower() for name in known["names"]):
+            return {key: value for key, value in known.items() if key != "names"}
     return None
 
 

@@ -1,1 +1,1 @@
-"""Recorded facts to a model card, an HTML report and plots; computes nothing."""
+"""Recorded metrics to a model card, an HTML report and plots; computes nothing."""

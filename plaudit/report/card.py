@@ -194,7 +194,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedCard:
-    """What the card says. ``made`` is a sentence without its full stop, ``facts`` are the model's.
+    """What the card says. ``made`` is a sentence without its full stop, ``model`` is its metadata.
 
     ``usage`` stands under "How to use", None where plain transformers is all there is to say;
     ``plain`` says whether the code for transformers follows it, and ``served`` whether vLLM serves
@@ -205,7 +205,7 @@ class DerivedCard:
 
     name: str
     made: str
-    facts: CheckpointMetadata
+    model: CheckpointMetadata
     tags: tuple[str, ...]
     parity: Mapping[str, Any] | None
     notes: tuple[str, ...] = ()
@@ -218,10 +218,10 @@ class DerivedCard:
 
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
-    metrics, base = _metrics(card.results_of), card.facts.base
+    metrics, base = _metrics(card.results_of), card.model.base
     # Others can read the base by owner/name, and not a folder here.
     shared = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
-    adapter = card.facts.kind == "adapter"
+    adapter = card.model.kind == "adapter"
     metadata = card_data(
         card.name, base if shared else None, metrics, adapter=adapter, tags=card.tags
     )
@@ -235,7 +235,7 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
         base=base if shared else Path(base).name,
         base_is_hub_id=shared,
         evaluations=evaluations(metrics) if metrics else [],
-        snippet=snippet("lora" if adapter else "full", card.facts.text),
+        snippet=snippet("lora" if adapter else "full", card.model.text),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )
     write_text(folder / CARD_FILE, text)

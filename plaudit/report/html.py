@@ -1,4 +1,4 @@
-"""The HTML report: one file that holds everything it shows, from recorded facts alone."""
+"""The HTML report: one file that holds everything it shows, from recorded metrics alone."""
 
 from __future__ import annotations
 

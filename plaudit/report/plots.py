@@ -1,4 +1,4 @@
-"""Plots of recorded facts: one function per picture and one row in a table.
+"""Plots of recorded metrics: one function per picture and one row in a table.
 
 A plot of :data:`RUN_PLOTS` takes the metrics of a run, one of :data:`EVALUATION_PLOTS` those of one
 evaluation; each returns a figure, or ``None`` where there is nothing to draw.
@@ -66,7 +66,7 @@ class Drawn(NamedTuple):
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """Draw every plot there are facts for into ``folder/plots``; returns the files written.
+    """Draw every plot that there are metrics for into ``folder/plots``; returns the files written.
 
     Those of an evaluation are drawn of the test data where there are any. Raises DataError (no
     readable metrics.json) and OutputError (the disk).

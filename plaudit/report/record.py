@@ -75,17 +75,17 @@ def read_recalibration(folder: Path) -> Recalibration | None:
     """
     path = folder / "plaudit.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot read {path} ({error}); restore it from a backup.") from error
-    fit = facts.get("temperature_fit")
+    fit = metadata.get("temperature_fit")
     if fit is None:
         return None
     try:
         recalibration: Recalibration = adapter(Recalibration).validate_python(
-            {**fit, "temperature": facts["temperature"] or 1.0}
+            {**fit, "temperature": metadata["temperature"] or 1.0}
         )
     except ValidationError as error:
         raise DataError(f"{path} is damaged: {first_mistake(error)}. Restore it.") from None

@@ -77,7 +77,7 @@ class ErrorBody(BaseModel):
 
 def error_response(rejection: RejectionError, request_id: str) -> Response:
     """The rejection as an HTTP answer."""
-    facts = {
+    error = {
         "type": rejection.kind,
         "message": rejection.message,
         "param": rejection.param,
@@ -89,7 +89,7 @@ def error_response(rejection: RejectionError, request_id: str) -> Response:
     if rejection.kind == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     # ASCII: a message may name a key that UTF-8 has no form for.
-    body = json.dumps({"error": facts})
+    body = json.dumps({"error": error})
     return Response(body, rejection.status, headers, media_type="application/json")
 
 

@@ -69,9 +69,9 @@ class ServedModel:
         for part in request.parts:
             encoded += [next(texts)] if isinstance(part, str) else _encode_part(model, part)
         if request.keep_last is not None:
-            keep = self.model.facts.max_length if request.keep_last == -1 else request.keep_last
+            keep = self.model.metadata.max_length if request.keep_last == -1 else request.keep_last
             encoded = [ids[-keep:] for ids in encoded]
-        limit = min(self.model.facts.max_length, request.limit or self.model.facts.max_length)
+        limit = min(self.model.metadata.max_length, request.limit or self.model.metadata.max_length)
         for ids in encoded:
             _check_scorable(ids, limit)
         return encoded
@@ -96,7 +96,7 @@ def _encode_part(model: RewardModel, part: Dialogue | Sequence[int]) -> list[Int
     except (DataError, ModelError) as error:
         raise RejectionError("bad_request", str(error)) from None
     if isinstance(tree, Skipped):
-        length = f"; the model reads conversations of at most {model.facts.max_length} tokens"
+        length = f"; the model reads conversations of at most {model.metadata.max_length} tokens"
         raise RejectionError(
             _KINDS.get(tree.reason, "bad_request"),
             f"{tree.detail}{length if tree.reason == OVER_LENGTH else ''}.",
@@ -141,7 +141,7 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
         name=source.name,
         source=source.path,
         model=model,
-        special_tokens=special_tokens_of(model.encoder, model.facts.text),
+        special_tokens=special_tokens_of(model.encoder, model.metadata.text),
         cache=ScoreCache(settings.cached_scores),
         prefix_cache=open_prefix_cache(model, settings.prefix_cache_bytes),
         version=version,
@@ -186,23 +186,23 @@ class ModelMetadata(ModelCard):
 
 def metadata_of(served: ServedModel) -> ModelMetadata:
     """Metadata of a served model, with the metrics of its evaluation where they are recorded."""
-    facts, folder = served.model.facts, Path(served.source)
+    metadata, folder = served.model.metadata, Path(served.source)
     return ModelMetadata(
         id=served.name,
         created=served.created,
         version=served.version,
         loaded=served.loaded,
-        kind=facts.kind,
-        base=Path(facts.base).name if Path(facts.base).is_absolute() else facts.base,
-        text=facts.text,
-        max_length=facts.max_length,
-        temperature=facts.temperature,
-        reward_mean=facts.reward_mean,
-        reward_std=facts.reward_std,
+        kind=metadata.kind,
+        base=Path(metadata.base).name if Path(metadata.base).is_absolute() else metadata.base,
+        text=metadata.text,
+        max_length=metadata.max_length,
+        temperature=metadata.temperature,
+        reward_mean=metadata.reward_mean,
+        reward_std=metadata.reward_std,
         layout="packed" if isinstance(served.model.batcher, PackedBatcher) else "padded",
-        plaudit_version=facts.plaudit_version,
-        origin=None if facts.origin is None else facts.origin.format,
-        evaluation=_metrics(folder, calibrated_later=facts.temperature_fit is not None),
+        plaudit_version=metadata.plaudit_version,
+        origin=None if metadata.origin is None else metadata.origin.format,
+        evaluation=_metrics(folder, calibrated_later=metadata.temperature_fit is not None),
         card=(folder / "README.md").is_file(),
         report=(folder / "report.html").is_file(),
     )
@@ -365,7 +365,7 @@ def open_prefix_cache(model: RewardModel, limit: int) -> PrefixCache | None:
 def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str | None:
     """Why nothing may be kept; None where scoring with ``prefix_cache`` is as good as without."""
     turning = batch_independent_length(classifier(model.module.network).config)
-    if turning is not None and model.facts.max_length > turning:
+    if turning is not None and model.metadata.max_length > turning:
         return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
     known = classifier(model.module.network).config.get_text_config().vocab_size
     ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)

@@ -1,7 +1,7 @@
 """Rows in Arrow files, read in place, and the cache folder that keeps such files.
 
 Sequences are lazy: their memory does not grow with the file. A cache entry is ``<name>.arrow`` and
-``<name>.json``, which comes last and holds the facts it was made from and checksums. Deleting any
+``<name>.json``, which comes last and holds the inputs it was made from and checksums. Deleting any
 of it, at any time, costs nothing but making it again.
 """
 
@@ -244,8 +244,8 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plaudit"
 
 
-def cached(kind: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
-    """The table made from ``facts``, out of the cache or built now; damaged entries are rebuilt.
+def cached(kind: str, inputs: Mapping[str, Any], build: Build) -> MappedTable:
+    """The table made from ``inputs``, out of the cache or built now; damaged entries are rebuilt.
 
     Of processes that want the same entry, one builds and the others wait. A build that fails or
     is killed leaves no entry. Where the folder cannot be written, or the cache is off, the table
@@ -256,8 +256,8 @@ def cached(kind: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
     """
     from filelock import FileLock
 
-    facts = json.loads(json.dumps(facts))
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    inputs = json.loads(json.dumps(inputs))
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
     name = f"{kind}-{key}"
     folder = cache_folder()
     with contextlib.ExitStack() as stack:
@@ -266,11 +266,11 @@ def cached(kind: str, facts: Mapping[str, Any], build: Build) -> MappedTable:
             temporary = tempfile.TemporaryDirectory(prefix="plaudit-", ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(temporary))
         stack.enter_context(FileLock(folder / f".{name}.lock"))
-        table = _open(folder / name, key, facts)
+        table = _open(folder / name, key, inputs)
         if table is None:
             _remove_unused(folder)
-            _make(folder / name, facts, build)
-            table = _open(folder / name, key, facts)
+            _make(folder / name, inputs, build)
+            table = _open(folder / name, key, inputs)
         if table is None:
             raise OutputError(
                 f"{folder / name}.arrow does not hold what was just written to it; look after that "
@@ -300,10 +300,10 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def _make(path: Path, facts: Mapping[str, Any], build: Build) -> None:
+def _make(path: Path, inputs: Mapping[str, Any], build: Build) -> None:
     partial, arrow = path.with_name(f".{path.name}.partial"), path.with_name(f"{path.name}.arrow")
     try:
-        note = {"facts": facts, "record": build(partial), "xxh3_128": checksum(partial)}
+        note = {"inputs": inputs, "record": build(partial), "xxh3_128": checksum(partial)}
         partial.replace(arrow)
         write_json(path.with_name(f"{path.name}.json"), {**note, "note": checksum_of(note)})
     except OSError as error:
@@ -316,14 +316,14 @@ def _make(path: Path, facts: Mapping[str, Any], build: Build) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _open(path: Path, key: str, facts: Mapping[str, Any]) -> MappedTable | None:
+def _open(path: Path, key: str, inputs: Mapping[str, Any]) -> MappedTable | None:
     """The entry, or None where there is none or where it is damaged, which is logged."""
     arrow, path = path.with_name(f"{path.name}.arrow"), path.with_name(f"{path.name}.json")
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         if note.pop("note") != checksum_of(note) or note["xxh3_128"] != checksum(arrow):
             raise ValueError("other bytes than were written")
-        if note["facts"] != facts:
+        if note["inputs"] != inputs:
             return None
         table = MappedTable(arrow, key=key, record=note["record"])
         for file in (arrow, path):

@@ -1,6 +1,6 @@
 """Comparisons to token trees in bulk: an Arrow file per source, written by worker processes.
 
-What decides the ids is part of the file's key (:func:`_facts`), so nothing is encoded twice.
+What decides the ids is part of the file's key (:func:`_inputs`), so nothing is encoded twice.
 """
 
 from __future__ import annotations
@@ -185,10 +185,10 @@ def encode_rows(
     total = len(np.unique(comparisons.rows_N))
     before = 0
     tables: list[MappedTable] = []
-    decides = _facts(encoder)
+    decides = _inputs(encoder)
     for table, rows in comparisons.by_table():
         selected = "all" if len(rows) == table.rows else hashlib.sha256(rows.tobytes()).hexdigest()
-        facts = {**decides, "comparisons": table.key, "rows": selected}
+        inputs = {**decides, "comparisons": table.key, "rows": selected}
         one = StoredComparisons([table], rows)
 
         def build(
@@ -206,12 +206,12 @@ def encode_rows(
             write_batches(path, _SCHEMA, heard(_encode_batches(encoder, one)))
             return {}
 
-        tables.append(cached("trees", facts, build))
+        tables.append(cached("trees", inputs, build))
         before += len(rows)
     return Encoded(comparisons, tuple(tables))
 
 
-def _facts(encoder: Encoder) -> dict[str, Any]:
+def _inputs(encoder: Encoder) -> dict[str, Any]:
     """Everything that decides the ids of a comparison."""
     return {
         "tokenizer": tokenizer_digest(encoder.tokenizer),

@@ -36,7 +36,7 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", COUNTERS, "trai
 def mark_complete(checkpoint: Path) -> None:
     """List every file in the manifest, once all are written, and the run's evaluations until then.
 
-    The evaluations are needed at the end of the run (``training/facts.py``).
+    The evaluations are needed at the end of the run (``training/metrics.py``).
 
     Raises:
         OutputError: it cannot be written.

@@ -131,7 +131,7 @@ def prepare(
         trust_remote_code=recipe.model.trust_remote_code,
     )
     config = load_config(request)
-    if recipe.lora is not None and (warm_start is None or warm_start.facts.kind == "full"):
+    if recipe.lora is not None and (warm_start is None or warm_start.metadata.kind == "full"):
         check_lora(config, recipe.lora)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, warm_start)
     with console.status("reading data") as status:
@@ -158,7 +158,7 @@ def prepare(
     largest_id = max(int(part.trees.column("largest_id").max()) for part in corpus.every)
     with console.status(f"loading {recipe.model.base}"):
         built = _build_model(recipe, request, tokenizer, args, largest_id, folder, warm_start)
-    if recipe.lora and warm_start is not None and warm_start.facts.kind == "adapter":
+    if recipe.lora and warm_start is not None and warm_start.metadata.kind == "adapter":
         # The run records the LoRA settings that are trained, not those asked for.
         own = adapter_settings(built.model.module.network, recipe.lora)
         recipe = recipe.model_copy(update={"lora": own})
@@ -248,7 +248,7 @@ def _build_model(
         padded=batchers["padded"],
         reward_transform=RewardTransform()
         if warm_start is None
-        else warm_start.facts.reward_transform,
+        else warm_start.metadata.reward_transform,
         autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
     )
     batcher = batchers[model.layout]
@@ -355,8 +355,8 @@ def make_encoder(
     """
     rendering, arguments = Rendering(), tokens.chat_template_kwargs
     if warm_start is not None and tokens.chat_template is None:
-        rendering = warm_start.facts.rendering
-        arguments = {**warm_start.facts.chat_template_kwargs, **arguments}
+        rendering = warm_start.metadata.rendering
+        arguments = {**warm_start.metadata.chat_template_kwargs, **arguments}
     if tokens.template is not None:
         rendering = named_template(tokens.template).rendering
     encoder = Encoder(
@@ -366,7 +366,7 @@ def make_encoder(
         text_as_turns=as_chat is True,
         chat_template_kwargs=arguments,
         rendering=rendering,
-        scored_token=ScoredTokenRule() if warm_start is None else warm_start.facts.scored_token,
+        scored_token=ScoredTokenRule() if warm_start is None else warm_start.metadata.scored_token,
     )
     if encoder.text_as_turns and not encoder.has_template:
         raise RecipeError(
@@ -507,7 +507,7 @@ def open_warm_start(model: ModelSection) -> OpenedModel | None:
     opened = open_reward_model(base, ReadOptions(trust_remote_code=model.trust_remote_code))
     if model.quantize is None:
         return opened
-    if opened.facts.origin is not None and opened.facts.origin.format == PLAIN:
+    if opened.metadata.origin is not None and opened.metadata.origin.format == PLAIN:
         # Its head is where load_base finds it.
         return None
     raise RecipeError(
@@ -518,9 +518,9 @@ def open_warm_start(model: ModelSection) -> OpenedModel | None:
 
 def place_warm_start(opened: OpenedModel, source: Path, folder: RunFolder) -> str:
     """Where the new run's base is; a base kept inside the old run is copied, as runs are moved."""
-    if opened.facts.kind == "full":
+    if opened.metadata.kind == "full":
         return str(source.resolve())
-    base = resolve_base(source, opened.facts, None)
+    base = resolve_base(source, opened.metadata, None)
     return copy_into_run(Path(base), folder) if Path(base).is_relative_to(source) else base
 
 
@@ -533,7 +533,7 @@ def load_warm_start(
         RecipeError: LoRA settings that are not the adapter's.
     """
     network: Any = opened.build(dtype)
-    if opened.facts.kind == "full":
+    if opened.metadata.kind == "full":
         return LoadedBase(network=network, fresh_head=False)
     if lora is None:
         network = network.merge_and_unload()

@@ -32,7 +32,7 @@ def write_trained(run: PreparedRun, trainer: RewardTrainer) -> None:
     folder, end = run.folder, trainer.end()
     folder.training.unlink(missing_ok=True)
     module = trainer.accelerator.unwrap_model(trainer.model)
-    write_model(folder.path, module.network, run.tokenizer, trainer.facts)
+    write_model(folder.path, module.network, run.tokenizer, trainer.metadata)
     write_text(
         folder.path / CARD_FILE,
         f"# {folder.path.name}\n\nA reward model. It is trained, and its evaluation has not "
@@ -51,10 +51,10 @@ def write_results(
     """Predictions, metrics, plots, report and card. ``metrics.json`` marks the end."""
     folder = run.folder
     module = trainer.accelerator.unwrap_model(trainer.model)
-    facts = trainer.facts
+    metadata = trainer.metadata
     if metrics.eval is not None:
-        facts = replace(
-            facts,
+        metadata = replace(
+            metadata,
             temperature=metrics.eval.stored_temperature,
             reward_mean=metrics.eval.reward.mean,
             reward_std=metrics.eval.reward.std,
@@ -65,14 +65,14 @@ def write_results(
         source=str(folder.path),
         module=module,
         tokenizer=run.tokenizer,
-        facts=facts,
+        metadata=metadata,
         batcher=run.built.batcher,
         encoder=run.encoder,
     )
     alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
     texts = _mistakes(run, metrics, model if alone else None)
     write_json_lines(folder.mistakes, map(json_safe, texts))
-    write_metadata(folder.path, facts)
+    write_metadata(folder.path, metadata)
     write_json(folder.metrics, json_safe(metrics))
     write_presentation(folder, run.recipe)
 
@@ -115,7 +115,7 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
             write_report(folder.path)
 
 
-def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
+def checkpoint_metadata(run: PreparedRun) -> CheckpointMetadata:
     """``plaudit.json`` of this run, before anything is measured."""
     recipe, module = run.recipe, run.built.model.module
     template = run.tokenizer.chat_template
@@ -144,6 +144,6 @@ def artefact_facts(run: PreparedRun) -> CheckpointMetadata:
         rendering=run.encoder.rendering,
         scored_token=run.encoder.scored_token,
         reward_transform=module.reward_transform,
-        output=None if run.warm_start is None else run.warm_start.facts.output,
-        origin=None if run.warm_start is None else run.warm_start.facts.origin,
+        output=None if run.warm_start is None else run.warm_start.metadata.output,
+        origin=None if run.warm_start is None else run.warm_start.metadata.origin,
     )

@@ -26,7 +26,6 @@ from plaudit.training.callbacks import (
     ProgressReport,
     StopSignal,
 )
-from plaudit.training.facts import computed_tokens, gather_metrics
 from plaudit.training.folder import (
     RunFolder,
     TrainingEnd,
@@ -45,10 +44,11 @@ from plaudit.training.measure import (
     probe_run,
     read_parts,
 )
+from plaudit.training.metrics import computed_tokens, gather_metrics
 from plaudit.training.needs import check_needs, logging_into
 from plaudit.training.prepare import PreparedRun, StepArguments, prepare, step_arguments
 from plaudit.training.results import (
-    artefact_facts,
+    checkpoint_metadata,
     write_presentation,
     write_results,
     write_trained,
@@ -225,7 +225,7 @@ def make_trainer(
     try:
         with writing(folder.path):
             trainer = RewardTrainer(
-                run, measure=measured, facts=artefact_facts(run), callbacks=callbacks
+                run, measure=measured, metadata=checkpoint_metadata(run), callbacks=callbacks
             )
     except (ImportError, RuntimeError) as error:
         # What report_to and optim name may be missing here; transformers says which.

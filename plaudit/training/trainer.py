@@ -54,7 +54,7 @@ class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
     ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores. ``facts`` are the ``plaudit.json`` of every checkpoint.
+    on every rank with the same scores. ``metadata`` are the ``plaudit.json`` of every checkpoint.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RewardTrainer(Trainer):
         run: PreparedRun,
         *,
         measure: Callable[[EvalScores, int], dict[str, float]],
-        facts: CheckpointMetadata,
+        metadata: CheckpointMetadata,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.train_trees = run.corpus.train.trees
@@ -79,7 +79,7 @@ class RewardTrainer(Trainer):
         self.batcher = run.built.batcher
         self.loss = LOSSES[run.recipe.loss.kind]
         self.measure = measure
-        self.facts = facts
+        self.metadata = metadata
         self.recipe = run.recorded_recipe
         self.step_metrics = StepMetrics(self.args.device)
         self._began = time.perf_counter()
@@ -263,7 +263,7 @@ class RewardTrainer(Trainer):
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
         module = self.accelerator.unwrap_model(self.model)
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        write_model(folder, module.network, self.processing_class, self.facts, state_dict)
+        write_model(folder, module.network, self.processing_class, self.metadata, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint is complete with its manifest; older ones are deleted only then."""

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
-from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_metadata, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -869,7 +869,7 @@ def test_a_killed_call_is_gone_on_with(
         process.wait()
     assert not out.exists()
 
-    set_facts(own_run, temperature=7.0)
+    set_metadata(own_run, temperature=7.0)
     sentence = refuse("score", own_run, data, "--out", out)
     assert "another model" in sentence
     assert str(tmp_path / ".out.jsonl.partial.json") in sentence

@@ -76,7 +76,7 @@ def test_a_better_temperature_is_stored_and_said(
     from plaudit.reward_model import load
 
     model = load(run)
-    assert model.facts.temperature == after["temperature"]
+    assert model.metadata.temperature == after["temperature"]
     assert 0.01 < model.prefer("the quick brown fox", "is right", "is wrong") < 0.99
 
     # Once more on the same pairs: nothing is better, nothing is written, exit code 1.

@@ -124,7 +124,7 @@ def test_a_checkpoint_is_a_model(checkpoints: list[Path], data: Path, tmp_path: 
     import plaudit as package
 
     model: Any = package.load(checkpoints[0])
-    assert model.facts.temperature is None
+    assert model.metadata.temperature is None
     assert len(model.score("hello", ["one right", "one wrong"])) == 2
 
 

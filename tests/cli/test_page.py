@@ -333,10 +333,10 @@ def test_a_file_is_stopped_halfway(page: Any) -> None:
 
 
 @needs_browser
-def test_the_models_facts_and_report(watched: Watched, server: Running) -> None:
+def test_the_models_metadata_and_report(watched: Watched, server: Running) -> None:
     page = watched.page
     page.get_by_role("link", name="Model", exact=True).click()
-    expect(page.locator("#facts")).to_contain_text("most tokens read")
+    expect(page.locator("#metadata")).to_contain_text("most tokens read")
     with watched.context.expect_page() as opened:
         page.get_by_role("link", name="Report").click()
     report = opened.value
@@ -444,7 +444,7 @@ def test_every_part_fits_and_is_accessible(
     expect(page.locator("#table table")).to_be_visible()
     check_looks(page, width)
     page.get_by_role("link", name="Model", exact=True).click()
-    expect(page.locator("#facts dl").first).to_be_visible()
+    expect(page.locator("#metadata dl").first).to_be_visible()
     check_looks(page, width)
     page.get_by_role("link", name="API").click()
     expect(page.get_by_role("heading", name="Shapes")).to_be_visible()

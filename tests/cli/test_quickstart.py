@@ -13,7 +13,7 @@ import pytest
 from plaudit.cli.main import main
 from plaudit.data.sources.documentation import MIX
 from plaudit.reward_model import load
-from tests.conftest import set_facts
+from tests.conftest import set_metadata
 
 pytestmark = pytest.mark.heavy
 
@@ -46,7 +46,7 @@ def test_the_run_folder_can_be_moved(folder: Path, tmp_path: Path) -> None:
     before = load(folder).score("What does `len` do?", ["Return the number of items.", "No."])
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
-    set_facts(moved, base="/gone")
+    set_metadata(moved, base="/gone")
     after = load(moved).score("What does `len` do?", ["Return the number of items.", "No."])
     assert after == before
 

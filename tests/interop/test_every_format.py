@@ -20,7 +20,7 @@ from plaudit.interop.formats import formats, read_contents
 from plaudit.interop.parity import CheckOptions, check_rows
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import LoadOptions, load, load_model
-from tests.conftest import pair_rows, set_facts, write_jsonl
+from tests.conftest import pair_rows, set_metadata, write_jsonl
 from tests.foreign import complete
 
 pytestmark = pytest.mark.heavy
@@ -48,7 +48,7 @@ def models(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """One model in every format that is read, with a bias where the format has one."""
     biased = tmp_path_factory.mktemp("source") / "biased"
     shutil.copytree(finished_run, biased)
-    set_facts(biased, reward_transform={"scale": 1.5, "offset": -0.375})
+    set_metadata(biased, reward_transform={"scale": 1.5, "offset": -0.375})
     found = {}
     for name, layout in LAYOUT_OF.items():
         folder = tmp_path_factory.mktemp("formats") / name.replace(" ", "-")
@@ -197,8 +197,8 @@ def test_the_template_of_llamafactory_goes_with_the_model(rows: Path, tmp_path: 
     old = complete("value_head", tmp_path / "old")
     export(old, "llamafactory", tmp_path / "kept", on_base())
     was, kept = load(old, base=BASE), load(tmp_path / "kept", base=BASE)
-    assert kept.facts.origin is not None
-    assert kept.facts.origin.source_version == "0.8.2"
+    assert kept.metadata.origin is not None
+    assert kept.metadata.origin.source_version == "0.8.2"
     assert kept.score("Hi", ["Hello"]) == pytest.approx(was.score("Hi", ["Hello"]), abs=1e-5)
     other = LoadOptions(base=BASE, template="qwen", source_version="0.8.2")
     unchecked = ExportOptions(load=other, check=None)

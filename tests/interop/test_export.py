@@ -23,7 +23,7 @@ from plaudit.interop.parity import CheckOptions, ParityError, check_rows
 from plaudit.interop.sequence_classifier import write
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
-from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_metadata, write_jsonl
 
 pytestmark = pytest.mark.heavy
 ROWS = pair_rows(6, seed=11)
@@ -43,7 +43,7 @@ def with_bias(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A model as an import leaves it: a scale and an offset on top of its head."""
     folder = tmp_path_factory.mktemp("imported") / "biased"
     shutil.copytree(finished_run, folder)
-    set_facts(folder, reward_transform={"scale": -1.75, "offset": 0.625})
+    set_metadata(folder, reward_transform={"scale": -1.75, "offset": 0.625})
     return folder
 
 
@@ -114,7 +114,7 @@ def test_the_bias_is_kept_where_there_is_a_place_and_said_where_not(
 
 def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_path: Path) -> None:
     model = load(finished_run)
-    mean, std = model.facts.reward_mean, model.facts.reward_std
+    mean, std = model.metadata.reward_mean, model.metadata.reward_std
     rows = check_rows(model, finished_run, None)
     rewards = np.concatenate(model.score_trees(rows.trees))
     wanted = ((rewards - mean) / std).tolist()
@@ -123,7 +123,7 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     close(write.read(tmp_path / "merged", "")(rows.sequences()), rewards.tolist())
     for target in ("llamafactory", "openrlhf"):
         export(finished_run, target, tmp_path / target, ExportOptions(normalize=True))
-        read = registry.find("exporter", target).read(tmp_path / target, model.facts.base)
+        read = registry.find("exporter", target).read(tmp_path / target, model.metadata.base)
         close(read(rows.sequences()), wanted, 1e-4)
     config = json.loads((tmp_path / "openrlhf" / "config.json").read_text())
     assert config["value_head_prefix"] == "score"
@@ -139,7 +139,7 @@ def test_a_base_beside_the_adapter_goes_with_it(
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.copytree(tiny_base, run / "base")
-    set_facts(run, base=str(run / "base"))
+    set_metadata(run, base=str(run / "base"))
     for target in ("adapter", "llamafactory"):
         out = tmp_path / target
         export(run, target, out)
@@ -239,7 +239,7 @@ def test_what_a_model_cannot_become_is_said(
         export(full_run, "adapter", tmp_path / "out")
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    set_facts(folder, reward_std=None)
+    set_metadata(folder, reward_std=None)
     with pytest.raises(ModelError, match="--normalize needs"):
         export(folder, "merged", tmp_path / "out", ExportOptions(normalize=True))
     (tmp_path / "full").mkdir()

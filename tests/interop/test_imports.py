@@ -92,7 +92,7 @@ def test_llama_factory_pickles_give_the_scores_they_gave() -> None:
         row[f"{side}_reward_single"] for row in rows(recorded) for side in ("chosen", "rejected")
     ]
     assert scores_of_ids(model, sides(recorded)) == pytest.approx(expected, **CLOSE)
-    assert model.facts.rendering.template == "llama3"
+    assert model.metadata.rendering.template == "llama3"
 
 
 def test_trl_gives_the_scores_it_gave() -> None:
@@ -125,10 +125,10 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
     assert "lora_bias" not in keys
     assert "peft_version" not in keys
     model = opened(folder)
-    assert model.facts.origin is not None
-    assert model.facts.origin.source_version == "0.8.2"
-    assert model.facts.scored_token == ScoredTokenRule(rule="before_trailing_pad", pad_id=4086)
-    assert model.facts.reward_transform.offset == pytest.approx(0.3, abs=0.1)
+    assert model.metadata.origin is not None
+    assert model.metadata.origin.source_version == "0.8.2"
+    assert model.metadata.scored_token == ScoredTokenRule(rule="before_trailing_pad", pad_id=4086)
+    assert model.metadata.reward_transform.offset == pytest.approx(0.3, abs=0.1)
     for row, *expected in zip(
         rows(LLAMA_FACTORY / "scores.jsonl"),
         OLD["scores"]["value_head"][::2],
@@ -139,7 +139,7 @@ def test_the_reference_models_shape_is_read_by_its_own_release(
         assert found == pytest.approx(expected, **CLOSE)
     assert "the token before that is scored" in caplog.text
     later = opened(folder, source_version="0.9.1")
-    assert later.facts.scored_token == ScoredTokenRule()
+    assert later.metadata.scored_token == ScoredTokenRule()
     row = rows(LLAMA_FACTORY / "scores.jsonl")[0]
     assert later.score(row["prompt"], [row["chosen"]]) != pytest.approx(
         model.score(row["prompt"], [row["chosen"]]), abs=1e-3
@@ -258,12 +258,14 @@ def test_what_decides_the_score_is_asked_for_and_not_guessed(tmp_path: Path) -> 
     without_versions(folder)
     with pytest.raises(ModelError, match="do not tell which LLaMA-Factory trained it"):
         opened(folder)
-    assert opened(folder, source_version="0.8.2").facts.scored_token.rule == "before_trailing_pad"
+    assert (
+        opened(folder, source_version="0.8.2").metadata.scored_token.rule == "before_trailing_pad"
+    )
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"do not name its template.*--template"):
         opened(folder, source_version="0.8.2")
     assert (
-        opened(folder, source_version="0.8.2", template="llama3").facts.rendering.template
+        opened(folder, source_version="0.8.2", template="llama3").metadata.rendering.template
         == "llama3"
     )
     (folder / "chat_template.jinja").write_text("{{ raise_exception('not like that') }}")
@@ -336,7 +338,7 @@ def test_pad_that_ends_texts_moves_the_scored_token_by_version(whole: Path, vers
     change_config(whole, pad_token_id=1, transformers_version=version)
     model = opened(whole, base=None)
     ids = model.tokenizer(conversations(model)[0], add_special_tokens=False)["input_ids"]
-    read = up_to_scored_token(model.facts.scored_token, np.asarray(ids, np.int32)).tolist()
+    read = up_to_scored_token(model.metadata.scored_token, np.asarray(ids, np.int32)).tolist()
     assert read == (ids[: ids.index(1)] if version == "4.48.3" else ids[:-1])
     if version == "4.49.0":
         # The installed release reads by the same rule.
@@ -372,8 +374,8 @@ def test_one_of_several_outputs_is_chosen(whole: Path) -> None:
     with pytest.raises(ModelError, match="--output 3 is not an output"):
         opened(folder, base=None, output=3)
     model = opened(folder, base=None, output=2)
-    assert model.facts.output is not None
-    assert (model.facts.output.index, model.facts.output.name) == (2, "style")
+    assert model.metadata.output is not None
+    assert (model.metadata.output.index, model.metadata.output.name) == (2, "style")
     assert model.score(ASKED, ANSWERS) == pytest.approx(
         by_transformers(folder, conversations(model)), **CLOSE
     )
@@ -410,7 +412,7 @@ def test_positions_that_turn_with_a_batch_bound_the_length(
     """Beyond it a conversation's score would depend on its company."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     change_config(whole, rope_parameters={**rope, "original_max_position_embeddings": 32})
-    assert opened(whole, base=None).facts.max_length == 32
+    assert opened(whole, base=None).metadata.max_length == 32
     assert "beyond 32 tokens its rotary positions change" in caplog.text
 
 
@@ -473,7 +475,7 @@ def test_openrlhf_is_normalised_and_its_texts_end_its_way(
     assert "mean 0.5 and std 4" in caplog.text
     change_config(openrlhf, std=float("nan"))
     # The standard deviation of one evaluation row is no number.
-    assert opened(openrlhf, base=None).facts.reward_transform == RewardTransform()
+    assert opened(openrlhf, base=None).metadata.reward_transform == RewardTransform()
     assert "are no numbers and are left out" in caplog.text
 
 
@@ -483,10 +485,10 @@ def test_an_openrlhf_adapter_with_its_head_is_read_by_openrlhfs_rules(tmp_path: 
     added = {"value_head_prefix": "score", "mean": 0.5, "std": 4.0}
     (folder / "config.json").write_text(json.dumps(added))
     model = opened(folder, text="text")
-    assert model.facts.origin is not None
-    assert model.facts.origin.format == "OpenRLHF"
-    assert model.facts.rendering.kind == "openrlhf"
-    assert model.facts.reward_transform == RewardTransform(scale=0.25, offset=-0.125)
+    assert model.metadata.origin is not None
+    assert model.metadata.origin.format == "OpenRLHF"
+    assert model.metadata.rendering.kind == "openrlhf"
+    assert model.metadata.reward_transform == RewardTransform(scale=0.25, offset=-0.125)
     end = str(model.tokenizer.eos_token)
     found = model.score("what is it?", [f" this {end}\n"])
     assert found == model.score("what is it?", [" this"])
@@ -545,7 +547,7 @@ def test_llama_factorys_merged_model(tmp_path: Path) -> None:
     assert model.score(row["prompt"], [row["chosen"], row["rejected"]]) == pytest.approx(
         row["rewards"], rel=0, abs=5e-5
     )
-    assert model.facts.kind == "full"
+    assert model.metadata.kind == "full"
 
 
 # ---- recognition, and what is refused
@@ -660,7 +662,7 @@ def test_an_index_without_shards_is_refused(whole: Path) -> None:
 def test_another_trainers_checkpoint_is_not_taken_for_plaudits(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "checkpoint-12"
     shutil.copytree(TRL / "adapter", folder)
-    facts = opened(folder).facts
+    facts = opened(folder).metadata
     assert facts.origin is not None
     assert facts.origin.format == "sequence classifier adapter"
 
@@ -747,7 +749,7 @@ def test_a_models_own_code_runs_only_when_asked(whole: Path, tmp_path: Path) -> 
     assert not mark.exists()
     model = plaudit.load(whole, trust_remote_code=True)
     assert mark.exists()
-    assert model.facts.trust_remote_code
+    assert model.metadata.trust_remote_code
     assert model.score(ASKED, ANSWERS) == pytest.approx(expected, **CLOSE)
     with pytest.raises(ModelError, match="code of its own, which is not copied"):
         import_model(whole, tmp_path / "out", ReadOptions(trust_remote_code=True))

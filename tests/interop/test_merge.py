@@ -21,7 +21,7 @@ from plaudit.interop.merge import MergeOptions, merge
 from plaudit.interop.parity import ParityError
 from plaudit.interop.sequence_classifier.write import save_adapter
 from plaudit.reward_model import load
-from tests.conftest import pair_rows, recipe_of, set_facts
+from tests.conftest import pair_rows, recipe_of, set_metadata
 
 pytestmark = pytest.mark.heavy
 ROWS = pair_rows(5, seed=23)
@@ -123,7 +123,7 @@ def test_a_model_with_itself_is_itself(finished_run: Path, tmp_path: Path) -> No
 def test_scale_and_offset_of_imports_are_averaged(finished_run: Path, tmp_path: Path) -> None:
     biased = tmp_path / "biased"
     shutil.copytree(finished_run, biased)
-    set_facts(biased, reward_transform={"scale": 3.0, "offset": 0.5})
+    set_metadata(biased, reward_transform={"scale": 3.0, "offset": 0.5})
     done = merge([finished_run, biased], tmp_path / "out", MergeOptions(weights=[0.5, 0.5]))
     assert done.parity is not None
     # One body and two heads: here the average of the weights is the average of the scores.
@@ -136,7 +136,7 @@ def test_what_is_known_of_a_member_is_not_said_of_the_average(
 ) -> None:
     member = tmp_path / "lora"
     shutil.copytree(finished_run, member)
-    set_facts(member, temperature=1.5)
+    set_metadata(member, temperature=1.5)
     done = merge([member, other_run], tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "plaudit.json").read_text())
     assert facts["temperature"] is facts["reward_mean"] is facts["reward_std"] is None
@@ -170,7 +170,7 @@ def test_models_that_have_no_average(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished_run, other)
-    set_facts(other, **{fact: value})
+    set_metadata(other, **{fact: value})
     with pytest.raises(ModelError, match=sentence):
         merge([finished_run, other], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from plaudit.interop.importing import import_model
 from plaudit.recipe.schema import Source
 from plaudit.score_file import score_file
 from plaudit.storage.manifest import write_model_manifest
-from tests.conftest import pair_rows, set_facts, write_jsonl
+from tests.conftest import pair_rows, set_metadata, write_jsonl
 from tests.foreign import BASE, LLAMA_FACTORY, TRL, build_openrlhf, complete
 from tests.models import tiny_classifier, tiny_tokenizer
 
@@ -81,8 +81,8 @@ def test_one_score_everywhere(name: str, tmp_path: Path) -> None:
     out = tmp_path / "imported"
     import_model(source, out, ReadOptions(base=base, **chosen))
     imported = plaudit.load(out)
-    assert imported.facts.rendering == model.facts.rendering
-    assert imported.facts.scored_token == model.facts.scored_token
+    assert imported.metadata.rendering == model.metadata.rendering
+    assert imported.metadata.scored_token == model.metadata.scored_token
     assert evaluate(imported, data).table.reward_N.tolist() == close
     padded = plaudit.load(out, max_tokens_per_microbatch=8)
     assert evaluate(padded, data).table.reward_N.tolist() == close
@@ -94,7 +94,7 @@ def test_a_model_of_the_first_format_keeps_its_scores(tmp_path: Path) -> None:
     import_model(build_openrlhf(tmp_path / "source"), out)
     changes = {"scored_token": {"rule": "first_pad", "pad_id": 0}}
     changes["reward_transform"] = {"scale": 2.0, "offset": 1.0}
-    set_facts(out, **changes)
+    set_metadata(out, **changes)
     model = plaudit.load(out)
     path = out / "plaudit.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
@@ -103,4 +103,4 @@ def test_a_model_of_the_first_format_keeps_its_scores(tmp_path: Path) -> None:
     facts["origin"]["era"] = facts["origin"].pop("source_version")
     path.write_text(json.dumps(facts | {"format": 1}), encoding="utf-8")
     write_model_manifest(out)
-    assert plaudit.load(out).facts == model.facts
+    assert plaudit.load(out).metadata == model.metadata

@@ -291,7 +291,7 @@ def test_tools_have_the_file_s_outcome_in_python(
     assert model.token_rewards(ASKED, responses[0], tools=[TOOL])[-1].reward == pytest.approx(
         rewards[0], abs=1e-5
     )
-    probability = 1 / (1 + math.exp((rewards[1] - rewards[0]) / (model.facts.temperature or 1)))
+    probability = 1 / (1 + math.exp((rewards[1] - rewards[0]) / (model.metadata.temperature or 1)))
     assert model.prefer(ASKED, *responses, tools=[TOOL]) == pytest.approx(probability)
 
 

@@ -155,7 +155,7 @@ def test_plain_text_in_a_file_has_the_score_it_has_in_python(
 
 
 def test_prefer_is_calibrated_and_symmetric(model: RewardModel) -> None:
-    model = replace(model, facts=replace(model.facts, temperature=1.5))
+    model = replace(model, metadata=replace(model.metadata, temperature=1.5))
     row = ROWS[0]
     p = model.prefer(row["prompt"], row["chosen"], row["rejected"])
     q = model.prefer(row["prompt"], row["rejected"], row["chosen"])

@@ -90,7 +90,7 @@ def assert_checkpoint_loads(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
 
     model = load(checkpoint)
     assert len(model.score("what is it?", ["forty two right", "no wrong"])) == 2
-    assert model.facts.temperature is None
+    assert model.metadata.temperature is None
     (warning,) = set(caplog.messages)
     assert f"{checkpoint} is from an unfinished run (step 40 of 75)" in warning
 
@@ -249,7 +249,7 @@ def test_a_kill_after_training_loses_nothing(
     question, answers = "what is it?", ["forty two right", "no wrong"]
     model = load(out)
     assert model.score(question, answers) == load(uninterrupted).score(question, answers)
-    assert model.facts.temperature is None
+    assert model.metadata.temperature is None
     (warning,) = set(caplog.messages)
     assert "its evaluation has not finished" in warning
     assert "has not finished" in (out / "README.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 from plaudit.evaluation.table import read_table
 from plaudit.reward_model import RewardModel, load
 from plaudit.training.run import train
-from tests.conftest import recipe_of, set_facts
+from tests.conftest import recipe_of, set_metadata
 from tests.laws.test_one_score import ROWS, assert_same, python_scores, transformers_scores
 
 
@@ -54,7 +54,7 @@ def test_a_moved_run_loads_with_its_base_named(
 ) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished_run, moved)
-    set_facts(moved, base="/gone")
+    set_metadata(moved, base="/gone")
     found = python_scores(load(moved, base=str(tiny_base)), ROWS[:2])
     assert_same(found, python_scores(model, ROWS[:2]))
 
@@ -65,5 +65,5 @@ def test_a_base_beside_the_adapter_is_found(
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished_run, moved)
     shutil.copytree(tiny_base, moved / "base")
-    set_facts(moved, base="/gone")
+    set_metadata(moved, base="/gone")
     assert_same(python_scores(load(moved), ROWS[:2]), python_scores(model, ROWS[:2]))

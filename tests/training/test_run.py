@@ -29,7 +29,7 @@ from plaudit.training.needs import logging_into
 from plaudit.training.prepare import StepArguments
 from plaudit.training.run import TrainedRun, _evaluate, _on_main_process, train
 from plaudit.types import Comparison
-from tests.conftest import pair_rows, recipe_of, set_facts, write_jsonl
+from tests.conftest import pair_rows, recipe_of, set_metadata, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -112,7 +112,7 @@ def test_without_evaluation_data_there_are_no_evaluation_claims(
     metrics = train(recipe, folder).metrics
     assert (metrics.eval, metrics.best, metrics.overfit) == (None, None, None)
     assert (folder / "README.md").is_file()
-    assert load(folder).facts.temperature is None
+    assert load(folder).metadata.temperature is None
 
 
 def test_an_evaluation_decodes_each_comparison_once(
@@ -295,7 +295,7 @@ def test_a_folder_cannot_ask_for_its_own_code_to_run(finished_run: Path, tmp_pat
 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    set_facts(folder, trust_remote_code=True)
+    set_metadata(folder, trust_remote_code=True)
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         load(folder)
     assert load(folder, trust_remote_code=True).score("a", ["b"])

@@ -13,7 +13,7 @@ import plaudit
 from plaudit.errors import RecipeError
 from plaudit.evaluation.table import read_table
 from plaudit.training.run import TrainedRun, train
-from tests.conftest import recipe_of, set_facts
+from tests.conftest import recipe_of, set_metadata
 from tests.foreign import BASE, LLAMA_FACTORY, opened
 
 PROMPT = [{"role": "user", "content": "what is it?"}]
@@ -92,7 +92,7 @@ def test_the_template_variables_of_a_run_stay(
 ) -> None:
     warm_start = tmp_path / "begun"
     shutil.copytree(finished_run, warm_start)
-    set_facts(warm_start, chat_template_kwargs={"tone": "dry", "enable_thinking": True})
+    set_metadata(warm_start, chat_template_kwargs={"tone": "dry", "enable_thinking": True})
     run = run_on(
         warm_start,
         pairs_file,

@@ -102,7 +102,7 @@ def run_suite(
         counts = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
         raise DataError(
             f"None of the {len(items)} rows of {request.suite.title} can be scored ({counts}); the "
-            f"model reads at most {model.facts.max_length} tokens."
+            f"model reads at most {model.metadata.max_length} tokens."
         )
     result = score_suite(request.suite, items, answers, skipped, seed=seed)
     unread = UnreadColumns(
@@ -268,7 +268,7 @@ def _score(
 ) -> tuple[list[Answer], Counter[str]]:
     """Answers in the rows' order, and skipped rows by reason."""
     # A text is a user turn or an assistant turn, but for a model of plain text alone.
-    comparisons = items if model.facts.text == "text" else [as_turns(item) for item in items]
+    comparisons = items if model.metadata.text == "text" else [as_turns(item) for item in items]
     outcomes = model.encode(comparisons)
     trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
     skipped = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Skipped))

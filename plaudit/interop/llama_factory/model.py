@@ -42,7 +42,7 @@ from plaudit.interop.llama_factory.templates import (
 )
 from plaudit.interop.reading import (
     build_classifier,
-    make_facts,
+    imported_metadata,
     open_body,
     release,
 )
@@ -107,8 +107,8 @@ def open_llamafactory(contents: Contents) -> OpenedModel:
     if adapter is not None:
         notes += adapter.notes
     rendering = Rendering(kind=KIND, template=template.name, strings=template.strings())
-    facts = replace(
-        make_facts(body, "LLaMA-Factory", version, notes, rendering),
+    metadata = replace(
+        imported_metadata(body, "LLaMA-Factory", version, notes, rendering),
         scored_token=scored_token,
         reward_transform=RewardTransform(offset=bias),
     )
@@ -117,7 +117,7 @@ def open_llamafactory(contents: Contents) -> OpenedModel:
         loaded = build_classifier(body, dtype, weight_1D)
         return loaded.network if adapter is None else attach(loaded, adapter, contents.source)
 
-    return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
+    return OpenedModel(metadata=metadata, tokenizer=tokenizer, build=build)
 
 
 def _head(contents: Contents) -> tuple[Tensor, float]:
@@ -243,7 +243,7 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
         )
     transform = RewardTransform()
     if options.normalize:
-        mean, std = source.facts.reward_mean, source.facts.reward_std
+        mean, std = source.metadata.reward_mean, source.metadata.reward_std
         assert mean is not None
         assert std
         transform = RewardTransform(scale=1.0 / std, offset=-mean / std)
@@ -261,22 +261,22 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     Names the release whose rules it was trained by, where later ones have others: the files of an
     export are of today's libraries, and do not tell it.
     """
-    facts, name = source.facts, source.facts.rendering.template
+    metadata, name = source.metadata, source.metadata.rendering.template
     if name is None:
         note = (
             "LLaMA-Factory renders with the template named in its own YAML, so the chat template "
             "is not carried: name the one that renders like it."
         )
         return [note]
-    version = None if facts.origin is None else facts.origin.source_version
+    version = None if metadata.origin is None else metadata.origin.source_version
     old = "" if version is None or version == RULE_VERSIONS[-1] else f"{RULES_OF}{version}\n"
     write_text(folder / SETTINGS_FILE, f"{old}template: {name}\n")
-    if facts.scored_token.pad_id is not None:
+    if metadata.scored_token.pad_id is not None:
         # Those releases, and plaudit by their rules, find the scored token by it.
         source.tokenizer.pad_token = source.tokenizer.convert_ids_to_tokens(
-            facts.scored_token.pad_id
+            metadata.scored_token.pad_id
         )
-    if template_of(name, RULE_VERSIONS[-1]).strings() == facts.rendering.strings:
+    if template_of(name, RULE_VERSIONS[-1]).strings() == metadata.rendering.strings:
         return []
     note = (
         f"LLaMA-Factory's template {name} has had other text since this model was trained, so "

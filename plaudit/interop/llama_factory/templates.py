@@ -1,7 +1,7 @@
 """LLaMA-Factory's conversation templates by release, and how they render.
 
 A model's files name neither template nor release, and the same name meant other text in another
-release. The facts are those of the released packages 0.8.2, 0.8.3, 0.9.1, 0.9.2, 0.9.3, 0.9.4 and
+release. The rules are those of the released packages 0.8.2, 0.8.3, 0.9.1, 0.9.2, 0.9.3, 0.9.4 and
 0.9.5 (``llamafactory/data/template.py``). To add a template, add rows to :data:`TEMPLATES`.
 
 A template is slots of text, filled turn by turn and encoded one by one. ``plaudit.json`` keeps its

@@ -32,7 +32,7 @@ from plaudit.interop.reading import (
     Body,
     build_classifier,
     choose_output,
-    make_facts,
+    imported_metadata,
     open_body,
 )
 from plaudit.interop.sequence_classifier.read import (
@@ -66,7 +66,9 @@ def open_openrlhf(contents: Contents) -> OpenedModel:
             raise ModelError(why_no_head(contents, adapter))
         model = open_adapter(contents)
         # Its base and head are any adapter's; text, scored token and normalisation are not.
-        return replace(model, facts=_facts(open_body(contents), model.facts.output, adapter.notes))
+        return replace(
+            model, metadata=_metadata(open_body(contents), model.metadata.output, adapter.notes)
+        )
     prefixes = (str(contents.config.get("value_head_prefix", "")), *PREFIXES)
     name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
     if name is None:
@@ -78,20 +80,22 @@ def open_openrlhf(contents: Contents) -> OpenedModel:
     row, output = choose_output(head_LD.shape[0], contents)
     body = open_body(contents)
     return OpenedModel(
-        facts=_facts(body, output, ()),
+        metadata=_metadata(body, output, ()),
         tokenizer=body.tokenizer,
         build=lambda dtype: build_classifier(body, dtype, one_row(head_LD, row)).network,
     )
 
 
-def _facts(body: Body, output: Output | None, notes: Sequence[str]) -> CheckpointMetadata:
+def _metadata(body: Body, output: Output | None, notes: Sequence[str]) -> CheckpointMetadata:
     reward_transform, more = _normalisation(body.contents)
     more.append(
         "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
         "follows a space unless it is there"
     )
-    facts = make_facts(body, "OpenRLHF", None, [*notes, *more], Rendering(kind="openrlhf"))
-    return replace(facts, reward_transform=reward_transform, output=output)
+    metadata = imported_metadata(
+        body, "OpenRLHF", None, [*notes, *more], Rendering(kind="openrlhf")
+    )
+    return replace(metadata, reward_transform=reward_transform, output=output)
 
 
 def _normalisation(contents: Contents) -> tuple[RewardTransform, list[str]]:
@@ -142,10 +146,10 @@ FORMAT = Format(
 
 def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResult:
     """A merged model; ``mean`` and ``std`` where known, the bias then being part of the mean."""
-    facts, notes = source.facts, []
+    metadata, notes = source.metadata, []
     mean, std = -source.offset, 1.0
-    if facts.reward_mean is not None and facts.reward_std:
-        mean, std = facts.reward_mean - source.offset, facts.reward_std
+    if metadata.reward_mean is not None and metadata.reward_std:
+        mean, std = metadata.reward_mean - source.offset, metadata.reward_std
         notes.append(
             "OpenRLHF scores as (reward - mean) / std of the evaluation rewards where its reward "
             "normalisation is on, else as the raw reward."
@@ -193,12 +197,12 @@ def read(folder: Path, base: str) -> Scorer:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, metadata: CheckpointMetadata, comparison: Comparison
 ) -> list[list[int]]:
     """Its reward data: trailing newlines off, the end token behind a space unless it is there."""
     end = tokenizer.eos_token or ""
     rows = []
-    for text in rendered(tokenizer, facts, comparison):
+    for text in rendered(tokenizer, metadata, comparison):
         stripped = text.rstrip("\n")
         closed = stripped if stripped.endswith(end) else f"{stripped} {end}"
         ids = [int(i) for i in tokenizer(closed, add_special_tokens=False).input_ids]

@@ -30,7 +30,7 @@ from plaudit.interop.reading import (
     build_classifier,
     choose_output,
     classifier_reading,
-    make_facts,
+    imported_metadata,
     open_body,
     with_head,
 )
@@ -253,7 +253,9 @@ def open_adapter(contents: Contents) -> OpenedModel:
     heads = [adapter.head_LD, adapter.head_change_LD, *encoder_head[-1:]]
     rows = next((int(head.shape[0]) for head in heads if head is not None), 1)
     row, output = choose_output(rows, contents)
-    facts = make_facts(body, "sequence classifier adapter", version, [*notes, *adapter.notes])
+    metadata = imported_metadata(
+        body, "sequence classifier adapter", version, [*notes, *adapter.notes]
+    )
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
@@ -270,8 +272,8 @@ def open_adapter(contents: Contents) -> OpenedModel:
             loaded = with_head(loaded, one_row(head_LD, row), contents.source)
         return attach(loaded, adapter, contents.source)
 
-    facts = replace(facts, scored_token=scored_token, output=output)
-    return OpenedModel(facts=facts, tokenizer=tokenizer, build=build)
+    metadata = replace(metadata, scored_token=scored_token, output=output)
+    return OpenedModel(metadata=metadata, tokenizer=tokenizer, build=build)
 
 
 def why_no_head(contents: Contents, adapter: Adapter) -> str:
@@ -314,14 +316,14 @@ def open_whole(contents: Contents) -> OpenedModel:
     bias = _bias(contents, name, row)
     if bias:
         notes.append(f"its head has a bias ({bias:.6g}), which is added to every reward")
-    facts = replace(
-        make_facts(body, "sequence classifier", version, notes),
+    metadata = replace(
+        imported_metadata(body, "sequence classifier", version, notes),
         scored_token=scored_token,
         reward_transform=RewardTransform(offset=bias),
         output=output,
     )
     return OpenedModel(
-        facts=facts,
+        metadata=metadata,
         tokenizer=body.tokenizer,
         build=lambda dtype: build_classifier(body, dtype, one_row(head_LD, row)).network,
     )
@@ -357,7 +359,9 @@ def _open_encoder(body: Body, version: str | None, notes: Sequence[str]) -> Open
     weight = min(weights, key=lambda name: heads[name].shape[0])
     last = [weight, *(n for n in heads if n == f"{weight.removesuffix('weight')}bias")]
     row, output = choose_output(heads[last[0]].shape[0], contents)
-    facts = replace(make_facts(body, "sequence classifier", version, notes), output=output)
+    metadata = replace(
+        imported_metadata(body, "sequence classifier", version, notes), output=output
+    )
 
     def build(dtype: torch.dtype) -> nn.Module:
         loaded = build_classifier(body, dtype, None)
@@ -373,7 +377,7 @@ def _open_encoder(body: Body, version: str | None, notes: Sequence[str]) -> Open
                 parameter.copy_(heads[name][row : row + 1].float())
         return loaded.network
 
-    return OpenedModel(facts=facts, tokenizer=body.tokenizer, build=build)
+    return OpenedModel(metadata=metadata, tokenizer=body.tokenizer, build=build)
 
 
 ADAPTER_FORMAT = Format(

@@ -71,7 +71,7 @@ def _lost(source: Exportable) -> tuple[str, ...]:
 def _pooler(source: Exportable, options: WriteOptions) -> dict[str, Any]:
     """Options of vLLM for (logit - mean) / sigma, where the plain logit is not what is wanted."""
     if options.normalize:
-        mean, sigma = source.facts.reward_mean, source.facts.reward_std
+        mean, sigma = source.metadata.reward_mean, source.metadata.reward_std
         assert mean is not None
         return {"logit_mean": mean - source.offset, "logit_sigma": sigma}
     return {"logit_mean": -source.offset, "logit_sigma": 1.0} if source.offset else {}
@@ -97,7 +97,7 @@ def write_peft(
         "task_type": task_type,
         "auto_mapping": None,
         "base_model_name_or_path": source.base_named,
-        "revision": source.facts.base_revision,
+        "revision": source.metadata.base_revision,
         "modules_to_save": ([*heads, *others] if with_head else others) or None,
     }
     if options.peft_config is not None:
@@ -261,10 +261,10 @@ def scorer(
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, metadata: CheckpointMetadata, comparison: Comparison
 ) -> list[list[int]]:
     """As the model card says: the tokenizer's template, or text and the end token once."""
-    texts = rendered(tokenizer, facts, comparison)
+    texts = rendered(tokenizer, metadata, comparison)
     if not isinstance(comparison.responses[0], str):
         return [list(map(int, ids)) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     end = tokenizer.eos_token_id
@@ -274,12 +274,12 @@ def encode(
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, facts: CheckpointMetadata, comparison: Comparison
+    tokenizer: PreTrainedTokenizerBase, metadata: CheckpointMetadata, comparison: Comparison
 ) -> list[str]:
     """Each whole conversation as text: by the tokenizer's template, or end to end."""
     voice = ChatFormatter(
         tokenizer=tokenizer,
-        chat_template_kwargs=facts.chat_template_kwargs,
+        chat_template_kwargs=metadata.chat_template_kwargs,
         rendering=Rendering(),
     )
     return [conversation_text(voice, comparison, response) for response in comparison.responses]

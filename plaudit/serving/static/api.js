@@ -61,7 +61,7 @@ export async function models() {
 }
 
 /** @param {string} name @returns {Promise<Record<string, unknown>>} */
-export async function facts(name) {
+export async function metadata(name) {
   return /** @type {Record<string, unknown>} */ (await read(`v1/models/${encodeURIComponent(name)}`));
 }
 

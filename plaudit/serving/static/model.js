@@ -1,6 +1,6 @@
 // Model: what is recorded of it, and the papers that lie beside it.
 
-import { facts, hasToken, paper, paperAddress } from "./api.js";
+import { metadata, hasToken, paper, paperAddress } from "./api.js";
 import { byId, h } from "./dom.js";
 import { save } from "./rows.js";
 
@@ -22,13 +22,13 @@ const LONG = 200;
 /** @param {string} name @param {(error: unknown) => void} say */
 export async function showModel(name, say) {
   try {
-    const found = await facts(name);
+    const found = await metadata(name);
     const beside = Object.keys(PAPERS).filter((kind) => found[kind] === true);
     byId("papers", HTMLParagraphElement).replaceChildren(
       ...(beside.length > 0 ? beside.map((kind) => link(name, kind, say))
         : [h("span", { class: "soft" }, "No report and no card lie beside this model.")]));
     const known = Object.entries(found).filter(([key]) => !(key in PAPERS) && !NOT_SHOWN.has(key));
-    byId("facts", HTMLDivElement).replaceChildren(list(Object.fromEntries(known)));
+    byId("metadata", HTMLDivElement).replaceChildren(list(Object.fromEntries(known)));
   } catch (error) {
     say(error);
   }

@@ -1,6 +1,6 @@
 "use strict";
 // Searching, sorting, shortening and reading tokens one by one. Without it the page shows the same
-// facts.
+// content.
 (() => {
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
