@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from datasets import Dataset
@@ -128,6 +130,16 @@ def prepare_run(
     return Prepared(run=run, folder=folder, start=start)
 
 
+class TreesInMemory(tuple[TokenTree, ...]):
+    """Trees that a run reads as it reads stored ones: by number, by length, and which are chats."""
+
+    chat_N: npt.NDArray[np.bool_]
+
+    def column(self, name: str) -> npt.NDArray[np.bool_]:
+        assert name == "chat", "a trainer reads no other column"
+        return self.chat_N
+
+
 def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     """Plaudit's RewardTrainer as ``plaudit train`` makes it, over these groups in this order."""
     run = prepared.run
@@ -140,10 +152,11 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     order = (i for rows in StepSampler(len(wanted), batch, seed=args.seed) for i in rows)
     for at, tree in zip(order, wanted, strict=True):
         placed[at] = tree
+    trees = TreesInMemory(replace(tree, index=i) for i, tree in enumerate(placed))
+    trees.chat_N = part.trees.column("chat")[[tree.index for tree in placed]]
     train = replace(
         part,
-        # Read as the stored ones are: by number and by length.
-        trees=cast(StoredTrees, tuple(replace(tree, index=i) for i, tree in enumerate(placed))),
+        trees=cast(StoredTrees, trees),
         comparisons=cast(StoredComparisons, tuple(part.comparisons[tree.index] for tree in placed)),
     )
     corpus = replace(run.corpus, train=train)

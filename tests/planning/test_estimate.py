@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plaudit.data.split import split_rows
@@ -130,6 +130,8 @@ def test_stated_pairs_are_split_as_the_rows_of_training_are(
     rows: int, evaluation: float, test: float, counted: bool
 ) -> None:
     size = {"eval_rows": math.ceil(evaluation * rows)} if counted else {"eval_fraction": evaluation}
+    # Of a few rows, a count rounded up may leave nothing, which is an error.
+    assume(not counted or size["eval_rows"] / rows + test < 1)
     data = recipe(data={"train": "a", **size, "test_fraction": test}).data
     row_N, group_N = np.arange(rows), np.arange(rows, dtype=np.uint64)
     parts = []
