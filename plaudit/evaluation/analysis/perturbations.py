@@ -25,7 +25,7 @@ from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 KINDS = {
     "degradation": "made worse: the reward should fall",
     "meaning_preserving": "same meaning: the reward should stay",
-    "reward_hacking": "cheap trick: the reward should not rise",
+    "reward_hacking": "pleasing without being better: the reward should not rise",
 }
 
 
