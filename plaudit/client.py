@@ -218,14 +218,16 @@ class _Requests(Generic[Http]):
             ServerError: the server is away, stays busy, or answers something else.
             RequestRejectedError: it cannot score this, or this cannot be sent.
         """
-        if body is None:
-            request = self._http.build_request("GET", path)
-        else:
+        content = None
+        if body is not None:
             named = {} if self._model is None else {"model": self._model}
-            request = self._http.build_request("POST", path, content=_as_json({**body, **named}))
+            content = _as_json({**body, **named})
+        method = "GET" if content is None else "POST"
         attempt, wait = 0, 0.0
         while True:
             reply: httpx.Response | httpx.TransportError
+            # A request of its own for each attempt: an answer may have set cookies.
+            request = self._http.build_request(method, path, content=content)
             try:
                 reply = await self._send(request, wait)
             except httpx.TransportError as error:
@@ -389,8 +391,9 @@ class RewardClient:
     ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
     cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
 
-    All methods raise RequestRejectedError (a DataError) for what cannot be scored, and ServerError
-    for a server that is away, stays busy or rejects the client.
+    Its methods do not call one another, so a subclass that changes one changes no other. All raise
+    RequestRejectedError (a DataError) for what cannot be scored, and ServerError for a server that
+    is away, stays busy or rejects the client.
     """
 
     def __init__(

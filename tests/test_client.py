@@ -105,6 +105,14 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
     }  # fmt: skip
 
 
+def test_another_attempt_sends_the_cookies_of_an_answer() -> None:
+    """A load balancer may bind a client to one of its servers."""
+    busy = rejection(503, retry_after="0", set_cookie="node=b")
+    with scripted(busy, Reply()) as server, RewardClient(server.url) as client:
+        client.score("p", ["a", "b"])
+    assert [seen["headers"].get("Cookie") for seen in server.seen] == [None, "node=b"]
+
+
 def test_a_dropped_connection_is_asked_again() -> None:
     with scripted(Reply(status=0), Reply()) as server, RewardClient(server.url) as client:
         assert client.best_of("p", ("a", "b")).index == 0

@@ -90,15 +90,16 @@ def models_table(result: ComparisonResult) -> Table:
     """Every model with its accuracy and log loss, and p-values against the best one."""
     from rich.text import Text
 
-    from plaudit.cli.printing import results_table, with_interval
+    from plaudit.cli.printing import results_table, with_interval, wrapping
 
-    table = results_table("model", "accuracy [95%]", "p", "log loss [95%]", "p")
+    accuracy, nll = wrapping("accuracy [95%]"), wrapping("log loss [95%]")
+    table = results_table("model", accuracy, "p", nll, "p")
     for model in result.models:
         table.add_row(
             Text(model.name),
-            with_interval(model.accuracy, model.accuracy_ci95),
+            Text(with_interval(model.accuracy, model.accuracy_ci95)),
             against_best(result, "accuracy", model.name),
-            with_interval(model.nll, model.nll_ci95),
+            Text(with_interval(model.nll, model.nll_ci95)),
             against_best(result, "nll", model.name),
         )
     return table

@@ -107,10 +107,22 @@ def open_model(
         return console, load(path, base=base, trust_remote_code=trust_remote_code)
 
 
-def results_table(first: str | Column, *numbers: RenderableType, title: str | None = None) -> Table:
-    """A table without lines. Numbers are never cut: a narrow screen folds the first column."""
-    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
-    return Table(first, *columns, box=None, pad_edge=False, title=title)
+def results_table(first: str, *numbers: str | Column, title: str | None = None) -> Table:
+    """A table of names and numbers without lines.
+
+    On a narrow screen names are folded and the columns of :func:`wrapping` wrap; others stay.
+    """
+    columns = (
+        Column(name, justify="right", no_wrap=True) if isinstance(name, str) else name
+        for name in numbers
+    )
+    names = Column(first, overflow="fold", min_width=12)
+    return Table(names, *columns, box=None, pad_edge=False, title=title)
+
+
+def wrapping(heading: str) -> Column:
+    """A column that a narrow screen wraps between words: a number and its interval."""
+    return Column(heading, justify="right")
 
 
 def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
@@ -130,8 +142,8 @@ def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
 
 def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Table:
     """The training-results table of a model card, the best checkpoint marked."""
-    first = Column("Training Loss", justify="right")
-    table = results_table(first, "Epoch", "Step", "Validation Loss", "Accuracy", "")
+    headings = ("Training Loss", "Epoch", "Step", "Validation Loss", "Accuracy", "")
+    table = Table(*map(wrapping, headings), box=None, pad_edge=False)
     for entry in history:
         table.add_row(
             fraction(entry.training_loss),
@@ -228,12 +240,8 @@ def _points(sentences: Sequence[str]) -> Table:
     return points
 
 
-def _table(first: str, *numbers: str) -> Table:
-    return results_table(Column(first, overflow="fold", min_width=12), *numbers)
-
-
 def _baselines(block: EvaluationMetrics) -> Table:
-    table = _table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
+    table = results_table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
     if block.pairs:
         table.add_row("this model", fraction(block.accuracy), interval(block.accuracy_ci95, 3))
     for name, baseline in block.baselines.items():
@@ -251,7 +259,7 @@ def _baselines(block: EvaluationMetrics) -> Table:
 
 
 def _probabilities(block: EvaluationMetrics) -> Table:
-    table = _table("probabilities", "log loss", "Brier", "ECE", "ECE (equal-mass bins)")
+    table = results_table("probabilities", "log loss", "Brier", "ECE", "ECE (equal-mass bins)")
     stored, fitted = (
         "" if temperature is None else f"{temperature:.3g}"
         for temperature in (block.stored_temperature, block.temperature)
@@ -270,7 +278,7 @@ def _probabilities(block: EvaluationMetrics) -> Table:
 
 
 def _bias(rows: Sequence[FeatureBias]) -> Table:
-    table = _table("feature bias", "pairs", "labels", "model", "gap", "95% CI", "adjusted p")
+    table = results_table("feature bias", "pairs", "labels", "model", "gap", "95% CI", "adjusted p")
     for row in rows:
         if row.pairs:
             table.add_row(
@@ -286,7 +294,7 @@ def _bias(rows: Sequence[FeatureBias]) -> Table:
 
 
 def _perturbations(tests: PerturbationTests | None) -> Table:
-    table = _table("perturbation", "n", "fell", "95% CI", "rose", "shift", "flipped")
+    table = results_table("perturbation", "n", "fell", "95% CI", "rose", "shift", "flipped")
     kind = None
     if tests is None:
         return table
@@ -310,7 +318,7 @@ _MOST_SLICES = 24
 
 
 def _slices(slices: Sequence[Slice]) -> Table:
-    table = _table("slice", "pairs", "accuracy", "95% CI", "adjusted p")
+    table = results_table("slice", "pairs", "accuracy", "95% CI", "adjusted p")
     for entry in slices[:_MOST_SLICES]:
         value = "(none)" if entry.value is None else entry.value
         mark = " (few pairs)" if entry.small else " *" if entry.significant else ""
@@ -328,8 +336,7 @@ def _slices(slices: Sequence[Slice]) -> Table:
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     """A number and the ends of its interval."""
-    brackets = "" if ends is None else f" [{fraction(ends[0])}, {fraction(ends[1])}]"
-    return fraction(value) + brackets
+    return fraction(value) + ("" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]")
 
 
 def file_lines(

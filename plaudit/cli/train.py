@@ -170,10 +170,10 @@ Next:
 
 def degradation_table(block: EvaluationMetrics) -> Table:
     """Accuracy by kind of degradation on held-out modules, with intervals, the hardest first."""
-    from plaudit.cli.printing import results_table, with_interval
+    from plaudit.cli.printing import results_table, with_interval, wrapping
 
     title = "Held-out modules, by kind of degradation"
-    table = results_table("degradation", "pairs", "accuracy [95% CI]", title=title)
+    table = results_table("degradation", "pairs", wrapping("accuracy [95% CI]"), title=title)
     slices = [entry for entry in block.slices if entry.column == "subset"]
     for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
         name = (entry.value or "").replace("_", " ")

@@ -1,1 +1,1 @@
-"""The reward model: backbone, LoRA, scalar head, packed attention, artefacts."""
+"""The reward model: backbone, LoRA, scalar head, packed attention, checkpoints."""

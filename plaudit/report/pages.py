@@ -86,6 +86,8 @@ def conversation(turns: Text) -> Excerpt[tuple[Turn, ...]]:
 
 def _cut(whole: Whole, most: int, head: int) -> Excerpt[Whole]:
     left_out = max(0, len(whole) - most)
+    if not left_out:
+        return Excerpt(whole, 0, whole[:0])
     return Excerpt(whole[:head], left_out, whole[head + left_out :])
 
 

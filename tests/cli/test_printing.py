@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plaudit.cli.printing import SUMMARY_LINES, show_evaluation, show_summary
+from plaudit.cli.printing import (
+    SUMMARY_LINES,
+    results_table,
+    show_evaluation,
+    show_summary,
+    with_interval,
+    wrapping,
+)
 from plaudit.evaluation.numbers import interval, signed_interval
 from plaudit.evaluation.schema import EvaluationMetrics, read_metrics
 
@@ -45,6 +52,21 @@ def test_no_number_is_cut_off(role: str, width: int) -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()[1:]) <= width
     for ends in intervals(block):
         assert ends in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_screen_cuts_neither_names_nor_numbers(width: int) -> None:
+    """Checkpoints differ at the end of their names."""
+    accuracy, loss = wrapping("accuracy [95%]"), wrapping("log loss [95%]")
+    table = results_table("model", accuracy, "p", loss, "p")
+    table.add_row("runs/checkpoint-1000", *[with_interval(0.9, (0.88, 0.92)), "< 0.0001"] * 2)
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(table)
+    lines = screen.getvalue().splitlines()
+    names = "".join(line.split()[0] for line in lines if not line.startswith(" "))
+    assert names == "modelruns/checkpoint-1000"
+    for piece in ("0.9000", "[0.8800,", "0.9200]", "< 0.0001"):
+        assert screen.getvalue().count(piece) == 2
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.padding import Padding
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
@@ -116,7 +116,7 @@ def _table(findings: Sequence[Finding]) -> Table:
     from plaudit.cli.printing import results_table
     from plaudit.report.audit import remark, share
 
-    table = results_table(Column("finding", overflow="fold", min_width=16), "rows", "share")
+    table = results_table("finding", "rows", "share")
     table.add_column("examples", overflow="fold")
     severity = None
     for finding in findings:

@@ -246,13 +246,12 @@ _MOST_STRATA = 20
 
 def parts_table(parts: Sequence[Part], stratify: str) -> Table:
     """Rows and prompts of each part, and the rows of each stratum where there are several."""
-    from rich.table import Column
+    from rich.markup import escape
     from rich.text import Text
 
     from plaudit.cli.printing import results_table
 
-    names = (Text(part.name) for part in parts)
-    table = results_table(Column("part", overflow="fold"), *names)
+    table = results_table("part", *(escape(part.name) for part in parts))
     table.add_row("rows", *(f"{part.rows:,}" for part in parts))
     table.add_row("prompts", *(f"{part.prompts:,}" for part in parts))
     strata = list(parts[0].strata)
