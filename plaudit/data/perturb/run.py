@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -332,13 +331,20 @@ def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Com
     def digest(group: str) -> bytes:
         return hashlib.blake2b(f"{seed}/{group}".encode("utf-8", "replace")).digest()[:16]
 
-    seen: set[bytes] = set()
-
-    def firsts() -> Iterator[tuple[bytes, Comparison]]:
-        for comparison in comparisons:
-            key = digest(comparison.group)
-            if key not in seen:
-                seen.add(key)
-                yield key, comparison
-
-    return [one for _, one in heapq.nsmallest(most, firsts(), key=itemgetter(0))]
+    # A heap of the lowest digests so far, so that a large set need not be held.
+    kept: dict[bytes, Comparison] = {}
+    heap: list[tuple[int, bytes]] = []
+    for comparison in comparisons:
+        key = digest(comparison.group)
+        if key in kept:
+            continue
+        rank = -int.from_bytes(key, "big")
+        if len(heap) < most:
+            heapq.heappush(heap, (rank, key))
+        elif most and rank > heap[0][0]:
+            _, gone = heapq.heapreplace(heap, (rank, key))
+            del kept[gone]
+        else:
+            continue
+        kept[key] = comparison
+    return [kept[key] for key in sorted(kept)]
