@@ -477,7 +477,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationMetrics(PairMetrics, Calibration):
-    """All metrics of one evaluation. ``history`` is that of training, None elsewhere."""
+    """All metrics of one evaluation. ``history`` is that of training, None elsewhere.
+
+    ``warnings`` are the findings to act on, strongest first; empty where nothing is wrong.
+    """
 
     dataset: str
     chose_checkpoint: bool
@@ -506,6 +509,7 @@ class EvaluationMetrics(PairMetrics, Calibration):
     history: tuple[HistoryEntry, ...] | None = None
     answers: tuple[Answer, ...] = ()
     summary: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 # ---- what is measured beside an evaluation

@@ -14,7 +14,14 @@ from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
 from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
 from plaudit.evaluation.numbers import percent, words
-from plaudit.evaluation.schema import Answer, EvaluationMetrics, Interval, Perturbation, Slice
+from plaudit.evaluation.schema import (
+    Answer,
+    BaselineMetrics,
+    EvaluationMetrics,
+    Interval,
+    Perturbation,
+    Slice,
+)
 
 Part: TypeAlias = Callable[[EvaluationMetrics], Iterator[str]]
 
@@ -44,6 +51,14 @@ def known(number: float | None) -> float:
     """A number that exists wherever this is asked."""
     assert number is not None, "a number that does not exist is in no sentence"
     return number
+
+
+def best_baseline(
+    baselines: Mapping[str, BaselineMetrics | None],
+) -> tuple[str, BaselineMetrics] | None:
+    """The baseline with the highest accuracy, of those that were fitted and have pairs."""
+    measured = ((name, one) for name, one in baselines.items() if one is not None and one.pairs)
+    return max(measured, key=lambda item: item[1].accuracy or 0.0, default=None)
 
 
 def _range(ends: Interval | None) -> str:
@@ -231,7 +246,7 @@ def _slices(block: EvaluationMetrics) -> Iterator[str]:
     if below:
         worst = sorted(below, key=lambda entry: known(entry.accuracy))
         named = (
-            f"{_named(entry)} ({percent(entry.accuracy)} of {entry.pairs:,})" for entry in worst
+            f"{slice_name(entry)} ({percent(entry.accuracy)} of {entry.pairs:,})" for entry in worst
         )
         yield (f"Its accuracy is significantly lower, after adjustment, in {_listed(list(named))}.")
 
@@ -253,15 +268,16 @@ def _untested(block: EvaluationMetrics) -> Iterator[str]:
             f"Not tested for bias, with fewer than {FEWEST_PER_SIDE} pairs either way: "
             f"{', '.join(others)}."
         )
-    small = [f"{_named(entry)} ({entry.pairs:,})" for entry in block.slices if entry.small]
+    small = [f"{slice_name(entry)} ({entry.pairs:,})" for entry in block.slices if entry.small]
     if small:
         yield f"Not compared with the rest, with fewer than {SMALL_SLICE} pairs: {_listed(small)}."
 
 
-def _named(entry: Slice) -> str:
+def slice_name(entry: Slice, between: str = ": ") -> str:
+    """The column of a slice and its value, cut to a length that a sentence can hold."""
     value = "(none)" if entry.value is None else str(entry.value)
     column = printable(words(entry.column), _MOST_CHARACTERS)
-    return f"{column}: {printable(value, _MOST_CHARACTERS)}"
+    return f"{column}{between}{printable(value, _MOST_CHARACTERS)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -44,8 +44,9 @@ from plaudit.evaluation.schema import (
     parts,
     settle,
 )
-from plaudit.evaluation.sentences import answers
+from plaudit.evaluation.sentences import answers, best_baseline
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
+from plaudit.evaluation.warning_sentences import warnings
 from plaudit.types import FloatArray
 
 _HISTOGRAM_BINS = 40
@@ -153,7 +154,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     settled = settle(metrics)
     said = answers(settled)
     summary = tuple(sentence for answer in said for sentence in answer.sentences)
-    return settle(replace(settled, answers=said, summary=summary))
+    return settle(replace(settled, answers=said, summary=summary, warnings=warnings(settled)))
 
 
 def _calibration(
@@ -235,10 +236,10 @@ _COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
 
 def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | None:
     """The model against the best baseline on the same pairs, in words."""
-    known = {name: one for name, one in judged.items() if one is not None and one.pairs}
-    if not known:
+    found = best_baseline(judged)
+    if found is None:
         return None
-    best, one = max(known.items(), key=lambda item: item[1].accuracy or 0.0)
+    best, one = found
     unfitted = [words(name) for name, baseline in judged.items() if baseline is None]
     among = f" of those fitted ({', '.join(unfitted)} is not)" if unfitted else ""
     named = f"that of the best baseline{among}, {words(best)} ({one.accuracy:.4f})"
