@@ -3,6 +3,9 @@
 A page is run from top to bottom in a folder of its own that holds what the pages name: a tiny base
 ``my-base/``, files of pairs, and a finished run wherever a page uses one it did not make. A block
 that could be run and is neither run nor listed here with a reason fails.
+
+A ``text`` block is the output of the command or code before it, and is compared with what that
+printed: see :func:`check_output`. Diagrams and file trees stand in blocks without a language.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -85,7 +88,10 @@ GOES_INTO = {
     "docs/how-to/add-a-writer.md": ("plaudit.data.formats.writers",),
 }
 
-# Verbs whose exit code 1 is a result: on a few rows no temperature is better beyond noise.
+# Pages that a script writes; tests/goldens/test_reference.py compares them with what it writes.
+GENERATED = ("docs/reference/cli.md", "docs/reference/http.md")
+
+# Commands whose exit code 1 is a result: on a few rows no temperature is better beyond noise.
 MAY_SAY_NO = ("calibrate",)
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -99,6 +105,13 @@ class Block:
     language: str
     text: str
     line: int
+
+
+class Printed(NamedTuple):
+    """What a command wrote to stdout and to stderr."""
+
+    out: str
+    err: str
 
 
 def name_of(page: Path) -> str:
@@ -228,14 +241,18 @@ def test_a_page_runs_from_top_to_bottom(
     names = {n: dict(v) if n.isupper() and type(v) is dict else v for n, v in names.items()}
     names["__name__"] = "page"
     with server_of(page, workplace) as address:
-        for block in runnable(page):
+        printed: Printed | None = None
+        for block in blocks(page):
             where = f"{name_of(page)}:{block.line}"
             block = replace(block, text=block.text.replace(ADDRESS, address))
-            if block.language == "python":
+            if block.language == "text" and name_of(page) not in GENERATED:
+                check_output(block, printed, where)
+            elif block.language == "python":
                 exec(compile("\n" * block.line + block.text, where, "exec"), names)
-                continue
-            for words in commands(block):
-                run_command(words, where, capsys)
+                printed = Printed(*capsys.readouterr())
+            elif block.language in SHELL:
+                for words in commands(block):
+                    printed = run_command(words, where, capsys)
     for name in outs(page)[1]:
         assert (workplace / name / "metrics.json").is_file(), f"{name} was not finished"
 
@@ -252,24 +269,72 @@ def server_of(page: Path, workplace: Path) -> Iterator[str]:
         yield server.url
 
 
-def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> Printed | None:
+    """Run one command and return what it printed; None where it is not run here."""
     if listed(words):
-        return
+        return None
     command = f"{where}: {shlex.join(words)}"
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, f"{command}: the Makefile has no such target"
-    elif words[0] == "curl":
-        subprocess.run([*words, "--fail"], check=True, capture_output=True)
-    elif words[0] in STANDARD_TOOLS:
-        subprocess.run(words, check=True, capture_output=True)
-    else:
-        assert words[0] == "plaudit", f"{command}: neither run nor listed in NOT_RUN"
-        assert not {"|", ">", "&&", ";", "&"} & set(words), f"{command}: write one plain command"
-        code = main(words[1:])
-        said_no = code == 1 and words[1] in MAY_SAY_NO
-        error = capsys.readouterr().err[-2000:]
-        assert code == 0 or said_no, f"{command}: exit code {code}: {error}"
+        return None
+    if words[0] == "curl" or words[0] in STANDARD_TOOLS:
+        fail = ["--fail"] if words[0] == "curl" else []
+        done = subprocess.run([*words, *fail], check=True, capture_output=True, text=True)
+        return Printed(done.stdout, done.stderr)
+    assert words[0] == "plaudit", f"{command}: neither run nor listed in NOT_RUN"
+    assert not {"|", ">", "&&", ";", "&"} & set(words), f"{command}: write one plain command"
+    code = main(words[1:])
+    said_no = code == 1 and words[1] in MAY_SAY_NO
+    printed = Printed(*capsys.readouterr())
+    assert code == 0 or said_no, f"{command}: exit code {code}: {printed.err[-2000:]}"
+    return printed
+
+
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def shape(text: str) -> list[str]:
+    """The lines of an output with every number as ``#`` and every gap as one space."""
+    lines = (" ".join(NUMBER.sub("#", line).split()) for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def matches(expected: list[str], lines: list[str]) -> bool:
+    """Whether the lines are those expected, where ``...`` stands for any lines."""
+    pattern = "".join(
+        r"(?:.*\n)*?" if line == "..." else re.escape(line) + r"\n" for line in expected
+    )
+    return re.fullmatch(pattern, "".join(line + "\n" for line in lines)) is not None
+
+
+def check_output(block: Block, printed: Printed | None, where: str) -> None:
+    """The block is what the command before it printed, on either stream or on both.
+
+    Numbers may differ: the pages show real data, which these tests replace by a few rows.
+    """
+    assert printed is not None, f"{where}: no command before this output was run"
+    streams = (printed.out, printed.err, printed.err + printed.out, printed.out + printed.err)
+    expected = shape(block.text)
+    assert any(matches(expected, shape(text)) for text in streams), (
+        f"{where}: the page shows\n{block.text}\nthe command printed\n{printed.err}{printed.out}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("page", "lines", "same"),
+    [
+        ("a 0.5\nb", "a 12.75\nb\n", True),
+        ("a\n...\nd", "a\nb\nc\nd", True),
+        ("a\n...\nd", "a\nd", True),
+        ("a   b", " a b", True),
+        ("a", "a\nb", False),
+        ("a\nb", "b\na", False),
+        ("loss 0.5", "Loss 0.5", False),
+    ],
+)
+def test_outputs_are_compared_line_by_line(page: str, lines: str, same: bool) -> None:
+    assert matches(shape(page), shape(lines)) is same
 
 
 def test_what_is_not_run_is_still_in_the_pages() -> None:
