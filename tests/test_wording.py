@@ -65,9 +65,10 @@ def shown_strings(source: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Expr) and not source.is_relative_to(PACKAGE / "cli")
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in unshown:
-                yield node.lineno, node.value
+        if not isinstance(node, ast.Constant) or id(node) in unshown:
+            continue
+        if isinstance(node.value, str):
+            yield node.lineno, node.value
 
 
 def test_the_list_is_read() -> None:
