@@ -1,11 +1,11 @@
-"""Write the tables of the docs from the recorded results; numbers are never typed.
+"""Write the tables of the docs from the recorded results, so that no number is typed by hand.
 
     python -m benchmarks.tables [--check]
 
-Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands what this command put there: the table
-of ``benchmarks/results/NAME/results.json`` with its machine and command, or that there is none yet.
-``targets`` is the table of what was aimed for. ``--check`` writes nothing and fails where the page
-is not up to date.
+The text between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced by the table of
+``benchmarks/results/NAME/results.json`` with its machine and command, or by "Not measured yet."
+``headline`` and ``costs`` are the summary on the performance page; ``targets`` compares each target
+with its measurement. ``--check`` writes nothing and fails if a page is not up to date.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 from benchmarks.common.machine import REPOSITORY
-from benchmarks.common.results import RESULTS, Shown, median, size
+from benchmarks.common.results import RESULTS, Shown, figure, median, size
 
 PAGES = (
     REPOSITORY / "docs" / "performance.md",
+    REPOSITORY / "docs" / "reference" / "performance-tables.md",
     REPOSITORY / "docs" / "how-to" / "audit-your-data.md",
 )
 KINDS = ("speed", "quality", "studies", "gpu")
 NONE_YET = "Not measured yet.\n"
+OLD_COMMAND = re.compile(r"python benchmarks/(\w+)\.py")
+"""Commands were recorded before the scripts moved into folders; the docs show how to run them now.
+"""
 SLOT = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -45,8 +49,8 @@ def script(question: str) -> ModuleType:
 
 def block(question: str) -> str:
     """A question's table, and what it was measured on and with."""
-    if question == "targets":
-        return targets().markdown()
+    if question in SUMMARIES:
+        return SUMMARIES[question]().markdown()
     record = read(question)
     if record is None:
         return NONE_YET
@@ -59,16 +63,121 @@ def block(question: str) -> str:
         if versions.get(name)
     )
     where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
+    commands = "; ".join(f"`{_as_run_now(one)}`" for one in record["command"].split("; "))
     return (
         f"{shown.markdown()}\n{where}, {machine['memory_gib']:g} GiB; {named}; "
-        f"plaudit at {machine['commit']}, {record['started'][:10]}; `{record['command']}`.\n"
+        f"plaudit at {machine['commit']}, {record['started'][:10]}. Commands: {commands}.\n"
     )
 
 
-def targets() -> Shown:
-    """Every aim, what was measured, and whether it was met."""
+def _as_run_now(command: str) -> str:
+    return OLD_COMMAND.sub(lambda old: f"python -m {script(old[1]).__name__}", command)
+
+
+def headline() -> Shown:
+    """The main comparisons in one table: training, scoring, serving."""
     rows: list[tuple[str, ...]] = []
-    for what, aim, question, find in TARGETS:
+    for what, peer, wanted in HEADLINE_TRAINING:
+        for case in _cases(read("training") or {"cases": []}, **wanted):
+            side = "trl" if peer.startswith("TRL") else "padded"
+            ours, theirs = case["sides"]["plaudit"], case["sides"][side]
+            above = {name: one["above"] for name, one in case["memory"].items()}
+            rows.append(
+                (
+                    what,
+                    peer,
+                    f"{figure(ours['pairs_per_second'])} pairs/s",
+                    f"{figure(theirs['pairs_per_second'])} pairs/s",
+                    f"{theirs['ratio']:.2f}x",
+                    f"{size(above['plaudit'])} vs {size(above[side])}",
+                )
+            )
+    for case in _cases(read("llama_factory") or {"cases": []}, model="25m"):
+        speed = {name: f"{figure(one)} pairs/s" for name, one in case["pairs_per_second"].items()}
+        what = f"train 25M, batch size 1, accumulation 4, vocabulary {case['vocabulary']:,}"
+        ratio = f"{case['ratio']:.2f}x"
+        rows.append(
+            (what, "LLaMA-Factory", speed["plaudit"], speed["llama_factory"], ratio, UNMEASURED)
+        )
+    for case in _cases(read("responses") or {"cases": []}, model="25m", prompt=512, responses=16):
+        speed = {
+            name: f"{figure(one)} responses/s" for name, one in case["responses_per_second"].items()
+        }
+        what = "score 16 responses to a 512-token prompt, 25M"
+        ratio = f"{case['ratio']:.2f}x"
+        rows.append((what, "padded batches", speed["plaudit"], speed["padded"], ratio, UNMEASURED))
+    for what, peer, kind, unit, (mine, other) in HEADLINE_SERVING:
+        for case in _cases(read("serving") or {"cases": []}, kind=kind):
+            rate = case["rows_per_second" if unit == "rows/s" else "responses_per_second"]
+            ours, theirs = (f"{figure(rate[name])} {unit}" for name in (mine, other))
+            rows.append((what, peer, ours, theirs, f"{case['ratio']:.2f}x", UNMEASURED))
+    headings = (
+        "workload",
+        "baseline",
+        "plaudit",
+        "baseline speed",
+        "speedup",
+        "peak memory above the model",
+    )
+    return Shown(headings, tuple(rows))
+
+
+UNMEASURED = "–"
+HEADLINE_TRAINING: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "train 25M, batch size 8",
+        "TRL `RewardTrainer`",
+        {"model": "25m", "batch": 8, "order": "random"},
+    ),
+    (
+        "train 25M, batch size 8, batches grouped by length",
+        "transformers `Trainer`, padded",
+        {"model": "25m", "batch": 8, "order": "grouped"},
+    ),
+    (
+        "train 25M, batch size 1",
+        "TRL `RewardTrainer`",
+        {"model": "25m", "batch": 1, "order": "random"},
+    ),
+    (
+        "train 3.4M (embedded base), batch size 8",
+        "TRL `RewardTrainer`",
+        {"model": "embedded", "batch": 8, "order": "random"},
+    ),
+)
+HEADLINE_SERVING = (
+    (
+        "serve 16 responses in one request, 25M",
+        "one forward pass per response",
+        "sixteen",
+        "responses/s",
+        ("plaudit", "plain"),
+    ),
+    (
+        "serve 64 clients, one pair per request, 25M",
+        "`plaudit score` on the same rows",
+        "throughput",
+        "rows/s",
+        ("server", "file"),
+    ),
+)
+
+
+def targets() -> Shown:
+    """Every target, what was measured, and whether it was met."""
+    return _against_targets(TARGETS)
+
+
+def costs() -> Shown:
+    """The targets that are no comparison with another tool."""
+    return _against_targets(
+        one for one in TARGETS if one[2] in ("utilisation", "start_up", "data_path")
+    )
+
+
+def _against_targets(chosen: Iterable[Target]) -> Shown:
+    rows: list[tuple[str, ...]] = []
+    for what, aim, question, find in chosen:
         record = read(question)
         found = None if record is None else find(record)
         if found is None:
@@ -76,10 +185,12 @@ def targets() -> Shown:
         else:
             measured, met = found
             rows.append((what, aim, measured, "yes" if met else "**no**"))
-    return Shown(("what", "aim", "measured", "met"), tuple(rows))
+    return Shown(("metric", "target", "measured", "met"), tuple(rows))
 
 
 Finder = Callable[[dict[str, Any]], tuple[str, bool] | None]
+Target = tuple[str, str, str, Finder]
+"""Metric, target, the benchmark that measures it, and the function that finds it in the record."""
 
 
 def _cases(record: dict[str, Any], **wanted: Any) -> Iterator[dict[str, Any]]:
@@ -87,7 +198,7 @@ def _cases(record: dict[str, Any], **wanted: Any) -> Iterator[dict[str, Any]]:
 
 
 def _ratio(least: float, side: str, **wanted: Any) -> Finder:
-    """How many times faster plaudit is than a side of a training case."""
+    """Speedup of plaudit over one side of a training case."""
 
     def find(record: dict[str, Any]) -> tuple[str, bool] | None:
         for case in _cases(record, **wanted):
@@ -109,7 +220,7 @@ def _case_ratio(least: float, **wanted: Any) -> Finder:
 
 
 def _memory_share(most: float, **wanted: Any) -> Finder:
-    """Plaudit's peak memory above the model as a share of TRL's."""
+    """Plaudit's peak memory above the model divided by TRL's."""
 
     def find(record: dict[str, Any]) -> tuple[str, bool] | None:
         for case in _cases(record, **wanted):
@@ -173,39 +284,39 @@ def _overhead(record: dict[str, Any]) -> tuple[str, bool] | None:
     return None
 
 
-TARGETS: tuple[tuple[str, str, str, Finder], ...] = (
+TARGETS: tuple[Target, ...] = (
     (
-        "training, 25M, batch 8, against TRL",
+        "training speed, 25M, batch size 8, relative to TRL",
         "5x",
         "training",
         _ratio(5.0, "trl", model="25m", batch=8, order="random"),
     ),
     (
-        "its peak memory above the model, as a share of TRL's",
+        "peak memory above the model, same run, relative to TRL (lower is better)",
         "0.5",
         "training",
         _memory_share(0.5, model="25m", batch=8, order="random"),
     ),
     (
-        "training, 25M, batch 1, against TRL",
+        "training speed, 25M, batch size 1, relative to TRL",
         "1.6x",
         "training",
         _ratio(1.6, "trl", model="25m", batch=1, order="random"),
     ),
     (
-        "training, 25M, batch 8, against length-grouped padding",
+        "training speed, 25M, batch size 8, relative to length-grouped padding",
         "1.9x",
         "training",
         _ratio(1.9, "padded", model="25m", batch=8, order="grouped"),
     ),
     (
-        "training, 25M, against LLaMA-Factory, batch 1, accumulation 4",
+        "training speed, 25M, batch size 1, accumulation 4, relative to LLaMA-Factory",
         "2.5x",
         "llama_factory",
         _case_ratio(2.5, model="25m", vocabulary=4096),
     ),
     (
-        "16 responses of 32 tokens to a prompt of 512",
+        "scoring 16 responses of 32 tokens to a 512-token prompt, relative to padding",
         "7x",
         "responses",
         _case_ratio(7.0, model="25m", prompt=512, responses=16),
@@ -223,23 +334,30 @@ TARGETS: tuple[tuple[str, str, str, Finder], ...] = (
         _utilisation(0.87, model="110m", kind="scoring"),
     ),
     ("`plaudit --help`", "0.35 s", "start_up", _help),
-    ("`plaudit score` of one row, cold", "import + 2 s", "start_up", _score),
-    ("memory for 10^6 rows", "2 GiB", "data_path", _flat),
-    ("cost of a row at 10^6 against 10^4", "1.1x", "data_path", _cost_per_row),
+    ("`plaudit score` of one row, cold start", "import + 2 s", "start_up", _score),
+    ("peak memory for 10^6 rows", "2 GiB", "data_path", _flat),
+    ("cost per row at 10^6 rows, relative to 10^4 rows", "1.1x", "data_path", _cost_per_row),
     (
-        "served to 64 clients, against scoring the file",
+        "serving throughput, 64 clients, relative to scoring the file",
         "0.9x",
         "serving",
         _case_ratio(0.9, kind="throughput"),
     ),
-    ("a lone request beyond the bare call, p50", "5 ms", "serving", _overhead),
+    ("latency overhead of a single request, p50", "5 ms", "serving", _overhead),
     (
-        "16 responses a prompt served, against each alone",
+        "serving 16 responses per request, relative to one pass per response",
         "5x",
         "serving",
         _case_ratio(5.0, kind="sixteen"),
     ),
 )
+
+
+SUMMARIES: dict[str, Callable[[], Shown]] = {
+    "headline": headline,
+    "targets": targets,
+    "costs": costs,
+}
 
 
 def render(page: str) -> str:
@@ -256,7 +374,7 @@ def draw_all() -> None:
 
 
 def main() -> None:
-    """Write the page, or say that it is not up to date."""
+    """Write the pages, or report the one that is not up to date."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

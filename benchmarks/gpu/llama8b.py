@@ -327,9 +327,9 @@ def table(record: dict[str, Any]) -> Shown:
         "tokens",
         "side",
         "pairs/s",
-        "plaudit is faster",
-        "most memory",
-        "predicted",
+        "speedup",
+        "peak memory",
+        "predicted memory",
         "MFU",
     )
     return Shown(headings, tuple(rows))

@@ -130,7 +130,7 @@ def table(record: dict[str, Any]) -> Shown:
     alarms = sum(case["false_alarm_rows"] for case in cases)
     clean = sum(case["clean"] for case in cases)
     rows.append(("clean rows flagged", f"{alarms} of {clean:,} ({alarms / clean:.2%})"))
-    return Shown(("planted", "found"), tuple(rows))
+    return Shown(("planted defect", "detected"), tuple(rows))
 
 
 def main() -> None:

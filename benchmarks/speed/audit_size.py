@@ -125,7 +125,9 @@ def table(record: dict[str, Any]) -> Shown:
         )
         for case in record["cases"]
     ]
-    return Shown(("rows", "file", "time", "rows/s", "most memory", "largest worker"), tuple(rows))
+    return Shown(
+        ("rows", "file size", "time", "rows/s", "peak memory", "largest worker"), tuple(rows)
+    )
 
 
 def main() -> None:

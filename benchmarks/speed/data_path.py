@@ -139,10 +139,10 @@ def table(record: dict[str, Any]) -> Shown:
         "rows",
         "rounds",
         "rows/s",
-        "cost of a row",
-        "rows/s, second time",
-        "most memory",
-        "of it imports",
+        "relative cost per row",
+        "rows/s, cached",
+        "peak memory",
+        "imports alone",
     )
     return Shown(headings, tuple(rows))
 

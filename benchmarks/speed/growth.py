@@ -115,13 +115,13 @@ def table(record: dict[str, Any]) -> Shown:
             f"{case['pairs']:,}",
             f"{median(case['tokens']):,.0f}" if "tokens" in case else "",
             figure(median(case["seconds"])),
-            f"{case['microseconds_per_token']:.0f} us a token"
+            f"{case['microseconds_per_token']:.0f} us per token"
             if "microseconds_per_token" in case
-            else f"{case['milliseconds_per_pair']:.1f} ms a pair",
+            else f"{case['milliseconds_per_pair']:.1f} ms per pair",
         )
         for case in record["cases"]
     ]
-    return Shown(("grows with", "model", "pairs", "tokens", "seconds", "each"), tuple(rows))
+    return Shown(("variable", "model", "pairs", "tokens", "seconds", "cost per unit"), tuple(rows))
 
 
 def main() -> None:

@@ -155,7 +155,15 @@ def table(record: dict[str, Any]) -> Shown:
         )
         for case in record["cases"]
     ]
-    headings = ("pairs", "slices", "report", "written in", "loaded", "slowest", "first frame")
+    headings = (
+        "pairs",
+        "slices",
+        "file size",
+        "write time",
+        "load, median",
+        "load, slowest",
+        "first paint",
+    )
     return Shown(headings, tuple(rows))
 
 

@@ -141,9 +141,9 @@ def table(record: dict[str, Any]) -> Shown:
         "prompt tokens",
         "responses",
         "plaudit, responses/s",
-        "padded",
-        "plaudit is faster",
-        "ratio of tokens",
+        "padded, responses/s",
+        "speedup",
+        "token ratio",
     )
     return Shown(headings, tuple(rows))
 

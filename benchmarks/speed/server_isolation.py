@@ -186,7 +186,7 @@ def table(record: dict[str, Any]) -> Shown:
         (kind, *(_cell(found.get((kind, name))) for name in names))
         for kind in dict.fromkeys(case["kind"] for case in record["cases"])
     ]
-    headings = ("beside", *(f"{name}: p50, p99, max ms" for name in names))
+    headings = ("concurrent load", *(f"{name}: p50, p99, max ms" for name in names))
     return Shown(headings, tuple(rows))
 
 

@@ -245,28 +245,34 @@ def table(record: dict[str, Any]) -> Shown:
     rows = []
     for case in record["cases"]:
         if case["kind"] == "throughput":
-            name = f"{case['clients']} clients, a pair each, rows/s"
+            name = f"{case['clients']} clients, one pair per request, rows/s"
             sides = case["rows_per_second"]
             rows.append((case["model"], name, sides["server"], sides["file"], case["ratio"]))
         elif case["kind"] == "overhead":
             sides = case["p50"]
             ratio = case["p50_overhead"]
             rows.append(
-                (case["model"], "a lone pair, p50 ms", sides["server"], sides["bare"], ratio)
+                (
+                    case["model"],
+                    "one client, one pair, p50 ms",
+                    sides["server"],
+                    sides["bare"],
+                    ratio,
+                )
             )
         else:
             name, ours, theirs = COMPARED[case["kind"]]
             sides = case["responses_per_second"]
             rows.append((case["model"], name, sides[ours], sides[theirs], case["ratio"]))
     compared = {
-        "throughput": lambda value: f"{value:.2f} of offline",
+        "throughput": lambda value: f"{value:.2f}x",
         "overhead": lambda value: f"{value:.2f} ms overhead",
         "sixteen": lambda value: f"{value:.2f}x",
         "later": lambda value: f"{value:.2f}x",
     }
     words = [compared[case["kind"]] for case in record["cases"]]
     return Shown(
-        ("model", "question", "plaudit serve", "compared with", "result"),
+        ("model", "workload", "plaudit serve", "baseline", "result"),
         tuple(
             (model, name, figure(ours), figure(theirs), say(ratio))
             for (model, name, ours, theirs, ratio), say in zip(rows, words, strict=True)
@@ -275,8 +281,8 @@ def table(record: dict[str, Any]) -> Shown:
 
 
 COMPARED = {
-    "sixteen": ("16 responses a prompt, responses/s", "plaudit", "plain"),
-    "later": ("the same in 16 requests in turn, responses/s", "kept", "anew"),
+    "sixteen": ("16 responses in one request, responses/s", "plaudit", "plain"),
+    "later": ("16 responses in 16 requests, responses/s", "kept", "anew"),
 }
 
 

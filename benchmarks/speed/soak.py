@@ -146,7 +146,7 @@ def table(record: dict[str, Any]) -> Shown:
                 f"{size(case['memory']['early'])} to {size(case['memory']['late'])}",
             )
         )
-    headings = ("model", "load", "answered", "refused", "lost", "wrong", "p50", "memory")
+    headings = ("model", "load", "answered", "rejected", "lost", "wrong", "p50", "memory")
     return Shown(headings, tuple(rows))
 
 

@@ -345,14 +345,14 @@ def table(record: dict[str, Any]) -> Shown:
             )
     headings = (
         "model",
-        "batch",
-        "batches",
-        "side",
+        "batch size",
+        "batching",
+        "trainer",
         "pairs/s",
         "tokens/s",
-        "plaudit is faster",
-        "memory above the model",
-        "of plaudit's",
+        "plaudit's speedup",
+        "peak memory above the model",
+        "relative to plaudit",
     )
     return Shown(headings, tuple(rows))
 
@@ -361,7 +361,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
     """Pairs a second and ratios over the batch size."""
     for measure_, name, label in (
         ("pairs_per_second", "pairs.png", "pairs per second"),
-        ("ratio", "ratio.png", "plaudit is faster, times"),
+        ("ratio", "ratio.png", "speedup of plaudit"),
     ):
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in record["cases"]:

@@ -65,6 +65,7 @@ NOT_RUN = {
     "python -m sglang.launch_server": "another tool's server, on a GPU",
     "python -m openrlhf.cli.train_ppo_ray": "another tool's trainer, on GPUs",
     "python -m benchmarks.quality.real_data": "half an hour, on preference sets elsewhere",
+    "python -m benchmarks.speed.training": "minutes, on data elsewhere",
 }
 # Standard tools that pages use to look at files; run by a shell in the page's folder.
 STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
