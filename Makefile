@@ -5,6 +5,8 @@
 # make check     style, types and import direction
 # make check-page   types of the page, with a TypeScript compiler from npm
 # make docs      regenerate docs/reference and the recipe key table
+# make site      build the documentation site into site/; every warning fails
+# make site-serve  show the site on http://127.0.0.1:8001 while you write
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +18,7 @@ RUNNABLE := $(VENV)/.runnable
 OUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-fast check check-page format docs clean
+.PHONY: help quickstart install test test-fast check check-page format docs site site-serve clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -31,7 +33,7 @@ $(RUNNABLE): pyproject.toml constraints.txt
 	@touch $@
 
 $(STAMP): $(RUNNABLE)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs]'
 	@touch $@
 
 quickstart: $(RUNNABLE)
@@ -63,5 +65,12 @@ docs: $(STAMP)
 	$(BIN)/python scripts/generate_recipe_keys.py
 	$(BIN)/python scripts/generate_reference.py
 
+# --quiet would hide warnings from strict mode. The variable silences a notice about MkDocs 2.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+site-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --no-strict --dev-addr 127.0.0.1:8001
+
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
