@@ -269,7 +269,7 @@ def test_mistakes_are_said_at_once() -> None:
     with pytest.raises(DataError, match="retries is -1"):
         RewardClient("http://localhost:8000", retries=-1)
     with RewardClient("http://localhost:1") as client:
-        with pytest.raises(DataError, match="responses is one text"):
+        with pytest.raises(DataError, match="responses is a single string"):
             client.score("p", "a")
         with pytest.raises(DataError, match="responses is empty"):
             client.score("p", [])
@@ -282,11 +282,11 @@ def test_mistakes_are_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("responses", "message"),
     [
-        ({"a": 1}, "responses is of type dict; give a list with at least one response."),
-        (None, "responses is None; give a list with at least one response."),
-        ((r for r in "ab"), "responses is of type generator; give a list with"),
-        ("a", "responses is one text; give a list with at least one response."),
-        ((), "responses is empty; give a list with at least one response."),
+        ({"a": 1}, "responses is of type dict; expected a list with at least one response."),
+        (None, "responses is None; expected a list with at least one response."),
+        ((r for r in "ab"), "responses is of type generator; expected a list with"),
+        ("a", "responses is a single string; expected a list with at least one response."),
+        ((), "responses is empty; expected a list with at least one response."),
     ],
 )
 def test_responses_that_are_no_list_are_named(responses: Any, message: str) -> None:
@@ -301,10 +301,12 @@ def test_responses_that_are_no_list_are_named(responses: Any, message: str) -> N
 def test_a_row_is_a_prompt_with_its_responses() -> None:
     assert check_rows([["p", ["a"]], ("p", ("a", "b"))]) == [("p", ["a"]), ("p", ("a", "b"))]
     for row in ("pq", {"prompt": "p", "responses": ["a"]}, ("p", ["a"], 1), None):
-        with pytest.raises(DataError, match=r"^rows\[0\] is .*; give a pair \(prompt, responses\)"):
+        with pytest.raises(
+            DataError, match=r"^rows\[0\] is .*; expected a pair \(prompt, responses\)"
+        ):
             check_rows([row])
     for rows in (None, "p", {"prompt": "p"}, 3):
-        with pytest.raises(DataError, match=r"^rows is .*; give a list of pairs"):
+        with pytest.raises(DataError, match=r"^rows is .*; expected a list of pairs"):
             check_rows(rows)
 
 

@@ -261,10 +261,10 @@ def _check_strength(source: Source, reader: Reader, first: Row, where: str) -> N
     to_comparison(reader, first, number=1, where=where, source=source.path, strength_use=use)
     if strength_of(reader.parse(first), first) is None:
         raise DataError(
-            f"{where}: `preference_strength: {use}` needs rows that say how strong a preference is,"
-            f" but a row of {reader.name} does not (found: {', '.join(first)}); name the columns"
-            " with `columns: {score_chosen: …, score_rejected: …}`, or set preference_strength to"
-            " ignore."
+            f"{where}: `preference_strength: {use}` needs the strength of each preference, but a "
+            f"row of the format {reader.name} does not have it (columns: {', '.join(first)}); "
+            "map the columns with `columns: {score_chosen: …, score_rejected: …}`, or set "
+            "preference_strength to ignore."
         )
 
 
@@ -293,8 +293,8 @@ def _parse_all(
         yield LocatedComparison(number, where, row, comparison)
     if unseen:
         raise DataError(
-            f"`columns` of {source.path} names {' and '.join(sorted(unseen))}, which is in none of"
-            f" its rows (found in the first: {first})."
+            f"`columns` of {source.path} names {' and '.join(sorted(unseen))}, which no row has "
+            f"(columns of the first row: {first})."
         )
     counter.check()
 
@@ -327,7 +327,7 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTabl
 
         write_comparisons(path, usable())
         if source_fingerprint(source) != fingerprint:
-            raise DataError(f"{source.path} changed while it was read; start again.")
+            raise DataError(f"{source.path} changed while it was read; run the command again.")
         return {
             "name": name,
             "fingerprint": fingerprint,
@@ -407,15 +407,12 @@ def _check_names(sources: Sequence[Source]) -> None:
     names = Counter(source_name(source) for source in sources)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise DataError(
-            f"two sources are called {twice[0]!r}, so their rows could not be told apart; give"
-            " each its own `name`."
-        )
+        raise DataError(f"two sources are named {twice[0]!r}; give each source a different `name`.")
 
 
 def _nothing_left(sources: Sequence[Source], tally: Tally) -> str:
     if not sources:
-        return "no data source is given; expected at least one path or Hub dataset id."
+        return "no data source; expected at least one path or Hub dataset id."
     counts = "; ".join(
         f"{count} {reason} ({EXPLANATIONS[reason]})" for reason, count in tally.dropped.items()
     )

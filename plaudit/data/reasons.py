@@ -23,13 +23,13 @@ NOT_SAMPLED: Final = "not_sampled"
 EXPLANATIONS: Final[dict[str, str]] = {
     EMPTY_RESPONSE: "a response is empty or only white space",
     PROMPT_MISMATCH: "the responses answer different prompts",
-    IDENTICAL_RESPONSES: "all responses are the same",
-    SINGLE_RESPONSE: "there is one response only, so nothing is compared",
-    UNLABELLED: "nothing is known of which response is better",
+    IDENTICAL_RESPONSES: "all responses are identical",
+    SINGLE_RESPONSE: "there is only one response, so there is nothing to compare",
+    UNLABELLED: "no label says which response is better",
     TIE: "all responses have the same grade",
-    BROKEN_TURNS: "turns do not alternate, or the last one does not ask",
-    MEDIA: "it holds images, audio or video, and only text is read",
-    NOT_SAMPLED: "left out by the weight, rows or share of its source",
+    BROKEN_TURNS: "the turns do not alternate, or the last prompt turn is not the user's",
+    MEDIA: "it has images, audio or video, and plaudit reads only text",
+    NOT_SAMPLED: "left out by the source's weight, max_rows, num_samples or probability",
 }
 
 

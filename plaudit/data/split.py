@@ -66,7 +66,7 @@ def split_rows(
     """Positions of the training and the held-out part; ``row_N`` is equal for copies of a row."""
     if not 0 < size < 1 and not (isinstance(size, int) and size >= 1):
         raise DataError(
-            f"{size:g} is to be held out; expected a share between 0 and 1, or a number of rows."
+            f"cannot hold out {size:g}; expected a fraction between 0 and 1, or a number of rows."
         )
     _, first_U, unique_N = np.unique(row_N, return_index=True, return_inverse=True)
     # Different rows, numbered in the order of their first copies.
@@ -125,7 +125,7 @@ def _units(group_N: GroupArray, by: By, seed: int) -> tuple[RowArray, RowArray]:
     """The unit of each row, and the units in the seeded order in which they are walked."""
     if by == "row":
         if seed < 0:
-            raise DataError(f"the seed of the split is {seed}; expected 0 or more.")
+            raise DataError(f"the split seed is {seed}; expected 0 or more.")
         return np.arange(len(group_N)), np.random.default_rng(seed).permutation(len(group_N))
     code_U, unit_N = np.unique(group_N, return_inverse=True)
     # A hash orders the groups alike whatever the order of the input and the other groups are.
@@ -180,18 +180,17 @@ def _fill(
 
 def _too_few(rows: int, units: int, parts: int, by: By) -> str:
     if by == "row" and parts > 2:
-        return f"there are {rows} rows, too few for {parts} parts; add rows or ask for fewer."
+        return f"{rows} rows are too few for {parts} parts; add rows, or use fewer parts."
     if by == "row":
         return (
-            f"there are {rows} rows, too few to hold any out; add rows, or give evaluation data of"
-            " its own."
+            f"{rows} rows are too few to hold any out; add rows, or set separate evaluation data."
         )
     if units == 1:
         return (
-            f"all {rows} rows have the same prompt, so none can be held out by prompt; set"
-            " `split_by: row`, or give evaluation data of its own."
+            f"all {rows} rows have the same prompt, so the data cannot be split by prompt; set "
+            "`split_by: row`, or set separate evaluation data."
         )
-    return f"the {rows} rows have {units} prompts, too few for {parts} parts; ask for fewer."
+    return f"the {rows} rows have {units} prompts, too few for {parts} parts; use fewer parts."
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -286,15 +285,17 @@ def split_files(
 def check_fractions(fractions: Mapping[str, float]) -> None:
     """Raises DataError unless two or more parts of plain names add up to 1."""
     if len(fractions) < 2:
-        raise DataError("a split needs two parts at least, such as train=0.9,eval=0.1.")
+        raise DataError("a split needs at least two parts, such as train=0.9,eval=0.1.")
     for name, fraction in fractions.items():
         if not name.replace("-", "").replace("_", "").isalnum():
-            raise DataError(f"the part {name!r} cannot name a file; use letters, digits, - and _.")
+            raise DataError(f"invalid part name {name!r}; use letters, digits, - and _.")
         if not 0 < fraction < 1:
-            raise DataError(f"the part {name} is {fraction:g}; expected a share between 0 and 1.")
+            raise DataError(
+                f"the part {name} is {fraction:g}; expected a fraction between 0 and 1."
+            )
     total = sum(fractions.values())
     if abs(total - 1) > 1e-6:
-        raise DataError(f"the parts add up to {total:g}; expected 1.")
+        raise DataError(f"the fractions of the parts add up to {total:g}; expected 1.")
 
 
 def _ending(source: Source) -> str:
@@ -319,8 +320,8 @@ def _read(
     strata, stratum_N = np.unique(np.array(values, object), return_inverse=True)
     if stratify not in (None, SOURCE) and strata.tolist() == [_MISSING]:
         raise DataError(
-            f"no row of {source_name(source)} has a value in the column {stratify}; expected a"
-            " column of plain values to stratify by."
+            f"no row of {source_name(source)} has a value to stratify by in the column "
+            f"{stratify}; choose a column of texts or numbers."
         )
     return np.array(groups, dtype=np.uint64), stratum_N, strata.tolist()
 

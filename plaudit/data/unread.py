@@ -78,17 +78,17 @@ class UnreadColumns:
             f"{printable(column, _NAME_CHARACTERS)} ({_share(count, self.rows)})"
             for column, count in sorted(self.columns.items(), key=lambda item: (-item[1], item[0]))
         )
-        return f"{name}: columns that are not read, with their share of rows: {listed}."
+        return f"{name}: ignored columns, with their share of rows: {listed}."
 
     def warning(self, name: str) -> str | None:
         """A sentence where not one row of the source ``name`` has a prompt."""
         if not self.rows or self.without_prompt < self.rows:
             return None
         return (
-            f"{name}: no prompt in 100% of its {self.rows:,} rows (fewer than"
-            f" {_FEWEST_SHARED_WORDS} words that both texts begin with are none), so responses are"
-            " scored without one; if a column holds it, name it with `columns: {prompt: COLUMN}`"
-            " (on a command line: --columns prompt=COLUMN)."
+            f"{name}: none of the {self.rows:,} rows has a prompt (fewer than "
+            f"{_FEWEST_SHARED_WORDS} shared leading words do not count), so responses are scored "
+            "without one; if a column holds the prompt, set `columns: {prompt: COLUMN}` (on a "
+            "command line: --columns prompt=COLUMN)."
         )
 
     def lines(self, name: str) -> list[str]:
@@ -357,16 +357,17 @@ def _complaint(source: Source, row: Row, unread: UnreadText, where: str) -> str:
     theirs = source.columns.get(name) or name
     left_out = {name: None}
     columns = _columns_that_read(source, row, theirs, lost)
-    advice = "name a `format` that reads it"
+    advice = "set a `format` that reads it"
     if columns is not None:
         advice = f"read it with `columns: {_as_yaml(columns)}`"
     elif source.format is None:
-        advice = "put its text where the format reads it"
+        advice = "move its text into a column that the format reads"
     option = _as_option(columns or left_out)
     hint = "" if option is None else f" (on a command line: --columns {option})"
     return (
-        f"{where}: the column {printable(theirs, _NAME_CHARACTERS)} looks like {kind}, but it is"
-        f" not read; {advice}, or leave it out with `columns: {_as_yaml(left_out)}`{hint}."
+        f"{where}: the column {printable(theirs, _NAME_CHARACTERS)} looks like {kind}, but the "
+        f"format does not read it; {advice}, or ignore it with `columns: "
+        f"{_as_yaml(left_out)}`{hint}."
     )
 
 

@@ -135,7 +135,7 @@ def test_rejections_are_of_the_same_kind_as_in_this_process(
         for ask in (scorer.score, scorer.best_of):
             with pytest.raises(DataError, match=r"responses\[1\] is null; expected text"):
                 ask("fox", ["a", None])
-        with pytest.raises(DataError, match=r"rows\[1\] is None; give a pair"):
+        with pytest.raises(DataError, match=r"rows\[1\] is None; expected a pair"):
             scorer.score_many([("fox", ["a"]), None])
 
 

@@ -69,11 +69,14 @@ def test_split_keeps_rows_and_prompts_apart(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fractions", "train=0.5"], "two parts at least"),
+        (["--fractions", "train=0.5"], "at least two parts"),
         (["--fractions", "a=0.5,b=0.6"], "add up to 1.1; expected 1"),
         (["--fractions", "a=0.5;b"], "not of the form train=0.8"),
-        (["--fractions", "a/b=0.5,c=0.5"], "cannot name a file"),
-        (["--stratify", "nothing"], "no row of pairs has a value in the column nothing"),
+        (["--fractions", "a/b=0.5,c=0.5"], "invalid part name"),
+        (
+            ["--stratify", "nothing"],
+            "no row of pairs has a value to stratify by in the column nothing",
+        ),
     ],
 )
 def test_a_split_that_cannot_be_is_one_sentence(
@@ -116,7 +119,7 @@ def test_perturb_makes_pairs_of_a_known_cause(
     assert "none of the 60 rows can be written: 60 tie" in capsys.readouterr().err
     assert not none.exists()
     assert main([*asked, "nonsense", "--out", str(none)]) == 2
-    assert "there is no perturbation 'nonsense'" in capsys.readouterr().err
+    assert "unknown perturbation 'nonsense'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,10 @@ def test_perturb_makes_pairs_of_a_known_cause(
     [
         (["mutate", "pairs.jsonl"], "plaudit data perturb now"),
         (["perturb", "pairs.jsonl", "--operators=all"], "plaudit data perturb --perturbations now"),
-        (["perturb", "p", "--out", "o.jsonl", "--perturbations", "hack"], "called reward_hacking"),
+        (
+            ["perturb", "p", "--out", "o.jsonl", "--perturbations", "hack"],
+            "renamed to reward_hacking",
+        ),
     ],
 )
 def test_an_old_name_is_a_usage_error_that_names_the_new(
@@ -176,7 +182,7 @@ def test_preview_says_what_is_skipped_and_what_is_wrong(
     assert main([*asked, "--row", "2", "--max-length", "4"]) == 0
     assert "Not encoded (over_length)" in capsys.readouterr().out
     assert main([*asked, "--row", "1", "--ids"]) == 0
-    assert "Training drops it: all responses are the same." in capsys.readouterr().out
+    assert "Training drops it: all responses are identical." in capsys.readouterr().out
     for words, message in (
         ([*asked, "--row", "9"], "there is no row 9"),
         (asked[:3], "give either --model or --recipe"),

@@ -298,7 +298,7 @@ def test_the_input_is_never_written_over(tmp_path: Path) -> None:
     verdicts = look(data).drop_N
     with pytest.raises(OutputError, match="already exists"):
         write_cleaned(Source(path=str(data)), data, verdicts)
-    with pytest.raises(OutputError, match="unknown ending"):
+    with pytest.raises(OutputError, match="unknown file extension"):
         write_cleaned(Source(path=str(data)), tmp_path / "fixed.txt", verdicts)
     assert data.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
@@ -631,8 +631,8 @@ def test_empty_turns() -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"prompt": "a", "chosen": "b"', "broken JSON"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b'{"prompt": "a", "chosen": "b"', "invalid JSON"),
+        (b"\xff\xfe\x00", "invalid UTF-8"),
         (b'{"prompt": "a", "chosen": null, "rejected": "c"}\n', "chosen"),
         (b"", "no rows"),
     ],

@@ -175,7 +175,7 @@ The third paragraph stands alone behind code."""
 
 
 def test_a_missing_or_damaged_corpus_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is missing; install plaudit again"):
+    with pytest.raises(DataError, match="is missing; reinstall plaudit"):
         read_documentation(tmp_path / "none.jsonl.xz")
     damaged = tmp_path / "damaged.jsonl.xz"
     damaged.write_bytes(documentation_path().read_bytes()[:1000])
@@ -312,7 +312,7 @@ def test_what_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         documentation, "material", lambda _: ((answer,), CONTEXT, {"a": frozenset()})
     )
-    with pytest.raises(DataError, match="gives no more pairs of the perturbation"):
+    with pytest.raises(DataError, match="has no more pairs for the perturbation"):
         build_pairs(200, 0)
 
 
@@ -349,12 +349,12 @@ GOLDEN = "66f09c09f8989c94140920bece48750adbe04adb51b736c75db7cd01e9b58a45"
 
 @pytest.mark.parametrize("count", [0, -1, MOST_PAIRS + 1])
 def test_a_size_out_of_range_is_refused(count: int) -> None:
-    with pytest.raises(DataError, match="pairs were asked for; expected 1 to 24004"):
+    with pytest.raises(DataError, match="pairs requested; expected 1 to 24004"):
         build_pairs(count, 0)
 
 
 def test_the_base_s_own_reading_makes_no_pairs() -> None:
-    with pytest.raises(DataError, match="use training or heldout"):
+    with pytest.raises(DataError, match="expected training or heldout"):
         build_pairs(1, 0, "pretraining")  # type: ignore[arg-type]
 
 
@@ -410,5 +410,5 @@ def test_the_same_path_gives_the_same_rows_and_another_seed_others() -> None:
     ],
 )
 def test_what_is_no_documentation_set_is_refused(path: str) -> None:
-    with pytest.raises(DataError, match=r"documentation|pairs were asked for"):
+    with pytest.raises(DataError, match=r"documentation|pairs requested"):
         list(read_rows(source(path)))

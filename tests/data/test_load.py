@@ -158,7 +158,7 @@ def test_iterate_gives_every_row_in_order(tmp_path: Path) -> None:
 def test_the_format_of_the_source_overrides_recognition(tmp_path: Path) -> None:
     row = pair("a", responses=["x", "y"], grades=[1, 0])
     path = write(tmp_path / "a.jsonl", [row])
-    with pytest.raises(DataError, match="fit explicit_text and ranked"):
+    with pytest.raises(DataError, match="several formats: explicit_text and ranked"):
         load_comparisons((Source(path=path),), seed=1)
     loaded = load_comparisons((Source(path=path, format="ranked"),), seed=1)
     assert loaded.comparisons[0].responses == ("x", "y")
@@ -186,10 +186,10 @@ def test_no_usable_row_is_an_error_with_the_counts(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         load_comparisons((Source(path=path),), seed=1)
     assert str(raised.value) == (
-        f"none of the 3 rows of {path} can be used: 2 identical_responses (all responses are the"
-        " same); 1 empty_response (a response is empty or only white space)."
+        f"none of the 3 rows of {path} can be used: 2 identical_responses (all responses are"
+        " identical); 1 empty_response (a response is empty or only white space)."
     )
-    with pytest.raises(DataError, match="no data source is given"):
+    with pytest.raises(DataError, match="no data source"):
         load_comparisons((), seed=1)
 
 
@@ -197,7 +197,7 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     sources = [write(tmp_path / "a.jsonl", [pair("a")])]
     sources.append(write(tmp_path / "other" / "a.jsonl", [pair("b")]))
-    with pytest.raises(DataError, match="two sources are called 'a'"):
+    with pytest.raises(DataError, match="two sources are named 'a'"):
         load_comparisons(tuple(Source(path=path) for path in sources), seed=1)
     named = tuple(Source(path=path, name=str(n)) for n, path in enumerate(sources))
     assert load_comparisons(named, seed=1).tally.used == 2

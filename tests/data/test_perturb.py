@@ -377,9 +377,9 @@ def test_perturbations_are_chosen_by_name_kind_and_severity() -> None:
     assert {one.kind for one in choose_perturbations(["degradation"])} == {"degradation"}
     critical = choose_perturbations(["degradation"], ["critical"])
     assert [one.name for one in critical] == ["other_text", "other_language"]
-    with pytest.raises(DataError, match="no perturbation 'upside_down'; expected all"):
+    with pytest.raises(DataError, match="unknown perturbation 'upside_down'; expected all"):
         choose_perturbations(["upside_down"])
-    with pytest.raises(DataError, match="no severity 'bad'; expected some of"):
+    with pytest.raises(DataError, match="unknown severity 'bad'; expected some of"):
         choose_perturbations(["all"], ["bad"])
-    with pytest.raises(DataError, match="no perturbation of meaning_preserving has the severity"):
+    with pytest.raises(DataError, match="no perturbation in meaning_preserving has the severity"):
         choose_perturbations(["meaning_preserving"], ["major"])

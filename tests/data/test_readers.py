@@ -529,7 +529,7 @@ def test_how_clear_a_preference_is_becomes_margin_or_weight(
 def test_preference_strength_is_for_pairs() -> None:
     row = EXAMPLES["ranked"]
     with pytest.raises(
-        DataError, match="there are 3 responses, but `preference_strength: margin` is for pairs"
+        DataError, match="the row has 3 responses, but `preference_strength: margin` needs pairs"
     ):
         to_comparison(
             READERS["ranked"], row, number=1, where=WHERE, source="a", strength_use="margin"
@@ -621,7 +621,7 @@ def test_images_audio_and_video_are_named(change: dict[str, Any], reason: str | 
         (
             "explicit_conversational",
             {"rejected": [assistant(None)]},
-            "rejected[0].content is null; expected text (null only beside tool_calls)",
+            "rejected[0].content is null; expected text (null is allowed only beside tool_calls)",
         ),
         (
             "explicit_conversational",
@@ -644,12 +644,12 @@ def test_images_audio_and_video_are_named(change: dict[str, Any], reason: str | 
         ("unpaired", {"label": "good"}, "label is text; expected a number"),
         ("unpaired", {"completion": [assistant("a")]}, "completion is a list; expected text"),
         ("explicit_text", {"margin": "big"}, "margin is text; expected a number"),
-        ("explicit_text", {"margin": True}, "margin is true or false; expected a number"),
-        ("explicit_text", {"margin": float("nan")}, "margin is no finite number"),
-        ("explicit_text", {"margin": 10**400}, "margin is no finite number"),
+        ("explicit_text", {"margin": True}, "margin is a boolean; expected a number"),
+        ("explicit_text", {"margin": float("nan")}, "margin is NaN or infinite"),
+        ("explicit_text", {"margin": 10**400}, "margin is NaN or infinite"),
         ("explicit_text", {"weight": 0}, "weight is 0 or less"),
         ("explicit_text", {"id": [1]}, "id is a list; expected text or a number"),
-        ("explicit_text", {"tools": "{"}, "tools is text that is not JSON"),
+        ("explicit_text", {"tools": "{"}, "tools is invalid JSON"),
         ("explicit_text", {"tools": {"a": 1}}, "tools is an object; expected a list"),
         ("explicit_text", {"tools": ["a"]}, "tools[0] is text; expected an object"),
         ("explicit_text", {"chat_template_kwargs": "[]"}, "is a list; expected an object"),
@@ -683,20 +683,22 @@ def test_unknown_columns_name_those_found_and_those_expected() -> None:
 
 def test_right_columns_with_wrong_values_say_which_value() -> None:
     message = complaint({"prompt": "a", "chosen": 5, "rejected": "b"})
-    assert "no format fits: as explicit_text, chosen is a number; expected text" in message
+    assert "no format matches: as explicit_text, chosen is a number; expected text" in message
     mixed = complaint({"prompt": "a", "chosen": [assistant("b")], "rejected": [assistant("c")]})
     assert "as explicit_conversational, prompt is text; expected a list of messages" in mixed
 
 
 def test_ambiguous_columns_ask_for_the_format() -> None:
     row = EXAMPLES["explicit_text"] | {"responses": ["a", "b"]}
-    assert "fit explicit_text and ranked; choose one with `format: explicit_text`" in complaint(row)
+    assert "explicit_text and ranked; choose one, for example `format: explicit_text`" in complaint(
+        row
+    )
     assert parse(row, "ranked").responses == ("a", "b")
 
 
 def test_an_unknown_format_suggests_the_nearest() -> None:
     assert complaint({}, "explict_text") == (
-        "there is no format 'explict_text'; did you mean explicit_text?"
+        "unknown format 'explict_text'; did you mean explicit_text?"
     )
     assert "expected one of explicit_text, " in complaint({}, "parquet")
 

@@ -134,7 +134,7 @@ def test_datasets_saved_to_disk_give_their_rows(tmp_path: Path) -> None:
     (splits / "test" / "data-00000-of-00001.arrow").unlink()
     assert "lacks data-00000-of-00001.arrow" in complaint(splits, split="test")
     write(splits / "test" / "state.json", "{}")
-    assert "does not list the files of a dataset" in complaint(splits, split="test")
+    assert "does not list the files of the dataset" in complaint(splits, split="test")
 
 
 def test_a_state_file_alone_is_no_saved_dataset(tmp_path: Path) -> None:
@@ -246,49 +246,49 @@ def test_jsonl_is_streamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": 1,\n', ":2: broken JSON (Expecting"),
-        ("a.jsonl", b'{"a": 1} {"a": 2}\n', ":1: broken JSON (Extra data"),
-        ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", ":1: broken JSON (Exceeds the limit"),
-        ("a.jsonl", b'{"a": ' + b"[" * 200_000, ":1: broken JSON (nested too deeply"),
-        ("a.json", b'[{"a": 1},\n{"a": }]', ":2: broken JSON (Expecting value"),
-        ("a.json", b'[{"a": 1}\n\n{"a": 2}]', ":3: broken JSON; expected a comma"),
-        ("a.json", b'[{"a": 1},\n]', ":2: broken JSON (Expecting value"),
-        ("a.json", b'[{"a": 1}', ":1: broken JSON; expected a comma"),
-        ("a.json", b"[" * 200_000, ":1: broken JSON (nested too deeply"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1,\n', ":2: invalid JSON (Expecting"),
+        ("a.jsonl", b'{"a": 1} {"a": 2}\n', ":1: invalid JSON (Extra data"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", ":1: invalid JSON (Exceeds the limit"),
+        ("a.jsonl", b'{"a": ' + b"[" * 200_000, ":1: invalid JSON (nested too deeply"),
+        ("a.json", b'[{"a": 1},\n{"a": }]', ":2: invalid JSON (Expecting value"),
+        ("a.json", b'[{"a": 1}\n\n{"a": 2}]', ":3: invalid JSON; expected a comma"),
+        ("a.json", b'[{"a": 1},\n]', ":2: invalid JSON (Expecting value"),
+        ("a.json", b'[{"a": 1}', ":1: invalid JSON; expected a comma"),
+        ("a.json", b"[" * 200_000, ":1: invalid JSON (nested too deeply"),
         ("a.json", b'[{"a": 1}] [', "more text after the array"),
-        ("a.json", b'{"a":\n1}', ":1: broken JSON (Expecting value"),
-        ("a.jsonl", b"\x80\x04\x95\xff\n", ":1: these bytes are not UTF-8"),
-        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ":2: these bytes are not UTF-8"),
-        ("a.jsonl", '{"a": 1}'.encode("utf-16"), ":1: these bytes are not UTF-8"),
-        ("a.jsonl", b"\0\0\0\0", ":1: these bytes are not UTF-8"),
-        ("a.csv", b"PK\x03\x04\xfa\xfb", ":1: these bytes are not UTF-8"),
-        ("a.jsonl", b"[1]\n", ":1: found a list, expected an object"),
-        ("a.jsonl", b'"x"\n', ":1: found text, expected an object"),
-        ("a.jsonl", b"null\n", ":1: found null, expected an object"),
-        ("a.jsonl", b"true\n", ":1: found true or false, expected an object"),
-        ("a.json", b'[{"a": 1},\n 3]', ":2: found a number, expected an object"),
-        ("a.jsonl", b'{"a": "x\\ud83d"}\n', ":1: a text holds half of an escaped surrogate"),
-        ("a.jsonl", b"", "holds no rows"),
-        ("a.jsonl", b"\n \n", "holds no rows"),
-        ("a.json", b"[ ]", "holds no rows"),
-        ("a.csv", b"", "holds no rows"),
-        ("a.csv", b"prompt,chosen\n", "holds no rows"),
-        ("a.csv", b"a,b\n1,2\n1,2,3\n", ":row 2: 3 cells, but the header names 2 columns"),
-        ("a.csv", b"a,a\n1,2\n", "names a column twice"),
-        ("a.csv", b'a,b\n1,"2\n', "broken CSV (unexpected end of data)"),
+        ("a.json", b'{"a":\n1}', ":1: invalid JSON (Expecting value"),
+        ("a.jsonl", b"\x80\x04\x95\xff\n", ":1: invalid UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ":2: invalid UTF-8"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), ":1: invalid UTF-8"),
+        ("a.jsonl", b"\0\0\0\0", ":1: invalid UTF-8"),
+        ("a.csv", b"PK\x03\x04\xfa\xfb", ":1: invalid UTF-8"),
+        ("a.jsonl", b"[1]\n", ":1: found a list; expected an object"),
+        ("a.jsonl", b'"x"\n', ":1: found text; expected an object"),
+        ("a.jsonl", b"null\n", ":1: found null; expected an object"),
+        ("a.jsonl", b"true\n", ":1: found a boolean; expected an object"),
+        ("a.json", b'[{"a": 1},\n 3]', ":2: found a number; expected an object"),
+        ("a.jsonl", b'{"a": "x\\ud83d"}\n', ":1: a text has an unpaired surrogate"),
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl", b"\n \n", "has no rows"),
+        ("a.json", b"[ ]", "has no rows"),
+        ("a.csv", b"", "has no rows"),
+        ("a.csv", b"prompt,chosen\n", "has no rows"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", ":row 2: 3 cells, but the header has 2 columns"),
+        ("a.csv", b"a,a\n1,2\n", "duplicate column name"),
+        ("a.csv", b'a,b\n1,"2\n', "invalid CSV (unexpected end of data)"),
         ("a.parquet", b"PAR1 not really", "cannot be read as Parquet"),
         ("a.parquet", b"", "cannot be read as Parquet"),
         ("a.jsonl.gz", JSONL.encode(), "is not a complete gzip file"),
         ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], "is not a complete gzip file"),
-        ("a.jsonl", gzip.compress(JSONL.encode()), "add .gz to its name"),
+        ("a.jsonl", gzip.compress(JSONL.encode()), "add .gz to the name"),
         ("a.jsonl.zst", JSONL.encode(), "is not a complete zstd file"),
         ("a.jsonl.zst", zstd(JSONL.encode() * 99)[:-9], "is not a complete zstd file"),
-        ("a.jsonl", zstd(JSONL.encode()), "add .zst to its name"),
-        ("a.tsv", b"a\tb\n1\t2\t3\n", "put texts with tabs or line breaks in double quotes"),
+        ("a.jsonl", zstd(JSONL.encode()), "add .zst to the name"),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", "quote texts that contain tabs or line breaks"),
         ("a.arrow", b"ARROW1 not really", "cannot be read as Arrow"),
         ("a.arrow", b"not really", "cannot be read as Arrow"),
-        ("a.txt", b"hello", "has no known extension; expected .jsonl, .ndjson"),
-        ("pairs", b"hello", "has no known extension"),
+        ("a.txt", b"hello", "has an unknown file extension; expected .jsonl, .ndjson"),
+        ("pairs", b"hello", "has an unknown file extension"),
     ],
 )
 def test_bad_files_are_one_sentence_with_the_place(
@@ -325,7 +325,7 @@ def test_a_bare_word_or_a_forgotten_extension_is_no_hub_id(
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "README.md", "words")
-    assert "holds no data file; expected .jsonl" in complaint(tmp_path)
+    assert "has no data files; expected .jsonl" in complaint(tmp_path)
 
 
 def test_split_and_subset_belong_to_the_hub(tmp_path: Path) -> None:
@@ -401,15 +401,15 @@ def test_hub_facts_come_from_the_hub_or_are_left_out(
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     assert licence(source) is None
     assert source_fingerprint(source).startswith("datasets:")
-    with pytest.raises(DataError, match="is to be streamed, but the Hub does not answer"):
+    with pytest.raises(DataError, match="cannot be streamed because the Hub is unreachable"):
         source_fingerprint(Source(path="owner/name", streaming=True))
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        ("DatasetNotFoundError", "neither a file here nor a dataset on the Hub"),
-        ("ConnectionError", "the Hub cannot be reached"),
+        ("DatasetNotFoundError", "neither a local file nor a Hub dataset"),
+        ("ConnectionError", "the Hub is unreachable"),
         ("ValueError", "Unknown split; set `split` or `subset`"),
         ("DataFilesNotFoundError", "cannot be loaded: Unknown split"),
         ("RuntimeError", "cannot be loaded"),

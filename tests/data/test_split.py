@@ -149,7 +149,7 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(DataError, match="same prompt"):
         parted(one * 3, 0.5, by="prompt", seed=1)
     two = rows_of(["a", "b"])
-    with pytest.raises(DataError, match="expected a share between 0 and 1"):
+    with pytest.raises(DataError, match="expected a fraction between 0 and 1"):
         parted(two, 1.0, by="row", seed=1)
     assert len(parted(rows_of(list("abcdef")), 4, by="prompt", seed=1)[1]) == 4
     assert len(parted(rows_of(list("abcdef")), 9, by="row", seed=1)[1]) == 5
@@ -199,5 +199,5 @@ def test_too_few_groups_for_the_parts() -> None:
     two = np.array([1, 1, 2], dtype=np.uint64)
     with pytest.raises(DataError, match="the 3 rows have 2 prompts, too few for 3 parts"):
         assign_parts(two, [0.3, 0.3], by="prompt", seed=0)
-    with pytest.raises(DataError, match="there are 2 rows, too few for 3 parts"):
+    with pytest.raises(DataError, match="2 rows are too few for 3 parts"):
         assign_parts(two[:2], [0.3, 0.3], by="row", seed=0)

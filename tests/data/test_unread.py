@@ -216,7 +216,7 @@ def test_a_remedy_can_be_pasted(column: str, in_option: bool, tmp_path: Path) ->
     """Into a recipe, and into a shell where ``--columns`` can hold the name."""
     source = source_of(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", column: "And?"})
     message = complaint(source)
-    _, _, shown = message.partition("leave it out with `columns: ")
+    _, _, shown = message.partition("ignore it with `columns: ")
     columns, _, option = shown.partition("}`")
     assert yaml.safe_load(f"{columns}}}") == {column: None}
     assert ("--columns" in option) == in_option
@@ -239,9 +239,10 @@ def test_a_prompt_that_is_not_read_is_an_error_with_its_remedy(name: str, tmp_pa
     source = source_of(tmp_path, lost.row)
     message = complaint(source)
     assert message.startswith(
-        f"{source.path}:1: the column {lost.column} looks like {lost.kind}, but it is not read;"
+        f"{source.path}:1: the column {lost.column} looks like {lost.kind},"
+        " but the format does not read it;"
     )
-    assert f"leave it out with `columns: {{{lost.column}: null}}`" in message
+    assert f"ignore it with `columns: {{{lost.column}: null}}`" in message
     left_out = source.model_copy(update={"columns": {lost.column: None}})
     assert lost.column not in counts(left_out).columns
     if lost.columns is None:
@@ -282,7 +283,7 @@ def test_the_rule_holds_for_every_format(name: str, tmp_path: Path) -> None:
 def test_a_named_format_keeps_the_rule_and_a_later_row_too(tmp_path: Path) -> None:
     row = EXAMPLES["explicit_text"]
     named = source_of(tmp_path, row, format="implicit_text")
-    assert "the column prompt looks like a prompt, but it is not read; name a `format` that" in (
+    assert "looks like a prompt, but the format does not read it; set a `format` that reads it" in (
         complaint(named)
     )
     later = source_of(tmp_path, row, row | {"history": "Earlier: nothing."})
@@ -332,16 +333,16 @@ def test_a_null_that_names_no_column_is_an_error(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"problem": "Q", **TEXTS}, columns={"problme": None})
     assert "the column problem looks like a prompt" in complaint(source)
     source = source_of(tmp_path, TEXTS, columns={"problme": None, "system": None})
-    assert "names problme, which is in none of its rows" in complaint(source)
+    assert "names problme, which no row has" in complaint(source)
 
 
 def test_a_system_column_is_read_where_it_fits(tmp_path: Path) -> None:
     mapped = {"system": "rule"}
     text = source_of(tmp_path, EXAMPLES["explicit_text"] | {"rule": "Be brief."}, columns=mapped)
-    assert "system is a system message, but the prompt is plain text" in complaint(text)
+    assert "system holds a system message, but the prompt is plain text" in complaint(text)
     second = EXAMPLES["explicit_conversational"] | {"rule": "Be brief."}
     second |= {"prompt": [{"role": "system", "content": "Rhyme."}, user("Hi")]}
-    assert "system is a second system message" in complaint(
+    assert "the prompt already starts with one" in complaint(
         source_of(tmp_path, second, columns=mapped)
     )
     without = EXAMPLES["explicit_conversational"] | {"rule": None}
@@ -374,7 +375,7 @@ def test_shares_of_rows_are_those_with_text(tmp_path: Path) -> None:
     rows = [EXAMPLES["explicit_text"] | {"a": "x", "b": "y" if n < 2 else ""} for n in range(8)]
     unread = counts(source_of(tmp_path, *rows))
     assert unread.sentence("rows") == (
-        "rows: columns that are not read, with their share of rows: a (100%), b (25%)."
+        "rows: ignored columns, with their share of rows: a (100%), b (25%)."
     )
 
 
@@ -384,7 +385,7 @@ def test_no_prompt_in_any_row_is_said_once(
     source = source_of(tmp_path, TEXTS, {"headline": "Skies", **TEXTS})
     assert counts(source).without_prompt == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("rows: no prompt in 100% of its 2 rows")
+    assert record.getMessage().startswith("rows: none of the 2 rows has a prompt")
     caplog.clear()
     by_chance = {"chosen": "The sky is blue", "rejected": "The grass is green"}
     one = source_of(
@@ -430,8 +431,8 @@ def test_the_audit_reports_what_is_not_read(
     facts, screen = audit(str(lost), str(fine))
     (finding,) = (f for f in facts["findings"] if f["check"] == "no_prompt")
     assert (finding["severity"], finding["rows"]) == ("error", 4)
-    assert "No prompt in 100% of rows" in screen
-    assert "lost: columns that are not read, with their share of rows: headline (100%)." in screen
+    assert "No prompt in any row" in screen
+    assert "lost: ignored columns, with their share of rows: headline (100%)." in screen
     assert [part["unread"]["columns"] for part in facts["parts"]] == [{"headline": 4}, {}]
     assert main(["data", "audit", str(lost), "--strict"]) == 1
     capsys.readouterr()

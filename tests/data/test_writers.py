@@ -221,7 +221,7 @@ def test_llama_factory_finds_the_file(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "mine.json").read_text())
     assert {*entries["mine"]["columns"].values()} <= rows[0].keys()
     (tmp_path / "dataset_info.json").write_text("[")
-    with pytest.raises(OutputError, match="broken JSON"):
+    with pytest.raises(OutputError, match="invalid JSON"):
         convert(Source(path=str(data)), tmp_path / "more.json", choose_writer("sharegpt"))
     assert not (tmp_path / "more.json").exists()
 
@@ -231,15 +231,17 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
     source = Source(path=str(data))
     for out, name, message in (
         ("o.jsonl", "explicit_text", "none of the 3 rows can be written: 3 messages"),
-        ("o.csv", "nemo", "a CSV file cannot hold the lists of nemo"),
+        ("o.csv", "nemo", "CSV cannot hold the lists of the format nemo"),
         ("o.jsonl.gz", "alpaca", "LLaMA-Factory reads no .jsonl.gz files"),
-        ("o.xml", "ranked", "unknown ending; expected one of .jsonl"),
+        ("o.xml", "ranked", "unknown file extension; expected one of .jsonl"),
         ("in.jsonl", "ranked", "already exists"),
     ):
         with pytest.raises((DataError, OutputError), match=message):
             convert(source, tmp_path / out, WRITERS[name])
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-    with pytest.raises(DataError, match="--to nonsense is no format; expected one of explicit"):
+    with pytest.raises(
+        DataError, match="--to: unknown format 'nonsense'; expected one of explicit"
+    ):
         choose_writer("nonsense")
 
 

@@ -158,7 +158,7 @@ def test_ranked_documentation_has_answers_of_known_quality() -> None:
 
 
 def test_more_than_there_is() -> None:
-    with pytest.raises(DataError, match="the held-out documentation gives 1 to"):
+    with pytest.raises(DataError, match="the held-out documentation has 1 to"):
         load_comparisons([Source(path="documentation:ranked:99999")], seed=0)
 
 

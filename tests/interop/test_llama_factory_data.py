@@ -190,10 +190,10 @@ def test_a_source_says_where_its_columns_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"promt": "ask"}, "promt is not a column that a format reads; did you mean prompt?"),
+        ({"promt": "ask"}, "promt is not a column of any format; did you mean prompt?"),
         (
             {"prompt": "ask", "chosen": "good", "rejected": "bad", "margin": "gep"},
-            "names gep, which is in none of its rows (found in the first: ask, good, bad",
+            "names gep, which no row has (columns of the first row: ask, good, bad",
         ),
         ({"chosen": "good"}, "no format has the columns"),
     ],
@@ -206,7 +206,7 @@ def test_wrong_names_of_columns_are_said(
 
 def test_wrong_names_are_those_of_the_format_given(tmp_path: Path) -> None:
     source = Source(path=str(pairs_csv(tmp_path)), format="unpaired", columns={"chosen": "good"})
-    assert "chosen is not a column of unpaired" in complaint(source)
+    assert "chosen is not a column of the format unpaired" in complaint(source)
     assert "chosen" not in READERS["unpaired"].columns
 
 
@@ -214,7 +214,7 @@ def test_a_preference_strength_needs_a_measure(tmp_path: Path) -> None:
     path = pairs_csv(tmp_path)
     columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
     source = Source(path=str(path), columns=columns, preference_strength="margin")
-    assert "a row of explicit_conversational does not" in complaint(source)
+    assert "a row of the format explicit_conversational does not" in complaint(source)
     path.write_text(
         "prompt,chosen,rejected,score_chosen,score_rejected\na,b,c,9,2\nd,e,f,,\n", encoding="utf-8"
     )
@@ -246,8 +246,11 @@ def test_a_later_row_of_another_format_is_an_error(tmp_path: Path) -> None:
     rows += [{"prompt": "Two?", "chosen": "Yes", "rejected": "No"}]
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     said = complaint(Source(path=path))
-    assert "rows.jsonl:2: a row of explicit_text, but the first row chose implicit_text" in said
-    assert "rows.jsonl:2: the column prompt looks like a prompt, but it is not read" in complaint(
+    assert (
+        "rows.jsonl:2: this row has the format explicit_text, but the first row has implicit_text"
+        in said
+    )
+    assert "looks like a prompt, but the format does not read it" in complaint(
         Source(path=path, format="implicit_text")
     )
     alone = Source(path=path, format="implicit_text", columns={"prompt": None})

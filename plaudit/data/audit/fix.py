@@ -147,7 +147,7 @@ def _outcomes(
         if reason is not None:
             yield None, _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.")
         elif row_key(again) in seen:
-            why = "After the repair: equal to an earlier row."
+            why = "After the repair: a duplicate of an earlier row."
             yield None, _dropped(where, "exact_duplicates", why)
         else:
             seen.add(row_key(again))

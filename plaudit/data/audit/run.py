@@ -293,7 +293,7 @@ def audit(
         folder = Path(name)
         rows = store_rows(folder, parts, on_progress)
         if not rows.data:
-            raise DataError("there are no rows to audit; name a file of comparisons.")
+            raise DataError("no rows to audit; name a file of comparisons.")
         evidence = gather(rows, folder, functions, max_length, on_progress)
         flagged = {check.name: check.find(evidence) for check in CHECKS if check.applies(evidence)}
         report = AuditReport(

@@ -113,14 +113,14 @@ def nemo(row: Row) -> ParsedRow:
 def pku_saferlhf(row: Row) -> ParsedRow:
     """PKU-SafeRLHF: two responses and the number of the more helpful one."""
     prompt = user_turn(values.text(row, "prompt"))
-    lead = _lead(row, "better_response_id", (0, 1), "a response's number")
+    lead = _lead(row, "better_response_id", (0, 1), "the number of the preferred response")
     return pair_by_lead(row, prompt, ("response_0", "response_1"), lead)
 
 
 def shp(row: Row) -> ParsedRow:
     """SHP: a post and two comments; label 1 means that A is preferred, 0 that B is."""
     prompt = user_turn(values.text(row, "history"))
-    lead = _lead(row, "labels", (1, 0), "1 where A is preferred, 0 where B is")
+    lead = _lead(row, "labels", (1, 0), "1 where A is preferred and 0 where B is")
     return pair_by_lead(row, prompt, ("human_ref_A", "human_ref_B"), lead)
 
 
@@ -138,7 +138,7 @@ def arena(row: Row) -> ParsedRow:
     winner = values.text(row, "winner")
     leads = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "tie (bothbad)": 0.0, "both_bad": 0.0}
     if winner not in leads:
-        raise DataError(f"winner is not among {', '.join(leads)}.")
+        raise DataError(f"unknown winner; expected one of {', '.join(leads)}.")
     whole = pair_of_conversations(
         values.messages(row, "conversation_a"), values.messages(row, "conversation_b")
     )
@@ -222,7 +222,7 @@ def answer_lists(row: Row) -> ParsedRow:
 def llmbar(row: Row) -> ParsedRow:
     """LLMBar: two outputs for an input, and the number (1 or 2) of the better one."""
     prompt = user_turn(values.text(row, "input"))
-    lead = _lead(row, "label", (1, 2), "the number of the better output")
+    lead = _lead(row, "label", (1, 2), "the number of the preferred output")
     return pair_by_lead(row, prompt, ("output_1", "output_2"), lead)
 
 

@@ -54,7 +54,7 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
         return READERS[name]
     if name is not None:
         hint = did_you_mean(name, READERS, f"expected one of {', '.join(READERS)}.")
-        raise DataError(f"there is no format {name!r}; {hint}")
+        raise DataError(f"unknown format {name!r}; {hint}")
     having = [reader for reader in READERS.values() if set(reader.columns) <= set(row)]
     matches = [reader for reader in having if reader.recognises(row)]
     if len(matches) == 1:
@@ -62,8 +62,8 @@ def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
     if matches:
         names = " and ".join(reader.name for reader in matches)
         raise DataError(
-            f"{where}: the columns {values.listed(row)} fit {names}; choose one with"
-            f" `format: {matches[0].name}`."
+            f"{where}: the columns {values.listed(row)} match several formats: {names}; choose "
+            f"one, for example `format: {matches[0].name}`."
         )
     raise DataError(f"{where}: {_misfit(row, having)}")
 
@@ -82,8 +82,8 @@ def check_same_format(reader: Reader, row: Row, *, where: str) -> None:
     other = next((one for one in READERS.values() if one.recognises(row)), None)
     if other is not None:
         raise DataError(
-            f"{where}: a row of {other.name}, but the first row chose {reader.name}; put each"
-            " format into a file of its own, or name one for all rows with `format`."
+            f"{where}: this row has the format {other.name}, but the first row has "
+            f"{reader.name}; use one file per format, or set `format` for all rows."
         )
 
 
@@ -114,8 +114,8 @@ def to_comparison(
         weight = values.weight(row)
         if strength_use != "ignore" and len(parsed.responses) > 2:
             raise DataError(
-                f"there are {len(parsed.responses)} responses, but `preference_strength:"
-                f" {strength_use}` is for pairs; set preference_strength to ignore."
+                f"the row has {len(parsed.responses)} responses, but `preference_strength: "
+                f"{strength_use}` needs pairs; set preference_strength to ignore."
             )
         if strength_use == "margin" and margin is None:
             margin = strength
@@ -159,14 +159,14 @@ def with_system(reader: Reader) -> Reader:
             return parsed
         if isinstance(parsed.prompt, str):
             raise DataError(
-                "system is a system message, but the prompt is plain text; read the prompt as a"
-                " user turn with `columns: {question: prompt}`, or leave system out with `columns:"
-                " {system: null}`."
+                "the column system holds a system message, but the prompt is plain text; read "
+                "the prompt as a user turn with `columns: {question: prompt}`, or ignore the "
+                "column with `columns: {system: null}`."
             )
         if parsed.prompt and parsed.prompt[0].role == "system":
             raise DataError(
-                "system is a second system message, before the one that opens the prompt; leave it"
-                " out with `columns: {system: null}`."
+                "the column system holds a system message, but the prompt already starts with "
+                "one; ignore the column with `columns: {system: null}`."
             )
         return replace(parsed, prompt=with_system_turn(system, parsed.prompt))
 
@@ -199,13 +199,13 @@ def _misfit(row: Row, having: list[Reader]) -> str:
             except DataError as error:
                 reasons.append(f"as {reader.name}, {str(error).rstrip('.')}")
     if reasons:
-        return f"no format fits: {'; '.join(reasons)}."
+        return f"no format matches: {'; '.join(reasons)}."
     near = sorted(READERS.values(), key=lambda reader: -len(row.keys() & set(reader.columns)))
     expected = "; ".join(f"{reader.name}: {', '.join(reader.columns)}" for reader in near[:_NEAR])
     others = ", ".join(reader.name for reader in near[_NEAR:])
     return (
-        f"no format has the columns {values.listed(row)}; expected ({expected}; or {others}); say"
-        " where they are with `columns:`, or name the format with `format:`."
+        f"no format has the columns {values.listed(row)}; expected ({expected}; or {others}); "
+        "map the columns with `columns:`, or set `format:`."
     )
 
 
@@ -258,7 +258,7 @@ def check_names(source: Source) -> None:
     named = READERS.get(source.format or "")
     known = _known_columns(READERS.values() if named is None else [named])
     where = f"`columns` of {source.path}"
-    what = "a column that a format reads" if named is None else f"a column of {named.name}"
+    what = "a column of any format" if named is None else f"a column of the format {named.name}"
     read = {ours: theirs for ours, theirs in source.columns.items() if theirs is not None}
     _check_known(read, known, where, what)
     tags = {tag for reader in READERS.values() for tag in reader.tags}
@@ -354,7 +354,10 @@ def hh_rlhf(row: Row) -> ParsedRow:
     for column in _ANSWERS:
         dialogue = values.text(row, column)
         if not dialogue.startswith(HUMAN):
-            raise DataError(f"{column} does not start with {HUMAN!r}; is this HH-RLHF text?")
+            raise DataError(
+                f"{column} does not start with {HUMAN!r}; expected a dialogue in the HH-RLHF "
+                "format."
+            )
         head, _, answer = dialogue.rpartition(ASSISTANT)
         heads.append(head or dialogue)
         responses.append(assistant_turn(answer.strip() if head else ""))
@@ -403,7 +406,10 @@ def ms_swift(row: Row) -> ParsedRow:
     """
     whole = values.messages(row, "messages")
     if not whole or whole[-1].role != "assistant":
-        raise DataError("messages does not end with an assistant turn; expected the good answer.")
+        raise DataError(
+            "messages does not end with an assistant turn; expected the preferred response as "
+            "the last message."
+        )
     rejected = values.value_of(row, "rejected_response")
     if isinstance(rejected, str):
         return pair(whole[:-1], whole[-1:], assistant_turn(rejected))

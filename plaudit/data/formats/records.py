@@ -122,17 +122,17 @@ NOT_TEXT: Final = "not_text"
 MARKERS: Final = "markers"
 
 SKIP_REASONS: Final[dict[str, str]] = {
-    SINGLE_RESPONSE: "one response only, and the format holds pairs",
-    UNLABELLED: "nothing is known of the order, and the format needs one",
-    TIE: "all responses are equally good, and the format needs an order",
-    SEVERAL_RESPONSES: "more than two responses, and --pairs none",
-    MESSAGES: "a conversation, and the format holds plain text",
-    SEVERAL_TURNS: "more than one question and one answer",
-    ROLES: "turns that do not alternate between user and assistant, or other roles",
-    NOT_TEXT: "a message with more than text: pictures, tool calls, names",
-    MARKERS: "a text that holds the markers of the format",
-    BROKEN_TURNS: "turns that its own format skips: not in turn, or the last asks nothing",
-    MEDIA: "images, audio or video, of which only the text would be written",
+    SINGLE_RESPONSE: "only one response, but the format needs pairs",
+    UNLABELLED: "no label, but the format needs an order",
+    TIE: "all responses have the same grade, but the format needs an order",
+    SEVERAL_RESPONSES: "more than two responses, and --pairs is none",
+    MESSAGES: "a conversation, but the format holds plain text",
+    SEVERAL_TURNS: "more than one user turn and one assistant turn",
+    ROLES: "roles other than user and assistant, or turns that do not alternate",
+    NOT_TEXT: "a message with more than text: media, tool calls or names",
+    MARKERS: "a text that contains the format's own markers",
+    BROKEN_TURNS: "turns that the tool skips: out of order, or the last turn is not the user's",
+    MEDIA: "images, audio or video, of which the format would keep only the text",
 }
 """Why a row is not written."""
 
@@ -145,17 +145,17 @@ OUTER_SPACE: Final = "outer_space"
 COLUMN_TAKEN: Final = "column_taken"
 
 LOSSES: Final[dict[str, str]] = {
-    TEXT_AS_TURNS: "plain text became one user turn and one assistant turn",
-    CUT_TO_PAIRS: "more than two responses became pairs",
-    CUT_TO_ONES: "the responses became rows of their own",
-    TIED_PAIRS: "pairs of equally good responses were left out of the pairs of a row",
-    GRADES_AS_ORDER: "of the grades the format holds the order alone",
-    OUTER_SPACE: "white space around a turn is not kept by the format",
-    COLUMN_TAKEN: "a column was left out, since the format uses its name",
-    "margin_not_read": "the tool does not read the margin; the column is kept",
-    "weight_not_read": "the tool does not read the weight; the column is kept",
-    "tools_not_read": "the tool does not read the tools; the column is kept",
-    "chat_template_kwargs_not_read": "the tool does not read them; the column is kept",
+    TEXT_AS_TURNS: "plain text was converted into one user turn and one assistant turn",
+    CUT_TO_PAIRS: "rows with more than two responses were converted into pairs",
+    CUT_TO_ONES: "each response was written as its own row",
+    TIED_PAIRS: "pairs of responses with the same grade were left out",
+    GRADES_AS_ORDER: "the format keeps the order of the grades, not their values",
+    OUTER_SPACE: "the format does not keep white space around a turn",
+    COLUMN_TAKEN: "a column was dropped because the format uses its name",
+    "margin_not_read": "the tool ignores the margin; the column is kept",
+    "weight_not_read": "the tool ignores the weight; the column is kept",
+    "tools_not_read": "the tool ignores the tools; the column is kept",
+    "chat_template_kwargs_not_read": "the tool ignores chat_template_kwargs; the column is kept",
 }
 """What a row that is written has lost."""
 

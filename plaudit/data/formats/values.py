@@ -30,10 +30,10 @@ def listed(row: Row) -> str:
 def kind(value: Any) -> str:
     """How a value is called in a message."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "no finite number"
+        return "NaN or infinite"
     kinds = {
         type(None): "null",
-        bool: "true or false",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
         str: "text",
@@ -158,7 +158,7 @@ def reply(row: Row, column: str, prompt: Turns) -> Turns:
 def as_reply(value: Any, what: str, prompt: Turns) -> Turns:
     """A response of the prompt's kind: text after text; messages, or one's text, after messages."""
     if isinstance(prompt, str):
-        return _checked(value, what, str, "text, as the prompt is")
+        return _checked(value, what, str, "text, like the prompt")
     if isinstance(value, str):
         return (Message(role="assistant", content=value),)
     return as_messages(value, what)
@@ -194,7 +194,7 @@ def _as_message(value: Any, what: str) -> Message:
         if key not in ("role", "content") and item is not None
     }
     if not isinstance(content, (str, list)) and not (content is None and extra.get("tool_calls")):
-        raise _wrong(f"{what}.content", content, "text (null only beside tool_calls)")
+        raise _wrong(f"{what}.content", content, "text (null is allowed only beside tool_calls)")
     if isinstance(content, list):
         content = _content(content, f"{what}.content")
     return Message(role=role, content=content, extra=extra)
@@ -216,7 +216,7 @@ def _content(parts: list[Any], what: str) -> str | list[Any]:
             texts.append(part)
             continue
         if not isinstance(part, Mapping):
-            raise _wrong(f"{what}[{index}]", part, "a content part, such as a part of type text")
+            raise _wrong(f"{what}[{index}]", part, "a content part, for example one of type text")
         kind_of_part = part.get("type") or ("text" if "text" in part else None)
         if not isinstance(kind_of_part, str):
             raise _wrong(f"{what}[{index}].type", kind_of_part, "the type of a content part")
@@ -281,7 +281,10 @@ def grades(row: Row, count: int) -> tuple[float, ...]:
         return ()
     values = items(row, "grades")
     if len(values) != count:
-        raise DataError(f"there are {count} responses but {len(values)} grades; expected as many.")
+        raise DataError(
+            f"there are {count} responses but {len(values)} grades; expected one grade per "
+            "response."
+        )
     return tuple(
         as_number(grade, f"grades[{index}]", truth=True) for index, grade in enumerate(values)
     )
@@ -324,7 +327,7 @@ def from_json(row: Row, column: str, type_: type) -> Any:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{column} is text that is not JSON; expected {expected}.") from error
+            raise DataError(f"{column} is invalid JSON; expected {expected}.") from error
     if value is not None and not isinstance(value, type_):
         raise _wrong(column, value, f"{expected}, or its JSON as text")
     return value
@@ -342,10 +345,10 @@ def check_responses(responses: Any, where: str = "") -> None:
     is_list = hasattr(responses, "__getitem__") and hasattr(responses, "__len__")
     if not is_list or isinstance(responses, (str, bytes, Mapping)):
         raise DataError(
-            f"{where}responses is {_called(responses)}; give a list with at least one response."
+            f"{where}responses is {_called(responses)}; expected a list with at least one response."
         )
     if not len(responses):
-        raise DataError(f"{where}responses is empty; give a list with at least one response.")
+        raise DataError(f"{where}responses is empty; expected a list with at least one response.")
 
 
 def check_rows(rows: Any) -> list[Prompted]:
@@ -355,11 +358,13 @@ def check_rows(rows: Any) -> list[Prompted]:
         DataError: something else, named by its position and its type.
     """
     if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
-        raise DataError(f"rows is {_called(rows)}; give a list of pairs (prompt, responses).")
+        raise DataError(f"rows is {_called(rows)}; expected a list of pairs (prompt, responses).")
     checked: list[Prompted] = []
     for number, row in enumerate(rows):
         if not isinstance(row, (tuple, list)) or len(row) != 2:
-            raise DataError(f"rows[{number}] is {_called(row)}; give a pair (prompt, responses).")
+            raise DataError(
+                f"rows[{number}] is {_called(row)}; expected a pair (prompt, responses)."
+            )
         prompt, responses = row
         check_responses(responses, f"rows[{number}]: ")
         checked.append((prompt, responses))
@@ -370,5 +375,5 @@ def _called(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, str):
-        return "one text"
+        return "a single string"
     return f"of type {type(value).__name__}"

@@ -71,7 +71,7 @@ class WriteCounts:
 def choose_writer(name: str) -> Writer:
     """The writer called ``name``. Raises DataError where there is none."""
     if name not in WRITERS:
-        raise DataError(f"--to {name} is no format; expected one of {', '.join(WRITERS)}.")
+        raise DataError(f"--to: unknown format {name!r}; expected one of {', '.join(WRITERS)}.")
     return WRITERS[name]
 
 
@@ -322,7 +322,7 @@ WRITERS: Final[dict[str, Writer]] = {
         ),
         _trl(
             name="explicit_text",
-            description="TRL: prompt, chosen and rejected as plain texts",
+            description="TRL: prompt, chosen and rejected as plain text",
             lay_out=explicit,
             turns="text",
         ),
@@ -333,14 +333,14 @@ WRITERS: Final[dict[str, Writer]] = {
         ),
         _trl(
             name="implicit_text",
-            description="TRL: chosen and rejected as whole texts",
+            description="TRL: chosen and rejected as whole conversations in plain text",
             lay_out=implicit,
             turns="text",
             reserved=frozenset({"prompt"}),
         ),
         _trl(
             name="unpaired",
-            description="TRL: prompt, completion and its label",
+            description="TRL: prompt, completion and label (unpaired)",
             lay_out=unpaired,
             holds="one",
             turns="either",
@@ -365,7 +365,7 @@ WRITERS: Final[dict[str, Writer]] = {
         *registry.every("row_writer").values(),
         Writer(
             name="ms_swift",
-            description="ms-swift: messages with the good answer, and rejected_response",
+            description="ms-swift: messages with the preferred response, and rejected_response",
             lay_out=ms_swift,
             flat=False,
         ),
@@ -377,7 +377,7 @@ WRITERS: Final[dict[str, Writer]] = {
         ),
         Writer(
             name="nectar",
-            description="Nectar: a dialogue and its answers with ranks, 1 the best",
+            description="Nectar: a dialogue and its ranked answers, 1 is best",
             lay_out=nectar,
             holds="many",
             strips=True,
@@ -385,14 +385,14 @@ WRITERS: Final[dict[str, Writer]] = {
         ),
         Writer(
             name="nemo",
-            description="NeMo-RL: a context and its completions with ranks, 0 the best",
+            description="NeMo-RL: a context and its ranked completions, 0 is best",
             lay_out=nemo,
             holds="many",
             flat=False,
         ),
         Writer(
             name="rewardbench",
-            description="RewardBench: one question, two texts, their models and subset",
+            description="RewardBench: a prompt, two texts, their models and the subset",
             lay_out=rewardbench,
         ),
     )
@@ -421,8 +421,8 @@ def check_out(out: Path, writer: Writer) -> None:
     check_new_file(out)
     if row_file_ending(out) == ".csv" and not writer.flat:
         raise OutputError(
-            f"--out {out}: a CSV file cannot hold the lists of {writer.name}; choose a name that"
-            " ends in .jsonl."
+            f"--out {out}: CSV cannot hold the lists of the format {writer.name}; choose a name "
+            "that ends in .jsonl."
         )
     if writer.check_out is not None:
         writer.check_out(out)

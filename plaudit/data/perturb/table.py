@@ -138,16 +138,16 @@ def choose_perturbations(
     """
     for name in names:
         if name in _OLD_KINDS:
-            raise DataError(f"the kind {name} is called {_OLD_KINDS[name]} now.")
+            raise DataError(f"the perturbation kind {name} was renamed to {_OLD_KINDS[name]}.")
         if name not in (*PERTURBATIONS, *KINDS, "all"):
             raise DataError(
-                f"there is no perturbation {name!r}; expected all, {', '.join(KINDS)}, or some of "
+                f"unknown perturbation {name!r}; expected all, {', '.join(KINDS)}, or some of "
                 f"{', '.join(PERTURBATIONS)}."
             )
     strange = [name for name in severities if name not in SEVERITIES]
     if strange:
         raise DataError(
-            f"there is no severity {strange[0]!r}; expected some of {', '.join(SEVERITIES)}."
+            f"unknown severity {strange[0]!r}; expected some of {', '.join(SEVERITIES)}."
         )
     chosen = tuple(
         one
@@ -156,7 +156,7 @@ def choose_perturbations(
     )
     if not chosen:
         raise DataError(
-            f"no perturbation of {', '.join(names) or 'none'} has the severity "
-            f"{' or '.join(severities)}; see plaudit data perturb --list."
+            f"no perturbation in {', '.join(names) or 'none'} has the severity "
+            f"{' or '.join(severities)}; list them with plaudit data perturb --list."
         )
     return chosen

@@ -85,8 +85,8 @@ def read_documentation(path: Path | None = None) -> tuple[Documentation, ...]:
     except (OSError, EOFError, ValueError, TypeError, lzma.LZMAError) as error:
         wrong = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         raise DataError(
-            f"the documentation corpus at {path} is {wrong}; install plaudit again, or build it "
-            "with scripts/extract_documentation.py."
+            f"the documentation corpus at {path} is {wrong}; reinstall plaudit, or build the "
+            "corpus with scripts/extract_documentation.py."
         ) from error
 
 
@@ -158,9 +158,9 @@ def parse(path: str) -> tuple[Rows, int, int]:
     match = re.fullmatch(rf"{SCHEME}(training|heldout|ranked):(\d+)(?::(\d*))?", path)
     if match is None:
         raise DataError(
-            f"{path} names no documentation set; expected documentation:training:<pairs>, "
-            "documentation:heldout:<pairs> or documentation:ranked:<prompts>, with :<seed> behind "
-            "it if wanted."
+            f"unknown documentation set {path}; expected documentation:training:PAIRS, "
+            "documentation:heldout:PAIRS or documentation:ranked:PROMPTS, optionally followed "
+            "by :SEED."
         )
     return cast(Rows, match[1]), int(match[2]), int(match[3] or DEFAULT_SEED)
 
@@ -222,9 +222,9 @@ def build_pairs(
             give, or the part is not one to build from.
     """
     if not 1 <= count <= MOST_PAIRS:
-        raise DataError(f"{count} pairs were asked for; expected 1 to {MOST_PAIRS}.")
+        raise DataError(f"{count} pairs requested; expected 1 to {MOST_PAIRS}.")
     if part not in ("training", "heldout"):
-        raise DataError(f"there is no part {part!r} to build pairs from; use training or heldout.")
+        raise DataError(f"unknown part {part!r}; expected training or heldout.")
     seen: set[str] = set()
     streams = [_perturbation_rows(name, seed, part, seen) for name in MIX]
     rows = (next(streams[at % len(streams)]) for at in range(count))
@@ -262,8 +262,8 @@ def _perturbation_rows(name: str, seed: int, part: str, seen: set[str]) -> Itera
             }
         if len(seen) == before:
             raise DataError(
-                f"the {part} documentation gives no more pairs of the perturbation {name} after "
-                f"{turn} turns; ask for fewer."
+                f"the {part} documentation has no more pairs for the perturbation {name} after "
+                f"{turn} rounds; request fewer pairs."
             )
         turn += 1
 
@@ -333,8 +333,7 @@ def build_ranked(count: int, seed: int) -> list[dict[str, Any]]:
         )
     if not 1 <= count <= len(rows):
         raise DataError(
-            f"{count} ranked prompts were asked for; the held-out documentation gives 1 to "
-            f"{len(rows)}."
+            f"{count} ranked prompts requested; the held-out documentation has 1 to {len(rows)}."
         )
     return rows
 

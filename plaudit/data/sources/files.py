@@ -66,8 +66,8 @@ def _byte_lines(path: Path, shown: str) -> Iterator[bytes]:
         if codec is None or error.errno is not None:
             raise unreadable(shown, error) from error
         raise DataError(
-            f"{shown} is not a complete {codec} file ({error}); compress it again, or remove"
-            f" {ending} from its name if it is not compressed."
+            f"{shown} is not a complete {codec} file ({error}); compress it again, or remove "
+            f"{ending} from its name if it is not compressed."
         ) from error
 
 
@@ -80,15 +80,16 @@ def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(_byte_lines(path, shown), start=1):
         for ending, (codec, magic) in COMPRESSIONS.items() if number == 1 else ():
             if line.startswith(magic):
-                raise DataError(f"{shown} is compressed with {codec}; add {ending} to its name.")
+                raise DataError(
+                    f"{shown} is compressed with {codec} but its name does not say so; add "
+                    f"{ending} to the name."
+                )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if "\0" in text:
                 raise ValueError("zero bytes")
         except ValueError as error:
-            raise DataError(
-                f"{shown}:{number}: these bytes are not UTF-8 text; save the file as UTF-8."
-            ) from error
+            raise DataError(f"{shown}:{number}: invalid UTF-8; save the file as UTF-8.") from error
         yield number, text
 
 
@@ -145,9 +146,11 @@ def _json_array(text: str, shown: str) -> Iterator[LocatedRow]:
             place = _skip(text, place + 1)
         elif not text.startswith("]", place):
             line += text.count("\n", counted, place)
-            raise DataError(f"{shown}:{line}: broken JSON; expected a comma or ] after an object.")
+            raise DataError(f"{shown}:{line}: invalid JSON; expected a comma or ] after an object.")
     if text[place + 1 :].strip():
-        raise DataError(f"{shown}: there is more text after the array; expected one array only.")
+        raise DataError(
+            f"{shown}: there is more text after the array; expected a single JSON array."
+        )
 
 
 def _skip(text: str, place: int) -> int:
@@ -159,15 +162,15 @@ def _broken_json(error: Exception, where: str) -> DataError:
     detail = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
     detail = detail or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
     return DataError(
-        f"{where}: broken JSON ({detail}); expected one object per line, or one array of objects"
-        " in a .json file."
+        f"{where}: invalid JSON ({detail}); expected one object per line, or one array of "
+        "objects in a .json file."
     )
 
 
 def _as_row(value: Any, text: str, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(
-            f'{where}: found {kind(value)}, expected an object such as {{"chosen": …}}.'
+            f'{where}: found {kind(value)}; expected an object such as {{"chosen": …}}.'
         )
     try:
         if "\\ud" in text or "\\uD" in text:
@@ -175,8 +178,8 @@ def _as_row(value: Any, text: str, where: str) -> Row:
     except UnicodeEncodeError as error:
         # JSON can escape half of a surrogate pair, which no tokenizer can encode.
         raise DataError(
-            f"{where}: a text holds half of an escaped surrogate pair (\\ud…), which is no"
-            " character; remove it."
+            f"{where}: a text has an unpaired surrogate (\\ud…), which is not a valid character; "
+            "remove it."
         ) from error
     return value
 
@@ -220,19 +223,19 @@ def _read_table(delimiter: str, path: Path, shown: str) -> Iterator[LocatedRow]:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) != len(header):
                     raise DataError(
-                        f"{shown}: the header names a column twice; expected different names."
+                        f"{shown}: the header has a duplicate column name; expected unique names."
                     )
                 continue
             number += 1
             where = f"{shown}:row {number}"
             if len(cells) != len(header):
                 raise DataError(
-                    f"{where}: {len(cells)} cells, but the header names {len(header)} columns;"
-                    f" put texts with {_SEPARATORS[delimiter]} or line breaks in double quotes."
+                    f"{where}: {len(cells)} cells, but the header has {len(header)} columns; "
+                    f"quote texts that contain {_SEPARATORS[delimiter]} or line breaks."
                 )
             yield where, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
-        raise DataError(f"{shown}:{table.line_num}: broken CSV ({error}).") from error
+        raise DataError(f"{shown}:{table.line_num}: invalid CSV ({error}).") from error
 
 
 _SEPARATORS: Final = {",": "commas", "\t": "tabs"}
@@ -360,7 +363,7 @@ def row_file_ending(out: Path, option: str = "--out") -> str:
         if out.name.lower().endswith(ending):
             return ending
     raise OutputError(
-        f"{option} {out} has an unknown ending; expected one of {', '.join(ROW_FILES)}."
+        f"{option} {out} has an unknown file extension; expected one of {', '.join(ROW_FILES)}."
     )
 
 

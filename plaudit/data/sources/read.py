@@ -74,7 +74,7 @@ def read_rows(source: Source) -> Iterator[LocatedRow]:
         for where, row in FILE_KINDS[kind](path, shown):
             yield where, typed_cells(source.columns, row) if kind.startswith(TABLE_KINDS) else row
         if not where:
-            raise DataError(f"{shown} holds no rows; expected at least one comparison.")
+            raise DataError(f"{shown} has no rows; expected at least one comparison.")
 
 
 def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
@@ -100,11 +100,13 @@ def local_files(source: Source) -> tuple[tuple[Path, str], ...] | None:
     else:
         files = ((path, source.path),)
         if file_kind(path) not in FILE_KINDS:
-            raise DataError(f"{source.path} has no known extension; expected {known_kinds()}.")
+            raise DataError(
+                f"{source.path} has an unknown file extension; expected {known_kinds()}."
+            )
     if any(part is not None for part in parts.values()) or source.streaming:
         raise DataError(
-            f"{source.path} is on this machine, and `split`, `subset`, `data_dir` and `streaming`"
-            " are for Hub datasets only; remove them."
+            f"{source.path} is a local path, but `split`, `subset`, `data_dir` and `streaming` "
+            "apply to Hub datasets only; remove them."
         )
     return files
 
@@ -158,7 +160,7 @@ def _files_of_folder(folder: Path, shown: str) -> tuple[tuple[Path, str], ...]:
             if path.is_file() and not path.name.startswith(".") and file_kind(path) in FILE_KINDS
         )
     if not files:
-        raise DataError(f"the folder {shown} holds no data file; expected {known_kinds()}.")
+        raise DataError(f"the folder {shown} has no data files; expected {known_kinds()}.")
     return tuple((path, f"{shown.rstrip('/')}/{path.name}") for path in files)
 
 
@@ -180,12 +182,12 @@ def _saved_files(folder: Path, shown: str) -> list[Path]:
         files = [folder / str(file["filename"]) for file in state["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{shown}/{_SAVED_TABLE} does not list the files of a dataset ({error}); save the"
-            " dataset to disk again."
+            f"{shown}/{_SAVED_TABLE} does not list the files of the dataset ({error}); save the "
+            "dataset again."
         ) from error
     missing = [file.name for file in files if not file.is_file() or file_kind(file) != ".arrow"]
     if missing:
-        raise DataError(f"{shown} lacks {', '.join(missing)}; save the dataset to disk again.")
+        raise DataError(f"{shown} lacks {', '.join(missing)}; save the dataset again.")
     return files
 
 
@@ -199,8 +201,9 @@ def _saved_split(folder: Path, source: Source) -> tuple[Path, str]:
     splits = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED_TABLE}"))
     if split not in splits:
         raise DataError(
-            f"{source.path} has no split {split!r} (found: {', '.join(splits) or 'none'}); name one"
-            f" with `split`, or give its folder: {source.path.rstrip('/')}/SPLIT."
+            f"{source.path} has no split {split!r} (found: {', '.join(splits) or 'none'}); set "
+            "`split` to one of these, or use its folder as the path: "
+            f"{source.path.rstrip('/')}/SPLIT."
         )
     return folder / split, f"{source.path.rstrip('/')}/{split}"
 
@@ -251,7 +254,7 @@ def _read_hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(_hub_dataset(source), start=1):
         yield f"{source.path}[{part}]:row {number}", without_filling(row)
     if not number:
-        raise DataError(f"{source.path}[{part}] holds no rows; expected at least one comparison.")
+        raise DataError(f"{source.path}[{part}] has no rows; expected at least one comparison.")
 
 
 def _hub_fingerprint(source: Source) -> str:
@@ -266,8 +269,8 @@ def _hub_fingerprint(source: Source) -> str:
         return f"revision:{info.sha}"
     if source.streaming:
         raise DataError(
-            f"{source.path} is to be streamed, but the Hub does not answer; set `streaming` to"
-            " false to read a copy on this disk, or go online."
+            f"{source.path} cannot be streamed because the Hub is unreachable; set `streaming` "
+            "to false to use a local copy, or go online."
         )
     return f"datasets:{_hub_dataset(source)._fingerprint}"
 
@@ -300,13 +303,13 @@ def _hub_dataset(source: Source) -> Dataset | IterableDataset:
         )
     except DatasetNotFoundError as error:
         raise DataError(
-            f"{source.path} is neither a file here nor a dataset on the Hub that you may read;"
-            " check the spelling, or log in with `hf auth login`."
+            f"{source.path} is neither a local file nor a Hub dataset that you can access; check "
+            "the spelling, or log in with `hf auth login`."
         ) from error
     except ConnectionError as error:
         raise DataError(
-            f"{source.path} is no file here, and the Hub cannot be reached to look for a dataset"
-            " of that name; give a local path, or go online."
+            f"{source.path} is not a local file, and the Hub is unreachable; use a local path, "
+            "or go online."
         ) from error
     except ValueError as error:  # an unknown split or subset; the message lists the known ones
         raise DataError(
