@@ -7,6 +7,8 @@
 # make docs      regenerate docs/reference and the recipe key table
 # make site      build the documentation site into site/; every warning fails
 # make site-serve  show the site on http://127.0.0.1:8001 while you write
+# make dist      build the wheel and the sdist into dist/, and test them
+# make test-dist test a wheel and an sdist that are built for the test alone
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +20,7 @@ RUNNABLE := $(VENV)/.runnable
 OUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-fast check check-page format docs site site-serve clean
+.PHONY: help quickstart install test test-fast check check-page format docs site site-serve dist test-dist clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -71,6 +73,14 @@ site: $(STAMP)
 
 site-serve: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --no-strict --dev-addr 127.0.0.1:8001
+
+dist: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build
+	PLAUDIT_DIST=dist $(BIN)/python -m pytest tests/test_distribution.py
+
+test-dist: $(STAMP)
+	$(BIN)/python -m pytest tests/test_distribution.py
 
 clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
