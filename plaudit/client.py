@@ -49,11 +49,16 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewards:
-    """Everything the server says of K responses to one prompt, in their order.
+    """The server's answer for K responses to one prompt. Lists are in the order of the responses.
 
-    ``win_probabilities`` are calibrated, of being the best of them; ``ranks`` count from 1, equals
-    share one. ``tokens`` are of each whole conversation; ``computed_tokens`` those that the model
-    computed, a shared prompt once. ``token_rewards`` are those of each response, if asked for.
+    Attributes:
+        model: Name of the model that scored them.
+        rewards: K rewards.
+        win_probabilities: K calibrated probabilities to be the best response. They sum to 1.
+        ranks: K ranks from 1, the best. Equal rewards share a rank.
+        tokens: K lengths in tokens, prompt and response together.
+        computed_tokens: Tokens that the model computed. A shared prompt counts once.
+        token_rewards: K lists of per-token rewards, if they were requested.
     """
 
     model: str
@@ -104,24 +109,24 @@ class _Requests(Generic[Http]):
     async def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> list[float]:
-        """One reward per response, as :meth:`RewardModel.score`."""
+        """Score the responses to one prompt, as :meth:`RewardModel.score`."""
         return list((await self.rewards(prompt, responses, tools=tools)).rewards)
 
     async def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
-        """Calibrated probability that ``a`` is preferred to ``b``."""
+        """Calibrated probability that response ``a`` is preferred to response ``b``."""
         body = _plain({"prompt": prompt, "a": a, "b": b}, tools)
         return await self._ask("v1/compare", lambda answer: float(answer["probability"]), body)
 
     async def best_of(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> Best:
-        """The highest-scored response; the first of equals."""
+        """Choose the response with the highest reward. The first one wins a tie."""
         return Best.of(responses, await self.score(prompt, responses, tools=tools))
 
     async def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """The reward at each token of a response, as :meth:`RewardModel.token_rewards`."""
+        """Reward at each token of a response, as :meth:`RewardModel.token_rewards`."""
         rewards = await self.rewards(prompt, [response], tools=tools, token_rewards=True)
         assert rewards.token_rewards is not None, "asked for, so answered"
         return list(rewards.token_rewards[0])
@@ -134,8 +139,13 @@ class _Requests(Generic[Http]):
         tools: Tools | None = None,
         token_rewards: bool = False,
     ) -> Rewards:
-        """Rewards with probabilities, ranks and token counts; ``token_rewards`` adds those
-        of each response.
+        """Score the responses to one prompt, with probabilities, ranks and token counts.
+
+        Args:
+            prompt: The prompt.
+            responses: One or more responses.
+            tools: JSON schemas of the tools that the conversation may call.
+            token_rewards: Also return the per-token rewards of each response.
         """
         check_responses(responses)
         named = {f"responses[{k}]": response for k, response in enumerate(responses)}
@@ -156,7 +166,21 @@ class _Requests(Generic[Http]):
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[float] | RequestRejectedError]:
-        """One reward per response of every row, as :meth:`RewardModel.score_many`."""
+        """Score many rows, as :meth:`RewardModel.score_many`.
+
+        Args:
+            rows: Pairs of a prompt and a list of responses.
+            tools: JSON schemas of the tools, the same for every row.
+            concurrency: Requests that are sent at the same time.
+            on_progress: Called with the number of finished rows and of all rows.
+
+        Returns:
+            One entry per row: a list of rewards, or the error that says why the row cannot be
+            scored.
+
+        Raises:
+            ServerError: The server cannot be reached, stays busy, or rejects the client.
+        """
         outcomes = await self.rewards_of_many(
             rows, tools=tools, concurrency=concurrency, on_progress=on_progress
         )
@@ -173,11 +197,7 @@ class _Requests(Generic[Http]):
         concurrency: int = 8,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Outcome]:
-        """Every row's rewards in the order of the rows, ``concurrency`` of them asked at a time.
-
-        A row that cannot be scored has the error in its place. ``on_progress`` is called with
-        rows done and rows in all. ServerError ends all of it.
-        """
+        """Score many rows, as :meth:`score_many`, with a :class:`Rewards` for each row."""
         if concurrency < 1:
             raise DataError(f"concurrency is {concurrency}; give 1 or more.")
         rows = check_rows(rows)
@@ -196,11 +216,11 @@ class _Requests(Generic[Http]):
         return await self._map(outcome_of, rows, concurrency)
 
     async def models(self) -> list[str]:
-        """Names of the models that the server has, its default first."""
+        """Names of the server's models. The default model is first."""
         return await self._ask("v1/models", lambda answer: [str(m["id"]) for m in answer["data"]])
 
     async def describe(self) -> dict[str, Any]:
-        """What the server says of the model."""
+        """Metadata of the model, as the server reports it."""
         name = self._model
         if name is None:
             name, *_ = await self.models()
@@ -298,7 +318,15 @@ class _Requests(Generic[Http]):
 
 
 class AsyncRewardClient(_Requests[httpx.AsyncClient]):
-    """:class:`RewardClient` with ``await``; use it with ``async with``, or call :meth:`close`."""
+    """Score with a reward model behind ``plaudit serve``, with ``await``.
+
+    Use it with ``async with``, or call :meth:`close`. Its arguments are those of
+    :class:`RewardClient`.
+
+    Examples:
+        >>> async with AsyncRewardClient("http://127.0.0.1:8000") as model:
+        ...     rewards = await model.score("Name a prime.", ["7", "8"])
+    """
 
     _kind = httpx.AsyncClient
 
@@ -385,15 +413,29 @@ def _blocking(
 
 
 class RewardClient:
-    """A served reward model. Use it with ``with``, or call :meth:`close`; threads may share it.
+    """Score with a reward model behind ``plaudit serve``. Loads no torch.
 
-    ``token`` is the server's bearer token, ``model`` one of its models (None: its first),
-    ``timeout`` the seconds one attempt may take, ``retries`` the further attempts where the server
-    cannot be reached or is busy. Scoring has no side effects, so another attempt does no harm.
+    Use it with ``with``, or call :meth:`close`. Threads may share a client. It has the methods of
+    :class:`AsyncRewardClient`, without ``await``. No method calls another one, so a subclass that
+    overrides one method changes no other.
 
-    Its methods do not call one another, so a subclass that changes one changes no other. All raise
-    RequestRejectedError (a DataError) for what cannot be scored, and ServerError for a server that
-    is away, stays busy or rejects the client.
+    Args:
+        url: Address of the server, for example ``http://127.0.0.1:8000``.
+        token: Bearer token of the server.
+        model: Name of one of the server's models. By default, its first.
+        timeout: Seconds that one attempt may take.
+        retries: Further attempts if the server cannot be reached or is busy.
+
+    Raises:
+        DataError: ``url`` is not a URL, or ``retries`` is negative.
+        RequestRejectedError: By every method: the server cannot score the request.
+        ServerError: By every method: the server cannot be reached, stays busy, or rejects the
+            client.
+
+    Examples:
+        >>> from plaudit.client import RewardClient
+        >>> with RewardClient("http://127.0.0.1:8000") as model:
+        ...     rewards = model.score("Name a prime.", ["7", "8"])
     """
 
     def __init__(

@@ -77,7 +77,13 @@ _MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenOptions:
-    """``base`` and ``trust_remote_code`` are those of :func:`plaudit.reward_model.load`."""
+    """How a model is opened.
+
+    Attributes:
+        base: Path or Hub id of an adapter's base model.
+        trust_remote_code: Run Python code that comes with the model.
+        seed: Seed of bootstrap intervals, samples and perturbations.
+    """
 
     base: str | None = None
     trust_remote_code: bool = False
@@ -86,13 +92,17 @@ class OpenOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions(OpenOptions):
-    """What :func:`evaluate` measures and writes; filled by ``plaudit eval``.
+    """What :func:`plaudit.evaluate` measures and writes.
 
-    ``train_data`` fits the bag-of-words baseline (the model's training data is the fair choice);
-    without it that baseline is left out, and the result says so. ``perturbation_tests`` is how many
-    good responses are perturbed and scored again, to see what moves the reward; 0 for none.
-    ``best_of`` measures best-of-N by the grades. ``baseline`` is a model, an evaluation folder or a
-    ``predictions.parquet`` for the regression check ``regression``.
+    Attributes:
+        out: Folder to write: predictions, ``metrics.json``, plots and the report.
+        train_data: Data that the bag-of-words baseline is fitted on. Use the model's training
+            data. Without it the baseline is left out.
+        suites: Benchmark suites to run.
+        perturbation_tests: Number of good responses to perturb and score again; 0 for none.
+        best_of: Measure best-of-N by the grades of the responses.
+        baseline: A model, an evaluation folder or a ``predictions.parquet`` to check against.
+        regression: Metrics and significance level of the regression check.
     """
 
     out: Path | None = None
@@ -120,9 +130,13 @@ def data_use(loaded: LoadedComparisons, skipped: Mapping[str, int]) -> DataUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One evaluation: the content of ``metrics.json``, and predictions, one row per response.
+    """The result of :func:`plaudit.evaluate`.
 
-    ``mistakes`` has the texts of the most confident mistakes.
+    Attributes:
+        metrics: The content of ``metrics.json``; ``metrics.eval`` has accuracy, calibration and
+            the rest.
+        table: One row per response: its reward and the columns of its comparison.
+        mistakes: The most confident mistakes, with their texts.
     """
 
     metrics: RecordedEvaluation
@@ -160,10 +174,26 @@ def evaluate(
     *,
     console: Console | None = None,
 ) -> Evaluation:
-    """Score labelled comparisons and measure; with ``options.out``, write the folder.
+    """Measure a reward model on labelled comparisons.
+
+    Args:
+        model: A loaded model, or the path or Hub id of one.
+        data: One or more files, folders or Hub dataset ids. It may be empty if ``options`` names
+            suites.
+        options: What to measure besides accuracy and calibration, and the folder to write.
+        console: A rich console for progress. None prints nothing.
+
+    Returns:
+        The metrics, the predictions and the most confident mistakes.
 
     Raises:
-        PlauditError: data, suites, model or baseline cannot be used, or ``options.out`` exists.
+        DataError: The data, a suite or the baseline cannot be used.
+        ModelError: The model cannot be loaded.
+        OutputError: ``options.out`` exists or cannot be written.
+
+    Examples:
+        >>> result = plaudit.evaluate("runs/first", "held_out.jsonl")
+        >>> accuracy = result.metrics.eval.accuracy
     """
     console = Console(quiet=True) if console is None else console
     sources = as_sources(data)

@@ -52,10 +52,21 @@ DAY = date.fromisoformat(TokensSection().date)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RewardModel:
-    """A loaded reward model. Scores are fp32 and the same alone, in any batch and in any order.
+    """A loaded reward model, made by :func:`plaudit.load`.
 
-    Higher is better. Scores compare only among responses to one prompt, unless the data it was
-    trained on says otherwise. ``source`` is the folder or Hub id that it was loaded from.
+    A higher reward is better. Rewards compare responses to the same prompt; do not compare rewards
+    of different prompts. A conversation has one reward: alone, in any batch and in any order.
+
+    A prompt or a response is text, or a list of messages with ``role`` and ``content``. Text given
+    to a model that was trained on conversations is one user turn and one assistant turn.
+
+    Attributes:
+        source: The folder or Hub id that the model was loaded from.
+        metadata: The base model, maximum length, temperature and other recorded settings.
+        tokenizer: The tokenizer, with the chat template that the model was trained with.
+        module: The PyTorch module.
+        batcher: Builds packed or padded batches.
+        encoder: Turns conversations into token ids.
     """
 
     source: str
@@ -78,17 +89,27 @@ class RewardModel:
     def score(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> list[float]:
-        """One reward per response; the prompt is computed once.
+        """Score the responses to one prompt. The prompt is computed once.
 
-        Text given to a model trained on conversations stands for one user turn and one assistant
-        turn. ``tools`` are the schemas of the tools that the conversation may call; the chat
-        template must render them.
+        Args:
+            prompt: The prompt.
+            responses: One or more responses.
+            tools: JSON schemas of the tools that the conversation may call. The chat template must
+                render them.
+
+        Returns:
+            One reward per response, in the order of ``responses``.
 
         Raises:
-            DataError: no responses, a single text in place of a list, something that is neither
-                text nor messages, a tool that is no schema, a conversation over the model's maximum
-                length, or one with something that the model cannot read (an image, tools or a field
-                that the chat template does not render).
+            DataError: ``responses`` is empty or a single text, a text or tool has the wrong type, a
+                conversation is longer than the model's maximum length, or it has content that the
+                model cannot read: an image, or a field that the chat template does not render.
+
+        Examples:
+            >>> model = plaudit.load("runs/first")
+            >>> rewards = model.score("Name a prime.", ["7", "8"])
+            >>> len(rewards)
+            2
         """
         check_responses(responses)
         comparison = self.comparison(prompt, responses, tools=tools)
@@ -100,14 +121,23 @@ class RewardModel:
     def score_many(
         self, rows: Sequence[Prompted], *, tools: Tools | None = None
     ) -> list[list[float] | DataError]:
-        """One reward per response of every row, a pair of a prompt and its responses.
+        """Score many rows together. A prompt that several rows share is computed once.
 
-        All rows are scored together: a prompt that several rows share is computed once. ``tools``
-        are those of every row. A row that cannot be scored (no messages, too long, rejected by the
-        chat template) has the error in its place.
+        Args:
+            rows: Pairs of a prompt and a list of responses.
+            tools: JSON schemas of the tools, the same for every row.
+
+        Returns:
+            One entry per row: a list of rewards, or the ``DataError`` that says why the row cannot
+            be scored.
 
         Raises:
-            DataError: a row is not a prompt with a list of at least one response.
+            DataError: A row is not a prompt with a list of at least one response.
+
+        Examples:
+            >>> rows = [("Name a prime.", ["7", "8"]), ("Name a color.", ["red"])]
+            >>> [len(rewards) for rewards in model.score_many(rows)]
+            [2, 1]
         """
         parsed: list[Comparison | DataError] = []
         for prompt, responses in check_rows(rows):
@@ -127,16 +157,28 @@ class RewardModel:
     def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
     ) -> list[TokenReward]:
-        """Per-token rewards: the reward at each token of a response, as if it ended there.
+        """Reward at each token of a response, as if the response ended there.
 
-        One pass, since the models are causal; the last reward is that of :meth:`score`. The model
-        was trained at that token alone, so the others show what moves the reward, not how good the
-        response is so far. The tokens are those that follow the rendered prompt, the template's own
-        among them.
+        The last reward is the one that :meth:`score` returns. The model is trained at that token
+        only. Use the other rewards to see which tokens move the reward, not to judge a partial
+        response.
+
+        Args:
+            prompt: The prompt.
+            response: One response.
+            tools: JSON schemas of the tools that the conversation may call.
+
+        Returns:
+            One entry per token after the rendered prompt, tokens of the chat template included.
 
         Raises:
-            DataError: a conversation over the model's maximum length.
-            ModelError: an encoder, whose tokens see what follows them.
+            DataError: The conversation is longer than the model's maximum length.
+            ModelError: The model is an encoder: each of its tokens attends to the whole text.
+
+        Examples:
+            >>> tokens = model.token_rewards("Name a prime.", "7")
+            >>> tokens[-1].reward == model.score("Name a prime.", ["7"])[0]
+            True
         """
         if isinstance(self.module, EncoderRewardModule):
             raise ModelError(
@@ -170,10 +212,26 @@ class RewardModel:
         return DataError(f"{caller}() cannot score this ({skipped.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
-        """Calibrated probability that ``a`` is preferred to ``b``.
+        """Probability that response ``a`` is preferred to response ``b``.
 
-        The sigmoid of the reward difference over the temperature measured on evaluation data
-        (Guo et al. 2017); a model without one is taken at temperature 1.
+        It is the sigmoid of the reward difference divided by the temperature stored with the model
+        (Guo et al., 2017). A model without a stored temperature uses 1.
+
+        Args:
+            prompt: The prompt.
+            a: One response.
+            b: The other response.
+            tools: JSON schemas of the tools that the conversation may call.
+
+        Returns:
+            A number between 0 and 1.
+
+        Raises:
+            DataError: As for :meth:`score`.
+
+        Examples:
+            >>> 0 < model.prefer("Name a prime.", "7", "8") < 1
+            True
         """
         reward_a, reward_b = self.score(prompt, [a, b], tools=tools)
         scaled = (reward_a - reward_b) / (self.metadata.temperature or 1.0)
@@ -182,7 +240,24 @@ class RewardModel:
     def best_of(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
     ) -> Best:
-        """The highest-scored response; the first of equals."""
+        """Choose the response with the highest reward. The first one wins a tie.
+
+        Args:
+            prompt: The prompt.
+            responses: One or more responses.
+            tools: JSON schemas of the tools that the conversation may call.
+
+        Returns:
+            The chosen response, its index and all rewards.
+
+        Raises:
+            DataError: As for :meth:`score`.
+
+        Examples:
+            >>> best = model.best_of("Name a prime.", ["7", "8"])
+            >>> best.reward == max(best.rewards)
+            True
+        """
         return Best.of(responses, self.score(prompt, responses, tools=tools))
 
     def score_comparisons(
@@ -336,22 +411,47 @@ def encoder_of(opened: OpenedModel) -> Encoder:
 
 
 def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
-    """Load a reward model: plaudit's own, or another tool's by its own rules.
+    """Load a reward model that plaudit or another tool trained.
 
-    ``path`` is a folder or a Hub id; the format is recognised from the files. ``base`` is the path
-    or Hub id of an adapter's base model. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16
-    with an fp32 head on CUDA. The self-check decides between packed and padded batches.
-    ``trust_remote_code`` runs Python that comes with a model; what the folder itself says of it
-    never suffices.
+    The format is recognised from the files: a plaudit run or model folder, a model of
+    LLaMA-Factory, TRL or OpenRLHF, or a sequence classifier of transformers. A self-check then
+    chooses packed or padded batches.
 
-    The others say what another tool's files leave open: ``source_version``, the version that
-    trained it; ``template``, its conversation template; ``output``, which output is the reward;
-    ``text``, what it was trained on; ``normalize``, whether a recorded mean and standard deviation
-    are applied. What is inferred is logged as a warning.
+    The last five arguments are for models of other tools, whose files do not
+    record everything. What plaudit infers is logged as a warning.
+
+    Args:
+        path: A folder, or a model id on the Hugging Face Hub.
+
+    Keyword Args:
+        base (str | None): Path or Hub id of an adapter's base model. By default, the one that the
+            adapter names.
+        device (str | torch.device | None): The device, for example ``"cuda:1"``. By default, CUDA
+            if there is one, else CPU.
+        dtype (str): Precision of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or
+            ``"auto"``, the default. ``"auto"`` is fp32, and bf16 with an fp32 head for adapters on
+            CUDA.
+        max_tokens_per_microbatch (int | Literal["auto"]): Tokens computed at once. It bounds memory
+            and does not change rewards. ``"auto"`` by default.
+        trust_remote_code (bool): Run Python code that comes with the model. ``False`` by default.
+        source_version (str | None): Version of the tool that trained the model.
+        template (str | None): Name of the LLaMA-Factory template that the model was trained with.
+        output (int | None): Index of the output that is the reward, for a classifier with several.
+        text (Literal["chat", "text"] | None): ``"chat"`` if the model was trained on conversations,
+            ``"text"`` if on plain text.
+        normalize (bool): Apply the mean and standard deviation stored beside the weights. ``True``
+            by default.
+
+    Returns:
+        The model, ready to score.
 
     Raises:
-        ModelError: nothing to load there, weights that do not fit, a model that needs its own code
-            and was not trusted, or an argument that has another name now.
+        ModelError: There is no model at ``path``, its weights do not fit, or it needs
+            ``trust_remote_code``.
+
+    Examples:
+        >>> import plaudit
+        >>> model = plaudit.load("runs/first")
     """
     if "era" in options:
         raise ModelError("The argument era of load() is called source_version now.")

@@ -70,7 +70,7 @@ JsonObject: TypeAlias = Mapping[str, Any]
 """An object of the user's: a tool, a message, a row. Its keys are not ours to name."""
 
 Tools: TypeAlias = Sequence[JsonObject]
-"""Schemas of the tools that a conversation may call, as chat templates take them."""
+"""JSON schemas of the tools that a conversation may call, as chat templates take them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +109,22 @@ Turns: TypeAlias = tuple[Message, ...] | str
 
 
 Text: TypeAlias = str | Sequence[JsonObject]
-"""A prompt or a response as callers give it: text, or messages with ``role`` and ``content``."""
+"""A prompt or a response: text, or a list of messages with ``role`` and ``content``."""
 
 Prompted: TypeAlias = tuple[Text, Sequence[Text]]
-"""A prompt and its responses, as callers give them."""
+"""A prompt and its responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The response with the highest reward: its number, itself, its reward, and all rewards."""
+    """The response with the highest reward.
+
+    Attributes:
+        index: Its index in the list of responses.
+        response: The response.
+        reward: Its reward.
+        rewards: The rewards of all responses, in their order.
+    """
 
     index: int
     response: Text
@@ -135,7 +142,12 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenReward:
-    """A token's share of the text, and the reward of the conversation cut behind it."""
+    """The reward at one token of a response.
+
+    Attributes:
+        text: The token's text.
+        reward: The reward of the conversation if it ended after this token.
+    """
 
     text: str
     reward: float

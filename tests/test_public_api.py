@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import plaudit
-from tests.conftest import environment_of_a_user
+from tests.conftest import environment_of_a_user, pair_rows, write_jsonl
 
 
 def test_importing_plaudit_loads_nothing_heavy() -> None:
@@ -56,3 +57,23 @@ def test_loading_and_scoring_say_nothing_that_is_not_so(finished_run: Path) -> N
     (shown,) = done.stdout.splitlines()
     assert shown.startswith(f"RewardModel(source='{finished_run}', base=")
     assert shown.endswith("max_length=256, device='cpu', dtype='float32', layout='packed')")
+
+
+@pytest.mark.heavy
+def test_examples_of_docstrings_run(
+    finished_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/first").symlink_to(finished_run)
+    (tmp_path / "my-base").symlink_to(tiny_base)
+    for name in ("pairs", "held_out"):
+        write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=0))
+    monkeypatch.chdir(tmp_path)
+    names = {"plaudit": plaudit, "model": plaudit.load("runs/first")}
+    runner = doctest.DocTestRunner()
+    model_class = type(names["model"])
+    for public in (plaudit.load, plaudit.train, plaudit.evaluate, model_class):
+        for example in doctest.DocTestFinder().find(public, globs=dict(names)):
+            runner.run(example)
+    assert runner.tries >= 12
+    assert runner.failures == 0

@@ -60,9 +60,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """What :func:`train` leaves: the run folder, and everything measured (``metrics.json``).
+    """The result of :func:`plaudit.train`.
 
-    ``metrics`` is None on the ranks that only help the main process.
+    Attributes:
+        folder: The run folder. :func:`plaudit.load` takes it.
+        metrics: The content of ``metrics.json``. None on every rank but the first.
     """
 
     folder: Path
@@ -76,14 +78,30 @@ def train(
     resume: bool = False,
     console: Console | None = None,
 ) -> TrainedRun:
-    """Train a reward model and write its run folder.
+    """Train a reward model, evaluate it and write the run folder.
 
-    ``recipe`` is a recipe, its mapping, its file, the name of a shipped one, or a run folder.
-    ``resume`` goes on after a stop of any kind;
-    the result is that of the uninterrupted run. ``console`` gets progress; None is silent.
+    Args:
+        recipe: A mapping of recipe keys, a recipe file, the name of a shipped recipe, or a run
+            folder, whose recipe is used.
+        out: The run folder to write. It must not exist, unless ``resume`` is set.
+        resume: Resume the run in ``out``. The result is the same as without the stop.
+        console: A rich console for progress. None prints nothing.
+
+    Returns:
+        The run folder and its metrics.
 
     Raises:
-        PlauditError: anything the user can act on, each with one sentence.
+        RecipeError: The recipe cannot be used. The message names every problem.
+        DataError: The data cannot be read, or no row can be used.
+        ModelError: The base model cannot be loaded.
+        OutputError: ``out`` exists or cannot be written.
+        TrainingError: The loss is not finite.
+        InterruptedRunError: The run was stopped. It can be resumed.
+
+    Examples:
+        >>> recipe = {"model": {"base": "my-base"}, "data": {"train": "pairs.jsonl"}}
+        >>> run = plaudit.train(recipe, "runs/second")
+        >>> accuracy = run.metrics.eval.accuracy
     """
     if isinstance(recipe, Mapping):
         recipe = parse_recipe(recipe, "recipe")
