@@ -413,9 +413,9 @@ def encoder_of(opened: OpenedModel) -> Encoder:
 def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
     """Load a reward model that plaudit or another tool trained.
 
-    The format is recognised from the files: a plaudit run or model folder, a model of
-    LLaMA-Factory, TRL or OpenRLHF, or a sequence classifier of transformers. A self-check then
-    chooses packed or padded batches.
+    The format is recognised from the files: a plaudit run or model folder, a model of another
+    supported trainer, or a sequence classifier of transformers. A self-check then chooses packed or
+    padded batches.
 
     The last five arguments are for models of other tools, whose files do not
     record everything. What plaudit infers is logged as a warning.
@@ -435,7 +435,7 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
             and does not change rewards. ``"auto"`` by default.
         trust_remote_code (bool): Run Python code that comes with the model. ``False`` by default.
         source_version (str | None): Version of the tool that trained the model.
-        template (str | None): Name of the LLaMA-Factory template that the model was trained with.
+        template (str | None): Name of the other trainer's conversation template.
         output (int | None): Index of the output that is the reward, for a classifier with several.
         text (Literal["chat", "text"] | None): ``"chat"`` if the model was trained on conversations,
             ``"text"`` if on plain text.
