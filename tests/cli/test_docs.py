@@ -10,6 +10,7 @@ printed: see :func:`check_output`. Diagrams and file trees stand in blocks witho
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -384,7 +385,7 @@ def test_json_is_a_row_that_a_reader_takes(page: Path, block: Block) -> None:
 
 
 def test_the_page_of_formats_shows_every_format() -> None:
-    page = ROOT / "docs/how-to/train-on-your-data.md"
+    page = ROOT / "docs/reference/data-formats.md"
     sections = re.split(r"^### ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     shown = {}
     for section in sections:
@@ -413,7 +414,7 @@ def test_the_page_of_formats_explains_every_reason() -> None:
     from plaudit.tokens import encode
 
     page = (ROOT / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")
-    section = page.partition("## What is dropped")[2]
+    section = page.partition("## What is dropped")[2].partition("\n| `tokens.truncation`")[0]
     table = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     assert table == {
         *EXPLANATIONS,
@@ -423,6 +424,37 @@ def test_the_page_of_formats_explains_every_reason() -> None:
         encode.IDENTICAL_TOKENS,
         encode.NO_TOKENS,
     }
+
+
+# Messages of other libraries that the page of error messages explains.
+FOREIGN_MESSAGES = ("CUDA out of memory",)
+
+
+def string_constants() -> str:
+    """Every string of the package's sources, adjacent literals joined, one on a line."""
+    found = []
+    for path in sorted((ROOT / "plaudit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+    page = (ROOT / "docs/how-to/troubleshoot.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    assert len(quoted) > 30
+    strings = string_constants()
+    gone = {
+        message: part
+        for message in quoted
+        for part in message.split("…")
+        if part not in strings and message not in FOREIGN_MESSAGES
+    }
+    assert gone == {}
 
 
 def slug(heading: str) -> str:
