@@ -40,7 +40,7 @@ from benchmarks.common.results import Recorder, recorder
 from plaudit.data.store import StoredComparisons
 from plaudit.recipe.load import parse_recipe
 from plaudit.tokens.store import StoredTrees
-from plaudit.training.callbacks import StopSignal
+from plaudit.training.callbacks import ProgressReport, StopSignal
 from plaudit.training.folder import start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
 from plaudit.training.run import make_trainer
@@ -161,7 +161,10 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     )
     corpus = replace(run.corpus, train=train)
     return make_trainer(
-        replace(run, args=args, corpus=corpus), None, StopSignal(), Console(quiet=True)
+        replace(run, args=args, corpus=corpus),
+        None,
+        StopSignal(),
+        ProgressReport(Console(quiet=True)),
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plaudit.evaluate_model import Evaluation
-    from plaudit.evaluation.schema import BestOf, SuiteResult
+    from plaudit.evaluation.schema import BestOf, DataUse, SuiteResult
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def evaluate(
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show all findings and tables.")
+        bool, typer.Option("--verbose", help="Print all findings and tables.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
@@ -115,27 +115,34 @@ def evaluate(
 
 def show(console: Console, result: Evaluation, out: Path | None, *, verbose: bool) -> None:
     """The evaluation, its suites and its regression check, and where they were written."""
-    from plaudit.cli.printing import print_lines, show_evaluation, show_summary
+    from plaudit.cli.printing import print_lines, show_evaluation
+    from plaudit.cli.summary import show_evaluation_summary
 
     metrics = result.metrics
     data, block = metrics.data, metrics.eval
-    lines = [] if data is None else data.unread_lines
-    for suite in (metrics.suites or {}).values():
-        lines += suite_lines(suite)
+    used = [] if data is None else data_lines(data)
+    last = [line for suite in (metrics.suites or {}).values() for line in suite_lines(suite)]
     if metrics.best_of is not None:
-        lines += best_of_lines(metrics.best_of)
+        last += best_of_lines(metrics.best_of)
     if metrics.regression_check is not None:
-        lines.append(metrics.regression_check.sentence)
-    skipped = "" if data is None else data.skipped
-    if block and not verbose:
-        show_summary(console, block, skipped=skipped, others=lines)
-    else:
-        if block:
-            show_evaluation(console, block, skipped=skipped)
-        for line in lines:
-            console.print(line, highlight=False, markup=False)
+        last.append(metrics.regression_check.sentence)
     if out is not None:
-        print_lines(console, [f"Written to {out}"])
+        last.append(f"Saved to {out}: report.html, metrics.json, predictions.parquet")
+    if block is None:
+        print_lines(console, last)
+        return
+    if verbose:
+        show_evaluation(console, block)
+    name = block.dataset
+    if data is not None:
+        name = ", ".join(dict.fromkeys(source.name for source in data.sources))
+    show_evaluation_summary(console, name, block, lines=used, last=last)
+
+
+def data_lines(data: DataUse) -> list[str]:
+    """The rows that were skipped, and the columns that were not read."""
+    skipped = [f"Data: {data.used:,} rows used{data.skipped}"] if data.skipped else []
+    return [*skipped, *data.unread_lines]
 
 
 def best_of_lines(result: BestOf) -> list[str]:

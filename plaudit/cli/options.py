@@ -89,6 +89,10 @@ FromLlamaFactory: TypeAlias = Annotated[
 Resume: TypeAlias = Annotated[
     bool, typer.Option("--resume", help="Resume the run in --out, or in the named run folder.")
 ]
+Verbose: TypeAlias = Annotated[
+    bool,
+    typer.Option("--verbose", help="Print all findings and tables, and a line per logging step."),
+]
 Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of the repository.")
 ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -125,8 +125,8 @@ def wrapping(heading: str) -> Column:
     return Column(heading, justify="right")
 
 
-def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
-    """The end of a run on the terminal: results table, accuracies in company, overfit in words."""
+def show_run_details(console: Console, metrics: RunMetrics) -> None:
+    """A run in full: training results, all sentences and tables of its evaluations, overfitting."""
     if metrics.eval is not None:
         step = None if metrics.best is None else metrics.best.step
         console.print()
@@ -134,10 +134,9 @@ def summarise_run(console: Console, folder: Path, metrics: RunMetrics) -> None:
         console.print()
     for block in (metrics.eval, metrics.test):
         if block:
-            show_words(console, block)
+            show_evaluation(console, block)
     if metrics.overfit is not None:
         console.print(metrics.overfit.sentence, highlight=False, markup=False)
-    print_lines(console, [f"Written to {folder}"])
 
 
 def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Table:
@@ -154,46 +153,6 @@ def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Tab
             "best" if entry.step == best_step else "",
         )
     return table
-
-
-SUMMARY_LINES = 25
-"""Lines of the terminal that the summary of an evaluation takes at the most."""
-
-
-def show_summary(
-    console: Console, block: EvaluationMetrics, *, skipped: str, others: Sequence[str]
-) -> None:
-    """An evaluation within :data:`SUMMARY_LINES` lines, ``others`` included, which come last.
-
-    The first line, the baselines and the probabilities are always shown, then as many of the
-    sentences as there is room for: what to watch first, since the tables hold the rest.
-    """
-    first = Text(_headline(block, skipped))
-    tables = [table for table in (_baselines(block), _probabilities(block)) if table.row_count]
-    last = [Text(line) for line in (_POINTER, *others)]
-    # The tables are set apart by an empty line each, the sentences by one.
-    room = SUMMARY_LINES - _height(console, [first, *tables, *last]) - len(tables) - 2
-    console.print(first, highlight=False)
-    for table in tables:
-        console.print()
-        console.print(Padding(table, (0, 0, 0, 2)))
-    console.print()
-    for sentence in (said for answer in reversed(block.answers) for said in answer.sentences):
-        point = _points([sentence])
-        room -= _height(console, [point])
-        if room < 0:
-            break
-        console.print(point)
-    for line in last:
-        console.print(line, highlight=False)
-
-
-def _height(console: Console, parts: Iterable[RenderableType]) -> int:
-    """Lines that the parts take one below the other."""
-    return sum(len(console.render_lines(part, pad=False)) for part in parts)
-
-
-_POINTER = "All findings, slices and perturbations: --verbose, or --out DIR for a report."
 
 
 def show_evaluation(console: Console, block: EvaluationMetrics, *, skipped: str = "") -> None:

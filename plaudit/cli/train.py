@@ -52,6 +52,7 @@ def train(
     set_: options.Set = None,
     columns: options.Columns = None,
     resume: options.Resume = False,
+    verbose: options.Verbose = False,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
 ) -> None:
     """Train a reward model, evaluate it, and write the model, its card and its report.
@@ -59,8 +60,9 @@ def train(
     What to train comes from a recipe, or from --model and --data alone. Options win over the
     recipe, --set over the other options; the resolved recipe is written into the run folder.
     """
-    from plaudit.cli.printing import quiet_console, silence_weight_loading, summarise_run
+    from plaudit.cli.printing import quiet_console, show_run_details, silence_weight_loading
     from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
+    from plaudit.cli.summary import show_run
     from plaudit.errors import OutputError
     from plaudit.training.folder import RunFolder, check_run_folder, is_main_process
     from plaudit.training.needs import check_needs
@@ -96,13 +98,15 @@ def train(
     with console.status("starting"):
         silence_weight_loading()
         from plaudit.training.run import train as run
-    trained = run(selected.recipe, folder, resume=resume, console=console)
+    trained = run(selected.recipe, folder, resume=resume, console=console, verbose=verbose)
     _leave_process_group()
     if trained.metrics is None:
         return
     if json:
         options.print_json(trained.metrics)
-    summarise_run(console, trained.folder, trained.metrics)
+    if verbose:
+        show_run_details(console, trained.metrics)
+    show_run(console, trained.folder, trained.metrics)
 
 
 def _leave_process_group() -> None:
@@ -137,9 +141,14 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
     set_: options.Set = None,
     resume: options.Resume = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Train, evaluate and report on the embedded base and documentation: minutes, offline."""
-    from plaudit.cli.printing import print_lines, starting, summarise_run
+    """End-to-end demo: train, evaluate and report offline.
+
+    It trains the embedded base on embedded documentation, which takes minutes on a CPU.
+    """
+    from plaudit.cli.printing import show_run_details, starting
+    from plaudit.cli.summary import show_run
     from plaudit.embedded import quickstart_path
     from plaudit.recipe.load import load_recipe
     from plaudit.training.folder import check_run_folder
@@ -149,23 +158,23 @@ def quickstart(
         check_run_folder(out)
     with starting() as console:
         from plaudit.training.run import train
-    trained = train(recipe, out, resume=resume, console=console)
-    if trained.metrics is not None:
-        summarise_run(console, trained.folder, trained.metrics)
+    trained = train(recipe, out, resume=resume, console=console, verbose=verbose)
+    if trained.metrics is None:
+        return
+    if verbose:
+        show_run_details(console, trained.metrics)
         if trained.metrics.test is not None:
             console.print()
             console.print(degradation_table(trained.metrics.test))
-    # Not wrapped: these lines are there to be copied.
-    print_lines(console, [NEXT_STEPS.format(out=out)])
+    next_steps = [step.format(out=shlex.quote(str(out))) for step in NEXT_STEPS]
+    show_run(console, trained.folder, trained.metrics, next_steps=next_steps)
 
 
-NEXT_STEPS = """
-Next:
-  read the report    open {out}/report.html, or read {out}/README.md
-  use your own data  plaudit train {out} --data pairs.jsonl --set data.test=null --out runs/mine
-  use a bigger base  … --model path/to/model (or a Hub id)
-  score a file       plaudit score {out} pairs.jsonl --out scored.jsonl
-  estimate its cost  plaudit plan {out} --model meta-llama/Meta-Llama-3-8B"""
+NEXT_STEPS = (
+    "plaudit train --model BASE --data pairs.jsonl  # your own base and data",
+    "plaudit score {out} pairs.jsonl --out scored.jsonl",
+)
+"""What to do after the demo."""
 
 
 def degradation_table(block: EvaluationMetrics) -> Table:

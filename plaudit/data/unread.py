@@ -30,6 +30,8 @@ from plaudit.types import Comparison, Message, Turns
 
 Kind: TypeAlias = Literal["a prompt", "a system message", "a conversation"]
 
+_MOST_COLUMNS: Final = 8
+"""Columns that a line names; the counts of all are recorded."""
 _NAME_CHARACTERS: Final = 100
 """Of a column's name in a message; data may have names of any length."""
 
@@ -70,15 +72,24 @@ class UnreadColumns:
     without_prompt: int = 0
     columns: Mapping[str, int] = field(default_factory=dict)
 
-    def sentence(self, name: str) -> str | None:
-        """The columns of the source ``name``, each with its share of rows; ``None`` for none."""
+    @property
+    def listed(self) -> str | None:
+        """The columns, with their share of the rows where that is not all; ``None`` for none."""
         if not self.columns:
             return None
-        listed = ", ".join(
-            f"{printable(column, _NAME_CHARACTERS)} ({_share(count, self.rows)})"
+        names = [
+            printable(column, _NAME_CHARACTERS) + self._part_of_rows(count)
             for column, count in sorted(self.columns.items(), key=lambda item: (-item[1], item[0]))
-        )
-        return f"{name}: ignored columns, with their share of rows: {listed}."
+        ]
+        more = len(names) - _MOST_COLUMNS
+        return ", ".join(names[:_MOST_COLUMNS]) + (f" and {more} more" if more > 0 else "")
+
+    def _part_of_rows(self, count: int) -> str:
+        return "" if count == self.rows else f" ({_share(count, self.rows)} of rows)"
+
+    def sentence(self, name: str) -> str | None:
+        """A line on the columns of the source ``name``; ``None`` for none."""
+        return None if self.listed is None else f"{name}: ignored columns: {self.listed}."
 
     def warning(self, name: str) -> str | None:
         """A sentence where not one row of the source ``name`` has a prompt."""

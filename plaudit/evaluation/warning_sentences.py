@@ -84,14 +84,16 @@ def _few_pairs(block: EvaluationMetrics) -> Iterator[str]:
 
 
 def _miscalibrated(block: EvaluationMetrics) -> Iterator[str]:
-    """A fitted temperature helps beyond noise, and the model has none."""
-    if block.temperature_improves and block.stored_temperature is None:
-        temperature = known(block.temperature)
+    """A fitted temperature helps beyond noise and by more than rounding; the model has none."""
+    if not block.temperature_improves or block.stored_temperature is not None:
+        return
+    temperature = known(block.temperature)
+    before, after = f"{known(block.nll):.3f}", f"{known(block.nll_calibrated):.3f}"
+    if before != after:
         yield (
             f"{'Over' if temperature > 1 else 'Under'}-confident: ECE {known(block.ece):.3f} "
             f"({known(block.expected_ece):.3f} if perfectly calibrated). Temperature "
-            f"{temperature:.3g} lowers log loss from {known(block.nll):.3f} to "
-            f"{known(block.nll_calibrated):.3f}."
+            f"{temperature:.3g} lowers log loss from {before} to {after}."
         )
 
 

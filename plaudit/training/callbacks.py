@@ -20,11 +20,11 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from plaudit.evaluation.numbers import duration
 from plaudit.evaluation.schema import json_safe
 from plaudit.storage.atomic import write_text, writing
 
@@ -165,26 +165,42 @@ class StopSignal(TrainerCallback):
                 signal.signal(number, handler)
 
 
-class ProgressReport(TrainerCallback):
-    """Loss, accuracy, pairs per second and time left: a bar on a terminal, else a line a log."""
+_QUIET_SECONDS = 30.0
+_MOST_LINES = 100
 
-    def __init__(self, console: Console) -> None:
+
+class ProgressReport(TrainerCallback):
+    """Loss, accuracy, pairs per second and time left of a training run.
+
+    On a terminal they stand in one progress bar, and each evaluation is a line above it. Elsewhere
+    (a log file, CI) a line of progress is written at most every 30 seconds and at most every 1% of
+    the steps: enough to see that a run is alive, and no more than 100 lines however long it is.
+    ``verbose`` writes a line every ``logging_steps`` everywhere.
+    """
+
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self.console = console
+        self.verbose = verbose
         self._progress: Progress | None = None
+        self._started = self._written = time.monotonic()
+        self._first_step = self._written_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._started = self._written = time.monotonic()
+        self._first_step = self._written_step = state.global_step
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
+        # What stands beside the bar takes so much at most, counts of steps included.
+        room = self.console.width - 65 - 2 * len(str(state.max_steps))
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            TextColumn("step"),
             MofNCompleteColumn(),
+            BarColumn(bar_width=max(4, min(40, room))),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=self.console,
         )
         self._progress.add_task(
@@ -212,21 +228,43 @@ class ProgressReport(TrainerCallback):
         if not state.is_world_process_zero or logs is None:
             return
         if "eval_loss" in logs:
-            self.console.print(
-                f"step {state.global_step}  epoch {state.epoch or 0:.2f}  validation loss "
-                f"{logs['eval_loss']:.4f}  accuracy {logs['eval_accuracy']:.4f}",
-                highlight=False,
+            self._print(
+                state, f"validation loss {logs['eval_loss']:.4f}", logs["eval_accuracy"], ""
             )
         elif "pairs_per_second" in logs:
-            numbers = (
-                f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2f}  "
-                f"{logs['pairs_per_second']:.3g} pairs/s"
+            rate = logs["pairs_per_second"]
+            speed = f"{rate:.3g} pairs/s" if rate < 1000 else f"{rate:,.0f} pairs/s"
+            self._update(
+                numbers=f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.3f}  {speed}"
             )
-            self._update(numbers=numbers)
-            if not self.console.is_terminal:
-                self.console.print(
-                    f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False
-                )
+            if self.verbose or (self._progress is None and self._due(state)):
+                self._written, self._written_step = time.monotonic(), state.global_step
+                end = f"  {speed}{self._left(state)}"
+                self._print(state, f"training loss {logs['loss']:.4f}", logs["accuracy"], end)
+
+    def _due(self, state: TrainerState) -> bool:
+        """Whether a line may be written: long enough after the last one, and steps enough."""
+        waited = time.monotonic() - self._written >= _QUIET_SECONDS
+        return waited and (state.global_step - self._written_step) * _MOST_LINES >= state.max_steps
+
+    def _left(self, state: TrainerState) -> str:
+        """The time left at the speed so far."""
+        done = state.global_step - self._first_step
+        remaining = state.max_steps - state.global_step
+        if done <= 0 or remaining <= 0:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * remaining
+        return f"  {duration(seconds)} left"
+
+    def _print(self, state: TrainerState, loss: str, accuracy: float, end: str) -> None:
+        """One aligned line, of training or of an evaluation."""
+        width = len(str(state.max_steps))
+        self.console.print(
+            f"step {state.global_step:>{width}}/{state.max_steps}  epoch {state.epoch or 0:.2f}  "
+            f"{loss:>22}  accuracy {accuracy:.3f}{end}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def close(self) -> None:
         """Give the terminal back, also when training stopped with an error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -16,6 +16,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from plaudit import embedded, registry
+from plaudit.data.load import SourceUse
 from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
@@ -150,7 +151,7 @@ def prepare(
             on_rows=partial(show, "encoding"),
         )
     for line in _about_data(corpus, recipe.data, recipe.tokens):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     texts, total = corpora.plain_texts(corpus)
     remark = text_remark(encoder, recipe.data.as_chat, texts, total)
     if remark is not None:
@@ -164,8 +165,10 @@ def prepare(
         recipe = recipe.model_copy(update={"lora": own})
     trainable, total = built.parameters
     console.print(
-        f"model: {trainable:,} of {total:,} parameters train; batches are {built.model.layout}",
+        f"model: {trainable:,} of {total:,} parameters trainable ({trainable / total:.2%}), "
+        f"{built.model.layout} batches",
         highlight=False,
+        soft_wrap=True,
     )
     return PreparedRun(
         folder=folder,
@@ -439,51 +442,56 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
     """What became of the data, a line each."""
     use = corpora.data_use(corpus, data.split_by)
     sizes = ", ".join(f"{name} {part.used:,}" for name, part in use.splits.items())
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in use.dropped.items())
-    yield Text(
-        f"data: {use.rows:,} rows, {use.used:,} used ({sizes})"
-        + (f"; dropped: {dropped}" if dropped else "")
-    )
+    yield Text(f"data: {use.used:,} of {use.rows:,} rows used: {sizes}")
+    if use.dropped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in use.dropped.items())
+        yield Text(f"skipped: {sum(use.dropped.values()):,} rows: {reasons}")
     for example in [part.example for part in corpus.every if part.example][:1]:
-        yield Text(f"  not encoded, for example: {example}")
+        yield Text(f"  for example: {example}")
     mixture = [source for source in use.sources if source.split == "train"]
     total = sum(source.sampled or 0 for source in mixture)
     # Where there are several, or rows of one are left out or repeated.
     if len(mixture) > 1 or total != mixture[0].used:
         shares = (
             f"{source.name} {source.sampled:,} ({(source.sampled or 0) / total:.0%}) from "
-            f"{source.used:,} different rows"
+            f"{source.used:,} distinct rows"
             for source in mixture
         )
         yield Text(f"sources: {'; '.join(shares)}")
-    yield from (
-        Text(line) for source in use.sources if (line := source.unread.sentence(source.name))
-    )
+    yield from map(Text, _unread_lines(use.sources))
     counts = use.tokens
-    yield Text(
-        f"tokens: {counts.packed:,}, {1 - counts.packed / counts.separate:.0%} fewer than with the "
-        "prompt computed for every response"
-    )
+    saved = 1 - counts.packed / counts.separate
+    less = f" ({saved:.0%} fewer than once per response)" if saved >= 0.005 else ""
+    yield Text(f"tokens: {counts.packed:,}, each prompt computed once{less}")
     if tokens.truncation == "proportional":
         yield Text.from_markup(
-            f"[bold]cut in proportion to {tokens.max_length:,} tokens: "
-            f"{counts.truncated_prompts:,} prompts lost their end and the header of the answer "
-            f"({counts.truncated_tokens:,} tokens), {counts.truncated_responses:,} responses of "
+            f"[bold]truncated to {tokens.max_length:,} tokens: {counts.truncated_prompts:,} "
+            f"prompts lost their end and the header of the answer ({counts.truncated_tokens:,} "
+            f"tokens), {counts.truncated_responses:,} responses of "
             f"{counts.comparisons_with_truncated_responses:,} comparisons lost theirs and the end "
-            "token[/bold]; tokens.truncation: drop leaves such comparisons out"
+            "token[/bold]; to skip such comparisons, set tokens.truncation: drop"
         )
     margins = use.margins
     if margins is not None:
         yield Text(
-            f"margins: {margins.comparisons:,} comparisons have one, {margins.mean:.3g} on "
-            "average; the loss subtracts it from the reward difference (loss.margin: ignore leaves "
-            "it out)"
+            f"margins: {margins.comparisons:,} comparisons, mean {margins.mean:.3g}; the loss "
+            "subtracts it from the reward difference (to ignore margins, set loss.margin: ignore)"
         )
     if corpus.leaked_prompts:
         yield Text.from_markup(
             f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "
-            "is in the training part too[/bold]; their accuracy flatters the model."
+            "is also in the training data[/bold]; accuracy on them is biased upward."
         )
+
+
+def _unread_lines(sources: Iterable[SourceUse]) -> Iterator[str]:
+    """The columns that are not read, a line for all sources with the same ones."""
+    named: dict[str, list[str]] = {}
+    for source in sources:
+        if source.unread.listed is not None:
+            named.setdefault(source.unread.listed, []).append(source.name)
+    for columns, names in named.items():
+        yield f"ignored columns: {columns} ({', '.join(dict.fromkeys(names))})"
 
 
 # ---- a warm start: the head, rules and adapter of a reward model are kept

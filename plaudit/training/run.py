@@ -77,6 +77,7 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
+    verbose: bool = False,
 ) -> TrainedRun:
     """Train a reward model, evaluate it and write the run folder.
 
@@ -86,6 +87,7 @@ def train(
         out: The run folder to write. It must not exist, unless ``resume`` is set.
         resume: Resume the run in ``out``. The result is the same as without the stop.
         console: A rich console for progress. None prints nothing.
+        verbose: Print a line at every logging step.
 
     Returns:
         The run folder and its metrics.
@@ -111,7 +113,9 @@ def train(
         console = Console(quiet=True)
     folder = resume_folder(Path(out), recipe) if resume else start_folder(Path(out), recipe)
     if folder.metrics.is_file() and resume:
-        console.print(f"{folder.path} is finished already; its card and report are written again.")
+        console.print(
+            f"{folder.path} is already finished; rewriting its card and report.", soft_wrap=True
+        )
         if is_main_process():
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=read_metrics(folder.path))
@@ -123,7 +127,7 @@ def train(
         )
         run = prepare(recipe, args, folder, console)
         with logging_into(folder, list(args.report_to or ())):
-            return _train(run, start, console)
+            return _train(run, start, ProgressReport(console, verbose=verbose))
     except BaseException:
         # A run that failed before its first step leaves no folder behind to trip over.
         if not resume and not folder.events.exists() and is_main_process():
@@ -171,11 +175,13 @@ def _on_main_process(call: Callable[[], Result], args: StepArguments) -> Result:
     return cast(Result, agreed)
 
 
-def _train(run: PreparedRun, start: TrainingEnd | Path | None, console: Console) -> TrainedRun:
+def _train(
+    run: PreparedRun, start: TrainingEnd | Path | None, progress: ProgressReport
+) -> TrainedRun:
     folder = run.folder
     index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
     stop = StopSignal()
-    trainer = make_trainer(run, index, stop, console)
+    trainer = make_trainer(run, index, stop, progress)
     if is_main_process():
         write_json(folder.environment, describe_environment(str(run.args.device)))
     if isinstance(start, TrainingEnd):
@@ -185,7 +191,7 @@ def _train(run: PreparedRun, start: TrainingEnd | Path | None, console: Console)
         if is_main_process():
             write_trained(run, trainer)
     try:
-        return _evaluate(trainer, run, index, trainer.seconds(), console)
+        return _evaluate(trainer, run, index, trainer.seconds(), progress.console)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"Stopped during the evaluation; the trained model is in {folder.path}. To finish the "
@@ -219,7 +225,7 @@ def _evaluate(
 
 
 def make_trainer(
-    run: PreparedRun, index: PairIndex | None, stop: StopSignal, console: Console
+    run: PreparedRun, index: PairIndex | None, stop: StopSignal, progress: ProgressReport
 ) -> RewardTrainer:
     """The trainer of a run, with what watches it."""
     folder, evaluate = run.folder, run.recipe.evaluate
@@ -233,7 +239,7 @@ def make_trainer(
 
     callbacks: list[TrainerCallback] = [
         EventLog(folder.events),
-        ProgressReport(console),
+        progress,
         LastEvaluation(),
         stop,
     ]
@@ -255,7 +261,7 @@ def make_trainer(
 def _fit(
     trainer: RewardTrainer, run: PreparedRun, checkpoint: Path | None, stop: StopSignal
 ) -> None:
-    """Train to the end, or stop with a sentence that says how to go on.
+    """Train to the end, or stop with a sentence that says how to resume.
 
     Raises:
         InterruptedRunError: the user stopped it; a checkpoint is kept.
@@ -277,7 +283,7 @@ def _fit(
         raise RecipeError(f"train: a library is missing ({error}).") from error
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"Stopped at once; go on from the last checkpoint with: {run.folder.resume_command()}"
+            f"Stopped at once. To resume from the last checkpoint: {run.folder.resume_command()}"
         ) from None
     finally:
         for callback in trainer.callback_handler.callbacks:
@@ -285,6 +291,6 @@ def _fit(
                 callback.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedRunError(
-            f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, its "
-            f"checkpoint is kept; go on with: {run.folder.resume_command()}"
+            f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps} with a "
+            f"checkpoint. To resume: {run.folder.resume_command()}"
         )

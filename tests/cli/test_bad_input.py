@@ -477,7 +477,7 @@ def test_resume_of_a_finished_run_trains_nothing(
     before = results()
     code = main(["train", str(own_run / "recipe.yaml"), "--out", str(own_run), "--resume"])
     assert code == 0
-    assert "finished already" in " ".join(capsys.readouterr().err.split())
+    assert "already finished" in " ".join(capsys.readouterr().err.split())
     assert results() == before
 
 

@@ -59,7 +59,7 @@ def test_a_better_temperature_is_stored_and_said(
     assert result["data"]["used"] == 60
     said = " ".join(shown.err.split())
     assert f"{result['sentence']} (1 of 61 rows skipped: " in said
-    assert "unseen: ignored columns, with their share of rows: subset (100%), remark (26%)." in said
+    assert "unseen: ignored columns: subset, remark (26% of rows)." in said
     after = facts_of(run)
     assert (after["temperature"] or 1.0) == result["after"]["temperature"]
     assert after["temperature_fit"]["log_loss_before"] == result["before"]["log_loss"]

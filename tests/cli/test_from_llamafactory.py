@@ -44,7 +44,7 @@ def test_a_real_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     sets = [word for override in QUICK for word in ("--set", override)]
     assert main(["train", "--from-llamafactory", "reward.yaml", *sets]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "cut in proportion to 512 tokens" in said
+    assert "truncated to 512 tokens" in said
     assert "lora_rank" in said
     assert "10% dropout" in said
     metrics = facts(folder / "out" / "metrics.json")

@@ -186,7 +186,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
         "unread": {"rows": 9, "without_prompt": 0, "columns": {"subset": 9}},
     }
     line = f"8 of 9 rows scored; over_length 1; written to {out}"
-    unread = f"{data}: ignored columns, with their share of rows: subset (100%)."
+    unread = f"{data}: ignored columns: subset."
     assert done.stderr.split("\n") == [line, unread, ""]
     written = pq.read_table(out).to_pylist()
     assert [row["prompt"][0]["content"] for row in written] == [

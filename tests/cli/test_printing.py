@@ -10,10 +10,8 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli.printing import (
-    SUMMARY_LINES,
     results_table,
     show_evaluation,
-    show_summary,
     with_interval,
     wrapping,
 )
@@ -67,22 +65,3 @@ def test_a_narrow_screen_cuts_neither_names_nor_numbers(width: int) -> None:
     assert names == "modelruns/checkpoint-1000"
     for piece in ("0.9000", "[0.8800,", "0.9200]", "< 0.0001"):
         assert screen.getvalue().count(piece) == 2
-
-
-@pytest.mark.parametrize("width", [80, 100, 160])
-@pytest.mark.parametrize("others", [[], ["One more line, such as a verdict."] * 3])
-def test_a_summary_is_short_and_says_what_was_skipped_beside_its_count(
-    width: int, others: list[str]
-) -> None:
-    block = read_metrics(GOLDEN).eval
-    screen = io.StringIO()
-    console = Console(file=screen, width=width)
-    show_summary(console, block, skipped=" (5 of 99 rows skipped: tie 5)", others=others)
-    lines = screen.getvalue().splitlines()
-    assert len(lines) <= SUMMARY_LINES
-    assert "(5 of 99 rows skipped: tie 5); loss" in " ".join(lines[:3])
-    text = " ".join(" ".join(lines).split())
-    assert block.answers[-1].sentences[0] in text.replace("• ", "")
-    assert all(name.replace("_", " ") in text for name in block.baselines)
-    assert "--verbose" in text
-    assert text.endswith(" ".join(others))

@@ -31,7 +31,7 @@ def test_sources_of_a_mixture_are_named_everywhere(tiny_base: Path, tmp_path: Pa
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run", console=Console(file=screen, width=200))
     said = screen.getvalue()
-    assert "forum 30 (55%) from 20 different rows; staff 25 (45%) from 25 different rows" in said
+    assert "forum 30 (55%) from 20 distinct rows; staff 25 (45%) from 25 distinct rows" in said
     data, evaluation = run.metrics.data, run.metrics.eval
     assert [(s.name, s.used, s.sampled) for s in data.sources] == [
         ("forum", 20, 30),

@@ -374,9 +374,7 @@ def test_names_are_compared_without_case_and_separators(name: str, kind: str | N
 def test_shares_of_rows_are_those_with_text(tmp_path: Path) -> None:
     rows = [EXAMPLES["explicit_text"] | {"a": "x", "b": "y" if n < 2 else ""} for n in range(8)]
     unread = counts(source_of(tmp_path, *rows))
-    assert unread.sentence("rows") == (
-        "rows: ignored columns, with their share of rows: a (100%), b (25%)."
-    )
+    assert unread.sentence("rows") == ("rows: ignored columns: a, b (25% of rows).")
 
 
 def test_no_prompt_in_any_row_is_said_once(
@@ -432,13 +430,13 @@ def test_the_audit_reports_what_is_not_read(
     (finding,) = (f for f in facts["findings"] if f["check"] == "no_prompt")
     assert (finding["severity"], finding["rows"]) == ("error", 4)
     assert "No prompt in any row" in screen
-    assert "lost: ignored columns, with their share of rows: headline (100%)." in screen
+    assert "lost: ignored columns: headline." in screen
     assert [part["unread"]["columns"] for part in facts["parts"]] == [{"headline": 4}, {}]
     assert main(["data", "audit", str(lost), "--strict"]) == 1
     capsys.readouterr()
     facts, screen = audit(str(lost), "--eval", str(lost), "--columns", "prompt=headline")
     assert [f["rows"] for f in facts["findings"] if f["check"] == "no_prompt"] == [0]
-    assert "columns that are not read" not in screen
+    assert "ignored columns" not in screen
 
 
 @pytest.mark.heavy

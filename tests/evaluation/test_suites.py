@@ -333,7 +333,7 @@ def test_pairs_keep_what_stands_beside_the_text(row: dict[str, Any], tmp_path: P
 def test_columns_of_pairs_that_are_not_read_are_shown() -> None:
     result = scored("pairs", [pair("any", number) for number in range(4)], [(1, 0)] * 4)
     result = replace(result, unread=UnreadColumns(rows=4, columns={"note": 2}))
-    line = "Pairs: ignored columns, with their share of rows: note (50%)."
+    line = "Pairs: ignored columns: note (50% of rows)."
     assert line in suite_lines(result)
 
 

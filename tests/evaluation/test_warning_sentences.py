@@ -152,6 +152,11 @@ UNTESTED: dict[str, Change] = {
         block, "flattery", rose=0.55, rose_ci95=Interval(0.45, 0.65)
     ),
     "a slice above the rest": lambda block: with_slice(block, 0.9, Interval(0.8, 0.95)),
+    "a gain that rounds to nothing": lambda block: {
+        "temperature_improves": True,
+        "nll": 0.69234,
+        "nll_calibrated": 0.69231,
+    },
     "a stored temperature": lambda block: {
         "temperature_improves": True,
         "stored_temperature": 1.44,

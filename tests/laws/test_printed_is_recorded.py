@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from plaudit.cli.printing import show_evaluation, summarise_run
+from plaudit.cli.printing import show_run_details
+from plaudit.cli.summary import show_evaluation_summary, show_run
 from plaudit.evaluation.schema import read_metrics
 from plaudit.report.card import render_card
 from plaudit.report.html import render_report
@@ -77,6 +78,7 @@ def own_words() -> set[str]:
         *(PACKAGE / "report").rglob("*.jinja"),
         *(PACKAGE / "report").glob("*.py"),
         PACKAGE / "cli" / "printing.py",
+        PACKAGE / "cli" / "summary.py",
     ]
     return set().union(*(numbers(path.read_text(encoding="utf-8")) for path in sources))
 
@@ -116,10 +118,11 @@ def terminal(folder: Path) -> str:
     metrics = read_metrics(folder)
     screen = StringIO()
     console = Console(file=screen, width=120)
-    summarise_run(console, folder, metrics)
+    show_run_details(console, metrics)
+    show_run(console, folder, metrics)
     for block in (metrics.eval, metrics.test):
         if block is not None:
-            show_evaluation(console, block)
+            show_evaluation_summary(console, "data", block, lines=(), last=())
     return screen.getvalue()
 
 

@@ -139,7 +139,7 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
     assert "Traceback" not in errors
     sentence = " ".join(errors.split()).rpartition("plaudit: ")[2]
     assert "checkpoint is kept" in sentence
-    command = sentence.rpartition("go on with: ")[2]
+    command = sentence.rpartition("To resume: ")[2]
     assert command == f"plaudit train {out} --resume"
     assert checkpoints.latest_intact(out / "checkpoints") is not None
     resumed = subprocess.run(
