@@ -13,15 +13,25 @@ def calibrate(
     model: options.Model,
     data: Annotated[
         list[str],
-        typer.Argument(help="Files or Hub ids of labelled comparisons that it was not trained on."),
+        typer.Argument(
+            metavar="DATA",
+            help="Files or Hub ids of labelled comparisons that the model was not trained on.",
+        ),
     ],
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Fit the temperature of a plaudit folder on data; exit with 1 if that is not better."""
+    """Fit a model's temperature on held-out data.
+
+    The temperature is stored in the model folder if it lowers the log loss significantly; otherwise
+    nothing changes and the exit code is 1.
+
+    Examples:
+      plaudit calibrate runs/first held-out.jsonl
+    """
     from plaudit.cli.printing import print_lines, starting
 
     sources = [options.source(path, format_, columns) for path in data]

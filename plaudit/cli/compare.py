@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import EVALUATION, OUTPUT
 from plaudit.evaluation.compare import p_value
 from plaudit.evaluation.numbers import probability
 from plaudit.evaluation.schema import Metric
@@ -22,25 +23,47 @@ def compare(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B… [DATA]…",
+            metavar="MODEL|DATA",
             help="Run folders, checkpoints, evaluation folders or predictions.parquet files, then "
-            "labelled data. Without data: the scores recorded in them. One run folder alone: all "
-            "its evaluations.",
+            "labelled data. Without data, recorded scores are compared; one run folder alone "
+            "compares its evaluations during training.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write comparison.json and comparison.png here.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Write comparison.json and comparison.png to this folder.",
+        ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="Significance level (alpha).")
+        float,
+        typer.Option(
+            metavar="X",
+            min=0.0001,
+            max=0.5,
+            rich_help_panel=EVALUATION,
+            help="Significance level (alpha).",
+        ),
     ] = 0.05,
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print comparison.json on stdout.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT, help="Print comparison.json on stdout."),
+    ] = False,
 ) -> None:
-    """Compare models or checkpoints on the same pairs: which is significantly better, and where."""
+    """Compare reward models on the same pairs.
+
+    Accuracy and log loss are compared with paired tests, corrected for their number (Holm).
+
+    Examples:
+      plaudit compare runs/first runs/second held-out.jsonl
+      plaudit compare runs/first
+    """
     from plaudit import compare_models
     from plaudit.cli.printing import print_lines, quiet_console, silence_weight_loading
     from plaudit.recipe.schema import Source

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import DATA, EVALUATION, OUTPUT
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,23 +20,30 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: options.Model,
-    data: Annotated[
-        list[str] | None, typer.Argument(help="Files or Hub ids of labelled comparisons.")
-    ] = None,
+    data: options.LabelledData = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write metrics, predictions, mistakes, plots and a report here."),
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Write metrics, predictions, mistakes, plots and a report to this folder.",
+        ),
     ] = None,
     format_: options.Format = None,
     columns: options.Columns = None,
     train_data: Annotated[
         list[str] | None,
-        typer.Option(help="Fit the bag-of-words baseline on this (the model's training data)."),
+        typer.Option(
+            metavar="DATA",
+            rich_help_panel=DATA,
+            help="The model's training data, to fit the bag-of-words baseline on.",
+        ),
     ] = None,
     suite: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[:PATH]",
+            rich_help_panel=EVALUATION,
             help="Run a benchmark suite, from the Hub or a local folder: rewardbench, "
             "rewardbench-2, rm-bench, llmbar, hhh, or pairs for any files.",
         ),
@@ -43,40 +51,67 @@ def evaluate(
     best_of: Annotated[
         bool,
         typer.Option(
-            "--best-of", help="Best-of-N: the grade of the response with the highest reward."
+            "--best-of",
+            rich_help_panel=EVALUATION,
+            help="Measure best-of-N: the grade of the response with the highest reward.",
         ),
     ] = False,
     baseline: Annotated[
         Path | None,
         typer.Option(
+            metavar="PATH",
+            rich_help_panel=EVALUATION,
             help="Regression check: exit with 1 if significantly worse than this model or "
-            "evaluation on the same pairs."
+            "evaluation on the same pairs.",
         ),
     ] = None,
     regression_metric: Annotated[
         list[str] | None,
-        typer.Option(help="Metric that --baseline tests: accuracy, nll (log loss). Default: both."),
+        typer.Option(
+            metavar="METRIC",
+            rich_help_panel=EVALUATION,
+            help="Metric that --baseline tests: accuracy or nll (log loss). Default: both.",
+        ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="Significance level (alpha) of --baseline.")
+        float,
+        typer.Option(
+            metavar="X",
+            min=0.0001,
+            max=0.5,
+            rich_help_panel=EVALUATION,
+            help="Significance level (alpha) of --baseline.",
+        ),
     ] = 0.05,
     perturbation_tests: Annotated[
         int,
         typer.Option(
+            metavar="N",
             min=0,
-            help="Perturbation tests: perturb so many good responses in up to 37 ways each and "
-            "score them too, such as 200.",
+            rich_help_panel=EVALUATION,
+            help="Perturbation tests: perturb N good responses, such as 200, in up to 37 ways each "
+            "and score the results.",
         ),
     ] = 0,
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Print all findings and tables.")
+        bool,
+        typer.Option("--verbose", rich_help_panel=OUTPUT, help="Print all findings and tables."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
+    json: options.MetricsAsJson = False,
 ) -> None:
-    """Measure a reward model: accuracy, calibration, bias, robustness, slices, benchmarks."""
+    """Evaluate a reward model on comparisons and benchmarks.
+
+    Measures accuracy, calibration, feature bias, slices and, when asked, robustness, best-of-N and
+    benchmark suites.
+
+    Examples:
+      plaudit eval runs/first held-out.jsonl --out evals/first
+      plaudit eval runs/first --suite rewardbench-2
+      plaudit eval runs/second held-out.jsonl --baseline runs/first
+    """
     from plaudit import evaluate_model
     from plaudit.cli.printing import quiet_console, silence_weight_loading
     from plaudit.evaluation.regression import RegressionOptions, parse_metrics

@@ -3,45 +3,72 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from plaudit import registry
 from plaudit.cli import options
+from plaudit.cli.help import OUTPUT
 
 Target: TypeAlias = Literal[registry.names("exporter")]  # type: ignore[valid-type]
 
 
 def export(
     model: options.Model,
-    to: Annotated[Target, typer.Option(help="Layout to write.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    to: Annotated[
+        Target,
+        typer.Option(
+            metavar="LAYOUT",
+            rich_help_panel=OUTPUT,
+            help=f"Layout to write: {', '.join(registry.names('exporter'))}.",
+        ),
+    ],
+    out: options.FolderOut,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],
-        typer.Option(help="Precision of the weights; the head stays fp32."),
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=OUTPUT,
+            help="Precision of the weights: fp32, bf16 or fp16. The head stays fp32.",
+        ),
     ] = "fp32",
     max_shard_size: Annotated[
-        str, typer.Option(help="Largest weight file of a whole model.")
+        str,
+        typer.Option(metavar="SIZE", rich_help_panel=OUTPUT, help="Maximum size of a weight file."),
     ] = "5GB",
     peft_config: Annotated[
         Literal["0.11"] | None,
-        typer.Option(help="Write adapter_config.json for this older release of PEFT."),
+        typer.Option(
+            metavar="VERSION",
+            rich_help_panel=OUTPUT,
+            help="Write adapter_config.json for an older release of PEFT: 0.11.",
+        ),
     ] = None,
     normalize: Annotated[
         bool,
-        typer.Option("--normalize", help="Scores as (reward - mean) / std, where the layout can."),
+        typer.Option(
+            "--normalize",
+            rich_help_panel=OUTPUT,
+            help="Normalize rewards to (reward - mean) / std, if the layout supports it.",
+        ),
     ] = False,
     rows: options.Rows = None,
     tolerance: options.Tolerance = None,
     no_check: options.NoCheck = False,
     base: options.Base = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda.")] = None,
+    device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Write a reward model for another tool, reload it by that tool's rules, and compare scores."""
+    """Export a reward model for another tool and verify it.
+
+    The check loads the export as that tool does and compares rewards.
+
+    Examples:
+      plaudit export runs/first --to merged --out exports/first
+      plaudit export runs/first --to openrlhf --out exports/first --dtype bf16
+    """
     from plaudit.cli.printing import parity_lines, print_lines, starting
 
     with starting() as console:

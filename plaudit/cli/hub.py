@@ -11,26 +11,37 @@ from plaudit.cli import options
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Run folder or export.")],
-    repo: Annotated[str, typer.Argument(help="The repository: owner/name.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Run folder or export.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub repository: owner/name.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository private.")
+        bool, typer.Option("--private", help="Create the repository as private.")
     ] = False,
     revision: options.Revision = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Upload these too: a pattern such as predictions.parquet; repeatable."),
+        typer.Option(
+            metavar="PATTERN", help="Also upload files that match, such as predictions.parquet."
+        ),
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Delete weight files of the repository not in FOLDER."),
+        typer.Option(
+            "--replace", help="Delete weight files of the repository that are not in FOLDER."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be uploaded; upload nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be uploaded, and upload nothing.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Validate the reward head and the card of a model folder, then upload it to the Hub."""
+    """Validate and upload a reward model to the Hub.
+
+    The reward head and the model card are checked before anything is uploaded.
+
+    Examples:
+      plaudit push runs/first owner/name --dry-run
+      plaudit push runs/first owner/name --private
+    """
     from plaudit.cli.printing import file_lines, print_lines, quiet_console
     from plaudit.interop.hub import PushOptions
     from plaudit.interop.hub import push as run
@@ -59,12 +70,18 @@ def push(
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(help="A Hub id: owner/name.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub repository: owner/name.")],
+    out: options.FolderOut,
     revision: options.Revision = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Download a reward model from the Hub: safetensors, no pickles, no code."""
+    """Download a reward model from the Hub.
+
+    Only safetensors, JSON and text files are downloaded: no pickles and no code.
+
+    Examples:
+      plaudit pull owner/name --out models/reward-model
+    """
     from plaudit.cli.printing import file_lines, print_lines, quiet_console
     from plaudit.interop.hub import pull as run
 

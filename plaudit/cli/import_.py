@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import MODEL, OUTPUT
 
 
 def import_model(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder or Hub id of another tool's reward model.")
+        str,
+        typer.Argument(metavar="MODEL", help="Folder or Hub id of another tool's reward model."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: options.FolderOut,
     base: options.Base = None,
     source_version: Annotated[
         str | None,
         typer.Option(
             metavar="VERSION",
-            help="The version that trained it: LLaMA-Factory's, or transformers' for classifiers.",
+            rich_help_panel=MODEL,
+            help="Version of the tool that trained it: LLaMA-Factory's, or transformers' for "
+            "classifiers.",
         ),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="LLaMA-Factory's template, such as llama3.")
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=MODEL, help="LLaMA-Factory template, such as llama3."
+        ),
     ] = None,
     output: Annotated[
-        int | None, typer.Option(min=0, help="Number of the output that is the reward, from 0.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=MODEL,
+            help="Index of the output that is the reward, from 0.",
+        ),
     ] = None,
     text: Annotated[
         Literal["chat", "text"] | None,
-        typer.Option(help="Trained on conversations or on plain text."),
+        typer.Option(
+            metavar="KIND",
+            rich_help_panel=MODEL,
+            help="What the model was trained on: chat (conversations) or text (plain text).",
+        ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option(help="Apply the mean and std that OpenRLHF keeps in config.json.")
+        bool,
+        typer.Option(
+            rich_help_panel=MODEL,
+            help="Apply the mean and std that OpenRLHF stores in config.json.",
+        ),
     ] = True,
     trust_remote_code: options.TrustRemoteCode = False,
-    json: Annotated[bool, typer.Option("--json", help="Print plaudit.json on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print plaudit.json on stdout.")
+    ] = False,
 ) -> None:
-    """Read another tool's reward model by its own rules; write a plaudit model folder."""
+    """Convert another tool's reward model to a model folder.
+
+    Rewards are computed as that tool computes them.
+
+    Examples:
+      plaudit import my-openrlhf-model --out models/imported
+    """
     from plaudit.cli.printing import print_lines, starting
 
     with starting() as console:

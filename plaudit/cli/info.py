@@ -52,9 +52,15 @@ class Installation:
 
 
 def info(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
 ) -> None:
-    """Show versions, devices, the cache folder and its size, and optional parts."""
+    """Show versions, devices, cache and optional packages.
+
+    Examples:
+      plaudit info
+    """
     from plaudit.report.record import describe_environment
 
     versions = describe_environment("")
@@ -84,7 +90,7 @@ def _tables(installation: Installation) -> Iterable[tuple[str, Mapping[str, str]
     yield "devices", installation.devices
     yield "cache", {cache.folder: size} if cache.folder else {"off": "PLAUDIT_CACHE is off"}
     yield (
-        "optional parts",
+        "optional packages",
         {
             name: ", ".join(f"{package} {number}" for package, number in part.packages.items())
             if part.installed

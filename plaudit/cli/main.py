@@ -1,8 +1,8 @@
 """The command ``plaudit``: a table of commands, loaded when used, and one place for errors.
 
 To add a command, write ``plaudit/cli/<command>.py`` with a function whose parameters are typer
-arguments and options, and add a row to :data:`COMMANDS`. A command with commands of its own names a
-``typer.Typer`` instead of a function.
+arguments and options and whose docstring is its help, and add a row to :data:`COMMANDS`. A command
+with commands of its own names a ``typer.Typer`` instead of a function.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Final, NamedTuple
 import typer
 
 from plaudit import __version__
+from plaudit.cli.help import HelpCommand, new_app
 from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, printable
 
 USAGE_ERROR = 2
@@ -23,34 +24,53 @@ INTERRUPTED = 130
 
 
 class Command(NamedTuple):
-    """Where a command is (``module:name`` below here) and its line in ``plaudit --help``."""
+    """Where a command is (``module:name`` below here), and its line and group in the help.
+
+    The line is the first paragraph of the command's docstring; it stands here too, so that the
+    list of commands loads none of them.
+    """
 
     target: str
     help: str
+    group: str = "Other"
 
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "train:quickstart", "End-to-end demo: train, evaluate and report offline."
+        "train:quickstart", "Run an end-to-end demo: train, evaluate and report offline.", "Train"
     ),
-    "init": Command("train:init", "Write a commented recipe to edit."),
-    "train": Command("train:train", "Train a reward model from a recipe, or a base and data."),
-    "plan": Command("plan:plan", "Estimate steps, memory, FLOPs and time before a run."),
-    "eval": Command("eval:evaluate", "Measure a reward model on data."),
-    "calibrate": Command("calibrate:calibrate", "Fit a model's temperature on data, and store it."),
-    "compare": Command("compare:compare", "Compare two or more reward models, pair by pair."),
-    "score": Command("score:score", "Score every response of a file."),
-    "best-of": Command("score:best_of", "Pick the best response of every row."),
-    "serve": Command("serve:serve", "Serve rewards over HTTP."),
-    "import": Command("import_:import_model", "Convert another tool's model to a plaudit folder."),
-    "export": Command("export:export", "Write a reward model for another tool, and verify it."),
-    "merge": Command("merge:merge", "Average the weights of reward models of one base."),
-    "push": Command("hub:push", "Validate and upload a reward model to the Hub."),
-    "pull": Command("hub:pull", "Download a reward model from the Hub."),
-    "data": Command("data:app", "Audit, preview, convert, split and perturb preference data."),
-    "card": Command("report:card", "Rewrite a run's model card from its recorded metrics."),
-    "report": Command("report:report", "Rewrite the HTML report from recorded metrics."),
-    "info": Command("info:info", "Show versions, devices, the cache and optional parts."),
+    "init": Command("train:init", "Write a commented recipe to edit.", "Train"),
+    "train": Command("train:train", "Train a reward model from preference comparisons.", "Train"),
+    "plan": Command("plan:plan", "Estimate steps, memory, FLOPs and time of a run.", "Train"),
+    "eval": Command(
+        "eval:evaluate", "Evaluate a reward model on comparisons and benchmarks.", "Evaluate"
+    ),
+    "compare": Command("compare:compare", "Compare reward models on the same pairs.", "Evaluate"),
+    "calibrate": Command(
+        "calibrate:calibrate", "Fit a model's temperature on held-out data.", "Evaluate"
+    ),
+    "report": Command(
+        "report:report", "Rewrite the HTML report and plots from recorded metrics.", "Evaluate"
+    ),
+    "score": Command(
+        "score:score", "Score the responses of a file, or responses to one prompt.", "Use"
+    ),
+    "best-of": Command("score:best_of", "Pick the best response of every row (best-of-N).", "Use"),
+    "serve": Command("serve:serve", "Serve rewards over HTTP.", "Use"),
+    "push": Command("hub:push", "Validate and upload a reward model to the Hub.", "Share"),
+    "pull": Command("hub:pull", "Download a reward model from the Hub.", "Share"),
+    "import": Command(
+        "import_:import_model", "Convert another tool's reward model to a model folder.", "Share"
+    ),
+    "export": Command(
+        "export:export", "Export a reward model for another tool and verify it.", "Share"
+    ),
+    "merge": Command(
+        "merge:merge", "Average the weights of reward models with the same base.", "Share"
+    ),
+    "card": Command("report:card", "Rewrite a run's model card from recorded metrics.", "Share"),
+    "data": Command("data:app", "Audit, preview, perturb, convert and split data.", "Data"),
+    "info": Command("info:info", "Show versions, devices, cache and optional packages."),
 }
 
 RENAMED: Final[dict[str, str]] = {
@@ -65,31 +85,34 @@ RENAMED: Final[dict[str, str]] = {
 """Old name of a command, or of one of its options, to its name now: a usage error says it."""
 
 
+HELP: Final = """Train, evaluate and serve reward models from preference comparisons.
+
+Run plaudit COMMAND --help for the options and examples of a command.
+
+Examples:
+  plaudit quickstart
+  plaudit train --model Qwen/Qwen3-0.6B --data pairs.jsonl --out runs/first
+  plaudit eval runs/first held-out.jsonl
+"""
+
+
 def build(arguments: Sequence[str]) -> typer.Typer:
     """The application for one command line: only the command it names is imported.
 
     Loading a command may import torch, so ``plaudit --help`` shows the others from the table alone.
     """
-    app = typer.Typer(
-        name="plaudit",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Reward models from preference comparisons: train, measure, use.",
-        # Error messages and help hold paths and user data: never read as markup.
-        rich_markup_mode=None,
-    )
+    app = new_app(name="plaudit", help=HELP)
     app.callback()(_root)
     # No option of the root takes a value, so the first word without a dash is the command.
     named = next((word for word in arguments if not word.startswith("-")), None)
     completing = "_PLAUDIT_COMPLETE" in os.environ
     for name, command in COMMANDS.items():
         if not completing and name != named:
-            app.command(name, help=command.help)(_unloaded)
+            app.command(name, help=command.help, rich_help_panel=command.group)(_unloaded)
         elif isinstance(target := resolve_name(f"plaudit.cli.{command.target}"), typer.Typer):
-            app.add_typer(target, name=name, help=command.help)
+            app.add_typer(target, name=name, rich_help_panel=command.group)
         else:
-            app.command(name)(target)
+            app.command(name, cls=HelpCommand, rich_help_panel=command.group)(target)
     return app
 
 

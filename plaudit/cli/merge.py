@@ -8,23 +8,36 @@ from typing import Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import MODEL
 from plaudit.errors import ModelError
 
 
 def merge(
-    models: Annotated[list[Path], typer.Argument(help="Runs, checkpoints of runs, or exports.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="Run folders, checkpoints or exports.")
+    ],
+    out: options.FolderOut,
     weights: Annotated[
         str | None,
-        typer.Option(help="One weight per model, with sum 1: 0.5,0.3,0.2. Default: equal."),
+        typer.Option(
+            metavar="W,…",
+            rich_help_panel=MODEL,
+            help="One weight per model, summing to 1: 0.5,0.3,0.2. Default: equal weights.",
+        ),
     ] = None,
     rows: options.Rows = None,
     tolerance: options.Tolerance = None,
     no_check: options.NoCheck = False,
     base: options.Base = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result on stdout.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Average the weights of reward models of one base (WARM), and check the result."""
+    """Average the weights of reward models with the same base.
+
+    This is WARM (weight-averaged reward models). The check loads the result and compares rewards.
+
+    Examples:
+      plaudit merge runs/first runs/second --out models/average
+    """
     from plaudit.cli.printing import parity_lines, print_lines, starting
 
     numbers = None if weights is None else _numbers(weights)

@@ -9,102 +9,191 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from plaudit.cli.help import CHECK, DATA, MODEL, OUTPUT, TRAINING
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
     from plaudit.interop.parity import CheckOptions
     from plaudit.recipe.schema import Source
 
-Model: TypeAlias = Annotated[Path, typer.Argument(help="A run folder, or another tool's model.")]
+Model: TypeAlias = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Run folder, or a reward model of another tool."),
+]
+LabelledData: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="DATA", help="Files, folders or Hub ids of labelled comparisons."),
+]
 RowsOut: TypeAlias = Annotated[
-    Path, typer.Option("--out", help="Where to write: .jsonl, .jsonl.gz, .json, .csv, .parquet.")
+    Path,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
+        help="File to write: .jsonl, .jsonl.gz, .json, .csv or .parquet.",
+    ),
 ]
 ScoresOut: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--out",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
         help="File to write: .jsonl, .jsonl.gz, .json, .csv or .parquet. "
         "Default: JSON Lines on stdout.",
     ),
 ]
+FolderOut: TypeAlias = Annotated[
+    Path,
+    typer.Option("--out", metavar="FOLDER", rich_help_panel=OUTPUT, help="Folder to write."),
+]
 Limit: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Read only the first N rows of each file.")
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=DATA, help="Read only the first N rows of each file."
+    ),
 ]
 CountsAsJson: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="Print the counts on stdout.")
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the counts as JSON on stdout.")
 ]
-Format: TypeAlias = Annotated[str | None, typer.Option("--format", help="Name the data's format.")]
+ResultAsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as JSON on stdout.")
+]
+MetricsAsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print metrics.json on stdout.")
+]
+Format: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        rich_help_panel=DATA,
+        help="Format of the data. Default: recognised from the first row.",
+    ),
+]
 Columns: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
         metavar="NAME=COLUMN,…",
-        help="Where the format's columns are: prompt=question,chosen=better. system=null leaves "
-        "the column system unread.",
+        rich_help_panel=DATA,
+        help="Map the format's columns to the data's: prompt=question,chosen=better. NAME=null "
+        "leaves a column unread.",
     ),
 ]
 Base: TypeAlias = Annotated[
-    str | None, typer.Option(help="Path or Hub id of the adapter's base model.")
+    str | None,
+    typer.Option(
+        metavar="MODEL", rich_help_panel=MODEL, help="Path or Hub id of the adapter's base model."
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        rich_help_panel=MODEL,
+        help="Device to compute on: cpu, cuda, cuda:1, … Default: the first GPU, if any.",
+    ),
 ]
 TrustRemoteCode: TypeAlias = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python that comes with the model.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        rich_help_panel=MODEL,
+        help="Allow code that comes with the model to run.",
+    ),
 ]
 Set: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one value: train.seed=7."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel=TRAINING,
+        help="Override a key of the recipe: train.seed=7.",
+    ),
 ]
 Recipe: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        help="Looked up in this order: a recipe file (.yaml), the name of a shipped recipe "
-        "(small-local), a run folder (its recipe), a data file (with --model)."
+        metavar="RECIPE",
+        help="Recipe file (.yaml), name of a shipped recipe (small-local), run folder (its recipe) "
+        "or data file (with --model); looked up in this order.",
     ),
 ]
 BaseModel: TypeAlias = Annotated[
     str | None,
-    typer.Option("--model", metavar="BASE", help="Path or Hub id of the base (model.base)."),
+    typer.Option(
+        "--model",
+        metavar="BASE",
+        rich_help_panel=MODEL,
+        help="Path or Hub id of the base model (model.base).",
+    ),
 ]
 TrainData: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
         metavar="DATA",
-        help="File, folder or Hub id to train on (data.train); repeatable.",
+        rich_help_panel=DATA,
+        help="File, folder or Hub id to train on (data.train).",
     ),
 ]
 TestData: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--test", metavar="DATA", help="Evaluated once, after training (data.test); repeatable."
+        "--test",
+        metavar="DATA",
+        rich_help_panel=DATA,
+        help="Test data, evaluated once after training (data.test).",
     ),
 ]
 FromLlamaFactory: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--from-llamafactory",
-        metavar="YAML",
-        help="A reward YAML of LLaMA-Factory, in place of a recipe.",
+        metavar="FILE",
+        rich_help_panel=TRAINING,
+        help="Use a LLaMA-Factory reward YAML in place of a recipe.",
     ),
 ]
 Resume: TypeAlias = Annotated[
-    bool, typer.Option("--resume", help="Resume the run in --out, or in the named run folder.")
+    bool,
+    typer.Option(
+        "--resume",
+        rich_help_panel=TRAINING,
+        help="Resume the run in --out, or in the named run folder.",
+    ),
 ]
 Verbose: TypeAlias = Annotated[
     bool,
-    typer.Option("--verbose", help="Print all findings and tables, and a line per logging step."),
+    typer.Option(
+        "--verbose",
+        rich_help_panel=OUTPUT,
+        help="Print all findings and tables, and a line per logging step.",
+    ),
 ]
 Revision: TypeAlias = Annotated[
-    str | None, typer.Option(help="A branch, tag or commit of the repository.")
+    str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit of the repository.")
 ]
 Rows: TypeAlias = Annotated[
-    str | None, typer.Option(help="Rows for the check. Default: held-out rows of the run.")
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        rich_help_panel=CHECK,
+        help="Rows for the check. Default: held-out rows of the run.",
+    ),
 ]
 Tolerance: TypeAlias = Annotated[
-    float | None, typer.Option(help="Largest score difference allowed. Default: 1e-4.")
+    float | None,
+    typer.Option(
+        metavar="X",
+        rich_help_panel=CHECK,
+        help="Largest allowed difference between rewards. Default: 1e-4.",
+    ),
 ]
 NoCheck: TypeAlias = Annotated[
     bool,
-    typer.Option("--no-check", help="Skip the check; the card records that."),
+    typer.Option("--no-check", rich_help_panel=CHECK, help="Skip the check; the card says so."),
 ]
 
 

@@ -11,6 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from plaudit.cli import options
+from plaudit.cli.help import DATA as DATA_OPTIONS
+from plaudit.cli.help import HARDWARE
 from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
 from plaudit.planning.estimate import UTILISATION, Hardware, Plan, equal_lengths, find_gpus
 from plaudit.recipe.load import DATA
@@ -22,30 +24,65 @@ def plan(
     data: options.TrainData = None,
     test: options.TestData = None,
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="Number of pairs, in place of reading the data.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=DATA_OPTIONS,
+            help="Number of pairs; no data are read.",
+        ),
     ] = None,
     prompt_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens of a prompt; with --pairs.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=DATA_OPTIONS,
+            help="Tokens per prompt, with --pairs.",
+        ),
     ] = 300,
     response_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of a response; with --pairs.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=DATA_OPTIONS,
+            help="Tokens per response, with --pairs.",
+        ),
     ] = 200,
     gpu: Annotated[
-        str | None, typer.Option(help="One GPU to plan for, such as H100 or A100-80GB.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=HARDWARE,
+            help="GPU to plan for, such as H100 or A100-80GB. Default: a table of several.",
+        ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    devices: Annotated[
+        int, typer.Option(metavar="N", min=1, rich_help_panel=HARDWARE, help="Number of GPUs.")
+    ] = 1,
     utilisation: Annotated[
         float,
-        typer.Option(min=0.01, max=1.0, help="Fraction of a GPU's peak FLOP/s that is reached."),
+        typer.Option(
+            metavar="X",
+            min=0.01,
+            max=1.0,
+            rich_help_panel=HARDWARE,
+            help="Share of a GPU's peak FLOP/s that is reached (MFU).",
+        ),
     ] = UTILISATION,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
     columns: options.Columns = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: options.ResultAsJson = False,
 ) -> None:
-    """Show a run's steps, parameters, memory, FLOPs and time, without weights.
+    """Estimate steps, memory, FLOPs and time of a run.
 
-    It takes the arguments of train; --pairs stands in for the data.
+    Takes the arguments of plaudit train and loads no weights.
+
+    Examples:
+      plaudit plan recipe.yaml --gpu H100
+      plaudit plan --model Qwen/Qwen3-0.6B --pairs 20000
     """
     if pairs is not None and recipe is None and from_llamafactory is None:
         # The recipe needs data; nothing reads them.

@@ -9,15 +9,21 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or what plaudit eval --out wrote.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder, or folder written by plaudit eval --out."),
+    ],
     texts: Annotated[
         bool,
-        typer.Option(
-            "--texts/--no-texts", help="Show prompts and responses of the mistakes, or none."
-        ),
+        typer.Option("--texts/--no-texts", help="Include the prompts and responses of mistakes."),
     ] = True,
 ) -> None:
-    """Rewrite the report (report.html) and the plots of a run or an evaluation."""
+    """Rewrite the HTML report and plots from recorded metrics.
+
+    Examples:
+      plaudit report runs/first
+      plaudit report runs/first --no-texts
+    """
     from plaudit.report.html import write_report
     from plaudit.report.plots import write_plots
 
@@ -26,9 +32,13 @@ def report(
 
 
 def card(
-    run: Annotated[Path, typer.Argument(help="A run folder, with its metrics.json.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with its metrics.json.")],
 ) -> None:
-    """Rewrite a run's model card (README.md) from its recorded metrics."""
+    """Rewrite a run's model card from recorded metrics.
+
+    Examples:
+      plaudit card runs/first
+    """
     from plaudit.report.card import write_card
 
     print(f"Wrote {write_card(run)}")

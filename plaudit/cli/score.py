@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import OUTPUT
 from plaudit.errors import DataError
 from plaudit.storage.atomic import existing_path
 
@@ -32,28 +33,31 @@ def score(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA|PROMPT", help="File, folder, Hub id or - for stdin; or a prompt."
+            metavar="DATA|PROMPT", help="File, folder, Hub id or - for stdin; or one prompt."
         ),
     ],
     responses: Annotated[
-        list[str] | None, typer.Argument(metavar="[RESPONSE]...", help="Responses to the prompt.")
+        list[str] | None, typer.Argument(metavar="RESPONSE", help="Responses to the prompt.")
     ] = None,
     out: options.ScoresOut = None,
     format_: options.Format = None,
     columns: options.Columns = None,
-    column: Annotated[str, typer.Option(help="The column to add.")] = _COLUMN,
+    column: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Name of the column to add.")
+    ] = _COLUMN,
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Score every response of a file, in its order, or responses to one prompt.
+    """Score the responses of a file, or responses to one prompt.
 
-    With --out, a stopped command continues where it was when it is run again.
+    Rows keep their order. With --out, a stopped command continues where it was when it is run
+    again.
 
-    A file: plaudit score runs/first pairs.jsonl --out scored.jsonl
-
-    A prompt: plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
+    Examples:
+      plaudit score runs/first pairs.jsonl --out scored.jsonl
+      plaudit score runs/first "Capital of Peru?" "Lima." "Cusco."
     """
     from plaudit.cli.printing import open_model
 
@@ -77,14 +81,25 @@ def best_of(
     format_: options.Format = None,
     columns: options.Columns = None,
     column: Annotated[
-        str, typer.Option(help="The column for the best response, counted from 0.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="Name of the column for the index of the best response, from 0.",
+        ),
     ] = "best",
     limit: options.Limit = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Pick the response with the highest reward of every row; all rewards are kept beside it."""
+    """Pick the best response of every row (best-of-N).
+
+    All rewards are kept in the column rewards.
+
+    Examples:
+      plaudit best-of runs/first responses.jsonl --out best.jsonl
+    """
     from plaudit.cli.printing import open_model
     from plaudit.score_file import ScoreColumns
 

@@ -9,54 +9,103 @@ from typing import Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import MODEL, SERVER
 from plaudit.errors import PlauditError
 
 
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="PATH or NAME=PATH; the first is the default."),
+        typer.Argument(metavar="MODEL", help="PATH or NAME=PATH; the first is the default."),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", rich_help_panel=SERVER, help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, max=65535, rich_help_panel=SERVER, help="Port; 0 picks a free one."
+        ),
+    ] = 8000,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name to answer to without a token, beside this machine's own; repeatable."
+            metavar="NAME",
+            rich_help_panel=SERVER,
+            help="Host name to accept without a token, besides this machine's own.",
         ),
     ] = None,
     token_file: Annotated[
         str | None,
-        typer.Option(help="File with the bearer token that requests must carry."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=SERVER,
+            help="File with the bearer token that requests must carry.",
+        ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes, one a GPU, each with its own copy.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SERVER,
+            help="Number of processes, one per GPU, each with a copy of the model.",
+        ),
     ] = 1,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens computed at once.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=SERVER, help="Maximum number of tokens per batch."
+        ),
     ] = None,
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Requests accepted at a time; others get 503.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SERVER,
+            help="Maximum number of concurrent requests; others get status 503.",
+        ),
     ] = 1024,
     request_timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds a request may take.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.001, rich_help_panel=SERVER, help="Timeout of a request."
+        ),
     ] = 180.0,
     cached_scores: Annotated[
-        int, typer.Option(min=0, help="Rewards of recent conversations to keep.")
+        int,
+        typer.Option(
+            metavar="N", min=0, rich_help_panel=SERVER, help="Number of recent rewards to cache."
+        ),
     ] = 1 << 16,
     prefix_cache_mib: Annotated[
         int,
-        typer.Option(min=0, help="Size of each model's prefix cache (keys and values) in MiB."),
+        typer.Option(
+            metavar="MIB",
+            min=0,
+            rich_help_panel=SERVER,
+            help="Size of each model's prefix cache (keys and values) in MiB.",
+        ),
     ] = 512,
     complete_texts: Annotated[
         bool,
-        typer.Option("--complete-texts", help="Add the template's last characters to texts."),
+        typer.Option(
+            "--complete-texts",
+            rich_help_panel=MODEL,
+            help="Add the end of the chat template to texts that lack it.",
+        ),
     ] = False,
     base: options.Base = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Answer HTTP requests for rewards until stopped."""
+    """Serve rewards over HTTP.
+
+    Examples:
+      plaudit serve runs/first
+      plaudit serve helpful=runs/first honest=runs/second --port 9000
+    """
     check_extra()
     from plaudit.cli.printing import print_lines, starting
     from plaudit.serving.settings import ServerSettings, host_names, model_sources

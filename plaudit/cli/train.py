@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import OUTPUT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,10 +26,20 @@ def init(
     model: options.BaseModel = None,
     data: options.TrainData = None,
     test: options.TestData = None,
-    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Recipe file to write.")
+    ] = Path("recipe.yaml"),
+    force: Annotated[
+        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Overwrite an existing file.")
+    ] = False,
 ) -> None:
-    """Write a recipe with its main keys explained. Nothing is asked, read or downloaded."""
+    """Write a commented recipe to edit.
+
+    Nothing is read or downloaded.
+
+    Examples:
+      plaudit init --model Qwen/Qwen3-0.6B --data pairs.jsonl
+    """
     from plaudit.cli.recipes import RecipeRequest, with_options
     from plaudit.recipe.load import BASE, DATA, starter, starter_text
     from plaudit.storage.atomic import check_new_file, write_text
@@ -46,19 +57,30 @@ def train(
     data: options.TrainData = None,
     test: options.TestData = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> unless set.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Run folder. Default: runs/RECIPE-TIME.",
+        ),
     ] = None,
     from_llamafactory: options.FromLlamaFactory = None,
     set_: options.Set = None,
     columns: options.Columns = None,
     resume: options.Resume = False,
     verbose: options.Verbose = False,
-    json: Annotated[bool, typer.Option("--json", help="Print metrics.json on stdout.")] = False,
+    json: options.MetricsAsJson = False,
 ) -> None:
-    """Train a reward model, evaluate it, and write the model, its card and its report.
+    """Train a reward model from preference comparisons.
 
-    What to train comes from a recipe, or from --model and --data alone. Options win over the
-    recipe, --set over the other options; the resolved recipe is written into the run folder.
+    Also evaluates it, and writes the model, a model card and an HTML report. Settings come from a
+    recipe, or from --model and --data alone. Options override the recipe, and --set overrides other
+    options.
+
+    Examples:
+      plaudit train --model Qwen/Qwen3-0.6B --data pairs.jsonl --out runs/first
+      plaudit train recipe.yaml --set train.learning_rate=1e-5
+      plaudit train runs/first --resume
     """
     from plaudit.cli.printing import quiet_console, show_run_details, silence_weight_loading
     from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
@@ -138,14 +160,19 @@ def _announce_new_run(console: Console, named: RunFolder, new: Path) -> None:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="Run folder.")
+    ] = Path("runs/quickstart"),
     set_: options.Set = None,
     resume: options.Resume = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """End-to-end demo: train, evaluate and report offline.
+    """Run an end-to-end demo: train, evaluate and report offline.
 
-    It trains the embedded base on embedded documentation, which takes minutes on a CPU.
+    Trains an embedded base model on embedded documentation, in minutes on a CPU.
+
+    Examples:
+      plaudit quickstart
     """
     from plaudit.cli.printing import show_run_details, starting
     from plaudit.cli.summary import show_run

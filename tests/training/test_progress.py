@@ -43,16 +43,16 @@ def printed(clock: Clock, *, seconds: float, every: int = 10, **options: Any) ->
         TrainerState,
         SimpleNamespace(global_step=0, max_steps=STEPS, epoch=0.0, is_world_process_zero=True),
     )
-    rest: Any = (cast(TrainingArguments, None), state, cast(TrainerControl, None))
-    report.on_train_begin(*rest)
+    args, control = cast(TrainingArguments, None), cast(TrainerControl, None)
+    report.on_train_begin(args, state, control)
     for step in range(1, STEPS + 1):
         clock.now += seconds
         state.global_step, state.epoch = step, step / STEPS
-        report.on_step_end(*rest)
+        report.on_step_end(args, state, control)
         if step % every == 0:
-            report.on_log(*rest, LOGS)
+            report.on_log(args, state, control, logs=LOGS)
         if step == 500:
-            report.on_log(*rest, EVALUATION)
+            report.on_log(args, state, control, logs=EVALUATION)
     report.close()
     return screen.getvalue().splitlines()
 

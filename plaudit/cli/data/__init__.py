@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pkgutil import resolve_name
 
-import typer
+from plaudit.cli.help import HelpCommand, new_app
 
 COMMANDS: dict[str, str] = {
     "audit": "plaudit.cli.data.audit:audit",
@@ -18,7 +18,14 @@ COMMANDS: dict[str, str] = {
 }
 """Name of a command to where it is (``module:name``)."""
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app(
+    help="""Audit, preview, perturb, convert and split data.
+
+    Examples:
+      plaudit data audit pairs.jsonl
+      plaudit data split pairs.jsonl --out parts
+    """
+)
 
 for _name, _target in COMMANDS.items():
-    app.command(_name)(resolve_name(_target))
+    app.command(_name, cls=HelpCommand)(resolve_name(_target))

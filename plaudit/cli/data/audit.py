@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli import options
+from plaudit.cli.help import CHECK, DATA, OUTPUT
 from plaudit.errors import printable
 
 if TYPE_CHECKING:
@@ -25,45 +26,74 @@ STYLES: Final = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def audit(
-    data: Annotated[list[str], typer.Argument(help="Files, folders or Hub ids to audit.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="Files, folders or Hub ids.")],
     eval_: Annotated[
         list[str] | None,
-        typer.Option("--eval", help="Held-out data whose prompts must not be in DATA."),
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            rich_help_panel=DATA,
+            help="Held-out data whose prompts must not be in DATA.",
+        ),
     ] = None,
     suite: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[:PATH]",
-            help="A benchmark to compare with, from the Hub or a local folder, as in plaudit eval.",
+            rich_help_panel=DATA,
+            help="Benchmark suite whose prompts must not be in DATA, as in plaudit eval.",
         ),
     ] = None,
     max_length: Annotated[
-        int, typer.Option(min=1, help="Length in tokens above which training truncates or drops.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=CHECK,
+            help="Maximum length in tokens; longer rows are truncated or skipped in training.",
+        ),
     ] = 2048,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Count tokens with it: a model or tokenizer folder, a Hub id, or embedded. "
-            "Without it counts are estimates from bytes."
+            metavar="MODEL",
+            rich_help_panel=CHECK,
+            help="Tokenizer to count tokens with: folder, Hub id or embedded. Default: estimate "
+            "from bytes.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write audit.json and audit.html into this new folder.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Write audit.json and audit.html to this new folder.",
+        ),
     ] = None,
     fix: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write a cleaned copy of DATA, and a change log beside it."
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="Write a cleaned copy of DATA, with a change log beside it.",
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if there is a finding of severity error.")
+        bool,
+        typer.Option("--strict", rich_help_panel=CHECK, help="Exit with 1 if there is an error."),
     ] = False,
     format_: options.Format = None,
     columns: options.Columns = None,
-    json: Annotated[bool, typer.Option("--json", help="Print audit.json on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print audit.json on stdout.")
+    ] = False,
 ) -> None:
-    """Audit preference data: duplicates, contradictions, leaks, lengths, broken turns."""
+    """Audit preference data for duplicates, contradictions, leaks and broken rows.
+
+    Examples:
+      plaudit data audit pairs.jsonl --eval held-out.jsonl
+      plaudit data audit pairs.jsonl --fix clean.jsonl --out audits/pairs
+    """
     from plaudit.audit_data import AuditOptions, audit_data
     from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.evaluate_model import progress_bars

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import DATA, MODEL, OUTPUT
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,35 +23,77 @@ if TYPE_CHECKING:
 def preview(
     data: Annotated[
         str | None,
-        typer.Argument(help="A file, folder or Hub id; the recipe's data.train if not given."),
+        typer.Argument(
+            metavar="DATA", help="File, folder or Hub id. Default: data.train of --recipe."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A reward model, or a base to train on, by folder or Hub id.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            help="Folder or Hub id of a reward model, or of a base model.",
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="Recipe (file, shipped name or run folder), in place of --model."),
+        typer.Option(
+            metavar="RECIPE",
+            rich_help_panel=MODEL,
+            help="Recipe file, name of a shipped recipe or run folder, in place of --model.",
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first on.")] = 3,
+    rows: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=DATA, help="Number of rows, from the first."
+        ),
+    ] = 3,
     row: Annotated[
-        int | None, typer.Option(min=1, help="One row alone, by its number from 1.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=DATA, help="Show only row N, counted from 1."
+        ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="The longest conversation in tokens.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            rich_help_panel=MODEL,
+            help="Maximum length of a conversation in tokens.",
+        ),
     ] = None,
     chat_template: Annotated[
-        Path | None, typer.Option(help="A jinja chat template, in place of the base's own.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=MODEL,
+            help="Jinja chat template, in place of the base model's.",
+        ),
     ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Show each token's number too.")] = False,
+    ids: Annotated[
+        bool, typer.Option("--ids", rich_help_panel=OUTPUT, help="Show token ids.")
+    ] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=OUTPUT, help="Write an HTML page instead of printing."
+        ),
     ] = None,
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Show rows as the model sees them: every token, the shared prompt, the scored token."""
+    """Show rows as the model sees them, token by token.
+
+    Marks the shared prompt, special tokens and the scored token.
+
+    Examples:
+      plaudit data preview pairs.jsonl --model Qwen/Qwen3-0.6B --rows 1
+      plaudit data preview --recipe runs/first --html preview.html
+    """
     from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.load import check_source
 

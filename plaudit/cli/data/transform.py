@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from plaudit.cli import options
+from plaudit.cli.help import DATA, OUTPUT, PERTURBATION, SPLIT
 from plaudit.errors import DataError, printable
 
 if TYPE_CHECKING:
@@ -33,18 +34,29 @@ def show_formats(asked: bool) -> None:
 
 
 def convert(
-    data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or Hub id.")],
     out: options.RowsOut,
-    to: Annotated[str, typer.Option(help="The format to write; --list shows them.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Format to write; see --list."),
+    ],
     format_: Annotated[
-        str | None, typer.Option("--from", help="Name the format of IN; recognised if not given.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            rich_help_panel=DATA,
+            help="Format of the data. Default: recognised from the first row.",
+        ),
     ] = None,
     columns: options.Columns = None,
     pairs: Annotated[
         Literal["all", "best-worst", "none"],
         typer.Option(
-            help="More than two responses in a format of pairs: all pairs of unequal grades, the "
-            "best against the worst, or no row."
+            metavar="RULE",
+            rich_help_panel=OUTPUT,
+            help="Pairs of a row with more than two responses, in a format of pairs: all (unequal "
+            "grades), best-worst or none.",
         ),
     ] = "all",
     list_: Annotated[
@@ -53,7 +65,13 @@ def convert(
     ] = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Write preference data in another tool's format; count by name what it cannot hold."""
+    """Convert preference data to another tool's format.
+
+    Counts what the format cannot hold.
+
+    Examples:
+      plaudit data convert pairs.jsonl --to openrlhf --out pairs-openrlhf.jsonl
+    """
     from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.formats import writers
 
@@ -99,32 +117,44 @@ def show_perturbations(asked: bool) -> None:
 
 
 def perturb(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, folder or Hub id.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or Hub id.")],
     out: options.RowsOut,
     perturbations: Annotated[
         str,
         typer.Option(
             metavar="NAME,…",
-            help="Perturbations, or kinds of them: degradation, meaning_preserving, "
-            "reward_hacking, all.",
+            rich_help_panel=PERTURBATION,
+            help="Perturbations or kinds of them: degradation, meaning_preserving, "
+            "reward_hacking, all; see --list.",
         ),
     ] = "degradation",
     severity: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,…", help="Only those of these severities: minor, major, critical."
+            metavar="NAME,…",
+            rich_help_panel=PERTURBATION,
+            help="Severities to include: minor, major, critical. Default: all.",
         ),
     ] = None,
     per_row: Annotated[
         int | None,
-        typer.Option(min=1, help="Most pairs of a row, by perturbations drawn for it."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=PERTURBATION,
+            help="Maximum number of pairs per row, from perturbations drawn at random.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other perturbations.")] = 42,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=PERTURBATION, help="Random seed.")
+    ] = 42,
     to: Annotated[
         str | None,
         typer.Option(
-            help="The format to write (plaudit data convert --list). Default: explicit pairs, "
-            "ranked rows where rewrites make ties."
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="Format to write; see plaudit data convert --list. Default: explicit pairs, or "
+            "ranked rows if rewrites make ties.",
         ),
     ] = None,
     format_: options.Format = None,
@@ -137,7 +167,14 @@ def perturb(
     ] = False,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Pair each row's best response with perturbations of it, each of a known cause."""
+    """Pair good responses with perturbations of them.
+
+    Each pair has a known cause, such as a changed number.
+
+    Examples:
+      plaudit data perturb pairs.jsonl --out degraded.jsonl
+      plaudit data perturb pairs.jsonl --perturbations reward_hacking --out hacks.jsonl
+    """
     from plaudit.cli.printing import print_lines, quiet_console
     from plaudit.data.perturb.run import PerturbOptions, by_count, perturb_file
     from plaudit.data.perturb.table import SEVERITIES
@@ -175,27 +212,47 @@ def _names_in(text: str) -> list[str]:
 
 
 def split(
-    data: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or Hub id.")],
-    out: Annotated[Path, typer.Option(help="The folder for the parts; one file each.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or Hub id.")],
+    out: options.FolderOut,
     fractions: Annotated[
-        str, typer.Option(metavar="NAME=SHARE,…", help="The parts; they add up to 1.")
+        str,
+        typer.Option(
+            metavar="NAME=SHARE,…",
+            rich_help_panel=SPLIT,
+            help="Parts and their shares, summing to 1.",
+        ),
     ] = "train=0.8,eval=0.1,test=0.1",
     by: Annotated[
         Literal["prompt", "row"],
-        typer.Option(help="Split by prompts with all their rows, or by single rows."),
+        typer.Option(
+            metavar="UNIT",
+            rich_help_panel=SPLIT,
+            help="Split by prompt (all rows of a prompt stay together) or by row.",
+        ),
     ] = "prompt",
     stratify: Annotated[
         str,
         typer.Option(
-            metavar="COLUMN", help="A column whose values all parts hold in equal shares, or none."
+            metavar="COLUMN",
+            rich_help_panel=SPLIT,
+            help="Column to stratify by, or none.",
         ),
     ] = "source",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other parts.")] = 42,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=SPLIT, help="Random seed.")
+    ] = 42,
     format_: options.Format = None,
     columns: options.Columns = None,
     json: options.CountsAsJson = False,
 ) -> None:
-    """Split a data set by prompt, so that no two parts share one; rows stay as they are."""
+    """Split preference data by prompt.
+
+    No two parts share a prompt. Rows are not changed.
+
+    Examples:
+      plaudit data split pairs.jsonl --out parts
+      plaudit data split pairs.jsonl --fractions train=0.9,test=0.1 --out parts
+    """
     from plaudit.cli.printing import quiet_console
     from plaudit.data.split import SplitOptions, split_files
 
