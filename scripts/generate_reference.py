@@ -120,7 +120,9 @@ def cli_reference() -> str:
         parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
         for verb in GROUPS.get(name, ()):
             parts += [f"### plaudit {name} {verb}", f"```text\n{_help(name, verb)}\n```"]
-    parts.append("Exit codes: 0 success, 1 a check that did not pass, 2 usage error or interruption.")
+    parts.append(
+        "Exit codes: 0 success, 1 a check that did not pass, 2 usage error or interruption."
+    )
     return "\n\n".join(parts) + "\n"
 
 

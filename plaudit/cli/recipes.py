@@ -122,7 +122,7 @@ def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
 def _value(draft: Draft, section: str, key: str) -> Any:
     """A key's value in a draft; None where it, or its section, is missing.
 
-    A section that is no mapping is left for the check.
+    A section that is not a mapping is left for the check.
     """
     inside = draft.values.get(section)
     return inside.get(key) if isinstance(inside, Mapping) else inside
