@@ -84,16 +84,16 @@ def row(case: Case, metrics: dict[str, Any]) -> str:
 
 
 HEADINGS = (
-    "set",
-    "trained",
-    "train / eval / test",
-    "dropped",
-    "accuracy on test",
-    "longer wins",
-    "bag of words",
-    "loss",
-    "loss, calibrated",
-    "kept step",
+    "data set",
+    "method",
+    "pairs: train / eval / test",
+    "skipped",
+    "test accuracy (95% CI)",
+    "baseline: longer",
+    "baseline: bag of words",
+    "log loss",
+    "log loss, calibrated",
+    "best step",
 )
 
 

@@ -197,14 +197,14 @@ def tables(facts: Mapping[str, Any], history: list[dict[str, Any]]) -> str:
     training = {entry["step"]: entry["training_loss"] for entry in history}
     headings = (
         "step",
-        "reference: validation loss",
-        "reference: accuracy",
-        "here: training loss",
-        "here: validation loss",
-        "here: accuracy",
+        "reference, validation loss",
+        "reference, accuracy",
+        "training loss",
+        "validation loss",
+        "accuracy",
         "ECE",
         "temperature",
-        "loss, calibrated",
+        "log loss, calibrated",
     )
     lines = [
         "| " + " | ".join(headings) + " |",
@@ -224,7 +224,7 @@ def tables(facts: Mapping[str, Any], history: list[dict[str, Any]]) -> str:
         )
     lines += [
         "",
-        "| on the test pairs | step | accuracy less the last's | loss less the last's | ECE |",
+        "| checkpoint | step | Δ accuracy | Δ log loss | ECE |",
         "| --- | --- | --- | --- | --- |",
     ]
     by_step = {entry["step"]: entry["test"] for entry in facts["steps"]}
