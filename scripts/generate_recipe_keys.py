@@ -26,17 +26,17 @@ DESCRIPTION = 160
 
 CLEARER = {
     "learning_rate": "Peak learning rate.",
-    "eval_steps": "Steps between evaluations; below 1, a fraction of all steps.",
-    "save_steps": "Steps between checkpoints; below 1, a fraction of all steps.",
-    "logging_steps": "Steps between logged losses; below 1, a fraction of all steps.",
-    "save_total_limit": "Checkpoints to keep, at least 2: the best and the last.",
+    "eval_steps": "Number of steps between evaluations; below 1, a fraction of all steps.",
+    "save_steps": "Number of steps between checkpoints; below 1, a fraction of all steps.",
+    "logging_steps": "Number of steps between logged losses; below 1, a fraction of all steps.",
+    "save_total_limit": "Number of checkpoints to keep, at least 2: the best and the last.",
     "load_best_model_at_end": "Keep the best checkpoint by metric_for_best_model, not the last.",
-    "metric_for_best_model": "Metric that chooses the checkpoint, such as eval_loss, eval_accuracy "
-    "or eval_calibrated_loss.",
-    "r": "Rank of the adapter.",
-    "lora_alpha": "Scale of the adapter: its output is multiplied by lora_alpha / r.",
-    "lora_dropout": "Dropout in front of the adapter; scores are noisy while it trains.",
-    "target_modules": "Modules that get an adapter: all-linear, a list of name endings such as "
+    "metric_for_best_model": "Metric that chooses the best checkpoint, such as eval_loss, "
+    "eval_accuracy or eval_calibrated_loss.",
+    "r": "Rank of the LoRA adapter.",
+    "lora_alpha": "Scale of the LoRA adapter: its output is multiplied by lora_alpha / r.",
+    "lora_dropout": "Dropout probability before the LoRA adapter, in training only.",
+    "target_modules": "Modules to adapt: all-linear, a list of name suffixes such as "
     "[q_proj, v_proj], or a regular expression.",
 }
 """Descriptions where the library's own say less, or not what plaudit does."""

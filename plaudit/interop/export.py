@@ -167,28 +167,29 @@ def _check_exportable(
     network, metadata = model.module.network, model.metadata
     if metadata.trust_remote_code:
         raise ModelError(
-            f"{metadata.base} needs Python code of its own, which no export carries; use the model "
-            "where it is."
+            f"{metadata.base} needs custom Python code, which an export does not include; use the"
+            " model without exporting it."
         )
     if exporter.decoders_only and not has_score_head(network):
         raise ModelError(
-            f"{type(classifier(network)).__name__} is an encoder, and --to {name} holds decoders "
-            "with one linear head only; export it with --to merged."
+            f"{type(classifier(network)).__name__} is an encoder, and --to {name} supports only"
+            " decoders with a linear head; export it with --to merged."
         )
     if exporter.layout == "adapter" and not is_adapter(network):
         raise ModelError(
-            f"This model has no LoRA adapter, and --to {name} writes nothing else; export it with "
-            "--to merged."
+            f"The model has no LoRA adapter, and --to {name} exports only adapters; export it"
+            " with --to merged."
         )
     if options.peft_config is not None and (exporter.layout == "whole" or not is_adapter(network)):
         raise ModelError(
-            f"--peft-config is about adapter_config.json, and --to {name} writes a whole model "
-            "here; leave it out."
+            f"--peft-config changes adapter_config.json, but --to {name} writes a whole model;"
+            " remove --peft-config."
         )
     if options.normalize and (metadata.reward_mean is None or not metadata.reward_std):
         raise ModelError(
-            "--normalize needs the mean and standard deviation of the evaluation rewards, and this "
-            "model's plaudit.json has none; leave it out, or train with evaluation data."
+            "--normalize needs the mean and standard deviation of the evaluation rewards, which"
+            " this model's plaudit.json does not have; remove --normalize, or train with"
+            " evaluation data."
         )
 
 
@@ -235,8 +236,8 @@ def _round_weights(network: Any, dtype: torch.dtype) -> None:
         rounded = tensor.to(dtype)
         if not bool(torch.isfinite(rounded).all()):
             raise ModelError(
-                f"{str(dtype).removeprefix('torch.')} cannot hold {name}: a value is too large; "
-                "choose --dtype bf16 or fp32."
+                f"{name} has a value too large for {str(dtype).removeprefix('torch.')}; use"
+                " --dtype bf16 or fp32."
             )
         tensor.copy_(rounded)
 
@@ -253,13 +254,13 @@ def _metadata(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadat
         if template is not None:
             tokenizer.chat_template = template
             notes.append(
-                f"The chat template is {metadata.rendering.template}, which this model was trained "
-                "with, written as Jinja."
+                f"The chat template is {metadata.rendering.template} written as Jinja; the model"
+                " was trained with it."
             )
     if metadata.scored_token.rule != "last" and exporter.encode is None:
         notes.append(
-            "This model scores the token before the end of a conversation, and the tool scores the "
-            "last one: leave the end token off what it is given."
+            "This model scores the token before the end token, and the tool scores the last"
+            " token: send text without the end token."
         )
     whole = exporter.layout == "whole"
     changed = replace(
@@ -302,14 +303,14 @@ def _text_notes(
     plain = metadata.rendering.kind == "chat_template" and metadata.scored_token.rule == "last"
     if exporter.exact_text and plain:
         raise ParityError(
-            f"The tokenizer of the {to} export encodes {parity.text_differs} of {parity.responses} "
-            f"responses otherwise than the model does ({parity.rows}); nothing was written, please "
-            "report this with the model's plaudit.json."
+            f"The tokenizer of the {to} export gives other token ids than the model for"
+            f" {parity.text_differs} of {parity.responses} responses ({parity.rows}). Nothing was"
+            " written. Please report this with the model's plaudit.json."
         )
     note = (
-        f"From messages or text, {to} makes other tokens of {parity.text_differs} of "
-        f"{parity.responses} responses than this model reads, and scores them up to "
-        f"{parity.text_difference:.3g} apart; give it the token ids, or text that ends alike."
+        f"For messages or text, {to} gives other token ids than this model for"
+        f" {parity.text_differs} of {parity.responses} responses; the scores differ by up to"
+        f" {parity.text_difference:.3g}. Send token ids, or text that ends as the model expects."
     )
     return (note,)
 
@@ -335,7 +336,7 @@ def _card(
     kind = "lora" if metadata.kind == "adapter" else "full"
     return DerivedCard(
         name=name,
-        made=f"Written from the reward model {source.name} as {exporter.help}, in {result.dtype}"
+        made=f"Exported from the reward model {source.name} as {exporter.help}, in {result.dtype}"
         + ("" if result.dtype == "fp32" else " with the head in fp32"),
         model=metadata,
         tags=(result.target,),

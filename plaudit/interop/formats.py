@@ -231,13 +231,14 @@ def _open_own(contents: Contents) -> OpenedModel:
     ]
     if recorded:
         raise ModelError(
-            f"{contents.source} is a folder of plaudit and records how it is read; leave out "
-            f"{', '.join(recorded)}, or import the original again."
+            f"{contents.source} is a plaudit model and records these settings; remove"
+            f" {', '.join(recorded)}, or import the original model again."
         )
     if metadata.trust_remote_code and not options.trust_remote_code:
         raise ModelError(
-            f"{contents.source} was trained on a base with Python code of its own; read that code, "
-            "and load with trust_remote_code=True (--trust-remote-code) if you trust it."
+            f"{contents.source} was trained on a base model with custom Python code; review that"
+            " code, then load the model with trust_remote_code=True (--trust-remote-code) if you"
+            " trust it."
         )
 
     def build(dtype: torch.dtype) -> nn.Module:
@@ -282,16 +283,16 @@ def recognise(contents: Contents) -> Format:
     own = _is_own(contents)
     if not own and any((contents.folder / name).is_file() for name in RUN_FILES):
         raise ModelError(
-            f"{contents.source} has no {METADATA_FILE}, so this run has not finished training; "
-            "name one of its checkpoints, or finish the run with plaudit train --resume."
+            f"{contents.source} has no {METADATA_FILE}, so this run has not finished training;"
+            " use one of its checkpoints, or finish the run with plaudit train --resume."
         )
     for row in formats():
         if row.recognises(contents):
             return row
     if contents.config is None:
-        problem = "holds no model"
+        problem = "has no model"
     elif any(name.startswith(OWN_CODE_HEADS) for name in contents.names):
-        problem = "is a reward model whose head needs its own code, which plaudit does not read"
+        problem = "is a reward model whose head needs custom code, which plaudit does not support"
     else:
         problem = "is a model without a reward head"
     raise ModelError(
@@ -339,8 +340,8 @@ def locate(source: str | Path) -> Path:
         if not network and not isinstance(error, (OSError, ValueError)):
             raise
         raise ModelError(
-            f"No reward model at {source}: it is no folder, and not on the Hub or not to be "
-            f"reached ({first_line(error)})."
+            f"No reward model at {source}: not a local folder, and not on the Hub or the Hub is"
+            f" unreachable ({first_line(error)})."
         ) from None
 
 
@@ -390,8 +391,8 @@ def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
                 shards = index.get("weight_map")
                 if not isinstance(shards, dict):
                     raise ModelError(
-                        f"{path} has no weight_map, so it names no shards; restore it or fetch it "
-                        "again."
+                        f"{path} has no weight_map, so the names of the shards are unknown;"
+                        " restore it or download it again."
                     )
                 return sorted({folder / str(name) for name in shards.values()})
             if (folder / f"{stem}{suffix}").is_file():
@@ -418,11 +419,11 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except (*LIBRARY_ERRORS, EOFError, pickle.UnpicklingError, struct.error) as error:
         raise ModelError(
-            f"{path} cannot be read as weights alone ({first_line(error)[:120]}); plaudit "
-            "never runs a pickle: fetch it again, or save it as safetensors."
+            f"{path} cannot be loaded with weights_only=True ({first_line(error)[:120]}); plaudit"
+            " never executes pickle code. Download the file again, or save it as safetensors."
         ) from None
     if not isinstance(stored, dict) or not all(torch.is_tensor(t) for t in stored.values()):
-        raise ModelError(f"{path} holds more than tensors; save its weights as safetensors.")
+        raise ModelError(f"{path} holds more than tensors; save the weights as safetensors.")
     return stored
 
 

@@ -144,8 +144,8 @@ def pull(
             _check_safetensors(
                 repo,
                 there,
-                "pull takes .safetensors alone: ask its authors for them, or download it by other "
-                "means and load it from the folder",
+                "plaudit pull downloads only .safetensors: ask the authors for them, or download"
+                " the files with another tool and load the folder",
             )
             # By its commit: the branch may move while files come down.
             snapshot_download(
@@ -175,15 +175,15 @@ def _to_upload(
     folder: Path, include: Sequence[str]
 ) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
     if not folder.is_dir():
-        raise ModelError(f"No folder at {folder}; give the folder of a reward model.")
+        raise ModelError(f"No folder at {folder}; expected the folder of a reward model.")
     sizes = _sizes(folder)
     files = {name: size for name, size in sizes.items() if _is_model_file(name, include)}
     pickle = next((name for name in files if name.endswith(PICKLES)), None)
     if pickle is not None:
         raise ModelError(
-            f"{folder / pickle} is a pickle, which can run code where it is loaded, and is not "
-            "uploaded; leave it out of --include, or write the model as safetensors with plaudit "
-            "export."
+            f"{folder / pickle} is a pickle, which can run code when loaded, so it is not"
+            " uploaded; remove it from --include, or convert the model to safetensors with"
+            " plaudit export."
         )
     return tuple(files.items()), tuple(name for name in sizes if name not in files)
 
@@ -207,18 +207,18 @@ def check_head(folder: Path) -> None:
     _check_safetensors(
         folder,
         [path.name for path in folder.glob("*")],
-        "expected .safetensors files, as plaudit export writes",
+        "expected .safetensors files, as plaudit export writes them",
     )
     for index in folder.glob("*.safetensors.index.json"):
         shards = dict((read_json(index) or {}).get("weight_map") or {}).values()
         missing = sorted(shard for shard in map(str, shards) if not (folder / shard).is_file())
         if missing:
-            raise ModelError(f"{folder} lacks the shard {missing[0]} that {index.name} names.")
+            raise ModelError(f"{folder} lacks the shard {missing[0]}, which {index.name} lists.")
     keys = {name for path in weights for name in tensor_names(path)}
     if not any(_HEAD.search(key) and ".lora_" not in key for key in keys):
         raise ModelError(
-            f"{folder} holds {len(keys)} tensors and no reward head among them, so its rewards "
-            "would be random elsewhere; save the head with the model (plaudit export does)."
+            f"{folder} holds {len(keys)} tensors but no reward head, so the head would be"
+            " initialized at random; save the head with the model, as plaudit export does."
         )
 
 
@@ -242,39 +242,40 @@ def _check_card(path: Path) -> tuple[str, ...]:
 
     if not path.is_file():
         raise ModelError(
-            f"{path.parent} has no {CARD}; write the card with plaudit card (a run) or by hand."
+            f"{path.parent} has no {CARD}; write the model card with plaudit card (for a run) or"
+            " by hand."
         )
     try:
         data = ModelCard.load(path).data.to_dict()
     except Exception as error:  # YAML's own errors and huggingface_hub's, all about the metadata
         raise ModelError(
-            f"The metadata of {path} cannot be read ({_one_line(error)}); put them right."
+            f"The metadata of {path} cannot be read ({_one_line(error)}); fix its YAML header."
         ) from None
     bases = data.get("base_model") or []
     for base in [bases] if isinstance(bases, str) else bases:
         if not _HUB_ID.fullmatch(str(base)):
             raise ModelError(
-                f"The card's base_model {base!r} is no Hub id, and the Hub rejects others; name "
-                "the base by its id, or leave base_model out."
+                f"The card's base_model {base!r} is not a Hub id, and the Hub accepts only Hub"
+                " ids; use the id of the base, or remove base_model."
             )
     expected = ("library_name", "pipeline_tag", "tags", "license")
-    return tuple(f"The card names no {key}." for key in expected if not data.get(key))
+    return tuple(f"The card has no {key}." for key in expected if not data.get(key))
 
 
 def _notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
     """What is not finished, what others would miss, and what they would learn of this machine."""
     if (folder / TRAINING_FILE).is_file():
         yield (
-            "The evaluation of this run has not finished, so the card has no metrics and the model "
-            f"no temperature; finish it first with plaudit train {folder} --resume."
+            "The evaluation of this run has not finished, so the card has no metrics and the"
+            f" model has no temperature; finish it first with plaudit train {folder} --resume."
         )
     config = folder / "adapter_config.json"
     if config.is_file() and not (folder / "base" / "config.json").is_file():
         base = (read_json(config) or {}).get("base_model_name_or_path")
         if base is None or Path(base).is_absolute() or Path(base).exists():
             yield (
-                f"The adapter's base is the local folder {Path(str(base)).name}, which others do "
-                "not have; plaudit export --to merged writes a model that needs none."
+                f"The adapter's base is the local folder {Path(str(base)).name}, which other"
+                " people do not have; export a standalone model with plaudit export --to merged."
             )
     naming = [
         name
@@ -284,7 +285,7 @@ def _notes(folder: Path, files: Sequence[tuple[str, int]]) -> Iterator[str]:
         and _LOCAL_PATH.search((folder / name).read_text(encoding="utf-8"))
     ]
     if naming:
-        yield f"{', '.join(naming)} hold paths of this machine."
+        yield f"{', '.join(naming)} contain local paths."
 
 
 # ---- the Hub -------------------------------------------------------------------------------------
@@ -304,8 +305,9 @@ def _commit(folder: Path, plan: Upload, options: PushOptions) -> tuple[str, str]
     stale = sorted(name for name in there if name not in names and _WEIGHTS.fullmatch(name))
     if stale and not options.replace:
         raise ModelError(
-            f"{plan.repo} already holds {', '.join(stale)}, which this folder has not and loaders "
-            "would take for its weights; delete them with --replace, or push to another --revision."
+            f"{plan.repo} holds {', '.join(stale)}, which this folder does not have, and loaders"
+            " would use them as weights; delete them with --replace, or push to another"
+            " --revision."
         )
     commit = api.create_commit(
         plan.repo,
@@ -321,7 +323,7 @@ def _commit(folder: Path, plan: Upload, options: PushOptions) -> tuple[str, str]
 
 def _check_repo_id(repo: str) -> None:
     if not _REPO_ID.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ModelError(f"{repo!r} is no Hub id; expected owner/name.")
+        raise ModelError(f"{repo!r} is not a Hub id; expected owner/name.")
 
 
 @contextmanager
@@ -333,26 +335,26 @@ def _hub_errors(repo: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled:
         raise ModelError(
-            f"HF_HUB_OFFLINE is set, so the Hub cannot be reached for {repo}; unset it."
+            f"HF_HUB_OFFLINE is set, so {repo} cannot be reached on the Hub; unset it."
         ) from None
     except HfHubHTTPError as error:
         status = 0 if error.response is None else error.response.status_code
         advice = {
-            401: f"The Hub knows no {repo} that you may use; check the name, or log in with hf "
-            "auth login.",
-            403: f"You may not do this to {repo}; log in with a token that may write there.",
-            404: f"The Hub has no model {repo}, or no such revision of it; check both names.",
+            401: f"{repo} is not on the Hub or you have no access to it; check the name, or log in"
+            " with hf auth login.",
+            403: f"No permission for {repo}; log in with a token that has write access.",
+            404: f"The Hub has no model {repo} or no such revision of it; check both names.",
         }
-        rejected = f"The Hub rejects this for {repo} ({_one_line(error)})."
+        rejected = f"The Hub rejected the request for {repo} ({_one_line(error)})."
         raise ModelError(advice.get(status, rejected)) from None
     except ValueError as error:
         # huggingface_hub's word for a card that the Hub's own validation rejected.
-        raise ModelError(f"The Hub rejects this upload to {repo} ({_one_line(error)}).") from None
+        raise ModelError(f"The Hub rejected the upload to {repo} ({_one_line(error)}).") from None
     except Exception as error:
         # httpx up to huggingface_hub 1, httpx2 from 2 on: one family of names, no common class.
         if not type(error).__module__.startswith("httpx"):
             raise
         raise ModelError(
-            f"The Hub cannot be reached for {repo} ({_one_line(error)}); look at the network, or "
-            "at HF_ENDPOINT."
+            f"The Hub is unreachable for {repo} ({_one_line(error)}); check the network and"
+            " HF_ENDPOINT."
         ) from None

@@ -30,11 +30,13 @@ def import_model(
     check_new_folder(out)
     opened = open_frozen(source, options)
     if opened.metadata.origin is None:
-        raise ModelError(f"{source} is plaudit's own already; every command takes it as it is.")
+        raise ModelError(
+            f"{source} is already a plaudit model; use it directly, without plaudit import."
+        )
     if opened.metadata.trust_remote_code and opened.metadata.kind == "full":
         raise ModelError(
-            f"{source} needs Python code of its own, which is not copied; give it to the "
-            "commands as it is, with --trust-remote-code."
+            f"{source} needs custom Python code, which an import does not copy; use it directly"
+            " with --trust-remote-code."
         )
     network = opened.build(_stored_dtype(locate(source), opened.metadata))
     metadata = opened.metadata
@@ -62,15 +64,15 @@ def card(metadata: CheckpointMetadata, name: str) -> str:
         tags=["reward-model"],
         base_model=metadata.base if hub_base else None,
     ).to_yaml()
-    notes = [*metadata.origin.notes, f"at most {metadata.max_length} tokens are read"]
+    notes = [*metadata.origin.notes, f"it reads at most {metadata.max_length} tokens"]
     rules = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in notes)
     return (
         f"---\n{header}\n---\n\n# {name}\n\n"
-        f"A reward model that another tool trained ({metadata.origin.format}), imported by "
-        "plaudit. It scores as it did there: a higher score is better, and scores compare among "
-        "responses to one prompt.\n\n"
-        f"## How it is read\n\n{rules}\n"
+        f"A reward model that another tool trained ({metadata.origin.format}), imported by"
+        " plaudit. It gives the same scores as in that tool. A higher score is better. Scores are"
+        " comparable only among responses to the same prompt.\n\n"
+        f"## How it is scored\n\n{rules}\n"
         "## What is not known\n\n"
-        "The files it came from do not record its training data, what it was evaluated on or how "
-        "well it is calibrated. `plaudit eval` measures it on data of yours.\n"
+        "The imported files do not record the training data, the evaluation or the calibration."
+        " Run `plaudit eval` to measure the model on your data.\n"
     )

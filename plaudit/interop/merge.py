@@ -59,11 +59,11 @@ _SAME = {
     "kind": "are not both adapters or both whole models",
     "chat_template": "have different chat templates",
     "chat_template_kwargs": "have different template variables",
-    "text": "read different kinds of text",
+    "text": "were trained on different kinds of text (conversations or plain text)",
     "pad_token": "have different padding tokens",
-    "rendering": "make tokens by different rules",
+    "rendering": "have different tokenization rules",
     "scored_token": "score different tokens",
-    "output": "have different outputs as reward",
+    "output": "have different reward outputs",
 }
 
 
@@ -162,15 +162,18 @@ def merge(
 
 def _members(models: Sequence[str | Path], options: MergeOptions) -> list[_Member]:
     if len(models) < 2:
-        raise ModelError("One model has no average; name two or more.")
+        raise ModelError("Cannot average a single model; name two or more.")
     weights = options.weights
     shares = [1.0 / len(models)] * len(models) if weights is None else list(weights)
     if len(shares) != len(models):
-        raise ModelError(f"--weights has {len(shares)} numbers for {len(models)} models.")
+        raise ModelError(
+            f"--weights has {len(shares)} numbers for {len(models)} models; expected one number"
+            " per model."
+        )
     if any(not math.isfinite(s) or s < 0 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
         raise ModelError(
-            f"--weights are {', '.join(f'{s:g}' for s in shares)}; expected numbers from 0 on that "
-            "add up to 1."
+            f"--weights are {', '.join(f'{s:g}' for s in shares)}; expected numbers of at least 0"
+            " that add up to 1."
         )
     members = []
     for path, share in zip(models, shares, strict=True):
@@ -178,7 +181,7 @@ def _members(models: Sequence[str | Path], options: MergeOptions) -> list[_Membe
         run = run_of(folder) or folder
         metadata = read_metadata(folder)
         if metadata.trust_remote_code:
-            raise ModelError(f"{folder} needs Python code of its own, which no merge carries.")
+            raise ModelError(f"{folder} needs custom Python code, which a merge does not include.")
         members.append(
             _Member(
                 folder=folder,
@@ -197,12 +200,12 @@ def _check_same(members: Sequence[_Member]) -> None:
         for name, words in _SAME.items():
             if getattr(other.metadata, name) != getattr(first.metadata, name):
                 raise ModelError(
-                    f"{first.folder} and {other.folder} {words}, so they have no common average."
+                    f"{first.folder} and {other.folder} {words}, so they cannot be averaged."
                 )
         if not _same_base(first, other):
             raise ModelError(
-                f"{first.folder} is of the base {first.metadata.base} and {other.folder} of "
-                f"{other.metadata.base}; only models of one base can be averaged."
+                f"{first.folder} has the base {first.metadata.base} and {other.folder} has"
+                f" {other.metadata.base}; expected models with the same base."
             )
 
 
@@ -243,8 +246,8 @@ def _write(
         )
         if first != other:
             raise ModelError(
-                f"{members[0].folder} and {member.folder} have different tokenizers, so they have "
-                "no common average."
+                f"{members[0].folder} and {member.folder} have different tokenizers, so they"
+                " cannot be averaged."
             )
         dropouts_off(network, keep_lora=False)
         # Heads can be averaged once their scales are in them.
@@ -298,13 +301,11 @@ def _metadata(
         data_fingerprint="+".join(dict.fromkeys(fingerprints)) or None,
         plaudit_version=__version__,
     )
-    notes = [
-        "Temperature and reward statistics were not inherited: measure them with plaudit eval."
-    ]
+    notes = ["Temperature and reward statistics are not carried over; run plaudit eval."]
     if len(lengths) > 1:
         notes.append(
-            f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the average "
-            f"reads the least, {min(lengths)}."
+            f"The models read up to {', '.join(map(str, sorted(lengths)))} tokens; the merged"
+            f" model reads up to {min(lengths)}."
         )
     return metadata, tuple(notes)
 
@@ -350,9 +351,9 @@ class WeightedSum:
         shapes, own = ({(k, v.shape) for k, v in each.items()} for each in (self.tensors, state))
         if shapes != own:
             raise ModelError(
-                f"{folder} has other tensors than the models before it (one is "
-                f"{min(shapes ^ own)[0]}); merge models of one base that were trained with the "
-                "same modules_to_save."
+                f"{folder} has other tensors than the first models (for example"
+                f" {min(shapes ^ own)[0]}); merge models of one base that were trained with the"
+                " same modules_to_save."
             )
         for key, tensor in state.items():
             self.tensors[key].add_(tensor.double(), alpha=weight)
@@ -389,8 +390,8 @@ class AdapterAverage:
         if strange or convolutions:
             what = "DoRA" if config.get("use_dora") else strange[0] if strange else "convolutions"
             raise ModelError(
-                f"{folder} has {what}, which cannot be averaged as an adapter; write each model "
-                "with plaudit export --to merged, and merge those."
+                f"{folder} uses {what}, which cannot be averaged as an adapter; export each model"
+                " with plaudit export --to merged, and merge those."
             )
         self._rest.add(state, weight, folder)
         self._config = self._config or config

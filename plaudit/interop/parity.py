@@ -101,10 +101,10 @@ def check_difference(parity: Parity, what: str) -> None:
     """
     if not parity.largest_difference <= parity.tolerance:
         raise ParityError(
-            f"{what} gives other scores: {parity.largest_difference:.3g} apart at most on "
-            f"{parity.responses} responses ({parity.rows}), where {parity.tolerance:.3g} is "
-            "allowed. Nothing was written; please report this with the model's plaudit.json, or "
-            "see what is written with --no-check."
+            f"{what} gives different scores: up to {parity.largest_difference:.3g} apart on"
+            f" {parity.responses} responses ({parity.rows}); the tolerance is"
+            f" {parity.tolerance:.3g}. Nothing was written. Please report this with the model's"
+            " plaudit.json, or write it without the check with --no-check."
         )
 
 
@@ -150,8 +150,8 @@ def check_rows(model: RewardModel, folder: Path, rows: Source | None) -> CheckRo
             kept, trees = zip(*readable[: ROWS if rows is None else None], strict=True)
             return CheckRows(comparisons=kept, trees=trees, where=where)
     raise DataError(
-        f"The model can read none of the {len(comparisons)} rows of {where} (it reads at most "
-        f"{model.metadata.max_length} tokens); give other --rows."
+        f"The model can score none of the {len(comparisons)} rows of {where} (it reads at most"
+        f" {model.metadata.max_length} tokens); use other --rows."
     )
 
 

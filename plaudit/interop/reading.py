@@ -63,8 +63,8 @@ def open_body(contents: Contents) -> Body:
     named = (read_json(Path(path) / "config.json") or {}).get("auto_map") or {}
     if "AutoConfig" in named and not trusted:
         raise ModelError(
-            f"{contents.source} needs Python code of its own; read that code, and load with "
-            "trust_remote_code=True (--trust-remote-code) if you trust it."
+            f"{contents.source} needs custom Python code; review that code, then load the model"
+            " with trust_remote_code=True (--trust-remote-code) if you trust it."
         )
     place = BaseRequest(
         base=path,
@@ -97,8 +97,8 @@ def _place(contents: Contents) -> tuple[str, str | None]:
     named = contents.adapter.get("base_model_name_or_path")
     if not named:
         raise ModelError(
-            f"{contents.folder / 'adapter_config.json'} names no base; name the model it was "
-            "trained on with --base."
+            f"{contents.folder / 'adapter_config.json'} does not name the base model; set it with"
+            " --base."
         )
     return str(named), contents.adapter.get("revision")
 
@@ -112,8 +112,8 @@ def _naming_base(contents: Contents) -> Iterator[None]:
         if contents.adapter is None:
             raise
         raise ModelError(
-            f"The base of the adapter in {contents.source} cannot be loaded ({error}) Name its "
-            "path or Hub id with --base."
+            f"The base of the adapter in {contents.source} cannot be loaded ({error}) Set its"
+            " path or Hub id with --base."
         ) from None
 
 
@@ -128,7 +128,7 @@ def release(version: str) -> tuple[int, ...]:
         return tuple(int("".join(c for c in part if c.isdigit())) for part in parts[:3])
     except ValueError:
         raise ModelError(
-            f"{version!r} is not a version; give the one that trained the model, like 0.8.2."
+            f"{version!r} is not a version; use the release that trained the model, such as 0.8.2."
         ) from None
 
 
@@ -152,9 +152,14 @@ def classifier_reading(
     rule: Literal["first_pad", "before_trailing_pad"] = (
         "first_pad" if old else "before_trailing_pad"
     )
-    place = "the token before its first occurrence" if old else "the last token that is another"
-    note = f"its padding token {pad} also ends texts, so {place} is scored, as in transformers " + (
-        version or "4.49 and later (its version is not recorded; --source-version names it)"
+    place = (
+        "the token before its first occurrence"
+        if old
+        else "the last token that is not the padding token"
+    )
+    note = (
+        f"its padding token {pad} is also an end token, so {place} is scored, as in transformers "
+        + (version or "4.49 and later (its version is not recorded; --source-version sets it)")
     )
     return ScoredTokenRule(rule=rule, pad_id=pad_id), [note]
 
@@ -182,9 +187,9 @@ def imported_metadata(
     notes = list(notes)
     if rendered and not own_template and contents.options.text is None:
         notes.append(
-            "its files do not say whether it was trained on conversations or plain text; plain "
-            "text is read as one user and one assistant turn through its chat template (--text "
-            "text changes that)"
+            "its files do not record whether it was trained on conversations or plain text;"
+            " plain text is rendered as one user and one assistant turn with its chat template"
+            " (--text text changes this)"
         )
     # What the positions reach, and the tokenizer's own limit where it is one.
     reach = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
@@ -193,8 +198,8 @@ def imported_metadata(
     if turning is not None and turning < longest:
         longest = turning
         notes.append(
-            f"beyond {turning} tokens its rotary positions change with the longest text of a "
-            "batch, so longer conversations are not scored"
+            f"beyond {turning} tokens its rotary embeddings depend on the longest sequence of a"
+            " batch, so longer conversations are not scored"
         )
     base = body.place.base
     has_code = bool(getattr(config, "auto_map", None))
@@ -232,14 +237,14 @@ def choose_output(rows: int, contents: Contents) -> tuple[int, Output | None]:
     listed = ", ".join(f"{n} ({name})" for n, name in names.items())
     if number is not None and not 0 <= number < rows:
         raise ModelError(
-            f"--output {number} is not an output of {contents.source}; it has {listed}."
+            f"--output {number} is not an output of {contents.source}; expected one of {listed}."
         )
     if rows == 1:
         return 0, None
     if number is None:
         raise ModelError(
-            f"{contents.source} has {rows} outputs: {listed}; choose the one that is the reward "
-            "with plaudit import and --output."
+            f"{contents.source} has {rows} outputs: {listed}; choose the one that is the reward"
+            " with plaudit import --output."
         )
     return number, Output(index=number, of=rows, name=names[number])
 
@@ -273,8 +278,8 @@ def with_head(loaded: LoadedBase, weight_1D: Tensor, source: str) -> LoadedBase:
     found, needed = ("×".join(map(str, weight.shape)) for weight in (weight_1D, head.weight))
     if found != needed:
         raise ModelError(
-            f"The head of {source} is {found}, but its body needs {needed}; the two do not belong "
-            "together: name the right base with --base."
+            f"The head of {source} is {found}, but its base needs {needed}; set the right base"
+            " with --base."
         )
     with torch.no_grad():
         head.weight.copy_(weight_1D.float())

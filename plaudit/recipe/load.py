@@ -70,8 +70,8 @@ class Draft:
             inside = inner.get(str(name))
             if inside is not None and not isinstance(inside, dict):
                 raise RecipeError(
-                    f"{place}: `{name}` is {shown(inside)} in this recipe and has no keys to set; "
-                    f"set `{name}` itself."
+                    f"{place}: `{name}` is {shown(inside)} in this recipe and has no keys; set"
+                    f" `{name}` itself."
                 )
             inner[str(name)] = inside or {}
             inner = inner[str(name)]
@@ -158,17 +158,17 @@ def read_draft(path: Path) -> Draft:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: there is no such recipe file.") from error
+        raise RecipeError(f"{path}: the recipe file does not exist.") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: this is not a text file, so it is no recipe.") from error
+        raise RecipeError(f"{path}: not a text file; expected a recipe in YAML.") from error
     except OSError as error:
         raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}.") from error
     values = read_yaml(text, str(path))
     if not isinstance(values, dict):
         content = "is empty" if values is None else f"holds {shown(values)}"
         raise RecipeError(
-            f"{path}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), "
-            f"but this file {content}."
+            f"{path}: this file {content}; expected a recipe, a mapping of sections"
+            f" ({', '.join(Recipe.model_fields)})."
         )
     return Draft(str(path), values, {key: f"{path}:{n}" for key, n in key_lines(text).items()})
 

@@ -27,8 +27,8 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """The way to a key: names of sections and keys, numbers of list entries."""
 
 REQUIRED: Final[Mapping[str, str]] = {
-    "model.base": "name a base model, a Hub id or a local folder",
-    "data.train": "name a file of comparisons, a Hub id or a list of them",
+    "model.base": "set it to the path or Hub id of a base model",
+    "data.train": "set it to a file of comparisons, a Hub id, or a list of them",
 }
 
 
@@ -155,7 +155,7 @@ def _unknown(path: KeyPath) -> str:
     of_source = len(path) == 4 and path[0] == "data"
     renamed = RENAMED.get(f"data.source.{name}" if of_source else dotted)
     if renamed is not None:
-        return f"`{dotted}` is called `{renamed}` now."
+        return f"`{dotted}` was renamed to `{renamed}`."
     place = f"the {section} section" if section else "a recipe"
     advised = ADVICE.get(name) or MANAGED["train"].get(name)
     if advised is not None:
@@ -163,7 +163,7 @@ def _unknown(path: KeyPath) -> str:
     guesses = [f"`{guess.removeprefix(f'{section}.')}`" for guess in meant(path)]
     if guesses:
         return f"`{dotted}` is not a key of {place}; did you mean {either(guesses)}?"
-    return f"`{dotted}` is not a key of {place}; it has {', '.join(_keys_at(path[:-1]))}."
+    return f"`{dotted}` is not a key of {place}; expected one of {', '.join(_keys_at(path[:-1]))}."
 
 
 @cache
@@ -329,8 +329,8 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Problem]:
     if held_out >= 1:
         yield Problem(
             ("data", "test_fraction"),
-            f"`data.eval_fraction` and `data.test_fraction` hold out {held_out:g} of the data "
-            "together, which leaves nothing to train on; make them smaller.",
+            f"`data.eval_fraction` and `data.test_fraction` together hold out {held_out:g} of the"
+            " data, which leaves nothing to train on; reduce them.",
         )
 
 
@@ -344,8 +344,7 @@ def _token_contradictions(recipe: Recipe) -> Iterator[Problem]:
     if recipe.tokens.template and recipe.tokens.chat_template:
         yield Problem(
             ("tokens", "template"),
-            "`tokens.template` and `tokens.chat_template` both say how conversations are "
-            "written; keep one.",
+            "`tokens.template` and `tokens.chat_template` both set the chat template; keep one.",
         )
 
 
@@ -355,8 +354,8 @@ def _model_contradictions(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.quantize and recipe.lora is None:
         yield Problem(
             ("model", "quantize"),
-            "`model.quantize` is '4bit' and `lora` is null, but quantized weights cannot be "
-            "trained; keep a lora section, or set quantize to null.",
+            "`model.quantize` is '4bit' and `lora` is null, but quantized weights cannot be"
+            " trained; add a lora section, or set quantize to null.",
         )
 
 
@@ -370,9 +369,9 @@ def _schedule_contradictions(recipe: Recipe) -> Iterator[Problem]:
     if patience is not None and not arguments["load_best_model_at_end"]:
         yield Problem(
             ("evaluate", "early_stopping_patience"),
-            f"`evaluate.early_stopping_patience` is {patience}, but stopping early needs "
-            "evaluation on schedule and the best checkpoint kept; set data.eval or "
-            "data.eval_fraction, and leave load_best_model_at_end true.",
+            f"`evaluate.early_stopping_patience` is {patience}, but early stopping needs regular"
+            " evaluation and the best checkpoint; set data.eval or data.eval_fraction, and keep"
+            " load_best_model_at_end true.",
         )
 
 
@@ -397,18 +396,17 @@ def _source_contradictions(role: str, sources: Sequence[Source]) -> Iterator[Pro
         if len(named) > 1:
             yield Problem(
                 ("data", role, number),
-                f"`data.{role}.{number}` has {' and '.join(named)}, which each set how many of its "
-                "rows are used; keep one.",
+                f"`data.{role}.{number}` has {' and '.join(named)}, which all set the number of"
+                " rows to use; keep one.",
             )
     probabilities = [source.probability is not None for source in sources]
     if any(probabilities) and (role != "train" or not all(probabilities)):
         yield Problem(
             ("data", role),
-            f"`data.{role}` has a source with a probability and another without; give every "
-            "source one."
+            f"`data.{role}` has sources with and without a probability; set one for every source."
             if role == "train"
-            else f"`data.{role}` has a probability, but its sets are not mixed; use num_samples or "
-            "weight.",
+            else f"`data.{role}` has a probability, but these sources are not mixed; use"
+            " num_samples or weight.",
         )
 
 

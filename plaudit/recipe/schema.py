@@ -44,61 +44,62 @@ UserPath = Annotated[str, AfterValidator(user_path)]
 
 
 class ModelSection(Section):
-    """The base model, or a reward model to train on from, and how it is loaded."""
+    """The base model, or a reward model to continue training, and how to load it."""
 
     base: UserPath
-    """Path or Hub id of the base model, or of a reward model to train further."""
+    """Path or Hub id of the base model, or of a reward model to continue training."""
     revision: str | None = None
     """Branch, tag or commit of the base on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the base's weights; auto: bfloat16 for LoRA on CUDA, else float32."""
+    """Data type of the base weights; auto is bfloat16 for LoRA on CUDA, else float32."""
     quantize: Literal["4bit"] | None = None
-    """4bit: QLoRA on an NF4-quantized base; needs CUDA and bitsandbytes."""
+    """4bit quantizes the base to NF4 (QLoRA); needs CUDA and bitsandbytes."""
     attention: Literal["auto", "packed", "padded"] = "auto"
-    """packed computes each prompt once; auto falls back to padded batches."""
+    """packed computes each prompt once, padded uses one row per response, and auto uses packed
+    where it gives the same scores."""
     head_init: Literal["zero", "normal"] = "zero"
-    """How a new reward head starts."""
+    """Initial weights of a new reward head: zeros, or a normal distribution."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the base."""
+    """Run custom Python code from the repository of the base model."""
 
 
 class Source(Section):
-    """One place comparisons come from: a file, a folder of files or a Hub dataset id.
+    """A source of comparisons: a file, a folder of files or a Hub dataset id.
 
-    ``columns`` says where the columns of the format are: ``{prompt: question}`` reads the column
-    ``question`` as ``prompt``, and ``{system: null}`` leaves ``system`` unread. ``tags`` does the
-    same for the keys and roles of ShareGPT turns. At most one of ``weight``, ``num_samples`` and
-    ``probability`` sets how many of the usable rows are used.
+    ``columns`` maps columns: ``{prompt: question}`` reads the column ``question`` as ``prompt``,
+    and ``{system: null}`` ignores the column ``system``. ``tags`` does the same for the keys and
+    roles of ShareGPT turns. Set at most one of ``weight``, ``num_samples`` and ``probability``; it
+    sets how many of the usable rows are used.
     """
 
     path: UserPath
     """File, folder of files or Hub dataset id."""
     name: str | None = None
-    """Name in results; the file's own unless set."""
+    """Name in results. Default: the file name without its extension, or the Hub id."""
     format: str | None = None
-    """Format of the rows; recognised from the first row unless set."""
+    """Format of the rows. Default: detected from the first row."""
     columns: dict[str, str | None] = Field(default_factory=dict)
-    """Names of the format's columns in this file: {prompt: question}."""
+    """Column mapping, for example {prompt: question}; null ignores a column."""
     tags: dict[str, str | None] = Field(default_factory=dict)
-    """Names of the keys and roles of ShareGPT turns in this file."""
+    """Mapping of the keys and roles of ShareGPT turns."""
     preference_strength: Literal["ignore", "margin", "weight"] = "ignore"
-    """Use of how strongly a row prefers its chosen response: margin of the loss, or row weight."""
+    """Use of the preference strength of a row: ignore it, as margin in the loss, or as weight."""
     split: str | None = None
-    """Split of a Hub dataset."""
+    """Split of a dataset; a Hub dataset defaults to train."""
     subset: str | None = None
-    """Configuration of a Hub dataset."""
+    """Subset (configuration) of a Hub dataset."""
     data_dir: str | None = None
-    """Folder of a Hub dataset."""
+    """Folder inside a Hub dataset."""
     streaming: bool = False
-    """Read a Hub dataset without a local copy."""
+    """Stream a Hub dataset instead of downloading it."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
-    """Read at most this many rows, from the first on."""
+    """Maximum number of rows to read, from the start."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Copies of each row; below 1, the fraction of rows that is used."""
+    """Number of copies of each usable row; below 1, the fraction of rows to use."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
-    """Number of usable rows to sample; rows are repeated where there are fewer."""
+    """Number of usable rows to sample; rows are repeated if there are fewer."""
     probability: Annotated[float, Field(gt=0)] | None = None
-    """Sampling probability of this source in a mixture, relative to the others."""
+    """Sampling probability of this source in a mixture, relative to the other sources."""
 
 
 def _as_sources(value: Any) -> Any:
@@ -114,97 +115,99 @@ StoppingStrategy: TypeAlias = Literal["first_exhausted", "all_exhausted"]
 
 
 class DataSection(Section):
-    """Which comparisons train, which choose the checkpoint, which are evaluated once, at the end.
+    """Comparisons for training, for choosing the checkpoint, and for the test after training.
 
-    ``eval_rows`` holds out that many rows, in place of a fraction. ``stopping_strategy`` is for
-    sources with a ``probability``: they are sampled until the first is exhausted, or until all
-    are, with rows of the smaller ones repeated.
+    ``eval_rows`` replaces ``eval_fraction``. ``stopping_strategy`` applies to sources with a
+    ``probability``: ``first_exhausted`` samples until the first source is exhausted;
+    ``all_exhausted`` samples until all are, and repeats rows of the smaller ones.
     """
 
     train: Sources
-    """Pairs to train on: files, folders or Hub dataset ids."""
+    """Training data: files, folders or Hub dataset ids."""
     stopping_strategy: StoppingStrategy = "first_exhausted"
-    """When a mixture by probability ends: with its first or its last exhausted source."""
+    """When a mixture by probability ends: at the first or at the last exhausted source."""
     eval: Sources = ()
-    """Pairs that choose the checkpoint; without them eval_fraction of train is held out."""
+    """Evaluation data, which chooses the checkpoint. Default: eval_fraction of train."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.1
-    """Share of train held out to choose the checkpoint; null for none."""
+    """Fraction of the training data to hold out for evaluation; null for none."""
     eval_rows: Annotated[int, Field(ge=1)] | None = None
-    """Number of rows held out, in place of eval_fraction."""
+    """Number of rows to hold out for evaluation, instead of eval_fraction."""
     test: Sources = ()
-    """Pairs evaluated once, after training."""
+    """Test data, evaluated once after training."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of train held out as test set."""
+    """Fraction of the training data to hold out as test data."""
     as_chat: bool | None = None
-    """Plain text on a base with a chat template: true makes it turns, false and null keep it, null
-    with a warning."""
+    """Plain text on a base with a chat template: true converts it into chat turns, false keeps it,
+    and null keeps it with a warning."""
     split_by: Literal["prompt", "row"] = "prompt"
-    """prompt keeps all rows of one prompt on one side of a split."""
+    """prompt keeps all rows of a prompt on the same side of a split; row splits row by row."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Seed of splits and samples."""
+    """Seed of the splits and of sampling."""
 
 
 class TemplateSection(Section):
-    """A conversation template of another trainer by its name, as a release had it."""
+    """A chat template of another trainer, by its name and release."""
 
     tool: str
-    """Trainer whose template it is."""
+    """Trainer that defines the template."""
     name: str
-    """Name of the template there."""
+    """Name of the template in that trainer."""
     release: str | None = None
-    """Release whose version of the template is used; null is the newest known."""
+    """Release of the trainer. Default: the newest release that plaudit knows."""
 
 
 Truncation: TypeAlias = Literal["drop", "left", "proportional", "error"]
 
 
 class TokensSection(Section):
-    """How comparisons become tokens, and how many go through the model at once.
+    """Tokenization, truncation and the size of micro-batches.
 
-    ``template`` renders conversations as another trainer does, by one of its templates, in place
-    of the tokenizer's chat template.
+    ``template`` renders conversations with a template of another trainer instead of the tokenizer's
+    chat template.
     """
 
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """Longest conversation, prompt and response together, in tokens."""
+    """Maximum length of a conversation (prompt and response) in tokens."""
     truncation: Truncation = "drop"
-    """What becomes of a longer one: drop it (counted), truncate its prompt, or stop."""
+    """Longer conversations: drop skips and counts them, left truncates the prompt, proportional
+    truncates prompt and responses, and error stops."""
     chat_template: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
-    """File of a Jinja chat template, in place of the tokenizer's."""
+    """File with a Jinja chat template. Default: the tokenizer's chat template."""
     template: TemplateSection | None = None
-    """Render conversations with a template of another trainer."""
+    """Chat template of another trainer."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the chat template."""
+    """Keyword arguments of the chat template."""
     pad_token: str | None = None
-    """Padding token; chosen from the vocabulary unless set."""
+    """Padding token. Default: chosen from the vocabulary."""
     date: Annotated[
         str,
         Field(pattern=r"^\d{4}-\d{2}-\d{2}$"),
         AfterValidator(lambda day: date.fromisoformat(day).isoformat()),
     ] = "2024-07-26"
-    """Date that the chat template sees as today."""
+    """Date that the chat template uses as today (YYYY-MM-DD)."""
     max_tokens_per_microbatch: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
-    """Bounds memory: tokens computed at once; results do not depend on it."""
+    """Maximum number of tokens per micro-batch. It limits memory use and does not change results;
+    auto is 8192."""
 
 
 class LossSection(Section):
-    """The training objective; ``kind`` is a row of the table in :mod:`plaudit.losses`.
+    """The training loss; ``kind`` is a row of the table in :mod:`plaudit.losses`.
 
-    ``margin`` says whether a row's margin column is subtracted in the loss. It is in units of
-    reward; a column of quality points belongs to other tools.
+    ``margin: column`` subtracts the margin column of a row from the reward difference in the loss.
+    A margin is in units of reward. ``margin: ignore`` ignores the column.
     """
 
     kind: Literal["bradley_terry"] = "bradley_terry"
-    """Training objective."""
+    """Training loss."""
     margin: Literal["column", "ignore"] = "column"
-    """Whether the rows' margin column is subtracted in the loss."""
+    """column subtracts the margin column of a row from the reward difference; ignore does not."""
 
 
 class EvaluateSection(Section):
-    """What is measured beside the loss, and when training may stop early."""
+    """Metrics beside the loss, and early stopping."""
 
     calibrate: bool = True
-    """Fit a temperature for the probabilities."""
+    """Fit a temperature that calibrates the probabilities."""
     baselines: tuple[Literal["longer", "shorter", "bag_of_words"], ...] = (
         "longer",
         "shorter",
@@ -212,17 +215,17 @@ class EvaluateSection(Section):
     )
     """Baselines to compare the model with."""
     perturbation_tests: Annotated[int, Field(ge=0)] = 200
-    """Most responses that the perturbation tests perturb; 0 for none."""
+    """Maximum number of responses to perturb in perturbation tests; 0 turns them off."""
     perturbation_share: Annotated[float, Field(gt=0)] = 0.25
-    """Most tokens of the perturbation tests, as a share of those that training computed."""
+    """Maximum number of tokens for perturbation tests, as a fraction of the tokens of training."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many evaluations without improvement."""
+    """Stop training after this many evaluations without improvement."""
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest change of the metric that counts as improvement."""
+    """Minimum change of the metric that counts as an improvement."""
 
 
 class ReportSection(Section):
-    """What is written for people to look at."""
+    """The report that a run writes."""
 
     html: bool = True
     """Write report.html."""
@@ -375,19 +378,19 @@ class Recipe(Section):
     lora: Annotated[LoraKeys | None, BeforeValidator(_over_defaults)] = Field(
         default_factory=lambda: dict(LORA_DEFAULTS)
     )
-    """The adapter, in the keys of peft.LoraConfig; null trains all weights."""
+    """The adapter, with the keys of peft.LoraConfig; null trains all weights."""
     data: DataSection
-    """The data and how they are split."""
+    """The data and the splits."""
     tokens: TokensSection = TokensSection()
-    """How comparisons become tokens."""
+    """Tokenization and micro-batches."""
     loss: LossSection = LossSection()
-    """The training objective."""
+    """The training loss."""
     train: TrainKeys = Field(default_factory=dict)
-    """Optimization, in the keys of transformers.TrainingArguments."""
+    """Optimization, with the keys of transformers.TrainingArguments."""
     evaluate: EvaluateSection = EvaluateSection()
-    """What is measured beside the loss, and early stopping."""
+    """Metrics beside the loss, and early stopping."""
     report: ReportSection = ReportSection()
-    """What is written for people to read."""
+    """The report."""
 
     @property
     def training_arguments(self) -> dict[str, Any]:
@@ -460,8 +463,8 @@ def _check_schedule(resolved: Mapping[str, Any], evaluates: bool) -> None:
     """What transformers would reject later, or silently not do, in a sentence now."""
     if resolved["eval_strategy"] != "no" and not evaluates:
         raise RecipeError(
-            f"`train.eval_strategy` is {resolved['eval_strategy']!r}, but there is nothing to "
-            "evaluate on; set data.eval or data.eval_fraction."
+            f"`train.eval_strategy` is {resolved['eval_strategy']!r}, but there is no evaluation"
+            " data; set data.eval or data.eval_fraction."
         )
     if not resolved["load_best_model_at_end"] or resolved["save_strategy"] == "best":
         return
@@ -472,16 +475,16 @@ def _check_schedule(resolved: Mapping[str, Any], evaluates: bool) -> None:
         )
     if resolved["eval_strategy"] != resolved["save_strategy"]:
         raise RecipeError(
-            f"`train.save_strategy` is {resolved['save_strategy']!r} and `train.eval_strategy` "
-            f"{resolved['eval_strategy']!r}, but keeping the best checkpoint needs one schedule; "
-            "make them equal, or set load_best_model_at_end to false."
+            f"`train.save_strategy` is {resolved['save_strategy']!r} and `train.eval_strategy` is"
+            f" {resolved['eval_strategy']!r}, but load_best_model_at_end needs the same strategy"
+            " for both; make them equal, or set load_best_model_at_end to false."
         )
     if resolved["eval_strategy"] == "steps":
         save_steps, eval_steps = resolved["save_steps"], resolved["eval_steps"] or 0.1
         # The Trainer notes a best step also where nothing was saved, and then keeps another one.
         if save_steps != eval_steps:
             raise RecipeError(
-                f"`train.save_steps` is {save_steps:g} and `train.eval_steps` {eval_steps:g}, but "
-                "keeping the best checkpoint needs one saved at every evaluation; set save_steps "
-                f"to {eval_steps:g}, or load_best_model_at_end to false."
+                f"`train.save_steps` is {save_steps:g} and `train.eval_steps` is {eval_steps:g},"
+                " but load_best_model_at_end needs a checkpoint at every evaluation; set"
+                f" save_steps to {eval_steps:g}, or load_best_model_at_end to false."
             )

@@ -82,14 +82,11 @@ def read_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
-        raise RecipeError(
-            f"{where}{line}: this is not valid YAML: {' '.join(problem.split())}."
-        ) from error
+        raise RecipeError(f"{where}{line}: invalid YAML: {' '.join(problem.split())}.") from error
     if loader.repeated:
         raise RecipeError(
             *(
-                f"{where}:{node.start_mark.line + 1}: this is not valid YAML: the key "
-                f"{node.value!r} stands twice."
+                f"{where}:{node.start_mark.line + 1}: invalid YAML: duplicate key {node.value!r}."
                 for node in sorted(loader.repeated, key=lambda node: node.start_mark.line)
             )
         )
@@ -122,7 +119,7 @@ def _check_aliases(document: yaml.Node, where: str) -> None:
         size = sizes[id(node)] = 1 + sum(map(size_of, inside))
         if size > MOST_VALUES:
             raise RecipeError(
-                f"{where}:{node.start_mark.line + 1}: the aliases here stand for more than"
+                f"{where}:{node.start_mark.line + 1}: the YAML aliases expand to more than"
                 f" {MOST_VALUES:,} values; write the values out."
             )
         return size

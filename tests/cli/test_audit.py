@@ -126,7 +126,7 @@ def test_mistakes_are_one_sentence(
     assert "does not exist" in usage_error(capsys, data.name, "--eval", "missing.jsonl")
     assert "already exists" in usage_error(capsys, data.name, "--out", "full")
     assert "already exists" in usage_error(capsys, data.name, "--fix", data.name)
-    assert "unknown ending" in usage_error(capsys, data.name, "--fix", "clean.txt")
+    assert "unknown file extension" in usage_error(capsys, data.name, "--fix", "clean.txt")
     assert "one DATA alone" in usage_error(capsys, data.name, data.name, "--fix", "clean.jsonl")
     assert "no suite" in usage_error(capsys, data.name, "--suite", "nonsense")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "chosen": "b"\n', encoding="utf-8")

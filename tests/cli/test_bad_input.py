@@ -113,7 +113,7 @@ DATA: dict[str, tuple[str, bytes | None, Sequence[str]]] = {
     "broken JSON": (
         "pairs.jsonl",
         texts([TEXT_ROW, TEXT_ROW]) + b'{"prompt": "a", "chosen"\n',
-        ["pairs.jsonl:3", "broken JSON"],
+        ["pairs.jsonl:3", "invalid JSON"],
     ),
     "binary junk": ("pairs.jsonl", bytes(range(256)) * 8, ["pairs.jsonl:1", "UTF-8"]),
     "junk called gzip": ("pairs.jsonl.gz", b"junk" * 50, ["pairs.jsonl.gz", "gzip"]),
@@ -276,7 +276,7 @@ def test_recipe(
 
 def test_recipe_file(tmp_path: Path, refuse: Refuse) -> None:
     gone = tmp_path / "gone.yaml"
-    assert "no such recipe" in refuse("train", gone, "--out", tmp_path / "run")
+    assert "recipe file does not exist" in refuse("train", gone, "--out", tmp_path / "run")
     broken = tmp_path / "broken.yaml"
     broken.write_text("model:\n  base: x\n data: [\n")
     assert "broken.yaml:3" in refuse("train", broken, "--out", tmp_path / "run")
@@ -718,7 +718,7 @@ def test_score_out(finished_run: Path, pairs_file: Path, tmp_path: Path, refuse:
     out.write_text("mine")
     assert "already exists" in refuse("score", finished_run, pairs_file, "--out", out)
     sentence = refuse("score", finished_run, pairs_file, "--out", tmp_path / "scores.txt")
-    assert "unknown ending" in sentence
+    assert "unknown file extension" in sentence
     assert ".jsonl, .jsonl.gz, .ndjson, .json, .csv, .parquet" in sentence
     sentence = refuse("score", finished_run, pairs_file, "--out", out / "scores.jsonl")
     assert "could not be written" in sentence

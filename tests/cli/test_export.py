@@ -46,7 +46,7 @@ def test_a_failed_check_is_exit_1_and_leaves_nothing(finished_run: Path, tmp_pat
     out = tmp_path / "out"
     done = plaudit("export", finished_run, "--to", "merged", "--out", out, "--tolerance", "1e-30")
     assert done.returncode == 1, done.stderr
-    assert "The merged export gives other scores" in done.stderr
+    assert "The merged export gives different scores" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_mistakes_are_one_sentence(finished_run: Path, tmp_path: Path) -> None:
             ("export", finished_run, "--to", "merged", "--out", out, "--rows", bad_rows),
             "bad.jsonl",
         ),
-        (("merge", finished_run, "--out", out), "has no average"),
+        (("merge", finished_run, "--out", out), "Cannot average a single model"),
         (
             ("merge", finished_run, finished_run, "--weights", "a,b", "--out", out),
             "expected numbers with commas",
@@ -85,7 +85,7 @@ def test_a_merge_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["weights"] == [0.25, 0.75]
     assert told["method"] == "adapter"
-    assert "Temperature and reward statistics were not inherited" in done.stderr
+    assert "Temperature and reward statistics are not carried over" in done.stderr
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "peft"
     scored = plaudit(

@@ -85,9 +85,9 @@ def test_the_plan_of_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "expected"),
     [
         (["reward.yaml", "--from-llamafactory", "reward.yaml"], "keep one recipe"),
-        (["--from-llamafactory", "gone.yaml"], "there is no such recipe file"),
+        (["--from-llamafactory", "gone.yaml"], "the recipe file does not exist"),
         (["--from-llamafactory", "sft.yaml"], "sft.yaml: stage is 'sft'"),
-        (["--from-llamafactory", "new.yaml"], "the template gemma9 is not known"),
+        (["--from-llamafactory", "new.yaml"], "unknown template gemma9"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(

@@ -74,7 +74,7 @@ def test_a_run_goes_up_and_comes_down_whole(hub: Hub, run: Path, tmp_path: Path)
     told = json.loads(done.stdout)
     assert told["commit"] == hub.repos[REPO].branches["main"]
     assert "checkpoints/" in done.stderr
-    assert "which others do not have" in done.stderr  # the base is a folder of this machine
+    assert "which other people do not have" in done.stderr  # the base is a folder of this machine
 
     pulled = plaudit(hub, "pull", REPO, "--out", tmp_path / "pulled", "--json", home=tmp_path)
     assert pulled.returncode == 0, pulled.stderr
@@ -136,12 +136,12 @@ def test_private_revision_and_further_files(hub: Hub, run: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        ("head", "no reward head among them"),
+        ("head", "but no reward head"),
         ("weights", "holds no weights"),
         ("pickle", "holds only pickles (adapter_model.bin)"),
         ("card", "has no README.md"),
         ("metadata", "cannot be read"),
-        ("base", "is no Hub id"),
+        ("base", "is not a Hub id"),
         ("licence", "license is not known"),
         ("optimizer", "is a pickle"),
     ],
@@ -181,7 +181,7 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_new_ones(
     hub.put(REPO, {"model.safetensors": b"old", "notes.txt": b"kept"})
     done = plaudit(hub, "push", run, REPO, home=tmp_path)
     assert done.returncode == 2
-    assert "already holds model.safetensors" in done.stderr
+    assert "holds model.safetensors, which this folder does not have" in done.stderr
     assert set(hub.files(REPO)) == {"model.safetensors", "notes.txt"}
     done = plaudit(hub, "push", run, REPO, "--replace", home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -256,13 +256,16 @@ def test_what_cannot_be_found_or_reached_is_one_sentence(
     cases = [
         (
             plaudit(hub, "pull", "no/such", "--out", tmp_path / "a", home=tmp_path),
-            "knows no no/such",
+            "no/such is not on the Hub",
         ),
         (
             plaudit(hub, "pull", REPO, "--out", tmp_path / "a", "--revision", "x", home=tmp_path),
             "no such revision",
         ),
-        (plaudit(hub, "pull", "not an id", "--out", tmp_path / "a", home=tmp_path), "is no Hub id"),
+        (
+            plaudit(hub, "pull", "not an id", "--out", tmp_path / "a", home=tmp_path),
+            "is not a Hub id",
+        ),
         (plaudit(None, "pull", REPO, "--out", tmp_path / "a", home=tmp_path), "cannot be reached"),
         (plaudit(hub, "push", tmp_path / "none", REPO, home=tmp_path), "No folder at"),
         (plaudit(hub, "pull", REPO, "--out", run, home=tmp_path), "already exists"),

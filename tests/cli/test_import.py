@@ -35,7 +35,7 @@ def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
     ):
         assert words in said
     card = (out / "README.md").read_text()
-    assert "do not record its training data" in card
+    assert "do not record the training data" in card
     assert card.startswith("---\nlibrary_name: peft")
     recorded = rows(LLAMA_FACTORY / "scores.jsonl")[:4]
     data = write_jsonl(tmp_path / "rows.jsonl", [without_scores(row) for row in recorded])
@@ -71,7 +71,7 @@ def test_a_refused_import_says_one_sentence_and_leaves_nothing(tmp_path: Path) -
     out = tmp_path / "out"
     done = plaudit_command("import", folder, "--out", out, "--base", BASE)
     assert done.returncode == 2
-    assert "is lost (OpenRLHF saves LoRA this way)" in done.stderr
+    assert "were not saved (OpenRLHF saves LoRA this way)" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
     shutil.copytree(folder, out)

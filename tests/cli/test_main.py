@@ -87,7 +87,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
 ) -> None:
     missing = tmp_path / "[bold]none[/bold].yaml"
     assert main(["plan", str(missing)]) == 2
-    assert capsys.readouterr().err == (f"plaudit: {missing}: there is no such recipe file.\n")
+    assert capsys.readouterr().err == (f"plaudit: {missing}: the recipe file does not exist.\n")
 
 
 def test_what_data_says_is_not_markup_and_not_terminal_codes() -> None:

@@ -109,7 +109,7 @@ def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path
                 "lost/checkpoints/checkpoint-9/training_recipe.yaml to lost/recipe.yaml."
             ),
         ),
-        (["gone.yaml"], "gone.yaml: there is no such recipe file."),
+        (["gone.yaml"], "gone.yaml: the recipe file does not exist."),
         (["mine.yaml", "--resume"], "name the run folder"),
     ],
     ids=str,
@@ -176,7 +176,7 @@ def test_init_writes_a_recipe_and_never_overwrites(
     ("words", "said"),
     [
         (["score", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl already exists"),
-        (["score", "gone", "pairs.jsonl", "--out", "new.txt"], "unknown ending"),
+        (["score", "gone", "pairs.jsonl", "--out", "new.txt"], "unknown file extension"),
         (["score", "gone", "pairs.jsonl", "--out", "mine.yaml/new.csv"], "could not be written"),
         (["best-of", "gone", "pairs.jsonl", "--out", "held.jsonl"], "held.jsonl already exists"),
         (["score", "gone", "nothing.jsonl"], "nothing.jsonl does not exist"),

@@ -232,7 +232,7 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
     for out, name, message in (
         ("o.jsonl", "explicit_text", "none of the 3 rows can be written: 3 messages"),
         ("o.csv", "nemo", "CSV cannot hold the lists of the format nemo"),
-        ("o.jsonl.gz", "alpaca", "LLaMA-Factory reads no .jsonl.gz files"),
+        ("o.jsonl.gz", "alpaca", "LLaMA-Factory does not read .jsonl.gz files"),
         ("o.xml", "ranked", "unknown file extension; expected one of .jsonl"),
         ("in.jsonl", "ranked", "already exists"),
     ):

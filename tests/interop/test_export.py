@@ -129,7 +129,7 @@ def test_normalisation_is_carried_as_each_tool_has_it(finished_run: Path, tmp_pa
     assert config["value_head_prefix"] == "score"
     assert (config["mean"], config["std"]) == (mean, std)
     adapter = export(finished_run, "adapter", tmp_path / "adapter", ExportOptions(normalize=True))
-    assert any("no place for a normalisation" in note for note in adapter.notes)
+    assert any("cannot store a normalization" in note for note in adapter.notes)
 
 
 def test_a_base_beside_the_adapter_goes_with_it(
@@ -299,7 +299,7 @@ def test_other_scores_leave_nothing_behind(
 ) -> None:
     damaged = replace(write.MERGED_EXPORTER, read=broken(write.MERGED_EXPORTER.read))
     monkeypatch.setattr(write, "MERGED_EXPORTER", damaged)
-    with pytest.raises(ParityError, match="gives other scores"):
+    with pytest.raises(ParityError, match="gives different scores"):
         export(finished_run, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +313,7 @@ def test_a_lost_chat_template_is_found(
         return write.read(folder, base)
 
     monkeypatch.setattr(write, "MERGED_EXPORTER", replace(write.MERGED_EXPORTER, read=read))
-    with pytest.raises(ParityError, match="encodes 32 of 32 responses otherwise"):
+    with pytest.raises(ParityError, match="gives other token ids than the model for 32 of 32"):
         export(finished_run, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -368,7 +368,7 @@ def test_openrlhfs_own_text_rule_is_compared(finished_run: Path, tmp_path: Path)
     assert done.parity.text_differs == done.parity.responses
     assert done.parity.text_difference is not None
     assert done.parity.text_difference > 1e-3
-    assert any("makes other tokens of 32 of 32" in note for note in done.notes)
+    assert any("gives other token ids than this model for 32 of 32" in note for note in done.notes)
     same = export(finished_run, "openrlhf", tmp_path / "same")
     assert same.parity is not None
     assert same.parity.text_differs == 0

@@ -136,13 +136,13 @@ def test_num_samples_is_a_number_of_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"ranking": False}, "is no ranking"),
+        ({"ranking": False}, "is not a ranking"),
         ({"columns": {"kto_tag": "label"}}, "labels of single answers"),
-        ({"columns": {"images": "images"}}, "has images, but text alone is read"),
-        ({"columns": ["chosen"]}, "columns is no object of names"),
+        ({"columns": {"images": "images"}}, "has images, but plaudit reads only text"),
+        ({"columns": ["chosen"]}, "columns is not an object"),
         ({"num_samples": "many"}, "num_samples is 'many'"),
         ({"formatting": "chatml"}, "formatting is 'chatml'"),
-        ({"file_name": None}, "no file_name and no hf_hub_url"),
+        ({"file_name": None}, "neither file_name nor hf_hub_url"),
         ({"file_name": None, "ms_hub_url": "a/b"}, "is on ModelScope; download it"),
         ({"file_name": "gone.json"}, "gone.json does not exist"),
         (
@@ -166,9 +166,9 @@ def test_a_missing_entry_names_the_nearest(tmp_path: Path) -> None:
     assert "did you mean pairs?" in complaint(Source(path=path, subset="pair"))
     assert "describes pairs; choose an entry with `subset`" in complaint(Source(path=path))
     Path(path).write_text("[1]")
-    assert "holds no entries" in complaint(Source(path=path, subset="pairs"))
+    assert "is not a JSON object" in complaint(Source(path=path, subset="pairs"))
     Path(path).write_text("{")
-    assert "broken JSON" in complaint(Source(path=path, subset="pairs"))
+    assert "invalid JSON" in complaint(Source(path=path, subset="pairs"))
 
 
 def pairs_csv(folder: Path) -> Path:

@@ -46,7 +46,7 @@ def test_a_real_runs_yaml() -> None:
     keys = set(read_draft(RUN / "reward.yaml").values)
     assert keys <= {note.key for note in translated.notes}
     assert not [note for note in translated.notes if note.outcome == "unknown"]
-    assert any("bias behind 10% dropout" in note.words for note in translated.notes)
+    assert any("bias and 10% dropout" in note.words for note in translated.notes)
 
 
 def test_every_key_says_what_became_of_it() -> None:
@@ -111,7 +111,7 @@ def test_several_data_sets_are_concatenated_or_interleaved() -> None:
     assert mixed.stopping_strategy == "all_exhausted"
     evaluated = recipe_of(eval_dataset="c,d", dataset_dir="ONLINE", streaming=True).data
     assert [(s.path, s.streaming) for s in evaluated.eval] == [("c", True), ("d", True)]
-    assert "2 data sets; expected one each" in complaint(
+    assert "2 data sets; expected one number per data set" in complaint(
         LEAST | {"dataset": "a,b", "mix_strategy": "interleave_under", "interleave_probs": "1"}
     )
 
@@ -126,19 +126,19 @@ def test_saving_follows_evaluation() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"stage": "dpo"}, "stage is 'dpo', but plaudit trains reward models alone"),
+        ({"stage": "dpo"}, "stage is 'dpo', but plaudit trains only reward models"),
         ({"stage": None}, "stage is null"),
         ({"dataset": None}, "dataset is missing"),
         ({"model_name_or_path": ""}, "model_name_or_path is missing"),
-        ({"val_size": 0.1, "eval_dataset": "b"}, "val_size and eval_dataset both say"),
+        ({"val_size": 0.1, "eval_dataset": "b"}, "val_size and eval_dataset both set"),
         ({"val_size": "some"}, "val_size is 'some'; expected a number"),
         ({"finetuning_type": "freeze"}, "finetuning_type is 'freeze'"),
-        ({"quantization_bit": 8}, "quantizes to 4 bits alone"),
-        ({"adapter_name_or_path": "a,b"}, "only one adapter"),
+        ({"quantization_bit": 8}, "supports only 4-bit quantization"),
+        ({"adapter_name_or_path": "a,b"}, "a single adapter"),
         ({"use_galore": True}, "use_galore is true, but"),
-        ({"rope_scaling": "yarn"}, "that would train another model"),
+        ({"rope_scaling": "yarn"}, "it would train a different model"),
         ({"dataset_dir": "REMOTE:a/b"}, "download that dataset_info.json"),
-        ({"disable_shuffling": True}, "rows are always shuffled"),
+        ({"disable_shuffling": True}, "always shuffles the training rows"),
     ],
 )
 def test_what_would_be_another_run_is_refused(settings: dict[str, Any], expected: str) -> None:

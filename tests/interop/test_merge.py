@@ -140,7 +140,7 @@ def test_what_is_known_of_a_member_is_not_said_of_the_average(
     done = merge([member, other_run], tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "plaudit.json").read_text())
     assert facts["temperature"] is facts["reward_mean"] is facts["reward_std"] is None
-    assert any("not inherited" in note for note in done.notes)
+    assert any("not carried over" in note for note in done.notes)
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record["checked"]
     assert record["weights"] == [0.5, 0.5]
@@ -161,8 +161,8 @@ def test_what_is_known_of_a_member_is_not_said_of_the_average(
         ("pad_token", "<s>", "different padding tokens"),
         ("text", "text", "different kinds of text"),
         ("kind", "full", "not both adapters"),
-        ("base_revision", "abc", "only models of one base"),
-        ("base", "/another/base", "only models of one base"),
+        ("base_revision", "abc", "expected models with the same base"),
+        ("base", "/another/base", "expected models with the same base"),
     ],
 )
 def test_models_that_have_no_average(
@@ -191,8 +191,8 @@ def test_other_tokenizers_are_refused(finished_run: Path, tmp_path: Path) -> Non
     [
         ([0.5], "1 numbers for 2 models"),
         ([0.5, 0.6], "add up to 1"),
-        ([1.5, -0.5], "from 0 on"),
-        ([float("nan"), 1.0], "from 0 on"),
+        ([1.5, -0.5], "of at least 0"),
+        ([float("nan"), 1.0], "of at least 0"),
     ],
 )
 def test_weights_that_do_not_fit(
@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit(
 
 
 def test_one_model_and_a_taken_name(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has no average"):
+    with pytest.raises(ModelError, match="Cannot average a single model"):
         merge([finished_run], tmp_path / "out")
     with pytest.raises(OutputError, match="already exists"):
         merge([finished_run, finished_run], finished_run)
@@ -221,6 +221,6 @@ def test_a_wrong_average_leaves_nothing_behind(
         save_file({k: v * 1.01 for k, v in found.items()}, path, metadata={"format": "pt"})
 
     monkeypatch.setattr(merging, "save_adapter", damaged)
-    with pytest.raises(ParityError, match="The merged model gives other scores"):
+    with pytest.raises(ParityError, match="The merged model gives different scores"):
         merge([finished_run, other_run], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

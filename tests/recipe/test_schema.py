@@ -122,10 +122,10 @@ MISTAKES = {
     "train.learning_rat=1": "`train.learning_rat` is not a key of the train section; did you mean "
     "`learning_rate`?",
     "trian.seed=1": "`trian` is not a key of a recipe; did you mean `train`?",
-    "tokens.zzz=1": "it has max_length, truncation, chat_template",
+    "tokens.zzz=1": "expected one of max_length, truncation, chat_template",
     "data.train=[{pth: a}]": "`data.train.0.pth` is not a key of the data.train.0 section; did "
     "you mean `path`?",
-    "train.warmup_ratio=0.1": "write train.warmup_steps with a value below 1",
+    "train.warmup_ratio=0.1": "set train.warmup_steps to a value below 1",
     "lora.rank=8": "did you mean `r`?",
     "model.dtype=bf16": "`model.dtype` is 'bf16', but must be auto, float32, bfloat16 or float16",
     "tokens.max_length=1": "`tokens.max_length` is 1, but must be a whole number of at least 2",
@@ -140,22 +140,22 @@ MISTAKES = {
     "tokens.template=llama3": "must be a mapping of tool, name, release",
     "tokens.llamafactory.template=llama3": "write it as tokens.template: {tool: llamafactory",
     "tokens.template={tool: trl, name: a}": "but must be llamafactory or openrlhf",
-    "tokens={template: {tool: openrlhf, name: a}, chat_template: b}": "both say how conversations",
+    "tokens={template: {tool: openrlhf, name: a}, chat_template: b}": "both set the chat template",
     "data.train=[{path: a, weight: 2, num_samples: 5}]": "has weight and num_samples, "
-    "which each set how many of its rows are used",
-    "data.train=[{path: a, graded: margin}]": "`data.train.0.graded` is called "
-    "`preference_strength` now.",
-    "data.exhaust=all": "`data.exhaust` is called `stopping_strategy` now.",
-    "evaluate.behaviour=0": "`evaluate.behaviour` is called `perturbation_tests` now.",
-    "data.train=[{path: a, probability: 1}, b]": "a source with a probability and another without",
-    "data.eval=[{path: a, probability: 1}]": "its sets are not mixed; use num_samples or weight",
+    "which all set the number of rows to use",
+    "data.train=[{path: a, graded: margin}]": "`data.train.0.graded` was renamed to "
+    "`preference_strength`.",
+    "data.exhaust=all": "`data.exhaust` was renamed to `stopping_strategy`.",
+    "evaluate.behaviour=0": "`evaluate.behaviour` was renamed to `perturbation_tests`.",
+    "data.train=[{path: a, probability: 1}, b]": "sources with and without a probability",
+    "data.eval=[{path: a, probability: 1}]": "are not mixed; use num_samples or weight",
     "data.train=[{path: a, preference_strength: loud}]": "must be ignore, margin or weight",
     "data.train=[{path: a, num_samples: 0}]": "must be a whole number of at least 1",
     "model=big": "`model` is 'big', but must be a mapping of base, revision",
     "train=[1]": "`train` is [1], but must be a mapping",
     "lora=all": "`lora` is 'all', but must be a mapping",
-    "model={}": "`model.base` is missing; name a base model",
-    "data.train=null": "`data.train` is missing; name a file",
+    "model={}": "`model.base` is missing; set it to",
+    "data.train=null": "`data.train` is missing; set it to a file",
     "train.num_train_epochs=0": "`train.num_train_epochs` is 0, but must be a number above 0",
     "train.learning_rate=-1": "must be a number of at least 0",
     "train.learning_rate=.inf": "`train.learning_rate` is inf, but must be",
@@ -177,13 +177,13 @@ MISTAKES = {
     "lora.lora_dropout=1": "must be a number of at least 0 and below 1",
     "lora.eva_config={}": "takes a Python object",
     "train.output_dir=x": "set the run folder with --out",
-    "train.hub_token=x": "must hold no secret",
+    "train.hub_token=x": "must not hold secrets",
     "lora.task_type=SEQ_CLS": "managed by plaudit",
     "data.seed.x=1": "`data.seed` is {'x': 1}, but must be a whole number",
-    "model.base.x=1": "`base` is 'some/base' in this recipe and has no keys to set",
+    "model.base.x=1": "`base` is 'some/base' in this recipe and has no keys",
     "nonsense": "--set nonsense: expected section.key=value",
     "a..b=1": "expected section.key=value",
-    "model.base=[": "this is not valid YAML",
+    "model.base=[": "invalid YAML",
 }
 
 
@@ -199,9 +199,9 @@ def test_a_mistake_is_one_sentence_that_names_the_key(
     [
         (["train.eval_steps=100", "train.save_steps=150"], "set save_steps to 100"),
         (["train.eval_steps=0.1", "train.save_steps=500"], "set save_steps to 0.1"),
-        (["train.eval_strategy=steps", "train.save_strategy=epoch"], "needs one schedule"),
+        (["train.eval_strategy=steps", "train.save_strategy=epoch"], "needs the same strategy"),
         (["train.save_strategy=no", "train.load_best_model_at_end=true"], "evaluation and saving"),
-        (["data.eval_fraction=null", "train.eval_strategy=steps"], "nothing to evaluate on"),
+        (["data.eval_fraction=null", "train.eval_strategy=steps"], "there is no evaluation data"),
         (["data.eval_fraction=null", "evaluate.early_stopping_patience=2"], "set data.eval"),
         (["lora=null", "model.quantize=4bit"], "quantized weights cannot be trained"),
         (["data.eval_fraction=0.5", "data.test_fraction=0.5"], "leaves nothing to train on"),
@@ -217,12 +217,12 @@ def test_keys_that_contradict_each_other(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "a recipe is a mapping of sections"),
-        (b"- a\n- b\n", "but this file holds ['a', 'b']"),
-        (b"model: {base: x}\ndata: {train: [a\n", "recipe.yaml:3: this is not valid YAML"),
-        (b"model: {base: x}\nmodel: {base: y}\n", "recipe.yaml:2: this is not valid YAML: the key"),
+        (b"", "expected a recipe, a mapping of sections"),
+        (b"- a\n- b\n", "this file holds ['a', 'b']"),
+        (b"model: {base: x}\ndata: {train: [a\n", "recipe.yaml:3: invalid YAML"),
+        (b"model: {base: x}\nmodel: {base: y}\n", "recipe.yaml:2: invalid YAML: duplicate key"),
         (b"\xff\xfe\x00\x01", "not a text file"),
-        (b"model: \x00\n", "not valid YAML"),
+        (b"model: \x00\n", "invalid YAML"),
     ],
     ids=["empty", "list", "broken", "twice", "binary", "control"],
 )
@@ -252,7 +252,7 @@ def test_aliases_without_end_are_an_error(key: str, inside: str, tmp_path: Path)
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model: {{base: x}}\n{key}:\n    {inside}", encoding="utf-8")
     (problem,) = problems_of(path)
-    assert re.match(rf"{re.escape(str(path))}:\d+: the aliases here stand for more than", problem)
+    assert re.match(rf"{re.escape(str(path))}:\d+: the YAML aliases expand to more than", problem)
 
 
 def test_what_an_alias_stands_for_has_its_lines(recipe_file: Path) -> None:
@@ -435,7 +435,7 @@ def test_the_recipes_are_package_data() -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "there is no such recipe file" in refusal(tmp_path / "none.yaml")
+    assert "the recipe file does not exist" in refusal(tmp_path / "none.yaml")
     assert "cannot be read" in refusal(tmp_path)
 
 

@@ -52,7 +52,7 @@ _COLUMNS: Final = {
 
 _MEDIA: Final = ("images", "videos", "audios")
 _ELSEWHERE: Final = {
-    "script_url": "a loading script, which is not run here",
+    "script_url": "a loading script, which plaudit does not run",
     "cloud_file_name": "a file in a cloud store",
     "ms_hub_url": "ModelScope",
     "om_hub_url": "Modelers",
@@ -89,14 +89,19 @@ def _entry(source: Source) -> Mapping[str, Any]:
     if source.subset is None:
         raise DataError(
             f"{source.path} describes {', '.join(entries) or 'nothing'}; choose an entry with"
-            f" `subset`, on a command line as {FILE_NAME}:ENTRY."
+            f" `subset` (on a command line: {FILE_NAME}:ENTRY)."
         )
     if source.subset not in entries:
-        hint = did_you_mean(source.subset, entries, f"it has {', '.join(entries) or 'none'}.")
+        hint = did_you_mean(
+            source.subset, entries, f"expected one of {', '.join(entries) or 'none'}."
+        )
         raise DataError(f"{source.path} has no entry {source.subset}; {hint}")
     entry = entries[source.subset]
     if not isinstance(entry, dict):
-        raise DataError(f"{source.path}: {source.subset} is no object; expected its description.")
+        raise DataError(
+            f"{source.path}: {source.subset} is not an object; expected the description of a data"
+            " set."
+        )
     return entry
 
 
@@ -107,9 +112,11 @@ def _read_entries(path: Path, shown: str) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{shown} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown}: broken JSON ({error}).") from error
+        raise DataError(f"{shown}: invalid JSON ({error}).") from error
     if not isinstance(entries, dict):
-        raise DataError(f"{shown} holds no entries; expected an object of data sets by name.")
+        raise DataError(
+            f"{shown} is not a JSON object; expected data set names mapped to their descriptions."
+        )
     return entries
 
 
@@ -119,17 +126,19 @@ def _check_usable(entry: Mapping[str, Any], where: str) -> None:
         if not isinstance(names, dict) or not all(
             value is None or isinstance(value, str) for value in names.values()
         ):
-            raise DataError(f"{where}: {key} is no object of names; expected texts by name.")
+            raise DataError(f"{where}: {key} is not an object; expected names mapped to names.")
     if columns.get("kto_tag"):
-        raise DataError(f"{where} has labels of single answers (kto_tag), and no pairs to compare.")
+        raise DataError(
+            f"{where} has labels of single answers (kto_tag), so it has no pairs to compare."
+        )
     if not entry.get("ranking"):
         raise DataError(
-            f"{where} is no ranking, so it has no pairs to compare; set its `ranking` to true if it"
-            " has chosen and rejected answers."
+            f"{where} is not a ranking, so it has no pairs to compare; set its `ranking` to true"
+            " if it has chosen and rejected answers."
         )
     media = [name for name in _MEDIA if columns.get(name)]
     if media:
-        raise DataError(f"{where} has {' and '.join(media)}, but text alone is read.")
+        raise DataError(f"{where} has {' and '.join(media)}, but plaudit reads only text.")
     samples = entry.get("num_samples")
     if samples is not None and (not isinstance(samples, int) or samples < 1):
         raise DataError(f"{where}: num_samples is {samples!r}; expected a number of rows.")
@@ -145,7 +154,7 @@ def _place(entry: Mapping[str, Any], source: Source, where: str) -> dict[str, An
         raise DataError(f"{where} is on {elsewhere[0]}; download it and give it a file_name.")
     name = entry.get("file_name")
     if not isinstance(name, str):
-        raise DataError(f"{where} has no file_name and no hf_hub_url; expected one of them.")
+        raise DataError(f"{where} has neither file_name nor hf_hub_url; expected one of them.")
     folder = Path(source.path).expanduser().parent
     # A file is always streamed, so asking for it is no mistake here.
     parts = dict.fromkeys(("split", "subset", "data_dir"))
@@ -211,7 +220,10 @@ def read_alpaca_output(row: Row) -> ParsedRow:
     """The same as LLaMA-Factory had it until 0.7.1: ``output`` holds the better, then the worse."""
     outputs = values.texts(row, "output")
     if len(outputs) != 2:
-        raise DataError(f"output holds {len(outputs)} texts; expected the better and the worse.")
+        raise DataError(
+            f"output holds {len(outputs)} texts; expected two: the chosen and the rejected"
+            " response."
+        )
     return pair(_alpaca_prompt(row), assistant_turn(outputs[0]), assistant_turn(outputs[1]))
 
 
@@ -252,7 +264,10 @@ def _alpaca_prompt(row: Row) -> Messages:
     if row.get("history") is not None:
         for index, turn in enumerate(values.items(row, "history")):
             if not values.is_texts(turn) or len(turn) != 2:
-                raise DataError(f"history[{index}] is no question and its answer, as two texts.")
+                raise DataError(
+                    f"history[{index}] is invalid; expected a question and its answer, as two"
+                    " texts."
+                )
             earlier += [*user_turn(turn[0]), *assistant_turn(turn[1])]
     last = "\n".join(text for text in (instruction, query) if text is not None)
     return with_system_turn(values.optional_text(row, "system"), (*earlier, *user_turn(last)))
@@ -268,10 +283,10 @@ def sharegpt_turn(value: Any, what: str) -> tuple[str, Message]:
     """
     if not is_sharegpt(value):
         found = values.listed(value) if isinstance(value, dict) else values.kind(value)
-        raise DataError(f"{what} has no from and value (found: {found}); expected a turn.")
+        raise DataError(f"{what} has no from and value (found: {found}); expected a ShareGPT turn.")
     name, content = value["from"], value["value"]
     if not isinstance(name, str) or not isinstance(content, str):
-        raise DataError(f"{what} has a from or value that is no text; expected text in both.")
+        raise DataError(f"{what} has a from or value that is not text; expected text in both.")
     calls = _tool_calls(content) if name == "function_call" else None
     if calls is not None:
         return name, Message(role="assistant", content="", extra={"tool_calls": calls})
@@ -398,7 +413,8 @@ def _check_out(out: Path) -> None:
     ending = row_file_ending(out)
     if ending not in _READS:
         raise OutputError(
-            f"--out {out}: LLaMA-Factory reads no {ending} files; choose a name that ends in .json."
+            f"--out {out}: LLaMA-Factory does not read {ending} files; choose a name that ends in"
+            " .json."
         )
     _entries_beside(out)
 
@@ -417,8 +433,7 @@ def _entries_beside(out: Path) -> dict[str, Any]:
         return _read_entries(path, str(path)) if path.exists() else {}
     except DataError as error:
         raise OutputError(
-            f"no entry can be added to a file that is there already: {error} Choose another folder"
-            " with --out."
+            f"cannot add an entry to the existing file: {error} Choose another folder with --out."
         ) from error
 
 

@@ -91,16 +91,16 @@ def open_llamafactory(contents: Contents) -> OpenedModel:
     readings = {_reading(tokenizer, known) for known in possible}
     if version is None and (len(readings) > 1 or len({str(row.strings()) for row in rows}) > 1):
         raise ModelError(
-            f"The files of {contents.source} do not tell which LLaMA-Factory trained it, and the "
-            f"template {name} changed its text or its scored token between releases; name it with "
-            "plaudit import and --source-version (0.8.2 stands for mid-2024 and before)."
+            f"The files of {contents.source} do not record the LLaMA-Factory release, and the"
+            f" template {name} changed its text or its scored token between releases; pass the"
+            " release to plaudit import with --source-version (0.8.2 for mid-2024 and before)."
         )
     scored_token = readings.pop()
     notes = [version_note, template_note]
     if scored_token.rule != "last":
         notes.append(
-            f"its padding token is its end token {tokenizer.pad_token}, so the token before that "
-            f"is scored, as in LLaMA-Factory {version}"
+            f"its padding token is its end token {tokenizer.pad_token}, so the token before it is"
+            f" scored, as in LLaMA-Factory {version}"
         )
     if bias:
         notes.append(f"its value head has a bias ({bias:.6g}), which is added to every reward")
@@ -124,8 +124,8 @@ def _head(contents: Contents) -> tuple[Tensor, float]:
     tensors = read_tensors(contents.folder, VALUE_HEAD)
     if WEIGHT not in tensors or tensors[WEIGHT].ndim != 2 or tensors[WEIGHT].shape[0] != 1:
         raise ModelError(
-            f"{contents.value_head} holds {', '.join(sorted(tensors)) or 'nothing'}; expected "
-            f"{WEIGHT} of one row and {BIAS}, as LLaMA-Factory writes them."
+            f"{contents.value_head} holds {', '.join(sorted(tensors)) or 'nothing'}; expected"
+            f" {WEIGHT} with one row and {BIAS}, as LLaMA-Factory writes them."
         )
     bias = tensors.get(BIAS)
     return tensors[WEIGHT].float(), 0.0 if bias is None else float(bias.reshape(-1)[0])
@@ -136,7 +136,7 @@ def _version(contents: Contents) -> tuple[str | None, str]:
     stated = _stated(contents.options.source_version, contents, _RULES_LINE)
     if stated is not None:
         version, where = stated
-        return rule_version(version), f"read by the rules of LLaMA-Factory {version}, {where}"
+        return rule_version(version), f"scored by the rules of LLaMA-Factory {version}, {where}"
     peft, transformers = contents.versions.get("peft"), contents.versions.get("transformers")
     inferred = None
     if peft is not None:
@@ -144,13 +144,16 @@ def _version(contents: Contents) -> tuple[str | None, str]:
     elif "exclude_modules" in (contents.adapter or {}):
         inferred = "0.9.3"
     if inferred is None:
-        return None, "its files do not tell the release that trained it, and it makes no difference"
+        return (
+            None,
+            "its files do not record the LLaMA-Factory release, which makes no difference here",
+        )
     versions = ", ".join(
         f"{n} {v}" for n, v in (("PEFT", peft), ("Transformers", transformers)) if v
     )
     return inferred, (
-        f"read by the rules of LLaMA-Factory {inferred}, inferred from "
-        f"{versions or 'its PEFT settings'} (--source-version names another release)"
+        f"scored by the rules of LLaMA-Factory {inferred}, inferred from"
+        f" {versions or 'its PEFT settings'} (--source-version sets another release)"
     )
 
 
@@ -188,12 +191,12 @@ def _template(
     alike = [name for name in NAMES if writes_alike(name, version or RULE_VERSIONS[-1], tokenizer)]
     if not alike:
         raise ModelError(
-            f"The files of {contents.source} do not name its template; name it with plaudit import "
-            f"and --template, one of {', '.join(NAMES)}."
+            f"The files of {contents.source} do not name the template; pass it to plaudit import"
+            f" with --template, one of {', '.join(NAMES)}."
         )
     return alike[0], (
-        f"template {alike[0]}, inferred from the chat template of its tokenizer (--template names "
-        "another)"
+        f"template {alike[0]}, inferred from the chat template of its tokenizer (--template sets"
+        " another)"
     )
 
 
@@ -238,8 +241,8 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
         settings = {"architectures": [_causal_class(source.network)], "tie_word_embeddings": True}
         write_whole(source, folder, options, settings, with_head=False)
         notes.append(
-            "A reward model has no language-model head; config.json ties it to the embeddings, so "
-            "that loading needs no tensor for it. Do not generate with this folder."
+            "A reward model has no language-model head. config.json ties it to the embeddings,"
+            " so that loading needs no tensor for it. Do not generate text with this folder."
         )
     transform = RewardTransform()
     if options.normalize:
@@ -264,8 +267,8 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     metadata, name = source.metadata, source.metadata.rendering.template
     if name is None:
         note = (
-            "LLaMA-Factory renders with the template named in its own YAML, so the chat template "
-            "is not carried: name the one that renders like it."
+            "LLaMA-Factory uses the template named in its own YAML, so the chat template is not"
+            " exported: name the template that renders the same text."
         )
         return [note]
     version = None if metadata.origin is None else metadata.origin.source_version
@@ -279,8 +282,8 @@ def _name_template(source: Exportable, folder: Path) -> list[str]:
     if template_of(name, RULE_VERSIONS[-1]).strings() == metadata.rendering.strings:
         return []
     note = (
-        f"LLaMA-Factory's template {name} has had other text since this model was trained, so "
-        f"current releases score other text; use a release with the rules of {version}."
+        f"LLaMA-Factory changed its template {name} after this model was trained, so current"
+        f" releases render and score other text; use a release with the rules of {version}."
     )
     return [note]
 
@@ -291,8 +294,8 @@ def _causal_class(network: Any) -> str:
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(network.config), None)
     if causal is None:
         raise ModelError(
-            f"transformers has no causal language model of type {network.config.model_type}, which "
-            "LLaMA-Factory needs; export with --to merged."
+            f"transformers has no causal language model of type {network.config.model_type},"
+            " which LLaMA-Factory needs; export it with --to merged."
         )
     return str(causal.__name__)
 
@@ -315,12 +318,12 @@ def read(folder: Path, base: str) -> Scorer:
 
 EXPORTER = Exporter(
     usage=(
-        "In the YAML of LLaMA-Factory's PPO stage, with the template that renders like the one it "
-        "was trained with:\n\n```yaml\nreward_model: path/to/this/folder\n"
-        "reward_model_type: KIND\n```"
+        "In the YAML of LLaMA-Factory's PPO stage, with the template that renders the same text"
+        " as in training:\n\n"
+        "```yaml\nreward_model: path/to/this/folder\nreward_model_type: KIND\n```"
     ),
     plain=False,
-    help="adapter or model with value_head.safetensors for LLaMA-Factory",
+    help="an adapter or model with value_head.safetensors for LLaMA-Factory",
     layout="either",
     write=write,
     read=read,

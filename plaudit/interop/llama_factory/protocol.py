@@ -21,13 +21,14 @@ class EvaluationRequest(Body):
 
     messages: Many[str]
     max_length: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Reject longer texts; their end is what is scored."
+        default=None,
+        description="Reject texts with more tokens. Texts are never truncated.",
     )
 
     def parts(self) -> list[str]:
         if not self.messages:
             raise RejectionError(
-                "bad_request", "messages is empty; give at least one.", param="messages"
+                "bad_request", "messages is empty; expected at least one text.", param="messages"
             )
         return self.messages
 

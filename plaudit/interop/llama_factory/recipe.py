@@ -64,7 +64,7 @@ def translate(settings: Settings, where: str) -> Translation:
 
 def _decide(key: str, settings: Settings) -> Decision:
     if key in settings and settings[key] is None:
-        return _ignore("it is null, which leaves the default")
+        return _ignore("it is null, so the default applies")
     rule = _rule(key)
     decision = _ignore(rule) if isinstance(rule, str) else rule(key, settings)
     if _is_full(settings) and any(place.startswith("lora.") for place in decision.sets):
@@ -91,13 +91,13 @@ def _check_run(settings: Settings) -> None:
     stage = settings.get("stage", "sft")
     if stage != "rm":
         raise RecipeError(
-            f"stage is {shown(stage)}, but plaudit trains reward models alone; expected stage: rm."
+            f"stage is {shown(stage)}, but plaudit trains only reward models; expected stage: rm."
         )
-    for key, why in (("model_name_or_path", "the base"), ("dataset", "the data to train on")):
+    for key, why in (("model_name_or_path", "the base model"), ("dataset", "the data to train on")):
         if not settings.get(key):
-            raise RecipeError(f"{key} is missing; it names {why}.")
+            raise RecipeError(f"{key} is missing; set it to {why}.")
     if settings.get("val_size") and settings.get("eval_dataset"):
-        raise RecipeError("val_size and eval_dataset both say what is held out; keep one.")
+        raise RecipeError("val_size and eval_dataset both set the held-out data; keep one.")
 
 
 def _is_full(settings: Settings) -> bool:
@@ -141,7 +141,7 @@ def _one_of(why: str, *choices: tuple[Any, Decision]) -> Rule:
 
 def _unsupported(why: str, *, harmless: Sequence[Any] = (False, 0)) -> Rule:
     """Only values that ask for nothing can stand."""
-    return _one_of(why, *((value, _ignore("it asks for nothing")) for value in harmless))
+    return _one_of(why, *((value, _ignore("it is off")) for value in harmless))
 
 
 def _argument(key: str, settings: Settings) -> Decision:
@@ -151,7 +151,7 @@ def _argument(key: str, settings: Settings) -> Decision:
 def _unknown(key: str, settings: Settings) -> Decision:
     guess = nearest(key, [*KEYS, *HF_KEYS["train"]])
     hint = f"; did you mean {guess}?" if guess else ""
-    words = f"no key of LLaMA-Factory's reward stage that is known here{hint}"
+    words = f"not a known key of LLaMA-Factory's reward stage{hint}"
     return Decision(words, outcome="unknown")
 
 
@@ -159,8 +159,8 @@ def _adapter(key: str, settings: Settings) -> Decision:
     names = _names(settings[key])
     if len(names) > 1 or settings.get("create_new_adapter"):
         raise RecipeError(
-            f"adapter_name_or_path is {shown(settings[key])}: only one adapter can be trained on;"
-            " merge the others into the base first, and take out create_new_adapter."
+            f"adapter_name_or_path is {shown(settings[key])}, but plaudit trains a single"
+            " adapter; merge the others into the base first, and remove create_new_adapter."
         )
     words = "model.base: the adapter, with its own settings and head"
     return Decision(words, {"model.base": names[0]})
@@ -168,7 +168,7 @@ def _adapter(key: str, settings: Settings) -> Decision:
 
 def _base(key: str, settings: Settings) -> Decision:
     if settings.get("adapter_name_or_path"):
-        return _ignore("the adapter of adapter_name_or_path names its base itself")
+        return _ignore("the adapter of adapter_name_or_path records its base")
     return _to("model.base")(key, settings)
 
 
@@ -180,13 +180,13 @@ def _revision(key: str, settings: Settings) -> Decision:
 
 def _pure_bf16(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return _ignore("it asks for nothing")
+        return _ignore("it is off")
     return Decision("model.dtype: bfloat16", {"model.dtype": "bfloat16"})
 
 
 def _checkpointing(key: str, settings: Settings) -> Decision:
     on = not settings.get(key, False)
-    said = "" if key in settings else ", as is LLaMA-Factory's default"
+    said = "" if key in settings else ", LLaMA-Factory's default"
     return Decision(
         f"train.gradient_checkpointing: {shown(on)}{said}", {"train.gradient_checkpointing": on}
     )
@@ -197,7 +197,7 @@ def _lora_rank(key: str, settings: Settings) -> Decision:
     if settings.get("lora_alpha"):
         return _to("lora.r")(key, settings)
     return Decision(
-        "lora.r, and lora.lora_alpha twice as large, as is LLaMA-Factory's default",
+        "lora.r, and lora.lora_alpha = 2 * lora_rank, LLaMA-Factory's default",
         {
             "lora.r": rank,
             "lora.lora_alpha": 2 * rank if isinstance(rank, int) else LORA_DEFAULTS["lora_alpha"],
@@ -214,7 +214,7 @@ def _lora_target(key: str, settings: Settings) -> Decision:
 
 def _pissa(key: str, settings: Settings) -> Decision:
     if not settings[key]:
-        return _ignore("it asks for nothing")
+        return _ignore("it is off")
     rounds = settings.get("pissa_iter", 16)
     init = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
     return Decision("lora.init_lora_weights", {"lora.init_lora_weights": init})
@@ -237,7 +237,7 @@ def _dataset(key: str, settings: Settings) -> Decision:
         if len(shares) != len(names):
             raise RecipeError(
                 f"interleave_probs has {len(shares)} numbers for {len(names)} data sets; expected"
-                " one each."
+                " one number per data set."
             )
         for source, share in zip(sources, shares, strict=True):
             source["probability"] = _number("interleave_probs", share)
@@ -254,7 +254,8 @@ def _source(name: str, settings: Settings) -> dict[str, Any]:
     folder = str(settings.get("dataset_dir") or "data")
     if folder.startswith("REMOTE:"):
         raise RecipeError(
-            f"dataset_dir is {shown(folder)}: download that dataset_info.json and name its folder."
+            f"dataset_dir is {shown(folder)}; download that dataset_info.json and set dataset_dir"
+            " to its folder."
         )
     source: dict[str, Any] = (
         {"path": name}
@@ -272,12 +273,12 @@ def _val_size(key: str, settings: Settings) -> Decision:
     size = _number(key, settings.get(key, 0))
     if size <= 1e-6:
         return Decision(
-            "data.eval_fraction: null; nothing is held out", {"data.eval_fraction": None}
+            "data.eval_fraction: null, so nothing is held out", {"data.eval_fraction": None}
         )
     place, value = ("data.eval_rows", int(size)) if size > 1 else ("data.eval_fraction", size)
     return Decision(
-        f"{place}, and data.split_by: row, as LLaMA-Factory splits; prompts on both sides are"
-        " counted (data.split_by=prompt keeps them apart)",
+        f"{place}, and data.split_by: row, as in LLaMA-Factory; prompts on both sides of the"
+        " split are counted (data.split_by=prompt avoids them)",
         {place: value, "data.split_by": "row"},
     )
 
@@ -289,22 +290,24 @@ def _seed(key: str, settings: Settings) -> Decision:
 def _cutoff(key: str, settings: Settings) -> Decision:
     said = "" if key in settings else f" ({CUTOFF} is LLaMA-Factory's default)"
     return Decision(
-        f"tokens.max_length{said}, and tokens.truncation: proportional, which cuts the ends of"
-        " prompt and answers as there and counts them (tokens.truncation=drop leaves them out)",
+        f"tokens.max_length{said}, and tokens.truncation: proportional, which truncates the ends"
+        " of prompt and answers as LLaMA-Factory does and counts them (tokens.truncation=drop"
+        " skips such rows)",
         {"tokens.max_length": settings.get(key, CUTOFF), "tokens.truncation": "proportional"},
     )
 
 
 def _template(key: str, settings: Settings) -> Decision:
     return Decision(
-        f"tokens.template, as release {RELEASE} had it (tokens.template.release=… is another's)",
+        f"tokens.template, in the version of release {RELEASE} (set another with"
+        " tokens.template.release=…)",
         {"tokens.template": {"tool": "llamafactory", "name": settings[key], "release": RELEASE}},
     )
 
 
 def _warmup_ratio(key: str, settings: Settings) -> Decision:
     if settings.get("warmup_steps"):
-        return _ignore("warmup_steps goes before it")
+        return _ignore("warmup_steps takes precedence")
     return _to("train.warmup_steps")(key, settings)
 
 
@@ -314,13 +317,15 @@ def _schedule_of_saving(key: str, settings: Settings) -> Decision:
         return _argument(key, settings)
     strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
     if _is_no(strategy):
-        return _ignore("plaudit evaluates and saves ten times a run where eval_strategy is no")
-    return _ignore("a checkpoint is saved at every evaluation, to keep the best")
+        return _ignore("with eval_strategy no, plaudit evaluates and saves ten times per run")
+    return _ignore("plaudit saves a checkpoint at every evaluation, to keep the best")
 
 
 def _strategy_of_evaluation(key: str, settings: Settings) -> Decision:
     if _is_no(settings[key]) and _holds_out(settings):
-        return _ignore("something is held out, so it is evaluated ten times a run to keep the best")
+        return _ignore(
+            "with held-out data, plaudit evaluates ten times per run to keep the best checkpoint"
+        )
     return _argument("eval_strategy", {"eval_strategy": settings[key]})
 
 
@@ -343,62 +348,63 @@ def _number(key: str, value: Any) -> float:
         raise RecipeError(f"{key} is {shown(value)}; expected a number.") from None
 
 
-_GENERATION = "it is for generating text, and a reward model generates none"
+_GENERATION = "it applies to text generation"
 _SPEED = "it changes no result; plaudit packs rows and has its own cache"
-_TOKEN = "a recipe is copied into the run folder and must hold no secret; use hf auth login"
-_OTHER_MODEL = "that would train another model"
+_TOKEN = "recipes are copied into the run folder and must not hold secrets; use hf auth login"
+_OTHER_MODEL = "it would train a different model"
 
 KEYS: Final[dict[str, Rule | str]] = {
     # the run
-    "stage": _mapped("it is rm, which is all that plaudit trains"),
-    "do_train": _mapped("plaudit train trains"),
+    "stage": _mapped("rm, the only stage that plaudit trains"),
+    "do_train": _mapped("implied by plaudit train"),
     "finetuning_type": _one_of(
-        "plaudit trains LoRA or all weights; set lora or full",
+        "plaudit trains LoRA adapters or all weights; set lora or full",
         ("lora", Decision("the lora section")),
         ("full", Decision("lora: null", {"lora": None})),
     ),
     "output_dir": lambda key, out: Decision(f"--out {out[key]}, unless --out is given"),
-    "overwrite_output_dir": "a run folder is never written over",
-    "plot_loss": "loss curves are always drawn",
-    "compute_accuracy": "accuracy is always measured",
-    "include_effective_tokens_per_second": "speed is always measured",
+    "overwrite_output_dir": "plaudit never overwrites a run folder",
+    "plot_loss": "plaudit always draws loss curves",
+    "compute_accuracy": "plaudit always measures accuracy",
+    "include_effective_tokens_per_second": "plaudit always measures throughput",
     "early_stopping_steps": _to("evaluate.early_stopping_patience"),
-    "disable_shuffling": _unsupported("training rows are always shuffled; take it out"),
-    "logging_dir": "events lie in the run folder",
-    "save_safetensors": "weights are always saved as safetensors",
+    "disable_shuffling": _unsupported("plaudit always shuffles the training rows; remove it"),
+    "logging_dir": "event files are written to the run folder",
+    "save_safetensors": "plaudit always saves weights as safetensors",
     # the model
     "model_name_or_path": _base,
     "model_revision": _revision,
     "adapter_name_or_path": _adapter,
-    "create_new_adapter": _unsupported("one adapter is trained on; take it out"),
+    "create_new_adapter": _unsupported("plaudit trains a single adapter; remove it"),
     "adapter_folder": _unsupported(_OTHER_MODEL),
     "trust_remote_code": _to("model.trust_remote_code"),
     "quantization_bit": _one_of(
-        "plaudit quantizes to 4 bits alone",
+        "plaudit supports only 4-bit quantization",
         (4, Decision("model.quantize: 4bit", {"model.quantize": "4bit"})),
     ),
     "quantization_method": _unsupported(
-        "plaudit quantizes with bitsandbytes alone", harmless=("bnb", "bitsandbytes", "BNB")
+        "plaudit supports only bitsandbytes quantization", harmless=("bnb", "bitsandbytes", "BNB")
     ),
-    "quantization_type": _unsupported("plaudit quantizes to nf4 alone", harmless=("nf4",)),
-    "double_quantization": "plaudit decides how constants are quantized",
-    "bf16": "model.dtype: auto is bf16 with fp32 adapter and head on a GPU, and fp32 on a CPU",
+    "quantization_type": _unsupported("plaudit supports only NF4 quantization", harmless=("nf4",)),
+    "double_quantization": "plaudit sets the quantization of the constants",
+    "bf16": "model.dtype: auto is bfloat16 with a float32 adapter and head on a GPU, and float32 on"
+    " a CPU",
     "pure_bf16": _pure_bf16,
-    "flash_attn": "model.attention: auto packs rows where that is exact",
+    "flash_attn": "model.attention: auto packs rows where scores are exact",
     "disable_gradient_checkpointing": _checkpointing,
     "use_reentrant_gc": "it changes no result",
     "enable_liger_kernel": _to("train.use_liger_kernel"),
-    "use_unsloth": "plaudit has its own way to be fast",
+    "use_unsloth": "plaudit has its own optimizations",
     "use_unsloth_gc": _SPEED,
     "low_cpu_mem_usage": _SPEED,
-    "use_fast_tokenizer": "the fast tokenizer is used where there is one",
-    "upcast_layernorm": "norms keep the type of the body",
+    "use_fast_tokenizer": "plaudit uses the fast tokenizer if there is one",
+    "upcast_layernorm": "norm layers keep the dtype of the base model",
     "upcast_lmhead_output": _GENERATION,
-    "cache_dir": "set HF_HOME to keep downloads elsewhere",
+    "cache_dir": "set HF_HOME to change the download folder",
     "hf_hub_token": _TOKEN,
     "ms_hub_token": _TOKEN,
     "om_hub_token": _TOKEN,
-    "print_param_status": "trained parameters are counted and recorded",
+    "print_param_status": "plaudit counts and records the trained parameters",
     "use_v1_kernels": _SPEED,
     # adapters
     "lora_rank": _lora_rank,
@@ -410,40 +416,42 @@ KEYS: Final[dict[str, Rule | str]] = {
     "use_dora": _to("lora.use_dora"),
     "pissa_init": _pissa,
     "pissa_iter": _mapped("lora.init_lora_weights, with pissa_init"),
-    "pissa_convert": "the adapter is saved as it was trained",
-    "loraplus_lr_ratio": _unsupported("plaudit gives both halves of an adapter one learning rate"),
-    "loraplus_lr_embedding": "it belongs to loraplus_lr_ratio",
+    "pissa_convert": "plaudit saves the adapter as it was trained",
+    "loraplus_lr_ratio": _unsupported("plaudit trains both LoRA matrices with one learning rate"),
+    "loraplus_lr_embedding": "it applies only with loraplus_lr_ratio",
     # the data
     "dataset": _dataset,
     "eval_dataset": _dataset,
-    "dataset_dir": _mapped("the paths of the sources, with dataset"),
-    "max_samples": _mapped("max_rows, of every source"),
-    "streaming": _mapped("streaming, of sources on the Hub; local files are always streamed"),
+    "dataset_dir": _mapped("the paths of the sources, together with dataset"),
+    "max_samples": _mapped("max_rows of every source"),
+    "streaming": _mapped("streaming of the Hub sources; local files are always streamed"),
     "mix_strategy": _mapped(
-        "probability and data.stopping_strategy; the counts are those expected"
+        "probability and data.stopping_strategy; the counts are equal in expectation"
     ),
-    "interleave_probs": _mapped("probability, of every source"),
+    "interleave_probs": _mapped("probability of every source"),
     "val_size": _val_size,
-    "eval_on_each_dataset": "every evaluation set is measured by itself",
+    "eval_on_each_dataset": "plaudit evaluates every evaluation set separately",
     "template": _template,
     "cutoff_len": _cutoff,
-    "tool_format": _unsupported("templates render without tools", harmless=("default",)),
-    "media_dir": "text alone is read",
-    "tokenized_path": "tokens are made from the data and cached",
-    "overwrite_cache": "the cache is keyed by everything that decides its content",
+    "tool_format": _unsupported(
+        "plaudit renders these templates without tools", harmless=("default",)
+    ),
+    "media_dir": "plaudit reads only text",
+    "tokenized_path": "plaudit tokenizes the data and caches the tokens",
+    "overwrite_cache": "the cache key covers everything that affects its content",
     "preprocessing_batch_size": _SPEED,
     "preprocessing_num_workers": _SPEED,
     "data_shared_file_system": _SPEED,
-    "buffer_size": "all rows are shuffled, not a buffer of them",
-    "packing": "rows are always packed, and attend to their own tokens alone",
-    "neat_packing": "rows are always packed, and attend to their own tokens alone",
+    "buffer_size": "plaudit shuffles all rows instead of a buffer",
+    "packing": "plaudit always packs rows, and each row attends only to its own tokens",
+    "neat_packing": "plaudit always packs rows, and each row attends only to its own tokens",
     "train_on_prompt": _GENERATION,
     "mask_history": _GENERATION,
     "ignore_pad_token_for_loss": _GENERATION,
     "eval_num_beams": _GENERATION,
     "predict_with_generate": _GENERATION,
     "enable_thinking": _unsupported(
-        "a template's empty thought is written as it was trained", harmless=(True,)
+        "plaudit renders the template's empty thinking block as in training", harmless=(True,)
     ),
     # training
     "seed": _seed,
@@ -452,7 +460,7 @@ KEYS: Final[dict[str, Rule | str]] = {
     "save_strategy": _schedule_of_saving,
     "save_steps": _schedule_of_saving,
     "warmup_ratio": _warmup_ratio,
-    "group_by_length": "batches are packed by tokens, so grouping by length saves nothing",
+    "group_by_length": "batches are packed by tokens, so grouping by length has no effect",
     "no_cuda": _to("train.use_cpu"),
     "tf32": _argument,
     **dict.fromkeys(
@@ -465,26 +473,26 @@ KEYS: Final[dict[str, Rule | str]] = {
     ),
     **dict.fromkeys(
         ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca"),
-        _unsupported("plaudit has the optimizers of transformers (train.optim) alone"),
+        _unsupported("plaudit supports only the optimizers of transformers (train.optim)"),
     ),
 }
 """Every key of a reward run, beside transformers' own, and its rule, or why it is ignored."""
 
 _PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
-    "it is for inference or export": (
+    "it applies to inference or export": (
         *("infer_", "vllm_", "sglang_", "ktransformers_", "kt_"),
         *("export_", "init_special", "offload_"),
     ),
-    "text alone is read": ("image_", "video_", "audio_", "crop_to", "use_audio"),
-    "it is for other stages than rm": (
+    "plaudit reads only text": ("image_", "video_", "audio_", "crop_to", "use_audio"),
+    "it applies to stages other than rm": (
         *("ppo_", "pref_", "dpo_", "kto_", "simpo_"),
         *("ref_model", "reward_model", "ld_alpha"),
     ),
-    "it belongs to a method that this run does not use": (
+    "it applies to a method that this run does not use": (
         *("freeze_", "galore_", "apollo_", "badam_", "oft_", "module_dropout"),
     ),
-    "runs are logged with train.report_to": ("swanlab_", "use_swanlab", "ray_"),
-    "it belongs to a precision that is not used": ("fp8_", "quantization_device"),
+    "set train.report_to to log runs": ("swanlab_", "use_swanlab", "ray_"),
+    "it applies to a precision that this run does not use": ("fp8_", "quantization_device"),
     _GENERATION: (
         *("use_kv_cache", "do_sample", "temperature", "top_", "num_beams", "max_new_tokens"),
         *("repetition_penalty", "length_penalty", "default_system", "skip_special"),
@@ -493,10 +501,12 @@ _PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 """Why keys that start so are ignored."""
 
 _DIFFERENCES: Final = {
-    "value head": "there a linear head with a bias behind 10% dropout, begun at random; here"
-    " without both, begun at zero (model.head_init: normal begins at random)",
-    "kept model": "there the last step unless load_best_model_at_end is set; here the evaluation"
-    " with the lowest loss, where anything is held out (train.load_best_model_at_end=false)",
-    "rows it skips": "there with a warning; here counted by reason, before the split (there after"
-    " it in 0.9.2 and later)",
+    "value head": "LLaMA-Factory uses a linear head with bias and 10% dropout, initialized at"
+    " random; plaudit uses a linear head without bias and dropout, initialized to zero"
+    " (model.head_init: normal initializes it at random)",
+    "final model": "LLaMA-Factory keeps the last step unless load_best_model_at_end is set;"
+    " plaudit keeps the evaluation with the lowest loss if there is held-out data"
+    " (train.load_best_model_at_end=false keeps the last step)",
+    "skipped rows": "LLaMA-Factory skips them with a warning, after the split since 0.9.2;"
+    " plaudit counts them by reason and skips them before the split",
 }

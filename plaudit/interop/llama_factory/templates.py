@@ -187,14 +187,15 @@ def template_of(name: str, version: str) -> Template:
     rows = [template for template in TEMPLATES if template.name == name]
     if not rows:
         raise ModelError(
-            f"the template {name} is not known; expected one of {', '.join(NAMES)}, as the "
-            "template key of the LLaMA-Factory run said."
+            f"unknown template {name}; expected one of {', '.join(NAMES)}: the value of the"
+            " template key in the LLaMA-Factory run."
         )
     known = [row for row in rows if release(row.since) <= release(version)]
     if not known:
         raise ModelError(
-            f"LLaMA-Factory {version} had no template {name} (it came with {rows[0].since}); name "
-            "the version that trained the model with --source-version, or another template."
+            f"LLaMA-Factory {version} has no template {name} (added in {rows[0].since}); set"
+            " --source-version to the release that trained the model, or choose another"
+            " template."
         )
     return known[-1]
 
@@ -347,7 +348,7 @@ def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turn
     if isinstance(comparison.prompt, str) or isinstance(response, str):
         return by_chat_template(voice, comparison, response)
     if comparison.tools:
-        raise ValueError("LLaMA-Factory's templates are read without tools")
+        raise ValueError("LLaMA-Factory's templates are rendered without tools")
     messages = (*comparison.prompt, *response)
     system: Any = ""
     if messages and messages[0].role == "system":
@@ -356,8 +357,8 @@ def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turn
         expected = ("user", "assistant")[number % 2]
         if message.role != expected or message.extra:
             raise ValueError(
-                f"turn {number + 1} is {message.role}; LLaMA-Factory's templates alternate user "
-                "and assistant, after one system text, without tool calls"
+                f"turn {number + 1} is {message.role}; LLaMA-Factory's templates alternate user"
+                " and assistant turns after at most one system message, without tool calls"
             )
     turns = [message.content for message in messages]
     if not all(isinstance(content, str) for content in (system, *turns)):

@@ -73,8 +73,8 @@ def open_openrlhf(contents: Contents) -> OpenedModel:
     name = next((f"{p}.weight" for p in prefixes if f"{p}.weight" in contents.names), None)
     if name is None:
         raise ModelError(
-            f"{contents.source} holds no head ({' or '.join(PREFIXES)}.weight), so its rewards are "
-            "lost; fetch all its files."
+            f"{contents.source} has no reward head ({' or '.join(PREFIXES)}.weight), so it cannot"
+            " compute rewards; download all of its files."
         )
     head_LD = read_tensors(contents.folder, WEIGHTS, name)[name]
     row, output = choose_output(head_LD.shape[0], contents)
@@ -89,8 +89,8 @@ def open_openrlhf(contents: Contents) -> OpenedModel:
 def _metadata(body: Body, output: Output | None, notes: Sequence[str]) -> CheckpointMetadata:
     reward_transform, more = _normalisation(body.contents)
     more.append(
-        "texts end as OpenRLHF's reward data do: newlines at the end are cut, and the end token "
-        "follows a space unless it is there"
+        "texts end as in OpenRLHF's reward data: trailing newlines are removed, and the end"
+        " token is added after a space unless it is there"
     )
     metadata = imported_metadata(
         body, "OpenRLHF", None, [*notes, *more], Rendering(kind="openrlhf")
@@ -106,14 +106,16 @@ def _normalisation(contents: Contents) -> tuple[RewardTransform, list[str]]:
         return RewardTransform(), []
     if not contents.options.normalize:
         return RewardTransform(), [
-            f"its mean {mean:.6g} and std {std:.6g} are left out, as requested"
+            f"its normalization (mean {mean:.6g}, std {std:.6g}) is off, as requested"
         ]
     if not math.isfinite(mean) or not math.isfinite(std):
-        return RewardTransform(), [f"its mean {mean} and std {std} are no numbers and are left out"]
+        return RewardTransform(), [
+            f"the mean {mean} and std {std} of its config.json are not numbers, so they are ignored"
+        ]
     std = max(float(std), SMALLEST_STD)
     note = (
-        f"rewards are normalised by the mean {mean:.6g} and std {std:.6g} of config.json "
-        "(--no-normalize leaves that out)"
+        f"rewards are normalized by the mean {mean:.6g} and std {std:.6g} of config.json"
+        " (--no-normalize turns this off)"
     )
     return RewardTransform(scale=1.0 / std, offset=-float(mean) / std), [note]
 
@@ -151,16 +153,17 @@ def write(source: Exportable, folder: Path, options: WriteOptions) -> WriteResul
     if metadata.reward_mean is not None and metadata.reward_std:
         mean, std = metadata.reward_mean - source.offset, metadata.reward_std
         notes.append(
-            "OpenRLHF scores as (reward - mean) / std of the evaluation rewards where its reward "
-            "normalisation is on, else as the raw reward."
+            "OpenRLHF computes (reward - mean) / std with the statistics of the evaluation"
+            " rewards if its reward normalization is on, else the raw reward."
         )
     settings: dict[str, Any] = {"problem_type": "regression", "value_head_prefix": HEAD}
     if (mean, std) != (0.0, 1.0):
         settings |= {"mean": mean, "std": std}
     if source.offset:
         notes.append(
-            f"The head's bias ({source.offset:.6g}) is part of the mean: without reward "
-            "normalisation every score is lower by it. Order and differences are the same."
+            f"The bias of the head ({source.offset:.6g}) is part of the mean. Without reward"
+            " normalization every score is lower by this value; order and differences stay the"
+            " same."
         )
     write_whole(source, folder, options, settings)
     # (raw - mean) / std, where reward = raw + offset.
@@ -212,10 +215,10 @@ def encode(
 
 EXPORTER = Exporter(
     usage=(
-        "As OpenRLHF's reward model, give it this folder; `value_head_prefix` is in `config.json`. "
-        "Plain transformers loads it too:"
+        "Set this folder as the reward model of OpenRLHF; `value_head_prefix` is in"
+        " `config.json`. transformers loads it too:"
     ),
-    help="a whole model with its head's name and normalisation for OpenRLHF",
+    help="a whole model with the head name and the normalization of OpenRLHF",
     layout="whole",
     write=write,
     read=read,

@@ -80,8 +80,8 @@ def read_adapter(contents: Contents) -> Adapter:
     tensors = read_tensors(contents.folder, ADAPTER)
     if not tensors:
         raise ModelError(
-            f"{contents.folder} has an adapter_config.json but no adapter_model.safetensors or "
-            ".bin; the weights were not saved."
+            f"{contents.folder} has adapter_config.json but neither adapter_model.safetensors nor"
+            " adapter_model.bin; the weights were not saved."
         )
     body: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
@@ -97,11 +97,14 @@ def read_adapter(contents: Contents) -> Adapter:
             body[name] = tensor
     notes = []
     if unread:
-        notes.append(f"{unread} tensors of the vocabulary layer are not used: no reward reads it")
+        notes.append(
+            f"{unread} tensors of the language-model head are ignored, because rewards do not"
+            " depend on them"
+        )
     if "base_layer.weight" in head:
         notes.append(
-            "PEFT wrapped its saved head in LoRA (0.11 with all-linear); the head is the saved "
-            "weights plus that LoRA's change"
+            "PEFT added LoRA to the saved head (0.11 with all-linear); the head is the saved"
+            " weights plus this LoRA update"
         )
     return Adapter(
         config=contents.adapter,
@@ -124,8 +127,8 @@ def _change(contents: Contents, head: Mapping[str, Tensor]) -> Tensor | None:
     config = contents.adapter
     if config.get("use_dora"):
         raise ModelError(
-            f"The head in {contents.folder} is adapted with DoRA, which cannot be worked out "
-            "without the head it started from; merge the adapter with the tool that made it."
+            f"The head in {contents.folder} has a DoRA adapter, which cannot be computed without"
+            " the initial head; merge the adapter with the tool that made it."
         )
     rank = head["lora_A.weight"].shape[0]
     # PEFT's own rule of matching names.
@@ -163,16 +166,16 @@ def attach(loaded: LoadedBase, adapter: Adapter, source: str) -> nn.Module:
         absent = sorted(n for n in rest if not n.startswith(heads) or n in random)
         extra = sorted(set(tensors) - set(current))
         if absent or extra:
-            problem = f"lacks {absent[0]}" if absent else f"holds {extra[0]}, which has no place"
+            problem = f"lacks {absent[0]}" if absent else f"has the unexpected tensor {extra[0]}"
             raise ModelError(
-                f"The adapter in {source} does not fit its base: it {problem} "
-                f"({len(absent)} missing, {len(extra)} too many); name its own base with --base."
+                f"The adapter in {source} does not fit its base: it {problem} ({len(absent)}"
+                f" missing, {len(extra)} unexpected); set the right base with --base."
             )
         set_peft_model_state_dict(model, {**current, **tensors})
     except LIBRARY_ERRORS as error:
         raise ModelError(
-            f"The adapter in {source} does not fit its base ({first_line(error)}); name the base "
-            "it was trained on with --base."
+            f"The adapter in {source} does not fit its base ({first_line(error)}); set the base"
+            " it was trained on with --base."
         ) from None
     assert isinstance(model, nn.Module)
     return model
@@ -190,15 +193,15 @@ def _config(network: nn.Module, adapter: Adapter, source: str) -> Any:
     config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # type: ignore[call-overload]
     if config_class is None:
         raise ModelError(
-            f"{source} is an adapter of the kind {kind}, which the installed PEFT does not know; "
-            "upgrade peft."
+            f"{source} is an adapter of the type {kind}, which the installed PEFT does not"
+            " support; upgrade peft."
         )
     known = {field.name for field in fields(config_class)}
     unknown = sorted(k for k, v in adapter.config.items() if k not in known and v)
     if unknown:
         raise ModelError(
-            f"{source} was written by another PEFT and sets {', '.join(unknown)}, which the "
-            "installed one does not know; upgrade peft."
+            f"{source} was written by another release of PEFT and sets {', '.join(unknown)},"
+            " which the installed release does not support; upgrade peft."
         )
     heads = head_modules(network)
     outside = {*heads, *LINEAR_HEADS, *VOCABULARY_LAYERS, "classifier"}
@@ -280,14 +283,14 @@ def why_no_head(contents: Contents, adapter: Adapter) -> str:
     """Why an adapter without a head cannot score, by what its files show."""
     if adapter.head_change_LD is not None:
         return (
-            f"{contents.source} holds LoRA for its head but not the head itself, which was random "
-            "when training started and is lost (OpenRLHF saves LoRA this way); its rewards cannot "
-            "be had back: train again, merging before saving."
+            f"{contents.source} has LoRA weights for the reward head but not the head itself,"
+            " whose random initial values were not saved (OpenRLHF saves LoRA this way). The"
+            " rewards cannot be recovered: train again, and merge before saving."
         )
     return (
-        f"{contents.source} holds no head, and neither does its base, so its rewards are lost: it "
-        "was saved without modules_to_save=['score'] (or, by LLaMA-Factory, its value_head file "
-        "is not here); save it again, or fetch all its files."
+        f"{contents.source} has no reward head, and neither has its base: it was saved without"
+        " modules_to_save=['score'], or LLaMA-Factory's value_head file is missing. Save it"
+        " again, or download all of its files."
     )
 
 
@@ -305,8 +308,8 @@ def open_whole(contents: Contents) -> OpenedModel:
     architectures = named if isinstance(named, list) else []
     if not any("SequenceClassification" in str(a) for a in architectures):
         notes.append(
-            f"config.json names {', '.join(map(str, architectures)) or 'no architecture'}; it is "
-            f"read as a sequence classifier because its weights hold {name or 'a classifier'}"
+            f"config.json names {', '.join(map(str, architectures)) or 'no architecture'}; it is"
+            f" loaded as a sequence classifier because its weights have {name or 'a classifier'}"
         )
     if name is None:
         return _open_encoder(body, version, notes)
@@ -340,7 +343,7 @@ def _unread(contents: Contents, config: Any, head: str) -> list[str]:
     if network.base_model_prefix not in tops or not extra:
         return []
     count = sum(top in extra for top in tops)
-    return [f"{count} tensors beside body and head are not used ({', '.join(extra)})"]
+    return [f"{count} tensors beside base and head are ignored ({', '.join(extra)})"]
 
 
 def _bias(contents: Contents, name: str, row: int) -> float:
@@ -369,8 +372,8 @@ def _open_encoder(body: Body, version: str | None, notes: Sequence[str]) -> Open
         absent = sorted(loaded.missing - {f"{name}.weight", f"{name}.bias"})
         if absent:
             raise ModelError(
-                f"{contents.source} holds no {absent[0]}, which a sequence classifier computes "
-                "its reward with; fetch all its files, or it is a model of another kind."
+                f"{contents.source} has no {absent[0]}, which a sequence classifier needs for its"
+                " reward; download all of its files, or load it as another kind of model."
             )
         with torch.no_grad():
             for name, parameter in zip(last, (layer.weight, layer.bias), strict=False):

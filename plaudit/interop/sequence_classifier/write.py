@@ -45,7 +45,7 @@ def write_adapter(source: Exportable, folder: Path, options: WriteOptions) -> Wr
     write_peft(source, folder, options, task_type="SEQ_CLS", with_head=True)
     notes = _lost(source)
     if options.normalize:
-        notes = (*notes, "An adapter has no place for a normalisation: its scores are raw.")
+        notes = (*notes, "An adapter cannot store a normalization, so its scores are raw.")
     return WriteResult(transform=RewardTransform(offset=-source.offset), notes=notes)
 
 
@@ -62,8 +62,9 @@ def write_merged(source: Exportable, folder: Path, options: WriteOptions) -> Wri
 
 def _lost(source: Exportable) -> tuple[str, ...]:
     note = (
-        f"The head's bias ({source.offset:.6g}) has no place in a sequence classifier: every score "
-        "there is lower by it. Order and differences are the same, and plaudit adds it again."
+        f"A sequence classifier cannot store the bias of the head ({source.offset:.6g}), so every"
+        " score there is lower by it. Order and differences stay the same, and plaudit adds it"
+        " back."
     )
     return (note,) if source.offset else ()
 
@@ -129,8 +130,8 @@ def _for_old_peft(written: Mapping[str, Any], release: str) -> dict[str, Any]:
     for key in sorted(written.keys() - known - _WITHOUT_EFFECT):
         if written[key] != defaults.get(key) and written[key]:
             raise ModelError(
-                f"The adapter uses {key}, which PEFT {release} does not know; export it with --to "
-                "merged, or without --peft-config."
+                f"The adapter uses {key}, which PEFT {release} does not support; export it with"
+                " --to merged, or remove --peft-config."
             )
     return {key: value for key, value in written.items() if key in known}
 
