@@ -42,7 +42,9 @@ def recipe_reference() -> str:
         parts += [f"## {name}", ABOUT.get(name) or _plain(section.__doc__), _section(name, section)]
         if name in MANAGED:
             managed = [(f"`{key}`", advice) for key, advice in MANAGED[name].items()]
-            parts += [f"Managed by plaudit, an error in `{name}`:"]
+            parts += [
+                f"plaudit manages these keys of `{name}`; a recipe that sets one is an error:"
+            ]
             parts += [_table(("key", "instead"), managed)]
         if name == "data":
             parts += ["### Sources", _plain(Source.__doc__), _section("source", Source)]
@@ -53,23 +55,23 @@ def recipe_reference() -> str:
 
 
 ABOUT = {
-    "lora": "Keys of `peft.LoraConfig`, under their own names; its documentation says more. "
-    "`lora: null` is full fine-tuning. Other keys are laid over the defaults here.",
-    "train": "Keys of `transformers.TrainingArguments`, under their own names; its documentation "
-    "says more. By default plaudit evaluates and saves ten times a run, keeps the checkpoint with "
-    "the lowest validation loss and the last one, logs every 10 steps and reports to no tracker. "
-    "Without anything to evaluate on, `eval_strategy` is `no` and the last checkpoint is kept.",
+    "lora": "The keys of `peft.LoraConfig`, with the same names and meanings. `lora: null` trains "
+    "all weights. Keys that a recipe does not set have the defaults below.",
+    "train": "The keys of `transformers.TrainingArguments`, with the same names and meanings. By "
+    "default plaudit evaluates and saves ten times per run, keeps the checkpoint with the lowest "
+    "validation loss and the last one, logs every 10 steps and reports to no tracker. Without "
+    "evaluation data, `eval_strategy` is `no` and plaudit keeps the last checkpoint.",
 }
 """Introductions of the sections whose keys belong to another library."""
 
 
 def _introduction() -> str:
     return (
-        "A recipe is YAML with one section per stage. An unknown key is an error that names the "
-        "nearest known one; all problems of a recipe are reported together, each with its line. "
-        "`~` at the start of a path is the home folder. Numbers, true, false and null are read as "
-        "YAML 1.2 reads them, so `5e-5` is a number and `no` is text. Any key can be set on the "
-        "command line: `--set train.learning_rate=1e-5`."
+        "A recipe is a YAML file with one section per stage. plaudit reports all errors of a "
+        "recipe at once, each with its line, and suggests the nearest key for an unknown one. `~` "
+        "at the start of a path is the home folder. Values follow YAML 1.2: `5e-5` is a number and "
+        "`no` is text. Set any key on the command line: "
+        "`--set train.learning_rate=1e-5`."
     )
 
 
@@ -159,11 +161,11 @@ def http_reference() -> str:
         example = json.dumps(protocol.example, ensure_ascii=False)
         parts += [
             f"## {protocol.name}",
-            f"{protocol.summary}. Spoken by {protocol.spoken_by}.",
+            f"{protocol.summary}. Used by {protocol.spoken_by}.",
             places,
             *(_body(one) for one in _alternatives(schema)),
-            f"For example:\n\n```text\n{example}\n```",
-            "Answered with:\n\n" + _answer(protocol.response),
+            f"Example request:\n\n```text\n{example}\n```",
+            "Response:\n\n" + _answer(protocol.response),
         ]
     kinds = [(f"`{kind}`", str(status)) for kind, status in STATUS.items()]
     parts += ["## Errors", _table(("type", "status"), kinds)]
@@ -172,12 +174,12 @@ def http_reference() -> str:
 
 def _http_introduction() -> str:
     return (
-        "`plaudit serve` ([how](../how-to/serve-a-model.md)) answers these; the full schemas are "
-        "at `/openapi.json`. Besides: `GET /v1/models`, `GET /v1/models/NAME`, "
-        "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Headers: "
-        "`Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. Keys that "
-        "are not listed are ignored, except that one that looks like a prompt or a system message "
-        "is a 422."
+        "The endpoints of [`plaudit serve`](../how-to/serve-a-model.md). The full schemas are at "
+        "`/openapi.json`. Other endpoints: `GET /v1/models`, `GET /v1/models/NAME`, "
+        "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Request "
+        "headers: `Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. "
+        "Unknown keys are ignored; an unknown key that looks like a prompt or a system message is "
+        "an error (422)."
     )
 
 

@@ -83,7 +83,7 @@ class Source(Section):
     tags: dict[str, str | None] = Field(default_factory=dict)
     """Mapping of the keys and roles of ShareGPT turns."""
     preference_strength: Literal["ignore", "margin", "weight"] = "ignore"
-    """Use of the preference strength of a row: ignore it, as margin in the loss, or as weight."""
+    """How to use the strength of a preference: ignore it, as loss margin, or as row weight."""
     split: str | None = None
     """Split of a dataset; a Hub dataset defaults to train."""
     subset: str | None = None
@@ -191,7 +191,7 @@ class TokensSection(Section):
 
 
 class LossSection(Section):
-    """The training loss; ``kind`` is a row of the table in :mod:`plaudit.losses`.
+    """The training loss. ``kind`` is a key of ``plaudit.losses.pairwise.LOSSES``.
 
     ``margin: column`` subtracts the margin column of a row from the reward difference in the loss.
     A margin is in units of reward. ``margin: ignore`` ignores the column.
