@@ -13,7 +13,9 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import runpy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +27,15 @@ from plaudit.cli.main import COMMANDS, main
 from plaudit.evaluation.schema import RecordedEvaluation, RunMetrics
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.problems import expected, fields_of, is_section, shown
-from plaudit.recipe.schema import HF_KEYS, LORA_DEFAULTS, MANAGED, Recipe, Source, TemplateSection
+from plaudit.recipe.schema import (
+    HF_KEYS,
+    KEY_VERSIONS,
+    LORA_DEFAULTS,
+    MANAGED,
+    Recipe,
+    Source,
+    TemplateSection,
+)
 
 GROUPS = {"data": DATA_VERBS}
 """Verbs that have verbs of their own."""
@@ -36,16 +46,11 @@ NOTICE = "<!-- Written by scripts/generate_reference.py; run `make docs` after a
 
 def recipe_reference() -> str:
     """Every key of a recipe: what it accepts, its default and its meaning."""
-    parts = ["# Recipe", NOTICE, _introduction()]
+    parts = ["# Recipe keys", NOTICE, INTRODUCTION]
     for name, field in Recipe.model_fields.items():
         section = next(filter(is_section, (field.annotation, *get_args(field.annotation))))
-        parts += [f"## {name}", ABOUT.get(name) or _plain(section.__doc__), _section(name, section)]
-        if name in MANAGED:
-            managed = [(f"`{key}`", advice) for key, advice in MANAGED[name].items()]
-            parts += [
-                f"plaudit manages these keys of `{name}`; a recipe that sets one is an error:"
-            ]
-            parts += [_table(("key", "instead"), managed)]
+        parts += [f"## {name}", ABOUT.get(name) or _plain(section.__doc__)]
+        parts += _library_section(name, section) if name in MANAGED else [_section(name, section)]
         if name == "data":
             parts += ["### Sources", _plain(Source.__doc__), _section("source", Source)]
         if name == "tokens":
@@ -53,6 +58,29 @@ def recipe_reference() -> str:
             parts += [_section("template", TemplateSection)]
     return "\n\n".join(parts) + "\n"
 
+
+INTRODUCTION = """
+A recipe is a YAML file with one section per stage:
+
+```yaml
+model:
+  base: my-base
+data:
+  train: pairs.jsonl
+train:
+  learning_rate: 1.0e-5
+  num_train_epochs: 1
+```
+
+Only `model.base` and `data.train` are required. Any key can be set on the command line:
+`--set train.learning_rate=1e-5`. `plaudit init` writes a commented recipe, and
+[shipped recipes](../../plaudit/recipes) are complete examples.
+
+- An unknown key is an error that names the nearest known key. All problems of a recipe are
+  reported together, each with its line.
+- `~` at the start of a path is the home folder.
+- Numbers, `true`, `false` and `null` are read as in YAML 1.2: `5e-5` is a number, `no` is text.
+""".strip()
 
 ABOUT = {
     "lora": "The keys of `peft.LoraConfig`, with the same names and meanings. `lora: null` trains "
@@ -64,15 +92,33 @@ ABOUT = {
 }
 """Introductions of the sections whose keys belong to another library."""
 
+LIBRARIES = {"lora": ("peft", "PEFT"), "train": ("transformers", "transformers")}
 
-def _introduction() -> str:
-    return (
-        "A recipe is a YAML file with one section per stage. plaudit reports all errors of a "
-        "recipe at once, each with its line, and suggests the nearest key for an unknown one. `~` "
-        "at the start of a path is the home folder. Values follow YAML 1.2: `5e-5` is a number and "
-        "`no` is text. Set any key on the command line: "
-        "`--set train.learning_rate=1e-5`."
-    )
+COMMON: Mapping[str, Mapping[str, str]] = runpy.run_path(
+    str(Path(__file__).resolve().parent / "generate_recipe_keys.py")
+)["COMMON"]
+"""Keys of other libraries that most recipes set, by section."""
+
+MOST_CHOICES = 8
+"""Choices of a key that are listed in its row; more are listed below the table."""
+
+
+def _library_section(name: str, section: Any) -> list[str]:
+    """Common keys, the other keys and the managed ones of a section of another library."""
+    keys = fields_of(section)
+    others = [key for key in keys if key not in COMMON[name]]
+    package, title = LIBRARIES[name]
+    managed = [(f"`{key}`", advice) for key, advice in MANAGED[name].items()]
+    return [
+        f"### Common {name} keys",
+        _section(name, section, COMMON[name]),
+        f"### Other {name} keys",
+        f"Meanings are from the documentation of {title} {KEY_VERSIONS[package]}.",
+        _section(name, section, others),
+        f"### Managed {name} keys",
+        "plaudit sets these keys. Setting one in a recipe is an error.",
+        _table(("key", "reason, or what to use"), managed),
+    ]
 
 
 def _plain(docstring: str | None) -> str:
@@ -81,17 +127,19 @@ def _plain(docstring: str | None) -> str:
     return "\n\n".join(" ".join(one.replace("``", "`").split()) for one in paragraphs)
 
 
-def _section(name: str, section: Any) -> str:
-    rows = [
-        (
-            f"`{key}`",
-            expected(field.annotation, field.metadata),
-            _default(name, key, field),
-            _plain(field.description),
-        )
-        for key, field in fields_of(section).items()
-    ]
-    return _table(("key", "accepts", "default", "meaning"), rows)
+def _section(name: str, section: Any, keys: Iterable[str] | None = None) -> str:
+    """The table of a section's keys; those with many choices have them in a list below."""
+    known = fields_of(section)
+    rows, choices = [], []
+    for key in known if keys is None else keys:
+        field = known[key]
+        accepts = expected(field.annotation, field.metadata)
+        names = re.split(r", | or ", accepts)
+        if len(names) > MOST_CHOICES:
+            accepts = "a name, listed below"
+            choices.append(f"`{key}` accepts {', '.join(f'`{one}`' for one in names)}.")
+        rows.append((f"`{key}`", accepts, _default(name, key, field), _plain(field.description)))
+    return "\n\n".join([_table(("key", "accepts", "default", "meaning"), rows), *choices])
 
 
 def _default(section: str, key: str, field: FieldInfo) -> str:
@@ -105,6 +153,8 @@ def _default(section: str, key: str, field: FieldInfo) -> str:
 
 
 def _code(value: Any) -> str:
+    if isinstance(value, str) and value:
+        return f"`{value}`"
     return f"`{shown(list(value) if isinstance(value, tuple) else value)}`"
 
 

@@ -262,6 +262,9 @@ HF_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
 }
 """The keys of ``train`` and ``lora``, written by ``scripts/generate_recipe_keys.py``."""
 
+KEY_VERSIONS: Final[Mapping[str, str]] = _KEYS["versions"]
+"""The versions of transformers and peft that the keys were read from."""
+
 NAMES: Final = _read_table("names.json")
 """Keys and values under the names of other trainers and of earlier versions."""
 
