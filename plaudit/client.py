@@ -92,9 +92,9 @@ class _Requests(Generic[Http]):
         retries: int = RETRIES,
     ) -> None:
         if retries < 0:
-            raise DataError(f"retries is {retries}; give 0 or more.")
+            raise DataError(f"retries is {retries}; expected 0 or more.")
         if not url.startswith(("http://", "https://")):
-            raise DataError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000.")
+            raise DataError(f"{url!r} is not a URL; expected one such as http://127.0.0.1:8000.")
         url = url.rstrip("/")
         headers = {"Content-Type": "application/json"}
         if token is not None:
@@ -199,7 +199,7 @@ class _Requests(Generic[Http]):
     ) -> list[Outcome]:
         """Score many rows, as :meth:`score_many`, with a :class:`Rewards` for each row."""
         if concurrency < 1:
-            raise DataError(f"concurrency is {concurrency}; give 1 or more.")
+            raise DataError(f"concurrency is {concurrency}; expected 1 or more.")
         rows = check_rows(rows)
         done, order = itertools.count(1), threading.Lock()
 
@@ -257,9 +257,8 @@ class _Requests(Generic[Http]):
                     return read(reply.json())
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise ServerError(
-                        f"{self._url} answered something that plaudit serve does not "
-                        f"({type(error).__name__}: {error}); see whether it is one, of this "
-                        "version."
+                        f"{self._url} sent an unexpected response ({type(error).__name__}:"
+                        f" {error}); check that it is a plaudit server of the same version."
                     ) from error
             pause = self._pause(reply, attempt)
             attempt += 1
@@ -292,18 +291,21 @@ class _Requests(Generic[Http]):
         if isinstance(reply, httpx.TransportError):
             why = str(reply) or type(reply).__name__
             return ServerError(
-                f"{self._url} does not answer{tried} ({why.rstrip('.')}); see whether the server "
-                "is running there."
+                f"{self._url} is unreachable{tried} ({why.rstrip('.')}); check that the server is"
+                " running there."
             )
         said = _message(reply)
         status, request_id = reply.status_code, reply.headers.get("x-request-id")
         if status in REJECTED:
             return RequestRejectedError(
-                f"{self._url} cannot score this: {said}.", status=status, request_id=request_id
+                f"{self._url} rejected the request: {said}.", status=status, request_id=request_id
             )
-        advice = {401: "; give the client its token", 404: "; see models() for what it serves"}
+        advice = {
+            401: "; pass the server's token to the client",
+            404: "; models() lists the models that it serves",
+        }
         return ServerError(
-            f"{self._url} answered {status}{tried}: {said}{advice.get(status, '')}.",
+            f"{self._url} returned HTTP {status}{tried}: {said}{advice.get(status, '')}.",
             status=status,
             request_id=request_id,
         )
@@ -501,8 +503,8 @@ def _as_json(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise RequestRejectedError(
-            f"This cannot be sent as JSON ({error}); give texts of whole characters, and messages "
-            "of plain values."
+            f"The request cannot be encoded as JSON ({error}); use valid Unicode text, and"
+            " messages with plain JSON values."
         ) from None
 
 

@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 
 
 class Health(BaseModel):
-    """``status`` is ``ok`` while the engine runs."""
+    """The state of the server; ``status`` is ``ok`` while it can score."""
 
     status: str
     models: list[str]
@@ -71,7 +71,7 @@ def build_app(engine: Engine, *, token: str | None = None) -> RequestMiddleware:
 
     app = FastAPI(
         title="plaudit",
-        summary="Rewards from a reward model, in the protocols that RLHF tools speak.",
+        summary="Rewards from a reward model, in the protocols of RLHF tools.",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
@@ -123,7 +123,9 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
                 try:
                     content = await request.body()
                 except ClientDisconnect:
-                    raise RejectionError("client_gone", "The client hung up.") from None
+                    raise RejectionError(
+                        "client_gone", "The client closed the connection."
+                    ) from None
                 kind = request.headers.get("content-type", "")
                 work = partial(parse_body, parser, kind, content)
                 body = await _off_loop(engine, request, work)
@@ -142,8 +144,8 @@ def _add(app: FastAPI, engine: Engine, protocol: Protocol) -> None:
             name=protocol.name,
             operation_id=f"{method.lower()}{path.replace('/', '_')}",
             summary=protocol.summary,
-            description=f"Spoken by {protocol.spoken_by}. `?model=` names a model where the "
-            "body of a client cannot.",
+            description=f"Used by {protocol.spoken_by}. Set `?model=` where a client cannot set "
+            "`model` in the body.",
             response_model=protocol.response,
             openapi_extra={
                 "requestBody": {"content": {"application/json": {"example": protocol.example}}}
@@ -170,7 +172,9 @@ async def score_request(
     count = sum(len(p.responses) if isinstance(p, Dialogue) else 1 for p in wanted.parts)
     if count > limit:
         raise RejectionError(
-            "bad_request", f"{count} conversations are over {limit}; send fewer at once."
+            "bad_request",
+            f"The request has {count} conversations; the limit is {limit}. Send fewer"
+            " conversations per request.",
         )
 
     def encode() -> tuple[list[IntArray], list[int]]:
@@ -220,7 +224,7 @@ async def _token_rewards(
         except PlauditError as error:
             raise RejectionError("bad_request", str(error), param="token_rewards") from None
         if not np.isfinite([step.reward for step in steps]).all():
-            raise RejectionError("reward_not_finite", "A per-token reward is not finite.")
+            raise RejectionError("reward_not_finite", "A per-token reward is NaN or infinite.")
         return steps
 
     computed, left = [], iter(scored.sequences)
@@ -279,7 +283,7 @@ async def until_gone(request: Request, work: Awaitable[Result]) -> Result:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise RejectionError("client_gone", "The client hung up.")
+        raise RejectionError("client_gone", "The client closed the connection.")
     finally:
         gone.cancel()
         if not task.done():
@@ -297,47 +301,48 @@ async def _disconnected(request: Request) -> None:
 def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models", tags=["models"], operation_id="models")
     async def models() -> ModelList:
-        """The models served, as OpenAI's clients list them."""
+        """List the served models, in the format of OpenAI's API."""
         return ModelList(
             data=[ModelCard(id=served.name, created=served.created) for served in engine.models]
         )
 
     @app.get("/v1/models/{name}", tags=["models"], operation_id="model")
     async def model(name: str) -> ModelMetadata:
-        """One model's metadata."""
+        """Metadata of a model."""
         return metadata_of(engine.model(name, exact=True))
 
     @app.post("/v1/models/{name}/reload", tags=["models"], operation_id="reload")
     async def reload(name: str, request: Request) -> ModelMetadata:
-        """Load the model's folder again; the old version answers until the new one can."""
+        """Load the folder of a model again. The old version serves until the new one is ready."""
         # A browser says where a request comes from; a foreign page may not make the server work.
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise RejectionError("forbidden", "Another site's page may not reload a model.")
+            raise RejectionError("forbidden", "A page of another site must not reload a model.")
         if engine.settings.workers > 1:
             raise RejectionError(
-                "conflict", "This server has several workers; send SIGHUP to the first process."
+                "conflict",
+                "This server has several workers, so reload it with SIGHUP to the first process.",
             )
         try:
             return metadata_of(await engine.reload(name))
         except RejectionError:
             raise
         except PlauditError as error:
-            raise RejectionError("conflict", f"The old version stays: {error}") from None
+            raise RejectionError("conflict", f"The old version keeps running: {error}") from None
 
 
 def _add_probes(app: FastAPI, engine: Engine) -> None:
     @app.get("/health", tags=["server"], operation_id="health")
     async def health() -> Health:
-        """Whether the process can work at all."""
+        """Liveness: whether the server can score."""
         if not engine.alive:
-            raise RejectionError("unavailable", "The engine has ended; restart the server.")
+            raise RejectionError("unavailable", "The engine has stopped; restart the server.")
         return Health(status="ok", models=[served.name for served in engine.models])
 
     @app.get("/ready", tags=["server"], operation_id="ready")
     async def ready() -> Health:
-        """Whether to send requests here; not while the server drains."""
+        """Readiness: whether to send requests; 503 while the server shuts down."""
         if engine.draining or not engine.alive:
-            raise RejectionError("unavailable", "The server is stopping.", retry_after=5)
+            raise RejectionError("unavailable", "The server is shutting down.", retry_after=5)
         return Health(status="ok", models=[served.name for served in engine.models])
 
     @app.get("/metrics", tags=["server"], operation_id="metrics", response_class=Response)
@@ -420,7 +425,7 @@ def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> N
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in _FILES:
-            raise HTTPException(404, "There is no such file.")
+            raise HTTPException(404, "File not found.")
         return _file(_FILES[name])
 
     @app.get("/page.json", include_in_schema=False)
@@ -435,7 +440,7 @@ def add_page(app: FastAPI, source_of: Callable[[str], str], *, token: bool) -> N
             raise HTTPException(404, f"Expected one of {', '.join(PAPERS)}.")
         file, kind = PAPERS[paper]
         if not (folder / file).is_file():
-            raise HTTPException(404, f"No {file} lies beside this model.")
+            raise HTTPException(404, f"The folder of this model has no {file}.")
         return FileResponse(folder / file, media_type=kind, headers=_headers(PAPER_POLICY))
 
 

@@ -95,7 +95,7 @@ class Engine:
         if name not in self._served:
             raise RejectionError(
                 "model_not_found",
-                f"No model of that name is served; expected one of {', '.join(self._served)}.",
+                f"Unknown model; expected one of {', '.join(self._served)}.",
                 param="model",
             )
         return self._served[name]
@@ -139,7 +139,7 @@ class Engine:
         except TimeoutError:
             raise RejectionError(
                 "deadline_exceeded",
-                "The request's time ran out; try again, ask for less, or allow more time.",
+                "The request timed out; try again, send less, or set a longer timeout.",
                 retry_after=self._retry_after(),
             ) from None
 
@@ -147,7 +147,7 @@ class Engine:
         """The rejection of a request for which there is no room."""
         return RejectionError(
             "overloaded",
-            f"Too many {what} are waiting already; try again later.",
+            f"Too many queued {what}; try again later.",
             retry_after=self._retry_after(),
         )
 
@@ -167,7 +167,7 @@ class Engine:
         """
         old = self.model(name, exact=True)
         if name in self._reloading:
-            raise RejectionError("conflict", f"{name} is being loaded already.", retry_after=5)
+            raise RejectionError("conflict", f"{name} is already being loaded.", retry_after=5)
         self._reloading.add(name)
         try:
             source = ModelSource(name=name, path=old.source)
@@ -202,7 +202,11 @@ class Engine:
             except Exception:
                 logger.exception("engine_failed")
                 for job in {part.job for part in slices if not part.job.over}:
-                    job.end(RejectionError("internal_error", "The server failed; see its log."))
+                    job.end(
+                        RejectionError(
+                            "internal_error", "Internal server error; see the server log."
+                        )
+                    )
             expected = len({part.job for part in slices})
 
     def _score(self, slices: Sequence[Slice[ServedModel]]) -> None:
@@ -237,7 +241,9 @@ class Engine:
                 break
             except Exception:
                 logger.exception("action_failed")
-                rejection = RejectionError("internal_error", "The model failed; see the log.")
+                rejection = RejectionError(
+                    "internal_error", "The model raised an error; see the server log."
+                )
             self._free(job.owner)
         job.end(rejection)
 

@@ -104,8 +104,8 @@ class RequestMiddleware:
         if self._names is not None and host_name(headers.get("host", "")) not in self._names:
             raise RejectionError(
                 "forbidden",
-                "This server has no token and answers to localhost alone; start it with "
-                "--allowed-host and the name you asked, or with --token-file.",
+                "This server has no token, so it accepts requests only for localhost; start it"
+                " with --allowed-host and the host name of the request, or with --token-file.",
                 param="host",
             )
         if self.token is not None and scope["path"] not in self.open_paths:
@@ -113,7 +113,8 @@ class RequestMiddleware:
             same = hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode())
             if kind.lower() != "bearer" or not same:
                 raise RejectionError(
-                    "unauthorized", "Send the server's token: Authorization: Bearer …."
+                    "unauthorized",
+                    "Missing or wrong token; send the header Authorization: Bearer TOKEN.",
                 )
         announced = headers.get("content-length", "")
         if announced.isdigit():
@@ -129,11 +130,12 @@ class RequestMiddleware:
         if size > settings.max_body_bytes:
             raise RejectionError(
                 "body_too_large",
-                f"The body is over {settings.max_body_bytes:,} bytes; send it in parts.",
+                f"The body is larger than {settings.max_body_bytes:,} bytes; split it into"
+                " several requests.",
             )
         if self._inflight_bytes + more > settings.max_inflight_bytes:
             raise RejectionError(
-                "overloaded", "Too many bytes are waiting already; try again later.", retry_after=1
+                "overloaded", "Too many queued bytes; try again later.", retry_after=1
             )
 
     def _receiver(self, exchange: Exchange, receive: Receive) -> Receive:
@@ -150,7 +152,8 @@ class RequestMiddleware:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
             except TimeoutError:
                 raise RejectionError(
-                    "slow_body", f"No whole body in {settings.body_timeout:g} seconds."
+                    "slow_body",
+                    f"The body did not arrive within {settings.body_timeout:g} seconds.",
                 ) from None
             if message["type"] != "http.request":
                 complete = True
@@ -237,7 +240,7 @@ def host_name(header: str) -> str:
 
 def failure() -> RejectionError:
     """A defect of ours, as the client sees it."""
-    return RejectionError("internal_error", "The server failed on this request; see its log.")
+    return RejectionError("internal_error", "Internal server error; see the server log.")
 
 
 class JsonLines(logging.Formatter):

@@ -24,41 +24,52 @@ class Metrics:
         histogram = partial(Histogram, registry=self._registry)
         gauge = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")
         self._requests = counter(
-            "plaudit_requests", "Requests by protocol and status.", ("protocol", "status")
+            "plaudit_requests",
+            "Number of requests by protocol and HTTP status.",
+            ("protocol", "status"),
         )
         self._seconds = histogram(
             "plaudit_request_seconds",
-            "From the request's first byte to its answer.",
+            "Seconds from the first byte of a request to its response.",
             ("protocol",),
             buckets=SECONDS,
         )
         self.waited = histogram(
-            "plaudit_queue_seconds", "From the queue to a request's first batch.", buckets=SECONDS
+            "plaudit_queue_seconds",
+            "Seconds from queueing a request to its first batch.",
+            buckets=SECONDS,
         )
         self._batch_seconds = histogram(
-            "plaudit_batch_seconds", "Time of a batch in the model.", buckets=SECONDS
+            "plaudit_batch_seconds", "Seconds of a batch in the model.", buckets=SECONDS
         )
         self._batch_tokens = histogram(
-            "plaudit_batch_tokens", "Tokens computed in a batch.", buckets=TOKENS
+            "plaudit_batch_tokens", "Number of tokens computed per batch.", buckets=TOKENS
         )
         self._batch_requests = histogram(
             "plaudit_batch_requests",
-            "Requests merged into a batch.",
+            "Number of requests per batch.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
         self._conversations = counter(
-            "plaudit_conversations", "Conversations scored, by where from.", ("source",)
+            "plaudit_conversations",
+            "Number of scored conversations by source (cache or model).",
+            ("source",),
         )
         self._tokens = counter(
-            "plaudit_tokens_computed", "Tokens the model computed, shared prompts once."
+            "plaudit_tokens_computed",
+            "Number of tokens that the model computed; shared prompts count once.",
         )
-        self._reused = counter("plaudit_tokens_reused", "Tokens read from the prefix cache.")
-        self.rejected = counter("plaudit_rejected", "Requests rejected, by reason.", ("reason",))
-        self._queue_jobs = gauge("plaudit_queue_requests", "Requests that wait.")
-        self._queue_tokens = gauge("plaudit_queue_tokens", "Tokens that wait.")
+        self._reused = counter(
+            "plaudit_tokens_reused", "Number of tokens read from the prefix cache."
+        )
+        self.rejected = counter(
+            "plaudit_rejected", "Number of rejected requests by reason.", ("reason",)
+        )
+        self._queue_jobs = gauge("plaudit_queue_requests", "Number of queued requests.")
+        self._queue_tokens = gauge("plaudit_queue_tokens", "Number of queued tokens.")
         self.version = gauge(
             "plaudit_model_version",
-            "How often a model was loaded.",
+            "Number of times that a model was loaded.",
             ("model",),
             multiprocess_mode="max",
         )

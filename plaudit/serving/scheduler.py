@@ -208,7 +208,7 @@ def past_deadline() -> RejectionError:
     """A request whose time ran out before its turn."""
     return RejectionError(
         "deadline_exceeded",
-        "The request's time ran out while it waited; try again, or allow more time.",
+        "The request timed out in the queue; try again, or set a longer timeout.",
         retry_after=1,
     )
 
@@ -284,7 +284,7 @@ class _Batch:
             else:
                 self.outcomes[key] = RejectionError(
                     "reward_not_finite",
-                    "The model's reward of a conversation is not a finite number.",
+                    "The reward of a conversation is NaN or infinite.",
                 )
 
     def hand_over(self, part: Slice[ServedModel], keys: Sequence[bytes]) -> None:
@@ -326,7 +326,7 @@ class _Batch:
         if free is not None:
             free()
         elif len(keys) == 1:
-            message = "The model failed on a conversation; see the log."
+            message = "The model raised an error on a conversation; see the server log."
             return [RejectionError("internal_error", message)]
         middle = len(keys) // 2
         halves = keys[:middle], keys[middle:]

@@ -82,7 +82,7 @@ def _encode_part(model: RewardModel, part: Dialogue | Sequence[int]) -> list[Int
         known = model.module.config.get_text_config().vocab_size
         if any(not 0 <= token < known for token in part):
             raise RejectionError(
-                "bad_request", f"A token id is not among the model's 0 to {known - 1}."
+                "bad_request", f"A token id is out of range; expected 0 to {known - 1}."
             )
         return [np.asarray(part, dtype=np.int32)]
     if not part.responses:
@@ -114,14 +114,12 @@ _KINDS = {
 
 def _check_scorable(ids: IntArray, limit: int) -> None:
     if len(ids) == 0:
-        raise RejectionError(
-            "bad_request", "A conversation has no tokens, so there is nothing to score."
-        )
+        raise RejectionError("bad_request", "A conversation has no tokens; send text.")
     if len(ids) > limit:
         raise RejectionError(
             "over_length",
-            f"A conversation has {len(ids)} tokens, over the {limit} that are read here; shorten "
-            "it. Its end is what is scored, so nothing is truncated silently.",
+            f"A conversation has {len(ids)} tokens; the limit is {limit}. Shorten it:"
+            " conversations are not truncated, because the score is at their end.",
         )
 
 
@@ -151,12 +149,12 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
     probe = np.asarray(ids or [0], dtype=np.int32)
     (rewards,) = model.score_trees([TokenTree(index=0, prefix=probe[:0], branches=(probe, probe))])
     if not np.isfinite(rewards).all():
-        raise ModelError(f"{source.path} gives rewards that are not finite; train it again.")
+        raise ModelError(f"{source.path} gives NaN or infinite rewards; train it again.")
     return served
 
 
 class ModelCard(BaseModel):
-    """What OpenAI's clients read of a model."""
+    """A model, in the format of OpenAI's API."""
 
     id: str
     object: str = "model"
@@ -165,7 +163,7 @@ class ModelCard(BaseModel):
 
 
 class ModelMetadata(ModelCard):
-    """A model's metadata; ``evaluation`` is from its metrics.json, null where there is none."""
+    """Metadata of a model; ``evaluation`` is from its metrics.json, null without one."""
 
     version: int
     loaded: str
@@ -366,7 +364,10 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     """Why nothing may be kept; None where scoring with ``prefix_cache`` is as good as without."""
     turning = batch_independent_length(classifier(model.module.network).config)
     if turning is not None and model.metadata.max_length > turning:
-        return f"beyond {turning} tokens its rotary positions depend on the longest text of a batch"
+        return (
+            f"beyond {turning} tokens its rotary embeddings depend on the longest sequence of a"
+            " batch"
+        )
     known = classifier(model.module.network).config.get_text_config().vocab_size
     ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)
     ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]
@@ -375,7 +376,7 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     score_with_prefix_cache(model, prefix_cache, [first])
     (again,), (resumed,) = score_with_prefix_cache(model, prefix_cache, [second])
     if resumed.cached.tokens < 2 * LEAST_SHARED:
-        return "its attention hands over no keys"
+        return "its attention returns no key-value cache"
     reward_transform = model.module.reward_transform
     size = max(1.0, float(np.abs((plain - reward_transform.offset) / reward_transform.scale).max()))
     apart = float(np.abs(plain - again).max()) / abs(reward_transform.scale)
@@ -383,5 +384,5 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)
     if not apart <= tolerance * size:
-        return f"a reward was {apart:.2g} apart with and without"
+        return f"rewards with and without the cache differ by {apart:.2g}"
     return None

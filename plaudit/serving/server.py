@@ -156,7 +156,7 @@ class BoundedConnection(H11Protocol):
             return
         seconds = self._settings.body_timeout
         response = error_response(
-            RejectionError("slow_body", f"No whole request in {seconds:g} seconds."),
+            RejectionError("slow_body", f"The request did not arrive within {seconds:g} seconds."),
             uuid.uuid4().hex,
         )
         head = h11.Response(
@@ -347,7 +347,7 @@ def serve_workers(settings: ServerSettings, on_start: Callable[[str], None]) -> 
         on_start(_address(settings, listening))
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
-        raise SettingsError("A worker could not start; its reason stands above.")
+        raise SettingsError("A worker could not start; the reason is above.")
 
 
 def _address(settings: ServerSettings, listening: socket.socket) -> str:
@@ -417,19 +417,20 @@ def read_token(settings: ServerSettings) -> str | None:
         if given is not None and not given.strip():
             # A secret that was not filled in must not open the server.
             raise SettingsError(
-                f"{TOKEN_VARIABLE} is empty; put the token into it, or unset it to serve without."
+                f"{TOKEN_VARIABLE} is empty; set it to the token, or unset it to serve without a"
+                " token."
             )
         return given and given.strip()
     try:
         token = Path(settings.token_file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"--token-file {settings.token_file} cannot be read ({error}); name a file that holds "
-            "the token."
+            f"--token-file {settings.token_file} cannot be read ({error}); expected a file with"
+            " the token."
         ) from None
     if not token:
         raise SettingsError(
-            f"--token-file {settings.token_file} is empty; write the token into it."
+            f"--token-file {settings.token_file} is empty; write the token into the file."
         )
     return token
 
@@ -480,8 +481,8 @@ def bind(settings: ServerSettings) -> socket.socket:
     except OSError as error:
         listening.close()
         raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
-            "choose another --port, or a --host of this machine."
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror or error}); use"
+            " another --port, or a --host of this machine."
         ) from None
     listening.set_inheritable(True)
     return listening

@@ -69,7 +69,8 @@ def host_names(words: list[str]) -> tuple[str, ...]:
     for word in words:
         if not word or set(word) & set(":/[] "):
             raise SettingsError(
-                f"--allowed-host {word} is not a name; give the host alone, without scheme or port."
+                f"--allowed-host {word} is not a host name; expected a host without scheme and"
+                " port."
             )
     return tuple(words)
 
@@ -89,7 +90,8 @@ def model_sources(words: list[str]) -> tuple[ModelSource, ...]:
         name = name or Path(path).resolve().name or path
         if any(source.name == name for source in sources):
             raise SettingsError(
-                f"Two models are named {name}; name them apart: {name}-a=PATH {name}-b=PATH."
+                f"Two models have the name {name}; set different names: {name}-a=PATH"
+                f" {name}-b=PATH."
             )
         sources.append(ModelSource(name=name, path=path))
     return tuple(sources)

@@ -170,7 +170,7 @@ def _starts(text: str) -> Any:
 
 @needs_browser
 def test_a_conversation_is_scored_as_messages(page: Any, model: RewardModel) -> None:
-    page.get_by_label("a conversation").check()
+    page.get_by_label("conversation").check()
     page.get_by_label("Turn 1", exact=True).fill("what is it")
     for number, text in ((2, "the fox"), (3, "are we right")):
         page.get_by_role("button", name="Add a turn").click()
@@ -240,7 +240,7 @@ def test_rejections_are_said_in_words(page: Any, server: Running) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
     page.route("**/v1/rewards", lambda route: route.abort())
     page.keyboard.press("Control+Enter")
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.get_by_role("alert")).to_contain_text("The server is unreachable")
 
 
 @needs_browser
@@ -286,7 +286,7 @@ def test_a_file_is_scored_sorted_and_given_back(
     page.get_by_role("button", name="Score the rows").click()
     summary = page.locator("#file-summary")
     expect(summary).to_contain_text("3 rows of 6 scored, 3 rows not")
-    expect(summary).to_contain_text("Chosen above rejected in 1 of 2 pairs")
+    expect(summary).to_contain_text("Chosen ranks higher in 1 of 2 pairs")
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
@@ -302,7 +302,7 @@ def test_a_file_is_scored_sorted_and_given_back(
     assert scored[2]["rewards"] == pytest.approx([expected[0], expected[1]], abs=1e-5)
     assert "tokens" in scored[3]["rewards_reason"]
     assert "Expected prompt with responses" in scored[4]["rewards_reason"]
-    assert "not JSON" in scored[5]["rewards_reason"]
+    assert "Invalid JSON" in scored[5]["rewards_reason"]
     assert [row["rewards"] for row in scored[3:]] == [None] * 3
 
     margins = {1: expected[0] - max(expected[1:]), 3: expected[1] - expected[0]}
@@ -336,7 +336,7 @@ def test_a_file_is_stopped_halfway(page: Any) -> None:
 def test_the_models_metadata_and_report(watched: Watched, server: Running) -> None:
     page = watched.page
     page.get_by_role("link", name="Model", exact=True).click()
-    expect(page.locator("#metadata")).to_contain_text("most tokens read")
+    expect(page.locator("#metadata")).to_contain_text("maximum length in tokens")
     with watched.context.expect_page() as opened:
         page.get_by_role("link", name="Report").click()
     report = opened.value
@@ -349,7 +349,7 @@ def test_the_models_metadata_and_report(watched: Watched, server: Running) -> No
 def test_a_guarded_server_is_asked_with_the_token(browser: Any, guarded: Running) -> None:
     watched = Watched(browser, guarded.url)
     page = watched.page
-    field = page.get_by_label("This server asks for a token")
+    field = page.get_by_label("This server requires a token")
     expect(field).to_be_focused()
     field.fill("wrong")
     page.keyboard.press("Enter")
@@ -401,7 +401,7 @@ def test_the_api_of_a_guarded_server_is_shown_with_the_token(
     browser: Any, guarded: Running
 ) -> None:
     watched = Watched(browser, f"{guarded.url}/docs")
-    field = watched.page.get_by_label("This server asks for a token")
+    field = watched.page.get_by_label("This server requires a token")
     expect(field).to_be_focused()
     assert watched.page.locator("#operations").inner_text() == ""
     field.fill("open sesame")
@@ -447,7 +447,7 @@ def test_every_part_fits_and_is_accessible(
     expect(page.locator("#metadata dl").first).to_be_visible()
     check_looks(page, width)
     page.get_by_role("link", name="API").click()
-    expect(page.get_by_role("heading", name="Shapes")).to_be_visible()
+    expect(page.get_by_role("heading", name="Schemas")).to_be_visible()
     check_looks(page, width)
     watched.context.close()
     assert watched.complaints == []

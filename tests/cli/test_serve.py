@@ -74,7 +74,7 @@ def test_a_busy_port_is_said_before_a_model_is_loaded(
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         assert main(["serve", str(tmp_path / "gone"), "--port", str(port)]) == 2
-    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert f"Cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_signals_under_load_lose_nothing(finished_run: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_workers_answer_are_replaced_and_leave(finished_run: Path, tmp_path: Pat
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere"),
-        (["a=x", "a=y"], "Two models are named a"),
+        (["a=x", "a=y"], "Two models have the name a"),
         (["x", "--token-file", "missing"], "--token-file missing cannot be read"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_taken_port_is_said_in_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(finished_run), "--port", str(port)]) == 2
-    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert f"Cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_without_the_extra_the_verb_says_what_to_install(

@@ -519,7 +519,9 @@ def test_no_route_ignores_a_prompt(name: str) -> None:
     protocol = PROTOCOLS[name]
     request: TypeAdapter[Any] = TypeAdapter(protocol.request)
     for column, kind in (("system_prompt", "a system message"), ("instruction", "a prompt")):
-        with pytest.raises(ValidationError, match=f"looks like {kind}, but is not read;"):
+        with pytest.raises(
+            ValidationError, match=f"looks like {kind}, but this endpoint does not read it;"
+        ):
             request.validate_python({**protocol.example, column: "Be brief."})
     # What clients send beside: an end user, other names, empty values, the number of an image.
     request.validate_python(

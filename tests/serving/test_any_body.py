@@ -157,9 +157,9 @@ def parse(body: bytes, protocol: str = "rewards", content_type: str = "applicati
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ('{"prompt":"\\ud800"}'.encode("utf-16"), "not UTF-8"),
+        ('{"prompt":"\\ud800"}'.encode("utf-16"), "not valid UTF-8"),
         ('{"prompt":"\\ud800"}'.encode("utf-16-be"), "NUL bytes"),
-        (b'{"prompt":"\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"prompt":"\xed\xa0\x80"}', "not valid UTF-8"),
         (b'{"prompt":"\\ud800"}', "surrogate"),
         (b'{"\\udc00\\ud83d":1}', "surrogate"),
         (b"[" * 100_000, "recursion limit"),

@@ -179,7 +179,7 @@ def test_pairs_of_score_have_every_name() -> None:
         Dialogue(prompt="q", responses=("a",)),
         Dialogue(prompt="r", responses=("b",)),
     )
-    with pytest.raises(RejectionError, match="do not pair up"):
+    with pytest.raises(RejectionError, match="do not match"):
         parts("score", {"text_1": ["q", "r"], "text_2": ["a"]})
     assert parts("score", {"query": "q ", "items": ["a"]}) == ("q a",)
 

@@ -703,7 +703,7 @@ def test_several_models_answer_by_name_and_a_new_version_takes_over(
 
         monkeypatch.setattr(engine_module, "open_served", broken)
         assert (
-            "old version stays"
+            "old version keeps running"
             in error(server.post("/v1/models/second/reload", {}), 409, "conflict")["message"]
         )
         assert server.post("/v1/rewards", {**BODY, "model": "second"}).json() != before

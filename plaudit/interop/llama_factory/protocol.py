@@ -17,9 +17,9 @@ from plaudit.serving.protocols.records import (
 
 
 class EvaluationRequest(Body):
-    """``messages`` are whole conversations as text, not turns."""
+    """Whole conversations as text, not as messages."""
 
-    messages: Many[str]
+    messages: Many[str] = Field(description="Prompt and response as one text each.")
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="Reject texts with more tokens. Texts are never truncated.",

@@ -19,18 +19,20 @@ from plaudit.serving.protocols.records import (
 
 
 class RewardRequest(Body):
-    """``query`` is prompt and answer as one text, special tokens kept."""
+    """Whole conversations as text, with special tokens."""
 
-    query: Many[str] | str = Field(description="Whole conversations as text.")
-    prompts: Many[Any] | str | None = None
-    labels: Many[Any] | str | None = None
+    query: Many[str] | str = Field(
+        description="Prompt and response as one text, or a list of them."
+    )
+    prompts: Many[Any] | str | None = Field(default=None, description="Ignored.")
+    labels: Many[Any] | str | None = Field(default=None, description="Ignored.")
 
     def parts(self) -> list[str]:
         return [self.query] if isinstance(self.query, str) else self.query
 
 
 class RewardResponse(BaseModel):
-    """Lists as long as the query's; ``len`` counts tokens."""
+    """One entry per query; ``extra_logs.len`` has the numbers of tokens."""
 
     rewards: list[float]
     scores: list[float]

@@ -45,10 +45,12 @@ from plaudit.serving.protocols.records import (
 
 
 class Activation(Body):
-    """The two names of the same option; neither given is the raw reward."""
+    """The two names of the same option."""
 
-    activation: bool | None = None
-    use_activation: bool | None = None
+    activation: bool | None = Field(
+        default=None, description="true returns the sigmoid of the reward; default: the raw reward."
+    )
+    use_activation: bool | None = Field(default=None, description="Other name of activation.")
 
     def rewards(self, scored: ScoreResult) -> list[float]:
         """All rewards, activated where the client asks for it."""
@@ -60,26 +62,28 @@ class PoolingOptions(Activation):
     """What vLLM's pooling requests may hold beside their input."""
 
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
-        default=None, description="Read the last so many tokens; -1 is the model's maximum length."
+        default=None,
+        description="Keep only this many tokens, the last ones; -1 is the model's maximum length.",
     )
 
     def read(self) -> ScoreRequest:
         if self.truncate_prompt_tokens == 0:
             raise RejectionError(
                 "bad_request",
-                "truncate_prompt_tokens is 0; nothing would be read.",
+                "truncate_prompt_tokens is 0, which leaves no tokens; expected -1 or at least 1.",
                 param="truncate_prompt_tokens",
             )
         return ScoreRequest(parts=self.parts(), keep_last=self.truncate_prompt_tokens)
 
 
 class InputRequest(PoolingOptions):
-    """Texts as they stand, or token ids."""
+    """Texts that the client rendered, or token ids."""
 
     tag = "input"
-    input: TextInput
+    input: TextInput = Field(description="One text or its token ids, or a list of them.")
     add_special_tokens: bool = Field(
-        default=True, description="The start token is there once either way."
+        default=True,
+        description="Ignored: the start token is added if the model uses one, never twice.",
     )
 
     def parts(self) -> Sequence[Part]:
@@ -87,14 +91,16 @@ class InputRequest(PoolingOptions):
 
 
 class ChatRequest(PoolingOptions):
-    """One conversation, rendered by the model's own template."""
+    """A conversation, rendered with the model's chat template."""
 
     tag = "chat"
-    messages: Messages
+    messages: Messages = Field(description="The conversation; the last message is scored.")
     tools: Tools = None
-    add_generation_prompt: Literal[False] = False
-    chat_template: None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: Literal[False] = Field(default=False, description="Must be false.")
+    chat_template: None = Field(default=None, description="Must be null.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Keyword arguments of the chat template."
+    )
 
     def parts(self) -> Sequence[Part]:
         *before, last = self.messages
@@ -139,18 +145,24 @@ def _list_response(
 
 
 class SglangRequest(Body):
-    """``text`` as it stands, or ``input_ids``."""
+    """Texts that the client rendered, or token ids."""
 
     tag = "sglang"
-    text: str | Many[str] | None = None
-    input_ids: TokenIds | Many[TokenIds] | None = None
-    rid: str | Many[str] | None = None
+    text: str | Many[str] | None = Field(default=None, description="One text or a list of texts.")
+    input_ids: TokenIds | Many[TokenIds] | None = Field(
+        default=None, description="Token ids of one text, or a list of them."
+    )
+    rid: str | Many[str] | None = Field(
+        default=None, description="Request ids, which the response repeats."
+    )
 
     def given(self) -> TextInput:
         given = self.text if self.input_ids is None else self.input_ids
         if given is None:
             raise RejectionError(
-                "invalid_request", "Neither text nor input_ids is given.", param="text"
+                "invalid_request",
+                "Neither text nor input_ids is set; expected one of them.",
+                param="text",
             )
         return given
 
@@ -212,8 +224,8 @@ def answer_classify(
 
 CLASSIFY = Protocol(
     name="classify",
-    summary="Rewards of texts, ids or one chat, as vLLM or SGLang answer",
-    spoken_by="verl, vLLM's and SGLang's clients",
+    summary="Rewards of texts, token ids or a chat, in the response format of vLLM or SGLang",
+    spoken_by="verl and clients of vLLM and SGLang",
     paths=("/classify",),
     methods=("POST", "PUT"),
     request=one_of(InputRequest, text=SglangRequest, input_ids=SglangRequest, messages=ChatRequest),
@@ -224,8 +236,8 @@ CLASSIFY = Protocol(
 
 ENCODE = Protocol(
     name="encode",
-    summary="Rewards of texts or ids as SGLang answers",
-    spoken_by="SGLang's clients",
+    summary="Rewards of texts or token ids, in the response format of SGLang",
+    spoken_by="clients of SGLang",
     paths=("/encode",),
     methods=("POST", "PUT"),
     request=SglangRequest,
@@ -292,8 +304,8 @@ def answer_embeddings(request: VectorInput | VectorChat, scored: ScoreResult) ->
 
 POOLING = Protocol(
     name="pooling",
-    summary="Rewards as pooled vectors of one number",
-    spoken_by="vLLM's clients",
+    summary="Rewards as vectors of length 1",
+    spoken_by="clients of vLLM",
     paths=("/pooling",),
     request=VectorRequest,
     response=PoolingResponse,
@@ -308,8 +320,8 @@ POOLING = Protocol(
 
 EMBEDDINGS = Protocol(
     name="embeddings",
-    summary="Rewards as embeddings of one number",
-    spoken_by="verl with SGLang, OpenAI's clients",
+    summary="Rewards as embeddings of length 1",
+    spoken_by="verl with SGLang, and clients of OpenAI",
     paths=("/v1/embeddings",),
     request=VectorRequest,
     response=EmbeddingsResponse,
@@ -322,17 +334,21 @@ EMBEDDINGS = Protocol(
 
 
 class PairsRequest(Activation):
-    """One query with any number of documents, or as many of one as of the other.
+    """One query with any number of documents, or one query per document.
 
-    They may also be called text_1 and text_2, data_1 and data_2, or queries and items.
+    Other names of the keys: text_1 and text_2, data_1 and data_2, queries and items.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
     tag = "pairs"
-    queries: str | Many[str] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
+    queries: str | Many[str] = Field(
+        validation_alias=AliasChoices("queries", "text_1", "data_1"),
+        description="One query or a list of queries.",
+    )
     documents: str | Many[str] = Field(
-        validation_alias=AliasChoices("documents", "text_2", "data_2", "items")
+        validation_alias=AliasChoices("documents", "text_2", "data_2", "items"),
+        description="One document or a list of documents.",
     )
 
     def parts(self) -> Sequence[Part]:
@@ -342,8 +358,8 @@ class PairsRequest(Activation):
         if len(queries) != len(documents):
             raise RejectionError(
                 "bad_request",
-                f"{len(queries)} queries and {len(documents)} documents do not pair up; give one "
-                "query, or as many of both.",
+                f"{len(queries)} queries and {len(documents)} documents do not match; send one"
+                " query, or one query per document.",
                 param="documents",
             )
         pairs = zip(queries, documents, strict=True)
@@ -351,12 +367,12 @@ class PairsRequest(Activation):
 
 
 class ItemsRequest(Body):
-    """SGLang's: each item stands behind the query."""
+    """The request of SGLang: each item is appended to the query."""
 
     tag = "items"
-    query: str
-    items: str | Many[str]
-    item_first: bool = False
+    query: str = Field(description="Start of every text.")
+    items: str | Many[str] = Field(description="One item or a list of items.")
+    item_first: bool = Field(default=False, description="Put the item before the query.")
 
     def parts(self) -> Sequence[Part]:
         items = _listed(self.items)
@@ -397,8 +413,8 @@ def answer_score(
 
 SCORE = Protocol(
     name="score",
-    summary="Rewards of query and document pairs",
-    spoken_by="vLLM's and SGLang's clients",
+    summary="Rewards of pairs of query and document",
+    spoken_by="clients of vLLM and SGLang",
     paths=("/score", "/v1/score"),
     request=one_of(PairsRequest, query=ItemsRequest),
     response=ScoreResponse | ScoringResponse,
@@ -411,17 +427,22 @@ SCORE = Protocol(
 
 
 class RerankRequest(Activation):
-    """``top_n`` 0 or nothing is all. A document is a text, or a mapping of which ``rank_fields``
-    (else ``text``) are read.
-    """
+    """A query and the documents to rank."""
 
-    query: str
-    documents: Many[str | dict[str, Any]]
-    top_n: Annotated[int, Field(ge=0)] | None = None
-    return_documents: bool = True
-    rank_fields: Many[str] | None = None
+    query: str = Field(description="The query, scored as the prompt.")
+    documents: Many[str | dict[str, Any]] = Field(
+        description="Texts, or objects with the fields of rank_fields."
+    )
+    top_n: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Number of results to return; null or 0 returns all."
+    )
+    return_documents: bool = Field(default=True, description="Return the texts of the documents.")
+    rank_fields: Many[str] | None = Field(
+        default=None, description="Fields of a document to score; default: text."
+    )
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Reject longer conversations; their end is what is scored."
+        default=None,
+        description="Reject longer conversations, in tokens. Conversations are never truncated.",
     )
 
     def parts(self) -> Sequence[Part]:
@@ -477,7 +498,7 @@ def text_of(document: str | dict[str, Any], rank_fields: list[str] | None) -> st
     if len(texts) < len(values):
         raise RejectionError(
             "bad_request",
-            "A document has no text under the fields that are read (rank_fields, else text).",
+            "A document has no text in the fields that rank_fields names (default: text).",
             param="documents",
         )
     return "\n".join(texts)
@@ -504,8 +525,8 @@ def answer_rerank(request: RerankRequest, scored: ScoreResult) -> RerankResponse
 
 RERANK = Protocol(
     name="rerank",
-    summary="Documents of a query, best first",
-    spoken_by="vLLM's, Cohere's and Jina's clients",
+    summary="Documents of a query, ranked best first",
+    spoken_by="clients of vLLM, Cohere and Jina",
     paths=("/rerank", "/v1/rerank", "/v2/rerank"),
     request=RerankRequest,
     response=RerankResponse,

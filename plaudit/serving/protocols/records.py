@@ -88,19 +88,22 @@ class Body(BaseModel):
     tag: ClassVar[str] = ""
     """Its name in the place of an error, where a protocol has several bodies."""
 
-    model: str | None = None
+    model: str | None = Field(
+        default=None,
+        description="Name of a served model; ignored if the server has only one.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _check_unread(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
         for old in cls.renamed.keys() & body.keys():
-            raise PydanticCustomError("renamed", f"{old} is named {cls.renamed[old]}")
+            raise PydanticCustomError("renamed", f"{old} was renamed to {cls.renamed[old]}")
         # OpenAI's clients name their end user by "user".
         for name in sorted(body.keys() - _names_of(cls) - {"user"}):
             kind = kind_of_name(name)
             if kind is not None and has_words(body[name]):
                 keys = ", ".join(sorted(_names_of(cls)))
-                message = f"looks like {kind}, but is not read; the keys that are read are {keys}"
+                message = f"looks like {kind}, but this endpoint does not read it; it reads {keys}"
                 wrong = InitErrorDetails(
                     type=PydanticCustomError("unread_prompt", message),
                     loc=(name,),
@@ -108,7 +111,7 @@ class Body(BaseModel):
                 )
                 raise ValidationError.from_exception_data(cls.__name__, [wrong])
         for name in media_columns(body):
-            raise PydanticCustomError("media", f"{name} cannot be scored; only text is read")
+            raise PydanticCustomError("media", f"{name} is not supported; only text is scored")
         return body
 
     @abstractmethod
@@ -197,7 +200,7 @@ def activated(reward: float, activation: bool | None) -> float:
 
 
 class ChatMessage(BaseModel):
-    """One turn; what else it carries (``tool_calls``, ``name``, …) goes to the template."""
+    """One message. Other keys (``tool_calls``, ``name``, …) are passed to the chat template."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -208,7 +211,7 @@ class ChatMessage(BaseModel):
 Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
 Tools: TypeAlias = Annotated[
     Annotated[tuple[dict[str, Any], ...], Field(fail_fast=True)] | None,
-    Field(description="Schemas of tools for the chat template, which must render them."),
+    Field(description="JSON schemas of tools for the chat template, which must render them."),
 ]
 TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
 TextInput: TypeAlias = str | TokenIds | Many[str] | Many[TokenIds]
@@ -230,7 +233,7 @@ def parts_of(given: TextInput) -> Sequence[Part]:
     return cast(Sequence[Part], [given] if is_single(given) else given)
 
 
-NO_OBJECT = "The body is not a JSON object; send one, with Content-Type: application/json."
+NO_OBJECT = "The body is not a JSON object; send one with Content-Type: application/json."
 
 
 def parse_body(request: TypeAdapter[Any], content_type: str, body: bytes) -> Any:
@@ -265,9 +268,9 @@ def _why(body: bytes, detail: str) -> str:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        return "The body is not UTF-8."
+        return "The body is not valid UTF-8."
     if "\0" in text:
-        return "The body is not JSON in UTF-8: it holds NUL bytes, as UTF-16 and UTF-32 do."
+        return "The body is not UTF-8: it contains NUL bytes, as UTF-16 and UTF-32 do."
     if "hex escape" in detail:
-        return f"A text holds half of a UTF-16 surrogate pair; send whole characters ({detail})."
-    return f"The body is not JSON: {detail}."
+        return f"A text has an unpaired UTF-16 surrogate; send valid Unicode ({detail})."
+    return f"The body is not valid JSON: {detail}."

@@ -24,25 +24,26 @@ from plaudit.types import TokenReward
 
 
 class OwnUsage(BaseModel):
-    """``prompt_tokens`` and ``total_tokens``: all tokens of all conversations. ``computed_tokens``:
-    those that the model computed, a shared prompt once and nothing for a repeated conversation.
-    """
+    """Token counts of a request."""
 
-    prompt_tokens: int
-    computed_tokens: int
-    total_tokens: int
+    prompt_tokens: int = Field(description="Number of tokens of all conversations.")
+    computed_tokens: int = Field(
+        description="Number of tokens that the model computed: a shared prompt counts once, a "
+        "repeated conversation not at all."
+    )
+    total_tokens: int = Field(description="Same as prompt_tokens.")
 
 
 class RewardsRequest(Body):
     """A prompt and its responses, as texts or as messages."""
 
     renamed: ClassVar[Mapping[str, str]] = {"along": "token_rewards"}
-    prompt: str | Messages
-    responses: Annotated[Many[str | Messages], Field(min_length=1)]
-    tools: Tools = None
-    token_rewards: bool = Field(
-        default=False, description="Add the per-token rewards of each response."
+    prompt: str | Messages = Field(description="The prompt, as text or as messages.")
+    responses: Annotated[Many[str | Messages], Field(min_length=1)] = Field(
+        description="The responses, each as text or as messages."
     )
+    tools: Tools = None
+    token_rewards: bool = Field(default=False, description="Add per-token rewards to the response.")
 
     def parts(self) -> Sequence[Part]:
         responses = tuple(map(as_text, self.responses))
@@ -54,18 +55,18 @@ class RewardsRequest(Body):
 
 
 class RewardsResponse(BaseModel):
-    """Everything in the order of the responses. Rank 1 is the best; equals share a rank."""
+    """Rewards, in the order of the responses."""
 
     id: str
     object: Literal["rewards"] = "rewards"
     model: str
-    rewards: list[float]
+    rewards: list[float] = Field(description="Reward of each response; higher is better.")
     win_probabilities: list[float] = Field(
-        description="Of being the best of them: the softmax of the rewards over the temperature "
-        "measured on evaluation data (Plackett-Luce; of two, Bradley-Terry)."
+        description="Probability that each response is the best: softmax of reward / temperature"
+        " (Plackett-Luce; Bradley-Terry for two). The temperature is fitted on evaluation data."
     )
-    ranks: list[int]
-    tokens: list[int] = Field(description="Of each whole conversation.")
+    ranks: list[int] = Field(description="Rank of each response; 1 is best, ties share a rank.")
+    tokens: list[int] = Field(description="Number of tokens of each conversation.")
     usage: OwnUsage
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
 
@@ -73,9 +74,9 @@ class RewardsResponse(BaseModel):
 class CompareRequest(Body):
     """A prompt and two responses."""
 
-    prompt: str | Messages
-    a: str | Messages
-    b: str | Messages
+    prompt: str | Messages = Field(description="The prompt, as text or as messages.")
+    a: str | Messages = Field(description="The first response.")
+    b: str | Messages = Field(description="The second response.")
     tools: Tools = None
 
     def parts(self) -> Sequence[Part]:
@@ -85,15 +86,15 @@ class CompareRequest(Body):
 
 
 class Comparison(BaseModel):
-    """``probability`` that ``a`` is preferred, calibrated."""
+    """Rewards of two responses and the probability of a preference."""
 
     id: str
     object: Literal["comparison"] = "comparison"
     model: str
-    rewards: list[float]
-    probability: float
+    rewards: list[float] = Field(description="Rewards of a and b.")
+    probability: float = Field(description="Calibrated probability that a is preferred to b.")
     preferred: Literal["a", "b", "tie"]
-    tokens: list[int]
+    tokens: list[int] = Field(description="Number of tokens of each conversation.")
     usage: OwnUsage
 
 
@@ -148,7 +149,7 @@ def _usage(scored: ScoreResult) -> OwnUsage:
 REWARDS = Protocol(
     name="rewards",
     summary="Rewards of K responses to one prompt",
-    spoken_by="plaudit",
+    spoken_by="plaudit.client",
     paths=("/v1/rewards",),
     request=RewardsRequest,
     response=RewardsResponse,
@@ -159,8 +160,8 @@ REWARDS = Protocol(
 
 COMPARE = Protocol(
     name="compare",
-    summary="Which of two responses is preferred",
-    spoken_by="plaudit",
+    summary="Probability that one of two responses is preferred",
+    spoken_by="plaudit.client",
     paths=("/v1/compare",),
     request=CompareRequest,
     response=Comparison,

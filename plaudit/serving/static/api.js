@@ -103,14 +103,14 @@ async function send(address, options) {
     return await fetch(address, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ServerError("The server does not answer; see whether it is still running.", 0, null);
+    throw new ServerError("The server is unreachable; check that it is running.", 0, null);
   }
 }
 
 /** @param {Response} answer @returns {Promise<ServerError>} */
 async function problem(answer) {
-  const busy = "The server is busy and did not get to this; try again in a moment.";
-  const said = BUSY.includes(answer.status) ? busy : `The server answered ${answer.status}.`;
+  const busy = "The server is busy; try again in a moment.";
+  const said = BUSY.includes(answer.status) ? busy : `The server returned HTTP ${answer.status}.`;
   try {
     const { message, param } = (await answer.json()).error;
     return new ServerError(message, answer.status, param);

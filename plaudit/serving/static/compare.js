@@ -92,7 +92,7 @@ function inWords(found) {
   return (found.rewards.length === 1 ? `A has reward ${reward(found.rewards[0] ?? 0)}.`
     : tied > 1 ? `${counted(tied, "response")} share the highest reward.`
     : `${best} has the highest reward and wins with probability ${chance}.`)
-    + ` Computed ${computed} of ${total} tokens${computed === total ? "." : "; the others are shared or were known."}`;
+    + ` Computed ${computed} of ${total} tokens${computed === total ? "." : "; the others are shared or cached."}`;
 }
 
 /** One row per response: rank, reward with a bar from the mean, probability, tokens. @param {Rewards} found */
@@ -109,8 +109,8 @@ function table(found) {
       h("td", { class: "n" }, (found.tokens[index] ?? 0).toLocaleString("en")));
   });
   return h("div", { class: "scroll", role: "region", "aria-label": "Rewards", tabindex: 0 }, h("table", { class: "scores" },
-    h("caption", {}, "Bars of rewards start at the mean of these responses."),
-    h("thead", {}, h("tr", {}, ...["Response", "Rank", "Reward", "Wins", "Tokens"].map((name) => h("th", { scope: "col" }, name)))),
+    h("caption", {}, "Reward bars start at the mean of these responses."),
+    h("thead", {}, h("tr", {}, ...["Response", "Rank", "Reward", "Win probability", "Tokens"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, ...rows)));
 }
 

@@ -23,7 +23,7 @@ import { beginWithToken } from "./token.js";
 
 const JSON_TYPE = "application/json";
 /** @type {Record<string, string>} */
-const NAMES = { string: "text", integer: "whole number", boolean: "true or false" };
+const NAMES = { string: "text", integer: "integer", boolean: "boolean" };
 
 /** A type in words, shapes as links to their tables. @param {Schema} schema @returns {(string | Node)[]} */
 function typeOf(schema) {
@@ -84,7 +84,7 @@ function operation(same) {
     h("p", {}, ...words(first.description ?? "")),
     exchanged("Request", first.requestBody),
     example !== undefined && h("pre", {}, h("code", {}, JSON.stringify(example, null, 2))),
-    exchanged("Answer", first.responses["200"]),
+    exchanged("Response", first.responses["200"]),
   );
 }
 
@@ -117,9 +117,9 @@ function shown(api) {
   return [
     ...[...groups.values()].map(operation),
     h("h2", {}, "Errors"),
-    h("p", {}, "Every answer that is not 2xx is an ", h("a", { href: "#ErrorBody" }, "ErrorBody"), "."),
+    h("p", {}, "The body of every error response is an ", h("a", { href: "#ErrorBody" }, "ErrorBody"), "."),
     h("table", {}, h("tbody", {}, ...errors)),
-    h("h2", {}, "Shapes"),
+    h("h2", {}, "Schemas"),
     ...shapes,
   ];
 }

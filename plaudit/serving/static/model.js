@@ -13,9 +13,9 @@ const PAPERS = {
 const NOT_SHOWN = new Set(["object", "created", "owned_by"]);
 /** @type {Record<string, string>} */
 const NAMES = {
-  max_length: "most tokens read", reward_std: "reward standard deviation", ece: "calibration error",
-  ece_stored: "calibration error, stored temperature", accuracy_ci95: "accuracy, 95% interval",
-  chose_checkpoint: "these data chose the checkpoint",
+  max_length: "maximum length in tokens", reward_std: "reward standard deviation", ece: "ECE",
+  ece_stored: "ECE with the stored temperature", accuracy_ci95: "accuracy, 95% CI",
+  chose_checkpoint: "data used to choose the checkpoint",
 };
 const LONG = 200;
 
@@ -26,7 +26,7 @@ export async function showModel(name, say) {
     const beside = Object.keys(PAPERS).filter((kind) => found[kind] === true);
     byId("papers", HTMLParagraphElement).replaceChildren(
       ...(beside.length > 0 ? beside.map((kind) => link(name, kind, say))
-        : [h("span", { class: "soft" }, "No report and no card lie beside this model.")]));
+        : [h("span", { class: "soft" }, "This model has no report and no model card.")]));
     const known = Object.entries(found).filter(([key]) => !(key in PAPERS) && !NOT_SHOWN.has(key));
     byId("metadata", HTMLDivElement).replaceChildren(list(Object.fromEntries(known)));
   } catch (error) {

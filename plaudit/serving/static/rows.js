@@ -66,7 +66,7 @@ export function save(blob, name) {
 async function take(file, say) {
   if (file === undefined) return;
   if (file.size > LARGEST) {
-    say(new Error(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB, and this page takes 32; score it with plaudit score.`));
+    say(new Error(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB, and the limit is 32 MB; run plaudit score instead.`));
     return;
   }
   say(null);
@@ -81,7 +81,7 @@ async function run(model, say) {
   rows = read(text.value);
   order = { column: "Line", down: false };
   if (rows.length === 0) {
-    say(new Error("There are no rows; paste JSON Lines or choose a file."));
+    say(new Error("No rows; paste JSON Lines or choose a file."));
     return;
   }
   const waiting = rows.filter((row) => row.reason === null);
@@ -134,8 +134,8 @@ function inWords() {
   const right = pairs.filter((row) => margin(row) > 0).length;
   const ties = pairs.filter((row) => margin(row) === 0).length;
   return `${counted(done.length, "row")} of ${rows.length.toLocaleString("en")} scored`
-    + (done.length < rows.length ? `, ${counted(rows.length - done.length, "row")} not: see the last column` : "")
-    + (pairs.length > 0 ? `. Chosen above rejected in ${right.toLocaleString("en")} of ${counted(pairs.length, "pair")}`
+    + (done.length < rows.length ? `, ${counted(rows.length - done.length, "row")} not scored (see the last column)` : "")
+    + (pairs.length > 0 ? `. Chosen ranks higher in ${right.toLocaleString("en")} of ${counted(pairs.length, "pair")}`
       + (ties > 0 ? `, ${counted(ties, "tie")}` : "") : "")
     + ".";
 }
@@ -179,7 +179,7 @@ function draw() {
   }, h("button", { type: "button", class: "quiet", onclick: () => sortBy(column) }, column)));
   table.hidden = false;
   table.replaceChildren(h("table", {},
-    rows.length > SHOWN && h("caption", {}, `The first ${SHOWN} of ${rows.length.toLocaleString("en")} rows in this order; the download has all.`),
+    rows.length > SHOWN && h("caption", {}, `The first ${SHOWN} of ${rows.length.toLocaleString("en")} rows in this order; the download has all rows.`),
     h("thead", {}, h("tr", {}, ...heads)),
     h("tbody", {}, ...sorted.slice(0, SHOWN).map(line))));
 }
@@ -239,7 +239,7 @@ function parsed(content) {
   try {
     found = JSON.parse(content);
   } catch {
-    throw new Error("This is not JSON; give one object a line.");
+    throw new Error("Invalid JSON; expected one object per line.");
   }
   if (found === null || typeof found !== "object" || Array.isArray(found)) throw new Error("Expected an object with prompt and responses.");
   return /** @type {Record<string, unknown>} */ (found);
@@ -253,7 +253,7 @@ function understood(source) {
   const { chosen, rejected } = source;
   if (chosen === undefined || rejected === undefined) throw new Error("Expected prompt with responses, or prompt with chosen and rejected.");
   if (source.prompt !== undefined) return { prompt: source.prompt, responses: [chosen, rejected], pair: true };
-  if (!Array.isArray(chosen) || !Array.isArray(rejected)) throw new Error("There is no prompt beside chosen and rejected; plaudit score splits such texts.");
+  if (!Array.isArray(chosen) || !Array.isArray(rejected)) throw new Error("The row has no prompt; plaudit score can split the prompt from chosen and rejected.");
   return { ...split(chosen, rejected), pair: true };
 }
 

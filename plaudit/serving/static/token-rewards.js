@@ -20,8 +20,8 @@ export function tokenRewardsView(responses) {
   return h("section", { class: "token-rewards", "aria-label": "Per-token rewards of the responses" },
     h("h2", {}, "Per-token rewards"),
     h("p", { class: "soft" },
-      "The reward if the response ended at that token. A token's colour is what it changed, up to ",
-      `${reward(widest)} either way: `,
+      "The reward if the response ended at this token. The colour shows the change by the token, up to ",
+      `±${reward(widest)}: `,
       h("span", { class: "token down4" }, "lower"), " ", h("span", { class: "token" }, "same"), " ",
       h("span", { class: "token up4" }, "higher"), "."),
     h("figure", {}, chart.element),
@@ -42,7 +42,7 @@ function changes(steps) {
  */
 function stripOf(steps, index, widest, onMove) {
   const name = `Response ${letter(index)}`;
-  if (steps.length === 0) return h("p", { class: "soft" }, `${name} has no tokens of its own.`);
+  if (steps.length === 0) return h("p", { class: "soft" }, `${name} has no tokens.`);
   const moved = changes(steps);
   const tokens = steps.map((step, at) => {
     const shade = Math.ceil((SHADES * Math.abs(moved[at] ?? 0)) / widest - 0.25);

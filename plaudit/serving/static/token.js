@@ -18,7 +18,7 @@ export function beginWithToken(begin) {
     problem.hidden = error === null;
     problem.textContent = error instanceof Error ? error.message : error === null ? "" : String(error);
     if (error instanceof ServerError && error.status === 401) {
-      problem.textContent = "The server does not take this token; enter another.";
+      problem.textContent = "The server rejected this token; enter another one.";
       ask();
     }
   }
