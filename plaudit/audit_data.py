@@ -70,7 +70,7 @@ def audit_data(
     ]
     if options.fix is not None:
         if len(sources) > 1:
-            raise DataError("--fix writes one file's rows into one file; name one DATA alone.")
+            raise DataError("--fix writes a cleaned copy of one file; pass a single DATA argument.")
         check_cleaned(options.fix)
     held_out = [
         with_known_columns(Source(path=path, columns=columns)) for path in options.eval_data
@@ -90,7 +90,7 @@ def audit_data(
         return result
     (source,), rows = sources, result.report.rows
     if source_fingerprint(source) != result.report.parts[0].fingerprint:
-        raise DataError(f"{source.path} changed while it was audited; start again.")
+        raise DataError(f"{source.path} changed while it was audited; run the command again.")
     cleaned = write_cleaned(
         source, options.fix, result.drop_N, lambda done: on_progress("writing", done, rows)
     )
@@ -183,7 +183,7 @@ def estimated_tokens() -> TokenCounter:
 
     return TokenCounter(
         count=lambda comparisons: [count(comparison) for comparison in comparisons],
-        method=f"estimated, {CHARACTERS_PER_TOKEN} bytes of text per token",
+        method=f"estimated at {CHARACTERS_PER_TOKEN} bytes of text per token",
         exact=False,
         renders=False,
     )
@@ -220,7 +220,7 @@ def tokens_by(name: str) -> TokenCounter:
 
     # The embedded base's tokenizer has a small vocabulary: another model's counts are lower.
     exact = name != embedded.NAME
-    remark = "" if exact else ", whose vocabulary is small: other tokenizers count fewer"
+    remark = "" if exact else ", whose vocabulary is small, so other tokenizers count fewer tokens"
     return TokenCounter(
         count=count_all,
         method=f"counted by the tokenizer {name}{remark}",

@@ -97,8 +97,8 @@ def calibrate(
     paired = pairs(held_out.table)
     if not len(paired):
         raise DataError(
-            "The comparisons have no two responses of different grades, so there is nothing to fit "
-            "a temperature on; use labelled comparisons."
+            "The comparisons have no two responses with different grades, so no temperature can"
+            " be fitted; use labelled comparisons."
         )
     result = recalibrate(
         paired,
@@ -121,28 +121,28 @@ def check_plaudit_folder(folder: Path) -> None:
     run = run_of(folder) if folder.is_dir() else None
     if run is not None and not (run / METRICS_FILE).is_file():
         raise ModelError(
-            f"{folder} is a checkpoint of a run that has not finished, and only a finished run has "
-            f"a temperature; finish it with plaudit train {run} --resume, which fits one."
+            f"{folder} is a checkpoint of an unfinished run, and only a finished run has a"
+            f" temperature; finish the run with plaudit train {run} --resume, which fits one."
         )
     if run is not None:
         raise ModelError(
-            f"{folder} is a checkpoint, and only the run has a temperature; calibrate {run}."
+            f"{folder} is a checkpoint, and only its run has a temperature; calibrate {run}."
         )
     if not (folder / METADATA_FILE).is_file() and (folder / RUN_RECIPE).is_file():
         raise ModelError(
-            f"The training of {folder} has not finished, so there is no model to calibrate; finish "
-            f"the run with plaudit train {folder} --resume, which fits a temperature."
+            f"The training of {folder} has not finished, so there is no model to calibrate;"
+            f" finish the run with plaudit train {folder} --resume, which fits a temperature."
         )
     if (folder / TRAINING_FILE).is_file():
         raise ModelError(
-            f"The evaluation of {folder} has not finished, and will fit a temperature; finish it "
-            f"with plaudit train {folder} --resume."
+            f"The evaluation of {folder} has not finished; finish it with plaudit train {folder}"
+            " --resume, which fits a temperature."
         )
     if not (folder / METADATA_FILE).is_file():
         raise ModelError(
-            f"{folder} is no local plaudit folder (no {METADATA_FILE}), so there is nowhere to "
-            "store a temperature; download a plaudit model with plaudit pull, or convert another "
-            "tool's with plaudit import, and calibrate that folder."
+            f"{folder} is not a plaudit model folder (no {METADATA_FILE}), so a temperature"
+            " cannot be stored; download a plaudit model with plaudit pull, or convert another"
+            " model with plaudit import, and calibrate that folder."
         )
 
 
@@ -152,9 +152,8 @@ def _check_unseen(metadata: CheckpointMetadata, loaded: LoadedComparisons) -> No
         # A revision of a Hub data set stands for all its splits.
         if source.fingerprint in trained_on and not source.fingerprint.startswith("revision:"):
             raise DataError(
-                f"{source.path} is the file that this model was trained on, where its errors are "
-                "fewer than on new data and a fitted temperature too low; calibrate on data that "
-                "it has not seen."
+                f"{source.path} is training data of this model, so the fitted temperature would"
+                " be too low; calibrate on new data."
             )
 
 
@@ -211,17 +210,17 @@ def _sentence(
     if stored:
         how = "cross-fitted" if after.temperature != 1.0 else "uncalibrated"
         return (
-            f"The temperature is now {after.temperature:.4g} (before: {before.temperature:.4g}). "
-            f"On {on} log loss falls from {before.log_loss:.4f} to {after.log_loss:.4f} and ECE "
-            f"goes from {before.ece:.4f} to {after.ece:.4f} ({how})."
+            f"The temperature is now {after.temperature:.4g} (before: {before.temperature:.4g})."
+            f" On {on}, log loss goes from {before.log_loss:.4f} to {after.log_loss:.4f} and ECE"
+            f" from {before.ece:.4f} to {after.ece:.4f} ({how})."
         )
     stays = f"The temperature stays {before.temperature:.4g}"
     if fitted.temperature is None or fitted.delta_P is None:
         return f"{stays}: {fitted.note} ({on})."
     return (
-        f"{stays}: on {on} its log loss is {before.log_loss:.4f}, and that of a fitted one "
-        f"({fitted.temperature:.4g}) is {pairwise.nll(fitted.delta_P):.4f}, cross-fitted, which is "
-        "not significantly better."
+        f"{stays}: on {on} its log loss is {before.log_loss:.4f}; the fitted temperature"
+        f" ({fitted.temperature:.4g}) has log loss {pairwise.nll(fitted.delta_P):.4f}"
+        " (cross-fitted), which is not significantly better."
     )
 
 

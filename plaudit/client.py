@@ -302,7 +302,7 @@ class _Requests(Generic[Http]):
             )
         advice = {
             401: "; pass the server's token to the client",
-            404: "; models() lists the models that it serves",
+            404: "; see models() for the models that it serves",
         }
         return ServerError(
             f"{self._url} returned HTTP {status}{tried}: {said}{advice.get(status, '')}.",

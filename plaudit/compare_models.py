@@ -105,12 +105,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     count = kinds.index(False) if False in kinds else len(kinds)
     if not count:
         raise DataError(
-            f"{arguments[0]} is no run folder, checkpoint, model folder or predictions.parquet; "
-            "name what to compare first, then data: plaudit compare A B pairs.jsonl."
+            f"{arguments[0]} is not a run folder, checkpoint, model folder or"
+            " predictions.parquet; name the models first, then the data: plaudit compare A B"
+            " pairs.jsonl."
         )
     if any(kinds[count:]):
         late = arguments[kinds.index(True, count)]
-        raise DataError(f"{late} is named after the data {arguments[count]}; name models first.")
+        raise DataError(
+            f"{late} comes after the data {arguments[count]}; name the models first, then the data."
+        )
     return [existing_path(a) or Path(a) for a in arguments[:count]], list(arguments[count:])
 
 
@@ -137,7 +140,9 @@ def compare(
     comparisons: Sequence[Comparison] = ()
     sources = as_sources(data)
     if sources:
-        _check_several(len(candidates), "checkpoints of a run: plaudit compare RUN/checkpoints/*")
+        _check_several(
+            len(candidates), "for the checkpoints of a run: plaudit compare RUN/checkpoints/*"
+        )
         scored, used, comparisons = _score_all(candidates, sources, options, console)
     else:
         scored, used = _recorded_scores(candidates)
@@ -157,7 +162,7 @@ def compare(
 
 def _check_several(count: int, hint: str) -> None:
     if count < 2:
-        raise DataError(f"There is one model to compare; name two or more ({hint}).")
+        raise DataError(f"Only one model to compare; name two or more ({hint}).")
 
 
 # ---- recorded ------------------------------------------------------------------------------------
@@ -168,10 +173,10 @@ def _recorded_scores(candidates: Sequence[Path]) -> tuple[list[Scored], Compared
     alone = candidates[0]
     if len(candidates) == 1 and (alone / EVALUATIONS_FOLDER).is_dir():
         steps = _steps_of(alone)
-        _check_several(len(steps), f"{alone} made one evaluation")
+        _check_several(len(steps), f"{alone} has a single evaluation")
         scored = [Scored(name=f"step {step:,}", table=_at_step(alone, step)) for step in steps]
     else:
-        _check_several(len(candidates), "or one run folder, for all its evaluations")
+        _check_several(len(candidates), "or one run folder, to compare its evaluations")
         named = zip(short_names(candidates), candidates, strict=True)
         scored = [Scored(name=name, table=_recorded(path)) for name, path in named]
     chose = any(
@@ -216,14 +221,14 @@ def _at_step(run: Path, step: int) -> ScoreTable:
     stored = rewards_file(run / EVALUATIONS_FOLDER, step)
     if step not in _steps_of(run):
         raise DataError(
-            f"{run} has no evaluation at step {step}; name data to score its checkpoints on."
+            f"{run} has no evaluation at step {step}; name data to score its checkpoints."
         )
     if not (run / METRICS_FILE).is_file():
         raise DataError(
-            f"{run} is not finished, and its {PREDICTIONS} is written at the end; finish it with "
-            f"plaudit train {run} --resume, or name data to score its checkpoints on."
+            f"{run} is not finished, so it has no {PREDICTIONS} yet; finish it with plaudit train"
+            f" {run} --resume, or name data to score its checkpoints."
         )
-    restore = "restore it from a backup, or name data to score the checkpoints on."
+    restore = "restore it from a backup, or name data to score the checkpoints."
     if not (run / PREDICTIONS).is_file():
         raise DataError(f"{run / PREDICTIONS} is missing; {restore}")
     table = read_table(run / PREDICTIONS)
@@ -238,8 +243,8 @@ def _at_step(run: Path, step: int) -> ScoreTable:
     )
     if not whole or inside == 0:
         raise DataError(
-            f"{stored} has {inside} rewards, which are not those of the evaluation rows in "
-            f"{run / PREDICTIONS}; name data to score the checkpoints on."
+            f"{stored} has {inside} rewards, which do not match the evaluation rows in"
+            f" {run / PREDICTIONS}; name data to score the checkpoints."
         )
     keep_N = np.arange(len(table)) < inside
     return replace(table.take(keep_N), reward_N=reward_N)

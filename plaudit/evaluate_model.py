@@ -70,7 +70,7 @@ from plaudit.types import ScoreRow, TokenTree
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
 
-NOT_RUN = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
+NOT_RUN = "Perturbation tests were not run; run them with plaudit eval --perturbation-tests 200."
 PREDICTIONS = "predictions.parquet"
 _MODEL_FILES = ("plaudit.json", "adapter_config.json", "config.json")
 
@@ -151,19 +151,19 @@ def check_evaluation(data: Sequence[Source], options: EvaluateOptions) -> None:
         PlauditError: nothing to evaluate on, a missing file, no such baseline, or ``out`` exists.
     """
     if not data and not options.suites:
-        raise DataError("nothing to evaluate on; name files or Hub ids, or a --suite.")
+        raise DataError("nothing to evaluate on; name files or Hub ids, or set --suite.")
     names = Counter(request.suite.name for request in options.suites)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"--suite {twice} is named twice; name one folder with all of its files.")
+        raise DataError(f"--suite {twice} is named twice; put all of its files into one folder.")
     for source in (*data, *options.train_data):
         check_source(source)
     if options.out is not None:
         check_new_folder(options.out)
     if options.baseline is not None and not is_candidate(str(options.baseline)):
         raise DataError(
-            f"--baseline {options.baseline} is no run folder, checkpoint, model folder, evaluation "
-            "folder or predictions.parquet."
+            f"--baseline {options.baseline} is not a run folder, checkpoint, model folder,"
+            " evaluation folder or predictions.parquet."
         )
 
 
@@ -339,8 +339,9 @@ def score_comparisons(
             counts = ", ".join(f"{reason} {count}" for reason, count in encoded.dropped.items())
             example = f"; {encoded.example}" if encoded.example else ""
             raise DataError(
-                f"{name and f'{name}: '}None of the {len(comparisons)} comparisons can be scored "
-                f"({counts}{example}); the model reads at most {model.metadata.max_length} tokens."
+                f"{name and f'{name}: '}None of the {len(comparisons)} comparisons can be scored"
+                f" ({counts}{example}); the maximum length of the model is"
+                f" {model.metadata.max_length} tokens."
             )
         tokens, total = 0, int(encoded.trees.column("packed").sum())
 
@@ -427,7 +428,7 @@ def recorded_table(path: Path) -> ScoreTable:
     file = path if path.is_file() else path / PREDICTIONS
     if not file.is_file():
         raise DataError(
-            f"{path} has no {PREDICTIONS}, so there are no recorded scores of it; name data to "
-            "score it on: plaudit compare A B pairs.jsonl."
+            f"{path} has no {PREDICTIONS}, so it has no recorded scores; name data to score it"
+            " on: plaudit compare A B pairs.jsonl."
         )
     return read_table(file)

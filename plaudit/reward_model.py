@@ -182,8 +182,8 @@ class RewardModel:
         """
         if isinstance(self.module, EncoderRewardModule):
             raise ModelError(
-                "Per-token rewards need a causal model; this one is an encoder, whose every token "
-                "sees the whole text. Use score()."
+                "Per-token rewards need a causal model, and this model is an encoder, in which"
+                " every token attends to the whole text; use score()."
             )
         comparison = self.comparison(prompt, [response, ""], tools=tools)
         answer, _ = comparison.responses
@@ -204,12 +204,12 @@ class RewardModel:
 
     def _error(self, caller: str, skipped: Skipped) -> DataError:
         advice = {
-            OVER_LENGTH: "shorten the prompt or the responses to "
-            f"{self.metadata.max_length} tokens together",
-            MEDIA: "leave them out",
-            NOT_RENDERED: "leave it out, or put it into the text of a turn",
-        }.get(skipped.reason, "change the messages so that the model's chat template takes them")
-        return DataError(f"{caller}() cannot score this ({skipped.detail}); {advice}.")
+            OVER_LENGTH: f"shorten the prompt or the responses to {self.metadata.max_length}"
+            " tokens in total",
+            MEDIA: "remove them",
+            NOT_RENDERED: "remove it, or move it into the content of a message",
+        }.get(skipped.reason, "change the messages so that the model's chat template accepts them")
+        return DataError(f"{caller}() cannot score this input ({skipped.detail}); {advice}.")
 
     def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Probability that response ``a`` is preferred to response ``b``.
@@ -390,7 +390,7 @@ def open_frozen(path: str | Path, options: ReadOptions = ReadOptions()) -> Opene
     if frozen == template:
         return opened
     opened.tokenizer.chat_template = frozen
-    note = f"its chat template renders today's date; it is read as on {DAY.isoformat()}"
+    note = f"its chat template renders the current date; plaudit uses {DAY.isoformat()}"
     logger.warning("%s: %s.", path, note)
     origin = replace(opened.metadata.origin, notes=(*opened.metadata.origin.notes, note))
     return replace(opened, metadata=replace(opened.metadata, chat_template=frozen, origin=origin))
@@ -454,7 +454,7 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
         >>> model = plaudit.load("runs/first")
     """
     if "era" in options:
-        raise ModelError("The argument era of load() is called source_version now.")
+        raise ModelError("The argument era of load() was renamed to source_version.")
     return load_model(path, LoadOptions(**options))
 
 

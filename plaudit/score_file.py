@@ -127,7 +127,9 @@ def _checked(
         _, where, row, _ = item
         taken = next((name for name in columns.names() if name in row), None)
         if taken is not None:
-            raise DataError(f"{where} already has a column {taken!r}; name another with --column.")
+            raise DataError(
+                f"{where} already has a column {taken!r}; choose another name with --column."
+            )
         yield item
 
 
@@ -261,8 +263,8 @@ class Partial:
             return Progress()
         if json.loads(self.identity_path.read_text(encoding="utf-8")) != identity:
             raise OutputError(
-                f"{self.identity_path} belongs to a stopped call with another model or input; "
-                f"delete it and {self.rows_path.name}, or choose another --out."
+                f"{self.identity_path} belongs to an interrupted run with another model or input;"
+                f" delete it and {self.rows_path.name}, or choose another --out."
             )
         return self._keep_whole_chunks(ScoreColumns(**identity["columns"]))
 

@@ -214,7 +214,7 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
     metadata = _read_metadata_file(folder) if run is None else _metadata_of_step(folder, run)
     unfinished = _unfinished(folder, run)
     if unfinished is not None:
-        logger.warning("%s %s: it has no temperature yet.", folder, unfinished)
+        logger.warning("%s %s, so it has no temperature yet.", folder, unfinished)
     return metadata
 
 
@@ -222,7 +222,7 @@ def _unfinished(folder: Path, run: Path | None) -> str | None:
     """What is still to come for a model of a run that has not ended."""
     if run is None:
         ended = (folder / TRAINING_FILE).is_file()
-        return "is trained, and its evaluation has not finished" if ended else None
+        return "is trained but not evaluated" if ended else None
     if (run / "metrics.json").is_file():
         return None
     step = folder.resolve().name.removeprefix("checkpoint-")
@@ -243,8 +243,8 @@ def _read_metadata_file(folder: Path) -> CheckpointMetadata:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} has no {METADATA_FILE}, so it is not a finished plaudit run; give a folder "
-            "that plaudit train completed."
+            f"{folder} has no {METADATA_FILE}, so it is not a finished plaudit run; expected a"
+            " folder of a completed plaudit train."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error}); restore it from a backup.") from None
@@ -252,8 +252,8 @@ def _read_metadata_file(folder: Path) -> CheckpointMetadata:
         raw = _upgraded(raw)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ModelError(
-            f"{path} has format {raw.get('format') if isinstance(raw, dict) else raw!r}, and this "
-            f"plaudit {__version__} reads formats 1 and {FORMAT}; upgrade plaudit."
+            f"{path} has format {raw.get('format') if isinstance(raw, dict) else raw!r}, but"
+            f" plaudit {__version__} reads only formats 1 and {FORMAT}; upgrade plaudit."
         )
     known = {f.name for f in fields(CheckpointMetadata)}
     try:
@@ -291,8 +291,8 @@ def _metadata_of_step(folder: Path, run: Path) -> CheckpointMetadata:
     """
     if not any((folder / name).is_file() for name in (MANIFEST_FILE, "complete")):
         raise ModelError(
-            f"{folder} is not a complete checkpoint (it has no {MANIFEST_FILE}); choose another "
-            "one of the run."
+            f"{folder} is not a complete checkpoint (it has no {MANIFEST_FILE}); choose another"
+            " checkpoint of the run."
         )
     # plaudit 0.1.0 kept the metadata of all checkpoints in the run, from its end on.
     metadata = _read_metadata_file(folder if (folder / METADATA_FILE).is_file() else run)
@@ -398,15 +398,15 @@ def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:
             model = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
-            f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]}); "
-            "name the base it was trained on with --base."
+            f"The adapter in {folder} does not fit its base ({str(error).splitlines()[0][:200]});"
+            " set the base it was trained on with --base."
         ) from None
     # PEFT only warns of tensors that are not there, and they would be as good as untrained.
     absent = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - stored)
     if absent:
         raise ModelError(
-            f"{folder / ADAPTER_FILE} lacks {len(absent)} of the adapter's tensors (first: "
-            f"{absent[0]}); restore it from a backup, or name its own base with --base."
+            f"{folder / ADAPTER_FILE} lacks {len(absent)} of the adapter's tensors (first:"
+            f" {absent[0]}); restore it from a backup, or set the right base with --base."
         )
     return model
 
@@ -426,7 +426,7 @@ def check_adapter_head(network: nn.Module, folder: Path) -> set[str]:
     keys = set(tensor_names(path))
     if not any(f".{head}." in key and "lora_" not in key for key in keys):
         raise ModelError(
-            f"{path} holds no {head} head, so its rewards are lost; save the adapter again with "
-            f"modules_to_save=[{head!r}]."
+            f"{path} has no {head} head, so it cannot compute rewards; save the adapter again"
+            f" with modules_to_save=[{head!r}]."
         )
     return keys

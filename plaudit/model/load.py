@@ -116,8 +116,8 @@ def read_tokenizer(
         )
     except LIBRARY_ERRORS as error:
         raise ModelError(
-            f"{base} has no tokenizer that can be loaded ({first_line(error)}); model.base must "
-            "be a folder or Hub id with tokenizer files beside the weights."
+            f"{base} has no usable tokenizer ({first_line(error)}); model.base must be a folder"
+            " or Hub id with tokenizer files beside the weights."
         ) from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     tokenizer.padding_side = "right"
@@ -130,8 +130,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, asked: str | None, base
     if asked is not None:
         if asked not in vocabulary or asked == tokenizer.eos_token:
             raise ModelError(
-                f"tokens.pad_token {asked!r} is not a token of {base}, or is its end token; name a "
-                "token of its vocabulary that no text ends with."
+                f"tokens.pad_token {asked!r} is not in the vocabulary of {base}, or is its end"
+                " token; choose a token of the vocabulary that does not end texts."
             )
         return asked
     own = tokenizer.pad_token
@@ -141,8 +141,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, asked: str | None, base
         if spare is not None and spare in vocabulary and spare != tokenizer.eos_token:
             return str(spare)
     raise ModelError(
-        f"{base} has no padding token apart from its end token; name one of its vocabulary that "
-        "no text ends with in tokens.pad_token."
+        f"{base} has no padding token other than its end token; set tokens.pad_token to a token"
+        " of its vocabulary that does not end texts."
     )
 
 
@@ -178,7 +178,7 @@ def no_config(base: str, reason: str) -> str:
     missing = missing_path(base)
     if missing is not None:
         return missing
-    return f"{base} does not exist on this machine, and was not found on the Hub ({reason})"
+    return f"{base} is not a local folder and was not found on the Hub ({reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +227,8 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     known = config.get_text_config().vocab_size
     if pad_id >= known:
         raise ModelError(
-            f"The tokenizer pads with token {pad_id}, but {request.base} knows {known} tokens; "
-            "give the base and the tokenizer that belong together."
+            f"The tokenizer's padding token has id {pad_id}, but {request.base} has {known}"
+            " tokens; use the tokenizer of this base."
         )
     config.pad_token_id = pad_id
     options: dict[str, Any] = {"dtype": request.dtype}
@@ -249,9 +249,9 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             )
     except LIBRARY_ERRORS as error:
         raise ModelError(
-            f"{request.base} cannot be loaded as a one-label sequence classifier "
-            f"({first_line(error)}); expected weights (model.safetensors) of an architecture that "
-            "transformers has a sequence classification class for."
+            f"{request.base} cannot be loaded as a sequence classifier with one label"
+            f" ({first_line(error)}); expected weights (model.safetensors) of an architecture"
+            " with a sequence classification class in transformers."
         ) from None
     _check_missing_weights(request.base, network, set(info["missing_keys"]))
     head_name, head = output_layer(network)
@@ -289,15 +289,15 @@ def check_max_length(network: nn.Module, max_length: int) -> None:
     limit = longest_input(network)
     if limit is not None and max_length > limit:
         raise ModelError(
-            f"tokens.max_length is {max_length}, but this base has positions for {limit} tokens; "
-            f"set it to {limit} or less."
+            f"tokens.max_length is {max_length}, but this base supports {limit} positions; set it"
+            f" to {limit} or less."
         )
     turning = batch_independent_length(classifier(network).config)
     if turning is not None and max_length > turning:
         raise ModelError(
-            f"tokens.max_length is {max_length}, but beyond {turning} tokens this base changes its "
-            "rotary positions with the longest text of a batch, so a score would depend on its "
-            f"company; set it to {turning} or less."
+            f"tokens.max_length is {max_length}, but beyond {turning} tokens the rotary"
+            " embeddings of this base depend on the longest sequence of a batch, so scores would"
+            f" depend on the other sequences in the batch; set it to {turning} or less."
         )
 
 
@@ -326,8 +326,8 @@ def check_token_ids(network: nn.Module, largest_id: int, base: str) -> None:
     rows = classifier(network).get_input_embeddings().num_embeddings
     if largest_id >= rows:
         raise ModelError(
-            f"The tokenizer of {base} gives token {largest_id}, but its model has embeddings for "
-            f"{rows} tokens; use the tokenizer the model was made with, or resize the model."
+            f"The tokenizer of {base} has token id {largest_id}, but the model has embeddings for"
+            f" {rows} tokens; use the tokenizer of this model, or resize its embeddings."
         )
 
 
@@ -337,8 +337,8 @@ def _check_missing_weights(base: str, network: nn.Module, missing: set[str]) -> 
     absent = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
     if absent:
         raise ModelError(
-            f"{base} lacks {len(absent)} of the body's tensors (first: {absent[0]}), so they would "
-            "be random; give a folder with the whole model."
+            f"{base} lacks {len(absent)} of the model's tensors (first: {absent[0]}), which would"
+            " be initialized at random; use a folder with the whole model."
         )
 
 
@@ -353,8 +353,8 @@ def _mismatched_heads(base: str, head: str, mismatched: Iterable[Any]) -> frozen
     others = sorted(name for name in names if not name.startswith(f"{head}."))
     if others:
         raise ModelError(
-            f"{base} holds {others[0]} in another shape than its config.json says; give a folder "
-            "whose weights and configuration belong together."
+            f"{base} has {others[0]} in another shape than its config.json says; use weights and"
+            " a config.json of the same model."
         )
     return frozenset(names)
 
@@ -368,8 +368,8 @@ def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     layers = _linear_layers(network, [head])
     if not layers:
         raise ModelError(
-            f"{type(network).__name__} has neither a score nor a classifier head, and no other is "
-            "known; choose another base."
+            f"{type(network).__name__} has neither a score nor a classifier head; choose another"
+            " base."
         )
     return layers[-1]
 
@@ -427,8 +427,8 @@ def check_four_bit() -> None:
     """
     if not torch.cuda.is_available():
         raise ModelError(
-            "model.quantize: 4bit needs a CUDA device, and none is here; remove it to train in "
-            "full precision."
+            "model.quantize: 4bit needs a CUDA device, but none is available; remove it to train"
+            " without quantization."
         )
     if find_spec("bitsandbytes") is None:
         raise ModelError(
@@ -488,7 +488,11 @@ def check_target_modules(network: nn.Module, targets: str | Sequence[str] | None
         for name, child in network.named_modules()
         if isinstance(child, nn.Linear) and name.count(".") > 1
     )
-    hint = "write several names as a list" if "," in absent[0] else "all-linear takes them all"
+    hint = (
+        "write several names as a YAML list"
+        if "," in absent[0]
+        else "all-linear selects all of them"
+    )
     raise ModelError(
         f"lora.target_modules: {', '.join(absent)} matches no module of this base; its linear "
         f"layers are {', '.join(linear)} ({hint})."
@@ -525,8 +529,8 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
             return get_peft_model(network, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"lora: PEFT refuses these settings ({first_line(error).rstrip('.')}); target_modules "
-            f"is {options.get('target_modules')!r}."
+            f"lora: PEFT rejected these settings ({first_line(error).rstrip('.')});"
+            f" target_modules is {options.get('target_modules')!r}."
         ) from None
 
 

@@ -61,7 +61,7 @@ def why_not_packed(config: Any) -> str | None:
     ``config`` is not ours, so its optional fields are asked for with a default.
     """
     if config.model_type not in PACKED_ARCHITECTURES:
-        return f"architecture {config.model_type} is not among those proven to run packed"
+        return f"architecture {config.model_type} is not verified for packed batches"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - PACKED_LAYER_TYPES)
     if unknown:
         return f"it has layers of type {', '.join(unknown)}"
@@ -113,13 +113,13 @@ def choose_layout(
     if note is None:
         return Prepared(module=module, layout="packed", note=None)
     if asked == "packed":
-        raise ModelError(
-            f"model.attention: packed was asked for, but {note}; set it to auto or padded."
-        )
+        raise ModelError(f"model.attention is packed, but {note}; set it to auto or padded.")
     if classifier(network).config._attn_implementation != plain:
         classifier(network).set_attn_implementation(plain)
     if asked == "auto":
-        logger.warning("Running padded: %s. Scores are the same; more tokens are computed.", note)
+        logger.warning(
+            "Using padded batches: %s. Scores are the same, but more tokens are computed.", note
+        )
     return Prepared(module=module, layout="padded", note=note)
 
 
@@ -142,8 +142,8 @@ def _why_padded(
     if result.passed:
         return None
     return (
-        f"the self-check found packed and separate scores {result.difference:.2g} apart "
-        f"(tolerance {result.tolerance:.2g})"
+        f"in the self-check, packed and separate scores differ by {result.difference:.2g}"
+        f" (tolerance {result.tolerance:.2g})"
     )
 
 

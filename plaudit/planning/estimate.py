@@ -374,28 +374,34 @@ def notes(
     if steps.mid_2024 != steps.total:
         left = split.train % steps.pairs_per_step
         said.append(
-            f"A Trainer of mid-2024 (transformers 4.41) would take {steps.mid_2024:,} steps: it "
-            f"carried the {left:,} left-over pairs of an epoch into the next, where today's "
-            f"Trainer gives them a step of their own ({steps.total:,})."
+            f"A Trainer of mid-2024 (transformers 4.41) would take {steps.mid_2024:,} steps: it"
+            f" carried the {left:,} left-over pairs of an epoch into the next epoch. Today's"
+            f" Trainer takes an extra step for them ({steps.total:,} steps)."
         )
     if recipe.data.split_by == "prompt":
-        said.append("Splitting by prompt reaches these sizes to within one group of equal prompts.")
+        said.append(
+            "A split by prompt meets these sizes to within one group of rows with the same prompt."
+        )
     if split.over_length:
-        said.append(f"{split.over_length:,} comparisons are over length and left out.")
+        said.append(
+            f"{split.over_length:,} comparisons are longer than tokens.max_length and are skipped."
+        )
     said.append(
-        f"Activations are for a micro-batch of {memory.micro_batch_tokens:,} tokens; "
-        "tokens.max_tokens_per_microbatch bounds it."
+        f"Activation memory is for a micro-batch of {memory.micro_batch_tokens:,} tokens, the"
+        " limit of tokens.max_tokens_per_microbatch."
     )
     if memory.activations is None:
-        said.append("Activations cannot be told for this architecture and are not in the total.")
+        said.append(
+            "The activation memory of this architecture is unknown and is not in the total."
+        )
     if not packed:
-        said.append("Batches are padded, so every response computes its prompt again.")
+        said.append("Batches are padded, so the prompt is computed once per response.")
     if arguments["optim"] not in OPTIMIZER_STATES:
-        said.append(f"Optimizer {arguments['optim']!r} is counted as if it were Adam.")
+        said.append(f"The memory of optimizer {arguments['optim']!r} is estimated as that of Adam.")
     if arguments.get("deepspeed"):
-        said.append("What DeepSpeed moves or shares out is not counted.")
+        said.append("Offloading and sharding by DeepSpeed are not considered.")
     if body_dtype(recipe) == "float32" and not autocasts(recipe):
-        said.append("Times are for bf16 speed; an fp32 body is several times slower.")
+        said.append("Times assume bfloat16; a float32 base is several times slower.")
     return said
 
 
@@ -464,7 +470,7 @@ def from_characters(comparisons: Iterable[Comparison]) -> Lengths:
         Length(prompt=_tokens(item.prompt), responses=tuple(map(_tokens, item.responses)))
         for item in comparisons
     )
-    return Lengths(rows=rows, how=f"estimated, {CHARACTERS_PER_TOKEN} characters a token")
+    return Lengths(rows=rows, how=f"estimated at {CHARACTERS_PER_TOKEN} characters per token")
 
 
 def _tokens(turns: Turns) -> int:
@@ -497,7 +503,7 @@ def summarize(
     rows = within(lengths, max_length=max_length, truncation=truncation)
     if not rows:
         raise DataError(
-            f"every comparison has a conversation over tokens.max_length {max_length}; raise it."
+            f"every comparison is longer than tokens.max_length ({max_length}); raise it."
         )
     return (
         LayoutLengths(
@@ -591,5 +597,5 @@ def find_gpus(name: str | None) -> dict[str, Gpu]:
     if asked and found:
         return {plain[short]: GPUS[plain[short]] for short in found}
     close = nearest(asked, plain)
-    guess = f"did you mean {plain[close]}?" if close else f"it knows {', '.join(GPUS)}."
-    raise RecipeError(f"--gpu {name}: plaudit knows no GPU of that name; {guess}")
+    guess = f"did you mean {plain[close]}?" if close else f"expected one of {', '.join(GPUS)}."
+    raise RecipeError(f"--gpu {name}: unknown GPU; {guess}")

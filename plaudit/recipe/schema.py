@@ -187,7 +187,7 @@ class TokensSection(Section):
     """Date that the chat template uses as today (YYYY-MM-DD)."""
     max_tokens_per_microbatch: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     """Maximum number of tokens per micro-batch. It limits memory use and does not change results;
-    auto is 8192."""
+    auto is measured on a GPU and 8192 on a CPU."""
 
 
 class LossSection(Section):

@@ -273,8 +273,8 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Build) -> MappedTable:
             table = _open(folder / name, key, inputs)
         if table is None:
             raise OutputError(
-                f"{folder / name}.arrow does not hold what was just written to it; look after that "
-                f"disk, or set {CACHE_VARIABLE} to a folder on another."
+                f"{folder / name}.arrow does not contain what was written; check that disk, or"
+                f" set {CACHE_VARIABLE} to a folder on another disk."
             )
         return table
 
@@ -292,7 +292,8 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError as error:
         logger.warning(
-            "The cache folder %s cannot be written (%s), so nothing is kept; set %s to another.",
+            "The cache folder %s cannot be written (%s), so nothing is cached; set %s to another"
+            " folder.",
             folder,
             error.strerror or error,
             CACHE_VARIABLE,
@@ -322,7 +323,7 @@ def _open(path: Path, key: str, inputs: Mapping[str, Any]) -> MappedTable | None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         if note.pop("note") != checksum_of(note) or note["xxh3_128"] != checksum(arrow):
-            raise ValueError("other bytes than were written")
+            raise ValueError("its checksum is wrong")
         if note["inputs"] != inputs:
             return None
         table = MappedTable(arrow, key=key, record=note["record"])
@@ -333,7 +334,7 @@ def _open(path: Path, key: str, inputs: Mapping[str, Any]) -> MappedTable | None
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # pyarrow's errors are ValueErrors.
-        logger.warning("The cache entry %s is damaged (%s) and is made again.", arrow, error)
+        logger.warning("The cache entry %s is damaged (%s) and is rebuilt.", arrow, error)
         return None
 
 

@@ -183,8 +183,8 @@ def as_output_error(error: OSError, path: Path) -> OutputError:
         )
     if error.errno == errno.EIO:
         return OutputError(
-            f"{path} could not be written completely; see that its disk has room and works, or "
-            "choose another place with --out."
+            f"{path} could not be written completely; check that the disk works and has free"
+            " space, or choose another place with --out."
         )
     return OutputError(
         f"{path} could not be written ({error.strerror or error}); choose another place with --out."

@@ -63,8 +63,8 @@ def map_forked(
                 yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"{doing} was killed, most likely because memory ran out; close other programs, or "
-            "lower the number of processes with taskset -c 0."
+            f"{doing} was killed, most likely out of memory; close other programs, or use fewer"
+            " processes with taskset -c 0."
         ) from error
     finally:
         _inherited = None

@@ -128,9 +128,9 @@ def read_manifest(folder: Path) -> Mapping[str, FileSum]:
     """
     record = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     if not isinstance(record, dict) or record.pop("xxh3_128", None) != checksum_of(record):
-        raise ValueError("it is not what was written")
+        raise ValueError("wrong checksum")
     if record["format"] != _FORMAT:
-        raise ValueError(f"format {record['format']!r} of a newer plaudit")
+        raise ValueError(f"format {record['format']!r}, written by a newer plaudit")
     return {name: FileSum(**sums) for name, sums in record["files"].items()}
 
 
@@ -174,12 +174,12 @@ def check_model(folder: Path) -> None:
     if any(folder.glob(f"{COUNTERS}*")):
         # Without its manifest, neither a command nor --resume would use a checkpoint.
         raise ModelError(
-            f"{folder}/{damage}, so the checkpoint is not as it was saved; restore that file from "
-            "a backup, or choose another checkpoint of the run."
+            f"{folder}/{damage}: the checkpoint is damaged. Restore that file from a backup, or"
+            " choose another checkpoint of the run."
         )
     raise ModelError(
-        f"{folder}/{damage}, so the model is not as it was saved; restore that file from a "
-        f"backup. If you changed it yourself, delete {folder / MANIFEST_FILE}."
+        f"{folder}/{damage}: the model is damaged. Restore that file from a backup. If you"
+        f" changed it yourself, delete {folder / MANIFEST_FILE}."
     )
 
 
@@ -196,8 +196,8 @@ def _wrong_size(path: Path, sums: FileSum) -> str | None:
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
-    return None if size == sums.size else f"has {size:,} bytes of {sums.size:,}"
+    return None if size == sums.size else f"has {size:,} bytes instead of {sums.size:,}"
 
 
 def _wrong_bytes(path: Path, sums: FileSum) -> str | None:
-    return None if checksum(path) == sums.xxh3_128 else "has other bytes than were written"
+    return None if checksum(path) == sums.xxh3_128 else "has a wrong checksum"

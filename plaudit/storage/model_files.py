@@ -21,10 +21,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path} cannot be read ({error}); restore it or fetch it again."
+            f"{path} cannot be read ({error}); restore it or download it again."
         ) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no mapping; restore it or fetch it again.")
+        raise ModelError(f"{path} is not a mapping; restore it or download it again.")
     return value
 
 
@@ -41,5 +41,5 @@ def tensor_names(path: Path) -> list[str]:
             return list(tensors.keys())
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"{path} is damaged and cannot be loaded ({error}); restore it or fetch it again."
+            f"{path} is damaged and cannot be loaded ({error}); restore it or download it again."
         ) from None

@@ -104,13 +104,13 @@ def _render(voice: ChatFormatter, comparison: Comparison, index: int) -> list[Re
     """The conversation with each response, if all that the comparison holds reaches the text."""
     where = comparison.where
     if comparison.unusable == MEDIA:
-        detail = f"{where}: it holds images, audio or video, and only text is read"
+        detail = f"{where}: it has images, audio or video, and plaudit reads only text"
         return Skipped(index=index, reason=MEDIA, detail=detail)
     try:
         rendered = [render(voice, comparison, response) for response in comparison.responses]
     except RENDER_ERRORS as error:
         reason = printable(str(error), _ERROR_CHARACTERS)
-        detail = f"{where}: the chat template refused it ({reason})"
+        detail = f"{where}: the chat template raised an error ({reason})"
         return Skipped(index=index, reason=TEMPLATE_ERROR, detail=detail)
     for response, whole in zip(comparison.responses, rendered, strict=True):
         missing = find_unrendered(voice, comparison, response, whole)
@@ -221,7 +221,7 @@ def grow_tree(
             return Skipped(
                 index=index,
                 reason=OVER_LENGTH,
-                detail=f"{comparison.where}: {longest} tokens, over {encoder.max_length}",
+                detail=f"{comparison.where}: {longest} tokens, the maximum is {encoder.max_length}",
             )
         cut = made
     shared = common_prefix(cut.sequences)
@@ -280,8 +280,8 @@ def _drop(encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray
 def _stop(encoder: Encoder, comparison: Comparison, sequences: Sequence[IntArray]) -> None:
     longest = max(len(ids) for ids in sequences)
     raise DataError(
-        f"{comparison.where}: a conversation has {longest} tokens, over tokens.max_length "
-        f"{encoder.max_length}; raise max_length or set tokens.truncation to drop or left."
+        f"{comparison.where}: a conversation has {longest} tokens, and tokens.max_length is"
+        f" {encoder.max_length}; raise max_length, or set tokens.truncation to drop or left."
     )
 
 

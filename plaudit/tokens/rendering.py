@@ -118,8 +118,8 @@ def renderer_of(rendering: Rendering) -> Renderer:
         return OWN
     if rendering.kind not in registry.names("renderer"):
         raise ModelError(
-            f"No renderer is called {rendering.kind}; plaudit has {CHAT_TEMPLATE}, "
-            f"{', '.join(registry.names('renderer'))}."
+            f"Unknown renderer {rendering.kind}; expected one of {CHAT_TEMPLATE},"
+            f" {', '.join(registry.names('renderer'))}."
         )
     renderer: Renderer = registry.find("renderer", rendering.kind)
     return renderer
@@ -133,8 +133,8 @@ def conversation_text(voice: ChatFormatter, comparison: Comparison, response: Tu
         raise TypeError("prompt and response must both be text or both be messages")
     if not voice.tokenizer.chat_template:
         raise ModelError(
-            f"{comparison.where} holds messages, but the base's tokenizer has no chat template; "
-            "set tokens.chat_template to a jinja file, or give the data as plain text."
+            f"{comparison.where} has messages, but the base's tokenizer has no chat template; set"
+            " tokens.chat_template to a Jinja file, or use plain text."
         )
     messages = [message.as_dict() for message in (*comparison.prompt, *response)]
     if not all(isinstance(message["content"], (str, NoneType)) for message in messages):
@@ -159,7 +159,7 @@ def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     refused = sorted(given.keys() & _RENDERING_ARGUMENTS)
     if refused:
-        raise ValueError(f"chat_template_kwargs may not set {', '.join(refused)}")
+        raise ValueError(f"chat_template_kwargs must not set {', '.join(refused)}")
     return given
 
 
@@ -188,8 +188,8 @@ def freeze_dates(template: str, day: date) -> str:
         return template
     if uses != len(literals):
         raise ModelError(
-            "The chat template computes the format of today's date while rendering, so scores "
-            "would drift from day to day; give a template of your own with tokens.chat_template."
+            "The chat template computes the format of the current date, so scores would change"
+            " from day to day; set tokens.chat_template to another template."
         )
     answers = "".join(
         f"{{%- if format == {literal} -%}}{{{{- {_quoted(day.strftime(literal[1:-1]))} -}}}}"

@@ -47,7 +47,7 @@ def find_unrendered(
     items, such as tool calls, each is looked for.
     """
     if isinstance(comparison.prompt, str) or isinstance(response, str):
-        no_place = Unrendered("tools", "plain text has no place for tools")
+        no_place = Unrendered("tools", "plain text cannot hold tools")
         return no_place if comparison.tools else None
     messages = (*comparison.prompt, *response)
 

@@ -116,15 +116,15 @@ def latest_intact(folder: Path) -> Path | None:
         return start
     if damaged:
         raise TrainingError(
-            f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files "
-            f"from a backup, or delete {folder} to start the run from the beginning."
+            f"No checkpoint in {folder} can be resumed: {'; '.join(damaged)}. Restore these files"
+            f" from a backup, or delete {folder} to restart the run from the beginning."
         )
     if old:
         names = ", ".join(sorted(path.name for path in old))
         raise TrainingError(
-            f"plaudit 0.1.0 wrote the checkpoints in {folder} ({names}) and recorded no checksums, "
-            "so damage would go unnoticed. Finish the run with plaudit 0.1.0, or start it again "
-            "with another --out."
+            f"The checkpoints in {folder} ({names}) were written by plaudit 0.1.0 without"
+            " checksums, so damage cannot be detected. Finish the run with plaudit 0.1.0, or"
+            " start it again with another --out."
         )
     return None
 
@@ -189,7 +189,11 @@ def _find_problem(checkpoint: Path) -> str | None:
     if best is None or best == checkpoint:
         return None
     damage = find_weight_damage(best)
-    return None if damage is None else f"{checkpoint.name} needs the best one, {best.name}/{damage}"
+    return (
+        None
+        if damage is None
+        else f"{checkpoint.name} needs the best checkpoint, {best.name}/{damage}"
+    )
 
 
 def _is_half_written(checkpoint: Path) -> bool:

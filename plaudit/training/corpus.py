@@ -92,7 +92,7 @@ def read_comparisons(
     both = sorted(evaluation.keys() & test.keys())
     if both:
         raise DataError(
-            f"An evaluation set and a test set are both named {both[0]}; give one another name."
+            f"An evaluation set and a test set are both named {both[0]}; set different names."
         )
     return Comparisons(
         train=train,
@@ -133,8 +133,8 @@ def _held_out_sizes(section: DataSection, rows: int) -> tuple[float | None, floa
         return size, None
     if section.test_fraction >= left:
         raise DataError(
-            f"data.eval_rows {section.eval_rows} and data.test_fraction "
-            f"{section.test_fraction:g} leave nothing to train on; make them smaller."
+            f"data.eval_rows {section.eval_rows} and data.test_fraction {section.test_fraction:g}"
+            " leave nothing to train on; reduce them."
         )
     return size, section.test_fraction / left
 
@@ -151,7 +151,7 @@ def _named_sets(
         one = load_comparisons((source,), seed=seed, on_read=on_read)
         name = one.sources[0].name
         if name in sets:
-            raise DataError(f"Two sets of data.{role} are named {name}; give one another name.")
+            raise DataError(f"Two sources of data.{role} are named {name}; set different names.")
         sets[name] = one.comparisons
         loaded[f"{role}:{name}"] = one
     return sets
@@ -212,13 +212,14 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
             f"{reason} {count}" for reason, count in Counter(found.dropped).most_common()
         )
         advice = (
-            "raise tokens.max_length, set tokens.truncation to left, or look at the data"
+            "raise tokens.max_length, set tokens.truncation to left, or inspect the data with"
+            " plaudit data preview"
             if OVER_LENGTH in found.dropped
-            else "look at the data with plaudit data preview"
+            else "inspect the data with plaudit data preview"
         )
         raise DataError(
-            f"None of the {len(rows)} comparisons of the {name} part can be used "
-            f"({counts}{'; ' + found.example if found.example else ''}); {advice}."
+            f"None of the {len(rows)} comparisons of the {name} data can be used"
+            f" ({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
     return found if margins else replace(found, trees=found.trees.without_margins())
 

@@ -95,7 +95,7 @@ def check_run_folder(path: Path) -> None:
         OutputError: ``path`` is a file, or a folder that is not empty.
     """
     if (path / RUN_RECIPE).is_file():
-        check_new_folder(path, advice="add --resume to resume that run, or choose another name")
+        check_new_folder(path, advice="resume the run in it with --resume, or choose another name")
     check_new_folder(path)
 
 
@@ -139,14 +139,14 @@ def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise OutputError(
-            f"There is no run to resume in {path} (no recipe.yaml); leave --resume out to start "
-            "one."
+            f"No run to resume in {path} (no recipe.yaml); remove --resume to start a run."
         )
     changed = changed_keys(load_recipe(folder.recipe), recipe)
     if changed:
         raise OutputError(
-            f"The run in {path} was started with another recipe (different: {', '.join(changed)}); "
-            f"go on with its own recipe ({folder.recipe}), or choose another --out."
+            f"The run in {path} was started with another recipe (changed keys:"
+            f" {', '.join(changed)}); resume it with its own recipe ({folder.recipe}), or choose"
+            " another --out."
         )
     return folder
 
@@ -199,9 +199,9 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
     latest = checkpoints.latest_intact(folder.checkpoints)
     if latest is not None and checkpoints.ranks_of(latest) != rank_count():
         raise OutputError(
-            f"The run in {folder.path} was started on {checkpoints.ranks_of(latest)} processes and "
-            f"this call has {rank_count()}, so its steps would differ; go on with as many as "
-            "before."
+            f"The run in {folder.path} was started with {checkpoints.ranks_of(latest)} processes"
+            f" and is resumed with {rank_count()}, which would change its steps; resume with the"
+            " same number of processes."
         )
     return latest
 
@@ -214,17 +214,17 @@ def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -
     """
     if isinstance(start, TrainingEnd):
         text, file = start.recipe, folder.training
-        advice = f"put back the values that {file} records"
+        advice = f"restore the values that {file} records"
     else:
         file = start / CHECKPOINT_RECIPE
         text = file.read_text(encoding="utf-8")
-        advice = f"copy {file} over it"
+        advice = f"restore it from {file}"
     changed = changed_keys(parse_recipe(read_yaml(text, str(file)), str(file)), recipe)
     if changed:
         raise OutputError(
-            f"{folder.recipe} is not the recipe that the run was trained with until now "
-            f"(different: {', '.join(changed)}); {advice} to resume the run, or start a new run in "
-            "another --out."
+            f"{folder.recipe} was changed since the run was trained (changed keys:"
+            f" {', '.join(changed)}); {advice} to resume the run, or start a new run with another"
+            " --out."
         )
 
 
@@ -241,7 +241,7 @@ def read_training_end(folder: RunFolder) -> TrainingEnd | None:
         except (OSError, ValueError, TypeError) as error:
             damage = f"{TRAINING_FILE} cannot be read ({error})"
     logger.warning(
-        "The trained run is damaged: %s/%s. Training resumes from a checkpoint.",
+        "The trained model is damaged: %s/%s. Training resumes from a checkpoint.",
         folder.path,
         damage,
     )
@@ -259,8 +259,8 @@ def check_data_unchanged(folder: RunFolder, fingerprints: Mapping[str, str]) -> 
         changed = sorted(p for p in fingerprints if before.get(p) != fingerprints[p])
         if changed:
             raise OutputError(
-                f"The data have changed since the run in {folder.path} was started "
-                f"({', '.join(changed)}); put them back, or start a new run in another --out."
+                f"The data of the run in {folder.path} have changed ({', '.join(changed)});"
+                " restore them, or start a new run with another --out."
             )
     elif is_main_process():
         write_json(folder.data, dict(fingerprints))
@@ -276,12 +276,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(record, dict):
             return record
-        error: object = "no mapping"
+        error: object = "not a mapping"
     except (OSError, ValueError) as caught:
         error = caught
     raise TrainingError(
-        f"{path} is damaged ({error}); restore it from a backup, or start the run again with "
-        "another --out."
+        f"{path} is damaged ({error}); restore it from a backup, or start the run again with"
+        " another --out."
     )
 
 

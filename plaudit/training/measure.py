@@ -142,9 +142,9 @@ def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
         return Evaluated(step=step, delta_P=_read_deltas(folder, step, index))
     except DataError as error:
         raise TrainingError(
-            f"{error}, and the run's evaluation needs it; restore it from a backup, or delete "
-            f"{TRAINING_FILE} and the checkpoints from step {step} on and resume the run, which "
-            "writes it again."
+            f"{error}, and the evaluation of the run needs it; restore it from a backup, or"
+            f" delete {TRAINING_FILE} and the checkpoints from step {step} on and resume the run,"
+            " which writes it again."
         ) from None
 
 

@@ -94,7 +94,10 @@ def _missing_files(recipe: Recipe) -> Iterator[str]:
             yield str(error)
     deepspeed = recipe.train.get("deepspeed")
     if isinstance(deepspeed, str) and deepspeed.endswith(".json") and not Path(deepspeed).is_file():
-        yield f"train.deepspeed: {deepspeed} does not exist; give the path of its configuration."
+        yield (
+            f"train.deepspeed: {deepspeed} does not exist; expected the path of a DeepSpeed"
+            " configuration."
+        )
 
 
 def _missing_libraries(recipe: Recipe) -> Iterator[str]:
@@ -103,8 +106,8 @@ def _missing_libraries(recipe: Recipe) -> Iterator[str]:
     for name in _loggers(train.get("report_to")):
         if name not in LOGGERS:
             guess = nearest(name, LOGGERS)
-            end = f"did you mean {guess}?" if guess else f"it can be {', '.join(LOGGERS)}."
-            yield f"train.report_to: {name} is unknown; {end}"
+            end = f"did you mean {guess}?" if guess else f"expected one of {', '.join(LOGGERS)}."
+            yield f"train.report_to: unknown integration {name}; {end}"
         named[f"report_to: {name}"] = LOGGERS.get(name)
     optimizer = str(train.get("optim"))
     named[f"optim: {optimizer}"] = next(
@@ -117,8 +120,8 @@ def _missing_libraries(recipe: Recipe) -> Iterator[str]:
     for key, library in named.items():
         if library is not None and not library.installed:
             yield (
-                f"train.{key} needs {library.module}, which is not installed; install it: "
-                f"pip install {library.package}"
+                f"train.{key} needs {library.module}, which is not installed; run pip install"
+                f" {library.package}"
             )
 
 
@@ -176,5 +179,5 @@ def read_template(path: Path) -> str:
             else f"{path} cannot be read as text ({error})"
         )
         raise RecipeError(
-            f"tokens.chat_template: {problem}; give the path of a jinja chat template."
+            f"tokens.chat_template: {problem}; expected the path of a Jinja chat template."
         ) from None

@@ -58,7 +58,7 @@ def plan_run(recipe: Recipe, hardware: Hardware, stated: tuple[int, Lengths] | N
 def _state(data: DataSection, pairs: int, lengths: Lengths) -> tuple[Split, Lengths, list[str]]:
     """The parts of ``pairs`` rows, their lengths, and remarks."""
     own = [name for name, files in (("eval", data.eval), ("test", data.test)) if files]
-    remarks = [f"data.{name} has files of its own, not counted with --pairs." for name in own]
+    remarks = [f"data.{name} has its own files, which --pairs does not count." for name in own]
     return Split(*split_sizes(data, pairs)), lengths, remarks
 
 
@@ -74,7 +74,7 @@ def _read(recipe: Recipe) -> tuple[Split, Lengths, list[str]]:
     lengths_of = _lengths_of(recipe)
     train = lengths_of(parts.train)
     if not train.rows:
-        raise DataError("not one comparison of data.train can be encoded by this tokenizer.")
+        raise DataError("this tokenizer cannot encode any comparison of data.train.")
     roles = [
         [train],
         *([*map(lengths_of, sets.values())] for sets in (parts.evaluation, parts.test)),

@@ -194,8 +194,8 @@ def named_template(named: TemplateSection) -> NamedTemplate:
     renderer: Renderer = registry.find("renderer", named.tool)
     if renderer.template is None:
         raise RecipeError(
-            f"tokens.template: {named.tool} has no templates of its own; remove it, or set "
-            "tokens.chat_template to a jinja file."
+            f"tokens.template: {named.tool} has no templates of its own; remove it, or set"
+            " tokens.chat_template to a Jinja file."
         )
     try:
         return renderer.template(named.name, named.release)
@@ -373,8 +373,8 @@ def make_encoder(
     )
     if encoder.text_as_turns and not encoder.has_template:
         raise RecipeError(
-            "`data.as_chat` is true, but the base's tokenizer has no chat template; set "
-            "tokens.chat_template to a jinja file, or remove data.as_chat."
+            "`data.as_chat` is true, but the base's tokenizer has no chat template; set"
+            " tokens.chat_template to a Jinja file, or remove data.as_chat."
         )
     return encoder
 
@@ -415,13 +415,14 @@ def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
         args = StepArguments(**{**arguments, **fixed})
         if args.n_gpu > 1:
             logger.warning(
-                "%d GPUs are visible and one is used; start with torchrun to use all.", args.n_gpu
+                "%d GPUs are visible but only one is used; launch with torchrun to use all.",
+                args.n_gpu,
             )
             # Otherwise the Trainer splits batches by rows (DataParallel), and ours have none.
             args._n_gpu = 1
         return args
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train: transformers rejects these settings ({error}).") from None
+        raise RecipeError(f"train: transformers rejected these settings ({error}).") from None
 
 
 def text_remark(encoder: Encoder, as_chat: bool | None, texts: int, comparisons: int) -> str | None:
@@ -432,9 +433,10 @@ def text_remark(encoder: Encoder, as_chat: bool | None, texts: int, comparisons:
     if not texts or as_chat is not None or not encoder.has_template:
         return None
     return (
-        f"{texts:,} of {comparisons:,} comparisons are plain text, and the base has a chat template"
-        " that they do not go through: data.as_chat: true makes the prompt a user turn and each"
-        " response an assistant turn, data.as_chat: false keeps them as they are."
+        f"{texts:,} of {comparisons:,} comparisons are plain text, and the base has a chat"
+        " template, which plain text does not use. Set data.as_chat: true to make the prompt a"
+        " user turn and each response an assistant turn, or data.as_chat: false to keep the"
+        " text."
     )
 
 
@@ -465,11 +467,11 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
     yield Text(f"tokens: {counts.packed:,}, each prompt computed once{less}")
     if tokens.truncation == "proportional":
         yield Text.from_markup(
-            f"[bold]truncated to {tokens.max_length:,} tokens: {counts.truncated_prompts:,} "
-            f"prompts lost their end and the header of the answer ({counts.truncated_tokens:,} "
-            f"tokens), {counts.truncated_responses:,} responses of "
-            f"{counts.comparisons_with_truncated_responses:,} comparisons lost theirs and the end "
-            "token[/bold]; to skip such comparisons, set tokens.truncation: drop"
+            f"[bold]truncated to {tokens.max_length:,} tokens: {counts.truncated_prompts:,}"
+            f" prompts lost their end and the header of the answer ({counts.truncated_tokens:,}"
+            f" tokens), {counts.truncated_responses:,} responses of"
+            f" {counts.comparisons_with_truncated_responses:,} comparisons lost their end and the"
+            " end token[/bold]; to skip such comparisons, set tokens.truncation: drop"
         )
     margins = use.margins
     if margins is not None:
@@ -519,8 +521,8 @@ def open_warm_start(model: ModelSection) -> OpenedModel | None:
         # Its head is where load_base finds it.
         return None
     raise RecipeError(
-        f"model.quantize is 4bit, but model.base {base} is a reward model with rules of its own; "
-        "set quantize to null."
+        f"model.quantize is 4bit, but model.base {base} is a reward model that plaudit cannot"
+        " quantize; set quantize to null."
     )
 
 
@@ -567,8 +569,9 @@ def check_adapter_settings(asked: Mapping[str, Any], network: Any, base: str) ->
     ]
     if other:
         raise RecipeError(
-            f"lora: model.base {base} is an adapter, which is trained on as it is, but the recipe "
-            f"sets {', '.join(other)}; remove these keys, or set lora: null to train all weights."
+            f"lora: model.base {base} is an adapter, which keeps its LoRA settings, but the"
+            f" recipe sets {', '.join(other)}; remove these keys, or set lora: null to train all"
+            " weights."
         )
 
 

@@ -95,7 +95,7 @@ def _encoder(options: PreviewOptions) -> tuple[Encoder, str, Recipe | None]:
     """
     model = options.model
     if (model is None) == (options.recipe is None):
-        raise DataError("give either --model or --recipe, to say whose tokens to show.")
+        raise DataError("set --model or --recipe to choose the tokenizer, not both.")
     if model is None:
         assert options.recipe is not None
         recipe = load_recipe(options.recipe)
@@ -118,8 +118,8 @@ def _encoder(options: PreviewOptions) -> tuple[Encoder, str, Recipe | None]:
 def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:
     if options.chat_template is not None:
         raise DataError(
-            f"{model} is a reward model and reads conversations by its own template; leave out"
-            " --chat-template, or name its base."
+            f"{model} is a reward model with its own chat template; remove --chat-template, or"
+            " name its base model."
         )
     opened = open_frozen(
         model, ReadOptions(base=options.base, trust_remote_code=options.trust_remote_code)

@@ -35,9 +35,8 @@ def write_trained(run: PreparedRun, trainer: RewardTrainer) -> None:
     write_model(folder.path, module.network, run.tokenizer, trainer.metadata)
     write_text(
         folder.path / CARD_FILE,
-        f"# {folder.path.name}\n\nA reward model. It is trained, and its evaluation has not "
-        f"finished, so nothing has been measured on it yet. To finish the evaluation:\n\n"
-        f"```sh\n{folder.resume_command()}\n```\n",
+        f"# {folder.path.name}\n\nA reward model. It is trained but not evaluated, so there are no"
+        f" metrics yet. To finish the evaluation, run:\n\n```sh\n{folder.resume_command()}\n```\n",
     )
     write_training_end(folder, end)
 

@@ -356,8 +356,8 @@ class RewardTrainer(Trainer):
         damage = checkpoints.find_weight_damage(best)
         if damage is not None:
             raise TrainingError(
-                f"The run ends with the weights of its best checkpoint, and {best}/{damage}; go on "
-                "with --resume, which trains from an earlier checkpoint where there is one."
+                f"The run ends with the weights of its best checkpoint, but {best}/{damage}; run"
+                " again with --resume, which trains from an earlier checkpoint if there is one."
             )
         load_weights(self.accelerator.unwrap_model(self.model), best)
 

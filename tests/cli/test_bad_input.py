@@ -299,7 +299,7 @@ def test_an_override(tiny_base: Path, pairs_file: Path, tmp_path: Path, refuse: 
         (["no_such_layer"], "no_such_layer"),
         (["q_proj", "v_prj"], "v_prj"),
         (".*nothing.*", ".*nothing.*"),
-        ("q_proj,v_proj", "(write several names as a list)"),
+        ("q_proj,v_proj", "(write several names as a YAML list)"),
     ],
     ids=str,
 )
@@ -378,7 +378,7 @@ def test_base(
 def test_a_base_that_is_nowhere(pairs_file: Path, tmp_path: Path, refuse: Refuse) -> None:
     recipe = overlaid(recipe_of(Path("x"), pairs_file), model={"base": "nobody/nothing"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    assert "nobody/nothing does not exist on this machine" in sentence
+    assert "nobody/nothing is not a local folder" in sentence
 
 
 def test_four_bits_without_a_gpu(
@@ -446,7 +446,7 @@ def test_resume_without_a_run(
 ) -> None:
     recipe = saved(recipe_of(tiny_base, pairs_file), tmp_path)
     sentence = refuse("train", recipe, "--out", tmp_path / "run", "--resume")
-    assert "no run to resume" in sentence
+    assert "No run to resume" in sentence
     assert "need --out" in refuse("train", recipe, "--resume")
 
 

@@ -89,13 +89,13 @@ def test_what_cannot_be_calibrated_is_one_sentence(
     stored = (run / "plaudit.json").read_bytes()
     (checkpoint,) = sorted((run / "checkpoints").iterdir())[:1]
     cases = [
-        ((tiny_base, unseen), "no local plaudit folder"),
+        ((tiny_base, unseen), "not a plaudit model folder"),
         (("someone/reward-model", unseen), "plaudit pull"),
         (
             (checkpoint, unseen),
-            f"is a checkpoint, and only the run has a temperature; calibrate {run}",
+            f"is a checkpoint, and only its run has a temperature; calibrate {run}",
         ),
-        ((run, pairs_file), "is the file that this model was trained on"),
+        ((run, pairs_file), "is training data of this model"),
         ((run, run / "nothing.jsonl"), "nothing.jsonl"),
     ]
     for arguments, sentence in cases:

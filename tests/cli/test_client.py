@@ -130,7 +130,7 @@ def test_rejections_are_of_the_same_kind_as_in_this_process(
     for scorer in (client, model):
         with pytest.raises(DataError, match="tokens"):
             scorer.score("fox", [TOO_LONG])
-        with pytest.raises(DataError, match="responses is one text"):
+        with pytest.raises(DataError, match="responses is a single string"):
             scorer.score("fox", "a")
         for ask in (scorer.score, scorer.best_of):
             with pytest.raises(DataError, match=r"responses\[1\] is null; expected text"):

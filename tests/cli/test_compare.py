@@ -181,10 +181,10 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
     (taken / "file").touch()
     return {
         "compare --level is called plaudit compare --alpha now": [data, "--level", 0.01],
-        "no run folder": [data, finished_run],
-        "There is one model to compare": [finished_run, data],
+        "not a run folder": [data, finished_run],
+        "Only one model to compare": [finished_run, data],
         "is named twice": [finished_run, finished_run],
-        "is named after the data": [finished_run, data, checkpoint],
+        "comes after the data": [finished_run, data, checkpoint],
         "does not exist": [finished_run, checkpoint, folder / "none.jsonl"],
         "is not a complete checkpoint": [incomplete, finished_run, data],
         "has 5 rewards": [odd],

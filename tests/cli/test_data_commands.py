@@ -185,11 +185,11 @@ def test_preview_says_what_is_skipped_and_what_is_wrong(
     assert "Training drops it: all responses are identical." in capsys.readouterr().out
     for words, message in (
         ([*asked, "--row", "9"], "there is no row 9"),
-        (asked[:3], "give either --model or --recipe"),
+        (asked[:3], "set --model or --recipe"),
         (["data", "preview", "--model", str(tiny_base)], "nothing to show"),
         (
             [*asked[:3], "--model", str(finished_run), "--chat-template", "x.jinja"],
-            "leave out --chat-template",
+            "remove --chat-template",
         ),
     ):
         assert main(words) == 2

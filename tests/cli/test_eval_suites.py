@@ -98,7 +98,7 @@ def test_bad_input_is_one_sentence(
         "nothing to evaluate on": [finished_run],
         "no suite 'x'": [finished_run, "--suite", "x"],
         "--suite pairs is named twice": [finished_run, *["--suite", f"pairs:{data}"] * 2],
-        "is no run folder": [finished_run, data, "--baseline", tmp_path / "none"],
+        "is not a run folder": [finished_run, data, "--baseline", tmp_path / "none"],
         "eval --gate-metric is called plaudit eval --regression-metric now": [
             finished_run,
             "--gate-metric=nll",

@@ -59,7 +59,7 @@ def test_lengths_come_from_the_recipes_own_file(
     record = json.loads(capsys.readouterr().out)
     assert record["split"]["pairs"] == 40
     assert record["split"]["evaluation"] == 4
-    assert "4 characters a token" in record["tokens"]["how"]
+    assert "4 characters per token" in record["tokens"]["how"]
     assert 30 <= record["tokens"]["per_pair"] <= 40
 
 

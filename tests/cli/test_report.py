@@ -120,7 +120,9 @@ def test_an_evaluation_has_a_report_with_the_reward_along_its_mistakes(
     data = write_jsonl(tmp_path / "pairs.jsonl", swapped(pair_rows(24, seed=5)))
     out = tmp_path / "out"
     assert main(["eval", str(finished_run), str(data), "--out", str(out)]) == 0
-    not_run = "Perturbation tests were not run; plaudit eval --perturbation-tests 200 runs them."
+    not_run = (
+        "Perturbation tests were not run; run them with plaudit eval --perturbation-tests 200."
+    )
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["eval"]["perturbations"] is None
     assert metrics["eval"]["perturbation_notes"] == [not_run]

@@ -212,7 +212,7 @@ def test_without_an_intact_checkpoint_there_is_one_sentence(
     assert "Traceback" not in errors
     (sentence,) = [line for line in errors.splitlines() if line.startswith("plaudit: ")]
     assert f"No checkpoint in {out / 'checkpoints'} can be resumed" in sentence
-    assert "scheduler.pt has 0 bytes of" in sentence
+    assert "scheduler.pt has 0 bytes instead of" in sentence
 
 
 def test_a_recipe_changed_after_the_kill_is_an_error(
@@ -224,7 +224,7 @@ def test_a_recipe_changed_after_the_kill_is_an_error(
     (out / "recipe.yaml").write_text(text.replace("seed: 42", "seed: 43"))
     assert main(["train", str(out), "--resume"]) == 2
     sentence = " ".join(capsys.readouterr().err.split())
-    assert f"{out / 'recipe.yaml'} is not the recipe that the run was trained with" in sentence
+    assert f"{out / 'recipe.yaml'} was changed since the run was trained" in sentence
     assert "(different: data.seed" in sentence
     assert f"copy {checkpoint_of(out, 75) / 'training_recipe.yaml'} over it" in sentence
 
@@ -251,7 +251,7 @@ def test_a_kill_after_training_loses_nothing(
     assert model.score(question, answers) == load(uninterrupted).score(question, answers)
     assert model.metadata.temperature is None
     (warning,) = set(caplog.messages)
-    assert "its evaluation has not finished" in warning
+    assert "is trained but not evaluated" in warning
     assert "has not finished" in (out / "README.md").read_text()
     # Nothing could be trained from here.
     shutil.rmtree(out / "checkpoints")

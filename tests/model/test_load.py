@@ -192,13 +192,13 @@ def test_a_body_without_some_of_its_tensors(tiny_base: Path, tmp_path: Path) -> 
     for name in lost:
         del weights[name]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=rf"lacks {len(lost)} of the body's tensors"):
+    with pytest.raises(ModelError, match=rf"lacks {len(lost)} of the model's tensors"):
         base_of(base)
 
 
 def test_four_bits_need_a_gpu(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="needs a CUDA device, and none is here"):
+    with pytest.raises(ModelError, match="needs a CUDA device, but none is available"):
         base_of(tiny_base, quantize="4bit")
 
 
@@ -209,7 +209,7 @@ def test_learned_positions_end() -> None:
     # RoBERTa's positions start behind its padding index.
     assert longest_input(encoder("roberta")) == 64 - PAD - 1
     check_max_length(bert, 64)
-    with pytest.raises(ModelError, match="max_length is 65, but this base has positions for 64"):
+    with pytest.raises(ModelError, match="max_length is 65, but this base supports 64 positions"):
         check_max_length(bert, 65)
 
 
@@ -322,7 +322,7 @@ def test_a_failed_self_check_switches_to_padded_aloud(monkeypatch: pytest.Monkey
     assert len(said) == 1
     assert prepared.note in said[0]
     torch.testing.assert_close(scores(network), expected)
-    with pytest.raises(ModelError, match=r"packed was asked for, but the self-check"):
+    with pytest.raises(ModelError, match=r"model.attention is packed, but in the self-check"):
         chosen(tiny_classifier(), "packed")
 
 
@@ -400,7 +400,7 @@ def test_a_family_that_is_not_proven_runs_padded() -> None:
     with warnings_said() as said:
         prepared = chosen(network)
     assert prepared.layout == "padded"
-    assert "gpt2 is not among those proven" in said[0]
+    assert "gpt2 is not verified for packed batches" in said[0]
     with pytest.raises(ModelError, match="gpt2"):
         chosen(network, "packed")
 

@@ -192,7 +192,7 @@ def test_lengths_from_characters_say_so() -> None:
     )
     lengths = from_characters([pair])
     assert lengths.rows[0] == Length(prompt=100, responses=(3, 1))
-    assert "4 characters a token" in lengths.how
+    assert "4 characters per token" in lengths.how
 
 
 def test_lora_memory_by_part() -> None:
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert (gpus["T4"].fits, gpus["H100"].fits) == (False, True)
     unknown = make(recipe(), size=replace(LLAMA_3_8B_LORA, saved_bytes_per_token=None))
     assert (unknown.gpus["T4"].fits, unknown.gpus["H100"].fits) == (False, None)
-    assert "Activations cannot be told" in " ".join(unknown.notes)
+    assert "activation memory of this architecture is unknown" in " ".join(unknown.notes)
 
 
 def test_the_record_is_plain_values() -> None:

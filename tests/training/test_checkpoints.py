@@ -162,7 +162,10 @@ def test_a_checkpoint_needs_the_weights_of_its_best_one(
     (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
     assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-5"
     (warning,) = set(caplog.messages)
-    assert "checkpoint-20 needs the best one, checkpoint-10/model.safetensors is missing" in warning
+    assert (
+        "checkpoint-20 needs the best checkpoint, checkpoint-10/model.safetensors is missing"
+        in warning
+    )
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert checkpoints.latest_intact(tmp_path) == tmp_path / "checkpoint-5"
 
@@ -372,7 +375,7 @@ def test_a_damaged_end_of_training_is_not_used(
         without = not (tmp_path / MANIFEST_FILE).exists()
         training = run.training.exists()
         assert read_training_end(run) == (end if without else None), name
-        assert ("trained run is damaged" in caplog.text) == (training and not without)
+        assert ("trained model is damaged" in caplog.text) == (training and not without)
     # A later plaudit.json gets a manifest of the model alone.
     write_model_manifest(tmp_path)
     assert read_training_end(run) == end

@@ -95,8 +95,8 @@ def packed_attention(
     """
     if packed_layout is None:
         raise ModelError(
-            "Packed attention was called without a layout; call the model through plaudit, or "
-            "load it with attn_implementation='sdpa'."
+            "Packed attention was called without a layout; call the model through plaudit, or"
+            " load it with attn_implementation='sdpa'."
         )
     unsupported = {
         **{name: value is not None for name, value in others.items() if name not in _HARMLESS},
@@ -107,8 +107,8 @@ def packed_attention(
     if any(unsupported.values()):
         names = ", ".join(name for name, asked in unsupported.items() if asked)
         raise ModelError(
-            f"{type(module).__name__} asks packed attention for {names}, which it does not have; "
-            "set model.attention to padded."
+            f"{type(module).__name__} needs {names}, which packed attention does not support; set"
+            " model.attention to padded."
         )
     if query_1HTD.dtype != value_1GTD.dtype:
         # Under autocast rotary positions widen queries and keys; transformers' fused attention

@@ -469,8 +469,8 @@ def apply_liger(network: nn.Module, options: Mapping[str, Any], device: torch.de
     """
     if device.type != "cuda":
         raise ModelError(
-            f"train.use_liger_kernel needs a CUDA device, and this run is on {device.type}; "
-            "remove it."
+            f"train.use_liger_kernel needs a CUDA device, but this run uses {device.type}; remove"
+            " it."
         )
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
@@ -501,8 +501,8 @@ def compile_layers(network: nn.Module, *, backend: str | None, mode: str | None)
     layers = getattr(classifier(network).base_model, "layers", None)
     if layers is None:
         raise ModelError(
-            f"train.torch_compile compiles a decoder's layers, and {type(network).__name__} has "
-            "none by that name; remove it."
+            "train.torch_compile compiles the layers of a decoder, which"
+            f" {type(network).__name__} does not have; remove it."
         )
     for layer in layers:
         layer.compile(dynamic=True, backend=backend or "inductor", mode=mode)
