@@ -166,23 +166,86 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def cli_reference() -> str:
-    """The help of the command, of every verb and of the verbs of each group."""
-    parts = ["# Command line", NOTICE, f"```text\n{_help()}\n```"]
-    for name in COMMANDS:
-        parts += [f"## plaudit {name}", f"```text\n{_help(name)}\n```"]
-        for verb in GROUPS.get(name, ()):
-            parts += [f"### plaudit {name} {verb}", f"```text\n{_help(name, verb)}\n```"]
-    parts.append(
-        "Exit codes: 0 success, 1 a check that did not pass, 2 usage error or interruption."
+    """The help of plaudit, of every command and of the commands of each group, as tables."""
+    introduction = (
+        "`plaudit COMMAND --help` prints the same text. Exit codes: 0 success, 1 failure, 2 usage "
+        "error."
     )
+    parts = [
+        "# Commands",
+        NOTICE,
+        introduction,
+        *_help_page((), link="plaudit-"),
+    ]
+    for name in COMMANDS:
+        parts += [f"## plaudit {name}", *_help_page((name,), link=f"plaudit-{name}-")]
+        for command in GROUPS.get(name, ()):
+            parts += [f"### plaudit {name} {command}", *_help_page((name, command))]
     return "\n\n".join(parts) + "\n"
 
 
-def _help(*verb: str) -> str:
+HELP_OPTION = "-h, --help"
+
+
+def _help_page(command: tuple[str, ...], *, link: str = "") -> list[str]:
+    """The help of a command as Markdown; names of its own commands link to their sections."""
+    usage, *lines = _help(*command).splitlines()
+    parts = [f"**Usage:** `{usage.removeprefix('Usage: ')}`"]
+    text, sections = _sections(lines)
+    parts += [_as_markdown(paragraph) for paragraph in text]
+    for title, entries in sections.items():
+        if title == "Examples":
+            examples = "\n".join(name for name, _ in entries)
+            parts += ["**Examples**", f"```\n{examples}\n```"]
+            continue
+        rows = [
+            (_name(name, title, link), _as_markdown(meaning))
+            for name, meaning in entries
+            if name != HELP_OPTION
+        ]
+        if rows:
+            kind = "argument" if title == "Arguments" else "option"
+            kind = "command" if link and rows[0][0].startswith("[") else kind
+            parts += [f"**{title}**", _table((kind, "meaning"), rows)]
+    return parts
+
+
+def _sections(lines: Sequence[str]) -> tuple[list[str], dict[str, list[tuple[str, str]]]]:
+    """The paragraphs of a help text, and the names and meanings of each titled section."""
+    text = [""]
+    sections: dict[str, list[tuple[str, str]]] = {}
+    entries = None
+    for line in lines:
+        if line and not line.startswith(" "):
+            entries = sections.setdefault(line.rstrip(":"), [])
+        elif entries is None:
+            text = [*text[:-1], f"{text[-1]} {line.strip()}".strip()] if line else [*text, ""]
+        elif line.startswith("   ") and entries:
+            name, meaning = entries[-1]
+            entries[-1] = (name, f"{meaning} {line.strip()}".strip())
+        elif line:
+            name, _, meaning = line.strip().partition("  ")
+            entries.append((name, meaning.strip()))
+    return [paragraph for paragraph in text if paragraph], sections
+
+
+def _name(name: str, title: str, link: str) -> str:
+    is_command = not name.startswith("-") and "Argument" not in title and link
+    return f"[`{name}`](#{link}{name})" if is_command else f"`{name}`"
+
+
+def _as_markdown(text: str) -> str:
+    """Options as code, and what stands in brackets behind a meaning as sentences."""
+    text = re.sub(r"  ?\[default: (.+?)\]", r" Default: `\1`.", text)
+    text = re.sub(r"  ?\[(\w+)\]", lambda found: f" {found[1].capitalize()}.", text)
+    return re.sub(r"(?<![`\w-])(--[a-z][\w-]*(?: [A-Z]+)?)", r"`\1`", text)
+
+
+def _help(*command: str) -> str:
     output = io.StringIO()
-    with _columns(80), contextlib.redirect_stdout(output):
-        code = main([*verb, "--help"])
-    assert code == 0, f"plaudit {' '.join(verb)} --help ended with {code}"
+    with _columns(100), contextlib.redirect_stdout(output):
+        code = main([*command, "--help"])
+    assert code == 0, f"plaudit {' '.join(command)} --help ended with {code}"
     return "\n".join(line.rstrip() for line in output.getvalue().strip().splitlines())
 
 
