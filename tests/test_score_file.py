@@ -84,7 +84,8 @@ def test_equal_conversations_are_computed_once_wherever_their_prompt_ends(
     computed = [tuple(c) for tree in distinct.trees for c in conversations_of(tree)]
     every = [[tuple(c) for c in conversations] for conversations in rows]
     assert computed == list(dict.fromkeys(c for conversations in every for c in conversations))
-    assert distinct.trees[:] == [distinct.trees[i] for i in range(len(distinct.trees))]
+    whole = [conversations_of(tree) for tree in distinct.trees[:]]
+    assert whole == [conversations_of(distinct.trees[i]) for i in range(len(distinct.trees))]
     if len(computed) == sum(map(len, rows)):
         assert distinct.trees is trees
     # Each computed conversation has a score of its own, its place.
