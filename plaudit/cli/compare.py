@@ -103,7 +103,7 @@ def coverage(result: ComparisonResult) -> str:
         others += [f"{count:,} {reason} for {name}" for reason, count in reasons.items()]
     if len(data.skipped) < len(result.models):
         # Recorded scores have no reasons.
-        others += [f"{n:,} more in {name} only" for name, n in result.unmatched.items() if n]
+        others += [f"{n:,} only in {name}" for name, n in result.unmatched.items() if n]
     rows = "" if data.use is None else f" of {data.use.rows:,}"
     why = f" (not compared: {', '.join(others)})" if others else ""
     return f"{result.comparisons:,}{rows} comparisons were scored by every model{why}."
@@ -115,7 +115,7 @@ def models_table(result: ComparisonResult) -> Table:
 
     from plaudit.cli.printing import results_table, with_interval, wrapping
 
-    accuracy, nll = wrapping("accuracy [95%]"), wrapping("log loss [95%]")
+    accuracy, nll = wrapping("accuracy (95% CI)"), wrapping("log loss (95% CI)")
     table = results_table("model", accuracy, "p", nll, "p")
     for model in result.models:
         table.add_row(
@@ -138,15 +138,16 @@ def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:
 
 
 def notes(result: ComparisonResult) -> list[str]:
-    """Agreement of two models, slices that differ, unread columns, and what chose the data."""
+    """Agreement of two models, slices that differ, ignored columns, and what chose the data."""
     lines = []
     if len(result.model_pairs) == 1:
         (pair,) = result.model_pairs
         agreement = pair.agreement
         lines.append(
-            f"Both rank {agreement.both_right:,} pairs correctly and {agreement.both_wrong:,} "
-            f"wrongly; {agreement.only_a_right:,} only {pair.a}, {agreement.only_b_right:,} only "
-            f"{pair.b} (Cohen's kappa {_short(agreement.kappa)}, correlation of reward differences "
+            f"Pairs ranked correctly: {agreement.both_right:,} by both, "
+            f"{agreement.only_a_right:,} only by {pair.a}, {agreement.only_b_right:,} only by "
+            f"{pair.b}, {agreement.both_wrong:,} by neither (Cohen's kappa "
+            f"{_short(agreement.kappa)}, correlation of reward differences "
             f"{_short(agreement.pearson)})."
         )
     lines += slice_lines(result)
@@ -154,8 +155,8 @@ def notes(result: ComparisonResult) -> list[str]:
         lines += result.data.use.unread_lines
     if result.data.chose_checkpoint:
         lines.append(
-            "These data chose the checkpoints, which biases the results of the best checkpoints "
-            "upward; name data that no run has seen."
+            "These data chose the best checkpoints, which biases their results upward. Compare on "
+            "data that no run has seen."
         )
     return lines
 

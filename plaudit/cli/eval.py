@@ -119,8 +119,8 @@ def evaluate(
 
     if not data and (limit is not None or columns or format_ is not None):
         raise DataError(
-            "--limit, --columns and --format are for DATA; a suite reads all rows of its own files,"
-            " so remove them or name data."
+            "--limit, --columns and --format apply to DATA, not to suites; pass DATA, or remove"
+            " them."
         )
     sources = [options.source(path, format_, columns, limit) for path in data or ()]
     request = evaluate_model.EvaluateOptions(
@@ -162,7 +162,7 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
     if metrics.regression_check is not None:
         last.append(metrics.regression_check.sentence)
     if out is not None:
-        last.append(f"Saved to {out}: report.html, metrics.json, predictions.parquet")
+        last.append(f"Written to {out}: report.html, metrics.json, predictions.parquet")
     if block is None:
         print_lines(console, last)
         return

@@ -149,7 +149,7 @@ def check_names(arguments: Sequence[str]) -> None:
         words = command.split()
         options = {argument.partition("=")[0] for argument in arguments}
         if list(arguments[: len(words)]) == words and (not option or f"--{option}" in options):
-            raise PlauditError(f"plaudit {old} is called plaudit {new} now.")
+            raise PlauditError(f"plaudit {old} was renamed to plaudit {new}.")
 
 
 def run() -> None:

@@ -115,14 +115,16 @@ def show(result: Plan, console: Console) -> None:
     head = Text.assemble((result.base, "bold"), f"  {result.method}, ")
     head.append(f"{result.devices} device{'s' if result.devices > 1 else ''}")
     console.print(head)
-    for title, rows in (("Run", _run_rows(result)), ("Bytes per device", _memory_rows(result))):
-        table = Table(title=title, title_justify="left", show_header=False, min_width=60)
+    for title, rows in (("Run", _run_rows(result)), ("Memory per device", _memory_rows(result))):
+        table = _table(title, show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(justify="right")
         for name, value in rows:
             table.add_row(name, value)
         console.print(table)
     console.print(_gpu_table(result))
+    if result.notes:
+        console.print()
     for note in result.notes:
         console.print(Text(f"- {note}"))
 
@@ -135,11 +137,11 @@ def _run_rows(result: Plan) -> list[tuple[str, str]]:
         ("train / evaluation / test", f"{split.train:,} / {split.evaluation:,} / {split.test:,}"),
         ("pairs per step", f"{steps.pairs_per_step:,}"),
         ("steps per epoch", f"{steps.per_epoch:,}"),
-        (f"steps in all ({steps.epochs:g} epochs)", f"{steps.total:,}"),
-        ("evaluations on schedule", f"{steps.evaluations:,}"),
+        (f"total steps ({steps.epochs:g} epochs)", f"{steps.total:,}"),
+        ("scheduled evaluations", f"{steps.evaluations:,}"),
         ("tokens per pair", f"{tokens.per_pair:,.0f} ({tokens.how})"),
-        ("tokens per epoch, prompt once", f"{tokens.packed_per_epoch:,}"),
-        ("tokens per epoch, padded rows", f"{tokens.padded_per_epoch:,} ({saving:.2f}x)"),
+        ("tokens per epoch, packed", f"{tokens.packed_per_epoch:,}"),
+        ("tokens per epoch, padded", f"{tokens.padded_per_epoch:,} ({saving:.2f}x)"),
         ("trainable parameters", f"{model.trainable:,}"),
         ("parameters", f"{model.total:,}"),
         ("FLOPs, training", f"{result.flops.total - result.flops.evaluation:.3g}"),
@@ -156,7 +158,7 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
         ("optimizer", memory.optimizer),
         ("half-precision copies", memory.half_precision_copies),
         (f"activations ({memory.micro_batch_tokens:,} tokens)", memory.activations),
-        ("together", memory.total),
+        ("total", memory.total),
     ]
     return [(name, "unknown" if count is None else _bytes(count)) for name, count in parts]
 
@@ -164,7 +166,7 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
 def _gpu_table(result: Plan) -> Table:
     title = f"Time at {result.utilisation:.0%} of peak"
     columns = (Column(name, justify="right") for name in ("TFLOP/s", "memory", "fits", "time"))
-    table = Table("GPU", *columns, title=title, title_justify="left", min_width=60)
+    table = _table(title, "GPU", *columns)
     words: dict[Any, str] = {True: "yes", False: "no", None: "unknown"}
     for name, row in result.gpus.items():
         table.add_row(
@@ -175,6 +177,18 @@ def _gpu_table(result: Plan) -> Table:
             _duration(row.seconds) if row.fits is not False else "-",
         )
     return table
+
+
+def _table(title: str, *columns: str | Column, **options: Any) -> Table:
+    return Table(
+        *columns,
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        **options,
+    )
 
 
 def _bytes(count: int) -> str:

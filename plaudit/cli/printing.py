@@ -295,15 +295,15 @@ def _slices(slices: Sequence[Slice]) -> Table:
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     """A number and the ends of its interval."""
-    return fraction(value) + ("" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]")
+    return fraction(value) + ("" if ends is None else f" ({interval(ends, 3)})")
 
 
 def file_lines(
     files: Sequence[tuple[str, int]], others: Sequence[str], *, skipped: str
 ) -> list[str]:
     """Files with their sizes and their sum, and the names of those that were not copied."""
-    together = (f"in {len(files)} files", sum(held for _, held in files))
-    lines = [f"  {size(held):>9}  {name}" for name, held in (*files, together)]
+    total = (f"total, {len(files)} files", sum(held for _, held in files))
+    lines = [f"  {size(held):>9}  {name}" for name, held in (*files, total)]
     folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
     if folders:
         lines.append(f"  {skipped}: {', '.join(folders)}")
@@ -313,16 +313,16 @@ def file_lines(
 def parity_lines(parity: Parity | None) -> list[str]:
     """The check in words: what was compared, how far apart, what rounding did."""
     if parity is None:
-        return ["  not checked (--no-check)"]
+        return ["  check: skipped (--no-check)"]
     compared = (
-        f"  parity: {parity.responses} responses of {parity.comparisons} comparisons "
-        f"({parity.rows}); largest difference {parity.largest_difference:.2g}, allowed "
-        f"{parity.tolerance:.2g}"
+        f"  check: passed, largest reward difference {parity.largest_difference:.2g} (allowed "
+        f"{parity.tolerance:.2g}) over {parity.responses} responses of {parity.comparisons} "
+        f"comparisons ({parity.rows})"
     )
     lines = [compared]
     if parity.rounding is not None:
         lines.append(
-            f"  rounding moved rewards by up to {parity.rounding:.2g} and changed the order in "
+            f"  rounding: rewards changed by up to {parity.rounding:.2g}, the ranking in "
             f"{parity.order_changes} of {parity.comparisons} comparisons"
         )
     return lines

@@ -97,8 +97,8 @@ def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
     if request.argument is not None:
         if request.data:
             raise RecipeError(
-                f"{request.argument} is a data file, and --data names data too; keep --data, with "
-                "all files."
+                f"{request.argument} is a data file, and --data is also set; pass all data with "
+                "--data."
             )
         request = replace(request, data=[request.argument])
     draft = with_options(starter(), request)
@@ -112,9 +112,8 @@ def _started(request: RecipeRequest, command: str) -> SelectedRecipe:
         files = request.data or ([train] if isinstance(train, str) else [DATA])
         options = " ".join(f"--data {shlex.quote(name)}" for name in files)
         raise RecipeError(
-            f"{' and '.join(missing)} must be named where no recipe is; type: plaudit {command} "
-            f"--model {shlex.quote(str(base or BASE))} {options} (`plaudit init` writes a recipe "
-            "to edit)."
+            f"without a recipe, {' and '.join(missing)} must be set: plaudit {command} --model "
+            f"{shlex.quote(str(base or BASE))} {options}; or write a recipe with plaudit init."
         )
     return SelectedRecipe(recipe=draft.check(), name=Path(str(base)).name or "run")
 
@@ -130,7 +129,7 @@ def _value(draft: Draft, section: str, key: str) -> Any:
 
 def _translated(request: RecipeRequest, file: Path) -> SelectedRecipe:
     if request.argument is not None:
-        raise RecipeError("keep one recipe: the argument, or --from-llamafactory.")
+        raise RecipeError("pass either a recipe or --from-llamafactory, not both.")
     translate = registry.find("recipe_source", "llamafactory")
     translated: Translation = translate(read_draft(file).values, str(file))
     draft = with_options(Draft(str(file), translated.recipe), request)
@@ -197,8 +196,8 @@ def _named_file(named: str) -> Path:
     names = list(shipped_recipes())
     problem = "does not exist"
     if path.is_dir():
-        problem = "is a model folder" if _is_model(path) else "holds no recipe.yaml and no data"
-    end = did_you_mean(named, names, "a base model goes to --model, a dataset to --data.")
+        problem = "is a model folder" if _is_model(path) else "has no recipe.yaml and no data"
+    end = did_you_mean(named, names, "pass a base model with --model and data with --data.")
     raise RecipeError(
         f"{named} {problem}; expected, in this order, a recipe file (.yaml), a shipped recipe "
         f"({either(names)}), a run folder or a data file; {end}"

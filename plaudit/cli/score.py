@@ -121,8 +121,8 @@ def _check_inline(prompt: str, *file_options: object) -> None:
         raise DataError(f"{prompt} is a file; score one at a time, without responses.")
     if any(option is not None for option in file_options):
         raise DataError(
-            "--out, --limit, --format, --columns and --column are for files; the rewards of"
-            " responses are printed, so remove these options."
+            "--out, --limit, --format, --columns and --column apply to files; remove them to score"
+            " responses to a prompt."
         )
 
 
@@ -144,7 +144,7 @@ def _score_rows(
 ) -> None:
     """Score rows into ``out`` or onto stdout, and say on stderr what became of them."""
     if out is None and json:
-        raise DataError("--json prints the counts on stdout, where the rows go; add --out FILE.")
+        raise DataError("--json needs --out FILE: without it, the rows are printed on stdout.")
     from plaudit.cli.printing import print_lines
     from plaudit.data.load import check_source
     from plaudit.data.sources.files import row_file_ending
@@ -172,7 +172,8 @@ def _score_rows(
 
 def scored_line(scored: ScoredFile, out: Path | None) -> str:
     """What became of the rows, in one line."""
-    skipped = "".join(f"; {reason} {count:,}" for reason, count in scored.skipped.items())
-    resumed = f" ({scored.resumed:,} of them by an earlier call)" if scored.resumed else ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in scored.skipped.items())
+    skipped = f"; skipped: {reasons}" if reasons else ""
+    resumed = f" ({scored.resumed:,} by an earlier call)" if scored.resumed else ""
     written = "" if out is None else f"; written to {out}"
-    return f"{scored.scored:,} of {scored.rows:,} rows scored{resumed}{skipped}{written}"
+    return f"Scored {scored.scored:,} of {scored.rows:,} rows{resumed}{skipped}{written}"

@@ -158,6 +158,6 @@ def check_extra() -> None:
     ]
     if missing:
         raise PlauditError(
-            f"plaudit serve needs {', '.join(missing)}; install its extra: pip install "
+            f"plaudit serve requires {', '.join(missing)}; install the extra: pip install "
             "'plaudit[serve]'."
         )

@@ -197,7 +197,7 @@ def _chosen_on(metrics: RunMetrics) -> Iterator[str]:
 def _written(folder: Path) -> Text:
     files = (("report.html", "report.html"), ("README.md", "README.md (model card)"))
     names = ", ".join(["model", *(shown for name, shown in files if (folder / name).is_file())])
-    return Text(f"Saved to {folder}: {names}")
+    return Text(f"Written to {folder}: {names}")
 
 
 def _next_steps(folder: Path, blocks: Sequence[EvaluationMetrics]) -> list[str]:

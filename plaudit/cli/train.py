@@ -102,7 +102,7 @@ def train(
     selected = select_recipe(request, "train")
     out = out or selected.out or (selected.run if resume else None)
     if out is None and (resume or "WORLD_SIZE" in os.environ):
-        raise OutputError("--resume and runs on several processes need --out: name the run folder.")
+        raise OutputError("--out FOLDER is required with --resume and on several processes.")
     started = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     folder = out or Path("runs") / f"{selected.name}-{started}"
     if not resume and is_main_process():
@@ -209,7 +209,7 @@ def degradation_table(block: EvaluationMetrics) -> Table:
     from plaudit.cli.printing import results_table, with_interval, wrapping
 
     title = "Held-out modules, by kind of degradation"
-    table = results_table("degradation", "pairs", wrapping("accuracy [95% CI]"), title=title)
+    table = results_table("degradation", "pairs", wrapping("accuracy (95% CI)"), title=title)
     slices = [entry for entry in block.slices if entry.column == "subset"]
     for entry in sorted(slices, key=lambda entry: entry.accuracy or 0.0):
         name = (entry.value or "").replace("_", " ")

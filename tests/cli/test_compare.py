@@ -52,7 +52,7 @@ def test_a_run_alone_compares_its_evaluations_without_scoring(
         "use": None,
         "skipped": {},
     }
-    assert "These data chose the checkpoints" in done.stderr
+    assert "These data chose the best checkpoints" in done.stderr
 
 
 def test_recorded_and_scored_checkpoints_agree(
@@ -76,7 +76,7 @@ def test_recorded_and_scored_checkpoints_agree(
     assert new["unmatched"][first.name] == 60 - new["pairs"]
     first_line = rescored.stderr.strip().splitlines()[0]
     assert first_line.startswith(f"{new['comparisons']} of 60 comparisons were scored by every")
-    assert f"{60 - new['comparisons']} more in {first.name} only" in first_line
+    assert f"{60 - new['comparisons']} only in {first.name}" in first_line
     # The kept checkpoint is the run's own model.
     kept = json.loads((finished_run / "metrics.json").read_text())["best"]["step"]
     names = {model["name"]: model for model in new["models"]}
@@ -180,7 +180,7 @@ def bad_input(finished_run: Path, checkpoint: Path, data: Path, folder: Path) ->
     taken.mkdir()
     (taken / "file").touch()
     return {
-        "compare --level is called plaudit compare --alpha now": [data, "--level", 0.01],
+        "compare --level was renamed to plaudit compare --alpha": [data, "--level", 0.01],
         "not a run folder": [data, finished_run],
         "Only one model to compare": [finished_run, data],
         "is named twice": [finished_run, finished_run],

@@ -99,11 +99,11 @@ def test_bad_input_is_one_sentence(
         "no suite 'x'": [finished_run, "--suite", "x"],
         "--suite pairs is named twice": [finished_run, *["--suite", f"pairs:{data}"] * 2],
         "is not a run folder": [finished_run, data, "--baseline", tmp_path / "none"],
-        "eval --gate-metric is called plaudit eval --regression-metric now": [
+        "eval --gate-metric was renamed to plaudit eval --regression-metric": [
             finished_run,
             "--gate-metric=nll",
         ],
-        "eval --behaviour is called plaudit eval --perturbation-tests now": [
+        "eval --behaviour was renamed to plaudit eval --perturbation-tests": [
             finished_run,
             data,
             "--behaviour",

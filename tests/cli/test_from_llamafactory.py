@@ -84,7 +84,10 @@ def test_the_plan_of_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["reward.yaml", "--from-llamafactory", "reward.yaml"], "keep one recipe"),
+        (
+            ["reward.yaml", "--from-llamafactory", "reward.yaml"],
+            "pass either a recipe or --from-llamafactory",
+        ),
         (["--from-llamafactory", "gone.yaml"], "the recipe file does not exist"),
         (["--from-llamafactory", "sft.yaml"], "sft.yaml: stage is 'sft'"),
         (["--from-llamafactory", "new.yaml"], "unknown template gemma9"),

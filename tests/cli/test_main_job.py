@@ -67,7 +67,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
 
 def test_the_terminal_says_what_matters(folder: Path) -> None:
     errors = (folder.parent / "stderr.txt").read_text()
-    for said in ("data: 85 rows", "Validation Loss", "bag of words", "Written to"):
+    for said in ("data: 85 of 85 rows used", "validation loss", "bag of words", "Written to"):
         assert said in errors, said
 
 
@@ -185,7 +185,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
         "resumed": 0,
         "unread": {"rows": 9, "without_prompt": 0, "columns": {"subset": 9}},
     }
-    line = f"8 of 9 rows scored; over_length 1; written to {out}"
+    line = f"Scored 8 of 9 rows; skipped: over_length 1; written to {out}"
     unread = f"{data}: ignored columns: subset."
     assert done.stderr.split("\n") == [line, unread, ""]
     written = pq.read_table(out).to_pylist()

@@ -55,7 +55,7 @@ def test_no_number_is_cut_off(role: str, width: int) -> None:
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_narrow_screen_cuts_neither_names_nor_numbers(width: int) -> None:
     """Checkpoints differ at the end of their names."""
-    accuracy, loss = wrapping("accuracy [95%]"), wrapping("log loss [95%]")
+    accuracy, loss = wrapping("accuracy (95% CI)"), wrapping("log loss (95% CI)")
     table = results_table("model", accuracy, "p", loss, "p")
     table.add_row("runs/checkpoint-1000", *[with_interval(0.9, (0.88, 0.92)), "< 0.0001"] * 2)
     screen = io.StringIO()
@@ -63,5 +63,5 @@ def test_a_narrow_screen_cuts_neither_names_nor_numbers(width: int) -> None:
     lines = screen.getvalue().splitlines()
     names = "".join(line.split()[0] for line in lines if not line.startswith(" "))
     assert names == "modelruns/checkpoint-1000"
-    for piece in ("0.9000", "[0.8800,", "0.9200]", "< 0.0001"):
+    for piece in ("0.9000", "(0.880", "0.920)", "< 0.0001"):
         assert screen.getvalue().count(piece) == 2

@@ -87,7 +87,7 @@ def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path
         (["held.jsonl"], "type: plaudit train --model Qwen/Qwen3-0.6B --data held.jsonl ("),
         (["--model", "a/b"], "type: plaudit train --model a/b --data pairs.jsonl ("),
         (["--set", "data.train=z.csv"], "--model Qwen/Qwen3-0.6B --data z.csv ("),
-        (["held.jsonl", "--data", "pairs.jsonl"], "--data names data too"),
+        (["held.jsonl", "--data", "pairs.jsonl"], "--data is also set"),
         (["--data", "my pairs.jsonl"], "--model Qwen/Qwen3-0.6B --data 'my pairs.jsonl' ("),
         (["held.jsonl", "--set", "model=big"], "`model` is 'big', but must be a mapping"),
         (["held.jsonl", "--set", "model="], "a base model (--model) must be named"),

@@ -108,7 +108,7 @@ def test_next_steps_of_another_command_are_shown_in_their_place(metrics: RunMetr
 
 def test_a_run_without_evaluation_says_where_its_model_is(metrics: RunMetrics) -> None:
     bare = replace(metrics, eval=None, test=None, overfit=None)
-    assert f"Saved to {RUN}: model" in lines_of(bare, 80)
+    assert f"Written to {RUN}: model" in lines_of(bare, 80)
 
 
 def evaluation(block: EvaluationMetrics, width: int, last: tuple[str, ...]) -> list[str]:

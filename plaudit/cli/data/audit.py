@@ -128,7 +128,7 @@ def audit(
 
 
 def show_report(console: Console, report: AuditReport) -> None:
-    """Sentences, a table of the findings, and the checks that flagged no row."""
+    """Sentences, a table of the findings, and how many checks flagged no row."""
     from plaudit.report.audit import sentences
 
     for line in sentences(report):
@@ -137,9 +137,11 @@ def show_report(console: Console, report: AuditReport) -> None:
     if findings:
         console.print()
         console.print(Padding(_table(findings), (0, 0, 1, 2)))
-    not_found = [finding.title.lower() for finding in report.findings if finding.rows == 0]
-    if not_found:
-        console.print(Text(f"Not found: {', '.join(not_found)}."))
+    from plaudit.evaluation.numbers import counted
+
+    passed = sum(finding.rows == 0 for finding in report.findings)
+    if passed:
+        console.print(Text(f"{counted(passed, 'other check')} found nothing."))
 
 
 def _table(findings: Sequence[Finding]) -> Table:

@@ -141,7 +141,7 @@ def _sources(
     if data is not None:
         return [options.source(data, format_, columns)]
     if recipe is None:
-        raise DataError("nothing to show; name a file, or a --recipe with data.train.")
+        raise DataError("no data to preview; pass DATA, or a --recipe with data.train.")
     return list(with_columns(load_recipe(recipe), options.parse_columns(columns)).data.train)
 
 

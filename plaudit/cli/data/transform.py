@@ -90,7 +90,7 @@ def count_lines(counts: WriteCounts, out: Path) -> list[str]:
     from plaudit.data.formats.records import LOSSES, SKIP_REASONS
 
     lines = [
-        f"{counts.used:,} of {counts.read:,} rows became {counts.written:,} rows; written to {out}"
+        f"Wrote {counts.written:,} rows to {out}, from {counts.used:,} of {counts.read:,} rows."
     ]
     lines += [
         f"  skipped {count:,}: {reason} ({SKIP_REASONS.get(reason, 'see the page of formats')})"
@@ -194,12 +194,12 @@ def perturb(
     if json:
         counted = {name: getattr(made, name) for name in ("rows", "not_made", "languages")}
         options.print_json({**counted, **asdict(result.counts)})
-    made_of = f"{made.rows:,} rows and {result.perturbations} perturbations"
-    lines = [f"{made_of} made {len(made.comparisons):,} pairs, in the format {result.format}"]
+    made_from = f"from {made.rows:,} rows with {result.perturbations} perturbations"
+    lines = [f"Made {len(made.comparisons):,} pairs {made_from} (format {result.format})."]
     if made.not_made:
-        lines.append(f"  not made, by reason: {by_count(made.not_made)}")
+        lines.append(f"  skipped: {by_count(made.not_made)}")
     if set(made.languages) - {"en"}:
-        lines.append(f"  languages of the rows: {by_count(made.languages)}")
+        lines.append(f"  languages: {by_count(made.languages)}")
     print_lines(console, [*lines, *count_lines(result.counts, out)])
 
 
@@ -275,8 +275,8 @@ def split(
     for part in parts[1:]:
         if part.leaks:
             console.print(
-                f"{part.leaks:,} of the {part.rows:,} rows of {part.name} have a prompt that is in"
-                f" {parts[0].name} too; split --by prompt for none.",
+                f"{part.leaks:,} of {part.rows:,} rows of {part.name} have a prompt that is also in"
+                f" {parts[0].name}; to avoid that, split --by prompt.",
                 style="bold",
                 highlight=False,
                 markup=False,
@@ -292,8 +292,8 @@ def parse_fractions(text: str) -> dict[str, float]:
         parts = {}
     if len(parts) < len(pieces):
         raise DataError(
-            f"--fractions {text} is not of the form train=0.8,eval=0.1,test=0.1 with a name for "
-            "each part."
+            f"--fractions {text}: expected NAME=SHARE,… with each NAME once, such as "
+            "train=0.8,eval=0.1,test=0.1."
         )
     return parts
 
