@@ -171,7 +171,8 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
     name = block.dataset
     if data is not None:
         name = ", ".join(dict.fromkeys(source.name for source in data.sources))
-    show_evaluation_summary(console, name, block, lines=used, last=last)
+    rest = None if verbose else "with --verbose" if out is None else "in the report"
+    show_evaluation_summary(console, name, block, lines=used, last=last, rest=rest)
 
 
 def data_lines(data: DataUse) -> list[str]:

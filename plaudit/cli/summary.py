@@ -99,11 +99,17 @@ def metrics_table(blocks: Mapping[str, EvaluationMetrics]) -> Table:
 
 
 def show_run(
-    console: Console, folder: Path, metrics: RunMetrics, *, next_steps: Sequence[str] | None = None
+    console: Console,
+    folder: Path,
+    metrics: RunMetrics,
+    *,
+    next_steps: Sequence[str] | None = None,
+    verbose: bool = False,
 ) -> None:
     """The end of a run: metrics, the strongest warnings, what was written and what to do next.
 
-    ``next_steps`` are commands; without them they follow from the metrics.
+    ``next_steps`` are commands; without them they follow from the metrics. ``verbose`` shows all
+    warnings.
     """
     blocks = {
         name: block
@@ -118,7 +124,10 @@ def show_run(
     ]
     overfit = metrics.overfit
     always = [overfit.sentence] if overfit and overfit.verdict == "overfit" else []
-    _show(console, blocks, lines=lines, always=always, last=last, rest="in the report")
+    rest = None
+    if not verbose:
+        rest = "in the report" if (folder / "report.html").is_file() else "in metrics.json"
+    _show(console, blocks, lines=lines, always=always, last=last, rest=rest)
 
 
 def show_evaluation_summary(
@@ -128,9 +137,12 @@ def show_evaluation_summary(
     *,
     lines: Sequence[str],
     last: Sequence[str],
+    rest: str | None,
 ) -> None:
-    """One evaluation, of the data ``name``: ``lines`` follow its metrics, ``last`` is the end."""
-    rest = "with --verbose, or in the report of --out DIR"
+    """One evaluation, of the data ``name``: ``lines`` follow its metrics, ``last`` is the end.
+
+    ``rest`` says where the other warnings are; None shows all of them.
+    """
     parts = [Text(line) for line in last]
     _show(console, {name: block}, lines=lines, always=(), last=parts, rest=rest)
 
@@ -142,20 +154,25 @@ def _show(
     lines: Sequence[str],
     always: Sequence[str],
     last: Sequence[Text],
-    rest: str,
+    rest: str | None,
 ) -> None:
-    """Everything within :data:`SUMMARY_LINES`; where there is no room, fewer warnings."""
+    """Everything within :data:`SUMMARY_LINES`, with fewer warnings where there is no room.
+
+    ``rest`` says where the other warnings are; without it, all are shown.
+    """
     found = list(_warnings(blocks))
     first: list[Table | Text] = [Text("")]
     if blocks:
         first += [metrics_table(blocks), Text("")]
     first += map(Text, lines)
-    for shown in range(min(_MOST_WARNINGS, len(found)), -1, -1):
+    most = len(found) if rest is None else min(_MOST_WARNINGS, len(found))
+    for shown in range(most, -1, -1):
         parts = first + _findings([*found[:shown], *always])
         if len(found) > shown:
             parts.append(Text(f"  {len(found) - shown} more {_plural(found, shown)} {rest}."))
         parts += last
-        if sum(len(console.render_lines(part, pad=False)) for part in parts) <= SUMMARY_LINES:
+        height = sum(len(console.render_lines(part, pad=False)) for part in parts)
+        if rest is None or height <= SUMMARY_LINES:
             break
     for part in parts:
         # Paths and commands are there to be copied, so they are not wrapped.

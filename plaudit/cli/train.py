@@ -128,7 +128,7 @@ def train(
         options.print_json(trained.metrics)
     if verbose:
         show_run_details(console, trained.metrics)
-    show_run(console, trained.folder, trained.metrics)
+    show_run(console, trained.folder, trained.metrics, verbose=verbose)
 
 
 def _leave_process_group() -> None:
@@ -194,7 +194,7 @@ def quickstart(
             console.print()
             console.print(degradation_table(trained.metrics.test))
     next_steps = [step.format(out=shlex.quote(str(out))) for step in NEXT_STEPS]
-    show_run(console, trained.folder, trained.metrics, next_steps=next_steps)
+    show_run(console, trained.folder, trained.metrics, next_steps=next_steps, verbose=verbose)
 
 
 NEXT_STEPS = (

@@ -25,9 +25,11 @@ def metrics() -> RunMetrics:
     return read_metrics(GOLDEN)
 
 
-def lines_of(metrics: RunMetrics, width: int, **options: tuple[str, ...]) -> list[str]:
+def lines_of(
+    metrics: RunMetrics, width: int, *, next_steps: tuple[str, ...] | None = None
+) -> list[str]:
     screen = io.StringIO()
-    show_run(Console(file=screen, width=width), RUN, metrics, **options)
+    show_run(Console(file=screen, width=width), RUN, metrics, next_steps=next_steps)
     return [line.rstrip() for line in screen.getvalue().splitlines()]
 
 
@@ -68,7 +70,8 @@ def test_the_test_data_speak_first_and_the_rest_is_counted(metrics: RunMetrics) 
     first, second = f"! test: {FINDING} pairs (number 0)", f"! test: {FINDING} pairs (number 1)"
     assert text.index(first) < text.index(second)
     assert "! evaluation:" not in text
-    assert "4 more warnings in the report." in text
+    # This run has no report.
+    assert "4 more warnings in metrics.json." in text
     assert "more" not in words(lines_of(with_warnings(metrics, 1), 160))
 
 
@@ -111,11 +114,16 @@ def test_a_run_without_evaluation_says_where_its_model_is(metrics: RunMetrics) -
     assert f"Written to {RUN}: model" in lines_of(bare, 80)
 
 
-def evaluation(block: EvaluationMetrics, width: int, last: tuple[str, ...]) -> list[str]:
+def evaluation(
+    block: EvaluationMetrics,
+    width: int,
+    last: tuple[str, ...] = (),
+    rest: str | None = "with --verbose",
+) -> list[str]:
     screen = io.StringIO()
     console = Console(file=screen, width=width)
     skipped = ("Data: 94 rows used (5 of 99 rows skipped: tie 5)",)
-    show_evaluation_summary(console, "pairs", block, lines=skipped, last=last)
+    show_evaluation_summary(console, "pairs", block, lines=skipped, last=last, rest=rest)
     return [line.rstrip() for line in screen.getvalue().splitlines()]
 
 
@@ -130,3 +138,14 @@ def test_an_evaluation_is_as_short(metrics: RunMetrics, width: int, last: tuple[
     assert "3 more warnings with --verbose" in words(lines)
     assert words(lines).endswith(" ".join(last))
     assert "pairs" in lines[1]
+
+
+def test_verbose_shows_every_warning(metrics: RunMetrics) -> None:
+    many = with_warnings(metrics, 9)
+    assert many.eval is not None
+    text = words(evaluation(many.eval, 100, rest=None))
+    assert all(f"! {sentence}" in text for sentence in many.eval.warnings)
+    screen = io.StringIO()
+    show_run(Console(file=screen, width=100), RUN, many, verbose=True)
+    assert screen.getvalue().count(FINDING[:40]) == 18
+    assert "more warning" not in screen.getvalue()

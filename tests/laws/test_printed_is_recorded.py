@@ -122,7 +122,7 @@ def terminal(folder: Path) -> str:
     show_run(console, folder, metrics)
     for block in (metrics.eval, metrics.test):
         if block is not None:
-            show_evaluation_summary(console, "data", block, lines=(), last=())
+            show_evaluation_summary(console, "data", block, lines=(), last=(), rest=None)
     return screen.getvalue()
 
 
