@@ -17,8 +17,9 @@ import re
 import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+import yaml
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
@@ -36,6 +37,9 @@ from plaudit.recipe.schema import (
     Source,
     TemplateSection,
 )
+
+if TYPE_CHECKING:
+    from plaudit.serving.protocols.records import Protocol
 
 GROUPS = {"data": DATA_VERBS}
 """Verbs that have verbs of their own."""
@@ -138,8 +142,8 @@ def _section(name: str, section: Any, keys: Iterable[str] | None = None) -> str:
         if len(names) > MOST_CHOICES:
             accepts = "a name, listed below"
             choices.append(f"`{key}` accepts {', '.join(f'`{one}`' for one in names)}.")
-        rows.append((f"`{key}`", accepts, _default(name, key, field), _plain(field.description)))
-    return "\n\n".join([_table(("key", "accepts", "default", "meaning"), rows), *choices])
+        rows.append((f"`{key}`", _plain(field.description), accepts, _default(name, key, field)))
+    return "\n\n".join([_table(("key", "meaning", "accepts", "default"), rows), *choices])
 
 
 def _default(section: str, key: str, field: FieldInfo) -> str:
@@ -263,37 +267,115 @@ def _columns(width: int) -> Iterator[None]:
 
 
 def http_reference() -> str:
-    """Every protocol of the server: where, what is asked, what is answered."""
+    """Every protocol of the server: its endpoints, a request and the response to it."""
     from plaudit.serving.errors import STATUS
     from plaudit.serving.protocols.table import PROTOCOLS
 
-    parts = ["# HTTP", NOTICE, _http_introduction()]
-    for protocol in PROTOCOLS.values():
+    recorded = json.loads((TARGET / HTTP_EXAMPLES).read_text(encoding="utf-8"))
+    table = [
+        (f"[{name}](#{name})", _endpoints(protocol), protocol.spoken_by, protocol.summary)
+        for name, protocol in PROTOCOLS.items()
+    ]
+    parts = ["# HTTP API", NOTICE, HTTP_INTRODUCTION]
+    parts += [_table(("protocol", "endpoints", "used by", "what it returns"), table)]
+    parts += [HTTP_NOTES]
+    for name, protocol in PROTOCOLS.items():
         schema = TypeAdapter(protocol.request).json_schema()
-        places = ", ".join(f"`{method} {p}`" for p in protocol.paths for method in protocol.methods)
-        example = json.dumps(protocol.example, ensure_ascii=False)
         parts += [
-            f"## {protocol.name}",
+            f"## {name}",
             f"{protocol.summary}. Used by {protocol.spoken_by}.",
-            places,
+            f"**Endpoints:** {_endpoints(protocol)}",
             *(_body(one) for one in _alternatives(schema)),
-            f"Example request:\n\n```text\n{example}\n```",
-            "Response:\n\n" + _answer(protocol.response),
+            f"**Example request**\n\n{_json_block(protocol.example)}",
+            "**Response**",
+            _json_block(recorded[name]) if name in recorded else _keys(protocol.response),
+            _answer(protocol.response),
         ]
-    kinds = [(f"`{kind}`", str(status)) for kind, status in STATUS.items()]
-    parts += ["## Errors", _table(("type", "status"), kinds)]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Models and health", _table(("endpoint", "what it returns"), OTHER_ENDPOINTS)]
+    parts += [
+        f"`{endpoint}` returns:\n\n{_json_block(response)}"
+        for endpoint, response in recorded.items()
+        if endpoint == "GET /v1/models"
+    ]
+    kinds = [(f"`{kind}`", str(status), ERRORS[kind]) for kind, status in STATUS.items()]
+    parts += ["## Errors", ERROR_BODY, _table(("type", "status", "meaning"), kinds)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _http_introduction() -> str:
-    return (
-        "The endpoints of [`plaudit serve`](../how-to/serve-a-model.md). The full schemas are at "
-        "`/openapi.json`. Other endpoints: `GET /v1/models`, `GET /v1/models/NAME`, "
-        "`POST /v1/models/NAME/reload`, `GET /health`, `GET /ready`, `GET /metrics`. Request "
-        "headers: `Authorization: Bearer …`, `X-Request-Id`, `X-Client-Id`, `X-Request-Timeout`. "
-        "Unknown keys are ignored; an unknown key that looks like a prompt or a system message is "
-        "an error (422)."
-    )
+HTTP_EXAMPLES = "http-examples.json"
+"""Responses of a server, written by ``scripts/record_http_examples.py``."""
+
+HTTP_INTRODUCTION = """
+[`plaudit serve`](../how-to/serve-a-model.md) has endpoints for its own clients and for clients of
+other tools. All of them return the same rewards. The full schemas are at `/openapi.json`.
+""".strip()
+
+HTTP_NOTES = """
+- `model` names a served model. A client that cannot set it can use `?model=NAME`.
+- An unknown key is ignored. An unknown key that looks like a prompt or a system message is an error
+  (422), because its text would not be scored.
+- A `ChatMessage` is an object with `role` and `content`.
+- The example responses are from a small model. Your rewards will differ.
+
+| request header | meaning |
+| --- | --- |
+| `Authorization: Bearer TOKEN` | the server's token, if it has one |
+| `X-Request-Id` | id of the request, repeated in the response and in the server's log |
+| `X-Client-Id` | name of the client; the queue takes turns between clients |
+| `X-Request-Timeout` | seconds after which the request fails with 504 |
+""".strip()
+
+OTHER_ENDPOINTS = (
+    ("`GET /v1/models`", "the served models, in the format of OpenAI's API"),
+    ("`GET /v1/models/NAME`", "metadata of a model"),
+    ("`POST /v1/models/NAME/reload`", "the metadata after the model's folder was loaded again"),
+    ("`GET /health`", "200 while the server can score, else 503"),
+    ("`GET /ready`", "200 while the server takes requests; 503 while it shuts down"),
+    ("`GET /metrics`", "Prometheus metrics"),
+)
+
+ERROR_BODY = """
+Every error has the same body, in every protocol. A 4xx error needs another request. A 5xx error can
+be sent again, after `Retry-After` seconds if the response has that header.
+
+```json
+{"error": {"type": "...", "message": "...", "param": "...", "request_id": "..."}}
+```
+""".strip()
+
+ERRORS = {
+    "bad_request": "the body is not JSON, or a conversation cannot be scored",
+    "over_length": "a conversation is longer than the model's maximum length",
+    "unauthorized": "the token is missing or wrong",
+    "forbidden": "the server has no token, and the host name is not allowed",
+    "not_found": "there is no such endpoint",
+    "model_not_found": "there is no such model",
+    "method_not_allowed": "the endpoint has another method",
+    "slow_body": "the request body did not arrive in time",
+    "conflict": "the model is already being loaded",
+    "body_too_large": "the request body is too large",
+    "invalid_request": "a key is missing or has the wrong type, or its content is not supported",
+    "reward_not_finite": "the model's reward is NaN or infinite",
+    "client_gone": "the client closed the connection",
+    "internal_error": "an error in the server; its log has the traceback",
+    "unavailable": "the server is shutting down or has stopped scoring",
+    "overloaded": "the queue is full",
+    "deadline_exceeded": "the request did not finish within its timeout",
+}
+"""What each type of error means."""
+
+
+def _endpoints(protocol: Protocol) -> str:
+    return ", ".join(f"`{method} {p}`" for p in protocol.paths for method in protocol.methods)
+
+
+def _json_block(value: Any) -> str:
+    """JSON with one key a line, as far as its lines are short."""
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping) and len(text) > 88:
+        lines = (f"  {json.dumps(key)}: {json.dumps(one)}" for key, one in value.items())
+        text = "{\n" + ",\n".join(lines) + "\n}"
+    return f"```json\n{text}\n```"
 
 
 def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -308,14 +390,14 @@ def _body(schema: Mapping[str, Any]) -> str:
     rows = [
         (
             f"`{name}`",
+            field.get("description", ""),
             _kind(field),
             "required" if name in required else _json(field.get("default")),
-            field.get("description", ""),
         )
         for name, field in schema["properties"].items()
     ]
-    words = " ".join(schema.get("description", "").split())
-    return f"{words}\n\n" * bool(words) + _table(("key", "accepts", "default", ""), rows)
+    words = _plain(schema.get("description"))
+    return f"{words}\n\n" * bool(words) + _table(("key", "meaning", "accepts", "default"), rows)
 
 
 def _kind(field: Mapping[str, Any]) -> str:
@@ -336,34 +418,122 @@ def _json(value: Any) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _answer(response: Any) -> str:
+def _keys(response: Any) -> str:
+    """The keys of a response without an example, a line for each of its shapes."""
     schema = TypeAdapter(response).json_schema()
     named = schema.get("$defs", {})
     shapes = [
         one if "$ref" not in one else named[one["$ref"].rpartition("/")[2]]
         for one in schema.get("anyOf", [schema])
     ]
-    lines = []
-    for shape in shapes:
-        if shape.get("type") == "array":
-            lines.append(f"- a list of {_kind(shape['items'])}")
-        else:
-            lines.append("- " + ", ".join(f"`{name}`" for name in shape["properties"]))
-    return "\n".join(lines)
+    return "\n".join(
+        f"- {_kind(one)}"
+        if one.get("type") == "array"
+        else "- " + ", ".join(f"`{name}`" for name in one["properties"])
+        for one in shapes
+    )
+
+
+def _answer(response: Any) -> str:
+    """The keys of a response that have descriptions; other tools' protocols have none."""
+    schema = TypeAdapter(response).json_schema()
+    rows = [
+        (f"`{name}`", field["description"], _kind(field))
+        for name, field in schema.get("properties", {}).items()
+        if "description" in field
+    ]
+    return _table(("key", "meaning", "type"), rows) if rows else ""
+
+
+DESCRIPTIONS = Path(__file__).resolve().parent / "metric_descriptions.yaml"
+SCHEMA_FILE = "metrics.schema.json"
+
+
+def described_schema() -> dict[str, Any]:
+    """The JSON Schema of ``metrics.json``, a description at each field.
+
+    Raises:
+        KeyError: a record or a field has no description.
+    """
+    words: dict[str, Any] = yaml.safe_load(DESCRIPTIONS.read_text(encoding="utf-8"))
+    records = words.pop("records")
+    schema = TypeAdapter(RunMetrics | RecordedEvaluation).json_schema(mode="serialization")
+    for record, definition in schema["$defs"].items():
+        if "properties" in definition:
+            definition["description"] = records[record]
+        for name, field in definition.get("properties", {}).items():
+            interval = f"95% confidence interval of {name.removesuffix('_ci95')}."
+            default = {name: interval} if name.endswith("_ci95") else {}
+            field["description"] = words.get(f"{record}.{name}") or (default | words)[name]
+    return schema
 
 
 def metrics_schema() -> str:
     """The JSON Schema of ``metrics.json``, of a training run or of an evaluation."""
-    schema = TypeAdapter(RunMetrics | RecordedEvaluation).json_schema(mode="serialization")
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "metrics.json"}
-    return json.dumps(dialect | schema, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(dialect | described_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+METRICS_INTRODUCTION = """
+`plaudit train` and `plaudit eval --out` write `metrics.json`. The model card, the report and the
+terminal show its numbers and compute none. [Evaluation metrics](../concepts/metrics.md) says how
+each metric is computed. The file validates against a [JSON Schema](metrics.schema.json).
+
+- A number that cannot be computed is `null`.
+- Shares and probabilities are between 0 and 1. Losses are in nats.
+- An interval is a list of its two ends. All intervals are two-sided, at 95%.
+- `format` is the version of the file. It changes if a key changes its name or meaning.
+
+A training run writes a [RunMetrics](#runmetrics), an evaluation a
+[RecordedEvaluation](#recordedevaluation).
+""".strip()
+
+
+def metrics_reference() -> str:
+    """Every record and field of ``metrics.json``, the outer ones first."""
+    records = described_schema()["$defs"]
+    order = ["RunMetrics", "RecordedEvaluation"]
+    for record in order:
+        text = json.dumps(records[record])
+        named = re.findall(r'"#/\$defs/(\w+)"', text)
+        order += [one for one in dict.fromkeys(named) if one not in order and one != "Interval"]
+    parts = ["# Metrics", NOTICE, METRICS_INTRODUCTION]
+    for record in order:
+        rows = [
+            (f"`{name}`", field["description"], _record_kind(field))
+            for name, field in records[record]["properties"].items()
+        ]
+        parts += [f"## {record}", records[record]["description"]]
+        parts += [_table(("field", "meaning", "type"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _record_kind(field: Mapping[str, Any]) -> str:
+    """The type of a field of ``metrics.json``; a record links to its section."""
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(map(_record_kind, field["anyOf"])))
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return "interval" if name == "Interval" else f"[{name}](#{name.lower()})"
+    if "enum" in field or "const" in field:
+        return " or ".join(f"`{v}`" for v in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        # A list of names and values is an array of pairs.
+        items = field.get("items", {})
+        return "list of pairs" if "prefixItems" in items else f"list of {_record_kind(items)}"
+    if field.get("type") == "object":
+        values = field.get("additionalProperties")
+        return f"mapping to {_record_kind(values)}" if isinstance(values, Mapping) else "mapping"
+    names = {"string": "text", "boolean": "true or false"}
+    return names.get(field.get("type", "anything"), str(field.get("type", "anything")))
 
 
 PAGES = {
     "recipe.md": recipe_reference,
     "cli.md": cli_reference,
     "http.md": http_reference,
-    "metrics.schema.json": metrics_schema,
+    "metrics.md": metrics_reference,
+    SCHEMA_FILE: metrics_schema,
 }
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ RECIPES = "plaudit/recipes"
 LANGUAGES = {".py": "python", ".sql": "sql", ".sh": "bash", ".toml": "toml", ".service": "ini"}
 LANGUAGES |= dict.fromkeys((".yaml", ".yml"), "yaml") | dict.fromkeys((".json", ".jsonl"), "json")
 LANGUAGES |= {"Dockerfile": "docker", ".txt": "text"}
+BOOSTS = {"how-to/": 4, "start-here": 4, "concepts/": 2, "reference/metrics": 0.5}
+"""Weights of pages in the search, by the start of their path: what to do comes first."""
 LONGEST = 40_000
 """Bytes of the largest file that is shown as a page."""
 
@@ -79,6 +81,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links that leave ``docs/`` at the pages of the files that they name."""
     source = page.file.src_uri
+    boosts = (boost for start, boost in BOOSTS.items() if source.startswith(start))
+    page.meta.setdefault("search", {"boost": next(boosts, 1)})
     origin = _origin(source)
 
     def moved(match: re.Match[str]) -> str:
@@ -91,6 +95,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{match[1]}{relpath(path, dirname(source) or '.')}{end}"
 
     return _outside_code(markdown, lambda text: LINK.sub(moved, text))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark the pages of the reference, whose tables have their meanings in the second column."""
+    if page.file.src_uri.startswith("reference/"):
+        return f'<div class="reference">{html}</div>'
+    return html
 
 
 def _adder(files: Files, config: MkDocsConfig) -> Callable[[str, str, str | None], None]:

@@ -378,6 +378,9 @@ def test_yaml_is_a_part_of_a_recipe(page: Path, block: Block) -> None:
 @pytest.mark.parametrize(("page", "block"), of_language("json"))
 def test_json_is_a_row_that_a_reader_takes(page: Path, block: Block) -> None:
     where = f"{name_of(page)}:{block.line}"
+    if name_of(page) == "docs/reference/http.md":
+        json.loads(block.text)  # requests and responses, not rows
+        return
     for line in block.text.splitlines():
         row = json.loads(line)
         if name_of(page) == "docs/how-to/add-a-reader.md":
