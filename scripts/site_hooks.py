@@ -130,7 +130,8 @@ def _add_target(target: str, add: Callable[[str, str, str | None], None]) -> str
     if not path.exists():
         raise PluginError(f"a page links to {target}, which does not exist")
     text = _as_page(path)
-    _places[target] = f"source/{target}" if text is None else f"source/{target}.md"
+    as_page = "" if text is None or path.suffix == ".md" else ".md"
+    _places[target] = f"source/{target}{as_page}"
     add(target, _places[target], text)
     return _places[target]
 
