@@ -104,6 +104,11 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return html
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the search dialog for screen readers, which the theme does not."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+
+
 def _adder(files: Files, config: MkDocsConfig) -> Callable[[str, str, str | None], None]:
     """What adds a file to the site: as a page of the text, or without a text as a copy."""
 
