@@ -78,8 +78,8 @@ def align(scored: Sequence[Scored]) -> Aligned:
     common = [key for key in rows_of[0] if all(key in rows for rows in rows_of[1:])]
     if not common:
         raise DataError(
-            f"{scored[0].name} and {scored[1].name} were not measured on the same comparisons; "
-            "name data to score both on: plaudit compare A B pairs.jsonl."
+            f"{scored[0].name} and {scored[1].name} were not evaluated on the same comparisons;"
+            " name data to score both on: plaudit compare A B pairs.jsonl."
         )
     tables = [
         _take(each.table, [row for key in common for row in rows[key]])
@@ -88,8 +88,8 @@ def align(scored: Sequence[Scored]) -> Aligned:
     paired = [pairs(table) for table in tables]
     if not len(paired[0]):
         raise DataError(
-            "The comparisons have no two responses of different grades, so no model can be right "
-            "or wrong about them; compare on labelled data."
+            "The comparisons have no two responses with different grades, so models cannot be"
+            " compared; use labelled data."
         )
     return Aligned(
         # Names of files may hold lone surrogates, which nothing can print or write.
@@ -527,21 +527,21 @@ def _sentence(comparison: ModelComparison, metric: Metric) -> str:
     interval = ""
     if test.difference_ci95 is not None:
         low, high = sorted(sign * end for end in test.difference_ci95)
-        interval = f" [{low:+.4f}, {high:+.4f}]"
+        interval = f", 95% CI {low:+.4f} to {high:+.4f}"
     verdict = (
         f"{first} and {second} do not differ significantly in {name}"
         if test.better is None
         else f"{first} is significantly better than {second} in {name}"
     )
     return (
-        f"{verdict}: {ours:.4f} and {theirs:.4f} on {comparison.pairs:,} pairs, "
-        f"{sign * test.difference:+.4f}{interval} ({p_value(test.p)}, {test.test})."
+        f"{verdict}: {ours:.4f} and {theirs:.4f} on {comparison.pairs:,} pairs, Δ"
+        f" {sign * test.difference:+.4f} ({p_value(test.p)}, {test.test}{interval})."
     )
 
 
 def _ranking(comparison: ModelComparison, metric: Metric) -> str:
     best, name = comparison.best.by(metric), METRICS[metric]
-    correction = f"after Holm's correction for {best.tests} tests"
+    correction = f"after Holm correction for {best.tests} tests"
     if not best.significant:
         lead = max(
             abs(pair.test(metric).difference)
@@ -549,9 +549,9 @@ def _ranking(comparison: ModelComparison, metric: Metric) -> str:
             if best.name in (pair.a, pair.b)
         )
         return (
-            f"No two of the {len(comparison.models)} models differ significantly in {name} "
-            f"{correction}: the best, {best.name} ({best.value:.4f}), leads the last by "
-            f"{lead:.4f} on {comparison.pairs:,} pairs."
+            f"No two of the {len(comparison.models)} models differ significantly in {name}"
+            f" {correction}. The best, {best.name} ({best.value:.4f}), is {lead:.4f} better than"
+            f" the last on {comparison.pairs:,} pairs."
         )
     verdicts = [
         f"{verdict} {_listed(names)}"

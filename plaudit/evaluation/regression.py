@@ -33,10 +33,7 @@ def parse_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise DataError(
-            f"there is no metric {unknown[0]!r} for a regression check; expected one of "
-            f"{', '.join(METRICS)}."
-        )
+        raise DataError(f"unknown metric {unknown[0]!r}; expected one of {', '.join(METRICS)}.")
     return tuple(metric for metric in METRICS if not names or metric in names)
 
 
@@ -79,8 +76,8 @@ def check_regression(
 
 def _sentence(baseline: str, pairs: int, metrics: Mapping[Metric, RegressionTest]) -> str:
     parts = [
-        f"{METRICS[metric]} {test.model:.4f} (baseline {test.baseline:.4f}, "
-        f"{test.difference:+.4f}, corrected {p_value(test.p_holm)})"
+        f"{METRICS[metric]} {test.model:.4f} (baseline {test.baseline:.4f}, Δ"
+        f" {test.difference:+.4f}, corrected {p_value(test.p_holm)})"
         for metric, test in metrics.items()
     ]
     worse = [METRICS[metric] for metric, test in metrics.items() if test.worse]

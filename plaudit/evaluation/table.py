@@ -262,9 +262,10 @@ def pairs(table: ScoreTable) -> Pairs:
     if len(bad):
         first = bad[0]
         raise ModelError(
-            f"{len(bad)} of {len(table)} rewards are not finite, first {table.reward_N[first]} for "
-            f"response {table.response_N[first]} of comparison {table.comparison_N[first]!r}; "
-            "score in float32, or go back to a checkpoint from before training diverged."
+            f"{len(bad)} of {len(table)} rewards are NaN or infinite, the first one"
+            f" {table.reward_N[first]} for response {table.response_N[first]} of comparison"
+            f" {table.comparison_N[first]!r}; score in float32, or use an earlier checkpoint,"
+            " from before training diverged."
         )
     comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
     winner_P, loser_P = ordered_pairs(comparison_N, table.grade_N)
@@ -367,14 +368,14 @@ def read_table(path: Path) -> ScoreTable:
             stored = pq.read_table(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a "
-            "finished evaluation."
+            f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a"
+            " finished evaluation."
         ) from error
     missing = [column for column in _COLUMNS if column not in stored.column_names]
     if missing:
         raise DataError(
-            f"{path} has the columns {', '.join(stored.column_names)} and lacks "
-            f"{', '.join(missing)}; expected the predictions.parquet of an evaluation."
+            f"{path} has the columns {', '.join(stored.column_names)} and lacks"
+            f" {', '.join(missing)}; expected the predictions.parquet of an evaluation."
         )
     columns = {
         f"{name}_N": _column(stored.column(column).to_pylist(), dtype)

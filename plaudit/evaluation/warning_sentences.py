@@ -65,7 +65,7 @@ def _not_above_baseline(block: EvaluationMetrics) -> Iterator[str]:
     name, baseline = best
     delta, ends = baseline.delta_accuracy, baseline.delta_accuracy_ci95
     if ends is not None and ends.low <= 0:
-        verdict = "is below" if ends.high < 0 else "cannot be told from"
+        verdict = "is below" if ends.high < 0 else "is not significantly above"
         yield (
             f"Accuracy ({percent(block.accuracy)}) {verdict} the best baseline, {words(name)} "
             f"({percent(baseline.accuracy)}): Δ accuracy {_points(known(delta))} points "

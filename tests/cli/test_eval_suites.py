@@ -96,7 +96,7 @@ def test_bad_input_is_one_sentence(
     plain.mkdir()
     cases: dict[str, list[object]] = {
         "nothing to evaluate on": [finished_run],
-        "no suite 'x'": [finished_run, "--suite", "x"],
+        "unknown suite 'x'": [finished_run, "--suite", "x"],
         "--suite pairs is named twice": [finished_run, *["--suite", f"pairs:{data}"] * 2],
         "is not a run folder": [finished_run, data, "--baseline", tmp_path / "none"],
         "eval --gate-metric was renamed to plaudit eval --regression-metric": [
@@ -110,13 +110,13 @@ def test_bad_input_is_one_sentence(
             "9",
         ],
         "no metric 'f1'": [finished_run, data, "--regression-metric", "f1"],
-        "not measured on the same comparisons": [
+        "not evaluated on the same comparisons": [
             finished_run,
             other,
             "--baseline",
             finished_run / "predictions.parquet",
         ],
-        "holds no file of HHH": [finished_run, "--suite", f"hhh:{plain}"],
+        "has no file of HHH": [finished_run, "--suite", f"hhh:{plain}"],
     }
     for expected, words in cases.items():
         assert main(["eval", *map(str, words)]) == 2, expected

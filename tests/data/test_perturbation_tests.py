@@ -240,9 +240,9 @@ def test_a_budget_bounds_the_tokens_and_says_what_it_left_out():
         a for a in half.perturbed if a.name == "sure"
     ]
     cost, left_out = perturbation_notes(half)
-    assert cost.endswith(f"tokens, {half.tokens / budget.run_tokens:.1%} of training's.")
+    assert cost.endswith(f"tokens, {half.tokens / budget.run_tokens:.1%} of the training tokens.")
     assert left_out == (
-        f"{half.over_budget} further responses would have taken more than 25% of training's tokens "
+        f"{half.over_budget} further responses would have exceeded 25% of the training tokens "
         "(evaluate.perturbation_share)."
     )
     # Without packing a prompt is computed for every response.
@@ -252,8 +252,8 @@ def test_a_budget_bounds_the_tokens_and_says_what_it_left_out():
     assert (none.responses, none.over_budget, none.skipped) == (0, 6, {})
     (sentence,) = perturbation_notes(none)
     assert sentence == (
-        "Perturbation tests were not run: one response with its perturbations takes more than 25% "
-        "of training's tokens (evaluate.perturbation_share)."
+        "Perturbation tests were not run: a single response with its perturbations needs more than "
+        "25% of the training tokens (evaluate.perturbation_share)."
     )
 
 

@@ -137,7 +137,9 @@ def test_every_n_is_over_the_same_prompts() -> None:
 
 def test_pairs_are_no_choice() -> None:
     pairs = np.zeros((5, 2))
-    with pytest.raises(DataError, match="at least 3 graded responses, and none of the 5 has"):
+    with pytest.raises(
+        DataError, match="at least 3 graded responses, and none of the 5 prompts has"
+    ):
         best_of_n(table_of(pairs, pairs))
 
 

@@ -201,8 +201,8 @@ def test_equal_seeds_give_equal_folds():
 @pytest.mark.parametrize(
     ("delta_P", "group_P", "reason"),
     [
-        ([], [], "found 0"),
-        ([1.0, -1.0], [4, 4], "found 1"),
+        ([], [], "the data have 0"),
+        ([1.0, -1.0], [4, 4], "the data have 1"),
         ([0.0, 0.0], [0, 1], "unequal rewards"),
         ([1.0, 0.0], [0, 1], "unequal rewards"),
     ],

@@ -85,7 +85,7 @@ def test_eight_alike_do_not_differ_and_one_better_does() -> None:
         assert result.best.by(metric).name == "good"
         assert len(result.best.by(metric).better_than) == 8
     assert result.sentences[0].startswith("good has the best accuracy")
-    assert "after Holm's correction for 36 tests" in result.sentences[1]
+    assert "after Holm correction for 36 tests" in result.sentences[1]
 
 
 def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
@@ -141,7 +141,7 @@ def test_nothing_in_common_is_said() -> None:
     other = np.empty(12, dtype=object)
     other[:] = "elsewhere"
     b = replace(a, source_N=other)
-    with pytest.raises(DataError, match="not measured on the same comparisons"):
+    with pytest.raises(DataError, match="not evaluated on the same comparisons"):
         align([Scored(name="A", table=a), Scored(name="B", table=b)])
 
 

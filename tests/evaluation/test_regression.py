@@ -63,5 +63,5 @@ def test_over_confidence_fails_in_log_loss_alone_and_the_metric_can_be_chosen() 
 def test_metric_names() -> None:
     assert parse_metrics(()) == ("accuracy", "nll")
     assert parse_metrics(["nll"]) == ("nll",)
-    with pytest.raises(DataError, match="no metric 'f1' for a regression check; expected one of"):
+    with pytest.raises(DataError, match="unknown metric 'f1'; expected one of"):
         parse_metrics(["f1"])

@@ -91,7 +91,7 @@ def test_rewardbench_by_hand() -> None:
     assert score.value == pytest.approx(chat)
     assert not result.comparable
     assert (
-        "RewardBench has 2,985 rows and 7 were found (alpacaeval-easy: 2 of 100"
+        "RewardBench has 2,985 rows, but these files have 7 (alpacaeval-easy: 2 of 100"
         in (result.remarks[0])
     )
 
@@ -538,13 +538,13 @@ def test_a_single_file_is_a_suite_too(tmp_path: Path) -> None:
 
 
 def test_bad_requests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no suite 'rewardbank'; expected one of rewardbench"):
+    with pytest.raises(DataError, match="unknown suite 'rewardbank'; expected one of rewardbench"):
         parse_request("rewardbank")
-    with pytest.raises(DataError, match=r"LLMBar has no copy on the Hub .* clone https"):
+    with pytest.raises(DataError, match=r"LLMBar is not available on the Hub; clone https"):
         parse_request("llmbar")
     with pytest.raises(DataError, match="does not exist"):
         parse_request(f"hhh:{tmp_path / 'none'}")
-    with pytest.raises(DataError, match="holds no file of LLMBar"):
+    with pytest.raises(DataError, match="has no file of LLMBar"):
         suite_files(SUITES["llmbar"], tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": 3, "rejected": "b"}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:1: as a row of Pairs, chosen is a number"):
@@ -557,6 +557,6 @@ def test_without_the_hub_the_way_out_is_named(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        DataError, match=r"cannot be fetched from the Hub .*--suite rm-bench:FOLDER"
+        DataError, match=r"cannot be downloaded from the Hub .*--suite rm-bench:FOLDER"
     ):
         read_suite(parse_request("rm-bench"))

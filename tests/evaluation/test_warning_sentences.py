@@ -91,7 +91,7 @@ FINDINGS: dict[str, Change] = {
     "Accuracy is below chance (50%): 67.2% of 900 pairs (95% CI 42.0% to 48.0%).": (
         lambda block: {"accuracy_ci95": Interval(0.42, 0.48)}
     ),
-    "Accuracy (67.2%) cannot be told from the best baseline, bag of words (61.9%): "
+    "Accuracy (67.2%) is not significantly above the best baseline, bag of words (61.9%): "
     "Δ accuracy +1.0 points (95% CI -2.0 to +4.0).": (
         lambda block: with_baseline(block, 0.01, Interval(-0.02, 0.04))
     ),

@@ -23,9 +23,9 @@ from plaudit.evaluation.schema import Perturbation, PerturbationKind, Perturbati
 from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
 
 KINDS = {
-    "degradation": "made worse: the reward should fall",
+    "degradation": "lower quality: the reward should fall",
     "meaning_preserving": "same meaning: the reward should stay",
-    "reward_hacking": "pleasing without being better: the reward should not rise",
+    "reward_hacking": "no better, but more pleasing: the reward should not rise",
 }
 
 
@@ -101,31 +101,31 @@ def summarise_tests(probed: Probed, *, reward_std: float) -> PerturbationTests:
 def perturbation_notes(probed: Probed) -> Iterator[str]:
     """What perturbation tests cost and what they left out, in sentences."""
     budget = probed.budget
-    limit = "" if budget is None else f"{100 * budget.share:g}% of training's tokens"
+    limit = "" if budget is None else f"{100 * budget.share:g}% of the training tokens"
     if not probed.responses and probed.over_budget:
         yield (
-            f"Perturbation tests were not run: one response with its perturbations takes more than "
-            f"{limit} (evaluate.perturbation_share)."
+            "Perturbation tests were not run: a single response with its perturbations needs"
+            f" more than {limit} (evaluate.perturbation_share)."
         )
         return
     cost = f"{probed.conversations:,} conversations of {probed.tokens:,} tokens"
     if budget is not None and budget.run_tokens:
-        cost += f", {probed.tokens / budget.run_tokens:.1%} of training's"
+        cost += f", {probed.tokens / budget.run_tokens:.1%} of the training tokens"
     yield (
-        f"Perturbation tests scored {counted(probed.responses, 'good response')} and "
-        f"{counted(len(probed.perturbed), 'perturbation')} of them: {cost}."
+        f"Perturbation tests scored {counted(probed.responses, 'good response')} and"
+        f" {counted(len(probed.perturbed), 'perturbation')} of them: {cost}."
     )
     if probed.over_budget:
         yield (
-            f"{counted(probed.over_budget, 'further response')} would have taken more than {limit} "
-            "(evaluate.perturbation_share)."
+            f"{counted(probed.over_budget, 'further response')} would have exceeded {limit}"
+            " (evaluate.perturbation_share)."
         )
     if probed.not_for_language:
         languages = sorted(probed.languages.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{name} {count:,}" for name, count in languages)
         yield (
-            f"{counted(len(probed.not_for_language), 'perturbation')} for English were skipped on "
-            f"responses in other languages (responses by language: {listed})."
+            f"{counted(len(probed.not_for_language), 'perturbation')} for English were skipped on"
+            f" responses in other languages (responses by language: {listed})."
         )
 
 

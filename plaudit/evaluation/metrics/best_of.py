@@ -73,8 +73,8 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> BestOf:
     usable = [rows for rows in together if len(rows) >= FEWEST]
     if not usable:
         raise DataError(
-            f"best-of-N needs prompts with at least {FEWEST} graded responses, and none of the "
-            f"{len(together)} has; give rows of prompt, responses and grades."
+            f"best-of-N needs prompts with at least {FEWEST} graded responses, and none of the"
+            f" {len(together)} prompts has as many; use rows with prompt, responses and grades."
         )
     counts = sorted(len(rows) for rows in usable)
     largest = counts[(len(counts) - 1) // 2]
@@ -117,7 +117,7 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> BestOf:
         fall_after_peak_ci95=fall.interval,
         over_optimised=fall.direction < 0,
         fit=_fit(curve),
-        kl_note="log n - (n - 1) / n: exact for continuous rewards, else an upper bound",
+        kl_note="log n - (n - 1) / n, exact for continuous rewards, else an upper bound",
         sentence="",
     )
     return replace(result, sentence=_sentence(result))
@@ -135,18 +135,20 @@ def _fit(curve: Sequence[BestOfPoint]) -> BestOfFit | None:
 
 def _sentence(result: BestOf) -> str:
     ends = result.gain_ci95
-    interval = "" if ends is None else f" [{ends.low:+.4f}, {ends.high:+.4f}]"
+    interval = "" if ends is None else f" (95% CI {ends.low:+.4f} to {ends.high:+.4f})"
     share = result.share_of_oracle
     part = "" if share is None else f", {100 * share:.0f}% of the oracle's gain"
-    left_out = f" ({result.left_out:,} with fewer responses left out)" if result.left_out else ""
+    left_out = (
+        f" ({result.left_out:,} prompts with fewer responses left out)" if result.left_out else ""
+    )
     gain = (
-        f"Best of {result.largest_n} gains {result.gain:+.4f}{interval} in grade over a random "
-        f"response on {result.prompts:,} prompts{left_out}{part}"
+        f"Best of {result.largest_n} gains {result.gain:+.4f}{interval} in grade over a random"
+        f" response on {result.prompts:,} prompts{left_out}{part}"
     )
     if result.over_optimised and result.fall_after_peak_ci95 is not None:
         low, high = result.fall_after_peak_ci95
         return (
-            f"{gain}. Over-optimised: the grade peaks at n = {result.peak_n} and falls by "
-            f"{-result.fall_after_peak:.4f} [{-high:.4f}, {-low:.4f}] after it."
+            f"{gain}. Over-optimised: the grade peaks at n = {result.peak_n} and then falls by"
+            f" {-result.fall_after_peak:.4f} (95% CI {-high:.4f} to {-low:.4f})."
         )
     return f"{gain}. The grade does not fall significantly up to n = {result.largest_n}."

@@ -195,7 +195,9 @@ def cross_fit(
     """
     groups = len(np.unique(group_P))
     if groups < 2:
-        return FittedTemperature(note=f"calibration needs at least 2 prompts, found {groups}")
+        return FittedTemperature(
+            note=f"calibration needs at least 2 prompts; the data have {groups}"
+        )
     calibrated_P = np.empty_like(delta_P)
     folds = _folds(group_P, seed)
     for inside_P in folds:

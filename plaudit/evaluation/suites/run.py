@@ -71,11 +71,9 @@ def parse_request(argument: str) -> SuiteRequest:
     name, _, path = argument.partition(":")
     suite = SUITES.get(name)
     if suite is None:
-        raise DataError(f"there is no suite {name!r}; expected one of {', '.join(SUITES)}.")
+        raise DataError(f"unknown suite {name!r}; expected one of {', '.join(SUITES)}.")
     if not path and suite.hub is None:
-        raise DataError(
-            f"{suite.title} has no copy on the Hub that can be read; {suite.where_from}."
-        )
+        raise DataError(f"{suite.title} is not available on the Hub; {suite.where_from}.")
     local = existing_path(path) if path else None
     if path and local is None:
         raise DataError(f"--suite {argument}: {path} does not exist; expected a folder or a file.")
@@ -101,8 +99,8 @@ def run_suite(
     if not answers:
         counts = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
         raise DataError(
-            f"None of the {len(items)} rows of {request.suite.title} can be scored ({counts}); the "
-            f"model reads at most {model.metadata.max_length} tokens."
+            f"None of the {len(items)} rows of {request.suite.title} can be scored ({counts});"
+            f" the maximum length of the model is {model.metadata.max_length} tokens."
         )
     result = score_suite(request.suite, items, answers, skipped, seed=seed)
     unread = UnreadColumns(
@@ -171,8 +169,8 @@ def read_chat(suite: Suite, row: Row, number: int, path: PurePath) -> Item:
     if unread.lost:
         name, kind = next(iter(unread.lost.items()))
         raise DataError(
-            f"the column {name} looks like {kind}, but it is not read; put its text into the"
-            " messages of prompt, or remove the column."
+            f"the column {name} looks like {kind}, but the suite does not read it; put its text"
+            " into the messages of prompt, or remove the column."
         )
     return replace(item, unread=unread.others)
 
@@ -191,8 +189,8 @@ def _parse_turns(row: Row, tracked: TrackedRow) -> dict[str, Turns]:
             return {"prompt": parsed.prompt, "chosen": chosen, "rejected": rejected}
     if any(is_messages(row.get(column)) for column in ("prompt", "chosen", "rejected")):
         raise DataError(
-            f"the columns {listed(row)} mix texts and messages, expected messages in prompt, or "
-            "whole conversations in chosen and rejected."
+            f"the columns {listed(row)} mix text and messages; expected messages in prompt, or"
+            " whole conversations in chosen and rejected."
         )
     return {}
 
@@ -216,8 +214,8 @@ def suite_files(suite: Suite, folder: Path) -> list[Path]:
         if paths:
             return paths
     raise DataError(
-        f"{folder} holds no file of {suite.title}; expected {' or '.join(suite.files)} "
-        f"({', '.join(FILE_KINDS)})."
+        f"{folder} has no file of {suite.title}; expected {' or '.join(suite.files)}"
+        f" ({', '.join(FILE_KINDS)})."
     )
 
 
@@ -227,8 +225,8 @@ def _task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))["examples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} cannot be read as a task ({error}); expected an object with a list named "
-            "examples."
+            f"{path} is not a BIG-bench task ({error}); expected an object with a list named"
+            " examples."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}:example {number}", row
@@ -253,9 +251,9 @@ def download(suite: Suite) -> Path:
         )
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{suite.title} ({hub.dataset}) cannot be fetched from the Hub "
-            f"({one_line(error, 200)}); go online, or name a copy: "
-            f"--suite {suite.name}:FOLDER."
+            f"{suite.title} ({hub.dataset}) cannot be downloaded from the Hub"
+            f" ({one_line(error, 200)}); go online, or use a local copy: --suite"
+            f" {suite.name}:FOLDER."
         ) from error
     return Path(folder)
 
@@ -448,17 +446,20 @@ def _remarks(suite: Suite, items: Sequence[Item], skipped: Mapping[str, int]) ->
         for subset, expected in suite.counts.items()
         if counts[subset] != expected
     ]
-    wrong += [f"{s}: {n}, not of this suite" for s, n in counts.items() if s not in suite.counts]
+    wrong += [
+        f"{s}: {n}, not part of this suite" for s, n in counts.items() if s not in suite.counts
+    ]
     if not suite.counts:
-        yield "There is no leaderboard for these files."
+        yield "These files have no leaderboard."
     elif wrong:
         yield (
-            f"{suite.title} has {sum(suite.counts.values()):,} rows and {len(items):,} were found "
-            f"({'; '.join(wrong)}), so these are not the leaderboard's numbers."
+            f"{suite.title} has {sum(suite.counts.values()):,} rows, but these files have"
+            f" {len(items):,} ({'; '.join(wrong)}), so the result is not comparable with the"
+            " leaderboard."
         )
     if skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.items())
         yield (
-            f"{sum(skipped.values()):,} of {len(items):,} rows could not be scored ({reasons}); no "
-            "score includes them."
+            f"{sum(skipped.values()):,} of {len(items):,} rows could not be scored ({reasons})"
+            " and are not in any score."
         )

@@ -252,7 +252,7 @@ def read_rewardbench_2(row: Row, number: int, path: PurePath) -> Item:
         return item
     match = _TIE_ID.fullmatch(item.id)
     if match is None:
-        raise DataError(f"the id of a row of Ties is {item.id!r}, expected ref:N or tied:N.")
+        raise DataError(f"the id of a row of Ties is {item.id!r}; expected ref:N or tied:N.")
     return replace(item, case=f"{TIES}:{match[2]}")
 
 
@@ -321,13 +321,13 @@ def read_rm_bench(row: Row, number: int, path: PurePath) -> Item:
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     if len(chosen) != _STYLES or len(rejected) != _STYLES:
         raise DataError(
-            f"found {len(chosen)} chosen and {len(rejected)} rejected answers, expected 3 and 3."
+            f"found {len(chosen)} chosen and {len(rejected)} rejected responses; expected 3 and 3."
         )
     # Files of one domain name it in a column of another name.
     part = text(row, "domain" if "domain" in row else "subset")
     domain = "safety" if part.startswith("safety") else part
     if domain not in RM_BENCH_DOMAINS:
-        raise DataError(f"the domain is {part!r}, expected one of {', '.join(RM_BENCH_DOMAINS)}.")
+        raise DataError(f"the domain is {part!r}; expected one of {', '.join(RM_BENCH_DOMAINS)}.")
     return replace(_chosen_first(row, number, domain, chosen, rejected), metadata={"part": part})
 
 
@@ -372,7 +372,7 @@ def read_llmbar(row: Row, number: int, path: PurePath) -> Item:
     """``input``, ``output_1``, ``output_2`` and ``label``, the number of the better one."""
     label = row.get("label")
     if label not in (1, 2):
-        raise DataError(f"label is {label!r}, expected 1 or 2.")
+        raise DataError(f"label is {label!r}; expected 1 or 2.")
     subset = row.get("subset")
     return Item(
         id=identity(row, number),
@@ -406,7 +406,7 @@ def read_hhh(row: Row, number: int, path: PurePath) -> Item:
     else:
         raise DataError("found neither targets nor target_scores; expected one of them.")
     if sorted(labels) != [0, 1]:
-        raise DataError(f"the labels are {labels}, expected one 1 and one 0.")
+        raise DataError(f"the labels are {labels}; expected one 1 and one 0.")
     subset = row.get("subset")
     return Item(
         id=identity(row, number),
@@ -426,8 +426,8 @@ def _hhh_part(path: PurePath) -> str:
         if part in _HHH_COUNTS:
             return part
     raise DataError(
-        f"{path} is in no folder named {', '.join(_HHH_COUNTS)}, which is how the parts are told "
-        "apart."
+        f"{path} is not in a folder named {', '.join(_HHH_COUNTS)}; these folders separate the"
+        " parts."
     )
 
 
@@ -500,8 +500,8 @@ SUITES: Final[dict[str, Suite]] = {
             combine=combine_llmbar,
             counts={"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46},
             source="Zeng et al. 2023, arXiv 2310.07641",
-            where_from="clone https://github.com/princeton-nlp/LLMBar and name the folder: "
-            "--suite llmbar:LLMBar",
+            where_from="clone https://github.com/princeton-nlp/LLMBar and pass the folder: --suite"
+            " llmbar:LLMBar",
         ),
         Suite(
             name="hhh",
@@ -528,8 +528,8 @@ SUITES: Final[dict[str, Suite]] = {
             chats=True,
             credit=strict,
             combine=mean_of_subsets,
-            source="any files of prompt, chosen, rejected and subset",
-            where_from="name a file or folder: --suite pairs:FOLDER",
+            source="files with prompt, chosen, rejected and subset",
+            where_from="pass a file or folder: --suite pairs:FOLDER",
         ),
     )
 }
