@@ -122,7 +122,7 @@ def check_plaudit_folder(folder: Path) -> None:
     if run is not None and not (run / METRICS_FILE).is_file():
         raise ModelError(
             f"{folder} is a checkpoint of an unfinished run, and only a finished run has a"
-            f" temperature; finish the run with plaudit train {run} --resume, which fits one."
+            f" temperature; finish it with plaudit train {run} --resume, which fits one."
         )
     if run is not None:
         raise ModelError(

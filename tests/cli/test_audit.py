@@ -144,4 +144,4 @@ def test_rows_that_the_template_rejects_are_counted(
     facts = json.loads(capsys.readouterr().out)
     assert facts["settings"]["tokens_exact"]
     assert {f["check"]: f["rows"] for f in facts["findings"]}["template_error"] == 0
-    assert "no tokenizer" in usage_error(capsys, data.name, "--tokenizer", "nowhere/near")
+    assert "no usable tokenizer" in usage_error(capsys, data.name, "--tokenizer", "nowhere/near")

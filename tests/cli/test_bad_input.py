@@ -349,12 +349,18 @@ BASES: dict[str, tuple[Callable[[Path], None], Sequence[str]]] = {
     "without weights": (remove("model.safetensors"), ["model.safetensors"]),
     "with cut weights": (cut("model.safetensors"), ["cannot be loaded"]),
     "with junk for weights": (overwrite("model.safetensors", b"junk" * 99), ["cannot be loaded"]),
-    "without a tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["no tokenizer"]),
-    "without a vocabulary": (remove("tokenizer.json"), ["no tokenizer"]),
-    "with a broken tokenizer": (overwrite("tokenizer.json", b'{"version": '), ["no tokenizer"]),
+    "without a tokenizer": (
+        remove("tokenizer.json", "tokenizer_config.json"),
+        ["no usable tokenizer"],
+    ),
+    "without a vocabulary": (remove("tokenizer.json"), ["no usable tokenizer"]),
+    "with a broken tokenizer": (
+        overwrite("tokenizer.json", b'{"version": '),
+        ["no usable tokenizer"],
+    ),
     "with a tokenizer of no kind": (
         overwrite("tokenizer.json", b'{"version": "1.0", "model": {"type": "Nope"}}'),
-        ["no tokenizer"],
+        ["no usable tokenizer"],
     ),
     "without a config": (remove("config.json"), ["config.json"]),
     "with a broken config": (overwrite("config.json", b"{"), ["config.json"]),
@@ -629,7 +635,10 @@ MODELS: dict[str, tuple[Callable[[Path], object], Sequence[str]]] = {
     "without a layer": (without_tensors("layers.1.self_attn.q_proj"), ["lacks 2 of", "layers.1"]),
     "without adapter_config.json": (remove("adapter_config.json"), ["no adapter_config.json"]),
     "with a broken adapter_config.json": (cut("adapter_config.json"), ["adapter"]),
-    "without a tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["no tokenizer"]),
+    "without a tokenizer": (
+        remove("tokenizer.json", "tokenizer_config.json"),
+        ["no usable tokenizer"],
+    ),
     "whose base is gone": (set_fact("base", "/gone/base"), ["/gone/base"]),
 }
 

@@ -142,7 +142,7 @@ def test_what_is_missing_is_said_at_once_and_together(
             "data.train: gone.jsonl does not exist",
             "tokens.chat_template: no file at no.jinja",
             "train.deepspeed: zero.json does not exist",
-            "train.report_to: tensorbord is unknown; did you mean tensorboard?",
+            "train.report_to: unknown integration tensorbord; did you mean tensorboard?",
             "train.report_to: wandb needs wandb, which is not installed; run pip install",
             "train.optim: galore_adamw needs galore_torch, which is not installed",
             "train.deepspeed needs deepspeed, which is not installed",

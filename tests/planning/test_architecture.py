@@ -125,5 +125,5 @@ def test_lora_settings_that_peft_refuses() -> None:
     config = read_config("EleutherAI/pythia-410m")
     with pytest.raises(ModelError, match="nowhere matches no module"):
         measure(config, {"r": 8, "target_modules": ["nowhere"]}, activations="float32")
-    with pytest.raises(ModelError, match="PEFT refuses"):
+    with pytest.raises(ModelError, match="PEFT rejected"):
         measure(config, {**LORA_DEFAULTS, "r": 0}, activations="float32")

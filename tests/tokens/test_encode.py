@@ -219,7 +219,7 @@ def test_drop_names_the_reason(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_error_stops_at_the_row(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer=tokenizer, max_length=20, truncation="error")
-    with pytest.raises(DataError, match=r"pairs\.jsonl:1: .* over tokens\.max_length 20"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: .* tokens\.max_length is 20"):
         encode(encoder, [LONG])
 
 

@@ -76,7 +76,7 @@ def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_rew
     assert sum(block.languages.values()) == block.responses
     assert set(block.not_for_language.values()) == {block.languages["de"]}
     cost, left_out, skipped = run.metrics.eval.perturbation_notes
-    assert f"{block.tokens:,} tokens, {block.tokens / tokens:.1%} of training's." in cost
+    assert f"{block.tokens:,} tokens, {block.tokens / tokens:.1%} of the training tokens." in cost
     for shown in (
         (run.folder / "report.html").read_text(),
         (run.folder / "README.md").read_text(),
