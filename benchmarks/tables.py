@@ -117,7 +117,7 @@ def headline() -> Shown:
         "plaudit",
         "baseline speed",
         "speedup",
-        "peak memory above the model",
+        "peak memory above the model, plaudit vs baseline",
     )
     return Shown(headings, tuple(rows))
 
