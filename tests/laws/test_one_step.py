@@ -42,20 +42,25 @@ def graded(trees: list[TokenTree]) -> list[TokenTree]:
     ]
 
 
-def step_gradient(batcher: Batcher, trees: list[TokenTree], attention: str) -> dict[str, Tensor]:
+def step_gradient(
+    batcher: Batcher, trees: list[TokenTree], attention: str, kind: str
+) -> dict[str, Tensor]:
     network = tiny_classifier("llama")
     network.set_attn_implementation(attention)
     module = DecoderRewardModule(network)
     for cut in batcher.split(trees):
         members = [trees[i] for i in cut]
-        loss = LOSSES["bradley_terry"](module(batcher.collate(members)), pairs_of(members, CPU))
+        loss = LOSSES[kind](module(batcher.collate(members)), pairs_of(members, CPU))
         (loss / total_weight(trees)).backward()
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("budget", [1, 40, 77, 200, 100_000])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_any_cut_into_micro_batches_gives_the_same_gradient(budget: int, layout: str) -> None:
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_any_cut_into_micro_batches_gives_the_same_gradient(
+    kind: str, budget: int, layout: str
+) -> None:
     trees = graded(make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))], seed=2))
     batcher: Batcher = (
         PackedBatcher(max_tokens=budget, device=CPU)
@@ -63,8 +68,9 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(budget: int, layout:
         else PaddedBatcher(max_tokens=budget, pad_id=2, device=CPU)
     )
     attention = PACKED_ATTENTION if layout == "packed" else "sdpa"
-    whole = step_gradient(PackedBatcher(max_tokens=10**6, device=CPU), trees, PACKED_ATTENTION)
-    cut = step_gradient(batcher, trees, attention)
+    one_cut = PackedBatcher(max_tokens=10**6, device=CPU)
+    whole = step_gradient(one_cut, trees, PACKED_ATTENTION, kind)
+    cut = step_gradient(batcher, trees, attention, kind)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
 
