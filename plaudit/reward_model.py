@@ -492,7 +492,7 @@ class ScoreCache:
 
     Used by the one thread that owns the model.
 
-    A conversation is known by a 128-bit digest of its ids: 32 bytes of memory whatever its length.
+    A conversation is known by a 128-bit digest of its ids: 32 bytes of memory for any length.
     """
 
     def __init__(self, entries: int) -> None:

@@ -128,7 +128,7 @@ def _units(group_N: GroupArray, by: By, seed: int) -> tuple[RowArray, RowArray]:
             raise DataError(f"the split seed is {seed}; expected 0 or more.")
         return np.arange(len(group_N)), np.random.default_rng(seed).permutation(len(group_N))
     code_U, unit_N = np.unique(group_N, return_inverse=True)
-    # A hash orders the groups alike whatever the order of the input and the other groups are.
+    # A hash gives the groups an order that depends on neither the input nor the other groups.
     digest_U = np.array(
         [hashlib.sha256(f"{seed}/{group_name(code)}".encode()).digest() for code in code_U.tolist()]
     )
@@ -236,7 +236,7 @@ def split_files(
     """Write each part of a source to ``out/<part>.<ending>``, rows as read and in their order.
 
     Each part's size is right to within one prompt group (or row); the first takes what the others
-    leave. By prompt, the parts are the same whatever the order of the rows. The files have the
+    leave. By prompt, the parts do not depend on the order of the rows. The files have the
     ending of the source's own, or ``.jsonl`` where it has none to write.
 
     Raises:

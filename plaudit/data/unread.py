@@ -156,7 +156,7 @@ class UnreadCounter:
 def open_reader(source: Source, row: Row, *, where: str) -> Reader:
     """The reader of a source by its first row, under the readers' names.
 
-    A source that maps ``system`` to a column reads it, whatever its format.
+    A source that maps ``system`` to a column reads it, in every format.
 
     Raises:
         DataError: not exactly one format fits.
@@ -249,7 +249,7 @@ _ROWS_THAT_TELL: Final = 20
 _FEWEST_SHARED_WORDS: Final = 3
 """Two answers often begin with the same word or two ("The ", "I think "): that is no prompt."""
 _SENTENCE_WORDS: Final = 4
-"""A text of so many words is more than a name or a label, whatever its column is called."""
+"""A text of so many words is more than a name or a label, in any column."""
 
 
 def lacks_prompt(named: TrackedRow, comparison: Comparison) -> bool:

@@ -477,7 +477,7 @@ def _slice_tests(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> tuple[
 
 
 def _examples(aligned: Aligned, numbers: Sequence[tuple[int, int]]) -> Iterator[Example]:
-    """Pairs that the leader ranks right and another model wrong, and the reverse: widest first."""
+    """Pairs that the leader ranks correctly and another model does not, and the reverse."""
     table, paired = aligned.table, aligned.paired
     for a, b in numbers:
         delta_a_P, delta_b_P = aligned.delta_MP[a], aligned.delta_MP[b]

@@ -1,7 +1,7 @@
 """Reward models to and from the Hugging Face Hub, through ``huggingface_hub``. Loads no torch.
 
-What goes up is a list, not whatever lies in the folder: a run folder also holds optimizer states
-and predictions. What comes down holds no pickles and no code.
+Only listed files are uploaded, not everything in the folder: a run folder also holds optimizer
+states and predictions. What comes down holds no pickles and no code.
 """
 
 from __future__ import annotations

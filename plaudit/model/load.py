@@ -507,7 +507,7 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
     1379); LoRA then leaves the head alone.
 
     Raises:
-        ModelError: PEFT refuses the options for this architecture.
+        ModelError: PEFT rejects the options for this architecture.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 

@@ -92,7 +92,7 @@ def measure(config: Any, lora: Mapping[str, Any] | None, *, activations: str) ->
 
     Raises:
         ModelError: transformers has no sequence classifier for the architecture, a target of LoRA
-            matches no module, or PEFT refuses the LoRA options.
+            matches no module, or PEFT rejects the LoRA options.
     """
     network = _build(config, lora, activations)
     body = classifier(network).base_model

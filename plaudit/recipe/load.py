@@ -272,7 +272,7 @@ def starter_text(draft: Draft) -> str:
     """A checked draft as a commented recipe: its main keys with their values.
 
     Raises:
-        RecipeError: the draft is no recipe.
+        RecipeError: the draft is not a valid recipe.
     """
     values = draft.check().model_dump(mode="json")
     values["data"]["train"] = draft.values["data"]["train"]

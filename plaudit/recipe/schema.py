@@ -411,7 +411,7 @@ class Recipe(Section):
         resolved: dict[str, Any] = {
             **{name: HF_KEYS["train"][name].default for name in READ_BY_PLAUDIT},
             "eval_strategy": schedule if evaluates else "no",
-            # A tenth of the run: ten points show an overfit, whatever the size of the data.
+            # A tenth of the run: ten points show overfitting for any data size.
             "eval_steps": 0.1,
             "save_strategy": schedule,
             "save_steps": keys.get("eval_steps") or 0.1,

@@ -1,6 +1,6 @@
 """Rejected requests: their kinds and statuses, and one JSON body for all of them.
 
-``{"error": {"type", "message", "param", "request_id"}}``, whatever the protocol.
+``{"error": {"type", "message", "param", "request_id"}}``, in every protocol.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATUS = {
     "overloaded": 503,
     "deadline_exceeded": 504,
 }
-"""Kinds of rejections. 4xx is the caller's to put right; 5xx may be tried again.
+"""Kinds of rejections. 4xx is an error of the client; 5xx may be tried again.
 
 ``overloaded`` is not 429: verl gives up on every 4xx, and with it the training run.
 """

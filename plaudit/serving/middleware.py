@@ -87,7 +87,7 @@ class RequestMiddleware:
             return
         except RejectionError as error:
             if exchange.status:
-                # The answer has begun; all that is left is to break it off.
+                # The response has started; all that is left is to close the connection.
                 raise
             rejection = error
         except Exception:

@@ -241,14 +241,14 @@ def share_prompts(
 
 
 LEAST_SHARED = 8
-"""Shorter common beginnings stay apart: a branch costs attention calls of its own."""
+"""Shorter common prefixes are not shared: a branch costs its own attention calls."""
 
 
 def share_prefixes(sequences: Sequence[IntArray], max_tokens: int) -> SharedTrees:
     """Whole conversations as trees, wherever a common beginning computes fewer tokens.
 
     For conversations whose prompts nobody named. In sorted order neighbours have the longest
-    common beginnings; they are joined longest first while each joining saves tokens and a tree
+    common prefixes; they are joined longest first while each joining saves tokens and a tree
     stays within ``max_tokens``.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())

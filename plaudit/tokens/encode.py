@@ -100,20 +100,22 @@ def _encode_batch(
             yield grow_tree(encoder, comparison, read, start + offset)
 
 
-def _render(voice: ChatFormatter, comparison: Comparison, index: int) -> list[Rendered] | Skipped:
+def _render(
+    formatter: ChatFormatter, comparison: Comparison, index: int
+) -> list[Rendered] | Skipped:
     """The conversation with each response, if all that the comparison holds reaches the text."""
     where = comparison.where
     if comparison.unusable == MEDIA:
         detail = f"{where}: it has images, audio or video, and plaudit reads only text"
         return Skipped(index=index, reason=MEDIA, detail=detail)
     try:
-        rendered = [render(voice, comparison, response) for response in comparison.responses]
+        rendered = [render(formatter, comparison, response) for response in comparison.responses]
     except RENDER_ERRORS as error:
         reason = printable(str(error), _ERROR_CHARACTERS)
         detail = f"{where}: the chat template raised an error ({reason})"
         return Skipped(index=index, reason=TEMPLATE_ERROR, detail=detail)
     for response, whole in zip(comparison.responses, rendered, strict=True):
-        missing = find_unrendered(voice, comparison, response, whole)
+        missing = find_unrendered(formatter, comparison, response, whole)
         if missing is not None:
             return Skipped(
                 index=index,
@@ -146,7 +148,7 @@ def _joined(pieces: Sequence[Piece], encoded: Iterator[IntArray]) -> IntArray:
 def _ended(tokenizer: PreTrainedTokenizerBase, ending: str, ids: IntArray) -> IntArray:
     """The special tokens as the rendering wants them.
 
-    A chat template writes them itself, so a start token written twice is all there is to mend.
+    A chat template writes them itself, so the only thing to fix is a start token written twice.
     """
     if ending == "exact":
         return ids

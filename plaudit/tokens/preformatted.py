@@ -1,7 +1,7 @@
 """Conversations that somebody else has rendered: one text each, read as the model's own are.
 
 Clients of other tools decode token ids or apply a template themselves and send text. It is encoded
-as it stands. Three things are put right, since clients differ in them and a score would follow: the
+as it stands. Three things are fixed, since clients differ in them and a score would follow: the
 start token stands there once if the model's own conversations begin with it, the end token once,
 and padding never.
 """
@@ -37,7 +37,7 @@ class SpecialTokens:
 
 
 def special_tokens_of(encoder: Encoder, text: Literal["chat", "text", "mixed"]) -> SpecialTokens:
-    """Look at one rendered conversation; a template that refuses it leaves both unknown."""
+    """Look at one rendered conversation; a template that rejects it leaves both unknown."""
     sample = Comparison(
         id="",
         prompt=(Message(role="user", content=_CONTENT),),

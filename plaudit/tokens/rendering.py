@@ -27,7 +27,7 @@ CHAT_TEMPLATE = "chat_template"
 """The kind of rendering that is plaudit's own: the tokenizer's chat template."""
 
 RENDER_ERRORS = (TemplateError, TypeError, LookupError, ValueError, AttributeError)
-"""What :func:`render` raises for a conversation that has no rendering, whatever raised it: the
+"""What :func:`render` raises for a conversation that has no rendering: an error of the
 template, the rendering, or an expression of the template on a value of another type.
 """
 
@@ -84,14 +84,14 @@ class Renderer:
     )
 
 
-def render(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
+def render(formatter: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """The whole conversation with ``response``.
 
     Raises:
         ModelError: messages, and a tokenizer without a chat template.
         RENDER_ERRORS: the template or the rendering has no form for these messages.
     """
-    return renderer_of(voice.rendering).render(voice, comparison, response)
+    return renderer_of(formatter.rendering).render(formatter, comparison, response)
 
 
 def is_chat(comparison: Comparison) -> bool:
@@ -99,9 +99,9 @@ def is_chat(comparison: Comparison) -> bool:
     return not isinstance(comparison.responses[0], str)
 
 
-def by_chat_template(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
+def by_chat_template(formatter: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """The tokenizer's chat template, or prompt and response as they stand."""
-    text = conversation_text(voice, comparison, response)
+    text = conversation_text(formatter, comparison, response)
     return Rendered(pieces=(text,), ending="chat" if is_chat(comparison) else "plain")
 
 
@@ -125,13 +125,13 @@ def renderer_of(rendering: Rendering) -> Renderer:
     return renderer
 
 
-def conversation_text(voice: ChatFormatter, comparison: Comparison, response: Turns) -> str:
+def conversation_text(formatter: ChatFormatter, comparison: Comparison, response: Turns) -> str:
     """Messages through the tokenizer's chat template, texts one after the other."""
     if isinstance(comparison.prompt, str) and isinstance(response, str):
         return comparison.prompt + response
     if isinstance(comparison.prompt, str) or isinstance(response, str):
         raise TypeError("prompt and response must both be text or both be messages")
-    if not voice.tokenizer.chat_template:
+    if not formatter.tokenizer.chat_template:
         raise ModelError(
             f"{comparison.where} has messages, but the base's tokenizer has no chat template; set"
             " tokens.chat_template to a Jinja file, or use plain text."
@@ -140,12 +140,12 @@ def conversation_text(voice: ChatFormatter, comparison: Comparison, response: Tu
     if not all(isinstance(message["content"], (str, NoneType)) for message in messages):
         # Templates print what they get: of a list or an object, Python's notation.
         raise TypeError("a message's content is not text")
-    text = voice.tokenizer.apply_chat_template(
+    text = formatter.tokenizer.apply_chat_template(
         messages,
         tools=None if comparison.tools is None else [dict(tool) for tool in comparison.tools],
         tokenize=False,
         add_generation_prompt=False,
-        **template_variables({**voice.chat_template_kwargs, **comparison.chat_template_kwargs}),
+        **template_variables({**formatter.chat_template_kwargs, **comparison.chat_template_kwargs}),
     )
     assert isinstance(text, str)
     return text
@@ -157,9 +157,9 @@ def template_variables(given: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: one of them is an argument of ``apply_chat_template``.
     """
-    refused = sorted(given.keys() & _RENDERING_ARGUMENTS)
-    if refused:
-        raise ValueError(f"chat_template_kwargs must not set {', '.join(refused)}")
+    managed = sorted(given.keys() & _RENDERING_ARGUMENTS)
+    if managed:
+        raise ValueError(f"chat_template_kwargs must not set {', '.join(managed)}")
     return given
 
 

@@ -38,7 +38,7 @@ class Unrendered:
 
 
 def find_unrendered(
-    voice: ChatFormatter, comparison: Comparison, response: Turns, rendered: Rendered
+    formatter: ChatFormatter, comparison: Comparison, response: Turns, rendered: Rendered
 ) -> Unrendered | None:
     """The first part of the conversation that ``rendered``, its rendering, leaves out.
 
@@ -53,7 +53,7 @@ def find_unrendered(
 
     def rerender(changed: Messages, tools: Any = comparison.tools) -> Rendered | None:
         try:
-            return render(voice, replace(comparison, prompt=(), tools=tools), changed)
+            return render(formatter, replace(comparison, prompt=(), tools=tools), changed)
         except RENDER_ERRORS:
             return None
 

@@ -23,7 +23,7 @@ from plaudit.tokens.store import Encoded, Part, encode_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """What trains, the named sets that choose the checkpoint, and those touched once at the end.
+    """What trains, the named sets that choose the checkpoint, and those evaluated once at the end.
 
     ``leaked_prompts`` counts evaluation and test comparisons whose prompt is in the training part
     too; it is zero for a split by prompt.
@@ -64,7 +64,7 @@ class Comparisons:
 def read_comparisons(
     section: DataSection, *, on_read: OnRead = lambda name, rows: None
 ) -> Comparisons:
-    """Load every source and split off what is to be held out; ``on_read`` hears of rows read.
+    """Load every source and split off the held-out part; ``on_read`` is called with the rows read.
 
     Named evaluation and test files win over the fractions, which are of all of ``data.train``.
 

@@ -1,4 +1,4 @@
-"""The run folder: made once, gone on with on request, never overwritten."""
+"""The run folder: made once, resumed on request, never overwritten."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RunFolder:
         return tokens
 
     def resume_command(self) -> str:
-        """What to type to go on with this run, with the launcher it was started by."""
+        """What to type to resume this run, with the launcher it was started by."""
         launcher = f"torchrun --nproc_per_node={rank_count()} -m " if rank_count() > 1 else ""
         # A shipped recipe of the same name would come first.
         path = f"./{self.path}" if str(self.path) in shipped_recipes() else str(self.path)
@@ -207,7 +207,7 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
 
 
 def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> None:
-    """The run goes on with the recipe that it was trained with until ``start``, a checkpoint.
+    """The run resumes with the recipe that it was trained with until ``start``, a checkpoint.
 
     Raises:
         OutputError: the recipe in the run folder was changed or damaged since.

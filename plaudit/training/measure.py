@@ -104,7 +104,7 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
 
     ``eval_calibrated_loss`` is the loss at the best temperatures, cross-fitted by prompt group:
     what the rewards are worth once their over-confidence is taken away. They are not shrunk towards
-    1, so that checkpoints compare by their ranking, whatever the scale of their rewards. Chosen by
+    1, so that checkpoints compare by their ranking and not by the scale of their rewards. Chosen by
     the plain loss, a run keeps an early checkpoint whose ranking is worse (docs/reproduction.md).
     """
     delta_P = index.deltas(reward_N)

@@ -63,7 +63,7 @@ OPTIMIZERS: Final[dict[str, Library]] = {
     r"schedule_free_": Library("schedulefree", "schedulefree"),
     r"stable_adamw": Library("optimi", "torch-optimi"),
 }
-"""The beginnings of names in ``train.optim`` (regular expressions) that take a library."""
+"""Prefixes of names in ``train.optim`` (regular expressions) that take a library."""
 
 
 def check_needs(recipe: Recipe) -> None:

@@ -499,7 +499,7 @@ def _unread_lines(sources: Iterable[SourceUse]) -> Iterator[str]:
 # ---- a warm start: the head, rules and adapter of a reward model are kept
 #
 # An adapter is trained on as it is, under its own LoRA settings; with ``lora: null`` it is merged
-# into its base and all weights train. A whole model is the base of whatever the recipe asks for.
+# into its base and all weights train. A whole model is the base of what the recipe asks for.
 
 PLAIN = "sequence classifier"
 

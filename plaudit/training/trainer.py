@@ -311,7 +311,7 @@ class RewardTrainer(Trainer):
         }
 
     def restore_counters(self, checkpoint: Path) -> None:
-        """Go on with a checkpoint's log line, so that a resumed run logs what one run does."""
+        """Continue a checkpoint's log line, so that a resumed run logs what one run does."""
         best = checkpoints.best_of(checkpoint)
         self.state.best_model_checkpoint = None if best is None else str(best)
         rank = self.accelerator.process_index

@@ -94,7 +94,7 @@ def _checked(value: Any, what: str, type_: type[Value], expected: str) -> Value:
 
 
 def value_of(row: Row, column: str) -> Any:
-    """Whatever is in a column that must be there."""
+    """The value of a required column."""
     if column not in row:
         raise DataError(f"the column {column} is missing (found: {listed(row)}).")
     return row[column]
@@ -170,8 +170,8 @@ def as_messages(
     """Messages of a row, a caller or a request; ``what`` names them in errors.
 
     Raises:
-        DataError: it is no list, or one of them has no role, or a content that is neither text nor
-            parts.
+        DataError: it is not a list, or one of them has no role, or a content that is neither text
+            nor parts.
     """
     if not isinstance(value, (list, tuple)):
         raise _wrong(what, value, expected)

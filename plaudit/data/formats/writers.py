@@ -2,7 +2,7 @@
 
 A writer is one function ``comparison -> row`` and one row of :data:`WRITERS`. What formats have in
 common (pairs out of many responses, ties, plain text as turns, margins, tools, metadata) is done
-by :func:`write_comparison`, which counts whatever a format cannot hold.
+by :func:`write_comparison`, which counts what a format cannot hold.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _recase(table: dict[str, str], match: re.Match[str]) -> str:
 
 
 def list_order(text: str, generator: Random, context: Context) -> str | None:
-    """Items of a bullet list in another order, where none leans on another.
+    """Items of a bullet list in another order, where no item refers to another.
 
     A list is left alone if it is numbered, has items inside items or of several lines, or if an
     item speaks of an order or of another one ("then", "finally", "the above").

@@ -192,7 +192,7 @@ def other_number(old: str, generator: Random) -> str:
     return generator.choice([str(number) for number in sorted(near) if number != value])
 
 
-# Longer ones are names rather than amounts, and Python refuses to read very long ones.
+# Longer ones are names rather than amounts, and Python does not parse very long ones.
 _MOST_DIGITS: Final = 18
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"*])")

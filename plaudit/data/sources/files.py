@@ -103,7 +103,7 @@ def _read_jsonl(path: Path, shown: str) -> Iterator[LocatedRow]:
 
 
 def _read_json(path: Path, shown: str) -> Iterator[LocatedRow]:
-    """An array of objects; a file of one object per line is read as such, whatever its name."""
+    """An array of objects; a file of one object per line is read as such, under any name."""
     lines = _lines(path, shown)
     first = True
     for number, line in lines:
@@ -372,7 +372,7 @@ def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Raises:
         OutputError: an unknown ending, or it cannot be written.
-        DataError: rows that the kind of file cannot hold, or whatever ``rows`` raises.
+        DataError: rows that the kind of file cannot hold, or what ``rows`` raises.
     """
     make_file = ROW_FILES[row_file_ending(out)]
 

@@ -324,5 +324,5 @@ def _hub_info(source: Source) -> Any:
 
     try:
         return HfApi().dataset_info(source.path, timeout=10)
-    except Exception:  # facts for the card must never stop a run, whatever the client raises
+    except Exception:  # facts for the card must never stop a run
         return None

@@ -38,7 +38,7 @@ def accuracy(delta_P: FloatArray) -> float:
 
 
 def accuracy_half_ties(delta_P: FloatArray) -> float:
-    """Accuracy with half a point for a tie: what a coin would make of the ties."""
+    """Accuracy with half a point for a tie, the expectation of a random choice."""
     return mean(pair_credits(delta_P))
 
 

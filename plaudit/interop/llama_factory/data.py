@@ -228,7 +228,7 @@ def read_alpaca_output(row: Row) -> ParsedRow:
 
 
 def read_sharegpt(row: Row) -> ParsedRow:
-    """LLaMA-Factory's sharegpt ranking: a conversation, and two turns that go on with it.
+    """LLaMA-Factory's sharegpt ranking: a conversation, and two turns that continue it.
 
     LLaMA-Factory's rules: after one system turn, ``human`` or ``observation`` alternates with
     ``gpt`` or ``function_call``, and the last turn asks. It skips other rows with a warning; here

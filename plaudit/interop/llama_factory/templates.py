@@ -334,7 +334,7 @@ def chat_template_of(
     return _JINJA.replace("STRINGS", json.dumps({**parts, "last": last}, ensure_ascii=False), 1)
 
 
-def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
+def by_llamafactory(formatter: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """LLaMA-Factory's own template, each piece of each turn encoded on its own.
 
     Byte-pair merges never reach across its pieces, so the ids differ from those of the same text
@@ -346,7 +346,7 @@ def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turn
         TypeError: a content that is not text.
     """
     if isinstance(comparison.prompt, str) or isinstance(response, str):
-        return by_chat_template(voice, comparison, response)
+        return by_chat_template(formatter, comparison, response)
     if comparison.tools:
         raise ValueError("LLaMA-Factory's templates are rendered without tools")
     messages = (*comparison.prompt, *response)
@@ -363,8 +363,10 @@ def by_llamafactory(voice: ChatFormatter, comparison: Comparison, response: Turn
     turns = [message.content for message in messages]
     if not all(isinstance(content, str) for content in (system, *turns)):
         raise TypeError("a message's content is not text")
-    tokens = {BOS: voice.tokenizer.bos_token_id, EOS: voice.tokenizer.eos_token_id}
-    pieces = [tokens.get(piece, piece) for piece in fill(voice.rendering.strings, system, turns)]
+    tokens = {BOS: formatter.tokenizer.bos_token_id, EOS: formatter.tokenizer.eos_token_id}
+    pieces = [
+        tokens.get(piece, piece) for piece in fill(formatter.rendering.strings, system, turns)
+    ]
     # A tokenizer without a start token has none to write.
     return Rendered(pieces=tuple(p for p in pieces if p is not None), ending="exact")
 

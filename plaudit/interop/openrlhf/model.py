@@ -120,14 +120,14 @@ def _normalisation(contents: Contents) -> tuple[RewardTransform, list[str]]:
     return RewardTransform(scale=1.0 / std, offset=-float(mean) / std), [note]
 
 
-def by_openrlhf(voice: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
+def by_openrlhf(formatter: ChatFormatter, comparison: Comparison, response: Turns) -> Rendered:
     """No newline at the end, then the end token unless it is there, a space before it.
 
     The rule of OpenRLHF's reward data (``openrlhf/datasets/reward_dataset.py``); it adds no other
     special token.
     """
-    text = conversation_text(voice, comparison, response).rstrip("\n")
-    end = voice.tokenizer.eos_token
+    text = conversation_text(formatter, comparison, response).rstrip("\n")
+    end = formatter.tokenizer.eos_token
     closed = end is None or text.endswith(str(end))
     return Rendered(pieces=(text if closed else f"{text} {end}",), ending="exact")
 

@@ -232,7 +232,7 @@ def one_row(head_LD: Tensor, row: int) -> Tensor:
 
 
 def is_whole(contents: Contents) -> bool:
-    """A model with a head among its weights, whatever its configuration calls it."""
+    """A model with a head among its weights, for any architecture in its configuration."""
     encoder = any(name.startswith("classifier.") for name in contents.names)
     return contents.config is not None and (encoder or any(n in contents.names for n in HEADS))
 

@@ -278,12 +278,12 @@ def rendered(
     tokenizer: PreTrainedTokenizerBase, metadata: CheckpointMetadata, comparison: Comparison
 ) -> list[str]:
     """Each whole conversation as text: by the tokenizer's template, or end to end."""
-    voice = ChatFormatter(
+    formatter = ChatFormatter(
         tokenizer=tokenizer,
         chat_template_kwargs=metadata.chat_template_kwargs,
         rendering=Rendering(),
     )
-    return [conversation_text(voice, comparison, response) for response in comparison.responses]
+    return [conversation_text(formatter, comparison, response) for response in comparison.responses]
 
 
 ADAPTER_EXPORTER = Exporter(

@@ -492,8 +492,8 @@ def apply_liger(network: nn.Module, options: Mapping[str, Any], device: torch.de
 def compile_layers(network: nn.Module, *, backend: str | None, mode: str | None) -> None:
     """Compile each layer of the body in place (``train.torch_compile``).
 
-    Layer by layer, since one compiled layer serves all of them: compiling takes a minute or so,
-    whatever the depth. Lengths are dynamic; attention over the packed layout stays outside.
+    Layer by layer, since one compiled layer serves all of them: compiling takes a minute or so
+    at any depth. Lengths are dynamic; attention over the packed layout stays outside.
 
     Raises:
         ModelError: the body has no list of layers.

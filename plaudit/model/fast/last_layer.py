@@ -187,7 +187,7 @@ def attend_scored(
 ) -> Tensor:
     """Attention of the scored tokens to what each sees, written out; zeros for all others.
 
-    A few queries for each tree make a small product, in fp32 whatever the body's precision, so
+    A few queries for each tree make a small product, in fp32 in any precision of the body, so
     that one form serves every device, window and soft-cap. Returns ``[1, H, T, D]``.
     """
     plan = _row_plan(layout, settings.window, q_1HTD.device)
