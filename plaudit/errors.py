@@ -11,7 +11,11 @@ from collections.abc import Iterable
 
 
 class PlauditError(Exception):
-    """Base of all errors meant for the user; ``exit_code`` is that of a command that it ends."""
+    """Base of all errors that a user can act on.
+
+    Attributes:
+        exit_code: Exit code of a command that ends with the error.
+    """
 
     exit_code = 2
 
@@ -19,7 +23,8 @@ class PlauditError(Exception):
 class RecipeError(PlauditError):
     """The recipe, or a value set on the command line, cannot be used.
 
-    ``problems`` are all that were found, one sentence each; the message has each on its own line.
+    Attributes:
+        problems: Every problem of the recipe, one sentence each. The message has one per line.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -36,18 +41,19 @@ class ModelError(PlauditError):
 
 
 class OutputError(PlauditError):
-    """Something cannot be written where it was asked to go."""
+    """A file or folder cannot be written, or exists already."""
 
 
 class TrainingError(PlauditError):
-    """Training cannot go on (for example a loss that is not finite)."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class ServerError(PlauditError):
-    """A reward server is away, stays busy, or rejects the client.
+    """A reward server cannot be reached, stays busy, or rejects the client.
 
-    ``status`` is its HTTP status, None where no answer came; ``request_id`` finds the request in
-    the server's log.
+    Attributes:
+        status: HTTP status of the response. None without a response.
+        request_id: Id of the request in the server's log.
     """
 
     def __init__(
@@ -59,11 +65,11 @@ class ServerError(PlauditError):
 
 
 class RequestRejectedError(ServerError, DataError):
-    """A reward server cannot score what it was sent."""
+    """A reward server cannot score the request."""
 
 
 class InterruptedRunError(PlauditError):
-    """The user stopped the run; the message says how to go on."""
+    """The user stopped the run. The message says how to resume it."""
 
 
 def printable(text: str, most: int | None = None) -> str:

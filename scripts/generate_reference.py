@@ -271,7 +271,7 @@ def http_reference() -> str:
     from plaudit.serving.errors import STATUS
     from plaudit.serving.protocols.table import PROTOCOLS
 
-    recorded = json.loads((TARGET / HTTP_EXAMPLES).read_text(encoding="utf-8"))
+    recorded = json.loads(HTTP_EXAMPLES.read_text(encoding="utf-8"))
     table = [
         (f"[{name}](#{name})", _endpoints(protocol), protocol.spoken_by, protocol.summary)
         for name, protocol in PROTOCOLS.items()
@@ -302,7 +302,7 @@ def http_reference() -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-HTTP_EXAMPLES = "http-examples.json"
+HTTP_EXAMPLES = Path(__file__).resolve().parent / "http_examples.json"
 """Responses of a server, written by ``scripts/record_http_examples.py``."""
 
 HTTP_INTRODUCTION = """

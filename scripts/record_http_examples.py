@@ -2,7 +2,7 @@
 
     python scripts/record_http_examples.py runs/quickstart
 
-Writes ``docs/reference/http-examples.json``, which ``scripts/generate_reference.py`` shows beside
+Writes ``scripts/http_examples.json``, which ``scripts/generate_reference.py`` shows beside
 the requests. The rewards are those of the model that is named; a test checks the shapes.
 """
 
@@ -21,7 +21,7 @@ from plaudit.serving.protocols.table import PROTOCOLS
 from plaudit.serving.served_model import open_served
 from plaudit.serving.settings import ModelSource, ServerSettings
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "http-examples.json"
+TARGET = Path(__file__).resolve().parent / "http_examples.json"
 OTHERS = ("/v1/models", "/v1/models/rm", "/health", "/ready")
 
 
