@@ -43,7 +43,6 @@ NOT_RUN_LANGUAGES = ("", "text", "json", "yaml")
 
 # Commands that are not run here: how they begin, and why.
 NOT_RUN = {
-    "make check-page": "a compiler from npm; tests/serving/test_page_types.py runs it where it is",
     "torchrun": "tests/laws/test_one_step.py runs two ranks; a page may ask for GPUs",
     "accelerate launch": "several GPUs",
     "python scripts/pretrain_embedded_base.py": "41 minutes of one core",
