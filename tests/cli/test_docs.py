@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,7 @@ from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.yaml import read_yaml
 from tests.conftest import pair_rows, write_jsonl
 from tests.foreign import put_foreign_models
+from tests.servers import running
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -72,7 +73,7 @@ STANDARD_TOOLS = ("cat", "cp", "head", "ls", "mkdir", "mv", "tail", "wc")
 
 # Pages that ask a server: a real one of ``runs/first`` stands in for the address they name.
 ADDRESS = "http://127.0.0.1:8000"
-ASKS_A_SERVER = ("docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md")
+ASKS_A_SERVER = ("README.md", "docs/how-to/serve-a-model.md", "docs/how-to/use-the-client.md")
 
 # Code that goes into a file of the project, run with the names of those files in place.
 GOES_INTO = {
@@ -197,6 +198,8 @@ def outs(page: Path) -> tuple[set[str], set[str]]:
                 resumed.add(words[2])
             elif "--out" in words:
                 made.add(words[words.index("--out") + 1])
+        if block.language == "python":
+            made |= set(re.findall(r'plaudit\.train\(.*?"(runs/[\w-]+)"', block.text))
     return made, resumed - made
 
 
@@ -241,11 +244,14 @@ def test_a_page_runs_from_top_to_bottom(
     # Tables are copied: a row that a page adds must not be there for other tests.
     names = {n: dict(v) if n.isupper() and type(v) is dict else v for n, v in names.items()}
     names["__name__"] = "page"
-    with server_of(page, workplace) as address:
+    with ExitStack() as servers:
         printed: Printed | None = None
+        address = None
         for block in blocks(page):
             where = f"{name_of(page)}:{block.line}"
-            block = replace(block, text=block.text.replace(ADDRESS, address))
+            if ADDRESS in block.text and name_of(page) in ASKS_A_SERVER:
+                address = address or servers.enter_context(running(workplace / "runs/first")).url
+                block = replace(block, text=block.text.replace(ADDRESS, address))
             if block.language == "text" and name_of(page) not in GENERATED:
                 check_output(block, printed, where)
             elif block.language == "python":
@@ -256,18 +262,6 @@ def test_a_page_runs_from_top_to_bottom(
                     printed = run_command(words, where, capsys)
     for name in outs(page)[1]:
         assert (workplace / name / "metrics.json").is_file(), f"{name} was not finished"
-
-
-@contextmanager
-def server_of(page: Path, workplace: Path) -> Iterator[str]:
-    """The address of a server, where the page asks one; else the one that it names."""
-    if name_of(page) not in ASKS_A_SERVER:
-        yield ADDRESS
-        return
-    from tests.servers import running
-
-    with running(workplace / "runs/first") as server:
-        yield server.url
 
 
 def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> Printed | None:
