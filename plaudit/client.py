@@ -425,8 +425,8 @@ class RewardClient:
         url: Address of the server, for example ``http://127.0.0.1:8000``.
         token: Bearer token of the server.
         model: Name of one of the server's models. By default, its first.
-        timeout: Seconds that one attempt may take.
-        retries: Further attempts if the server cannot be reached or is busy.
+        timeout: Seconds that one attempt may take, 60 by default.
+        retries: Further attempts if the server cannot be reached or is busy, 5 by default.
 
     Raises:
         DataError: ``url`` is not a URL, or ``retries`` is negative.

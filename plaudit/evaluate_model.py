@@ -95,14 +95,23 @@ class EvaluateOptions(OpenOptions):
     """What :func:`plaudit.evaluate` measures and writes.
 
     Attributes:
+        base: Path or Hub id of an adapter's base model.
+        trust_remote_code: Run Python code that comes with the model.
+        seed: Seed of bootstrap intervals, samples and perturbations.
         out: Folder to write: predictions, ``metrics.json``, plots and the report.
         train_data: Data that the bag-of-words baseline is fitted on. Use the model's training
             data. Without it the baseline is left out.
-        suites: Benchmark suites to run.
+        suites: Benchmark suites to run, made by ``plaudit.evaluation.suites.run.parse_request``,
+            for example ``parse_request("rewardbench")``.
         perturbation_tests: Number of good responses to perturb and score again; 0 for none.
         best_of: Measure best-of-N by the grades of the responses.
         baseline: A model, an evaluation folder or a ``predictions.parquet`` to check against.
         regression: Metrics and significance level of the regression check.
+
+    Examples:
+        >>> from plaudit.evaluate_model import EvaluateOptions
+        >>> options = EvaluateOptions(perturbation_tests=4)
+        >>> result = plaudit.evaluate("runs/first", "held_out.jsonl", options)
     """
 
     out: Path | None = None

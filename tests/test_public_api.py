@@ -69,11 +69,13 @@ def test_examples_of_docstrings_run(
     for name in ("pairs", "held_out"):
         write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=0))
     monkeypatch.chdir(tmp_path)
+    from plaudit.evaluate_model import EvaluateOptions
+
     names = {"plaudit": plaudit, "model": plaudit.load("runs/first")}
     runner = doctest.DocTestRunner()
-    model_class = type(names["model"])
-    for public in (plaudit.load, plaudit.train, plaudit.evaluate, model_class):
+    documented = (plaudit.load, plaudit.train, plaudit.evaluate, EvaluateOptions)
+    for public in (*documented, type(names["model"])):
         for example in doctest.DocTestFinder().find(public, globs=dict(names)):
             runner.run(example)
-    assert runner.tries >= 12
+    assert runner.tries >= 15
     assert runner.failures == 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
+
+from plaudit.serving.protocols.table import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 PAGES = runpy.run_path(str(ROOT / "scripts" / "generate_reference.py"))["PAGES"]
@@ -15,3 +19,9 @@ PAGES = runpy.run_path(str(ROOT / "scripts" / "generate_reference.py"))["PAGES"]
 def test_reference_pages_are_up_to_date(page: str) -> None:
     written = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
     assert written == PAGES[page](), "run: make docs"
+
+
+def test_recorded_responses_have_the_shapes_of_their_protocols() -> None:
+    recorded = json.loads((ROOT / "scripts" / "http_examples.json").read_text(encoding="utf-8"))
+    for name in PROTOCOLS.keys() & recorded.keys():
+        TypeAdapter(PROTOCOLS[name].response).validate_python(recorded[name])
