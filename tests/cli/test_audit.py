@@ -127,7 +127,7 @@ def test_mistakes_are_one_sentence(
     assert "already exists" in usage_error(capsys, data.name, "--out", "full")
     assert "already exists" in usage_error(capsys, data.name, "--fix", data.name)
     assert "unknown file extension" in usage_error(capsys, data.name, "--fix", "clean.txt")
-    assert "one DATA alone" in usage_error(capsys, data.name, data.name, "--fix", "clean.jsonl")
+    assert "a single DATA" in usage_error(capsys, data.name, data.name, "--fix", "clean.jsonl")
     assert "unknown suite" in usage_error(capsys, data.name, "--suite", "nonsense")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "chosen": "b"\n', encoding="utf-8")
     words = usage_error(capsys, "broken.jsonl", "--fix", "clean.jsonl", "--out", "audit")

@@ -109,7 +109,7 @@ def test_bad_input_is_one_sentence(
             "--behaviour",
             "9",
         ],
-        "no metric 'f1'": [finished_run, data, "--regression-metric", "f1"],
+        "unknown metric 'f1'": [finished_run, data, "--regression-metric", "f1"],
         "not evaluated on the same comparisons": [
             finished_run,
             other,

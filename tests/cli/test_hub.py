@@ -266,7 +266,7 @@ def test_what_cannot_be_found_or_reached_is_one_sentence(
             plaudit(hub, "pull", "not an id", "--out", tmp_path / "a", home=tmp_path),
             "is not a Hub id",
         ),
-        (plaudit(None, "pull", REPO, "--out", tmp_path / "a", home=tmp_path), "cannot be reached"),
+        (plaudit(None, "pull", REPO, "--out", tmp_path / "a", home=tmp_path), "is unreachable"),
         (plaudit(hub, "push", tmp_path / "none", REPO, home=tmp_path), "No folder at"),
         (plaudit(hub, "pull", REPO, "--out", run, home=tmp_path), "already exists"),
     ]
