@@ -10,6 +10,7 @@ import typer
 from plaudit.cli import options
 from plaudit.cli.help import DATA, EVALUATION, OUTPUT
 from plaudit.errors import DataError
+from plaudit.evaluation.numbers import percent_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -183,7 +184,7 @@ def data_lines(data: DataUse) -> list[str]:
 
 def best_of_lines(result: BestOf) -> list[str]:
     """Gold, oracle and proxy by n, powers of two and the largest; then the sentence."""
-    lines = [f"best of n:{'n':>6}{'KL <=':>8}{'gold':>10}{'oracle':>10}{'proxy':>10}"]
+    lines = [f"best-of-N:{'n':>6}{'KL <=':>8}{'gold':>10}{'oracle':>10}{'proxy':>10}"]
     lines += [
         f"{point.n:>16}{point.kl:>8.3f}{point.gold:>10.4f}{point.oracle:>10.4f}{point.proxy:>10.4f}"
         for point in result.main_points
@@ -193,10 +194,10 @@ def best_of_lines(result: BestOf) -> list[str]:
 
 def suite_lines(result: SuiteResult) -> list[str]:
     """A suite's numbers as its leaderboard prints them, with intervals, and remarks."""
-    lines = [f"{result.title}: {result.used:,} of {result.rows:,} rows (percent, 95%)"]
+    lines = [f"{result.title}: {result.used:,} of {result.rows:,} rows used (percent, 95% CI)"]
     for score in result.scores:
         ends = score.ci95
-        interval = "" if ends is None else f"  [{100 * ends.low:.1f}, {100 * ends.high:.1f}]"
+        interval = "" if ends is None else f"  ({percent_interval(ends)})"
         lines.append(f"  {score.name:<28} {score.shown:>6}{interval}")
     lines += [f"  {remark}" for remark in result.remarks]
     unread = None if result.unread is None else result.unread.sentence(result.title)

@@ -355,7 +355,7 @@ def test_the_report_and_the_summary_show_percent_alone() -> None:
     rows = [pair("any", number) for number in range(40)]
     result = scored("pairs", rows, [(1, 0), (0, 1), (1, 0), (1, 0)] * 10)
     ends = [f"{100 * end:.1f}" for end in result.scores[0].ci95]
-    assert suite_lines(result)[1].split()[1:] == ["75.0", f"[{ends[0]},", f"{ends[1]}]"]
+    assert suite_lines(result)[1].split()[1:] == ["75.0", f"({ends[0]}", "to", f"{ends[1]})"]
     section = (
         "{% import 'report/macros.html.jinja' as m with context %}"
         "{% include 'report/suites.html.jinja' %}"
