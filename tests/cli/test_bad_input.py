@@ -453,7 +453,7 @@ def test_resume_without_a_run(
     recipe = saved(recipe_of(tiny_base, pairs_file), tmp_path)
     sentence = refuse("train", recipe, "--out", tmp_path / "run", "--resume")
     assert "No run to resume" in sentence
-    assert "need --out" in refuse("train", recipe, "--resume")
+    assert "--out FOLDER is required" in refuse("train", recipe, "--resume")
 
 
 def test_resume_with_another_recipe(

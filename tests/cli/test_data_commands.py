@@ -63,7 +63,7 @@ def test_split_keeps_rows_and_prompts_apart(
     )
     by_row = [*asked, "--out", str(tmp_path / "rows"), "--by", "row", "--fractions", "a=0.5,b=0.5"]
     assert main(by_row) == 0
-    assert re.search(r"of the 40 rows of b have a prompt that is in a too", capsys.readouterr().err)
+    assert re.search(r"of 40 rows of b have a prompt that is also in a;", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_split_keeps_rows_and_prompts_apart(
     [
         (["--fractions", "train=0.5"], "at least two parts"),
         (["--fractions", "a=0.5,b=0.6"], "add up to 1.1; expected 1"),
-        (["--fractions", "a=0.5;b"], "not of the form train=0.8"),
+        (["--fractions", "a=0.5;b"], "expected NAME=SHARE"),
         (["--fractions", "a/b=0.5,c=0.5"], "invalid part name"),
         (
             ["--stratify", "nothing"],
@@ -125,8 +125,11 @@ def test_perturb_makes_pairs_of_a_known_cause(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (["mutate", "pairs.jsonl"], "plaudit data perturb now"),
-        (["perturb", "pairs.jsonl", "--operators=all"], "plaudit data perturb --perturbations now"),
+        (["mutate", "pairs.jsonl"], "renamed to plaudit data perturb."),
+        (
+            ["perturb", "pairs.jsonl", "--operators=all"],
+            "renamed to plaudit data perturb --perturbations.",
+        ),
         (
             ["perturb", "p", "--out", "o.jsonl", "--perturbations", "hack"],
             "renamed to reward_hacking",
@@ -186,7 +189,7 @@ def test_preview_says_what_is_skipped_and_what_is_wrong(
     for words, message in (
         ([*asked, "--row", "9"], "there is no row 9"),
         (asked[:3], "set --model or --recipe"),
-        (["data", "preview", "--model", str(tiny_base)], "nothing to show"),
+        (["data", "preview", "--model", str(tiny_base)], "no data to preview"),
         (
             [*asked[:3], "--model", str(finished_run), "--chat-template", "x.jinja"],
             "remove --chat-template",

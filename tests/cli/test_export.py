@@ -26,7 +26,7 @@ def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     assert told["parity"]["responses"] == 10
     assert told["parity"]["largest_difference"] <= 1e-5
     assert "over 10 responses of 5 comparisons" in done.stderr
-    assert "rounding moved rewards by up to" in done.stderr
+    assert "rounding: rewards changed by up to" in done.stderr
     assert "for vLLM: --pooler-config" in done.stderr
     assert json.loads((out / "export.json").read_text())["parity"] == told["parity"]
     card = ModelCard.load(out / "README.md")

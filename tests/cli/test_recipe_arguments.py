@@ -83,22 +83,22 @@ def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "type: plaudit train --model Qwen/Qwen3-0.6B --data pairs.jsonl ("),
-        (["held.jsonl"], "type: plaudit train --model Qwen/Qwen3-0.6B --data held.jsonl ("),
-        (["--model", "a/b"], "type: plaudit train --model a/b --data pairs.jsonl ("),
-        (["--set", "data.train=z.csv"], "--model Qwen/Qwen3-0.6B --data z.csv ("),
+        ([], ": plaudit train --model Qwen/Qwen3-0.6B --data pairs.jsonl;"),
+        (["held.jsonl"], ": plaudit train --model Qwen/Qwen3-0.6B --data held.jsonl;"),
+        (["--model", "a/b"], ": plaudit train --model a/b --data pairs.jsonl;"),
+        (["--set", "data.train=z.csv"], "--model Qwen/Qwen3-0.6B --data z.csv;"),
         (["held.jsonl", "--data", "pairs.jsonl"], "--data is also set"),
-        (["--data", "my pairs.jsonl"], "--model Qwen/Qwen3-0.6B --data 'my pairs.jsonl' ("),
+        (["--data", "my pairs.jsonl"], "--model Qwen/Qwen3-0.6B --data 'my pairs.jsonl';"),
         (["held.jsonl", "--set", "model=big"], "`model` is 'big', but must be a mapping"),
-        (["held.jsonl", "--set", "model="], "a base model (--model) must be named"),
+        (["held.jsonl", "--set", "model="], "a base model (--model) must be set"),
         (["small-locl"], "did you mean small-local?"),
         (
             ["nothing"],
             (
                 "nothing does not exist; expected, in this order, a recipe file (.yaml), a shipped "
                 "recipe (llama3-8b-recommended, llama3-8b-reference, quickstart, qwen3-0.6b, "
-                "reference-schedule-small or small-local), a run folder or a data file; a base "
-                "model goes to --model"
+                "reference-schedule-small or small-local), a run folder or a data file; pass a "
+                "base model with --model"
             ),
         ),
         (["my-base"], "my-base is a model folder; expected, in this order"),
@@ -110,7 +110,7 @@ def test_a_file_comes_before_a_shipped_recipe_and_that_before_a_run(folder: Path
             ),
         ),
         (["gone.yaml"], "gone.yaml: the recipe file does not exist."),
-        (["mine.yaml", "--resume"], "name the run folder"),
+        (["mine.yaml", "--resume"], "--out FOLDER is required"),
     ],
     ids=str,
 )

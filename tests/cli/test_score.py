@@ -33,7 +33,7 @@ def test_responses_on_the_command_line_score_as_in_python(
     assert "score one at a time" in capsys.readouterr().err
     for option in ("--limit=1", "--out=x.jsonl", "--format=pairs", "--columns=a=b", "--column=r"):
         assert main(["score", str(finished_run), "what", "it", option]) == 2
-        sentence = "--out, --limit, --format, --columns and --column are for files"
+        sentence = "--out, --limit, --format, --columns and --column apply to files"
         assert sentence in capsys.readouterr().err
     for prompt in ("what is it " * 50, "~what is it"):
         assert main(["score", str(finished_run), prompt, "it"]) == 0
@@ -48,7 +48,7 @@ def test_rows_go_from_stdin_to_stdout(finished_run: Path, tmp_path: Path) -> Non
         command, input=data.read_bytes(), capture_output=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert b"3 of 3 rows scored" in done.stderr
+    assert b"Scored 3 of 3 rows" in done.stderr
     out = tmp_path / "out.jsonl"
     assert main(["score", str(finished_run), str(data), "--limit", "3", "--out", str(out)]) == 0
     assert done.stdout == out.read_bytes()
@@ -72,7 +72,7 @@ def test_rows_on_stdout_leave_no_room_for_counts(
     pairs_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", "runs/gone", str(pairs_file), "--json"]) == 2
-    assert "add --out FILE" in capsys.readouterr().err
+    assert "--json needs --out FILE" in capsys.readouterr().err
 
 
 def test_eval_reads_the_first_rows_and_says_it_in_a_few_lines(
@@ -92,4 +92,4 @@ def test_a_suite_takes_no_options_of_data(
 ) -> None:
     for option in (["--limit", "7"], ["--columns", "prompt=question"]):
         assert main(["eval", "runs/gone", "--suite", f"pairs:{pairs_file}", *option]) == 2
-        assert "a suite reads all rows of its own files" in capsys.readouterr().err
+        assert "apply to DATA, not to suites" in capsys.readouterr().err
