@@ -226,7 +226,7 @@ def test_a_recipe_changed_after_the_kill_is_an_error(
     sentence = " ".join(capsys.readouterr().err.split())
     assert f"{out / 'recipe.yaml'} was changed since the run was trained" in sentence
     assert "(different: data.seed" in sentence
-    assert f"copy {checkpoint_of(out, 75) / 'training_recipe.yaml'} over it" in sentence
+    assert f"restore it from {checkpoint_of(out, 75) / 'training_recipe.yaml'}" in sentence
 
 
 def test_a_kill_after_training_loses_nothing(

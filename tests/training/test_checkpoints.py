@@ -333,7 +333,7 @@ def test_a_recipe_changed_since_the_checkpoint_is_named(finished_run: Path) -> N
     recorded = checkpoint / CHECKPOINT_RECIPE
     assert recorded.read_text() == run.recipe.read_text()
     end = TrainingEnd(state="", seconds=1.0, recipe=recorded.read_text())
-    for start, advice in ((checkpoint, f"copy {recorded} over it"), (end, str(run.training))):
+    for start, advice in ((checkpoint, f"restore it from {recorded}"), (end, str(run.training))):
         check_recipe(run, start, recipe)
         with pytest.raises(OutputError, match=r"\(changed keys: data\.seed\)") as error:
             check_recipe(run, start, other)
