@@ -225,7 +225,7 @@ def test_a_recipe_changed_after_the_kill_is_an_error(
     assert main(["train", str(out), "--resume"]) == 2
     sentence = " ".join(capsys.readouterr().err.split())
     assert f"{out / 'recipe.yaml'} was changed since the run was trained" in sentence
-    assert "(different: data.seed" in sentence
+    assert "(changed keys: data.seed" in sentence
     assert f"restore it from {checkpoint_of(out, 75) / 'training_recipe.yaml'}" in sentence
 
 
@@ -252,7 +252,7 @@ def test_a_kill_after_training_loses_nothing(
     assert model.metadata.temperature is None
     (warning,) = set(caplog.messages)
     assert "is trained but not evaluated" in warning
-    assert "has not finished" in (out / "README.md").read_text()
+    assert "To finish the evaluation" in (out / "README.md").read_text()
     # Nothing could be trained from here.
     shutil.rmtree(out / "checkpoints")
     with running(recipe, out, "--resume") as process:
