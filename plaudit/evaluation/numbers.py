@@ -19,6 +19,8 @@ def _known(form: Callable[[Any], str]) -> Callable[[float | None], str]:
 
 fraction = _known("{:.4f}".format)
 """Four decimals, as the training-results table of a card has them."""
+metric = _known("{:.3f}".format)
+"""An accuracy, a calibration error or a temperature: three decimals."""
 percent = _known("{:.1%}".format)
 """A share of one, with one decimal."""
 points = _known(lambda value: f"{100 * value:.1f}")
@@ -95,6 +97,7 @@ def words(name: str) -> str:
 
 FORMATS: Final[Mapping[str, Callable[..., str]]] = {
     "fraction": fraction,
+    "metric": metric,
     "signed": signed,
     "percent": percent,
     "points": points,

@@ -99,8 +99,8 @@ def sentences(report: AuditReport) -> Iterator[str]:
     yield (
         f"Compared with {', '.join(others)}."
         if others
-        else "Not checked: overlap with evaluation data and benchmarks. Name them with --eval and "
-        "--suite."
+        else "Overlap with evaluation data and benchmarks was not checked. Name them with --eval "
+        "and --suite."
     )
 
 
@@ -108,21 +108,22 @@ def _surface_sentences(surface: Surface) -> Iterator[str]:
     """How far length and single words predict the labels."""
     longer, bag = surface.longer, surface.bag_of_words
     if not longer.pairs:
-        yield "No pair has a winner, so surface baselines have no accuracy."
+        yield "No pair has a preferred response, so baselines have no accuracy."
         return
     yield (
-        f"The longer response wins {_accuracy(longer)} of {counted(longer.pairs, 'labelled pair')}."
+        f"The longer response is preferred in {_accuracy(longer)} of "
+        f"{counted(longer.pairs, 'labelled pair')}."
     )
     if bag is not None:
         yield (
-            f"A bag of words, cross-fitted by prompt, ranks {_accuracy(bag)} correctly "
-            f"(of {counted(bag.pairs, 'pair')})."
+            f"A bag-of-words model, cross-fitted by prompt, ranks {_accuracy(bag)} of "
+            f"{counted(bag.pairs, 'pair')} correctly."
         )
     if (best := surface.best) is not None:
         yield (
-            f"Surface features ({words(best.name)}) may explain up to {percent(best.explained)} of "
-            "the labels beyond chance. A model that reads the responses must exceed "
-            f"{percent(best.accuracy)} accuracy."
+            f"The strongest baseline ({words(best.name)}) explains up to {percent(best.explained)} "
+            "of the labels beyond chance. A useful reward model must exceed its accuracy, "
+            f"{percent(best.accuracy)}."
         )
 
 
@@ -158,7 +159,7 @@ def lengths(report: AuditReport, width: float) -> Figure | None:
     better, worse = report.lengths.better_characters, report.lengths.worse_characters
     if better is None or worse is None:
         return None
-    figure, (axis,) = make_figure("Lengths of responses", width)
+    figure, (axis,) = make_figure("Response lengths", width)
     for name, part, color in (("better", better, BLUE), ("worse", worse, ORANGE)):
         _stairs(axis, part.histogram, color, f"{name}, median {part.percentiles['50']:,.0f}")
     _logarithmic(axis, "characters")
@@ -170,12 +171,12 @@ def tokens(report: AuditReport, width: float) -> Figure | None:
     part = report.lengths.conversation_tokens
     if part is None:
         return None
-    figure, (axis,) = make_figure("Tokens of the longest conversation", width)
-    _stairs(axis, part.histogram, BLUE, "rows by their tokens")
+    figure, (axis,) = make_figure("Tokens per row", width)
+    _stairs(axis, part.histogram, BLUE, "rows")
     for limit in report.over_lengths:
         if limit.tokens <= part.histogram.edges[-1]:
             style = "-" if limit.is_max_length else ":"
-            label = f"{limit.tokens:,}: {limit.rows:,} rows over"
+            label = f"{limit.rows:,} rows over {limit.tokens:,} tokens"
             axis.axvline(limit.tokens, color=ORANGE, linestyle=style, linewidth=1.2, label=label)
     _logarithmic(axis, "tokens")
     axis.set_ylabel("rows")
@@ -186,17 +187,17 @@ def length_gap(report: AuditReport, width: float) -> Figure | None:
     gaps = report.surface.length_gap
     if gaps is None:
         return None
-    figure, (axis,) = make_figure("How much longer is the winner?", width)
-    labels = ("winner is longer", "winner is shorter")
+    figure, (axis,) = make_figure("Length difference", width)
+    labels = ("better is longer", "better is shorter")
     difference_histogram(axis, gaps.counts, gaps.edges, labels)
     axis.axvline(0, color=GREY, linewidth=0.9)
-    axis.set(xlabel="characters, winner − loser (ends: or more)", ylabel="labelled pairs")
+    axis.set(xlabel="characters, better − worse (end bins: or more)", ylabel="labelled pairs")
     return figure
 
 
 def baselines(report: AuditReport, width: float) -> Figure | None:
     surface = report.surface
-    interval = Style(BLUE, "o", "accuracy, 95% interval")
+    interval = Style(BLUE, "o", "accuracy, 95% CI")
     named = {
         "bag of words": surface.bag_of_words,
         "shorter": surface.shorter,
@@ -207,7 +208,7 @@ def baselines(report: AuditReport, width: float) -> Figure | None:
         for name, baseline in named.items()
         if baseline is not None and baseline.accuracy is not None
     ]
-    label = "share of labelled pairs"
+    label = "accuracy on the labelled pairs"
     return dot_plot("Accuracy of surface baselines", width, rows, (CHANCE,), xlabel=label)
 
 
@@ -215,7 +216,7 @@ def scripts(report: AuditReport, width: float) -> Figure | None:
     rows = report.scripts.responses[:8]
     if len(rows) < 2:
         return None
-    figure, (axis,) = make_figure("Scripts of the responses", width)
+    figure, (axis,) = make_figure("Scripts of responses", width)
     counts = [row.count for row in rows]
     bars = axis.barh(range(len(rows)), counts, color=BLUE, height=0.6)
     axis.bar_label(bars, fmt="{:,.0f}", padding=4, fontsize=10)
@@ -237,12 +238,15 @@ def _logarithmic(axis: Axes, label: str) -> None:
 
 
 PLOTS: Final[dict[str, Plot[AuditReport]]] = {
-    "lengths": Plot(lengths, "Characters of the better and the worse response of each row."),
-    "length_gap": Plot(length_gap, "Characters of the winner minus those of the loser."),
+    "lengths": Plot(lengths, "Characters of the better and of the worse response in each row."),
+    "length_gap": Plot(
+        length_gap, "Characters of the better response − characters of the worse response."
+    ),
     "baselines": Plot(
         baselines,
-        "Accuracy of the longer response, the shorter one and a bag of words on the labels.",
+        "Accuracy of three baselines on the labels: prefer the longer response, prefer the shorter "
+        "one, and a bag of words.",
     ),
-    "tokens": Plot(tokens, "Tokens of the longest conversation of each row."),
+    "tokens": Plot(tokens, "Tokens of the longest conversation in each row."),
     "scripts": Plot(scripts, "The main script of each response."),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from plaudit.evaluation.schema import (
     parts,
     read_metrics,
 )
+from plaudit.report import highlights
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
+    PLOTS_FOLDER,
     evaluations,
     hub_datasets,
     read_recalibration,
@@ -91,23 +93,56 @@ def render_card(folder: Path) -> str:
         metadata,
         **parts(metrics),
         base=shown_base(run),
-        evaluations=evaluations(metrics),
+        evaluations=highlights.ordered(metrics),
+        warnings=highlights.strongest_warnings(metrics),
+        hyperparameters=highlights.grouped_hyperparameters(run),
+        history=highlights.shown_history(metrics),
         snippet=snippet(run.method, run.chat_template_kind),
-        plots=card_plots(metrics, folder),
+        picture=_pictures(metrics, folder),
         has_recipe=(folder / RECIPE_FILE).is_file(),
         recalibration=read_recalibration(folder),
     )
 
 
+def _pictures(metrics: RunMetrics, folder: Path) -> Callable[[str], Markdown]:
+    """A plot of the folder as an image with its caption, nothing where there is no such plot."""
+    captions = dict(card_plots(metrics, folder))
+
+    def picture(name: str) -> Markdown:
+        if name not in captions:
+            return Markdown("")
+        return Markdown(f"\n\n![{escape(captions[name])}]({PLOTS_FOLDER}/{name}.png)")
+
+    return picture
+
+
 def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
-    body = _environment().get_template(template).render(values)
+    body = (
+        _environment()
+        .get_template(template)
+        .render(
+            values,
+            titles=highlights.TITLES,
+            intended_use=highlights.INTENDED_USE,
+            limitations=highlights.LIMITATIONS,
+            kinds=highlights.KINDS,
+            truncations=highlights.TRUNCATIONS,
+        )
+    )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
 def _environment() -> Environment:
     """Templates of cards. They are no HTML: every value is escaped for Markdown instead."""
     environment = template_environment(escape, autoescape=False)
-    environment.filters["code"] = code
+    environment.filters.update(
+        code=code,
+        markdown=Markdown,
+        strongest_baseline=highlights.strongest_baseline,
+        strongest_biases=highlights.strongest_biases,
+        weakest_slices=highlights.weakest_slices,
+        worst_outcomes=highlights.worst_outcomes,
+    )
     return environment
 
 
@@ -139,7 +174,8 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
     """Accuracy and loss of every evaluation, and of every named set of it.
 
     Results of one task, dataset, config, split and revision are merged by ``huggingface_hub``
-    whatever their names are, so each set has a config of its own.
+    whatever their names are, so each set has a config of its own, and the whole evaluation one
+    that no set has.
     """
     from huggingface_hub import EvalResult
 
@@ -148,9 +184,13 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
         kind = block.dataset
         ids = hub_datasets(metrics, kind)
         origin = ids[0] if len(ids) == 1 else "preference-comparisons"
+        named = {one_line(name): each for name, each in block.datasets.items()}
+        whole = "all"
+        while whole in named:
+            whole += " sets"
         sets: list[tuple[str, str, PairMetrics]] = [
-            ("all", kind, block),
-            *((one_line(name), f"{kind}: {name}", each) for name, each in block.datasets.items()),
+            (whole, kind, block),
+            *((name, f"{kind}: {name}", each) for name, each in named.items()),
         ]
         for config, title, measured in sets:
             for metric, label in (("accuracy", "Pairwise accuracy"), ("loss", "Mean loss")):
@@ -225,16 +265,15 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
     metadata = card_data(
         card.name, base if shared else None, metrics, adapter=adapter, tags=card.tags
     )
-    plain = f"With plain transformers{' and PEFT' if adapter else ''}:"
     text = _fill(
         "derived.md.jinja",
         metadata,
         card=card,
-        usage=Markdown(card.usage or plain),
+        usage=Markdown(card.usage) if card.usage else None,
         plaudit_version=__version__,
         base=base if shared else Path(base).name,
         base_is_hub_id=shared,
-        evaluations=evaluations(metrics) if metrics else [],
+        evaluations=highlights.ordered(metrics) if metrics else [],
         snippet=snippet("lora" if adapter else "full", card.model.text),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )

@@ -1,4 +1,4 @@
-"""Pictures of models compared on the same pairs, and of best-of-N."""
+"""Plots of models compared on the same pairs, and of best-of-N."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS: tuple[tuple[Metric, str], ...] = (
-    ("accuracy", "accuracy, 95%"),
-    ("nll", "log loss (nats), 95%"),
+    ("accuracy", "accuracy (95% CI)"),
+    ("nll", "log loss in nats (95% CI)"),
 )
 _BEST, _ALIKE, _WORSE = "best", "not significantly different from the best", "significantly worse"
 
@@ -69,12 +69,12 @@ def _metric_panel(axis: Axes, comparison: ModelComparison, metric: Metric) -> No
 
 def best_of_figure(result: BestOf, width: float = CARD_WIDTH) -> Figure:
     """Gold beside its oracle, and the proxy, over sqrt(KL), with n at the ticks."""
-    figure, (left, right) = make_figure(f"Best of n on {result.prompts:,} prompts", width, panels=2)
-    _curve(left, result, "oracle", GREEN, "grade of the best response")
-    _curve(left, result, "gold", BLUE, "grade of the model's choice")
-    left.set_ylabel("mean grade, 95%")
-    _curve(right, result, "proxy", ORANGE, "reward of the model's choice")
-    right.set_ylabel("reward − prompt's mean, 95%")
+    figure, (left, right) = make_figure(f"Best-of-n on {result.prompts:,} prompts", width, panels=2)
+    _curve(left, result, "oracle", GREEN, "oracle: grade of the best response")
+    _curve(left, result, "gold", BLUE, "gold: grade of the model's choice")
+    left.set_ylabel("mean grade (95% CI)")
+    _curve(right, result, "proxy", ORANGE, "proxy: reward of the model's choice")
+    right.set_ylabel("reward − prompt mean (95% CI)")
     ticks = result.main_points
     for axis in (left, right):
         axis.set_xticks([point.kl**0.5 for point in ticks], [str(point.n) for point in ticks])

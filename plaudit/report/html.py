@@ -19,13 +19,13 @@ from plaudit.evaluation.schema import (
     first_mistake,
     read_recorded,
 )
-from plaudit.report import pages
+from plaudit.report import highlights, pages
+from plaudit.report.card import snippet
 from plaudit.report.comparison import best_of_figure
 from plaudit.report.plots import EVALUATION_PLOTS, PAGE_WIDTH, RUN_PLOTS, Drawn, drawn_plots
 from plaudit.report.record import (
     MISTAKES_FILE,
     TEMPLATES,
-    evaluations,
     read_recalibration,
     shown_base,
     template_environment,
@@ -57,8 +57,7 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     """The whole page. Raises DataError."""
     metrics = read_recorded(folder)
     mistakes = _read_mistakes(folder) if with_texts else {}
-    # The test data first: they chose nothing.
-    blocks = evaluations(metrics)[::-1]
+    blocks = highlights.ordered(metrics)
     curves = {name: plot for name, plot in EVALUATION_PLOTS.items() if name not in IN_TABLES}
     drawn: dict[str, Iterable[Drawn]] = {
         block.dataset: drawn_plots(curves, block, PAGE_WIDTH) for block in blocks
@@ -76,7 +75,11 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         metrics=metrics,
         run=run,
         base=None if run is None else shown_base(run),
+        usage=None if run is None else snippet(run.method, run.chat_template_kind),
+        hyperparameters={} if run is None else highlights.grouped_hyperparameters(run),
         evaluations=blocks,
+        warnings=highlights.strongest_warnings(metrics),
+        steps=highlights.next_steps(metrics),
         pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
         recalibration=read_recalibration(folder),
     )
@@ -118,7 +121,17 @@ def _environment() -> Environment:
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report" / "report.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
+    for chosen in (
+        highlights.slices_to_show,
+        highlights.strongest_baseline,
+        highlights.worst_outcomes,
+    ):
+        environment.filters[chosen.__name__] = chosen
     environment.globals |= {
+        "kinds": highlights.KINDS,
+        "limitations": highlights.LIMITATIONS,
+        "titles": highlights.TITLES,
+        "truncations": highlights.TRUNCATIONS,
         # Files of the package, not data.
         "script": Markup(script),
         "script_hash": base64.b64encode(digest).decode("ascii"),

@@ -154,6 +154,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
 class Picture(NamedTuple):
     """A figure as a page shows it."""
 
+    name: str
     svg: str
     title: str
     caption: str
@@ -163,6 +164,7 @@ def inline_pictures(drawn: Iterable[Drawn], prefix: str) -> list[Picture]:
     """Figures for a page; ``prefix`` keeps those of two evaluations apart."""
     return [
         Picture(
+            name=one.name,
             title=one.figure.get_suptitle(),
             svg=inline_svg(one.figure, f"{prefix}-{one.name}", one.caption),
             caption=one.caption,

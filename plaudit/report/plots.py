@@ -98,7 +98,7 @@ def drawn_plots(
 def card_plots(metrics: RunMetrics, folder: Path) -> list[tuple[str, str]]:
     """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
     block = shown_evaluation(metrics)
-    of = "" if block is None else f" ({block.dataset} data, {block.pairs:,} pairs.)"
+    of = "" if block is None else f" ({block.dataset} set, {block.pairs:,} pairs)"
     plots: dict[str, Plot[Any]] = {**RUN_PLOTS, **EVALUATION_PLOTS}
     return [
         (name, plot.caption + (of if name in EVALUATION_PLOTS else ""))
@@ -235,17 +235,17 @@ def accuracy(metrics: RunMetrics, width: float) -> Figure | None:
     ]
     if not points or metrics.eval is None:
         return None
-    figure, (axis,) = make_figure("Accuracy on the evaluation data", width)
-    curve(axis, points, BLUE, "this model, 95% interval")
+    figure, (axis,) = make_figure("Accuracy on the evaluation set", width)
+    curve(axis, points, BLUE, "this model, 95% CI")
     known = [
         (name, one.accuracy)
         for name, one in metrics.eval.baselines.items()
         if one is not None and one.accuracy is not None
     ]
     for (name, value), (color, line) in zip(known, cycle(_BASELINE_STYLES), strict=False):
-        label = f"{words(name)}: {value:.4f}"
+        label = f"{words(name)}: {value:.3f}"
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
-    reference(axis.axhline, CHANCE._replace(label="chance: 0.5000"))
+    reference(axis.axhline, CHANCE._replace(label="chance: 0.500"))
     by_step(axis, "accuracy")
     return figure
 
@@ -261,9 +261,9 @@ def rewards(block: EvaluationMetrics, width: float) -> Figure | None:
         left.stairs(counts, reward.edges, fill=True, alpha=0.3, color=color, linewidth=0)
         left.stairs(counts, reward.edges, color=color, linewidth=1.4, label=name)
     left.set(xlabel="reward", ylabel="responses")
-    difference_histogram(right, margin.pairs, margin.edges, ("right or tied", "wrong"))
+    difference_histogram(right, margin.pairs, margin.edges, ("correct or tied", "wrong"))
     right.axvline(0, color=INK, linewidth=0.9)
-    right.set(xlabel="difference, chosen − rejected", ylabel="pairs")
+    right.set(xlabel="reward margin, chosen − rejected", ylabel="pairs")
     for axis in (left, right):
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=6)
@@ -286,7 +286,7 @@ def difference_histogram(
 def length(block: EvaluationMetrics, width: float) -> Figure | None:
     """Accuracy by how much longer the chosen response is."""
     bins = block.curves.length
-    style = Style(BLUE, "o", "95% interval")
+    style = Style(BLUE, "o", "95% CI")
     rows = [
         Row(f"{_range(entry)} ({entry.pairs:,})", entry.accuracy, entry.accuracy_ci95, style)
         for entry in bins
@@ -303,7 +303,7 @@ def length(block: EvaluationMetrics, width: float) -> Figure | None:
 def _overall(block: EvaluationMetrics) -> tuple[Reference, ...]:
     """A line at the accuracy of all pairs."""
     accuracy = block.accuracy
-    return () if accuracy is None else (Reference(accuracy, f"all pairs: {accuracy:.4f}"),)
+    return () if accuracy is None else (Reference(accuracy, f"all pairs: {accuracy:.3f}"),)
 
 
 def _range(entry: LengthBin) -> str:
@@ -318,14 +318,14 @@ def reliability(block: EvaluationMetrics, width: float) -> Figure | None:
     curves = block.curves
     if not curves.reliability:
         return None
-    figure, (axis, counts) = make_figure(
-        "Reliability: does confidence match accuracy?", width, rows=(3, 1)
+    figure, (axis, counts) = make_figure("Reliability diagram", width, rows=(3, 1))
+    axis.plot(
+        [0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect calibration"
     )
-    axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
     fitted = curves.reliability_calibrated
     for entries, ece, color, mark, label in (
         (curves.reliability, block.ece, BLUE, "o", "uncalibrated"),
-        (fitted, block.ece_calibrated, ORANGE, "s", "temperature (cross-fitted)"),
+        (fitted, block.ece_calibrated, ORANGE, "s", "fitted temperature (cross-fitted)"),
     ):
         if not entries or ece is None:
             continue
@@ -334,14 +334,18 @@ def reliability(block: EvaluationMetrics, width: float) -> Figure | None:
         ends = (e.accuracy_ci95 or (e.accuracy, e.accuracy) for e in entries)
         lows, highs = zip(*ends, strict=True)
         axis.vlines(x, lows, highs, color=color, alpha=0.3, linewidth=3)
-        text = f"{label}: ECE {ece:.4f}"
+        text = f"{label}: ECE {ece:.3f}"
         axis.plot(x, y, color=color, marker=mark, markersize=4.5, linewidth=1.5, label=text)
         pairs = [entry.pairs for entry in entries]
         counts.vlines(x, 0, pairs, color=color, alpha=0.5, linewidth=4)
         counts.plot(x, pairs, color=color, marker=mark, markersize=3.5, linestyle="none")
-    axis.set(ylabel="accuracy, 95%", xlim=(0.49, 1.01))
+    axis.set(ylabel="accuracy (95% CI)", xlim=(0.49, 1.01))
     axis.tick_params(labelbottom=False)
-    counts.set(xlabel="probability of the preferred response", ylabel="pairs", xlim=(0.49, 1.01))
+    counts.set(
+        xlabel="confidence (probability of the preferred response)",
+        ylabel="pairs",
+        xlim=(0.49, 1.01),
+    )
     counts.set_ylim(bottom=0)
     counts.locator_params(axis="y", nbins=3, integer=True)
     return figure
@@ -356,11 +360,11 @@ def risk_coverage(block: EvaluationMetrics, width: float) -> Figure | None:
     ]
     if not points:
         return None
-    figure, (axis,) = make_figure("Error rate of the most confident pairs", width)
-    curve(axis, points, BLUE, f"this model, 95% (area {block.aurc:.4f})", markersize=4)
+    figure, (axis,) = make_figure("Risk-coverage curve", width)
+    curve(axis, points, BLUE, f"this model, 95% CI (area {block.aurc:.3f})", markersize=4)
     _, overall, _ = points[-1]
-    reference(axis.axhline, Reference(overall, f"all pairs: {overall:.4f}", GREY))
-    axis.set(xlabel="share of pairs answered, most confident first", ylabel="error rate")
+    reference(axis.axhline, Reference(overall, f"all pairs: {overall:.3f}", GREY))
+    axis.set(xlabel="coverage: share of pairs, most confident first", ylabel="error rate")
     axis.set_xlim(0, 1.02)
     axis.set_ylim(bottom=0)
     return figure
@@ -436,7 +440,7 @@ def slices(block: EvaluationMetrics, width: float) -> Figure | None:
         )
         for entry in known[:_MOST_ROWS]
     ]
-    label = "accuracy, 95% (number of pairs)"
+    label = "accuracy (95% CI); number of pairs in parentheses"
     return dot_plot("Accuracy by slice", width, rows, _overall(block), xlabel=label)
 
 
@@ -450,7 +454,7 @@ def perturbations(block: EvaluationMetrics, width: float) -> Figure | None:
         if row.responses:
             ends = getattr(row, f"{rate}_ci95")
             rows.append(Row(words(row.perturbation), getattr(row, rate), ends, style))
-    label = "share of responses, 95%"
+    label = "share of responses (95% CI)"
     return dot_plot("Perturbation tests", width, rows, (CHANCE,), xlabel=label)
 
 
@@ -466,7 +470,7 @@ def bias(block: EvaluationMetrics, width: float) -> Figure | None:
         for row in block.bias.features
         if row.gap is not None and row.p is not None
     ]
-    label = "Δ accuracy, 95%: better response has more − has less (pairs)"
+    label = "gap in accuracy, more − less (95% CI)"
     return dot_plot("Feature bias", width, rows, (Reference(0, "no bias"),), xlabel=label)
 
 
@@ -518,31 +522,33 @@ def short_name(name: str, most: int = 38) -> str:
 
 
 RUN_PLOTS: dict[str, Plot[RunMetrics]] = {
-    "losses": Plot(losses, "Training and validation loss; the star marks the best checkpoint."),
+    "losses": Plot(losses, "Training and validation loss. The star marks the best checkpoint."),
     "accuracy": Plot(
-        accuracy, "Accuracy on the evaluation data with its 95% interval, and the baselines."
+        accuracy, "Accuracy on the evaluation set with its 95% CI, beside the baselines."
     ),
 }
 
 EVALUATION_PLOTS: dict[str, Plot[EvaluationMetrics]] = {
-    "rewards": Plot(rewards, "Rewards of chosen and rejected responses, and their differences."),
+    "rewards": Plot(
+        rewards, "Rewards of chosen and rejected responses, and the reward margins of the pairs."
+    ),
     "reliability": Plot(
         reliability,
-        "Accuracy by confidence, before and after the temperature, and how many pairs there are.",
+        "Accuracy by confidence, uncalibrated and with a fitted temperature, and the number of "
+        "pairs in each bin.",
     ),
     "risk_coverage": Plot(
-        risk_coverage,
-        "Share of errors when only the pairs that the model is surest of are counted.",
+        risk_coverage, "Error rate among the most confident pairs, by the share of pairs kept."
     ),
     "length": Plot(
         length,
-        "Accuracy by how many characters longer the chosen response is than the rejected one; "
-        "in brackets the number of pairs.",
+        "Accuracy by how many characters longer the chosen response is than the rejected one. "
+        "The number of pairs is in parentheses.",
     ),
     "slices": Plot(
         slices,
-        "Accuracy by slice of the data, with its 95% interval: significant ones, then the largest, "
-        f"at most {_MOST_ROWS}. Slices of few pairs are in the table alone.",
+        f"Accuracy by slice with its 95% CI: at most {_MOST_ROWS} slices, significant ones first, "
+        "then the largest. Slices with few pairs are left out.",
     ),
     "perturbations": Plot(
         perturbations,
@@ -551,8 +557,8 @@ EVALUATION_PLOTS: dict[str, Plot[EvaluationMetrics]] = {
     ),
     "bias": Plot(
         bias,
-        "What can be counted in a response, and how much the model's accuracy depends on it: "
-        "without bias the gap is zero. Features with few pairs either way are in the table alone.",
+        "Accuracy where the better response has more of a feature − accuracy where it has less. "
+        "It is zero without bias. Features with few pairs are left out.",
     ),
 }
 

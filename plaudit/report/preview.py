@@ -19,8 +19,8 @@ TEMPLATE: Final = "preview.html.jinja"
 
 SPACE, NEWLINE, TAB, PART = "·", "↵", "→", "…"
 LEGEND: Final = (
-    f"{SPACE} is a space, {NEWLINE} a line break, {TAB} a tab, {PART} a part of the character that "
-    "the next token ends"
+    f"{SPACE} is a space, {NEWLINE} a line break, {TAB} a tab, {PART} part of a character that the "
+    "next token completes"
 )
 
 
@@ -45,14 +45,14 @@ def sizes(shown: ComparisonPreview) -> str:
     sharing = "both" if count == 2 else f"all {count}"
     saved = 1 - shown.packed / shown.separate
     return (
-        f"{counted(len(shown.prefix), 'token')} that {sharing} responses share, then {branches} of "
-        f"their own: {shown.packed:,} are computed, {shown.separate:,} would be in {count} "
-        f"separate sequences ({saved:.0%} fewer)."
+        f"{counted(len(shown.prefix), 'token')} shared by {sharing} responses, then {branches} of "
+        f"their own. {shown.packed:,} tokens are computed, instead of {shown.separate:,} in "
+        f"{count} separate sequences ({saved:.0%} fewer)."
     )
 
 
 def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
-    """What happens to the comparison besides, in sentences.
+    """What else happens to the comparison, in sentences.
 
     ``unusable`` says why training drops it for its texts, in words.
     """
@@ -61,7 +61,7 @@ def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
         lines.append(f"Not encoded ({shown.reason}): {shown.detail}.")
     if shown.truncated:
         lines.append(
-            f"{shown.truncated:,} tokens of the prompt, the oldest, are cut to fit the longest "
+            f"{shown.truncated:,} tokens of the prompt, the oldest, are cut to fit the maximum "
             "length."
         )
     if unusable is not None:

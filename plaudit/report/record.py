@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
 from plaudit import __version__
 from plaudit.data.load import SourceUse
 from plaudit.errors import DataError
-from plaudit.evaluation.numbers import FORMATS
+from plaudit.evaluation.numbers import FORMATS, NOTHING, words
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     RecordedEvaluation,
@@ -62,8 +62,24 @@ def template_environment(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FORMATS, path=shown_path)
+    environment.filters.update(
+        FORMATS, path=shown_path, loss_name=loss_name, interval_method=INTERVAL_METHODS.get
+    )
     return environment
+
+
+INTERVAL_METHODS: Final[Mapping[str | None, str]] = {
+    "wilson": "Wilson",
+    "bootstrap_by_prompt": "bootstrap over prompts",
+    "wilson_over_prompts": "Wilson over prompts",
+    None: NOTHING,
+}
+"""How the interval of an accuracy was made."""
+
+
+def loss_name(loss: str) -> str:
+    """The name of a loss as papers write it."""
+    return {"bradley_terry": "Bradley-Terry"}.get(loss, words(loss))
 
 
 def read_recalibration(folder: Path) -> Recalibration | None:

@@ -163,7 +163,7 @@ def test_preview_shows_what_is_trained_on(
     text = shown[finished_run]
     assert "\x1b" not in text
     assert r"\x1b" in text
-    assert re.search(r"tokens that both responses share", text)
+    assert re.search(r"tokens shared by both responses", text)
     assert re.search(r"chosen: \d+ tokens, the scored one is \S+ \(id \d+\)", text)
     assert "[red" in text.replace("|", "")
     page = tmp_path / "page.html"

@@ -71,7 +71,7 @@ def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
     assert [path.stem for path in written] == ALL
     captions = dict(card_plots(as_record(metrics), tmp_path))
     assert list(captions) == ALL
-    assert captions["reliability"].endswith("(test data, 900 pairs.)")
+    assert captions["reliability"].endswith("(test set, 900 pairs)")
     for path in written:
         pixels = imread(path)
         assert pixels.shape[1] == 1080
@@ -94,7 +94,7 @@ def labels(figure):
 def test_the_kept_step_and_the_baselines_are_named(metrics):
     assert "best checkpoint: step 6,000, 0.5818" in labels(figures(metrics)["losses"])
     baselines = metrics["eval"]["baselines"]
-    named = {f"{name.replace('_', ' ')}: {b['accuracy']:.4f}" for name, b in baselines.items()}
+    named = {f"{name.replace('_', ' ')}: {b['accuracy']:.3f}" for name, b in baselines.items()}
     assert len(named) == 3
     assert named <= set(labels(figures(metrics)["accuracy"]))
 
@@ -255,7 +255,7 @@ def test_a_single_evaluation(metrics):
         for line in found[name].axes[0].get_lines()
     }
     # A line through one point shows its marker alone.
-    for label in ("training", "validation", "this model, 95% interval"):
+    for label in ("training", "validation", "this model, 95% CI"):
         assert len(np.asarray(lines[label].get_xdata())) == 1
         assert lines[label].get_marker() == "o"
     assert [

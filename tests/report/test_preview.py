@@ -58,8 +58,8 @@ def test_sizes_and_standings_in_words() -> None:
     assert SHOWN.packed == 7
     assert SHOWN.separate == 10
     assert sizes(SHOWN) == (
-        "3 tokens that both responses share, then 2 + 2 of their own: 7 are computed, 10 would be "
-        "in 2 separate sequences (30% fewer)."
+        "3 tokens shared by both responses, then 2 + 2 of their own. 7 tokens are computed, "
+        "instead of 10 in 2 separate sequences (30% fewer)."
     )
     assert [standing(SHOWN, at) for at in (0, 1)] == ["Chosen", "Rejected"]
     one = ComparisonPreview(id="", where="w", grades=(), branches=((token("a"),),))

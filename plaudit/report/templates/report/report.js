@@ -166,16 +166,15 @@
   addEventListener("resize", fit);
   document.addEventListener("toggle", fit, true);
 
-  // Parts are closed at first. On a wide screen those of the first data are open, on paper all.
+  // Parts are collapsed at first. On a wide screen some are open, on paper all.
   const folds = [...document.querySelectorAll(".fold")];
   if (matchMedia("(min-width: 60rem)").matches) {
-    const first = document.querySelector(".evaluation");
-    for (const fold of folds) fold.open = fold.closest(".evaluation") === first;
+    for (const fold of folds) fold.open = "wide" in fold.dataset;
   }
   addEventListener("beforeprint", () => { for (const fold of folds) fold.open = true; });
   const reveal = () => {
-    const fold = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest(".fold");
-    if (fold) fold.open = true;
+    let part = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (; part; part = part.parentElement) if (part.matches(".fold")) part.open = true;
   };
   addEventListener("hashchange", reveal);
   reveal();
