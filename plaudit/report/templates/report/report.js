@@ -114,7 +114,7 @@
     button.addEventListener("click", () => {
       all = true;
       show();
-      // The button goes; who came by keyboard goes on with what it showed.
+      // The button is hidden: keyboard focus moves to the first row that it showed.
       const next = list.children[MOST];
       next.tabIndex = -1;
       next.focus({ preventScroll: true });
