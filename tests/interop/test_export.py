@@ -352,7 +352,7 @@ def test_rows_to_check_with(finished_run: Path, tmp_path: Path) -> None:
     done = export(moved, "merged", tmp_path / "c", ExportOptions(check=None))
     assert done.parity is None
     assert json.loads((tmp_path / "c" / "export.json").read_text())["checked"] is False
-    assert "It was not checked" in (tmp_path / "c" / "README.md").read_text()
+    assert "was not checked" in (tmp_path / "c" / "README.md").read_text()
 
 
 def test_openrlhfs_own_text_rule_is_compared(finished_run: Path, tmp_path: Path) -> None:
