@@ -370,12 +370,19 @@ def _endpoints(protocol: Protocol) -> str:
 
 
 def _json_block(value: Any) -> str:
-    """JSON with one key a line, as far as its lines are short."""
+    return f"```json\n{_folded(value)}\n```"
+
+
+def _folded(value: Any, indent: str = "") -> str:
+    """JSON on one line if it fits, else with an element a line."""
     text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping) and len(text) > 88:
-        lines = (f"  {json.dumps(key)}: {json.dumps(one)}" for key, one in value.items())
-        text = "{\n" + ",\n".join(lines) + "\n}"
-    return f"```json\n{text}\n```"
+    if len(indent + text) <= 88 or not isinstance(value, (Mapping, list)):
+        return text
+    inner = indent + "  "
+    if isinstance(value, Mapping):
+        parts = [f"{inner}{json.dumps(key)}: {_folded(one, inner)}" for key, one in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + _folded(one, inner) for one in value) + f"\n{indent}]"
 
 
 def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from plaudit.serving.served_model import open_served
 from plaudit.serving.settings import ModelSource, ServerSettings
 
 TARGET = Path(__file__).resolve().parent / "http_examples.json"
-OTHERS = ("/v1/models", "/v1/models/rm", "/health", "/ready")
+OTHERS = ("/v1/models",)
 
 
 def rounded(value: Any) -> Any:
@@ -40,7 +40,7 @@ def record(model: Path) -> dict[str, Any]:
     settings = ServerSettings(models=(source,), port=0)
     engine = Engine(settings, [open_served(source, settings)])
     responses: dict[str, Any] = {}
-    with TestClient(build_app(engine)) as client:
+    with TestClient(build_app(engine), base_url="http://localhost") as client:
         for protocol in PROTOCOLS.values():
             reply = client.request(
                 protocol.methods[0], protocol.paths[0], json=dict(protocol.example)
