@@ -127,8 +127,10 @@ def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
             limitations=highlights.LIMITATIONS,
             kinds=highlights.KINDS,
             truncations=highlights.TRUNCATIONS,
+            most=highlights.MOST_ROWS,
         )
     )
+    body = re.sub(r"\n{3,}", "\n\n", body)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
@@ -171,15 +173,14 @@ def card_data(
 
 
 def eval_results(metrics: RunMetrics) -> list[EvalResult]:
-    """Accuracy and loss of every evaluation, and of every named set of it.
+    """Accuracy of every evaluation, and of every named set of it.
 
-    Results of one task, dataset, config, split and revision are merged by ``huggingface_hub``
-    whatever their names are, so each set has a config of its own, and the whole evaluation one
-    that no set has.
+    ``huggingface_hub`` merges results of one task, dataset, config, split and revision, so each set
+    has a config of its own, and the whole evaluation one that no set has.
     """
     from huggingface_hub import EvalResult
 
-    results = []
+    results: list[EvalResult] = []
     for block in evaluations(metrics):
         kind = block.dataset
         ids = hub_datasets(metrics, kind)
@@ -192,23 +193,19 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
             (whole, kind, block),
             *((name, f"{kind}: {name}", each) for name, each in named.items()),
         ]
-        for config, title, measured in sets:
-            for metric, label in (("accuracy", "Pairwise accuracy"), ("loss", "Mean loss")):
-                if (value := getattr(measured, metric)) is None:
-                    continue
-                results.append(
-                    EvalResult(
-                        task_type="text-classification",
-                        task_name="Preference comparison",
-                        dataset_type=origin,
-                        dataset_name=one_line(title),
-                        dataset_config=config,
-                        dataset_split=kind,
-                        metric_type=metric,
-                        metric_name=label,
-                        metric_value=value,
-                    )
-                )
+        results += [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=origin,
+                dataset_name=one_line(title),
+                dataset_config=config,
+                dataset_split=kind,
+                metric_type="accuracy",
+                metric_value=measured.accuracy,
+            )
+            for config, title, measured in sets
+            if measured.accuracy is not None
+        ]
     return results
 
 

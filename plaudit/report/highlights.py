@@ -28,10 +28,8 @@ INTENDED_USE: Final = (
 )
 NOT_EVALUATED: Final = "No data were held out, so nothing is known of the accuracy of this model."
 MOST_WARNINGS: Final = 3
-MOST_ROWS: Final = 5
+MOST_ROWS: Final = 3
 """Rows of a table in the card; the report has all of them."""
-MOST_SLICES: Final = 3
-"""Slices with lower accuracy in the card."""
 MOST_OUTCOMES: Final = 2
 """Perturbations of a kind in the card."""
 MOST_EVALUATIONS: Final = 8
@@ -147,7 +145,7 @@ def strongest_biases(block: EvaluationMetrics) -> list[FeatureBias]:
 
 def weakest_slices(block: EvaluationMetrics) -> list[Slice]:
     """The slices with significantly lower accuracy than the other pairs, lowest first."""
-    return [row for row in slices_to_show(block) if _below(row, block)][:MOST_SLICES]
+    return [row for row in slices_to_show(block) if _below(row, block)][:MOST_ROWS]
 
 
 def slices_to_show(block: EvaluationMetrics) -> list[Slice]:
