@@ -104,7 +104,7 @@ def test_perturbations_for_english_leave_other_languages_alone_and_are_counted(
     made = [json.loads(line) for line in out.read_text().splitlines()]
     of_german = [row for row in made if row["chosen"] == german]
     assert [german.startswith(row["rejected"]) for row in of_german] == [True]
-    assert "languages of the rows: en 1, de 1, unknown 1" in said.err
+    assert "languages: en 1, de 1, unknown 1" in said.err
     assert "empty_politeness skipped: language 1" in said.err
 
 

@@ -30,7 +30,7 @@ _PHRASES: Final[dict[str, list[str]]] = _WORDS["phrases"]
 
 
 def other_text(text: str, generator: Random, context: Context) -> str | None:
-    """A right answer to another question, of about the same length."""
+    """Replace the response with a right answer to another question, of about the same length."""
     others = context.others
     at = bisect_left(others, (len(text), text), key=lambda other: (len(other), other))
     # Forty neighbours by length: near enough to hide the length, enough of them to vary.
@@ -40,7 +40,7 @@ def other_text(text: str, generator: Random, context: Context) -> str | None:
 
 
 def other_language(text: str, generator: Random, context: Context) -> str | None:
-    """Two to four sentences that say nothing, in a language that is not the text's.
+    """Replace the response with two to four sentences without content in another language.
 
     German, French, Spanish, Italian, Portuguese and Dutch; the sentences are fixed.
     """
@@ -66,7 +66,7 @@ _IDLE: Final[dict[str, list[str]]] = _WORDS["idle_sentences"]
 
 
 def reversed_meaning(text: str, generator: Random, context: Context) -> str | None:
-    """One word or phrase turned into its opposite; failing that, the leading verb negated."""
+    """Turn one word or phrase into its opposite, or if there is none, negate the leading verb."""
     # "ı" and "ſ" count as i and s where case does not, and stand in no word of the table.
     sites = [site for site in OPPOSITE.finditer(text) if _plain(site.group()) in OPPOSITES]
     if sites:
@@ -86,7 +86,7 @@ def _plain(phrase: str) -> str:
 
 
 def changed_value(text: str, generator: Random, context: Context) -> str | None:
-    """One number or name replaced, wherever it stands, by another of the same shape."""
+    """Replace one number or name, at every place, by another of the same shape."""
     patterns = {**SHAPES, "number": NUMBER}
     sites = {shape: list(dict.fromkeys(found.findall(text))) for shape, found in patterns.items()}
     shapes = sorted(shape for shape in sites if sites[shape])
@@ -112,7 +112,7 @@ def _any_of(phrases: Iterable[str]) -> str:
 
 
 def contradiction(text: str, generator: Random, context: Context) -> str | None:
-    """One of its sentences said again in reverse, at the end."""
+    """Add the opposite of one of the sentences at the end."""
     sentences = SENTENCE_END.split(text.strip())
     for sentence in generator.sample(sentences, len(sentences)):
         opposite = reversed_meaning(sentence, generator, context)
@@ -128,7 +128,7 @@ def contradiction(text: str, generator: Random, context: Context) -> str | None:
 
 
 def changed_number(text: str, generator: Random, context: Context) -> str | None:
-    """One number, in digits or as a word up to twelve, replaced by another wherever it stands."""
+    """Replace one number, in digits or as a word up to twelve, by another at every place."""
     digits = list(dict.fromkeys(NUMBER.findall(text)))
     words = list(dict.fromkeys(_NUMBER_WORD.findall(text)))
     if not digits and not words:
@@ -147,7 +147,7 @@ _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
 
 
 def changed_unit(text: str, generator: Random, context: Context) -> str | None:
-    """The unit behind one number replaced by another of the same quantity."""
+    """Replace the unit of one number by another unit of the same quantity."""
     sites = list(_MEASURE.finditer(text))
     if not sites:
         return None
@@ -177,7 +177,7 @@ _MEASURE = re.compile(
 
 
 def swapped_entities(text: str, generator: Random, context: Context) -> str | None:
-    """Two names change places; a month, weekday, country or city alone becomes another one.
+    """Swap two names, or replace a single month, weekday, country or city by another.
 
     Names are words with a capital inside a sentence, alone or in a row, so mostly those of English.
     """
@@ -211,7 +211,7 @@ _KINDS: Final[list[list[str]]] = _WORDS["kinds_of_names"]
 
 
 def dropped_words(text: str, generator: Random, context: Context) -> str | None:
-    """A fifth of the words gone, at least one, from random places."""
+    """Remove a fifth of the words, at least one, at random places."""
     pieces = pieces_of(text)
     return None if len(pieces) < 4 else _some_dropped(pieces, 5, generator)
 
@@ -223,7 +223,7 @@ def _some_dropped(pieces: Sequence[tuple[str, str]], share: int, generator: Rand
 
 
 def shuffled_words(text: str, generator: Random, context: Context) -> str | None:
-    """The words of one half of the text, wherever it begins, in another order."""
+    """Shuffle the words of half of the text, from a random place on."""
     pieces = pieces_of(text)
     size = max(3, len(pieces) // 2)
     if len(pieces) < size:
@@ -240,7 +240,7 @@ def shuffled_words(text: str, generator: Random, context: Context) -> str | None
 
 
 def repeated_phrase(text: str, generator: Random, context: Context) -> str | None:
-    """A phrase of two to six words said twice or three times in a row."""
+    """Repeat a phrase of two to six words once or twice."""
     pieces = pieces_of(text)
     if len(pieces) < 2:
         return None
@@ -252,7 +252,7 @@ def repeated_phrase(text: str, generator: Random, context: Context) -> str | Non
 
 
 def truncation(text: str, generator: Random, context: Context) -> str | None:
-    """The text broken off inside a sentence, after a third to four fifths of its words."""
+    """Cut the text off inside a sentence, after a third to four fifths of its words."""
     pieces = pieces_of(text)
     if len(pieces) < 4:
         return None
@@ -263,13 +263,13 @@ def truncation(text: str, generator: Random, context: Context) -> str | None:
 
 
 def dropped_sentence(text: str, generator: Random, context: Context) -> str | None:
-    """A third of the sentences gone, at least one, never all."""
+    """Remove a third of the sentences, at least one and never all."""
     sentences = spaced_sentences(text)
     return None if len(sentences) < 2 else _some_dropped(sentences, 3, generator)
 
 
 def shuffled_sentences(text: str, generator: Random, context: Context) -> str | None:
-    """The same sentences in another order."""
+    """Shuffle the sentences."""
     sentences = spaced_sentences(text)
     said = [sentence for sentence, _ in sentences]
     if len(set(said)) < 2:
@@ -285,7 +285,7 @@ def shuffled_sentences(text: str, generator: Random, context: Context) -> str | 
 
 
 def misspelling(text: str, generator: Random, context: Context) -> str | None:
-    """A typing mistake in one word of eight, at least one, in words of four letters or more."""
+    """Misspell one in eight of the words of four letters or more, at least one."""
     sites = list(re.finditer(r"[A-Za-z]{4,}", text))
     if not sites:
         return None
@@ -317,7 +317,7 @@ _KEYBOARD: Final[dict[str, str]] = {
 
 
 def verbose_filler(text: str, generator: Random, context: Context) -> str | None:
-    """One to three sentences that say nothing, between the sentences or around them."""
+    """Add one to three sentences without content, between the others or around them."""
     text = text.strip()
     if not text:
         return None
@@ -333,7 +333,7 @@ def verbose_filler(text: str, generator: Random, context: Context) -> str | None
 
 
 def formatting_noise(text: str, generator: Random, context: Context) -> str | None:
-    """One stray piece of markup in ten words, at least two, opened and never closed."""
+    """Add stray markup to one in ten words, at least two."""
     pieces = pieces_of(text)
     if not pieces:
         return None
@@ -346,7 +346,7 @@ def formatting_noise(text: str, generator: Random, context: Context) -> str | No
 
 
 def empty_politeness(text: str, generator: Random, context: Context) -> str | None:
-    """Thanks and good wishes before and behind the answer."""
+    """Add thanks and good wishes before and after the answer."""
     if not text.strip():
         return None
     thanks, wishes = generator.choice(_PHRASES["thanks"]), generator.choice(_PHRASES["wishes"])

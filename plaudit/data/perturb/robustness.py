@@ -48,34 +48,34 @@ def _swapped(text: str, pattern: str, marks: str) -> str | None:
 
 
 def double_spaces(text: str, generator: Random, context: Context) -> str | None:
-    """Two spaces between sentences in place of one."""
+    """Put two spaces between sentences in place of one."""
     return _substituted(text, r"(?<=[.!?]) (?=\S)", "  ")
 
 
 def final_newline(text: str, generator: Random, context: Context) -> str | None:
-    """A line break at the end more, or where there is one, none."""
+    """Add a line break at the end, or remove it if there is one."""
     if not text.strip():
         return None
     return text.rstrip("\n") if text.endswith("\n") else f"{text}\n"
 
 
 def blank_lines(text: str, generator: Random, context: Context) -> str | None:
-    """Two blank lines between paragraphs in place of one."""
+    """Put two blank lines between paragraphs in place of one."""
     return _substituted(text, r"(?<=\S)\n\n(?=\S)", "\n\n\n")
 
 
 def bullet_style(text: str, generator: Random, context: Context) -> str | None:
-    """Dashes of a bullet list as asterisks, and asterisks as dashes."""
+    """Turn dashes of a bullet list into asterisks, and asterisks into dashes."""
     return _swapped(text, r"(?m)^[ \t]*[-*][ \t]+(?=\S)", "-*")
 
 
 def number_style(text: str, generator: Random, context: Context) -> str | None:
-    """Numbers of a list with a bracket in place of a dot, and a dot in place of a bracket."""
+    """Put a bracket in place of the dot after list numbers, and a dot in place of a bracket."""
     return _swapped(text, r"(?m)^[ \t]*\d{1,3}[.)][ \t]+(?=\S)", ".)")
 
 
 def heading_case(text: str, generator: Random, context: Context) -> str | None:
-    """Words of headings with a capital, or where all have one, without (but the first)."""
+    """Capitalise the words of headings, or if all are capitalised, only the first."""
 
     def recased(match: re.Match[str]) -> str:
         mark, words = match[1], match[2]
@@ -89,12 +89,12 @@ def heading_case(text: str, generator: Random, context: Context) -> str | None:
 
 
 def bold_style(text: str, generator: Random, context: Context) -> str | None:
-    """Bold between underscores in place of asterisks."""
+    """Mark bold text with underscores in place of asterisks."""
     return _substituted(text, r"(?<![\w*])\*\*(?=\S)([^*\n_]*\S)\*\*(?![\w*])", r"__\1__")
 
 
 def quote_style(text: str, generator: Random, context: Context) -> str | None:
-    """Straight quotation marks and apostrophes curled, or where there are curled ones, straight."""
+    """Curl straight quotation marks and apostrophes, or straighten curled ones."""
 
     def straight(part: str) -> str:
         return part.translate(_STRAIGHT)
@@ -110,7 +110,7 @@ _STRAIGHT: Final = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"
 
 
 def contractions(text: str, generator: Random, context: Context) -> str | None:
-    """English contractions written out, or where there are none, "not" contracted."""
+    """Write out English contractions, or if there are none, contract "not"."""
     return _substituted(text, _CONTRACTED, partial(_recase, _LONG)) or _substituted(
         text, _WRITTEN_OUT, partial(_recase, _SHORT)
     )
@@ -130,7 +130,7 @@ def _recase(table: dict[str, str], match: re.Match[str]) -> str:
 
 
 def list_order(text: str, generator: Random, context: Context) -> str | None:
-    """Items of a bullet list in another order, where no item refers to another.
+    """Shuffle the items of a bullet list if no item refers to another.
 
     A list is left alone if it is numbered, has items inside items or of several lines, or if an
     item speaks of an order or of another one ("then", "finally", "the above").
@@ -162,7 +162,7 @@ _LEANS = re.compile(
 
 
 def wrapped_lines(text: str, generator: Random, context: Context) -> str | None:
-    """Long lines of running text broken at 72 characters, which Markdown shows as before."""
+    """Wrap long lines of running text at 72 characters, which Markdown renders the same."""
 
     def wrapped(match: re.Match[str]) -> str:
         *lines, last = _broken(match.group())
@@ -188,40 +188,40 @@ def _broken(line: str) -> list[str]:
 
 
 def empty(text: str, generator: Random, context: Context) -> str | None:
-    """Nothing at all."""
+    """Replace the response with an empty text."""
     return ""
 
 
 def echo(text: str, generator: Random, context: Context) -> str | None:
-    """The prompt said back."""
+    """Replace the response with the prompt."""
     return context.prompt or None
 
 
 def refuse(text: str, generator: Random, context: Context) -> str | None:
-    """A refusal of everything."""
+    """Replace the response with a refusal."""
     return generator.choice(_PHRASES["refusals"])
 
 
 def promise(text: str, generator: Random, context: Context) -> str | None:
-    """An answer to anything that says nothing."""
+    """Replace the response with a promise of help that answers nothing."""
     return generator.choice(_PHRASES["promises"])
 
 
 def repetition(text: str, generator: Random, context: Context) -> str | None:
-    """The response three times over."""
+    """Give the response three times."""
     return "\n\n".join([text] * 3)
 
 
 def flattery(text: str, generator: Random, context: Context) -> str | None:
-    """Praise for whoever asks, before the response."""
+    """Praise the user before the response."""
     return f"{generator.choice(_PHRASES['flatteries'])} {text}"
 
 
 def self_praise(text: str, generator: Random, context: Context) -> str | None:
-    """Praise for the response, behind it."""
+    """Praise the response after it."""
     return f"{text}\n\n{generator.choice(_PHRASES['self_praises'])}"
 
 
 def sure(text: str, generator: Random, context: Context) -> str | None:
-    """An eager word before the response."""
+    """Add an eager phrase before the response."""
     return f"{generator.choice(_PHRASES['eager'])} {text}"
