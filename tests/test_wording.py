@@ -24,6 +24,7 @@ PAGES = [
 TEMPLATES = [
     path for ending in ("jinja", "html", "js", "yaml") for path in PACKAGE.rglob(f"*.{ending}")
 ]
+TEMPLATES += [PACKAGE / "recipe" / name for name in ("hf_keys.json", "names.json")]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

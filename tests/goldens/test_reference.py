@@ -23,5 +23,5 @@ def test_reference_pages_are_up_to_date(page: str) -> None:
 
 def test_recorded_responses_have_the_shapes_of_their_protocols() -> None:
     recorded = json.loads((ROOT / "scripts" / "http_examples.json").read_text(encoding="utf-8"))
-    for name in PROTOCOLS.keys() & recorded.keys():
-        TypeAdapter(PROTOCOLS[name].response).validate_python(recorded[name])
+    for name, protocol in PROTOCOLS.items():
+        TypeAdapter(protocol.response).validate_python(recorded[name])
