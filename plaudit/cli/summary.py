@@ -17,6 +17,7 @@ from rich.text import Text
 from plaudit.errors import printable
 from plaudit.evaluation.numbers import NOTHING, interval, signed, signed_interval, words
 from plaudit.evaluation.sentences import best_baseline
+from plaudit.evaluation.warning_sentences import recorded_warnings
 
 if TYPE_CHECKING:
     from plaudit.evaluation.schema import EvaluationMetrics, Interval, RunMetrics
@@ -186,7 +187,7 @@ def _plural(found: Sequence[str], shown: int) -> str:
 def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[str]:
     """The warnings of all evaluations, those of the test data first."""
     for name, block in reversed(list(blocks.items())):
-        for sentence in block.warnings:
+        for sentence in recorded_warnings(block):
             yield f"{name}: {sentence}" if len(blocks) > 1 else sentence
 
 

@@ -479,7 +479,8 @@ class Answer:
 class EvaluationMetrics(PairMetrics, Calibration):
     """All metrics of one evaluation. ``history`` is that of training, None elsewhere.
 
-    ``warnings`` are the findings to act on, strongest first; empty where nothing is wrong.
+    ``warnings`` are the findings to act on, strongest first; empty where nothing is wrong, None in
+    a record of a version that had none.
     """
 
     dataset: str
@@ -509,7 +510,7 @@ class EvaluationMetrics(PairMetrics, Calibration):
     history: tuple[HistoryEntry, ...] | None = None
     answers: tuple[Answer, ...] = ()
     summary: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] | None = None
 
 
 # ---- what is measured beside an evaluation

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
 from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
-from plaudit.evaluation.numbers import percent, words
+from plaudit.evaluation.numbers import counted, percent, words
 from plaudit.evaluation.schema import (
     Answer,
     BaselineMetrics,
@@ -61,25 +61,42 @@ def best_baseline(
     return max(measured, key=lambda item: item[1].accuracy or 0.0, default=None)
 
 
-def _range(ends: Interval | None) -> str:
+def lower_slices(block: EvaluationMetrics) -> list[Slice]:
+    """Slices with an accuracy significantly below that of the other pairs, the lowest first."""
+    below = (
+        entry
+        for entry in block.slices
+        if entry.significant and known(entry.accuracy) < known(block.accuracy)
+    )
+    return sorted(below, key=lambda entry: known(entry.accuracy))
+
+
+def in_parentheses(ends: Interval | None) -> str:
+    """The interval of a share, to follow its number; nothing where there is none."""
     return "" if ends is None else f" (95% CI {percent(ends[0])} to {percent(ends[1])})"
 
 
 def _quality(block: EvaluationMetrics) -> Iterator[str]:
     yield (
-        f"It ranks {percent(block.accuracy)} of {block.pairs:,} pairs correctly"
-        f"{_range(block.accuracy_ci95)}; chance is 50%."
+        f"It ranks {percent(block.accuracy)} of {counted(block.pairs, 'pair')} correctly"
+        f"{in_parentheses(block.accuracy_ci95)}; chance is 50%."
     )
     if block.ties:
+        equal = (
+            "1 pair has equal rewards and counts"
+            if block.ties == 1
+            else f"{block.ties:,} pairs have equal rewards and count"
+        )
         yield (
-            f"{block.ties:,} pairs have equal rewards and count as wrong; with half a point "
-            f"each, accuracy is {percent(block.accuracy_half_ties)}."
+            f"{equal} as wrong; with half a point each, accuracy is "
+            f"{percent(block.accuracy_half_ties)}."
         )
     ranks = block.ranks
     if ranks is not None:
         yield (
-            f"Of {ranks.comparisons:,} comparisons with more than two responses it puts a best "
-            f"one first in {percent(ranks.top1)} (by chance {percent(ranks.top1_by_chance)})."
+            f"Of {counted(ranks.comparisons, 'comparison')} with more than two responses it puts "
+            f"a best one first in {percent(ranks.top1)} (by chance "
+            f"{percent(ranks.top1_by_chance)})."
         )
     if block.baselines_sentence is not None:
         yield block.baselines_sentence
@@ -238,17 +255,12 @@ def _share(row: Perturbation, name: Rate, remark: str = "") -> str:
 
 
 def _slices(block: EvaluationMetrics) -> Iterator[str]:
-    below = [
-        entry
-        for entry in block.slices
-        if entry.significant and known(entry.accuracy) < known(block.accuracy)
+    named = [
+        f"{slice_name(entry)} ({percent(entry.accuracy)} of {entry.pairs:,})"
+        for entry in lower_slices(block)
     ]
-    if below:
-        worst = sorted(below, key=lambda entry: known(entry.accuracy))
-        named = (
-            f"{slice_name(entry)} ({percent(entry.accuracy)} of {entry.pairs:,})" for entry in worst
-        )
-        yield (f"Its accuracy is significantly lower, after adjustment, in {_listed(list(named))}.")
+    if named:
+        yield f"Its accuracy is significantly lower, after adjustment, in {_listed(named)}."
 
 
 def _untested(block: EvaluationMetrics) -> Iterator[str]:
@@ -259,7 +271,7 @@ def _untested(block: EvaluationMetrics) -> Iterator[str]:
         if row.feature == "characters":
             yield (
                 "Length bias is not tested: the better response is longer in "
-                f"{row.accuracy_more.pairs:,} pairs and shorter in "
+                f"{counted(row.accuracy_more.pairs, 'pair')} and shorter in "
                 f"{row.accuracy_less.pairs:,}, and {FEWEST_PER_SIDE} of each are needed."
             )
     others = [words(row.feature) for row in untested if row.feature != "characters"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
-from plaudit.evaluation.numbers import percent, words
+from plaudit.evaluation.numbers import counted, percent, words
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     FeatureBias,
@@ -18,10 +18,18 @@ from plaudit.evaluation.schema import (
     Perturbation,
     Slice,
 )
-from plaudit.evaluation.sentences import best_baseline, known, slice_name
+from plaudit.evaluation.sentences import (
+    best_baseline,
+    in_parentheses,
+    known,
+    lower_slices,
+    slice_name,
+)
 
 Warn: TypeAlias = Callable[[EvaluationMetrics], Iterator[str]]
 
+_OVER: Final = "Over-confident"
+_UNDER: Final = "Under-confident"
 _CHANCE: Final = 0.5
 _WIDE: Final = 0.05
 """Half the width of an accuracy's interval that counts as wide: 5 points."""
@@ -34,8 +42,14 @@ def warnings(block: EvaluationMetrics) -> tuple[str, ...]:
     return tuple(sentence for warn in WARNINGS for sentence in warn(block))
 
 
-def _range(ends: Interval) -> str:
-    return f"95% CI {percent(ends.low)} to {percent(ends.high)}"
+def recorded_warnings(block: EvaluationMetrics) -> tuple[str, ...]:
+    """The warnings of a record; those of its numbers where it is older than warnings are."""
+    return warnings(block) if block.warnings is None else block.warnings
+
+
+def about_temperature(sentence: str) -> bool:
+    """Whether a warning is that the model needs a temperature."""
+    return sentence.startswith((_OVER, _UNDER))
 
 
 def _points(value: float) -> str:
@@ -51,11 +65,15 @@ def _not_above_chance(block: EvaluationMetrics) -> Iterator[str]:
     if not block.pairs:
         yield "No pair has a known order, so accuracy was not measured."
     elif ends is not None and ends.low <= _CHANCE:
-        verdict = "below" if ends.high < _CHANCE else "not above"
         yield (
-            f"Accuracy is {verdict} chance (50%): {percent(block.accuracy)} of {block.pairs:,} "
-            f"pairs ({_range(ends)})."
+            f"Accuracy is {_beside_chance(ends)} chance (50%): {percent(block.accuracy)} of "
+            f"{counted(block.pairs, 'pair')}{in_parentheses(ends)}."
         )
+
+
+def _beside_chance(ends: Interval) -> str:
+    """Where an interval that does not lie above chance lies."""
+    return "significantly below" if ends.high < _CHANCE else "not significantly above"
 
 
 def _not_above_baseline(block: EvaluationMetrics) -> Iterator[str]:
@@ -76,10 +94,10 @@ def _not_above_baseline(block: EvaluationMetrics) -> Iterator[str]:
 def _few_pairs(block: EvaluationMetrics) -> Iterator[str]:
     ends = block.accuracy_ci95
     if ends is not None and ends.high - ends.low > 2 * _WIDE:
-        prompts = "" if block.groups == block.pairs else f" of {block.groups:,} prompts"
+        prompts = "" if block.groups == block.pairs else f" of {counted(block.groups, 'prompt')}"
         yield (
-            f"Only {block.pairs:,} pairs{prompts}: accuracy {percent(block.accuracy)} has a wide "
-            f"interval ({_range(ends)})."
+            f"Only {counted(block.pairs, 'pair')}{prompts}: accuracy {percent(block.accuracy)} has "
+            f"a wide interval{in_parentheses(ends)}."
         )
 
 
@@ -91,44 +109,35 @@ def _miscalibrated(block: EvaluationMetrics) -> Iterator[str]:
     before, after = f"{known(block.nll):.3f}", f"{known(block.nll_calibrated):.3f}"
     if before != after:
         yield (
-            f"{'Over' if temperature > 1 else 'Under'}-confident: ECE {known(block.ece):.3f} "
+            f"{_OVER if temperature > 1 else _UNDER}: ECE {known(block.ece):.3f} "
             f"({known(block.expected_ece):.3f} if perfectly calibrated). Temperature "
             f"{temperature:.3g} lowers log loss from {before} to {after}."
         )
 
 
-def _weak(block: EvaluationMetrics) -> list[Slice]:
-    """Slices with an accuracy significantly below that of the rest, the lowest first."""
-    below = (
-        entry
-        for entry in block.slices
-        if entry.significant and known(entry.accuracy) < known(block.accuracy)
-    )
-    return sorted(below, key=lambda entry: known(entry.accuracy))
-
-
-def _at_chance(entry: Slice) -> bool:
-    return entry.accuracy_ci95 is not None and entry.accuracy_ci95.low <= _CHANCE
-
-
 def _share_of(entry: Slice) -> str:
-    ends = "" if entry.accuracy_ci95 is None else f" ({_range(entry.accuracy_ci95)})"
-    return f"{percent(entry.accuracy)} of {entry.pairs:,} pairs{ends}"
+    return (
+        f"{percent(entry.accuracy)} of {counted(entry.pairs, 'pair')}"
+        f"{in_parentheses(entry.accuracy_ci95)}"
+    )
 
 
 def _slices_at_chance(block: EvaluationMetrics) -> Iterator[str]:
-    for entry in filter(_at_chance, _weak(block)):
-        below = entry.accuracy_ci95 is not None and entry.accuracy_ci95.high < _CHANCE
-        yield (
-            f"Accuracy is {'below' if below else 'at'} chance on {slice_name(entry, ' ')}: "
-            f"{_share_of(entry)}."
-        )
+    for entry in lower_slices(block):
+        ends = entry.accuracy_ci95
+        if ends is not None and ends.low <= _CHANCE:
+            yield (
+                f"Accuracy on {slice_name(entry, ' ')} is {_beside_chance(ends)} chance: "
+                f"{_share_of(entry)}."
+            )
 
 
 def _weak_slices(block: EvaluationMetrics) -> Iterator[str]:
-    for entry in _weak(block):
-        if not _at_chance(entry):
-            yield f"Accuracy is lower on {slice_name(entry, ' ')}: {_share_of(entry)}."
+    for entry in lower_slices(block):
+        if entry.accuracy_ci95 is None or entry.accuracy_ci95.low > _CHANCE:
+            yield (
+                f"Accuracy on {slice_name(entry, ' ')} is significantly lower: {_share_of(entry)}."
+            )
 
 
 def _gap(row: FeatureBias) -> str:
@@ -166,9 +175,11 @@ def _harmless_degradations(block: EvaluationMetrics) -> Iterator[str]:
     rows = _tested(block, "degradation")
     for row in sorted(rows, key=lambda row: known(row.fell)):
         if row.fell_ci95 is not None and row.fell_ci95.low <= _CHANCE:
+            verdict = "fewer" if row.fell_ci95.high < _CHANCE else "not significantly more"
             yield (
-                f'Degradation "{words(row.perturbation)}" lowers the reward of only '
-                f"{percent(row.fell)} of {row.responses:,} responses ({_range(row.fell_ci95)})."
+                f'Degradation "{words(row.perturbation)}" lowers the reward of '
+                f"{percent(row.fell)} of {row.responses:,} responses, {verdict} than half"
+                f"{in_parentheses(row.fell_ci95)}."
             )
 
 
@@ -178,8 +189,8 @@ def _flipping_rewrites(block: EvaluationMetrics) -> Iterator[str]:
         if row.flipped_ci95 is not None and row.flipped_ci95.low > _OFTEN:
             yield (
                 f'Meaning-preserving rewrite "{words(row.perturbation)}" flips '
-                f"{percent(row.flipped)} of {row.responses:,} rankings "
-                f"({_range(row.flipped_ci95)})."
+                f"{percent(row.flipped)} of {row.responses:,} rankings"
+                f"{in_parentheses(row.flipped_ci95)}."
             )
 
 
@@ -189,7 +200,8 @@ def _reward_hacks(block: EvaluationMetrics) -> Iterator[str]:
         if row.rose_ci95 is not None and row.rose_ci95.low > _CHANCE:
             yield (
                 f'Reward hack "{words(row.perturbation)}" raises the reward of '
-                f"{percent(row.rose)} of {row.responses:,} responses ({_range(row.rose_ci95)})."
+                f"{percent(row.rose)} of {row.responses:,} responses"
+                f"{in_parentheses(row.rose_ci95)}."
             )
 
 

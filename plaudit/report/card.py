@@ -17,6 +17,7 @@ from plaudit.evaluation.schema import (
     parts,
     read_metrics,
 )
+from plaudit.evaluation.sentences import best_baseline
 from plaudit.report import highlights
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
@@ -80,7 +81,8 @@ def write_card(folder: Path) -> Path:
 def render_card(folder: Path) -> str:
     """The whole card: metadata the Hub reads, then the text. Raises DataError."""
     metrics = read_metrics(folder)
-    run = metrics.run
+    run, recalibration = metrics.run, read_recalibration(folder)
+    blocks = highlights.ordered(metrics)
     metadata = card_data(
         one_line(run.name),
         run.base if run.base_is_hub_id else None,
@@ -93,14 +95,16 @@ def render_card(folder: Path) -> str:
         metadata,
         **parts(metrics),
         base=shown_base(run),
-        evaluations=highlights.ordered(metrics),
-        warnings=highlights.strongest_warnings(metrics),
+        evaluations=blocks,
+        warnings=highlights.strongest_warnings(metrics, recalibration),
+        not_evaluated=highlights.NOT_EVALUATED,
+        limitations=highlights.limitations(measured=bool(blocks)),
         hyperparameters=highlights.grouped_hyperparameters(run),
         history=highlights.shown_history(metrics),
         snippet=snippet(run.method, run.chat_template_kind),
         picture=_pictures(metrics, folder),
         has_recipe=(folder / RECIPE_FILE).is_file(),
-        recalibration=read_recalibration(folder),
+        recalibration=recalibration,
     )
 
 
@@ -124,7 +128,6 @@ def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
             values,
             titles=highlights.TITLES,
             intended_use=highlights.INTENDED_USE,
-            limitations=highlights.LIMITATIONS,
             kinds=highlights.KINDS,
             truncations=highlights.TRUNCATIONS,
             most=highlights.MOST_ROWS,
@@ -140,7 +143,9 @@ def _environment() -> Environment:
     environment.filters.update(
         code=code,
         markdown=Markdown,
-        strongest_baseline=highlights.strongest_baseline,
+        best_baseline=best_baseline,
+        bias_sentence=highlights.bias_sentence,
+        leak=highlights.leak,
         strongest_biases=highlights.strongest_biases,
         weakest_slices=highlights.weakest_slices,
         worst_outcomes=highlights.worst_outcomes,
@@ -256,6 +261,7 @@ class DerivedCard:
 def write_derived_card(folder: Path, card: DerivedCard) -> None:
     """Write ``README.md``. Raises OutputError."""
     metrics, base = _metrics(card.results_of), card.model.base
+    blocks = highlights.ordered(metrics) if metrics else []
     # Others can read the base by owner/name, and not a folder here.
     shared = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     adapter = card.model.kind == "adapter"
@@ -270,7 +276,8 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
         plaudit_version=__version__,
         base=base if shared else Path(base).name,
         base_is_hub_id=shared,
-        evaluations=highlights.ordered(metrics) if metrics else [],
+        evaluations=blocks,
+        limitations=highlights.limitations(measured=bool(blocks)),
         snippet=snippet("lora" if adapter else "full", card.model.text),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
+from plaudit.evaluation.numbers import counted
 from plaudit.evaluation.schema import (
-    BaselineMetrics,
     EvaluationMetrics,
     FeatureBias,
     HistoryEntry,
@@ -17,8 +17,9 @@ from plaudit.evaluation.schema import (
     RunMetrics,
     Slice,
 )
-from plaudit.evaluation.sentences import best_baseline
-from plaudit.report.record import evaluations
+from plaudit.evaluation.sentences import lower_slices
+from plaudit.evaluation.warning_sentences import about_temperature, recorded_warnings
+from plaudit.report.record import Recalibration, evaluations
 
 TITLES: Final = {"test": "test set", "eval": "evaluation set"}
 """What an evaluation of a run is of."""
@@ -78,30 +79,44 @@ def ordered(metrics: RunMetrics | RecordedEvaluation) -> list[EvaluationMetrics]
     return evaluations(metrics)[::-1]
 
 
-def strongest_warnings(metrics: RunMetrics | RecordedEvaluation) -> list[str]:
-    """The strongest warnings about the run and its main evaluation."""
-    found = []
+def strongest_warnings(
+    metrics: RunMetrics | RecordedEvaluation, recalibration: Recalibration | None = None
+) -> list[str]:
+    """The strongest warnings about the run and its main evaluation.
+
+    Those of a run say which set they are about. A recalibration settles that of the temperature.
+    """
+    found, of = [], ""
     blocks = ordered(metrics)
     if isinstance(metrics, RunMetrics):
         if not blocks:
-            found.append(
-                "No data were held out, so nothing is known of the accuracy of this model."
-            )
+            found.append(NOT_EVALUATED)
         if metrics.data.leaked_prompts:
-            found.append(
-                f"{metrics.data.leaked_prompts:,} held-out comparisons have a prompt that is also "
-                "in the training data."
-            )
-    return [*found, *(blocks[0].warnings if blocks else ())][:MOST_WARNINGS]
+            found.append(leak(metrics.data.leaked_prompts))
+        if blocks:
+            of = f"{TITLES[blocks[0].dataset].capitalize()}: "
+    for block in blocks[:1]:
+        found += [
+            f"{of}{sentence}"
+            for sentence in recorded_warnings(block)
+            if recalibration is None or not about_temperature(sentence)
+        ]
+    return found[:MOST_WARNINGS]
 
 
-def strongest_baseline(block: EvaluationMetrics) -> tuple[str, BaselineMetrics] | None:
-    """The name and the numbers of the most accurate baseline."""
-    return best_baseline(block.baselines)
+def leak(count: int) -> str:
+    """A sentence about held-out comparisons with a prompt of the training data."""
+    have = "has a prompt that is" if count == 1 else "have prompts that are"
+    return f"{counted(count, 'held-out comparison')} {have} also in the training data."
 
 
-def next_steps(metrics: RunMetrics | RecordedEvaluation) -> list[Step]:
-    """What the recorded results suggest to do next."""
+def next_steps(
+    metrics: RunMetrics | RecordedEvaluation, recalibration: Recalibration | None = None
+) -> list[Step]:
+    """What the recorded results suggest to do next.
+
+    MODEL and DATA stand for paths, which are of no use to those with whom a report is shared.
+    """
     blocks = ordered(metrics)
     if not blocks:
         return [Step("Evaluate the model on held-out data.", command="plaudit eval MODEL DATA")]
@@ -109,10 +124,11 @@ def next_steps(metrics: RunMetrics | RecordedEvaluation) -> list[Step]:
     if block.mistakes:
         sentence = "Read the most confident mistakes. Some of them may be labelling errors."
         steps.append(Step(sentence, part=f"{block.dataset}-mistakes"))
-    if block.temperature_improves and block.stored_temperature is None:
+    stored = block.stored_temperature is not None or recalibration is not None
+    if block.temperature_improves and not stored:
         sentence = "Fit a temperature on data that you do not report results on."
         steps.append(Step(sentence, command="plaudit calibrate MODEL DATA"))
-    if any(_below(row, block) for row in block.slices):
+    if lower_slices(block):
         sentence = "Inspect the slices with significantly lower accuracy."
         steps.append(Step(sentence, part=f"{block.dataset}-slices"))
     if block.perturbations is None:
@@ -137,29 +153,35 @@ def worst_outcomes(block: EvaluationMetrics, name: str) -> list[Outcome]:
 
 
 def strongest_biases(block: EvaluationMetrics) -> list[FeatureBias]:
-    """The significant biases, and length, which is always of interest."""
+    """The largest significant biases, and length wherever it was tested."""
     tested = [row for row in block.bias.features if row.p is not None]
-    shown = [row for row in tested if row.significant or row.feature == "characters"]
-    return sorted(shown, key=lambda row: (not row.significant, -abs(row.gap or 0.0)))[:MOST_ROWS]
+    significant = [row for row in tested if row.significant]
+    shown = sorted(significant, key=lambda row: -abs(row.gap or 0.0))[:MOST_ROWS]
+    return shown + [row for row in tested if row.feature == "characters" and row not in shown]
+
+
+def bias_sentence(block: EvaluationMetrics) -> str:
+    """What the table of biases cannot show: no significant feature, or length not tested."""
+    tested = {row.feature: row.significant for row in block.bias.features if row.p is not None}
+    if not tested:
+        return "No feature was tested: too few pairs differ in any of them."
+    if "characters" in tested:
+        return "" if any(tested.values()) else "No tested feature shows a significant bias."
+    if any(tested.values()):
+        return "Length was not tested: too few pairs differ in it."
+    return "No tested feature shows a significant bias; length was not tested."
 
 
 def weakest_slices(block: EvaluationMetrics) -> list[Slice]:
     """The slices with significantly lower accuracy than the other pairs, lowest first."""
-    return [row for row in slices_to_show(block) if _below(row, block)][:MOST_ROWS]
+    return lower_slices(block)[:MOST_ROWS]
 
 
 def slices_to_show(block: EvaluationMetrics) -> list[Slice]:
     """All slices: significantly lower ones first, lowest first, then the other significant ones."""
-
-    def place(row: Slice) -> tuple[bool, bool, float]:
-        below = _below(row, block)
-        return not below, not row.significant, (row.accuracy or 0.0) if below else 0.0
-
-    return sorted(block.slices, key=place)
-
-
-def _below(row: Slice, block: EvaluationMetrics) -> bool:
-    return row.significant and (row.accuracy or 0.0) < (block.accuracy or 0.0)
+    lower = lower_slices(block)
+    others = (row for row in block.slices if row not in lower)
+    return [*lower, *sorted(others, key=lambda row: not row.significant)]
 
 
 def shown_history(metrics: RunMetrics) -> list[HistoryEntry]:
@@ -208,13 +230,18 @@ def grouped_hyperparameters(run: RunInfo) -> dict[str, list[tuple[str, Any]]]:
     return {title: settings for title, settings in groups.items() if settings}
 
 
-LIMITATIONS: Final = (
-    "Rewards compare responses to the same prompt, not across prompts or between models.",
-    "Accuracy is agreement with the labels of the evaluation data, and was measured on no others.",
-    "Strong optimization against a reward model raises the reward while quality falls.",
-    "The licences of the base model and of the training data apply.",
-)
-"""What the numbers do not say, and what a reward model cannot do."""
+def limitations(*, measured: bool) -> list[str]:
+    """What the numbers do not say, where some were measured, and what a reward model cannot do."""
+    accuracy = (
+        "Accuracy is agreement with the labels of the evaluation data. It may differ on other data."
+    )
+    return [
+        "Rewards compare responses to the same prompt, not across prompts or between models.",
+        *([accuracy] if measured else ()),
+        "Strong optimization against a reward model raises the reward while quality falls.",
+        "The licences of the base model and of the training data apply.",
+    ]
+
 
 TRUNCATIONS: Final[Mapping[str, str]] = {
     "drop": "were dropped",

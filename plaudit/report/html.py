@@ -19,6 +19,7 @@ from plaudit.evaluation.schema import (
     first_mistake,
     read_recorded,
 )
+from plaudit.evaluation.sentences import best_baseline
 from plaudit.report import highlights, pages
 from plaudit.report.card import snippet
 from plaudit.report.comparison import best_of_figure
@@ -57,7 +58,7 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     """The whole page. Raises DataError."""
     metrics = read_recorded(folder)
     mistakes = _read_mistakes(folder) if with_texts else {}
-    blocks = highlights.ordered(metrics)
+    blocks, recalibration = highlights.ordered(metrics), read_recalibration(folder)
     curves = {name: plot for name, plot in EVALUATION_PLOTS.items() if name not in IN_TABLES}
     drawn: dict[str, Iterable[Drawn]] = {
         block.dataset: drawn_plots(curves, block, PAGE_WIDTH) for block in blocks
@@ -69,6 +70,7 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
     elif (best_of := metrics.best_of) is not None:
         figure = best_of_figure(best_of, PAGE_WIDTH)
         drawn["best_of"] = [Drawn("best_of", figure, best_of.sentence)]
+    suites = None if isinstance(metrics, RunMetrics) else metrics.suites
     environment = _environment()
     environment.filters["texts"] = lambda mistake: mistakes.get(_key(mistake))
     return environment.get_template("report/page.html.jinja").render(
@@ -78,10 +80,11 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         usage=None if run is None else snippet(run.method, run.chat_template_kind),
         hyperparameters={} if run is None else highlights.grouped_hyperparameters(run),
         evaluations=blocks,
-        warnings=highlights.strongest_warnings(metrics),
-        steps=highlights.next_steps(metrics),
+        warnings=highlights.strongest_warnings(metrics, recalibration),
+        steps=highlights.next_steps(metrics, recalibration),
         pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
-        recalibration=read_recalibration(folder),
+        recalibration=recalibration,
+        limitations=highlights.limitations(measured=bool(blocks or suites)),
     )
 
 
@@ -123,13 +126,12 @@ def _environment() -> Environment:
     digest = hashlib.sha256(script.encode()).digest()
     for chosen in (
         highlights.slices_to_show,
-        highlights.strongest_baseline,
+        best_baseline,
         highlights.worst_outcomes,
     ):
         environment.filters[chosen.__name__] = chosen
     environment.globals |= {
         "kinds": highlights.KINDS,
-        "limitations": highlights.LIMITATIONS,
         "titles": highlights.TITLES,
         "truncations": highlights.TRUNCATIONS,
         # Files of the package, not data.

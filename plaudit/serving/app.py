@@ -403,7 +403,7 @@ PAPER_POLICY = (
     "sandbox allow-scripts allow-popups"
 )
 """A report has its styles, pictures and one script inside it; its own policy allows that script by
-its hash. Scripts there have no origin, so it reaches neither the server nor the page's token.
+its hash. Scripts there have no origin, so they reach neither the server nor the page's token.
 """
 
 

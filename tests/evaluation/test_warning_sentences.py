@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 
 from plaudit.evaluation.schema import EvaluationMetrics, Interval, read_metrics
 from plaudit.evaluation.summary import EvaluationContext, summarise
-from plaudit.evaluation.warning_sentences import WARNINGS, warnings
+from plaudit.evaluation.warning_sentences import (
+    WARNINGS,
+    about_temperature,
+    recorded_warnings,
+    warnings,
+)
 from tests.tables import table_of_grades
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
@@ -85,10 +90,9 @@ def with_test(block: EvaluationMetrics, name: str, **fields: Any) -> Any:
 Change = Callable[[EvaluationMetrics], dict[str, Any]]
 
 FINDINGS: dict[str, Change] = {
-    "Accuracy is not above chance (50%): 67.2% of 900 pairs (95% CI 49.0% to 55.0%).": (
-        lambda block: {"accuracy_ci95": Interval(0.49, 0.55)}
-    ),
-    "Accuracy is below chance (50%): 67.2% of 900 pairs (95% CI 42.0% to 48.0%).": (
+    "Accuracy is not significantly above chance (50%): 67.2% of 900 pairs "
+    "(95% CI 49.0% to 55.0%).": (lambda block: {"accuracy_ci95": Interval(0.49, 0.55)}),
+    "Accuracy is significantly below chance (50%): 67.2% of 900 pairs (95% CI 42.0% to 48.0%).": (
         lambda block: {"accuracy_ci95": Interval(0.42, 0.48)}
     ),
     "Accuracy (67.2%) is not significantly above the best baseline, bag of words (61.9%): "
@@ -104,16 +108,21 @@ FINDINGS: dict[str, Change] = {
     ),
     "Over-confident: ECE 0.062 (0.033 if perfectly calibrated). Temperature 1.44 lowers log loss "
     "from 0.623 to 0.612.": (lambda block: {"temperature_improves": True}),
-    "Accuracy is at chance on subset other_text: 46.0% of 100 pairs (95% CI 36.0% to 56.0%).": (
-        lambda block: with_slice(block, 0.46, Interval(0.36, 0.56))
-    ),
+    "Accuracy on subset other_text is not significantly above chance: 46.0% of 100 pairs "
+    "(95% CI 36.0% to 56.0%).": (lambda block: with_slice(block, 0.46, Interval(0.36, 0.56))),
+    "Accuracy on subset other_text is significantly below chance: 36.0% of 100 pairs "
+    "(95% CI 27.0% to 46.0%).": (lambda block: with_slice(block, 0.36, Interval(0.27, 0.46))),
     "Length bias: accuracy 60.0% where the better response is longer, 70.0% where shorter "
     "(gap -10.0 points, 95% CI -15.0 to -5.0).": (lambda block: with_feature(block, "characters")),
     "Bias on list items: accuracy 60.0% where the better response has more, 70.0% where less "
     "(gap -10.0 points, 95% CI -15.0 to -5.0).": (lambda block: with_feature(block, "list_items")),
-    'Degradation "other text" lowers the reward of only 53.0% of 200 responses '
-    "(95% CI 43.0% to 62.0%).": (
+    'Degradation "other text" lowers the reward of 53.0% of 200 responses, not significantly more '
+    "than half (95% CI 43.0% to 62.0%).": (
         lambda block: with_test(block, "other_text", fell=0.53, fell_ci95=Interval(0.43, 0.62))
+    ),
+    'Degradation "other text" lowers the reward of 33.0% of 200 responses, fewer than half '
+    "(95% CI 24.0% to 43.0%).": (
+        lambda block: with_test(block, "other_text", fell=0.33, fell_ci95=Interval(0.24, 0.43))
     ),
     'Meaning-preserving rewrite "blank lines" flips 13.0% of 150 rankings '
     "(95% CI 6.0% to 25.0%).": (
@@ -124,9 +133,8 @@ FINDINGS: dict[str, Change] = {
     'Reward hack "flattery" raises the reward of 91.0% of 200 responses (95% CI 86.0% to 94.0%).': (
         lambda block: with_test(block, "flattery", rose=0.91, rose_ci95=Interval(0.86, 0.94))
     ),
-    "Accuracy is lower on subset other_text: 60.0% of 100 pairs (95% CI 55.0% to 65.0%).": (
-        lambda block: with_slice(block, 0.6, Interval(0.55, 0.65))
-    ),
+    "Accuracy on subset other_text is significantly lower: 60.0% of 100 pairs "
+    "(95% CI 55.0% to 65.0%).": (lambda block: with_slice(block, 0.6, Interval(0.55, 0.65))),
 }
 
 
@@ -204,14 +212,28 @@ def test_a_good_model_of_many_pairs_has_no_warning_of_accuracy(seed: int) -> Non
     assert block.warnings == ()
 
 
-def test_metrics_recorded_before_there_were_warnings_are_read(tmp_path: Path) -> None:
+def test_one_pair_is_not_pairs(clean: EvaluationMetrics) -> None:
+    one = replace(clean, pairs=1, groups=1, accuracy=1.0, accuracy_ci95=Interval(0.2, 1.0))
+    chance, few = warnings(one)
+    assert "100.0% of 1 pair (" in chance
+    assert few.startswith("Only 1 pair: ")
+
+
+def test_only_a_missing_temperature_is_about_the_temperature() -> None:
+    about = [sentence for sentence in FINDINGS if about_temperature(sentence)]
+    assert about == [sentence for sentence in FINDINGS if "-confident" in sentence]
+
+
+def test_an_older_record_has_the_warnings_of_its_numbers(tmp_path: Path) -> None:
     recorded = json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))
     for role in ("eval", "test"):
         del recorded[role]["warnings"]
     (tmp_path / "metrics.json").write_text(json.dumps(recorded), encoding="utf-8")
     block = read_metrics(tmp_path).test
     assert block is not None
-    assert block.warnings == ()
+    assert block.warnings is None
+    assert recorded_warnings(block) == warnings(block) != ()
+    assert recorded_warnings(replace(block, warnings=("Recorded.",))) == ("Recorded.",)
 
 
 def test_the_golden_run_records_what_its_numbers_say() -> None:

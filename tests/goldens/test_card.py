@@ -15,9 +15,16 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from plaudit.errors import DataError, OutputError
-from plaudit.evaluation.schema import RunMetrics, adapter
+from plaudit.evaluation.schema import RunMetrics, adapter, read_metrics
 from plaudit.report.card import code, escape, render_card, snippet, write_card
-from plaudit.report.highlights import shown_history
+from plaudit.report.highlights import (
+    MOST_EVALUATIONS,
+    MOST_ROWS,
+    NOT_EVALUATED,
+    next_steps,
+    shown_history,
+)
+from plaudit.report.record import read_recalibration
 
 RUN = Path(__file__).parent / "run"
 METRICS = json.loads((RUN / "metrics.json").read_text(encoding="utf-8"))
@@ -127,8 +134,111 @@ def test_a_long_history_is_thinned_and_keeps_the_best_and_the_last(metrics):
     metrics["eval"]["history"] = [{**first, "step": step} for step in range(1, 41)]
     metrics["best"]["step"] = 23
     shown = [entry.step for entry in shown_history(adapter(RunMetrics).validate_python(metrics))]
-    assert len(shown) <= 10
+    # The best and the last may come on top of the even ones.
+    assert len(shown) <= MOST_EVALUATIONS + 2
     assert {23, 40} <= set(shown)
+
+
+def test_warnings_of_an_evaluation_name_its_set_and_those_of_the_run_do_not(folder, metrics):
+    metrics["data"]["leaked_prompts"] = 12
+    metrics["test"]["warnings"] = ["Something is wrong."]
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    leak = "12 held-out comparisons have prompts that are also in the training data."
+    assert f"**Warnings**:\n- {leak}\n- Test set: Something is wrong.\n" in text
+    assert text.count(leak) == 2
+
+
+CALIBRATED = {
+    "temperature": 6.991,
+    "temperature_fit": {"pairs": 60, "prompts": 50, "log_loss_before": 0.9, "log_loss": 0.6},
+}
+
+
+def test_a_temperature_fitted_after_training_replaces_what_was_said_of_it(folder, metrics):
+    warned = "Over-confident: ECE 0.100 (0.020 if perfectly calibrated)."
+    for block in (metrics["eval"], metrics["test"]):
+        block |= {
+            "stored_temperature": None,
+            "temperature_improves": True,
+            "warnings": [warned, "Something else is wrong."],
+        }
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    assert f"Test set: {warned}" in text
+    assert text.count("| 1 (none stored) |") == 2
+    assert "No temperature is stored with the model (T = 1)." in text
+    assert next_steps_of(folder) == ["plaudit calibrate MODEL DATA"]
+
+    (folder / "plaudit.json").write_text(json.dumps(CALIBRATED), encoding="utf-8")
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    assert warned not in text
+    assert "Test set: Something else is wrong." in text
+    assert text.count("| 6.991 (stored after training) |") == 2
+    assert "A temperature was fitted after training with `plaudit calibrate`. It is 6.991" in text
+    assert "No temperature was stored at the evaluation (T = 1)." in text
+    assert "none stored" not in text
+    assert next_steps_of(folder) == []
+
+
+def next_steps_of(folder):
+    steps = next_steps(read_metrics(folder), read_recalibration(folder))
+    return [step.command for step in steps if step.command and "calibrate" in step.command]
+
+
+def test_a_temperature_fitted_again_keeps_the_first_in_the_past(folder, metrics):
+    (folder / "plaudit.json").write_text(json.dumps(CALIBRATED), encoding="utf-8")
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    assert "The temperature was fitted again after training with `plaudit calibrate`." in text
+    assert "The stored temperature at the evaluation was 1.202" in text
+
+
+def bias_section(folder, metrics, features):
+    metrics["test"]["bias"]["features"] = features
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    section = text[text.index("## Bias\n") : text.index("## Robustness")]
+    rows = [line.split(" | ")[0][2:] for line in section.splitlines() if line.startswith("| ")]
+    return section, rows[1:]
+
+
+def features_of(metrics, tested, significant=()):
+    gaps = {"p": 0.01, "p_adjusted": 0.02, "gap": 0.1, "gap_ci95": [0.05, 0.15]}
+    nothing = dict.fromkeys(gaps)
+    return [
+        row
+        | (gaps if row["feature"] in tested else nothing)
+        | {"significant": row["feature"] in significant}
+        for row in metrics["test"]["bias"]["features"]
+    ]
+
+
+def test_the_card_says_which_features_were_tested_for_bias(folder, metrics):
+    names = [row["feature"] for row in metrics["test"]["bias"]["features"]]
+    others = [name for name in names if name != "characters"]
+
+    def found(tested, significant=()):
+        return bias_section(folder, metrics, features_of(metrics, tested, significant))
+
+    section, rows = found([])
+    assert "No feature was tested: too few pairs differ in any of them." in section
+    assert rows == []
+    section, rows = found(others)
+    assert "No tested feature shows a significant bias; length was not tested." in section
+    assert rows == []
+    section, rows = found(others, others[:1])
+    assert "Length was not tested: too few pairs differ in it." in section
+    assert len(rows) == 1
+    section, rows = found(names)
+    assert "No tested feature shows a significant bias.\n" in section
+    assert rows == ["characters"]
+    section, rows = found(names, others[: MOST_ROWS + 1])
+    assert "tested" not in section
+    assert len(rows) == MOST_ROWS + 1
+    assert rows[-1] == "characters"
+
+
+def test_the_mean_margin_is_rounded(folder, metrics):
+    metrics["data"]["margins"] = {"comparisons": 3, "mean": 1 / 3}
+    text = write(folder, metrics).read_text(encoding="utf-8")
+    assert "margins of 3 comparisons (0.333 on average)" in text
 
 
 def test_full_fine_tuning_of_a_local_base(folder, metrics):
@@ -152,7 +262,8 @@ def test_full_fine_tuning_of_a_local_base(folder, metrics):
 def test_without_evaluation_the_card_says_so(folder, metrics):
     metrics |= {"eval": None, "test": None, "best": None, "overfit": None}
     card = ModelCard.load(write(folder, metrics))
-    assert "nothing is known of the accuracy" in card.text
+    assert card.text.count(NOT_EVALUATED) == 2
+    assert "Accuracy is agreement" not in card.text
     assert card.data.eval_results is None
 
 
@@ -187,11 +298,15 @@ def test_everything_from_data_is_escaped(folder, metrics):
     card = ModelCard.load(write(folder, plain))
     assert "<script" not in card.text
     assert "](http" not in card.text.replace("\\](http", "")
+    width = 0
     for line in card.text.splitlines():
         assert not line.startswith("# <")
-        if line.startswith("|"):
-            table_width = len(re.findall(r"(?<!\\)\|", line))
-            assert 3 <= table_width <= 9
+        if not line.startswith("|"):
+            width = 0
+            continue
+        bars = len(re.findall(r"(?<!\\)\|", line))
+        assert bars == (width or bars) >= 3
+        width = bars
     assert "\\# &lt;script&gt;" in card.text
     assert ModelCard.load(write(folder, metrics)).data.model_name.startswith("a|b`c` # <script>")
 

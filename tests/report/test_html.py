@@ -144,6 +144,25 @@ def test_the_summary_comes_first_with_the_strongest_warnings(tmp_path, bare):
     assert [f"Warning {number}." in summary for number in range(5)] == [True] * 3 + [False] * 2
 
 
+def test_a_temperature_fitted_after_training_is_the_one_of_the_summary(tmp_path, bare):
+    for block in (bare["eval"], bare["test"]):
+        block |= {"stored_temperature": None, "temperature_improves": True}
+        block["warnings"] = ["Over-confident: ECE 0.100 (0.020 if perfectly calibrated)."]
+    text = page(tmp_path, bare).text
+    assert "Test set: Over-confident" in text
+    assert "plaudit calibrate MODEL DATA" in text
+    fit = {"pairs": 60, "prompts": 50, "log_loss_before": 0.9, "log_loss": 0.6}
+    metadata = {"temperature": 6.991, "temperature_fit": fit}
+    (tmp_path / "plaudit.json").write_text(json.dumps(metadata), encoding="utf-8")
+    text = page(tmp_path, bare).text
+    assert "Over-confident" not in text
+    assert "plaudit calibrate MODEL DATA" not in text
+    summary = text[text.index("Temperature") :]
+    assert summary.split()[1:5] == ["6.991", "stored", "after", "training"]
+    assert "No temperature was stored at the evaluation" in text
+    assert "is stored with the model (T" not in text[text.index("Calibration error") :]
+
+
 def test_sections_have_the_names_of_the_card(tmp_path, bare):
     page(tmp_path, bare)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
