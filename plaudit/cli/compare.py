@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli import options
-from plaudit.cli.help import EVALUATION, OUTPUT
+from plaudit.cli.help import OUTPUT
 from plaudit.evaluation.compare import p_value
-from plaudit.evaluation.numbers import probability
+from plaudit.evaluation.numbers import counted, metric, probability
 from plaudit.evaluation.schema import Metric
 
 if TYPE_CHECKING:
@@ -37,16 +37,7 @@ def compare(
             help="Write comparison.json and comparison.png to this folder.",
         ),
     ] = None,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            metavar="X",
-            min=0.0001,
-            max=0.5,
-            rich_help_panel=EVALUATION,
-            help="Significance level (alpha).",
-        ),
-    ] = 0.05,
+    alpha: options.Alpha = 0.05,
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
@@ -98,7 +89,9 @@ def coverage(result: ComparisonResult) -> str:
     data = result.data
     others = []
     if data.use is not None:
-        others += [f"{count:,} rows {reason}" for reason, count in data.use.dropped.items()]
+        others += [
+            f"{counted(count, 'row')} {reason}" for reason, count in data.use.dropped.items()
+        ]
     for name, reasons in data.skipped.items():
         others += [f"{count:,} {reason} for {name}" for reason, count in reasons.items()]
     if len(data.skipped) < len(result.models):
@@ -128,13 +121,13 @@ def models_table(result: ComparisonResult) -> Table:
     return table
 
 
-def against_best(result: ComparisonResult, metric: Metric, name: str) -> str:
+def against_best(result: ComparisonResult, by: Metric, name: str) -> str:
     """The corrected p-value of a model against the best one, which itself is marked ``best``."""
-    best = result.best.by(metric).name
+    best = result.best.by(by).name
     if name == best:
         return "best"
     (pair,) = (pair for pair in result.model_pairs if {pair.a, pair.b} == {name, best})
-    return probability(pair.test(metric).p_holm)
+    return probability(pair.test(by).p_holm)
 
 
 def notes(result: ComparisonResult) -> list[str]:
@@ -147,8 +140,8 @@ def notes(result: ComparisonResult) -> list[str]:
             f"Pairs ranked correctly: {agreement.both_right:,} by both, "
             f"{agreement.only_a_right:,} only by {pair.a}, {agreement.only_b_right:,} only by "
             f"{pair.b}, {agreement.both_wrong:,} by neither (Cohen's kappa "
-            f"{_short(agreement.kappa)}, correlation of reward differences "
-            f"{_short(agreement.pearson)})."
+            f"{metric(agreement.kappa)}, correlation of reward differences "
+            f"{metric(agreement.pearson)})."
         )
     lines += slice_lines(result)
     if result.data.use is not None:
@@ -172,12 +165,8 @@ def slice_lines(result: ComparisonResult) -> list[str]:
         line = f"Slices where {best} and another model differ in accuracy: {', '.join(names)} "
         return [line + f"({len(differ)} of {len(result.slices)} tests, corrected)."]
     return [
-        f"  {entry.column} {entry.value}: {entry.a} {entry.accuracy_a:.4f}, "
-        f"{entry.b} {entry.accuracy_b:.4f} on {entry.pairs:,} pairs, corrected "
+        f"  {entry.column} {entry.value}: {entry.a} {metric(entry.accuracy_a)}, "
+        f"{entry.b} {metric(entry.accuracy_b)} on {counted(entry.pairs, 'pair')}, corrected "
         f"{p_value(entry.p_holm)}"
         for entry in differ
     ]
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

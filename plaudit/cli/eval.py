@@ -10,7 +10,7 @@ import typer
 from plaudit.cli import options
 from plaudit.cli.help import DATA, EVALUATION, OUTPUT
 from plaudit.errors import DataError
-from plaudit.evaluation.numbers import percent_interval
+from plaudit.evaluation.numbers import counted, percent_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,16 +74,7 @@ def evaluate(
             help="Metric that --baseline tests: accuracy or nll (log loss). Default: both.",
         ),
     ] = None,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            metavar="X",
-            min=0.0001,
-            max=0.5,
-            rich_help_panel=EVALUATION,
-            help="Significance level (alpha) of --baseline.",
-        ),
-    ] = 0.05,
+    alpha: options.Alpha = 0.05,
     perturbation_tests: Annotated[
         int,
         typer.Option(
@@ -178,7 +169,7 @@ def show(console: Console, result: Evaluation, out: Path | None, *, verbose: boo
 
 def data_lines(data: DataUse) -> list[str]:
     """The rows that were skipped, and the columns that were not read."""
-    skipped = [f"Data: {data.used:,} rows used{data.skipped}"] if data.skipped else []
+    skipped = [f"Data: {counted(data.used, 'row')} used{data.skipped}"] if data.skipped else []
     return [*skipped, *data.unread_lines]
 
 

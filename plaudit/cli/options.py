@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from plaudit.cli.help import CHECK, DATA, MODEL, OUTPUT, TRAINING
+from plaudit.cli.help import CHECK, DATA, EVALUATION, MODEL, OUTPUT, TRAINING
 from plaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,6 +101,16 @@ TrustRemoteCode: TypeAlias = Annotated[
         "--trust-remote-code",
         rich_help_panel=MODEL,
         help="Allow code that comes with the model to run.",
+    ),
+]
+Alpha: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        min=0.0001,
+        max=0.5,
+        rich_help_panel=EVALUATION,
+        help="Significance level (alpha) of the paired tests.",
     ),
 ]
 Set: TypeAlias = Annotated[

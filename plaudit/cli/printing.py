@@ -17,8 +17,10 @@ from rich.text import Text
 
 from plaudit.errors import printable
 from plaudit.evaluation.numbers import (
+    counted,
     fraction,
     interval,
+    metric,
     probability,
     signed,
     signed_interval,
@@ -126,7 +128,10 @@ def wrapping(heading: str) -> Column:
 
 
 def show_run_details(console: Console, metrics: RunMetrics) -> None:
-    """A run in full: training results, all sentences and tables of its evaluations, overfitting."""
+    """A run in full: training results, all sentences and tables of its evaluations.
+
+    The verdict on overfitting comes last, except where it is a finding of the summary.
+    """
     if metrics.eval is not None:
         step = None if metrics.best is None else metrics.best.step
         console.print()
@@ -135,7 +140,7 @@ def show_run_details(console: Console, metrics: RunMetrics) -> None:
     for block in (metrics.eval, metrics.test):
         if block:
             show_evaluation(console, block)
-    if metrics.overfit is not None:
+    if metrics.overfit is not None and metrics.overfit.verdict != "overfit":
         console.print(metrics.overfit.sentence, highlight=False, markup=False)
 
 
@@ -155,40 +160,32 @@ def history_table(history: Sequence[HistoryEntry], best_step: int | None) -> Tab
     return table
 
 
-def show_evaluation(console: Console, block: EvaluationMetrics, *, skipped: str = "") -> None:
+def show_evaluation(console: Console, block: EvaluationMetrics) -> None:
     """An evaluation in plain words, then all its tables. Every number is a recorded one."""
-    show_words(console, block, skipped=skipped)
+    print_lines(console, [_headline(block)])
+    console.print(_points([*block.summary, *block.perturbation_notes]))
+    console.print()
     slices = [entry for entry in block.slices if entry.pairs < block.pairs]
-    perturbed = _perturbations(block.perturbations)
-    tables = (_bias(block.bias.features), perturbed, _slices(slices))
-    _show_tables(console, tables)
+    tables = (
+        _baselines(block),
+        _probabilities(block),
+        _bias(block.bias.features),
+        _perturbations(block.perturbations),
+        _slices(slices),
+    )
+    for table in tables:
+        if table.row_count:
+            console.print(Padding(table, (0, 0, 1, 2)))
 
 
-def _headline(block: EvaluationMetrics, skipped: str) -> str:
+def _headline(block: EvaluationMetrics) -> str:
     """The accuracy, and what it was measured on."""
     chose = " (this data chose the checkpoint)" if block.chose_checkpoint else ""
     return (
         f"{block.dataset}: accuracy {with_interval(block.accuracy, block.accuracy_ci95)} on "
-        f"{block.pairs:,} pairs of {block.groups:,} prompts{chose}{skipped}; loss "
+        f"{counted(block.pairs, 'pair')} of {counted(block.groups, 'prompt')}{chose}; loss "
         f"{fraction(block.loss)}"
     )
-
-
-def show_words(console: Console, block: EvaluationMetrics, *, skipped: str = "") -> None:
-    """An evaluation in plain words, and how it stands beside the baselines.
-
-    ``skipped`` says which rows the counts of the first line leave out.
-    """
-    print_lines(console, [_headline(block, skipped)])
-    console.print(_points([*block.summary, *block.perturbation_notes]))
-    console.print()
-    _show_tables(console, (_baselines(block), _probabilities(block)))
-
-
-def _show_tables(console: Console, tables: Iterable[Table]) -> None:
-    for table in tables:
-        if table.row_count:
-            console.print(Padding(table, (0, 0, 1, 2)))
 
 
 def _points(sentences: Sequence[str]) -> Table:
@@ -202,14 +199,14 @@ def _points(sentences: Sequence[str]) -> Table:
 def _baselines(block: EvaluationMetrics) -> Table:
     table = results_table("baseline", "accuracy", "95% CI", "Δ accuracy", "95% CI")
     if block.pairs:
-        table.add_row("this model", fraction(block.accuracy), interval(block.accuracy_ci95, 3))
+        table.add_row("this model", metric(block.accuracy), interval(block.accuracy_ci95, 3))
     for name, baseline in block.baselines.items():
         if baseline is None:
             table.add_row(words(name), "not fitted")
         else:
             table.add_row(
                 words(name),
-                fraction(baseline.accuracy),
+                metric(baseline.accuracy),
                 interval(baseline.accuracy_ci95, 3),
                 signed(baseline.delta_accuracy, 3),
                 signed_interval(baseline.delta_accuracy_ci95, 3),
@@ -243,8 +240,8 @@ def _bias(rows: Sequence[FeatureBias]) -> Table:
             table.add_row(
                 words(row.feature) + (" *" if row.significant else ""),
                 f"{row.pairs:,}",
-                fraction(row.labels_prefer_more),
-                fraction(row.model_prefers_more),
+                metric(row.labels_prefer_more),
+                metric(row.model_prefers_more),
                 signed(row.gap, 3),
                 signed_interval(row.gap_ci95, 3),
                 probability(row.p_adjusted),
@@ -264,11 +261,11 @@ def _perturbations(tests: PerturbationTests | None) -> Table:
         table.add_row(
             f"  {words(row.perturbation)}",
             f"{row.responses:,}",
-            fraction(row.fell),
+            metric(row.fell),
             interval(row.fell_ci95, 3),
-            fraction(row.rose),
+            metric(row.rose),
             signed(row.shift, 3),
-            fraction(row.flipped),
+            metric(row.flipped),
         )
     return table
 
@@ -284,7 +281,7 @@ def _slices(slices: Sequence[Slice]) -> Table:
         table.add_row(
             Text(printable(f"{words(entry.column)}: {value}{mark}")),
             f"{entry.pairs:,}",
-            fraction(entry.accuracy),
+            metric(entry.accuracy),
             interval(entry.accuracy_ci95, 3),
             probability(entry.p_adjusted),
         )
@@ -295,7 +292,7 @@ def _slices(slices: Sequence[Slice]) -> Table:
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     """A number and the ends of its interval."""
-    return fraction(value) + ("" if ends is None else f" ({interval(ends, 3)})")
+    return metric(value) + ("" if ends is None else f" ({interval(ends, 3)})")
 
 
 def file_lines(

@@ -6,43 +6,43 @@ To show another metric, add a row to :data:`ROWS`. Every number is a recorded on
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from plaudit.cli.printing import with_interval
 from plaudit.errors import printable
-from plaudit.evaluation.numbers import NOTHING, interval, signed, signed_interval, words
+from plaudit.evaluation.numbers import NOTHING, counted, metric, signed, signed_interval, words
 from plaudit.evaluation.sentences import best_baseline
-from plaudit.evaluation.warning_sentences import recorded_warnings
+from plaudit.evaluation.warning_sentences import WARNINGS, recorded_warnings
+from plaudit.report.highlights import NOT_EVALUATED, leak
 
 if TYPE_CHECKING:
-    from plaudit.evaluation.schema import EvaluationMetrics, Interval, RunMetrics
+    from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics
 
-SUMMARY_LINES: Final = 20
-"""Lines that a summary takes at the most."""
+MOST_WARNINGS: Final = 2
+"""Warnings that a summary shows; it counts the others."""
 
-_MOST_WARNINGS: Final = 2
 _NAME_CHARACTERS: Final = 40
 
 Cell: TypeAlias = "Callable[[EvaluationMetrics], str | None]"
 """A metric as text; None where an evaluation does not have it."""
 
 
-def _three(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+class _Warning(NamedTuple):
+    """A warning, and what it is a case of: of two weak slices the kind is the same."""
 
-
-def _with_interval(value: float | None, ends: Interval | None) -> str:
-    return _three(value) + ("" if ends is None else f" ({interval(ends, 3)})")
+    sentence: str
+    kind: Hashable
 
 
 def _baseline(block: EvaluationMetrics) -> str | None:
     best = best_baseline(block.baselines)
-    return None if best is None else f"{words(best[0])} {_three(best[1].accuracy)}"
+    return None if best is None else f"{words(best[0])} {metric(best[1].accuracy)}"
 
 
 def _delta(block: EvaluationMetrics) -> str | None:
@@ -56,28 +56,28 @@ def _delta(block: EvaluationMetrics) -> str | None:
 
 
 def _ece(block: EvaluationMetrics) -> str:
-    return f"{_three(block.ece_stored)} ({_three(block.expected_ece)})"
+    return f"{metric(block.ece_stored)} ({metric(block.expected_ece)})"
 
 
 def _top1(block: EvaluationMetrics) -> str | None:
     ranks = block.ranks
-    return None if ranks is None else f"{_three(ranks.top1)} ({_three(ranks.top1_by_chance)})"
+    return None if ranks is None else f"{metric(ranks.top1)} ({metric(ranks.top1_by_chance)})"
 
 
 def _degraded(block: EvaluationMetrics) -> str | None:
     tests = block.perturbations
     kind = None if tests is None else tests.kinds.get("degradation")
-    return None if kind is None or kind.fell is None else _three(kind.fell)
+    return None if kind is None or kind.fell is None else metric(kind.fell)
 
 
 ROWS: Final[tuple[tuple[str, Cell], ...]] = (
-    ("pairs", lambda block: f"{block.pairs:,} ({block.groups:,} prompts)"),
-    ("accuracy (95% CI)", lambda block: _with_interval(block.accuracy, block.accuracy_ci95)),
+    ("pairs", lambda block: f"{block.pairs:,} ({counted(block.groups, 'prompt')})"),
+    ("accuracy (95% CI)", lambda block: with_interval(block.accuracy, block.accuracy_ci95)),
     ("best baseline", _baseline),
     ("Δ accuracy (95% CI)", _delta),
     ("top-1 accuracy (chance)", _top1),
-    ("log loss", lambda block: _three(block.nll_stored)),
-    ("ECE (calibrated model)", _ece),
+    ("log loss", lambda block: metric(block.nll_stored)),
+    ("ECE (expected)", _ece),
     ("degradations scored lower", _degraded),
 )
 """The metrics of a summary: what each is called, and how it is written."""
@@ -117,18 +117,20 @@ def show_run(
         for name, block in (("evaluation", metrics.eval), ("test", metrics.test))
         if block is not None
     }
-    lines = [] if metrics.eval is None else list(_chosen_on(metrics))
-    last: list[Text] = [Text(""), _written(folder)]
     steps = _next_steps(folder, [*blocks.values()]) if next_steps is None else next_steps
-    last += [
-        Text(f"{'Next:' if number == 0 else '':<6}{step}") for number, step in enumerate(steps)
-    ]
+    last = [_written(folder)]
+    last += [f"{'Next:' if number == 0 else '':<6}{step}" for number, step in enumerate(steps)]
     overfit = metrics.overfit
-    always = [overfit.sentence] if overfit and overfit.verdict == "overfit" else []
-    rest = None
-    if not verbose:
-        rest = "in the report" if (folder / "report.html").is_file() else "in metrics.json"
-    _show(console, blocks, lines=lines, always=always, last=last, rest=rest)
+    rest = "in the report" if (folder / "report.html").is_file() else "in metrics.json"
+    _show(
+        console,
+        blocks,
+        lines=[*_chosen_on(metrics)],
+        warnings=[*_run_warnings(metrics), *_warnings(blocks)],
+        always=[overfit.sentence] if overfit and overfit.verdict == "overfit" else [],
+        last=last,
+        rest=None if verbose else rest,
+    )
 
 
 def show_evaluation_summary(
@@ -144,8 +146,9 @@ def show_evaluation_summary(
 
     ``rest`` says where the other warnings are; None shows all of them.
     """
-    parts = [Text(line) for line in last]
-    _show(console, {name: block}, lines=lines, always=(), last=parts, rest=rest)
+    blocks = {name: block}
+    warnings = [*_warnings(blocks)]
+    _show(console, blocks, lines=lines, warnings=warnings, always=(), last=last, rest=rest)
 
 
 def _show(
@@ -153,42 +156,55 @@ def _show(
     blocks: Mapping[str, EvaluationMetrics],
     *,
     lines: Sequence[str],
+    warnings: Sequence[_Warning],
     always: Sequence[str],
-    last: Sequence[Text],
+    last: Sequence[str],
     rest: str | None,
 ) -> None:
-    """Everything within :data:`SUMMARY_LINES`, with fewer warnings where there is no room.
+    """Metrics, remarks with the strongest warnings, and the end, with an empty line before each.
 
-    ``rest`` says where the other warnings are; without it, all are shown.
+    ``always`` are warnings that are shown beside the strongest ones. ``rest`` says where the others
+    are; without it, all are shown.
     """
-    found = list(_warnings(blocks))
-    first: list[Table | Text] = [Text("")]
-    if blocks:
-        first += [metrics_table(blocks), Text("")]
-    first += map(Text, lines)
-    most = len(found) if rest is None else min(_MOST_WARNINGS, len(found))
-    for shown in range(most, -1, -1):
-        parts = first + _findings([*found[:shown], *always])
-        if len(found) > shown:
-            parts.append(Text(f"  {len(found) - shown} more {_plural(found, shown)} {rest}."))
-        parts += last
-        height = sum(len(console.render_lines(part, pad=False)) for part in parts)
-        if rest is None or height <= SUMMARY_LINES:
-            break
-    for part in parts:
-        # Paths and commands are there to be copied, so they are not wrapped.
-        console.print(part, highlight=False, soft_wrap=part in last)
+    shown = warnings if rest is None else _strongest(warnings)
+    remarks: list[Table | Text] = [*map(Text, lines)]
+    remarks += _findings([*(warning.sentence for warning in shown), *always])
+    if more := len(warnings) - len(shown):
+        remarks.append(Text(f"  {counted(more, 'more warning')} {rest}."))
+    tables: list[Table | Text] = [metrics_table(blocks)] if blocks else []
+    ends: list[Table | Text] = [*map(Text, last)]
+    for parts in (tables, remarks, ends):
+        for number, part in enumerate(parts):
+            if number == 0:
+                console.print()
+            # Paths and commands are there to be copied, so they are not wrapped.
+            console.print(part, highlight=False, soft_wrap=parts is ends)
 
 
-def _plural(found: Sequence[str], shown: int) -> str:
-    return "warning" if len(found) - shown == 1 else "warnings"
+def _strongest(warnings: Sequence[_Warning]) -> list[_Warning]:
+    """The first warnings, of as many kinds as there are."""
+    first = {warning.kind: warning for warning in reversed(warnings)}
+    by_kind = [warning for warning in warnings if first[warning.kind] is warning]
+    others = [warning for warning in warnings if first[warning.kind] is not warning]
+    return [*by_kind, *others][:MOST_WARNINGS]
 
 
-def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[str]:
+def _run_warnings(metrics: RunMetrics) -> Iterator[_Warning]:
+    """Warnings about the held-out data of a run: none at all, or prompts of the training data."""
+    if metrics.eval is None and metrics.test is None:
+        yield _Warning(NOT_EVALUATED, NOT_EVALUATED)
+    if metrics.data.leaked_prompts:
+        yield _Warning(leak(metrics.data.leaked_prompts), leak)
+
+
+def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[_Warning]:
     """The warnings of all evaluations, those of the test data first."""
     for name, block in reversed(list(blocks.items())):
+        # Only sentences are recorded: the kind is the function that says the same.
+        kinds = {sentence: warn for warn in WARNINGS for sentence in warn(block)}
         for sentence in recorded_warnings(block):
-            yield f"{name}: {sentence}" if len(blocks) > 1 else sentence
+            text = f"{name}: {sentence}" if len(blocks) > 1 else sentence
+            yield _Warning(text, kinds.get(sentence, sentence))
 
 
 def _findings(sentences: Sequence[str]) -> list[Table | Text]:
@@ -203,8 +219,7 @@ def _findings(sentences: Sequence[str]) -> list[Table | Text]:
 
 def _chosen_on(metrics: RunMetrics) -> Iterator[str]:
     """Which data chose the checkpoint, and what follows from that."""
-    assert metrics.eval is not None
-    if metrics.eval.chose_checkpoint:
+    if metrics.eval is not None and metrics.eval.chose_checkpoint:
         step = "" if metrics.best is None else f" (step {metrics.best.step})"
         advice = (
             "its metrics are biased upward" if metrics.test is None else "rely on the test metrics"
@@ -212,17 +227,19 @@ def _chosen_on(metrics: RunMetrics) -> Iterator[str]:
         yield f"The evaluation data chose the checkpoint{step}; {advice}."
 
 
-def _written(folder: Path) -> Text:
+def _written(folder: Path) -> str:
     files = (("report.html", "report.html"), ("README.md", "README.md (model card)"))
     names = ", ".join(["model", *(shown for name, shown in files if (folder / name).is_file())])
-    return Text(f"Written to {folder}: {names}")
+    return f"Written to {folder}: {names}"
 
 
 def _next_steps(folder: Path, blocks: Sequence[EvaluationMetrics]) -> list[str]:
-    """What a user does next: calibrate an over-confident model, or score a file."""
+    """What a user does next: evaluate a model, calibrate an over-confident one, score a file."""
     run = shlex.quote(str(folder))
     steps = [f"plaudit score {run} responses.jsonl --out scored.jsonl"]
     block = blocks[-1] if blocks else None
-    if block is not None and block.temperature_improves and block.stored_temperature is None:
+    if block is None:
+        steps.insert(0, f"plaudit eval {run} held-out.jsonl")
+    elif block.temperature_improves and block.stored_temperature is None:
         steps.insert(0, f"plaudit calibrate {run} held-out.jsonl  # fit a temperature")
     return steps

@@ -115,7 +115,7 @@ def test_what_is_not_compared_is_said_first(
     done = plaudit("compare", finished_run, checkpoints[0], data)
     assert done.returncode == 0, done.stderr
     assert " ".join(done.stderr.split()).startswith(
-        "6 of 8 comparisons were scored by every model (not compared: 1 rows identical_responses, "
+        "6 of 8 comparisons were scored by every model (not compared: 1 row identical_responses, "
         f"1 over_length for {finished_run.name}, 1 over_length for {checkpoints[0].name})."
     )
 

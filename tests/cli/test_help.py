@@ -45,6 +45,11 @@ def test_the_list_of_commands_and_their_pages_have_one_line(name: tuple[str, ...
     assert len(line) <= 80
 
 
+def test_the_group_of_data_commands_has_the_line_of_the_list() -> None:
+    group: Any = typer.main.get_command(build(["data"]))
+    assert description(group.commands["data"].help) == COMMANDS["data"].help
+
+
 def test_every_option_has_a_metavar_a_group_and_a_sentence(name: tuple[str, ...]) -> None:
     command, context, _ = open_command([*name])
     with command.make_context(name[-1], [], parent=context, resilient_parsing=True) as own:

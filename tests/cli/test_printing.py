@@ -63,5 +63,5 @@ def test_a_narrow_screen_cuts_neither_names_nor_numbers(width: int) -> None:
     lines = screen.getvalue().splitlines()
     names = "".join(line.split()[0] for line in lines if not line.startswith(" "))
     assert names == "modelruns/checkpoint-1000"
-    for piece in ("0.9000", "(0.880", "0.920)", "< 0.0001"):
+    for piece in ("0.900 ", "(0.880", "0.920)", "< 0.0001"):
         assert screen.getvalue().count(piece) == 2

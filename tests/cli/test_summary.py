@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from plaudit.cli.summary import SUMMARY_LINES, show_evaluation_summary, show_run
+from plaudit.cli.printing import show_run_details
+from plaudit.cli.summary import MOST_WARNINGS, show_evaluation_summary, show_run
 from plaudit.evaluation.numbers import interval, signed_interval
-from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics, read_metrics
+from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics, Verdict, read_metrics
 from plaudit.evaluation.sentences import best_baseline
+from plaudit.evaluation.warning_sentences import warnings
+from plaudit.report.highlights import NOT_EVALUATED
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
 RUN = Path("runs/a name")
@@ -49,13 +53,19 @@ def with_warnings(metrics: RunMetrics, count: int) -> RunMetrics:
     )
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+def mentions(lines: list[str]) -> int:
+    """How many of the warnings that :func:`with_warnings` made are shown."""
+    return words(lines).count(FINDING)
+
+
+@pytest.mark.parametrize(("width", "most"), [(80, 24), (100, 22), (160, 20)])
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_the_end_of_a_run_is_short_and_no_number_is_cut(
-    metrics: RunMetrics, width: int, count: int
+    metrics: RunMetrics, width: int, most: int, count: int
 ) -> None:
     lines = lines_of(with_warnings(metrics, count), width)
-    assert len(lines) <= SUMMARY_LINES
+    assert len(lines) <= most
+    assert mentions(lines) == min(2 * count, MOST_WARNINGS)
     assert max(map(len, lines)) <= width
     for block in (metrics.eval, metrics.test):
         assert block is not None
@@ -73,6 +83,24 @@ def test_the_test_data_speak_first_and_the_rest_is_counted(metrics: RunMetrics) 
     # This run has no report.
     assert "4 more warnings in metrics.json." in text
     assert "more" not in words(lines_of(with_warnings(metrics, 1), 160))
+
+
+def test_warnings_of_two_kinds_stand_before_two_of_a_kind(metrics: RunMetrics) -> None:
+    assert metrics.test is not None
+    weak = replace(metrics.test.slices[0], accuracy=0.4, accuracy_ci95=None, significant=True)
+    slices = (weak, replace(weak, value="another"), *metrics.test.slices[2:])
+    block = replace(metrics.test, slices=slices)
+    found = [warning for warning in warnings(block) if "significantly lower" in warning]
+    assert len(found) >= 2
+    shown = (*found, FINDING)
+    text = words(evaluation(replace(block, warnings=shown), 160))
+    assert text.index(f"! {found[0]}") < text.index(f"! {FINDING}")
+    assert found[1] not in text
+    count = "1 more warning" if len(found) == 2 else f"{len(found) - 1} more warnings"
+    assert f"{count} with --verbose." in text
+    # All of a kind: the first two.
+    text = words(evaluation(replace(block, warnings=tuple(found)), 160))
+    assert text.index(f"! {found[0]}") < text.index(f"! {found[1]}")
 
 
 def test_overfitting_is_shown_where_it_is_a_finding(metrics: RunMetrics) -> None:
@@ -111,7 +139,45 @@ def test_next_steps_of_another_command_are_shown_in_their_place(metrics: RunMetr
 
 def test_a_run_without_evaluation_says_where_its_model_is(metrics: RunMetrics) -> None:
     bare = replace(metrics, eval=None, test=None, overfit=None)
-    assert f"Written to {RUN}: model" in lines_of(bare, 80)
+    lines = lines_of(bare, 80)
+    assert f"Written to {RUN}: model" in lines
+    assert f"! {NOT_EVALUATED}" in words(lines)
+    assert shlex.split(commands(lines)[0])[:3] == ["plaudit", "eval", str(RUN)]
+    assert NOT_EVALUATED not in words(lines_of(metrics, 80))
+
+
+@pytest.mark.parametrize(
+    ("leaked", "sentence"),
+    [
+        (1, "1 held-out comparison has a prompt that is also in the training data."),
+        (1200, "1,200 held-out comparisons have prompts that are also in the training data."),
+    ],
+)
+def test_prompts_of_the_training_data_are_the_first_warning(
+    metrics: RunMetrics, leaked: int, sentence: str
+) -> None:
+    many = with_warnings(metrics, 3)
+    lines = lines_of(replace(many, data=replace(many.data, leaked_prompts=leaked)), 160)
+    (first, second, *_) = (line for line in lines if line.startswith("! "))
+    assert first == f"! {sentence}"
+    assert second == f"! test: {FINDING} pairs (number 0)."
+    assert "5 more warnings in metrics.json." in words(lines)
+
+
+def test_an_empty_line_stands_before_each_part_and_never_two(metrics: RunMetrics) -> None:
+    assert metrics.test is not None
+    quiet = replace(metrics.test, chose_checkpoint=False, warnings=())
+    quiet_run = replace(metrics, eval=None, test=quiet, overfit=None)
+    screens = [
+        lines_of(metrics, 100),
+        lines_of(quiet_run, 100),
+        evaluation(metrics.test, 100, last=("Written to evaluations: report.html",)),
+        evaluation(quiet, 100, last=("Written to evaluations: report.html",)),
+    ]
+    for lines in screens:
+        (written,) = (n for n, line in enumerate(lines) if line.startswith("Written to"))
+        assert lines[0] == lines[written - 1] == ""
+        assert ("", "") not in pairwise(lines)
 
 
 def evaluation(
@@ -127,16 +193,22 @@ def evaluation(
     return [line.rstrip() for line in screen.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
-@pytest.mark.parametrize("last", [(), ("One more line, such as a verdict.",) * 3])
-def test_an_evaluation_is_as_short(metrics: RunMetrics, width: int, last: tuple[str, ...]) -> None:
+LONG = f"Written to evaluations/{'a-long-name/' * 20}: report.html, metrics.json"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("last", [(), (*["  A line of a suite's results."] * 14, LONG)])
+def test_other_output_takes_no_warning_away(
+    metrics: RunMetrics, width: int, last: tuple[str, ...]
+) -> None:
     block = with_warnings(metrics, 5).eval
     assert block is not None
     lines = evaluation(block, width, last)
-    assert len(lines) <= SUMMARY_LINES
+    assert mentions(lines) == MOST_WARNINGS
+    assert LONG in lines or not last
     assert "Data: 94 rows used (5 of 99 rows skipped: tie 5)" in lines
     assert "3 more warnings with --verbose" in words(lines)
-    assert words(lines).endswith(" ".join(last))
+    assert words(lines).endswith(words([*last]))
     assert "pairs" in lines[1]
 
 
@@ -149,3 +221,20 @@ def test_verbose_shows_every_warning(metrics: RunMetrics) -> None:
     show_run(Console(file=screen, width=100), RUN, many, verbose=True)
     assert screen.getvalue().count(FINDING[:40]) == 18
     assert "more warning" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("verdict", ["overfit", "within_noise"])
+def test_verbose_says_once_whether_the_run_overfits(metrics: RunMetrics, verdict: Verdict) -> None:
+    assert metrics.overfit is not None
+    judged = replace(metrics, overfit=replace(metrics.overfit, verdict=verdict))
+    screen = io.StringIO()
+    console = Console(file=screen, width=400)
+    show_run_details(console, judged)
+    show_run(console, RUN, judged, verbose=True)
+    assert screen.getvalue().count(metrics.overfit.sentence) == 1
+
+
+def test_one_pair_of_one_prompt_is_singular(metrics: RunMetrics) -> None:
+    assert metrics.test is not None
+    one = replace(metrics.test, pairs=1, groups=1)
+    assert "1 (1 prompt)" in words(evaluation(one, 100))

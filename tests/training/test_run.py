@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from plaudit.cli.printing import show_words
+from plaudit.cli.printing import show_evaluation
 from plaudit.data import store
 from plaudit.data.store import decode
 from plaudit.errors import DataError, ModelError, TrainingError
@@ -67,7 +67,7 @@ def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_rew
     recipe["evaluate"] = {"perturbation_tests": 6, "perturbation_share": 2.0, "baselines": []}
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run")
-    show_words(Console(file=screen, width=400), run.metrics.eval)
+    show_evaluation(Console(file=screen, width=400), run.metrics.eval)
     block, tokens = run.metrics.eval.perturbations, run.metrics.train.tokens
     assert (block.run_tokens, block.budget_share) == (tokens, 2.0)
     assert 0 < block.tokens <= 2.0 * tokens
