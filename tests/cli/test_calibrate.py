@@ -67,7 +67,9 @@ def test_a_better_temperature_is_stored_and_said(
     assert changed == {"temperature", "temperature_fit"}
     # The recorded results are of the temperature before: card and report say so.
     for name in ("README.md", "report.html"):
-        assert "fitted again after training" in (run / name).read_text(encoding="utf-8")
+        text = (run / name).read_text(encoding="utf-8")
+        assert "A temperature was fitted after training with" in text
+        assert "(stored after training)" in text or "<small>stored after training" in text
     assert not list(run.glob("*.partial"))
 
     from plaudit.reward_model import load
