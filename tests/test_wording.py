@@ -24,7 +24,7 @@ PAGES = [
 TEMPLATES = [
     path for ending in ("jinja", "html", "js", "yaml") for path in PACKAGE.rglob(f"*.{ending}")
 ]
-TEMPLATES += [PACKAGE / "recipe" / name for name in ("hf_keys.json", "names.json")]
+TEMPLATES.append(PACKAGE / "recipe/hf_keys.json")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
