@@ -89,9 +89,11 @@ Only `model.base` and `data.train` are required. Any key can be set on the comma
 ABOUT = {
     "lora": "The keys of `peft.LoraConfig`, with the same names and meanings. `lora: null` trains "
     "all weights. Keys that a recipe does not set have the defaults below.",
-    "train": "The keys of `transformers.TrainingArguments`, with the same names and meanings. By "
-    "default plaudit evaluates and saves ten times per run, keeps the checkpoint with the lowest "
-    "validation loss and the last one, logs every 10 steps and reports to no tracker. Without "
+    "train": "The keys of `transformers.TrainingArguments`, with the same names and meanings. A "
+    "recipe file has the library's defaults below. `plaudit train --model BASE --data FILE` and "
+    "`plaudit init` set a learning rate of 1e-4 with a cosine schedule and 5% warm-up, 2 epochs "
+    "and 8 pairs per step. By default plaudit evaluates and saves ten times per run, keeps the "
+    "checkpoint with the lowest validation loss and the last one, logs every 10 steps and reports to no tracker. Without "
     "evaluation data, `eval_strategy` is `no` and plaudit keeps the last checkpoint.",
 }
 """Introductions of the sections whose keys belong to another library."""
@@ -335,8 +337,8 @@ OTHER_ENDPOINTS = (
 )
 
 ERROR_BODY = """
-Every error has the same body, in every protocol. A 4xx error needs another request. A 5xx error can
-be sent again, after `Retry-After` seconds if the response has that header.
+Every error has the same body, in every protocol. After a 4xx error, change the request.
+After a 5xx error, send it again, after `Retry-After` seconds if the response has that header.
 
 ```json
 {"error": {"type": "...", "message": "...", "param": "...", "request_id": "..."}}

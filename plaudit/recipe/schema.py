@@ -204,7 +204,7 @@ class LossSection(Section):
 
 
 class EvaluateSection(Section):
-    """Metrics beside the loss, and early stopping."""
+    """Metrics besides the loss, and early stopping."""
 
     calibrate: bool = True
     """Fit a temperature that calibrates the probabilities."""
@@ -391,7 +391,7 @@ class Recipe(Section):
     train: TrainKeys = Field(default_factory=dict)
     """Optimization, with the keys of transformers.TrainingArguments."""
     evaluate: EvaluateSection = EvaluateSection()
-    """Metrics beside the loss, and early stopping."""
+    """Metrics besides the loss, and early stopping."""
     report: ReportSection = ReportSection()
     """The report."""
 

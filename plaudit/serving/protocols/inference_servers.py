@@ -249,7 +249,10 @@ ENCODE = Protocol(
 
 # ---- /pooling and /v1/embeddings -----------------------------------------------------------------
 
-Encoding: TypeAlias = Literal["float", "base64"]
+Encoding: TypeAlias = Annotated[
+    Literal["float", "base64"],
+    Field(description="Rewards as JSON numbers, or as base64 of little-endian float32."),
+]
 
 
 class VectorInput(InputRequest):
