@@ -94,7 +94,8 @@ ABOUT = {
     "`plaudit init` set a learning rate of 1e-4 with a cosine schedule and 5% warm-up, 2 epochs "
     "and 8 pairs per step. By default plaudit evaluates and saves ten times per run, keeps the "
     "checkpoint with the lowest validation loss and the last one, logs every 10 steps and reports "
-    "to no tracker. Without evaluation data, `eval_strategy` is `no` and plaudit keeps the last checkpoint.",
+    "to no tracker. Without evaluation data, `eval_strategy` is `no` and plaudit keeps the last "
+    "checkpoint.",
 }
 """Introductions of the sections whose keys belong to another library."""
 
