@@ -64,12 +64,6 @@ def _top1(block: EvaluationMetrics) -> str | None:
     return None if ranks is None else f"{metric(ranks.top1)} ({metric(ranks.top1_by_chance)})"
 
 
-def _degraded(block: EvaluationMetrics) -> str | None:
-    tests = block.perturbations
-    kind = None if tests is None else tests.kinds.get("degradation")
-    return None if kind is None or kind.fell is None else metric(kind.fell)
-
-
 ROWS: Final[tuple[tuple[str, Cell], ...]] = (
     ("pairs", lambda block: f"{block.pairs:,} ({counted(block.groups, 'prompt')})"),
     ("accuracy (95% CI)", lambda block: with_interval(block.accuracy, block.accuracy_ci95)),
@@ -78,7 +72,6 @@ ROWS: Final[tuple[tuple[str, Cell], ...]] = (
     ("top-1 accuracy (chance)", _top1),
     ("log loss", lambda block: metric(block.nll_stored)),
     ("ECE (expected)", _ece),
-    ("degradations scored lower", _degraded),
 )
 """The metrics of a summary: what each is called, and how it is written."""
 
@@ -120,14 +113,12 @@ def show_run(
     steps = _next_steps(folder, [*blocks.values()]) if next_steps is None else next_steps
     last = [_written(folder)]
     last += [f"{'Next:' if number == 0 else '':<6}{step}" for number, step in enumerate(steps)]
-    overfit = metrics.overfit
     rest = "in the report" if (folder / "report.html").is_file() else "in metrics.json"
     _show(
         console,
         blocks,
         lines=[*_chosen_on(metrics)],
-        warnings=[*_run_warnings(metrics), *_warnings(blocks)],
-        always=[overfit.sentence] if overfit and overfit.verdict == "overfit" else [],
+        warnings=[*_run_warnings(metrics), *_warnings(blocks), *_overfit(metrics)],
         last=last,
         rest=None if verbose else rest,
     )
@@ -148,7 +139,7 @@ def show_evaluation_summary(
     """
     blocks = {name: block}
     warnings = [*_warnings(blocks)]
-    _show(console, blocks, lines=lines, warnings=warnings, always=(), last=last, rest=rest)
+    _show(console, blocks, lines=lines, warnings=warnings, last=last, rest=rest)
 
 
 def _show(
@@ -157,18 +148,16 @@ def _show(
     *,
     lines: Sequence[str],
     warnings: Sequence[_Warning],
-    always: Sequence[str],
     last: Sequence[str],
     rest: str | None,
 ) -> None:
     """Metrics, remarks with the strongest warnings, and the end, with an empty line before each.
 
-    ``always`` are warnings that are shown beside the strongest ones. ``rest`` says where the others
-    are; without it, all are shown.
+    ``rest`` says where the warnings beyond the strongest are; without it, all are shown.
     """
     shown = warnings if rest is None else _strongest(warnings)
     remarks: list[Table | Text] = [*map(Text, lines)]
-    remarks += _findings([*(warning.sentence for warning in shown), *always])
+    remarks += _findings([warning.sentence for warning in shown])
     if more := len(warnings) - len(shown):
         remarks.append(Text(f"  {counted(more, 'more warning')} {rest}."))
     tables: list[Table | Text] = [metrics_table(blocks)] if blocks else []
@@ -195,6 +184,12 @@ def _run_warnings(metrics: RunMetrics) -> Iterator[_Warning]:
         yield _Warning(NOT_EVALUATED, NOT_EVALUATED)
     if metrics.data.leaked_prompts:
         yield _Warning(leak(metrics.data.leaked_prompts), leak)
+
+
+def _overfit(metrics: RunMetrics) -> Iterator[_Warning]:
+    """Overfitting, the weakest warning: the saved checkpoint is from before the loss rose."""
+    if metrics.overfit is not None and metrics.overfit.verdict == "overfit":
+        yield _Warning(metrics.overfit.sentence, "overfit")
 
 
 def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[_Warning]:
