@@ -127,6 +127,7 @@ def _environment() -> Environment:
     for chosen in (
         highlights.slices_to_show,
         best_baseline,
+        highlights.leak,
         highlights.worst_outcomes,
     ):
         environment.filters[chosen.__name__] = chosen
