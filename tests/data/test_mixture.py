@@ -44,5 +44,5 @@ def test_sources_of_a_mixture_are_named_everywhere(tiny_base: Path, tmp_path: Pa
     assert slices["source", "staff"] > 0
     card = (run.folder / "README.md").read_text("utf-8")
     assert "| forum |" in card
-    assert "20, giving 30 comparisons" in card
+    assert "20, sampled to 30 comparisons" in card
     assert json.loads((run.folder / "metrics.json").read_text())["data"]["sources"][1]["rows"] == 40

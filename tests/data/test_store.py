@@ -128,7 +128,7 @@ def test_stored_is_what_reading_and_encoding_give(
     assert_same(iter(found.trees), usable(outcomes))
     assert found.dropped == found.lost
     assert found.dropped["over_length"] == 1
-    assert "tokens, over 64" in found.example
+    assert "tokens, the maximum is 64" in found.example
     twice = load_comparisons((source.model_copy(update={"weight": 2}),), seed=1).comparisons
     repeated = store.encode_rows(encoder, twice).of(twice)
     assert (repeated.lost, repeated.dropped) == (found.lost, {"over_length": 2})

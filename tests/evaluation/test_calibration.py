@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
@@ -77,6 +77,8 @@ def test_the_best_temperature_of_separable_pairs_stops_at_a_bound(sign):
 
 @settings(deadline=None, max_examples=50)
 @given(DELTAS, st.integers(2, 500), st.floats(-4, 4))
+# The best T is below a tenth of the mean difference.
+@example(np.array([20.0, 1.2]), 73, 0.0)
 def test_the_shrunk_temperature_is_the_mode_of_its_posterior(delta_P, prompts, log_scale):
     """Written out: Platt's targets, each prompt once, a normal prior on log T, on a fine grid."""
     delta_P = delta_P * np.exp(log_scale)

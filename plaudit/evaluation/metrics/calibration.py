@@ -76,7 +76,7 @@ def best_temperature(delta_P: FloatArray) -> float:
     chance (the best T is infinite): T is kept between 0.1 and 1,000 times the mean of ``|delta|``.
     Scaling all differences scales the temperature.
     """
-    return math.exp(_log_best(delta_P, target=1.0))
+    return math.exp(_log_best(delta_P, target=1.0, coldest=_COLDEST))
 
 
 def shrunk_temperature(delta_P: FloatArray, prompts: int) -> float:
@@ -102,8 +102,9 @@ def shrunk_temperature(delta_P: FloatArray, prompts: int) -> float:
         return prompts * float(losses_P.mean()) + 0.5 * (log_temperature / PRIOR_SD) ** 2
 
     # Between T = 1 and the best T: beyond either end both terms rise. They may have two valleys
-    # there, and the prior's term is at most what the other gains.
-    far = _log_best(delta_P, target=target)
+    # there, and the prior's term is at most what the other gains. Platt's target, below 1, has a
+    # best T above 0, which the bound of best_temperature must not replace.
+    far = _log_best(delta_P, target=target, coldest=1e-9)
     gained = cost(0.0) - cost(far) + 0.5 * (far / PRIOR_SD) ** 2
     reach = min(abs(far), PRIOR_SD * math.sqrt(max(0.0, 2 * gained)))
     grid = math.copysign(1.0, far) * np.linspace(0.0, reach, _GRID)
@@ -114,8 +115,11 @@ def shrunk_temperature(delta_P: FloatArray, prompts: int) -> float:
     return math.exp(float(minimize_scalar(cost, bounds=ends, method="bounded").x))
 
 
-def _log_best(delta_P: FloatArray, *, target: float) -> float:
-    """The log T of the lowest mean loss, within the bounds; the loss is convex in 1/T."""
+def _log_best(delta_P: FloatArray, *, target: float, coldest: float) -> float:
+    """The log T of the lowest mean loss, within the bounds; the loss is convex in 1/T.
+
+    ``coldest`` is the lower bound of T as a multiple of the mean of ``|delta|``.
+    """
     from scipy.optimize import brentq
     from scipy.special import expit
 
@@ -129,12 +133,12 @@ def _log_best(delta_P: FloatArray, *, target: float) -> float:
     def slope(log_temperature: float) -> float:
         return float((unit_P * (expit(math.exp(-log_temperature) * unit_P) - target)).mean())
 
-    coldest, hottest = math.log(_COLDEST), math.log(_HOTTEST)
-    if slope(coldest) <= 0:
-        return coldest + math.log(scale)
-    if slope(hottest) >= 0:
-        return hottest + math.log(scale)
-    return float(brentq(slope, coldest, hottest, xtol=1e-10)) + math.log(scale)
+    low, high = math.log(coldest), math.log(_HOTTEST)
+    if slope(low) <= 0:
+        return low + math.log(scale)
+    if slope(high) >= 0:
+        return high + math.log(scale)
+    return float(brentq(slope, low, high, xtol=1e-10)) + math.log(scale)
 
 
 def _target(prompts: int) -> float:
