@@ -231,8 +231,6 @@ def stop(run: Path) -> None:
 
 
 @pytest.mark.heavy
-# A page takes long enough that sockets of clients in earlier tests are collected while it runs.
-@pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=name_of(page)) for page in PAGES if runnable(page)]
 )
