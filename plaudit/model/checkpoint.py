@@ -181,9 +181,19 @@ def write_model(
 
 
 def copy_base(base: str | Path, folder: Path) -> None:
-    """Copy an adapter's base into its folder, with a manifest; a kill leaves no half of it."""
+    """Copy an adapter's base into its folder, with a manifest; a kill leaves no half of it.
+
+    Raises OutputError.
+    """
     staged = folder / f".{BASE_FOLDER}.partial"
-    shutil.copytree(base, staged, dirs_exist_ok=True)
+
+    def copy(source: str, target: str) -> None:
+        # Here, because copytree itself goes on after an OSError and reports all of them as text.
+        with writing(folder / BASE_FOLDER):
+            shutil.copy2(source, target)
+
+    with writing(folder / BASE_FOLDER):
+        shutil.copytree(base, staged, dirs_exist_ok=True, copy_function=copy)
     write_model_manifest(staged)
     staged.rename(folder / BASE_FOLDER)
 

@@ -601,6 +601,22 @@ def test_no_room_while_saving(
     assert not list(out.rglob("*.partial"))
 
 
+def test_no_room_for_the_copy_of_the_embedded_base(pairs_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--model", "embedded", "--data", str(pairs_file), "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "plaudit", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=limited_file_size(1_000_000),
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{out / 'base'} could not be written" in the_sentence(done.stderr)
+    assert not out.exists()
+
+
 # ---- saved models
 
 
