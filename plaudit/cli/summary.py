@@ -6,9 +6,9 @@ To show another metric, add a row to :data:`ROWS`. Every number is a recorded on
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,7 +18,7 @@ from plaudit.cli.printing import with_interval
 from plaudit.errors import printable
 from plaudit.evaluation.numbers import NOTHING, counted, metric, signed, signed_interval, words
 from plaudit.evaluation.sentences import best_baseline
-from plaudit.evaluation.warning_sentences import WARNINGS, recorded_warnings
+from plaudit.evaluation.warning_sentences import recorded_warnings
 from plaudit.report.highlights import NOT_EVALUATED, leak
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ _NAME_CHARACTERS: Final = 40
 
 Cell: TypeAlias = "Callable[[EvaluationMetrics], str | None]"
 """A metric as text; None where an evaluation does not have it."""
-
-
-class _Warning(NamedTuple):
-    """A warning, and what it is a case of: of two weak slices the kind is the same."""
-
-    sentence: str
-    kind: Hashable
 
 
 def _baseline(block: EvaluationMetrics) -> str | None:
@@ -147,7 +140,7 @@ def _show(
     blocks: Mapping[str, EvaluationMetrics],
     *,
     lines: Sequence[str],
-    warnings: Sequence[_Warning],
+    warnings: Sequence[str],
     last: Sequence[str],
     rest: str | None,
 ) -> None:
@@ -155,9 +148,9 @@ def _show(
 
     ``rest`` says where the warnings beyond the strongest are; without it, all are shown.
     """
-    shown = warnings if rest is None else _strongest(warnings)
+    shown = warnings if rest is None else warnings[:MOST_WARNINGS]
     remarks: list[Table | Text] = [*map(Text, lines)]
-    remarks += _findings([warning.sentence for warning in shown])
+    remarks += _findings(shown)
     if more := len(warnings) - len(shown):
         remarks.append(Text(f"  {counted(more, 'more warning')} {rest}."))
     tables: list[Table | Text] = [metrics_table(blocks)] if blocks else []
@@ -170,36 +163,25 @@ def _show(
             console.print(part, highlight=False, soft_wrap=parts is ends)
 
 
-def _strongest(warnings: Sequence[_Warning]) -> list[_Warning]:
-    """The first warnings, of as many kinds as there are."""
-    first = {warning.kind: warning for warning in reversed(warnings)}
-    by_kind = [warning for warning in warnings if first[warning.kind] is warning]
-    others = [warning for warning in warnings if first[warning.kind] is not warning]
-    return [*by_kind, *others][:MOST_WARNINGS]
-
-
-def _run_warnings(metrics: RunMetrics) -> Iterator[_Warning]:
+def _run_warnings(metrics: RunMetrics) -> Iterator[str]:
     """Warnings about the held-out data of a run: none at all, or prompts of the training data."""
     if metrics.eval is None and metrics.test is None:
-        yield _Warning(NOT_EVALUATED, NOT_EVALUATED)
+        yield NOT_EVALUATED
     if metrics.data.leaked_prompts:
-        yield _Warning(leak(metrics.data.leaked_prompts), leak)
+        yield leak(metrics.data.leaked_prompts)
 
 
-def _overfit(metrics: RunMetrics) -> Iterator[_Warning]:
+def _overfit(metrics: RunMetrics) -> Iterator[str]:
     """Overfitting, the weakest warning: the saved checkpoint is from before the loss rose."""
     if metrics.overfit is not None and metrics.overfit.verdict == "overfit":
-        yield _Warning(metrics.overfit.sentence, "overfit")
+        yield metrics.overfit.sentence
 
 
-def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[_Warning]:
+def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[str]:
     """The warnings of all evaluations, those of the test data first."""
     for name, block in reversed(list(blocks.items())):
-        # Only sentences are recorded: the kind is the function that says the same.
-        kinds = {sentence: warn for warn in WARNINGS for sentence in warn(block)}
         for sentence in recorded_warnings(block):
-            text = f"{name}: {sentence}" if len(blocks) > 1 else sentence
-            yield _Warning(text, kinds.get(sentence, sentence))
+            yield f"{name}: {sentence}" if len(blocks) > 1 else sentence
 
 
 def _findings(sentences: Sequence[str]) -> list[Table | Text]:

@@ -479,8 +479,8 @@ class Answer:
 class EvaluationMetrics(PairMetrics, Calibration):
     """All metrics of one evaluation. ``history`` is that of training, None elsewhere.
 
-    ``warnings`` are the findings to act on, strongest first; empty where nothing is wrong, None in
-    a record of a version that had none.
+    ``warnings`` are the findings to act on, the strongest of each kind first; empty where nothing
+    is wrong, None in a record of a version that had none.
     """
 
     dataset: str

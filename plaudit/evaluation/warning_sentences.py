@@ -1,4 +1,4 @@
-"""What a user must act on: one short sentence per finding of an evaluation, strongest first.
+"""What a user must act on: one short sentence per finding of an evaluation.
 
 To add a warning, write a function from the settled metrics to its sentences and add it to
 :data:`WARNINGS`. A sentence stands alone: it has its number and, where there is one, the interval.
@@ -38,8 +38,13 @@ _OFTEN: Final = 0.05
 
 
 def warnings(block: EvaluationMetrics) -> tuple[str, ...]:
-    """What a user must act on, strongest first; empty where nothing is wrong."""
-    return tuple(sentence for warn in WARNINGS for sentence in warn(block))
+    """What a user must act on: the strongest of each kind, then the others; none if all is well.
+
+    Readers show the first few, which should not be two or three slices of the same kind.
+    """
+    kinds = [tuple(warn(block)) for warn in WARNINGS]
+    others = (sentence for sentences in kinds for sentence in sentences[1:])
+    return (*(sentences[0] for sentences in kinds if sentences), *others)
 
 
 def recorded_warnings(block: EvaluationMetrics) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from plaudit.cli.summary import MOST_WARNINGS, show_evaluation_summary, show_run
 from plaudit.evaluation.numbers import interval, signed_interval
 from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics, Verdict, read_metrics
 from plaudit.evaluation.sentences import best_baseline
-from plaudit.evaluation.warning_sentences import warnings
 from plaudit.report.highlights import NOT_EVALUATED
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
@@ -84,24 +83,6 @@ def test_the_test_data_speak_first_and_the_rest_is_counted(metrics: RunMetrics) 
     assert "5 more warnings in metrics.json." in text
     fine = replace(metrics, overfit=None)
     assert "more" not in words(lines_of(with_warnings(fine, 1), 160))
-
-
-def test_warnings_of_two_kinds_stand_before_two_of_a_kind(metrics: RunMetrics) -> None:
-    assert metrics.test is not None
-    weak = replace(metrics.test.slices[0], accuracy=0.4, accuracy_ci95=None, significant=True)
-    slices = (weak, replace(weak, value="another"), *metrics.test.slices[2:])
-    block = replace(metrics.test, slices=slices)
-    found = [warning for warning in warnings(block) if "significantly lower" in warning]
-    assert len(found) >= 2
-    shown = (*found, FINDING)
-    text = words(evaluation(replace(block, warnings=shown), 160))
-    assert text.index(f"! {found[0]}") < text.index(f"! {FINDING}")
-    assert found[1] not in text
-    count = "1 more warning" if len(found) == 2 else f"{len(found) - 1} more warnings"
-    assert f"{count} with --verbose." in text
-    # All of a kind: the first two.
-    text = words(evaluation(replace(block, warnings=tuple(found)), 160))
-    assert text.index(f"! {found[0]}") < text.index(f"! {found[1]}")
 
 
 def test_overfitting_is_the_last_warning(metrics: RunMetrics) -> None:

@@ -195,6 +195,16 @@ def test_the_strongest_finding_comes_first(clean: EvaluationMetrics) -> None:
             assert warnings(replace(clean, **fields[1], **fields[0])) == (first, second)
 
 
+def test_two_kinds_come_before_two_of_a_kind(clean: EvaluationMetrics) -> None:
+    (entry, *_) = with_slice(clean, 0.46, Interval(0.36, 0.56))["slices"]
+    slices = (entry, replace(entry, value="truncation"), *clean.slices[2:])
+    block = replace(clean, slices=slices, **with_feature(clean, "characters"))
+    first, second, third = warnings(block)
+    assert "other_text" in first
+    assert second.startswith("Length bias")
+    assert third == first.replace("other_text", "truncation")
+
+
 def test_an_evaluation_without_pairs_says_so() -> None:
     block = summarise(table_of_grades([]), EvaluationContext(dataset="eval"))
     assert block.warnings == ("No pair has a known order, so accuracy was not measured.",)
