@@ -19,7 +19,7 @@ from plaudit.errors import printable
 from plaudit.evaluation.numbers import NOTHING, counted, metric, signed, signed_interval, words
 from plaudit.evaluation.sentences import best_baseline
 from plaudit.evaluation.warning_sentences import recorded_warnings
-from plaudit.report.highlights import NOT_EVALUATED, leak
+from plaudit.report.highlights import all_warnings
 
 if TYPE_CHECKING:
     from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics
@@ -111,7 +111,7 @@ def show_run(
         console,
         blocks,
         lines=[*_chosen_on(metrics)],
-        warnings=[*_run_warnings(metrics), *_warnings(blocks), *_overfit(metrics)],
+        warnings=all_warnings(metrics),
         last=last,
         rest=None if verbose else rest,
     )
@@ -130,9 +130,8 @@ def show_evaluation_summary(
 
     ``rest`` says where the other warnings are; None shows all of them.
     """
-    blocks = {name: block}
-    warnings = [*_warnings(blocks)]
-    _show(console, blocks, lines=lines, warnings=warnings, last=last, rest=rest)
+    warnings = recorded_warnings(block)
+    _show(console, {name: block}, lines=lines, warnings=warnings, last=last, rest=rest)
 
 
 def _show(
@@ -161,27 +160,6 @@ def _show(
                 console.print()
             # Paths and commands are there to be copied, so they are not wrapped.
             console.print(part, highlight=False, soft_wrap=parts is ends)
-
-
-def _run_warnings(metrics: RunMetrics) -> Iterator[str]:
-    """Warnings about the held-out data of a run: none at all, or prompts of the training data."""
-    if metrics.eval is None and metrics.test is None:
-        yield NOT_EVALUATED
-    if metrics.data.leaked_prompts:
-        yield leak(metrics.data.leaked_prompts)
-
-
-def _overfit(metrics: RunMetrics) -> Iterator[str]:
-    """Overfitting, the weakest warning: the saved checkpoint is from before the loss rose."""
-    if metrics.overfit is not None and metrics.overfit.verdict == "overfit":
-        yield metrics.overfit.sentence
-
-
-def _warnings(blocks: Mapping[str, EvaluationMetrics]) -> Iterator[str]:
-    """The warnings of all evaluations, those of the test data first."""
-    for name, block in reversed(list(blocks.items())):
-        for sentence in recorded_warnings(block):
-            yield f"{name}: {sentence}" if len(blocks) > 1 else sentence
 
 
 def _findings(sentences: Sequence[str]) -> list[Table | Text]:

@@ -96,7 +96,7 @@ def render_card(folder: Path) -> str:
         **parts(metrics),
         base=shown_base(run),
         evaluations=blocks,
-        warnings=highlights.strongest_warnings(metrics, recalibration),
+        warnings=highlights.all_warnings(metrics, recalibration),
         not_evaluated=highlights.NOT_EVALUATED,
         limitations=highlights.limitations(measured=bool(blocks)),
         hyperparameters=highlights.grouped_hyperparameters(run),
@@ -131,6 +131,7 @@ def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
             kinds=highlights.KINDS,
             truncations=highlights.TRUNCATIONS,
             most=highlights.MOST_ROWS,
+            most_warnings=highlights.MOST_WARNINGS,
         )
     )
     body = re.sub(r"\n{3,}", "\n\n", body)

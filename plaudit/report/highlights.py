@@ -29,6 +29,7 @@ INTENDED_USE: Final = (
 )
 NOT_EVALUATED: Final = "No data were held out, so nothing is known of the accuracy of this model."
 MOST_WARNINGS: Final = 3
+"""Warnings in the summary of a card and of a report."""
 MOST_ROWS: Final = 3
 """Rows of a table in the card; the report has all of them."""
 MOST_OUTCOMES: Final = 2
@@ -79,29 +80,33 @@ def ordered(metrics: RunMetrics | RecordedEvaluation) -> list[EvaluationMetrics]
     return evaluations(metrics)[::-1]
 
 
-def strongest_warnings(
+def all_warnings(
     metrics: RunMetrics | RecordedEvaluation, recalibration: Recalibration | None = None
 ) -> list[str]:
-    """The strongest warnings about the run and its main evaluation.
+    """The warnings about a run and its evaluations, the first ones the most important.
 
     Those of a run say which set they are about. A recalibration settles that of the temperature.
     """
-    found, of = [], ""
-    blocks = ordered(metrics)
+    blocks, run = ordered(metrics), isinstance(metrics, RunMetrics)
+    found = []
     if isinstance(metrics, RunMetrics):
         if not blocks:
             found.append(NOT_EVALUATED)
         if metrics.data.leaked_prompts:
             found.append(leak(metrics.data.leaked_prompts))
-        if blocks:
-            of = f"{TITLES[blocks[0].dataset].capitalize()}: "
-    for block in blocks[:1]:
+    for block in blocks:
+        of = f"{TITLES[block.dataset].capitalize()}: " if run else ""
         found += [
             f"{of}{sentence}"
             for sentence in recorded_warnings(block)
             if recalibration is None or not about_temperature(sentence)
         ]
-    return found[:MOST_WARNINGS]
+    if isinstance(metrics, RunMetrics):
+        overfit = metrics.overfit
+        if overfit is not None and overfit.verdict == "overfit":
+            # The weakest: the saved checkpoint is from before the loss rose.
+            found.append(overfit.sentence)
+    return found
 
 
 def leak(count: int) -> str:

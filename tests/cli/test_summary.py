@@ -76,9 +76,12 @@ def test_the_end_of_a_run_is_short_and_no_number_is_cut(
 
 def test_the_test_data_speak_first_and_the_rest_is_counted(metrics: RunMetrics) -> None:
     text = words(lines_of(with_warnings(metrics, 3), 160))
-    first, second = f"! test: {FINDING} pairs (number 0)", f"! test: {FINDING} pairs (number 1)"
+    first, second = (
+        f"! Test set: {FINDING} pairs (number 0)",
+        f"! Test set: {FINDING} pairs (number 1)",
+    )
     assert text.index(first) < text.index(second)
-    assert "! evaluation:" not in text
+    assert "! Evaluation set:" not in text
     # This run has no report.
     assert "5 more warnings in metrics.json." in text
     fine = replace(metrics, overfit=None)
@@ -143,7 +146,7 @@ def test_prompts_of_the_training_data_are_the_first_warning(
     lines = lines_of(replace(many, data=replace(many.data, leaked_prompts=leaked)), 160)
     (first, second, *_) = (line for line in lines if line.startswith("! "))
     assert first == f"! {sentence}"
-    assert second == f"! test: {FINDING} pairs (number 0)."
+    assert second == f"! Test set: {FINDING} pairs (number 0)."
     assert "6 more warnings in metrics.json." in words(lines)
 
 

@@ -141,7 +141,12 @@ def test_the_summary_comes_first_with_the_strongest_warnings(tmp_path, bare):
     assert f"{bare['test']['accuracy']:.3f}" in summary
     assert f"{bare['eval']['accuracy']:.3f}" in summary
     assert f"{bare['test']['baselines']['bag_of_words']['delta_accuracy']:+.3f}" in summary
-    assert [f"Warning {number}." in summary for number in range(5)] == [True] * 3 + [False] * 2
+    shown, _, more = summary.partition("more warnings")
+    assert [f"Warning {number}." in shown for number in range(5)] == [True] * 3 + [False] * 2
+    # Those that the terminal counts are all here.
+    assert "Test set: Warning 4." in more
+    assert f"Evaluation set: {bare['eval']['warnings'][-1]}" in more
+    assert bare["overfit"]["sentence"] in more
 
 
 def test_a_temperature_fitted_after_training_is_the_one_of_the_summary(tmp_path, bare):
