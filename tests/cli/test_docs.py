@@ -289,11 +289,14 @@ def run_command(words: list[str], where: str, capsys: pytest.CaptureFixture[str]
 # How many of these lines a run writes depends on its speed.
 PROGRESS = re.compile(r"^step .* training loss .*\n", re.MULTILINE)
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+# Where a warning wraps depends on the width of its numbers.
+WRAPPED = re.compile(r"^! .*(?:\n  \S.*)+", re.MULTILINE)
 
 
 def shape(text: str) -> list[str]:
     """The lines of an output with every number as ``#`` and every gap as one space."""
     text = PROGRESS.sub("", text)
+    text = WRAPPED.sub(lambda warning: warning[0].replace("\n", " "), text)
     lines = (" ".join(NUMBER.sub("#", line).split()) for line in text.splitlines())
     return [line for line in lines if line]
 
@@ -326,6 +329,7 @@ def check_output(block: Block, printed: Printed | None, where: str) -> None:
         ("a\n...\nd", "a\nb\nc\nd", True),
         ("a\n...\nd", "a\nd", True),
         ("a   b", " a b", True),
+        ("! Test set: a\n  b.\n! c", "! Test set: a b.\n! c", True),
         ("a", "a\nb", False),
         ("a\nb", "b\na", False),
         ("loss 0.5", "Loss 0.5", False),
