@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from plaudit.errors import ModelError, PlauditError
+from plaudit.model.attention import interface
 from plaudit.model.checkpoint import CheckpointMetadata, load_network, save_checkpoint
 from plaudit.model.load import (
     BaseRequest,
@@ -308,11 +310,14 @@ def blind(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
 
 
-def test_a_failed_self_check_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plaudit.model.attention import interface
+def attending(attend: Callable[..., Tensor]) -> interface.Backend:
+    """The CPU's backend with another function."""
+    return replace(interface.BACKENDS["cpu"], attend=attend)
 
+
+def test_a_failed_self_check_switches_to_padded_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = scores(tiny_classifier())
-    monkeypatch.setitem(interface.BACKENDS, "cpu", blind)
+    monkeypatch.setitem(interface.BACKENDS, "cpu", attending(blind))
     network = tiny_classifier()
     with warnings_said() as said:
         prepared = chosen(network)
@@ -328,16 +333,14 @@ def test_a_failed_self_check_switches_to_padded_aloud(monkeypatch: pytest.Monkey
 
 def test_the_self_check_runs_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU another attention runs in half precision: that one must be tried."""
-    from plaudit.model.attention import interface
-
     seen: set[torch.dtype] = set()
-    own = interface.BACKENDS["cpu"]
+    own = interface.BACKENDS["cpu"].attend
 
     def watched(query: Tensor, *others: Any) -> Tensor:
         seen.add(query.dtype)
         return own(query, *others)
 
-    monkeypatch.setitem(interface.BACKENDS, "cpu", watched)
+    monkeypatch.setitem(interface.BACKENDS, "cpu", attending(watched))
     batchers = make_batchers(400, CPU, PAD)
     for autocast, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         seen.clear()
@@ -367,11 +370,10 @@ def test_a_self_check_allows_for_the_coarsest_precision_of_a_body() -> None:
 def test_a_failed_self_check_is_recorded(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plaudit.model.attention import interface
     from plaudit.training.run import train
 
     with monkeypatch.context() as patch:
-        patch.setitem(interface.BACKENDS, "cpu", blind)
+        patch.setitem(interface.BACKENDS, "cpu", attending(blind))
         run = train(recipe_of(tiny_base, pairs_file, num_train_epochs=1), tmp_path / "run")
     facts = json.loads((run.folder / "plaudit.json").read_text())
     assert facts["attention"] == run.metrics.run.attention == "padded"
