@@ -6,7 +6,9 @@ two places differ by about 1e-8, and their order then decides a tie. Each is com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import overload
@@ -16,8 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from plaudit.errors import ModelError
 from plaudit.model.module import RewardModule
 from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digests
+
+logger = logging.getLogger("plaudit")
 
 DUMMY_TREE = TokenTree(index=-1, prefix=np.zeros(0, np.int32), branches=(np.zeros(1, np.int32),))
 """A one-token tree that keeps a rank in step when its own trees have run out."""
@@ -50,18 +55,28 @@ def score_distinct(
 
     ``forward`` must be the object accelerate wrapped where there is one. ``batches`` is
     the number that every rank runs: FSDP, ZeRO-3 and DDP's buffers communicate in every forward
-    pass, so a rank that ran fewer would hang the others.
+    pass, so a rank that ran fewer would hang the others. Without ``batches``, a batch that does not
+    fit in memory is halved.
+
+    Raises:
+        ModelError: a tree alone does not fit in memory.
     """
     cuts = batcher.split(trees)
     gathered: list[Tensor] = []
     with torch.no_grad():
-        for number in range(len(cuts) if batches is None else batches):
-            members = [trees[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
-            scores_R = forward(batcher.collate(members))
-            if number < len(cuts):
+        for cut in cuts:
+            members = [trees[i] for i in cut]
+            scored: Iterable[tuple[Sequence[TokenTree], Tensor]]
+            if batches is None:
+                scored = _forward_or_halve(forward, batcher, members)
+            else:
+                scored = [(members, forward(batcher.collate(members)))]
+            for part, scores_R in scored:
                 gathered.append(scores_R)
                 if on_batch is not None:
-                    on_batch(members)
+                    on_batch(part)
+        for _ in range(len(cuts), batches or 0):
+            forward(batcher.collate([DUMMY_TREE]))
     results: list[FloatArray] = [np.zeros(0)] * len(trees)
     if not gathered:
         return results
@@ -74,6 +89,43 @@ def score_distinct(
             results[i] = flat[row : row + k]
             row += k
     return results
+
+
+def _forward_or_halve(
+    forward: Callable[[Batch], Tensor], batcher: Batcher, trees: Sequence[TokenTree]
+) -> Iterator[tuple[Sequence[TokenTree], Tensor]]:
+    """The trees in as few parts as fit in memory, each with its ``scores_R``, in order."""
+    try:
+        scores_R = forward(batcher.collate(trees))
+    except torch.OutOfMemoryError:
+        # The failed pass is alive until this block is left.
+        pass
+    else:
+        yield trees, scores_R
+        return
+    tokens = sum(tree.tokens for tree in trees)
+    if len(trees) == 1:
+        raise ModelError(
+            f"A comparison of {tokens:,} tokens ({len(trees[0].branches)} responses) does not fit"
+            " in the memory of the device; score fewer responses at once, lower the maximum length,"
+            " or use a device with more memory."
+        )
+    logger.warning(
+        "A batch of %s tokens did not fit in the memory of the device and was computed in two"
+        " halves; lower max_tokens_per_microbatch to avoid the failed attempt.",
+        f"{tokens:,}",
+    )
+    free_memory()
+    half = len(trees) // 2
+    yield from _forward_or_halve(forward, batcher, trees[:half])
+    yield from _forward_or_halve(forward, batcher, trees[half:])
+
+
+def free_memory() -> None:
+    """Return what nobody refers to any more to the device, after a pass that ran out of memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)

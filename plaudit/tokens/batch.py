@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from plaudit.tokens.encode import common_prefix
 from plaudit.types import (
-    Batcher,
     FloatArray,
     IntArray,
     PackedBatch,
@@ -39,6 +38,10 @@ class PackedBatcher:
     max_tokens: int
     device: torch.device
 
+    def size(self, trees: Sequence[TokenTree]) -> int:
+        """What ``max_tokens`` bounds, of these trees as one micro-batch."""
+        return sum(tree.tokens for tree in trees)
+
     def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         return fill([tree.tokens for tree in trees], self.max_tokens)
 
@@ -56,6 +59,10 @@ class PaddedBatcher:
     max_tokens: int
     pad_id: int
     device: torch.device
+
+    def size(self, trees: Sequence[TokenTree]) -> int:
+        """What ``max_tokens`` bounds, of these trees as one micro-batch."""
+        return sum(len(tree.branches) for tree in trees) * max(max(tree.lengths) for tree in trees)
 
     def split(self, trees: Sequence[TokenTree]) -> list[list[int]]:
         order = sorted(range(len(trees)), key=lambda i: max(trees[i].lengths))
@@ -75,9 +82,13 @@ class PaddedBatcher:
         return pad(trees, self.pad_id, self.device)
 
 
+TokenBatcher: TypeAlias = PackedBatcher | PaddedBatcher
+"""A batcher whose micro-batches a number of tokens bounds."""
+
+
 def make_batchers(
     max_tokens: int | Literal["auto"], device: torch.device, pad_id: int
-) -> dict[str, Batcher]:
+) -> dict[str, TokenBatcher]:
     """The batcher of each layout; the model decides which one is used."""
     limit = MICROBATCH_TOKENS if max_tokens == "auto" else max_tokens
     return {

@@ -67,18 +67,30 @@ class RunFolder:
     base = _Inside("base")
     """Where a run on the embedded base keeps its copy."""
 
+    micro_batches = _Inside("micro_batches.json")
+    """How the run splits a step into micro-batches."""
+
     def budget(self, measure: Callable[[], int]) -> int:
         """Tokens of a micro-batch as measured when the run was started.
 
         A resumed run keeps them: another cut gives the same gradient only up to rounding.
         """
-        path = self.path / "micro_batches.json"
-        if path.is_file():
-            return int(_read_record(path)["tokens"])
-        tokens = measure()
+        recorded = self.recorded_budget()
+        if recorded is None:
+            recorded = measure()
+            self.record_budget(recorded)
+        return recorded
+
+    def recorded_budget(self) -> int | None:
+        """Tokens of a micro-batch as the run measured or lowered them; None where it did not."""
+        if not self.micro_batches.is_file():
+            return None
+        return int(_read_record(self.micro_batches)["tokens"])
+
+    def record_budget(self, tokens: int) -> None:
+        """Note the tokens of a micro-batch for a resumed run."""
         if is_main_process():
-            write_json(path, {"tokens": tokens})
-        return tokens
+            write_json(self.micro_batches, {"tokens": tokens})
 
     def resume_command(self) -> str:
         """What to type to resume this run, with the launcher it was started by."""

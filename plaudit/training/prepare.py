@@ -51,7 +51,7 @@ from plaudit.recipe.schema import (
     TokensSection,
 )
 from plaudit.storage.manifest import check_model
-from plaudit.tokens.batch import MICROBATCH_TOKENS, make_batchers
+from plaudit.tokens.batch import MICROBATCH_TOKENS, TokenBatcher, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.rendering import NamedTemplate, Renderer, freeze_dates
 from plaudit.training import corpus as corpora
@@ -208,7 +208,7 @@ class Built:
     """The model of a run, its batcher, parameters (trainable, all), and where its head began."""
 
     model: Prepared
-    batcher: Batcher
+    batcher: TokenBatcher
     parameters: tuple[int, int]
     head_init: str
 
@@ -256,7 +256,9 @@ def _build_model(
     )
     batcher = batchers[model.layout]
     wrapped = bool(args.fsdp) or args.deepspeed is not None
-    if recipe.tokens.max_tokens_per_microbatch == "auto" and not wrapped:
+    # A run that ran out of memory has lowered its budget, whoever had set it.
+    lowered = folder.recorded_budget() is not None
+    if lowered or (recipe.tokens.max_tokens_per_microbatch == "auto" and not wrapped):
         tokens = folder.budget(
             lambda: measured_budget(model.module, batcher, recipe.tokens.max_length, args)
         )

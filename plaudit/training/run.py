@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from plaudit.errors import InterruptedRunError, PlauditError, RecipeError, TrainingError
+from plaudit.errors import (
+    InterruptedRunError,
+    PlauditError,
+    RecipeError,
+    TrainingError,
+    one_line,
+)
 from plaudit.evaluation.analysis.surface import fit_baselines
 from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
@@ -278,6 +285,11 @@ def _fit(
         raise TrainingError(
             f"{error}{named}; look at the data and at the base, or lower train.learning_rate, and "
             "start again with another --out."
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "The optimizer does not fit in the memory of the device"
+            f" ({one_line(error, 200)}); train an adapter (lora), or set train.optim to adamw_8bit."
         ) from None
     except ImportError as error:
         raise RecipeError(f"train: a library is missing ({error}).") from error

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from plaudit.errors import TrainingError
 from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.checkpoint import CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import DUMMY_TREE, distinct_trees, score_distinct
+from plaudit.model.scoring import DUMMY_TREE, distinct_trees, free_memory, score_distinct
 from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
@@ -46,6 +47,8 @@ from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
 from plaudit.training.prepare import PreparedRun
 from plaudit.types import FloatArray, TokenTree
+
+logger = logging.getLogger("plaudit")
 
 EvalScores = Mapping[str, Sequence[FloatArray]]
 
@@ -77,6 +80,8 @@ class RewardTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.batcher = run.built.batcher
+        self.folder = run.folder
+        self.rows = run.corpus.train.comparisons
         self.loss = LOSSES[run.recipe.loss.kind]
         self.measure = measure
         self.metadata = metadata
@@ -146,6 +151,25 @@ class RewardTrainer(Trainer):
         """
         model.train()
         self._switch_optimizer("train")
+        while True:
+            before = _StepStart.of(self.step_metrics)
+            try:
+                total, mine = self._accumulate(model, inputs)
+                break
+            except _MicroBatchTooLargeError as error:
+                trees = error.trees
+            # Behind the except block, whose error keeps all that the failed pass had computed.
+            model.zero_grad(set_to_none=True)
+            before.restore(self.step_metrics)
+            free_memory()
+            self._halve_budget(trees)
+        self.step_metrics.step(total, mine, self.state.global_step + 1)
+        return total
+
+    def _accumulate(
+        self, model: nn.Module, inputs: Sequence[TokenTree]
+    ) -> tuple[Tensor, Sequence[TokenTree]]:
+        """The gradient of a step: its loss on this rank and this rank's trees."""
         _, mine, rounds = self._share(inputs)
         cuts = self.batcher.split(mine)
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
@@ -155,10 +179,43 @@ class RewardTrainer(Trainer):
             trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
             # Gradients travel once per step, with its last micro-batch.
             last = number == rounds - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                total += self._micro_batch(model, trees, scale)
-        self.step_metrics.step(total, mine, self.state.global_step + 1)
-        return total
+            try:
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    total += self._micro_batch(model, trees, scale)
+            except torch.OutOfMemoryError:
+                raise _MicroBatchTooLargeError(trees) from None
+        return total, mine
+
+    def _halve_budget(self, trees: Sequence[TokenTree]) -> None:
+        """Go on with half the tokens of a micro-batch that did not fit in memory.
+
+        Raises:
+            TrainingError: it is one tree, or other processes take part in the step.
+        """
+        tokens = self.batcher.size(trees)
+        if len(trees) == 1:
+            where = self.rows[trees[0].index].where
+            raise TrainingError(
+                f"A comparison of {tokens:,} tokens ({where}) does not fit"
+                " in the memory of the device; lower tokens.max_length, set"
+                " train.activation_checkpointing to true, or set model.quantize to 4bit."
+            )
+        if self.accelerator.num_processes > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise TrainingError(
+                f"A micro-batch of {tokens:,} tokens does not fit in the memory of the device; set"
+                f" tokens.max_tokens_per_microbatch to {tokens // 2} or less."
+            )
+        self.batcher = replace(self.batcher, max_tokens=tokens // 2)
+        self.folder.record_budget(tokens // 2)
+        logger.warning(
+            "A micro-batch of %s tokens did not fit in the memory of the device; step %d is"
+            " computed again, in micro-batches of at most %s tokens from now on. The result is the"
+            " same.",
+            f"{tokens:,}",
+            self.state.global_step + 1,
+            f"{tokens // 2:,}",
+        )
+        self.log({"max_tokens_per_microbatch": tokens // 2})
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
         """Schedule-free optimizers keep two sets of weights, one to train and one to use."""
@@ -229,12 +286,20 @@ class RewardTrainer(Trainer):
         # Before the ranks share the trees: they must agree on the number of batches.
         distinct = distinct_trees(trees)
         positions, mine, rounds = self._share(distinct.trees)
+        alone = self.accelerator.num_processes == 1
         try:
             with self.compute_loss_context_manager():
-                scored = score_distinct(model, self.batcher, mine, batches=rounds)
+                scored = score_distinct(
+                    model, self.batcher, mine, batches=None if alone else rounds
+                )
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                "A batch of the evaluation does not fit in the memory of the device; set"
+                f" tokens.max_tokens_per_microbatch below {self.batcher.max_tokens}."
+            ) from None
         finally:
             model.train(training)
-        if self.accelerator.num_processes == 1:
+        if alone:
             return distinct.restore(scored)
         everywhere = dict(gather_object([*zip(positions, scored, strict=True)]))
         return distinct.restore([everywhere[i] for i in range(len(distinct.trees))])
@@ -360,6 +425,38 @@ class RewardTrainer(Trainer):
                 " again with --resume, which trains from an earlier checkpoint if there is one."
             )
         load_weights(self.accelerator.unwrap_model(self.model), best)
+
+
+class _MicroBatchTooLargeError(Exception):
+    """A micro-batch of ``trees`` did not fit in the memory of the device."""
+
+    def __init__(self, trees: Sequence[TokenTree]) -> None:
+        super().__init__()
+        self.trees = trees
+
+
+@dataclass(frozen=True, slots=True)
+class _StepStart:
+    """What a step changes besides gradients: random numbers and metrics."""
+
+    rng: Tensor
+    cuda_rng: Tensor | None
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, metrics: StepMetrics) -> _StepStart:
+        on_cuda = metrics.device.type == "cuda"
+        return cls(
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(metrics.device) if on_cuda else None,
+            metrics.state(),
+        )
+
+    def restore(self, metrics: StepMetrics) -> None:
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng is not None:
+            torch.cuda.set_rng_state(self.cuda_rng, metrics.device)
+        metrics.restore(self.metrics)
 
 
 class _RestoreCounters(TrainerCallback):

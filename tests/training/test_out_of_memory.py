@@ -1,0 +1,176 @@
+"""A micro-batch that does not fit: the step is computed again in smaller ones, law 2 holding."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from plaudit.errors import ModelError, TrainingError
+from plaudit.model.attention.interface import PACKED_ATTENTION
+from plaudit.model.module import DecoderRewardModule
+from plaudit.model.scoring import score_trees
+from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
+from plaudit.training.folder import RunFolder
+from plaudit.training.run import train
+from plaudit.types import Batch
+from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.models import make_trees, tiny_classifier
+
+pytestmark = pytest.mark.heavy
+
+CPU = torch.device("cpu")
+Memory = Callable[[int, str], None]
+
+
+def tokens_of(batch: Batch) -> int:
+    return sum(tree.tokens for tree in batch.trees)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """A device that holds so many tokens in training, and is out of memory in that pass."""
+    raw = DecoderRewardModule.raw
+
+    def limit(tokens: int, where: str) -> None:
+        def fail(_: Any = None) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        def limited(module: DecoderRewardModule, batch: Batch) -> Tensor:
+            scores_R = raw(module, batch)
+            if module.training and tokens_of(batch) > tokens:
+                if where == "forward":
+                    fail()
+                scores_R.register_hook(fail)
+            return scores_R
+
+        monkeypatch.setattr(DecoderRewardModule, "raw", limited)
+
+    return limit
+
+
+def dropping_recipe(base: Path, data: Path, max_tokens: int) -> dict[str, Any]:
+    recipe = recipe_of(base, data, num_train_epochs=1, logging_steps=1)
+    recipe["lora"] = {"lora_dropout": 0.3}
+    recipe["tokens"] = {"max_length": 256, "max_tokens_per_microbatch": max_tokens}
+    recipe["evaluate"] = {"perturbation_tests": 0}
+    return recipe
+
+
+def budgets(folder: Path) -> list[tuple[int, int]]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").open()]
+    key = "max_tokens_per_microbatch"
+    return [(event["step"], event[key]) for event in events if key in event]
+
+
+def logged_metrics(folder: Path) -> list[tuple[float, ...]]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").open()]
+    names = ("loss", "accuracy", "margin", "grad_norm")
+    return [tuple(event[name] for name in names) for event in events if "margin" in event]
+
+
+RUNS = ("replayed", "whole")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_replayed_step_is_the_step_of_the_smaller_budget(
+    where: str,
+    tiny_base: Path,
+    tmp_path: Path,
+    memory: Memory,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Bit for bit, dropout included: gradients, random numbers and metrics are those of one try."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(24, seed=3))
+    start = dropping_recipe(tiny_base, data, 100_000)
+    memory(100, where)
+    train(start, tmp_path / "replayed")
+    ((step, budget),) = budgets(tmp_path / "replayed")
+    assert step == 0
+    assert budget <= 100
+    assert RunFolder(tmp_path / "replayed").recorded_budget() == budget
+    (warning,) = [r.message for r in caplog.records if "did not fit" in r.message]
+    assert "step 1 is computed again" in warning
+    assert f"at most {budget} tokens" in warning
+
+    train(dropping_recipe(tiny_base, data, budget), tmp_path / "whole")
+    logged = [logged_metrics(tmp_path / name) for name in RUNS]
+    assert logged[0] == logged[1]
+    assert len(logged[1]) > 2
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in RUNS]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_resumed_run_keeps_the_lowered_budget(
+    tiny_base: Path, tmp_path: Path, memory: Memory
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(24, seed=3))
+    folder = tmp_path / "run"
+    memory(100, "forward")
+    recipe = dropping_recipe(tiny_base, data, 100_000)
+    recipe["train"]["eval_steps"] = 2
+    train(recipe, folder)
+    assert len(budgets(folder)) == 1
+    # Back to the middle: the steps after it are trained again.
+    (folder / "metrics.json").unlink()
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name[11:]))
+    shutil.rmtree(newest)
+    train(recipe, folder, resume=True)
+    assert len(budgets(folder)) == 1, "the resumed run ran out of memory again"
+
+
+def test_one_comparison_that_does_not_fit_stops_the_run(
+    tiny_base: Path, tmp_path: Path, memory: Memory
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(24, seed=3))
+    memory(20, "backward")
+    with pytest.raises(TrainingError, match=r"A comparison of \d+ tokens \(.*pairs.jsonl.*\) does"):
+        train(dropping_recipe(tiny_base, data, 100_000), tmp_path / "run")
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_scoring_halves_what_does_not_fit(layout: str, caplog: pytest.LogCaptureFixture) -> None:
+    network = tiny_classifier("llama")
+    network.set_attn_implementation(PACKED_ATTENTION if layout == "packed" else "sdpa")
+    module = DecoderRewardModule(network).eval()
+    batcher = (
+        PackedBatcher(max_tokens=10_000, device=CPU)
+        if layout == "packed"
+        else PaddedBatcher(max_tokens=10_000, pad_id=2, device=CPU)
+    )
+    trees = make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))], seed=2)
+    reported: list[int] = []
+
+    def limited(batch: Batch) -> Tensor:
+        if tokens_of(batch) > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return module(batch)
+
+    with caplog.at_level(logging.WARNING):
+        found = score_trees(
+            limited, batcher, trees, on_batch=lambda part: reported.append(len(part))
+        )
+    for one, two in zip(found, score_trees(module, batcher, trees), strict=True):
+        assert one == pytest.approx(two, abs=1e-5)
+    assert sum(reported) == len(trees)
+    assert len(reported) > 1
+    assert "in two halves" in caplog.text
+    with pytest.raises(ModelError, match="A comparison of 24 tokens"):
+        score_trees(limited_to(module, 20), batcher, trees)
+
+
+def limited_to(module: DecoderRewardModule, tokens: int) -> Callable[[Batch], Tensor]:
+    def forward(batch: Batch) -> Tensor:
+        if tokens_of(batch) > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return module(batch)
+
+    return forward
