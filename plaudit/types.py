@@ -482,22 +482,18 @@ class ComparisonPreview:
         return sum(len(self.prefix) + len(branch) for branch in self.branches)
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on ``device``; for CUDA through pinned memory, so that the host goes on."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def arrays_to_device(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """NumPy arrays as tensors on ``device``; for CUDA in one copy from pinned memory."""
+    """NumPy arrays as tensors on ``device``: one copy for all.
+
+    For CUDA it is a copy from pinned memory, so that the host goes on. On the CPU there is none.
+    """
     import torch
 
-    if device.type != "cuda":
-        return [torch.from_numpy(array).to(device) for array in arrays]
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
     # Each begins at a multiple of 16 bytes, so that a view of any type may.
     starts = np.cumsum([0, *(-(-array.nbytes // 16) * 16 for array in arrays)])
-    host = torch.empty(int(starts[-1]), dtype=torch.uint8, pin_memory=True)
+    host = torch.empty(int(starts[-1]), dtype=torch.uint8, pin_memory=device.type == "cuda")
     places = [
         slice(int(start), int(start) + array.nbytes)
         for start, array in zip(starts[:-1], arrays, strict=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.types import TokenTree, to_device
+from plaudit.types import TokenTree, arrays_to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +55,14 @@ def pairs_of(trees: Sequence[TokenTree], device: torch.device) -> Pairs:
             margin.append(tree.margin)
             weight.append(tree.weight / len(order))
         row += len(tree.branches)
-    return Pairs(
-        winner_P=to_device(torch.tensor(winner, dtype=torch.long), device),
-        loser_P=to_device(torch.tensor(loser, dtype=torch.long), device),
-        margin_P=to_device(torch.tensor(margin, dtype=torch.float32), device),
-        weight_P=to_device(torch.tensor(weight, dtype=torch.float32), device),
+    columns = (
+        np.asarray(winner, np.int64),
+        np.asarray(loser, np.int64),
+        np.asarray(margin, np.float32),
+        np.asarray(weight, np.float32),
     )
+    winner_P, loser_P, margin_P, weight_P = arrays_to_device(columns, device)
+    return Pairs(winner_P=winner_P, loser_P=loser_P, margin_P=margin_P, weight_P=weight_P)
 
 
 def total_weight(trees: Sequence[TokenTree]) -> float:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +22,19 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ModelError
+from plaudit.model.attention.interface import prepare
 from plaudit.model.module import RewardModule
-from plaudit.types import Batch, Batcher, FloatArray, TokenTree, conversation_digests
+from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
+from plaudit.types import (
+    Batch,
+    Batcher,
+    FloatArray,
+    PackedBatch,
+    TokenTree,
+    conversation_digests,
+)
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger("plaudit")
 
@@ -64,19 +78,17 @@ def score_distinct(
     cuts = batcher.split(trees)
     gathered: list[Tensor] = []
     with torch.no_grad():
-        for cut in cuts:
-            members = [trees[i] for i in cut]
+        rounds = micro_batches(batcher, trees, cuts, len(cuts) if batches is None else batches)
+        for number, (members, batch) in enumerate(rounds):
             scored: Iterable[tuple[Sequence[TokenTree], Tensor]]
             if batches is None:
-                scored = _forward_or_halve(forward, batcher, members)
+                scored = _forward_or_halve(forward, batcher, members, batch)
             else:
-                scored = [(members, forward(batcher.collate(members)))]
-            for part, scores_R in scored:
+                scored = [(members, forward(batch))]
+            for part, scores_R in scored if number < len(cuts) else ():
                 gathered.append(scores_R)
                 if on_batch is not None:
                     on_batch(part)
-        for _ in range(len(cuts), batches or 0):
-            forward(batcher.collate([DUMMY_TREE]))
     results: list[FloatArray] = [np.zeros(0)] * len(trees)
     if not gathered:
         return results
@@ -92,11 +104,14 @@ def score_distinct(
 
 
 def _forward_or_halve(
-    forward: Callable[[Batch], Tensor], batcher: Batcher, trees: Sequence[TokenTree]
+    forward: Callable[[Batch], Tensor],
+    batcher: Batcher,
+    trees: Sequence[TokenTree],
+    batch: Batch,
 ) -> Iterator[tuple[Sequence[TokenTree], Tensor]]:
-    """The trees in as few parts as fit in memory, each with its ``scores_R``, in order."""
+    """A batch of trees in as few parts as fit in memory, each with its ``scores_R``, in order."""
     try:
-        scores_R = forward(batcher.collate(trees))
+        scores_R = forward(batch)
     except torch.OutOfMemoryError:
         # The failed pass is alive until this block is left.
         pass
@@ -117,8 +132,8 @@ def _forward_or_halve(
     )
     free_memory()
     half = len(trees) // 2
-    yield from _forward_or_halve(forward, batcher, trees[:half])
-    yield from _forward_or_halve(forward, batcher, trees[half:])
+    for part in (trees[:half], trees[half:]):
+        yield from _forward_or_halve(forward, batcher, part, batcher.collate(part))
 
 
 def free_memory() -> None:
@@ -126,6 +141,47 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def micro_batches(
+    batcher: Batcher, trees: Sequence[TokenTree], cuts: Sequence[Sequence[int]], count: int
+) -> Iterator[tuple[list[TokenTree], Batch]]:
+    """``count`` micro-batches, each with its trees; one dummy tree where ``cuts`` have run out.
+
+    On a GPU a thread lays each out while the one before it is computed. A batcher whose batches
+    depend on earlier ones is asked only when its next batch is due.
+    """
+
+    def lay_out(number: int) -> tuple[list[TokenTree], Batch]:
+        members = [trees[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
+        batch = batcher.collate(members)
+        if isinstance(batch, PackedBatch):
+            prepare(batch.layout, batch.ends_R.device)
+        return members, batch
+
+    if not isinstance(batcher, (PackedBatcher, PaddedBatcher)) or batcher.device.type != "cuda":
+        yield from map(lay_out, range(count))
+        return
+    stream = torch.cuda.current_stream(batcher.device)
+    # A thread begins on the first GPU; setting a stream selects its device too.
+    yield from one_ahead(lay_out, range(count), begin=partial(torch.cuda.set_stream, stream))
+
+
+def one_ahead(
+    make: Callable[[int], Made], items: Iterable[int], *, begin: Callable[[], None]
+) -> Iterator[Made]:
+    """``map(make, items)``, where a thread makes each while its predecessor is in use.
+
+    The thread calls ``begin`` first.
+    """
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(thread.submit(make, item))
+            if len(waiting) == 2:
+                yield waiting.popleft().result()
+        for last in waiting:
+            yield last.result()
 
 
 @dataclass(frozen=True, slots=True)

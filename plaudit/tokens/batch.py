@@ -24,7 +24,7 @@ from plaudit.types import (
     PaddedBatch,
     PrefixKV,
     TokenTree,
-    to_device,
+    arrays_to_device,
 )
 
 MICROBATCH_TOKENS = 8192
@@ -169,10 +169,13 @@ def pack(
         cached=outside if any(outside) else (),
         prefix_kv=prefix_kv,
     )
+    ids_T, positions_T, ends_R = _long(
+        device, np.concatenate(ids), np.concatenate(positions), np.asarray(ends)
+    )
     return PackedBatch(
-        ids_1T=_long(np.concatenate(ids), device)[None],
-        positions_1T=_long(np.concatenate(positions), device)[None],
-        ends_R=_long(np.asarray(ends), device),
+        ids_1T=ids_T[None],
+        positions_1T=positions_T[None],
+        ends_R=ends_R,
         layout=layout,
         trees=tuple(trees),
     )
@@ -188,16 +191,12 @@ def pad(trees: Sequence[TokenTree], pad_id: int, device: torch.device) -> Padded
         ids[r, : len(row)] = row
         mask[r, : len(row)] = 1
     ends = np.asarray([r * width + len(row) - 1 for r, row in enumerate(rows)])
-    return PaddedBatch(
-        ids_RT=_long(ids, device),
-        mask_RT=_long(mask, device),
-        ends_R=_long(ends, device),
-        trees=tuple(trees),
-    )
+    ids_RT, mask_RT, ends_R = _long(device, ids, mask, ends)
+    return PaddedBatch(ids_RT=ids_RT, mask_RT=mask_RT, ends_R=ends_R, trees=tuple(trees))
 
 
-def _long(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return to_device(torch.from_numpy(array.astype(np.int64)), device)
+def _long(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    return arrays_to_device([array.astype(np.int64) for array in arrays], device)
 
 
 # ---- rows of one prompt as one tree ----

@@ -38,7 +38,7 @@ from plaudit.errors import TrainingError
 from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.checkpoint import CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import DUMMY_TREE, distinct_trees, free_memory, score_distinct
+from plaudit.model.scoring import distinct_trees, free_memory, micro_batches, score_distinct
 from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
@@ -46,7 +46,7 @@ from plaudit.tokens.store import StoredTrees
 from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
 from plaudit.training.prepare import PreparedRun
-from plaudit.types import FloatArray, TokenTree
+from plaudit.types import Batch, FloatArray, TokenTree
 
 logger = logging.getLogger("plaudit")
 
@@ -175,15 +175,16 @@ class RewardTrainer(Trainer):
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
         scale = self.accelerator.num_processes / max(total_weight(inputs), 1e-12)
         total = torch.zeros((), device=self.args.device)
-        for number in range(rounds):
-            trees = [mine[i] for i in cuts[number]] if number < len(cuts) else [DUMMY_TREE]
-            # Gradients travel once per step, with its last micro-batch.
-            last = number == rounds - 1
-            try:
+        trees: Sequence[TokenTree] = ()
+        batches = micro_batches(self.batcher, mine, cuts, rounds)
+        try:
+            for number, (trees, batch) in enumerate(batches):
+                # Gradients travel once per step, with its last micro-batch.
+                last = number == rounds - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    total += self._micro_batch(model, trees, scale)
-            except torch.OutOfMemoryError:
-                raise _MicroBatchTooLargeError(trees) from None
+                    total += self._micro_batch(model, trees, batch, scale)
+        except torch.OutOfMemoryError:
+            raise _MicroBatchTooLargeError(trees) from None
         return total, mine
 
     def _halve_budget(self, trees: Sequence[TokenTree]) -> None:
@@ -223,9 +224,11 @@ class RewardTrainer(Trainer):
         if callable(switch):
             switch()
 
-    def _micro_batch(self, model: nn.Module, trees: Sequence[TokenTree], scale: float) -> Tensor:
+    def _micro_batch(
+        self, model: nn.Module, trees: Sequence[TokenTree], batch: Batch, scale: float
+    ) -> Tensor:
         with self.compute_loss_context_manager():
-            scores_R = model(self.batcher.collate(trees))
+            scores_R = model(batch)
         pairs = pairs_of(trees, self.args.device)
         # A dummy batch has no pairs: its loss is an empty sum, zero with a gradient path.
         loss = self.loss(scores_R, pairs) * scale

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from plaudit.model.attention.interface import BACKENDS, choose_backend, forced
+from plaudit.model.attention import flash
+from plaudit.model.attention.interface import (
+    BACKENDS,
+    PACKED_ATTENTION,
+    choose_backend,
+    forced,
+)
 from plaudit.model.attention.layer import Settings
-from plaudit.tokens.batch import pack
+from plaudit.model.fast import last_layer
+from plaudit.model.module import DecoderRewardModule
+from plaudit.model.scoring import micro_batches, one_ahead
+from plaudit.tokens.batch import PackedBatcher, pack
+from plaudit.types import arrays_to_device
 from tests import flash_kernel
 from tests.flash_kernel import flash_on_cpu
-from tests.models import make_trees
+from tests.models import make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(scale=0.3, window=None, softcap=None)
@@ -61,3 +75,62 @@ def test_a_forced_form_gives_way_where_it_lacks_something() -> None:
         found = [choose_backend(query, one) for one in (SETTINGS, window, softcap)]
     assert found == ["two_calls", "sdpa", "explicit"]
     assert choose_backend(query, SETTINGS) == "cpu"
+
+
+@pytest.mark.parametrize("form", ["varlen", "two_calls"])
+def test_a_prepared_batch_leaves_nothing_to_copy(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers of a pass derive nothing from the layout that was prepared with the batch."""
+    network = tiny_classifier("llama")
+    network.set_attn_implementation(PACKED_ATTENTION)
+    last_layer.narrow_last_layer(network.base_model)
+    module = DecoderRewardModule(network)
+    trees = make_trees([(9, (4, 6)), (5, (7, 2)), (3, (8,))])
+    batcher = PackedBatcher(max_tokens=25, device=CPU)
+    batches = micro_batches(batcher, trees, batcher.split(trees), 2)
+    with flash_on_cpu(), forced(form):
+        expected_R = module(pack(trees, CPU))
+        found = []
+        for members, batch in batches:
+            with monkeypatch.context() as patch:
+                for derives in (flash, last_layer):
+                    patch.delattr(derives, "arrays_to_device")
+                found.append((members, module(batch)))
+    by_index = {
+        tree.index: scores_K
+        for members, scores_R in found
+        for tree, scores_K in zip(
+            members, scores_R.split([len(t.branches) for t in members]), strict=True
+        )
+    }
+    torch.testing.assert_close(torch.cat([by_index[i] for i in range(3)]), expected_R)
+
+
+def test_one_is_made_while_its_predecessor_is_in_use() -> None:
+    started = [threading.Event() for _ in range(3)]
+    begun: list[str] = []
+
+    def make(number: int) -> int:
+        started[number].set()
+        if number == 2:
+            raise ValueError("the third")
+        return number * 10
+
+    made: Iterator[int] = one_ahead(make, range(3), begin=lambda: begun.append("thread"))
+    assert next(made) == 0
+    assert started[1].wait(5)
+    assert next(made) == 10
+    assert started[2].wait(5)
+    with pytest.raises(ValueError, match="the third"):
+        next(made)
+    assert begun == ["thread"]
+
+
+def test_arrays_go_to_a_device_as_one() -> None:
+    """A device that keeps no numbers tells shapes, types and that all lie in one piece."""
+    arrays = (np.arange(5, dtype=np.int32), np.ones((2, 3), bool), np.zeros(0), np.arange(3))
+    found = arrays_to_device(arrays, torch.device("meta"))
+    assert [tuple(one.shape) for one in found] == [(5,), (2, 3), (0,), (3,)]
+    assert [one.dtype for one in found] == [torch.int32, torch.bool, torch.float64, torch.int64]
+    assert len({one.untyped_storage()._cdata for one in found}) == 1

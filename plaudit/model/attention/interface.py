@@ -23,7 +23,7 @@ from plaudit.errors import ModelError
 from plaudit.model.attention import cpu, flash
 from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.attention.spans import explicit, sdpa
-from plaudit.model.fast.last_layer import attend_scored, few_scored
+from plaudit.model.fast.last_layer import attend_scored, few_scored, scored_rows
 from plaudit.types import PackedLayout
 
 PACKED_ATTENTION = "plaudit_packed"
@@ -59,6 +59,7 @@ def packed_attention(
         ModelError: no layout (a padded call would attend to padding), a mask, attention dropout,
             bidirectional attention, or any argument whose meaning is not known here.
     """
+    global _latest
     if packed_layout is None:
         raise ModelError(
             "Packed attention was called without a layout; call the model through plaudit, or"
@@ -86,16 +87,15 @@ def packed_attention(
     # A window into which every conversation fits narrows nothing.
     narrows = sliding_window is not None and _longest(packed_layout) > sliding_window
     settings = Settings(scale=scale, window=sliding_window if narrows else None, softcap=softcap)
-    name = choose_backend(query_1HTD, settings)
-    backend = BACKENDS[name]
+    chosen = name = choose_backend(query_1HTD, settings)
+    backend = BACKENDS[chosen]
     attend = backend.attend
     if scored_only and few_scored(packed_layout):
-        name, attend = (
-            ("written scored", attend_scored)
-            if backend.scored is None
-            else (f"{name} scored", backend.scored)
-        )
+        name, attend = "written scored", attend_scored
+        if backend.scored is not None:
+            name, attend = f"{chosen} scored", backend.scored
     ran[name] += 1
+    _latest = chosen
     out_1HTD = attend(query_1HTD, key_1GTD, value_1GTD, packed_layout, settings)
     return out_1HTD.transpose(1, 2).contiguous(), None
 
@@ -165,6 +165,7 @@ ran: Counter[str] = Counter()
 """How many calls each form has served in this process; scored rows are counted by themselves."""
 
 _forced: str | None = None
+_latest: str | None = None
 
 
 @contextlib.contextmanager
@@ -191,6 +192,17 @@ def choose_backend(query: Tensor, settings: Settings) -> str:
         for name, backend in BACKENDS.items()
         if backend.computes(settings) and backend.suits(query)
     )
+
+
+def prepare(layout: PackedLayout, device: torch.device) -> None:
+    """Derive from a layout what a model's layers will ask of it, as the latest ones did.
+
+    Calling it while another batch is computed takes this work out of the way of the layers.
+    """
+    scored_rows(layout, device)
+    plan = None if _latest is None else BACKENDS[_latest].plan
+    if plan is not None:
+        plan(layout, device)
 
 
 # A layout is different in every batch, and a compiled call would be compiled anew for each.

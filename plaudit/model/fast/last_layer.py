@@ -22,12 +22,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.fast.fused import PatchedModule
-from plaudit.types import PackedLayout, PlacedTree, to_device
+from plaudit.types import PackedLayout, PlacedTree, arrays_to_device
 
 
 class _Pass(threading.local):
@@ -141,7 +143,8 @@ def spread(some_1RD: Tensor, rows_R: Tensor, tokens: int) -> Tensor:
 @once_a_layout
 def scored_rows(layout: PackedLayout, device: torch.device) -> Tensor:
     """The layout's scored tokens as an index, one copy for all that ask."""
-    return to_device(torch.tensor(layout.ends, dtype=torch.int64), device)
+    (rows_R,) = arrays_to_device([np.asarray(layout.ends, np.int64)], device)
+    return rows_R
 
 
 MOST_SCORED = 64
@@ -232,26 +235,24 @@ def _product(
 def _row_plan(layout: PackedLayout, window: int | None, device: torch.device) -> RowPlan:
     tokens: list[int] = []
     scored: list[int] = []
-    masks: list[Tensor] = []
-    keys: list[Tensor] = []
-    ends = torch.tensor(layout.ends)
+    masks: list[npt.NDArray[np.bool_]] = []
+    keys: list[npt.NDArray[np.int64]] = []
+    ends = np.asarray(layout.ends)
     for tree in layout.placed():
         prompt, lengths = tree.visible, tree.branches
         # Counted from the prompt's first token, whether that is in the row or not.
         own_K = ends[(ends >= tree.start) & (ends < tree.stop)] - tree.start + tree.cached
         # The prompt is branch -1, which every branch sees.
-        branch_S = torch.repeat_interleave(
-            torch.arange(-1, len(lengths)), torch.tensor([prompt, *lengths])
-        )
-        at_S = torch.cat([torch.arange(prompt), *(prompt + torch.arange(n) for n in lengths)])
+        branch_S = np.repeat(np.arange(-1, len(lengths)), [prompt, *lengths])
+        at_S = np.concatenate([np.arange(prompt), *(prompt + np.arange(n) for n in lengths)])
         sees_KS = (branch_S == -1) | (branch_S == branch_S[own_K, None])
         sees_KS &= at_S <= at_S[own_K, None]
         if window is not None:
             sees_KS &= at_S > at_S[own_K, None] - window
         tokens.append(tree.tokens)
         scored.append(len(own_K))
-        masks.append(to_device(sees_KS, device))
-        keys.append(torch.arange(tree.prompt.start, tree.prompt.stop))
-        keys.append(torch.arange(tree.start + tree.prefix, tree.stop))
-    keys_S = to_device(torch.cat(keys), device) if layout.cached else None
-    return RowPlan(tokens, scored, masks, keys_S)
+        masks.append(sees_KS)
+        keys.append(np.arange(tree.prompt.start, tree.prompt.stop))
+        keys.append(np.arange(tree.start + tree.prefix, tree.stop))
+    keys_S, *masks_KS = arrays_to_device([np.concatenate(keys), *masks], device)
+    return RowPlan(tokens, scored, masks_KS, keys_S if layout.cached else None)
