@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.model.attention import flash
+from plaudit.model.attention import flash, flex
 from plaudit.model.attention.interface import (
     BACKENDS,
     PACKED_ATTENTION,
@@ -66,6 +67,74 @@ def test_flash_forms_neither_repeat_heads_nor_keep_copies(
     assert max(kept) == layout.tokens * 6 * 8
     # Queries and output, keys and values, a log-sum-exp: each once, and the grouped heads.
     assert sum(kept) <= layout.tokens * 8 * (6 + 6 + 2 + 2 + 1)
+
+
+BLOCKY = {
+    "several blocks a span": [(300, [40, 130, 7])],
+    "several spans a block": [(50, [3] * 16), (0, [5, 200]), (1, [1, 1, 260])],
+    "spans that end with blocks": [(128, [128, 128, 256]), (256, [128])],
+    "less than a block": [(7, [3, 4])],
+}
+
+
+@pytest.mark.parametrize("window", [None, 20, 150])
+@pytest.mark.parametrize("shapes", BLOCKY.values(), ids=BLOCKY.keys())
+def test_flex_blocks_are_those_of_the_mask(
+    shapes: list[tuple[int, list[int]]], window: int | None
+) -> None:
+    """FlexAttention skips blocks that are not listed and does not look into full ones."""
+    layout = pack(make_trees(shapes), CPU).layout
+    block_mask = flex.block_mask(layout, window, CPU)
+    tokens = layout.tokens
+    at = torch.arange(tokens)
+    sees_TS = torch.vmap(
+        torch.vmap(block_mask.mask_mod, in_dims=(None, None, None, 0)),
+        in_dims=(None, None, 0, None),
+    )(torch.tensor(0), torch.tensor(0), at, at)
+    blocks = -(-tokens // flex.BLOCK)
+    edge = blocks * flex.BLOCK - tokens
+    some_MN = torch.nn.functional.pad(sees_TS, (0, edge, 0, edge)).unflatten(0, (blocks, -1))
+    some_MN = some_MN.unflatten(2, (blocks, -1)).any(3).any(1)
+    # Queries behind the row's end do not count; keys behind it must not be seen.
+    all_MN = torch.nn.functional.pad(sees_TS, (0, edge)).unflatten(1, (blocks, -1)).all(2)
+    all_MN = torch.nn.functional.pad(all_MN, (0, 0, 0, edge), value=True)
+    all_MN = all_MN.unflatten(0, (blocks, -1)).all(1)
+    full_MN = listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    part_MN = listed(block_mask.kv_num_blocks, block_mask.kv_indices)
+    assert torch.equal(full_MN | part_MN, some_MN)
+    assert torch.equal(full_MN, all_MN)
+    assert not (full_MN & part_MN).any()
+
+
+def listed(counts: Tensor | None, order: Tensor | None) -> Tensor:
+    """``[M, N]``: whether a block is among the first ``counts`` of its row's ``order``."""
+    assert counts is not None
+    assert order is not None
+    found = torch.zeros(order.shape[2:], dtype=torch.bool)
+    for row, (count, places) in enumerate(zip(counts[0, 0], order[0, 0], strict=True)):
+        found[row, places[: int(count)].long()] = True
+    return found
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of PyTorch needs one for C++")
+def test_flex_is_compiled_for_rows_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, inside a function that is not to be compiled; the CPU's kernel is another."""
+    compiled = flex._compiled()
+    monkeypatch.setattr(flex, "flex_attention", compiled)
+    settings = Settings(scale=0.3, window=150, softcap=5.0)
+    attend = torch.compiler.disable(BACKENDS["flex"].attend)
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        for shapes in ([(600, [100, 100])], [(70, [30] * 16), (100, [128, 257])], [(900, [80])]):
+            layout = pack(make_trees(shapes), CPU).layout
+            q, k, v = (torch.randn(1, n, layout.tokens, 16) for n in (4, 2, 2))
+            torch.testing.assert_close(
+                attend(q, k, v, layout, settings),
+                BACKENDS["explicit"].attend(q, k, v, layout, settings),
+                rtol=1e-4,
+                atol=1e-5,
+            )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_forced_form_gives_way_where_it_lacks_something() -> None:

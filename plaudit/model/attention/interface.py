@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from plaudit.errors import ModelError
-from plaudit.model.attention import cpu, flash
+from plaudit.model.attention import cpu, flash, flex
 from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.attention.spans import explicit, sdpa
 from plaudit.model.fast.last_layer import attend_scored, few_scored, scored_rows
@@ -152,6 +152,11 @@ BACKENDS: dict[str, Backend] = {
         attend=sdpa,
         computes=lambda settings: settings.softcap is None,
         suits=lambda query: True,
+    ),
+    "flex": Backend(
+        attend=flex.attend,
+        computes=lambda settings: True,
+        suits=flex.suits,
     ),
     "explicit": Backend(
         attend=explicit,
