@@ -19,7 +19,7 @@ from plaudit.interop.formats import OpenedModel, ReadOptions, open_reward_model
 from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.model.load import choose_dtype, dropouts_off
 from plaudit.model.module import EncoderRewardModule, RewardModule
-from plaudit.model.packing import choose_layout
+from plaudit.model.packing import choose_layout, patch_modules
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
 from plaudit.tokens.batch import PackedBatcher, make_batchers, share_prompts
@@ -470,11 +470,10 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
         raise ModelError(f"The tokenizer in {path} has no padding token; save it with one.")
     batchers = make_batchers(options.max_tokens_per_microbatch, device, tokenizer.pad_token_id)
     model = choose_layout(
-        network,
+        patch_modules(network, metadata.reward_transform),
         "padded" if metadata.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],
-        reward_transform=metadata.reward_transform,
     )
     model.module.eval()
     return RewardModel(

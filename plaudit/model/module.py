@@ -37,6 +37,16 @@ class RewardModule(nn.Module):
     def config(self) -> Any:
         return self.network.config
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Transformers' name for the classes of the network's layers."""
+        return list(classifier(self.network)._no_split_modules or ())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The network's token embeddings."""
+        embeddings: nn.Module = classifier(self.network).get_input_embeddings()
+        return embeddings
+
     def forward(self, batch: Batch) -> Tensor:
         """``scores_R`` in fp32, one per response of the batch, in order.
 

@@ -84,30 +84,37 @@ class Prepared:
     note: str | None
 
 
-def choose_layout(
-    network: nn.Module,
-    asked: Literal["auto", "packed", "padded"],
-    *,
-    packed: Batcher,
-    padded: Batcher,
-    reward_transform: RewardTransform = RewardTransform(),
-    autocast: torch.dtype | None = None,
-) -> Prepared:
-    """Packed where the architecture is supported and the self-check on the loaded weights passes.
-
-    No model trains or scores packed before its self-check has passed; a mismatch switches to padded
-    batches, aloud. ``autocast`` is the precision that the model will run under, if any.
-
-    Raises:
-        ModelError: packed was asked for by name and is not possible.
-    """
+def patch_modules(
+    network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+) -> RewardModule:
+    """The classifier as a reward module, its norms, attentions, LoRA and last layer patched."""
     if classifier(network) is not network:
         fuse_lora(network)
     body = classifier(network).base_model
     if not is_compiled(body):
         fuse_norms_and_rope(body)
         narrow_last_layer(body)
-    module = as_reward_module(network, reward_transform)
+    return as_reward_module(network, reward_transform)
+
+
+def choose_layout(
+    module: RewardModule,
+    asked: Literal["auto", "packed", "padded"],
+    *,
+    packed: Batcher,
+    padded: Batcher,
+    autocast: torch.dtype | None = None,
+) -> Prepared:
+    """Packed where the architecture is supported and the self-check on the loaded weights passes.
+
+    No model trains or scores packed before its self-check has passed; a mismatch switches to padded
+    batches, aloud. ``module`` comes from :func:`patch_modules`; FSDP may have sharded it since.
+    ``autocast`` is the precision that the model will run under, if any.
+
+    Raises:
+        ModelError: packed was asked for by name and is not possible.
+    """
+    network = module.network
     plain = classifier(network).config._attn_implementation
     note = _why_padded(module, asked, packed=packed, padded=padded, autocast=autocast)
     if note is None:
@@ -233,5 +240,13 @@ def _tolerance(body: nn.Module, autocast: torch.dtype | None) -> float:
 
 @torch.no_grad()
 def _hidden(module: DecoderRewardModule, batch: Batch, autocast: torch.dtype | None) -> Tensor:
-    with torch.autocast(batch.ends_R.device.type, dtype=autocast, enabled=autocast is not None):
-        return module.hidden(batch).float()
+    """``hidden_RD`` as the head gets them, in a call of the whole module: FSDP gathers in it."""
+    caught: list[Tensor] = []
+    head: nn.Module = classifier(module.network).score
+    hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with torch.autocast(batch.ends_R.device.type, dtype=autocast, enabled=autocast is not None):
+            module(batch)
+    finally:
+        hook.remove()
+    return caught[0].float()

@@ -39,7 +39,7 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import RewardModule
-from plaudit.model.packing import Prepared, choose_layout
+from plaudit.model.packing import Prepared, choose_layout, patch_modules
 from plaudit.model.scoring import largest_budget
 from plaudit.recipe.load import dump_recipe
 from plaudit.recipe.schema import (
@@ -58,6 +58,7 @@ from plaudit.training import corpus as corpora
 from plaudit.training.corpus import Corpus
 from plaudit.training.folder import RunFolder, check_data_unchanged, is_main_process
 from plaudit.training.needs import read_template
+from plaudit.training.sharding import fsdp_settings, reshard, shard
 from plaudit.types import Batcher, Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
@@ -235,7 +236,8 @@ def _build_model(
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
     dropouts_off(network, keep_lora=True)
     parameters = trainable_parameters(network)
-    if request.quantize is None:
+    sharing = fsdp_settings(args)
+    if request.quantize is None and sharing is None:
         network.to(args.device)
     if args.user_liger is not None:
         apply_liger(network, args.user_liger, args.device)
@@ -244,18 +246,25 @@ def _build_model(
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
-    model = choose_layout(
+    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    module = patch_modules(
         network,
+        RewardTransform() if warm_start is None else warm_start.metadata.reward_transform,
+    )
+    if sharing is not None:
+        shard(module, sharing, args, autocast)
+    model = choose_layout(
+        module,
         recipe.model.attention,
         packed=batchers["packed"],
         padded=batchers["padded"],
-        reward_transform=RewardTransform()
-        if warm_start is None
-        else warm_start.metadata.reward_transform,
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        autocast=autocast,
     )
+    if sharing is not None:
+        reshard(module)
     batcher = batchers[model.layout]
-    wrapped = bool(args.fsdp) or args.deepspeed is not None
+    # Where a pass needs all ranks, one that runs out of memory would leave the others waiting.
+    wrapped = sharing is not None or args.deepspeed_plugin is not None
     # A run that ran out of memory has lowered its budget, whoever had set it.
     lowered = folder.recorded_budget() is not None
     if lowered or (recipe.tokens.max_tokens_per_microbatch == "auto" and not wrapped):

@@ -19,7 +19,12 @@ from plaudit.report.plots import write_plots
 from plaudit.reward_model import RewardModel
 from plaudit.storage.atomic import write_json, write_json_lines, write_text, writing
 from plaudit.training import corpus as corpora
-from plaudit.training.folder import RunFolder, remove_training_end, write_training_end
+from plaudit.training.folder import (
+    RunFolder,
+    is_main_process,
+    remove_training_end,
+    write_training_end,
+)
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import RewardTrainer
 
@@ -27,12 +32,16 @@ from plaudit.training.trainer import RewardTrainer
 def write_trained(run: PreparedRun, trainer: RewardTrainer) -> None:
     """The model as soon as it is trained, with a card that says that it is not evaluated yet.
 
-    A run that stops from here on is resumed at its evaluation.
+    A run that stops from here on is resumed at its evaluation. Every rank calls it, the first one
+    writes.
     """
     folder, end = run.folder, trainer.end()
+    state = trainer.gather_state()
+    if not is_main_process():
+        return
     folder.training.unlink(missing_ok=True)
     module = trainer.accelerator.unwrap_model(trainer.model)
-    write_model(folder.path, module.network, run.tokenizer, trainer.metadata)
+    write_model(folder.path, module.network, run.tokenizer, trainer.metadata, state)
     write_text(
         folder.path / CARD_FILE,
         f"# {folder.path.name}\n\nA reward model. It is trained but not evaluated, so there are no"

@@ -60,6 +60,7 @@ from plaudit.training.results import (
     write_results,
     write_trained,
 )
+from plaudit.training.sharding import check_sharding
 from plaudit.training.trainer import EvalScores, NotFiniteError, RewardTrainer
 
 Result = TypeVar("Result")
@@ -129,6 +130,7 @@ def train(
     try:
         check_needs(recipe)
         args = step_arguments(recipe, folder)
+        check_sharding(recipe, args)
         start = (
             _on_main_process(lambda: _find_start(folder, recipe, args), args) if resume else None
         )
@@ -147,10 +149,9 @@ def _find_start(
 ) -> TrainingEnd | Path | None:
     """Where a stopped run goes on; None is its first step.
 
-    Ranks that share the weights of a model get them from a checkpoint alone.
+    DeepSpeed gets the weights of a model from a checkpoint alone.
     """
-    shared = bool(args.fsdp) or args.deepspeed is not None
-    end = None if shared else read_training_end(folder)
+    end = None if args.deepspeed_plugin is not None else read_training_end(folder)
     start = checkpoint_to_resume(folder) if end is None else end
     if start is not None:
         check_recipe(folder, start, recipe)
@@ -195,8 +196,7 @@ def _train(
         trainer.restore_end(start, folder.path)
     else:
         _fit(trainer, run, start, stop)
-        if is_main_process():
-            write_trained(run, trainer)
+        write_trained(run, trainer)
     try:
         return _evaluate(trainer, run, index, trainer.seconds(), progress.console)
     except KeyboardInterrupt:

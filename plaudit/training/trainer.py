@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, save_fsdp_optimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -33,10 +33,11 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
+from transformers.trainer import SCHEDULER_NAME
 
 from plaudit.errors import TrainingError
 from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
-from plaudit.model.checkpoint import CheckpointMetadata, write_model
+from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import distinct_trees, free_memory, micro_batches, score_distinct
 from plaudit.recipe.load import CHECKPOINT_RECIPE
@@ -46,6 +47,7 @@ from plaudit.tokens.store import StoredTrees
 from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
 from plaudit.training.prepare import PreparedRun
+from plaudit.training.sharding import fill, gather, reshard
 from plaudit.types import Batch, FloatArray, TokenTree
 
 logger = logging.getLogger("plaudit")
@@ -179,9 +181,13 @@ class RewardTrainer(Trainer):
         batches = micro_batches(self.batcher, mine, cuts, rounds)
         try:
             for number, (trees, batch) in enumerate(batches):
-                # Gradients travel once per step, with its last micro-batch.
                 last = number == rounds - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                # DeepSpeed takes its optimizer step in the backward pass of the last micro-batch.
+                self.accelerator.gradient_state._set_sync_gradients(last)
+                # Gradients travel once per step, with its last micro-batch. Under FSDP they do with
+                # each one: until then a rank would hold them for all weights.
+                travel = last or self.is_fsdp_enabled
+                with contextlib.nullcontext() if travel else self.accelerator.no_sync(model):
                     total += self._micro_batch(model, trees, batch, scale)
         except torch.OutOfMemoryError:
             raise _MicroBatchTooLargeError(trees) from None
@@ -236,6 +242,29 @@ class RewardTrainer(Trainer):
         self.step_metrics.add(reward_R[pairs.winner_P] - reward_R[pairs.loser_P])
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """Autocast for a forward pass; accelerate puts it into that of a model unless FSDP2's."""
+        if self.is_fsdp_enabled:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which remembers what it optimizes."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        self._optimized = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which is created once accelerate has prepared the optimizer."""
+        if self.is_fsdp_enabled:
+            assert self.optimizer is not None
+            # accelerate 1.15 (fsdp2_switch_optimizer_parameters) looks the parameters up by their
+            # address. That of all empty shards is 0, and a rank has one of every tensor that has
+            # fewer rows than there are ranks: the head, and a LoRA of small rank.
+            for group, parameters in zip(self.optimizer.param_groups, self._optimized, strict=True):
+                group["params"] = parameters
+        return super().create_scheduler(*args, **kwargs)
 
     def _share(self, trees: Sequence[TokenTree]) -> tuple[Sequence[int], Sequence[TokenTree], int]:
         """Positions of this rank's trees, the trees, and how many micro-batches every rank runs.
@@ -302,6 +331,8 @@ class RewardTrainer(Trainer):
             ) from None
         finally:
             model.train(training)
+            if self.is_fsdp_enabled:
+                reshard(model)
         if alone:
             return distinct.restore(scored)
         everywhere = dict(gather_object([*zip(positions, scored, strict=True)]))
@@ -321,17 +352,48 @@ class RewardTrainer(Trainer):
 
     # ---- checkpoints
 
+    def gather_state(self) -> dict[str, Tensor] | None:
+        """The weights to save where the ranks share them, on the first; None where each has them.
+
+        Every rank must call it.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        return gather(self.accelerator.unwrap_model(self.model).network)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model of a checkpoint. Every rank calls it, the first one writes."""
+        if self.is_fsdp_enabled:
+            # The Trainer would gather the frozen base, too, or save none of it.
+            self._save(output_dir, self.gather_state())
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
+        # transformers < 5.23 calls this on the first rank alone.
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         if state_dict is not None:
-            # FSDP and ZeRO gather the wrapper's state; the network inside is what others load.
+            # ZeRO gathers the wrapper's state; the network inside is what others load.
             prefix = "network."
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
         module = self.accelerator.unwrap_model(self.model)
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         write_model(folder, module.network, self.processing_class, self.metadata, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer's saves the frozen base beside them.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint is complete with its manifest; older ones are deleted only then."""
@@ -410,13 +472,10 @@ class RewardTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
             return
         assert self.state.best_model_checkpoint is not None
@@ -479,21 +538,20 @@ def load_weights(module: RewardModule, checkpoint: Path) -> None:
     Every tensor of the file must find its place; nothing trainable may be left out.
     """
     network = module.network
-    if hasattr(network, "peft_config"):
-        from peft import set_peft_model_state_dict
-
-        result: Any = set_peft_model_state_dict(
-            network, load_file(checkpoint / "adapter_model.safetensors")
-        )
-        assert not result.unexpected_keys, result.unexpected_keys
-        return
     state: dict[str, Tensor] = {}
-    for shard in sorted(checkpoint.glob("model*.safetensors")):
-        state.update(load_file(shard))
-    missing, unexpected = network.load_state_dict(state, strict=False)
+    if hasattr(network, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        own = get_peft_model_state_dict(network, save_embedding_layers=False)
+        state = load_file(checkpoint / ADAPTER_FILE)
+    else:
+        own = network.state_dict()
+        for file in sorted(checkpoint.glob("model*.safetensors")):
+            state.update(load_file(file))
+    assert state.keys() <= own.keys(), state.keys() - own.keys()
     tied = set(getattr(network, "all_tied_weights_keys", None) or ())
-    assert not unexpected, unexpected
-    assert set(missing) <= tied, missing
+    assert own.keys() - state.keys() <= tied, own.keys() - state.keys()
+    fill(own, state)
 
 
 # ---- which comparisons make which optimizer step

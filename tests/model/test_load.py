@@ -34,7 +34,14 @@ from plaudit.model.load import (
     trainable_parameters,
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
-from plaudit.model.packing import Prepared, SelfCheckResult, check_trees, choose_layout, self_check
+from plaudit.model.packing import (
+    Prepared,
+    SelfCheckResult,
+    check_trees,
+    choose_layout,
+    patch_modules,
+    self_check,
+)
 from plaudit.model.scoring import score_trees
 from plaudit.reward_model import load as load_reward_model
 from plaudit.tokens.batch import make_batchers
@@ -171,9 +178,9 @@ def test_a_half_precision_body_has_a_full_precision_head(tiny_base: Path) -> Non
     assert network.model.embed_tokens.weight.dtype == torch.bfloat16
     network = add_lora(network, LORA, quantized=False)
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
-    module = as_reward_module(network).eval()
+    module = patch_modules(network).eval()
     batchers = make_batchers("auto", CPU, PAD)
-    prepared = choose_layout(network, "auto", **batchers)  # type: ignore[arg-type]
+    prepared = choose_layout(module, "auto", **batchers)  # type: ignore[arg-type]
     assert prepared.layout == "packed"
     with torch.no_grad():
         assert module(batchers["packed"].collate(check_trees(VOCABULARY))).dtype == torch.float32
@@ -302,7 +309,8 @@ def warnings_said() -> Iterator[list[str]]:
 
 def chosen(network: Any, asked: Any = "auto") -> Prepared:
     batchers = make_batchers(400, CPU, PAD)
-    return choose_layout(network, asked, packed=batchers["packed"], padded=batchers["padded"])
+    module = patch_modules(network)
+    return choose_layout(module, asked, packed=batchers["packed"], padded=batchers["padded"])
 
 
 def blind(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
@@ -345,7 +353,7 @@ def test_the_self_check_runs_in_the_precision_of_training(monkeypatch: pytest.Mo
     for autocast, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         seen.clear()
         prepared = choose_layout(
-            tiny_classifier(),
+            patch_modules(tiny_classifier()),
             "auto",
             packed=batchers["packed"],
             padded=batchers["padded"],

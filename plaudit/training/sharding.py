@@ -1,0 +1,200 @@
+"""FSDP2: the model is shared among the processes before its self-check, and gathered to be saved.
+
+Left to itself, accelerate shards a model when training starts. Each process would by then hold all
+of it on its device, since the self-check and the token budget run there before. Here the base stays
+in host memory until one layer after the other goes to the device and is shared out, so that a
+device never holds more than its share and one layer. accelerate leaves such a model as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    disable_fsdp_ram_efficient_loading,
+    str_to_bool,
+)
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
+
+from plaudit.errors import ModelError, RecipeError
+from plaudit.model.fast.fused import fuse_norms_and_rope
+from plaudit.model.load import head_modules
+from plaudit.model.module import RewardModule, classifier
+from plaudit.recipe.schema import Recipe
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""``train.optim`` under FSDP: others may not know sharded tensors."""
+
+
+def fsdp_settings(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
+    """What ``train.fsdp`` or accelerate's launcher sets; None without FSDP."""
+    if args.fsdp_plugin_args is not None:
+        return FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+    if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        # transformers would leave the weights of all processes but one empty.
+        disable_fsdp_ram_efficient_loading()
+        return FullyShardedDataParallelPlugin()
+    return None
+
+
+def check_sharding(recipe: Recipe, args: TrainingArguments) -> None:
+    """Whether the weights may be shared among processes as the recipe and the launcher ask for.
+
+    Raises:
+        RecipeError: a way that gives wrong weights, or one that was never run.
+    """
+    problems = [*_fsdp_problems(recipe, args), *_deepspeed_problems(args)]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
+    settings = fsdp_settings(args)
+    if settings is None:
+        if args.fsdp:
+            yield "train.fsdp_config: plaudit does not support XLA; remove xla."
+        return
+    processes = args.distributed_state.distributed_type
+    if processes == DistributedType.NO:
+        yield (
+            "train.fsdp shares a model among processes, but this run has one; start it with"
+            " torchrun, or remove train.fsdp."
+        )
+    elif processes == DistributedType.MULTI_CPU:
+        # accelerate ignores FSDP there and trains with DDP.
+        yield "train.fsdp needs GPUs, but this run uses CPUs; remove it."
+    if settings.fsdp_version == 1:
+        yield (
+            "FSDP1 cannot shard frozen weights in bf16 beside trained ones in fp32; set version: 2"
+            " in train.fsdp_config (accelerate launch: --fsdp_version 2)."
+        )
+    if isinstance(settings.cpu_offload, CPUOffloadPolicy):
+        yield "plaudit does not support FSDP's offload to the CPU; remove it."
+    if settings.activation_checkpointing:
+        yield (
+            "plaudit does not support FSDP's own activation checkpointing; set"
+            " train.gradient_checkpointing: true instead."
+        )
+    unsupported = {
+        "model.quantize": recipe.model.quantize is not None,
+        "train.fp16": args.fp16,
+        "train.torch_compile": bool(recipe.train.get("torch_compile")),
+    }
+    for key in (key for key, wanted in unsupported.items() if wanted):
+        yield f"plaudit does not support {key} under FSDP; remove one of the two."
+    if args.optim not in OPTIMIZERS:
+        yield (
+            f"train.optim is {args.optim}, but under FSDP plaudit supports only"
+            f" {', '.join(OPTIMIZERS)}; choose one of them."
+        )
+
+
+def _deepspeed_problems(args: TrainingArguments) -> Iterator[str]:
+    plugin = args.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        yield (
+            "plaudit does not support DeepSpeed's ZeRO-3, which would save empty weights; use"
+            " ZeRO-2, or FSDP (train.fsdp: full_shard)."
+        )
+
+
+def shard(
+    module: RewardModule,
+    settings: FullyShardedDataParallelPlugin,
+    args: TrainingArguments,
+    autocast: torch.dtype | None,
+) -> None:
+    """Share a module's weights among the processes, in place; each layer is gathered as it runs.
+
+    Layers are computed in ``autocast``, as without FSDP, and are gathered in it: autograd would
+    keep a narrowed copy of each whole weight until the backward pass. Head, embeddings and final
+    norm are gathered as they are. Gradients are added up in fp32.
+
+    Raises:
+        ModelError: none of the classes that hold a layer is in the network.
+    """
+    mesh = init_device_mesh(args.device.type, (args.world_size,))
+    classes = settings.transformer_cls_names_to_wrap or module._no_split_modules
+    # Outer ones come first, and inner ones have to be sharded first.
+    layers = [child for child in module.modules() if type(child).__name__ in classes][::-1]
+    if not layers:
+        raise ModelError(
+            f"The model has no layers of class {', '.join(classes)}, which FSDP would shard; set"
+            " transformer_layer_cls_to_wrap in train.fsdp_config to the class of its layers."
+        )
+    after_forward = bool(settings.reshard_after_forward)
+    narrowed = MixedPrecisionPolicy(
+        param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for layer in layers:
+        # Kernels are for a device, so this is the moment for those that a CPU does not have.
+        fuse_norms_and_rope(layer.to(args.device))
+        fully_shard(layer, mesh=mesh, reshard_after_forward=after_forward, mp_policy=narrowed)
+    network = classifier(module.network)
+    # A group of parameters trains in one precision, and the head keeps its own.
+    for part in (module.get_input_embeddings(), *map(network.get_submodule, head_modules(network))):
+        fully_shard(part, mesh=mesh, reshard_after_forward=after_forward)
+    fully_shard(module, mesh=mesh)
+    # For accelerate: the layers are wrapped.
+    args.fsdp_plugin_args = {
+        "fsdp_version": 2,
+        "auto_wrap_policy": "NO_WRAP",
+        "reshard_after_forward": after_forward,
+        "state_dict_type": settings.state_dict_type.name,
+        "cpu_ram_efficient_loading": False,
+    }
+
+
+def reshard(module: nn.Module) -> None:
+    """Give up what a forward pass without a backward pass has left gathered.
+
+    The root's weights are, and would stay what they were when others are loaded.
+    """
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
+
+
+def gather(network: nn.Module) -> dict[str, Tensor]:
+    """A sharded network's tensors to save, whole, on the main process; elsewhere an empty mapping.
+
+    Every process must call it. An adapter's frozen base is left out.
+    """
+    options = StateDictOptions(
+        full_state_dict=True,
+        cpu_offload=True,
+        ignore_frozen_params=hasattr(network, "peft_config"),
+    )
+    state: dict[str, Any] = get_model_state_dict(network, options=options)
+    return state
+
+
+def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into those of the same names, or a process's part into a sharded one."""
+    with torch.no_grad():
+        for name, value in values.items():
+            target: Any = targets[name]
+            if isinstance(target, DTensor):
+                # Every process has the whole tensor, so none needs to send it.
+                value = distribute_tensor(
+                    value.to(target.device),
+                    target.device_mesh,
+                    target.placements,
+                    src_data_rank=None,
+                )
+            target.copy_(value)
