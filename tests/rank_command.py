@@ -1,7 +1,9 @@
-"""One rank of a plaudit command: ``torchrun tests/rank_command.py train …``.
+"""What one of torchrun's processes does in a test (``tests/ranks.py`` starts them).
 
-``PLAUDIT_TEST_WAY`` is how the ranks share the work (``ddp`` or ``fsdp``), and
-``PLAUDIT_TEST_FACTS`` a folder where each rank writes what was engaged, as ``rank-N.json``.
+``PLAUDIT_TEST_WAY`` is ``ddp``: the arguments are those of a plaudit command. Or it is ``fsdp``:
+they are runs, ``RECIPE OUT then …``, in one process since its imports take longer than they do;
+with ``--resume`` after it, OUT is first made a copy of the recipe's run that stopped in its middle.
+``PLAUDIT_TEST_FACTS`` is a folder for what was engaged in each run, ``OUT-rank-N.json``.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import atexit
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ def forbid_model_files(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def take_cpus_for_gpus() -> None:
-    """accelerate engages FSDP for GPUs alone and trains with DDP on CPUs, without a word."""
+    """accelerate 1.15 engages FSDP for GPUs alone; on CPUs it trains with DDP, without a word."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
@@ -51,7 +54,7 @@ def take_cpus_for_gpus() -> None:
 
 
 def record_facts(folder: Path) -> None:
-    """What accelerate and torch say of the model once training has wrapped it."""
+    """What accelerate and torch say of a model once training has wrapped it."""
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -62,44 +65,64 @@ def record_facts(folder: Path) -> None:
     def wrap_and_record(self: Any, *args: Any, **options: Any) -> Any:
         prepared = wrap(self, *args, **options)
         model = prepared[0]
-        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parts = [name for name, child in model.named_modules() if isinstance(child, FSDPModule)]
+        whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        trained = {id(p) for p in model.parameters() if p.requires_grad}
         facts = {
             "type": self.accelerator.distributed_type.value,
             "wrapper": type(model).__name__,
-            "sharded_modules": [
-                name for name, child in model.named_modules() if isinstance(child, FSDPModule)
-            ],
-            "whole_parameters": [
-                name for name, p in model.named_parameters() if not isinstance(p, DTensor)
-            ],
+            "sharded_modules": parts,
+            "whole_parameters": whole,
             "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
-            "trained": len([p for p in model.parameters() if p.requires_grad]),
-            "optimized": len({id(p) for p in optimized if p.requires_grad}),
+            "trained": len(trained),
+            "optimized": len(optimized & trained),
         }
-        (folder / f"rank-{RANK}.json").write_text(json.dumps(facts))
+        run = Path(self.args.output_dir).parent.name
+        (folder / f"{run}-rank-{RANK}.json").write_text(json.dumps(facts))
         return prepared
 
     RewardTrainer._prepare_for_training = wrap_and_record  # type: ignore[method-assign]
 
 
-def run() -> int:
-    try:
-        runpy.run_module("plaudit", run_name="__main__")
-    except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 1
-    return 0
+def run_with_fsdp(recipe: Path, out: Path, *options: str) -> None:
+    from accelerate.state import AcceleratorState
+    from torch import distributed
+
+    from plaudit.training.run import train
+
+    resume = "--resume" in options
+    if resume:
+        if RANK == 0:
+            copy_stopped(recipe.parent, out)
+        distributed.barrier()
+    train(recipe, out, resume=resume)
+    # As in a process of its own: this holds the settings of FSDP and the precision.
+    AcceleratorState._reset_state()
+
+
+def copy_stopped(run: Path, out: Path) -> None:
+    """The run as it was before its last checkpoint was whole."""
+    shutil.copytree(run, out)
+    for path in (*out.glob("*.json"), *out.glob("*.safetensors")):
+        if path.name not in ("data.json", "environment.json"):
+            path.unlink()
+    (out / "checkpoints" / "checkpoint-8" / "counters-1.pt").unlink()
 
 
 if __name__ == "__main__":
     if RANK > 0:
         sys.addaudithook(forbid_model_files)
     record_facts(Path(os.environ["PLAUDIT_TEST_FACTS"]))
-    if os.environ["PLAUDIT_TEST_WAY"] == "fsdp":
+    if os.environ["PLAUDIT_TEST_WAY"] == "ddp":
+        atexit.register(find_surviving_threads)
+        runpy.run_module("plaudit", run_name="__main__")
+    else:
         take_cpus_for_gpus()
-        code = run()
+        for run in " ".join(sys.argv[1:]).split(" then "):
+            name, out, *options = run.split()
+            run_with_fsdp(Path(name), Path(out), *options)
         sys.stdout.flush()
         sys.stderr.flush()
-        # Once there was a DTensor, gloo's threads outlive their group (torch 2.13).
-        os._exit(code)
-    atexit.register(find_surviving_threads)
-    sys.exit(run())
+        # Once there was a DTensor, gloo's threads outlive their group (torch 2.11 to 2.13).
+        os._exit(0)

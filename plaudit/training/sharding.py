@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
-    disable_fsdp_ram_efficient_loading,
     str_to_bool,
 )
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from plaudit.errors import ModelError, RecipeError
 from plaudit.model.fast.fused import fuse_norms_and_rope
@@ -41,15 +41,22 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """``train.optim`` under FSDP: others may not know sharded tensors."""
 
 
+def fsdp_version(args: TrainingArguments) -> int | None:
+    """The version that ``train.fsdp`` or accelerate's launcher asks for; None without FSDP."""
+    if args.fsdp_plugin_args is not None:
+        return int(args.fsdp_plugin_args["fsdp_version"])
+    if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        return int(os.environ.get("FSDP_VERSION", "1"))
+    return None
+
+
 def fsdp_settings(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
     """What ``train.fsdp`` or accelerate's launcher sets; None without FSDP."""
-    if args.fsdp_plugin_args is not None:
-        return FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
-    if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
-        # transformers would leave the weights of all processes but one empty.
-        disable_fsdp_ram_efficient_loading()
-        return FullyShardedDataParallelPlugin()
-    return None
+    if fsdp_version(args) is None:
+        return None
+    # Otherwise transformers leaves the weights of all processes but one empty.
+    options = {**(args.fsdp_plugin_args or {}), "cpu_ram_efficient_loading": False}
+    return FullyShardedDataParallelPlugin(**options)
 
 
 def check_sharding(recipe: Recipe, args: TrainingArguments) -> None:
@@ -64,11 +71,19 @@ def check_sharding(recipe: Recipe, args: TrainingArguments) -> None:
 
 
 def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
-    settings = fsdp_settings(args)
-    if settings is None:
+    version = fsdp_version(args)
+    if version is None:
         if args.fsdp:
             yield "train.fsdp_config: plaudit does not support XLA; remove xla."
         return
+    if version == 1:
+        yield (
+            "FSDP1 cannot shard frozen weights in bf16 beside trained ones in fp32; set version: 2"
+            " in train.fsdp_config (accelerate launch: --fsdp_version 2)."
+        )
+        return
+    settings = fsdp_settings(args)
+    assert settings is not None
     processes = args.distributed_state.distributed_type
     if processes == DistributedType.NO:
         yield (
@@ -78,17 +93,12 @@ def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
     elif processes == DistributedType.MULTI_CPU:
         # accelerate ignores FSDP there and trains with DDP.
         yield "train.fsdp needs GPUs, but this run uses CPUs; remove it."
-    if settings.fsdp_version == 1:
-        yield (
-            "FSDP1 cannot shard frozen weights in bf16 beside trained ones in fp32; set version: 2"
-            " in train.fsdp_config (accelerate launch: --fsdp_version 2)."
-        )
     if isinstance(settings.cpu_offload, CPUOffloadPolicy):
         yield "plaudit does not support FSDP's offload to the CPU; remove it."
     if settings.activation_checkpointing:
         yield (
             "plaudit does not support FSDP's own activation checkpointing; set"
-            " train.gradient_checkpointing: true instead."
+            " train.activation_checkpointing: true instead."
         )
     unsupported = {
         "model.quantize": recipe.model.quantize is not None,
@@ -97,9 +107,10 @@ def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
     }
     for key in (key for key, wanted in unsupported.items() if wanted):
         yield f"plaudit does not support {key} under FSDP; remove one of the two."
-    if args.optim not in OPTIMIZERS:
+    optimizer = OptimizerNames(args.optim).value
+    if optimizer not in OPTIMIZERS:
         yield (
-            f"train.optim is {args.optim}, but under FSDP plaudit supports only"
+            f"train.optim is {optimizer}, but under FSDP plaudit supports only"
             f" {', '.join(OPTIMIZERS)}; choose one of them."
         )
 

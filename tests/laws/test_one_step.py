@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.models import make_trees, tiny_classifier
+from tests.ranks import run_on_two_ranks
 
 CPU = torch.device("cpu")
 
@@ -107,43 +106,12 @@ def test_accumulation_is_only_a_way_to_write_the_batch(
         assert torch.equal(tensor, expected[name]), name
 
 
-AS_A_COMMAND = """
-import atexit, os, runpy, sys
-from pathlib import Path
-
-def check():
-    # A thread of gloo that outlives the command can abort the interpreter's finalization.
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    if any("gloo" in name for name in names):
-        print("threads that outlive the command:", *names, file=sys.stderr, flush=True)
-        os._exit(7)
-
-atexit.register(check)
-runpy.run_module("plaudit", run_name="__main__")
-"""
-
-
-def run_on_two_ranks(recipe: Path, out: Path, *options: str) -> None:
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    command = recipe.parent / "command.py"
-    command.write_text(AS_A_COMMAND)
-    done = subprocess.run(
-        [*launcher, str(command), "train", str(recipe), "--out", str(out), *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_two_ranks_train_what_one_does(
     tiny_base: Path,
     tmp_path: Path,
     write_recipe: Callable[[Mapping[str, Any]], Path],
 ) -> None:
-    """Two gloo ranks through torchrun, then resumed from their middle checkpoint.
+    """Two gloo ranks under DDP, through torchrun, then resumed from their middle checkpoint.
 
     43 pairs leave a last step that only one rank has rows for. AdamW would amplify the rounding of
     a sum taken in another order, so plain SGD trains here.
@@ -164,7 +132,11 @@ def test_two_ranks_train_what_one_does(
 
     alone = train(recipe(6), tmp_path / "one")
     out = tmp_path / "two"
-    run_on_two_ranks(write_recipe(recipe(3)), out)
+    command = ("train", str(write_recipe(recipe(3))), "--out", str(out))
+    run_on_two_ranks("ddp", tmp_path, *command)
+    for rank in (0, 1):
+        facts = json.loads((tmp_path / f"two-rank-{rank}.json").read_text())
+        assert facts["wrapper"] == "DistributedDataParallel"
     assert_trained_alike(out, tmp_path / "one")
     together = read_metrics(out)
     assert together.train.steps == alone.metrics.train.steps == 8
@@ -181,7 +153,7 @@ def test_two_ranks_train_what_one_does(
         train(out / "recipe.yaml", out, resume=True)
     # Damaged, so that both ranks go back to the checkpoint before it.
     (out / "checkpoints" / "checkpoint-8" / "counters-1.pt").unlink()
-    run_on_two_ranks(out / "recipe.yaml", out, "--resume")
+    run_on_two_ranks("ddp", tmp_path, "train", str(out), "--resume")
     for name, tensor in trained_weights(out).items():
         assert torch.equal(tensor, whole[name]), name
 
