@@ -39,7 +39,7 @@ COMMON = {
         "optim": "Optimizer.",
         "bf16": "Compute in bf16 mixed precision.",
         "activation_checkpointing": "Recompute activations in the backward pass: less memory, "
-        "slower steps.",
+        "slower steps. Unset, a GPU recomputes as few layers as its memory needs.",
         "eval_strategy": "When to evaluate.",
         "eval_steps": "Number of steps between evaluations; below 1, a fraction of all steps.",
         "save_strategy": "When to save a checkpoint.",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit.types import Batch, RewardTransform
 
@@ -60,23 +61,42 @@ class RewardModule(nn.Module):
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Trade recomputation for activation memory; the arguments are transformers' own."""
-        # A frozen embedding gives activations without gradients, and checkpointing would then cut
-        # the graph before the first adapter.
-        self.network.enable_input_require_grads()
+        details = dict(options.pop("activation_checkpointing_kwargs", None) or {})
+        details |= options.pop("gradient_checkpointing_kwargs", None) or {}
+        details.setdefault("use_reentrant", False)
+        if details["use_reentrant"]:
+            # A frozen embedding gives activations without gradients, and the reentrant form would
+            # then cut the graph before the first adapter.
+            self.network.enable_input_require_grads()
         if hasattr(self.network, "activation_checkpointing_enable"):
-            self.network.activation_checkpointing_enable(**options)
+            self.network.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=details, **options
+            )
         else:
             # transformers < 5.20 has only the former name.
             self.network.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs=options.get("activation_checkpointing_kwargs")
-                or options.get("gradient_checkpointing_kwargs")
+                gradient_checkpointing_kwargs=details, **options
             )
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Transformers' former name of :meth:`activation_checkpointing_enable`."""
-        self.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=options.get("gradient_checkpointing_kwargs")
-        )
+        self.activation_checkpointing_enable(**options)
+
+    @property
+    def checkpointable_layers(self) -> int:
+        """How many layers can recompute their activations."""
+        return len(self._layers())
+
+    def checkpoint_layers(self, count: int) -> None:
+        """Let the first ``count`` layers recompute their activations, and no others."""
+        if count:
+            self.activation_checkpointing_enable()
+        for number, layer in enumerate(self._layers()):
+            layer.gradient_checkpointing = number < count
+
+    def _layers(self) -> list[GradientCheckpointingLayer]:
+        modules = self.network.modules()
+        return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
 
 
 class DecoderRewardModule(RewardModule):

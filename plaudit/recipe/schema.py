@@ -187,7 +187,7 @@ class TokensSection(Section):
     """Date that the chat template uses as today (YYYY-MM-DD)."""
     max_tokens_per_microbatch: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     """Maximum number of tokens per micro-batch. It limits memory use and does not change results;
-    auto is measured on a GPU and 8192 on a CPU."""
+    auto is measured on a GPU, and 8192 on a CPU and under FSDP and DeepSpeed."""
 
 
 class LossSection(Section):
@@ -441,6 +441,12 @@ class Recipe(Section):
         if self.lora is None:
             return "full"
         return "qlora" if self.model.quantize else "lora"
+
+    @property
+    def checkpointing(self) -> bool | None:
+        """Whether activations are recomputed; None leaves it to the run."""
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        return next((self.train[name] for name in names if self.train.get(name) is not None), None)
 
     @property
     def defaults_to_bf16(self) -> bool:

@@ -77,6 +77,12 @@ class MappedTable:
         dtype = self.schema.field(name).type.to_pandas_dtype()
         return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
+    def lengths(self, name: str) -> npt.NDArray[np.int64]:
+        """The number of items in each row of a list column."""
+        offsets = [_offsets_and_values(batch.column(name))[0] for batch in self._batches]
+        parts = [np.diff(array).astype(np.int64) for array in offsets]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def number(self, name: str, row: int) -> Any:
         """One value of a column of numbers."""
         view, inside = self._view(name, row, _numbers)
@@ -162,6 +168,11 @@ class StoredRows(Sequence[Record], Generic[Record]):
         """A column of numbers, of the records of this sequence in their order."""
         columns = [table.column(name) for table in self.tables]
         return np.concatenate(columns)[self.rows_N] if columns else np.zeros(0)
+
+    def lengths(self, name: str) -> npt.NDArray[np.int64]:
+        """The number of items in a list column, of the records of this sequence in their order."""
+        columns = [table.lengths(name) for table in self.tables]
+        return np.concatenate(columns)[self.rows_N] if columns else np.zeros(0, np.int64)
 
     def by_table(self) -> Iterator[tuple[MappedTable, RowArray]]:
         """Per table the different rows of it that are in this sequence, in the file's order."""

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from plaudit.errors import OutputError, TrainingError
 from plaudit.evaluation.schema import METRICS_FILE
 from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
+from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import (
     CHECKPOINT_RECIPE,
     RUN_RECIPE,
@@ -70,27 +71,23 @@ class RunFolder:
     micro_batches = _Inside("micro_batches.json")
     """How the run splits a step into micro-batches."""
 
-    def budget(self, measure: Callable[[], int]) -> int:
-        """Tokens of a micro-batch as measured when the run was started.
+    def recorded_micro_batches(self) -> MicroBatches | None:
+        """How the run splits its steps, None before it has decided.
 
-        A resumed run keeps them: another cut gives the same gradient only up to rounding.
+        A resumed run goes on so: another split gives the same gradient only up to rounding.
         """
-        recorded = self.recorded_budget()
-        if recorded is None:
-            recorded = measure()
-            self.record_budget(recorded)
-        return recorded
-
-    def recorded_budget(self) -> int | None:
-        """Tokens of a micro-batch as the run measured or lowered them; None where it did not."""
         if not self.micro_batches.is_file():
             return None
-        return int(_read_record(self.micro_batches)["tokens"])
+        record = _read_record(self.micro_batches)
+        try:
+            return MicroBatches(**record)
+        except TypeError as error:
+            raise _damaged(self.micro_batches, error) from None
 
-    def record_budget(self, tokens: int) -> None:
-        """Note the tokens of a micro-batch for a resumed run."""
+    def record_micro_batches(self, chosen: MicroBatches) -> None:
+        """Note for a resumed run how this one splits its steps."""
         if is_main_process():
-            write_json(self.micro_batches, {"tokens": tokens})
+            write_json(self.micro_batches, asdict(chosen))
 
     def resume_command(self) -> str:
         """What to type to resume this run, with the launcher it was started by."""
@@ -291,7 +288,11 @@ def _read_record(path: Path) -> dict[str, Any]:
         error: object = "not a mapping"
     except (OSError, ValueError) as caught:
         error = caught
-    raise TrainingError(
+    raise _damaged(path, error)
+
+
+def _damaged(path: Path, error: object) -> TrainingError:
+    return TrainingError(
         f"{path} is damaged ({error}); restore it from a backup, or start the run again with"
         " another --out."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,8 @@ from plaudit.model.load import (
 )
 from plaudit.model.module import RewardModule
 from plaudit.model.packing import Prepared, choose_layout, patch_modules
-from plaudit.model.scoring import largest_budget
+from plaudit.planning.measure import CudaMeter
+from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import dump_recipe
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
@@ -51,15 +52,17 @@ from plaudit.recipe.schema import (
     TokensSection,
 )
 from plaudit.storage.manifest import check_model
-from plaudit.tokens.batch import MICROBATCH_TOKENS, TokenBatcher, make_batchers
+from plaudit.tokens.batch import TokenBatcher, make_batchers
 from plaudit.tokens.encode import Encoder
 from plaudit.tokens.rendering import NamedTemplate, Renderer, freeze_dates
+from plaudit.tokens.store import StoredTrees
 from plaudit.training import corpus as corpora
+from plaudit.training.budget import BudgetRequest, decide_micro_batches, unmeasured
 from plaudit.training.corpus import Corpus
 from plaudit.training.folder import RunFolder, check_data_unchanged, is_main_process
 from plaudit.training.needs import read_template
 from plaudit.training.sharding import fsdp_settings, reshard, shard
-from plaudit.types import Batcher, Rendering, RewardTransform, ScoredTokenRule
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
 
 logger = logging.getLogger("plaudit")
 
@@ -157,9 +160,8 @@ def prepare(
     remark = text_remark(encoder, recipe.data.as_chat, texts, total)
     if remark is not None:
         logger.warning("%s", remark)
-    largest_id = max(int(part.trees.column("largest_id").max()) for part in corpus.every)
     with console.status(f"loading {recipe.model.base}"):
-        built = _build_model(recipe, request, tokenizer, args, largest_id, folder, warm_start)
+        built = _build_model(recipe, request, tokenizer, args, corpus, folder, warm_start)
     if recipe.lora and warm_start is not None and warm_start.metadata.kind == "adapter":
         # The run records the LoRA settings that are trained, not those asked for.
         own = adapter_settings(built.model.module.network, recipe.lora)
@@ -171,6 +173,9 @@ def prepare(
         highlight=False,
         soft_wrap=True,
     )
+    if args.device.type != "cpu":
+        sentence = built.micro_batches.sentence()
+        console.print(f"micro-batches: {sentence}", highlight=False, soft_wrap=True)
     return PreparedRun(
         folder=folder,
         recipe=recipe,
@@ -210,6 +215,7 @@ class Built:
 
     model: Prepared
     batcher: TokenBatcher
+    micro_batches: MicroBatches
     parameters: tuple[int, int]
     head_init: str
 
@@ -219,7 +225,7 @@ def _build_model(
     request: BaseRequest,
     tokenizer: PreTrainedTokenizerBase,
     args: StepArguments,
-    largest_id: int,
+    corpus: Corpus,
     folder: RunFolder,
     warm_start: OpenedModel | None,
 ) -> Built:
@@ -231,6 +237,7 @@ def _build_model(
     )
     network = loaded.network
     check_max_length(network, recipe.tokens.max_length)
+    largest_id = max(int(part.trees.column("largest_id").max()) for part in corpus.every)
     check_token_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
     if recipe.lora is not None and not hasattr(network, "peft_config"):
         network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
@@ -265,38 +272,61 @@ def _build_model(
     batcher = batchers[model.layout]
     # Where a pass needs all ranks, one that runs out of memory would leave the others waiting.
     wrapped = sharing is not None or args.deepspeed_plugin is not None
-    # A run that ran out of memory has lowered its budget, whoever had set it.
-    lowered = folder.recorded_budget() is not None
-    if lowered or (recipe.tokens.max_tokens_per_microbatch == "auto" and not wrapped):
-        tokens = folder.budget(
-            lambda: measured_budget(model.module, batcher, recipe.tokens.max_length, args)
-        )
-        batcher = make_batchers(tokens, args.device, tokenizer.pad_token_id)[model.layout]
+    micro_batches = folder.recorded_micro_batches()
+    if micro_batches is None:
+        micro_batches = _decide(model.module, batcher, corpus.train.trees, recipe, args, wrapped)
+        folder.record_micro_batches(micro_batches)
+    elif micro_batches.checkpointed_layers is not None:
+        model.module.checkpoint_layers(micro_batches.checkpointed_layers)
+    batcher = make_batchers(micro_batches.tokens, args.device, tokenizer.pad_token_id)[model.layout]
     return Built(
         model=model,
         batcher=batcher,
+        micro_batches=micro_batches,
         parameters=parameters,
         head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
     )
 
 
-def measured_budget(
-    module: RewardModule, batcher: Batcher, longest: int, args: StepArguments
-) -> int:
-    """What ``tokens.max_tokens_per_microbatch: auto`` means on this device, equal on all ranks.
+def _decide(
+    module: RewardModule,
+    batcher: TokenBatcher,
+    trees: StoredTrees,
+    recipe: Recipe,
+    args: StepArguments,
+    wrapped: bool,
+) -> MicroBatches:
+    """How the run splits its steps: measured on a GPU, else the default.
 
-    A GPU is tried out. On a CPU more tokens at once are no faster.
+    On a CPU more tokens at once are no faster.
     """
-    if args.device.type != "cuda":
-        return MICROBATCH_TOKENS
-    found = largest_budget(
-        module, batcher, longest=longest, autocast=bool(args.bf16), device=args.device
+    asked = recipe.tokens.max_tokens_per_microbatch
+    request = BudgetRequest(
+        tokens=None if asked == "auto" else asked,
+        checkpointing=recipe.checkpointing,
+        trees_per_step=args.per_device_train_batch_size * args.world_size,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        ranks=args.world_size,
     )
-    if args.world_size == 1:
-        return found
-    everywhere = torch.tensor(found, device=args.device)
-    torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
-    return int(everywhere)
+    if args.device.type != "cuda":
+        return unmeasured(request, reason="")
+    if wrapped:
+        return unmeasured(request, reason="FSDP and DeepSpeed: not measured")
+    if request.checkpointing is not None and request.tokens is not None:
+        return unmeasured(request, reason="the limit that the recipe sets")
+    if request.checkpointing:
+        # As the Trainer does when training begins.
+        module.activation_checkpointing_enable(**checkpointing_options(args))
+    return decide_micro_batches(module, batcher, trees, request, CudaMeter(args.device))
+
+
+def checkpointing_options(args: StepArguments) -> dict[str, Any]:
+    """The arguments of ``activation_checkpointing_enable`` that the recipe sets."""
+    details: Any = dict(args.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
+    own = [name for name in ("every_n_layers", "offload") if name in details]
+    options = {name: details.pop(name) for name in own}
+    return {"activation_checkpointing_kwargs": details, **options}
 
 
 def place_base(base: str, folder: RunFolder) -> str:
@@ -416,6 +446,14 @@ def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
         # It asks the device for every step's loss, and hides a loss that is not finite.
         "logging_nan_inf_filter": False,
     }
+    known = {field.name for field in fields(TrainingArguments)}
+    for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):
+        former = name.replace("activation", "gradient")
+        values = [arguments.pop(one, None) for one in (name, former)]
+        value = next((one for one in values if one is not None), None)
+        if value is not None:
+            # transformers < 5.20 has only the former name, and later ones warn about it.
+            arguments[name if name in known else former] = value
     arguments.setdefault("ddp_find_unused_parameters", False)
     if not torch.accelerator.is_available():
         # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.

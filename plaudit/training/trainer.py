@@ -40,6 +40,7 @@ from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import distinct_trees, free_memory, micro_batches, score_distinct
+from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
 from plaudit.storage.manifest import COUNTERS
@@ -213,7 +214,10 @@ class RewardTrainer(Trainer):
                 f" tokens.max_tokens_per_microbatch to {tokens // 2} or less."
             )
         self.batcher = replace(self.batcher, max_tokens=tokens // 2)
-        self.folder.record_budget(tokens // 2)
+        recorded = self.folder.recorded_micro_batches() or MicroBatches(tokens=tokens)
+        self.folder.record_micro_batches(
+            replace(recorded, tokens=tokens // 2, reason="lowered after running out of memory")
+        )
         logger.warning(
             "A micro-batch of %s tokens did not fit in the memory of the device; step %d is"
             " computed again, in micro-batches of at most %s tokens from now on. The result is the"

@@ -96,7 +96,10 @@ def test_a_replayed_step_is_the_step_of_the_smaller_budget(
     ((step, budget),) = budgets(tmp_path / "replayed")
     assert step == 0
     assert budget <= 100
-    assert RunFolder(tmp_path / "replayed").recorded_budget() == budget
+    recorded = RunFolder(tmp_path / "replayed").recorded_micro_batches()
+    assert recorded is not None
+    assert recorded.tokens == budget
+    assert "running out of memory" in recorded.reason
     (warning,) = [r.message for r in caplog.records if "did not fit" in r.message]
     assert "step 1 is computed again" in warning
     assert f"at most {budget} tokens" in warning
