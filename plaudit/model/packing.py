@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.errors import ModelError
+from plaudit.model.attention.flash import use_flash_attention_3
 from plaudit.model.attention.interface import PACKED_ATTENTION
-from plaudit.model.fast.fused import fuse_lora, fuse_norms_and_rope
+from plaudit.model.fast.fused import fuse_layers
 from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
+from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, RewardModule, as_reward_module, classifier
 from plaudit.types import Batch, Batcher, RewardTransform, TokenTree
 
@@ -91,8 +93,9 @@ def patch_modules(
     if classifier(network) is not network:
         fuse_lora(network)
     body = classifier(network).base_model
+    use_flash_attention_3(next(body.parameters()).device)
     if not is_compiled(body):
-        fuse_norms_and_rope(body)
+        fuse_layers(body)
         narrow_last_layer(body)
     return as_reward_module(network, reward_transform)
 

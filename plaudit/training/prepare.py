@@ -21,7 +21,7 @@ from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
 from plaudit.model.checkpoint import copy_base, resolve_base
-from plaudit.model.fast.fused import apply_liger, compile_layers
+from plaudit.model.fast.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,

@@ -32,7 +32,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from plaudit.errors import ModelError, RecipeError
-from plaudit.model.fast.fused import fuse_norms_and_rope
+from plaudit.model.fast.fused import fuse_layers
 from plaudit.model.load import head_modules
 from plaudit.model.module import RewardModule, classifier
 from plaudit.recipe.schema import Recipe
@@ -154,7 +154,7 @@ def shard(
     )
     for layer in layers:
         # Kernels are for a device, so this is the moment for those that a CPU does not have.
-        fuse_norms_and_rope(layer.to(args.device))
+        fuse_layers(layer.to(args.device))
         fully_shard(layer, mesh=mesh, reshard_after_forward=after_forward, mp_policy=narrowed)
     network = classifier(module.network)
     # A group of parameters trains in one precision, and the head keeps its own.

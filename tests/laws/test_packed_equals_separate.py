@@ -18,8 +18,9 @@ from plaudit.model.attention.interface import BACKENDS, PACKED_ATTENTION, forced
 from plaudit.model.attention.kv_cache import PrefixCache
 from plaudit.model.attention.layer import Settings
 from plaudit.model.attention.spans import spans
-from plaudit.model.fast.fused import fuse_lora, fuse_norms_and_rope
+from plaudit.model.fast.fused import fuse_layers
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.packing import PACKED_ARCHITECTURES, why_not_packed
@@ -88,7 +89,7 @@ def compare(network: Any, trees: Sequence[TokenTree]) -> None:
     expected = gradients(network, expected_R)
     base.set_attn_implementation(PACKED_ATTENTION)
     fuse_lora(network)
-    fuse_norms_and_rope(base.base_model)
+    fuse_layers(base.base_model)
     narrow_last_layer(base.base_model)
     assert is_narrowed(base.base_model)
     scores_R = DecoderRewardModule(network)(pack(trees, CPU))
@@ -132,7 +133,7 @@ def test_packed_equals_separate_under_activation_checkpointing(name: str, reentr
     expected_R = plain_scores(network, trees)
     expected = gradients(network, expected_R)
     network.set_attn_implementation(PACKED_ATTENTION)
-    fuse_norms_and_rope(network.base_model)
+    fuse_layers(network.base_model)
     narrow_last_layer(network.base_model)
     module = DecoderRewardModule(network)
     module.activation_checkpointing_enable(
@@ -198,7 +199,7 @@ def compare_resumed(network: Any, *, most: int = 10_000) -> None:
     expected_R = plain_scores(network, after).detach()
     assert float(expected_R.std()) > 0.05, "scores so alike would hide a wrong mask"
     network.set_attn_implementation(PACKED_ATTENTION)
-    fuse_norms_and_rope(network.base_model)
+    fuse_layers(network.base_model)
     narrow_last_layer(network.base_model)
     states = PrefixCache(1 << 30)
     plain = PackedBatcher(max_tokens=most, device=CPU)
@@ -242,7 +243,7 @@ def test_half_precision_error_is_that_of_padded_batches() -> None:
     module = DecoderRewardModule(network)
     padded_R = module(pad(trees, 2, CPU)).detach()
     network.set_attn_implementation(PACKED_ATTENTION)
-    fuse_norms_and_rope(network.base_model)
+    fuse_layers(network.base_model)
     narrow_last_layer(network.base_model)
     module = DecoderRewardModule(network)
     packed_R = module(pack(trees, CPU)).detach()

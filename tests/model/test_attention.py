@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import restore_flash_attention_impl
 
 from plaudit.model.attention import flash, flex
 from plaudit.model.attention.interface import (
@@ -203,3 +206,35 @@ def test_arrays_go_to_a_device_as_one() -> None:
     assert [tuple(one.shape) for one in found] == [(5,), (2, 3), (0,), (3,)]
     assert [one.dtype for one in found] == [torch.int32, torch.bool, torch.float64, torch.int64]
     assert len({one.untyped_storage()._cdata for one in found}) == 1
+
+
+INTERFACE = """
+import torch
+
+# What the module's extension registers.
+OPS = torch.library.Library("flash_attn_3", "DEF")
+OPS.define("fwd(Tensor q) -> Tensor")
+OPS.define("bwd(Tensor q) -> Tensor")
+"""
+
+
+@pytest.mark.parametrize("source", [INTERFACE, "raise ImportError('undefined symbol')"])
+def test_flash_attention_3_is_used_where_it_works(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PyTorch itself puts the module's operators behind those that plaudit calls."""
+    works = source == INTERFACE
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert not flash.use_flash_attention_3(device)
+    (tmp_path / "flash_attn_interface.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert flash.use_flash_attention_3(device) == works
+        dump = torch._C._dispatch_dump("aten::_flash_attention_backward")
+        assert ("_fa3.py" in dump) == works
+        assert ("does not work" in caplog.text) != works
+    finally:
+        restore_flash_attention_impl(_raise_warn=False)
+        sys.modules.pop("flash_attn_interface", None)
+    assert not flash.use_flash_attention_3(CPU)

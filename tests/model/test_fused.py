@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertModel
 
-from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_norms_and_rope
+from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_layers
 from tests.models import tiny_classifier
 
 
@@ -42,7 +42,7 @@ def kinds(network: Any) -> set[str]:
 )
 def test_what_differs_is_left_alone(family: str, expected: set[str]) -> None:
     network = tiny_classifier(family)
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     assert kinds(network) == expected
 
 
@@ -56,7 +56,7 @@ def test_a_norm_and_its_gradients() -> None:
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 5, 32, requires_grad=True)
     expected = outcome(lambda: norm(x), x, norm.weight)
-    fuse_norms_and_rope(norm)
+    fuse_layers(norm)
     assert isinstance(norm, FusedRMSNorm)
     found = outcome(lambda: norm(x), x, norm.weight)
     for one, other in zip(found, expected, strict=True):
@@ -69,7 +69,7 @@ def test_a_model_and_its_gradients() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     leaves = list(network.parameters())
     expected = outcome(lambda: network(input_ids=ids).logits, *leaves)
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     found = outcome(lambda: network(input_ids=ids).logits, *leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(
@@ -84,8 +84,8 @@ def test_half_precision_and_autocast_are_the_modules_own() -> None:
     expected = half(input_ids=ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected_cast = full(input_ids=ids).logits
-    fuse_norms_and_rope(half)
-    fuse_norms_and_rope(full)
+    fuse_layers(half)
+    fuse_layers(full)
     assert torch.equal(half(input_ids=ids).logits, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(full(input_ids=ids).logits, expected_cast)
@@ -108,7 +108,7 @@ def test_an_attention_that_says_where_its_heads_are() -> None:
     network = ModernBertModel(config)
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = network(input_ids=ids).last_hidden_state
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     torch.testing.assert_close(network(input_ids=ids).last_hidden_state, expected)
 
 
@@ -129,7 +129,7 @@ class Gated(torch.nn.Module):
 
 def test_a_norm_with_a_gate_is_left_alone() -> None:
     network = torch.nn.Sequential(Gated())
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     assert kinds(network) == set()
 
 
@@ -142,14 +142,14 @@ def test_a_forward_put_on_an_instance_is_not_tried() -> None:
     network = tiny_classifier("llama")
     network.model.norm.forward = on_a_gpu
     network.model.layers[0].input_layernorm.forward = on_a_gpu
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     assert not isinstance(network.model.norm, FusedRMSNorm)
     assert isinstance(network.model.layers[1].input_layernorm, FusedRMSNorm)
 
 
 def test_other_models_of_the_process_are_not_touched() -> None:
     first, second = tiny_classifier("llama"), tiny_classifier("llama")
-    fuse_norms_and_rope(first)
+    fuse_layers(first)
     assert kinds(second) == set()
     assert type(second.model.layers[0].self_attn) is not type(first.model.layers[0].self_attn)
 
@@ -160,7 +160,7 @@ def test_only_layers_with_positions_rotate() -> None:
     attentions = [layer.self_attn for layer in network.model.layers]
     for attention, use_rope in zip(attentions, (1, 0, 1), strict=False):
         attention.use_rope = use_rope
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     assert [isinstance(one, FusedAttention) for one in attentions] == [
         bool(one.use_rope) for one in attentions
     ]
@@ -170,5 +170,5 @@ def test_a_setting_that_is_not_handed_on_is_noticed() -> None:
     """An attention that clips its queries computes something else."""
     network = tiny_classifier("olmo")
     network.config.clip_qkv = 0.01
-    fuse_norms_and_rope(network)
+    fuse_layers(network)
     assert kinds(network) == set()

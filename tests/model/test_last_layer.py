@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.fast import last_layer
-from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_lora, fuse_norms_and_rope
+from plaudit.model.fast.fused import FusedAttention, FusedRMSNorm, fuse_layers
 from plaudit.model.fast.last_layer import is_narrowed, narrow_last_layer
+from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack
@@ -98,7 +99,7 @@ def test_an_adapter_merged_afterwards_leaves_it_working() -> None:
 def test_a_model_can_be_pickled() -> None:
     """As for another process; all kinds of patched modules but LoRA's."""
     module = packed("llama")
-    fuse_norms_and_rope(module.network)
+    fuse_layers(module.network)
     narrowed(module)
     expected_R = module(pack(TREES, CPU))
     sent = pickle.loads(pickle.dumps(module))

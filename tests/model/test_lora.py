@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from plaudit.model.fast.fused import FusedLoRA, fuse_lora
+from plaudit.model.fast.lora import FusedLoRA, fuse_lora, project
 
 
 class Body(nn.Module):
@@ -146,3 +147,102 @@ def test_autocast_decides_the_precision() -> None:
         found = network(x)
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+class Three(nn.Module):
+    """Projections of one input, as attention has them; the middle one is narrower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(12, 20), nn.Linear(12, 10, bias=False), nn.Linear(12, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(project((self.q, self.k, self.v), x), dim=-1)
+
+
+def three() -> Any:
+    torch.manual_seed(0)
+    targets = ["q", "k", "v"]
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, rank_pattern={"k": 2})
+    network = get_peft_model(Three(), config)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return network
+
+
+@pytest.mark.parametrize("tokens", [7, 14, 18, 30])
+def test_layers_with_one_input_equal_peft(tokens: int) -> None:
+    """Of 14 tokens the narrow layer alone folds its adapter backwards, of 18 all forwards."""
+    network = three()
+    x = torch.randn(tokens, 12)
+    expected = gradients(network, x)
+    fuse_lora(network)
+    found = gradients(network, x)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        largest = float(value.abs().max())
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6 * largest)
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "mm" in func.__name__:
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def test_thin_products_are_shared_and_not_repeated() -> None:
+    network = three()
+    fuse_lora(network)
+    x = torch.randn(7, 12, requires_grad=True)
+    with Products() as forward:
+        out = network(x)
+    with Products() as backward:
+        out.sum().backward()
+    # All three adapters have rank 8 together.
+    assert forward.shapes.count((7, 8)) == 1
+    assert (7, 3) not in forward.shapes
+    assert (7, 8) not in backward.shapes
+    assert backward.shapes.count((8, 12)) == 1
+
+
+def test_a_layer_with_a_hook_is_called() -> None:
+    network = three()
+    x = torch.randn(5, 12)
+    expected = network(x)
+    fuse_lora(network)
+    seen = []
+    network.base_model.model.k.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 1
+
+
+def test_adapter_gradients_of_a_half_precision_body_have_full_precision() -> None:
+    """Products of bf16 numbers are summed up in fp32, and not rounded to bf16 behind that."""
+    network = adapted()
+    exact = gradients(network, torch.ones(300, 12))
+    network.base_model.model.proj.base_layer.bfloat16()  # type: ignore[union-attr]
+    fuse_lora(network)
+    found = gradients(network, torch.ones(300, 12, dtype=torch.bfloat16))
+    for name in (n for n in found if "lora_" in n):
+        assert not torch.equal(found[name], found[name].bfloat16().float()), name
+        torch.testing.assert_close(
+            found[name], exact[name], rtol=0, atol=0.02 * float(exact[name].abs().max())
+        )
+
+
+def test_adapter_gradients_lie_in_rows() -> None:
+    """As the weights do: a gradient that lies otherwise is copied when it is kept."""
+    network = three()
+    fuse_lora(network)
+    adapters = [p for p in network.parameters() if p.requires_grad]
+    found = torch.autograd.grad(network(torch.randn(7, 12)).sum(), adapters)
+    assert all(gradient.is_contiguous() for gradient in found)

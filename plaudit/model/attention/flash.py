@@ -25,9 +25,11 @@ and behind it, D head width.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import accumulate, groupby
 from typing import Any, TypeAlias
 
@@ -37,11 +39,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
 
 from plaudit.model.attention.layer import Settings, once_a_layout
 from plaudit.model.attention.spans import Span, spans
 from plaudit.model.fast.last_layer import few_scored, scored_rows, spread
 from plaudit.types import PackedLayout, arrays_to_device
+
+logger = logging.getLogger("plaudit")
 
 Index: TypeAlias = npt.NDArray[np.int64]
 
@@ -330,6 +335,30 @@ def _put_back(part: Tensor, rows: Tensor | None, like: Tensor) -> Tensor:
 
 
 # ---- the kernel, as torch.nn.attention.varlen calls it
+
+
+def use_flash_attention_3(device: torch.device) -> bool:
+    """Put FlashAttention 3 behind PyTorch's operators where it is installed; whether it is there.
+
+    It is for Hopper GPUs (Shah et al. 2024, arXiv 2407.08608). Another implementation that was
+    activated in this process stays. PyTorch's own attention then uses it too.
+    """
+    if (
+        device.type == "cuda"
+        and current_flash_attention_impl() is None
+        and torch.cuda.get_device_capability(device)[0] == 9
+        and find_spec("flash_attn_interface") is not None
+    ):
+        try:
+            activate_flash_attention_impl("FA3")
+        except (ImportError, OSError, RuntimeError) as error:
+            logger.warning(
+                "flash_attn_interface is installed, but does not work with PyTorch %s (%s);"
+                " FlashAttention 2 is used.",
+                torch.__version__,
+                error,
+            )
+    return current_flash_attention_impl() == "FA3"
 
 
 def _kernel(given: Sequence[Tensor], call: Call, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ own code the scored rows, and hooks on its attention put the missing ones back w
 needed: the attention reads all rows, its query projection computes the scored ones, and its output
 projection gets the scored ones. Numbers and gradients are those of the whole layer.
 
-The layer is patched in place (:class:`plaudit.model.fast.fused.PatchedModule`): state, names and
+The layer is patched in place (:class:`plaudit.model.fast.patched.PatchedModule`): state, names and
 every other method are inherited, and a call without a packed layout is the class's own.
 
 Shapes: T tokens of the row, S of one tree, R scored tokens of the row, K of one tree, H query
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.model.attention.layer import Settings, once_a_layout
-from plaudit.model.fast.fused import PatchedModule
+from plaudit.model.fast.patched import PatchedModule
 from plaudit.types import PackedLayout, PlacedTree, arrays_to_device
 
 
