@@ -13,14 +13,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from datasets import Dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from torch import Tensor, nn
@@ -31,8 +29,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import RewardConfig
-from trl import RewardTrainer as TrlTrainer
 
 from benchmarks.common.machine import keep_heap
 from benchmarks.common.models import LORA
@@ -57,7 +53,6 @@ def quiet() -> None:
     """The libraries' advice is not the benchmark's output."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     logging.getLogger("plaudit").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
@@ -82,6 +77,8 @@ class Prepared:
     run: PreparedRun
     folder: Any
     start: dict[str, Tensor]
+    classifier: Callable[[], nn.Module] | None = None
+    """Builds the other sides' base; None loads the run's from disk."""
 
     @property
     def trees(self) -> Sequence[TokenTree]:
@@ -97,17 +94,19 @@ def prepare_run(
     seed: int,
     lora: bool = True,
     options: Mapping[str, Any] | None = None,
+    max_tokens: int | Literal["auto"] = "auto",
 ) -> Prepared:
     """Read, encode and load as ``plaudit train`` does, with plaudit's own defaults.
 
-    ``options`` are laid over the recipe's ``train`` section.
+    ``options`` are laid over the recipe's ``train`` section; ``max_tokens`` are those of a
+    micro-batch.
     """
     recipe = parse_recipe(
         {
             "model": {"base": str(base)},
             "lora": dict(LORA) if lora else None,
             "data": {"train": str(data), "eval_fraction": None, "seed": seed},
-            "tokens": {"max_length": MAX_LENGTH},
+            "tokens": {"max_length": MAX_LENGTH, "max_tokens_per_microbatch": max_tokens},
             "loss": {"margin": "ignore"},
             "train": {
                 "learning_rate": LEARNING_RATE,
@@ -168,15 +167,22 @@ def plaudit_trainer(prepared: Prepared, groups: Groups) -> Trainer:
     )
 
 
-def trl_trainer(prepared: Prepared, groups: Groups) -> Trainer:
+def trl_trainer(prepared: Prepared, groups: Groups, rows: int | None = None) -> Trainer:
     """TRL's RewardTrainer as released: its own collator, loss and step.
 
     fp32 without activation checkpointing, which is its fastest on a CPU (its defaults are bf16 and
-    checkpointing on). ``max_length`` is off, so that it drops no row that plaudit keeps.
+    checkpointing on). ``max_length`` is off, so that it drops no row that plaudit keeps. ``rows``
+    are the pairs of a micro-batch, all of a step where it is None.
     """
-    rows = [conversations(tree) for group in groups for tree in group]
+    # Only this side needs them: the others run where neither is installed.
+    from datasets import Dataset, disable_progress_bars
+    from trl import RewardConfig
+    from trl import RewardTrainer as TrlTrainer
+
+    disable_progress_bars()
+    pairs = [conversations(tree) for group in groups for tree in group]
     config = RewardConfig(
-        **_arguments(prepared, groups),
+        **_arguments(prepared, groups, rows),
         max_length=None,
         dataloader_pin_memory=False,
     )
@@ -185,19 +191,21 @@ def trl_trainer(prepared: Prepared, groups: Groups) -> Trainer:
         args=config,
         processing_class=prepared.run.tokenizer,
         train_dataset=Dataset.from_list(
-            [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in rows]
+            [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]
         ),
     )
     _silence(trainer)
     return trainer
 
 
-def padded_trainer(prepared: Prepared, groups: Groups) -> Trainer:
-    """``AutoModelForSequenceClassification`` in a plain Trainer, right-padded pairs."""
+def padded_trainer(prepared: Prepared, groups: Groups, rows: int | None = None) -> Trainer:
+    """``AutoModelForSequenceClassification`` in a plain Trainer, right-padded pairs, ``rows`` of
+    them in a micro-batch.
+    """
     trainer = PaddedTrainer(
         model=_network(prepared),
         args=TrainingArguments(
-            **_arguments(prepared, groups),
+            **_arguments(prepared, groups, rows),
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         ),
@@ -256,9 +264,13 @@ class PaddedTrainer(Trainer):
 
 def _network(prepared: Prepared) -> nn.Module:
     """The base with plaudit's adapter weights, under transformers' own attention."""
-    network: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-        prepared.run.base, num_labels=1, dtype=_body_dtype(prepared)
-    ).to(prepared.run.args.device)
+    network: nn.Module = (
+        AutoModelForSequenceClassification.from_pretrained(
+            prepared.run.base, num_labels=1, dtype=_body_dtype(prepared)
+        ).to(prepared.run.args.device)
+        if prepared.classifier is None
+        else prepared.classifier()
+    )
     options = prepared.run.recipe.lora
     if options is not None:
         config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=["score"], **options)
@@ -282,13 +294,13 @@ def _load(network: nn.Module, start: dict[str, Tensor]) -> None:
             parameter.copy_(start[name])
 
 
-def _arguments(prepared: Prepared, groups: Groups) -> dict[str, Any]:
+def _arguments(prepared: Prepared, groups: Groups, rows: int | None) -> dict[str, Any]:
     """What plaudit's run was given, for a Trainer that reads its rows in order."""
-    args = prepared.run.args
+    args, pairs = prepared.run.args, len(groups[0])
     return {
         "output_dir": str(prepared.folder.path / "peer"),
-        "per_device_train_batch_size": len(groups[0]),
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": rows or pairs,
+        "gradient_accumulation_steps": pairs // (rows or pairs),
         "num_train_epochs": 1,
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": args.lr_scheduler_type,

@@ -1,0 +1,318 @@
+"""What the parts share: sizes, the large model built once, clocks, and which code computed what.
+
+Two sizes: what a GPU is measured with, and what ``--tiny`` puts in its place on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+from benchmarks.common.models import HEAD_STD, LLAMAS, LORA
+from plaudit.model.attention import interface
+from plaudit.model.fast import fused
+from plaudit.model.load import add_lora, dropouts_off
+from plaudit.model.packing import Prepared, choose_layout
+from plaudit.planning.architecture import read_config
+from plaudit.planning.estimate import GPUS
+from plaudit.tokens.batch import PackedBatcher, make_batchers
+from plaudit.types import TokenTree
+
+BASE = "meta-llama/Meta-Llama-3-8B"
+PAD = 2
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Tokens of a prompt and of each response, and how many prompts make a step."""
+
+    prompt: int
+    response: int
+    prompts: int
+    responses: int = 2
+
+    @property
+    def name(self) -> str:
+        many = "" if self.responses == 2 else f" ×{self.responses}"
+        return f"{self.prompt}+{self.response}{many}"
+
+    def trees(self, vocabulary: int, seed: int) -> list[TokenTree]:
+        """Random ids; the first response is the chosen one."""
+        draw = np.random.default_rng((seed, self.prompt, self.response))
+
+        def ids(count: int) -> np.ndarray:
+            return draw.integers(10, vocabulary, count, dtype=np.int32)
+
+        return [
+            TokenTree(
+                index=i,
+                prefix=ids(self.prompt),
+                branches=tuple(ids(self.response) for _ in range(self.responses)),
+                grades=tuple(float(self.responses - k) for k in range(self.responses)),
+            )
+            for i in range(self.prompts)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """``training``: shapes of steps. ``budgets``: tokens of micro-batches, tried in this order.
+
+    ``wide`` are best-of-K prompts to score, ``many`` short pairs for the small model, scored at
+    ``row_tokens`` a batch. ``warm_up`` and ``timed`` are steps.
+    """
+
+    training: tuple[Shape, ...]
+    budgets: tuple[int, ...]
+    wide: tuple[Shape, ...]
+    many: Shape
+    row_tokens: tuple[int, ...]
+    warm_up: int = 1
+    timed: int = 3
+
+
+FULL = Sizes(
+    training=(
+        Shape(prompt=1024, response=512, prompts=8),
+        Shape(prompt=512, response=128, prompts=16),
+        Shape(prompt=2048, response=256, prompts=8),
+    ),
+    budgets=(16384, 8192, 4096, 2048),
+    wide=(
+        Shape(prompt=512, response=32, prompts=4, responses=16),
+        Shape(prompt=4096, response=32, prompts=2, responses=16),
+    ),
+    many=Shape(prompt=256, response=128, prompts=512),
+    row_tokens=(8192, 65536),
+)
+TINY = Sizes(
+    training=(Shape(prompt=24, response=8, prompts=4),),
+    budgets=(96, 64),
+    wide=(Shape(prompt=24, response=4, prompts=2, responses=16),),
+    many=Shape(prompt=12, response=6, prompts=8),
+    row_tokens=(48, 96),
+    timed=2,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The device, the sizes, and the large model, which is built when a part first needs it."""
+
+    tiny: bool
+    device: torch.device
+    sizes: Sizes
+    work: Path
+    seed: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.tiny else torch.bfloat16
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        return dict(LORA)
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that both the large model and the small runs know."""
+        return 1000
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """An 8B Llama with random weights, in plain transformers; parts take copies of it."""
+        if self.tiny:
+            return self.build(LlamaConfig(vocab_size=1000, **LLAMAS["tiny"]), self.dtype)
+        return self.build(read_config(BASE), self.dtype)
+
+    def drop_base(self) -> None:
+        """Free the large model."""
+        vars(self).pop("base", None)
+
+    def shallow(self, dtype: torch.dtype) -> nn.Module:
+        """The large model's first two layers, with weights that bf16 holds, in a precision."""
+        config = LlamaConfig(vocab_size=1000, **LLAMAS["tiny"]) if self.tiny else read_config(BASE)
+        config.num_hidden_layers = 2
+        return self.build(config, torch.bfloat16).to(dtype)
+
+    def build(self, config: Any, dtype: torch.dtype) -> nn.Module:
+        """A one-label classifier made on the device, its weights random, its head not zero."""
+        config.num_labels, config.pad_token_id = 1, PAD
+        torch.manual_seed(self.seed)
+        with torch.device(self.device):
+            network: nn.Module = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+            nn.init.normal_(network.score.weight, std=HEAD_STD)  # type: ignore[arg-type, union-attr]
+        dropouts_off(network, keep_lora=False)
+        return network.eval()
+
+    def plaudit_side(self, network: nn.Module, *, lora: bool, tokens: int) -> Prepared:
+        """A copy of ``network`` as plaudit trains (``lora``) or scores it."""
+        own = sharing(network)
+        own.score.float()  # type: ignore[operator, union-attr]
+        if lora:
+            own = add_lora(own, self.lora, quantized=False)
+            spread_adapter(own, self.seed)
+        batchers = make_batchers(tokens, self.device, PAD)
+        return choose_layout(own, "packed", packed=batchers["packed"], padded=batchers["padded"])
+
+    def packed(self, tokens: int) -> PackedBatcher:
+        return PackedBatcher(max_tokens=tokens, device=self.device)
+
+    def seconds(self, run: Callable[[], object], *, repeats: int = 3) -> float:
+        """Median seconds of a call after one to warm up, on the device's own clock."""
+        run()
+        return statistics.median(self._once(run) for _ in range(repeats))
+
+    def _once(self, run: Callable[[], object]) -> float:
+        clock = Clock(self.device)
+        clock.tick()
+        run()
+        clock.tick()
+        (seconds,) = clock.seconds()
+        return seconds
+
+    def reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int | None:
+        """The most memory allocated since :meth:`reset_peak`; None on a CPU."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    @cached_property
+    def published_flops(self) -> float | None:
+        """The card's published dense bf16 rate; None for a CPU and for unknown cards."""
+        if self.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name().replace(" ", "").replace("-", "").upper()
+        known = [g for key, g in GPUS.items() if key.replace("-", "").removesuffix("GB") in name]
+        return known[0].tflops * 1e12 if known else None
+
+
+def sharing(network: nn.Module) -> nn.Module:
+    """A copy whose tensors are those of ``network``: patching its modules leaves those alone."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def spread_adapter(network: nn.Module, seed: int) -> None:
+    """LoRA starts at zero, where an error in it would show nowhere."""
+    draw = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            noise = torch.randn(parameter.shape, generator=draw)
+            with torch.no_grad():
+                parameter.copy_(noise * 0.02)
+
+
+def trainable(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of what is trained, by name."""
+    return {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+
+
+class Clock:
+    """Moments on the device's own clock: CUDA events, so that reading it waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._moments: list[Any] = []
+
+    def tick(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()  # type: ignore[no-untyped-call]
+            self._moments.append(event)
+        else:
+            self._moments.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each moment and the next."""
+        pairs = zip(self._moments, self._moments[1:], strict=False)
+        if not self._cuda:
+            return [after - before for before, after in pairs]
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) / 1000 for before, after in pairs]
+
+
+# ---- which code computes
+
+
+def attention_forms(device: torch.device) -> list[str]:
+    """Forms that can be forced on this device, the one chosen by default not marked."""
+    if device.type == "cuda":
+        return [name for name in interface.BACKENDS if name not in ("cpu", "explicit")]
+    return ["sdpa", "explicit"]
+
+
+@contextmanager
+def forced_attention(form: str | None) -> Iterator[None]:
+    """Every packed layer computes attention in one form while the block runs; None changes none."""
+    if form is None:
+        yield
+        return
+    chosen = interface.choose_backend
+    vars(interface)["choose_backend"] = lambda query, settings: form
+    try:
+        yield
+    finally:
+        vars(interface)["choose_backend"] = chosen
+
+
+@contextmanager
+def counted_attention() -> Iterator[Counter[str]]:
+    """How often each form of attention runs while the block does."""
+    counts: Counter[str] = Counter()
+    before = dict(interface.BACKENDS)
+
+    def counting(name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*arguments: Any, **options: Any) -> Tensor:
+            counts[name] += 1
+            return call(*arguments, **options)
+
+        return counted
+
+    interface.BACKENDS.update({name: counting(name, call) for name, call in before.items()})
+    try:
+        yield counts
+    finally:
+        interface.BACKENDS.update(before)
+
+
+@contextmanager
+def unfused_layers() -> Iterator[None]:
+    """Models built in the block keep transformers' own norms and rotary positions."""
+    kernels = fused.KERNELS
+    vars(fused)["KERNELS"] = frozenset()
+    try:
+        yield
+    finally:
+        vars(fused)["KERNELS"] = kernels
+
+
+def patched_modules(network: nn.Module) -> dict[str, int]:
+    """How many modules run fused code, by kind."""
+    kinds = (
+        kind.__name__
+        for module in network.modules()
+        for kind in type(module).__mro__
+        if issubclass(kind, fused.PatchedModule) and kind.__module__ == fused.__name__
+    )
+    counts = Counter(kinds)
+    counts.pop(fused.PatchedModule.__name__, None)
+    return dict(counts)

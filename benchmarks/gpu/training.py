@@ -1,0 +1,422 @@
+"""Steps of the large model under LoRA, through plaudit's own trainer: speed, memory, waits, parts.
+
+A step is all that ``Trainer.train()`` does between two optimizer steps. Prompts and responses are
+random ids; the first response of each prompt is the chosen one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Trainer, TrainerCallback
+
+from benchmarks.common.flops import LORA_STEP, work
+from benchmarks.common.models import linear_weights
+from benchmarks.common.saved import write_pairs
+from benchmarks.common.sides import Groups, Prepared, plaudit_trainer, prepare_run
+from benchmarks.gpu.bench import (
+    BASE,
+    Bench,
+    Clock,
+    Shape,
+    attention_forms,
+    counted_attention,
+    forced_attention,
+    patched_modules,
+    sharing,
+    trainable,
+    unfused_layers,
+)
+from benchmarks.gpu.record import Part
+from plaudit.embedded import base_path
+from plaudit.planning.estimate import Hardware, equal_lengths, find_gpus
+from plaudit.recipe.load import parse_recipe
+from plaudit.training.plan import plan_run
+from plaudit.training.prepare import Built
+
+ROWS = 64
+"""Of the small corpus whose run lends its arguments and its loop; no shape has more prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How a step is computed. ``form`` None is the default attention."""
+
+    form: str | None = None
+    checkpointing: bool = False
+    fused: bool = True
+
+    @property
+    def name(self) -> str:
+        parts = [self.form or "default attention"]
+        parts += ["checkpointing"] * self.checkpointing
+        parts += ["transformers' own layers"] * (not self.fused)
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds and loss of each timed step, and the most memory allocated (None on a CPU)."""
+
+    seconds: list[float]
+    losses: list[float]
+    peak_bytes: int | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+# ---- parts
+
+
+def measure_steps(bench: Bench, part: Part) -> None:
+    """Every shape by default; then attention forms, checkpointing and layers, one at a time."""
+    others = [
+        Setting(checkpointing=True),
+        Setting(fused=False),
+        *(Setting(form=form) for form in attention_forms(bench.device)),
+    ]
+    for setting in [Setting(), *others]:
+        for shape in bench.sizes.training:
+            name = f"{shape.name}, {setting.name}"
+            part.attempt(name, partial(_measure_setting, bench, part, shape, setting))
+
+
+def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -> None:
+    trees = shape.trees(bench.vocabulary, bench.seed)
+    groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
+    tokens, timing, forms, fused = _largest_that_fits(bench, groups, setting)
+    computed = sum(tree.tokens for tree in trees)
+    operations = work(bench.base, trees, LORA_STEP)
+    numbers = utilisation(bench, computed, timing.median, sum(operations.values()))
+    foretold = predicted(bench, shape, setting, tokens)
+    part.measured(
+        f"{shape.name}, {setting.name}",
+        seconds=timing.median,
+        step_seconds=timing.seconds,
+        tokens=computed,
+        micro_batch_tokens=tokens,
+        pairs_per_second=len(trees) / timing.median,
+        **numbers,
+        peak_bytes=timing.peak_bytes,
+        predicted_bytes=foretold,
+        predicted_over_peak=foretold / timing.peak_bytes if timing.peak_bytes else None,
+        losses=timing.losses,
+        attention=forms,
+        fused_modules=fused,
+    )
+
+
+def utilisation(
+    bench: Bench, tokens: int, seconds: float, operations: float
+) -> dict[str, float | None]:
+    """Tokens/s and shares of the card's published rate.
+
+    ``mfu_4n`` and ``mfu_6n`` count 4 and 6 operations for each linear weight and token and nothing
+    for attention: what a LoRA step needs, and what a step with recomputation or of all weights
+    computes. ``mfu`` counts what the step needs with attention and without what the last layer
+    leaves out (benchmarks/common/flops.py).
+    """
+    rate, weights = bench.published_flops, linear_weights(bench.base)
+
+    def share(count: float) -> float | None:
+        return None if rate is None else count / seconds / rate
+
+    return {
+        "tokens_per_second": tokens / seconds,
+        "tflops": operations / seconds / 1e12,
+        "mfu": share(operations),
+        "mfu_4n": share(4.0 * weights * tokens),
+        "mfu_6n": share(6.0 * weights * tokens),
+    }
+
+
+def check_sync(bench: Bench, part: Part) -> None:
+    """A step that asks the device for a number waits for all that it still computes."""
+    shape = bench.sizes.training[0]
+    groups = [shape.trees(bench.vocabulary, bench.seed)] * 4
+    with ExitStack() as stack:
+        side = large_side(bench, Setting(), bench.sizes.budgets[-1])
+        trainer = stack.enter_context(training(side, groups))
+        watch = _Watch(bench.device)
+        trainer.add_callback(watch)
+        trainer.train()
+    if bench.device.type == "cuda":
+        part.expect(
+            "no wait in a step",
+            not watch.waits,
+            "torch.cuda.set_sync_debug_mode reports no synchronising call in a whole step",
+            places=dict(watch.waits),
+        )
+        error = watch.error
+        part.expect("no wait under mode error", not error, error or "the step ran")
+    else:
+        part.not_run("no wait in a step", "needs CUDA: set_sync_debug_mode")
+    part.measured("launches", **watch.launches)
+
+
+def profile_step(bench: Bench, part: Part) -> None:
+    """The device time of one step by kernel, in profile.txt, and by kind of work."""
+    shape = bench.sizes.training[0]
+    groups = [shape.trees(bench.vocabulary, bench.seed)] * 3
+    tokens = bench.sizes.budgets[1]
+    with ExitStack() as stack:
+        trainer = stack.enter_context(training(large_side(bench, Setting(), tokens), groups))
+        profiled = _Profile(bench.device, step=2)
+        trainer.add_callback(profiled)
+        trainer.train()
+    part.text("profile.txt", profiled.table())
+    seconds = profiled.by_kind()
+    whole = sum(seconds.values())
+    part.measured(
+        f"{shape.name}, one step of {tokens} tokens a micro-batch",
+        device_seconds=whole,
+        **{f"{kind}_share": value / whole for kind, value in seconds.items()},
+    )
+
+
+# ---- plaudit's side
+
+
+def borrowed_run(bench: Bench, *, checkpointing: bool) -> Prepared:
+    """A small run on the embedded base, for its arguments, corpus and loop."""
+    folder = bench.work / "borrowed"
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.iterdir()))
+    return prepare_run(
+        base_path(),
+        write_pairs(folder / f"{number}.jsonl", ROWS),
+        folder / f"run-{number}",
+        batch=ROWS,
+        seed=bench.seed,
+        options={"gradient_checkpointing": checkpointing},
+        max_tokens=1024,
+    )
+
+
+def large_side(bench: Bench, setting: Setting, tokens: int) -> Prepared:
+    """The large model as plaudit trains it, in place of the small run's."""
+    borrowed = borrowed_run(bench, checkpointing=setting.checkpointing)
+    run = borrowed.run
+    with nullcontext() if setting.fused else unfused_layers():
+        model = bench.plaudit_side(bench.base, lora=True, tokens=tokens)
+    built = Built(
+        model=model,
+        batcher=bench.packed(tokens),
+        parameters=run.built.parameters,
+        head_init=run.built.head_init,
+    )
+    return replace(
+        borrowed,
+        run=replace(run, built=built),
+        start=trainable(model.module.network),
+        classifier=lambda: sharing(bench.base),
+    )
+
+
+class training(AbstractContextManager[Trainer]):  # noqa: N801
+    """A trainer over ``groups``, whose model is freed at the end."""
+
+    def __init__(
+        self,
+        side: Prepared,
+        groups: Groups,
+        make: Callable[[Prepared, Groups], Trainer] = plaudit_trainer,
+    ) -> None:
+        self._trainer: Any = make(side, groups)
+
+    def __enter__(self) -> Trainer:
+        return self._trainer  # type: ignore[no-any-return]
+
+    def __exit__(self, *_: object) -> None:
+        # Trainer, optimizer and callbacks refer to each other.
+        self._trainer.optimizer = self._trainer.model = self._trainer.model_wrapped = None
+        self._trainer.callback_handler.optimizer = self._trainer.callback_handler.model = None
+        self._trainer.accelerator.free_memory()
+
+
+def timed(
+    bench: Bench,
+    side: Prepared,
+    groups: Groups,
+    make: Callable[[Prepared, Groups], Trainer] = plaudit_trainer,
+) -> Timing:
+    """Train on ``groups``, the first of which warm up."""
+    bench.reset_peak()
+    with training(side, groups, make) as trainer:
+        clock, losses = _StepClock(bench.device), _losses_of(trainer)
+        trainer.add_callback(clock)
+        trainer.train()
+        seconds = clock.clock.seconds()[bench.sizes.warm_up - 1 :]
+        micro = len(losses) // len(groups)
+        return Timing(
+            seconds=seconds,
+            losses=[
+                float(sum(float(loss) for loss in losses[i : i + micro]))
+                for i in range(0, len(losses), micro)
+            ],
+            peak_bytes=bench.peak_bytes(),
+        )
+
+
+def _losses_of(trainer: Any) -> list[torch.Tensor]:
+    """What ``training_step`` returns: the Trainer itself rounds the losses it logs."""
+    taken, losses = trainer.training_step, []
+
+    def training_step(*arguments: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = taken(*arguments, **options)
+        losses.append(loss.detach())
+        return loss
+
+    trainer.training_step = training_step
+    return losses
+
+
+class _StepClock(TrainerCallback):
+    def __init__(self, device: torch.device) -> None:
+        self.clock = Clock(device)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.clock.tick()
+
+
+def _largest_that_fits(
+    bench: Bench, groups: Groups, setting: Setting
+) -> tuple[int, Timing, dict[str, int], dict[str, int]]:
+    """The first budget of micro-batches that the memory allows, and its steps."""
+    for tokens in bench.sizes.budgets:
+        try:
+            side = large_side(bench, setting, tokens)
+            fused = patched_modules(side.run.built.model.module)
+            with forced_attention(setting.form), counted_attention() as forms:
+                timing = timed(bench, side, groups)
+        except torch.OutOfMemoryError:
+            if tokens == bench.sizes.budgets[-1]:
+                raise
+            continue
+        return tokens, timing, dict(forms), fused
+    raise AssertionError("no budget is given")
+
+
+def predicted(bench: Bench, shape: Shape, setting: Setting, tokens: int) -> int:
+    """The bytes that ``plaudit plan`` states for such a step."""
+    recipe = parse_recipe(
+        {
+            "model": {"base": str(base_path()) if bench.tiny else BASE},
+            "lora": bench.lora,
+            "data": {"train": "pairs.jsonl"},
+            "tokens": {"max_length": 8192, "max_tokens_per_microbatch": tokens},
+            "train": {
+                "per_device_train_batch_size": shape.prompts,
+                "gradient_checkpointing": setting.checkpointing,
+            },
+        },
+        "check",
+    )
+    lengths = equal_lengths(shape.prompt, shape.response)
+    return plan_run(recipe, Hardware(gpus=find_gpus("H100")), (1000, lengths)).memory.total
+
+
+# ---- waits and launches
+
+
+class _Watch(TrainerCallback):
+    """The second step counts waits, the third launches, the fourth stops at a wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits: Counter[str] = Counter()
+        self.launches: dict[str, int] = {}
+        self.error = ""
+        self._cuda = device.type == "cuda"
+        self._stack = ExitStack()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step + 1
+        if step == 2 and self._cuda:
+            self._caught = self._stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        elif step == 3:
+            self._profile = self._stack.enter_context(profile(activities=_activities(self._cuda)))
+        elif step == 4 and self._cuda:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        if self._cuda:
+            torch.cuda.set_sync_debug_mode("default")
+        if step == 2 and self._cuda:
+            self.waits.update(
+                f"{warning.filename}:{warning.lineno}"
+                for warning in self._caught
+                if "synchronizing" in str(warning.message).lower()
+            )
+        self._stack.close()
+        if step == 3:
+            names = Counter(event.name for event in self._profile.events() or ())
+            self.launches = {
+                "kernels": sum(n for name, n in names.items() if "LaunchKernel" in name),
+                "operators": sum(n for name, n in names.items() if name.startswith("aten::")),
+                "numbers_asked_for": names["aten::_local_scalar_dense"],
+            }
+
+
+def _activities(cuda: bool) -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+
+
+# ---- where the time of a step goes
+
+KINDS: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("attention", ("flash", "fmha", "attention", "attn")),
+    ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "::mm", "addmm", "bmm", "matmul")),
+    ("copies", ("memcpy", "memset", "copy", "gather", "index", "cat")),
+)
+"""Kinds of work, by parts of kernels' names, the first that fits; what is left is elementwise."""
+
+
+class _Profile(TrainerCallback):
+    def __init__(self, device: torch.device, *, step: int) -> None:
+        self._cuda = device.type == "cuda"
+        self._step = step
+        self._stack = ExitStack()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self._step:
+            self._profile = self._stack.enter_context(profile(activities=_activities(self._cuda)))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._stack.close()
+
+    def table(self) -> str:
+        order = "self_device_time_total" if self._cuda else "self_cpu_time_total"
+        return str(self._profile.key_averages().table(sort_by=order, row_limit=40))
+
+    def by_kind(self) -> dict[str, float]:
+        """Seconds of device time, on a CPU of operators' own time."""
+        seconds = dict.fromkeys([*(kind for kind, _ in KINDS), "elementwise"], 0.0)
+        for event in self._profile.key_averages():
+            own = event.self_device_time_total if self._cuda else event.self_cpu_time_total
+            on_device = str(event.device_type).endswith("CUDA")
+            # An operator's own device time is that of its kernels, which are listed too.
+            if own > 0 and on_device == self._cuda:
+                seconds[_kind(event.key)] += own / 1e6
+        return seconds
+
+
+def _kind(name: str) -> str:
+    low = name.lower()
+    fitting = (kind for kind, parts in KINDS if any(part in low for part in parts))
+    return next(fitting, "elementwise")
