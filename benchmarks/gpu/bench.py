@@ -10,8 +10,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from benchmarks.common.models import HEAD_STD, LLAMAS, LORA
-from plaudit.model.attention import interface
+from benchmarks.common.saved import write_pairs
+from benchmarks.common.sides import Prepared as SidePrepared
+from benchmarks.common.sides import prepare_run
+from plaudit.embedded import base_path
+from plaudit.model.attention.interface import BACKENDS, forced, ran
+from plaudit.model.attention.layer import Settings
 from plaudit.model.fast import fused
 from plaudit.model.load import add_lora, dropouts_off
 from plaudit.model.packing import Prepared, choose_layout
@@ -34,6 +39,8 @@ from plaudit.types import TokenTree
 
 BASE = "meta-llama/Meta-Llama-3-8B"
 PAD = 2
+ROWS = 64
+"""Of the small corpus whose run lends its arguments and its loop; no shape has more prompts."""
 Result = TypeVar("Result")
 
 
@@ -71,7 +78,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """``training``: shapes of steps. ``budgets``: tokens of micro-batches, tried in this order.
+    """``training``: shapes of steps. ``budgets`` are tokens of micro-batches, ``micro_batches``
+    pairs of those of sides that count pairs; both are tried in this order.
 
     ``wide`` are best-of-K prompts to score, ``many`` short pairs for the small model, scored at
     ``row_tokens`` a batch. ``warm_up`` and ``timed`` are steps.
@@ -79,6 +87,7 @@ class Sizes:
 
     training: tuple[Shape, ...]
     budgets: tuple[int, ...]
+    micro_batches: tuple[int, ...]
     wide: tuple[Shape, ...]
     many: Shape
     row_tokens: tuple[int, ...]
@@ -93,6 +102,7 @@ FULL = Sizes(
         Shape(prompt=2048, response=256, prompts=8),
     ),
     budgets=(16384, 8192, 4096, 2048),
+    micro_batches=(2, 4, 1, 8),
     wide=(
         Shape(prompt=512, response=32, prompts=4, responses=16),
         Shape(prompt=4096, response=32, prompts=2, responses=16),
@@ -103,6 +113,7 @@ FULL = Sizes(
 TINY = Sizes(
     training=(Shape(prompt=24, response=8, prompts=4),),
     budgets=(96, 64),
+    micro_batches=(2,),
     wide=(Shape(prompt=24, response=4, prompts=2, responses=16),),
     many=Shape(prompt=12, response=6, prompts=8),
     row_tokens=(48, 96),
@@ -119,6 +130,7 @@ class Bench:
     sizes: Sizes
     work: Path
     seed: int = 0
+    _borrowed: dict[bool, SidePrepared] = field(default_factory=dict, init=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,6 +151,21 @@ class Bench:
         if self.tiny:
             return self.build(LlamaConfig(vocab_size=1000, **LLAMAS["tiny"]), self.dtype)
         return self.build(read_config(BASE), self.dtype)
+
+    def borrowed(self, *, checkpointing: bool) -> SidePrepared:
+        """A small run on the embedded base, for its arguments, corpus and loop; made once."""
+        if checkpointing not in self._borrowed:
+            name = "checkpointing" if checkpointing else "plain"
+            self._borrowed[checkpointing] = prepare_run(
+                base_path(),
+                write_pairs(self.work / f"{name}.jsonl", ROWS),
+                self.work / name,
+                batch=ROWS,
+                seed=self.seed,
+                options={"gradient_checkpointing": checkpointing},
+                max_tokens=1024,
+            )
+        return self._borrowed[checkpointing]
 
     def drop_base(self) -> None:
         """Free the large model."""
@@ -165,6 +192,8 @@ class Bench:
         own = sharing(network)
         own.score.float()  # type: ignore[operator, union-attr]
         if lora:
+            # PEFT draws the adapter; that of every side is the same.
+            torch.manual_seed(self.seed)
             own = add_lora(own, self.lora, quantized=False)
             spread_adapter(own, self.seed)
         batchers = make_batchers(tokens, self.device, PAD)
@@ -253,45 +282,32 @@ class Clock:
 # ---- which code computes
 
 
-def attention_forms(device: torch.device) -> list[str]:
-    """Forms that can be forced on this device, the one chosen by default not marked."""
-    if device.type == "cuda":
-        return [name for name in interface.BACKENDS if name not in ("cpu", "explicit")]
-    return ["sdpa", "explicit"]
+def attention_forms(device: torch.device, *, window: bool = False) -> list[str]:
+    """Forms that suit the large model here; with ``window``, those that can narrow what is seen.
+
+    The written-out form is a reference, and no candidate on a GPU.
+    """
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    query_1HTD = torch.empty(1, 4, 8, 64, device=device, dtype=dtype)
+    asked = Settings(scale=1.0, window=4 if window else None, softcap=None)
+    return [
+        name
+        for name, form in BACKENDS.items()
+        if form.suits(query_1HTD) and form.computes(asked) and not (cuda and name == "explicit")
+    ]
 
 
-@contextmanager
-def forced_attention(form: str | None) -> Iterator[None]:
-    """Every packed layer computes attention in one form while the block runs; None changes none."""
-    if form is None:
-        yield
-        return
-    chosen = interface.choose_backend
-    vars(interface)["choose_backend"] = lambda query, settings: form
-    try:
-        yield
-    finally:
-        vars(interface)["choose_backend"] = chosen
+def forced_attention(form: str | None) -> AbstractContextManager[None]:
+    """Packed layers compute attention in one form where it can; None leaves the choice."""
+    return nullcontext() if form is None else forced(form)
 
 
-@contextmanager
-def counted_attention() -> Iterator[Counter[str]]:
-    """How often each form of attention runs while the block does."""
-    counts: Counter[str] = Counter()
-    before = dict(interface.BACKENDS)
-
-    def counting(name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(*arguments: Any, **options: Any) -> Tensor:
-            counts[name] += 1
-            return call(*arguments, **options)
-
-        return counted
-
-    interface.BACKENDS.update({name: counting(name, call) for name, call in before.items()})
-    try:
-        yield counts
-    finally:
-        interface.BACKENDS.update(before)
+def attention_counts() -> dict[str, int]:
+    """How often each form ran since this was last asked."""
+    counts = dict(ran)
+    ran.clear()
+    return counts
 
 
 @contextmanager

@@ -16,20 +16,20 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback
 
 from benchmarks.common.flops import LORA_STEP, work
 from benchmarks.common.models import linear_weights
-from benchmarks.common.saved import write_pairs
-from benchmarks.common.sides import Groups, Prepared, plaudit_trainer, prepare_run
+from benchmarks.common.sides import Groups, Prepared, plaudit_trainer
 from benchmarks.gpu.bench import (
     BASE,
     Bench,
     Clock,
     Shape,
+    attention_counts,
     attention_forms,
-    counted_attention,
     forced_attention,
     patched_modules,
     sharing,
@@ -42,9 +42,6 @@ from plaudit.planning.estimate import Hardware, equal_lengths, find_gpus
 from plaudit.recipe.load import parse_recipe
 from plaudit.training.plan import plan_run
 from plaudit.training.prepare import Built
-
-ROWS = 64
-"""Of the small corpus whose run lends its arguments and its loop; no shape has more prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,28 +185,15 @@ def profile_step(bench: Bench, part: Part) -> None:
 # ---- plaudit's side
 
 
-def borrowed_run(bench: Bench, *, checkpointing: bool) -> Prepared:
-    """A small run on the embedded base, for its arguments, corpus and loop."""
-    folder = bench.work / "borrowed"
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.iterdir()))
-    return prepare_run(
-        base_path(),
-        write_pairs(folder / f"{number}.jsonl", ROWS),
-        folder / f"run-{number}",
-        batch=ROWS,
-        seed=bench.seed,
-        options={"gradient_checkpointing": checkpointing},
-        max_tokens=1024,
-    )
-
-
-def large_side(bench: Bench, setting: Setting, tokens: int) -> Prepared:
-    """The large model as plaudit trains it, in place of the small run's."""
-    borrowed = borrowed_run(bench, checkpointing=setting.checkpointing)
+def large_side(
+    bench: Bench, setting: Setting, tokens: int, base: nn.Module | None = None
+) -> Prepared:
+    """The large model, or ``base``, as plaudit trains it, in place of the small run's."""
+    plain = bench.base if base is None else base
+    borrowed = bench.borrowed(checkpointing=setting.checkpointing)
     run = borrowed.run
     with nullcontext() if setting.fused else unfused_layers():
-        model = bench.plaudit_side(bench.base, lora=True, tokens=tokens)
+        model = bench.plaudit_side(plain, lora=True, tokens=tokens)
     built = Built(
         model=model,
         batcher=bench.packed(tokens),
@@ -220,7 +204,7 @@ def large_side(bench: Bench, setting: Setting, tokens: int) -> Prepared:
         borrowed,
         run=replace(run, built=built),
         start=trainable(model.module.network),
-        classifier=lambda: sharing(bench.base),
+        classifier=lambda: sharing(plain),
     )
 
 
@@ -297,14 +281,15 @@ def _largest_that_fits(
     for tokens in bench.sizes.budgets:
         try:
             side = large_side(bench, setting, tokens)
+            attention_counts()
             fused = patched_modules(side.run.built.model.module)
-            with forced_attention(setting.form), counted_attention() as forms:
+            with forced_attention(setting.form):
                 timing = timed(bench, side, groups)
         except torch.OutOfMemoryError:
             if tokens == bench.sizes.budgets[-1]:
                 raise
             continue
-        return tokens, timing, dict(forms), fused
+        return tokens, timing, attention_counts(), fused
     raise AssertionError("no budget is given")
 
 
