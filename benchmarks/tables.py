@@ -4,7 +4,8 @@
 
 The text between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced by the table of
 ``benchmarks/results/NAME/results.json`` with its machine and command, or by "Not measured yet."
-``headline`` and ``costs`` are the summary on the performance page; ``targets`` compares each target
+The slots ``gpu_…`` are filled from ``benchmarks/gpu/results/check.json``. ``headline`` and
+``costs`` are the summary on the performance page; ``targets`` compares each target
 with its measurement. ``--check`` writes nothing and fails if a page is not up to date.
 """
 
@@ -15,19 +16,24 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 from benchmarks.common.machine import REPOSITORY
 from benchmarks.common.results import RESULTS, Shown, figure, median, size
+from benchmarks.gpu.record import read_check
+from benchmarks.gpu.tables import TABLES as GPU_TABLES
 
 PAGES = (
     REPOSITORY / "docs" / "performance.md",
     REPOSITORY / "docs" / "reference" / "performance-tables.md",
     REPOSITORY / "docs" / "how-to" / "audit-your-data.md",
 )
-KINDS = ("speed", "quality", "studies", "gpu")
+KINDS = ("speed", "quality", "studies")
+CHECKS = REPOSITORY / "benchmarks" / "gpu" / "results"
+"""Where the record of a check on a GPU is kept (benchmarks/gpu/check.py)."""
 NONE_YET = "Not measured yet.\n"
 OLD_COMMAND = re.compile(r"python benchmarks/(\w+)\.py")
 """Commands were recorded before the scripts moved into folders; the docs show how to run them now.
@@ -51,10 +57,15 @@ def block(question: str) -> str:
     """A question's table, and what it was measured on and with."""
     if question in SUMMARIES:
         return SUMMARIES[question]().markdown()
+    if question in GPU_TABLES:
+        check = read_check(CHECKS)
+        return NONE_YET if check is None else _signed(GPU_TABLES[question](check), asdict(check))
     record = read(question)
-    if record is None:
-        return NONE_YET
-    shown: Shown = script(question).table(record)
+    return NONE_YET if record is None else _signed(script(question).table(record), record)
+
+
+def _signed(shown: Shown, record: Mapping[str, Any]) -> str:
+    """A table with the machine, versions, date and command of its record."""
     machine = record["machine"]
     versions = machine["versions"]
     named = ", ".join(

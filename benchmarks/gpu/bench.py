@@ -78,15 +78,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """``training``: shapes of steps. ``budgets`` are tokens of micro-batches, ``micro_batches``
-    pairs of those of sides that count pairs; both are tried in this order.
+    """``training``: shapes of steps. ``budget``: tokens of a micro-batch, which plaudit halves
+    where they do not fit; ``micro_batches``: pairs of it that other sides try, in this order.
 
     ``wide`` are best-of-K prompts to score, ``many`` short pairs for the small model, scored at
     ``row_tokens`` a batch. ``warm_up`` and ``timed`` are steps.
     """
 
     training: tuple[Shape, ...]
-    budgets: tuple[int, ...]
+    budget: int
     micro_batches: tuple[int, ...]
     wide: tuple[Shape, ...]
     many: Shape
@@ -101,7 +101,7 @@ FULL = Sizes(
         Shape(prompt=512, response=128, prompts=16),
         Shape(prompt=2048, response=256, prompts=8),
     ),
-    budgets=(16384, 8192, 4096, 2048),
+    budget=16384,
     micro_batches=(2, 4, 1, 8),
     wide=(
         Shape(prompt=512, response=32, prompts=4, responses=16),
@@ -112,7 +112,7 @@ FULL = Sizes(
 )
 TINY = Sizes(
     training=(Shape(prompt=24, response=8, prompts=4),),
-    budgets=(96, 64),
+    budget=96,
     micro_batches=(2,),
     wide=(Shape(prompt=24, response=4, prompts=2, responses=16),),
     many=Shape(prompt=12, response=6, prompts=8),
@@ -190,7 +190,7 @@ class Bench:
     def plaudit_side(self, network: nn.Module, *, lora: bool, tokens: int) -> Prepared:
         """A copy of ``network`` as plaudit trains (``lora``) or scores it."""
         own = sharing(network)
-        own.score.float()  # type: ignore[operator, union-attr]
+        own.score.float()
         if lora:
             # PEFT draws the adapter; that of every side is the same.
             torch.manual_seed(self.seed)
@@ -217,7 +217,6 @@ class Bench:
 
     def reset_peak(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int | None:
@@ -265,7 +264,7 @@ class Clock:
     def tick(self) -> None:
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()  # type: ignore[no-untyped-call]
+            event.record()
             self._moments.append(event)
         else:
             self._moments.append(time.perf_counter())

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Run as a script, Python looks in this folder first, where neither package is.
-sys.path[0:1] = [str(REPOSITORY)]
 
 if TYPE_CHECKING:
     from benchmarks.gpu.bench import Bench
@@ -153,8 +151,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(os.environ.get("OUT") or REPOSITORY / "benchmarks" / "results" / "gpu"),
-        help="folder for check.json and profile.txt; $OUT or benchmarks/results/gpu by default",
+        default=Path(os.environ.get("OUT") or REPOSITORY / "benchmarks" / "gpu" / "results"),
+        help="folder for check.json and profile.txt; $OUT or benchmarks/gpu/results by default",
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     parser.add_argument("--add", action="store_true", help="keep other parts that --out has")
@@ -176,7 +174,7 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
 
     from benchmarks.common.machine import describe_machine
     from benchmarks.gpu.bench import FULL, TINY, Bench
-    from benchmarks.gpu.record import FORMAT, CheckRecord, Part, free_memory, read_parts
+    from benchmarks.gpu.record import FORMAT, CheckRecord, Part, free_memory, read_check
 
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
@@ -186,7 +184,8 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
         sizes=TINY if arguments.tiny else FULL,
         work=work,
     )
-    kept = [p for p in read_parts(arguments.out) if arguments.add and p.name not in arguments.only]
+    earlier = read_check(arguments.out) if arguments.add else None
+    kept = [p for p in (earlier.parts if earlier else ()) if p.name not in arguments.only]
     waiting = list(arguments.only)
     while waiting:
         name, *waiting = waiting
@@ -242,4 +241,6 @@ def _start_anew(arguments: argparse.Namespace, waiting: Sequence[str], seconds: 
 
 
 if __name__ == "__main__":
+    # Python looks first in the folder of a script, where the packages are not.
+    sys.path[0] = str(REPOSITORY)
     sys.exit(main())

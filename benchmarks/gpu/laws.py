@@ -122,11 +122,11 @@ def check_laws(bench: Bench, part: Part) -> None:
 
 
 def architectures(bench: Bench) -> Iterator[Law]:
-    """Each supported architecture, whole and with LoRA; tiny sizes check bf16 on few of them."""
+    """Each supported architecture, whole and with LoRA; tiny sizes check less on most of them."""
     draws = [ragged_trees(seed, few=bench.tiny) for seed in range(DRAWS)]
     for name in sorted(ARCHITECTURE_OPTIONS):
         short = bench.tiny and name not in ("llama", "gemma2")
-        for lora in (False, True):
+        for lora in (True,) if short else (False, True):
             yield Law(
                 name=f"{name}{' LoRA' * lora}",
                 network=tiny(name),

@@ -133,25 +133,23 @@ def _make(side: Side, size: int, prepared: Prepared, groups: Groups) -> Trainer:
 
 
 def _measure(bench: Bench, part: Part, name: str, side: Side, trees: Sequence[TokenTree]) -> None:
-    """Larger micro-batches until they are no faster or do not fit; the fastest is recorded."""
+    """The fastest of the micro-batches that fit."""
     best: tuple[int, Timing] | None = None
     groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
-    # Large to small for tokens: the largest that fits is the fastest in nearly all cases.
-    sizes = bench.sizes.budgets if side.by_tokens else bench.sizes.micro_batches
-    for size in sizes:
+    # plaudit halves a budget that is too large by itself.
+    for size in (bench.sizes.budget,) if side.by_tokens else bench.sizes.micro_batches:
         try:
-            tokens = size if side.by_tokens else bench.sizes.budgets[-1]
-            prepared = large_side(bench, Setting(), tokens)
+            prepared = large_side(bench, Setting(), bench.sizes.budget)
             timing = timed(bench, prepared, groups, partial(_make, side, size))
         except torch.OutOfMemoryError:
-            if best is None:
-                continue
+            continue
+        if best is None or timing.median < best[1].median:
+            best = size, timing
+        elif size > best[0]:
             break
-        if best is not None and timing.median >= best[1].median:
-            break
-        best = size, timing
     assert best is not None, "no micro-batch fits the memory"
     size, timing = best
+    size = timing.budget or size
     part.measured(
         name,
         seconds=timing.median,
@@ -164,7 +162,7 @@ def _measure(bench: Bench, part: Part, name: str, side: Side, trees: Sequence[To
 
 
 def _shallow_side(bench: Bench, dtype: torch.dtype) -> Prepared:
-    return large_side(bench, Setting(), bench.sizes.budgets[0], base=bench.shallow(dtype))
+    return large_side(bench, Setting(), bench.sizes.budget, base=bench.shallow(dtype))
 
 
 # ---- packed without prefix sharing
@@ -226,15 +224,16 @@ def attend_segments(
     if query_1HTD.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
+        attend: Any = varlen_attn
         q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in given)
         grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
-        out_THD = varlen_attn(
+        out_THD: Tensor = attend(
             *(q_THD, k_TGD, v_TGD, offsets, offsets, max(lengths), max(lengths)),
             scale=scaling,
             window_size=(-1, 0),
             **({"enable_gqa": True} if grouped else {}),
         )
-        return out_THD[None], None  # type: ignore[index]
+        return out_THD[None], None
     segments = zip(*(x.split(lengths, dim=2) for x in given), strict=True)
     outs = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
-import torch
-
 from plaudit.storage.atomic import write_json, write_text
 
 FORMAT = 1
@@ -73,16 +71,23 @@ class CheckRecord:
         write_json(folder / FILE, asdict(self))
 
 
-def read_parts(folder: Path) -> tuple[PartRecord, ...]:
-    """The parts that a file in ``folder`` holds, none where there is no file."""
+def read_check(folder: Path) -> CheckRecord | None:
+    """The record in ``folder``, None where there is none.
+
+    Raises:
+        ValueError: it is of another format.
+    """
     path = folder / FILE
     if not path.is_file():
-        return ()
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    return tuple(
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["format"] != FORMAT:
+        raise ValueError(f"{path} has format {found['format']}, expected {FORMAT}")
+    parts = tuple(
         PartRecord(**{**part, "cases": tuple(Case(**case) for case in part["cases"])})
-        for part in parts
+        for part in found["parts"]
     )
+    return CheckRecord(**{**found, "parts": parts})
 
 
 class OutOfTime(BaseException):
@@ -106,10 +111,10 @@ class Part:
         """Seconds."""
         return self.allowance - (time.monotonic() - self._began)
 
-    def measured(self, name: str, **numbers: Value) -> None:
+    def measured(self, name: str, /, **numbers: Value) -> None:
         self._add(Case(name=name, status="measured", numbers=numbers))
 
-    def expect(self, name: str, holds: bool, note: str, **numbers: Value) -> None:
+    def expect(self, name: str, holds: bool, note: str, /, **numbers: Value) -> None:
         """A check, with what was expected and the numbers that it was decided by."""
         status: Status = "passed" if holds else "failed"
         self._add(Case(name=name, status=status, numbers=numbers, note=note))
@@ -197,6 +202,9 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 def free_memory() -> None:
     """Give back what nothing refers to any more; models are cycles of references."""
+    # Only a check that runs needs torch; the tables are written without it.
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

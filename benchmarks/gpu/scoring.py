@@ -42,7 +42,7 @@ def _measure_large(bench: Bench, part: Part, shape: Shape) -> None:
     """Both ways, and the packed scores against the padded ones."""
     trees = shape.trees(bench.vocabulary, bench.seed)
     module = bench.plaudit_side(bench.base, lora=False, tokens=1).module.eval()
-    tokens = bench.sizes.budgets[0]
+    tokens = bench.sizes.budget
     attention_counts()
     packed = bench.seconds(lambda: scores(module, bench.packed(tokens), trees), repeats=2)
     forms = attention_counts()

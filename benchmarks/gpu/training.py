@@ -62,11 +62,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds and loss of each timed step, and the most memory allocated (None on a CPU)."""
+    """Seconds of each timed step and loss of every step.
+
+    ``peak_bytes`` is the most memory allocated in timed steps, None on a CPU. ``budget`` are the
+    tokens of a micro-batch at the end, None for sides that have none.
+    """
 
     seconds: list[float]
     losses: list[float]
     peak_bytes: int | None
+    budget: int | None
 
     @property
     def median(self) -> float:
@@ -92,10 +97,17 @@ def measure_steps(bench: Bench, part: Part) -> None:
 def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -> None:
     trees = shape.trees(bench.vocabulary, bench.seed)
     groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
-    tokens, timing, forms, fused = _largest_that_fits(bench, groups, setting)
+    side = large_side(bench, setting, bench.sizes.budget)
+    fused = patched_modules(side.run.built.model.module)
+    attention_counts()
+    with forced_attention(setting.form):
+        timing = timed(bench, side, groups)
+    forms = attention_counts()
     computed = sum(tree.tokens for tree in trees)
     operations = work(bench.base, trees, LORA_STEP)
     numbers = utilisation(bench, computed, timing.median, sum(operations.values()))
+    # The budget where the trainer found the first one too large.
+    tokens = timing.budget or bench.sizes.budget
     foretold = predicted(bench, shape, setting, tokens)
     part.measured(
         f"{shape.name}, {setting.name}",
@@ -143,7 +155,7 @@ def check_sync(bench: Bench, part: Part) -> None:
     shape = bench.sizes.training[0]
     groups = [shape.trees(bench.vocabulary, bench.seed)] * 4
     with ExitStack() as stack:
-        side = large_side(bench, Setting(), bench.sizes.budgets[-1])
+        side = large_side(bench, Setting(), bench.sizes.budget)
         trainer = stack.enter_context(training(side, groups))
         watch = _Watch(bench.device)
         trainer.add_callback(watch)
@@ -166,7 +178,7 @@ def profile_step(bench: Bench, part: Part) -> None:
     """The device time of one step by kernel, in profile.txt, and by kind of work."""
     shape = bench.sizes.training[0]
     groups = [shape.trees(bench.vocabulary, bench.seed)] * 3
-    tokens = bench.sizes.budgets[1]
+    tokens = bench.sizes.budget // 2
     with ExitStack() as stack:
         trainer = stack.enter_context(training(large_side(bench, Setting(), tokens), groups))
         profiled = _Profile(bench.device, step=2)
@@ -235,21 +247,24 @@ def timed(
     groups: Groups,
     make: Callable[[Prepared, Groups], Trainer] = plaudit_trainer,
 ) -> Timing:
-    """Train on ``groups``, the first of which warm up."""
-    bench.reset_peak()
+    """Train on ``groups``, the first of which warm up.
+
+    Of one group there is a loss and no time.
+    """
     with training(side, groups, make) as trainer:
-        clock, losses = _StepClock(bench.device), _losses_of(trainer)
+        clock, losses = _StepClock(bench), _losses_of(trainer)
         trainer.add_callback(clock)
         trainer.train()
-        seconds = clock.clock.seconds()[bench.sizes.warm_up - 1 :]
         micro = len(losses) // len(groups)
+        batcher = getattr(trainer, "batcher", None)
         return Timing(
-            seconds=seconds,
+            seconds=clock.clock.seconds(),
             losses=[
                 float(sum(float(loss) for loss in losses[i : i + micro]))
                 for i in range(0, len(losses), micro)
             ],
             peak_bytes=bench.peak_bytes(),
+            budget=None if batcher is None else batcher.max_tokens,
         )
 
 
@@ -267,30 +282,17 @@ def _losses_of(trainer: Any) -> list[torch.Tensor]:
 
 
 class _StepClock(TrainerCallback):
-    def __init__(self, device: torch.device) -> None:
-        self.clock = Clock(device)
+    """Starts at the end of the last step that warms up, where a peak of memory starts too."""
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.clock.tick()
+    def __init__(self, bench: Bench) -> None:
+        self.clock = Clock(bench.device)
+        self._bench = bench
 
-
-def _largest_that_fits(
-    bench: Bench, groups: Groups, setting: Setting
-) -> tuple[int, Timing, dict[str, int], dict[str, int]]:
-    """The first budget of micro-batches that the memory allows, and its steps."""
-    for tokens in bench.sizes.budgets:
-        try:
-            side = large_side(bench, setting, tokens)
-            attention_counts()
-            fused = patched_modules(side.run.built.model.module)
-            with forced_attention(setting.form):
-                timing = timed(bench, side, groups)
-        except torch.OutOfMemoryError:
-            if tokens == bench.sizes.budgets[-1]:
-                raise
-            continue
-        return tokens, timing, attention_counts(), fused
-    raise AssertionError("no budget is given")
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self._bench.sizes.warm_up:
+            self._bench.reset_peak()
+        if state.global_step >= self._bench.sizes.warm_up:
+            self.clock.tick()
 
 
 def predicted(bench: Bench, shape: Shape, setting: Setting, tokens: int) -> int:

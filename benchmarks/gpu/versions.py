@@ -6,6 +6,7 @@ import inspect
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -83,6 +84,8 @@ def _grouped_heads(bench: Bench, part: Part) -> None:
     """Whether ``varlen_attn`` takes fewer key heads than query heads, forward and backward."""
     from torch.nn.attention.varlen import varlen_attn
 
+    attend: Any = varlen_attn
+
     def heads(count: int) -> torch.Tensor:
         return torch.randn(
             64, count, WIDTH, device=bench.device, dtype=torch.bfloat16, requires_grad=True
@@ -91,10 +94,10 @@ def _grouped_heads(bench: Bench, part: Part) -> None:
     q_THD, k_TGD, v_TGD = heads(HEADS), heads(KEY_HEADS), heads(KEY_HEADS)
     ends = torch.tensor([0, 24, 64], device=bench.device, dtype=torch.int32)
     options = {"enable_gqa": True} if "enable_gqa" in str(inspect.signature(varlen_attn)) else {}
-    out = varlen_attn(q_THD, k_TGD, v_TGD, ends, ends, 40, 40, **options)
+    out = attend(q_THD, k_TGD, v_TGD, ends, ends, 40, 40, **options)
     out.float().sum().backward()
     repeats = HEADS // KEY_HEADS
-    wide = varlen_attn(
+    wide = attend(
         q_THD.detach(),
         k_TGD.detach().repeat_interleave(repeats, 1),
         v_TGD.detach().repeat_interleave(repeats, 1),
