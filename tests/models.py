@@ -86,7 +86,9 @@ def tiny_classifier(family: str = "llama", **options: Any) -> PreTrainedModel:
         **{**TINY, **ARCHITECTURE_OPTIONS.get(family, {}), **options},
     )
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config)
+    # Before 5.23 transformers ran soft-capped models in SDPA, which leaves the soft-cap out.
+    chosen = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=chosen)
     torch.nn.init.normal_(model.score.weight, std=0.3)
     assert isinstance(model, PreTrainedModel)
     return model.eval()

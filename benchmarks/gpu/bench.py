@@ -31,7 +31,7 @@ from plaudit.model.attention.interface import BACKENDS, forced, ran
 from plaudit.model.attention.layer import Settings
 from plaudit.model.fast import fused
 from plaudit.model.load import add_lora, dropouts_off
-from plaudit.model.packing import Prepared, choose_layout
+from plaudit.model.packing import Prepared, choose_layout, patch_modules
 from plaudit.planning.architecture import read_config
 from plaudit.planning.estimate import GPUS
 from plaudit.tokens.batch import PackedBatcher, make_batchers
@@ -187,7 +187,7 @@ class Bench:
         dropouts_off(network, keep_lora=False)
         return network.eval()
 
-    def plaudit_side(self, network: nn.Module, *, lora: bool, tokens: int) -> Prepared:
+    def plaudit_side(self, network: nn.Module, *, lora: bool) -> Prepared:
         """A copy of ``network`` as plaudit trains (``lora``) or scores it."""
         own = sharing(network)
         own.score.float()
@@ -196,8 +196,13 @@ class Bench:
             torch.manual_seed(self.seed)
             own = add_lora(own, self.lora, quantized=False)
             spread_adapter(own, self.seed)
-        batchers = make_batchers(tokens, self.device, PAD)
-        return choose_layout(own, "packed", packed=batchers["packed"], padded=batchers["padded"])
+        return self.prepare(own)
+
+    def prepare(self, network: nn.Module) -> Prepared:
+        """The network patched, and found to score packed as it does alone."""
+        batchers = make_batchers(1024, self.device, PAD)
+        module = patch_modules(network)
+        return choose_layout(module, "packed", packed=batchers["packed"], padded=batchers["padded"])
 
     def packed(self, tokens: int) -> PackedBatcher:
         return PackedBatcher(max_tokens=tokens, device=self.device)

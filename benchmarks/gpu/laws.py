@@ -36,8 +36,7 @@ from benchmarks.gpu.record import Part
 from plaudit.model.attention.kv_cache import PassKV, PrefixCache
 from plaudit.model.load import add_lora, dropouts_off
 from plaudit.model.module import RewardModule, as_reward_module, classifier
-from plaudit.model.packing import choose_layout
-from plaudit.tokens.batch import make_batchers, pack, pad
+from plaudit.tokens.batch import pack, pad
 from plaudit.types import TokenTree
 from tests.models import ARCHITECTURE_OPTIONS, WINDOW, make_trees, tiny_classifier
 
@@ -287,8 +286,7 @@ def packed_module(
 ) -> tuple[RewardModule, dict[str, int]]:
     """The network as plaudit trains it, and how many of its modules run fused."""
     own = sharing(network)
-    batchers = make_batchers(1 << 20, bench.device, PAD)
-    prepared = choose_layout(own, "packed", packed=batchers["packed"], padded=batchers["padded"])
+    prepared = bench.prepare(own)
     if law.checkpointing:
         prepared.module.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
@@ -325,10 +323,7 @@ def check_cached(bench: Bench, part: Part, name: str) -> None:
     for dtype in BOTH:
         own = in_precision(network, dtype)
         padded_R = as_reward_module(sharing(own))(pad(trees, PAD, bench.device))
-        batchers = make_batchers(1 << 20, bench.device, PAD)
-        module = choose_layout(
-            sharing(own), "packed", packed=batchers["packed"], padded=batchers["padded"]
-        ).module
+        module = bench.prepare(sharing(own)).module
         cache = PrefixCache(1 << 30)
         prompts = [TokenTree(index=0, prefix=t.prefix[:0], branches=(t.prefix,)) for t in trees]
         ends = np.cumsum([0, *(len(tree.prefix) for tree in trees)])

@@ -268,14 +268,14 @@ def check_ranks(bench: Bench, part: Part) -> None:
     """One process under torchrun with FSDP2: what is engaged, saved and loaded."""
     data = write_pairs(bench.work / "ranks.jsonl", 32)
     held_out = write_pairs(bench.work / "ranks-held-out.jsonl", 4)
-    recipe = recipe_of(data, held_out, max_steps=3, fsdp=True)
+    recipe = recipe_of(data, held_out, max_steps=3, fsdp="full_shard")
     path, out = bench.work / "ranks.yaml", bench.work / "ranks"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc_per_node", "1", str(REPOSITORY / "tests" / "rank_command.py")),
-            *("train", str(path), "--out", str(out)),
+            *(str(path), str(out)),
         ],
         capture_output=True,
         text=True,
@@ -289,8 +289,11 @@ def check_ranks(bench: Bench, part: Part) -> None:
             "PLAUDIT_TEST_FACTS": str(bench.work),
         },
     )
-    part.expect("torchrun", done.returncode == 0, done.stderr[-4000:] or "it ends without an error")
-    facts = json.loads((bench.work / "rank-0.json").read_text(encoding="utf-8"))
+    ended = done.returncode == 0
+    part.expect("torchrun", ended, "it ends without an error" if ended else done.stderr[-4000:])
+    if not ended:
+        return
+    facts = json.loads((bench.work / "ranks-rank-0.json").read_text(encoding="utf-8"))
     part.expect(
         "FSDP2 is engaged",
         facts["type"] == "FSDP" and not facts["whole_parameters"] and facts["sharded_modules"],

@@ -31,7 +31,7 @@ def measure_scoring(bench: Bench, part: Part) -> None:
         part.attempt(shape.name, partial(_measure_large, bench, part, shape))
     name = "tiny" if bench.tiny else "110m"
     config = LlamaConfig(vocab_size=1000, **LLAMAS[name])
-    small = bench.plaudit_side(bench.build(config, bench.dtype), lora=False, tokens=1).module.eval()
+    small = bench.plaudit_side(bench.build(config, bench.dtype), lora=False).module.eval()
     for tokens in bench.sizes.row_tokens:
         what = f"{name} model, {tokens} tokens a batch"
         part.attempt(what, partial(_measure_small, bench, part, small, tokens, what))
@@ -41,7 +41,7 @@ def measure_scoring(bench: Bench, part: Part) -> None:
 def _measure_large(bench: Bench, part: Part, shape: Shape) -> None:
     """Both ways, and the packed scores against the padded ones."""
     trees = shape.trees(bench.vocabulary, bench.seed)
-    module = bench.plaudit_side(bench.base, lora=False, tokens=1).module.eval()
+    module = bench.plaudit_side(bench.base, lora=False).module.eval()
     tokens = bench.sizes.budget
     attention_counts()
     packed = bench.seconds(lambda: scores(module, bench.packed(tokens), trees), repeats=2)

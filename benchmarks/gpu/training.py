@@ -205,7 +205,7 @@ def large_side(
     borrowed = bench.borrowed(checkpointing=setting.checkpointing)
     run = borrowed.run
     with nullcontext() if setting.fused else unfused_layers():
-        model = bench.plaudit_side(plain, lora=True, tokens=tokens)
+        model = bench.plaudit_side(plain, lora=True)
     built = Built(
         model=model,
         batcher=bench.packed(tokens),

@@ -42,7 +42,7 @@ from plaudit.model.checkpoint import (
     save_weights,
     write_metadata,
 )
-from plaudit.model.load import dropouts_off
+from plaudit.model.load import dropouts_off, is_soft_capped
 from plaudit.model.module import as_reward_module
 from plaudit.model.scoring import score_trees
 from plaudit.report.card import DerivedCard, write_derived_card
@@ -322,7 +322,8 @@ def _parity(
     written = load(temporary, base=base, device="cpu", dtype="float32")
     rows = check_rows(written, members[0].run, check.rows)
     scores_R = np.concatenate(written.score_trees(rows.trees))
-    network.set_attn_implementation("sdpa" if network._supports_sdpa else "eager")
+    sdpa = network._supports_sdpa and not is_soft_capped(network.config)
+    network.set_attn_implementation("sdpa" if sdpa else "eager")
     module = as_reward_module(network, metadata.reward_transform).eval()
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]

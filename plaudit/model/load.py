@@ -168,7 +168,15 @@ def load_config(request: BaseRequest) -> Any:
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):
             setattr(config, name, 0.0)
+    if is_soft_capped(config):
+        # Before 5.23 transformers ran such models in SDPA, which leaves the soft-cap out.
+        config._attn_implementation = "eager"
     return config
+
+
+def is_soft_capped(config: Any) -> bool:
+    """Whether attention logits are soft-capped (Gemma 2), which SDPA cannot express."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def no_config(base: str, reason: str) -> str:

@@ -577,3 +577,10 @@ def test_positions_that_depend_on_the_batch_are_found(
     """In one rotary setting for all layers, and in one for each kind of layer."""
     config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=64)
     assert batch_independent_length(config) == length
+
+
+def test_a_soft_capped_base_never_runs_in_sdpa(tmp_path: Path) -> None:
+    """Before 5.23 transformers chose SDPA for Gemma 2 by itself, without its soft-cap."""
+    for family, chosen in (("gemma2", "eager"), ("llama", None)):
+        base = build_base(tmp_path / family, family)
+        assert load_config(BaseRequest(base=str(base)))._attn_implementation == chosen
