@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -130,7 +130,6 @@ class Bench:
     sizes: Sizes
     work: Path
     seed: int = 0
-    _borrowed: dict[bool, SidePrepared] = field(default_factory=dict, init=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,20 +151,18 @@ class Bench:
             return self.build(LlamaConfig(vocab_size=1000, **LLAMAS["tiny"]), self.dtype)
         return self.build(read_config(BASE), self.dtype)
 
-    def borrowed(self, *, checkpointing: bool) -> SidePrepared:
-        """A small run on the embedded base, for its arguments, corpus and loop; made once."""
-        if checkpointing not in self._borrowed:
-            name = "checkpointing" if checkpointing else "plain"
-            self._borrowed[checkpointing] = prepare_run(
-                base_path(),
-                write_pairs(self.work / f"{name}.jsonl", ROWS),
-                self.work / name,
-                batch=ROWS,
-                seed=self.seed,
-                options={"gradient_checkpointing": checkpointing},
-                max_tokens=1024,
-            )
-        return self._borrowed[checkpointing]
+    @cached_property
+    def borrowed(self) -> SidePrepared:
+        """A small run on the embedded base, for its arguments, corpus and loop."""
+        return prepare_run(
+            base_path(),
+            write_pairs(self.work / "borrowed.jsonl", ROWS),
+            self.work / "borrowed",
+            batch=ROWS,
+            seed=self.seed,
+            options={"gradient_checkpointing": False},
+            max_tokens=1024,
+        )
 
     def drop_base(self) -> None:
         """Free the large model."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -39,22 +40,33 @@ from benchmarks.gpu.bench import (
 from benchmarks.gpu.record import Part
 from plaudit.embedded import base_path
 from plaudit.planning.estimate import Hardware, equal_lengths, find_gpus
+from plaudit.planning.measure import CudaMeter, StorageMeter
+from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import parse_recipe
+from plaudit.tokens.store import StoredTrees
+from plaudit.training.budget import BudgetRequest, decide_micro_batches
 from plaudit.training.plan import plan_run
-from plaudit.training.prepare import Built
+from plaudit.training.prepare import checkpointing_options
+from plaudit.types import TokenTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How a step is computed. ``form`` None is the default attention."""
+    """How a step is computed. ``form`` None is the default attention.
 
+    ``chosen``: micro-batches and recomputed layers are those that ``plaudit train`` chooses. The
+    other settings have the same budget of tokens, which is halved where it does not fit.
+    """
+
+    chosen: bool = False
     form: str | None = None
     checkpointing: bool = False
     fused: bool = True
 
     @property
     def name(self) -> str:
-        parts = [self.form or "default attention"]
+        parts = ["as plaudit train chooses"] * self.chosen
+        parts += [self.form or "default attention"]
         parts += ["checkpointing"] * self.checkpointing
         parts += ["transformers' own layers"] * (not self.fused)
         return ", ".join(parts)
@@ -88,7 +100,7 @@ def measure_steps(bench: Bench, part: Part) -> None:
         Setting(fused=False),
         *(Setting(form=form) for form in attention_forms(bench.device)),
     ]
-    for setting in [Setting(), *others]:
+    for setting in [Setting(chosen=True), Setting(), *others]:
         for shape in bench.sizes.training:
             name = f"{shape.name}, {setting.name}"
             part.attempt(name, partial(_measure_setting, bench, part, shape, setting))
@@ -98,6 +110,14 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
     trees = shape.trees(bench.vocabulary, bench.seed)
     groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
     side = large_side(bench, setting, bench.sizes.budget)
+    choice: dict[str, int | None] = {}
+    if setting.chosen:
+        side, chosen = choose_budget(bench, side, trees)
+        choice = {
+            "checkpointed_layers": chosen.checkpointed_layers,
+            "micro_batch_bytes_needed": chosen.bytes_needed,
+            "micro_batch_bytes_free": chosen.bytes_free,
+        }
     fused = patched_modules(side.run.built.model.module)
     attention_counts()
     with forced_attention(setting.form):
@@ -117,6 +137,7 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
         micro_batch_tokens=tokens,
         pairs_per_second=len(trees) / timing.median,
         **numbers,
+        **choice,
         peak_bytes=timing.peak_bytes,
         predicted_bytes=foretold,
         predicted_over_peak=foretold / timing.peak_bytes if timing.peak_bytes else None,
@@ -202,22 +223,58 @@ def large_side(
 ) -> Prepared:
     """The large model, or ``base``, as plaudit trains it, in place of the small run's."""
     plain = bench.base if base is None else base
-    borrowed = bench.borrowed(checkpointing=setting.checkpointing)
-    run = borrowed.run
+    run = bench.borrowed.run
     with nullcontext() if setting.fused else unfused_layers():
         model = bench.plaudit_side(plain, lora=True)
-    built = Built(
-        model=model,
-        batcher=bench.packed(tokens),
-        parameters=run.built.parameters,
-        head_init=run.built.head_init,
-    )
+    if setting.checkpointing:
+        model.module.activation_checkpointing_enable(**checkpointing_options(run.args))
+    built = replace(run.built, model=model, batcher=bench.packed(tokens))
     return replace(
-        borrowed,
+        bench.borrowed,
         run=replace(run, built=built),
         start=trainable(model.module.network),
         classifier=lambda: sharing(plain),
     )
+
+
+def choose_budget(
+    bench: Bench, side: Prepared, trees: Sequence[TokenTree]
+) -> tuple[Prepared, MicroBatches]:
+    """The side with the micro-batches that ``plaudit train`` chooses for it on this device."""
+    run = side.run
+    request = BudgetRequest(
+        tokens=None,
+        checkpointing=None,
+        trees_per_step=len(trees),
+        optimizer=str(getattr(run.args.optim, "value", run.args.optim)),
+        autocast=None,
+    )
+    choose = partial(
+        decide_micro_batches,
+        run.built.model.module,
+        bench.packed(bench.sizes.budget),
+        cast(StoredTrees, ShapedTrees(trees)),
+        request,
+    )
+    if bench.device.type == "cuda":
+        chosen = choose(CudaMeter(bench.device))
+    else:
+        with StorageMeter(1 << 30) as meter:
+            chosen = choose(meter)
+    built = replace(run.built, batcher=bench.packed(chosen.tokens), micro_batches=chosen)
+    return replace(side, run=replace(run, built=built)), chosen
+
+
+class ShapedTrees(tuple[TokenTree, ...]):
+    """Trees that tell their sizes as stored ones do."""
+
+    def lengths(self, name: str) -> np.ndarray:
+        assert name == "branches"
+        return np.array([len(tree.branches) for tree in self])
+
+    def column(self, name: str) -> np.ndarray:
+        sizes = {"packed": lambda tree: tree.tokens, "separate": lambda tree: sum(tree.lengths)}
+        return np.array([sizes[name](tree) for tree in self])
 
 
 class training(AbstractContextManager[Trainer]):  # noqa: N801
