@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from benchmarks.common.sides import prepare_run
 from plaudit.embedded import base_path
 from plaudit.model.attention.interface import BACKENDS, forced, ran
 from plaudit.model.attention.layer import Settings
-from plaudit.model.fast import fused
+from plaudit.model.fast import kernels
+from plaudit.model.fast.patched import PatchedModule
 from plaudit.model.load import add_lora, dropouts_off
 from plaudit.model.packing import Prepared, choose_layout, patch_modules
 from plaudit.planning.architecture import read_config
@@ -311,25 +312,37 @@ def attention_counts() -> dict[str, int]:
     return counts
 
 
+Layers = Literal["chosen", "pytorch", "own"]
+"""Which code norms, rotary positions and gates run: what plaudit chooses on this device, PyTorch's
+kernels where it would choose Liger's, or transformers' own layers.
+"""
+
+
 @contextmanager
-def unfused_layers() -> Iterator[None]:
-    """Models built in the block keep transformers' own norms and rotary positions."""
-    kernels = fused.KERNELS
-    vars(fused)["KERNELS"] = frozenset()
+def layer_kernels(layers: Layers) -> Iterator[None]:
+    """Models that are built and run in the block have these kernels."""
+    before = dict(kernels.KERNELS)
+    if layers == "pytorch":
+        kernels.KERNELS.update({kind: lambda: kernels.TORCH for kind in before if kind[0] != "cpu"})
+    elif layers == "own":
+        kernels.KERNELS.clear()
     try:
         yield
     finally:
-        vars(fused)["KERNELS"] = kernels
+        kernels.KERNELS.update(before)
+
+
+def runs_liger() -> bool:
+    """Whether plaudit's fused layers are Liger's on this machine."""
+    return torch.cuda.is_available() and kernels.on_cuda() is not kernels.TORCH
 
 
 def patched_modules(network: nn.Module) -> dict[str, int]:
     """How many modules run fused code, by kind."""
-    kinds = (
+    kinds = Counter(
         kind.__name__
         for module in network.modules()
         for kind in type(module).__mro__
-        if issubclass(kind, fused.PatchedModule) and kind.__module__ == fused.__name__
+        if PatchedModule in kind.__bases__ and kind.__name__ != type(module).__name__
     )
-    counts = Counter(kinds)
-    counts.pop(fused.PatchedModule.__name__, None)
-    return dict(counts)
+    return dict(kinds)

@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -28,14 +28,16 @@ from benchmarks.gpu.bench import (
     BASE,
     Bench,
     Clock,
+    Layers,
     Shape,
     attention_counts,
     attention_forms,
     forced_attention,
+    layer_kernels,
     patched_modules,
+    runs_liger,
     sharing,
     trainable,
-    unfused_layers,
 )
 from benchmarks.gpu.record import Part
 from plaudit.embedded import base_path
@@ -61,14 +63,19 @@ class Setting:
     chosen: bool = False
     form: str | None = None
     checkpointing: bool = False
-    fused: bool = True
+    layers: Layers = "chosen"
 
     @property
     def name(self) -> str:
         parts = ["as plaudit train chooses"] * self.chosen
         parts += [self.form or "default attention"]
         parts += ["checkpointing"] * self.checkpointing
-        parts += ["transformers' own layers"] * (not self.fused)
+        names = {
+            "chosen": [],
+            "pytorch": ["PyTorch's kernels"],
+            "own": ["transformers' own layers"],
+        }
+        parts += names[self.layers]
         return ", ".join(parts)
 
 
@@ -97,13 +104,15 @@ def measure_steps(bench: Bench, part: Part) -> None:
     """Every shape by default; then attention forms, checkpointing and layers, one at a time."""
     others = [
         Setting(checkpointing=True),
-        Setting(fused=False),
+        Setting(layers="own"),
+        *([Setting(layers="pytorch")] if runs_liger() else []),
         *(Setting(form=form) for form in attention_forms(bench.device)),
     ]
     for setting in [Setting(chosen=True), Setting(), *others]:
         for shape in bench.sizes.training:
             name = f"{shape.name}, {setting.name}"
-            part.attempt(name, partial(_measure_setting, bench, part, shape, setting))
+            with layer_kernels(setting.layers):
+                part.attempt(name, partial(_measure_setting, bench, part, shape, setting))
 
 
 def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -> None:
@@ -224,8 +233,7 @@ def large_side(
     """The large model, or ``base``, as plaudit trains it, in place of the small run's."""
     plain = bench.base if base is None else base
     run = bench.borrowed.run
-    with nullcontext() if setting.fused else unfused_layers():
-        model = bench.plaudit_side(plain, lora=True)
+    model = bench.plaudit_side(plain, lora=True)
     if setting.checkpointing:
         model.module.activation_checkpointing_enable(**checkpointing_options(run.args))
     built = replace(run.built, model=model, batcher=bench.packed(tokens))

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import Bench, attention_forms, runs_liger
 from benchmarks.gpu.record import Part
+from plaudit.model.attention.flash import use_flash_attention_3
 
 PACKAGES = (
     "torch",
@@ -46,7 +47,13 @@ def check_versions(bench: Bench, part: Part) -> None:
             driver=_driver(),
             published_tflops=(bench.published_flops or 0.0) / 1e12,
         )
-    part.measured("flash_attn_interface", found=find_spec("flash_attn_interface") is not None)
+    part.measured(
+        "chosen kernels",
+        flash_attn_interface=find_spec("flash_attn_interface") is not None,
+        flash_attention_3=cuda and use_flash_attention_3(bench.device),
+        liger=runs_liger(),
+        attention_forms=", ".join(attention_forms(bench.device)),
+    )
     part.attempt("varlen_attn", lambda: _signature(part))
     for name in ("_flash_attention_forward", "_flash_attention_backward"):
         part.measured(f"aten::{name}", schema=str(getattr(torch.ops.aten, name).default._schema))
