@@ -32,6 +32,7 @@ from tests.flash_kernel import flash_on_cpu
 from tests.models import ARCHITECTURE_OPTIONS, WINDOW, make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
+LORA = {"r": 4, "target_modules": "all-linear"}
 
 
 def one_response_a_prefix_of_the_other() -> TokenTree:
@@ -114,9 +115,7 @@ def test_packed_equals_separate(family: str) -> None:
 
 
 def test_packed_equals_separate_with_lora(family: str) -> None:
-    network = add_lora(
-        tiny_classifier(family), {"r": 4, "target_modules": "all-linear"}, quantized=False
-    )
+    network = add_lora(tiny_classifier(family), LORA, quantized=False)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
@@ -252,6 +251,76 @@ def test_half_precision_error_is_that_of_padded_batches() -> None:
         return float((scores_R - exact_R).square().mean().sqrt())
 
     assert error(packed_R) <= 1.5 * error(padded_R)
+
+
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(name, marks=ON_GPU) for name in BACKENDS if name != "cpu"]
+)
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_half_precision_on_a_gpu(name: str, cached: bool, form: str) -> None:
+    """Every form on CUDA in bf16, with fused layers and LoRA: scores, and gradients of all that
+    trains, err at most 1.5 times as much as those of padded batches.
+    """
+    cuda = torch.device("cuda")
+    wide = make_trees([(11, [1 + k % 5 for k in range(64)]), (90, (150, 40))], seed=9)
+    trees = [replace(tree, index=i) for i, tree in enumerate([*hard_trees(), *wide])]
+
+    def adapted(*, half: bool) -> Any:
+        # Heads of 16, the narrowest that FlexAttention takes on CUDA.
+        network = add_lora(tiny_classifier(name, head_dim=16), LORA, quantized=False)
+        generator = torch.Generator().manual_seed(1)
+        for parameter_name, parameter in network.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data.normal_(std=0.2, generator=generator)
+            elif half and "lora_" not in parameter_name and "score" not in parameter_name:
+                parameter.data = parameter.data.bfloat16()
+        return network.eval().to(cuda)
+
+    def outcome(network: Any, batch: Any) -> list[Tensor]:
+        scores_R = DecoderRewardModule(network)(batch)
+        if cached:
+            return [scores_R.detach()]
+        network.zero_grad()
+        (scores_R * torch.linspace(-1.0, 2.0, len(scores_R), device=cuda)).sum().backward()
+        trained = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+        return [scores_R.detach(), torch.cat(trained)]
+
+    exact = outcome(adapted(half=False), pad(trees, 2, cuda))
+    padded = outcome(adapted(half=True), pad(trees, 2, cuda))
+    network = adapted(half=True)
+    base = classifier(network)
+    base.set_attn_implementation(PACKED_ATTENTION)
+    fuse_lora(network)
+    fuse_layers(base.base_model)
+    narrow_last_layer(base.base_model)
+    ran.clear()
+    with forced(form):
+        if cached:
+            prefix_cache = PrefixCache(1 << 30)
+            module = DecoderRewardModule(network)
+            for _ in range(2):
+                resumed = [with_cached_prefix(tree, prefix_cache) for tree in trees]
+                plain = PackedBatcher(max_tokens=10_000, device=cuda)
+                batcher = PrefixCacheBatcher(plain, prefix_cache, resumed)
+                wanted = [one.tree for one in resumed]
+                found = score_distinct(module, batcher, wanted, on_batch=batcher.keep)
+            assert sum(one.cached.tokens for one in resumed) > 0
+            packed = [torch.from_numpy(np.concatenate(found)).to(cuda)]
+        else:
+            packed = outcome(network, pack(trees, cuda))
+    assert ran[form] > 0 or not BACKENDS[form].computes(
+        Settings(scale=1.0, window=WINDOW if name == "mistral" else None, softcap=5.0)
+    )
+    for one, other, expected in zip(packed, padded, exact, strict=True):
+        error, allowed = ((x - expected).square().mean().sqrt() for x in (one, other))
+        assert error <= 1.5 * allowed
 
 
 def test_spans_cover_every_token_once_and_in_order() -> None:

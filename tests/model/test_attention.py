@@ -6,14 +6,18 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import restore_flash_attention_impl
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from plaudit.losses.pairwise import LOSSES, pairs_of
 from plaudit.model.attention import flash, flex
 from plaudit.model.attention.interface import (
     BACKENDS,
@@ -23,7 +27,10 @@ from plaudit.model.attention.interface import (
 )
 from plaudit.model.attention.layer import Settings
 from plaudit.model.fast import last_layer
-from plaudit.model.module import DecoderRewardModule
+from plaudit.model.fast.fused import fuse_layers
+from plaudit.model.fast.lora import fuse_lora
+from plaudit.model.load import add_lora
+from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.scoring import micro_batches, one_ahead
 from plaudit.tokens.batch import PackedBatcher, pack
 from plaudit.types import arrays_to_device
@@ -177,6 +184,43 @@ def test_a_prepared_batch_leaves_nothing_to_copy(
         )
     }
     torch.testing.assert_close(torch.cat([by_index[i] for i in range(3)]), expected_R)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes a host wait for a GPU: numbers and sizes that depend on results."""
+
+    WAITS = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero"}
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        assert name not in self.WAITS, name
+        assert func is not torch.ops.aten.repeat_interleave.Tensor or kwargs["output_size"]
+        if name in ("index", "index_put", "index_put_", "_unsafe_index_put"):
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["varlen", "two_calls"])
+def test_a_step_never_waits_for_the_device(form: str) -> None:
+    network = add_lora(
+        tiny_classifier("llama"), {"r": 2, "target_modules": "all-linear"}, quantized=False
+    )
+    base = classifier(network)
+    base.set_attn_implementation(PACKED_ATTENTION)
+    fuse_lora(network)
+    fuse_layers(base.base_model)
+    last_layer.narrow_last_layer(base.base_model)
+    module = DecoderRewardModule(network)
+    trees = [
+        replace(tree, grades=(1.0, 0.0)) for tree in make_trees([(9, (4, 6)), (0, (7, 2))] * 2)
+    ]
+    with flash_on_cpu(), forced(form), NoWaiting():
+        scores_R = module(pack(trees, CPU))
+        LOSSES["bradley_terry"](scores_R, pairs_of(trees, CPU)).backward()
+        flex.block_mask(pack(trees, CPU).layout, None, CPU)
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
 def test_one_is_made_while_its_predecessor_is_in_use() -> None:
