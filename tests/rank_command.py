@@ -53,6 +53,15 @@ def take_cpus_for_gpus() -> None:
     PartialState.__init__ = as_gpus
 
 
+def let_deepspeed_run_on_cpus() -> None:
+    """accelerate 1.15 engages DeepSpeed off the CPU alone, and finds no backend for it there."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
 def record_facts(folder: Path) -> None:
     """What accelerate and torch say of a model once training has wrapped it."""
     from torch.distributed.fsdp import FSDPModule
@@ -114,7 +123,10 @@ if __name__ == "__main__":
     if RANK > 0:
         sys.addaudithook(forbid_model_files)
     record_facts(Path(os.environ["PLAUDIT_TEST_FACTS"]))
-    if os.environ["PLAUDIT_TEST_WAY"] == "ddp":
+    if os.environ["PLAUDIT_TEST_WAY"] == "deepspeed":
+        let_deepspeed_run_on_cpus()
+        runpy.run_module("plaudit", run_name="__main__")
+    elif os.environ["PLAUDIT_TEST_WAY"] == "ddp":
         atexit.register(find_surviving_threads)
         runpy.run_module("plaudit", run_name="__main__")
     else:

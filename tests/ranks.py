@@ -11,7 +11,9 @@ from typing import Literal
 SCRIPT = Path(__file__).with_name("rank_command.py")
 
 
-def run_on_two_ranks(way: Literal["ddp", "fsdp"], facts: Path, *arguments: str) -> None:
+def run_on_two_ranks(
+    way: Literal["ddp", "fsdp", "deepspeed"], facts: Path, *arguments: str
+) -> None:
     """``rank_command.py`` on two ranks; ``facts`` is where each writes what was engaged."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     done = subprocess.run(

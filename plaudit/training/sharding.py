@@ -117,10 +117,31 @@ def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
 
 def _deepspeed_problems(args: TrainingArguments) -> Iterator[str]:
     plugin = args.deepspeed_plugin
-    if plugin is not None and plugin.zero_stage == 3:
+    if plugin is None:
+        return
+    config = plugin.hf_ds_config
+    if plugin.zero_stage == 3:
         yield (
             "plaudit does not support DeepSpeed's ZeRO-3, which would save empty weights; use"
             " ZeRO-2, or FSDP (train.fsdp: full_shard)."
+        )
+    if config.is_true("bf16.enabled") or config.is_true("fp16.enabled"):
+        yield (
+            "DeepSpeed's bf16 and fp16 would round the head and the adapter, which are in fp32; set"
+            " train.bf16: false (LoRA on a GPU keeps its bf16 base), or use FSDP (train.fsdp:"
+            " full_shard)."
+        )
+    if config.get_value("gradient_clipping") is None and args.max_grad_norm > 0:
+        yield (
+            f"train.max_grad_norm is {args.max_grad_norm:g}, but train.deepspeed has no"
+            " gradient_clipping, so DeepSpeed would not clip; set gradient_clipping: auto there."
+        )
+    # transformers would list them when training starts.
+    different = [line.strip("- ") for line in getattr(config, "mismatches", ())]
+    if different:
+        yield (
+            f"train.deepspeed contradicts the recipe ({'; '.join(different)}); set these keys to"
+            " auto there. plaudit hands DeepSpeed a whole optimizer step as one batch."
         )
 
 

@@ -125,7 +125,7 @@ def test_two_ranks_train_what_one_does(
         base["train"]["gradient_accumulation_steps"] = 1
         base["train"]["save_total_limit"] = 5
         base["data"] = {"train": str(data), "eval": str(held_out)}
-        base["tokens"]["max_tokens_per_microbatch"] = 150
+        base["tokens"]["max_tokens_per_microbatch"] = 50
         return base
 
     from plaudit.training.run import train

@@ -65,7 +65,7 @@ def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def recipe(changes: Mapping[str, Any], batch: int, **train: Any) -> dict[str, Any]:
         one = recipe_of(tiny_base, data, num_train_epochs=1, eval_steps=4, save_total_limit=5)
         one["data"] = {"train": str(data), "eval": str(held_out)}
-        one["tokens"]["max_tokens_per_microbatch"] = 150
+        one["tokens"]["max_tokens_per_microbatch"] = 50
         one["report"] = {"plots": False, "html": False}
         one["train"] |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
         for section, values in changes.items():
