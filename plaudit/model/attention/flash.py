@@ -7,8 +7,10 @@ its own segment alone, all of them or causally from the lower right corner. Two 
   of its own. The copies live while a layer's call runs; the backward pass makes them again.
 - :func:`two_calls` copies no prompt for a branch. All segments of the row meet themselves; then the
   queries of a tree's later branches meet their prompt, which they see all of. The halves of a
-  softmax are joined by their log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1). A window
-  narrows the second call differently for each branch, so layers with one use the other plan.
+  softmax are joined by their log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1). Those
+  queries, and each prompt once, are copied to lie end to end: the backward operator knows no
+  segments with gaps. A window narrows the second call differently for each branch, so layers with
+  one use the other plan.
 
 A last layer asks for its scored tokens alone: the same plans, each with one query where a segment
 had many.
