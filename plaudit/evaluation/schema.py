@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from plaudit.data.load import SourceUse
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
+from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.types import Text
 
 METRICS_FILE: Final = "metrics.json"
@@ -935,6 +936,11 @@ def read_recorded(folder: Path) -> RunMetrics | RecordedEvaluation:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if (folder / TRAINING_FILE).is_file():
+            raise DataError(
+                f"{folder} is trained but not evaluated, so it has no {METRICS_FILE}; finish it"
+                f" with plaudit train {folder} --resume."
+            ) from None
         raise DataError(
             f"Cannot read {path} ({error.strerror or error}); give the folder of a finished run."
         ) from error

@@ -174,7 +174,9 @@ def write_model(
 
     ``state`` replaces the network's own tensors. Raises OutputError.
     """
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    for last in (MANIFEST_FILE, METADATA_FILE):
+        # Those of an earlier model would vouch for half of this one.
+        (folder / last).unlink(missing_ok=True)
     save_weights(network, folder, state)
     save_tokenizer(tokenizer, folder)
     write_json(folder / METADATA_FILE, asdict(metadata))
@@ -230,11 +232,11 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
 
 def _unfinished(folder: Path, run: Path | None) -> str | None:
     """What is still to come for a model of a run that has not ended."""
+    if ((run or folder) / "metrics.json").is_file():
+        return None
     if run is None:
         ended = (folder / TRAINING_FILE).is_file()
         return "is trained but not evaluated" if ended else None
-    if (run / "metrics.json").is_file():
-        return None
     step = folder.resolve().name.removeprefix("checkpoint-")
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

@@ -103,6 +103,16 @@ def read_comparisons(
     )
 
 
+def fingerprints(comparisons: Comparisons) -> tuple[dict[str, str], dict[str, str]]:
+    """Fingerprints of the sources by path: of training and evaluation data, and of test data."""
+    trained: dict[str, str] = {}
+    tests: dict[str, str] = {}
+    for role, loaded in comparisons.loaded.items():
+        prints = tests if role.startswith("test:") else trained
+        prints |= {source.path: source.fingerprint for source in loaded.sources}
+    return trained, tests
+
+
 def split_sizes(section: DataSection, rows: int) -> tuple[int, int, int]:
     """Rows for training, evaluation and test that :func:`read_comparisons` makes of ``rows`` rows,
     each of a prompt of its own; 0 for a part with files of its own.

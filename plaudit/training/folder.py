@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from plaudit.errors import OutputError, TrainingError
 from plaudit.evaluation.schema import METRICS_FILE
 from plaudit.evaluation.table import EVALUATIONS_FOLDER, evaluated_steps, rewards_file
 from plaudit.planning.microbatch import MicroBatches
+from plaudit.recipe.changes import Change, changes
 from plaudit.recipe.load import (
     CHECKPOINT_RECIPE,
     RUN_RECIPE,
@@ -143,21 +144,31 @@ def resume_folder(path: Path, recipe: Recipe) -> RunFolder:
     """The folder of a stopped run.
 
     Raises:
-        OutputError: no run there, or one of another recipe.
+        OutputError: no run there, one of a recipe that trains differently, or a finished one that
+            was measured differently.
     """
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise OutputError(
             f"No run to resume in {path} (no recipe.yaml); remove --resume to start a run."
         )
-    changed = changed_keys(load_recipe(folder.recipe), recipe)
-    if changed:
+    changed = list(changes(load_recipe(folder.recipe), recipe))
+    if keys := _keys_that_train(changed):
         raise OutputError(
-            f"The run in {path} was started with another recipe (changed keys:"
-            f" {', '.join(changed)}); resume it with its own recipe ({folder.recipe}), or choose"
-            " another --out."
+            f"The run in {path} was started with another recipe (changed keys: {keys}); resume it"
+            f" with its own recipe ({folder.recipe}), or choose another --out."
+        )
+    late = ", ".join(change.key for change in changed if not change.key.startswith("report."))
+    if late and folder.metrics.is_file():
+        raise OutputError(
+            f"The run in {path} is finished, so only keys of the report section can change (changed"
+            f" keys: {late}); evaluate its model with plaudit eval, or choose another --out."
         )
     return folder
+
+
+def _keys_that_train(changed: Iterable[Change]) -> str:
+    return ", ".join(change.key for change in changed if change.role == "trains")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +226,10 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
     return latest
 
 
-def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> None:
+def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> Sequence[Change]:
     """The run resumes with the recipe that it was trained with until ``start``, a checkpoint.
+
+    Returns what is measured differently from here on.
 
     Raises:
         OutputError: the recipe in the run folder was changed or damaged since.
@@ -228,13 +241,13 @@ def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -
         file = start / CHECKPOINT_RECIPE
         text = file.read_text(encoding="utf-8")
         advice = f"restore it from {file}"
-    changed = changed_keys(parse_recipe(read_yaml(text, str(file)), str(file)), recipe)
-    if changed:
+    changed = list(changes(parse_recipe(read_yaml(text, str(file)), str(file)), recipe))
+    if keys := _keys_that_train(changed):
         raise OutputError(
-            f"{folder.recipe} was changed since the run was trained (changed keys:"
-            f" {', '.join(changed)}); {advice} to resume the run, or start a new run with another"
-            " --out."
+            f"{folder.recipe} was changed since the run was trained (changed keys: {keys});"
+            f" {advice} to resume the run, or start a new run with another --out."
         )
+    return changed
 
 
 def read_training_end(folder: RunFolder) -> TrainingEnd | None:
@@ -257,22 +270,30 @@ def read_training_end(folder: RunFolder) -> TrainingEnd | None:
     return None
 
 
-def check_data_unchanged(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
+def check_data_unchanged(
+    folder: RunFolder, sources: Mapping[str, str], tests: Mapping[str, str]
+) -> None:
     """Note what the data are when a run starts, and hold a resumed run to it.
+
+    Both map paths to fingerprints. A resumed run may have ``tests``, the test files, that it did
+    not have before.
 
     Raises:
         OutputError: a file is not what it was.
     """
+    before: Mapping[str, str] = {}
+    now = {**sources, **tests}
     if folder.data.is_file():
         before = _read_record(folder.data)
-        changed = sorted(p for p in fingerprints if before.get(p) != fingerprints[p])
+        known = [path for path in now if path in before or path in sources]
+        changed = sorted(path for path in known if before.get(path) != now[path])
         if changed:
             raise OutputError(
                 f"The data of the run in {folder.path} have changed ({', '.join(changed)});"
                 " restore them, or start a new run with another --out."
             )
-    elif is_main_process():
-        write_json(folder.data, dict(fingerprints))
+    if is_main_process():
+        write_json(folder.data, {**before, **now})
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -296,17 +317,3 @@ def _damaged(path: Path, error: object) -> TrainingError:
         f"{path} is damaged ({error}); restore it from a backup, or start the run again with"
         " another --out."
     )
-
-
-def changed_keys(before: Recipe, after: Recipe) -> list[str]:
-    """Dotted keys whose values differ between two recipes."""
-    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    changed = []
-    for section, was in old.items():
-        now = new[section]
-        if isinstance(was, dict) and isinstance(now, dict):
-            keys = sorted(key for key in was | now if was.get(key) != now.get(key))
-            changed += [f"{section}.{key}" for key in keys]
-        elif was != now:
-            changed.append(section)
-    return changed

@@ -144,8 +144,7 @@ def prepare(
             recipe.data,
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
-    sources = (source for loaded in comparisons.loaded.values() for source in loaded.sources)
-    check_data_unchanged(folder, {source.path: source.fingerprint for source in sources})
+    check_data_unchanged(folder, *corpora.fingerprints(comparisons))
     encoder = make_encoder(recipe.tokens, tokenizer, warm_start, as_chat=recipe.data.as_chat)
     with progress_bars(console) as show:
         corpus = corpora.encode_corpus(

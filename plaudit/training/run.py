@@ -23,10 +23,10 @@ from plaudit.errors import (
 from plaudit.evaluation.analysis.surface import fit_baselines
 from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
-from plaudit.recipe.load import load_recipe, parse_recipe
+from plaudit.recipe.load import dump_recipe, load_recipe, parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.report.record import describe_environment
-from plaudit.storage.atomic import write_json, writing
+from plaudit.storage.atomic import write_json, write_text, writing
 from plaudit.training.callbacks import (
     EventLog,
     LastEvaluation,
@@ -125,6 +125,7 @@ def train(
             f"{folder.path} is already finished; rewriting its card and report.", soft_wrap=True
         )
         if is_main_process():
+            write_text(folder.recipe, dump_recipe(recipe))
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=read_metrics(folder.path))
     try:
@@ -132,9 +133,13 @@ def train(
         args = step_arguments(recipe, folder)
         check_sharding(recipe, args)
         start = (
-            _on_main_process(lambda: _find_start(folder, recipe, args), args) if resume else None
+            _on_main_process(lambda: _find_start(folder, recipe, args, console), args)
+            if resume
+            else None
         )
         run = prepare(recipe, args, folder, console)
+        if resume and is_main_process():
+            write_text(folder.recipe, run.recorded_recipe)
         with logging_into(folder, list(args.report_to or ())):
             return _train(run, start, ProgressReport(console, verbose=verbose))
     except BaseException:
@@ -145,16 +150,17 @@ def train(
 
 
 def _find_start(
-    folder: RunFolder, recipe: Recipe, args: StepArguments
+    folder: RunFolder, recipe: Recipe, args: StepArguments, console: Console
 ) -> TrainingEnd | Path | None:
-    """Where a stopped run goes on; None is its first step.
+    """Where a stopped run goes on; None is its first step. What it measures differently is printed.
 
     DeepSpeed gets the weights of a model from a checkpoint alone.
     """
     end = None if args.deepspeed_plugin is not None else read_training_end(folder)
     start = checkpoint_to_resume(folder) if end is None else end
     if start is not None:
-        check_recipe(folder, start, recipe)
+        for change in check_recipe(folder, start, recipe):
+            console.print(f"changed on resuming: {change}", highlight=False, soft_wrap=True)
     return start
 
 

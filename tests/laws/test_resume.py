@@ -229,8 +229,39 @@ def test_a_recipe_changed_after_the_kill_is_an_error(
     assert f"restore it from {checkpoint_of(out, 75) / 'training_recipe.yaml'}" in sentence
 
 
-def test_a_kill_after_training_loses_nothing(
-    recipe: Path,
+@pytest.fixture(scope="module")
+def killed_in_evaluation(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed after its model was written and before anything was measured of it."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+
+    def trained() -> bool:
+        return (out / "training.json").is_file() and (out / "manifest.json").is_file()
+
+    with running(recipe, out) as process:
+        wait_until(trained, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "metrics.json").exists()
+    return out
+
+
+def rewards_in_plain_transformers(run: Path, texts: list[str]) -> list[float]:
+    """As a user without plaudit gets them: PEFT and transformers alone."""
+    import torch
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    model = AutoPeftModelForSequenceClassification.from_pretrained(
+        run, num_labels=1, dtype=torch.float32
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        return [model(**tokenizer(t, return_tensors="pt")).logits.item() for t in texts]
+
+
+def test_a_kill_in_the_evaluation_loses_nothing(
+    killed_in_evaluation: Path,
     uninterrupted: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -241,27 +272,127 @@ def test_a_kill_after_training_loses_nothing(
 
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
     out = tmp_path / "run"
-    with running(recipe, out) as process:
-        wait_until(lambda: (out / "training.json").is_file(), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (out / "metrics.json").exists()
+    shutil.copytree(killed_in_evaluation, out)
     question, answers = "what is it?", ["forty two right", "no wrong"]
     model = load(out)
     assert model.score(question, answers) == load(uninterrupted).score(question, answers)
     assert model.metadata.temperature is None
     (warning,) = set(caplog.messages)
     assert "is trained but not evaluated" in warning
+    assert rewards_in_plain_transformers(out, answers) == rewards_in_plain_transformers(
+        uninterrupted, answers
+    )
     assert "To finish the evaluation" in (out / "README.md").read_text()
     # Nothing could be trained from here.
     shutil.rmtree(out / "checkpoints")
-    with running(recipe, out, "--resume") as process:
+    with running(out, out, "--resume") as process:
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "training loss" not in errors
     assert "validation loss" not in errors
+    assert "changed on resuming" not in errors
     assert_same_run(out, uninterrupted)
     assert not (out / "training.json").exists()
+
+
+def test_commands_on_a_run_that_is_not_evaluated_say_so(
+    killed_in_evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = killed_in_evaluation
+    before = sorted(out.iterdir())
+    for command in (["report", str(out)], ["card", str(out)]):
+        assert main(command) == 2
+        sentence = " ".join(capsys.readouterr().err.split())
+        assert f"{out} is trained but not evaluated, so it has no metrics.json" in sentence
+        assert f"plaudit train {out} --resume" in sentence
+    test = write_jsonl(tmp_path / "test.jsonl", pair_rows(30, seed=9))
+    assert main(["eval", str(out), str(test)]) == 0
+    assert f"{out} is trained but not evaluated" in " ".join(capsys.readouterr().err.split())
+    assert sorted(out.iterdir()) == before
+
+
+def test_what_only_measures_may_change(
+    killed_in_evaluation: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A run goes on with other perturbation tests and a test set, and records them."""
+    out = tmp_path / "run"
+    shutil.copytree(killed_in_evaluation, out)
+    test = write_jsonl(tmp_path / "test.jsonl", pair_rows(30, seed=9))
+    settings = ("evaluate.perturbation_tests=0", f"data.test={test}")
+    options = [text for setting in settings for text in ("--set", setting)]
+    with running(out, out, "--resume", *options) as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "changed on resuming: evaluate.perturbation_tests: 200 → 0" in errors
+    assert "changed on resuming: data.test: [] →" in errors
+    assert "training loss" not in errors
+    metrics, before = (json.loads((p / "metrics.json").read_text()) for p in (out, uninterrupted))
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert metrics["test"]["pairs"] == 30
+    assert before["test"] is None
+    assert metrics["eval"]["accuracy"] == before["eval"]["accuracy"]
+    assert metrics["best"] == before["best"]
+    assert before["eval"]["perturbations"] is not None
+    assert metrics["test"]["perturbations"] is None
+    recorded = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert recorded["evaluate"]["perturbation_tests"] == 0
+    assert [source["path"] for source in recorded["data"]["test"]] == [str(test)]
+    assert str(test) in json.loads((out / "data.json").read_text())
+
+
+def test_a_run_trains_on_with_other_measurements(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoints of before have the recipe of before; the weights are the same."""
+    out = stopped_before_its_end(uninterrupted, tmp_path / "run")
+    newest = max((out / "checkpoints").iterdir(), key=checkpoints.step_of)
+    shutil.rmtree(newest)
+    assert main(["train", str(out), "--resume", "--set", "evaluate.calibrate=false"]) == 0
+    assert "changed on resuming: evaluate.calibrate: true → false" in capsys.readouterr().err
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["eval"]["stored_temperature"] is None
+    assert "calibrate: false" in (newest / "training_recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.learning_rate=1",
+        "train.eval_steps=9",
+        "train.metric_for_best_model=eval_accuracy",
+        "evaluate.early_stopping_patience=2",
+        "data.eval_fraction=0.2",
+    ],
+)
+def test_what_trains_or_chooses_may_not_change(
+    setting: str, killed_in_evaluation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = killed_in_evaluation
+    before = (out / "recipe.yaml").read_bytes()
+    assert main(["train", str(out), "--resume", "--set", setting]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    key = setting.partition("=")[0]
+    assert f"was started with another recipe (changed keys: {key})" in " ".join(errors.split())
+    assert (out / "recipe.yaml").read_bytes() == before
+
+
+def test_a_finished_run_changes_its_report_alone(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    assert main(["train", str(out), "--resume", "--set", "evaluate.calibrate=false"]) == 2
+    sentence = " ".join(capsys.readouterr().err.split())
+    assert "is finished, so only keys of the report section can change" in sentence
+    assert "(changed keys: evaluate.calibrate)" in sentence
+    (out / "report.html").unlink()
+    assert main(["train", str(out), "--resume", "--set", "report.html=false"]) == 0
+    assert not (out / "report.html").exists()
+    assert "html: false" in (out / "recipe.yaml").read_text()
 
 
 def test_events_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
