@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ from plaudit.training.results import (
 )
 from plaudit.training.sharding import check_sharding
 from plaudit.training.trainer import EvalScores, NotFiniteError, RewardTrainer
+
+logger = logging.getLogger("plaudit")
 
 Result = TypeVar("Result")
 
@@ -210,6 +213,14 @@ def _train(
             f"Stopped during the evaluation; the trained model is in {folder.path}. To finish the "
             f"evaluation: {folder.resume_command()}"
         ) from None
+    except Exception:
+        logger.warning(
+            "The evaluation failed; the trained model is in %s. To evaluate it without training"
+            " again: %s",
+            folder.path,
+            folder.resume_command(),
+        )
+        raise
 
 
 def _evaluate(

@@ -311,6 +311,24 @@ def test_commands_on_a_run_that_is_not_evaluated_say_so(
     assert sorted(out.iterdir()) == before
 
 
+def test_an_evaluation_that_fails_names_the_model_and_is_run_again(
+    killed_in_evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(killed_in_evaluation, out)
+    in_the_way = out / "predictions.parquet"
+    in_the_way.mkdir()
+    assert main(["train", str(out), "--resume"]) == 2
+    errors = " ".join(capsys.readouterr().err.split())
+    assert f"The evaluation failed; the trained model is in {out}" in errors
+    assert f"without training again: plaudit train {out} --resume" in errors
+    assert not (out / "metrics.json").exists()
+    in_the_way.rmdir()
+    assert main(["train", str(out), "--resume"]) == 0
+    assert "training loss" not in capsys.readouterr().err
+    assert (out / "metrics.json").is_file()
+
+
 def test_what_only_measures_may_change(
     killed_in_evaluation: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
