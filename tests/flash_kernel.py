@@ -69,6 +69,8 @@ def forward(
     assert dropout_p == 0.0
     assert not return_debug_mask
     assert not any(others.values()), others
+    # Inside, half precision is multiplied as it is and summed up in fp32.
+    dtype, (query, key, value) = query.dtype, (t.float() for t in (query, key, value))
     out = torch.empty_like(query)
     sums = torch.empty(query.shape[1], len(query), dtype=torch.float32)
     repeats = query.shape[1] // key.shape[1]
@@ -79,7 +81,8 @@ def forward(
         values = value[keys].repeat_interleave(repeats, dim=1)
         out[queries] = torch.einsum("hqs,shd->qhd", logits.softmax(-1), values)
         sums[:, queries] = logits.logsumexp(-1)
-    return out, sums, torch.empty(2, dtype=torch.uint64), torch.empty(0), torch.empty(0)
+    unused = torch.empty(2, dtype=torch.uint64), torch.empty(0), torch.empty(0)
+    return out.to(dtype), sums, *unused
 
 
 def backward(
@@ -104,6 +107,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By the formulas of the paper's algorithm 4: probabilities come from ``logsumexp`` alone."""
     assert dropout_p == 0.0
+    dtype = query.dtype
+    grad_out, query, key, value, out = (t.float() for t in (grad_out, query, key, value, out))
     grads = [torch.zeros_like(tensor) for tensor in (query, key, value)]
     groups = key.shape[1]
     repeats = query.shape[1] // groups
@@ -118,7 +123,7 @@ def backward(
         for whole, weight, rows in ((grads[1], grad_logits, q), (grads[2], weights, grad)):
             by_head = torch.einsum("hqs,qhd->shd", weight, rows)
             whole[keys] = by_head.unflatten(1, (groups, repeats)).sum(2)
-    return grads[0], grads[1], grads[2]
+    return grads[0].to(dtype), grads[1].to(dtype), grads[2].to(dtype)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.errors import ModelError
-from plaudit.model.attention.interface import PACKED_ATTENTION
+from plaudit.model.attention.interface import PACKED_ATTENTION, forced
 from plaudit.model.fast import kernels
 from plaudit.model.fast.fused import FusedAttention, FusedGated, FusedRMSNorm, fuse_layers
 from plaudit.model.fast.kernels import apply_liger, compile_layers
@@ -20,6 +20,7 @@ from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.tokens.batch import pack, pad
+from tests.flash_kernel import flash_on_cpu
 from tests.models import make_trees, tiny_classifier
 
 CPU = torch.device("cpu")
@@ -99,9 +100,11 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> Liger:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("source", ["torch", "liger"])
+@pytest.mark.parametrize(
+    ("source", "form"), [("torch", "cpu"), ("liger", "varlen"), ("torch", "two_calls")]
+)
 def test_half_precision_kernels_err_as_padded_batches_do(
-    source: str, lora: bool, liger: Liger, monkeypatch: pytest.MonkeyPatch
+    source: str, form: str, lora: bool, liger: Liger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 1 in bf16 with the kernels that CUDA gets: at most 1.5 times the padded error."""
     monkeypatch.setattr(kernels, "_runs", lambda found: True)
@@ -140,7 +143,8 @@ def test_half_precision_kernels_err_as_padded_batches_do(
     fuse_layers(half)
     kinds = {type(m).__mro__[1] for m in half.modules()}
     assert {FusedRMSNorm, FusedAttention, FusedGated} <= kinds
-    fused = found(DecoderRewardModule(half), pack(trees, CPU))
+    with flash_on_cpu(), forced(form):
+        fused = found(DecoderRewardModule(half), pack(trees, CPU))
     assert liger.called == ({"rms_norm", "rope", "swiglu"} if source == "liger" else set())
     for one, other, expected in zip(fused, plain, exact, strict=True):
         error, padded = ((x - expected).square().mean().sqrt() for x in (one, other))
