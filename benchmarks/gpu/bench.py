@@ -103,10 +103,10 @@ FULL = Sizes(
         Shape(prompt=2048, response=256, prompts=8),
     ),
     budget=16384,
-    micro_batches=(2, 4, 1, 8),
+    micro_batches=(2, 4, 1),
     wide=(
         Shape(prompt=512, response=32, prompts=4, responses=16),
-        Shape(prompt=4096, response=32, prompts=2, responses=16),
+        Shape(prompt=4096, response=32, prompts=1, responses=16),
     ),
     many=Shape(prompt=256, response=128, prompts=512),
     row_tokens=(8192, 65536),
@@ -188,7 +188,8 @@ class Bench:
     def plaudit_side(self, network: nn.Module, *, lora: bool) -> Prepared:
         """A copy of ``network`` as plaudit trains (``lora``) or scores it."""
         own = sharing(network)
-        own.score.float()
+        # A module of its own: the precision of a shared tensor would change everywhere.
+        own.score = copy.deepcopy(own.score).float()
         if lora:
             # PEFT draws the adapter; that of every side is the same.
             torch.manual_seed(self.seed)

@@ -62,12 +62,24 @@ def measure_peers(bench: Bench, part: Part) -> None:
     mixed = spread(shape, bench.vocabulary, bench.seed)
     # A step's pairs in the order of their length put similar ones in one micro-batch.
     sorted_ = sorted(mixed, key=lambda tree: max(tree.lengths))
-    around = f"lengths around {shape.name}"
-    cases = [(f"{name}, {shape.name}", side, equal) for name, side in sides.items()]
-    cases += [(f"{name}, {around}", sides[name], mixed) for name in ("plaudit", "padded", "packed")]
-    cases.append((f"grouped, {around}", sides["padded"], sorted_))
-    for name, side, trees in cases:
-        part.attempt(name, partial(_measure, bench, part, name, side, trees))
+    best: dict[str, int] = {}
+    for name, side in sides.items():
+        what = f"{name}, {shape.name}"
+
+        def sweep(name: str = name, side: Side = side, what: str = what) -> None:
+            sizes = (bench.sizes.budget,) if side.by_tokens else bench.sizes.micro_batches
+            best[name] = _measure(bench, part, what, side, equal, sizes)
+
+        part.attempt(what, sweep)
+    for name, trees in (
+        *((name, mixed) for name in ("plaudit", "padded", "packed")),
+        ("grouped", sorted_),
+    ):
+        of = "padded" if name == "grouped" else name
+        what = f"{name}, lengths around {shape.name}"
+        size = best.get(of, bench.sizes.micro_batches[-1])
+        run = partial(_measure, bench, part, what, sides[of], trees, (size,))
+        part.attempt(what, run)
 
 
 def available(part: Part) -> dict[str, Side]:
@@ -132,12 +144,21 @@ def _make(side: Side, size: int, prepared: Prepared, groups: Groups) -> Trainer:
     return side.make(prepared, groups, size)
 
 
-def _measure(bench: Bench, part: Part, name: str, side: Side, trees: Sequence[TokenTree]) -> None:
-    """The fastest of the micro-batches that fit."""
+def _measure(
+    bench: Bench,
+    part: Part,
+    name: str,
+    side: Side,
+    trees: Sequence[TokenTree],
+    sizes: Sequence[int],
+) -> int:
+    """The fastest of the micro-batches that fit, in tokens or pairs."""
     best: tuple[int, Timing] | None = None
     groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
-    # plaudit halves a budget that is too large by itself.
-    for size in (bench.sizes.budget,) if side.by_tokens else bench.sizes.micro_batches:
+    for size in sizes:
+        if best is not None and size < best[0]:
+            # A smaller one is for sides that nothing larger fits.
+            continue
         try:
             prepared = large_side(bench, Setting(), bench.sizes.budget)
             timing = timed(bench, prepared, groups, partial(_make, side, size))
@@ -145,10 +166,9 @@ def _measure(bench: Bench, part: Part, name: str, side: Side, trees: Sequence[To
             continue
         if best is None or timing.median < best[1].median:
             best = size, timing
-        elif size > best[0]:
-            break
     assert best is not None, "no micro-batch fits the memory"
     size, timing = best
+    # plaudit halves a budget that is too large by itself.
     size = timing.budget or size
     part.measured(
         name,
@@ -159,6 +179,7 @@ def _measure(bench: Bench, part: Part, name: str, side: Side, trees: Sequence[To
         peak_bytes=timing.peak_bytes,
         losses=timing.losses,
     )
+    return size
 
 
 def _shallow_side(bench: Bench, dtype: torch.dtype) -> Prepared:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import signal
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +103,7 @@ class Part:
         self.allowance = allowance
         self._folder = folder
         self._began = time.monotonic()
-        self._longest = 0.0
+        self._durations: list[float] = []
         self._cases: list[Case] = []
         self._error = ""
 
@@ -122,13 +123,13 @@ class Part:
     def not_run(self, name: str, why: str) -> None:
         self._add(Case(name=name, status="not run", note=why))
 
-    def attempt(self, name: str, run: Callable[[], None]) -> bool:
+    def attempt(self, name: str, run: Callable[[], object]) -> bool:
         """Run what reports one or more cases; whether it ended without an error.
 
-        An error is a failed case of this name and the part goes on. Where the longest attempt so
-        far would not fit in what is left, it is not run.
+        An error is a failed case of this name and the part goes on. Where what most attempts so
+        far took is no longer left, it is not run.
         """
-        if self.left < self._longest:
+        if self.left < statistics.median(self._durations or [0.0]):
             self.not_run(name, f"out of time: {max(self.left, 0):.0f} s left")
             return False
         began = time.monotonic()
@@ -139,7 +140,7 @@ class Part:
             self._add(Case(name=name, status="failed", note=traceback.format_exc(limit=-6)))
             return False
         finally:
-            self._longest = max(self._longest, time.monotonic() - began)
+            self._durations.append(time.monotonic() - began)
             free_memory()
         return True
 
