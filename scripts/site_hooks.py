@@ -29,11 +29,19 @@ PLACES = {
     "tests/laws/README.md": "project/laws.md",
     "benchmarks": "results/benchmarks.md",
     "benchmarks/README.md": "results/benchmarks.md",
+    "benchmarks/gpu": "results/gpu-check.md",
+    "benchmarks/gpu/README.md": "results/gpu-check.md",
     "plaudit/recipes": "reference/shipped-recipes.md",
 }
 """Files and folders of the repository, and their pages."""
 
-CONTENTS = ("CHANGELOG.md", "CONTRIBUTING.md", "tests/laws/README.md", "benchmarks/README.md")
+CONTENTS = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "tests/laws/README.md",
+    "benchmarks/README.md",
+    "benchmarks/gpu/README.md",
+)
 """Markdown files outside ``docs/`` that are pages of the navigation."""
 
 RECIPES = "plaudit/recipes"

@@ -96,7 +96,8 @@ def train(
         recipe: A mapping of recipe keys, a recipe file, the name of a shipped recipe, or a run
             folder, whose recipe is used.
         out: The run folder to write. It must not exist, unless ``resume`` is set.
-        resume: Resume the run in ``out``. The result is the same as without the stop.
+        resume: Resume the run in ``out``. The result is the same as without the stop, on a GPU
+            within rounding.
         console: A rich console for progress. None prints nothing.
         verbose: Print a line at every logging step.
 
