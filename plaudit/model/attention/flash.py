@@ -216,6 +216,7 @@ def suits(query: Tensor) -> bool:
         and width % 8 == 0
         and width <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and torch.backends.cuda.is_flash_attention_available()
     )
 
 
@@ -347,6 +348,7 @@ def use_flash_attention_3(device: torch.device) -> bool:
     """
     if (
         device.type == "cuda"
+        and torch.version.hip is None
         and current_flash_attention_impl() is None
         and torch.cuda.get_device_capability(device)[0] == 9
         and find_spec("flash_attn_interface") is not None

@@ -36,8 +36,16 @@ BLOCK = 128
 
 
 def suits(query: Tensor) -> bool:
-    """Whether the compiled kernel takes such heads; it needs a width of 16 or more."""
-    return query.is_cuda and query.shape[-1] >= 16
+    """Whether the compiled kernel takes such heads on this GPU, in half precision.
+
+    It needs a width of 16 or more. In fp32 the written-out form computes soft-caps, as on a CPU.
+    """
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and 16 <= query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Settings) -> Tensor:
