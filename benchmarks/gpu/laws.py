@@ -250,10 +250,8 @@ def check_law(bench: Bench, part: Part, law: Law) -> None:
             holds = score_error <= SCORE_TOLERANCE and gradient_error <= GRADIENT_TOLERANCE
             note = f"scores to {SCORE_TOLERANCE:g}, gradients to {GRADIENT_TOLERANCE:g}"
         else:
-            plain = sharing(own)
             padded = [
-                outcome(plain, as_reward_module(plain)(pad(trees, PAD, bench.device))).errors(truth)
-                for trees, truth in draws
+                padded_outcome(bench, own, trees, law.lora).errors(truth) for trees, truth in draws
             ]
             numbers["padded_score_error"], numbers["padded_gradient_error"] = pooled(padded)
             holds = all(
@@ -305,6 +303,19 @@ def packed_module(
         )
     prepared.module.train()
     return prepared.module, patched_modules(own)
+
+
+def padded_outcome(
+    bench: Bench, network: nn.Module, trees: Sequence[TokenTree], lora: bool
+) -> Outcome:
+    """One right-padded row for each conversation in transformers' and PEFT's own layers.
+
+    An adapter is in fp32 and runs under autocast, as in transformers' Trainer.
+    """
+    own = sharing(network)
+    with torch.autocast(bench.device.type, torch.bfloat16, enabled=lora):
+        scores_R = as_reward_module(own)(pad(trees, PAD, bench.device))
+    return outcome(own, scores_R)
 
 
 def outcome(network: nn.Module, scores_R: Tensor) -> Outcome:

@@ -35,7 +35,7 @@ from benchmarks.common.sides import (
     trl_trainer,
 )
 from benchmarks.gpu.bench import Bench, Shape
-from benchmarks.gpu.record import Part
+from benchmarks.gpu.record import Part, free_memory
 from benchmarks.gpu.training import Setting, Timing, large_side, timed
 from plaudit.model.module import classifier
 from plaudit.types import TokenTree
@@ -163,6 +163,7 @@ def _measure(
             prepared = large_side(bench, Setting(), bench.sizes.budget)
             timing = timed(bench, prepared, groups, partial(_make, side, size))
         except torch.OutOfMemoryError:
+            free_memory()
             continue
         if best is None or timing.median < best[1].median:
             best = size, timing
@@ -215,17 +216,20 @@ def pack_pairs(trees: Sequence[TokenTree]) -> dict[str, Any]:
 
 def packed_loss(model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
     """The pairwise loss on a classifier's body over a packed row."""
-    own = classifier(model)
-    hidden_1TD = own.base_model(
-        input_ids=inputs["input_ids"],
-        position_ids=inputs["position_ids"],
-        use_cache=False,
-        offsets=inputs["offsets"],
-        lengths=inputs["lengths"],
-    ).last_hidden_state
-    scores_R = own.score(hidden_1TD[0, inputs["offsets"][1:] - 1]).squeeze(-1)
+    own, ids_1T = classifier(model), inputs["input_ids"]
+    half = own.dtype == torch.bfloat16
+    # accelerate puts the forward pass of the whole model under autocast, which is not called here.
+    with torch.autocast(ids_1T.device.type, torch.bfloat16, enabled=half):
+        hidden_1TD = own.base_model(
+            input_ids=ids_1T,
+            position_ids=inputs["position_ids"],
+            use_cache=False,
+            offsets=inputs["offsets"],
+            lengths=inputs["lengths"],
+        ).last_hidden_state
+        scores_R = own.score(hidden_1TD[0, inputs["offsets"][1:] - 1]).squeeze(-1)
     chosen_P, rejected_P = scores_R.chunk(2)
-    return -F.logsigmoid(chosen_P - rejected_P).mean()
+    return -F.logsigmoid(chosen_P.float() - rejected_P.float()).mean()
 
 
 def attend_segments(

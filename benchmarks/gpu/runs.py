@@ -246,6 +246,8 @@ def _resumed(part: Part, recipe: dict[str, Any], out: Path, whole: Path) -> None
             time.sleep(0.001)
 
     watcher = threading.Thread(target=interrupt)
+    # plaudit listens while it trains; a signal that comes later is for nobody.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     watcher.start()
     try:
         plaudit.train(recipe, out)
@@ -255,6 +257,7 @@ def _resumed(part: Part, recipe: dict[str, Any], out: Path, whole: Path) -> None
     finally:
         done.set()
         watcher.join()
+        signal.signal(signal.SIGINT, before)
     stopped_after = len(losses(out))
     plaudit.train(recipe, out, resume=True)
     part.expect(

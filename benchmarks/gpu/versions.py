@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -72,6 +73,8 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
     done = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
         capture_output=True,
