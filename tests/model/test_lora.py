@@ -214,13 +214,32 @@ def test_thin_products_are_shared_and_not_repeated() -> None:
     assert backward.shapes.count((8, 12)) == 1
 
 
-def test_a_layer_with_a_hook_is_called() -> None:
+def with_a_hook(layer: nn.Module, seen: list[Tensor]) -> None:
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+
+def with_its_own_forward(layer: nn.Module, seen: list[Tensor]) -> None:
+    """As accelerate offloads weights."""
+    own = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(x)
+        out: Tensor = own(x)
+        return out
+
+    layer.forward = forward
+
+
+@pytest.mark.parametrize("change", [with_a_hook, with_its_own_forward])
+def test_a_layer_that_does_more_is_called(
+    change: Callable[[nn.Module, list[Tensor]], None],
+) -> None:
     network = three()
     x = torch.randn(5, 12)
     expected = network(x)
     fuse_lora(network)
-    seen = []
-    network.base_model.model.k.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen: list[Tensor] = []
+    change(network.base_model.model.k, seen)
     torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
     assert len(seen) == 1
 

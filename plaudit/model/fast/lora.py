@@ -75,20 +75,31 @@ class FusedLoRA(PatchedModule):
 def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """What each of several linear layers makes of ``x``.
 
-    Those that are plain LoRA share the thin products. A layer with hooks is called, so that they
-    run.
+    Those that are plain LoRA share the thin products. A layer with hooks, or with a ``forward`` of
+    its own as accelerate's offloading sets it, is called.
     """
     joint = [
         linear
         for linear in linears
         if isinstance(linear, FusedLoRA)
-        and not (linear._forward_pre_hooks or linear._forward_hooks or linear._backward_hooks)
+        and not _has_more(linear)
         and linear.plain_adapter() is not None
     ]
     if len({linear.base_layer.weight.dtype for linear in joint}) != 1:
         joint = []
     outs = dict(zip(joint, _adapted(joint, x), strict=True)) if joint else {}
     return [outs[linear] if linear in outs else linear(x) for linear in linears]
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Whether calling a module does more than the ``forward`` of its class."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in vars(module)
+    )
 
 
 def _adapted(layers: Sequence[FusedLoRA], x: Tensor) -> tuple[Tensor, ...]:
