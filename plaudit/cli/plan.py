@@ -15,6 +15,7 @@ from plaudit.cli.help import DATA as DATA_OPTIONS
 from plaudit.cli.help import HARDWARE
 from plaudit.cli.recipes import RecipeRequest, select_recipe, show_notes
 from plaudit.planning.estimate import UTILISATION, Hardware, Plan, equal_lengths, find_gpus
+from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import DATA
 
 
@@ -156,7 +157,6 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
         ("adapter and head", memory.adapter_and_head),
         ("gradients", memory.gradients),
         ("optimizer", memory.optimizer),
-        ("half-precision copies", memory.half_precision_copies),
         (f"activations ({memory.micro_batch_tokens:,} tokens)", memory.activations),
         ("total", memory.total),
     ]
@@ -165,7 +165,10 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
 
 def _gpu_table(result: Plan) -> Table:
     title = f"Time at {result.utilisation:.0%} of peak"
-    columns = (Column(name, justify="right") for name in ("TFLOP/s", "memory", "fits", "time"))
+    columns = (
+        Column(name, justify="right")
+        for name in ("TFLOP/s", "memory", "fits", "tokens", "recomputed", "time")
+    )
     table = _table(title, "GPU", *columns)
     words: dict[Any, str] = {True: "yes", False: "no", None: "unknown"}
     for name, row in result.gpus.items():
@@ -174,9 +177,17 @@ def _gpu_table(result: Plan) -> Table:
             f"{row.tflops:g}",
             f"{row.gigabytes:g} GB",
             words[row.fits],
+            "-" if row.micro_batches is None else f"{row.micro_batches.tokens:,}",
+            _layers(row.micro_batches),
             _duration(row.seconds) if row.fits is not False else "-",
         )
     return table
+
+
+def _layers(chosen: MicroBatches | None) -> str:
+    if chosen is None:
+        return "-"
+    return f"{chosen.checkpointed_layers or 0}/{chosen.layers}"
 
 
 def _table(title: str, *columns: str | Column, **options: Any) -> Table:

@@ -9,8 +9,7 @@ itself, built without storage (meta device).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from plaudit import embedded
 from plaudit.errors import ModelError
@@ -60,17 +59,13 @@ def read_config(base: str, *, revision: str | None = None, trust_remote_code: bo
 
 # ---- sizes
 
-SAMPLE_TOKENS = 64
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """Counts, not bytes, except ``saved_bytes_per_token``.
+    """Counts, not bytes.
 
     ``linear``: weights of the body's linear layers, the ones a token is multiplied with.
     ``adapter``: LoRA weights. ``attention_width``: heads times head size, summed over layers.
-    ``saved_bytes_per_token``: what one token's forward pass keeps for the backward pass, all layers
-    together; None where the architecture cannot run without weights.
     """
 
     architecture: str
@@ -82,7 +77,6 @@ class ModelSize:
     body: int
     linear: int
     adapter: int
-    saved_bytes_per_token: float | None
 
 
 def measure(config: Any, lora: Mapping[str, Any] | None, *, activations: str) -> ModelSize:
@@ -94,7 +88,7 @@ def measure(config: Any, lora: Mapping[str, Any] | None, *, activations: str) ->
         ModelError: transformers has no sequence classifier for the architecture, a target of LoRA
             matches no module, or PEFT rejects the LoRA options.
     """
-    network = _build(config, lora, activations)
+    network = build(config, lora, activations)
     body = classifier(network).base_model
     layers = int(config.num_hidden_layers)
     heads = int(config.num_attention_heads)
@@ -114,7 +108,6 @@ def measure(config: Any, lora: Mapping[str, Any] | None, *, activations: str) ->
             if isinstance(layer, nn.Linear) and not _is_copy(name)
         ),
         adapter=sum(p.numel() for name, p in network.named_parameters() if ".lora_" in name),
-        saved_bytes_per_token=_saved_bytes_per_token(network, body),
     )
 
 
@@ -123,7 +116,12 @@ def _is_copy(name: str) -> bool:
     return ".lora_" in name or ".original_module" in name
 
 
-def _build(config: Any, lora: Mapping[str, Any] | None, dtype: str) -> nn.Module:
+def build(config: Any, lora: Mapping[str, Any] | None, dtype: str) -> nn.Module:
+    """The classifier without storage (meta device), with its adapter.
+
+    Raises:
+        ModelError: as :func:`measure`.
+    """
     with torch.device("meta"):
         try:
             network: nn.Module = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
@@ -138,70 +136,3 @@ def _build(config: Any, lora: Mapping[str, Any] | None, dtype: str) -> nn.Module
             return network
         # How the adapter starts does not change its size, and some starts need the base's weights.
         return add_lora(network, {**lora, "init_lora_weights": True}, quantized=False)
-
-
-def _saved_bytes_per_token(network: nn.Module, body: nn.Module) -> float | None:
-    """Bytes that autograd keeps for a backward pass, per token, measured on the meta device.
-
-    Attention keeps queries, keys, values and its output, as the fused kernels do (Dao et al.,
-    2022, arXiv:2205.14135), so the amount is linear in tokens.
-    """
-    owned = {_storage(parameter) for parameter in network.parameters()}
-    owned |= {_storage(buffer) for buffer in network.buffers()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if _storage(tensor) not in owned:
-            kept[_storage(tensor)] = tensor
-        return tensor
-
-    ids_1T = torch.zeros((1, SAMPLE_TOKENS), dtype=torch.long, device="meta")
-    network.train()
-    try:
-        with (
-            _fused_attention(classifier(network)),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            body(input_ids=ids_1T, position_ids=torch.zeros_like(ids_1T), use_cache=False)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        # Architectures whose forward pass looks at values cannot run without any.
-        return None
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / SAMPLE_TOKENS
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """Identity of the memory behind a tensor; meta tensors have no address to go by."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-@contextmanager
-def _fused_attention(network: Any) -> Iterator[None]:
-    """Attention that keeps for backward what fused kernels keep, while the block runs."""
-    before = network.config._attn_implementation
-    AttentionInterface.register("plaudit_plan", _attend)
-    try:
-        network.set_attn_implementation("plaudit_plan")
-        yield
-    finally:
-        network.set_attn_implementation(before)
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
-        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The shapes of attention: (batch, heads, T, size) to (batch, T, heads, size)."""
-    out: torch.Tensor = _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
-    return out.transpose(1, 2), None

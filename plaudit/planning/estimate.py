@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plaudit.errors import DataError, RecipeError, nearest
+from plaudit.planning.microbatch import (
+    Cost,
+    MicroBatches,
+    Shapes,
+    choose,
+    most_bytes,
+    packed_shape,
+    padded_shape,
+)
 from plaudit.recipe.schema import Recipe, Truncation
 from plaudit.types import Comparison, Turns
 
@@ -19,8 +28,8 @@ if TYPE_CHECKING:
 UTILISATION = 0.35
 """Share of a GPU's peak assumed to be reached; fine-tuning with stock kernels gets 0.3 to 0.5."""
 
-USABLE_MEMORY = 0.9
-"""Share of a GPU's memory counted on: the rest is CUDA's own, temporary buffers, fragmentation."""
+CONTEXT_BYTES = 10**9
+"""Bytes of a GPU that CUDA and its libraries take. The rule for micro-batches spares some more."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -83,20 +92,29 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes on each device, by part. ``activations`` is None where it cannot be told."""
+    """Bytes on each device, by part.
+
+    ``activations`` are those of the largest micro-batch, half-precision copies of weights among
+    them; None where they cannot be told. ``gpu`` is the GPU whose memory decides their size.
+    """
 
     weights: int
     adapter_and_head: int
     gradients: int
     optimizer: int
-    half_precision_copies: int
     activations: int | None
     micro_batch_tokens: int
+    checkpointed_layers: int
+    layers: int
+    gpu: str
+
+    @property
+    def static(self) -> int:
+        return self.weights + self.adapter_and_head + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        parts = (self.weights, self.adapter_and_head, self.gradients, self.optimizer)
-        return sum(parts) + self.half_precision_copies + (self.activations or 0)
+        return self.static + (self.activations or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +133,13 @@ class Flops:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
-    """The run on some number of one GPU. ``fits`` is None where activations cannot be told."""
+    """The run on some number of one GPU. ``fits`` is None where activations cannot be told.
+
+    ``micro_batches`` is how ``plaudit train`` would split a step there, None where nothing fits.
+    """
 
     fits: bool | None
+    micro_batches: MicroBatches | None
     seconds: float
     gigabytes: float
     tflops: float
@@ -166,33 +188,47 @@ def plan(
     split: Split,
     hardware: Hardware,
     packed: bool,
-    auto_tokens: int,
+    costs: Costs,
 ) -> Plan:
     """What the recipe will take on each kind of hardware.
 
-    ``lengths`` are those of the training part. ``packed`` is whether each prompt is computed once;
-    ``auto_tokens`` is what ``auto`` means for ``tokens.max_tokens_per_microbatch``.
+    ``lengths`` are those of the training part. ``packed`` is whether each prompt is computed once.
+    ``costs`` tells the bytes of micro-batches of the comparisons that it is given.
 
     Raises:
         DataError: no comparison is within the recipe's maximum length.
         RecipeError: the recipe's training keys contradict each other.
     """
     arguments, devices = recipe.training_arguments, hardware.devices
+    tokens = recipe.tokens
     layouts = summarize(
         lengths,
-        max_length=recipe.tokens.max_length,
-        truncation=recipe.tokens.truncation,
+        max_length=tokens.max_length,
+        truncation=tokens.truncation,
         batch=arguments["per_device_train_batch_size"],
     )
     steps = count_steps(arguments, split.train, devices)
     own = layouts[0 if packed else 1]
-    asked = recipe.tokens.max_tokens_per_microbatch
-    limit = auto_tokens if asked == "auto" else asked
-    # A device has at most its share of a step, and no comparison is cut.
-    share = math.ceil(steps.pairs_per_step // devices * own.tokens)
-    micro_batch = max(own.largest, min(limit, share))
-    memory = count_memory(recipe, arguments, size, micro_batch, devices)
-    flops = count_flops(arguments, size, own, split, steps, lora=recipe.lora is not None)
+    rows = within(lengths, max_length=tokens.max_length, truncation=tokens.truncation)
+    if len(rows) == 1:
+        # One that stands for all.
+        rows *= max(steps.pairs_per_step, _STANDS_FOR)
+    static = count_memory(recipe, arguments, size, devices)
+    step = StepShapes(
+        Shapes.of((packed_shape if packed else padded_shape)(r.prompt, r.responses) for r in rows),
+        costs(rows),
+        recipe,
+        steps.pairs_per_step if packed else len(rows),
+    )
+    choices = {name: step.choose(gpu, static) for name, gpu in hardware.gpus.items()}
+    shown = _shown_gpu(hardware.gpus, choices)
+    memory = step.with_activations(static, shown, choices[shown])
+    flops = {
+        layers: count_flops(
+            arguments, size, own, split, steps, lora=recipe.lora is not None, recomputed=layers
+        )
+        for layers in {0.0, *map(_recomputed, [*choices.values(), memory])}
+    }
     return Plan(
         base=recipe.model.base,
         method=recipe.method,
@@ -209,10 +245,86 @@ def plan(
             largest_comparison=layouts[0].largest,
         ),
         memory=memory,
-        flops=flops,
-        gpus={name: on_gpu(gpu, memory, flops, hardware) for name, gpu in hardware.gpus.items()},
+        flops=flops[_recomputed(memory)],
+        gpus={
+            name: on_gpu(gpu, memory, choices[name], flops[_recomputed(choices[name])], hardware)
+            for name, gpu in hardware.gpus.items()
+        },
         notes=tuple(notes(recipe, arguments, split, steps, memory, packed)),
     )
+
+
+_STANDS_FOR = 1024
+
+Costs: TypeAlias = Callable[[Sequence["Length"]], Mapping[int, Cost] | None]
+"""The cost of a micro-batch of such comparisons for each number of recomputed layers, None where
+it cannot be told.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShapes:
+    """What decides how a step is split: the trees, their cost, the recipe, the trees of a step."""
+
+    shapes: Shapes
+    costs: Mapping[int, Cost] | None
+    recipe: Recipe
+    trees_per_step: int
+
+    def choose(self, gpu: Gpu, static: Memory) -> MicroBatches | None:
+        """As ``plaudit train`` would on this GPU."""
+        free = gpu.gigabytes * 1e9 - CONTEXT_BYTES - static.static
+        if not self._costs or free <= 0:
+            return None
+        asked = self.recipe.tokens.max_tokens_per_microbatch
+        return choose(
+            self._costs,
+            self.shapes,
+            free,
+            trees_per_step=self.trees_per_step,
+            tokens=None if asked == "auto" else asked,
+        )
+
+    def with_activations(self, static: Memory, gpu: str, chosen: MicroBatches | None) -> Memory:
+        """The memory with the activations of the choice; of one comparison where nothing fits."""
+        costs = self._costs
+        if not costs:
+            return replace(static, gpu=gpu)
+        layers = max(costs) if chosen is None else chosen.checkpointed_layers or 0
+        tokens = self.shapes.most_tokens(1) if chosen is None else chosen.tokens
+        needed = most_bytes(costs[layers], self.shapes, tokens, self.trees_per_step)
+        return replace(
+            static,
+            gpu=gpu,
+            activations=round(needed),
+            # No micro-batch has more tokens than a step, and no comparison is cut.
+            micro_batch_tokens=max(
+                self.shapes.most_tokens(1),
+                min(tokens, self.shapes.most_tokens(self.trees_per_step)),
+            ),
+            checkpointed_layers=layers,
+        )
+
+    @property
+    def _costs(self) -> Mapping[int, Cost]:
+        """Those that the recipe leaves to choose from."""
+        every, asked = self.costs or {}, self.recipe.checkpointing
+        if asked is None or not every:
+            return every
+        layers = max(every) if asked else 0
+        return {layers: every[layers]}
+
+
+def _shown_gpu(gpus: Mapping[str, Gpu], choices: Mapping[str, MicroBatches | None]) -> str:
+    """The smallest GPU on which nothing is recomputed, or else the largest one."""
+    by_memory = sorted(gpus, key=lambda name: gpus[name].gigabytes)
+    plain = [name for name in by_memory if (one := choices[name]) and not one.checkpointed_layers]
+    return plain[0] if plain else by_memory[-1]
+
+
+def _recomputed(of: MicroBatches | Memory | None) -> float:
+    """The share of the layers that is computed twice."""
+    return (of.checkpointed_layers or 0) / of.layers if of is not None and of.layers else 0.0
 
 
 def count_steps(arguments: Mapping[str, Any], train: int, devices: int) -> Steps:
@@ -248,13 +360,12 @@ def _evaluations(arguments: Mapping[str, Any], total: int, epochs: float) -> int
 
 
 def count_memory(
-    recipe: Recipe,
-    arguments: Mapping[str, Any],
-    size: ModelSize,
-    micro_batch: int,
-    devices: int,
+    recipe: Recipe, arguments: Mapping[str, Any], size: ModelSize, devices: int
 ) -> Memory:
-    """Bytes per device. Under FSDP, weights, gradients and states are shared out evenly."""
+    """Bytes per device without activations.
+
+    Under FSDP, weights, gradients and states are shared out evenly.
+    """
     lora = recipe.lora is not None
     weight_bytes = DTYPE_BYTES[body_dtype(recipe)]
     trainable_bytes = 4 if lora else weight_bytes
@@ -269,10 +380,11 @@ def count_memory(
         adapter_and_head=(size.total - size.body) * 4 // shards,
         gradients=size.trainable * trainable_bytes // shards,
         optimizer=size.trainable * states * (state_bytes or trainable_bytes) // shards,
-        # Autocast keeps half-precision copies of fp32 weights for the length of a forward pass.
-        half_precision_copies=size.linear * 2 // shards if autocasts(recipe) else 0,
-        activations=_activations(arguments, size, micro_batch, activation_dtype(recipe)),
-        micro_batch_tokens=micro_batch,
+        activations=None,
+        micro_batch_tokens=0,
+        checkpointed_layers=0,
+        layers=size.layers,
+        gpu="",
     )
 
 
@@ -296,26 +408,6 @@ def activation_dtype(recipe: Recipe) -> str:
     return "bfloat16" if autocasts(recipe) else body_dtype(recipe)
 
 
-def _activations(
-    arguments: Mapping[str, Any], size: ModelSize, tokens: int, dtype: str
-) -> int | None:
-    """What a forward pass keeps, or with checkpointing each layer's input and one layer's insides.
-
-    (Chen et al., 2016, arXiv:1604.06174, with a checkpoint at every layer.)
-    """
-    if size.saved_bytes_per_token is None:
-        return None
-    if not _checkpointing(arguments):
-        return round(tokens * size.saved_bytes_per_token)
-    inputs = size.layers * size.hidden * DTYPE_BYTES[dtype]
-    return round(tokens * (inputs + size.saved_bytes_per_token / size.layers))
-
-
-def _checkpointing(arguments: Mapping[str, Any]) -> bool:
-    names = ("gradient_checkpointing", "activation_checkpointing")
-    return any(bool(arguments.get(name)) for name in names)
-
-
 def count_flops(
     arguments: Mapping[str, Any],
     size: ModelSize,
@@ -324,6 +416,7 @@ def count_flops(
     steps: Steps,
     *,
     lora: bool,
+    recomputed: float,
 ) -> Flops:
     """Operations of the run: two for each weight a token meets, and the attention products.
 
@@ -332,7 +425,7 @@ def count_flops(
     last part is spent on the adapter alone, so LoRA costs about 4N. Attention adds 4 operations a
     layer for each attended pair and each of its channels forward and 8 backward (Chowdhery et al.,
     2022, arXiv:2204.02311, appendix B, without its assumption of full-length rows). Recomputing
-    activations costs one more forward pass.
+    the activations of a share ``recomputed`` of the layers costs that share of a forward pass.
     """
     attention = 4 * size.attention_width * lengths.attended
     weights = size.linear + size.adapter
@@ -345,16 +438,20 @@ def count_flops(
     return Flops(
         forward=forward * seen,
         backward=backward * seen,
-        recomputation=forward * seen if _checkpointing(arguments) else 0.0,
+        recomputation=recomputed * forward * seen,
         evaluation=forward * evaluated,
     )
 
 
-def on_gpu(gpu: Gpu, memory: Memory, flops: Flops, hardware: Hardware) -> OnGpu:
+def on_gpu(
+    gpu: Gpu, memory: Memory, chosen: MicroBatches | None, flops: Flops, hardware: Hardware
+) -> OnGpu:
     """Whether the run fits on each GPU, and how long it takes on all of them."""
-    fits = memory.total <= USABLE_MEMORY * gpu.gigabytes * 1e9
+    unknown = memory.activations is None and memory.static < gpu.gigabytes * 1e9 - CONTEXT_BYTES
+    needed, free = (chosen.bytes_needed or 0, chosen.bytes_free or 0) if chosen else (1, 0)
     return OnGpu(
-        fits=None if memory.activations is None and fits else fits,
+        fits=None if unknown else needed <= free,
+        micro_batches=chosen,
         seconds=flops.total / (hardware.devices * gpu.tflops * 1e12 * hardware.utilisation),
         gigabytes=gpu.gigabytes,
         tflops=gpu.tflops,
@@ -386,10 +483,18 @@ def notes(
         said.append(
             f"{split.over_length:,} comparisons are longer than tokens.max_length and are skipped."
         )
-    said.append(
-        f"Activation memory is for a micro-batch of {memory.micro_batch_tokens:,} tokens, the"
-        " limit of tokens.max_tokens_per_microbatch."
-    )
+    if memory.activations is not None:
+        number = memory.checkpointed_layers
+        layers = (
+            f"with the activations of {number} of {memory.layers} layers recomputed"
+            if number
+            else "without activation checkpointing"
+        )
+        said.append(
+            f"Activation memory is that of a micro-batch of {memory.micro_batch_tokens:,} tokens"
+            f" {layers}, as plaudit train would choose on {memory.gpu}. Workspaces of kernels and"
+            " Liger's kernels are not considered."
+        )
     if memory.activations is None:
         said.append(
             "The activation memory of this architecture is unknown and is not in the total."

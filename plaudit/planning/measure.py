@@ -85,22 +85,26 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # What an operator is given and did not make was there before, such as a weight.
+        self._see((args, kwargs), counted=False)
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
+        self._see(result, counted=True)
         return result
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        # Storages without memory have no address to go by.
-        key = int(storage._cdata)
-        if key in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(key)
-        weakref.finalize(storage, self._forget, key, size)
-        self._live += size
-        self._most = max(self._most, self._live)
+    def _see(self, values: Any, *, counted: bool) -> None:
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            # Storages without memory have no address to go by.
+            key = int(storage._cdata)
+            if key in self._known:
+                continue
+            size = storage.nbytes() if counted else 0
+            self._known.add(key)
+            weakref.finalize(storage, self._forget, key, size)
+            self._live += size
+            self._most = max(self._most, self._live)
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -210,16 +214,27 @@ def measure_cost(
     )
 
 
+FIT_ERROR = 0.02
+"""Relative error of a fit that is good enough to leave out further terms."""
+
+
 def fit_cost(measured: Iterable[tuple[Sequence[int], int]]) -> Cost:
-    """Non-negative least squares over ``((tokens, keys, spans), bytes)``, raised over every one."""
+    """The cost from ``((tokens, keys, spans), bytes)`` of passes, at least that of every one.
+
+    Non-negative least squares of relative errors. Keys and spans are taken into the fit only where
+    the terms before them leave an error, since few passes cannot tell all of them apart.
+    """
     rows, sizes = zip(*measured, strict=True)
     design_M4 = np.column_stack([np.ones(len(rows)), np.asarray(rows, np.float64)])
     scale_4 = np.maximum(design_M4.max(0), 1.0)
-    size_M = np.asarray(sizes, np.float64)
-    # Relative errors: a small micro-batch tells as much as a large one.
-    weight_M = 1 / np.maximum(size_M, 1.0)
-    found_4, _ = nnls(design_M4 / scale_4 * weight_M[:, None], size_M * weight_M)
-    coefficient_4 = found_4 / scale_4
-    short = float((size_M / np.maximum(design_M4 @ coefficient_4, 1.0)).max())
-    fixed, token, key, span = coefficient_4.tolist()
+    size_M = np.maximum(np.asarray(sizes, np.float64), 1.0)
+    coefficient_4, ratio_M = np.zeros(4), np.zeros(len(rows))
+    for terms in (2, 3, 4):
+        relative_M = (design_M4 / scale_4)[:, :terms] / size_M[:, None]
+        coefficient_4[:terms], _ = nnls(relative_M, np.ones(len(rows)))
+        ratio_M = relative_M @ coefficient_4[:terms]
+        if np.abs(ratio_M - 1).max() < FIT_ERROR:
+            break
+    fixed, token, key, span = (coefficient_4 / scale_4).tolist()
+    short = float(1 / max(ratio_M.min(), 1e-9))
     return Cost(fixed=fixed, token=token, key=key, span=span).times(max(1.0, short))

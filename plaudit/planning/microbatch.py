@@ -63,13 +63,17 @@ class Shapes:
         """Tokens of the ``trees`` largest trees."""
         return int(np.sort(self.tokens_N)[::-1][:trees].sum())
 
-    def extremes(self) -> list[int]:
-        """The trees that bound a fit: most tokens, most gathered keys, most spans, the median."""
-        median = int(np.argsort(self.tokens_N, kind="stable")[len(self) // 2])
-        columns = (self.tokens_N, self.keys_N, self.spans_N)
+    def spread(self) -> list[int]:
+        """Trees that bound a fit: the most of each count and of keys to a token, and between them.
+
+        What lies between is every quarter of the trees by tokens.
+        """
+        columns = (self.tokens_N, self.keys_N, self.spans_N, self.keys_N / self.tokens_N)
         # Of equal ones the longest.
-        firsts = [int(np.lexsort((self.tokens_N, column))[-1]) for column in columns]
-        return list(dict.fromkeys([*firsts, median]))
+        most = [int(np.lexsort((self.tokens_N, column))[-1]) for column in columns]
+        order_N = np.argsort(self.tokens_N, kind="stable")
+        quarters = order_N[np.linspace(0, len(self) - 1, 5).round().astype(int)].tolist()
+        return list(dict.fromkeys([*most, *quarters]))
 
 
 def packed_shape(prompt: int, branches: Iterable[int]) -> tuple[int, int, int]:
@@ -278,8 +282,8 @@ def densest_trees(cost: Cost, shapes: Shapes, tokens: int, trees: int) -> list[i
 
 
 def samples(shapes: Shapes, trees_per_step: int) -> Iterator[list[int]]:
-    """Micro-batches to measure, ascending: single trees at the extremes, and a few together."""
+    """Micro-batches to measure, ascending: single trees of all kinds, and a few together."""
     order = np.random.default_rng(0).permutation(len(shapes)).tolist()
     groups = [order[:n] for n in (2, 4, 8) if n <= min(len(order), trees_per_step)]
-    found = [[i] for i in shapes.extremes()] + groups
+    found = [[i] for i in shapes.spread()] + groups
     yield from sorted(found, key=lambda members: int(shapes.tokens_N[members].sum()))

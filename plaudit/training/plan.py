@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from plaudit.errors import DataError
 from plaudit.model.packing import why_not_packed
 from plaudit.planning.architecture import measure, read_config
@@ -16,12 +18,13 @@ from plaudit.planning.estimate import (
     Plan,
     Split,
     activation_dtype,
+    autocasts,
     from_characters,
     plan,
     within,
 )
+from plaudit.planning.trace import TraceRequest, trace_costs
 from plaudit.recipe.schema import DataSection, Recipe
-from plaudit.tokens.batch import MICROBATCH_TOKENS
 from plaudit.tokens.encode import encode
 from plaudit.training.corpus import read_comparisons, split_sizes
 from plaudit.training.prepare import make_encoder, prepare_tokenizer
@@ -43,14 +46,23 @@ def plan_run(recipe: Recipe, hardware: Hardware, stated: tuple[int, Lengths] | N
     config = read_config(
         model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+    packed = model.attention != "padded" and why_not_packed(config) is None
+    request = TraceRequest(
+        config=config,
+        lora=recipe.lora,
+        dtype="float32" if autocasts(recipe) else activation_dtype(recipe),
+        autocast=torch.bfloat16 if autocasts(recipe) else None,
+        packed=packed,
+        quantized=model.quantize is not None,
+    )
     result = plan(
         recipe,
         size=measure(config, recipe.lora, activations=activation_dtype(recipe)),
         lengths=lengths,
         split=split,
         hardware=hardware,
-        packed=model.attention != "padded" and why_not_packed(config) is None,
-        auto_tokens=MICROBATCH_TOKENS,
+        packed=packed,
+        costs=lambda rows: trace_costs(request, [(row.prompt, row.responses) for row in rows]),
     )
     return replace(result, notes=(*remarks, *result.notes))
 

@@ -58,45 +58,6 @@ def test_llama_3_8b_with_the_reference_adapter() -> None:
     assert size.body == 7_504_924_672
 
 
-def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
-    """The meta device keeps what the same model keeps when it runs, attention as plan has it."""
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from plaudit.planning import architecture as sizes
-
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=50,
-        # PretrainedConfig takes it by keyword.
-        num_labels=1,  # type: ignore[call-arg]
-    )
-    network = LlamaForSequenceClassification(config)
-    kept: dict[int, int] = {}
-    owned = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    ids_1T = torch.zeros((1, sizes.SAMPLE_TOKENS), dtype=torch.long)
-    with (
-        sizes._fused_attention(network),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        # Held until counted: a freed tensor's address may be given to another.
-        held = network.model(ids_1T, position_ids=torch.zeros_like(ids_1T), use_cache=False)
-    assert held.last_hidden_state.shape == (1, sizes.SAMPLE_TOKENS, 32)
-    measured = measure(config, None, activations="float32").saved_bytes_per_token
-    assert measured == sum(kept.values()) / sizes.SAMPLE_TOKENS
-
-
 def test_recomputation_and_lora_change_what_is_kept() -> None:
     config = read_config("Qwen/Qwen3-0.6B")
     full = measure(config, None, activations="bfloat16")

@@ -15,6 +15,7 @@ from plaudit.data.split import split_rows
 from plaudit.errors import DataError, RecipeError
 from plaudit.planning.architecture import ModelSize, architectures, find_architecture
 from plaudit.planning.estimate import (
+    CONTEXT_BYTES,
     GPUS,
     Hardware,
     Length,
@@ -31,6 +32,7 @@ from plaudit.planning.estimate import (
     summarize,
     within,
 )
+from plaudit.planning.microbatch import Cost, Shapes, by_layers, choose, packed_shape
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.training.corpus import _held_out_sizes, split_sizes
@@ -46,8 +48,12 @@ LLAMA_3_8B_LORA = ModelSize(
     body=7_504_924_672,
     linear=6_979_321_856,
     adapter=20_971_520,
-    saved_bytes_per_token=1_000_000.0,
 )
+
+
+KEPT = Cost(fixed=0.0, token=1_000_000.0, key=0.0, span=0.0)
+RECOMPUTED = Cost(fixed=0.0, token=32 * 4096 * 2 + 1_000_000 / 32, key=0.0, span=0.0)
+COSTS = by_layers(KEPT, RECOMPUTED, 32)
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -72,7 +78,7 @@ def make(loaded: Recipe, **options: Any) -> Plan:
             "split": Split(*split_sizes(loaded.data, 24_004)),
             "hardware": Hardware(gpus=GPUS),
             "packed": True,
-            "auto_tokens": 8192,
+            "costs": lambda rows: COSTS,
             **options,
         },
     )
@@ -200,7 +206,6 @@ def test_lora_memory_by_part() -> None:
     assert memory.weights == 7_504_924_672 * 2
     assert memory.adapter_and_head == memory.gradients == 20_975_616 * 4
     assert memory.optimizer == 20_975_616 * 8
-    assert memory.half_precision_copies == 0
     assert memory.micro_batch_tokens == 4 * 700
     assert memory.activations == 2800 * 1_000_000
     assert memory.total == sum(
@@ -214,13 +219,13 @@ def test_lora_memory_by_part() -> None:
     )
 
 
-def test_full_fine_tuning_keeps_fp32_and_half_precision_copies() -> None:
+def test_full_fine_tuning_keeps_fp32_weights() -> None:
     loaded = recipe(lora=None)
     size = replace(LLAMA_3_8B_LORA, total=101, body=100, trainable=101, linear=80, adapter=0)
     memory = make(loaded, size=size).memory
     assert (body_dtype(loaded), activation_dtype(loaded)) == ("float32", "bfloat16")
     assert (memory.weights, memory.gradients, memory.optimizer) == (400, 404, 808)
-    assert memory.half_precision_copies == 160
+    assert memory.static == 400 + 4 + 404 + 808
 
 
 def test_four_bit_weights_take_half_a_byte_and_a_bit() -> None:
@@ -234,7 +239,7 @@ def test_four_bit_weights_take_half_a_byte_and_a_bit() -> None:
 def test_checkpointing_keeps_layer_inputs_and_computes_a_forward_more() -> None:
     plain = make(recipe(train=REFERENCE))
     saving = make(recipe(train={**REFERENCE, "gradient_checkpointing": True}))
-    assert saving.memory.activations == 2800 * (32 * 4096 * 2 + 1_000_000 // 32)
+    assert saving.memory.activations == 2800 * (32 * 4096 * 2 + 1_000_000 / 32)
     assert saving.flops.recomputation == saving.flops.forward == plain.flops.forward
     assert plain.flops.recomputation == 0
 
@@ -270,9 +275,50 @@ def test_time_is_operations_over_speed() -> None:
 def test_what_does_not_fit_is_said() -> None:
     gpus = make(recipe()).gpus
     assert (gpus["T4"].fits, gpus["H100"].fits) == (False, True)
-    unknown = make(recipe(), size=replace(LLAMA_3_8B_LORA, saved_bytes_per_token=None))
+    unknown = make(recipe(), costs=lambda rows: None)
     assert (unknown.gpus["T4"].fits, unknown.gpus["H100"].fits) == (False, None)
     assert "activation memory of this architecture is unknown" in " ".join(unknown.notes)
+
+
+def test_each_gpu_has_the_split_that_train_would_choose() -> None:
+    """One rule: what is left beside weights goes to tokens first, then to recomputed layers."""
+    loaded = recipe(train={**REFERENCE, "gradient_accumulation_steps": 64})
+    result = make(loaded)
+    for name, row in result.gpus.items():
+        free = GPUS[name].gigabytes * 1e9 - CONTEXT_BYTES - result.memory.static
+        expected = None
+        if free > 0:
+            shapes = Shapes.of([packed_shape(300, (200, 200))] * 1024)
+            expected = choose(COSTS, shapes, free, trees_per_step=64)
+        assert row.micro_batches == expected
+    rows = result.gpus
+    assert rows["T4"].micro_batches is None
+    small, large = rows["A10G"].micro_batches, rows["H100"].micro_batches
+    assert small is not None
+    assert large is not None
+    assert large.checkpointed_layers == 0
+    assert large.tokens > small.tokens
+    assert result.memory.gpu == "L4"
+    assert f"as plaudit train would choose on {result.memory.gpu}" in " ".join(result.notes)
+    fixed = make(recipe(train=REFERENCE, tokens={"max_tokens_per_microbatch": 2048}))
+    assert fixed.gpus["H100"].micro_batches is not None
+    assert fixed.gpus["H100"].micro_batches.tokens == 2048
+
+
+def test_only_recomputed_layers_cost_another_forward_pass() -> None:
+    heavy = Cost(fixed=0.0, token=12_000_000.0, key=0.0, span=0.0)
+    costs = by_layers(heavy, RECOMPUTED, 32)
+    result = make(
+        recipe(train={**REFERENCE, "gradient_accumulation_steps": 64}),
+        costs=lambda rows: costs,
+        hardware=Hardware(gpus=find_gpus("A100-40GB")),
+    )
+    row = result.gpus["A100-40GB"].micro_batches
+    assert row is not None
+    assert row.checkpointed_layers
+    assert 0 < row.checkpointed_layers < 32
+    share = row.checkpointed_layers / 32
+    assert result.flops.recomputation == pytest.approx(share * result.flops.forward)
 
 
 def test_the_record_is_plain_values() -> None:
