@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plaudit.errors import DataError, RecipeError, nearest
 from plaudit.planning.microbatch import (
+    UNMEASURED_TOKENS,
     Cost,
     MicroBatches,
     Shapes,
@@ -277,12 +278,13 @@ class StepShapes:
         if not self._costs or free <= 0:
             return None
         asked = self.recipe.tokens.max_tokens_per_microbatch
+        tokens = None if asked == "auto" else asked
         return choose(
             self._costs,
             self.shapes,
             free,
             trees_per_step=self.trees_per_step,
-            tokens=None if asked == "auto" else asked,
+            tokens=tokens or (UNMEASURED_TOKENS if self._is_wrapped else None),
         )
 
     def with_activations(self, static: Memory, gpu: str, chosen: MicroBatches | None) -> Memory:
@@ -309,10 +311,15 @@ class StepShapes:
     def _costs(self) -> Mapping[int, Cost]:
         """Those that the recipe leaves to choose from."""
         every, asked = self.costs or {}, self.recipe.checkpointing
-        if asked is None or not every:
+        if not every or (asked is None and not self._is_wrapped):
             return every
         layers = max(every) if asked else 0
         return {layers: every[layers]}
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """Whether FSDP or DeepSpeed shares the weights: then a run does not measure."""
+        return bool(self.recipe.train.get("fsdp") or self.recipe.train.get("deepspeed"))
 
 
 def _shown_gpu(gpus: Mapping[str, Gpu], choices: Mapping[str, MicroBatches | None]) -> str:
@@ -378,7 +385,8 @@ def count_memory(
     return Memory(
         weights=weights // shards,
         adapter_and_head=(size.total - size.body) * 4 // shards,
-        gradients=size.trainable * trainable_bytes // shards,
+        # DDP has a second copy in its buckets.
+        gradients=size.trainable * trainable_bytes * (2 if devices > shards else 1) // shards,
         optimizer=size.trainable * states * (state_bytes or trainable_bytes) // shards,
         activations=None,
         micro_batch_tokens=0,

@@ -32,9 +32,17 @@ from plaudit.planning.estimate import (
     summarize,
     within,
 )
-from plaudit.planning.microbatch import Cost, Shapes, by_layers, choose, packed_shape
+from plaudit.planning.microbatch import (
+    UNMEASURED_TOKENS,
+    Cost,
+    Shapes,
+    by_layers,
+    choose,
+    packed_shape,
+)
 from plaudit.recipe.load import parse_recipe
 from plaudit.recipe.schema import Recipe
+from plaudit.tokens.batch import MICROBATCH_TOKENS
 from plaudit.training.corpus import _held_out_sizes, split_sizes
 from plaudit.types import Comparison
 
@@ -251,6 +259,11 @@ def test_eight_bit_adam_and_fsdp() -> None:
         recipe(train={"fsdp": "full_shard"}), hardware=Hardware(gpus=GPUS, devices=4)
     ).memory
     assert shared.weights == 7_504_924_672 * 2 // 4
+    assert shared.gradients == 20_975_616 * 4 // 4
+    # Where weights are shared, a run takes the default size and recomputes nothing.
+    assert (shared.checkpointed_layers, UNMEASURED_TOKENS) == (0, MICROBATCH_TOKENS)
+    copied = make(recipe(), hardware=Hardware(gpus=GPUS, devices=4)).memory
+    assert copied.gradients == 20_975_616 * 4 * 2
 
 
 def test_lora_costs_two_thirds_of_full_training() -> None:
