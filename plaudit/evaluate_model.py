@@ -65,7 +65,7 @@ from plaudit.storage.atomic import (
     write_json,
     write_json_lines,
 )
-from plaudit.types import ScoreRow, TokenTree
+from plaudit.types import Dtype, ScoreRow, TokenTree
 
 if TYPE_CHECKING:
     from plaudit.reward_model import RewardModel
@@ -82,11 +82,13 @@ class OpenOptions:
     Attributes:
         base: Path or Hub id of an adapter's base model.
         trust_remote_code: Run Python code that comes with the model.
+        dtype: Precision of the body, as in :func:`plaudit.load`.
         seed: Seed of bootstrap intervals, samples and perturbations.
     """
 
     base: str | None = None
     trust_remote_code: bool = False
+    dtype: Dtype = "auto"
     seed: int = 42
 
 
@@ -97,6 +99,7 @@ class EvaluateOptions(OpenOptions):
     Attributes:
         base: Path or Hub id of an adapter's base model.
         trust_remote_code: Run Python code that comes with the model.
+        dtype: Precision of the body, as in :func:`plaudit.load`.
         seed: Seed of bootstrap intervals, samples and perturbations.
         out: Folder to write: predictions, ``metrics.json``, plots and the report.
         train_data: Data that the bag-of-words baseline is fitted on. Use the model's training
@@ -238,7 +241,10 @@ def evaluate(
         model=model.source,
         data=use,
         eval=block,
-        environment=describe_environment(str(next(model.module.parameters()).device)),
+        environment={
+            **describe_environment(str(next(model.module.parameters()).device)),
+            "dtype": model.dtype,
+        },
         suites=suites or None,
         best_of=best_of_n(together) if options.best_of else None,
         regression_check=check,
@@ -316,10 +322,13 @@ def as_sources(data: str | Path | Source | Sequence[str | Path | Source]) -> tup
 
 def open_model(path: str | Path, console: Console, options: OpenOptions) -> RewardModel:
     """:func:`plaudit.reward_model.load` under a status line."""
-    from plaudit.reward_model import load
+    from plaudit.reward_model import LoadOptions, load_model
 
+    loading = LoadOptions(
+        base=options.base, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+    )
     with console.status(f"loading {path}"):
-        return load(path, base=options.base, trust_remote_code=options.trust_remote_code)
+        return load_model(path, loading)
 
 
 def score_comparisons(

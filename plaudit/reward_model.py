@@ -17,9 +17,10 @@ from plaudit.data.formats.values import as_messages, as_tools, check_responses, 
 from plaudit.errors import DataError, ModelError
 from plaudit.interop.formats import OpenedModel, ReadOptions, open_reward_model
 from plaudit.model.checkpoint import CheckpointMetadata
-from plaudit.model.load import choose_dtype, dropouts_off
-from plaudit.model.module import EncoderRewardModule, RewardModule
+from plaudit.model.load import dropouts_off
+from plaudit.model.module import EncoderRewardModule, RewardModule, classifier
 from plaudit.model.packing import choose_layout, patch_modules
+from plaudit.model.precision import dtype_on
 from plaudit.model.scoring import score_trees
 from plaudit.recipe.schema import TokensSection
 from plaudit.tokens.batch import PackedBatcher, make_batchers, share_prompts
@@ -30,6 +31,7 @@ from plaudit.types import (
     Batcher,
     Best,
     Comparison,
+    Dtype,
     FloatArray,
     Message,
     Prompted,
@@ -77,6 +79,12 @@ class RewardModel:
     batcher: Batcher
     encoder: Encoder
 
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of the body's weights, such as ``"bfloat16"``."""
+        body = classifier(self.module.network).base_model
+        return str(next(body.parameters()).dtype).removeprefix("torch.")
+
     def __repr__(self) -> str:
         parameter = next(self.module.parameters())
         layout = "packed" if isinstance(self.batcher, PackedBatcher) else "padded"
@@ -84,7 +92,7 @@ class RewardModel:
             f"RewardModel(source={self.source!r}, base={self.metadata.base!r}, "
             f"architecture={self.module.config.model_type!r}, "
             f"max_length={self.metadata.max_length}, device='{parameter.device}', "
-            f"dtype={str(parameter.dtype).removeprefix('torch.')!r}, layout={layout!r})"
+            f"dtype={self.dtype!r}, layout={layout!r})"
         )
 
     def score(
@@ -350,12 +358,10 @@ def _another(response: Turns) -> Turns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions(ReadOptions):
-    """How a reward model is loaded. ``dtype`` ``auto`` is fp32 on CPU and, for adapters, bf16 with
-    an fp32 head on CUDA.
-    """
+    """How a reward model is loaded. ``dtype`` is that of the body; head and adapter stay fp32."""
 
     device: str | torch.device | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     max_tokens_per_microbatch: int | Literal["auto"] = "auto"
 
 
@@ -364,7 +370,7 @@ class LoadArguments(TypedDict, total=False):
 
     base: str | None
     device: str | torch.device | None
-    dtype: str
+    dtype: Dtype
     max_tokens_per_microbatch: int | Literal["auto"]
     trust_remote_code: bool
     source_version: str | None
@@ -429,9 +435,9 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
             adapter names.
         device (str | torch.device | None): The device, for example ``"cuda:1"``. By default, CUDA
             if there is one, else CPU.
-        dtype (str): Precision of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or
-            ``"auto"``, the default. ``"auto"`` is fp32, and bf16 with an fp32 head for adapters on
-            CUDA.
+        dtype (str): Precision of the body: ``"float32"``, ``"bfloat16"``, ``"float16"`` or
+            ``"auto"``, the default. ``"auto"`` is bf16 on a GPU that has it, and fp32 elsewhere.
+            The head and an adapter stay fp32.
         max_tokens_per_microbatch (int | Literal["auto"]): Tokens computed at once. It bounds memory
             and does not change rewards. ``"auto"`` by default.
         trust_remote_code (bool): Run Python code that comes with the model. ``False`` by default.
@@ -464,7 +470,7 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
     opened = open_frozen(path, options)
     metadata, tokenizer = opened.metadata, opened.tokenizer
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = opened.build(choose_dtype(options.dtype, device, lora=metadata.kind == "adapter"))
+    network = opened.build(dtype_on(options.dtype, device, "score"))
     dropouts_off(network, keep_lora=False)
     network.to(device).eval()
     if not isinstance(tokenizer.pad_token_id, int):

@@ -199,11 +199,10 @@ def _identity(model: RewardModel, source: Source, columns: ScoreColumns) -> dict
     )
     metadata = json.dumps(asdict(model.metadata), sort_keys=True, default=str)
     digest = hashlib.sha256(metadata.encode()).hexdigest()
-    dtype = str(next(model.module.parameters()).dtype)
     # Where the base of an adapter was loaded from.
     base = str(model.module.config._name_or_path)
     identity = {
-        "model": [digest, weights, base, dtype],
+        "model": [digest, weights, base, model.dtype],
         "input": [source.model_dump(mode="json"), source_fingerprint(source)],
         "columns": asdict(columns),
     }

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+WeightDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+"""What a body's weights may be held in; torch's own names."""
+
+Dtype: TypeAlias = Literal["auto", WeightDtype]
+"""What a user asks for: ``auto`` is decided by :mod:`plaudit.model.precision`."""
+
 
 MEDIA: Final = "media"
 """The reason for which a comparison with images, audio or video is neither trained on nor scored:

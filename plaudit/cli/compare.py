@@ -41,6 +41,7 @@ def compare(
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: Annotated[
         bool,
@@ -70,7 +71,7 @@ def compare(
         candidates,
         [Source(path=path, format=format_, columns=mapped) for path in data],
         compare_models.CompareOptions(
-            out=out, alpha=alpha, base=base, trust_remote_code=trust_remote_code
+            out=out, alpha=alpha, base=base, dtype=dtype, trust_remote_code=trust_remote_code
         ),
         console=console,
     )

@@ -87,6 +87,7 @@ def evaluate(
     ] = 0,
     limit: options.Limit = None,
     base: options.Base = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     verbose: Annotated[
         bool,
@@ -124,6 +125,7 @@ def evaluate(
         baseline=baseline,
         regression=RegressionOptions(metrics=parse_metrics(regression_metric or ()), alpha=alpha),
         base=base,
+        dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
     # Before transformers is imported, which takes seconds.

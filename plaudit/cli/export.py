@@ -10,6 +10,7 @@ import typer
 from plaudit import registry
 from plaudit.cli import options
 from plaudit.cli.help import OUTPUT
+from plaudit.types import WeightDtype
 
 Target: TypeAlias = Literal[registry.names("exporter")]  # type: ignore[valid-type]
 
@@ -26,13 +27,14 @@ def export(
     ],
     out: options.FolderOut,
     dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"],
+        WeightDtype,
         typer.Option(
             metavar="DTYPE",
             rich_help_panel=OUTPUT,
-            help="Precision of the weights: fp32, bf16 or fp16. The head stays fp32.",
+            help="Precision of the written weights: float32, bfloat16 or float16. The head stays "
+            "float32.",
         ),
-    ] = "fp32",
+    ] = "float32",
     max_shard_size: Annotated[
         str,
         typer.Option(metavar="SIZE", rich_help_panel=OUTPUT, help="Maximum size of a weight file."),
@@ -67,7 +69,7 @@ def export(
 
     Examples:
       plaudit export runs/first --to merged --out exports/first
-      plaudit export runs/first --to openrlhf --out exports/first --dtype bf16
+      plaudit export runs/first --to openrlhf --out exports/first --dtype bfloat16
     """
     from plaudit.cli.printing import parity_lines, print_lines, starting
 

@@ -104,10 +104,13 @@ def _devices() -> dict[str, str]:
     """Devices by torch's name; torch alone knows them."""
     import torch
 
+    from plaudit.model.precision import has_bf16
+
     devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"}
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
-        devices[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 1e9:.1f} GB"
+        bf16 = "" if has_bf16(torch.device("cuda", number)) else ", no bfloat16"
+        devices[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 1e9:.1f} GB{bf16}"
     if torch.backends.mps.is_available():
         devices["mps"] = "Apple GPU"
     return devices

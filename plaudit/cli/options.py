@@ -11,6 +11,7 @@ import typer
 
 from plaudit.cli.help import CHECK, DATA, EVALUATION, MODEL, OUTPUT, TRAINING
 from plaudit.errors import DataError
+from plaudit.types import Dtype
 
 if TYPE_CHECKING:
     from plaudit.interop.parity import CheckOptions
@@ -93,6 +94,15 @@ Device: TypeAlias = Annotated[
         metavar="DEVICE",
         rich_help_panel=MODEL,
         help="Device to compute on: cpu, cuda, cuda:1, … Default: the first GPU, if any.",
+    ),
+]
+Precision: TypeAlias = Annotated[
+    Dtype,
+    typer.Option(
+        metavar="DTYPE",
+        rich_help_panel=MODEL,
+        help="Precision of the weights: auto, float32, bfloat16 or float16. The head stays "
+        "float32. auto is bfloat16 on a GPU that has it, else float32.",
     ),
 ]
 TrustRemoteCode: TypeAlias = Annotated[

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from rich.console import Console
 from rich.padding import Padding
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Slice,
     )
     from plaudit.interop.parity import Parity
-    from plaudit.reward_model import RewardModel
+    from plaudit.reward_model import LoadArguments, RewardModel
 
 
 def quiet_console() -> Console:
@@ -99,14 +99,12 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def open_model(
-    path: Path, *, base: str | None, trust_remote_code: bool
-) -> tuple[Console, RewardModel]:
+def open_model(path: Path, **options: Unpack[LoadArguments]) -> tuple[Console, RewardModel]:
     """A quiet console, and the reward model that a command works with."""
     with starting() as console:
         from plaudit.reward_model import load
     with console.status("loading the model"):
-        return console, load(path, base=base, trust_remote_code=trust_remote_code)
+        return console, load(path, **options)
 
 
 def results_table(first: str, *numbers: str | Column, title: str | None = None) -> Table:

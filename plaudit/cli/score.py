@@ -47,6 +47,7 @@ def score(
     ] = _COLUMN,
     limit: options.Limit = None,
     base: options.Base = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
@@ -61,7 +62,9 @@ def score(
     """
     from plaudit.cli.printing import open_model
 
-    opening = partial(open_model, model, base=base, trust_remote_code=trust_remote_code)
+    opening = partial(
+        open_model, model, base=base, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     if responses:
         _check_inline(data, out, limit, format_, columns, None if column == _COLUMN else column)
         _score_responses(opening, data, responses, json=json)
@@ -90,6 +93,7 @@ def best_of(
     ] = "best",
     limit: options.Limit = None,
     base: options.Base = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
@@ -103,7 +107,9 @@ def best_of(
     from plaudit.cli.printing import open_model
     from plaudit.score_file import ScoreColumns
 
-    opening = partial(open_model, model, base=base, trust_remote_code=trust_remote_code)
+    opening = partial(
+        open_model, model, base=base, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     source = options.source(data, format_, columns, limit)
     _score_rows(opening, source, out, ScoreColumns(best=column), json=json)
 

@@ -98,6 +98,7 @@ def serve(
     ] = False,
     base: options.Base = None,
     device: options.Device = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Serve rewards over HTTP.
@@ -125,6 +126,7 @@ def serve(
         complete_texts=complete_texts,
         base=base,
         device=device,
+        dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
     with starting() as console:

@@ -108,7 +108,7 @@ def export(
         before = [] if rows is None else reward_model.score_trees(rows.trees)
         source = _prepare(reward_model, exporter, options, base=base, base_named=base_named)
         after = before
-        if options.dtype != "fp32" and rows is not None:
+        if options.dtype != "float32" and rows is not None:
             # What the stored weights are worth, so that the reloaded file is compared to the digit.
             module = as_reward_module(source.network, RewardTransform(offset=source.offset)).eval()
             after = score_trees(module, reward_model.batcher, rows.trees)
@@ -125,7 +125,7 @@ def export(
             score = exporter.read(temporary, base)
             sequences = rows.sequences()
             parity = compare_scores(rows, score(sequences), expected_R, check.tolerance)
-            if options.dtype != "fp32":
+            if options.dtype != "float32":
                 parity = replace(
                     parity,
                     rounding=largest_difference(rewards_R, np.concatenate(before)),
@@ -237,7 +237,7 @@ def _round_weights(network: Any, dtype: torch.dtype) -> None:
         if not bool(torch.isfinite(rounded).all()):
             raise ModelError(
                 f"{name} has a value too large for {str(dtype).removeprefix('torch.')}; use"
-                " --dtype bf16 or fp32."
+                " --dtype bfloat16 or float32."
             )
         tensor.copy_(rounded)
 
@@ -337,7 +337,7 @@ def _card(
     return DerivedCard(
         name=name,
         made=f"Exported from the reward model {source.name} as {exporter.help}, in {result.dtype}"
-        + ("" if result.dtype == "fp32" else " with the head in fp32"),
+        + ("" if result.dtype == "float32" else " with the head in float32"),
         model=metadata,
         tags=(result.target,),
         parity=None if result.parity is None else asdict(result.parity),

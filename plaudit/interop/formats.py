@@ -33,9 +33,10 @@ from plaudit.model.checkpoint import (
     run_of,
 )
 from plaudit.model.load import LIBRARY_ERRORS, first_line
+from plaudit.model.precision import torch_dtype
 from plaudit.storage.atomic import missing_path
 from plaudit.storage.model_files import read_json, tensor_names
-from plaudit.types import Comparison, RewardTransform
+from plaudit.types import Comparison, RewardTransform, WeightDtype
 
 logger = logging.getLogger("plaudit")
 
@@ -137,14 +138,14 @@ class WriteOptions:
     for (reward - mean) / std of the evaluation rewards where the layout can say so.
     """
 
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: WeightDtype = "float32"
     max_shard_size: str = "5GB"
     peft_config: str | None = None
     normalize: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+        return torch_dtype(self.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,18 +74,6 @@ class BaseRequest:
     """The caller sets the head: what the files hold under its name may be of another shape."""
 
 
-def choose_dtype(name: str, device: torch.device, *, lora: bool) -> torch.dtype:
-    """``auto`` is fp32 on CPU, and on CUDA bf16 under LoRA (adapter and head stay fp32).
-
-    Full fine-tuning keeps fp32 weights everywhere; bf16 then comes from autocast.
-    """
-    if name != "auto":
-        dtype = getattr(torch, name)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-    return torch.bfloat16 if device.type == "cuda" and lora else torch.float32
-
-
 def load_tokenizer(
     base: str, *, revision: str | None, trust_remote_code: bool, pad_token: str | None
 ) -> PreTrainedTokenizerBase:

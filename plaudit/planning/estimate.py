@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plaudit.errors import DataError, RecipeError, nearest
+from plaudit.model.precision import choose_dtype
 from plaudit.planning.microbatch import (
     UNMEASURED_TOKENS,
     Cost,
@@ -397,10 +398,8 @@ def count_memory(
 
 
 def body_dtype(recipe: Recipe) -> str:
-    """The dtype of the body's weights on a GPU: ``auto`` is bf16 under LoRA, else fp32."""
-    if recipe.model.dtype != "auto":
-        return recipe.model.dtype
-    return "float32" if recipe.lora is None else "bfloat16"
+    """The dtype of the body's weights on a GPU that has bf16."""
+    return choose_dtype(recipe.model.dtype, device_type="cuda", bf16=True, purpose=recipe.method)
 
 
 def autocasts(recipe: Recipe) -> bool:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from plaudit.errors import RecipeError
+from plaudit.types import Dtype
 
 
 class Section(BaseModel):
@@ -50,8 +51,8 @@ class ModelSection(Section):
     """Path or Hub id of the base model, or of a reward model to continue training."""
     revision: str | None = None
     """Branch, tag or commit of the base on the Hub."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the base weights; auto is bfloat16 for LoRA on CUDA, else float32."""
+    dtype: Dtype = "auto"
+    """Data type of the base weights; auto is bfloat16 for LoRA on a GPU with bf16, else float32."""
     quantize: Literal["4bit"] | None = None
     """4bit quantizes the base to NF4 (QLoRA); needs CUDA and bitsandbytes."""
     attention: Literal["auto", "packed", "padded"] = "auto"

@@ -133,6 +133,7 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
         source.path,
         base=settings.base,
         device=settings.device,
+        dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
     )
     served = ServedModel(
@@ -175,6 +176,7 @@ class ModelMetadata(ModelCard):
     reward_mean: float | None
     reward_std: float | None
     layout: str
+    dtype: str
     plaudit_version: str
     origin: str | None
     evaluation: Mapping[str, Any] | None
@@ -198,6 +200,7 @@ def metadata_of(served: ServedModel) -> ModelMetadata:
         reward_mean=metadata.reward_mean,
         reward_std=metadata.reward_std,
         layout="packed" if isinstance(served.model.batcher, PackedBatcher) else "padded",
+        dtype=served.model.dtype,
         plaudit_version=metadata.plaudit_version,
         origin=None if metadata.origin is None else metadata.origin.format,
         evaluation=_metrics(folder, calibrated_later=metadata.temperature_fit is not None),
@@ -380,9 +383,8 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     reward_transform = model.module.reward_transform
     size = max(1.0, float(np.abs((plain - reward_transform.offset) / reward_transform.scale).max()))
     apart = float(np.abs(plain - again).max()) / abs(reward_transform.scale)
-    # That of the coarsest precision among the weights.
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.module.network.parameters()}
-    tolerance = max(TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) for dtype in dtypes)
+    # That of the body, which is no finer than head and adapter.
+    tolerance = TOLERANCE.get(model.dtype, TOLERANCE["bfloat16"])
     if not apart <= tolerance * size:
         return f"rewards with and without the cache differ by {apart:.2g}"
     return None

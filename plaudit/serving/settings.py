@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import PlauditError
+from plaudit.types import Dtype
 
 MIB = 1 << 20
 
@@ -40,6 +41,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     base: str | None = None
     device: str | None = None
+    dtype: Dtype = "auto"
     trust_remote_code: bool = False
     workers: int = 1
     max_batch_tokens: int | None = None

@@ -30,7 +30,6 @@ from plaudit.model.load import (
     check_lora,
     check_max_length,
     check_token_ids,
-    choose_dtype,
     choose_pad_token,
     dropouts_off,
     load_base,
@@ -40,6 +39,7 @@ from plaudit.model.load import (
 )
 from plaudit.model.module import RewardModule
 from plaudit.model.packing import Prepared, choose_layout, patch_modules
+from plaudit.model.precision import dtype_on, has_bf16
 from plaudit.planning.measure import CudaMeter
 from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import dump_recipe
@@ -130,7 +130,7 @@ def prepare(
     request = BaseRequest(
         base=base,
         revision=recipe.model.revision,
-        dtype=choose_dtype(recipe.model.dtype, args.device, lora=recipe.lora is not None),
+        dtype=dtype_on(recipe.model.dtype, args.device, recipe.method),
         quantize=recipe.model.quantize,
         head_init=recipe.model.head_init,
         trust_remote_code=recipe.model.trust_remote_code,
@@ -457,7 +457,7 @@ def step_arguments(recipe: Recipe, folder: RunFolder) -> StepArguments:
     if not torch.accelerator.is_available():
         # Otherwise accelerate looks for a GPU backend, finds none, and every rank trains alone.
         arguments.setdefault("use_cpu", True)
-    if recipe.defaults_to_bf16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+    if recipe.defaults_to_bf16 and torch.cuda.is_available() and has_bf16(torch.device("cuda")):
         arguments["bf16"] = True
     try:
         args = StepArguments(**{**arguments, **fixed})

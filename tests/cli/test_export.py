@@ -18,7 +18,7 @@ def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", pair_rows(5, seed=3))
     out = tmp_path / "out"
     done = plaudit(
-        *("export", finished_run, "--to", "merged", "--out", out, "--dtype", "bf16"),
+        *("export", finished_run, "--to", "merged", "--out", out, "--dtype", "bfloat16"),
         *("--rows", rows, "--normalize", "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     assert card.data.library_name == "transformers"
     assert {"reward-model", "plaudit", "merged"} <= set(card.data.tags)
     assert card.data.eval_results is not None
-    for line in ("with the head in fp32", "vllm serve", "logit_mean", "changed the order"):
+    for line in ("with the head in float32", "vllm serve", "logit_mean", "changed the order"):
         assert line in card.text
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == "regression"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from plaudit.interop.formats import formats, read_contents
 from plaudit.interop.parity import CheckOptions, check_rows
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import LoadOptions, load, load_model
+from plaudit.tokens.batch import PackedBatcher
+from plaudit.types import WeightDtype
 from tests.conftest import pair_rows, set_metadata, write_jsonl
 from tests.foreign import complete
 
@@ -100,6 +102,26 @@ def test_every_pair_keeps_the_scores(
     if target == "llamafactory" and source != "LLaMA-Factory":
         return  # read by its own template, which is not the source's chat template
     np.testing.assert_allclose(again, rewards(models[source], rows, read), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYOUT_OF)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_body_in_half_precision_scores_packed_within_its_noise(
+    name: str, dtype: WeightDtype, models: dict[str, Path], rows: Path
+) -> None:
+    options = replace(READ_OPTIONS.get(name, LoadOptions()), dtype=dtype)
+    model = load_model(models[name], options)
+    fp32 = {n for n, p in model.module.network.named_parameters() if p.dtype == torch.float32}
+    body = {n for n, p in model.module.network.named_parameters() if n not in fp32}
+    assert model.dtype == dtype
+    assert body
+    assert all(".lora_" in n or ".score." in f".{n}" for n in fp32)
+    assert any(".score." in f".{n}" for n in fp32)
+    assert isinstance(model.batcher, PackedBatcher)
+    whole = rewards(models[name], rows, READ_OPTIONS.get(name, LoadOptions()))
+    half = rewards(models[name], rows, options)
+    apart = np.abs(np.subtract(half, whole)).max()
+    assert 0 < apart < {"bfloat16": 5e-2, "float16": 1e-2}[dtype] * max(1.0, np.abs(whole).max())
 
 
 # ---- models that the tools themselves trained, with the scores they gave ------------------------

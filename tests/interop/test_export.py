@@ -151,9 +151,9 @@ def test_a_base_beside_the_adapter_goes_with_it(
     close(scores(load(tmp_path / "moved")), scores(load(finished_run)))
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_the_head_in_fp32(
-    dtype: Literal["bf16", "fp16"], finished_run: Path, tmp_path: Path
+    dtype: Literal["bfloat16", "float16"], finished_run: Path, tmp_path: Path
 ) -> None:
     done = export(
         finished_run, "merged", tmp_path / "out", ExportOptions(dtype=dtype, max_shard_size="40KB")
@@ -165,7 +165,7 @@ def test_half_precision_keeps_the_head_in_fp32(
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 1
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
-    expected = {"bf16": "BF16", "fp16": "F16"}[dtype]
+    expected = {"bfloat16": "BF16", "float16": "F16"}[dtype]
     found: dict[str, str] = {}
     for shard in shards:
         with safe_open(shard, framework="pt") as tensors:
@@ -173,7 +173,7 @@ def test_half_precision_keeps_the_head_in_fp32(
     assert found.pop("score.weight") == "F32"
     assert set(found.values()) == {expected}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+    assert config["dtype"] == dtype
     # The file alone, read in fp32, scores like the model up to the rounding that was reported.
     apart = np.abs(np.subtract(scores(load(tmp_path / "out")), scores(load(finished_run))))
     assert apart.max() < 3 * done.parity.rounding
@@ -181,7 +181,7 @@ def test_half_precision_keeps_the_head_in_fp32(
 
 @pytest.mark.parametrize("target", ["adapter", "llamafactory"])
 def test_an_adapter_in_half_precision(target: str, finished_run: Path, tmp_path: Path) -> None:
-    done = export(finished_run, target, tmp_path / "out", ExportOptions(dtype="bf16"))
+    done = export(finished_run, target, tmp_path / "out", ExportOptions(dtype="bfloat16"))
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     dtypes = {

@@ -729,6 +729,7 @@ def test_a_models_facts_are_the_recorded_ones(server: Running, finished_run: Pat
     assert facts["evaluation"]["accuracy"] == recorded["accuracy"]
     assert facts["evaluation"]["accuracy_ci95"] == recorded["accuracy_ci95"]
     assert (facts["kind"], facts["max_length"], facts["layout"]) == ("adapter", 256, "packed")
+    assert facts["dtype"] == "float32"
     assert str(finished_run.parent) not in json.dumps(facts)
 
 

@@ -1,0 +1,65 @@
+"""``--dtype`` through real processes: the precision that scored is the one recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import pair_rows, plaudit, write_jsonl
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("dtype") / "pairs.jsonl", pair_rows(12, seed=5))
+
+
+@pytest.mark.parametrize("command", ["score", "best-of"])
+def test_rewards_of_a_half_precision_body_lie_near_those_of_fp32(
+    command: str, finished_run: Path, data: Path
+) -> None:
+    whole, half = (
+        [json.loads(line)["rewards"] for line in done.stdout.splitlines()]
+        for done in (
+            plaudit(command, finished_run, data, "--dtype", dtype)
+            for dtype in ("float32", "bfloat16")
+        )
+    )
+    assert len(whole) == 12
+    assert half != whole
+    for row, near in zip(whole, half, strict=True):
+        assert near == pytest.approx(row, abs=0.05)
+
+
+def test_an_evaluation_records_its_dtype(finished_run: Path, data: Path) -> None:
+    found = {}
+    for dtype, options in {"float32": (), "bfloat16": ("--dtype", "bfloat16")}.items():
+        done = plaudit("eval", finished_run, data, *options, "--json")
+        assert done.returncode == 0, done.stderr
+        found[dtype] = json.loads(done.stdout)
+        assert found[dtype]["environment"]["dtype"] == dtype
+    whole, half = (found[dtype]["eval"]["nll"] for dtype in ("float32", "bfloat16"))
+    assert half != whole
+    assert half == pytest.approx(whole, abs=0.05)
+
+
+def test_a_comparison_scores_in_the_dtype_it_is_told(finished_run: Path, data: Path) -> None:
+    checkpoint = next((finished_run / "checkpoints").iterdir())
+    losses = [
+        [model["nll"] for model in json.loads(done.stdout)["models"]]
+        for done in (
+            plaudit("compare", finished_run, checkpoint, data, "--dtype", dtype, "--json")
+            for dtype in ("float32", "bfloat16")
+        )
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+def test_another_name_is_a_usage_error(finished_run: Path, data: Path) -> None:
+    done = plaudit("eval", finished_run, data, "--dtype", "bf16")
+    assert done.returncode == 2
+    assert "bfloat16" in done.stderr

@@ -1,0 +1,49 @@
+"""Which dtype a body is loaded in, on every kind of device and for every purpose."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from plaudit.errors import ModelError
+from plaudit.model.precision import Purpose, choose_dtype, dtype_on, has_bf16
+from plaudit.types import Dtype, WeightDtype
+
+
+@pytest.mark.parametrize(
+    ("device_type", "bf16", "purpose", "expected"),
+    [
+        ("cuda", True, "score", "bfloat16"),
+        ("cuda", True, "lora", "bfloat16"),
+        ("cuda", True, "qlora", "bfloat16"),
+        ("cuda", True, "full", "float32"),
+        ("cuda", False, "score", "float32"),
+        ("cuda", False, "lora", "float32"),
+        ("cpu", False, "score", "float32"),
+        ("cpu", True, "score", "float32"),
+        ("mps", False, "score", "float32"),
+    ],
+)
+def test_auto_by_device_and_purpose(
+    device_type: str, bf16: bool, purpose: Purpose, expected: WeightDtype
+) -> None:
+    chosen = choose_dtype("auto", device_type=device_type, bf16=bf16, purpose=purpose)
+    assert chosen == expected
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("purpose", ["score", "full"])
+def test_a_named_dtype_is_kept(name: Dtype, purpose: Purpose) -> None:
+    for device_type in ("cpu", "cuda"):
+        kept = choose_dtype(name, device_type=device_type, bf16=False, purpose=purpose)
+        assert kept == name
+    assert dtype_on(name, torch.device("cpu"), purpose) is getattr(torch, name)
+
+
+def test_a_cpu_does_not_count_as_a_gpu_with_bf16() -> None:
+    assert not has_bf16(torch.device("cpu"))
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(ModelError, match="dtype is 'bf16'; expected float32, bfloat16, float16"):
+        dtype_on("bf16", torch.device("cpu"), "score")  # type: ignore[arg-type]
