@@ -4,17 +4,17 @@ The truth is plain transformers in fp32, one conversation at a time, on weights 
 exactly. Packed fp32 must equal it to rounding. Packed bf16 may be off by 1.5 times what padded bf16
 is off, so two results in bf16 are never compared with each other. The error of scores is a mean
 over all responses, which a router that chooses another expert moves little; that of gradients is
-the norm of the difference over the norm of the truth. Errors in bf16 are of several draws of trees:
-one draw's ratio is noise.
+the norm of the difference over the norm of the truth. Errors in bf16 are geometric means over
+several draws of trees, since one draw's ratio is noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ LORA = {"r": 4, "target_modules": "all-linear"}
 SCORE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 BF16_RATIO = 1.5
-DRAWS = 4
+DRAWS = 6
 FLOOR = 1e-3
 """Errors in bf16 below this share of the truth are rounding of the last layer, on either side."""
 
@@ -59,31 +59,33 @@ class Outcome:
     def errors(self, truth: Outcome) -> Errors:
         """How far this is from the truth."""
         assert self.gradients.keys() == truth.gradients.keys(), "other parameters have gradients"
+        apart = [self.gradients[name] - expected for name, expected in truth.gradients.items()]
         return Errors(
             scores=relative(self.scores_R, truth.scores_R),
-            gradients=sum(
-                float((self.gradients[name] - expected).square().sum())
-                for name, expected in truth.gradients.items()
-            ),
-            size=sum(float(expected.square().sum()) for expected in truth.gradients.values()),
+            gradients=norm(apart) / norm(truth.gradients.values()),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Of one draw: the mean error of scores, and the squared norms of the gradients' difference
-    and of the gradients.
-    """
+    """Of one draw, relative to the size of scores and gradients."""
 
     scores: float
     gradients: float
-    size: float
 
 
 def pooled(draws: Sequence[Errors]) -> tuple[float, float]:
     """The errors of scores and gradients over all draws."""
-    gradients = sum(one.gradients for one in draws) / sum(one.size for one in draws)
-    return fmean(one.scores for one in draws), gradients**0.5
+    tiny = 1e-12
+    return (
+        geometric_mean(max(one.scores, tiny) for one in draws),
+        geometric_mean(max(one.gradients, tiny) for one in draws),
+    )
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """Of all together."""
+    return float(torch.stack([tensor.norm() for tensor in tensors]).norm())
 
 
 def relative(scores_R: Tensor, truth_R: Tensor) -> float:
@@ -223,8 +225,9 @@ def check_law(bench: Bench, part: Part, law: Law) -> None:
         spread_adapter(network, bench.seed)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                if "lora_B" in name:
-                    parameter.mul_(10)
+                if "lora_" in name:
+                    larger = parameter * (10 if "lora_B" in name else 1)
+                    parameter.copy_(larger.bfloat16())
     needed = law.draws if torch.bfloat16 in law.dtypes else law.draws[:1]
     truths = [separate(network, trees) for trees in needed]
     for dtype in law.dtypes:
