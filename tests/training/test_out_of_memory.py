@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +180,58 @@ def limited_to(module: DecoderRewardModule, tokens: int) -> Callable[[Batch], Te
         return module(batch)
 
     return forward
+
+
+ON_TWO_RANKS = """
+import os, runpy, sys
+import torch
+from torch import distributed
+from plaudit.model.module import DecoderRewardModule
+from plaudit.planning.microbatch import MicroBatches
+from plaudit.training.budget import _agreed
+
+rank, module = int(os.environ["RANK"]), torch.nn.Linear(1, 1)
+# A store of its own: training meets in the launcher's.
+own_store = f"file://{os.path.abspath(__file__)}.store"
+distributed.init_process_group("gloo", init_method=own_store, rank=rank, world_size=2)
+own = MicroBatches(tokens=(900, 700)[rank], checkpointed_layers=(1, 0)[rank], layers=4)
+agreed = _agreed(own, module, 2)
+assert (agreed.tokens, agreed.checkpointed_layers) == (700, 1), agreed
+assert _agreed((own, None)[rank], module, 2) is None
+distributed.destroy_process_group()
+
+raw = DecoderRewardModule.raw
+
+def limited(module, batch):
+    if module.training and rank == 1 and sum(tree.tokens for tree in batch.trees) > 60:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return raw(module, batch)
+
+DecoderRewardModule.raw = limited
+runpy.run_module("plaudit", run_name="__main__")
+"""
+
+
+def test_ranks_agree_on_a_size_and_stop_where_one_runs_out_of_memory(
+    tiny_base: Path, tmp_path: Path, write_recipe: Callable[[Mapping[str, Any]], Path]
+) -> None:
+    """One rank alone cannot split further: the others wait for it in a collective call."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(24, seed=3))
+    recipe = write_recipe(dropping_recipe(tiny_base, data, 100_000))
+    script = tmp_path / "two_ranks.py"
+    script.write_text(ON_TWO_RANKS)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
+    done = subprocess.run(
+        [sys.executable, *launcher, "train", str(recipe), "--out", str(tmp_path / "run")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    assert done.returncode != 0
+    shown = " ".join(done.stderr.split())
+    assert (
+        "does not fit in the memory of the device; set tokens.max_tokens_per_microbatch" in shown
+    ), done.stderr
+    assert "AssertionError" not in shown
