@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ BASE = "meta-llama/Meta-Llama-3-8B"
 PAD = 2
 ROWS = 64
 """Of the small corpus whose run lends its arguments and its loop; no shape has more prompts."""
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,13 +227,18 @@ class Bench:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
     @cached_property
-    def published_flops(self) -> float | None:
-        """The card's published dense bf16 rate; None for a CPU and for unknown cards."""
+    def gpu(self) -> str | None:
+        """The card's name in ``plaudit plan``'s table; None for a CPU and for unknown cards."""
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name().replace(" ", "").replace("-", "").upper()
-        known = [g for key, g in GPUS.items() if key.replace("-", "").removesuffix("GB") in name]
-        return known[0].tflops * 1e12 if known else None
+        known = (key for key in GPUS if key.replace("-", "").removesuffix("GB") in name)
+        return next(known, None)
+
+    @property
+    def published_flops(self) -> float | None:
+        """The card's published dense bf16 rate, None where it is not in the table."""
+        return None if self.gpu is None else GPUS[self.gpu].tflops * 1e12
 
 
 def sharing(network: nn.Module) -> nn.Module:

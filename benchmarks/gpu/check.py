@@ -13,6 +13,7 @@ README.md beside this file says how to carry it to a machine and what the number
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -43,7 +44,7 @@ class Row:
     question: str
 
     def load(self) -> Callable[[Bench, Part], None]:
-        module = __import__(f"benchmarks.gpu.{self.module}", fromlist=[self.function])
+        module = importlib.import_module(f"benchmarks.gpu.{self.module}")
         function: Callable[[Bench, Part], None] = getattr(module, self.function)
         return function
 

@@ -34,6 +34,7 @@ from benchmarks.gpu.bench import (
 )
 from benchmarks.gpu.record import Part
 from plaudit.model.attention.kv_cache import PassKV, PrefixCache
+from plaudit.model.fast.kernels import KERNELS
 from plaudit.model.load import add_lora, dropouts_off
 from plaudit.model.module import RewardModule, as_reward_module, classifier
 from plaudit.tokens.batch import pack, pad
@@ -268,11 +269,16 @@ def check_law(bench: Bench, part: Part, law: Law) -> None:
         elif bench.device.type == "cuda" and dtype == torch.bfloat16:
             holds &= any(name.startswith(FUSED_FORMS) for name in forms)
             note += f"; by attention {' or '.join(FUSED_FORMS)}"
+        if law.name.startswith("llama") and (bench.device.type, dtype) in KERNELS:
+            holds &= fused.keys() >= FUSED_LAYERS
+            note += f"; with {', '.join(sorted(FUSED_LAYERS))}"
         short = str(dtype).removeprefix("torch.")
         part.expect(f"{law.name} {short}", holds, note, **numbers)
 
 
 FUSED_FORMS = ("varlen", "two_calls", "flex")
+FUSED_LAYERS = frozenset({"FusedRMSNorm", "FusedAttention", "FusedGated"})
+"""What a Llama runs where there are kernels for its precision."""
 
 
 def in_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -10,10 +10,10 @@ import statistics
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback
 
 from benchmarks.common.flops import LORA_STEP, work
-from benchmarks.common.models import linear_weights
+from benchmarks.common.models import LORA, linear_weights
 from benchmarks.common.sides import Groups, Prepared, plaudit_trainer
 from benchmarks.gpu.bench import (
     BASE,
@@ -42,7 +42,7 @@ from benchmarks.gpu.bench import (
 )
 from benchmarks.gpu.record import Part
 from plaudit.embedded import base_path
-from plaudit.planning.estimate import Hardware, equal_lengths, find_gpus
+from plaudit.planning.estimate import Hardware, Memory, equal_lengths, find_gpus
 from plaudit.planning.measure import CudaMeter, StorageMeter
 from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import parse_recipe
@@ -144,7 +144,14 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
     numbers = utilisation(bench, computed, timing.median, sum(operations.values()))
     # The budget where the trainer found the first one too large.
     tokens = timing.budget or bench.sizes.budget
-    foretold = predicted(bench, shape, setting, tokens)
+    # Neither the form of attention nor the layers' kernels are known to a plan.
+    planned = predicted(
+        str(base_path()) if bench.tiny else BASE,
+        bench.gpu or "H100",
+        shape,
+        Setting(chosen=setting.chosen, checkpointing=setting.checkpointing),
+        tokens,
+    )
     part.measured(
         f"{shape.name}, {setting.name}",
         seconds=timing.median,
@@ -155,8 +162,10 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
         **numbers,
         **choice,
         peak_bytes=timing.peak_bytes,
-        predicted_bytes=foretold,
-        predicted_over_peak=foretold / timing.peak_bytes if timing.peak_bytes else None,
+        predicted_bytes=planned.total,
+        predicted_over_peak=planned.total / timing.peak_bytes if timing.peak_bytes else None,
+        predicted_micro_batch_tokens=planned.micro_batch_tokens,
+        predicted_checkpointed_layers=planned.checkpointed_layers,
         losses=timing.losses,
         attention=forms,
         fused_modules=fused,
@@ -191,10 +200,8 @@ def check_sync(bench: Bench, part: Part) -> None:
     """A step that asks the device for a number waits for all that it still computes."""
     shape = bench.sizes.training[0]
     groups = [shape.trees(bench.vocabulary, bench.seed)] * 4
-    with ExitStack() as stack:
-        side = large_side(bench, Setting(), bench.sizes.budget)
-        trainer = stack.enter_context(training(side, groups))
-        watch = _Watch(bench.device)
+    watch = _Watch(bench.device)
+    with training(large_side(bench, Setting(), bench.sizes.budget), groups) as trainer:
         trainer.add_callback(watch)
         try:
             trainer.train()
@@ -222,9 +229,8 @@ def profile_step(bench: Bench, part: Part) -> None:
     shape = bench.sizes.training[0]
     groups = [shape.trees(bench.vocabulary, bench.seed)] * 3
     tokens = bench.sizes.budget // 2
-    with ExitStack() as stack:
-        trainer = stack.enter_context(training(large_side(bench, Setting(), tokens), groups))
-        profiled = _Profile(bench.device, step=2)
+    profiled = _Profile(bench.device, step=2)
+    with training(large_side(bench, Setting(), tokens), groups) as trainer:
         trainer.add_callback(profiled)
         trainer.train()
     part.text("profile.txt", profiled.table())
@@ -298,25 +304,21 @@ class ShapedTrees(tuple[TokenTree, ...]):
         return np.array([sizes[name](tree) for tree in self])
 
 
-class training(AbstractContextManager[Trainer]):  # noqa: N801
+@contextmanager
+def training(
+    side: Prepared,
+    groups: Groups,
+    make: Callable[[Prepared, Groups], Trainer] = plaudit_trainer,
+) -> Iterator[Trainer]:
     """A trainer over ``groups``, whose model is freed at the end."""
-
-    def __init__(
-        self,
-        side: Prepared,
-        groups: Groups,
-        make: Callable[[Prepared, Groups], Trainer] = plaudit_trainer,
-    ) -> None:
-        self._trainer: Any = make(side, groups)
-
-    def __enter__(self) -> Trainer:
-        return self._trainer  # type: ignore[no-any-return]
-
-    def __exit__(self, *_: object) -> None:
+    trainer: Any = make(side, groups)
+    try:
+        yield trainer
+    finally:
         # Trainer, optimizer and callbacks refer to each other.
-        self._trainer.optimizer = self._trainer.model = self._trainer.model_wrapped = None
-        self._trainer.callback_handler.optimizer = self._trainer.callback_handler.model = None
-        self._trainer.accelerator.free_memory()
+        trainer.optimizer = trainer.model = trainer.model_wrapped = None
+        trainer.callback_handler.optimizer = trainer.callback_handler.model = None
+        trainer.accelerator.free_memory()
 
 
 def timed(
@@ -373,23 +375,28 @@ class _StepClock(TrainerCallback):
             self.clock.tick()
 
 
-def predicted(bench: Bench, shape: Shape, setting: Setting, tokens: int) -> int:
-    """The bytes that ``plaudit plan`` states for such a step."""
+@cache
+def predicted(base: str, gpu: str, shape: Shape, setting: Setting, tokens: int) -> Memory:
+    """What ``plaudit plan`` states for such a step; it traces the model, which takes seconds."""
+    checkpointing = None if setting.chosen else setting.checkpointing
     recipe = parse_recipe(
         {
-            "model": {"base": str(base_path()) if bench.tiny else BASE},
-            "lora": bench.lora,
+            "model": {"base": base},
+            "lora": dict(LORA),
             "data": {"train": "pairs.jsonl"},
-            "tokens": {"max_length": 8192, "max_tokens_per_microbatch": tokens},
+            "tokens": {
+                "max_length": 8192,
+                "max_tokens_per_microbatch": "auto" if setting.chosen else tokens,
+            },
             "train": {
                 "per_device_train_batch_size": shape.prompts,
-                "gradient_checkpointing": setting.checkpointing,
+                "gradient_checkpointing": checkpointing,
             },
         },
         "check",
     )
     lengths = equal_lengths(shape.prompt, shape.response)
-    return plan_run(recipe, Hardware(gpus=find_gpus("H100")), (1000, lengths)).memory.total
+    return plan_run(recipe, Hardware(gpus=find_gpus(gpu)), (1000, lengths)).memory
 
 
 # ---- waits and launches
