@@ -215,20 +215,18 @@ def choose(
         layers=numbers[-1],
         bytes_needed=round(most_bytes(costs[number], shapes, own, trees_per_step)),
         bytes_free=round(usable),
-        reason=_reason(limit, enough, whole, tokens),
+        reason=_reason(limit, whole, tokens),
     )
 
 
-def _reason(limit: int, enough: int, whole: int, tokens: int | None) -> str:
+def _reason(limit: int, whole: int, tokens: int | None) -> str:
     if tokens is not None:
         return "the limit that the recipe sets"
     if limit >= whole:
         return "a whole step fits"
     if limit > MOST_TOKENS:
         return "more tokens at once are no faster"
-    if limit >= enough:
-        return "the most that fit"
-    return f"the most that fit, and fewer than the {enough:,} that keep a GPU busy"
+    return "the most that fit"
 
 
 def token_limit(cost: Cost, shapes: Shapes, free: float, trees: int) -> int | None:
