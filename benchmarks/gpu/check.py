@@ -173,7 +173,7 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
     """
     import torch
 
-    from benchmarks.common.machine import describe_machine
+    from benchmarks.common.machine import command, describe_machine
     from benchmarks.gpu.bench import FULL, TINY, Bench
     from benchmarks.gpu.record import FORMAT, CheckRecord, Part, free_memory, read_check
 
@@ -205,7 +205,7 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
             free_memory()
         CheckRecord(
             format=FORMAT,
-            command=" ".join(["check.py", *sys.argv[1:]]),
+            command=command(),
             tiny=arguments.tiny,
             started=started,
             seconds=round(time.monotonic() - began, 1),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -435,7 +436,7 @@ class _Watch(TrainerCallback):
             torch.cuda.set_sync_debug_mode("default")
         if step == 2 and self._cuda:
             self.waits.update(
-                f"{warning.filename}:{warning.lineno}"
+                f"{'/'.join(Path(warning.filename).parts[-3:])}:{warning.lineno}"
                 for warning in self._caught
                 if "synchronizing" in str(warning.message).lower()
             )
