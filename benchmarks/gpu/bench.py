@@ -192,7 +192,7 @@ class Bench:
         if lora:
             # PEFT draws the adapter; that of every side is the same.
             torch.manual_seed(self.seed)
-            own = add_lora(own, self.lora, quantized=False)
+            own = add_lora(own, self.lora)
             spread_adapter(own, self.seed)
         return self.prepare(own)
 

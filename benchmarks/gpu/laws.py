@@ -223,7 +223,7 @@ def check_law(bench: Bench, part: Part, law: Law) -> None:
     """One case for each precision."""
     network = sharing(law.network).to(bench.device)
     if law.lora:
-        network = add_lora(network, LORA, quantized=False)
+        network = add_lora(network, LORA)
         spread_adapter(network, bench.seed)
         with torch.no_grad():
             for name, parameter in network.named_parameters():

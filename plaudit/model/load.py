@@ -60,6 +60,10 @@ SPARE_TOKENS = (
 )
 
 
+HEADS = ("score", "classifier")
+"""What transformers calls the head of a sequence classifier: of a decoder, of an encoder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRequest:
     """Which base to load and how; plain values, so that every stage above can make one."""
@@ -68,6 +72,8 @@ class BaseRequest:
     revision: str | None = None
     dtype: torch.dtype = torch.float32
     quantize: Literal["4bit"] | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    """Where a base is quantized: each rank does it on its own device."""
     head_init: Literal["zero", "normal"] = "zero"
     trust_remote_code: bool = False
     foreign_head: bool = False
@@ -217,7 +223,7 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
 
     Raises:
         ModelError: no weights, no classification class for the architecture, a head for several
-            labels, or 4-bit asked for where bitsandbytes and CUDA are missing.
+            labels, or 4-bit asked for where bitsandbytes is missing.
     """
     config = load_config(request)
     known = config.get_text_config().vocab_size
@@ -227,11 +233,11 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             " tokens; use the tokenizer of this base."
         )
     config.pad_token_id = pad_id
+    _leave_head_whole(config)
     options: dict[str, Any] = {"dtype": request.dtype}
     if request.quantize is not None:
         options["quantization_config"] = _four_bit(request.dtype)
-        # Quantized weights cannot be moved afterwards: each rank loads onto its own device.
-        options["device_map"] = {"": torch.cuda.current_device()}
+        options["device_map"] = {"": request.device}
     try:
         with silence_load_messages():
             network, info = AutoModelForSequenceClassification.from_pretrained(
@@ -249,6 +255,7 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
             f" ({first_line(error)}); expected weights (model.safetensors) of an architecture"
             " with a sequence classification class in transformers."
         ) from None
+    _compute_four_bits_by_dequantizing(network)
     _check_missing_weights(request.base, network, set(info["missing_keys"]))
     head_name, head = output_layer(network)
     mismatched = _mismatched_heads(request.base, head_name, info["mismatched_keys"])
@@ -419,13 +426,8 @@ def check_four_bit() -> None:
     """Whether a base can be quantized here.
 
     Raises:
-        ModelError: no CUDA device, or no bitsandbytes.
+        ModelError: no bitsandbytes.
     """
-    if not torch.cuda.is_available():
-        raise ModelError(
-            "model.quantize: 4bit needs a CUDA device, but none is available; remove it to train"
-            " without quantization."
-        )
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.quantize: 4bit needs bitsandbytes; install it with pip install 'plaudit[gpu]'."
@@ -441,9 +443,37 @@ def _four_bit(dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        # A quantized head crashes or degrades (unslothai/unsloth issue 5027).
-        llm_int8_skip_modules=["score", "classifier"],
+        llm_int8_skip_modules=list(HEADS),
     )
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether the weights of a base are stored quantized."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _leave_head_whole(config: Any) -> None:
+    """Add the heads to what a base that is stored quantized leaves alone.
+
+    Its list is of a language model, so it misses them, and a quantized head crashes or degrades.
+    transformers 5 ignores a list that is passed beside it (unslothai/unsloth issue 5027).
+    """
+    settings = config.quantization_config if is_quantized(config) else {}
+    for key in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        # Without a list, transformers itself leaves the output layer alone.
+        if settings.get(key):
+            settings[key] = [*settings[key], *(h for h in HEADS if h not in settings[key])]
+
+
+def _compute_four_bits_by_dequantizing(network: nn.Module) -> None:
+    """Keep bitsandbytes from its own CPU kernel, for which it repacks weights at an evaluation.
+
+    The kernel has no backward pass, so training after an evaluation would lose gradients without an
+    error, and it needs widths that are multiples of 64 (bitsandbytes 0.50, AVX-512 BF16).
+    """
+    for layer in network.modules():
+        if "support_avx512bf16_for_cpu" in vars(layer):
+            setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def check_lora(config: Any, options: Mapping[str, Any]) -> None:
@@ -495,17 +525,18 @@ def check_target_modules(network: nn.Module, targets: str | Sequence[str] | None
     )
 
 
-def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool) -> nn.Module:
+def add_lora(network: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """PEFT's LoRA over the classifier, the whole head trained and saved beside it.
 
     ``options`` are ``peft.LoraConfig``'s own. ``modules_to_save`` always holds the head
     (:func:`head_modules`), because an adapter without it reloads with a random one (trl issue
-    1379); LoRA then leaves the head alone.
+    1379); LoRA then leaves the head alone. The body is frozen and keeps its dtypes, quantized or
+    not: PEFT's ``prepare_model_for_kbit_training`` would widen it, and all activations with it.
 
     Raises:
         ModelError: PEFT rejects the options for this architecture.
     """
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, TaskType, get_peft_model
 
     check_target_modules(network, options.get("target_modules"))
     heads = head_modules(network)
@@ -514,10 +545,6 @@ def add_lora(network: nn.Module, options: Mapping[str, Any], *, quantized: bool)
         **{k: v for k, v in options.items() if k != "modules_to_save"},
         "exclude_modules": _without_heads(network, heads, options.get("exclude_modules")),
     }
-    if quantized:
-        network = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
-            network, use_gradient_checkpointing=False
-        )
     try:
         config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=saved, **chosen)
         # PEFT keeps adapter weights in fp32 on a half-precision body (autocast_adapter_dtype).

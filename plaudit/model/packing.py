@@ -233,7 +233,7 @@ def self_check(
 def _tolerance(body: nn.Module, autocast: torch.dtype | None) -> float:
     """That of the coarsest precision in use; 4-bit weights compute in half precision.
 
-    A quantized body has fp32 embeddings and norms beside them, so no one tensor tells.
+    A body may have fp32 norms or adapters beside them, so no one tensor tells.
     """
     used = {parameter.dtype for parameter in body.parameters()}
     if autocast is not None:

@@ -135,4 +135,4 @@ def build(config: Any, lora: Mapping[str, Any] | None, dtype: str) -> nn.Module:
         if lora is None:
             return network
         # How the adapter starts does not change its size, and some starts need the base's weights.
-        return add_lora(network, {**lora, "init_lora_weights": True}, quantized=False)
+        return add_lora(network, {**lora, "init_lora_weights": True})

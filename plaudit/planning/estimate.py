@@ -379,8 +379,8 @@ def count_memory(
     trainable_bytes = 4 if lora else weight_bytes
     weights = size.body * weight_bytes
     if recipe.model.quantize:
-        # What is not quantized (embeddings, norms) is kept in fp32 for training in 4 bits.
-        weights = round(size.linear * FOUR_BIT_BYTES) + (size.body - size.linear) * 4
+        rest = size.body - size.linear
+        weights = round(size.linear * FOUR_BIT_BYTES) + rest * weight_bytes
     states, state_bytes = OPTIMIZER_STATES.get(arguments["optim"], (2, None))
     shards = devices if arguments.get("fsdp") else 1
     return Memory(
@@ -409,9 +409,7 @@ def autocasts(recipe: Recipe) -> bool:
 
 
 def activation_dtype(recipe: Recipe) -> str:
-    """The dtype of hidden states on a GPU; a 4-bit base keeps them in fp32 with its embeddings."""
-    if recipe.model.quantize:
-        return "float32"
+    """The dtype of hidden states on a GPU."""
     return "bfloat16" if autocasts(recipe) else body_dtype(recipe)
 
 

@@ -54,7 +54,7 @@ class ModelSection(Section):
     dtype: Dtype = "auto"
     """Data type of the base weights; auto is bfloat16 for LoRA on a GPU with bf16, else float32."""
     quantize: Literal["4bit"] | None = None
-    """4bit quantizes the base to NF4 (QLoRA); needs CUDA and bitsandbytes."""
+    """4bit quantizes the base to NF4 (QLoRA); needs bitsandbytes."""
     attention: Literal["auto", "packed", "padded"] = "auto"
     """packed computes each prompt once, padded uses one row per response, and auto uses packed
     where it gives the same scores."""

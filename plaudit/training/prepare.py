@@ -32,6 +32,7 @@ from plaudit.model.load import (
     check_token_ids,
     choose_pad_token,
     dropouts_off,
+    is_quantized,
     load_base,
     load_config,
     load_tokenizer,
@@ -132,10 +133,16 @@ def prepare(
         revision=recipe.model.revision,
         dtype=dtype_on(recipe.model.dtype, args.device, recipe.method),
         quantize=recipe.model.quantize,
+        device=args.device,
         head_init=recipe.model.head_init,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     config = load_config(request)
+    if recipe.lora is None and is_quantized(config):
+        raise RecipeError(
+            f"lora is null, but the weights of model.base {recipe.model.base} are stored quantized"
+            " and cannot be trained; add a lora section, or choose another base."
+        )
     if recipe.lora is not None and (warm_start is None or warm_start.metadata.kind == "full"):
         check_lora(config, recipe.lora)
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, base, warm_start)
@@ -239,7 +246,7 @@ def _build_model(
     largest_id = max(int(part.trees.column("largest_id").max()) for part in corpus.every)
     check_token_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
     if recipe.lora is not None and not hasattr(network, "peft_config"):
-        network = add_lora(network, recipe.lora, quantized=request.quantize is not None)
+        network = add_lora(network, recipe.lora)
     dropouts_off(network, keep_lora=True)
     parameters = trainable_parameters(network)
     sharing = fsdp_settings(args)

@@ -387,20 +387,18 @@ def test_a_base_that_is_nowhere(pairs_file: Path, tmp_path: Path, refuse: Refuse
     assert "nobody/nothing is not a local folder" in sentence
 
 
-def test_four_bits_without_a_gpu(
+def test_four_bits_without_bitsandbytes(
     tiny_base: Path,
     tmp_path: Path,
     refuse: Refuse,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("plaudit.model.load.find_spec", lambda name: None)
     data = tmp_path / "pairs.jsonl"
     data.write_text("no rows, which reading would say")
     recipe = overlaid(recipe_of(tiny_base, data), model={"quantize": "4bit"})
     sentence = refuse("train", saved(recipe, tmp_path), "--out", tmp_path / "run")
-    assert "4bit needs a CUDA device" in sentence
+    assert "4bit needs bitsandbytes" in sentence
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe junk \xff"])

@@ -25,7 +25,7 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     base = build_base(tmp_path_factory.mktemp("base"), request.param)
     tokenizer = tiny_tokenizer()
     network = load_base(BaseRequest(base=str(base), head_init="normal"), pad_id=2).network
-    network = add_lora(network, {"r": 4, "target_modules": "all-linear"}, quantized=False)
+    network = add_lora(network, {"r": 4, "target_modules": "all-linear"})
     torch.manual_seed(3)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:

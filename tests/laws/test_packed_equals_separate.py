@@ -115,7 +115,7 @@ def test_packed_equals_separate(family: str) -> None:
 
 
 def test_packed_equals_separate_with_lora(family: str) -> None:
-    network = add_lora(tiny_classifier(family), LORA, quantized=False)
+    network = add_lora(tiny_classifier(family), LORA)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
@@ -274,7 +274,7 @@ def test_half_precision_on_a_gpu(name: str, cached: bool, form: str) -> None:
 
     def adapted(*, half: bool) -> Any:
         # Heads of 16, the narrowest that FlexAttention takes on CUDA.
-        network = add_lora(tiny_classifier(name, head_dim=16), LORA, quantized=False)
+        network = add_lora(tiny_classifier(name, head_dim=16), LORA)
         generator = torch.Generator().manual_seed(1)
         for parameter_name, parameter in network.named_parameters():
             if "lora_B" in parameter_name:

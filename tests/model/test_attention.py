@@ -204,9 +204,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", ["varlen", "two_calls"])
 def test_a_step_never_waits_for_the_device(form: str) -> None:
-    network = add_lora(
-        tiny_classifier("llama"), {"r": 2, "target_modules": "all-linear"}, quantized=False
-    )
+    network = add_lora(tiny_classifier("llama"), {"r": 2, "target_modules": "all-linear"})
     base = classifier(network)
     base.set_attn_implementation(PACKED_ATTENTION)
     fuse_lora(network)

@@ -29,7 +29,7 @@ LORA = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
 
 def test_compiled_layers_score_and_learn_alike() -> None:
     """Two rows of different lengths; the graph is compiled, the code generator is not needed."""
-    network = add_lora(tiny_classifier("llama"), LORA, quantized=False)
+    network = add_lora(tiny_classifier("llama"), LORA)
     network.base_model.set_attn_implementation(PACKED_ATTENTION)  # type: ignore[operator, union-attr]
     module = DecoderRewardModule(network)
     batches = [
@@ -114,7 +114,7 @@ def test_half_precision_kernels_err_as_padded_batches_do(
     def network() -> Any:
         if not lora:
             return tiny_classifier("llama")
-        adapted = add_lora(tiny_classifier("llama"), LORA, quantized=False)
+        adapted = add_lora(tiny_classifier("llama"), LORA)
         generator = torch.Generator().manual_seed(1)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -83,9 +83,7 @@ def test_a_padded_call_is_the_layers_own() -> None:
 
 
 def test_an_adapter_merged_afterwards_leaves_it_working() -> None:
-    network = add_lora(
-        tiny_classifier("llama"), {"r": 2, "target_modules": "all-linear"}, quantized=False
-    ).eval()
+    network = add_lora(tiny_classifier("llama"), {"r": 2, "target_modules": "all-linear"}).eval()
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.2)

@@ -128,7 +128,7 @@ def test_every_dropout_is_off(tmp_path: Path) -> None:
     config = load_config(BaseRequest(base=str(base)))
     for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
         assert getattr(config, name) == 0.0
-    network = add_lora(base_of(base), {**LORA, "lora_dropout": 0.25}, quantized=False)
+    network = add_lora(base_of(base), {**LORA, "lora_dropout": 0.25})
     dropouts_off(network, keep_lora=True)
     dropped = {n: m.p for n, m in network.named_modules() if isinstance(m, nn.Dropout) and m.p}
     assert dropped
@@ -176,7 +176,7 @@ def test_a_head_for_several_labels(tmp_path: Path) -> None:
 def test_a_half_precision_body_has_a_full_precision_head(tiny_base: Path) -> None:
     network = base_of(tiny_base, dtype=torch.bfloat16, head_init="normal")
     assert network.model.embed_tokens.weight.dtype == torch.bfloat16
-    network = add_lora(network, LORA, quantized=False)
+    network = add_lora(network, LORA)
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
     module = patch_modules(network).eval()
     batchers = make_batchers("auto", CPU, PAD)
@@ -205,9 +205,9 @@ def test_a_body_without_some_of_its_tensors(tiny_base: Path, tmp_path: Path) -> 
         base_of(base)
 
 
-def test_four_bits_need_a_gpu(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="needs a CUDA device, but none is available"):
+def test_four_bits_need_bitsandbytes(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.model.load.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="needs bitsandbytes; install it with pip install"):
         base_of(tiny_base, quantize="4bit")
 
 
@@ -261,7 +261,7 @@ def test_the_head_is_saved_whole_with_what_the_user_names(tiny_base: Path, tmp_p
     from safetensors import safe_open
 
     options = {**LORA, "modules_to_save": ["embed_tokens", "score"], "target_modules": ["q_proj"]}
-    network: Any = add_lora(base_of(tiny_base), options, quantized=False)
+    network: Any = add_lora(base_of(tiny_base), options)
     assert {"score", "embed_tokens"} <= set(network.peft_config["default"].modules_to_save)
     randomise(network)
     loaded = saved_and_loaded(network, tiny_base, tmp_path)
@@ -276,13 +276,13 @@ def test_the_head_is_saved_whole_with_what_the_user_names(tiny_base: Path, tmp_p
 
 def test_settings_that_peft_refuses(tiny_base: Path) -> None:
     with pytest.raises(PlauditError, match=r"target_modules: no_such_layer matches no module"):
-        add_lora(base_of(tiny_base), {"target_modules": ["no_such_layer"]}, quantized=False)
+        add_lora(base_of(tiny_base), {"target_modules": ["no_such_layer"]})
 
 
 def test_the_heads_frozen_original_is_not_counted(tiny_base: Path) -> None:
     network = base_of(tiny_base)
     whole = sum(p.numel() for p in network.parameters())
-    network = add_lora(network, {"r": 2, "target_modules": ["q_proj"]}, quantized=False)
+    network = add_lora(network, {"r": 2, "target_modules": ["q_proj"]})
     lora = 3 * 2 * (32 + 32)
     assert trainable_parameters(network) == (lora + 32, whole + lora)
 
@@ -465,7 +465,7 @@ def encoder_base(family: str, folder: Path) -> Path:
 def test_an_encoders_fresh_layers_come_back(family: str, tmp_path: Path) -> None:
     """Pooler and dense layers start random and differ at each load, unless they are saved."""
     base = encoder_base(family, tmp_path / "base")
-    network = add_lora(base_of(base), LORA, quantized=False)
+    network = add_lora(base_of(base), LORA)
     dropouts_off(network, keep_lora=False)
     assert float(scores(network).abs().max()) == 0, "a fresh head starts at zero"
     randomise(network)
@@ -478,7 +478,7 @@ def test_an_encoders_fresh_layers_come_back(family: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoders_head_is_in_full_precision(family: str, tmp_path: Path) -> None:
     base = encoder_base(family, tmp_path / "base")
-    network = add_lora(base_of(base, dtype=torch.bfloat16), LORA, quantized=False)
+    network = add_lora(base_of(base, dtype=torch.bfloat16), LORA)
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
     randomise(network)
     assert torch.isfinite(scores(network)).all()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from plaudit.errors import ModelError
 from plaudit.model.precision import Purpose, choose_dtype, dtype_on, has_bf16
+from plaudit.training.run import train
 from plaudit.types import Dtype, WeightDtype
+from tests.conftest import recipe_of
+
+pytestmark = pytest.mark.heavy
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,24 @@ def test_a_named_dtype_is_kept(name: Dtype, purpose: Purpose) -> None:
 
 def test_a_cpu_does_not_count_as_a_gpu_with_bf16() -> None:
     assert not has_bf16(torch.device("cpu"))
+
+
+def test_an_fp32_adapter_on_a_bf16_body_takes_a_step(
+    tiny_base: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    """With checkpointing, where PEFT's layers have met tensors of two dtypes (trl issue 6089)."""
+    recipe = recipe_of(tiny_base, pairs_file, num_train_epochs=1, gradient_checkpointing=True)
+    recipe["model"]["dtype"] = "bfloat16"
+    run = train(recipe, tmp_path / "run").metrics.run
+    assert (run.attention, run.dtype) == ("packed", "bfloat16")
+    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    # B and the head start at zero.
+    moved = {name for name, tensor in stored.items() if tensor.abs().max() > 0}
+    assert moved == set(stored)
+    # Finer than bf16 holds: the steps were taken in fp32.
+    (head,) = (tensor for name, tensor in stored.items() if "score" in name)
+    assert (head != head.bfloat16()).any()
 
 
 def test_an_unknown_name_is_an_error() -> None:

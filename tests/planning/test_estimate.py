@@ -240,8 +240,8 @@ def test_four_bit_weights_take_half_a_byte_and_a_bit() -> None:
     loaded = recipe(model={"base": "some/base", "quantize": "4bit"})
     memory = make(loaded).memory
     linear, rest = 6_979_321_856, 7_504_924_672 - 6_979_321_856
-    assert memory.weights == pytest.approx(linear * 4.127 / 8 + rest * 4, rel=1e-4)
-    assert activation_dtype(loaded) == "float32"
+    assert memory.weights == pytest.approx(linear * 4.127 / 8 + rest * 2, rel=1e-4)
+    assert activation_dtype(loaded) == "bfloat16"
 
 
 def test_checkpointing_keeps_layer_inputs_and_computes_a_forward_more() -> None:

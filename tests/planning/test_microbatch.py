@@ -44,7 +44,7 @@ LAYERS = 6
 def module() -> DecoderRewardModule:
     network = tiny_classifier("llama", num_hidden_layers=LAYERS, intermediate_size=128)
     network.set_attn_implementation(PACKED_ATTENTION)
-    return DecoderRewardModule(add_lora(network, {"target_modules": "all-linear"}, quantized=False))
+    return DecoderRewardModule(add_lora(network, {"target_modules": "all-linear"}))
 
 
 def corpus(seed: int = 0) -> list[TokenTree]:

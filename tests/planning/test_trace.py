@@ -92,7 +92,7 @@ def real_module(
 ) -> tuple[RewardModule, PackedBatcher]:
     network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     if lora is not None:
-        network = add_lora(network, lora, quantized=False)
+        network = add_lora(network, lora)
     module = patch_modules(network)
     classifier(network).set_attn_implementation(attention)
     return module, PackedBatcher(max_tokens=10**6, device=torch.device("cpu"))
