@@ -290,7 +290,8 @@ class Clock:
 
 
 def attention_forms(device: torch.device, *, window: bool = False) -> list[str]:
-    """Forms that suit the large model here; with ``window``, those that can narrow what is seen.
+    """Forms that suit the large model here, first the one that plaudit chooses; with ``window``,
+    those that can narrow what is seen.
 
     The written-out form is a reference, and no candidate on a GPU.
     """

@@ -59,7 +59,7 @@ PARTS: dict[str, Row] = {
     "laws": Row(
         module="laws",
         function="check_laws",
-        share=100,
+        share=90,
         question="Are packed scores and gradients those of separate sequences, by fused code?",
     ),
     "sync": Row(
@@ -71,7 +71,7 @@ PARTS: dict[str, Row] = {
     "steps": Row(
         module="training",
         function="measure_steps",
-        share=100,
+        share=130,
         question="How fast is an 8B LoRA step, and is the memory what plaudit plan says?",
     ),
     "peers": Row(
@@ -83,7 +83,7 @@ PARTS: dict[str, Row] = {
     "scoring": Row(
         module="scoring",
         function="measure_scoring",
-        share=45,
+        share=40,
         question="How fast are responses scored, compared with padded batches?",
     ),
     "profile": Row(
@@ -95,19 +95,19 @@ PARTS: dict[str, Row] = {
     "memory": Row(
         module="runs",
         function="check_memory",
-        share=35,
+        share=30,
         question="Does a run stay within the memory that it may use?",
     ),
     "roundtrip": Row(
         module="runs",
         function="check_roundtrip",
-        share=40,
+        share=35,
         question="Does a run save what it measured, and does a stopped run end as a whole one?",
     ),
     "ranks": Row(
         module="runs",
         function="check_ranks",
-        share=30,
+        share=25,
         question="Does a run under torchrun with FSDP2 shard its weights, save and load?",
     ),
 }

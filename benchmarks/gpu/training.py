@@ -108,12 +108,13 @@ def measure_steps(bench: Bench, part: Part) -> None:
         Setting(checkpointing=True),
         Setting(layers="own"),
         *([Setting(layers="pytorch")] if runs_liger() else []),
-        *(Setting(form=form) for form in attention_forms(bench.device)),
+        *(Setting(form=form) for form in attention_forms(bench.device)[1:]),
     ]
     first, *more = bench.sizes.training
     for settings, shapes in (
-        ((Setting(chosen=True), Setting()), bench.sizes.training),
+        ([Setting()], bench.sizes.training),
         (others, [first]),
+        ([Setting(chosen=True)], bench.sizes.training),
         (others, more),
     ):
         for setting in settings:
