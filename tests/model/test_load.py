@@ -35,6 +35,7 @@ from plaudit.model.load import (
 )
 from plaudit.model.module import DecoderRewardModule, as_reward_module, classifier
 from plaudit.model.packing import (
+    PACKED_ARCHITECTURES,
     Prepared,
     SelfCheckResult,
     check_trees,
@@ -373,6 +374,22 @@ def test_a_self_check_allows_for_the_coarsest_precision_of_a_body() -> None:
         for network in (full, mixed)
     ]
     assert tolerances == [1e-3, 6e-2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("family", sorted(PACKED_ARCHITECTURES))
+def test_every_architecture_runs_packed_in_half_precision(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_classifier(family).save_pretrained(tmp_path)
+    network = base_of(tmp_path, dtype=dtype)
+    assert (network.score.weight.dtype, next(network.parameters()).dtype) == (torch.float32, dtype)
+    batchers = make_batchers(400, CPU, PAD)
+    module = patch_modules(network)
+    assert isinstance(module, DecoderRewardModule)
+    result = self_check(module, batchers["packed"], batchers["padded"])
+    # Rounding stays far from the tolerance; wrong attention shows 0.1 and more.
+    assert 0 < result.difference < result.tolerance / 2
 
 
 def test_a_failed_self_check_is_recorded(
