@@ -41,8 +41,15 @@ def dtype_on(name: Dtype, device: torch.device, purpose: Purpose) -> torch.dtype
     """:func:`choose_dtype` on a device of this machine, with a warning where it lacks bf16.
 
     Raises:
-        ModelError: no precision has this name.
+        ModelError: no precision has this name, or PyTorch finds no such device.
     """
+    import torch
+
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device is {device}, but PyTorch finds {torch.cuda.device_count()} CUDA devices;"
+            " choose another device."
+        )
     bf16 = has_bf16(device)
     if name == "auto" and device.type == "cuda" and not bf16 and purpose in NO_BF16:
         logger.warning("%s has no bfloat16, so %s.", device, NO_BF16[purpose])

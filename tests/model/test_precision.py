@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from plaudit.errors import ModelError
 from plaudit.model.precision import Purpose, choose_dtype, dtype_on, has_bf16
+from plaudit.reward_model import load
 from plaudit.training.run import train
 from plaudit.types import Dtype, WeightDtype
 from tests.conftest import recipe_of
@@ -67,6 +68,14 @@ def test_an_fp32_adapter_on_a_bf16_body_takes_a_step(
     # Finer than bf16 holds: the steps were taken in fp32.
     (head,) = (tensor for name, tensor in stored.items() if "score" in name)
     assert (head != head.bfloat16()).any()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_named(device: str, finished_run: Path) -> None:
+    if torch.cuda.is_available() and device == "cuda":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelError, match=f"device is {device}, but PyTorch finds . CUDA devices"):
+        load(finished_run, device=device)
 
 
 def test_an_unknown_name_is_an_error() -> None:
