@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.record import Part, PartRecord
 
 SECONDS = 480
-"""A call on a lent machine may last ten minutes, installing what it carries included."""
+"""For all parts together, unless ``--seconds`` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

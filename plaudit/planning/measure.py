@@ -115,7 +115,7 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def as_in_a_step(module: RewardModule) -> Iterator[None]:
     """The module in training mode with its gradients allocated, as from a second micro-batch on.
 
-    Gradients, random numbers and the mode are left as they were found.
+    Afterwards there are no gradients; random numbers and the mode are what they were.
     """
     training = module.training
     trainable = [p for p in module.parameters() if p.requires_grad]

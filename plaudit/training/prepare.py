@@ -83,6 +83,11 @@ class StepArguments(TrainingArguments):
     user_backend: str | None = None
     user_mode: str | None = None
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The precision that weights of a higher one compute in; None for their own."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
+
     def to_dict(self) -> dict[str, Any]:
         record: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         record["per_device_train_batch_size"] = record.pop("user_batch_size")
@@ -259,19 +264,18 @@ def _build_model(
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
-    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     module = patch_modules(
         network,
         RewardTransform() if warm_start is None else warm_start.metadata.reward_transform,
     )
     if sharing is not None:
-        shard(module, sharing, args, autocast)
+        shard(module, sharing, args, args.autocast)
     model = choose_layout(
         module,
         recipe.model.attention,
         packed=batchers["packed"],
         padded=batchers["padded"],
-        autocast=autocast,
+        autocast=args.autocast,
     )
     if sharing is not None:
         reshard(module)
@@ -312,7 +316,7 @@ def _decide(
         checkpointing=recipe.checkpointing,
         trees_per_step=args.per_device_train_batch_size * args.world_size,
         optimizer=str(getattr(args.optim, "value", args.optim)),
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        autocast=args.autocast,
         ranks=args.world_size,
     )
     if args.device.type != "cuda":

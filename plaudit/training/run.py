@@ -164,7 +164,9 @@ def _find_start(
     start = checkpoint_to_resume(folder) if end is None else end
     if start is not None:
         for change in check_recipe(folder, start, recipe):
-            console.print(f"changed on resuming: {change}", highlight=False, soft_wrap=True)
+            console.print(
+                f"changed on resuming: {change}", highlight=False, markup=False, soft_wrap=True
+            )
     return start
 
 

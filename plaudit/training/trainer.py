@@ -211,7 +211,8 @@ class RewardTrainer(Trainer):
         if self.accelerator.num_processes > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise TrainingError(
                 f"A micro-batch of {tokens:,} tokens does not fit in the memory of the device; set"
-                f" tokens.max_tokens_per_microbatch to {tokens // 2} or less."
+                f" tokens.max_tokens_per_microbatch to {tokens // 2} or less, and start again with"
+                " another --out."
             )
         self.batcher = replace(self.batcher, max_tokens=tokens // 2)
         recorded = self.folder.recorded_micro_batches() or MicroBatches(tokens=tokens)
@@ -331,7 +332,8 @@ class RewardTrainer(Trainer):
         except torch.OutOfMemoryError:
             raise TrainingError(
                 "A batch of the evaluation does not fit in the memory of the device; set"
-                f" tokens.max_tokens_per_microbatch below {self.batcher.max_tokens}."
+                f" tokens.max_tokens_per_microbatch below {self.batcher.max_tokens}, and start"
+                " again with another --out."
             ) from None
         finally:
             model.train(training)
