@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from plaudit.planning.microbatch import packed_shape, padded_shape
 from plaudit.types import TokenTree
 
 CHAT_TEMPLATE = (
@@ -138,3 +139,9 @@ def make_trees(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> li
         TokenTree(index=i, prefix=ids(prefix), branches=tuple(ids(n) for n in branches))
         for i, (prefix, branches) in enumerate(shapes)
     ]
+
+
+def tree_shape(tree: TokenTree, *, packed: bool) -> tuple[int, int, int]:
+    """Tokens, gathered keys and spans of a tree."""
+    shape = packed_shape if packed else padded_shape
+    return shape(len(tree.prefix), map(len, tree.branches))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.types import FloatArray, TokenTree
+from plaudit.types import FloatArray
 
 ENOUGH_TOKENS = 2048
 """Tokens of a micro-batch from which on a GPU gains nothing worth a recomputed layer.
@@ -90,12 +90,6 @@ def padded_shape(prompt: int, branches: Iterable[int]) -> tuple[int, int, int]:
     """The same where each response is a row as long as the longest of its tree."""
     lengths = list(branches)
     return (prompt + max(lengths)) * len(lengths), 0, len(lengths)
-
-
-def tree_shape(tree: TokenTree, *, packed: bool) -> tuple[int, int, int]:
-    """Tokens, gathered keys and spans of a tree."""
-    shape = packed_shape if packed else padded_shape
-    return shape(len(tree.prefix), map(len, tree.branches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

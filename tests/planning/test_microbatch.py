@@ -30,11 +30,10 @@ from plaudit.planning.microbatch import (
     densest_trees,
     most_bytes,
     token_limit,
-    tree_shape,
 )
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher, TokenBatcher
 from plaudit.types import TokenTree
-from tests.models import make_trees, tiny_classifier
+from tests.models import make_trees, tiny_classifier, tree_shape
 
 CPU = torch.device("cpu")
 LAYERS = 6

@@ -15,7 +15,7 @@ from torch import Tensor
 from plaudit.errors import TrainingError
 from plaudit.model.module import DecoderRewardModule
 from plaudit.planning.measure import StorageMeter, pass_bytes
-from plaudit.planning.microbatch import SPARE, MicroBatches, tree_shape
+from plaudit.planning.microbatch import SPARE, MicroBatches
 from plaudit.recipe.load import parse_recipe
 from plaudit.training.budget import (
     BudgetRequest,
@@ -28,6 +28,7 @@ from plaudit.training.prepare import PreparedRun, prepare, step_arguments
 from plaudit.training.run import train
 from plaudit.types import Batch
 from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.models import tree_shape
 
 pytestmark = pytest.mark.heavy
 
