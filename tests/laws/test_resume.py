@@ -311,6 +311,38 @@ def test_commands_on_a_run_that_is_not_evaluated_say_so(
     assert sorted(out.iterdir()) == before
 
 
+def test_killed_while_the_evaluation_is_written(
+    killed_in_evaluation: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the predictions, and between the metrics and the report."""
+    from plaudit.reward_model import load
+
+    out = tmp_path / "run"
+    shutil.copytree(killed_in_evaluation, out)
+    for name in ("predictions.parquet", "metrics.json"):
+        with running(out, out, "--resume") as process:
+            wait_until((out / name).is_file, process)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        load(out)
+    assert not (out / "report.html").exists()
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+    caplog.clear()
+    assert load(out).metadata == load(uninterrupted).metadata
+    assert caplog.messages == []
+    with running(out, out, "--resume") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert_same_run(out, uninterrupted)
+    assert not (out / "training.json").exists()
+    assert "To finish the evaluation" not in (out / "README.md").read_text()
+    assert (out / "report.html").is_file()
+
+
 def test_an_evaluation_that_fails_names_the_model_and_is_run_again(
     killed_in_evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
