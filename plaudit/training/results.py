@@ -74,7 +74,7 @@ def write_results(
         module=module,
         tokenizer=run.tokenizer,
         metadata=metadata,
-        batcher=run.built.batcher,
+        batcher=trainer.batcher,
         encoder=run.encoder,
     )
     alone = trainer.accelerator.distributed_type in _WHOLE_MODEL_ON_EACH_RANK
