@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -213,6 +214,7 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
             parts=tuple(kept),
         ).write(arguments.out)
         if waiting and not usable(bench.device):
+            shutil.rmtree(work, ignore_errors=True)
             _start_anew(arguments, waiting, arguments.seconds - (time.monotonic() - began))
     return kept
 

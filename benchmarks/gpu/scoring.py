@@ -132,7 +132,9 @@ def _fastest_padded(
     for tokens in PADDED_TOKENS[: 1 if bench.tiny else None]:
         try:
             seconds = bench.seconds(
-                lambda tokens=tokens: scores(plain, _padded(bench, tokens), alone),  # type: ignore[misc]
+                lambda batcher=_padded(bench, tokens): score_distinct(  # type: ignore[misc]
+                    plain, batcher, alone, batches=len(batcher.split(alone))
+                ),
                 repeats=2,
             )
         except torch.OutOfMemoryError:

@@ -66,22 +66,23 @@ def score_distinct(
 ) -> list[FloatArray]:
     """:func:`score_trees` for trees whose conversations are known to differ.
 
-    ``forward`` must be the object accelerate wrapped where there is one. ``batches`` is
-    the number that every rank runs: FSDP, ZeRO-3 and DDP's buffers communicate in every forward
-    pass, so a rank that ran fewer would hang the others. Without ``batches``, a batch that does not
-    fit in memory is halved.
+    ``forward`` must be the object accelerate wrapped where there is one. ``batches`` is the number
+    that every rank runs: FSDP and DDP's buffers communicate in every forward pass, so a rank that
+    ran fewer would hang the others. Without ``batches``, a batch that does not fit in memory is
+    halved.
 
     Raises:
         ModelError: a tree alone does not fit in memory.
     """
     cuts = batcher.split(trees)
     gathered: list[Tensor] = []
+    within_memory = _WithinMemory(forward, batcher)
     with torch.no_grad():
         rounds = micro_batches(batcher, trees, cuts, len(cuts) if batches is None else batches)
         for number, (members, batch) in enumerate(rounds):
             scored: Iterable[tuple[Sequence[TokenTree], Tensor]]
             if batches is None:
-                scored = _forward_or_halve(forward, batcher, members, batch)
+                scored = within_memory.scored(members, batch)
             else:
                 scored = [(members, forward(batch))]
             for part, scores_R in scored if number < len(cuts) else ():
@@ -102,37 +103,50 @@ def score_distinct(
     return results
 
 
-def _forward_or_halve(
-    forward: Callable[[Batch], Tensor],
-    batcher: Batcher,
-    trees: Sequence[TokenTree],
-    batch: Batch,
-) -> Iterator[tuple[Sequence[TokenTree], Tensor]]:
-    """A batch of trees in as few parts as fit in memory, each with its ``scores_R``, in order."""
-    try:
-        scores_R = forward(batch)
-    except torch.OutOfMemoryError:
-        # The failed pass is alive until this block is left.
-        pass
-    else:
-        yield trees, scores_R
-        return
-    tokens = sum(tree.tokens for tree in trees)
-    if len(trees) == 1:
-        raise ModelError(
-            f"A comparison of {tokens:,} tokens ({len(trees[0].branches)} responses) does not fit"
-            " in the memory of the device; score fewer responses at once, lower the maximum length,"
-            " or use a device with more memory."
-        )
-    logger.warning(
-        "A batch of %s tokens did not fit in the memory of the device and was computed in two"
-        " halves; lower max_tokens_per_microbatch to avoid the failed attempt.",
-        f"{tokens:,}",
-    )
-    free_memory()
-    half = len(trees) // 2
-    for part in (trees[:half], trees[half:]):
-        yield from _forward_or_halve(forward, batcher, part, batcher.collate(part))
+class _WithinMemory:
+    """Passes over batches that fit in memory: one that does not is computed in halves.
+
+    A later batch of that size or more is halved before it is tried.
+    """
+
+    def __init__(self, forward: Callable[[Batch], Tensor], batcher: Batcher) -> None:
+        self.forward, self.batcher = forward, batcher
+        self.too_many: int | None = None
+
+    def scored(
+        self, trees: Sequence[TokenTree], batch: Batch
+    ) -> Iterator[tuple[Sequence[TokenTree], Tensor]]:
+        """A batch of trees in as few parts as fit, each with its ``scores_R``, in order."""
+        tokens = sum(tree.tokens for tree in trees)
+        if len(trees) == 1 or self.too_many is None or tokens < self.too_many:
+            try:
+                scores_R = self.forward(batch)
+            except torch.OutOfMemoryError:
+                # The failed pass is alive until this block is left.
+                pass
+            else:
+                yield trees, scores_R
+                return
+            free_memory()
+            self._remember(trees, tokens)
+        half = len(trees) // 2
+        for part in (trees[:half], trees[half:]):
+            yield from self.scored(part, self.batcher.collate(part))
+
+    def _remember(self, trees: Sequence[TokenTree], tokens: int) -> None:
+        if len(trees) == 1:
+            raise ModelError(
+                f"A comparison of {tokens:,} tokens ({len(trees[0].branches)} responses) does not"
+                " fit in the memory of the device; score fewer responses at once, lower the"
+                " maximum length, or use a device with more memory."
+            )
+        if self.too_many is None:
+            logger.warning(
+                "A batch of %s tokens did not fit in the memory of the device; such batches are"
+                " computed in halves. Lower max_tokens_per_microbatch to avoid the failed attempt.",
+                f"{tokens:,}",
+            )
+        self.too_many = tokens
 
 
 def free_memory() -> None:

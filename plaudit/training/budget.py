@@ -7,6 +7,7 @@ layout of batches. What the first optimizer step will allocate is held back.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 
@@ -19,7 +20,7 @@ from plaudit.tokens.batch import MICROBATCH_TOKENS, PackedBatcher, TokenBatcher
 from plaudit.tokens.store import StoredTrees
 
 _ATTEMPTS = 3
-# A pass that ran out of memory does not tell what it needed.
+# A pass that ran out of memory needed more than there was, and does not tell how much.
 _UNKNOWN_EXCESS = 1.25
 
 
@@ -129,8 +130,7 @@ def _verified(
     """The choice, with the largest micro-batch that it allows run once."""
     trees, shapes = corpus
     costs, free = measured
-    chosen: MicroBatches | None = None
-    for _ in range(_ATTEMPTS):
+    for attempt in count(1):
         chosen = choose(
             costs, shapes, free, trees_per_step=request.trees_per_step, tokens=request.tokens
         )
@@ -150,12 +150,14 @@ def _verified(
             module.checkpoint_layers(chosen.checkpointed_layers)
         largest = densest_trees(cost, shapes, chosen.tokens, request.trees_per_step)
         found = pass_bytes(module, batcher, [trees[i] for i in largest], meter, request.autocast)
-        if found is not None and found <= (chosen.bytes_free or 0):
-            break
+        # More than was to be left free, but it fits.
+        close_enough = attempt >= _ATTEMPTS
+        if found is not None and (close_enough or found <= (chosen.bytes_free or 0)):
+            return chosen
         predicted = cost.fixed + float(cost.of(shapes)[largest].sum())
-        factor = _UNKNOWN_EXCESS if found is None else max(1.0, found / predicted)
-        costs = {number: one.times(factor) for number, one in costs.items()}
-    return chosen
+        least = max(_UNKNOWN_EXCESS, free / predicted) if found is None else found / predicted
+        costs = {number: one.times(max(1.0, least)) for number, one in costs.items()}
+    raise AssertionError("every attempt makes a pass cost more, until none is chosen")
 
 
 def _agreed(chosen: MicroBatches | None, module: RewardModule, ranks: int) -> MicroBatches | None:

@@ -75,7 +75,7 @@ class RunFolder:
     def recorded_micro_batches(self) -> MicroBatches | None:
         """How the run splits its steps, None before it has decided.
 
-        A resumed run goes on so: another split gives the same gradient only up to rounding.
+        A resumed run keeps it: another split gives the same gradient only up to rounding.
         """
         if not self.micro_batches.is_file():
             return None

@@ -39,7 +39,13 @@ from plaudit.errors import TrainingError
 from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
 from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata, write_model
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import distinct_trees, free_memory, micro_batches, score_distinct
+from plaudit.model.scoring import (
+    DUMMY_TREE,
+    distinct_trees,
+    free_memory,
+    micro_batches,
+    score_distinct,
+)
 from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import CHECKPOINT_RECIPE
 from plaudit.storage.atomic import write_text, writing
@@ -178,7 +184,8 @@ class RewardTrainer(Trainer):
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
         scale = self.accelerator.num_processes / max(total_weight(inputs), 1e-12)
         total = torch.zeros((), device=self.args.device)
-        trees: Sequence[TokenTree] = ()
+        # Laying out the first one may already run out of memory.
+        trees: Sequence[TokenTree] = [mine[i] for i in cuts[0]] if cuts else [DUMMY_TREE]
         batches = micro_batches(self.batcher, mine, cuts, rounds)
         try:
             for number, (trees, batch) in enumerate(batches):
@@ -202,9 +209,10 @@ class RewardTrainer(Trainer):
         """
         tokens = self.batcher.size(trees)
         if len(trees) == 1:
-            where = self.rows[trees[0].index].where
+            row = trees[0].index
+            where = f" ({self.rows[row].where})" if row >= 0 else ""
             raise TrainingError(
-                f"A comparison of {tokens:,} tokens ({where}) does not fit"
+                f"A comparison of {tokens:,} tokens{where} does not fit"
                 " in the memory of the device; lower tokens.max_length, set"
                 " train.activation_checkpointing to true, or set model.quantize to 4bit."
             )
@@ -333,7 +341,8 @@ class RewardTrainer(Trainer):
             raise TrainingError(
                 "A batch of the evaluation does not fit in the memory of the device; set"
                 f" tokens.max_tokens_per_microbatch below {self.batcher.max_tokens}, and start"
-                " again with another --out."
+                " again with another --out. If training has ended, plaudit eval can evaluate the"
+                " model."
             ) from None
         finally:
             model.train(training)

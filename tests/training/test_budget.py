@@ -26,7 +26,7 @@ from plaudit.training.budget import (
 from plaudit.training.folder import RunFolder, start_folder
 from plaudit.training.prepare import PreparedRun, prepare, step_arguments
 from plaudit.training.run import train
-from plaudit.types import Batch
+from plaudit.types import Batch, PackedBatch
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.models import tree_shape
 
@@ -125,6 +125,23 @@ def test_a_comparison_that_cannot_fit_is_one_sentence(run: PreparedRun) -> None:
     with pytest.raises(TrainingError, match=r"largest comparison .* does not fit .*max_length"):
         decide(run, 200_000)
     run.built.model.module.checkpoint_layers(0)
+
+
+def test_what_runs_out_of_memory_is_not_chosen(run: PreparedRun) -> None:
+    """The fit may promise what the device does not have, such as a kernel's workspace."""
+    module = run.built.model.module
+    most = 2 * max(tree.tokens for tree in run.corpus.train.trees)
+    tried: list[int] = []
+
+    def limited(_: object, inputs: tuple[PackedBatch]) -> None:
+        tried.append(inputs[0].layout.tokens)
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with module.register_forward_pre_hook(limited):
+        chosen = decide(run, 10**9, replace(REQUEST, checkpointing=False))
+    assert max(tried) > most
+    assert chosen.tokens <= most
 
 
 def test_a_run_goes_on_with_the_recorded_choice(

@@ -148,15 +148,18 @@ def test_scoring_halves_what_does_not_fit(layout: str, caplog: pytest.LogCapture
     network.set_attn_implementation(PACKED_ATTENTION if layout == "packed" else "sdpa")
     module = DecoderRewardModule(network).eval()
     batcher = (
-        PackedBatcher(max_tokens=10_000, device=CPU)
+        PackedBatcher(max_tokens=110, device=CPU)
         if layout == "packed"
-        else PaddedBatcher(max_tokens=10_000, pad_id=2, device=CPU)
+        else PaddedBatcher(max_tokens=200, pad_id=2, device=CPU)
     )
-    trees = make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))], seed=2)
+    shapes = [(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))]
+    trees = [tree for seed in (2, 3) for tree in make_trees(shapes, seed=seed)]
     reported: list[int] = []
+    failed: list[int] = []
 
     def limited(batch: Batch) -> Tensor:
         if tokens_of(batch) > 40:
+            failed.append(tokens_of(batch))
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return module(batch)
 
@@ -168,7 +171,10 @@ def test_scoring_halves_what_does_not_fit(layout: str, caplog: pytest.LogCapture
         assert one == pytest.approx(two, abs=1e-5)
     assert sum(reported) == len(trees)
     assert len(reported) > 1
-    assert "in two halves" in caplog.text
+    assert caplog.text.count("did not fit") == 1
+    # A later batch as large as one that failed is halved without an attempt.
+    assert failed == sorted(set(failed), reverse=True)
+    assert len(batcher.split(trees)) > 1
     with pytest.raises(ModelError, match="A comparison of 24 tokens"):
         score_trees(limited_to(module, 20), batcher, trees)
 

@@ -67,8 +67,6 @@ class FusedLoRA(PatchedModule):
             and type(self.lora_B[name]) is nn.Linear
             and self.lora_B[name].bias is None
             and (not self.training or not isinstance(dropout, nn.Dropout) or dropout.p == 0.0)
-            # ZeRO-3 gathers a layer's weights when that layer is called, and here it is not.
-            and not hasattr(base.weight, "ds_id")
         )
 
 
