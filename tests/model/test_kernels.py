@@ -61,7 +61,8 @@ def test_liger_needs_cuda() -> None:
 class Liger:
     """What liger_kernel.transformers.functional documents, written out in fp32.
 
-    Like the kernels of the library it returns rotated queries and keys in place of those given.
+    Like the kernels of the library it returns rotated queries and keys in place of those given, and
+    reads the first half of the tables alone.
     """
 
     def __init__(self) -> None:
@@ -78,8 +79,8 @@ class Liger:
 
         def turned(x: Tensor) -> Tensor:
             low, high = x.float().chunk(2, dim=-1)
-            half = torch.cat([-high, low], dim=-1)
-            return (x.float() * cos[:, None].float() + half * sin[:, None].float()).to(x.dtype)
+            c, s = (table[:, None, :, : low.shape[-1]].float() for table in (cos, sin))
+            return torch.cat([low * c - high * s, high * c + low * s], dim=-1).to(x.dtype)
 
         return turned(q), turned(k)
 
