@@ -129,7 +129,8 @@ def train(
             f"{folder.path} is already finished; rewriting its card and report.", soft_wrap=True
         )
         if is_main_process():
-            write_text(folder.recipe, dump_recipe(recipe))
+            if recipe != load_recipe(folder.recipe):
+                write_text(folder.recipe, dump_recipe(recipe))
             write_presentation(folder, recipe)
         return TrainedRun(folder=folder.path, metrics=read_metrics(folder.path))
     try:
