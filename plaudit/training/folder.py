@@ -226,9 +226,12 @@ def checkpoint_to_resume(folder: RunFolder) -> Path | None:
     return latest
 
 
-def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -> Sequence[Change]:
+def check_recipe(
+    folder: RunFolder, start: TrainingEnd | Path | None, recipe: Recipe
+) -> Sequence[Change]:
     """The run resumes with the recipe that it was trained with until ``start``, a checkpoint.
 
+    None is its first step, before which ``recipe.yaml`` has the recipe that it was started with.
     Returns what is measured differently from here on.
 
     Raises:
@@ -237,6 +240,8 @@ def check_recipe(folder: RunFolder, start: TrainingEnd | Path, recipe: Recipe) -
     if isinstance(start, TrainingEnd):
         text, file = start.recipe, folder.training
         advice = f"restore the values that {file} records"
+    elif start is None:
+        return list(changes(load_recipe(folder.recipe), recipe))
     else:
         file = start / CHECKPOINT_RECIPE
         text = file.read_text(encoding="utf-8")

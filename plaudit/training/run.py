@@ -163,11 +163,10 @@ def _find_start(
     """
     end = None if args.deepspeed_plugin is not None else read_training_end(folder)
     start = checkpoint_to_resume(folder) if end is None else end
-    if start is not None:
-        for change in check_recipe(folder, start, recipe):
-            console.print(
-                f"changed on resuming: {change}", highlight=False, markup=False, soft_wrap=True
-            )
+    for change in check_recipe(folder, start, recipe):
+        console.print(
+            f"changed on resuming: {change}", highlight=False, markup=False, soft_wrap=True
+        )
     return start
 
 

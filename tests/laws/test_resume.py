@@ -407,6 +407,17 @@ def test_a_run_trains_on_with_other_measurements(
     assert "calibrate: false" in (newest / "training_recipe.yaml").read_text()
 
 
+def test_a_run_without_a_checkpoint_says_what_changed(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = stopped_before_its_end(uninterrupted, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    assert main(["train", str(out), "--resume", "--set", "evaluate.calibrate=false"]) == 0
+    assert "changed on resuming: evaluate.calibrate: true → false" in capsys.readouterr().err
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "setting",
     [
