@@ -51,10 +51,12 @@ class Recalibration:
 
     ``after`` is 1 where no fitted temperature is significantly better than 1. ``gain`` is the
     decrease of the log loss from ``before`` to ``after`` (``calibration.improvement``). ``stored``:
-    the decrease is significant, and the model has the new temperature. ``data`` counts the rows.
+    the decrease is significant, and the model has the new temperature. ``data`` counts the rows;
+    ``dtype`` is the precision of the body that scored them.
     """
 
     model: str
+    dtype: str
     pairs: int
     prompts: int
     before: AtTemperature
@@ -104,6 +106,7 @@ def calibrate(
         paired,
         metadata.temperature or 1.0,
         model=str(model),
+        dtype=reward_model.dtype,
         data=data_use(loaded, skipped),
         seed=options.seed,
     )
@@ -162,6 +165,7 @@ def recalibrate(
     current: float,
     *,
     model: str,
+    dtype: str,
     data: DataUse,
     seed: int = 0,
 ) -> Recalibration:
@@ -176,6 +180,7 @@ def recalibrate(
     stored = beyond_noise(gain)
     return Recalibration(
         model=model,
+        dtype=dtype,
         pairs=len(paired),
         prompts=gain.groups,
         before=before,

@@ -76,14 +76,16 @@ class ComparedData:
     """What the models were compared on.
 
     ``scored``: models scored ``use`` now; otherwise all scores are recorded ones. ``skipped``
-    counts comparisons that a model could not score, by model and reason. ``chose_checkpoint``: a
-    run chose its best checkpoint on these data.
+    counts comparisons that a model could not score, by model and reason; ``dtypes`` has the
+    precision of the body of each model that scored. ``chose_checkpoint``: a run chose its best
+    checkpoint on these data.
     """
 
     scored: bool
     chose_checkpoint: bool
     use: DataUse | None = None
     skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +280,7 @@ def _score_all(
 ) -> tuple[list[Scored], ComparedData, StoredComparisons]:
     loaded = load_comparisons(data, seed=options.seed)
     skipped: dict[str, Mapping[str, int]] = {}
+    dtypes: dict[str, str] = {}
     scored = []
     for name, path in zip(short_names(candidates), candidates, strict=True):
         if is_recorded(path):
@@ -285,10 +288,14 @@ def _score_all(
             continue
         model = open_model(path, console, options)
         _, held_out, reasons = score_comparisons(model, loaded.comparisons, console, name=name)
-        skipped[name] = dict(reasons)
+        skipped[name], dtypes[name] = dict(reasons), model.dtype
         scored.append(Scored(name=name, table=held_out.table))
     used = ComparedData(
-        scored=True, chose_checkpoint=False, use=data_use(loaded, {}), skipped=skipped
+        scored=True,
+        chose_checkpoint=False,
+        use=data_use(loaded, {}),
+        skipped=skipped,
+        dtypes=dtypes,
     )
     return scored, used, loaded.comparisons
 

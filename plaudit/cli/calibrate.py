@@ -21,6 +21,7 @@ def calibrate(
     format_: options.Format = None,
     columns: options.Columns = None,
     base: options.Base = None,
+    dtype: options.Precision = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.ResultAsJson = False,
 ) -> None:
@@ -39,7 +40,7 @@ def calibrate(
         from plaudit.calibrate_model import calibrate as run
         from plaudit.evaluate_model import OpenOptions
 
-    opened = OpenOptions(base=base, trust_remote_code=trust_remote_code)
+    opened = OpenOptions(base=base, dtype=dtype, trust_remote_code=trust_remote_code)
     result = run(model, sources, opened, console=console)
     if json:
         options.print_json(result)

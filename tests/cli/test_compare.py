@@ -51,6 +51,7 @@ def test_a_run_alone_compares_its_evaluations_without_scoring(
         "chose_checkpoint": True,
         "use": None,
         "skipped": {},
+        "dtypes": {},
     }
     assert "These data chose the best checkpoints" in done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,30 @@ def test_an_evaluation_records_its_dtype(finished_run: Path, data: Path) -> None
     assert half == pytest.approx(whole, abs=0.05)
 
 
-def test_a_comparison_scores_in_the_dtype_it_is_told(finished_run: Path, data: Path) -> None:
+def test_a_comparison_records_its_dtype(finished_run: Path, data: Path) -> None:
     checkpoint = next((finished_run / "checkpoints").iterdir())
-    losses = [
-        [model["nll"] for model in json.loads(done.stdout)["models"]]
-        for done in (
-            plaudit("compare", finished_run, checkpoint, data, "--dtype", dtype, "--json")
-            for dtype in ("float32", "bfloat16")
-        )
-    ]
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        done = plaudit("compare", finished_run, checkpoint, data, "--dtype", dtype, "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        names = [model["name"] for model in result["models"]]
+        assert result["data"]["dtypes"] == dict.fromkeys(names, dtype)
+        losses.append([model["nll"] for model in result["models"]])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+def test_a_calibration_says_its_dtype(finished_run: Path, data: Path, tmp_path: Path) -> None:
+    losses = []
+    for dtype, options in {"float32": (), "bfloat16": ("--dtype", "bfloat16")}.items():
+        folder = tmp_path / dtype
+        shutil.copytree(finished_run, folder)
+        done = plaudit("calibrate", folder, data, *options, "--json")
+        assert done.returncode in (0, 1), done.stderr
+        result = json.loads(done.stdout)
+        assert result["dtype"] == dtype
+        losses.append(result["before"]["log_loss"])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
