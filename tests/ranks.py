@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 SCRIPT = Path(__file__).with_name("rank_command.py")
 
 
@@ -30,3 +33,10 @@ def run_on_two_ranks(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """What a run or a checkpoint saved: those of its adapter and head, or of the whole model."""
+    files = (*folder.glob("adapter_model.safetensors"), *folder.glob("model*.safetensors"))
+    assert files, folder
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import OutputError
@@ -21,7 +20,7 @@ from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.models import make_trees, tiny_classifier
-from tests.ranks import run_on_two_ranks
+from tests.ranks import run_on_two_ranks, weights
 
 CPU = torch.device("cpu")
 
@@ -74,10 +73,6 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(
         torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
 
 
-def trained_weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
 def test_micro_batches_do_not_change_a_run(
     tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -87,8 +82,8 @@ def test_micro_batches_do_not_change_a_run(
     recipe = recipe_of(tiny_base, pairs_file)
     recipe["tokens"] = {**recipe["tokens"], "max_tokens_per_microbatch": 2}
     train(recipe, tmp_path / "run")
-    expected = trained_weights(finished_run)
-    for name, tensor in trained_weights(tmp_path / "run").items():
+    expected = weights(finished_run)
+    for name, tensor in weights(tmp_path / "run").items():
         torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=1e-3)
 
 
@@ -101,8 +96,8 @@ def test_accumulation_is_only_a_way_to_write_the_batch(
         tiny_base, pairs_file, per_device_train_batch_size=4, gradient_accumulation_steps=1
     )
     train(recipe, tmp_path / "run")
-    expected = trained_weights(finished_run)
-    for name, tensor in trained_weights(tmp_path / "run").items():
+    expected = weights(finished_run)
+    for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, expected[name]), name
 
 
@@ -146,7 +141,7 @@ def test_two_ranks_train_what_one_does(
     for one, two in zip(alone.metrics.training_curve, together.training_curve, strict=True):
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
 
-    whole = trained_weights(out)
+    whole = weights(out)
     for name in ("metrics.json", "adapter_model.safetensors", "plaudit.json"):
         (out / name).unlink()
     with pytest.raises(OutputError, match="2 processes"):
@@ -154,11 +149,11 @@ def test_two_ranks_train_what_one_does(
     # Damaged, so that both ranks go back to the checkpoint before it.
     (out / "checkpoints" / "checkpoint-8" / "counters-1.pt").unlink()
     run_on_two_ranks("ddp", tmp_path, "train", str(out), "--resume")
-    for name, tensor in trained_weights(out).items():
+    for name, tensor in weights(out).items():
         assert torch.equal(tensor, whole[name]), name
 
 
 def assert_trained_alike(found: Path, expected: Path) -> None:
-    weights = trained_weights(expected)
-    for name, tensor in trained_weights(found).items():
-        torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-3)
+    same = weights(expected)
+    for name, tensor in weights(found).items():
+        torch.testing.assert_close(tensor, same[name], atol=1e-5, rtol=1e-3)

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
-from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import RecipeError
@@ -29,7 +28,7 @@ from plaudit.training.prepare import step_arguments
 from plaudit.training.run import train
 from plaudit.training.sharding import check_sharding
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.ranks import run_on_two_ranks
+from tests.ranks import run_on_two_ranks, weights
 
 
 class CountingEngine:
@@ -123,11 +122,6 @@ def test_two_ranks_train_what_one_does(
     run_on_two_ranks("deepspeed", tmp_path, "train", str(out), "--resume")
     for name, tensor in weights(out / "checkpoints" / "checkpoint-8").items():
         assert torch.equal(tensor, whole[name]), name
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    files = (*folder.glob("adapter_model.safetensors"), *folder.glob("model*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 # ---- what is not supported

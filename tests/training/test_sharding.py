@@ -16,8 +16,6 @@ import torch
 import yaml
 from peft import PeftModel
 from pyarrow.parquet import read_table
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from plaudit.cli.main import main
@@ -29,7 +27,7 @@ from plaudit.training.prepare import step_arguments
 from plaudit.training.run import train
 from plaudit.training.sharding import check_sharding
 from tests.conftest import pair_rows, recipe_of, write_jsonl
-from tests.ranks import run_on_two_ranks
+from tests.ranks import run_on_two_ranks, weights
 
 RUNS: dict[str, dict[str, Any]] = {
     # Adam divides by its second moment, which amplifies rounding unless epsilon is large.
@@ -87,11 +85,6 @@ def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     run_on_two_ranks("fsdp", folder, *" then ".join(map(" ".join, commands)).split())
     return folder
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    files = (*folder.glob("adapter_model.safetensors"), *folder.glob("model*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("name", RUNS)
