@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from plaudit.errors import DataError, RecipeError, nearest
 from plaudit.model.precision import choose_dtype
 from plaudit.planning.microbatch import (
-    UNMEASURED_TOKENS,
     Cost,
     MicroBatches,
     Shapes,
@@ -21,7 +20,7 @@ from plaudit.planning.microbatch import (
     packed_shape,
     padded_shape,
 )
-from plaudit.recipe.schema import Recipe, Truncation
+from plaudit.recipe.schema import MICROBATCH_TOKENS, Recipe, Truncation
 from plaudit.types import Comparison, Turns
 
 if TYPE_CHECKING:
@@ -285,7 +284,7 @@ class StepShapes:
             self.shapes,
             free,
             trees_per_step=self.trees_per_step,
-            tokens=tokens or (UNMEASURED_TOKENS if self._is_wrapped else None),
+            tokens=tokens or (MICROBATCH_TOKENS if self._is_wrapped else None),
         )
 
     def with_activations(self, static: Memory, gpu: str, chosen: MicroBatches | None) -> Memory:

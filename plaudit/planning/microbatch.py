@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.recipe.schema import MICROBATCH_TOKENS
 from plaudit.types import FloatArray
 
 ENOUGH_TOKENS = 2048
@@ -34,13 +35,6 @@ operations for 4N), a third of a full one (8N for 6N).
 
 MOST_TOKENS = 65_536
 """A larger micro-batch is no faster, and leaves less room for fragmentation."""
-
-UNMEASURED_TOKENS = 8192
-"""``tokens.batch.MICROBATCH_TOKENS``, which needs torch: the size where nothing is measured.
-
-Evaluation takes the same micro-batches and keeps no activations, so they have at least as many
-tokens where a whole step fits.
-"""
 
 SPARE = 0.08
 """Share of the free memory that is not counted on: fragmentation grows during a run."""
@@ -201,7 +195,8 @@ def choose(
     if not limit:
         return None
     if limit >= whole:
-        limit = max(limit, UNMEASURED_TOKENS)
+        # Evaluation takes the same micro-batches and keeps no activations.
+        limit = max(limit, MICROBATCH_TOKENS)
     own = min(limit, MOST_TOKENS) if tokens is None else tokens
     return MicroBatches(
         tokens=own,

@@ -158,6 +158,8 @@ class TemplateSection(Section):
 
 
 Truncation: TypeAlias = Literal["drop", "left", "proportional", "error"]
+MICROBATCH_TOKENS: Final = 8192
+"""``max_tokens_per_microbatch: auto`` where memory is not measured."""
 
 
 class TokensSection(Section):

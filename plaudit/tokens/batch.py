@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
+from plaudit.recipe.schema import MICROBATCH_TOKENS
 from plaudit.tokens.encode import common_prefix
 from plaudit.types import (
     FloatArray,
@@ -26,9 +27,6 @@ from plaudit.types import (
     TokenTree,
     arrays_to_device,
 )
-
-MICROBATCH_TOKENS = 8192
-"""``tokens.max_tokens_per_microbatch: auto``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from plaudit.model.module import RewardModule
 from plaudit.planning.estimate import OPTIMIZER_STATES
 from plaudit.planning.measure import Meter, as_in_a_step, measure_cost, measure_costs, pass_bytes
 from plaudit.planning.microbatch import SPARE, Cost, MicroBatches, Shapes, choose, densest_trees
-from plaudit.tokens.batch import MICROBATCH_TOKENS, PackedBatcher, TokenBatcher
+from plaudit.recipe.schema import MICROBATCH_TOKENS
+from plaudit.tokens.batch import PackedBatcher, TokenBatcher
 from plaudit.tokens.store import StoredTrees
 
 _ATTEMPTS = 3

@@ -33,7 +33,6 @@ from plaudit.planning.estimate import (
     within,
 )
 from plaudit.planning.microbatch import (
-    UNMEASURED_TOKENS,
     Cost,
     Shapes,
     by_layers,
@@ -41,8 +40,7 @@ from plaudit.planning.microbatch import (
     packed_shape,
 )
 from plaudit.recipe.load import parse_recipe
-from plaudit.recipe.schema import Recipe
-from plaudit.tokens.batch import MICROBATCH_TOKENS
+from plaudit.recipe.schema import MICROBATCH_TOKENS, Recipe
 from plaudit.training.corpus import _held_out_sizes, split_sizes
 from plaudit.types import Comparison
 
@@ -255,13 +253,15 @@ def test_checkpointing_keeps_layer_inputs_and_computes_a_forward_more() -> None:
 def test_eight_bit_adam_and_fsdp() -> None:
     small = make(recipe(train={"optim": "adamw_8bit"})).memory
     assert small.optimizer == 20_975_616 * 2
-    shared = make(
-        recipe(train={"fsdp": "full_shard"}), hardware=Hardware(gpus=GPUS, devices=4)
-    ).memory
+    planned = make(recipe(train={"fsdp": "full_shard"}), hardware=Hardware(gpus=GPUS, devices=4))
+    shared = planned.memory
     assert shared.weights == 7_504_924_672 * 2 // 4
     assert shared.gradients == 20_975_616 * 4 // 4
     # Where weights are shared, a run takes the default size and recomputes nothing.
-    assert (shared.checkpointed_layers, UNMEASURED_TOKENS) == (0, MICROBATCH_TOKENS)
+    assert shared.checkpointed_layers == 0
+    chosen = [row.micro_batches for row in planned.gpus.values() if row.micro_batches is not None]
+    assert chosen
+    assert {one.tokens for one in chosen} == {MICROBATCH_TOKENS}
     copied = make(recipe(), hardware=Hardware(gpus=GPUS, devices=4)).memory
     assert copied.gradients == 20_975_616 * 4 * 2
 

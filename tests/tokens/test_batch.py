@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.tokens.batch import MICROBATCH_TOKENS, PackedBatcher, PaddedBatcher, fill, pack, pad
+from plaudit.recipe.schema import MICROBATCH_TOKENS
+from plaudit.tokens.batch import PackedBatcher, PaddedBatcher, fill, pack, pad
 from plaudit.tokens.batch import make_batchers as make
 from plaudit.types import TokenTree
 
