@@ -18,6 +18,7 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit,
     improvement,
 )
+from plaudit.evaluation.numbers import counted, metric
 from plaudit.evaluation.schema import METRICS_FILE, DataUse, Interval
 from plaudit.evaluation.table import Pairs, pairs
 from plaudit.model.checkpoint import (
@@ -211,13 +212,13 @@ def _sentence(
     stored: bool,
     gain: pairwise.PairedDifference,
 ) -> str:
-    on = f"{gain.pairs:,} pairs of {gain.groups:,} prompts"
+    on = f"{counted(gain.pairs, 'pair')} of {counted(gain.groups, 'prompt')}"
     if stored:
         how = "cross-fitted" if after.temperature != 1.0 else "uncalibrated"
         return (
             f"The temperature is now {after.temperature:.4g} (before: {before.temperature:.4g})."
             f" On {on}, log loss goes from {before.log_loss:.4f} to {after.log_loss:.4f} and ECE"
-            f" from {before.ece:.4f} to {after.ece:.4f} ({how})."
+            f" from {metric(before.ece)} to {metric(after.ece)} ({how})."
         )
     stays = f"The temperature stays {before.temperature:.4g}"
     if fitted.temperature is None or fitted.delta_P is None:

@@ -297,7 +297,7 @@ def file_lines(
     files: Sequence[tuple[str, int]], others: Sequence[str], *, skipped: str
 ) -> list[str]:
     """Files with their sizes and their sum, and the names of those that were not copied."""
-    total = (f"total, {len(files)} files", sum(held for _, held in files))
+    total = (f"total, {counted(len(files), 'file')}", sum(held for _, held in files))
     lines = [f"  {size(held):>9}  {name}" for name, held in (*files, total)]
     folders = sorted({f"{name.partition('/')[0]}/" if "/" in name else name for name in others})
     if folders:
@@ -311,13 +311,13 @@ def parity_lines(parity: Parity | None) -> list[str]:
         return ["  check: skipped (--no-check)"]
     compared = (
         f"  check: passed, largest reward difference {parity.largest_difference:.2g} (allowed "
-        f"{parity.tolerance:.2g}) over {parity.responses} responses of {parity.comparisons} "
-        f"comparisons ({parity.rows})"
+        f"{parity.tolerance:.2g}) over {counted(parity.responses, 'response')} of "
+        f"{counted(parity.comparisons, 'comparison')} ({parity.rows})"
     )
     lines = [compared]
     if parity.rounding is not None:
         lines.append(
             f"  rounding: rewards changed by up to {parity.rounding:.2g}, the ranking in "
-            f"{parity.order_changes} of {parity.comparisons} comparisons"
+            f"{parity.order_changes} of {counted(parity.comparisons, 'comparison')}"
         )
     return lines

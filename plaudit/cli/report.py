@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from plaudit.evaluation.numbers import counted
+
 
 def report(
     run: Annotated[
@@ -28,7 +30,7 @@ def report(
     from plaudit.report.plots import write_plots
 
     plots = write_plots(run)
-    print(f"Wrote {write_report(run, with_texts=texts)} and {len(plots)} plots")
+    print(f"Wrote {write_report(run, with_texts=texts)} and {counted(len(plots), 'plot')}")
 
 
 def card(

@@ -13,6 +13,7 @@ import typer
 from plaudit.cli import options
 from plaudit.cli.help import OUTPUT
 from plaudit.errors import DataError
+from plaudit.evaluation.numbers import counted
 from plaudit.storage.atomic import existing_path
 
 if TYPE_CHECKING:
@@ -182,4 +183,4 @@ def scored_line(scored: ScoredFile, out: Path | None) -> str:
     skipped = f"; skipped: {reasons}" if reasons else ""
     resumed = f" ({scored.resumed:,} by an earlier call)" if scored.resumed else ""
     written = "" if out is None else f"; written to {out}"
-    return f"Scored {scored.scored:,} of {scored.rows:,} rows{resumed}{skipped}{written}"
+    return f"Scored {scored.scored:,} of {counted(scored.rows, 'row')}{resumed}{skipped}{written}"

@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,15 @@ from plaudit.errors import DataError
 from plaudit.evaluation.analysis.error_analysis import MAX_SLICE_VALUES, SMALL_SLICE
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.pairwise import ALPHA, holm, paired_test
+from plaudit.evaluation.numbers import counted, signed, signed_interval
 from plaudit.evaluation.schema import Interval, Metric, TestedDifference, json_safe, parts
 from plaudit.evaluation.table import Pairs, ScoreTable, codes, pairs
 from plaudit.types import FloatArray
 
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "nll": "log loss"}
 """What models are compared by, with the name that people read."""
+DECIMALS: Final[Mapping[Metric, int]] = {"accuracy": 3, "nll": 4}
+"""Of each metric in a sentence, as everywhere: models that differ differ less in their losses."""
 
 _EXAMPLES = 5
 
@@ -519,28 +522,29 @@ def _sentence(comparison: ModelComparison, metric: Metric) -> str:
     if len(comparison.models) > 2:
         return _ranking(comparison, metric)
     (pair,) = comparison.model_pairs
-    test, name = pair.test(metric), METRICS[metric]
+    test, name, decimals = pair.test(metric), METRICS[metric], DECIMALS[metric]
     sides, sign = [(pair.a, test.a), (pair.b, test.b)], 1
     if test.better == "b":
         sides, sign = sides[::-1], -1
     (first, ours), (second, theirs) = sides
     interval = ""
     if test.difference_ci95 is not None:
-        low, high = sorted(sign * end for end in test.difference_ci95)
-        interval = f", 95% CI {low:+.4f} to {high:+.4f}"
+        ends = sorted(sign * end for end in test.difference_ci95)
+        interval = f", 95% CI {signed_interval(ends, decimals)}"
     verdict = (
         f"{first} and {second} do not differ significantly in {name}"
         if test.better is None
         else f"{first} is significantly better than {second} in {name}"
     )
     return (
-        f"{verdict}: {ours:.4f} and {theirs:.4f} on {comparison.pairs:,} pairs, Δ"
-        f" {sign * test.difference:+.4f} ({p_value(test.p)}, {test.test}{interval})."
+        f"{verdict}: {ours:.{decimals}f} and {theirs:.{decimals}f} on"
+        f" {counted(comparison.pairs, 'pair')}, Δ {signed(sign * test.difference, decimals)}"
+        f" ({p_value(test.p)}, {test.test}{interval})."
     )
 
 
 def _ranking(comparison: ModelComparison, metric: Metric) -> str:
-    best, name = comparison.best.by(metric), METRICS[metric]
+    best, name, decimals = comparison.best.by(metric), METRICS[metric], DECIMALS[metric]
     correction = f"after Holm correction for {best.tests} tests"
     if not best.significant:
         lead = max(
@@ -550,8 +554,8 @@ def _ranking(comparison: ModelComparison, metric: Metric) -> str:
         )
         return (
             f"No two of the {len(comparison.models)} models differ significantly in {name}"
-            f" {correction}. The best, {best.name} ({best.value:.4f}), is {lead:.4f} better than"
-            f" the last on {comparison.pairs:,} pairs."
+            f" {correction}. The best, {best.name} ({best.value:.{decimals}f}), is"
+            f" {lead:.{decimals}f} better than the last on {counted(comparison.pairs, 'pair')}."
         )
     verdicts = [
         f"{verdict} {_listed(names)}"
@@ -562,7 +566,7 @@ def _ranking(comparison: ModelComparison, metric: Metric) -> str:
         if names
     ]
     return (
-        f"{best.name} has the best {name} ({best.value:.4f}): {', and '.join(verdicts)} "
+        f"{best.name} has the best {name} ({best.value:.{decimals}f}): {', and '.join(verdicts)} "
         f"(alpha {comparison.alpha:g}, {correction})."
     )
 

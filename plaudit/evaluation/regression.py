@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import DataError
-from plaudit.evaluation.compare import METRICS, Scored, align, metric_tests, p_value
+from plaudit.evaluation.compare import DECIMALS, METRICS, Scored, align, metric_tests, p_value
 from plaudit.evaluation.metrics.pairwise import ALPHA
+from plaudit.evaluation.numbers import counted, signed
 from plaudit.evaluation.schema import (
     Metric,
     RegressionCheck,
@@ -76,9 +77,10 @@ def check_regression(
 
 def _sentence(baseline: str, pairs: int, metrics: Mapping[Metric, RegressionTest]) -> str:
     parts = [
-        f"{METRICS[metric]} {test.model:.4f} (baseline {test.baseline:.4f}, Δ"
-        f" {test.difference:+.4f}, corrected {p_value(test.p_holm)})"
+        f"{METRICS[metric]} {test.model:.{decimals}f} (baseline {test.baseline:.{decimals}f}, Δ"
+        f" {signed(test.difference, decimals)}, corrected {p_value(test.p_holm)})"
         for metric, test in metrics.items()
+        for decimals in [DECIMALS[metric]]
     ]
     worse = [METRICS[metric] for metric, test in metrics.items() if test.worse]
     verdict = (
@@ -86,4 +88,5 @@ def _sentence(baseline: str, pairs: int, metrics: Mapping[Metric, RegressionTest
         if worse
         else "passed: not significantly worse"
     )
-    return f"Regression check {verdict} than {baseline} on {pairs:,} pairs; {'; '.join(parts)}."
+    on = counted(pairs, "pair")
+    return f"Regression check {verdict} than {baseline} on {on}; {'; '.join(parts)}."

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
 from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
-from plaudit.evaluation.numbers import counted, percent, words
+from plaudit.evaluation.numbers import counted, metric, percent, words
 from plaudit.evaluation.schema import (
     Answer,
     BaselineMetrics,
@@ -114,15 +114,15 @@ def _calibration(block: EvaluationMetrics) -> Iterator[str]:
     else:
         opening = "Its confidence shows no clear fault"
     yield (
-        f"{opening}: its ECE is {before:.4f} uncalibrated, and that of a perfectly calibrated "
-        f"model is expected to be {expected:.4f} on this many pairs."
+        f"{opening}: its ECE is {metric(before)} uncalibrated, and that of a perfectly calibrated "
+        f"model is expected to be {metric(expected)} on this many pairs."
     )
     yield _stored(block)
 
 
 def _stored(block: EvaluationMetrics) -> str:
     """Which temperature the model has, what it does on these pairs, and what a new fit would."""
-    uncalibrated = f"log loss {block.nll:.4f} and ECE {block.ece:.4f} uncalibrated"
+    uncalibrated = f"log loss {block.nll:.4f} and ECE {metric(block.ece)} uncalibrated"
     stored = block.stored_temperature
     fitted_here = block.stored_temperature_from == "these_data"
     if stored is None:
@@ -133,11 +133,11 @@ def _stored(block: EvaluationMetrics) -> str:
     if fitted_here:
         return (
             f"The temperature {stored:.3g} is stored with the model: cross-fitted, it gives log "
-            f"loss {block.nll_stored:.4f} and ECE {block.ece_stored:.4f} ({uncalibrated})."
+            f"loss {block.nll_stored:.4f} and ECE {metric(block.ece_stored)} ({uncalibrated})."
         )
     return (
         f"The temperature {stored:.3g} that is stored with the model gives log loss "
-        f"{block.nll_stored:.4f} and ECE {block.ece_stored:.4f} ({uncalibrated}); on these "
+        f"{block.nll_stored:.4f} and ECE {metric(block.ece_stored)} ({uncalibrated}); on these "
         f"pairs, {_refit(block)}."
     )
 
@@ -151,7 +151,7 @@ def _refit(block: EvaluationMetrics) -> str:
         return "a fitted one is 1 as well"
     return (
         f"a fitted one ({block.temperature:.3g}) gives cross-fitted log loss "
-        f"{block.nll_calibrated:.4f} and ECE {block.ece_calibrated:.4f}, which is {verdict} "
+        f"{block.nll_calibrated:.4f} and ECE {metric(block.ece_calibrated)}, which is {verdict} "
         "than T = 1 beyond noise"
     )
 

@@ -23,7 +23,7 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit_isotonic,
 )
 from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
-from plaudit.evaluation.numbers import words
+from plaudit.evaluation.numbers import metric, signed, signed_interval, words
 from plaudit.evaluation.schema import (
     BaselineMetrics,
     Calibration,
@@ -242,15 +242,15 @@ def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | N
     best, one = found
     unfitted = [words(name) for name, baseline in judged.items() if baseline is None]
     among = f" of those fitted ({', '.join(unfitted)} is not)" if unfitted else ""
-    named = f"that of the best baseline{among}, {words(best)} ({one.accuracy:.4f})"
-    by = f"Δ accuracy {one.delta_accuracy:+.4f} on the same pairs"
+    named = f"that of the best baseline{among}, {words(best)} ({metric(one.accuracy)})"
+    by = f"Δ accuracy {signed(one.delta_accuracy, 3)} on the same pairs"
     if one.delta_accuracy_ci95 is None:
         return (
             f"The model's accuracy beside {named}: {by}, without an interval for lack of prompts."
         )
     low, high = one.delta_accuracy_ci95
     verdict = "is above" if low > 0 else "is below" if high < 0 else "cannot be told from"
-    return f"The model's accuracy {verdict} {named}: {by} (95% CI {low:+.4f} to {high:+.4f})."
+    return f"The model's accuracy {verdict} {named}: {by} (95% CI {signed_interval((low, high), 3)})."
 
 
 def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, PairMetrics]:
@@ -434,4 +434,4 @@ def _accuracy_movement(best: Evaluated, last: Evaluated, group_P: CodeArray) -> 
     change = pairwise.paired_difference(right_best_P, right_last_P, group_P)
     before, after = pairwise.accuracy(best.delta_P), pairwise.accuracy(last.delta_P)
     moved = {0: "did not change beyond noise", 1: "rose", -1: "fell"}[change.direction]
-    return f"{moved} ({before:.4f} to {after:.4f})"
+    return f"{moved} ({metric(before)} to {metric(after)})"

@@ -32,6 +32,13 @@ def test_convert_there_and_back(
     assert "already exists" in capsys.readouterr().err
 
 
+def test_one_row_is_not_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_jsonl(tmp_path / "pair.jsonl", pair_rows(1)), tmp_path / "out.jsonl"
+    assert main(["data", "convert", str(data), "--out", str(out), "--to", "ranked"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Wrote 1 row to {out}, from 1 of 1 row." in said
+
+
 def test_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "convert", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(WRITERS)

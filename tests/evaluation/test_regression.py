@@ -40,6 +40,12 @@ def test_a_worse_model_fails_in_both_metrics() -> None:
     assert result.sentence.startswith(
         "Regression check FAILED: significantly worse accuracy and log loss than baseline on 400"
     )
+    accuracy, loss = result.metrics["accuracy"], result.metrics["nll"]
+    assert (
+        f"accuracy {accuracy.model:.3f} (baseline {accuracy.baseline:.3f}, Δ"
+        f" {accuracy.difference:+.3f}, corrected"
+    ) in result.sentence
+    assert f"log loss {loss.model:.4f} (baseline {loss.baseline:.4f}, " in result.sentence
 
 
 def test_an_equal_and_a_better_model_pass() -> None:

@@ -112,7 +112,7 @@ def test_the_best_baseline_is_the_best_of_the_table(seed: int) -> None:
     block = random_block(seed)
     fitted = {name: facts for name, facts in block.baselines.items() if facts}
     best = max(fitted, key=lambda name: fitted[name].accuracy)
-    assert f"{spaced(best)} ({fitted[best].accuracy:.4f})" in block.baselines_sentence
+    assert f"{spaced(best)} ({fitted[best].accuracy:.3f})" in block.baselines_sentence
     for name, facts in block.baselines.items():
         assert (facts is None) == (f"({spaced(name)} is not)" in block.baselines_sentence)
 

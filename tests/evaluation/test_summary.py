@@ -153,7 +153,7 @@ def test_the_best_baseline_is_named(right, words):
     baselines = {"longer": np.full(60, -1.0), "bag_of_words": best_P, "unfitted": None}
     block = summary(table, baselines=baselines)
     assert words in block.baselines_sentence
-    named = f"bag of words ({block.baselines['bag_of_words'].accuracy:.4f})"
+    named = f"bag of words ({block.baselines['bag_of_words'].accuracy:.3f})"
     assert named in block.baselines_sentence
     assert block.baselines["unfitted"] is None
     assert summary(table, baselines={"bag_of_words": None}).baselines_sentence is None

@@ -11,6 +11,7 @@ import typer
 from plaudit.cli import options
 from plaudit.cli.help import DATA, OUTPUT, PERTURBATION, SPLIT
 from plaudit.errors import DataError, printable
+from plaudit.evaluation.numbers import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,8 @@ def count_lines(counts: WriteCounts, out: Path) -> list[str]:
     from plaudit.data.formats.records import LOSSES, SKIP_REASONS
 
     lines = [
-        f"Wrote {counts.written:,} rows to {out}, from {counts.used:,} of {counts.read:,} rows."
+        f"Wrote {counted(counts.written, 'row')} to {out}, from {counts.used:,} of"
+        f" {counted(counts.read, 'row')}."
     ]
     lines += [
         f"  skipped {count:,}: {reason} ({SKIP_REASONS.get(reason, 'see the page of formats')})"
@@ -192,10 +194,13 @@ def perturb(
         result = perturb_file(source, out, perturb_options)
     made = result.made
     if json:
-        counted = {name: getattr(made, name) for name in ("rows", "not_made", "languages")}
-        options.print_json({**counted, **asdict(result.counts)})
-    made_from = f"from {made.rows:,} rows with {result.perturbations} perturbations"
-    lines = [f"Made {len(made.comparisons):,} pairs {made_from} (format {result.format})."]
+        numbers = {name: getattr(made, name) for name in ("rows", "not_made", "languages")}
+        options.print_json({**numbers, **asdict(result.counts)})
+    made_from = (
+        f"from {counted(made.rows, 'row')} with {counted(result.perturbations, 'perturbation')}"
+    )
+    pairs = counted(len(made.comparisons), "pair")
+    lines = [f"Made {pairs} {made_from} (format {result.format})."]
     if made.not_made:
         lines.append(f"  skipped: {by_count(made.not_made)}")
     if set(made.languages) - {"en"}:

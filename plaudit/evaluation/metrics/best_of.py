@@ -17,6 +17,7 @@ import numpy as np
 
 from plaudit.errors import DataError
 from plaudit.evaluation.metrics import pairwise
+from plaudit.evaluation.numbers import counted
 from plaudit.evaluation.schema import BestOf, BestOfFit, BestOfPoint
 from plaudit.evaluation.table import ScoreTable, codes
 from plaudit.types import FloatArray
@@ -139,11 +140,13 @@ def _sentence(result: BestOf) -> str:
     share = result.share_of_oracle
     part = "" if share is None else f", {100 * share:.0f}% of the oracle's gain"
     left_out = (
-        f" ({result.left_out:,} prompts with fewer responses left out)" if result.left_out else ""
+        f" ({counted(result.left_out, 'prompt')} with fewer responses left out)"
+        if result.left_out
+        else ""
     )
     gain = (
         f"Best of {result.largest_n} gains {result.gain:+.4f}{interval} in grade over a random"
-        f" response on {result.prompts:,} prompts{left_out}{part}"
+        f" response on {counted(result.prompts, 'prompt')}{left_out}{part}"
     )
     if result.over_optimised and result.fall_after_peak_ci95 is not None:
         low, high = result.fall_after_peak_ci95
