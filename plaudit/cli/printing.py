@@ -51,7 +51,8 @@ def quiet_console() -> Console:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers)\.")
+    for category in (UserWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(torch|peft|transformers)\.")
     console = Console(stderr=True)
     logging.basicConfig(level=logging.ERROR)
     plaudit_log = logging.getLogger("plaudit")
