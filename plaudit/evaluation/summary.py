@@ -250,7 +250,8 @@ def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | N
         )
     low, high = one.delta_accuracy_ci95
     verdict = "is above" if low > 0 else "is below" if high < 0 else "cannot be told from"
-    return f"The model's accuracy {verdict} {named}: {by} (95% CI {signed_interval((low, high), 3)})."
+    interval = signed_interval(one.delta_accuracy_ci95, 3)
+    return f"The model's accuracy {verdict} {named}: {by} (95% CI {interval})."
 
 
 def _per_dataset(table: ScoreTable, paired: Pairs) -> dict[str, PairMetrics]:

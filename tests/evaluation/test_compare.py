@@ -103,7 +103,10 @@ def test_over_confidence_shows_in_log_loss_and_not_in_accuracy() -> None:
     assert "do not differ significantly" in accuracy
     assert loss.startswith("calm is significantly better than loud in log loss")
     (pair,) = result.model_pairs
-    for sentence, test, digits in ((accuracy, pair.test("accuracy"), 3), (loss, pair.test("nll"), 4)):
+    for sentence, test, digits in (
+        (accuracy, pair.test("accuracy"), 3),
+        (loss, pair.test("nll"), 4),
+    ):
         assert f": {test.a:.{digits}f} and {test.b:.{digits}f} on {result.pairs} pairs" in sentence
         assert re.search(rf"Δ [+-]\d\.\d{{{digits}}} \(", sentence)
 

@@ -90,10 +90,8 @@ def count_lines(counts: WriteCounts, out: Path) -> list[str]:
     """What became of the rows: written, skipped and lost, each by its name and in words."""
     from plaudit.data.formats.records import LOSSES, SKIP_REASONS
 
-    lines = [
-        f"Wrote {counted(counts.written, 'row')} to {out}, from {counts.used:,} of"
-        f" {counted(counts.read, 'row')}."
-    ]
+    written, read = counted(counts.written, "row"), counted(counts.read, "row")
+    lines = [f"Wrote {written} to {out}, from {counts.used:,} of {read}."]
     lines += [
         f"  skipped {count:,}: {reason} ({SKIP_REASONS.get(reason, 'see the page of formats')})"
         for reason, count in counts.skipped.items()
