@@ -99,6 +99,14 @@ class _Layout:
 class HelpCommand(_Layout, TyperCommand):
     """A command with this help."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            # typer 0.29 checks choices with pydantic, and prints its prefix.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
 
 class HelpGroup(_Layout, TyperGroup):
     """Commands with this help, listed by group."""

@@ -46,6 +46,28 @@ def test_help_of_eval_counts_the_perturbations(capsys: pytest.CaptureFixture[str
     assert f"in up to {len(PERTURBATIONS)} ways" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "choices"),
+    [
+        *(
+            (f"{command} --dtype wrong", "'auto', 'float32', 'bfloat16', 'float16'")
+            for command in ("eval a b", "calibrate a b", "compare a b", "score a b", "serve a")
+        ),
+        ("best-of a b --dtype wrong", "'auto', 'float32', 'bfloat16', 'float16'"),
+        ("export a --out b --to wrong", "'adapter', 'merged', 'llamafactory', 'openrlhf'"),
+        ("data convert a --out b --to ranked --pairs wrong", "'all', 'best-worst', 'none'"),
+        ("data split a --out b --by wrong", "'prompt', 'row'"),
+    ],
+)
+def test_a_wrong_choice_is_a_usage_error(
+    words: str, choices: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    option = words.split()[-2]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"Error: Invalid value for '{option}': 'wrong' is not one of {choices}."
+
+
 def test_help_and_version_load_nothing_heavy_and_answer_at_once() -> None:
     program = (
         "import sys\nfrom plaudit.cli.main import main\ncode = main([sys.argv[1]])\n"
