@@ -277,8 +277,7 @@ class StepShapes:
         free = gpu.gigabytes * 1e9 - CONTEXT_BYTES - static.static
         if not self._costs or free <= 0:
             return None
-        asked = self.recipe.tokens.max_tokens_per_microbatch
-        tokens = None if asked == "auto" else asked
+        tokens = self.recipe.microbatch_tokens
         return choose(
             self._costs,
             self.shapes,

@@ -137,7 +137,8 @@ class MicroBatches:
     ``checkpointed_layers`` of ``layers`` recompute their activations; None where the recipe sets
     ``train.activation_checkpointing``. ``bytes_needed`` is the most that a micro-batch can need
     beside weights, gradients and optimizer states, and ``bytes_free`` what those leave, less a
-    spare share; None where nothing was measured.
+    spare share; None where nothing was measured. ``asked`` is the size that the recipe sets, None for
+    auto.
     """
 
     tokens: int
@@ -146,6 +147,7 @@ class MicroBatches:
     bytes_needed: int | None = None
     bytes_free: int | None = None
     reason: str = ""
+    asked: int | None = None
 
     def sentence(self) -> str:
         """The choice in words, for the terminal."""
@@ -205,6 +207,7 @@ def choose(
         bytes_needed=round(most_bytes(costs[number], shapes, own, trees_per_step)),
         bytes_free=round(usable),
         reason=_reason(limit, whole, tokens),
+        asked=tokens,
     )
 
 

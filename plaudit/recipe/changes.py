@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from plaudit.recipe.problems import shown
 from plaudit.recipe.schema import Recipe
 
-Role: TypeAlias = Literal["measures", "trains"]
+Role: TypeAlias = Literal["measures", "splits", "trains"]
 
 _MEASURES = """
 data.test
@@ -23,18 +23,20 @@ model.trust_remote_code
 data.train data.stopping_strategy data.eval data.eval_fraction data.eval_rows data.test_fraction
 data.as_chat data.split_by data.seed
 tokens.max_length tokens.truncation tokens.chat_template tokens.template tokens.chat_template_kwargs
-tokens.pad_token tokens.date tokens.max_tokens_per_microbatch
+tokens.pad_token tokens.date
 loss.kind loss.margin
 evaluate.early_stopping_patience evaluate.early_stopping_threshold
 """
 ROLES: Final[Mapping[str, Role]] = {
     **dict.fromkeys(_MEASURES.split(), "measures"),
+    "tokens.max_tokens_per_microbatch": "splits",
     **dict.fromkeys(_TRAINS.split(), "trains"),
 }
 """What each key of plaudit's own sections does, and those of ``train`` that measure.
 
 A key that trains changes weights, chooses the checkpoint or ends training. A key that measures
-changes only what is measured of the trained model, and how it is logged and reported. A key of
+changes only what is measured of the trained model, and how it is logged and reported. A key that
+splits changes how a step is divided, and its result only by rounding (law 2). A key of
 ``train`` or ``lora`` that is not here trains: a key that a new transformers or PEFT brings must
 stay as it is until it is classified here.
 """

@@ -446,6 +446,12 @@ class Recipe(Section):
         return "qlora" if self.model.quantize else "lora"
 
     @property
+    def microbatch_tokens(self) -> int | None:
+        """The most tokens of a micro-batch; None leaves it to the run."""
+        asked = self.tokens.max_tokens_per_microbatch
+        return None if asked == "auto" else asked
+
+    @property
     def checkpointing(self) -> bool | None:
         """Whether activations are recomputed; None leaves it to the run."""
         names = ("activation_checkpointing", "gradient_checkpointing")

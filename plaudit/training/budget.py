@@ -46,6 +46,7 @@ def unmeasured(request: BudgetRequest, *, reason: str) -> MicroBatches:
         tokens=request.tokens or MICROBATCH_TOKENS,
         checkpointed_layers=None if request.checkpointing is not None else 0,
         reason=reason,
+        asked=request.tokens,
     )
 
 

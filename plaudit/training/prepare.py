@@ -283,7 +283,7 @@ def _build_model(
     # Where a pass needs all ranks, one that runs out of memory would leave the others waiting.
     wrapped = sharing is not None or args.deepspeed_plugin is not None
     micro_batches = folder.recorded_micro_batches()
-    if micro_batches is None:
+    if micro_batches is None or micro_batches.asked != recipe.microbatch_tokens:
         micro_batches = _decide(model.module, batcher, corpus.train.trees, recipe, args, wrapped)
         folder.record_micro_batches(micro_batches)
     elif micro_batches.checkpointed_layers is not None:
@@ -310,9 +310,8 @@ def _decide(
 
     On a CPU more tokens at once are no faster.
     """
-    asked = recipe.tokens.max_tokens_per_microbatch
     request = BudgetRequest(
-        tokens=None if asked == "auto" else asked,
+        tokens=recipe.microbatch_tokens,
         checkpointing=recipe.checkpointing,
         trees_per_step=args.per_device_train_batch_size * args.world_size,
         optimizer=str(getattr(args.optim, "value", args.optim)),

@@ -218,9 +218,8 @@ class RewardTrainer(Trainer):
             )
         if self.accelerator.num_processes > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise TrainingError(
-                f"A micro-batch of {tokens:,} tokens does not fit in the memory of the device; set"
-                f" tokens.max_tokens_per_microbatch to {tokens // 2} or less, and start again with"
-                " another --out."
+                f"A micro-batch of {tokens:,} tokens does not fit in the memory of the device;"
+                f" {self._resume_smaller(tokens // 2)}."
             )
         self.batcher = replace(self.batcher, max_tokens=tokens // 2)
         recorded = self.folder.recorded_micro_batches() or MicroBatches(tokens=tokens)
@@ -236,6 +235,13 @@ class RewardTrainer(Trainer):
             f"{tokens // 2:,}",
         )
         self.log({"max_tokens_per_microbatch": tokens // 2})
+
+    def _resume_smaller(self, tokens: int) -> str:
+        """What to do where other processes take part, so that a step cannot be computed again."""
+        return (
+            f"to go on with smaller ones: {self.folder.resume_command()}"
+            f" --set tokens.max_tokens_per_microbatch={tokens}"
+        )
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
         """Schedule-free optimizers keep two sets of weights, one to train and one to use."""
@@ -339,10 +345,8 @@ class RewardTrainer(Trainer):
                 )
         except torch.OutOfMemoryError:
             raise TrainingError(
-                "A batch of the evaluation does not fit in the memory of the device; set"
-                f" tokens.max_tokens_per_microbatch below {self.batcher.max_tokens}, and start"
-                " again with another --out. If training has ended, plaudit eval can evaluate the"
-                " model."
+                "A batch of the evaluation does not fit in the memory of the device;"
+                f" {self._resume_smaller(self.batcher.max_tokens // 2)}."
             ) from None
         finally:
             model.train(training)

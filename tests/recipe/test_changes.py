@@ -81,7 +81,7 @@ def test_keys_of_transformers_train_unless_they_are_named() -> None:
         ("train", "eval_steps", 7, "trains"),
         ("data", "eval", "other.jsonl", "trains"),
         ("data", "test", "test.jsonl", "measures"),
-        ("tokens", "max_tokens_per_microbatch", 4096, "trains"),
+        ("tokens", "max_tokens_per_microbatch", 4096, "splits"),
         ("lora", "r", 4, "trains"),
     ],
 )

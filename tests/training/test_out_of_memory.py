@@ -227,17 +227,31 @@ def test_ranks_agree_on_a_size_and_stop_where_one_runs_out_of_memory(
     script = tmp_path / "two_ranks.py"
     script.write_text(ON_TWO_RANKS)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
-    done = subprocess.run(
-        [sys.executable, *launcher, "train", str(recipe), "--out", str(tmp_path / "run")],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
-    assert done.returncode != 0
-    shown = " ".join(done.stderr.split())
-    assert (
-        "does not fit in the memory of the device; set tokens.max_tokens_per_microbatch" in shown
-    ), done.stderr
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launcher, "train", *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            timeout=300,
+        )
+
+    folder = tmp_path / "run"
+    stopped = run(str(recipe), "--out", str(folder))
+    assert stopped.returncode != 0
+    shown = " ".join(stopped.stderr.split())
+    assert "does not fit in the memory of the device; to go on with smaller ones: torchrun" in shown
     assert "AssertionError" not in shown
+    _, _, command = shown.partition("-m plaudit train ")
+    advice = command.partition(". ")[0].split()
+    assert advice[:2] == [str(folder), "--resume"]
+
+    # Half the size is still too much for this device.
+    resumed = run(str(folder), "--resume", "--set", "tokens.max_tokens_per_microbatch=60")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "changed on resuming: tokens.max_tokens_per_microbatch: 100000 → 60" in resumed.stderr
+    recorded = RunFolder(folder).recorded_micro_batches()
+    assert (recorded.tokens, recorded.asked) == (60, 60)
+    assert (folder / "metrics.json").is_file()
