@@ -137,8 +137,8 @@ class MicroBatches:
     ``checkpointed_layers`` of ``layers`` recompute their activations; None where the recipe sets
     ``train.activation_checkpointing``. ``bytes_needed`` is the most that a micro-batch can need
     beside weights, gradients and optimizer states, and ``bytes_free`` what those leave, less a
-    spare share; None where nothing was measured. ``asked`` is the size that the recipe sets, None for
-    auto.
+    spare share; None where nothing was measured. ``asked`` is the size that the recipe sets, None
+    for auto.
     """
 
     tokens: int
