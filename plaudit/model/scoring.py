@@ -121,9 +121,10 @@ class _WithinMemory:
         if len(trees) == 1 or self.too_many is None or tokens < self.too_many:
             try:
                 scores_R = self.forward(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 # The failed pass is alive until this block is left.
-                pass
+                if not is_out_of_memory(error):
+                    raise
             else:
                 yield trees, scores_R
                 return
@@ -147,6 +148,25 @@ class _WithinMemory:
                 f"{tokens:,}",
             )
         self.too_many = tokens
+
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a pass failed because the device has no memory left.
+
+    ``torch.OutOfMemoryError`` is that of PyTorch's allocator. What CUDA allocates beside it, such
+    as the code of a kernel at its first call, fails as a plain RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def free_memory() -> None:

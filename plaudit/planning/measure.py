@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from plaudit.model.module import RewardModule
-from plaudit.model.scoring import free_memory
+from plaudit.model.scoring import free_memory, is_out_of_memory
 from plaudit.planning.microbatch import Cost, Shapes, by_layers, samples
 from plaudit.tokens.batch import TokenBatcher
 from plaudit.types import TokenTree
@@ -147,9 +147,10 @@ def pass_bytes(
             scores_R = module(batch)
         scores_R.sum().backward()
         return meter.peak()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
         # The failed pass is alive until this block is left.
-        pass
+        if not is_out_of_memory(error):
+            raise
     free_memory()
     return None
 

@@ -43,6 +43,7 @@ from plaudit.model.scoring import (
     DUMMY_TREE,
     distinct_trees,
     free_memory,
+    is_out_of_memory,
     micro_batches,
     score_distinct,
 )
@@ -197,7 +198,9 @@ class RewardTrainer(Trainer):
                 travel = last or self.is_fsdp_enabled
                 with contextlib.nullcontext() if travel else self.accelerator.no_sync(model):
                     total += self._micro_batch(model, trees, batch, scale)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _MicroBatchTooLargeError(trees) from None
         return total, mine
 
@@ -343,7 +346,9 @@ class RewardTrainer(Trainer):
                 scored = score_distinct(
                     model, self.batcher, mine, batches=None if alone else rounds
                 )
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 "A batch of the evaluation does not fit in the memory of the device;"
                 f" {self._resume_smaller(self.batcher.max_tokens // 2)}."

@@ -32,6 +32,13 @@ pytestmark = pytest.mark.heavy
 
 CPU = torch.device("cpu")
 Memory = Callable[[int, str], None]
+# PyTorch's allocator has an error of its own; what CUDA allocates beside it fails in other ways.
+NO_MEMORY = {
+    "forward": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "backward": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "library": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    "kernel": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at"),
+}
 
 
 def tokens_of(batch: Batch) -> int:
@@ -45,12 +52,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
     def limit(tokens: int, where: str) -> None:
         def fail(_: Any = None) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise NO_MEMORY[where]
 
         def limited(module: DecoderRewardModule, batch: Batch) -> Tensor:
             scores_R = raw(module, batch)
             if module.training and tokens_of(batch) > tokens:
-                if where == "forward":
+                if where != "backward":
                     fail()
                 scores_R.register_hook(fail)
             return scores_R
@@ -83,7 +90,7 @@ def logged_metrics(folder: Path) -> list[tuple[float, ...]]:
 RUNS = ("replayed", "whole")
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", NO_MEMORY)
 def test_a_replayed_step_is_the_step_of_the_smaller_budget(
     where: str,
     tiny_base: Path,
@@ -160,7 +167,7 @@ def test_scoring_halves_what_does_not_fit(layout: str, caplog: pytest.LogCapture
     def limited(batch: Batch) -> Tensor:
         if tokens_of(batch) > 40:
             failed.append(tokens_of(batch))
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise NO_MEMORY["kernel"]
         return module(batch)
 
     with caplog.at_level(logging.WARNING):
@@ -177,6 +184,14 @@ def test_scoring_halves_what_does_not_fit(layout: str, caplog: pytest.LogCapture
     assert len(batcher.split(trees)) > 1
     with pytest.raises(ModelError, match="A comparison of 24 tokens"):
         score_trees(limited_to(module, 20), batcher, trees)
+
+
+def test_another_error_of_the_device_is_no_lack_of_memory() -> None:
+    def fails(batch: Batch) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        score_trees(fails, PackedBatcher(max_tokens=110, device=CPU), make_trees([(9, (4, 11))]))
 
 
 def limited_to(module: DecoderRewardModule, tokens: int) -> Callable[[Batch], Tensor]:
