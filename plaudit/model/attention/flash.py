@@ -290,8 +290,10 @@ class _Attend(torch.autograd.Function):
             seen, seen_sums = _kernel(chosen, call, settings)
             own, own_sums = out.index_select(0, rows_Q), sums.index_select(1, rows_Q)
             joint = torch.logaddexp(own_sums, seen_sums)
-            weight = torch.exp(seen_sums - joint).T[..., None].to(out.dtype)
-            out.index_copy_(0, rows_Q, torch.lerp(own, seen, weight))
+            weight = torch.exp(seen_sums - joint).T[..., None]
+            # In fp32: a weight in half precision would err as much as the two halves do.
+            whole = torch.lerp(own.float(), seen.float(), weight)
+            out.index_copy_(0, rows_Q, whole.to(out.dtype))
             sums.index_copy_(1, rows_Q, joint)
         ctx.save_for_backward(q_QHD, k_SGD, v_SGD, out, sums)
         ctx.calls, ctx.row, ctx.settings = calls, row, settings

@@ -67,6 +67,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, settings: Sett
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     """One kernel for rows of any length; the layout reaches it as tensors."""
+    # Rows of one token, of one block and of more are kernels of their own, with and without
+    # gradients and cached prompts, for each model of the process. Beyond the limit (8) PyTorch
+    # would go on with the written-out form, which evaluates T * T logits.
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 64)
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True)
     return compiled
 
