@@ -152,6 +152,29 @@ def test_half_precision_kernels_err_as_padded_batches_do(
         assert error <= 1.5 * padded
 
 
+def test_autocast_to_the_precision_of_the_body_keeps_the_kernels(
+    liger: Liger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``bf16: true`` beside a bf16 base, as recipes of other tools have it, changes nothing."""
+    chosen = kernels.TORCH
+    monkeypatch.setitem(kernels.KERNELS, ("cpu", torch.bfloat16), lambda: chosen)
+    network = tiny_classifier("llama")
+    network.base_model.bfloat16()
+    network.set_attn_implementation(PACKED_ATTENTION)
+    fuse_layers(network.base_model)
+    module = DecoderRewardModule(network).eval()
+    batch = pack(make_trees([(13, (9, 14, 6)), (0, (17, 11))]), CPU)
+    with torch.no_grad():
+        expected_R = module(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(module(batch), expected_R, rtol=0, atol=0)
+            # The same with kernels that tell whether they were called.
+            monkeypatch.setattr(kernels, "_runs", lambda found: True)
+            chosen = kernels.on_cuda.__wrapped__()
+            module(batch)
+    assert liger.called == {"rms_norm", "rope", "swiglu"}
+
+
 def test_liger_that_does_not_run_is_not_used(
     liger: Liger, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,8 @@ attention, and gated feed-forward layers. Attention and feed-forward also comput
 products of layers with a common input together. A module is patched only where a trial on random
 numbers shows that both codes agree, so Gemma's ``1 + weight`` and GLM's interleaved positions keep
 their own. Where there are no kernels for a device and precision
-(:data:`plaudit.model.fast.kernels.KERNELS`), and under autocast, the class's own code runs.
+(:data:`plaudit.model.fast.kernels.KERNELS`), and under autocast to another, the class's own code
+runs.
 
 Shapes: B rows, T tokens, H heads, D width of a norm or a head, the last dimension everywhere.
 """

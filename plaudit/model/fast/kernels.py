@@ -1,8 +1,8 @@
 """Fused elementwise kernels by device and precision, and other libraries' kernels on request.
 
-:data:`KERNELS` has a row for each device and precision; without one, and under autocast, a module's
-own code runs. On CUDA in half precision they are Liger's where liger-kernel is installed and runs,
-otherwise PyTorch's RMSNorm and plaudit's rotation.
+:data:`KERNELS` has a row for each device and precision; without one, and under autocast to another
+precision, a module's own code runs. On CUDA in half precision they are Liger's where liger-kernel is
+installed and runs, otherwise PyTorch's RMSNorm and plaudit's rotation.
 
 Shapes: D width of a norm or a head, the last dimension everywhere.
 """
@@ -44,9 +44,14 @@ class Kernels:
 
 
 def kernels_for(first: Tensor, *others: Tensor) -> Kernels | None:
-    """The fused kernels for these tensors outside autocast, None where there are none."""
-    kind = first.device.type, first.dtype
-    if kind not in KERNELS or torch.is_autocast_enabled(first.device.type):
+    """The fused kernels for these tensors, None where there are none.
+
+    Autocast to the precision that the tensors have changes nothing.
+    """
+    device, dtype = kind = first.device.type, first.dtype
+    if kind not in KERNELS:
+        return None
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype:
         return None
     if any((tensor.device.type, tensor.dtype) != kind for tensor in others):
         return None
@@ -128,7 +133,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def torch_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """PyTorch's fused RMSNorm. It rounds once, behind the weight; Llama's own code also before."""
-    return F.rms_norm(x, weight.shape, weight, eps)
+    # Autocast would widen it to fp32 (torch 2.13).
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, weight.shape, weight, eps)
 
 
 # ---- by device and precision
@@ -146,10 +153,18 @@ def on_cuda() -> Kernels:
         from liger_kernel.transformers import functional as liger
     except ImportError:
         return TORCH
+
+    def liger_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        # Triton launches on the current device; Liger 0.8.5 selects that of the tensors for its
+        # other kernels, not for this one.
+        with torch.cuda.device_of(q):
+            turned: tuple[Tensor, Tensor] = liger.liger_rope(q, k, cos, sin)
+        return turned
+
     found = Kernels(
         # Its gradient would overwrite that of the output, which hooks may still read.
         rms_norm=lambda x, weight, eps: liger.liger_rms_norm(x, weight, eps, in_place=False),
-        rotate=liger.liger_rope,
+        rotate=liger_rotate,
         swiglu=liger.liger_swiglu,
     )
     return found if _runs(found) else TORCH
