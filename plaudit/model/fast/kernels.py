@@ -1,8 +1,8 @@
 """Fused elementwise kernels by device and precision, and other libraries' kernels on request.
 
 :data:`KERNELS` has a row for each device and precision; without one, and under autocast to another
-precision, a module's own code runs. On CUDA in half precision they are Liger's where liger-kernel is
-installed and runs, otherwise PyTorch's RMSNorm and plaudit's rotation.
+precision, a module's own code runs. On CUDA in half precision they are Liger's where liger-kernel
+is installed and runs, otherwise PyTorch's RMSNorm and plaudit's rotation.
 
 Shapes: D width of a norm or a head, the last dimension everywhere.
 """
