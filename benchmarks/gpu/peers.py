@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -41,8 +42,10 @@ from plaudit.model.module import classifier
 from plaudit.types import TokenTree
 
 PLAIN_PACKED = "check_packed"
-LOSS_TOLERANCE = 0.02
-"""Of a loss of about 0.7, between bf16 and fp32."""
+LOSS_TOLERANCE = 0.1
+"""Between bf16 and fp32: scores are about 6 in size, and a side that computes them in bf16 rounds
+them to 0.03. Other tokens or another pairing change the loss by about 1.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class Side:
 def measure_peers(bench: Bench, part: Part) -> None:
     """Losses first, then pairs of one length, then of many."""
     sides = available(part)
-    compare_losses(bench, part, sides)
+    part.attempt("losses, two layers", partial(compare_losses, bench, part, sides))
+    # Every side takes its adapter and its arguments from this one.
+    prepared = large_side(bench, Setting(), bench.sizes.budget)
     shape = bench.sizes.training[0]
     equal = shape.trees(bench.vocabulary, bench.seed)
     mixed = spread(shape, bench.vocabulary, bench.seed)
@@ -64,22 +69,33 @@ def measure_peers(bench: Bench, part: Part) -> None:
     sorted_ = sorted(mixed, key=lambda tree: max(tree.lengths))
     best: dict[str, int] = {}
     for name, side in sides.items():
-        what = f"{name}, {shape.name}"
+        run = Run(f"{name}, {shape.name}", side, equal)
+        sizes = (bench.sizes.budget,) if side.by_tokens else bench.sizes.micro_batches
 
-        def sweep(name: str = name, side: Side = side, what: str = what) -> None:
-            sizes = (bench.sizes.budget,) if side.by_tokens else bench.sizes.micro_batches
-            best[name] = _measure(bench, part, what, side, equal, sizes)
+        def sweep(name: str = name, run: Run = run, sizes: Sequence[int] = sizes) -> None:
+            best[name] = _measure(bench, part, prepared, run, sizes)
 
-        part.attempt(what, sweep)
+        part.attempt(run.name, sweep)
     for name, trees in (
         *((name, mixed) for name in ("plaudit", "padded", "packed")),
         ("grouped", sorted_),
     ):
         of = "padded" if name == "grouped" else name
-        what = f"{name}, lengths around {shape.name}"
-        size = best.get(of, bench.sizes.micro_batches[-1])
-        run = partial(_measure, bench, part, what, sides[of], trees, (size,))
-        part.attempt(what, run)
+        run = Run(f"{name}, lengths around {shape.name}", sides[of], trees)
+        largest = best.get(of, max(bench.sizes.micro_batches))
+        # The longest pairs may not fit at the size that was the fastest for those of one length.
+        smaller = [size for size in bench.sizes.micro_batches if size <= largest]
+        tried = [best.get(of, bench.sizes.budget)] if run.side.by_tokens else sorted(smaller)[::-1]
+        part.attempt(run.name, partial(_measure, bench, part, prepared, run, tried))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A side over the pairs of a step."""
+
+    name: str
+    side: Side
+    trees: Sequence[TokenTree]
 
 
 def available(part: Part) -> dict[str, Side]:
@@ -135,8 +151,8 @@ def compare_losses(bench: Bench, part: Part, sides: dict[str, Side]) -> None:
 
 
 def _first_loss(bench: Bench, prepared: Prepared, side: Side, trees: Sequence[TokenTree]) -> float:
-    """With the whole step in one micro-batch, where the side counts pairs."""
-    make = partial(_make, side, len(trees))
+    """In the smallest micro-batches: long pairs in fp32 need the most memory of all."""
+    make = partial(_make, side, min(bench.sizes.micro_batches))
     return timed(bench, prepared, [trees], make).losses[0]
 
 
@@ -144,38 +160,32 @@ def _make(side: Side, size: int, prepared: Prepared, groups: Groups) -> Trainer:
     return side.make(prepared, groups, size)
 
 
-def _measure(
-    bench: Bench,
-    part: Part,
-    name: str,
-    side: Side,
-    trees: Sequence[TokenTree],
-    sizes: Sequence[int],
-) -> int:
+def _measure(bench: Bench, part: Part, prepared: Prepared, run: Run, sizes: Sequence[int]) -> int:
     """The fastest of the micro-batches that fit, in tokens or pairs."""
     best: tuple[int, Timing] | None = None
-    groups = [trees] * (bench.sizes.warm_up + bench.sizes.timed)
+    groups = [run.trees] * (bench.sizes.warm_up + bench.sizes.timed)
     for size in sizes:
         if best is not None and size < best[0]:
             # A smaller one is for sides that nothing larger fits.
             continue
-        try:
-            prepared = large_side(bench, Setting(), bench.sizes.budget)
-            timing = timed(bench, prepared, groups, partial(_make, side, size))
-        except torch.OutOfMemoryError:
-            free_memory()
-            continue
-        if best is None or timing.median < best[1].median:
+        timing: Timing | None = None
+        with suppress(torch.OutOfMemoryError):
+            timing = timed(bench, prepared, groups, partial(_make, run.side, size))
+        # A failed step is alive until the block is left.
+        free_memory()
+        if timing is not None and (best is None or timing.median < best[1].median):
             best = size, timing
-    assert best is not None, "no micro-batch fits the memory"
+    if best is None:
+        part.not_run(run.name, f"no micro-batch of {', '.join(map(str, sizes))} fits the memory")
+        return min(sizes)
     size, timing = best
     # plaudit halves a budget that is too large by itself.
     size = timing.budget or size
     part.measured(
-        name,
+        run.name,
         seconds=timing.median,
-        pairs_per_second=len(trees) / timing.median,
-        **{"micro_batch_tokens" if side.by_tokens else "micro_batch_pairs": size},
+        pairs_per_second=len(run.trees) / timing.median,
+        **{"micro_batch_tokens" if run.side.by_tokens else "micro_batch_pairs": size},
         step_seconds=timing.seconds,
         peak_bytes=timing.peak_bytes,
         losses=timing.losses,

@@ -35,7 +35,9 @@ NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Between a score and the same one computed in another batch, by the precision of the body."""
 
 
-def recipe_of(data: Path, held_out: Path, *, base: str = NAME, **train: Any) -> dict[str, Any]:
+def recipe_of(
+    data: Path, held_out: Path, *, base: str = NAME, steps: int, **train: Any
+) -> dict[str, Any]:
     """A short LoRA run; what is measured is the rewards of the held-out pairs."""
     return {
         "model": {"base": base},
@@ -43,11 +45,11 @@ def recipe_of(data: Path, held_out: Path, *, base: str = NAME, **train: Any) -> 
         "data": {"train": str(data), "eval": str(held_out)},
         "tokens": {"max_length": 4096},
         "train": {
-            "max_steps": STEPS,
+            "max_steps": steps,
             "per_device_train_batch_size": 8,
             "logging_steps": 1,
             "eval_strategy": "no",
-            "save_steps": 4,
+            "save_steps": steps // 3,
             "learning_rate": 5e-4,
             **train,
         },
@@ -80,10 +82,11 @@ def weights(run: Path) -> torch.Tensor:
 
 def check_memory(bench: Bench, part: Part) -> None:
     """A measured budget, one that is far too large, and a small one give the same run."""
-    data = long_pairs(bench.work / "long.jsonl", 8 * STEPS, words=12 if bench.tiny else 700)
+    steps = 3 if bench.tiny else 6
+    data = long_pairs(bench.work / "long.jsonl", 8 * steps, words=12 if bench.tiny else 700)
     held_out = write_pairs(bench.work / "held-out.jsonl", 4)
     base = build_base("tiny" if bench.tiny else "110m", bench.work / "small", seed=bench.seed)
-    recipe = recipe_of(data, held_out, base=str(base), save_strategy="no")
+    recipe = recipe_of(data, held_out, base=str(base), steps=steps, save_strategy="no")
     small = 64 if bench.tiny else 4096
     budgets: dict[str, int | str] = {"auto": "auto", "too large": 1 << 20, "small": small}
     runs: dict[str, Path] = {}
@@ -108,7 +111,7 @@ def check_memory(bench: Bench, part: Part) -> None:
             part.measured(
                 f"budget {name}",
                 asked=asked,
-                tokens=found["tokens"],
+                micro_batch_tokens=found["tokens"],
                 checkpointed_layers=found["checkpointed_layers"],
                 halved_to_tokens=[float(tokens) for tokens in changes],
                 peak_bytes=peak,
@@ -135,8 +138,8 @@ def check_memory(bench: Bench, part: Part) -> None:
 
 
 MEMORY_BYTES = 3 << 30
-LOSS_NOISE = {True: 1e-5, False: 5e-3}
-"""Under ``--tiny`` in fp32 on a CPU, else in bf16 on a GPU."""
+LOSS_NOISE = {True: 1e-5, False: 2e-2}
+"""Under ``--tiny`` in fp32 on a CPU, else in bf16 on a GPU. A wrong divisor is off by a third."""
 
 
 @contextmanager
@@ -175,17 +178,15 @@ def long_pairs(path: Path, count: int, *, words: int) -> Path:
 
 def check_roundtrip(bench: Bench, part: Part) -> None:
     """Save, load and score again; stop, resume and compare with a run that was not stopped."""
-    data = write_pairs(bench.work / "train.jsonl", 8 * STEPS)
+    steps = 6 if bench.tiny else 12
+    data = write_pairs(bench.work / "train.jsonl", 8 * steps)
     held_out = write_pairs(bench.work / "scored.jsonl", 16)
-    recipe = recipe_of(data, held_out)
+    recipe = recipe_of(data, held_out, steps=steps)
     whole, again, stopped = (bench.work / name for name in ("whole", "again", "stopped"))
     part.attempt("train", lambda: _trained(part, recipe, whole))
     part.attempt("load and score", lambda: _scored_again(part, whole, held_out))
     part.attempt("train again", lambda: _compared(part, "train again", recipe, again, whole))
     part.attempt("stop and resume", lambda: _resumed(part, recipe, stopped, whole))
-
-
-STEPS = 12
 
 
 def _trained(part: Part, recipe: dict[str, Any], out: Path) -> None:
@@ -236,11 +237,12 @@ def _compared(part: Part, name: str, recipe: dict[str, Any], out: Path, whole: P
 def _resumed(part: Part, recipe: dict[str, Any], out: Path, whole: Path) -> None:
     """Interrupt this process's training after its first steps, and resume it."""
     done = threading.Event()
+    steps = recipe["train"]["max_steps"]
 
     def interrupt() -> None:
         events = out / "events.jsonl"
         while not done.is_set():
-            if events.is_file() and events.read_text(encoding="utf-8").count("\n") >= STEPS // 3:
+            if events.is_file() and events.read_text(encoding="utf-8").count("\n") >= steps // 3:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             time.sleep(0.001)
@@ -262,8 +264,8 @@ def _resumed(part: Part, recipe: dict[str, Any], out: Path, whole: Path) -> None
     plaudit.train(recipe, out, resume=True)
     part.expect(
         "stopped",
-        interrupted and stopped_after < STEPS,
-        f"after fewer than {STEPS} steps",
+        interrupted and stopped_after < steps,
+        f"after fewer than {steps} steps",
         steps=stopped_after,
     )
     _compared(part, "stop and resume", recipe, out, whole)
@@ -276,20 +278,20 @@ def check_ranks(bench: Bench, part: Part) -> None:
     """One process under torchrun with FSDP2: what is engaged, saved and loaded."""
     data = write_pairs(bench.work / "ranks.jsonl", 32)
     held_out = write_pairs(bench.work / "ranks-held-out.jsonl", 4)
-    recipe = recipe_of(data, held_out, max_steps=3, fsdp="full_shard")
+    recipe = recipe_of(data, held_out, steps=3, fsdp="full_shard")
     path, out = bench.work / "ranks.yaml", bench.work / "ranks"
     path.write_text(json.dumps(recipe), encoding="utf-8")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "1", str(REPOSITORY / "tests" / "rank_command.py")),
-            *(str(path), str(out)),
-        ],
-        capture_output=True,
+    launcher = (
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        # A machine without network may not resolve its own name.
+        *("--nproc_per_node", "1", "--local_addr", "127.0.0.1"),
+    )
+    process = subprocess.Popen(
+        [*launcher, str(REPOSITORY / "tests" / "rank_command.py"), str(path), str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         cwd=REPOSITORY,
-        timeout=max(part.left, 1),
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path[1:]])),
@@ -297,8 +299,17 @@ def check_ranks(bench: Bench, part: Part) -> None:
             "PLAUDIT_TEST_FACTS": str(bench.work),
         },
     )
-    ended = done.returncode == 0
-    part.expect("torchrun", ended, "it ends without an error" if ended else done.stderr[-4000:])
+    try:
+        _, errors = process.communicate(timeout=max(part.left, 1))
+    except subprocess.TimeoutExpired:
+        part.not_run("torchrun", f"out of time after {part.allowance:.0f} s")
+        return
+    finally:
+        # The launcher ends its processes at this signal, and would leave them alone if killed.
+        process.terminate()
+        process.wait()
+    ended = process.returncode == 0
+    part.expect("torchrun", ended, "it ends without an error" if ended else errors[-4000:])
     if not ended:
         return
     facts = json.loads((bench.work / "ranks-rank-0.json").read_text(encoding="utf-8"))

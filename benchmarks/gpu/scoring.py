@@ -87,7 +87,8 @@ def _measure_noise(bench: Bench, part: Part, module: RewardModule) -> None:
     spread = np.max(found, axis=0) - np.min(found, axis=0)
     size = float(np.abs(found[0]).mean())
     again = scores(module, bench.packed(1), trees)
-    limit = 1e-5 if module.network.dtype == torch.float32 else 5e-2
+    # In bf16 a hidden state is off by a hundredth, of many scores one by several times that.
+    limit = 1e-5 if module.network.dtype == torch.float32 else 1e-1
     part.expect(
         "scores in batches of any size",
         bool(spread.max() <= limit * max(1.0, size)),

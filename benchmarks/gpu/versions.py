@@ -126,10 +126,17 @@ def _limits(bench: Bench, part: Part) -> None:
     """What plain products and copies reach here: ceilings for every number that follows."""
     side, dtype = (256, torch.float32) if bench.tiny else (8192, torch.bfloat16)
     a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
-    seconds = bench.seconds(lambda: a @ b, repeats=5)
+    # Many at a time: an idle card's clocks are low, and rise in tens of milliseconds.
+    count, product = 2 if bench.tiny else 40, torch.empty_like(a)
+
+    def multiply() -> None:
+        for _ in range(count):
+            torch.mm(a, b, out=product)
+
+    seconds = bench.seconds(multiply) / count
     source = torch.randn(1 << (16 if bench.tiny else 30), device=bench.device)
     target = torch.empty_like(source)
-    copied = bench.seconds(lambda: target.copy_(source), repeats=5)
+    copied = bench.seconds(lambda: target.copy_(source), repeats=9)
     part.measured(
         "limits",
         matmul_side=side,
