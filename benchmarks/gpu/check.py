@@ -13,13 +13,16 @@ README.md beside this file says how to carry it to a machine and what the number
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,37 +57,37 @@ PARTS: dict[str, Row] = {
     "versions": Row(
         module="versions",
         function="check_versions",
-        share=15,
+        share=10,
         question="Which card, versions and kernels are here, and what are the card's own limits?",
     ),
     "laws": Row(
         module="laws",
         function="check_laws",
-        share=90,
+        share=100,
         question="Are packed scores and gradients those of separate sequences, by fused code?",
     ),
     "sync": Row(
         module="training",
         function="check_sync",
-        share=25,
+        share=20,
         question="Does a step make the host wait, and how many kernels does it launch?",
     ),
     "steps": Row(
         module="training",
         function="measure_steps",
-        share=130,
-        question="How fast is an 8B LoRA step, and is the memory what plaudit plan says?",
+        share=115,
+        question="How fast is an 8B LoRA step, and how much memory does it take?",
     ),
     "peers": Row(
         module="peers",
         function="measure_peers",
-        share=75,
+        share=80,
         question="How fast are other ways to train the same weights?",
     ),
     "scoring": Row(
         module="scoring",
         function="measure_scoring",
-        share=40,
+        share=30,
         question="How fast are responses scored, compared with padded batches?",
     ),
     "profile": Row(
@@ -96,20 +99,26 @@ PARTS: dict[str, Row] = {
     "memory": Row(
         module="runs",
         function="check_memory",
-        share=30,
+        share=25,
         question="Does a run stay within the memory that it may use?",
     ),
     "roundtrip": Row(
         module="runs",
         function="check_roundtrip",
-        share=35,
+        share=30,
         question="Does a run save what it measured, and does a stopped run end as a whole one?",
     ),
     "ranks": Row(
         module="runs",
         function="check_ranks",
-        share=25,
+        share=40,
         question="Does a run under torchrun with FSDP2 shard its weights, save and load?",
+    ),
+    "plan": Row(
+        module="plans",
+        function="check_plans",
+        share=25,
+        question="Is the memory of those steps what plaudit plan says?",
     ),
 }
 """In the order in which they run: what is worth most by the second first."""
@@ -132,8 +141,11 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         parts = run_parts(arguments, Path(work))
+    print()
     for part in parts:
-        print(f"{part.status:8} {part.name:10} {part.seconds:6.1f} s")
+        counts = Counter(case.status for case in part.cases)
+        shown = ", ".join(f"{count} {status}" for status, count in counts.items())
+        print(f"{part.status:8} {part.name:10} {part.seconds:6.1f} s   {shown}")
     return int(any(part.status == "failed" for part in parts))
 
 
@@ -178,6 +190,12 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
     from benchmarks.gpu.bench import FULL, TINY, Bench
     from benchmarks.gpu.record import FORMAT, CheckRecord, Part, free_memory, read_check
 
+    for name in arguments.only:
+        # A module that does not import fails as a part.
+        with suppress(Exception):
+            PARTS[name].load()
+    # Else each collection of a failed part's tensors would walk through all of the libraries.
+    gc.freeze()
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
     bench = Bench(
@@ -195,7 +213,7 @@ def run_parts(arguments: argparse.Namespace, work: Path) -> Sequence[PartRecord]
         left = arguments.seconds - (time.monotonic() - began)
         shares = row.share + sum(PARTS[other].share for other in waiting)
         part = Part(name, max(left, 0) * row.share / shares, arguments.out)
-        print(f"{name}: {row.question} ({part.allowance:.0f} s)", flush=True)
+        print(f"\n{name}: {row.question} (at most {part.allowance:.0f} s)", flush=True)
 
         def run(row: Row = row, part: Part = part) -> None:
             row.load()(bench, part)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
-from plaudit.storage.atomic import write_json, write_text
+from plaudit.storage.atomic import write_text
 
 FORMAT = 1
 FILE = "check.json"
@@ -69,7 +69,18 @@ class CheckRecord:
     parts: tuple[PartRecord, ...]
 
     def write(self, folder: Path) -> None:
-        write_json(folder / FILE, asdict(self))
+        """A line for each case."""
+        whole = asdict(self)
+        parts = [{**part, "cases": part.pop("cases")} for part in whole.pop("parts")]
+        lines = ",\n".join(_part_lines(part) for part in parts)
+        head = json.dumps(whole, indent=1, ensure_ascii=False).removesuffix("\n}")
+        write_text(folder / FILE, f'{head},\n "parts": [\n{lines}\n ]\n}}\n')
+
+
+def _part_lines(part: dict[str, Any]) -> str:
+    cases = ",\n".join(f"   {json.dumps(case, ensure_ascii=False)}" for case in part.pop("cases"))
+    head = json.dumps(part, ensure_ascii=False).removesuffix("}")
+    return f'  {head}, "cases": [\n{cases}\n  ]}}'
 
 
 def read_check(folder: Path) -> CheckRecord | None:
@@ -144,6 +155,13 @@ class Part:
             free_memory()
         return True
 
+    def earlier(self, part: str) -> dict[str, Case]:
+        """What another part measured, by name, from the record so far."""
+        check = read_check(self._folder)
+        parts = () if check is None else check.parts
+        cases = (case for one in parts if one.name == part for case in one.cases)
+        return {case.name: case for case in cases if case.status == "measured"}
+
     def text(self, name: str, content: str) -> None:
         """A file beside the record."""
         write_text(self._folder / name, content)
@@ -176,13 +194,81 @@ class Part:
 
     def _add(self, case: Case) -> None:
         self._cases.append(case)
-        shown = ", ".join(f"{name} {_shown(value)}" for name, value in case.numbers.items())
-        note = case.note.strip().splitlines()[-1] if case.status in ("failed", "not run") else ""
-        print(f"  {case.status:9} {case.name}: {shown} {note}".rstrip(": "), flush=True)
+        print(shown(case), flush=True)
 
 
-def _shown(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+SHOWN: Mapping[str, str] = {
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "pairs_per_second": "{:.1f} pairs/s",
+    "responses_per_second": "{:,.0f} responses/s",
+    "seconds": "{:.3g} s",
+    "speedup": "{:.2f} x padded",
+    "mfu_4n": "{:.1%} MFU",
+    "micro_batch_tokens": "{:,} tokens at once",
+    "micro_batch_pairs": "{} pairs at once",
+    "checkpointed_layers": "{} recomputed",
+    "peak_bytes": "{:.1f} GB",
+    "predicted_bytes": "planned {:.1f} GB",
+    "predicted_over_peak": "{:.2f} of measured",
+    "score_error": "scores off {:.1e}",
+    "padded_score_error": "padded {:.1e}",
+    "gradient_error": "gradients off {:.1e}",
+    "padded_gradient_error": "padded {:.1e}",
+    "loss": "loss {:.4f}",
+    "difference": "difference {:.1e}",
+    "largest_difference": "largest difference {:.1e}",
+    "weights_difference": "weights {:.1e} apart",
+    "rewards_difference": "rewards {:.1e} apart",
+    "kernels": "{:,} kernels",
+    "operators": "{:,} operators",
+    "numbers_asked_for": "{:,} numbers asked for",
+    "device_seconds": "{:.3g} s",
+    "matmul_share": "{:.0%} products",
+    "attention_share": "{:.0%} attention",
+    "copies_share": "{:.0%} copies",
+    "elementwise_share": "{:.0%} elementwise",
+    "matmul_tflops": "products {:,.1f} TFLOP/s",
+    "copy_gb_per_second": "copies {:,.0f} GB/s",
+    "published_tflops": "published {:,.0f} TFLOP/s",
+    "memory_bytes": "{:.1f} GB",
+    "driver": "driver {}",
+    "torch": "torch {}",
+    "transformers": "transformers {}",
+    "attention_forms": "attention {}",
+    "liger": "Liger {}",
+    "steps": "{} steps",
+}
+"""What of a case the terminal shows, in this order, where a case has it; check.json has all."""
+
+
+def shown(case: Case) -> str:
+    """A case in one line; of a failed one the last line of its note under it."""
+    columns = []
+    for key, form in SHOWN.items():
+        value = case.numbers.get(key)
+        if value is not None:
+            in_gb = key.endswith("_bytes") and isinstance(value, (int, float))
+            columns.append(form.format(value / 1e9 if in_gb else value))  # type: ignore[operator]
+    forms = case.numbers.get("attention")
+    if isinstance(forms, dict):
+        columns.append("+".join(sorted({name.removesuffix(" scored") for name in forms})))
+    if case.status == "not run":
+        columns.append(case.note)
+    if not columns and case.numbers:
+        # Nothing that is a measure: its first fact.
+        columns.append(str(next(iter(case.numbers.values())))[:90])
+    text = "".join(f"{column:>19}  " for column in columns).rstrip()
+    line = f"  {MARKS[case.status]} {case.name:<52} {text}".rstrip()
+    last = case.note.strip().splitlines()[-1:] if case.status == "failed" else []
+    return "\n".join([line, *(f"       {note}" for note in last)])
+
+
+MARKS: Mapping[Status, str] = {
+    "passed": "ok  ",
+    "failed": "FAIL",
+    "measured": "    ",
+    "not run": "--  ",
+}
 
 
 @contextmanager
@@ -193,7 +279,8 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+    # Again after that: Python drops what is raised inside a destructor.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1), 10.0)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.common.results import Shown, figure, size
@@ -22,7 +23,12 @@ def steps(record: CheckRecord) -> Shown:
         ("peak memory", "peak_bytes", size),
         ("`plaudit plan`", "predicted_bytes", size),
     )
-    return _table("prompt + response, setting", _measured(record, "steps"), columns)
+    planned = {case.name: case.numbers for case in _measured(record, "plan")}
+    cases = [
+        replace(case, numbers={**case.numbers, **planned.get(case.name, {})})
+        for case in _measured(record, "steps")
+    ]
+    return _table("prompt + response, setting", cases, columns)
 
 
 def peers(record: CheckRecord) -> Shown:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +24,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback
 
 from benchmarks.common.flops import LORA_STEP, work
-from benchmarks.common.models import LORA, linear_weights
+from benchmarks.common.models import linear_weights
 from benchmarks.common.sides import Groups, Prepared, plaudit_trainer
 from benchmarks.gpu.bench import (
-    BASE,
     Bench,
     Clock,
     Layers,
@@ -42,14 +41,10 @@ from benchmarks.gpu.bench import (
     trainable,
 )
 from benchmarks.gpu.record import Part
-from plaudit.embedded import base_path
-from plaudit.planning.estimate import Hardware, Memory, equal_lengths, find_gpus
 from plaudit.planning.measure import CudaMeter, StorageMeter
 from plaudit.planning.microbatch import MicroBatches
-from plaudit.recipe.load import parse_recipe
 from plaudit.tokens.store import StoredTrees
 from plaudit.training.budget import BudgetRequest, decide_micro_batches
-from plaudit.training.plan import plan_run
 from plaudit.training.prepare import checkpointing_options
 from plaudit.types import TokenTree
 
@@ -146,14 +141,6 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
     numbers = utilisation(bench, computed, timing.median, sum(operations.values()))
     # The budget where the trainer found the first one too large.
     tokens = timing.budget or bench.sizes.budget
-    # Neither the form of attention nor the layers' kernels are known to a plan.
-    planned = predicted(
-        str(base_path()) if bench.tiny else BASE,
-        bench.gpu or "H100",
-        shape,
-        Setting(chosen=setting.chosen, checkpointing=setting.checkpointing),
-        tokens,
-    )
     part.measured(
         f"{shape.name}, {setting.name}",
         seconds=timing.median,
@@ -164,10 +151,6 @@ def _measure_setting(bench: Bench, part: Part, shape: Shape, setting: Setting) -
         **numbers,
         **choice,
         peak_bytes=timing.peak_bytes,
-        predicted_bytes=planned.total,
-        predicted_over_peak=planned.total / timing.peak_bytes if timing.peak_bytes else None,
-        predicted_micro_batch_tokens=planned.micro_batch_tokens,
-        predicted_checkpointed_layers=planned.checkpointed_layers,
         losses=timing.losses,
         attention=forms,
         fused_modules=fused,
@@ -208,7 +191,7 @@ def check_sync(bench: Bench, part: Part) -> None:
         try:
             trainer.train()
         except RuntimeError as error:
-            if "synchronizing" not in str(error):
+            if SYNCHRONIZING not in str(error):
                 raise
             watch.error = traceback.format_exc(limit=-8)
         finally:
@@ -377,31 +360,10 @@ class _StepClock(TrainerCallback):
             self.clock.tick()
 
 
-@cache
-def predicted(base: str, gpu: str, shape: Shape, setting: Setting, tokens: int) -> Memory:
-    """What ``plaudit plan`` states for such a step; it traces the model, which takes seconds."""
-    checkpointing = None if setting.chosen else setting.checkpointing
-    recipe = parse_recipe(
-        {
-            "model": {"base": base},
-            "lora": dict(LORA),
-            "data": {"train": "pairs.jsonl"},
-            "tokens": {
-                "max_length": 8192,
-                "max_tokens_per_microbatch": "auto" if setting.chosen else tokens,
-            },
-            "train": {
-                "per_device_train_batch_size": shape.prompts,
-                "gradient_checkpointing": checkpointing,
-            },
-        },
-        "check",
-    )
-    lengths = equal_lengths(shape.prompt, shape.response)
-    return plan_run(recipe, Hardware(gpus=find_gpus(gpu)), (1000, lengths)).memory
-
-
 # ---- waits and launches
+
+SYNCHRONIZING = "called a synchronizing CUDA operation"
+"""What PyTorch says at a wait; of switching this on it also says "synchronizing", once."""
 
 
 class _Watch(TrainerCallback):
@@ -439,7 +401,7 @@ class _Watch(TrainerCallback):
             self.waits.update(
                 f"{'/'.join(Path(warning.filename).parts[-3:])}:{warning.lineno}"
                 for warning in self._caught
-                if "synchronizing" in str(warning.message).lower()
+                if SYNCHRONIZING in str(warning.message)
             )
         self._stack.close()
         if step == 3:
@@ -490,8 +452,9 @@ class _Profile(TrainerCallback):
         for event in self._profile.key_averages():
             own = event.self_device_time_total if self._cuda else event.self_cpu_time_total
             on_device = str(event.device_type).endswith("CUDA")
-            # An operator's own device time is that of its kernels, which are listed too.
-            if own > 0 and on_device == self._cuda:
+            # An operator's own device time is that of its kernels, which are listed too; that of an
+            # annotated region, such as the optimizer's step, is that of all kernels in it.
+            if own > 0 and on_device == self._cuda and not event.is_user_annotation:
                 seconds[_kind(event.key)] += own / 1e6
         return seconds
 

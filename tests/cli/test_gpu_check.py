@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.gpu.check import PARTS
-from benchmarks.gpu.record import Case, CheckRecord, Part, PartRecord, Value, read_check
+from benchmarks.gpu.record import Case, CheckRecord, Part, PartRecord, Value, read_check, shown
 from benchmarks.gpu.tables import TABLES
+from plaudit.model.packing import PACKED_ARCHITECTURES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -111,6 +114,17 @@ def test_the_docs_tables_are_made_of_the_record(record: CheckRecord) -> None:
         assert {len(row) for row in shown.rows} == {len(shown.headings)}
 
 
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_a_step_has_what_was_planned_for_it(record: CheckRecord) -> None:
+    (planned,) = cases(record, "plan").values()
+    measured = cases(record, "steps")[planned.name]
+    assert planned.numbers["micro_batch_tokens"] == measured.numbers["micro_batch_tokens"]
+    steps = TABLES["gpu_steps"](record)
+    filled = [row[0] for row in steps.rows if row[steps.headings.index("`plaudit plan`")]]
+    assert filled == [planned.name]
+
+
 def test_an_unknown_part_is_a_usage_error(tmp_path: Path) -> None:
     done = check(tmp_path, "--only", "laws,step")
     assert done.returncode == 2
@@ -167,3 +181,63 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     replace(written, format=0).write(tmp_path)
     with pytest.raises(ValueError, match="format 0, expected 1"):
         read_check(tmp_path)
+
+
+def test_a_case_is_one_line_with_units() -> None:
+    numbers: dict[str, Value] = {
+        "peak_bytes": 62.5e9,
+        "tokens_per_second": 14213.4,
+        "losses": [0.7],
+    }
+    line = shown(Case(name="1024+512", status="measured", numbers=numbers))
+    assert line.split("  ")[-1].strip() == "62.5 GB"
+    assert "14,213 tokens/s" in line
+    assert "0.7" not in line
+    failed = Case(name="1024+512", status="failed", note="Traceback:\n  …\nValueError: no\n")
+    assert shown(failed) == "  FAIL 1024+512\n       ValueError: no"
+
+
+@pytest.mark.heavy
+def test_flex_attention_compiles_the_heads_that_the_laws_have() -> None:
+    from benchmarks.gpu.laws import tiny
+
+    for name in PACKED_ARCHITECTURES:
+        config: Any = tiny(name).config
+        width = getattr(config, "head_dim", None)
+        width = width or config.hidden_size // config.num_attention_heads
+        assert width >= 16, name
+
+
+@pytest.mark.heavy
+def test_no_fitting_micro_batch_leaves_the_other_sides_to_be_measured(tmp_path: Path) -> None:
+    import torch
+
+    from benchmarks.gpu.bench import TINY, Bench
+    from benchmarks.gpu.peers import Run, Side, _measure
+
+    def too_large(*_: object) -> Any:
+        raise torch.OutOfMemoryError
+
+    bench = Bench(tiny=True, device=torch.device("cpu"), sizes=TINY, work=tmp_path)
+    part = Part("peers", 60, tmp_path)
+    run = Run("padded", Side(too_large), [])
+    unused: Any = None
+    assert _measure(bench, part, unused, run, (4, 2)) == 2
+    (case,) = part.record().cases
+    assert (case.status, case.note) == ("not run", "no micro-batch of 4, 2 fits the memory")
+
+
+@pytest.mark.heavy
+def test_time_of_an_annotated_region_is_counted_once() -> None:
+    import torch
+    from torch.profiler import record_function
+    from transformers import TrainerState
+
+    from benchmarks.gpu.training import _Profile
+
+    profiled = _Profile(torch.device("cpu"), step=1)
+    profiled.on_step_begin(None, TrainerState(), None)
+    with record_function("Optimizer.step of a gemm"):
+        time.sleep(0.05)
+    profiled.on_step_end(None, TrainerState(), None)
+    assert profiled.by_kind()["matmul"] == 0
