@@ -57,7 +57,7 @@ PARTS: dict[str, Row] = {
     "versions": Row(
         module="versions",
         function="check_versions",
-        share=10,
+        share=20,
         question="Which card, versions and kernels are here, and what are the card's own limits?",
     ),
     "laws": Row(

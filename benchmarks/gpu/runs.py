@@ -83,7 +83,7 @@ def weights(run: Path) -> torch.Tensor:
 def check_memory(bench: Bench, part: Part) -> None:
     """A measured budget, one that is far too large, and a small one give the same run."""
     steps = 3 if bench.tiny else 6
-    data = long_pairs(bench.work / "long.jsonl", 8 * steps, words=12 if bench.tiny else 700)
+    data = long_pairs(bench.work / "long.jsonl", 8 * steps, words=12 if bench.tiny else 500)
     held_out = write_pairs(bench.work / "held-out.jsonl", 4)
     base = build_base("tiny" if bench.tiny else "110m", bench.work / "small", seed=bench.seed)
     recipe = recipe_of(data, held_out, base=str(base), steps=steps, save_strategy="no")
