@@ -133,6 +133,7 @@ def main() -> int:
     import torch
 
     from benchmarks.common.sides import quiet
+    from benchmarks.gpu.record import shown
 
     if not arguments.tiny and not torch.cuda.is_available():
         print("No CUDA device was found; --tiny runs on the CPU.", file=sys.stderr)
@@ -144,8 +145,14 @@ def main() -> int:
     print()
     for part in parts:
         counts = Counter(case.status for case in part.cases)
-        shown = ", ".join(f"{count} {status}" for status, count in counts.items())
-        print(f"{part.status:8} {part.name:10} {part.seconds:6.1f} s   {shown}")
+        cases = ", ".join(f"{count} {status}" for status, count in counts.items())
+        print(f"{part.status:8} {part.name:10} {part.seconds:6.1f} s   {cases}")
+        # Again here: of a long output one often has the end alone.
+        for case in part.cases:
+            if case.status == "failed":
+                print(shown(case))
+        if part.error:
+            print(f"       {part.error.strip().splitlines()[-1]}")
     return int(any(part.status == "failed" for part in parts))
 
 
