@@ -160,12 +160,13 @@ def test_joining_two_calls_rounds_once() -> None:
     """In bf16, halves that are joined err hardly more than one call does."""
     layout = pack(make_trees([(50, (30, 20, 40)), (13, (9, 14))]), CPU).layout
     generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(1, n, layout.tokens, 32, generator=generator) for n in (4, 2, 2)]
-    half = [tensor.bfloat16() for tensor in given]
-    exact = BACKENDS["explicit"].attend(*(tensor.float() for tensor in half), layout, SETTINGS)
+    q, k, v = (
+        torch.randn(1, n, layout.tokens, 32, generator=generator).bfloat16() for n in (4, 2, 2)
+    )
+    exact = BACKENDS["explicit"].attend(q.float(), k.float(), v.float(), layout, SETTINGS)
     with flash_on_cpu():
         one, two = (
-            BACKENDS[form].attend(*half, layout, SETTINGS) for form in ("varlen", "two_calls")
+            BACKENDS[form].attend(q, k, v, layout, SETTINGS) for form in ("varlen", "two_calls")
         )
     assert (two - exact).square().mean() < 1.25**2 * (one - exact).square().mean()
 

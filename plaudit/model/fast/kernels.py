@@ -157,7 +157,7 @@ def on_cuda() -> Kernels:
     def liger_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         # Triton launches on the current device; Liger 0.8.5 selects that of the tensors for its
         # other kernels, not for this one.
-        with torch.cuda.device_of(q):
+        with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
             turned: tuple[Tensor, Tensor] = liger.liger_rope(q, k, cos, sin)
         return turned
 
