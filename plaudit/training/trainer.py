@@ -242,7 +242,7 @@ class RewardTrainer(Trainer):
     def _resume_smaller(self, tokens: int) -> str:
         """What to do where other processes take part, so that a step cannot be computed again."""
         return (
-            f"to go on with smaller ones: {self.folder.resume_command()}"
+            f"to resume in smaller ones: {self.folder.resume_command()}"
             f" --set tokens.max_tokens_per_microbatch={tokens}"
         )
 

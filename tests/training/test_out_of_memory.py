@@ -257,7 +257,7 @@ def test_ranks_agree_on_a_size_and_stop_where_one_runs_out_of_memory(
     stopped = run(str(recipe), "--out", str(folder))
     assert stopped.returncode != 0
     shown = " ".join(stopped.stderr.split())
-    assert "does not fit in the memory of the device; to go on with smaller ones: torchrun" in shown
+    assert "does not fit in the memory of the device; to resume in smaller ones: torchrun" in shown
     assert "AssertionError" not in shown
     _, _, command = shown.partition("-m plaudit train ")
     advice = command.partition(". ")[0].split()
