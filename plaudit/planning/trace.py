@@ -13,6 +13,7 @@ that a 4-bit layer computes with.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ from plaudit.planning.microbatch import (
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher, TokenBatcher
 from plaudit.types import PackedLayout, TokenTree
 
+logger = logging.getLogger("plaudit")
+
 ATTENTION = "plaudit_plan"
-_DEPTHS = (2, 3)
+_SHALLOW = 2
 _CPU = torch.device("cpu")
 
 
@@ -73,35 +76,50 @@ def trace_costs(
     """
     shape = packed_shape if request.packed else padded_shape
     shapes = Shapes.of(shape(prompt, branches) for prompt, branches in rows)
-    # Nothing is lost to fragmentation here, so two trees tell what more of them add.
-    batches = [[_zeros(*rows[i]) for i in members] for members in samples(shapes, 2)]
     batcher: TokenBatcher = (
         PackedBatcher(max_tokens=1, device=_CPU)
         if request.packed
         else PaddedBatcher(max_tokens=1, pad_id=0, device=_CPU)
     )
-    layers = int(request.config.num_hidden_layers)
+    # Nothing is lost to fragmentation here, so two trees tell what more of them add, and of alike
+    # batches one tells all. They ascend by tokens.
+    batches: dict[tuple[int, int, int], list[TokenTree]] = {}
+    for members in samples(shapes, 2):
+        trees = [_zeros(*rows[i]) for i in members]
+        counts = [shape(len(tree.prefix), map(len, tree.branches)) for tree in trees]
+        keys, spans = (sum(count[i] for count in counts) for i in (1, 2))
+        batches.setdefault((batcher.size(trees), keys, spans), trees)
+    every = list(batches.values())
+    outer = every[:: len(every) - 1] if len(every) > 1 else every
     try:
-        shallow, deeper = (
-            _pass_sizes(_shallow(request, depth), batcher, batches, request.autocast)
-            for depth in _DEPTHS
+        shallow = _pass_sizes(_shallow(request, _SHALLOW), batcher, every, request.autocast)
+        deeper = _pass_sizes(_shallow(request, _SHALLOW + 1), batcher, outer, request.autocast)
+    except (RuntimeError, ValueError) as error:
+        logger.debug(
+            "%s cannot be traced (%s: %s)", request.config.model_type, type(error).__name__, error
         )
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
         return None
-    features = [
-        (
-            batcher.size(trees),
-            sum(shape(len(t.prefix), map(len, t.branches))[1] for t in trees),
-            sum(len(t.branches) for t in trees),
-        )
-        for trees in batches
-    ]
+    layers = int(request.config.num_hidden_layers)
+    tokens = [size for size, _, _ in batches]
     ends = []
     for few, more in zip(shallow, deeper, strict=True):
-        # All layers are alike: a third adds what each further one does.
-        sizes = [a + (layers - _DEPTHS[0]) * (b - a) for a, b in zip(few, more, strict=True)]
-        ends.append(fit_cost(zip(features, sizes, strict=True)))
+        # All layers are alike: a third adds what each further one does, which is a line in tokens.
+        first_and_last = few[:: len(few) - 1] if len(few) > 1 else few
+        added = np.subtract(more, first_and_last)
+        each_N = np.interp(tokens, [batcher.size(trees) for trees in outer], added)
+        sizes_N = np.maximum(
+            np.add(few, (layers - _SHALLOW) * each_N), _embedding_gradient(request)
+        )
+        ends.append(fit_cost(zip(batches, sizes_N.round().astype(int).tolist(), strict=True)))
     return by_layers(ends[0], ends[1], layers)
+
+
+def _embedding_gradient(request: TraceRequest) -> int:
+    """Bytes of the gradient of trained embeddings, which the backward pass makes at its end."""
+    if request.lora is not None:
+        return 0
+    config = request.config
+    return int(config.vocab_size * config.hidden_size * getattr(torch, request.dtype).itemsize)
 
 
 def _zeros(prompt: int, branches: Sequence[int]) -> TokenTree:
@@ -167,8 +185,12 @@ def _make_fake(network: nn.Module) -> None:
 
 
 def _truncated(config: Any, depth: int) -> Any:
-    """The configuration of the base's first ``depth`` layers."""
+    """The configuration of the base's first ``depth`` layers, with few embeddings.
+
+    The gradient of all embeddings would hide what a layer adds: few layers need less than it.
+    """
     shallow = copy.deepcopy(config)
+    shallow.vocab_size, shallow.pad_token_id = 16, 0
     layers = config.num_hidden_layers
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == layers:
@@ -193,8 +215,9 @@ def _fused_modules(config: Any) -> Iterator[tuple[str, tuple[type, dict[str, Any
         network = AutoModelForSequenceClassification.from_config(small, dtype=torch.float32)  # type: ignore[no-untyped-call]
         plain = {name: set(vars(module)) for name, module in network.base_model.named_modules()}
         fuse_layers(network)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         # Its own code is traced instead, which keeps more.
+        logger.debug("%s cannot be fused (%s: %s)", config.model_type, type(error).__name__, error)
         return
     for name, module in network.base_model.named_modules():
         if isinstance(module, PatchedModule):

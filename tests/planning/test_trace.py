@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -15,14 +16,14 @@ from plaudit.model.fast.kernels import KERNELS
 from plaudit.model.fast.patched import PatchedModule
 from plaudit.model.load import add_lora
 from plaudit.model.module import RewardModule, classifier
-from plaudit.model.packing import patch_modules
+from plaudit.model.packing import PACKED_ARCHITECTURES, patch_modules
 from plaudit.planning.architecture import read_config
 from plaudit.planning.measure import StorageMeter, as_in_a_step, pass_bytes
 from plaudit.planning.microbatch import Cost, Shapes, packed_shape
 from plaudit.planning.trace import ATTENTION, TraceRequest, _pass_sizes, _shallow, trace_costs
 from plaudit.recipe.schema import LORA_DEFAULTS
 from plaudit.tokens.batch import PackedBatcher
-from tests.models import VOCABULARY, make_trees
+from tests.models import VOCABULARY, make_trees, tiny_classifier
 
 pytestmark = pytest.mark.heavy
 
@@ -138,16 +139,45 @@ def test_the_last_layer_and_fused_layers_are_plaudits_own() -> None:
     assert costs[28].token < 0.15 * costs[0].token
 
 
-@pytest.mark.parametrize(
-    "base", ["google/gemma-2-2b", "EleutherAI/pythia-410m", "microsoft/Phi-3-mini-4k-instruct"]
-)
-def test_other_architectures_can_be_traced(base: str) -> None:
+@pytest.mark.parametrize("architecture", sorted(PACKED_ARCHITECTURES))
+def test_every_packed_architecture_can_be_traced(architecture: str) -> None:
+    config = tiny_classifier(architecture).config
     request = TraceRequest(
-        config=read_config(base), lora=LORA_DEFAULTS, dtype="bfloat16", autocast=None, packed=True
+        config=config, lora=LORA_DEFAULTS, dtype="bfloat16", autocast=None, packed=True
     )
-    costs = trace_costs(request, [(300, (200, 200)), (100, (150, 160))])
+    costs = trace_costs(request, [(300, (200, 200))] * 2)
     assert costs is not None
     assert 0 < costs[max(costs)].token < costs[0].token
+
+
+def test_why_an_architecture_cannot_be_traced_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that looks at values: FlauBERT's counts the tokens of each row."""
+    monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
+    config = AutoConfig.for_model("flaubert", emb_dim=32, n_layers=3, n_heads=4, n_words=50)
+    request = TraceRequest(config=config, lora=None, dtype="float32", autocast=None, packed=False)
+    with caplog.at_level(logging.DEBUG, "plaudit"):
+        assert trace_costs(request, [(30, (20, 20))]) is None
+    assert any("flaubert cannot be traced (DataDependent" in line for line in caplog.messages)
+
+
+def test_trained_embeddings_do_not_hide_the_layers() -> None:
+    """Their gradient is larger than what two or three layers keep, and not than what all keep."""
+    rows: list[tuple[int, tuple[int, ...]]] = [(800, (300, 250)), (600, (600, 500))]
+    deep = {"num_hidden_layers": 28}
+    shared: dict[str, Any] = {"lora": None, "dtype": "float32", "autocast": None, "packed": True}
+    few, many = (
+        trace_costs(TraceRequest(config=tiny_config(vocab_size=size, **deep), **shared), rows)
+        for size in (VOCABULARY, 200_000)
+    )
+    assert few is not None
+    assert many is not None
+    assert predicted(many[0], rows) == pytest.approx(predicted(few[0], rows), rel=0.05)
+    # With all layers recomputed the gradient needs more than they do.
+    gradient = 200_000 * 64 * 4
+    assert predicted(few[28], rows[:1]) < gradient
+    assert predicted(many[28], rows[:1]) > 0.99 * gradient
 
 
 def test_full_fine_tuning_counts_half_precision_copies_of_its_weights() -> None:
