@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from plaudit.model.load import HEADS
 from plaudit.planning.microbatch import packed_shape, padded_shape
 from plaudit.types import TokenTree
 
@@ -90,7 +91,8 @@ def tiny_classifier(family: str = "llama", **options: Any) -> PreTrainedModel:
     # Before 5.23 transformers ran soft-capped models in SDPA, which leaves the soft-cap out.
     chosen = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=chosen)
-    torch.nn.init.normal_(model.score.weight, std=0.3)
+    (head,) = (module for name, module in model.named_modules() if name in HEADS)
+    torch.nn.init.normal_(head.weight, std=0.3)
     assert isinstance(model, PreTrainedModel)
     return model.eval()
 
@@ -123,7 +125,7 @@ def build_base(folder: Path, family: str = "llama", **options: Any) -> Path:
     """A base folder as a user has it: a causal language model's body, tokenizer, chat template."""
     model = tiny_classifier(family, **options)
     # A base has no reward head: its files hold the body alone.
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("score.")}
+    state = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] not in HEADS}
     model.save_pretrained(folder, state_dict=state)
     tiny_tokenizer().save_pretrained(str(folder))
     return folder

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
@@ -24,6 +23,7 @@ from plaudit.errors import (
 from plaudit.evaluation.analysis.surface import fit_baselines
 from plaudit.evaluation.schema import RunMetrics, read_metrics
 from plaudit.evaluation.table import write_rewards
+from plaudit.model.scoring import is_out_of_memory
 from plaudit.recipe.load import dump_recipe, load_recipe, parse_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.report.record import describe_environment
@@ -306,7 +306,9 @@ def _fit(
             f"{error}{named}; look at the data and at the base, or lower train.learning_rate, and "
             "start again with another --out."
         ) from None
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
             "The optimizer does not fit in the memory of the device"
             f" ({one_line(error, 200)}); train an adapter (lora), or set train.optim to adamw_8bit."

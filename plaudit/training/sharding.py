@@ -32,6 +32,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from plaudit.errors import ModelError, RecipeError
+from plaudit.model.attention.flash import use_flash_attention_3
 from plaudit.model.fast.fused import fuse_layers
 from plaudit.model.load import head_modules
 from plaudit.model.module import RewardModule, classifier
@@ -161,6 +162,8 @@ def shard(
         ModelError: none of the classes that hold a layer is in the network.
     """
     mesh = init_device_mesh(args.device.type, (args.world_size,))
+    # The body was on the CPU when its modules were patched.
+    use_flash_attention_3(args.device)
     classes = settings.transformer_cls_names_to_wrap or module._no_split_modules
     # Outer ones come first, and inner ones have to be sharded first.
     layers = [child for child in module.modules() if type(child).__name__ in classes][::-1]
@@ -180,7 +183,9 @@ def shard(
     network = classifier(module.network)
     # A group of parameters trains in one precision, and the head keeps its own.
     for part in (module.get_input_embeddings(), *map(network.get_submodule, head_modules(network))):
-        fully_shard(part, mesh=mesh, reshard_after_forward=after_forward)
+        # An encoder's embeddings are a part of what it names beside its layers.
+        if not any(isinstance(parameter, DTensor) for parameter in part.parameters()):
+            fully_shard(part, mesh=mesh, reshard_after_forward=after_forward)
     fully_shard(module, mesh=mesh)
     # For accelerate: the layers are wrapped.
     args.fsdp_plugin_args = {

@@ -572,6 +572,9 @@ def load_weights(module: RewardModule, checkpoint: Path) -> None:
         own = network.state_dict()
         for file in sorted(checkpoint.glob("model*.safetensors")):
             state.update(load_file(file))
+        if not state.keys() <= own.keys():
+            # Files have a tensor for each expert, the network one for all of a layer.
+            state = type(network).from_pretrained(checkpoint).state_dict()
     assert state.keys() <= own.keys(), state.keys() - own.keys()
     tied = set(getattr(network, "all_tied_weights_keys", None) or ())
     assert own.keys() - state.keys() <= tied, own.keys() - state.keys()

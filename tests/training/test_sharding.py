@@ -7,7 +7,7 @@ the first test reads what was engaged.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from plaudit.training.prepare import step_arguments
 from plaudit.training.run import train
 from plaudit.training.sharding import check_sharding
 from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.models import build_base
 from tests.ranks import run_on_two_ranks, weights
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -44,9 +45,28 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "half": {"model": {"dtype": "bfloat16"}, "train": {"optim": "sgd", "learning_rate": 0.3}},
     "autocast": {"lora": None, "train": {"optim": "sgd", "learning_rate": 0.05, "bf16": True}},
+    "experts": {"lora": None, "train": {"optim": "sgd", "learning_rate": 0.05}},
+    "encoder": {"train": {"optim": "sgd", "learning_rate": 0.05}},
 }
 """Recipes, laid over :func:`recipe_of`: LoRA and full training, in fp32 and in bf16."""
+FAMILIES: dict[str, dict[str, Any]] = {
+    "experts": {"family": "mixtral"},
+    "encoder": {
+        "family": "bert",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+}
+"""Bases other than the Llama of most tests."""
 RESUMED = ("lora", "full")
+DECODER_PARTS = ["", "embed_tokens", "layers.0", "layers.1", "layers.2", "score"]
+ENCODER_PARTS = [
+    "",
+    "embeddings",
+    *(f"encoder.layer.{n}" for n in range(3)),
+    "pooler",
+    "classifier",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +80,27 @@ def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_jsonl(folder / "pairs.jsonl", pair_rows(43, seed=1))
     held_out = write_jsonl(folder / "held_out.jsonl", pair_rows(13, seed=2))
 
-    def recipe(changes: Mapping[str, Any], batch: int, **train: Any) -> dict[str, Any]:
-        one = recipe_of(tiny_base, data, num_train_epochs=1, eval_steps=4, save_total_limit=5)
+    bases = {name: build_base(folder / name, **options) for name, options in FAMILIES.items()}
+
+    def recipe(name: str, batch: int, **train: Any) -> dict[str, Any]:
+        base = bases.get(name, tiny_base)
+        one = recipe_of(base, data, num_train_epochs=1, eval_steps=4, save_total_limit=5)
         one["data"] = {"train": str(data), "eval": str(held_out)}
         one["tokens"]["max_tokens_per_microbatch"] = 50
         one["report"] = {"plots": False, "html": False}
         one["train"] |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
-        for section, values in changes.items():
+        for section, values in RUNS[name].items():
             one[section] = {**one.get(section, {}), **values} if values is not None else None
         one["train"] |= train
         return one
 
     commands = []
-    for name, changes in RUNS.items():
-        alone = recipe(changes, 6)
+    for name in RUNS:
+        alone = recipe(name, 6)
         alone["train"].pop("fsdp_config", None)
         train(alone, folder / f"one-{name}")
         path = folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(recipe(changes, 3, fsdp="full_shard")))
+        path.write_text(yaml.safe_dump(recipe(name, 3, fsdp="full_shard")))
         commands.append([str(path), str(folder / f"two-{name}")])
     commands += [
         [str(folder / f"two-{name}" / "recipe.yaml"), str(folder / f"resumed-{name}"), "--resume"]
@@ -97,16 +120,18 @@ def test_fsdp2_is_engaged(name: str, runs: Path) -> None:
         facts = json.loads((runs / f"two-{name}-rank-{rank}.json").read_text())
         assert facts["type"] == "FSDP"
         assert facts["whole_parameters"] == []
-        parts = [path.rpartition("model.")[2] for path in facts["sharded_modules"]]
-        expected = ["", "embed_tokens", "layers.0", "layers.1", "layers.2", "score"]
-        assert [part.removeprefix("network.") for part in parts] == expected
+        parts = [
+            re.sub(r"^((network|base_model|model|bert)(\.|$))*", "", path)
+            for path in facts["sharded_modules"]
+        ]
+        assert parts == (ENCODER_PARTS if name == "encoder" else DECODER_PARTS)
         assert facts["optimized"] == facts["trained"] > 0
         mixed = ["torch.bfloat16", "torch.float32"]
         assert facts["dtypes"] == (mixed if name == "half" else ["torch.float32"])
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("lora", 1e-5), ("full", 1e-5)])
-def test_two_ranks_train_what_one_does(name: str, tolerance: float, runs: Path) -> None:
+@pytest.mark.parametrize("name", ["lora", "full", "experts", "encoder"])
+def test_two_ranks_train_what_one_does(name: str, runs: Path) -> None:
     for step in (4, 8):
         alone, together = (
             weights(runs / f"{ranks}-{name}" / "checkpoints" / f"checkpoint-{step}")
@@ -114,7 +139,7 @@ def test_two_ranks_train_what_one_does(name: str, tolerance: float, runs: Path) 
         )
         assert alone.keys() == together.keys()
         for key, tensor in alone.items():
-            torch.testing.assert_close(together[key], tensor, atol=tolerance, rtol=1e-3)
+            torch.testing.assert_close(together[key], tensor, atol=1e-5, rtol=1e-3)
     one, two = (read_metrics(runs / f"{ranks}-{name}") for ranks in ("one", "two"))
     assert two.train.steps == one.train.steps == 8
     assert two.eval.pairs == 13
