@@ -63,9 +63,13 @@ def test_a_norm_and_its_gradients() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_and_its_gradients() -> None:
-    """Under transformers' own attention, so that the rotation is all that differs in it."""
-    network = tiny_classifier("llama")
+@pytest.mark.parametrize("family", ["llama", "nemotron"])
+def test_a_model_and_its_gradients(family: str) -> None:
+    """Under transformers' own attention, so that the rotation is all that differs in it.
+
+    Nemotron rotates half of each head.
+    """
+    network = tiny_classifier(family)
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     leaves = list(network.parameters())
     expected = outcome(lambda: network(input_ids=ids).logits, *leaves)

@@ -218,6 +218,8 @@ class FusedAttention(PatchedModule):
             interface is None
             or past_key_values is not None
             or position_embeddings is None
+            # Nemotron turns as much of a head as its tables are wide.
+            or position_embeddings[0].shape[-1] != self.head_dim
             or (kernels := kernels_for(hidden_states, *position_embeddings)) is None
         ):
             return super().forward(
