@@ -77,6 +77,10 @@ class RewardModule(nn.Module):
             self.network.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=details, **options
             )
+        if not details["use_reentrant"]:
+            # transformers does it in either form, and a first layer with an adapter would compute
+            # the gradient of its input for nobody.
+            self.network.disable_input_require_grads()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Transformers' former name of :meth:`activation_checkpointing_enable`."""
