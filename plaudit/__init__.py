@@ -6,6 +6,7 @@ data. They load torch when first used; importing plaudit loads nothing heavy.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from plaudit.training.run import train as train
 
 __version__ = "0.1.0"
+# PEFT imports bitsandbytes, which says then that it lacks a kernel for CPUs (0.50). plaudit never
+# calls that kernel.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __all__ = ["__version__", "evaluate", "load", "train"]
 
 _FUNCTIONS = {

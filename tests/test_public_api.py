@@ -49,7 +49,9 @@ def test_loading_and_scoring_say_nothing_that_is_not_so(finished_run: Path) -> N
         capture_output=True,
         text=True,
         check=True,
-        env=environment_of_a_user(),
+        # An import of bitsandbytes brings up one of torch's own deprecations.
+        env=environment_of_a_user()
+        | {"PYTHONWARNINGS": "default,ignore::DeprecationWarning:torch.jit._script"},
     )
     # The bar for loading weights is drawn again and again on its line.
     drawn = [line.strip() for line in done.stderr.splitlines() if "Loading weights" not in line]
