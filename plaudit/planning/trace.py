@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,8 +47,12 @@ from plaudit.types import PackedLayout, TokenTree
 
 logger = logging.getLogger("plaudit")
 
+Item = TypeVar("Item")
+
 ATTENTION = "plaudit_plan"
 _SHALLOW = 2
+_UNTRACEABLE = (RuntimeError, TypeError, ValueError, AttributeError)
+"""What a model's own code raises on tensors without storage, or on a configuration with gaps."""
 _CPU = torch.device("cpu")
 
 
@@ -90,11 +94,11 @@ def trace_costs(
         keys, spans = (sum(count[i] for count in counts) for i in (1, 2))
         batches.setdefault((batcher.size(trees), keys, spans), trees)
     every = list(batches.values())
-    outer = every[:: len(every) - 1] if len(every) > 1 else every
+    outer = _first_and_last(every)
     try:
         shallow = _pass_sizes(_shallow(request, _SHALLOW), batcher, every, request.autocast)
         deeper = _pass_sizes(_shallow(request, _SHALLOW + 1), batcher, outer, request.autocast)
-    except (RuntimeError, ValueError) as error:
+    except _UNTRACEABLE as error:
         logger.debug(
             "%s cannot be traced (%s: %s)", request.config.model_type, type(error).__name__, error
         )
@@ -104,14 +108,18 @@ def trace_costs(
     ends = []
     for few, more in zip(shallow, deeper, strict=True):
         # All layers are alike: a third adds what each further one does, which is a line in tokens.
-        first_and_last = few[:: len(few) - 1] if len(few) > 1 else few
-        added = np.subtract(more, first_and_last)
+        added = np.subtract(more, _first_and_last(few))
         each_N = np.interp(tokens, [batcher.size(trees) for trees in outer], added)
         sizes_N = np.maximum(
             np.add(few, (layers - _SHALLOW) * each_N), _embedding_gradient(request)
         )
         ends.append(fit_cost(zip(batches, sizes_N.round().astype(int).tolist(), strict=True)))
     return by_layers(ends[0], ends[1], layers)
+
+
+def _first_and_last(items: list[Item]) -> list[Item]:
+    """Both ends, or the only one."""
+    return items[:: len(items) - 1] if len(items) > 1 else items
 
 
 def _embedding_gradient(request: TraceRequest) -> int:
@@ -215,7 +223,7 @@ def _fused_modules(config: Any) -> Iterator[tuple[str, tuple[type, dict[str, Any
         network = AutoModelForSequenceClassification.from_config(small, dtype=torch.float32)  # type: ignore[no-untyped-call]
         plain = {name: set(vars(module)) for name, module in network.base_model.named_modules()}
         fuse_layers(network)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except _UNTRACEABLE as error:
         # Its own code is traced instead, which keeps more.
         logger.debug("%s cannot be fused (%s: %s)", config.model_type, type(error).__name__, error)
         return

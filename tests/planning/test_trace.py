@@ -150,16 +150,30 @@ def test_every_packed_architecture_can_be_traced(architecture: str) -> None:
     assert 0 < costs[max(costs)].token < costs[0].token
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options", "error"),
+    [
+        ("flaubert", {"emb_dim": 32, "n_layers": 3, "n_heads": 4, "n_words": 50}, "DataDependent"),
+        ("deepseek_v2", {"num_hidden_layers": 3, "hidden_size": 32, "vocab_size": 50}, "TypeError"),
+    ],
+)
 def test_why_an_architecture_cannot_be_traced_is_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    options: dict[str, Any],
+    error: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pass that looks at values: FlauBERT's counts the tokens of each row."""
+    """A pass that looks at values: FlauBERT's counts the tokens of each row. And one that computes
+    with a value that its configuration leaves open: DeepSeek V2's experts per token.
+    """
     monkeypatch.setattr(logging.getLogger("plaudit"), "propagate", True)
-    config = AutoConfig.for_model("flaubert", emb_dim=32, n_layers=3, n_heads=4, n_words=50)
+    config = AutoConfig.for_model(architecture, **options)
     request = TraceRequest(config=config, lora=None, dtype="float32", autocast=None, packed=False)
     with caplog.at_level(logging.DEBUG, "plaudit"):
         assert trace_costs(request, [(30, (20, 20))]) is None
-    assert any("flaubert cannot be traced (DataDependent" in line for line in caplog.messages)
+    said = f"{architecture} cannot be traced ({error}"
+    assert any(said in line for line in caplog.messages), caplog.messages
 
 
 def test_trained_embeddings_do_not_hide_the_layers() -> None:
