@@ -296,6 +296,7 @@ def test_measuring_leaves_no_trace(
     module: DecoderRewardModule, caplog: pytest.LogCaptureFixture
 ) -> None:
     trees = corpus()[:6]
+    module.network.get_base_model().set_attn_implementation("sdpa")
     module.eval()
     before = torch.get_rng_state()
     with caplog.at_level(logging.WARNING), StorageMeter() as meter, as_in_a_step(module):
