@@ -53,6 +53,7 @@ from plaudit.evaluation.table import (
     read_table,
     write_table,
 )
+from plaudit.recipe.objectives import learns_from
 from plaudit.recipe.schema import Source
 from plaudit.report.comparison import best_of_figure
 from plaudit.report.html import REPORT_FILE, write_report
@@ -216,7 +217,12 @@ def evaluate(
     mistakes: tuple[MistakeText, ...] = ()
     comparisons: StoredComparisons | None = None
     if sources:
-        loaded = load_comparisons(sources, seed=options.seed)
+        objective = model.metadata.objective
+        loaded = load_comparisons(
+            sources,
+            seed=options.seed,
+            learns_from=learns_from(None if objective is None else objective.kind),
+        )
         comparisons, table, block, skipped = _measure(model, loaded, options, console)
         use = data_use(loaded, skipped)
         tables.append(table)
@@ -285,6 +291,7 @@ def _measure(
             baselines_fitted_on=fitted_comparisons(fitted_on),
             perturbations=probed,
             stored_temperature=model.metadata.temperature or 1.0,
+            objective=model.metadata.objective,
             seed=options.seed,
         ),
     )

@@ -164,10 +164,12 @@ class Comparison:
     """One prompt, K responses and what is known of their order.
 
     ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
-    rejected 0.0); empty when nothing is known (rows to be scored). ``group`` names the prompt:
-    rows with equal groups never stand on both sides of a split. Prompt and responses are of one
-    kind, all text or all messages. ``unusable`` is the name of a reason why its reader found it
-    unfit for training; for :data:`MEDIA` it is not scored either.
+    rejected 0.0); empty when nothing is known (rows to be scored). ``rated`` says that a grade
+    means something by itself (a rating, or 1 and 0 for good and bad) and not only by its order.
+    ``soft_label`` is the share of annotators who prefer the better response of a pair. ``group``
+    names the prompt: rows with equal groups never stand on both sides of a split. Prompt and
+    responses are of one kind, all text or all messages. ``unusable`` is the name of a reason why
+    its reader found it unfit for training; for :data:`MEDIA` it is not scored either.
     """
 
     id: str
@@ -179,6 +181,8 @@ class Comparison:
     where: str
     margin: float | None = None
     weight: float = 1.0
+    soft_label: float | None = None
+    rated: bool = False
     tools: tuple[JsonObject, ...] | None = None
     chat_template_kwargs: JsonObject = field(default_factory=dict)
     metadata: JsonObject = field(default_factory=dict)
@@ -241,6 +245,21 @@ class RewardTransform:
     offset: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedObjective:
+    """What a model was trained for (a key of ``plaudit.recipe.objectives.OBJECTIVES``).
+
+    ``learned`` are the objective's own parameters in the form that it trains
+    (``plaudit.recipe.objectives.parameters_of`` has them under their names), ``levels`` the ratings
+    of an objective that predicts levels.
+    """
+
+    kind: str
+    temperature: float = 1.0
+    learned: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
+
+
 def conversation_digests(
     branches: Iterable[IntArray], prefix_T: IntArray | None = None
 ) -> Iterator[bytes]:
@@ -272,6 +291,8 @@ class TokenTree:
     grades: tuple[float, ...] = ()
     margin: float = 0.0
     weight: float = 1.0
+    soft_label: float = 1.0
+    rated: bool = False
     truncated: int = 0
     truncated_responses: int = 0
 
@@ -431,8 +452,9 @@ class ScoreRow:
 
     ``comparison`` is the id of its comparison, which need not be unique; ``number`` is its place in
     its dataset, which is. ``response`` is its number inside the comparison, ``tokens`` the length
-    of the whole conversation, ``characters`` the length of the response's text. ``features`` are
-    counts of what stands in the texts, where those were at hand (``evaluation/analysis``).
+    of the whole conversation, ``characters`` the length of the response's text; ``rated`` says that
+    the grade is a rating. ``features`` are counts of what stands in the texts, where those were at
+    hand (``evaluation/analysis``).
     """
 
     comparison: str
@@ -446,6 +468,7 @@ class ScoreRow:
     margin: float
     tokens: int
     characters: int
+    rated: bool = False
     metadata: JsonObject = field(default_factory=dict)
     features: Mapping[str, float | str] = field(default_factory=dict)
 

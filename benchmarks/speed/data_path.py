@@ -77,7 +77,7 @@ def encode(data: Path) -> dict[str, Any]:
     tokenizer = prepare_tokenizer(recipe.model, recipe.tokens, str(base_path()))
     encoder = Encoder(tokenizer=tokenizer, max_length=2048)
     comparisons = corpus.read_comparisons(recipe.data)
-    encoded = corpus.encode_corpus(encoder, comparisons, margins=False)
+    encoded = corpus.encode_corpus(encoder, comparisons, ignored=frozenset({"margin"}))
     use = corpus.data_use(encoded, recipe.data.split_by)
     return {"rows": use.rows, "used": use.used, "tokens": use.tokens.packed}
 

@@ -38,6 +38,7 @@ from plaudit.data.sources.read import (
 from plaudit.data.store import StoredComparisons, write_comparisons
 from plaudit.data.unread import TrackedRow, UnreadColumns, UnreadCounter, open_reader
 from plaudit.errors import DataError
+from plaudit.recipe.objectives import OBJECTIVES, LearnsFrom
 from plaudit.recipe.schema import Source, StoppingStrategy
 from plaudit.storage.arrow import BATCH_ROWS, MappedTable, cached, code_digest
 from plaudit.types import Comparison
@@ -99,12 +100,16 @@ class SourceUse:
 class LoadedComparisons:
     """Comparisons in input order (a repeated one stands beside its copies), and their account.
 
-    They lie in the cache folder and are decoded one at a time. Each source has a tally.
+    They lie in the cache folder and are decoded one at a time. Each source has a tally. ``rated``
+    counts the input rows in use that have ratings, ``usable_by`` the dropped ones that an objective
+    which learns from something else could use.
     """
 
     comparisons: StoredComparisons
     tallies: tuple[Tally, ...]
     sources: tuple[SourceUse, ...]
+    rated: int
+    usable_by: Mapping[LearnsFrom, int]
 
     @property
     def tally(self) -> Tally:
@@ -116,15 +121,24 @@ class LoadedComparisons:
             dropped=dict(sum((Counter(tally.dropped) for tally in self.tallies), Counter())),
         )
 
+    def for_other_objectives(self) -> Iterator[str]:
+        """Which objectives could use rows that were dropped, a clause for each kind of label."""
+        for learns_from, count in self.usable_by.items():
+            kinds = [kind for kind, row in OBJECTIVES.items() if row.learns_from == learns_from]
+            what = "have ratings" if learns_from == "ratings" else "are ties"
+            rows = "1 row" if count == 1 else f"{count:,} rows"
+            yield f"{rows} of them {what}, for loss.kind {' or '.join(kinds)}"
+
 
 def load_comparisons(
     sources: Sequence[Source],
     *,
     seed: int,
+    learns_from: LearnsFrom = "order",
     stopping_strategy: StoppingStrategy = "first_exhausted",
     on_read: OnRead = lambda name, rows: None,
 ) -> LoadedComparisons:
-    """Read all sources and keep what can train, each source as often as it says.
+    """Read all sources and keep what an objective learns from, each source as often as it says.
 
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
     of them. ``num_samples`` is a number of comparisons: fewer than there are leave rows out, more
@@ -141,7 +155,9 @@ def load_comparisons(
     """
     sources = [resolve(source) for source in sources]
     _check_names(sources)
-    tables = [_source_table(source, on_read, mixed=len(sources) > 1) for source in sources]
+    tables = [
+        _source_table(source, learns_from, on_read, mixed=len(sources) > 1) for source in sources
+    ]
     wanted = _wanted(sources, tables, stopping_strategy)
     loaded = [
         _take(source, table, count, seed)
@@ -155,9 +171,11 @@ def load_comparisons(
         comparisons=StoredComparisons.joined([one.comparisons for one in loaded]),
         tallies=tuple(tally for one in loaded for tally in one.tallies),
         sources=uses,
+        rated=sum(one.rated for one in loaded),
+        usable_by=dict(sum((Counter(one.usable_by) for one in loaded), Counter())),
     )
     if not together.comparisons:
-        raise DataError(_nothing_left(sources, together.tally))
+        raise DataError(_nothing_left(sources, together))
     return together
 
 
@@ -299,10 +317,13 @@ def _parse_all(
     counter.check()
 
 
-def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTable:
+def _source_table(
+    source: Source, learns_from: LearnsFrom, on_read: OnRead, *, mixed: bool
+) -> MappedTable:
     """The table of a source's usable comparisons, in the order of its rows, cached or new.
 
-    Its record has ``name``, ``fingerprint``, ``format``, ``dropped`` (the unusable, by reason) and
+    Its record has ``name``, ``fingerprint``, ``format``, ``dropped`` (the unusable, by reason),
+    ``usable_by`` and ``rated`` (:class:`LoadedComparisons`), and
     ``unread`` (the fields of :class:`UnreadColumns`, with the number of all rows).
     """
     name, fingerprint = source_name(source), source_fingerprint(source)
@@ -310,15 +331,24 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTabl
     def build(path: Path) -> Mapping[str, Any]:
         opened = open_source(source)
         dropped: Counter[str] = Counter()
+        usable_by: Counter[LearnsFrom] = Counter()
+        rated = 0
 
         def usable() -> Iterator[Comparison]:
+            nonlocal rated
             for number, _, _, comparison in opened.rows:
                 if number % BATCH_ROWS == 0:
                     on_read(name, number)
-                reason = why_untrainable(comparison)
+                reason = why_untrainable(comparison, learns_from)
                 if reason is not None:
                     dropped[reason] += 1
+                    usable_by.update(
+                        other
+                        for other in ("order_and_ties", "ratings")
+                        if why_untrainable(comparison, other) is None
+                    )
                     continue
+                rated += comparison.rated
                 # The name of its part, which a source of the row's own would hide.
                 if mixed and comparison.source != name:
                     metadata = {**comparison.metadata, MIXED_FROM: name}
@@ -333,6 +363,8 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTabl
             "fingerprint": fingerprint,
             "format": opened.reader.name,
             "dropped": dict(dropped),
+            "usable_by": dict(usable_by),
+            "rated": rated,
             "unread": asdict(opened.counter.total),
         }
 
@@ -341,6 +373,7 @@ def _source_table(source: Source, on_read: OnRead, *, mixed: bool) -> MappedTabl
         "name": name,
         "fingerprint": fingerprint,
         "mixed": mixed,
+        "learns_from": learns_from,
         "version": __version__,
         "code": code_digest(*_code()),
     }
@@ -400,7 +433,13 @@ def _take(source: Source, table: MappedTable, wanted: int, seed: int) -> LoadedC
         sampled=tally.sampled,
         licence=licence(source),
     )
-    return LoadedComparisons(comparisons=kept, tallies=(tally,), sources=(use,))
+    return LoadedComparisons(
+        comparisons=kept,
+        tallies=(tally,),
+        sources=(use,),
+        rated=record["rated"],
+        usable_by=record["usable_by"],
+    )
 
 
 def _check_names(sources: Sequence[Source]) -> None:
@@ -410,11 +449,13 @@ def _check_names(sources: Sequence[Source]) -> None:
         raise DataError(f"two sources are named {twice[0]!r}; give each source a different `name`.")
 
 
-def _nothing_left(sources: Sequence[Source], tally: Tally) -> str:
+def _nothing_left(sources: Sequence[Source], together: LoadedComparisons) -> str:
     if not sources:
         return "no data source; expected at least one path or Hub dataset id."
+    tally = together.tally
     counts = "; ".join(
         f"{count} {reason} ({EXPLANATIONS[reason]})" for reason, count in tally.dropped.items()
     )
     paths = ", ".join(source.path for source in sources)
-    return f"none of the {tally.rows} rows of {paths} can be used: {counts}."
+    others = "".join(f"; {line}" for line in together.for_other_objectives())
+    return f"none of the {tally.rows} rows of {paths} can be used: {counts}{others}."

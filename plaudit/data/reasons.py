@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from plaudit.recipe.objectives import LearnsFrom
 from plaudit.types import MEDIA, Comparison, Turns
 
 EMPTY_RESPONSE: Final = "empty_response"
@@ -25,7 +26,7 @@ EXPLANATIONS: Final[dict[str, str]] = {
     PROMPT_MISMATCH: "the responses answer different prompts",
     IDENTICAL_RESPONSES: "all responses are identical",
     SINGLE_RESPONSE: "there is only one response, so there is nothing to compare",
-    UNLABELLED: "no label says which response is better",
+    UNLABELLED: "no label says which response is better, or how good one is",
     TIE: "all responses have the same grade",
     BROKEN_TURNS: "the turns do not alternate, or the last prompt turn is not the user's",
     MEDIA: "it has images, audio or video, and plaudit reads only text",
@@ -33,8 +34,8 @@ EXPLANATIONS: Final[dict[str, str]] = {
 }
 
 
-def why_untrainable(comparison: Comparison) -> str | None:
-    """The first reason why no loss can learn from ``comparison``; ``None`` when one can."""
+def why_untrainable(comparison: Comparison, learns_from: LearnsFrom = "order") -> str | None:
+    """The first reason why an objective cannot learn from ``comparison``; ``None`` when it can."""
     responses, grades = comparison.responses, comparison.grades
     if comparison.unusable is not None:
         return comparison.unusable
@@ -44,15 +45,16 @@ def why_untrainable(comparison: Comparison) -> str | None:
     turns = [response for response in responses if not isinstance(response, str)]
     if any(response[0].role in ("user", "system") for response in turns):
         return PROMPT_MISMATCH
-    if len(responses) == 1:
+    by_itself = comparison.rated and learns_from == "ratings"
+    if len(responses) == 1 and not by_itself:
         return SINGLE_RESPONSE
-    if all(response == responses[0] for response in responses):
+    if len(responses) > 1 and all(response == responses[0] for response in responses):
         return IDENTICAL_RESPONSES
     if not grades:
         return UNLABELLED
-    if all(grade == grades[0] for grade in grades):
-        return TIE
-    return None
+    if by_itself or learns_from == "order_and_ties":
+        return None
+    return TIE if all(grade == grades[0] for grade in grades) else None
 
 
 def is_blank(turns: Turns) -> bool:

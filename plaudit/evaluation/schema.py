@@ -208,6 +208,53 @@ class RankMetrics:
     ndcg_ci95: Interval | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingMetrics(Correlation):
+    """Rewards against the ratings of single responses, for a model that was trained on ratings.
+
+    Errors are of the rating that the model expects (its reward, the probability of a good response,
+    or the mean of its levels), and correlations of the reward. ``mae_of_median`` is the error of a
+    model that always expects the median rating. ``bias`` is the mean of expected minus given
+    ratings. ``calibration_slope`` is 1 for calibrated ratings, and below 1 where they spread too
+    far. ``auc`` exists for labels 0 and 1, ``log_loss`` and ``ece_equal_mass`` for probabilities.
+    """
+
+    responses: int
+    prompts: int
+    mae: float
+    mae_ci95: Interval | None
+    mae_of_median: float
+    mae_of_median_ci95: Interval | None
+    rmse: float
+    bias: float
+    bias_ci95: Interval | None
+    calibration_slope: float | None
+    auc: float | None
+    auc_ci95: Interval | None
+    log_loss: float | None
+    ece_equal_mass: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TieMetrics:
+    """The probabilities of all three outcomes of a pair, for a model that was trained on ties.
+
+    ``share`` of the pairs are ties; ``expected_share`` is the mean probability of a tie under the
+    model. ``log_loss`` is of better, worse and tie; ``log_loss_constant`` that of a model which
+    gives every pair the shares of the data.
+    """
+
+    pairs: int
+    ties: int
+    share: float
+    share_ci95: Interval | None
+    expected_share: float
+    log_loss: float
+    log_loss_ci95: Interval | None
+    log_loss_constant: float
+    auc: float | None
+
+
 # ---- what scores depend on
 
 
@@ -508,6 +555,8 @@ class EvaluationMetrics(PairMetrics, Calibration):
     datasets: Mapping[str, PairMetrics]
     mistakes: tuple[Mistake, ...]
     curves: Curves
+    ratings: RatingMetrics | None = None
+    tied: TieMetrics | None = None
     history: tuple[HistoryEntry, ...] | None = None
     answers: tuple[Answer, ...] = ()
     summary: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit_isotonic,
 )
 from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
+from plaudit.evaluation.metrics.ratings import measure_ratings
+from plaudit.evaluation.metrics.ties import measure_ties
 from plaudit.evaluation.numbers import metric, signed, signed_interval, words
 from plaudit.evaluation.schema import (
     BaselineMetrics,
@@ -47,7 +49,7 @@ from plaudit.evaluation.schema import (
 from plaudit.evaluation.sentences import answers, best_baseline
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
 from plaudit.evaluation.warning_sentences import warnings
-from plaudit.types import FloatArray
+from plaudit.types import FloatArray, TrainedObjective
 
 _HISTOGRAM_BINS = 40
 _LENGTH_BINS_PER_SIDE = 4
@@ -61,7 +63,8 @@ class EvaluationContext:
     checkpoint. ``baselines`` holds each baseline's ``delta_P`` on the pairs of the table, fitted on
     ``baselines_fitted_on`` training comparisons. ``perturbations`` are the scored perturbation
     tests, or a sentence that says why there are none. ``stored_temperature`` is the model's, fitted
-    on other data (1 where it has none); None where the model gets it from these.
+    on other data (1 where it has none); None where the model gets it from these. ``objective`` is
+    what the model was trained for; None where that is not known.
     """
 
     dataset: str
@@ -72,6 +75,7 @@ class EvaluationContext:
     history: Sequence[HistoryEntry] | None = None
     calibrate: bool = True
     stored_temperature: float | None = None
+    objective: TrainedObjective | None = None
     seed: int = 0
 
 
@@ -81,7 +85,9 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     Raises:
         ModelError: a reward is not finite.
     """
-    seed, paired = context.seed, pairs(table)
+    seed, paired, objective = context.seed, pairs(table), context.objective
+    # As the training loss has it; a temperature changes no accuracy.
+    tempered = paired.over(1.0 if objective is None else objective.temperature)
     calibration = (
         cross_fit(paired.delta_P, paired.group_P, seed=seed)
         if context.calibrate
@@ -107,7 +113,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     # The same draws of whole prompts for all four.
     series = [
         credit_P,
-        pairwise.bradley_terry_losses(paired.delta_P, paired.margin_P),
+        pairwise.bradley_terry_losses(tempered.delta_P, tempered.margin_P),
         pairwise.bradley_terry_losses(paired.delta_P),
         pairwise.brier_losses(paired.delta_P),
     ]
@@ -119,7 +125,7 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
     metrics = EvaluationMetrics(
         dataset=context.dataset,
         chose_checkpoint=context.chose_checkpoint,
-        **parts(measure_pairs(paired, seed=seed)),
+        **parts(measure_pairs(tempered, seed=seed)),
         accuracy_wilson_ci95=share.wilson,
         accuracy_bootstrap_ci95=share.bootstrap,
         accuracy_half_ties_bootstrap_ci95=half_ties,
@@ -144,10 +150,12 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         bias=measure_bias(table, paired, seed=seed),
         perturbations=tests,
         perturbation_notes=notes,
-        slices=measure_slices(table, paired),
-        datasets=_per_dataset(table, paired),
+        slices=measure_slices(table, tempered),
+        datasets=_per_dataset(table, tempered),
         mistakes=tuple(find_mistakes(table, paired, temperature=temperature)),
         curves=_curves(table, paired, calibration, risk),
+        ratings=measure_ratings(table, objective, seed=seed),
+        tied=measure_ties(table, objective, seed=seed),
         history=None if context.history is None else tuple(context.history),
     )
     # Sentences are made of the numbers as they are recorded.

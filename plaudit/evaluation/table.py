@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -49,6 +49,7 @@ class ScoreTable:
     margin_N: FloatArray
     tokens_N: CodeArray
     characters_N: CodeArray
+    rated_N: npt.NDArray[np.bool_]
     features_N: npt.NDArray[Any]
     metadata: Mapping[str, ObjectArray] = field(default_factory=dict)
 
@@ -82,6 +83,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.winner_P)
 
+    def over(self, temperature: float) -> Pairs:
+        """The pairs with differences and margins over ``temperature``."""
+        return replace(
+            self, delta_P=self.delta_P / temperature, margin_P=self.margin_P / temperature
+        )
+
     def where(self, keep_P: npt.NDArray[np.bool_]) -> Pairs:
         """The pairs marked true, in their order; codes stay as they are."""
         return Pairs(**{item.name: getattr(self, item.name)[keep_P] for item in fields(self)})
@@ -100,7 +107,10 @@ _COLUMNS: dict[str, tuple[str, type]] = {
     "dataset": ("dataset", np.object_),
     "group": ("group", np.object_),
     "number": ("number", np.int64),
+    "rated": ("rated", np.bool_),
 }
+_ADDED = frozenset({"rated"})
+"""Columns that tables of plaudit 0.1 do not have; they are zeros there."""
 _METADATA_PREFIX = "metadata."
 _FEATURE_PREFIX = "text."
 
@@ -190,6 +200,7 @@ def _score_rows(
                 response=response,
                 reward=float(reward),
                 grade=comparison.grades[response],
+                rated=comparison.rated,
                 margin=tree.margin,
                 tokens=tree.lengths[response],
                 characters=len(texts_K[response]),
@@ -371,7 +382,9 @@ def read_table(path: Path) -> ScoreTable:
             f"Cannot read predictions from {path}: {error}; expected the predictions.parquet of a"
             " finished evaluation."
         ) from error
-    missing = [column for column in _COLUMNS if column not in stored.column_names]
+    missing = [
+        column for column in _COLUMNS if column not in stored.column_names and column not in _ADDED
+    ]
     if missing:
         raise DataError(
             f"{path} has the columns {', '.join(stored.column_names)} and lacks"
@@ -379,6 +392,8 @@ def read_table(path: Path) -> ScoreTable:
         )
     columns = {
         f"{name}_N": _column(stored.column(column).to_pylist(), dtype)
+        if column in stored.column_names
+        else np.zeros(stored.num_rows, dtype)
         for column, (name, dtype) in _COLUMNS.items()
     }
     metadata = {

@@ -1,1 +1,1 @@
-"""Losses by family: pure functions that return a sum, and their table."""
+"""Training losses by family: pure functions of scores and labels, summed with a count."""

@@ -1,87 +1,98 @@
-"""Pairwise losses, and the ordered pairs of a batch that they sum over.
+"""Pairwise objectives: what each outcome of a pair costs at a reward difference.
 
-A loss returns a sum; whoever steps divides. One row of :data:`LOSSES` each.
-
-Shapes: R responses of a batch, P ordered pairs among them.
+A function takes ``z_P``, the differences less their margins and over the temperature, and the
+learned parameters. :func:`pair_loss` sums over the pairs of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.types import TokenTree, arrays_to_device
+from plaudit.losses.labels import Labels, Pairs
+from plaudit.recipe.schema import LossSection
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """P ordered pairs of a batch: row of the winner, of the loser, margin and weight."""
+class Outcomes(NamedTuple):
+    """The loss of a pair where the winner is preferred, the loser is, or neither."""
 
     winner_P: Tensor
     loser_P: Tensor
-    margin_P: Tensor
-    weight_P: Tensor
+    tie_P: Tensor | None = None
 
 
-def ordered_pairs(grades: Sequence[float]) -> list[tuple[int, int]]:
-    """(better, worse) for every pair of responses with different grades."""
-    pairs = []
-    for i, j in combinations(range(len(grades)), 2):
-        if grades[i] > grades[j]:
-            pairs.append((i, j))
-        elif grades[j] > grades[i]:
-            pairs.append((j, i))
-    return pairs
+OutcomeLoss: TypeAlias = Callable[[Tensor, Tensor], Outcomes]
 
 
-def pairs_of(trees: Sequence[TokenTree], device: torch.device) -> Pairs:
-    """The pairs of a batch. A comparison's weight is shared equally among its pairs."""
-    winner: list[int] = []
-    loser: list[int] = []
-    margin: list[float] = []
-    weight: list[float] = []
-    row = 0
-    for tree in trees:
-        order = ordered_pairs(tree.grades)
-        for better, worse in order:
-            winner.append(row + better)
-            loser.append(row + worse)
-            margin.append(tree.margin)
-            weight.append(tree.weight / len(order))
-        row += len(tree.branches)
-    columns = (
-        np.asarray(winner, np.int64),
-        np.asarray(loser, np.int64),
-        np.asarray(margin, np.float32),
-        np.asarray(weight, np.float32),
-    )
-    winner_P, loser_P, margin_P, weight_P = arrays_to_device(columns, device)
-    return Pairs(winner_P=winner_P, loser_P=loser_P, margin_P=margin_P, weight_P=weight_P)
+def pair_loss(
+    outcomes: OutcomeLoss, scores_R: Tensor, labels: Labels, options: LossSection, learned_C: Tensor
+) -> Tensor:
+    """Sum over pairs and ties, weighted; fp32.
 
-
-def total_weight(trees: Sequence[TokenTree]) -> float:
-    """The count a summed loss is divided by: comparisons, each with its weight."""
-    return float(sum(tree.weight for tree in trees if ordered_pairs(tree.grades)))
-
-
-Loss = Callable[[Tensor, Pairs], Tensor]
-
-
-def bradley_terry(scores_R: Tensor, pairs: Pairs) -> Tensor:
-    """Sum over pairs of ``-log sigmoid(winner - loser - margin)``, weighted; fp32.
-
-    Bradley and Terry (1952); the margin as in Llama 2 (Touvron et al. 2023, equation 2). Divide
-    by the total weight of the whole optimizer step, not of this batch, so that a step does not
-    depend on how it was split.
+    A pair costs its expected loss under its target, which ``options.label_smoothing`` moves towards
+    the other outcome. ``options.centering`` adds ``centering * (winner + loser)**2`` (TRL's
+    ``center_rewards_coefficient``; Eisenstein et al. 2023, equation 2).
     """
-    delta_P = scores_R[pairs.winner_P] - scores_R[pairs.loser_P]
-    return -(pairs.weight_P * F.logsigmoid(delta_P - pairs.margin_P)).sum()
+    pairs, ties, smoothing = labels.pairs, labels.ties, options.label_smoothing
+    lost = outcomes(_differences(scores_R, pairs) / options.temperature, learned_C)
+    target_P = pairs.target_P * (1.0 - 2.0 * smoothing) + smoothing
+    loss_P = target_P * lost.winner_P + (1.0 - target_P) * lost.loser_P
+    total = (pairs.weight_P * loss_P).sum()
+    tied_P = outcomes(_differences(scores_R, ties) / options.temperature, learned_C).tie_P
+    if tied_P is not None:
+        total = total + (ties.weight_P * tied_P).sum()
+    if options.centering:
+        total = total + options.centering * (_squares(scores_R, pairs) + _squares(scores_R, ties))
+    return total
 
 
-LOSSES: dict[str, Loss] = {"bradley_terry": bradley_terry}
+def _differences(scores_R: Tensor, pairs: Pairs) -> Tensor:
+    return scores_R[pairs.winner_P] - scores_R[pairs.loser_P] - pairs.margin_P
+
+
+def _squares(scores_R: Tensor, pairs: Pairs) -> Tensor:
+    """The squared sums of both rewards of a pair, weighted and summed."""
+    sum_P = scores_R[pairs.winner_P] + scores_R[pairs.loser_P]
+    return (pairs.weight_P * sum_P**2).sum()
+
+
+def bradley_terry(z_P: Tensor, learned_C: Tensor) -> Outcomes:
+    """``-log sigmoid(z)`` (Bradley and Terry 1952); the margin is Llama 2's (Touvron et al. 2023,
+    equation 2).
+    """
+    return Outcomes(F.softplus(-z_P), F.softplus(z_P))
+
+
+all_pairs = bradley_terry
+"""With the weight of a comparison over all C(K, 2) pairs, ties too (Ouyang et al. 2022)."""
+
+
+def hinge(z_P: Tensor, learned_C: Tensor) -> Outcomes:
+    """``max(0, 1 - z)``: no gradient once the difference is above 1 (Joachims 2002)."""
+    return Outcomes(F.relu(1.0 - z_P), F.relu(1.0 + z_P))
+
+
+def rao_kupper(z_P: Tensor, learned_C: Tensor) -> Outcomes:
+    """Bradley-Terry with a threshold below which a difference is a tie (Rao and Kupper 1967).
+
+    ``learned_C`` is ``log(eta)``, where ``eta = log(theta) > 0``.
+    """
+    eta = learned_C[0].exp()
+    winner_P, loser_P = F.softplus(eta - z_P), F.softplus(eta + z_P)
+    # log(exp(2 eta) - 1), which overflows for no eta.
+    log_room = 2.0 * eta + torch.log(-torch.expm1(-2.0 * eta))
+    return Outcomes(winner_P, loser_P, winner_P + loser_P - log_room)
+
+
+def davidson(z_P: Tensor, learned_C: Tensor) -> Outcomes:
+    """Bradley-Terry where a tie has ``nu`` times the geometric mean of both wins (Davidson 1970).
+
+    ``learned_C`` is ``log(nu)``.
+    """
+    log_nu_P = learned_C[0].expand_as(z_P)
+    log_total_P = torch.logsumexp(torch.stack([z_P / 2.0, -z_P / 2.0, log_nu_P]), dim=0)
+    return Outcomes(log_total_P - z_P / 2.0, log_total_P + z_P / 2.0, log_total_P - log_nu_P)

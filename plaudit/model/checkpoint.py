@@ -27,7 +27,7 @@ from plaudit.storage.manifest import (
     write_model_manifest,
 )
 from plaudit.storage.model_files import tensor_names
-from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -92,7 +92,9 @@ class CheckpointMetadata:
     responses.
 
     ``rendering``, ``scored_token``, ``reward_transform`` and ``output`` have their defaults unless
-    the model was imported; ``origin`` then says from where.
+    the model was imported; ``origin`` then says from where. An ``offset`` is also that of a model
+    trained on ratings, whose rewards start at their mean. ``objective`` is None where nothing is
+    known of the training.
     """
 
     kind: Literal["adapter", "full"]
@@ -117,6 +119,7 @@ class CheckpointMetadata:
     reward_transform: RewardTransform = field(default_factory=RewardTransform)
     output: Output | None = None
     origin: Origin | None = None
+    objective: TrainedObjective | None = None
     format: int = FORMAT
     plaudit_version: str = __version__
 
@@ -230,6 +233,16 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
     return metadata
 
 
+def read_objective(folder: Path) -> TrainedObjective | None:
+    """What the model in ``folder`` was trained for; None where that is not recorded.
+
+    Raises:
+        ModelError: ``plaudit.json`` is damaged.
+    """
+    recorded = (folder / METADATA_FILE).is_file()
+    return _read_metadata_file(folder).objective if recorded else None
+
+
 def _unfinished(folder: Path, run: Path | None) -> str | None:
     """What is still to come for a model of a run that has not ended."""
     if ((run or folder) / "metrics.json").is_file():
@@ -325,6 +338,7 @@ _RECORDS: dict[str, type] = {
     "output": Output,
     "origin": Origin,
     "temperature_fit": TemperatureFit,
+    "objective": TrainedObjective,
 }
 
 

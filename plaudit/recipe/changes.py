@@ -24,7 +24,8 @@ data.train data.stopping_strategy data.eval data.eval_fraction data.eval_rows da
 data.as_chat data.split_by data.seed
 tokens.max_length tokens.truncation tokens.chat_template tokens.template tokens.chat_template_kwargs
 tokens.pad_token tokens.date
-loss.kind loss.margin
+loss.kind loss.margin loss.soft_label loss.label_smoothing loss.temperature loss.centering
+loss.reward_norm loss.tie_parameter loss.huber_delta
 evaluate.early_stopping_patience evaluate.early_stopping_threshold
 """
 ROLES: Final[Mapping[str, Role]] = {

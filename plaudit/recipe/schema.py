@@ -13,13 +13,21 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from plaudit.errors import RecipeError
+from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.types import Dtype
 
 
@@ -193,17 +201,55 @@ class TokensSection(Section):
     auto is measured on a GPU, and 8192 on a CPU and under FSDP and DeepSpeed."""
 
 
-class LossSection(Section):
-    """The training loss. ``kind`` is a key of ``plaudit.losses.pairwise.LOSSES``.
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = str
+else:
+    ObjectiveName = Literal.__getitem__(tuple(OBJECTIVES))
 
-    ``margin: column`` subtracts the margin column of a row from the reward difference in the loss.
-    A margin is in units of reward. ``margin: ignore`` ignores the column.
+
+class LossSection(Section):
+    """The training objective. ``kind`` is a key of ``plaudit.recipe.objectives.OBJECTIVES``.
+
+    A key that the objective does not read is an error. ``margin`` and ``soft_label`` read the
+    columns of that name where the data have them; a margin is in units of reward.
     """
 
-    kind: Literal["bradley_terry"] = "bradley_terry"
-    """Training loss."""
+    kind: ObjectiveName = "bradley_terry"
+    """Training objective."""
     margin: Literal["column", "ignore"] = "column"
     """column subtracts the margin column of a row from the reward difference; ignore does not."""
+    soft_label: Literal["column", "ignore"] = "column"
+    """column reads the share of annotators who prefer the better response; ignore counts it as
+    1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability with which a label counts as wrong."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the reward differences in the loss."""
+    centering: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the squared sum of a pair's rewards, which pulls their mean to 0."""
+    reward_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the mean squared reward."""
+    tie_parameter: Annotated[float, Field(gt=0)] | Literal["learned"] = "learned"
+    """How likely ties are: nu of davidson or theta (above 1) of rao_kupper; learned fits it."""
+    huber_delta: Annotated[float, Field(gt=0)] = 1.0
+    """Error at which the huber loss becomes linear, in units of the rating."""
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        read = OBJECTIVES[self.kind].options | {"kind", "reward_norm"}
+        for name in sorted(self.model_fields_set - read):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                users = [kind for kind, row in OBJECTIVES.items() if name in row.options]
+                raise PydanticCustomError(
+                    "rule",
+                    "keys that the objective reads; {kind} does not read {name}, which belongs to"
+                    " {users}",
+                    {"kind": self.kind, "name": name, "users": ", ".join(users)},
+                )
+        fixed = self.tie_parameter != "learned"
+        if fixed and self.kind == "rao_kupper" and float(self.tie_parameter) <= 1:
+            raise PydanticCustomError("rule", "a tie_parameter above 1 for rao_kupper")
+        return self
 
 
 class EvaluateSection(Section):

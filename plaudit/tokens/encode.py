@@ -234,6 +234,8 @@ def grow_tree(
         grades=comparison.grades,
         margin=comparison.margin or 0.0,
         weight=comparison.weight,
+        soft_label=1.0 if comparison.soft_label is None else comparison.soft_label,
+        rated=comparison.rated,
         truncated=cut.prompt_tokens,
         truncated_responses=cut.responses,
     )
@@ -367,7 +369,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
 def why_untrainable(tree: TokenTree) -> str | None:
     """A reason to count where training would learn nothing from the tree, else None."""
     first, *rest = tree.branches
-    if all(len(first) == len(other) and bool(np.all(first == other)) for other in rest):
+    if rest and all(len(first) == len(other) and bool(np.all(first == other)) for other in rest):
         return IDENTICAL_TOKENS
     return None
 

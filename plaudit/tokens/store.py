@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ _SCHEMA = pa.schema(
         ("truncated_responses", pa.int32()),
         ("margin", pa.float64()),
         ("weight", pa.float64()),
+        ("soft_label", pa.float64()),
+        ("rated", pa.int8()),
         # For facts about all rows, which must not walk all ids.
         ("packed", pa.int64()),
         ("separate", pa.int64()),
@@ -65,29 +67,37 @@ _NOTHING: dict[str, Any] = {
 }
 
 
+_WITHOUT: Final = {"margin": 0.0, "soft_label": 1.0}
+"""What a label is where the data have none."""
+
+
 class StoredTrees(StoredRows[TokenTree]):
     """Token trees whose ids are views of the file. A tree's ``index`` is its place here.
 
-    Without ``with_margins`` those of the data count as 0.
+    Labels that are named in ``ignored`` are as where the data have none.
     """
 
     def __init__(
-        self, tables: tuple[MappedTable, ...], rows_N: RowArray, *, with_margins: bool = True
+        self,
+        tables: tuple[MappedTable, ...],
+        rows_N: RowArray,
+        *,
+        ignored: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(tables, rows_N)
-        self.with_margins = with_margins
+        self.ignored = ignored
 
     def take(self, positions: Any) -> StoredTrees:
-        return StoredTrees(self.tables, self.rows_N[positions], with_margins=self.with_margins)
+        return StoredTrees(self.tables, self.rows_N[positions], ignored=self.ignored)
 
-    def without_margins(self) -> StoredTrees:
-        """The same trees, their margins left out."""
-        return StoredTrees(self.tables, self.rows_N, with_margins=False)
+    def without(self, labels: frozenset[str]) -> StoredTrees:
+        """The same trees, their ``margin`` or ``soft_label`` left out."""
+        return StoredTrees(self.tables, self.rows_N, ignored=labels)
 
-    @property
-    def margins(self) -> npt.NDArray[np.float64]:
-        """The margin of each tree."""
-        return self.column("margin") if self.with_margins else np.zeros(len(self))
+    def label(self, name: Literal["margin", "soft_label"]) -> npt.NDArray[np.float64]:
+        """The margin or the soft label of each tree."""
+        absent = _WITHOUT[name]
+        return np.full(len(self), absent) if name in self.ignored else self.column(name)
 
     def _record(self, table: MappedTable, row: int, position: int) -> TokenTree:
         ids = table.items("ids", row)
@@ -102,11 +112,16 @@ class StoredTrees(StoredRows[TokenTree]):
             prefix=ids[:prefix],
             branches=tuple(branches),
             grades=tuple(table.items("grades", row).tolist()),
-            margin=float(table.number("margin", row)) if self.with_margins else 0.0,
+            margin=self._label(table, row, "margin"),
             weight=float(table.number("weight", row)),
+            soft_label=self._label(table, row, "soft_label"),
+            rated=bool(table.number("rated", row)),
             truncated=int(table.number("truncated", row)),
             truncated_responses=int(table.number("truncated_responses", row)),
         )
+
+    def _label(self, table: MappedTable, row: int, name: str) -> float:
+        return _WITHOUT[name] if name in self.ignored else float(table.number(name, row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +303,8 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
         "truncated_responses": outcome.truncated_responses,
         "margin": outcome.margin,
         "weight": outcome.weight,
+        "soft_label": outcome.soft_label,
+        "rated": int(outcome.rated),
         "packed": outcome.tokens,
         "separate": sum(outcome.lengths),
         "longest": max(outcome.lengths),

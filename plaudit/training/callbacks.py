@@ -228,19 +228,15 @@ class ProgressReport(TrainerCallback):
         if not state.is_world_process_zero or logs is None:
             return
         if "eval_loss" in logs:
-            self._print(
-                state, f"validation loss {logs['eval_loss']:.4f}", logs["eval_accuracy"], ""
-            )
+            self._print(state, f"validation loss {logs['eval_loss']:.4f}{_measured(logs, 'eval_')}")
         elif "pairs_per_second" in logs:
             rate = logs["pairs_per_second"]
             speed = f"{rate:.3g} pairs/s" if rate < 1000 else f"{rate:,.0f} pairs/s"
-            self._update(
-                numbers=f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.3f}  {speed}"
-            )
+            measured = f"loss {logs['loss']:.4f}{_measured(logs)}"
+            self._update(numbers=f"{measured}  {speed}")
             if self.verbose or (self._progress is None and self._due(state)):
                 self._written, self._written_step = time.monotonic(), state.global_step
-                end = f"  {speed}{self._left(state)}"
-                self._print(state, f"training loss {logs['loss']:.4f}", logs["accuracy"], end)
+                self._print(state, f"  training {measured}", f"  {speed}{self._left(state)}")
 
     def _due(self, state: TrainerState) -> bool:
         """Whether a line may be written: long enough after the last one, and steps enough."""
@@ -256,12 +252,12 @@ class ProgressReport(TrainerCallback):
         seconds = (time.monotonic() - self._started) / done * remaining
         return f"  {duration(seconds)} left"
 
-    def _print(self, state: TrainerState, loss: str, accuracy: float, end: str) -> None:
+    def _print(self, state: TrainerState, measured: str, end: str = "") -> None:
         """One aligned line, of training or of an evaluation."""
         width = len(str(state.max_steps))
         self.console.print(
             f"step {state.global_step:>{width}}/{state.max_steps}  epoch {state.epoch or 0:.2f}  "
-            f"{loss:>22}  accuracy {accuracy:.3f}{end}",
+            f"{measured}{end}",
             highlight=False,
             soft_wrap=True,
         )
@@ -270,3 +266,13 @@ class ProgressReport(TrainerCallback):
         """Give the terminal back, also when training stopped with an error."""
         if self._progress is not None:
             self._progress.stop()
+
+
+def _measured(logs: Mapping[str, Any], prefix: str = "") -> str:
+    """What stands behind a loss: accuracy on pairs, the error on ratings, or nothing."""
+    names = {"accuracy": "accuracy", "mae": "MAE"}
+    return "".join(
+        f"  {shown} {logs[prefix + name]:.3f}"
+        for name, shown in names.items()
+        if prefix + name in logs
+    )

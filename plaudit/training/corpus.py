@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.evaluation.schema import MarginUse, RunData, SplitUse, TokenUse
-from plaudit.recipe.schema import DataSection, Source
+from plaudit.recipe.objectives import OBJECTIVES
+from plaudit.recipe.schema import DataSection, LossSection, Source
 from plaudit.tokens.encode import OVER_LENGTH, Encoder
 from plaudit.tokens.store import Encoded, Part, encode_rows
+from plaudit.types import Comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,26 +65,30 @@ class Comparisons:
 
 
 def read_comparisons(
-    section: DataSection, *, on_read: OnRead = lambda name, rows: None
+    section: DataSection, kind: str = "bradley_terry", *, on_read: OnRead = lambda name, rows: None
 ) -> Comparisons:
     """Load every source and split off the held-out part; ``on_read`` is called with the rows read.
 
-    Named evaluation and test files win over the fractions, which are of all of ``data.train``.
+    What the objective ``kind`` learns from is kept. Named evaluation and test files win over the
+    fractions, which are of all of ``data.train``.
 
     Raises:
-        DataError: a source cannot be read, or a split would leave nothing on one side.
+        DataError: a source cannot be read, the objective has nothing to learn from, or a split
+            would leave nothing on one side.
     """
-    loaded = {
-        "train": load_comparisons(
-            section.train,
-            seed=section.seed,
-            stopping_strategy=section.stopping_strategy,
-            on_read=on_read,
+    learns_from = OBJECTIVES[kind].learns_from
+    read = partial(load_comparisons, seed=section.seed, learns_from=learns_from, on_read=on_read)
+    loaded = {"train": read(section.train, stopping_strategy=section.stopping_strategy)}
+    if learns_from == "ratings" and not loaded["train"].rated:
+        paths = ", ".join(source.path for source in section.train)
+        raise DataError(
+            f"loss.kind is {kind}, which learns from ratings, but none of the"
+            f" {loaded['train'].tally.rows:,} rows of {paths} has one: they say which response is"
+            " better; set loss.kind to bradley_terry, or add rows with a rating."
         )
-    }
     train = loaded["train"].comparisons
-    evaluation = _named_sets(section.eval, "eval", section.seed, loaded, on_read)
-    test = _named_sets(section.test, "test", section.seed, loaded, on_read)
+    evaluation = _named_sets(section.eval, "eval", read, loaded)
+    test = _named_sets(section.test, "test", read, loaded)
     held_out_size, test_share = _held_out_sizes(section, len(np.unique(train.rows_N)))
     if held_out_size is not None:
         train, held_out = split(train, held_out_size, by=section.split_by, seed=section.seed)
@@ -152,13 +159,12 @@ def _held_out_sizes(section: DataSection, rows: int) -> tuple[float | None, floa
 def _named_sets(
     sources: Sequence[Source],
     role: str,
-    seed: int,
+    read: Callable[[Sequence[Source]], LoadedComparisons],
     loaded: dict[str, LoadedComparisons],
-    on_read: OnRead,
 ) -> dict[str, StoredComparisons]:
     sets: dict[str, StoredComparisons] = {}
     for source in sources:
-        one = load_comparisons((source,), seed=seed, on_read=on_read)
+        one = read((source,))
         name = one.sources[0].name
         if name in sets:
             raise DataError(f"Two sources of data.{role} are named {name}; set different names.")
@@ -171,13 +177,13 @@ def encode_corpus(
     encoder: Encoder,
     comparisons: Comparisons,
     *,
-    margins: bool,
+    ignored: frozenset[str] = frozenset(),
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Corpus:
     """Encode every source and look up the trees of every part.
 
-    ``on_rows`` hears rows done and rows in all, per role. Without ``margins``, those of the data
-    are left out of training and evaluation alike.
+    ``on_rows`` hears rows done and rows in all, per role. ``ignored`` labels of the data are left
+    out of training and evaluation alike.
 
     Raises:
         DataError: a part has nothing left that can be used.
@@ -190,13 +196,11 @@ def encode_corpus(
     def parts(role: str, sets: Mapping[str, StoredComparisons]) -> dict[str, Part]:
         return {
             # What was split off lies in the training files.
-            name: make_part(
-                encoded.get(f"{role}:{name}", encoded["train"]), rows, name, margins=margins
-            )
+            name: make_part(encoded.get(f"{role}:{name}", encoded["train"]), rows, name, ignored)
             for name, rows in sets.items()
         }
 
-    train = make_part(encoded["train"], comparisons.train, "train", margins=margins)
+    train = make_part(encoded["train"], comparisons.train, "train", ignored)
     evaluation = parts("eval", comparisons.evaluation)
     test = parts("test", comparisons.test)
     held_out = [part.comparisons for part in (*evaluation.values(), *test.values())]
@@ -210,7 +214,16 @@ def encode_corpus(
     )
 
 
-def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: bool) -> Part:
+def ignored_labels(options: LossSection) -> frozenset[str]:
+    """The labels of the data that the loss does not read."""
+    read = OBJECTIVES[options.kind].options
+    labels: tuple[Literal["margin", "soft_label"], ...] = ("margin", "soft_label")
+    return frozenset(n for n in labels if n not in read or getattr(options, n) == "ignore")
+
+
+def make_part(
+    encoded: Encoded, rows: StoredComparisons, name: str, ignored: frozenset[str]
+) -> Part:
     """The comparisons of ``rows`` that encode and can be learned from; the rest counted.
 
     Raises:
@@ -231,7 +244,49 @@ def make_part(encoded: Encoded, rows: StoredComparisons, name: str, *, margins: 
             f"None of the {len(rows)} comparisons of the {name} data can be used"
             f" ({counts}{'; ' + found.example if found.example else ''}); {advice}."
         )
-    return found if margins else replace(found, trees=found.trees.without_margins())
+    return replace(found, trees=found.trees.without(ignored))
+
+
+_MOST_LEVELS: Final = 20
+
+
+def check_ratings(corpus: Corpus, kind: str) -> None:
+    """Whether the ratings are what a pointwise objective takes.
+
+    Raises:
+        DataError: a label outside 0 to 1 for bce; for ordinal more levels than 20, or a rating in
+            evaluation or test data that is no level of the training data.
+    """
+    if kind == "bce":
+        for grade, comparison in _rated(corpus.every):
+            if not 0.0 <= grade <= 1.0:
+                raise DataError(
+                    f"{comparison().where}: the rating is {grade:g}, but loss.kind bce needs labels"
+                    " from 0 (bad) to 1 (good); set loss.kind to mse, huber or ordinal."
+                )
+    if kind == "ordinal":
+        levels = sorted({grade for grade, _ in _rated((corpus.train,))})
+        if len(levels) > _MOST_LEVELS:
+            raise DataError(
+                f"The training data have {len(levels)} different ratings, but loss.kind ordinal"
+                f" needs levels, {_MOST_LEVELS} at most; set loss.kind to mse or huber."
+            )
+        held_out = (*corpus.evaluation.values(), *corpus.test.values())
+        for grade, comparison in _rated(held_out):
+            if grade not in levels:
+                raise DataError(
+                    f"{comparison().where}: the rating is {grade:g}, which no training row has"
+                    f" ({', '.join(f'{level:g}' for level in levels)}); loss.kind ordinal predicts"
+                    " levels of the training data."
+                )
+
+
+def _rated(parts: Iterable[Part]) -> Iterator[tuple[float, Callable[[], Comparison]]]:
+    """Every rating, and what reads its comparison."""
+    for part in parts:
+        for number in np.flatnonzero(part.trees.column("rated")).tolist():
+            for grade in part.trees[number].grades:
+                yield grade, partial(part.comparisons.__getitem__, number)
 
 
 def plain_texts(corpus: Corpus) -> tuple[int, int]:
@@ -296,7 +351,7 @@ def _split_use(parts: Sequence[Part]) -> SplitUse:
 
 def _margin_use(parts: Sequence[Part]) -> MarginUse | None:
     """How many comparisons have a margin that the loss subtracts, and their mean; None for none."""
-    margin_N = np.concatenate([part.trees.margins for part in parts])
+    margin_N = np.concatenate([part.trees.label("margin") for part in parts])
     margin_N = margin_N[margin_N != 0]
     if not len(margin_N):
         return None

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from plaudit.errors import DataError, TrainingError
 from plaudit.evaluation.analysis.perturbations import Budget, Probed, Score, probe
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
+from plaudit.evaluation.metrics.ratings import predictions
 from plaudit.evaluation.schema import Accuracy, HistoryEntry
 from plaudit.evaluation.summary import Evaluated
 from plaudit.evaluation.table import (
@@ -32,12 +35,14 @@ from plaudit.evaluation.table import (
     read_rewards,
     rewards_file,
 )
+from plaudit.losses.labels import Labels
+from plaudit.losses.loss import Loss
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.tokens.store import Part
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import EvalScores
-from plaudit.types import FloatArray
+from plaudit.types import FloatArray, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -62,17 +67,21 @@ def read_parts(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairIndex:
-    """Which rows of the end-to-end rewards make pairs; fixed for a run."""
+    """Which rows of the end-to-end rewards make pairs; fixed for a run.
+
+    ``temperature`` is that of the training loss.
+    """
 
     pairs: Pairs
     dataset_P: np.ndarray
+    temperature: float = 1.0
 
     def deltas(self, reward_N: FloatArray) -> FloatArray:
         """Reward of the winner less the loser's, per pair."""
         return reward_N[self.pairs.winner_P] - reward_N[self.pairs.loser_P]
 
 
-def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
+def index_pairs(parts: Mapping[str, Part], temperature: float = 1.0) -> PairIndex:
     """The pairs of the evaluation sets, from their trees and prompt groups; no text is read."""
     grades = [tree.grades for part in parts.values() for tree in part.trees]
     comparison_N = np.repeat(np.arange(len(grades)), list(map(len, grades)))
@@ -81,7 +90,7 @@ def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
     datasets = np.array(list(parts), np.object_)
     dataset_C = datasets.repeat([len(part.trees) for part in parts.values()])
     group_C = codes(np.concatenate([part.comparisons.groups for part in parts.values()]))
-    margin_C = np.concatenate([part.trees.margins for part in parts.values()])
+    margin_C = np.concatenate([part.trees.label("margin") for part in parts.values()])
     found = Pairs(
         winner_P=winner_P,
         loser_P=loser_P,
@@ -90,7 +99,40 @@ def index_pairs(parts: Mapping[str, Part]) -> PairIndex:
         comparison_P=comparison_P,
         group_P=group_C[comparison_P],
     )
-    return PairIndex(pairs=found, dataset_P=dataset_C[comparison_P])
+    return PairIndex(pairs=found, dataset_P=dataset_C[comparison_P], temperature=temperature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingIndex:
+    """The labels of the evaluation sets under a pointwise objective; fixed for a run.
+
+    ``labels`` are of all sets end to end, ``by_set`` of each with the rows of its rewards.
+    """
+
+    loss: Loss
+    labels: Labels
+    by_set: Mapping[str, tuple[slice, Labels]]
+
+
+def index_ratings(loss: Loss, parts: Mapping[str, Part]) -> RatingIndex | None:
+    """The ratings of the evaluation sets; None for an objective that has no use for them.
+
+    Penalties and label smoothing are of training alone.
+    """
+    if loss.objective.family != "pointwise":
+        return None
+    plain = {"centering": 0.0, "reward_norm": 0.0, "label_smoothing": 0.0}
+    measuring = replace(loss, options=loss.options.model_copy(update=plain))
+    cpu = torch.device("cpu")
+    by_set: dict[str, tuple[slice, Labels]] = {}
+    start = 0
+    for name, part in parts.items():
+        labels = measuring.labels(part.trees, cpu)
+        stop = start + len(labels.weight_R)
+        by_set[name] = (slice(start, stop), labels)
+        start = stop
+    every = [tree for part in parts.values() for tree in part.trees]
+    return RatingIndex(loss=measuring, labels=measuring.labels(every, cpu), by_set=by_set)
 
 
 def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:
@@ -108,7 +150,9 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
     the plain loss, a run keeps an early checkpoint whose ranking is worse (docs/reproduction.md).
     """
     delta_P = index.deltas(reward_N)
-    measured = _numbers("eval", delta_P, index.pairs.margin_P)
+    if not len(delta_P):
+        return {}
+    measured = _numbers("eval", delta_P, index.pairs.margin_P, index.temperature)
     calibrated_P = cross_fit(
         delta_P, index.pairs.group_P, estimator=lambda others_P, _: best_temperature(others_P)
     ).delta_P
@@ -119,13 +163,52 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
     if len(names) > 1:
         for name in names:
             own_P = index.dataset_P == name
-            measured |= _numbers(f"eval_{name}", delta_P[own_P], index.pairs.margin_P[own_P])
+            margin_P = index.pairs.margin_P[own_P]
+            measured |= _numbers(f"eval_{name}", delta_P[own_P], margin_P, index.temperature)
     return measured
 
 
-def _numbers(prefix: str, delta_P: FloatArray, margin_P: FloatArray) -> dict[str, float]:
+def measure_rated(
+    index: RatingIndex, reward_N: FloatArray, learned: Sequence[float]
+) -> dict[str, float]:
+    """The loss of a pointwise objective on the evaluation sets, under the names of :func:`measure`.
+
+    Pairs that it learns from count as in training.
+    """
+    scores_R = torch.from_numpy(reward_N).float()
+    learned_C = torch.tensor(learned, dtype=torch.float32)
+
+    def loss(scores_R: Tensor, labels: Labels) -> float:
+        summed = index.loss(scores_R, labels, learned_C)
+        return float(summed.total) / max(summed.count, 1e-12)
+
+    ratings = index.labels.ratings
+    assert ratings is not None
+    rating_N = ratings.rating_N.double().numpy()
+    if index.loss.levels:
+        rating_N = np.asarray(index.loss.levels)[rating_N.astype(np.int64)]
+    objective = TrainedObjective(
+        kind=index.loss.options.kind, learned=tuple(learned), levels=index.loss.levels
+    )
+    expected_N = predictions(reward_N[ratings.row_N.numpy()], objective)
+    measured = {"eval_loss": loss(scores_R, index.labels)}
+    if len(rating_N):
+        measured["eval_mae"] = float(np.abs(expected_N - rating_N).mean())
+    if len(index.by_set) > 1:
+        measured |= {
+            f"eval_{name}_loss": loss(scores_R[rows], labels)
+            for name, (rows, labels) in index.by_set.items()
+        }
+    return measured
+
+
+def _numbers(
+    prefix: str, delta_P: FloatArray, margin_P: FloatArray, temperature: float
+) -> dict[str, float]:
     return {
-        f"{prefix}_loss": pairwise.bradley_terry_loss(delta_P, margin_P),
+        f"{prefix}_loss": pairwise.bradley_terry_loss(
+            delta_P / temperature, margin_P / temperature
+        ),
         f"{prefix}_accuracy": pairwise.accuracy(delta_P),
         f"{prefix}_ties": float(pairwise.ties(delta_P)),
         f"{prefix}_margin": float(delta_P.mean()),
@@ -133,13 +216,13 @@ def _numbers(prefix: str, delta_P: FloatArray, margin_P: FloatArray) -> dict[str
 
 
 def read_evaluated(folder: Path, step: int, index: PairIndex) -> Evaluated:
-    """The pair differences of an evaluation of this run.
+    """The pair differences of an evaluation of this run, over the temperature of its loss.
 
     Raises:
         TrainingError: its file is missing or damaged.
     """
     try:
-        return Evaluated(step=step, delta_P=_read_deltas(folder, step, index))
+        return Evaluated(step=step, delta_P=_read_deltas(folder, step, index) / index.temperature)
     except DataError as error:
         raise TrainingError(
             f"{error}, and the evaluation of the run needs it; restore it from a backup, or"
@@ -174,7 +257,11 @@ def history(log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex) ->
             training_loss = event["loss"]
         if "eval_loss" in event:
             # The evaluation at a step may stand twice where a resumed run began with it.
-            measured = _accuracy_at(event, folder, index)
+            measured = (
+                _accuracy_at(event, folder, index)
+                if len(index.pairs)
+                else Accuracy(accuracy=None, accuracy_ci95=None, accuracy_ci95_method=None)
+            )
             entries[event["step"]] = HistoryEntry(
                 step=event["step"],
                 epoch=event["epoch"],

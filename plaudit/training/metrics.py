@@ -27,7 +27,7 @@ from plaudit.evaluation.schema import (
 )
 from plaudit.evaluation.summary import EvaluationContext, judge_overfit, summarise
 from plaudit.evaluation.table import HeldOut
-from plaudit.losses.pairwise import ordered_pairs
+from plaudit.losses.labels import ordered_pairs
 from plaudit.storage.arrow import RowArray
 from plaudit.training import corpus as corpora
 from plaudit.training.callbacks import count_resumes
@@ -49,11 +49,11 @@ def gather_metrics(
     evaluation = test = best = overfit = None
     if index is not None:
         evaluations = history(state.log_history, folder.evaluations, index)
-        evaluation = _evaluate(run, "eval", held_out["eval"], evaluations, probed)
+        evaluation = _evaluate(run, trainer, "eval", held_out["eval"], evaluations, probed)
         best, overfit = _best(trainer, folder.evaluations, index, evaluations)
     if run.corpus.test:
         stored = evaluation.stored_temperature if evaluation is not None else None
-        test = _evaluate(run, "test", held_out["test"], None, probed, stored or 1.0)
+        test = _evaluate(run, trainer, "test", held_out["test"], None, probed, stored or 1.0)
     return settle(
         RunMetrics(
             plaudit_version=__version__,
@@ -123,6 +123,7 @@ _NOT_RUN = "Perturbation tests were not run: evaluate.perturbation_tests is 0 in
 
 def _evaluate(
     run: PreparedRun,
+    trainer: RewardTrainer,
     role: Literal["eval", "test"],
     held_out: HeldOut,
     evaluations: Sequence[HistoryEntry] | None,
@@ -141,6 +142,7 @@ def _evaluate(
             history=evaluations,
             calibrate=run.recipe.evaluate.calibrate,
             stored_temperature=stored_temperature,
+            objective=trainer.metadata.objective,
             seed=run.recipe.data.seed,
         ),
     )
@@ -164,11 +166,14 @@ def _best(
         metric=trainer.args.metric_for_best_model if chosen else None,
         value=state.best_metric if chosen else None,
     )
+    if trainer.loss.objective.family == "pointwise":
+        # Its validation loss is not one of pairs, which is what the verdict is about.
+        return best, None
     overfit = judge_overfit(
         read_evaluated(folder, lowest_step, index),
         read_evaluated(folder, last_step, index),
         kept_step=chosen or last_step,
-        margin_P=index.pairs.margin_P,
+        margin_P=index.pairs.margin_P / index.temperature,
         group_P=index.pairs.group_P,
         evaluations=len(evaluations),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from plaudit.data.load import SourceUse
 from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
+from plaudit.losses.loss import Loss, Start, start_of
 from plaudit.model.checkpoint import copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
@@ -154,6 +155,7 @@ def prepare(
     with console.status("reading data") as status:
         comparisons = corpora.read_comparisons(
             recipe.data,
+            recipe.loss.kind,
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
     check_data_unchanged(folder, *corpora.fingerprints(comparisons))
@@ -162,9 +164,10 @@ def prepare(
         corpus = corpora.encode_corpus(
             encoder,
             comparisons,
-            margins=recipe.loss.margin == "column",
+            ignored=corpora.ignored_labels(recipe.loss),
             on_rows=partial(show, "encoding"),
         )
+    corpora.check_ratings(corpus, recipe.loss.kind)
     for line in _about_data(corpus, recipe.data, recipe.tokens):
         console.print(line, soft_wrap=True)
     texts, total = corpora.plain_texts(corpus)
@@ -222,13 +225,17 @@ def named_template(named: TemplateSection) -> NamedTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The model of a run, its batcher, parameters (trainable, all), and where its head began."""
+    """The model of a run, its batcher, parameters (trainable, all), where its head began, and the
+    loss and where its own parameters start.
+    """
 
     model: Prepared
     batcher: TokenBatcher
     micro_batches: MicroBatches
     parameters: tuple[int, int]
     head_init: str
+    loss: Loss
+    start: Start
 
 
 def _build_model(
@@ -264,10 +271,14 @@ def _build_model(
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
-    module = patch_modules(
-        network,
-        RewardTransform() if warm_start is None else warm_start.metadata.reward_transform,
-    )
+    start = start_of(recipe.loss, corpus.train.trees)
+    transform = RewardTransform(offset=start.offset)
+    if warm_start is not None:
+        transform, before = warm_start.metadata.reward_transform, warm_start.metadata.objective
+        alike = before and (before.kind, before.levels) == (recipe.loss.kind, start.levels)
+        if before and alike and recipe.loss.tie_parameter == "learned":
+            start = replace(start, learned=before.learned)
+    module = patch_modules(network, transform)
     if sharing is not None:
         shard(module, sharing, args, args.autocast)
     model = choose_layout(
@@ -295,6 +306,8 @@ def _build_model(
         micro_batches=micro_batches,
         parameters=parameters,
         head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
+        loss=Loss(options=recipe.loss, levels=start.levels),
+        start=start,
     )
 
 

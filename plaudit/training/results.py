@@ -27,6 +27,7 @@ from plaudit.training.folder import (
 )
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import RewardTrainer
+from plaudit.types import TrainedObjective
 
 
 def write_trained(run: PreparedRun, trainer: RewardTrainer) -> None:
@@ -154,4 +155,10 @@ def checkpoint_metadata(run: PreparedRun) -> CheckpointMetadata:
         reward_transform=module.reward_transform,
         output=None if run.warm_start is None else run.warm_start.metadata.output,
         origin=None if run.warm_start is None else run.warm_start.metadata.origin,
+        objective=TrainedObjective(
+            kind=recipe.loss.kind,
+            temperature=recipe.loss.temperature,
+            learned=run.built.start.learned,
+            levels=run.built.start.levels,
+        ),
     )

@@ -48,7 +48,9 @@ from plaudit.training.measure import (
     PairIndex,
     end_to_end,
     index_pairs,
+    index_ratings,
     measure,
+    measure_rated,
     probe_run,
     read_parts,
 )
@@ -199,7 +201,8 @@ def _train(
     run: PreparedRun, start: TrainingEnd | Path | None, progress: ProgressReport
 ) -> TrainedRun:
     folder = run.folder
-    index = index_pairs(run.corpus.evaluation) if run.corpus.evaluation else None
+    temperature = run.recipe.loss.temperature
+    index = index_pairs(run.corpus.evaluation, temperature) if run.corpus.evaluation else None
     stop = StopSignal()
     trainer = make_trainer(run, index, stop, progress)
     if is_main_process():
@@ -256,13 +259,17 @@ def make_trainer(
 ) -> RewardTrainer:
     """The trainer of a run, with what watches it."""
     folder, evaluate = run.folder, run.recipe.evaluate
+    rated = index_ratings(run.built.loss, run.corpus.evaluation)
 
     def measured(scores: EvalScores, step: int) -> dict[str, float]:
         assert index is not None
         reward_N = end_to_end(scores)
         if is_main_process():
             write_rewards(folder.evaluations, step, reward_N)
-        return measure(index, reward_N)
+        of_ratings = (
+            {} if rated is None else measure_rated(rated, reward_N, trainer.learned.numbers())
+        )
+        return measure(index, reward_N) | of_ratings
 
     callbacks: list[TrainerCallback] = [
         EventLog(folder.events),

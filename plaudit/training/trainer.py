@@ -36,8 +36,13 @@ from transformers import (
 from transformers.trainer import SCHEDULER_NAME
 
 from plaudit.errors import TrainingError
-from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
-from plaudit.model.checkpoint import ADAPTER_FILE, CheckpointMetadata, write_model
+from plaudit.losses.loss import LearnedParameters
+from plaudit.model.checkpoint import (
+    ADAPTER_FILE,
+    CheckpointMetadata,
+    read_objective,
+    write_model,
+)
 from plaudit.model.module import RewardModule
 from plaudit.model.scoring import (
     DUMMY_TREE,
@@ -92,14 +97,22 @@ class RewardTrainer(Trainer):
         self.batcher = run.built.batcher
         self.folder = run.folder
         self.rows = run.corpus.train.comparisons
-        self.loss = LOSSES[run.recipe.loss.kind]
+        self.loss = run.built.loss
+        self.learned = LearnedParameters(self.loss, run.built.start.learned, self.args.device)
         self.measure = measure
-        self.metadata = metadata
+        self._metadata = metadata
         self.recipe = run.recorded_recipe
         self.step_metrics = StepMetrics(self.args.device)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         self._ended = False
+
+    @property
+    def metadata(self) -> CheckpointMetadata:
+        """``plaudit.json`` of the model as it is now."""
+        assert self._metadata.objective is not None
+        objective = replace(self._metadata.objective, learned=self.learned.numbers())
+        return replace(self._metadata, objective=objective)
 
     # ---- data
 
@@ -117,7 +130,7 @@ class RewardTrainer(Trainer):
     def restore_end(self, end: TrainingEnd, model: Path) -> None:
         """Be as after training: the state that it ended in, the weights saved in ``model``."""
         self.state = TrainerState(**json.loads(end.state))
-        load_weights(self.accelerator.unwrap_model(self.model), model)
+        self._load(model)
         # Mixed precision, as training had it.
         self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self._seconds_before, self._began = end.seconds, time.perf_counter()
@@ -173,8 +186,16 @@ class RewardTrainer(Trainer):
             before.restore(self.step_metrics)
             free_memory()
             self._halve_budget(trees)
+        self.learned.step(
+            lambda sum_C: self.accelerator.reduce(sum_C, reduction="mean"), self._schedule()
+        )
         self.step_metrics.step(total, mine, self.state.global_step + 1)
         return total
+
+    def _schedule(self) -> float:
+        """The share of its learning rate that the run has at this step."""
+        assert self.lr_scheduler is not None
+        return float(self.lr_scheduler.get_last_lr()[0]) / (self.args.learning_rate or 1.0)
 
     def _accumulate(
         self, model: nn.Module, inputs: Sequence[TokenTree]
@@ -183,7 +204,8 @@ class RewardTrainer(Trainer):
         _, mine, rounds = self._share(inputs)
         cuts = self.batcher.split(mine)
         # DDP and its kin average gradients over ranks; the sum over ranks is wanted.
-        scale = self.accelerator.num_processes / max(total_weight(inputs), 1e-12)
+        scale = self.accelerator.num_processes / max(self.loss.count(inputs), 1e-12)
+        self.learned.clear()
         total = torch.zeros((), device=self.args.device)
         # Laying out the first one may already run out of memory.
         trees: Sequence[TokenTree] = [mine[i] for i in cuts[0]] if cuts else [DUMMY_TREE]
@@ -257,10 +279,11 @@ class RewardTrainer(Trainer):
     ) -> Tensor:
         with self.compute_loss_context_manager():
             scores_R = model(batch)
-        pairs = pairs_of(trees, self.args.device)
-        # A dummy batch has no pairs: its loss is an empty sum, zero with a gradient path.
-        loss = self.loss(scores_R, pairs) * scale
-        reward_R = scores_R.detach()
+        labels = self.loss.labels(trees, self.args.device)
+        # A dummy batch has no labels: its loss is an empty sum, zero with a gradient path.
+        loss = self.loss(scores_R, labels, self.learned.value_C).total * scale
+        self.learned.accumulate(scores_R, labels, scale)
+        reward_R, pairs = scores_R.detach(), labels.pairs
         self.step_metrics.add(reward_R[pairs.winner_P] - reward_R[pairs.loser_P])
         self.accelerator.backward(loss)
         return loss.detach()
@@ -368,8 +391,9 @@ class RewardTrainer(Trainer):
         """Add the step metrics to the training logs."""
         if "loss" in logs:
             totals = self.step_metrics.read(lambda t: self.accelerator.reduce(t, reduction="sum"))
-            logs["accuracy"] = totals.correct / max(totals.pairs, 1.0)
-            logs["margin"] = totals.margin / max(totals.pairs, 1.0)
+            if totals.pairs:
+                logs["accuracy"] = totals.correct / totals.pairs
+                logs["margin"] = totals.margin / totals.pairs
             logs["pairs_per_second"] = totals.comparisons / max(totals.seconds, 1e-9)
             logs["tokens_per_second"] = totals.tokens / max(totals.seconds, 1e-9)
         super().log(logs, start_time)
@@ -460,6 +484,7 @@ class RewardTrainer(Trainer):
             "loss": self._tr_loss,
             "logged_step": self._globalstep_last_logged,
             "meter": self.step_metrics.state(),
+            "learned": self.learned.state(),
             "seconds": self.seconds(),
             "patience": [callback.early_stopping_patience_counter for callback in self._stoppers()],
         }
@@ -475,6 +500,9 @@ class RewardTrainer(Trainer):
         self._tr_loss = saved["loss"].to(self.args.device)
         self._globalstep_last_logged = saved["logged_step"]
         self.step_metrics.restore(saved["meter"])
+        # Checkpoints of plaudit 0.1 have no learned parameters, nor do the objectives they had.
+        if "learned" in saved:
+            self.learned.restore(saved["learned"])
         self._seconds_before = saved["seconds"]
         for callback, count in zip(self._stoppers(), saved["patience"], strict=True):
             callback.early_stopping_patience_counter = count
@@ -496,7 +524,14 @@ class RewardTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+        self._load(Path(resume_from_checkpoint))
+
+    def _load(self, folder: Path) -> None:
+        """The weights of a model folder, and what its objective had learned."""
+        load_weights(self.accelerator.unwrap_model(self.model), folder)
+        objective = read_objective(folder)
+        if objective is not None:
+            self.learned.put(objective.learned)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
@@ -510,7 +545,7 @@ class RewardTrainer(Trainer):
                 f"The run ends with the weights of its best checkpoint, but {best}/{damage}; run"
                 " again with --resume, which trains from an earlier checkpoint if there is one."
             )
-        load_weights(self.accelerator.unwrap_model(self.model), best)
+        self._load(best)
 
 
 class _MicroBatchTooLargeError(Exception):

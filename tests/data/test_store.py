@@ -134,9 +134,9 @@ def test_stored_is_what_reading_and_encoding_give(
     assert (repeated.lost, repeated.dropped) == (found.lost, {"over_length": 2})
     assert_same(iter(repeated.trees.take(slice(0, None, 2))), usable(outcomes))
     assert len(found.comparisons) + sum(found.dropped.values()) == len(read)
-    margins = found.trees.margins
+    margins = found.trees.label("margin")
     assert margins[margins != 0].tolist() == [0.5]
-    assert not any(tree.margin for tree in found.trees.without_margins()[:20])
+    assert not any(tree.margin for tree in found.trees.without(frozenset({"margin"}))[:20])
     for name, of_tree in (
         ("packed", lambda tree: tree.tokens),
         ("separate", lambda tree: sum(tree.lengths)),

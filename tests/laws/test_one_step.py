@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from plaudit.errors import OutputError
 from plaudit.evaluation.schema import read_metrics
-from plaudit.losses.pairwise import LOSSES, pairs_of, total_weight
+from plaudit.losses.loss import Loss, start_of
 from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.module import DecoderRewardModule
+from plaudit.recipe.objectives import OBJECTIVES
+from plaudit.recipe.schema import LossSection
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
 from tests.conftest import pair_rows, recipe_of, write_jsonl
@@ -25,41 +28,74 @@ from tests.ranks import run_on_two_ranks, weights
 CPU = torch.device("cpu")
 
 
-def graded(trees: list[TokenTree]) -> list[TokenTree]:
-    """Grades falling with the response's number, margins and weights that differ."""
+def labelled(trees: list[TokenTree]) -> list[TokenTree]:
+    """Falling grades, some of them ratings or ties; other labels that differ."""
+
+    def grades(tree: TokenTree) -> tuple[float, ...]:
+        if tree.index % 4 == 2:
+            return (1.0,) * len(tree.branches)
+        return tuple(float(k == 0) for k in range(len(tree.branches)))
+
     return [
-        TokenTree(
-            index=tree.index,
-            prefix=tree.prefix,
-            branches=tree.branches,
-            grades=tuple(float(-k) for k in range(len(tree.branches))),
+        replace(
+            tree,
+            grades=grades(tree),
+            rated=tree.index % 2 == 0,
             margin=0.25 * (tree.index % 3),
             weight=1.0 + tree.index % 2,
+            soft_label=0.7 + 0.3 * (tree.index % 2),
         )
         for tree in trees
     ]
 
 
+def loss_of(kind: str, trees: list[TokenTree]) -> tuple[Loss, Tensor]:
+    """A loss with every option that its objective reads, and its learned parameters."""
+    options = {
+        "label_smoothing": 0.1,
+        "temperature": 0.7,
+        "centering": 0.02,
+        "huber_delta": 0.3,
+    }
+    read = OBJECTIVES[kind].options
+    section = LossSection(
+        kind=kind, reward_norm=0.01, **{k: v for k, v in options.items() if k in read}
+    )
+    start = start_of(section, trees)
+    return Loss(options=section, levels=start.levels), torch.tensor(start.learned)
+
+
 def step_gradient(
     batcher: Batcher, trees: list[TokenTree], attention: str, kind: str
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], float]:
+    """The gradient of a step by name, the learned parameters' under "learned", and its count."""
     network = tiny_classifier("llama")
     network.set_attn_implementation(attention)
     module = DecoderRewardModule(network)
+    loss, learned_C = loss_of(kind, trees)
+    learned_C.requires_grad_()
+    count = 0.0
     for cut in batcher.split(trees):
         members = [trees[i] for i in cut]
-        loss = LOSSES[kind](module(batcher.collate(members)), pairs_of(members, CPU))
-        (loss / total_weight(trees)).backward()
-    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+        summed = loss(module(batcher.collate(members)), loss.labels(members, CPU), learned_C)
+        count += summed.count
+        (summed.total / loss.count(trees)).backward()
+    gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    if learned_C.grad is not None:
+        gradients["learned"] = learned_C.grad
+    return gradients, count
+
+
+TREES = make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1)), (7, (9,))], seed=2)
 
 
 @pytest.mark.parametrize("budget", [1, 40, 77, 200, 100_000])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
 def test_any_cut_into_micro_batches_gives_the_same_gradient(
     kind: str, budget: int, layout: str
 ) -> None:
-    trees = graded(make_trees([(9, (4, 11)), (0, (6, 3)), (14, (5, 5, 8)), (2, (20, 1))], seed=2))
+    trees = labelled(TREES)
     batcher: Batcher = (
         PackedBatcher(max_tokens=budget, device=CPU)
         if layout == "packed"
@@ -67,8 +103,11 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(
     )
     attention = PACKED_ATTENTION if layout == "packed" else "sdpa"
     one_cut = PackedBatcher(max_tokens=10**6, device=CPU)
-    whole = step_gradient(one_cut, trees, PACKED_ATTENTION, kind)
-    cut = step_gradient(batcher, trees, attention, kind)
+    whole, count = step_gradient(one_cut, trees, PACKED_ATTENTION, kind)
+    cut, counted = step_gradient(batcher, trees, attention, kind)
+    assert counted == count == loss_of(kind, trees)[0].count(trees) > 0
+    assert cut.keys() == whole.keys()
+    assert ("learned" in whole) == (OBJECTIVES[kind].learned is not None)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
 

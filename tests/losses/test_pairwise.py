@@ -10,12 +10,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.losses.pairwise import bradley_terry, ordered_pairs, pairs_of, total_weight
+from plaudit.losses.labels import Labels, ordered_pairs
+from plaudit.losses.loss import Loss
+from plaudit.recipe.schema import LossSection
 from plaudit.types import TokenTree
 
 pytestmark = pytest.mark.heavy
 
 CPU = torch.device("cpu")
+LOSS = Loss(options=LossSection())
+
+
+def labels_of(trees: list[TokenTree]) -> Labels:
+    return LOSS.labels(trees, CPU)
+
+
+def bradley_terry(scores_R: torch.Tensor, labels: Labels) -> torch.Tensor:
+    return LOSS(scores_R, labels, torch.zeros(0)).total
 
 
 def tree(*grades: float, margin: float = 0.0, weight: float = 1.0) -> TokenTree:
@@ -60,17 +71,18 @@ comparisons = st.lists(
 def test_the_loss_is_the_formula(trees: list[TokenTree], data: st.DataObject) -> None:
     count = sum(len(item.grades) for item in trees)
     scores = data.draw(st.lists(st.floats(-40, 40, width=32), min_size=count, max_size=count))
-    found = bradley_terry(torch.tensor(scores), pairs_of(trees, CPU))
+    found = bradley_terry(torch.tensor(scores), labels_of(trees))
     assert float(found) == pytest.approx(by_hand(scores, trees), rel=1e-4, abs=1e-5)
 
 
 def test_margins_stay_with_their_pairs() -> None:
     """A margin of shape [P, 1] would give P times P losses, and a different sum."""
     trees = [tree(1, 0, margin=1.0), tree(1, 0, margin=-2.0), tree(1, 0)]
-    pairs = pairs_of(trees, CPU)
+    labels = labels_of(trees)
+    pairs = labels.pairs
     assert pairs.margin_P.shape == pairs.weight_P.shape == pairs.winner_P.shape == (3,)
     scores = [0.5, 0.0, 0.3, 0.1, -1.0, 1.0]
-    found = bradley_terry(torch.tensor(scores), pairs)
+    found = bradley_terry(torch.tensor(scores), labels)
     assert found.shape == ()
     assert float(found) == pytest.approx(by_hand(scores, trees), rel=1e-6)
 
@@ -80,7 +92,7 @@ def test_pairs_of_more_than_two() -> None:
     assert ordered_pairs((1.0, 1.0, 0.0)) == [(0, 2), (1, 2)]
     assert ordered_pairs((1.0, 1.0)) == []
     assert ordered_pairs(()) == []
-    pairs = pairs_of([tree(0, 1), tree(2, 0, 1, weight=3.0)], CPU)
+    pairs = labels_of([tree(0, 1), tree(2, 0, 1, weight=3.0)]).pairs
     assert pairs.winner_P.tolist() == [1, 2, 2, 4]
     assert pairs.loser_P.tolist() == [0, 3, 4, 3]
     assert pairs.weight_P.tolist() == [1, 1, 1, 1]
@@ -88,16 +100,16 @@ def test_pairs_of_more_than_two() -> None:
 
 def test_a_comparison_counts_once_however_many_pairs_it_has() -> None:
     for grades in ((1, 0), (3, 2, 1, 0), (1, 1, 0)):
-        assert float(pairs_of([tree(*grades, weight=2.5)], CPU).weight_P.sum()) == pytest.approx(
+        assert float(labels_of([tree(*grades, weight=2.5)]).pairs.weight_P.sum()) == pytest.approx(
             2.5
         )
-    assert total_weight([tree(1, 0), tree(1, 1), tree(2, 1, 0, weight=0.5)]) == 1.5
+    assert LOSS.count([tree(1, 0), tree(1, 1), tree(2, 1, 0, weight=0.5)]) == 1.5
 
 
 @pytest.mark.parametrize("delta", [1e4, -1e4, 1e30, -1e30, 0.0])
 def test_extreme_differences_have_finite_losses_and_gradients(delta: float) -> None:
     scores = torch.tensor([delta, 0.0], requires_grad=True)
-    loss = bradley_terry(scores, pairs_of([tree(1, 0)], CPU))
+    loss = bradley_terry(scores, labels_of([tree(1, 0)]))
     loss.backward()
     assert math.isfinite(loss.item())
     assert scores.grad is not None
@@ -107,7 +119,7 @@ def test_extreme_differences_have_finite_losses_and_gradients(delta: float) -> N
 
 def test_no_pairs_is_zero_with_a_gradient() -> None:
     scores = torch.tensor([1.0, 2.0], requires_grad=True)
-    loss = bradley_terry(scores, pairs_of([tree(1, 1)], CPU))
+    loss = bradley_terry(scores, labels_of([tree(1, 1)]))
     loss.backward()
     assert loss.item() == 0
     assert scores.grad is not None
@@ -115,5 +127,5 @@ def test_no_pairs_is_zero_with_a_gradient() -> None:
 
 
 def test_the_loss_is_in_full_precision() -> None:
-    pairs = pairs_of([tree(1, 0)], CPU)
+    pairs = labels_of([tree(1, 0)])
     assert bradley_terry(torch.tensor([1.0, 0.0]), pairs).dtype == torch.float32

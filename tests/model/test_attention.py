@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import restore_flash_attention_impl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plaudit.losses.pairwise import LOSSES, pairs_of
+from plaudit.losses.loss import Loss
 from plaudit.model.attention import flash, flex
 from plaudit.model.attention.interface import (
     BACKENDS,
@@ -32,6 +32,7 @@ from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.load import add_lora
 from plaudit.model.module import DecoderRewardModule, classifier
 from plaudit.model.scoring import micro_batches, one_ahead
+from plaudit.recipe.schema import LossSection
 from plaudit.tokens.batch import PackedBatcher, pack
 from plaudit.types import arrays_to_device
 from tests import flash_kernel
@@ -231,7 +232,8 @@ def test_a_step_never_waits_for_the_device(form: str) -> None:
     ]
     with flash_on_cpu(), forced(form), NoWaiting():
         scores_R = module(pack(trees, CPU))
-        LOSSES["bradley_terry"](scores_R, pairs_of(trees, CPU)).backward()
+        loss = Loss(options=LossSection())
+        loss(scores_R, loss.labels(trees, CPU), torch.zeros(0)).total.backward()
         flex.block_mask(pack(trees, CPU).layout, None, CPU)
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 

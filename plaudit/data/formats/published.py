@@ -64,6 +64,7 @@ def ultrafeedback(row: Row) -> ParsedRow:
         prompt=user_turn(values.text(row, "instruction")),
         responses=_answers(row, "completions", "response"),
         grades=known if len(known) == len(scores) else (),
+        rated=True,
         strength=abs(known[0] - known[1]) if len(known) == len(scores) == 2 else None,
     )
 
@@ -85,6 +86,7 @@ def helpsteer2_ratings(row: Row) -> ParsedRow:
         prompt=helpsteer_turns(values.text(row, "prompt")),
         responses=(assistant_turn(values.text(row, "response")),),
         grades=() if helpfulness is None else (helpfulness,),
+        rated=True,
     )
 
 
@@ -216,6 +218,7 @@ def answer_lists(row: Row) -> ParsedRow:
         prompt=user_turn(values.text(row, "prompt")),
         responses=tuple(assistant_turn(text) for text in chosen + rejected),
         grades=(1.0,) * len(chosen) + (0.0,) * len(rejected),
+        rated=True,
     )
 
 

@@ -34,7 +34,7 @@ from plaudit.recipe.schema import Source
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
-    {"margin", "weight", "tools", "chat_template_kwargs", "id", "source"}
+    {"margin", "weight", "soft_label", "tools", "chat_template_kwargs", "id", "source"}
 )
 """Columns that any format may have."""
 
@@ -135,6 +135,8 @@ def to_comparison(
             where=where,
             margin=margin,
             weight=weight,
+            soft_label=values.soft_label(row, len(parsed.responses)),
+            rated=parsed.rated,
             tools=values.tools(row),
             chat_template_kwargs=values.from_json(row, "chat_template_kwargs", dict) or {},
             metadata={
@@ -378,7 +380,9 @@ def ranked(row: Row) -> ParsedRow:
     )
     grades = values.grades(row, len(responses))
     strength = abs(grades[0] - grades[1]) if len(grades) == 2 else None
-    return ParsedRow(prompt=prompt, responses=responses, grades=grades, strength=strength)
+    return ParsedRow(
+        prompt=prompt, responses=responses, grades=grades, rated=True, strength=strength
+    )
 
 
 def unpaired(row: Row) -> ParsedRow:
@@ -389,6 +393,7 @@ def unpaired(row: Row) -> ParsedRow:
         prompt=prompt,
         responses=(values.reply(row, "completion", prompt),),
         grades=() if label is None else (label,),
+        rated=True,
     )
 
 

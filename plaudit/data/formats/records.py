@@ -25,14 +25,16 @@ Messages: TypeAlias = tuple[Message, ...]
 class ParsedRow:
     """What a reader takes out of a row. ``grades``: higher is better, empty when unknown.
 
-    ``strength`` is how clear a preference between two responses is, in the format's own units, 0
-    or more. ``unusable`` is a key of :data:`plaudit.data.reasons.EXPLANATIONS` where the row is
-    well formed and no comparison to learn from. ``metadata`` is more to keep beside it.
+    ``rated`` says that a grade means something by itself and not only by its order. ``strength`` is
+    how clear a preference between two responses is, in the format's own units, 0 or more.
+    ``unusable`` is a key of :data:`plaudit.data.reasons.EXPLANATIONS` where the row is well formed
+    and no comparison to learn from. ``metadata`` is more to keep beside it.
     """
 
     prompt: Turns
     responses: tuple[Turns, ...]
     grades: tuple[float, ...]
+    rated: bool = False
     strength: float | None = None
     unusable: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

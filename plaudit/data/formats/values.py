@@ -275,6 +275,21 @@ def weight(row: Row) -> float:
     return number
 
 
+def soft_label(row: Row, responses: int) -> float | None:
+    """The share of annotators who prefer the better response of a pair, from 0 to 1."""
+    number = optional_number(row, "soft_label")
+    if number is None:
+        return None
+    if not 0.0 <= number <= 1.0:
+        raise DataError(f"soft_label is {number:g}; expected a share from 0 to 1.")
+    if responses != 2:
+        raise DataError(
+            f"the row has a soft_label and {responses} responses; a soft label is the share of "
+            "annotators who prefer the better response of a pair."
+        )
+    return number
+
+
 def grades(row: Row, count: int) -> tuple[float, ...]:
     """One grade per response; empty where none are given."""
     if row.get("grades") is None:

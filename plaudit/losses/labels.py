@@ -1,0 +1,248 @@
+"""What the comparisons of a batch say, as arrays: ordered pairs, rankings and ratings.
+
+Shapes: R responses of a batch, P pairs of responses, C rankings of up to K responses each,
+N rated responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from plaudit.recipe.objectives import Objective
+from plaudit.types import TokenTree, arrays_to_device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """P pairs of a batch. ``winner_P`` and ``loser_P`` are rows of ``scores_R``.
+
+    ``target_P`` is the probability that the winner is the better one: 1, or the share of
+    annotators who said so. Of a tie, either may be called the winner.
+    """
+
+    winner_P: Tensor
+    loser_P: Tensor
+    margin_P: Tensor
+    weight_P: Tensor
+    target_P: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rankings:
+    """C rankings of a batch, padded to the largest K of them.
+
+    ``rows_CK`` are rows of ``scores_R``, 0 where ``present_CK`` is false. ``below_CKK[c, i, j]`` is
+    true where response j has a lower grade than response i.
+    """
+
+    rows_CK: Tensor
+    present_CK: Tensor
+    grades_CK: Tensor
+    below_CKK: Tensor
+    weight_C: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratings:
+    """N rated responses of a batch. ``row_N`` are rows of ``scores_R``.
+
+    ``rating_N`` is the rating, or its level (from 0) where the objective has levels.
+    """
+
+    row_N: Tensor
+    rating_N: Tensor
+    weight_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What an objective learns from in a batch, and ``count``, the sum of its weights.
+
+    ``pairs`` are of different grades, ``ties`` of equal ones; without an objective that learns from
+    ties there are none. ``pairs`` also measure accuracy: those that an objective does not learn
+    from have no weight. ``weight_R`` shares the weight of a comparison among its responses.
+    """
+
+    pairs: Pairs
+    ties: Pairs
+    rankings: Rankings | None
+    ratings: Ratings | None
+    weight_R: Tensor
+    count: float
+
+
+def ordered_pairs(grades: Sequence[float]) -> list[tuple[int, int]]:
+    """(better, worse) for every pair of responses with different grades."""
+    pairs = []
+    for i, j in combinations(range(len(grades)), 2):
+        if grades[i] > grades[j]:
+            pairs.append((i, j))
+        elif grades[j] > grades[i]:
+            pairs.append((j, i))
+    return pairs
+
+
+def is_usable(tree: TokenTree, objective: Objective) -> bool:
+    """Whether an objective learns from a tree. A dummy tree has nothing to learn from."""
+    if objective.learns_from == "ratings" and tree.rated and tree.grades:
+        return True
+    if objective.learns_from == "order_and_ties":
+        return len(tree.grades) > 1
+    return len(set(tree.grades)) > 1
+
+
+def count_of(trees: Sequence[TokenTree], objective: Objective) -> float:
+    """What the loss of all ``trees`` is divided by: comparisons, each with its weight."""
+    return float(sum(tree.weight for tree in trees if is_usable(tree, objective)))
+
+
+def labels_of(
+    trees: Sequence[TokenTree],
+    objective: Objective,
+    device: torch.device,
+    *,
+    levels: Sequence[float] = (),
+) -> Labels:
+    """The labels of a batch as tensors, in one copy to ``device``.
+
+    A comparison's weight is shared among its pairs, or among its rated responses. ``levels`` are
+    the ratings of an objective that learns levels, in ascending order.
+    """
+    shares = [
+        np.full(len(tree.branches), tree.weight / len(tree.branches), np.float32)
+        if is_usable(tree, objective)
+        else np.zeros(len(tree.branches), np.float32)
+        for tree in trees
+    ]
+    pairs, ties = _pair_columns(trees, objective)
+    own: list[npt.NDArray[Any]] = []
+    if objective.family == "listwise":
+        own = _ranking_columns(trees)
+    elif objective.family == "pointwise":
+        own = _rating_columns(trees, levels)
+    weight_R, *moved = arrays_to_device([np.concatenate(shares), *pairs, *ties, *own], device)
+    size = len(pairs)
+    return Labels(
+        pairs=_pairs(moved[:size]),
+        ties=_pairs(moved[size : 2 * size]),
+        rankings=_rankings(moved[2 * size :]) if objective.family == "listwise" else None,
+        ratings=_ratings(moved[2 * size :]) if objective.family == "pointwise" else None,
+        weight_R=weight_R,
+        count=count_of(trees, objective),
+    )
+
+
+def _starts(trees: Sequence[TokenTree]) -> Iterator[tuple[TokenTree, int]]:
+    """Each tree with the row of its first response."""
+    row = 0
+    for tree in trees:
+        yield tree, row
+        row += len(tree.branches)
+
+
+def _pair_columns(
+    trees: Sequence[TokenTree], objective: Objective
+) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+    """The columns of pairs of different grades, and of those of equal ones."""
+    ordered, tied = _PairColumns(), _PairColumns()
+    for tree, start in _starts(trees):
+        order = ordered_pairs(tree.grades)
+        every = list(combinations(range(len(tree.grades)), 2))
+        ties: list[tuple[int, int]] = []
+        if objective.learns_from == "order_and_ties":
+            ties = [(i, j) for i, j in every if tree.grades[i] == tree.grades[j]]
+        share = len(every) if objective.shares_over == "all_pairs" else len(order) + len(ties)
+        # Ratings teach more than the order that they imply.
+        by_rating = objective.learns_from == "ratings" and tree.rated
+        weight = 0.0 if by_rating or not share else tree.weight / share
+        ordered.add(start, order, (tree.margin, weight, tree.soft_label))
+        tied.add(start, ties, (0.0, weight, 1.0))
+    return ordered.arrays(), tied.arrays()
+
+
+class _PairColumns:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int]] = []
+        self.numbers: list[tuple[float, float, float]] = []
+
+    def add(
+        self, start: int, pairs: Sequence[tuple[int, int]], numbers: tuple[float, float, float]
+    ) -> None:
+        self.rows += [(start + i, start + j) for i, j in pairs]
+        self.numbers += [numbers] * len(pairs)
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        rows_P2 = np.asarray(self.rows, np.int64).reshape(-1, 2)
+        numbers_P3 = np.asarray(self.numbers, np.float32).reshape(-1, 3)
+        return [np.ascontiguousarray(column) for column in (*rows_P2.T, *numbers_P3.T)]
+
+
+def _pairs(moved: Sequence[Tensor]) -> Pairs:
+    winner_P, loser_P, margin_P, weight_P, target_P = moved
+    return Pairs(
+        winner_P=winner_P,
+        loser_P=loser_P,
+        margin_P=margin_P,
+        weight_P=weight_P,
+        target_P=target_P,
+    )
+
+
+def _ranking_columns(trees: Sequence[TokenTree]) -> list[npt.NDArray[Any]]:
+    ranked = [(tree, start) for tree, start in _starts(trees) if len(set(tree.grades)) > 1]
+    most = max((len(tree.grades) for tree, _ in ranked), default=0)
+    shape = (len(ranked), most)
+    rows_CK, grades_CK = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+    present_CK = np.zeros(shape, np.bool_)
+    for number, (tree, start) in enumerate(ranked):
+        size = len(tree.grades)
+        rows_CK[number, :size] = np.arange(start, start + size)
+        grades_CK[number, :size] = tree.grades
+        present_CK[number, :size] = True
+    below_CKK = grades_CK[:, None, :] < grades_CK[:, :, None]
+    below_CKK &= present_CK[:, None, :] & present_CK[:, :, None]
+    weight_C = np.asarray([tree.weight for tree, _ in ranked], np.float32)
+    return [rows_CK, present_CK, grades_CK, below_CKK, weight_C]
+
+
+def _rankings(moved: Sequence[Tensor]) -> Rankings:
+    rows_CK, present_CK, grades_CK, below_CKK, weight_C = moved
+    return Rankings(
+        rows_CK=rows_CK,
+        present_CK=present_CK,
+        grades_CK=grades_CK,
+        below_CKK=below_CKK,
+        weight_C=weight_C,
+    )
+
+
+def _rating_columns(trees: Sequence[TokenTree], levels: Sequence[float]) -> list[npt.NDArray[Any]]:
+    rows: list[int] = []
+    rating: list[float] = []
+    weight: list[float] = []
+    for tree, start in _starts(trees):
+        if tree.rated:
+            rows += range(start, start + len(tree.grades))
+            rating += tree.grades
+            weight += [tree.weight / len(tree.grades)] * len(tree.grades)
+    rating_N = np.asarray(rating, np.float64)
+    if levels:
+        rating_N = np.searchsorted(np.asarray(levels), rating_N).astype(np.float64)
+    return [
+        np.asarray(rows, np.int64),
+        rating_N.astype(np.float32),
+        np.asarray(weight, np.float32),
+    ]
+
+
+def _ratings(moved: Sequence[Tensor]) -> Ratings:
+    row_N, rating_N, weight_N = moved
+    return Ratings(row_N=row_N, rating_N=rating_N, weight_N=weight_N)

@@ -1,0 +1,40 @@
+"""Listwise objectives: the loss of a whole ranking of K responses to one prompt.
+
+A function returns ``loss_C``, one number per ranking; a pair is a ranking of K = 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plaudit.losses.labels import Rankings
+
+_ABSENT = -1e30
+"""The score of a response that is not there: its exponential is 0 in fp32, its gradient too."""
+
+
+def plackett_luce(scores_CK: Tensor, rankings: Rankings) -> Tensor:
+    """``-log P(ranking)``: the best is chosen of all, the next of the rest, and so on.
+
+    Luce (1959), Plackett (1975). Responses of equal grade are each chosen over those of lower
+    grade, and not over each other. For K = 2 it is the Bradley-Terry loss.
+    """
+    itself_KK = torch.eye(scores_CK.shape[1], dtype=torch.bool, device=scores_CK.device)
+    candidates_CKK = torch.where(
+        rankings.below_CKK | itself_KK, scores_CK[:, None, :], scores_CK.new_tensor(_ABSENT)
+    )
+    # A response above none is chosen for certain: its own score less itself.
+    loss_CK = torch.logsumexp(candidates_CKK, dim=2) - scores_CK
+    return torch.where(rankings.present_CK, loss_CK, 0.0).sum(dim=1)
+
+
+def listnet(scores_CK: Tensor, rankings: Rankings) -> Tensor:
+    """Cross-entropy of the top-one probabilities of grades and scores (Cao et al. 2007).
+
+    The grades count by their values, not by their order alone.
+    """
+    absent = scores_CK.new_tensor(_ABSENT)
+    target_CK = torch.softmax(torch.where(rankings.present_CK, rankings.grades_CK, absent), dim=1)
+    log_CK = torch.log_softmax(torch.where(rankings.present_CK, scores_CK, absent), dim=1)
+    return -torch.where(rankings.present_CK, target_CK * log_CK, 0.0).sum(dim=1)

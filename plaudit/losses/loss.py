@@ -1,0 +1,209 @@
+"""The loss of a run: an objective with the recipe's options, and where training starts.
+
+What an objective learns beside the model (a tie parameter, thresholds) starts at its maximum
+likelihood where all rewards are equal, as they are under a new reward head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from plaudit.losses.labels import Labels, count_of, labels_of
+from plaudit.losses.pairwise import bradley_terry, pair_loss
+from plaudit.recipe.objectives import OBJECTIVES, Objective
+from plaudit.recipe.schema import LossSection
+from plaudit.types import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """A loss summed over the comparisons of a batch, and the sum of their weights."""
+
+    total: Tensor
+    count: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where training starts: the learned parameters, and the reward of a head that gives zero.
+
+    ``levels`` are the ratings of an objective that learns levels, in ascending order.
+    """
+
+    learned: tuple[float, ...] = ()
+    offset: float = 0.0
+    levels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """An objective under a recipe's ``loss`` section.
+
+    Sums, and not means: whoever steps divides by the count of the whole optimizer step
+    (:meth:`count`), so that a step does not depend on how it was split.
+    """
+
+    options: LossSection
+    levels: tuple[float, ...] = ()
+
+    @property
+    def objective(self) -> Objective:
+        """The row of the table."""
+        return OBJECTIVES[self.options.kind]
+
+    def count(self, trees: Sequence[TokenTree]) -> float:
+        """Comparisons that the objective learns from, each with its weight."""
+        return count_of(trees, self.objective)
+
+    def labels(self, trees: Sequence[TokenTree], device: torch.device) -> Labels:
+        """The labels of a batch on ``device``."""
+        return labels_of(trees, self.objective, device, levels=self.levels)
+
+    def __call__(self, scores_R: Tensor, labels: Labels, learned_C: Tensor) -> Summed:
+        """The loss of a batch in fp32. An empty batch costs 0 and keeps its gradient path."""
+        function: Callable[..., Any] = find_function(self.options.kind)
+        if labels.rankings is not None:
+            rankings = labels.rankings
+            scores_CK = scores_R[rankings.rows_CK] / self.options.temperature
+            total = (rankings.weight_C * function(scores_CK, rankings)).sum()
+        elif labels.ratings is not None:
+            ratings = labels.ratings
+            loss_N = function(scores_R[ratings.row_N], ratings.rating_N, self.options, learned_C)
+            total = (ratings.weight_N * loss_N).sum()
+            # Comparisons of which only the order is known.
+            total = total + pair_loss(bradley_terry, scores_R, labels, self.options, learned_C)
+        else:
+            total = pair_loss(function, scores_R, labels, self.options, learned_C)
+        if self.options.reward_norm:
+            total = total + self.options.reward_norm * _mean_squares(scores_R, labels)
+        return Summed(total, labels.count)
+
+
+def _mean_squares(scores_R: Tensor, labels: Labels) -> Tensor:
+    """Each comparison's weight times the mean square of its rewards, summed."""
+    return (labels.weight_R * scores_R**2).sum()
+
+
+def find_function(kind: str) -> Callable[..., Any]:
+    """The function of an objective, which has its name in the module of its family."""
+    function: Callable[..., Any] = getattr(
+        import_module(f"plaudit.losses.{OBJECTIVES[kind].family}"), kind
+    )
+    return function
+
+
+class LearnedParameters:
+    """What an objective learns beside the model: a few numbers, the same on every rank.
+
+    They are no weights of the network: their gradient comes from the scores alone, so nothing of
+    DDP, FSDP or DeepSpeed applies to them. Adam steps them at a learning rate of their own, which
+    follows the schedule of the run.
+    """
+
+    LEARNING_RATE = 0.01
+
+    def __init__(self, loss: Loss, start: Sequence[float], device: torch.device) -> None:
+        self.loss = loss
+        self.value_C = torch.tensor(start, dtype=torch.float32, device=device)
+        self.fixed = not start or loss.options.tie_parameter != "learned"
+        self._gradient_C = torch.zeros_like(self.value_C)
+        self._adam = torch.optim.Adam([self.value_C], lr=self.LEARNING_RATE)
+
+    def clear(self) -> None:
+        """Forget the gradient of the step so far."""
+        self._gradient_C.zero_()
+
+    def accumulate(self, scores_R: Tensor, labels: Labels, scale: float) -> None:
+        """Add the gradient of a batch's loss, times ``scale``."""
+        if self.fixed:
+            return
+        with torch.enable_grad():
+            learned_C = self.value_C.clone().requires_grad_()
+            total = self.loss(scores_R.detach(), labels, learned_C).total
+            (gradient_C,) = torch.autograd.grad(total, learned_C)
+        self._gradient_C += gradient_C * scale
+
+    def step(self, mean: Callable[[Tensor], Tensor], schedule: float) -> None:
+        """Step on the gradient of all ranks, of which ``mean`` is the mean.
+
+        ``schedule`` is the share of its learning rate that a run has reached.
+        """
+        if self.fixed:
+            return
+        self.value_C.grad = mean(self._gradient_C)
+        self._adam.param_groups[0]["lr"] = self.LEARNING_RATE * schedule
+        self._adam.step()
+        self.clear()
+
+    def numbers(self) -> tuple[float, ...]:
+        """The parameters on the host."""
+        return tuple(self.value_C.tolist())
+
+    def put(self, numbers: Sequence[float]) -> None:
+        """Be at ``numbers``."""
+        self.value_C.copy_(torch.tensor(numbers))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on from here."""
+        return {"value": self.value_C.clone(), "adam": self._adam.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self.value_C.copy_(state["value"])
+        self._adam.load_state_dict(dict(state["adam"]))
+
+
+# ---- where training starts
+
+
+def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
+    """Parameters and offset of the highest likelihood on the training data, all rewards equal."""
+    objective = OBJECTIVES[options.kind]
+    if objective.learns_from == "order_and_ties":
+        return Start(learned=(_tie_parameter(options, trees),))
+    if objective.family != "pointwise":
+        return Start()
+    rating_N = np.asarray([y for tree in trees if tree.rated for y in tree.grades], np.float64)
+    if options.kind == "ordinal":
+        levels, counts = np.unique(rating_N, return_counts=True)
+        return Start(learned=_thresholds(counts.astype(np.int64)), levels=tuple(levels.tolist()))
+    mean = float(rating_N.mean())
+    if options.kind == "bce":
+        # Labels that are all the same have no finite logit; half a label of the other kind has.
+        mean = (mean * len(rating_N) + 0.5) / (len(rating_N) + 1.0)
+        return Start(offset=math.log(mean / (1.0 - mean)))
+    return Start(offset=mean)
+
+
+def _tie_parameter(options: LossSection, trees: Sequence[TokenTree]) -> float:
+    """The learned number of :func:`rao_kupper` or :func:`davidson`, at the share of ties."""
+    davidson = options.kind == "davidson"
+    if options.tie_parameter != "learned":
+        fixed = options.tie_parameter
+        return math.log(fixed) if davidson else math.log(math.log(fixed))
+    weight = tied = 0.0
+    for tree in trees:
+        _, counts = np.unique(tree.grades, return_counts=True)
+        every = math.comb(len(tree.grades), 2)
+        if every:
+            weight += tree.weight
+            tied += tree.weight * sum(math.comb(int(n), 2) for n in counts) / every
+    # Half a tie and half a win more keep a share of 0 or 1 inside.
+    share = (tied + 0.5) / (weight + 1.0)
+    return math.log(2.0 * share / (1.0 - share)) if davidson else math.log(2.0 * math.atanh(share))
+
+
+def _thresholds(counts: npt.NDArray[np.int64]) -> tuple[float, ...]:
+    """The parameters of :func:`ordinal` at the shares of the levels."""
+    share_L = np.cumsum(counts)[:-1] / np.sum(counts)
+    at_L = np.log(share_L / (1.0 - share_L))
+    return (float(at_L[0]), *np.log(np.diff(at_L)).tolist()) if len(at_L) else (0.0,)
