@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit.errors import ModelError
 from plaudit.model.module import (
@@ -568,6 +569,26 @@ def _without_heads(
     if isinstance(asked, str):
         return "|".join([asked, *(re.escape(name) for name in layers)])
     return [*(asked or ()), *layers]
+
+
+def freeze_layers(network: nn.Module, count: int) -> None:
+    """Keep the embeddings and the first ``count`` layers of a classifier as they are.
+
+    Raises:
+        ModelError: it has fewer layers than that, or layers that transformers does not mark.
+    """
+    if not count:
+        return
+    body = classifier(network).base_model
+    layers = [one for one in body.modules() if isinstance(one, GradientCheckpointingLayer)]
+    if count > len(layers):
+        raise ModelError(
+            f"model.freeze_layers is {count}, but this base has {len(layers)} layers; set it to"
+            f" {len(layers)} or less."
+        )
+    embeddings = [one for one in body.modules() if isinstance(one, nn.Embedding)]
+    for frozen in (*embeddings, *layers[:count]):
+        frozen.requires_grad_(False)
 
 
 def trainable_parameters(network: nn.Module) -> tuple[int, int]:

@@ -22,7 +22,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from plaudit import embedded
 from plaudit.errors import ModelError
-from plaudit.model.load import BaseRequest, add_lora, load_config, trainable_parameters
+from plaudit.model.load import (
+    BaseRequest,
+    add_lora,
+    freeze_layers,
+    load_config,
+    trainable_parameters,
+)
 from plaudit.model.module import classifier
 
 
@@ -79,16 +85,21 @@ class ModelSize:
     adapter: int
 
 
-def measure(config: Any, lora: Mapping[str, Any] | None, *, activations: str) -> ModelSize:
+def measure(
+    config: Any, lora: Mapping[str, Any] | None, *, activations: str, frozen_layers: int = 0
+) -> ModelSize:
     """Build the classifier (and its LoRA) without storage and count.
 
-    ``activations`` is the dtype hidden states have while training (``bfloat16``, ``float32``).
+    ``activations`` is the dtype hidden states have while training (``bfloat16``, ``float32``), and
+    ``frozen_layers`` are those that the recipe keeps as they are.
 
     Raises:
         ModelError: transformers has no sequence classifier for the architecture, a target of LoRA
-            matches no module, or PEFT rejects the LoRA options.
+            matches no module, PEFT rejects the LoRA options, or there are fewer layers than frozen
+            ones.
     """
     network = build(config, lora, activations)
+    freeze_layers(network, frozen_layers)
     body = classifier(network).base_model
     layers = int(config.num_hidden_layers)
     heads = int(config.num_attention_heads)

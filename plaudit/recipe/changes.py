@@ -19,7 +19,7 @@ train.trackio_static_space_id train.log_level train.log_level_replica train.log_
 """
 _TRAINS = """
 model.base model.revision model.dtype model.quantize model.attention model.head_init
-model.trust_remote_code
+model.trust_remote_code model.head_learning_rate model.freeze_layers
 data.train data.stopping_strategy data.eval data.eval_fraction data.eval_rows data.test_fraction
 data.as_chat data.split_by data.seed
 tokens.max_length tokens.truncation tokens.chat_template tokens.template tokens.chat_template_kwargs

@@ -46,6 +46,9 @@ class Objective:
     shares_over: Literal["ordered_pairs", "all_pairs"] = "ordered_pairs"
 
 
+EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm"})
+"""Keys of the ``loss`` section that every objective reads."""
+
 OBJECTIVES: Final[Mapping[str, Objective]] = {
     "bradley_terry": Objective(
         family="pairwise",

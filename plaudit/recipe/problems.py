@@ -21,6 +21,7 @@ from typing_extensions import is_typeddict
 
 from plaudit import registry
 from plaudit.errors import RecipeError, nearest
+from plaudit.recipe.objectives import EVERY_OBJECTIVE, OBJECTIVES
 from plaudit.recipe.schema import HF_KEYS, MANAGED, NAMES, Recipe, Section, Source
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -357,6 +358,32 @@ def _model_contradictions(recipe: Recipe) -> Iterator[Problem]:
             "`model.quantize` is '4bit' and `lora` is null, but quantized weights cannot be"
             " trained; add a lora section, or set quantize to null.",
         )
+    if recipe.model.freeze_layers and recipe.lora is not None:
+        yield Problem(
+            ("model", "freeze_layers"),
+            f"`model.freeze_layers` is {recipe.model.freeze_layers}, but LoRA leaves the whole base"
+            " frozen; set lora to null, or choose the adapter's layers with"
+            " `lora.layers_to_transform`.",
+        )
+
+
+def _loss_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    loss = recipe.loss
+    read = OBJECTIVES[loss.kind].options | EVERY_OBJECTIVE
+    for name in sorted(loss.model_fields_set - read):
+        if getattr(loss, name) != type(loss).model_fields[name].default:
+            users = [kind for kind, row in OBJECTIVES.items() if name in row.options]
+            yield Problem(
+                ("loss", name),
+                f"`loss.{name}` is {shown(getattr(loss, name))}, but `loss.kind` is {loss.kind!r},"
+                f" which does not read it; remove it, or set kind to {either(users)}.",
+            )
+    fixed = loss.tie_parameter
+    if loss.kind == "rao_kupper" and fixed != "learned" and fixed <= 1:
+        yield Problem(
+            ("loss", "tie_parameter"),
+            f"`loss.tie_parameter` is {fixed:g}, but rao_kupper's theta must be above 1.",
+        )
 
 
 def _schedule_contradictions(recipe: Recipe) -> Iterator[Problem]:
@@ -379,6 +406,7 @@ CONTRADICTIONS: dict[tuple[str, ...], Callable[[Recipe], Iterator[Problem]]] = {
     ("model", "lora"): _model_contradictions,
     ("data",): _data_contradictions,
     ("tokens",): _token_contradictions,
+    ("loss",): _loss_contradictions,
     ("data", "train", "evaluate"): _schedule_contradictions,
 }
 """Checks of keys that must agree, by the sections that they look at."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
@@ -68,6 +67,11 @@ class ModelSection(Section):
     where it gives the same scores."""
     head_init: Literal["zero", "normal"] = "zero"
     """Initial weights of a new reward head: zeros, or a normal distribution."""
+    head_learning_rate: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate of the reward head. Default: train.learning_rate."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """Number of layers, from the first, that do not train, nor do the embeddings then; for full
+    fine-tuning (lora: null)."""
     trust_remote_code: bool = False
     """Run custom Python code from the repository of the base model."""
 
@@ -210,8 +214,9 @@ else:
 class LossSection(Section):
     """The training objective. ``kind`` is a key of ``plaudit.recipe.objectives.OBJECTIVES``.
 
-    A key that the objective does not read is an error. ``margin`` and ``soft_label`` read the
-    columns of that name where the data have them; a margin is in units of reward.
+    A recipe that sets a key which its objective does not read is an error. ``margin`` and
+    ``soft_label`` read the columns of that name where the data have them; a margin is in units of
+    reward.
     """
 
     kind: ObjectiveName = "bradley_terry"
@@ -233,23 +238,6 @@ class LossSection(Section):
     """How likely ties are: nu of davidson or theta (above 1) of rao_kupper; learned fits it."""
     huber_delta: Annotated[float, Field(gt=0)] = 1.0
     """Error at which the huber loss becomes linear, in units of the rating."""
-
-    @model_validator(mode="after")
-    def _check_options(self) -> Self:
-        read = OBJECTIVES[self.kind].options | {"kind", "reward_norm"}
-        for name in sorted(self.model_fields_set - read):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                users = [kind for kind, row in OBJECTIVES.items() if name in row.options]
-                raise PydanticCustomError(
-                    "rule",
-                    "keys that the objective reads; {kind} does not read {name}, which belongs to"
-                    " {users}",
-                    {"kind": self.kind, "name": name, "users": ", ".join(users)},
-                )
-        fixed = self.tie_parameter != "learned"
-        if fixed and self.kind == "rao_kupper" and float(self.tie_parameter) <= 1:
-            raise PydanticCustomError("rule", "a tie_parameter above 1 for rao_kupper")
-        return self
 
 
 class EvaluateSection(Section):

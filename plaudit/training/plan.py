@@ -57,7 +57,12 @@ def plan_run(recipe: Recipe, hardware: Hardware, stated: tuple[int, Lengths] | N
     )
     result = plan(
         recipe,
-        size=measure(config, recipe.lora, activations=activation_dtype(recipe)),
+        size=measure(
+            config,
+            recipe.lora,
+            activations=activation_dtype(recipe),
+            frozen_layers=recipe.model.freeze_layers,
+        ),
         lengths=lengths,
         split=split,
         hardware=hardware,

@@ -33,6 +33,7 @@ from plaudit.model.load import (
     check_token_ids,
     choose_pad_token,
     dropouts_off,
+    freeze_layers,
     is_quantized,
     load_base,
     load_config,
@@ -259,6 +260,7 @@ def _build_model(
     check_token_ids(network, max(largest_id, tokenizer.pad_token_id), recipe.model.base)
     if recipe.lora is not None and not hasattr(network, "peft_config"):
         network = add_lora(network, recipe.lora)
+    freeze_layers(network, recipe.model.freeze_layers)
     dropouts_off(network, keep_lora=True)
     parameters = trainable_parameters(network)
     sharing = fsdp_settings(args)

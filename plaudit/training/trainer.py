@@ -43,7 +43,8 @@ from plaudit.model.checkpoint import (
     read_objective,
     write_model,
 )
-from plaudit.model.module import RewardModule
+from plaudit.model.load import head_modules
+from plaudit.model.module import RewardModule, classifier
 from plaudit.model.scoring import (
     DUMMY_TREE,
     distinct_trees,
@@ -94,6 +95,7 @@ class RewardTrainer(Trainer):
             data_collator=list,  # type: ignore[arg-type]
             callbacks=list(callbacks),
         )
+        self.head_learning_rate = run.recipe.model.head_learning_rate
         self.batcher = run.built.batcher
         self.folder = run.folder
         self.rows = run.corpus.train.comparisons
@@ -297,8 +299,17 @@ class RewardTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which remembers what it optimizes."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.head_learning_rate is not None:
+            _give_rate(optimizer, self._head_parameters(), self.head_learning_rate)
         self._optimized = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
+
+    def _head_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters of the head, inside whatever wraps the model."""
+        network = self.accelerator.unwrap_model(self.model).network
+        inside = classifier(network)
+        heads = [inside.get_submodule(name) for name in head_modules(inside)]
+        return [p for head in heads for p in head.parameters() if p.requires_grad]
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which is created once accelerate has prepared the optimizer."""
@@ -546,6 +557,19 @@ class RewardTrainer(Trainer):
                 " again with --resume, which trains from an earlier checkpoint if there is one."
             )
         self._load(best)
+
+
+def _give_rate(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], rate: float
+) -> None:
+    """Move parameters into groups of their own, like those they were in but for the rate."""
+    moved = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        mine = [p for p in group["params"] if id(p) in moved]
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
+        if mine:
+            others = {key: value for key, value in group.items() if key != "params"}
+            optimizer.add_param_group({**others, "params": mine, "lr": rate})
 
 
 class _MicroBatchTooLargeError(Exception):

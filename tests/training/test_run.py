@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections import Counter
 from html import unescape
@@ -14,12 +15,14 @@ from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from plaudit.cli.printing import show_evaluation
 from plaudit.data import store
 from plaudit.data.store import decode
-from plaudit.errors import DataError, ModelError, TrainingError
+from plaudit.errors import DataError, ModelError, RecipeError, TrainingError
 from plaudit.evaluate_model import evaluate
 from plaudit.evaluation.schema import BestCheckpoint, MarginUse
 from plaudit.reward_model import load
@@ -351,3 +354,45 @@ def test_every_error_on_the_main_process_reaches_the_other_ranks(
     ((outcome,),) = sent
     assert isinstance(outcome, TrainingError)
     assert str(error) in str(outcome)
+
+
+def test_the_head_has_a_learning_rate_of_its_own(
+    tiny_base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """At 0 a full run leaves the head where it was, and the body learns."""
+    recipe = recipe_of(tiny_base, pairs, num_train_epochs=1)
+    recipe |= {"lora": None, "model": {"base": str(tiny_base), "head_init": "normal"}}
+    train(recipe, tmp_path / "both")
+    recipe["model"]["head_learning_rate"] = 0
+    train(recipe, tmp_path / "body")
+    recipe["train"]["learning_rate"] = 0
+    train(recipe, tmp_path / "neither")
+    both, body, neither = (_full_weights(tmp_path / name) for name in ("both", "body", "neither"))
+    layer = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(body["score.weight"], neither["score.weight"])
+    assert not torch.equal(both["score.weight"], neither["score.weight"])
+    assert not torch.equal(body[layer], neither[layer])
+
+
+def test_frozen_layers_stay_as_they_were(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_base, pairs, num_train_epochs=1)
+    recipe |= {"lora": None, "model": {"base": str(tiny_base), "freeze_layers": 2}}
+    metrics = train(recipe, tmp_path / "run").metrics
+    before, after = load_file(tiny_base / "model.safetensors"), _full_weights(tmp_path / "run")
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    frozen = {name for name in before if re.search(r"embed_tokens|layers\.[01]\.", name)}
+    assert frozen
+    assert moved == {name for name in before if re.search(r"layers\.2\.|^model\.norm", name)}
+    counted = sum(tensor.numel() for name, tensor in before.items() if name not in frozen)
+    head = after["score.weight"].numel()
+    assert metrics.run.parameters.trainable == counted + head
+    recipe["model"]["freeze_layers"] = 4
+    with pytest.raises(ModelError, match="this base has 3 layers; set it to 3 or less"):
+        train(recipe, tmp_path / "more")
+    recipe["lora"] = {}
+    with pytest.raises(RecipeError, match="layers_to_transform"):
+        train(recipe, tmp_path / "adapter")
+
+
+def _full_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
