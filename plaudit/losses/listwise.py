@@ -5,6 +5,8 @@ A function returns ``loss_C``, one number per ranking; a pair is a ranking of K 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,11 @@ def plackett_luce(scores_CK: Tensor, rankings: Rankings) -> Tensor:
     grade, and not over each other. For K = 2 it is the Bradley-Terry loss.
     """
     itself_KK = torch.eye(scores_CK.shape[1], dtype=torch.bool, device=scores_CK.device)
-    candidates_CKK = torch.where(
-        rankings.below_CKK | itself_KK, scores_CK[:, None, :], scores_CK.new_tensor(_ABSENT)
-    )
-    # A response above none is chosen for certain: its own score less itself.
-    loss_CK = torch.logsumexp(candidates_CKK, dim=2) - scores_CK
-    return torch.where(rankings.present_CK, loss_CK, 0.0).sum(dim=1)
+    # Differences first, as of pairs: beside a large score the logarithm of a sum is lost.
+    gap_CKK = scores_CK[:, None, :] - scores_CK[:, :, None]
+    # A response is chosen over itself, too: one above none is chosen for certain.
+    gap_CKK = gap_CKK.masked_fill(~(rankings.below_CKK | itself_KK), -math.inf)
+    return torch.where(rankings.present_CK, torch.logsumexp(gap_CKK, dim=2), 0.0).sum(dim=1)
 
 
 def listnet(scores_CK: Tensor, rankings: Rankings) -> Tensor:

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from plaudit.losses.labels import Labels, count_of, labels_of
 from plaudit.losses.pairwise import bradley_terry, pair_loss
 from plaudit.recipe.objectives import OBJECTIVES, Objective
 from plaudit.recipe.schema import LossSection
-from plaudit.types import TokenTree
+from plaudit.types import FloatArray, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,9 @@ class Loss:
         function: Callable[..., Any] = find_function(self.options.kind)
         if labels.rankings is not None:
             rankings = labels.rankings
-            scores_CK = scores_R[rankings.rows_CK] / self.options.temperature
+            scores_CK = scores_R[rankings.rows_CK]
+            # Only differences matter; large rewards, divided first, would round away small ones.
+            scores_CK = (scores_CK - scores_CK[:, :1].detach()) / self.options.temperature
             total = (rankings.weight_C * function(scores_CK, rankings)).sum()
         elif labels.ratings is not None:
             ratings = labels.ratings
@@ -172,11 +173,14 @@ def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
         return Start(learned=(_tie_parameter(options, trees),))
     if objective.family != "pointwise":
         return Start()
-    rating_N = np.asarray([y for tree in trees if tree.rated for y in tree.grades], np.float64)
+    rated = [tree for tree in trees if tree.rated]
+    rating_N = np.asarray([y for tree in rated for y in tree.grades], np.float64)
+    weight_N = np.asarray([tree.weight / len(tree.grades) for tree in rated for _ in tree.grades])
     if options.kind == "ordinal":
-        levels, counts = np.unique(rating_N, return_counts=True)
-        return Start(learned=_thresholds(counts.astype(np.int64)), levels=tuple(levels.tolist()))
-    mean = float(rating_N.mean())
+        levels, level_N = np.unique(rating_N, return_inverse=True)
+        learned = _thresholds(np.bincount(level_N, weight_N).astype(np.float64))
+        return Start(learned=learned, levels=tuple(levels.tolist()))
+    mean = float(np.average(rating_N, weights=weight_N))
     if options.kind == "bce":
         # Labels that are all the same have no finite logit; half a label of the other kind has.
         mean = (mean * len(rating_N) + 0.5) / (len(rating_N) + 1.0)
@@ -202,8 +206,8 @@ def _tie_parameter(options: LossSection, trees: Sequence[TokenTree]) -> float:
     return math.log(2.0 * share / (1.0 - share)) if davidson else math.log(2.0 * math.atanh(share))
 
 
-def _thresholds(counts: npt.NDArray[np.int64]) -> tuple[float, ...]:
+def _thresholds(weight_L: FloatArray) -> tuple[float, ...]:
     """The parameters of :func:`ordinal` at the shares of the levels."""
-    share_L = np.cumsum(counts)[:-1] / np.sum(counts)
+    share_L = np.cumsum(weight_L)[:-1] / np.sum(weight_L)
     at_L = np.log(share_L / (1.0 - share_L))
     return (float(at_L[0]), *np.log(np.diff(at_L)).tolist()) if len(at_L) else (0.0,)

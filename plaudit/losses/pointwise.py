@@ -34,15 +34,15 @@ def ordinal(scores_N: Tensor, rating_N: Tensor, options: LossSection, learned_C:
     thresholds never cross.
     """
     thresholds_L = thresholds_of(learned_C)
-    below_N = rating_N.long() - 1
-    above_N = below_N + 1
     last = len(thresholds_L) - 1
-    has_below_N, has_above_N = below_N >= 0, above_N <= last
-    upper_N = thresholds_L[above_N.clamp(max=last)] - scores_N
-    lower_N = thresholds_L[below_N.clamp(min=0)] - scores_N
-    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)).
+    level_N = rating_N.long()
+    has_below_N, has_above_N = level_N > 0, level_N <= last
+    upper_N = thresholds_L[level_N.clamp(max=last)] - scores_N
+    lower_N = thresholds_L[(level_N - 1).clamp(min=0)] - scores_N
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), where
+    # u - l is the parameter itself: as a difference it would be lost beside a large score.
     inside_N = has_below_N & has_above_N
-    step_N = torch.where(inside_N, upper_N - lower_N, 1.0)
+    step_N = torch.where(inside_N, learned_C[level_N.clamp(max=last)], 0.0).exp()
     return (
         torch.where(has_above_N, F.softplus(-upper_N), 0.0)
         + torch.where(has_below_N, F.softplus(lower_N), 0.0)
