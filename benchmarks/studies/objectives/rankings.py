@@ -310,8 +310,10 @@ def difference(
 def tables(record: Record) -> str:
     """Markdown: the means over seeds, and each objective against all pairs."""
     lines = [
-        "| data | K | objective | learning rate | tau-b | top-1 | accuracy | log loss |"
-        " calibrated | Δ tau-b (95% CI) | Δ calibrated (95% CI) |",
+        (
+            "| data | K | objective | learning rate | tau-b | top-1 | accuracy | log loss |"
+            " calibrated | Δ tau-b (95% CI) | Δ calibrated (95% CI) |"
+        ),
         "| --- " * 11 + "|",
     ]
     for name in SETS:
