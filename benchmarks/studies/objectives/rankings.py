@@ -38,7 +38,8 @@ from plaudit.training.run import train
 KINDS = ("bradley_terry", "all_pairs", "plackett_luce", "listnet")
 BASELINE = "all_pairs"
 SETS = ("wmt_human", "ukpconvarg1")
-SIZES = (4, 8)
+SIZES = {4: 400, 8: 240}
+"""K, and how many rankings of it are used in all."""
 RATES = (3e-4, 1e-3)
 SEEDS = range(5)
 ROUNDS = 5
@@ -124,8 +125,13 @@ SCORES = {"wmt_human": (scores_by_margin, 1), "ukpconvarg1": (scores_by_wins, 3)
 """How a set's responses are scored, and how often each is put into a group."""
 
 
-def rankings(data_dir: Path, name: str, size: int) -> Iterator[dict[str, Any]]:
-    """Groups of ``size`` responses to one prompt with different scores, as rows with grades."""
+def rankings(data_dir: Path, name: str, size: int) -> list[dict[str, Any]]:
+    """Groups of ``size`` responses to one prompt, as rows with grades; a random sample of them."""
+    every = list(_every_ranking(data_dir, name, size))
+    return random.Random(size).sample(every, min(len(every), SIZES[size]))
+
+
+def _every_ranking(data_dir: Path, name: str, size: int) -> Iterator[dict[str, Any]]:
     score, rounds = SCORES[name]
     rng = random.Random(f"{name}/{size}")
     for prompt, rows in read_pairs(data_dir, name).items():
@@ -161,7 +167,7 @@ def recipe_of(run: Run, file: Path) -> dict[str, Any]:
             "warmup_steps": 0.1,
             "num_train_epochs": 2,
             "per_device_train_batch_size": 8,
-            "eval_steps": 0.25,
+            "eval_steps": 0.5,
             "seed": run.seed,
         },
         "evaluate": {"baselines": [], "perturbation_tests": 0},
@@ -309,13 +315,9 @@ def difference(
 
 def tables(record: Record) -> str:
     """Markdown: the means over seeds, and each objective against all pairs."""
-    lines = [
-        (
-            "| data | K | objective | learning rate | tau-b | top-1 | accuracy | log loss |"
-            " calibrated | Δ tau-b (95% CI) | Δ calibrated (95% CI) |"
-        ),
-        "| --- " * 11 + "|",
-    ]
+    columns = "data|K|objective|learning rate|tau-b|top-1|accuracy|log loss|calibrated"
+    headings = [*columns.split("|"), "Δ tau-b (95% CI)", "Δ calibrated (95% CI)"]
+    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
     for name in SETS:
         for size in SIZES:
             baseline = chosen(record, name, size, BASELINE)
