@@ -6,6 +6,7 @@ N rated responses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -68,7 +69,9 @@ class Labels:
 
     ``pairs`` are of different grades, ``ties`` of equal ones; without an objective that learns from
     ties there are none. ``pairs`` also measure accuracy: those that an objective does not learn
-    from have no weight. ``weight_R`` shares the weight of a comparison among its responses.
+    from have no weight. ``weight_R`` shares the weight of a comparison among its responses, and
+    ``length_R`` is the logarithm of a response's tokens behind the prefix that all of its
+    comparison share.
     """
 
     pairs: Pairs
@@ -76,6 +79,7 @@ class Labels:
     rankings: Rankings | None
     ratings: Ratings | None
     weight_R: Tensor
+    length_R: Tensor
     count: float
 
 
@@ -128,7 +132,9 @@ def labels_of(
         own = _ranking_columns(trees)
     elif objective.family == "pointwise":
         own = _rating_columns(trees, levels)
-    weight_R, *moved = arrays_to_device([np.concatenate(shares), *pairs, *ties, *own], device)
+    lengths = [math.log(len(branch)) for tree in trees for branch in tree.branches]
+    of_responses = [np.concatenate(shares), np.asarray(lengths, np.float32)]
+    weight_R, length_R, *moved = arrays_to_device([*of_responses, *pairs, *ties, *own], device)
     size = len(pairs)
     return Labels(
         pairs=_pairs(moved[:size]),
@@ -136,6 +142,7 @@ def labels_of(
         rankings=_rankings(moved[2 * size :]) if objective.family == "listwise" else None,
         ratings=_ratings(moved[2 * size :]) if objective.family == "pointwise" else None,
         weight_R=weight_R,
+        length_R=length_R,
         count=count_of(trees, objective),
     )
 

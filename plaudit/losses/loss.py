@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor
 
-from plaudit.losses.labels import Labels, count_of, labels_of
+from plaudit.losses.labels import Labels, count_of, labels_of, ordered_pairs
 from plaudit.losses.pairwise import bradley_terry, pair_loss
 from plaudit.recipe.objectives import OBJECTIVES, Objective
 from plaudit.recipe.schema import LossSection
@@ -68,8 +70,15 @@ class Loss:
         return labels_of(trees, self.objective, device, levels=self.levels)
 
     def __call__(self, scores_R: Tensor, labels: Labels, learned_C: Tensor) -> Summed:
-        """The loss of a batch in fp32. An empty batch costs 0 and keeps its gradient path."""
+        """The loss of a batch in fp32. An empty batch costs 0 and keeps its gradient path.
+
+        Under ``length: residual`` the last learned parameter times the logarithm of a response's
+        length is added to its reward, so that the reward has no need to say it too.
+        """
         function: Callable[..., Any] = find_function(self.options.kind)
+        reward_R = scores_R
+        if self.options.length == "residual":
+            scores_R = scores_R + learned_C[-1] * labels.length_R
         if labels.rankings is not None:
             rankings = labels.rankings
             scores_CK = scores_R[rankings.rows_CK]
@@ -85,13 +94,9 @@ class Loss:
         else:
             total = pair_loss(function, scores_R, labels, self.options, learned_C)
         if self.options.reward_norm:
-            total = total + self.options.reward_norm * _mean_squares(scores_R, labels)
+            squares_R = labels.weight_R * reward_R**2
+            total = total + self.options.reward_norm * squares_R.sum()
         return Summed(total, labels.count)
-
-
-def _mean_squares(scores_R: Tensor, labels: Labels) -> Tensor:
-    """Each comparison's weight times the mean square of its rewards, summed."""
-    return (labels.weight_R * scores_R**2).sum()
 
 
 def find_function(kind: str) -> Callable[..., Any]:
@@ -115,7 +120,11 @@ class LearnedParameters:
     def __init__(self, loss: Loss, start: Sequence[float], device: torch.device) -> None:
         self.loss = loss
         self.value_C = torch.tensor(start, dtype=torch.float32, device=device)
-        self.fixed = not start or loss.options.tie_parameter != "learned"
+        own = [True] * len(start)
+        if start and loss.options.tie_parameter != "learned":
+            own[0] = False
+        self._learns_C = torch.tensor(own, dtype=torch.bool, device=device)
+        self.fixed = not any(own)
         self._gradient_C = torch.zeros_like(self.value_C)
         self._adam = torch.optim.Adam([self.value_C], lr=self.LEARNING_RATE)
 
@@ -131,7 +140,7 @@ class LearnedParameters:
             learned_C = self.value_C.clone().requires_grad_()
             total = self.loss(scores_R.detach(), labels, learned_C).total
             (gradient_C,) = torch.autograd.grad(total, learned_C)
-        self._gradient_C += gradient_C * scale
+        self._gradient_C += torch.where(self._learns_C, gradient_C * scale, 0.0)
 
     def step(self, mean: Callable[[Tensor], Tensor], schedule: float) -> None:
         """Step on the gradient of all ranks, of which ``mean`` is the mean.
@@ -165,14 +174,17 @@ class LearnedParameters:
 
 # ---- where training starts
 
+_MOST_WEIGHT: Final = 20.0
+
 
 def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
     """Parameters and offset of the highest likelihood on the training data, all rewards equal."""
     objective = OBJECTIVES[options.kind]
-    if objective.learns_from == "order_and_ties":
-        return Start(learned=(_tie_parameter(options, trees),))
     if objective.family != "pointwise":
-        return Start()
+        tied = objective.learns_from == "order_and_ties"
+        own = (_tie_parameter(options, trees),) if tied else ()
+        residual = options.length == "residual"
+        return Start(learned=(*own, _length_weight(trees)) if residual else own)
     rated = [tree for tree in trees if tree.rated]
     rating_N = np.asarray([y for tree in rated for y in tree.grades], np.float64)
     weight_N = np.asarray([tree.weight / len(tree.grades) for tree in rated for _ in tree.grades])
@@ -204,6 +216,29 @@ def _tie_parameter(options: LossSection, trees: Sequence[TokenTree]) -> float:
     # Half a tie and half a win more keep a share of 0 or 1 inside.
     share = (tied + 0.5) / (weight + 1.0)
     return math.log(2.0 * share / (1.0 - share)) if davidson else math.log(2.0 * math.atanh(share))
+
+
+def _length_weight(trees: Sequence[TokenTree]) -> float:
+    """The weight of log length under which length alone explains the ordered pairs best."""
+    steps: list[float] = []
+    weights: list[float] = []
+    for tree in trees:
+        logs = [math.log(len(branch)) for branch in tree.branches]
+        order = ordered_pairs(tree.grades)
+        steps += [logs[better] - logs[worse] for better, worse in order]
+        weights += [tree.weight / max(len(order), 1)] * len(order)
+    step_P, weight_P = np.asarray(steps), np.asarray(weights)
+
+    def slope(weight: float) -> float:
+        return float((weight_P * step_P * expit(-weight * step_P)).sum())
+
+    if not np.any(step_P):
+        return 0.0
+    # Where length decides every pair, no weight is large enough.
+    low, high = -_MOST_WEIGHT, _MOST_WEIGHT
+    if slope(low) <= 0.0 or slope(high) >= 0.0:
+        return low if slope(low) <= 0.0 else high
+    return float(brentq(slope, low, high))
 
 
 def _thresholds(weight_L: FloatArray) -> tuple[float, ...]:

@@ -17,7 +17,9 @@ LearnsFrom: TypeAlias = Literal["order", "order_and_ties", "ratings"]
 """What a comparison must have: responses of different grades; that, or responses of one grade; or
 a response with a rating (and then also responses of which only the order is known)."""
 
-_PAIRS: Final = frozenset({"margin", "soft_label", "label_smoothing", "temperature", "centering"})
+_RATED: Final = frozenset({"margin", "soft_label", "label_smoothing", "temperature", "centering"})
+_PAIRS: Final = _RATED | {"length"}
+_RANKED: Final = frozenset({"temperature", "length"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         formula=r"-\sum_i \log \frac{e^{r_i}}{e^{r_i} + \sum_{j \prec i} e^{r_j}}",
         where="the inner sum is over the responses ranked below response i",
         source="Luce (1959), Plackett (1975)",
-        options=frozenset({"temperature"}),
+        options=_RANKED,
     ),
     "listnet": Objective(
         family="listwise",
@@ -111,7 +113,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         formula=r"-\sum_i \mathrm{softmax}(g)_i \log \mathrm{softmax}(r)_i",
         where="g are the grades of the responses to a prompt",
         source="Cao et al. (2007)",
-        options=frozenset({"temperature"}),
+        options=_RANKED,
     ),
     "mse": Objective(
         family="pointwise",
@@ -119,7 +121,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         formula=r"(r - y)^2",
         where="y is the rating of a response",
         source="least squares",
-        options=_PAIRS,
+        options=_RATED,
     ),
     "huber": Objective(
         family="pointwise",
@@ -128,7 +130,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         r"\delta (e - \frac{1}{2}\delta)",
         where="e = |r − y| and y is the rating of a response",
         source="Huber (1964)",
-        options=_PAIRS | {"huber_delta"},
+        options=_RATED | {"huber_delta"},
     ),
     "bce": Objective(
         family="pointwise",
@@ -136,7 +138,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         formula=r"-y \log \sigma(r) - (1 - y) \log \sigma(-r)",
         where="y is the label of a response: 1 is good and 0 is bad",
         source="logistic regression",
-        options=_PAIRS,
+        options=_RATED,
     ),
     "ordinal": Objective(
         family="pointwise",
@@ -144,7 +146,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
         formula=r"-\log\left[\sigma(\theta_{y} - r) - \sigma(\theta_{y-1} - r)\right]",
         where="y is the level of a response's rating and θ are the thresholds between levels",
         source="McCullagh (1980)",
-        options=_PAIRS,
+        options=_RATED,
         learned="thresholds",
     ),
 }
@@ -161,13 +163,15 @@ def parameters_of(kind: str, learned: Sequence[float]) -> dict[str, tuple[float,
     """What an objective learned beside the model, under the name of its paper.
 
     ``learned`` are the numbers that it trains: log log θ, log ν, or the lowest threshold and the
-    logarithms of the steps between thresholds.
+    logarithms of the steps between thresholds; then the weight of the length where that is fitted.
     """
     name = OBJECTIVES[kind].learned
-    if name is None:
-        return {}
     if name == "thresholds":
         steps = (math.exp(step) for step in learned[1:])
         return {name: tuple(accumulate(steps, initial=learned[0]))}
-    once = math.exp(learned[0])
-    return {name: (math.exp(once) if name == "theta" else once,)}
+    own, rest = learned[: name is not None], learned[name is not None :]
+    parameters = {"length_weight": tuple(rest)} if rest else {}
+    if name is None or not own:
+        return parameters
+    once = math.exp(own[0])
+    return {name: (math.exp(once) if name == "theta" else once,), **parameters}

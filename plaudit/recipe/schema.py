@@ -234,6 +234,9 @@ class LossSection(Section):
     """Coefficient of the squared sum of a pair's rewards, which pulls their mean to 0."""
     reward_norm: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the mean squared reward."""
+    length: Literal["ignore", "residual"] = "ignore"
+    """residual fits what the length of the responses explains of the labels, beside the reward,
+    and leaves it out of the reward."""
     tie_parameter: Annotated[float, Field(gt=0)] | Literal["learned"] = "learned"
     """How likely ties are: nu of davidson or theta (above 1) of rao_kupper; learned fits it."""
     huber_delta: Annotated[float, Field(gt=0)] = 1.0

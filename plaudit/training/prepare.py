@@ -278,7 +278,8 @@ def _build_model(
     if warm_start is not None:
         transform, before = warm_start.metadata.reward_transform, warm_start.metadata.objective
         alike = before and (before.kind, before.levels) == (recipe.loss.kind, start.levels)
-        if before and alike and recipe.loss.tie_parameter == "learned":
+        same = before and alike and len(before.learned) == len(start.learned)
+        if before and same and recipe.loss.tie_parameter == "learned":
             start = replace(start, learned=before.learned)
     module = patch_modules(network, transform)
     if sharing is not None:

@@ -1,0 +1,101 @@
+"""``loss.length: residual``: what length explains of the labels stays out of the reward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit.losses.loss import LearnedParameters, Loss, start_of
+from plaudit.recipe.objectives import OBJECTIVES, parameters_of
+from plaudit.recipe.schema import LossSection
+from plaudit.types import TokenTree
+
+pytestmark = pytest.mark.heavy
+
+CPU = torch.device("cpu")
+TRUE_WEIGHT = 1.5
+
+
+def length_biased(count: int) -> tuple[list[TokenTree], torch.Tensor]:
+    """Pairs whose labels follow a quality and the logarithm of the length; and the qualities."""
+    rng = np.random.default_rng(0)
+    trees, qualities = [], []
+    for index in range(count):
+        sizes, quality = rng.integers(4, 200, 2), rng.normal(size=2)
+        difference = quality[0] - quality[1] + TRUE_WEIGHT * np.log(sizes[0] / sizes[1])
+        first = rng.random() < 1.0 / (1.0 + np.exp(-difference))
+        trees.append(
+            TokenTree(
+                index=index,
+                prefix=np.zeros(3, np.int32),
+                branches=tuple(np.zeros(size, np.int32) for size in sizes),
+                grades=(1.0, 0.0) if first else (0.0, 1.0),
+            )
+        )
+        qualities += quality.tolist()
+    return trees, torch.tensor(qualities, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", [k for k, row in OBJECTIVES.items() if "length" in row.options])
+def test_the_reward_keeps_the_quality_and_little_of_the_length(kind: str) -> None:
+    trees, quality_R = length_biased(1500)
+
+    def fitted(length: str) -> tuple[torch.Tensor, tuple[float, ...]]:
+        """Weights of quality and length in a linear reward, and what the loss learned itself."""
+        options = LossSection(kind=kind, length=length)
+        loss, start = Loss(options=options), start_of(options, trees)
+        labels = loss.labels(trees, CPU)
+        learned = LearnedParameters(loss, start.learned, CPU)
+        weights_2 = torch.zeros(2, requires_grad=True)
+        adam = torch.optim.Adam([weights_2], lr=0.03)
+        for _ in range(400):
+            reward_R = weights_2[0] * quality_R + weights_2[1] * labels.length_R
+            summed = loss(reward_R, labels, learned.value_C)
+            learned.accumulate(reward_R, labels, 1.0 / summed.count)
+            (summed.total / summed.count).backward()
+            learned.step(lambda gradient_C: gradient_C, 1.0)
+            adam.step()
+            adam.zero_grad()
+        return weights_2.detach(), learned.numbers()
+
+    biased, _ = fitted("ignore")
+    fair, learned = fitted("residual")
+    assert fair[0] > 0.8 * biased[0] > 0.2
+    assert biased[1] / biased[0] == pytest.approx(TRUE_WEIGHT, rel=0.15)
+    assert fair[1] < 0.35 * biased[1]
+    (weight,) = parameters_of(kind, learned)["length_weight"]
+    assert weight > 0.2
+
+
+def test_length_alone_starts_at_its_likelihood() -> None:
+    trees, _ = length_biased(800)
+    options = LossSection(length="residual")
+    (start,) = start_of(options, trees).learned
+    loss = Loss(options=options)
+    labels = loss.labels(trees, CPU)
+    zero_R = torch.zeros(len(labels.length_R))
+
+    def cost(weight: float) -> float:
+        return float(loss(zero_R, labels, torch.tensor([weight], dtype=torch.float64)).total)
+
+    assert cost(start) < min(cost(start - 0.02), cost(start + 0.02))
+
+
+def test_where_length_decides_everything_the_start_is_finite() -> None:
+    trees, _ = length_biased(20)
+    by_length = [
+        TokenTree(
+            index=0,
+            prefix=one.prefix,
+            branches=one.branches,
+            grades=tuple(float(len(branch)) for branch in one.branches),
+        )
+        for one in trees
+    ]
+    assert start_of(LossSection(length="residual"), by_length).learned == (20.0,)
+    equal = [
+        TokenTree(index=0, prefix=one.prefix, branches=(one.branches[0],) * 2, grades=(1.0, 0.0))
+        for one in trees
+    ]
+    assert start_of(LossSection(length="residual"), equal).learned == (0.0,)
