@@ -12,7 +12,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -214,9 +214,10 @@ class RatingMetrics(Correlation):
 
     Errors are of the rating that the model expects (its reward, the probability of a good response,
     or the mean of its levels), and correlations of the reward. ``mae_of_median`` is the error of a
-    model that always expects the median rating. ``bias`` is the mean of expected minus given
-    ratings. ``calibration_slope`` is 1 for calibrated ratings, and below 1 where they spread too
-    far. ``auc`` exists for labels 0 and 1, ``log_loss`` and ``ece_equal_mass`` for probabilities.
+    model that always expects the median rating, and ``delta_mae`` is ``mae`` minus that. ``bias``
+    is the mean of expected minus given ratings. ``calibration_slope`` is 1 for calibrated ratings,
+    and below 1 where they spread too far. ``auc`` exists for labels 0 and 1, ``log_loss`` and
+    ``ece_equal_mass`` for probabilities.
     """
 
     responses: int
@@ -225,6 +226,8 @@ class RatingMetrics(Correlation):
     mae_ci95: Interval | None
     mae_of_median: float
     mae_of_median_ci95: Interval | None
+    delta_mae: float
+    delta_mae_ci95: Interval | None
     rmse: float
     bias: float
     bias_ci95: Interval | None
@@ -491,6 +494,32 @@ class RiskPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RatingBin:
+    """Mean ``given`` and ``expected`` ratings of some responses.
+
+    The expected ones lie between ``expected_p5`` and ``expected_p95``, but for 5% on either side.
+    """
+
+    given: float
+    given_ci95: Interval | None
+    expected: float
+    expected_p5: float
+    expected_p95: float
+    responses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingCurve:
+    """Expected against given ratings: bins of equal given ratings, or of similar ones.
+
+    Labels 0 and 1 have bins of similar expected ratings, whose mean is their probability.
+    """
+
+    by: Literal["given", "expected"]
+    bins: tuple[RatingBin, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
     """What the plots draw."""
 
@@ -500,6 +529,7 @@ class Curves:
     reliability: tuple[ReliabilityBin, ...]
     reliability_calibrated: tuple[ReliabilityBin, ...] | None
     risk_coverage: tuple[RiskPoint, ...]
+    ratings: RatingCurve | None = None
 
 
 # ---- an evaluation
@@ -507,12 +537,13 @@ class Curves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry(Accuracy):
-    """An evaluation during training."""
+    """An evaluation during training; ``mae`` is the error of expected ratings."""
 
     step: int
     epoch: float | None
     training_loss: float | None
     validation_loss: float | None
+    mae: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -804,8 +835,29 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunObjective:
+    """What the loss of a run is: its row of ``plaudit.recipe.objectives.OBJECTIVES``.
+
+    ``options`` are those of the recipe that differ from their defaults, ``learned`` the parameters
+    beside the model under their paper's names, and ``offset`` is part of each reward.
+    """
+
+    family: str
+    formula: str
+    where: str
+    source: str
+    options: Mapping[str, Setting] = field(default_factory=dict)
+    learned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What was trained and how. ``lora`` holds PEFT's own settings, None for full training."""
+    """What was trained and how. ``lora`` holds PEFT's own settings, None for full training.
+
+    ``loss`` is the name of the objective. ``objective`` is None in a record of a version that had
+    one objective only.
+    """
 
     name: str
     base: str
@@ -826,6 +878,7 @@ class RunInfo:
     seed: int
     hyperparameters: tuple[tuple[str, Setting], ...]
     started: str
+    objective: RunObjective | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit_isotonic,
 )
 from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
-from plaudit.evaluation.metrics.ratings import measure_ratings
+from plaudit.evaluation.metrics.ratings import measure_ratings, rating_curve
 from plaudit.evaluation.metrics.ties import measure_ties
 from plaudit.evaluation.numbers import metric, signed, signed_interval, words
 from plaudit.evaluation.schema import (
@@ -153,7 +153,10 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         slices=measure_slices(table, tempered),
         datasets=_per_dataset(table, tempered),
         mistakes=tuple(find_mistakes(table, paired, temperature=temperature)),
-        curves=_curves(table, paired, calibration, risk),
+        curves=replace(
+            _curves(table, paired, calibration, risk),
+            ratings=rating_curve(table, objective, seed=seed),
+        ),
         ratings=measure_ratings(table, objective, seed=seed),
         tied=measure_ties(table, objective, seed=seed),
         history=None if context.history is None else tuple(context.history),

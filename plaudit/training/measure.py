@@ -270,6 +270,7 @@ def history(log: Sequence[Mapping[str, Any]], folder: Path, index: PairIndex) ->
                 accuracy=measured.accuracy,
                 accuracy_ci95=measured.accuracy_ci95,
                 accuracy_ci95_method=measured.accuracy_ci95_method,
+                mae=event.get("eval_mae"),
             )
     return list(entries.values())
 

@@ -20,6 +20,7 @@ from plaudit.evaluation.schema import (
     Parameters,
     RunInfo,
     RunMetrics,
+    RunObjective,
     Setting,
     TrainingMetrics,
     TrainingPoint,
@@ -28,6 +29,9 @@ from plaudit.evaluation.schema import (
 from plaudit.evaluation.summary import EvaluationContext, judge_overfit, summarise
 from plaudit.evaluation.table import HeldOut
 from plaudit.losses.labels import ordered_pairs
+from plaudit.model.checkpoint import CheckpointMetadata
+from plaudit.recipe.objectives import OBJECTIVES, parameters_of
+from plaudit.recipe.schema import LossSection
 from plaudit.storage.arrow import RowArray
 from plaudit.training import corpus as corpora
 from plaudit.training.callbacks import count_resumes
@@ -57,7 +61,7 @@ def gather_metrics(
     return settle(
         RunMetrics(
             plaudit_version=__version__,
-            run=run_info(run),
+            run=run_info(run, trainer.metadata),
             data=corpora.data_use(run.corpus, run.recipe.data.split_by),
             train=_training(run, trainer, seconds, count_resumes(folder.events)),
             eval=evaluation,
@@ -180,8 +184,8 @@ def _best(
     return best, overfit
 
 
-def run_info(run: PreparedRun) -> RunInfo:
-    """What was trained and how."""
+def run_info(run: PreparedRun, metadata: CheckpointMetadata) -> RunInfo:
+    """What was trained and how; ``metadata`` has what the objective learned."""
     recipe, (trainable, total) = run.recipe, run.built.parameters
     config = run.built.model.module.config
     return RunInfo(
@@ -204,6 +208,28 @@ def run_info(run: PreparedRun) -> RunInfo:
         seed=run.args.seed,
         hyperparameters=_hyperparameters(run.args),
         started=run.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        objective=objective_of(recipe.loss, metadata),
+    )
+
+
+def objective_of(options: LossSection, metadata: CheckpointMetadata) -> RunObjective:
+    """The objective of a run as its metrics record it, with what it learned."""
+    row, trained = OBJECTIVES[options.kind], metadata.objective
+    defaults = type(options).model_fields
+    # A tie parameter that the recipe fixes is one of its options.
+    learns = options.tie_parameter == "learned"
+    return RunObjective(
+        family=row.family,
+        formula=row.formula,
+        where=row.where,
+        source=row.source,
+        options={
+            name: value
+            for name, value in options
+            if name != "kind" and value != defaults[name].default
+        },
+        learned=parameters_of(options.kind, trained.learned) if trained and learns else {},
+        offset=metadata.reward_transform.offset,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.ranks import correlate
-from plaudit.evaluation.schema import Interval, RatingMetrics, parts
+from plaudit.evaluation.schema import Interval, RatingBin, RatingCurve, RatingMetrics, parts
 from plaudit.evaluation.table import CodeArray, ScoreTable, codes
 from plaudit.recipe.objectives import learns_from, parameters_of
 from plaudit.types import FloatArray, TrainedObjective
@@ -41,18 +41,19 @@ def measure_ratings(
 
     ``None`` without any, and for a model that was not trained on ratings.
     """
-    rated_N = np.flatnonzero(table.rated_N)
-    if objective is None or learns_from(objective.kind) != "ratings" or not len(rated_N):
+    rated_N = rated_rows(table, objective)
+    if objective is None or not len(rated_N):
         return None
     rating_N, reward_N = table.grade_N[rated_N], table.reward_N[rated_N]
     group_N = codes(table.group_N[rated_N])
     predicted_N = predictions(reward_N, objective)
     error_N = predicted_N - rating_N
     constant_N = rating_N - np.median(rating_N)
-    mae, mae_constant, bias = pairwise.bootstrap_means(
-        np.stack([np.abs(error_N), np.abs(constant_N), error_N]), group_N, seed=seed
+    delta_N = np.abs(error_N) - np.abs(constant_N)
+    mae, mae_constant, delta, bias = pairwise.bootstrap_means(
+        np.stack([np.abs(error_N), np.abs(constant_N), delta_N, error_N]), group_N, seed=seed
     )
-    binary = bool(np.isin(rating_N, (0.0, 1.0)).all())
+    binary = is_binary(rating_N)
     probability_N = predicted_N if objective.kind == "bce" else None
     return RatingMetrics(
         responses=len(rating_N),
@@ -61,6 +62,8 @@ def measure_ratings(
         mae_ci95=mae,
         mae_of_median=float(np.abs(constant_N).mean()),
         mae_of_median_ci95=mae_constant,
+        delta_mae=float(delta_N.mean()),
+        delta_mae_ci95=delta,
         rmse=float(np.sqrt((error_N**2).mean())),
         bias=float(error_N.mean()),
         bias_ci95=bias,
@@ -71,6 +74,57 @@ def measure_ratings(
         log_loss=None if probability_N is None else _log_loss(reward_N, rating_N),
         ece_equal_mass=None if probability_N is None else _ece(probability_N, rating_N),
     )
+
+
+def rating_curve(
+    table: ScoreTable, objective: TrainedObjective | None, *, seed: int = 0
+) -> RatingCurve | None:
+    """Expected against given ratings, as a plot shows them; ``None`` as :func:`measure_ratings`.
+
+    A bin for each given rating, or of equal numbers where there are more than ten. Labels 0 and 1
+    make a reliability diagram: bins of similar probabilities.
+    """
+    rated_N = rated_rows(table, objective)
+    if objective is None or not len(rated_N):
+        return None
+    rating_N, group_N = table.grade_N[rated_N], codes(table.group_N[rated_N])
+    expected_N = predictions(table.reward_N[rated_N], objective)
+    labels = is_binary(rating_N)
+    values = np.unique(rating_N)
+    if labels or len(values) > _BINS:
+        by_N = expected_N if labels else rating_N
+        order_N = np.argsort(by_N, kind="stable")
+        bins = np.array_split(order_N, min(_BINS, len(order_N)))
+    else:
+        bins = [np.flatnonzero(rating_N == value) for value in values]
+    return RatingCurve(
+        by="expected" if labels else "given",
+        bins=tuple(
+            RatingBin(
+                given=float(rating_N[bin_N].mean()),
+                given_ci95=pairwise.share_interval(rating_N[bin_N], group_N[bin_N], seed=seed).shown
+                if labels
+                else None,
+                expected=float(expected_N[bin_N].mean()),
+                expected_p5=float(np.percentile(expected_N[bin_N], 5)),
+                expected_p95=float(np.percentile(expected_N[bin_N], 95)),
+                responses=len(bin_N),
+            )
+            for bin_N in bins
+        ),
+    )
+
+
+def rated_rows(table: ScoreTable, objective: TrainedObjective | None) -> CodeArray:
+    """Rows with a rating that a model was trained to expect; none for another model."""
+    if objective is None or learns_from(objective.kind) != "ratings":
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(table.rated_N)
+
+
+def is_binary(rating_N: FloatArray) -> bool:
+    """Whether ratings are labels: 1 is good and 0 is bad."""
+    return bool(np.isin(rating_N, (0.0, 1.0)).all())
 
 
 def _slope(predicted_N: FloatArray, rating_N: FloatArray) -> float:
