@@ -19,6 +19,8 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
         "alpaca": "plaudit.interop.llama_factory.data:ALPACA",
         "alpaca_output": "plaudit.interop.llama_factory.data:ALPACA_OUTPUT",
         "sharegpt": "plaudit.interop.llama_factory.data:SHAREGPT",
+        "alpaca_kto": "plaudit.interop.llama_factory.data:ALPACA_KTO",
+        "sharegpt_kto": "plaudit.interop.llama_factory.data:SHAREGPT_KTO",
     },
     # plaudit.data.formats.records.Writer
     "row_writer": {

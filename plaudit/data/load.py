@@ -276,8 +276,19 @@ def _check_strength(source: Source, reader: Reader, first: Row, where: str) -> N
         DataError: it does not, or it is no pair.
     """
     use = source.preference_strength
-    to_comparison(reader, first, number=1, where=where, source=source.path, strength_use=use)
-    if strength_of(reader.parse(first), first) is None:
+    comparison = to_comparison(
+        reader, first, number=1, where=where, source=source.path, strength_use=use
+    )
+    if use == "soft_label":
+        decided = len(set(comparison.grades)) > 1
+        if decided and comparison.soft_label is None:
+            raise DataError(
+                f"{where}: `preference_strength: soft_label` needs the preferences of several "
+                f"annotators, but a row of the format {reader.name} does not have them (columns: "
+                f"{', '.join(first)}); map a column with the share of annotators who agree with "
+                "`columns: {soft_label: …}`, or set preference_strength to ignore."
+            )
+    elif strength_of(reader.parse(first), first) is None:
         raise DataError(
             f"{where}: `preference_strength: {use}` needs the strength of each preference, but a "
             f"row of the format {reader.name} does not have it (columns: {', '.join(first)}); "

@@ -95,8 +95,9 @@ class Source(Section):
     """Column mapping, for example {prompt: question}; null ignores a column."""
     tags: dict[str, str | None] = Field(default_factory=dict)
     """Mapping of the keys and roles of ShareGPT turns."""
-    preference_strength: Literal["ignore", "margin", "weight"] = "ignore"
-    """How to use the strength of a preference: ignore it, as loss margin, or as row weight."""
+    preference_strength: Literal["ignore", "margin", "weight", "soft_label"] = "ignore"
+    """How to use how clear a preference is: ignore it; its strength as margin or row weight; or the
+    share of annotators who agree as soft label."""
     split: str | None = None
     """Split of a dataset; a Hub dataset defaults to train."""
     subset: str | None = None

@@ -60,6 +60,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "system": "Be brief.",
     },
     "alpaca_output": {"instruction": "Translate", "input": "gato", "output": ["cat", "dog"]},
+    "alpaca_kto": {"instruction": "Translate", "input": "gato", "output": "cat", "kto_tag": True},
+    "sharegpt_kto": {
+        "conversations": [
+            {"from": "human", "value": "2+2?"},
+            {"from": "gpt", "value": "4"},
+        ],
+        "kto_tag": False,
+    },
     "sharegpt": {
         "conversations": [
             {"from": "human", "value": "Hi"},
@@ -213,7 +221,9 @@ def test_every_reader_recognises_its_example_and_no_other_does(name: str) -> Non
     assert choose_reader(row, where=WHERE).name == name
     assert choose_reader(row | {"extra": 1, "margin": None}, where=WHERE).name == name
     assert parse(row) == parse(row, format=name)
-    alone = name in ("unpaired", "helpsteer2_ratings")
+    alone = name in ("unpaired", "helpsteer2_ratings", "alpaca_kto", "sharegpt_kto")
+    if alone:
+        assert why_untrainable(parse(row), "ratings") is None
     assert why_untrainable(parse(row)) == ("single_response" if alone else None)
 
 
@@ -524,6 +534,40 @@ def test_how_clear_a_preference_is_becomes_margin_or_weight(
     reader = choose_reader(row, where=WHERE)
     made = to_comparison(reader, row, number=1, where=WHERE, source="a", strength_use=graded)
     assert (made.margin, made.weight) == (margin, weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "use", "soft_label"),
+    [
+        ({}, "soft_label", 1.0),
+        ({}, "ignore", None),
+        ({}, "margin", None),
+        ({"individual_preference": [{"score": -3}, {"score": 1}]}, "soft_label", 0.5),
+        ({"individual_preference": [{"score": -1}, {"score": 0}]}, "soft_label", 0.75),
+        (
+            {
+                "overall_preference": 2,
+                "individual_preference": [{"score": 3}, {"score": 2}, {"score": -1}],
+            },
+            "soft_label",
+            2 / 3,
+        ),
+        ({"individual_preference": [{"score": -2}, {"score": None}]}, "soft_label", 1.0),
+        ({"individual_preference": [{"score": None}]}, "soft_label", None),
+        ({"individual_preference": None}, "soft_label", None),
+        ({"overall_preference": 0}, "soft_label", None),
+        ({"soft_label": 0.9}, "soft_label", 0.9),
+    ],
+)
+def test_the_share_of_annotators_who_agree_becomes_the_soft_label(
+    change: dict[str, Any], use: StrengthUse, soft_label: float | None
+) -> None:
+    row = EXAMPLES["helpsteer3"] | change
+    made = to_comparison(
+        READERS["helpsteer3"], row, number=1, where=WHERE, source="a", strength_use=use
+    )
+    assert made.soft_label == (soft_label if soft_label is None else pytest.approx(soft_label))
+    assert made.weight == 1.0
 
 
 def test_preference_strength_is_for_pairs() -> None:

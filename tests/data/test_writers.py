@@ -210,6 +210,28 @@ def test_what_is_lost_is_said() -> None:
     assert "prompt" not in row
 
 
+def test_a_soft_label_is_kept_or_said_to_be_lost() -> None:
+    pair = replace(PAIR, responses=PAIR.responses[:2], grades=(1.0, 0.0), soft_label=0.75)
+    for name, losses in (("ranked", ()), ("explicit_conversational", ("soft_label_not_read",))):
+        written = write_comparison(WRITERS[name], pair)
+        (row,) = written.rows
+        assert (row["soft_label"], written.losses) == (0.75, losses)
+        read = to_comparison(choose_reader(row, where=""), row, number=1, where="", source="")
+        assert read.soft_label == 0.75
+    cut = write_comparison(WRITERS["unpaired"], pair)
+    assert cut.losses == ("cut_to_single_responses", "soft_label_dropped")
+    assert all("soft_label" not in row for row in cut.rows)
+
+
+def test_ratings_that_become_ranks_are_said_to_be_lost() -> None:
+    """A rank says that 5 is better than 4, and no longer that both are good."""
+    pair = replace(PAIR, responses=PAIR.responses[:2], grades=(5.0, 4.0), rated=True)
+    assert write_comparison(WRITERS["nemo"], pair).losses == ("grades_as_order",)
+    assert write_comparison(WRITERS["nemo"], replace(pair, rated=False)).losses == ()
+    assert write_comparison(WRITERS["nemo"], replace(pair, grades=(1.0, 0.0))).losses == ()
+    assert write_comparison(WRITERS["unpaired"], pair).losses == ("cut_to_single_responses",)
+
+
 def test_llama_factory_finds_the_file(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "in.jsonl", pair_rows(3))
     (tmp_path / "dataset_info.json").write_text('{"other": {"file_name": "other.json"}}')

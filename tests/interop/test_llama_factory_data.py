@@ -137,7 +137,6 @@ def test_num_samples_is_a_number_of_rows(tmp_path: Path) -> None:
     ("entry", "expected"),
     [
         ({"ranking": False}, "is not a ranking"),
-        ({"columns": {"kto_tag": "label"}}, "labels of single answers"),
         ({"columns": {"images": "images"}}, "has images, but plaudit reads only text"),
         ({"columns": ["chosen"]}, "columns is not an object"),
         ({"num_samples": "many"}, "num_samples is 'many'"),
@@ -159,6 +158,71 @@ def test_entries_that_cannot_be_used_say_why(
     tmp_path: Path, entry: dict[str, Any], expected: str
 ) -> None:
     assert expected in complaint(info(tmp_path, [ALPACA], **entry))
+
+
+KTO_TURNS = [{"role": "me", "text": "2+2?"}, {"role": "bot", "text": "4"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "entry"),
+    [
+        (
+            [
+                {"ask": "2+2?", "reply": "4", "good": True},
+                {"ask": "2+2?", "reply": "5", "good": False},
+            ],
+            {"columns": {"prompt": "ask", "response": "reply", "kto_tag": "good"}},
+        ),
+        (
+            [
+                {"talk": KTO_TURNS, "good": True},
+                {"talk": [KTO_TURNS[0], {"role": "bot", "text": "5"}], "good": False},
+            ],
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "talk", "kto_tag": "good"},
+                "tags": {
+                    "role_tag": "role",
+                    "content_tag": "text",
+                    "user_tag": "me",
+                    "assistant_tag": "bot",
+                },
+            },
+        ),
+    ],
+    ids=["alpaca", "sharegpt"],
+)
+def test_kto_rows_are_rated(
+    tmp_path: Path, rows: list[dict[str, Any]], entry: dict[str, Any]
+) -> None:
+    """No `ranking` is needed, and each row has one response that is good (1) or bad (0)."""
+    source = info(tmp_path, rows, ranking=False, **entry)
+    loaded = load_comparisons((source,), seed=1, learns_from="ratings")
+    read = [
+        ([said(c.prompt), *map(said, c.responses)], c.grades, c.rated) for c in loaded.comparisons
+    ]
+    ask = [("user", "2+2?")]
+    assert read == [
+        ([ask, [("assistant", "4")]], (1.0,), True),
+        ([ask, [("assistant", "5")]], (0.0,), True),
+    ]
+    assert "2 rows of them have ratings" in complaint(source)
+
+
+def test_a_kto_conversation_must_end_with_an_answer(tmp_path: Path) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": "Hi"}], "kto_tag": True},
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+            ],
+            "kto_tag": False,
+        },
+    ]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    loaded = load_comparisons((Source(path=path),), seed=1, learns_from="ratings")
+    assert (loaded.tally.used, loaded.tally.dropped) == (1, {"broken_turns": 1})
 
 
 def test_a_missing_entry_names_the_nearest(tmp_path: Path) -> None:
@@ -220,6 +284,17 @@ def test_a_preference_strength_needs_a_measure(tmp_path: Path) -> None:
     )
     loaded = load_comparisons((Source(path=str(path), preference_strength="margin"),), seed=1)
     assert [one.margin for one in loaded.comparisons] == [7.0, None]
+
+
+def test_a_soft_label_needs_annotators(tmp_path: Path) -> None:
+    path = pairs_csv(tmp_path)
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    source = Source(path=str(path), columns=columns, preference_strength="soft_label")
+    assert "needs the preferences of several annotators" in complaint(source)
+    path.write_text("prompt,chosen,rejected,agree\na,b,c,0.75\nd,e,f,\n", encoding="utf-8")
+    source = Source(path=str(path), columns={"soft_label": "agree"})
+    loaded = load_comparisons((source,), seed=1)
+    assert [one.soft_label for one in loaded.comparisons] == [0.75, None]
 
 
 def test_pairs_of_equal_scores_are_ties_where_weights_are_graded(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ MISTAKES = {
     "evaluate.behaviour=0": "`evaluate.behaviour` was renamed to `perturbation_tests`.",
     "data.train=[{path: a, probability: 1}, b]": "sources with and without a probability",
     "data.eval=[{path: a, probability: 1}]": "are not mixed; use num_samples or weight",
-    "data.train=[{path: a, preference_strength: loud}]": "must be ignore, margin or weight",
+    "data.train=[{path: a, preference_strength: loud}]": (
+        "must be ignore, margin, weight or soft_label"
+    ),
     "data.train=[{path: a, num_samples: 0}]": "must be a whole number of at least 1",
     "model=big": "`model` is 'big', but must be a mapping of base, revision",
     "train=[1]": "`train` is [1], but must be a mapping",
@@ -345,6 +347,12 @@ def test_all_contradictions_and_all_repeated_keys_are_shown(recipe_file: Path) -
         ("train.lora_alpha", "`lora.lora_alpha`"),
         ("data.train_file", "`train`"),
         ("lora.rank", "`r`"),
+        ("center_rewards_coefficient", "`loss.centering`"),
+        ("train.center_rewards_coefficient", "`loss.centering`"),
+        ("margin_loss", "`loss.margin`"),
+        ("label_smoothing", "`loss.label_smoothing`"),
+        ("label_smoothing_factor", "set loss.label_smoothing"),
+        ("beta", "set loss.temperature, which divides"),
         ("output_dir", "--out"),
         ("warmup_ratio", "train.warmup_steps"),
     ],

@@ -91,9 +91,21 @@ def helpsteer2_ratings(row: Row) -> ParsedRow:
 
 
 def helpsteer3(row: Row) -> ParsedRow:
-    """HelpSteer3's preferences: messages, two responses, and the sign of HelpSteer2."""
+    """HelpSteer3's preferences: messages, two responses, and the sign of HelpSteer2.
+
+    Of the annotators, one without a preference counts half for either response.
+    """
     context = values.messages(row, "context")
-    return _by_sign(row, context, ("response1", "response2"), "overall_preference")
+    parsed = _by_sign(row, context, ("response1", "response2"), "overall_preference")
+    if not row.get("individual_preference") or len(set(parsed.grades)) < 2:
+        return parsed
+    read_score = partial(values.optional_number, column="score")
+    scores = [s for s in values.each(row, "individual_preference", read_score) if s is not None]
+    votes = [0.5 if score == 0 else float(score < 0) for score in scores]
+    for_first = sum(votes) / len(votes) if votes else None
+    if for_first is None or parsed.grades[0]:
+        return replace(parsed, agreement=for_first)
+    return replace(parsed, agreement=1.0 - for_first)
 
 
 def nectar(row: Row) -> ParsedRow:

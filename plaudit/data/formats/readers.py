@@ -41,7 +41,7 @@ SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
 PROMPT_COLUMNS: Final = frozenset({"prompt", "instruction", "question", "input"})
 """Columns beside two texts from which another format reads the prompt."""
 
-StrengthUse: TypeAlias = Literal["ignore", "margin", "weight"]
+StrengthUse: TypeAlias = Literal["ignore", "margin", "weight", "soft_label"]
 
 
 def choose_reader(row: Row, *, where: str, name: str | None = None) -> Reader:
@@ -100,7 +100,8 @@ def to_comparison(
 
     ``strength_use`` says what the strength of the preference (:func:`strength_of`) becomes: the
     margin, where the row has none of its own, or a factor of its weight; a row that would weigh
-    nothing is a tie. Checks only types, never usefulness: see
+    nothing is a tie. ``soft_label`` takes the share of annotators who agree in place of the
+    strength, where the row has no soft label of its own. Checks only types, never usefulness: see
     :func:`plaudit.data.reasons.why_untrainable`.
 
     Raises:
@@ -112,6 +113,7 @@ def to_comparison(
         strength = strength_of(parsed, row)
         margin = values.optional_number(row, "margin")
         weight = values.weight(row)
+        soft_label = values.soft_label(row, len(parsed.responses))
         if strength_use != "ignore" and len(parsed.responses) > 2:
             raise DataError(
                 f"the row has {len(parsed.responses)} responses, but `preference_strength: "
@@ -119,6 +121,8 @@ def to_comparison(
             )
         if strength_use == "margin" and margin is None:
             margin = strength
+        if strength_use == "soft_label" and soft_label is None:
+            soft_label = parsed.agreement
         unusable = TIE if strength_use == "weight" and strength == 0 else parsed.unusable
         if strength_use == "weight" and strength:
             weight *= strength
@@ -135,7 +139,7 @@ def to_comparison(
             where=where,
             margin=margin,
             weight=weight,
-            soft_label=values.soft_label(row, len(parsed.responses)),
+            soft_label=soft_label,
             rated=parsed.rated,
             tools=values.tools(row),
             chat_template_kwargs=values.from_json(row, "chat_template_kwargs", dict) or {},

@@ -26,7 +26,8 @@ class ParsedRow:
     """What a reader takes out of a row. ``grades``: higher is better, empty when unknown.
 
     ``rated`` says that a grade means something by itself and not only by its order. ``strength`` is
-    how clear a preference between two responses is, in the format's own units, 0 or more.
+    how clear a preference between two responses is, in the format's own units, 0 or more;
+    ``agreement`` is the share of annotators who prefer the better one.
     ``unusable`` is a key of :data:`plaudit.data.reasons.EXPLANATIONS` where the row is well formed
     and no comparison to learn from. ``metadata`` is more to keep beside it.
     """
@@ -36,6 +37,7 @@ class ParsedRow:
     grades: tuple[float, ...]
     rated: bool = False
     strength: float | None = None
+    agreement: float | None = None
     unusable: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,6 +147,7 @@ TIED_PAIRS: Final = "tied_pairs"
 GRADES_AS_ORDER: Final = "grades_as_order"
 OUTER_SPACE: Final = "outer_space"
 COLUMN_TAKEN: Final = "column_taken"
+SOFT_LABEL_DROPPED: Final = "soft_label_dropped"
 
 LOSSES: Final[dict[str, str]] = {
     TEXT_AS_TURNS: "plain text was converted into one user turn and one assistant turn",
@@ -154,8 +157,10 @@ LOSSES: Final[dict[str, str]] = {
     GRADES_AS_ORDER: "the format keeps the order of the grades, not their values",
     OUTER_SPACE: "the format does not keep white space around a turn",
     COLUMN_TAKEN: "a column was dropped because the format uses its name",
+    SOFT_LABEL_DROPPED: "a soft label was dropped, because it belongs to a pair of responses",
     "margin_not_read": "the tool ignores the margin; the column is kept",
     "weight_not_read": "the tool ignores the weight; the column is kept",
+    "soft_label_not_read": "the tool ignores the soft label; the column is kept",
     "tools_not_read": "the tool ignores the tools; the column is kept",
     "chat_template_kwargs_not_read": "the tool ignores chat_template_kwargs; the column is kept",
 }
@@ -174,10 +179,10 @@ class Writer:
     response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
     ``text``. ``reader_name`` is the reader of the rows where it has another name. Other columns
     may not have the names that are optional to the reader, or ``reserved``. ``reads`` are those of
-    margin, weight, tools and chat_template_kwargs that the tool itself reads. ``ordered`` formats
-    keep of the grades their order alone; ``strips`` ones lose white space around a turn. ``flat``
-    rows can stand in a CSV file. ``check_out`` raises an OutputError for a file that the tool
-    cannot read; ``describe`` tells the tool of a new file.
+    margin, weight, soft_label, tools and chat_template_kwargs that the tool itself reads.
+    ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white space
+    around a turn. ``flat`` rows can stand in a CSV file. ``check_out`` raises an OutputError for a
+    file that the tool cannot read; ``describe`` tells the tool of a new file.
     """
 
     name: str

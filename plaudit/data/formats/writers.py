@@ -104,7 +104,7 @@ def write_comparison(
         )
     except UnfitError as unfit:
         return WriteResult(skipped=str(unfit))
-    losses += [f"{name}_not_read" for name in _shared(comparison) if name not in writer.reads]
+    losses += [f"{name}_not_read" for name in _shared(pieces[0]) if name not in writer.reads]
     if writer.strips and _has_outer_space(comparison):
         losses.append(records.OUTER_SPACE)
     return WriteResult(rows=rows, losses=tuple(dict.fromkeys(losses)))
@@ -123,9 +123,11 @@ def _pieces(
         raise UnfitError(UNLABELLED if len(comparison.responses) > 1 else SINGLE_RESPONSE)
     if writer.holds == "pair":
         return _pairs(comparison, pairs, losses)
-    # Where neighbouring grades differ by one, ranks say all that they say.
+    # Where neighbouring grades differ by one, ranks say all that they say of the order, but only
+    # labels of good and bad are clear without the number itself.
     places = sorted(set(comparison.grades))
-    if writer.ordered and any(higher - lower != 1 for lower, higher in pairwise(places)):
+    uneven = any(higher - lower != 1 for lower, higher in pairwise(places))
+    if writer.ordered and (uneven or (comparison.rated and places != [0.0, 1.0])):
         losses.append(records.GRADES_AS_ORDER)
     return iter([comparison])
 
@@ -135,9 +137,17 @@ def _ones(comparison: Comparison, losses: list[str]) -> Iterator[Comparison]:
         yield comparison
         return
     losses.append(records.CUT_TO_ONES)
+    if comparison.soft_label is not None:
+        losses.append(records.SOFT_LABEL_DROPPED)
     for at, response in enumerate(comparison.responses):
         grades = comparison.grades[at : at + 1]
-        yield replace(comparison, id=f"{comparison.id}-{at}", responses=(response,), grades=grades)
+        yield replace(
+            comparison,
+            id=f"{comparison.id}-{at}",
+            responses=(response,),
+            grades=grades,
+            soft_label=None,
+        )
 
 
 def _pairs(comparison: Comparison, pairs: Pairs, losses: list[str]) -> Iterator[Comparison]:
@@ -194,7 +204,7 @@ def _row(
     return row
 
 
-_SHARED: Final = ("margin", "weight", "tools", "chat_template_kwargs")
+_SHARED: Final = ("margin", "weight", "soft_label", "tools", "chat_template_kwargs")
 
 
 def _shared(comparison: Comparison) -> Row:
@@ -202,6 +212,7 @@ def _shared(comparison: Comparison) -> Row:
     columns: Row = {
         "margin": comparison.margin,
         "weight": None if comparison.weight == 1.0 else comparison.weight,
+        "soft_label": comparison.soft_label,
         "tools": [dict(tool) for tool in comparison.tools or ()],
         "chat_template_kwargs": dict(comparison.chat_template_kwargs),
     }

@@ -146,6 +146,8 @@ def _pair(comparison: Comparison, text: str, perturbation: Perturbation) -> Comp
         responses=(best, with_text(best, text)),
         grades=(1.0, 1.0 if perturbation.kind == "meaning_preserving" else 0.0),
         margin=None,
+        soft_label=None,
+        rated=False,
         metadata={
             **{name: v for name, v in comparison.metadata.items() if name not in _OF_THE_REJECTED},
             "subset": perturbation.name,

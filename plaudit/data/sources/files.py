@@ -196,7 +196,9 @@ _NUMBERS: Final = (
     *(
         "margin",
         "weight",
+        "soft_label",
         "label",
+        "kto_tag",
         "labels",
         "score_chosen",
         "score_rejected",

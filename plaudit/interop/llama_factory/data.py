@@ -1,4 +1,4 @@
-"""Data of LLaMA-Factory: entries of ``dataset_info.json``, and rows of its ranking formats.
+"""Data of LLaMA-Factory: entries of ``dataset_info.json``, rows of its ranking and KTO formats.
 
 The rules of entries are those of ``llamafactory/data/parser.py`` and ``converter.py``: where an
 entry has ``columns`` (or ``tags``), every name that it does not list is not read at all.
@@ -47,6 +47,7 @@ _COLUMNS: Final = {
     "tools": "tools",
     "chosen": "chosen",
     "rejected": "rejected",
+    "kto_tag": "kto_tag",
 }
 """LLaMA-Factory's name of a column, and what the reader calls it."""
 
@@ -127,11 +128,7 @@ def _check_usable(entry: Mapping[str, Any], where: str) -> None:
             value is None or isinstance(value, str) for value in names.values()
         ):
             raise DataError(f"{where}: {key} is not an object; expected names mapped to names.")
-    if columns.get("kto_tag"):
-        raise DataError(
-            f"{where} has labels of single answers (kto_tag), so it has no pairs to compare."
-        )
-    if not entry.get("ranking"):
+    if not entry.get("ranking") and not columns.get("kto_tag"):
         raise DataError(
             f"{where} is not a ranking, so it has no pairs to compare; set its `ranking` to true"
             " if it has chosen and rejected answers."
@@ -167,9 +164,11 @@ def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     if formatting not in ("alpaca", "sharegpt", "openai"):
         raise DataError(f"{where}: formatting is {formatting!r}; expected alpaca or sharegpt.")
     names = entry.get("columns")
-    reader: Reader | None = SHAREGPT
+    tagged = bool(names and names.get("kto_tag"))
+    reader: Reader | None = SHAREGPT_KTO if tagged else SHAREGPT
     if formatting == "alpaca":
         used = ALPACA if names and names.get("chosen") else ALPACA_OUTPUT
+        used = ALPACA_KTO if tagged else used
         reader = None if names is None else used
     columns: dict[str, str | None] = {}
     if names is not None and reader is not None:
@@ -177,7 +176,7 @@ def _shape(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         known = {"tools", *reader.columns, *reader.optional}
         columns = {ours: names.get(theirs) for theirs, ours in _COLUMNS.items() if ours in known}
     tags = {}
-    if reader is SHAREGPT and entry.get("tags") is not None:
+    if formatting != "alpaca" and entry.get("tags") is not None:
         tags = {tag: entry["tags"].get(tag) for tag in SHAREGPT.tags}
     return {"format": None if reader is None else reader.name, "columns": columns, "tags": tags}
 
@@ -234,13 +233,50 @@ def read_sharegpt(row: Row) -> ParsedRow:
     ``gpt`` or ``function_call``, and the last turn asks. It skips other rows with a warning; here
     they are counted as ``broken_turns``.
     """
-    turns = [
-        sharegpt_turn(value, f"conversations[{index}]")
-        for index, value in enumerate(values.items(row, "conversations"))
-    ]
+    turns = _sharegpt_turns(row)
     replies = [
         sharegpt_turn(values.value_of(row, column), column) for column in ("chosen", "rejected")
     ]
+    return _sharegpt_row(row, turns, replies, (1.0, 0.0))
+
+
+def read_alpaca_kto(row: Row) -> ParsedRow:
+    """LLaMA-Factory's KTO rows: an instruction, one output, and whether it is good."""
+    return ParsedRow(
+        prompt=_alpaca_prompt(row),
+        responses=(assistant_turn(values.text(row, "output")),),
+        grades=_kto_grade(row),
+        rated=True,
+    )
+
+
+def read_sharegpt_kto(row: Row) -> ParsedRow:
+    """The same as a conversation, of which the last turn is the response."""
+    turns = _sharegpt_turns(row)
+    if not turns:
+        raise DataError("conversations is an empty list; expected at least one turn.")
+    return _sharegpt_row(row, turns[:-1], turns[-1:], _kto_grade(row))
+
+
+def _kto_grade(row: Row) -> tuple[float, ...]:
+    label = values.optional_number(row, "kto_tag", truth=True)
+    return () if label is None else (label,)
+
+
+def _sharegpt_turns(row: Row) -> list[tuple[str, Message]]:
+    return [
+        sharegpt_turn(value, f"conversations[{index}]")
+        for index, value in enumerate(values.items(row, "conversations"))
+    ]
+
+
+def _sharegpt_row(
+    row: Row,
+    turns: list[tuple[str, Message]],
+    replies: list[tuple[str, Message]],
+    grades: tuple[float, ...],
+) -> ParsedRow:
+    """The turns of a prompt and the responses to it; one response has a rating."""
     leading = turns[0][1] if turns and turns[0][0] == "system" else None
     turns = turns if leading is None else turns[1:]
     system = values.optional_text(row, "system") if leading is None else str(leading.content)
@@ -252,7 +288,8 @@ def read_sharegpt(row: Row) -> ParsedRow:
     return ParsedRow(
         prompt=with_system_turn(system, tuple(message for _, message in turns)),
         responses=tuple((message,) for _, message in replies),
-        grades=(1.0, 0.0),
+        grades=grades,
+        rated=len(replies) == 1,
         unusable=None if whole else BROKEN_TURNS,
     )
 
@@ -337,6 +374,7 @@ def _rename_tags(row: Row, tags: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 _ALPACA_OPTIONAL: Final = ("input", "history", "system")
+_TAGGED: Final = {"kto_tag": values.anything}
 
 ALPACA: Final = Reader(
     name="alpaca",
@@ -365,6 +403,24 @@ SHAREGPT: Final = Reader(
     optional=("system",),
     tags=frozenset({*KEY_TAGS, *ROLE_TAGS}),
     rename_tags=_rename_tags,
+)
+
+ALPACA_KTO: Final = Reader(
+    name="alpaca_kto",
+    columns=values.all_of(values.is_text, "instruction", "output") | _TAGGED,
+    parse=read_alpaca_kto,
+    when=lambda row: "prompt" not in row,
+    optional=_ALPACA_OPTIONAL,
+)
+
+SHAREGPT_KTO: Final = Reader(
+    name="sharegpt_kto",
+    columns={"conversations": SHAREGPT.columns["conversations"]} | _TAGGED,
+    parse=read_sharegpt_kto,
+    when=lambda row: "chosen" not in row,
+    optional=SHAREGPT.optional,
+    # SHAREGPT renames them for both.
+    tags=SHAREGPT.tags,
 )
 
 
