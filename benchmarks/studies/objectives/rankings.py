@@ -35,7 +35,7 @@ from benchmarks.common.machine import REPOSITORY, command, describe_machine
 from plaudit.storage.atomic import write_json, write_text
 from plaudit.training.run import train
 
-KINDS = ("bradley_terry", "all_pairs", "plackett_luce", "listnet")
+KINDS = ("all_pairs", "plackett_luce", "listnet")
 BASELINE = "all_pairs"
 SETS = ("wmt_human", "ukpconvarg1")
 SIZES = {4: 400, 8: 240}
