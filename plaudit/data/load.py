@@ -121,14 +121,6 @@ class LoadedComparisons:
             dropped=dict(sum((Counter(tally.dropped) for tally in self.tallies), Counter())),
         )
 
-    def for_other_objectives(self) -> Iterator[str]:
-        """Which objectives could use rows that were dropped, a clause for each kind of label."""
-        for learns_from, count in self.usable_by.items():
-            kinds = [kind for kind, row in OBJECTIVES.items() if row.learns_from == learns_from]
-            what = "have ratings" if learns_from == "ratings" else "are ties"
-            rows = "1 row" if count == 1 else f"{count:,} rows"
-            yield f"{rows} of them {what}, for loss.kind {' or '.join(kinds)}"
-
 
 def load_comparisons(
     sources: Sequence[Source],
@@ -460,6 +452,16 @@ def _check_names(sources: Sequence[Source]) -> None:
         raise DataError(f"two sources are named {twice[0]!r}; give each source a different `name`.")
 
 
+def for_other_objectives(usable_by: Mapping[LearnsFrom, int]) -> Iterator[str]:
+    """Which objectives could use rows that were dropped, a clause for each kind of label."""
+    for learns_from, count in usable_by.items():
+        kinds = [kind for kind, row in OBJECTIVES.items() if row.learns_from == learns_from]
+        label = "a rating" if learns_from == "ratings" else "equal grades"
+        has = "has" if count == 1 else "have"
+        named = ", ".join(kinds[:-1]) + f" or {kinds[-1]}"
+        yield f"{count:,} of them {has} {label}, which loss.kind {named} learns from"
+
+
 def _nothing_left(sources: Sequence[Source], together: LoadedComparisons) -> str:
     if not sources:
         return "no data source; expected at least one path or Hub dataset id."
@@ -468,5 +470,5 @@ def _nothing_left(sources: Sequence[Source], together: LoadedComparisons) -> str
         f"{count} {reason} ({EXPLANATIONS[reason]})" for reason, count in tally.dropped.items()
     )
     paths = ", ".join(source.path for source in sources)
-    others = "".join(f"; {line}" for line in together.for_other_objectives())
+    others = "".join(f"; {line}" for line in for_other_objectives(together.usable_by))
     return f"none of the {tally.rows} rows of {paths} can be used: {counts}{others}."

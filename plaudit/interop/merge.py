@@ -50,7 +50,7 @@ from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.storage.manifest import checksum
 from plaudit.tokens.batch import make_batchers
-from plaudit.types import RewardTransform
+from plaudit.types import RewardTransform, TrainedObjective
 
 MERGE_FILE = "merge.json"
 
@@ -280,6 +280,24 @@ def _base_beside(member: _Member) -> bool:
     return Path(member.base) == member.run / BASE_FOLDER
 
 
+def _mean_objective(members: Sequence[_Member]) -> TrainedObjective | None:
+    """The objective of all members with the mean of what it learned; None where they differ."""
+    first = members[0].metadata.objective
+    learned: list[float] = [0.0] * (0 if first is None else len(first.learned))
+    for member in members:
+        own = member.metadata.objective
+        if first is None or own is None or replace(own, learned=first.learned) != first:
+            return None
+        if len(own.learned) != len(learned):
+            return None
+        learned = [
+            so_far + member.weight * number
+            for so_far, number in zip(learned, own.learned, strict=True)
+        ]
+    assert first is not None
+    return replace(first, learned=tuple(learned))
+
+
 def _metadata(
     members: Sequence[_Member], folder: Path
 ) -> tuple[CheckpointMetadata, tuple[str, ...]]:
@@ -299,6 +317,7 @@ def _metadata(
         reward_mean=None,
         reward_std=None,
         data_fingerprint="+".join(dict.fromkeys(fingerprints)) or None,
+        objective=_mean_objective(members),
         plaudit_version=__version__,
     )
     notes = ["Temperature and reward statistics are not carried over; run plaudit eval."]

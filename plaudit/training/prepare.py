@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
@@ -16,7 +17,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from plaudit import embedded, registry
-from plaudit.data.load import SourceUse
+from plaudit.data.load import SourceUse, for_other_objectives
 from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
@@ -46,6 +47,7 @@ from plaudit.model.precision import dtype_on, has_bf16
 from plaudit.planning.measure import CudaMeter
 from plaudit.planning.microbatch import MicroBatches
 from plaudit.recipe.load import dump_recipe
+from plaudit.recipe.objectives import LearnsFrom
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
     DataSection,
@@ -522,6 +524,10 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
     if use.dropped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in use.dropped.items())
         yield Text(f"skipped: {sum(use.dropped.values()):,} rows: {reasons}")
+    others = Counter[LearnsFrom]()
+    for loaded in corpus.loaded.values():
+        others.update(loaded.usable_by)
+    yield from (Text(f"  {line}") for line in for_other_objectives(others))
     for example in [part.example for part in corpus.every if part.example][:1]:
         yield Text(f"  for example: {example}")
     mixture = [source for source in use.sources if source.split == "train"]
