@@ -488,12 +488,15 @@ class ComparisonPreview:
 
     The last token of a branch is the scored one. There are no tokens where it cannot be encoded,
     for ``reason`` and in the words of ``detail``; with tokens, ``reason`` is why training drops it.
-    ``truncated`` counts the prompt tokens cut to fit.
+    ``truncated`` counts the prompt tokens cut to fit. ``objectives`` can learn from its labels.
     """
 
     id: str
     where: str
     grades: tuple[float, ...]
+    rated: bool = False
+    soft_label: float | None = None
+    objectives: tuple[str, ...] = ()
     prefix: tuple[TokenPreview, ...] = ()
     branches: tuple[tuple[TokenPreview, ...], ...] = ()
     truncated: int = 0

@@ -6,9 +6,11 @@ the same comparisons and asks for none of them but ``media``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-from plaudit.recipe.objectives import LearnsFrom
+from plaudit.errors import DataError, did_you_mean
+from plaudit.recipe.objectives import OBJECTIVES, LearnsFrom
 from plaudit.types import MEDIA, Comparison, Turns
 
 EMPTY_RESPONSE: Final = "empty_response"
@@ -55,6 +57,36 @@ def why_untrainable(comparison: Comparison, learns_from: LearnsFrom = "order") -
     if by_itself or learns_from == "order_and_ties":
         return None
     return TIE if all(grade == grades[0] for grade in grades) else None
+
+
+def usable_by(comparison: Comparison) -> tuple[str, ...]:
+    """The objectives that can learn from a comparison, in the order of their table.
+
+    A pointwise one learns from an order alone beside ratings.
+    """
+    return tuple(
+        kind
+        for kind, row in OBJECTIVES.items()
+        if why_untrainable(comparison, row.learns_from) is None
+        and not (kind == "bce" and comparison.rated and not is_label(comparison.grades))
+    )
+
+
+def is_label(grades: Iterable[float]) -> bool:
+    """Whether ratings are labels for ``bce``: 0 is bad and 1 is good."""
+    return all(0.0 <= grade <= 1.0 for grade in grades)
+
+
+def learned_labels(kind: str) -> LearnsFrom:
+    """The labels that the objective ``kind`` learns from.
+
+    Raises:
+        DataError: there is no such objective.
+    """
+    if kind not in OBJECTIVES:
+        hint = did_you_mean(kind, OBJECTIVES, f"expected one of {', '.join(OBJECTIVES)}.")
+        raise DataError(f"--loss {kind}: unknown objective; {hint}")
+    return OBJECTIVES[kind].learns_from
 
 
 def is_blank(turns: Turns) -> bool:

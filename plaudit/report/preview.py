@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit.errors import printable
 from plaudit.evaluation.numbers import counted
+from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.report.record import template_environment
 from plaudit.storage.atomic import write_text
 from plaudit.types import ComparisonPreview
@@ -71,6 +72,27 @@ def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
     return lines
 
 
+def labels(shown: ComparisonPreview) -> str:
+    """What is known of the responses, and which objectives learn from it."""
+    grades = ", ".join(f"{grade:g}" for grade in shown.grades)
+    if not grades:
+        return "No label."
+    count = len(shown.grades)
+    what = "an order" if len(set(shown.grades)) > 1 else "a tie" if count > 1 else ""
+    parts = [what] if what else []
+    if shown.rated:
+        parts.append(f"{'rating' if count == 1 else 'grades or ratings'} {grades}")
+    if shown.soft_label is not None:
+        parts.append(f"soft label {shown.soft_label:g}")
+    return f"Labels: {'; '.join(parts)}. {_learned_by(shown.objectives)}"
+
+
+def _learned_by(objectives: Sequence[str]) -> str:
+    if len(objectives) == len(OBJECTIVES):
+        return "Learned by every objective."
+    return f"Learned by {', '.join(objectives)}." if objectives else "Learned by no objective."
+
+
 def standing(shown: ComparisonPreview, response: int) -> str:
     """What is known of a response, for its heading."""
     if not shown.grades:
@@ -78,7 +100,8 @@ def standing(shown: ComparisonPreview, response: int) -> str:
     grade = shown.grades[response]
     if len(shown.grades) == 2 and set(shown.grades) == {0.0, 1.0}:
         return "Chosen" if grade else "Rejected"
-    return f"Response {response + 1}, grade {grade:g}"
+    kind = "rating" if shown.rated and len(shown.grades) == 1 else "grade"
+    return f"Response {response + 1}, {kind} {grade:g}"
 
 
 def breakable(text: str) -> Markup:
@@ -97,7 +120,9 @@ def write_preview(
     It has no script and loads nothing; all that comes from data is escaped. Raises OutputError.
     """
     page = template_environment()
-    page.filters.update(visible=visible, breakable=breakable, escaped=printable, sizes=sizes)
+    page.filters.update(
+        visible=visible, breakable=breakable, escaped=printable, sizes=sizes, labels=labels
+    )
     page.globals["standing"] = standing
     write_text(
         path,

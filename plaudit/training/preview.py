@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plaudit import embedded
 from plaudit.data.load import first_comparisons
-from plaudit.data.reasons import EXPLANATIONS, why_untrainable
+from plaudit.data.reasons import EXPLANATIONS, learned_labels, usable_by, why_untrainable
 from plaudit.errors import DataError
 from plaudit.interop.formats import ReadOptions, is_reward_model
 from plaudit.recipe.load import load_recipe, parse_recipe
@@ -41,7 +41,8 @@ class PreviewOptions:
 
     The first ``rows`` of all sources together, or the ``row`` of a number (from 1) alone.
     ``max_length`` and ``chat_template`` stand in for those of the model or the recipe, ``base`` for
-    the path of an adapter's base model.
+    the path of an adapter's base model. ``loss`` is the objective; None is that of the recipe, and
+    ``bradley_terry`` without one.
     """
 
     model: str | None = None
@@ -50,6 +51,7 @@ class PreviewOptions:
     row: int | None = None
     max_length: int | None = None
     chat_template: Path | None = None
+    loss: str | None = None
     base: str | None = None
     trust_remote_code: bool = False
 
@@ -67,10 +69,12 @@ def preview(sources: Sequence[Source], options: PreviewOptions) -> Preview:
     """The rows of ``sources`` token by token, by the rules by which they are trained on and scored.
 
     Raises:
-        DataError: no such row, neither or both of model and recipe, or a template for a reward
-            model, which has its own.
+        DataError: no such row or objective, neither or both of model and recipe, or a template for
+            a reward model, which has its own.
         ModelError: the model cannot be read.
     """
+    if options.loss is not None:
+        learned_labels(options.loss)
     first, last = (0, options.rows) if options.row is None else (options.row - 1, options.row)
     comparisons, notes = first_comparisons(sources, first, last)
     encoder, model, recipe = _encoder(options)
@@ -78,10 +82,12 @@ def preview(sources: Sequence[Source], options: PreviewOptions) -> Preview:
         texts = sum(not is_chat(comparison) for comparison in comparisons)
         remark = text_remark(encoder, recipe.data.as_chat, texts, len(comparisons))
         notes += [] if remark is None else [remark]
+    recipe_loss = "bradley_terry" if recipe is None else recipe.loss.kind
+    learns_from = learned_labels(options.loss or recipe_loss)
     rows = []
     for comparison, outcome in zip(comparisons, encode(encoder, comparisons), strict=True):
         shown = _preview(encoder, comparison, outcome)
-        reason = why_untrainable(comparison)
+        reason = why_untrainable(comparison, learns_from)
         # The reason for which a row is not encoded is said once.
         said = reason is None or reason == shown.reason
         rows.append((shown, tuple(remarks(shown, None if said else EXPLANATIONS[str(reason)]))))
@@ -131,7 +137,14 @@ def _encoder_of_reward_model(model: str, options: PreviewOptions) -> Encoder:
 def _preview(
     encoder: Encoder, comparison: Comparison, outcome: TokenTree | Skipped
 ) -> ComparisonPreview:
-    empty = ComparisonPreview(id=comparison.id, where=comparison.where, grades=comparison.grades)
+    empty = ComparisonPreview(
+        id=comparison.id,
+        where=comparison.where,
+        grades=comparison.grades,
+        rated=comparison.rated,
+        soft_label=comparison.soft_label,
+        objectives=usable_by(comparison),
+    )
     if isinstance(outcome, Skipped):
         return replace(empty, reason=outcome.reason, detail=outcome.detail)
     before = outcome.prefix.tolist()

@@ -207,6 +207,34 @@ def test_preview_says_what_is_skipped_and_what_is_wrong(
 
 
 @pytest.mark.heavy
+def test_preview_says_which_objectives_learn_from_a_row(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": "one", "responses": ["two"], "grades": [4]},
+        {"prompt": "one", "responses": ["two", "three"], "grades": [0.5, 0.5]},
+    ]
+    data = write_jsonl(tmp_path / "rated.jsonl", rows)
+    asked = ["data", "preview", str(data), "--model", str(tiny_base)]
+    assert main(asked) == 0
+    text = capsys.readouterr().out
+    assert "Labels: rating 4. Learned by mse, huber, ordinal." in text
+    assert "Learned by rao_kupper, davidson, mse, huber, bce, ordinal." in " ".join(text.split())
+    assert "Training drops it: there is only one response" in text
+    assert "Training drops it: all responses have the same grade." in text
+    assert main([*asked, "--loss", "mse"]) == 0
+    assert "Training drops it" not in capsys.readouterr().out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{base: {tiny_base}}}\ndata: {{train: {data}}}\nloss: {{kind: davidson}}\n"
+    )
+    assert main(["data", "preview", "--recipe", str(recipe)]) == 0
+    assert capsys.readouterr().out.count("Training drops it") == 1
+    assert main([*asked, "--loss", "mes"]) == 2
+    assert "--loss mes: unknown objective; did you mean mse?" in capsys.readouterr().err
+
+
+@pytest.mark.heavy
 def test_preview_of_a_recipe(
     tiny_base: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ import pytest
 from plaudit.cli.main import main
 from plaudit.data.formats.readers import READERS, choose_reader, to_comparison
 from plaudit.recipe.load import parse_recipe
+from plaudit.recipe.problems import fields_of
+from plaudit.recipe.schema import LossSection
 from plaudit.recipe.yaml import read_yaml
 from tests.conftest import pair_rows, write_jsonl
 from tests.foreign import put_foreign_models
@@ -79,7 +82,11 @@ ASKS_A_SERVER = ("README.md", "docs/how-to/serve-a-model.md", "docs/how-to/use-t
 GOES_INTO = {
     "docs/how-to/add-a-reader.md": ("plaudit.data.formats.readers",),
     "docs/how-to/add-a-protocol.md": ("plaudit.serving.protocols.table",),
-    "docs/how-to/add-a-loss.md": ("plaudit.losses.pairwise", "plaudit.recipe.schema"),
+    "docs/how-to/add-a-loss.md": (
+        "plaudit.losses.pairwise",
+        "plaudit.recipe.objectives",
+        "tests.losses.test_objectives",
+    ),
     "docs/how-to/add-a-suite.md": ("plaudit.evaluation.suites.table",),
     "docs/how-to/add-a-check.md": ("plaudit.data.audit.checks",),
     "docs/how-to/add-a-command.md": ("plaudit.cli.main",),
@@ -184,9 +191,29 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
         write_jsonl(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
     problems = [{**row, "problem": row.pop("prompt")} for row in pair_rows(24, seed=9)]
     write_jsonl(tmp_path / "problems.jsonl", problems)
+    for name, rows in labelled_rows(24).items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path
+
+
+def labelled_rows(count: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows with labels other than pairs, by the name of their file."""
+    rows: dict[str, list[dict[str, Any]]] = {
+        n: [] for n in ("ratings", "votes", "ties", "rankings")
+    }
+    for at, pair in enumerate(pair_rows(count, seed=10)):
+        prompt, both = pair["prompt"], [pair["chosen"], pair["rejected"]]
+        one = both[at % 2]
+        rows["ratings"].append({"prompt": prompt, "responses": [one], "grades": [1 + at % 5]})
+        rows["votes"].append({"prompt": prompt, "completion": one, "label": at % 2 == 0})
+        rows["ties"].append({"prompt": prompt, "responses": both, "grades": [1, int(at % 3 == 0)]})
+        more = [[{"role": "assistant", "content": f"{at + n}"}] for n in range(2)]
+        rows["rankings"].append(
+            {"prompt": prompt, "responses": [*both, *more], "grades": [3, 1, 2, 0]}
+        )
+    return rows
 
 
 def outs(page: Path) -> tuple[set[str], set[str]]:
@@ -340,6 +367,49 @@ def test_outputs_are_compared_line_by_line(page: str, lines: str, same: bool) ->
     assert matches(shape(page), shape(lines)) is same
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_the_page_of_losses_makes_one_that_passes_its_tests_and_trains(
+    tmp_path: Path, workplace: Path
+) -> None:
+    """Its blocks at the places that it names, in a copy of the project."""
+    for folder in ("plaudit", "tests"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / "copy" / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "copy")
+    function, row, case = (
+        block.text
+        for block in blocks(ROOT / "docs/how-to/add-a-loss.md")
+        if block.language == "python"
+    )
+    for name, text, before in (
+        ("plaudit/losses/pairwise.py", function, None),
+        ("plaudit/recipe/objectives.py", row, None),
+        ("tests/losses/test_objectives.py", case, "\ndef test_every_objective_has_a_value"),
+    ):
+        path = tmp_path / "copy" / name
+        old = path.read_text(encoding="utf-8")
+        at = len(old) if before is None else old.index(before)
+        path.write_text(f"{old[:at]}\n\n{text}\n{old[at:]}", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
+    files = ("tests/losses/test_objectives.py", "tests/laws/test_one_step.py")
+    pytest_command = ["-m", "pytest", "-q", *files, "-k", "error_rate or by_hand"]
+    train_command = ["-m", "plaudit", "train", "--model", str(workplace / "my-base")]
+    train_command += ["--data", str(workplace / "pairs.jsonl"), "--out", str(tmp_path / "run")]
+    for command in (pytest_command, [*train_command, "--set", "loss.kind=error_rate"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path / "copy",
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    recorded = json.loads((tmp_path / "run" / "plaudit.json").read_text(encoding="utf-8"))
+    assert recorded["objective"]["kind"] == "error_rate"
+
+
 def test_what_is_not_run_is_still_in_the_pages() -> None:
     """A line of the list that no page needs any more would hide the next command like it."""
     shell = [block for page in PAGES for block in blocks(page) if block.language in SHELL]
@@ -413,6 +483,42 @@ def test_the_page_of_conversion_names_every_format_and_loss() -> None:
         for name in re.findall(r"`([\w]+)`", line)
     }
     assert named == {*WRITERS, *SKIP_REASONS, *LOSSES}
+
+
+def test_the_page_of_objectives_says_what_the_table_says() -> None:
+    from plaudit.recipe.objectives import EVERY_OBJECTIVE, OBJECTIVES
+
+    page = (ROOT / "docs/how-to/choose-an-objective.md").read_text(encoding="utf-8")
+    section = page.partition("## All objectives")[2].partition("\n## Ties")[0]
+    formulas, rest = section.split("### Options")
+    options, learned = rest.split("### Learned parameters")
+    shown = {}
+    for family in re.split(r"^(?=\w+wise objectives)", formulas, flags=re.MULTILINE)[1:]:
+        for name, _, learns_from, source in table_rows(family):
+            shown[name] = (family.partition("wise")[0].lower() + "wise", learns_from, source)
+    assert shown == {
+        f"`{name}`": (row.family, row.learns_from.replace("_", " "), row.source)
+        for name, row in OBJECTIVES.items()
+    }
+    read_by = {name.strip("`"): users for name, _, users in table_rows(options)}
+    every = {key for row in OBJECTIVES.values() for key in row.options}
+    assert read_by == {
+        key: ", ".join(f"`{name}`" for name, row in OBJECTIVES.items() if key in row.options)
+        for key in every
+    }
+    assert every | EVERY_OBJECTIVE == set(fields_of(LossSection))
+    assert {
+        name.strip("`"): (re.match(r"`(\w+)`", what) or [""])[1]
+        for name, what in table_rows(learned)
+    } == {name: row.learned for name, row in OBJECTIVES.items() if row.learned is not None}
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all tables, without their heads."""
+    lines = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    heads = {at for at, row in enumerate(cells) if set("".join(row)) <= set("-| ")}
+    return [row for at, row in enumerate(cells) if at not in heads and at + 1 not in heads]
 
 
 def test_the_page_of_formats_explains_every_reason() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from plaudit.cli.data.preview import print_rows
-from plaudit.report.preview import remarks, sizes, standing, visible, write_preview
+from plaudit.recipe.objectives import OBJECTIVES
+from plaudit.report.preview import labels, remarks, sizes, standing, visible, write_preview
 from plaudit.types import ComparisonPreview, TokenPreview
 
 
@@ -67,6 +69,28 @@ def test_sizes_and_standings_in_words() -> None:
     assert standing(one, 0) == "Response 1"
     graded = ComparisonPreview(id="", where="w", grades=(3.0, 1.5))
     assert standing(graded, 1) == "Response 2, grade 1.5"
+
+
+@pytest.mark.parametrize(
+    ("grades", "change", "said"),
+    [
+        ((), {}, "No label."),
+        ((1.0, 0.0), {}, "Labels: an order. Learned by no objective."),
+        ((0.0, 0.0), {"objectives": ("davidson",)}, "Labels: a tie. Learned by davidson."),
+        (
+            (4.0,),
+            {"rated": True, "objectives": ("mse", "huber")},
+            "Labels: rating 4. Learned by mse, huber.",
+        ),
+        (
+            (2.0, 1.0),
+            {"rated": True, "soft_label": 0.8, "objectives": tuple(OBJECTIVES)},
+            "Labels: an order; grades or ratings 2, 1; soft label 0.8. Learned by every objective.",
+        ),
+    ],
+)
+def test_labels_in_words(grades: tuple[float, ...], change: dict[str, Any], said: str) -> None:
+    assert labels(ComparisonPreview(id="", where="w", grades=grades, **change)) == said
 
 
 def test_remarks_say_what_is_cut_refused_and_dropped() -> None:

@@ -72,6 +72,7 @@ def preview(
             help="Jinja chat template, in place of the base model's.",
         ),
     ] = None,
+    loss: options.Loss = None,
     ids: Annotated[
         bool, typer.Option("--ids", rich_help_panel=OUTPUT, help="Show token ids.")
     ] = False,
@@ -115,6 +116,7 @@ def preview(
                 row=row,
                 max_length=max_length,
                 chat_template=chat_template,
+                loss=loss,
                 base=base,
                 trust_remote_code=trust_remote_code,
             ),
@@ -153,13 +155,14 @@ def print_rows(
 
     from plaudit.cli.main import one_line
     from plaudit.evaluation.numbers import counted
-    from plaudit.report.preview import LEGEND, sizes, standing, visible
+    from plaudit.report.preview import LEGEND, labels, sizes, standing, visible
 
     for shown, lines in rows:
         console.print()
         console.print(Text(one_line(shown.where), style="bold"))
         if shown.detail is None:
             console.print(Text(sizes(shown)))
+        console.print(Text(labels(shown)))
         for line in lines:
             console.print(Text(f"! {one_line(line)}", style="yellow"))
         if shown.prefix:
