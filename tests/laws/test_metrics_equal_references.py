@@ -20,7 +20,10 @@ from sklearn.metrics import (
     brier_score_loss,
     cohen_kappa_score,
     log_loss,
+    mean_absolute_error,
     ndcg_score,
+    roc_auc_score,
+    root_mean_squared_error,
 )
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -48,7 +51,10 @@ from plaudit.evaluation.metrics.pairwise import (
     paired_test,
 )
 from plaudit.evaluation.metrics.ranks import correlate, rank
+from plaudit.evaluation.metrics.ratings import measure_ratings
+from plaudit.evaluation.metrics.ties import measure_ties
 from plaudit.evaluation.table import pairs
+from plaudit.types import TrainedObjective
 from tests.evaluation.test_compare import noisy
 from tests.evaluation.test_pairwise import DELTAS, equal_width, group_bootstrap
 from tests.evaluation.test_regression import checked
@@ -334,3 +340,155 @@ def test_the_p_value_is_scipys_and_alpha_decides() -> None:
         assert checked(model, baseline, metrics=("nll",), alpha=alpha).passed == (
             not (worse and expected < alpha)
         )
+
+
+# ---- ratings and ties
+
+RATED = st.lists(st.tuples(NUMBERS, st.integers(1, 5), st.integers(0, 6)), min_size=3, max_size=40)
+LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+STEPS = (-1.5, 0.1, -0.4, 0.3)
+
+
+def table_of_ratings(rows):
+    """Rated responses as (reward, rating, prompt), and a pair without ratings beside them."""
+    return score_table(
+        [
+            [{"reward": 9.0, "grade": 1.0}, {"reward": -9.0, "grade": 0.0}],
+            *(
+                [{"reward": float(x), "grade": float(y), "group": f"g{group}", "rated": True}]
+                for x, y, group in rows
+            ),
+        ]
+    )
+
+
+def expected_rating(kind, reward_N):
+    """What a model expects, a probability of each level written out."""
+    if kind != "ordinal":
+        return reward_N
+    thresholds = np.cumsum([STEPS[0], *np.exp(STEPS[1:])])
+    below = stats.logistic.cdf(thresholds[None, :] - reward_N[:, None])
+    edges = np.column_stack([np.zeros(len(reward_N)), below, np.ones(len(reward_N))])
+    return np.diff(edges, axis=1) @ np.array(LEVELS)
+
+
+@pytest.mark.parametrize("kind", ["mse", "huber", "ordinal"])
+@settings(deadline=None, max_examples=20)
+@given(RATED)
+@example([(0.1, rating, 0) for rating in LEVELS[:3]])
+def test_rating_metrics_equal_scipy_and_sklearn(kind, rows):
+    """Equal rewards and equal ratings among them."""
+    objective = TrainedObjective(kind=kind, learned=STEPS, levels=LEVELS)
+    found = measure_ratings(table_of_ratings(rows), objective)
+    reward_N, rating_N, group_N = map(np.array, zip(*rows, strict=True))
+    predicted_N = expected_rating(kind, reward_N)
+    assert (found.responses, found.prompts) == (len(rows), len(set(group_N.tolist())))
+    assert found.mae == pytest.approx(mean_absolute_error(rating_N, predicted_N))
+    assert found.rmse == pytest.approx(root_mean_squared_error(rating_N, predicted_N))
+    assert found.bias == pytest.approx(predicted_N.mean() - rating_N.mean(), abs=1e-12)
+    constant = np.full(len(rows), statistics.median(rating_N.tolist()))
+    assert found.mae_of_median == pytest.approx(mean_absolute_error(rating_N, constant))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = {
+            "pearson": stats.pearsonr(reward_N, rating_N).statistic,
+            "spearman": stats.spearmanr(reward_N, rating_N).statistic,
+        }
+    varies = len(set(reward_N.tolist())) > 1
+    expected["calibration_slope"] = (
+        stats.linregress(predicted_N, rating_N).slope if varies else math.nan
+    )
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-7, abs=1e-9, nan_ok=True), name
+    assert found.log_loss is None
+    if not set(rating_N.tolist()) <= {0, 1}:
+        assert found.auc is None
+
+
+BINARY = st.lists(st.tuples(NUMBERS, st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=40)
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+@settings(deadline=None, max_examples=20)
+@given(BINARY)
+def test_binary_metrics_equal_sklearn(kind, rows):
+    found = measure_ratings(table_of_ratings(rows), TrainedObjective(kind=kind))
+    reward_N, label_N, _ = map(np.array, zip(*rows, strict=True))
+    both = len(set(label_N.tolist())) == 2
+    expected = roc_auc_score(label_N, reward_N) if both else math.nan
+    assert found.auc == pytest.approx(expected, nan_ok=True)
+    if kind == "bce":
+        assert found.log_loss == pytest.approx(log_loss(label_N, expit(reward_N), labels=[0, 1]))
+        assert found.mae == pytest.approx(mean_absolute_error(label_N, expit(reward_N)))
+
+
+def test_the_interval_of_an_auc_is_that_of_written_out_resamples():
+    """A prompt drawn twice gives its responses twice; a resample of one label has no AUC."""
+    seed = 5
+    rng = np.random.default_rng(seed)
+    group_N = np.repeat(np.arange(12), rng.integers(1, 5, size=12))
+    label_N = rng.integers(0, 2, size=len(group_N))
+    reward_N = np.round(label_N + rng.normal(size=len(group_N)))
+    found = measure_ratings(
+        table_of_ratings(zip(reward_N, label_N, group_N, strict=True)),
+        TrainedObjective(kind="mse"),
+        seed=seed,
+    )
+    draws = np.random.default_rng(seed)
+    members = [np.flatnonzero(group_N == group) for group in range(12)]
+    aucs = []
+    for _ in range(1000):
+        drawn = np.concatenate([members[group] for group in draws.integers(12, size=12)])
+        if len(set(label_N[drawn].tolist())) == 2:
+            aucs.append(roc_auc_score(label_N[drawn], reward_N[drawn]))
+    assert found.auc_ci95 == pytest.approx(np.quantile(aucs, [0.025, 0.975]), abs=1e-12)
+
+
+def test_calibration_error_of_labels_equals_sklearn():
+    rng = np.random.default_rng(1)
+    reward_N = rng.normal(size=200)
+    label_N = (rng.random(200) < expit(0.5 * reward_N)).astype(int)
+    found = measure_ratings(
+        table_of_ratings(zip(reward_N, label_N, range(200), strict=True)),
+        TrainedObjective(kind="bce"),
+    )
+    share_B, mean_B = calibration_curve(label_N, expit(reward_N), n_bins=10, strategy="quantile")
+    assert found.ece_equal_mass == pytest.approx(np.abs(share_B - mean_B).mean())
+
+
+def outcome_probabilities(kind, z_P, parameter):
+    """Better, worse, tied: by the ratios of Davidson (1970) and of Rao and Kupper (1967)."""
+    strength_P = np.exp(z_P)
+    if kind == "davidson":
+        tied_P = parameter * np.sqrt(strength_P)
+        return np.stack([strength_P, np.ones_like(z_P), tied_P]) / (strength_P + 1 + tied_P)
+    better_P, worse_P = strength_P / (strength_P + parameter), 1 / (1 + parameter * strength_P)
+    return np.stack([better_P, worse_P, 1 - better_P - worse_P])
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameter", "learned"),
+    [("davidson", 0.8, math.log(0.8)), ("rao_kupper", 1.7, math.log(math.log(1.7)))],
+)
+@settings(deadline=None, max_examples=20)
+@given(COMPARISONS)
+def test_tie_metrics_equal_sklearn(kind, parameter, learned, comparisons):
+    objective = TrainedObjective(kind=kind, temperature=0.8, learned=(learned,))
+    found = measure_ties(table_of_grades(comparisons), objective)
+    every = [(a, b) for one in comparisons for i, a in enumerate(one) for b in one[i + 1 :]]
+    z_P = np.array([(a[0] - b[0]) / 0.8 for a, b in every])
+    outcome_P = np.array([0 if a[1] > b[1] else 1 if a[1] < b[1] else 2 for a, b in every])
+    probability_3P = outcome_probabilities(kind, z_P, parameter)
+    tied_P = outcome_P == 2
+    assert (found.pairs, found.ties) == (len(every), tied_P.sum())
+    assert found.share == pytest.approx(tied_P.mean())
+    assert found.expected_share == pytest.approx(probability_3P[2].mean())
+    assert found.log_loss == pytest.approx(log_loss(outcome_P, probability_3P.T, labels=[0, 1, 2]))
+    # Either of two responses may stand first: both orders of every pair.
+    shares = np.bincount(np.concatenate([outcome_P, np.array([1, 0, 2])[outcome_P]]), minlength=3)
+    constant = np.tile(shares / shares.sum(), (len(every), 1))
+    assert found.log_loss_constant == pytest.approx(
+        log_loss(outcome_P, constant, labels=[0, 1, 2]), abs=1e-9
+    )
+    expected = roc_auc_score(tied_P, -np.abs(z_P)) if 0 < tied_P.sum() < len(every) else math.nan
+    assert found.auc == pytest.approx(expected, nan_ok=True)

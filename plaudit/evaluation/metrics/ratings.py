@@ -131,9 +131,11 @@ def _slope(predicted_N: FloatArray, rating_N: FloatArray) -> float:
     """Of the least-squares line of ratings over predictions: 1 is calibrated, below it the
     predictions spread too far.
     """
+    if not np.ptp(predicted_N):
+        # Less their mean, equal predictions can leave a rounding error to divide by.
+        return float("nan")
     centred_N = predicted_N - predicted_N.mean()
-    spread = float((centred_N**2).sum())
-    return float(centred_N @ (rating_N - rating_N.mean())) / spread if spread else float("nan")
+    return float(centred_N @ (rating_N - rating_N.mean()) / (centred_N @ centred_N))
 
 
 def auc(reward_N: FloatArray, label_N: FloatArray) -> float:
