@@ -23,6 +23,7 @@ from plaudit.data.audit.measure import (
 )
 from plaudit.data.audit.run import Audit, audit
 from plaudit.data.load import open_source, with_known_columns
+from plaudit.data.reasons import learned_labels
 from plaudit.data.sources.read import resolve, source_fingerprint, source_name
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.features import letters_by_script, response_text
@@ -41,12 +42,14 @@ class AuditOptions:
     ``data`` and ``eval_data`` are files, folders and Hub ids, ``suites`` are ``NAME`` or
     ``NAME:PATH``. ``format`` and ``columns`` are those of ``data``; ``eval_data`` may have the same
     columns. ``tokenizer`` is a folder, a Hub id or ``embedded``; without one, tokens are estimated
-    from bytes. ``fix`` is where to write a cleaned copy of ``data``.
+    from bytes. ``fix`` is where to write a cleaned copy of ``data``. ``loss`` is the objective that
+    decides which rows can be trained on.
     """
 
     data: Sequence[str]
     eval_data: Sequence[str] = ()
     suites: Sequence[str] = ()
+    loss: str = "bradley_terry"
     max_length: int = 2048
     tokenizer: str | None = None
     fix: Path | None = None
@@ -60,10 +63,11 @@ def audit_data(
     """Audit preference data, and write the cleaned copy where one is asked for.
 
     Raises:
-        DataError: a source cannot be read.
+        DataError: a source cannot be read, or ``loss`` is no objective.
         ModelError: there is no such tokenizer.
         OutputError: the cleaned copy already exists, or cannot be written.
     """
+    learned_labels(options.loss)
     columns = dict(options.columns)
     sources = [
         resolve(Source(path=path, format=options.format, columns=columns)) for path in options.data
@@ -84,6 +88,7 @@ def audit_data(
         ],
         functions(options.tokenizer),
         max_length=options.max_length,
+        loss=options.loss,
         on_progress=on_progress,
     )
     if options.fix is None:
@@ -92,7 +97,11 @@ def audit_data(
     if source_fingerprint(source) != result.report.parts[0].fingerprint:
         raise DataError(f"{source.path} changed while it was audited; run the command again.")
     cleaned = write_cleaned(
-        source, options.fix, result.drop_N, lambda done: on_progress("writing", done, rows)
+        source,
+        options.fix,
+        result.drop_N,
+        lambda done: on_progress("writing", done, rows),
+        loss=options.loss,
     )
     return replace(result, report=replace(result.report, cleaned=cleaned))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from plaudit.evaluation.numbers import count, counted, percent, words
+from plaudit.recipe.objectives import OBJECTIVES, LearnsFrom
 from plaudit.report.pages import inline_pictures
 from plaudit.report.plots import (
     BLUE,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from plaudit.data.audit.measure import BaselineAccuracy
-    from plaudit.data.audit.run import AuditReport, Finding, Histogram, Surface
+    from plaudit.data.audit.run import AuditReport, Finding, Histogram, Labels, Surface
 
 AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"
@@ -75,8 +76,9 @@ def sentences(report: AuditReport) -> Iterator[str]:
     """Rows, errors, what was not read, the surface baselines, the cleaned copy, the comparison."""
     yield (
         f"{count(report.rows)} rows with {counted(report.shape.prompts, 'prompt')}; "
-        f"{count(report.trainable.rows)} can be trained on."
+        f"{count(report.trainable.rows)} can be trained on with loss.kind {report.settings.loss}."
     )
+    yield from _label_sentences(report.labels)
     if report.errors:
         most = max(report.errors, key=lambda finding: finding.rows or 0)
         yield (
@@ -101,6 +103,39 @@ def sentences(report: AuditReport) -> Iterator[str]:
         if others
         else "Overlap with evaluation data and benchmarks was not checked. Name them with --eval "
         "and --suite."
+    )
+
+
+def _label_sentences(labels: Labels) -> Iterator[str]:
+    """Labels other than the order of responses, and the objectives that read them."""
+    if labels.rated:
+        assert labels.ratings is not None, "there are rated rows"
+        known = labels.ratings.percentiles
+        yield (
+            f"{counted(labels.rated, 'row')} with ratings or grades, for "
+            f"{_kinds(labels, 'ratings')}: {known['0']:g} to {known['100']:g}, "
+            f"median {known['50']:g}."
+        )
+    if labels.ties:
+        assert labels.tie_share is not None, "there are ties"
+        yield (
+            f"{counted(labels.ties, 'tie')}, for {_kinds(labels, 'order_and_ties')}: "
+            f"{percent(labels.tie_share)} of the rows with a known order."
+        )
+    if labels.soft_labels:
+        assert labels.mean_soft_label is not None, "there are soft labels"
+        yield (
+            f"{counted(labels.soft_labels, 'row')} with a soft label: annotators agree in "
+            f"{percent(labels.mean_soft_label)} on average."
+        )
+
+
+def _kinds(labels: Labels, learns_from: LearnsFrom) -> str:
+    """The objectives that learn from such labels, and can from some of these rows."""
+    return ", ".join(
+        kind
+        for kind, rows in labels.objectives.items()
+        if rows and OBJECTIVES[kind].learns_from == learns_from
     )
 
 
@@ -183,6 +218,19 @@ def tokens(report: AuditReport, width: float) -> Figure | None:
     return figure
 
 
+def ratings(report: AuditReport, width: float) -> Figure | None:
+    part = report.labels.ratings
+    if part is None or len(part.levels) < 2:
+        return None
+    figure, (axis,) = make_figure("Ratings", width)
+    bars = axis.bar(range(len(part.levels)), [level.responses for level in part.levels], color=BLUE)
+    axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=10)
+    axis.set_xticks(range(len(part.levels)), [f"{level.rating:g}" for level in part.levels])
+    axis.set(xlabel="rating", ylabel="responses")
+    axis.margins(y=0.15)
+    return figure
+
+
 def length_gap(report: AuditReport, width: float) -> Figure | None:
     gaps = report.surface.length_gap
     if gaps is None:
@@ -242,6 +290,7 @@ PLOTS: Final[dict[str, Plot[AuditReport]]] = {
     "length_gap": Plot(
         length_gap, "Characters of the better response − characters of the worse response."
     ),
+    "ratings": Plot(ratings, "Ratings or grades of responses."),
     "baselines": Plot(
         baselines,
         "Accuracy of three baselines on the labels: prefer the longer response, prefer the shorter "

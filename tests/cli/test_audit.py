@@ -88,6 +88,31 @@ def test_what_data_says_is_text_on_the_page(data: Path, tmp_path: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_labels_are_in_the_output_and_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{n}?", "responses": [f"answer {n}"], "grades": [1 + n % 5]} for n in range(10)
+    ]
+    rows.append({"prompt": "Tie?", "responses": ["a", "b"], "grades": [1, 1]})
+    rows.append({"prompt": "Soft?", "responses": ["a", "b"], "grades": [1, 0], "soft_label": 0.75})
+    data = str(write_jsonl(tmp_path / "rated.jsonl", rows))
+    assert main(["data", "audit", data]) == 0
+    shown = capsys.readouterr().err
+    assert "1 can be trained on with loss.kind bradley_terry." in shown
+    assert "12 rows with ratings or grades, for mse, huber, bce, ordinal: 0 to 5, median 2" in shown
+    assert "1 tie, for rao_kupper, davidson: 50.0% of the rows with a known order." in shown
+    assert "1 row with a soft label: annotators agree in 75.0% on average." in shown
+    out = tmp_path / "audit"
+    assert main(["data", "audit", data, "--loss", "ordinal", "--out", str(out)]) == 0
+    assert "12 can be trained on with loss.kind ordinal." in capsys.readouterr().err
+    page = (out / "audit.html").read_text(encoding="utf-8")
+    assert "rows it can learn from" in page
+    assert "Ratings or grades of responses." in page
+    assert usage_error(capsys, data, "--loss", "ordinl").count("did you mean ordinal?") == 1
+
+
 def json_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -32,9 +32,10 @@ from plaudit.data.audit.similarity import (
     shingles,
     words,
 )
-from plaudit.data.load import open_source
+from plaudit.data.load import load_comparisons, open_source
 from plaudit.data.sources.read import read_rows
 from plaudit.errors import DataError, OutputError
+from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.recipe.schema import Source
 from plaudit.storage import fork_pool
 from plaudit.types import Comparison, Message, TokenTree
@@ -50,9 +51,12 @@ def look(
     eval_: Sequence[str] = (),
     suite: Sequence[str] = (),
     max_length: int = 2048,
+    loss: str = "bradley_terry",
 ) -> Audit:
     return audit_data(
-        AuditOptions(data=[str(data)], eval_data=eval_, suites=suite, max_length=max_length)
+        AuditOptions(
+            data=[str(data)], eval_data=eval_, suites=suite, max_length=max_length, loss=loss
+        )
     )
 
 
@@ -97,7 +101,9 @@ def test_there_is_a_planted_kind_for_every_check() -> None:
     # (test_nothing_vanishes_content.py); near_suite is near_eval against another set. A prompt is
     # missing, and text stands beside a template, in whole files (test_nothing_vanishes_columns.py).
     messages = {"template_error", "not_rendered", "media", "more_than_text"}
-    elsewhere = messages | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
+    # Checks of ratings are of another objective, and are below.
+    ratings = {"not_labels", "constant_ratings", "conflicting_ratings"}
+    elsewhere = messages | ratings | {"near_suite", "prompt_mismatch", "no_prompt", "plain_text"}
     assert set(KINDS) == {check.name for check in CHECKS} - elsewhere
 
 
@@ -442,6 +448,84 @@ def test_the_report_counts_every_row_once(planted: tuple[Any, Audit, Path]) -> N
     assert list(overs) == [512, 1024, 2048, 4096]
     assert sorted(overs.values(), reverse=True) == list(overs.values())
     assert overs[2048] == len(result.flagged["over_length"].rows_M)
+
+
+RATED: list[dict[str, Any]] = [
+    {"prompt": "One?", "responses": ["first answer"], "grades": [1]},
+    {"prompt": "Two?", "responses": ["second answer"], "grades": [0]},
+    {"prompt": "Three?", "responses": ["third answer", "fourth answer"], "grades": [1, 1]},
+    {"prompt": "Four?", "responses": ["fifth answer", "sixth answer"], "grades": [0.5, 0]},
+    {"prompt": "Five?", "responses": ["seventh answer"], "grades": [4]},
+    {"prompt": "One?", "responses": ["first answer"], "grades": [0]},
+    {"prompt": "Six?", "responses": ["eighth answer"]},
+    {"prompt": "Seven?", "responses": ["ninth answer", "last"], "grades": [1, 0], "soft_label": 1},
+    {"prompt": "Nine?", "responses": ["no answer", "some"], "grades": [1, 0], "soft_label": 0.5},
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "skipped"),
+    [
+        ("bradley_terry", {"single_response": 5, "tie": 1}),
+        ("davidson", {"single_response": 5}),
+        ("mse", {"unlabelled": 1}),
+        ("bce", {"unlabelled": 1}),
+    ],
+)
+def test_the_objective_decides_which_rows_can_be_trained_on(
+    loss: str, skipped: dict[str, int], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", RATED)
+    report = look(data, loss=loss).report
+    assert report.settings.loss == loss
+    assert report.trainable.skipped == skipped
+    assert report.trainable.rows == len(RATED) - sum(skipped.values())
+    # What training reads of the file.
+    loaded = load_comparisons(
+        (Source(path=str(data)),), seed=1, learns_from=OBJECTIVES[loss].learns_from
+    )
+    assert loaded.tally.dropped == skipped
+
+
+def test_labels_are_counted_by_what_they_say(tmp_path: Path) -> None:
+    labels = look(write_jsonl(tmp_path / "rows.jsonl", RATED)).report.labels
+    assert (labels.ordered, labels.ties, labels.tie_share) == (3, 1, 0.25)
+    assert (labels.rated, labels.soft_labels, labels.mean_soft_label) == (8, 2, 0.75)
+    assert labels.ratings is not None
+    assert labels.ratings.responses == 12
+    levels = {level.rating: level.responses for level in labels.ratings.levels}
+    assert levels == {0: 5, 0.5: 1, 1: 5, 4: 1}
+    assert labels.objectives["hinge"] == 3
+    assert labels.objectives["rao_kupper"] == 4
+    assert (labels.objectives["mse"], labels.objectives["bce"]) == (8, 7)
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [pair("A?", "b", "c", soft_label=0.6)])
+    labels = look(pairs).report.labels
+    assert (labels.ordered, labels.rated, labels.ratings) == (1, 0, None)
+    assert (labels.soft_labels, labels.objectives["mse"]) == (1, 0)
+
+
+def test_ratings_are_checked_for_objectives_that_learn_from_them(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", RATED)
+    ratings = ("not_labels", "constant_ratings", "conflicting_ratings")
+    flagged = look(data).flagged
+    assert not flagged.keys() & set(ratings)
+    result = look(data, loss="bce")
+    assert [found(result).get(name) for name in ratings] == [[5], None, [6]]
+    assert result.flagged["conflicting_ratings"].other_M.tolist() == [0]
+    assert "not_labels" not in look(data, loss="mse").flagged
+    same = [{"prompt": f"{n}?", "responses": [f"answer {n}"], "grades": [3]} for n in range(4)]
+    result = look(write_jsonl(tmp_path / "same.jsonl", same), loss="mse")
+    assert found(result) == {"constant_ratings": [1, 2, 3, 4]}
+    with pytest.raises(DataError, match="--loss mes: unknown objective; did you mean mse"):
+        look(data, loss="mes")
+
+
+def test_many_ratings_have_percentiles_and_no_levels(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "responses": [f"{n}"], "grades": [n / 10]} for n in range(101)]
+    ratings = look(write_jsonl(tmp_path / "rows.jsonl", rows), loss="huber").report.labels.ratings
+    assert ratings is not None
+    assert ratings.levels == ()
+    assert (ratings.percentiles["0"], ratings.percentiles["50"]) == (0.0, 5.0)
 
 
 def test_labels_that_reward_length_are_called_that(tmp_path: Path) -> None:

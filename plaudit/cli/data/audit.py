@@ -44,6 +44,7 @@ def audit(
             help="Benchmark suite whose prompts must not be in DATA, as in plaudit eval.",
         ),
     ] = None,
+    loss: options.Loss = None,
     max_length: Annotated[
         int,
         typer.Option(
@@ -109,6 +110,7 @@ def audit(
                 data=data,
                 eval_data=eval_ or (),
                 suites=suite or (),
+                loss=loss or "bradley_terry",
                 max_length=max_length,
                 tokenizer=tokenizer,
                 fix=fix,

@@ -28,6 +28,7 @@ from plaudit.data.audit.measure import (
     Part,
 )
 from plaudit.data.audit.similarity import GRAM_WORDS, NEAR, NearPairs, combine_hashes
+from plaudit.data.reasons import learned_labels
 from plaudit.storage.arrow import RowArray
 from plaudit.types import MEDIA
 
@@ -116,7 +117,8 @@ def count_votes(pairs: LabelledPairs) -> Votes:
 class Evidence:
     """Everything known of the rows. The first ``data`` are audited, the others compared with.
 
-    ``near_prompts`` is None where there is nothing to compare with.
+    ``near_prompts`` is None where there is nothing to compare with. ``loss`` is the objective that
+    decides which rows can be trained on.
     """
 
     rows: AuditRows
@@ -127,6 +129,7 @@ class Evidence:
     near_prompts: NearPairs | None
     functions: Functions
     max_length: int
+    loss: str
 
     @property
     def data(self) -> int:
@@ -135,6 +138,14 @@ class Evidence:
     def column(self, name: str) -> Array:
         """A column of the audited rows."""
         return self.columns.of_rows[name][: self.data]
+
+    def ratings(self) -> tuple[RowArray, Array, Array]:
+        """Rows, ratings and digests of the rated responses of the audited rows."""
+        starts_N = self.columns.starts[: self.data + 1]
+        row_R = np.repeat(np.arange(self.data), np.diff(starts_N))
+        rated_R = np.flatnonzero(self.column("rated")[row_R])
+        of_responses = self.columns.of_responses
+        return row_R[rated_R], of_responses["grade"][rated_R], of_responses["digest"][rated_R]
 
     def prompts_of(self, kind: Kind) -> tuple[RowArray, Array]:
         """The rows of one kind that have a prompt, and its key."""
@@ -330,6 +341,43 @@ def _couples(count_V: RowArray) -> RowArray:
     return count_V * (count_V - 1) // 2
 
 
+# --- ratings --------------------------------------------------------------------------------------
+
+
+def constant_ratings(evidence: Evidence) -> FlaggedRows:
+    """All rated rows, where all ratings are the same."""
+    row_R, rating_R, _ = evidence.ratings()
+    constant = len(rating_R) > 1 and bool(np.all(rating_R == rating_R[0]))
+    return FlaggedRows(
+        rows_M=np.unique(row_R) if constant else row_R[:0],
+        details={"rating": float(rating_R[0])} if constant else {},
+    )
+
+
+def conflicting_ratings(evidence: Evidence) -> FlaggedRows:
+    """Rows that rate a response to a prompt otherwise than an earlier row does."""
+    row_R, rating_R, digest_R = evidence.ratings()
+    first_R = first_of_equals(combine_hashes(evidence.column("group")[row_R], digest_R))
+    differs = np.flatnonzero(rating_R != rating_R[first_R])
+    rows, at = np.unique(row_R[differs], return_index=True)
+    gap_R = np.abs(rating_R - rating_R[first_R])[differs]
+    return FlaggedRows(
+        rows_M=rows,
+        other_M=row_R[first_R[differs[at]]],
+        details={"largest_difference": float(gap_R.max()) if len(gap_R) else None},
+    )
+
+
+def not_labels(evidence: Evidence) -> FlaggedRows:
+    """Rows with a rating below 0 or above 1, which are no labels of bad and good."""
+    row_R, rating_R, _ = evidence.ratings()
+    return FlaggedRows(rows_M=np.unique(row_R[(rating_R < 0.0) | (rating_R > 1.0)]))
+
+
+def _learns_ratings(evidence: Evidence) -> bool:
+    return learned_labels(evidence.loss) == "ratings" and bool(evidence.column("rated").any())
+
+
 # --- rows against other sets ----------------------------------------------------------------------
 
 
@@ -443,6 +491,24 @@ CHECKS: Final[tuple[Check, ...]] = (
         fix="drop",
     ),
     Check(
+        name="not_labels",
+        title="Ratings below 0 or above 1",
+        severity="error",
+        find=not_labels,
+        why="The objective bce learns from labels from 0 (bad) to 1 (good), and stops at others.",
+        advice="Scale the ratings to 0 to 1, or train with loss.kind mse, huber or ordinal.",
+        applies=lambda evidence: evidence.loss == "bce" and _learns_ratings(evidence),
+    ),
+    Check(
+        name="constant_ratings",
+        title="Constant ratings",
+        severity="error",
+        find=constant_ratings,
+        why="All ratings are the same, so there is nothing to learn from them.",
+        advice="Check that the column of the rating is the right one.",
+        applies=_learns_ratings,
+    ),
+    Check(
         name="identical_after_truncation",
         title="Identical after truncation",
         severity="error",
@@ -550,6 +616,15 @@ CHECKS: Final[tuple[Check, ...]] = (
         advice="Check the examples. Questions that differ in one number are not duplicates.",
     ),
     Check(
+        name="conflicting_ratings",
+        title="The same response with different ratings",
+        severity="warning",
+        find=conflicting_ratings,
+        why="Rows rate the same response to a prompt differently, so no model can fit them all.",
+        advice="Keep them if several people rated it. Otherwise keep one.",
+        applies=_learns_ratings,
+    ),
+    Check(
         name="near_eval",
         title="Near duplicates of --eval prompts",
         severity="warning",
@@ -639,16 +714,19 @@ CHECKS: Final[tuple[Check, ...]] = (
         title="Ties",
         severity="info",
         find=_reason(reasons.TIE),
-        why="All responses of the row have the same grade, so training skips the row.",
-        advice="Keep the rows for calibration, or drop them.",
+        why="All responses of the row have the same grade, so training with this objective skips "
+        "the row.",
+        advice="Train with loss.kind davidson or rao_kupper, which learn from ties, or drop the "
+        "rows.",
     ),
     Check(
         name="nothing_compared",
         title="Nothing to compare",
         severity="info",
         find=_reason(reasons.SINGLE_RESPONSE, reasons.UNLABELLED),
-        why="The row has a single response or no label, so training skips it.",
-        advice="Add the missing responses or labels.",
+        why="The row has a single response or no label, so training with this objective skips it.",
+        advice="Train with loss.kind mse, huber, bce or ordinal if it has a rating. Otherwise add "
+        "the missing responses or labels.",
     ),
     Check(
         name="several_votes",

@@ -27,8 +27,9 @@ from plaudit.data.audit.measure import (
 from plaudit.data.formats.readers import renamed_row, to_comparison
 from plaudit.data.formats.records import Reader
 from plaudit.data.load import open_source
-from plaudit.data.reasons import EXPLANATIONS, why_untrainable
+from plaudit.data.reasons import EXPLANATIONS, learned_labels, why_untrainable
 from plaudit.data.sources.files import as_line, row_file_ending, write_rows
+from plaudit.recipe.objectives import LearnsFrom
 from plaudit.recipe.schema import Source
 from plaudit.storage.atomic import check_new_file, write_atomically
 from plaudit.types import Comparison
@@ -81,24 +82,27 @@ def write_cleaned(
     out: Path,
     drop_N: npt.NDArray[np.uint8],
     on_rows: Callable[[int], None] = lambda done: None,
+    *,
+    loss: str = "bradley_terry",
 ) -> CleanedCopy:
     """Write the rows of ``source`` that stay, with repaired texts, and the change log.
 
-    ``drop_N`` is that of an audit of this source alone. A row that the repair makes untrainable,
-    or equal to another, is dropped too.
+    ``drop_N`` is that of an audit of this source alone, and ``loss`` its objective. A row that the
+    repair makes untrainable, or equal to another, is dropped too.
 
     Raises:
         DataError: the source cannot be read, or cannot be written in the format of ``out``.
         OutputError: the disk.
     """
     check_cleaned(out)
+    learns_from = learned_labels(loss)
     actions: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {"changed": Counter(), "dropped": Counter()}
 
     def rows_and_log(log_path: Path) -> Iterator[dict[str, Any]]:
         """The rows that stay. After the last one the log is complete."""
         with log_path.open("w", encoding="utf-8") as log:
-            for row, change in _outcomes(source, drop_N):
+            for row, change in _outcomes(source, drop_N, learns_from):
                 actions["kept" if change is None else change["action"]] += 1
                 if change is not None:
                     reasons[change["action"]].update(change["reason"].split(", "))
@@ -121,7 +125,7 @@ def write_cleaned(
 
 
 def _outcomes(
-    source: Source, drop_N: npt.NDArray[np.uint8]
+    source: Source, drop_N: npt.NDArray[np.uint8], learns_from: LearnsFrom
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
     """For each row what stays of it, and its entry in the change log if it changes or goes."""
     opened = open_source(source)
@@ -143,7 +147,9 @@ def _outcomes(
             where=where,
             source=comparison.source,
         )
-        reason = why_untrainable(again) if why_untrainable(comparison) is None else None
+        reason = why_untrainable(again, learns_from)
+        if why_untrainable(comparison, learns_from) is not None:
+            reason = None
         if reason is not None:
             yield None, _dropped(where, reason, f"After the repair: {EXPLANATIONS[reason]}.")
         elif row_key(again) in seen:

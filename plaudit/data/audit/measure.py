@@ -32,7 +32,7 @@ from plaudit.data.audit.similarity import (
     words,
 )
 from plaudit.data.formats.readers import canonical
-from plaudit.data.reasons import EXPLANATIONS, is_blank, why_untrainable
+from plaudit.data.reasons import EXPLANATIONS, TIE, is_blank, learned_labels, why_untrainable
 from plaudit.data.store import StoredComparisons, group_code, write_comparisons
 from plaudit.data.unread import UnreadColumns, UnreadCounter
 from plaudit.storage.arrow import BATCH_ROWS, MappedTable
@@ -365,7 +365,11 @@ ROW: Final = np.dtype(
         ("row_key", np.uint64),  # prompt, responses and grades
         ("pair_key", np.uint64),  # prompt and responses, in any order
         ("split", np.uint64),  # the value of the split column; 0 without
-        ("reason", np.uint8),
+        ("reason", np.uint8),  # why the objective cannot learn from it
+        ("ordered", np.bool_),  # responses of different grades can be learned from
+        ("tied", np.bool_),  # all grades are equal, and nothing else keeps it from training
+        ("rated", np.bool_),  # ratings can be learned from
+        ("soft_label", np.float64),  # nan without
         ("plain", np.bool_),  # text, which no chat template renders
         ("responses", np.uint16),
         ("prompt_characters", np.uint32),
@@ -414,9 +418,12 @@ def measure_columns(
     folder: Path,
     functions: Functions,
     held_out: HeldOutGrams,
+    loss: str,
     on_progress: Progress,
 ) -> Columns:
     """Measure every row; the numbers do not depend on the number of processes.
+
+    ``loss`` is the objective that decides which rows can be trained on.
 
     Raises:
         DataError: a worker process was killed.
@@ -429,7 +436,7 @@ def measure_columns(
     with writing(folder), ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
         for batch, found in map_forked(
-            _Measurer(rows, functions, held_out),
+            _Measurer(rows, functions, held_out, loss),
             range(0, len(rows), BATCH_ROWS),
             rows=len(rows),
             doing="a process that measures rows",
@@ -450,10 +457,13 @@ def measure_columns(
 class _Measurer:
     """One batch as numbers (of its rows, its responses, its sketches), and the names of codes."""
 
-    def __init__(self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams) -> None:
+    def __init__(
+        self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams, loss: str
+    ) -> None:
         self.rows = rows
         self.functions = functions
         self.held_out = held_out
+        self.learns_from = learned_labels(loss)
         self.sketch_prompt = Sketcher(PROMPT_SKETCH)
         self.sketch_responses = Sketcher(RESPONSES_SKETCH)
 
@@ -498,7 +508,11 @@ class _Measurer:
         row["row_key"] = row_key(comparison)
         row["pair_key"] = _code(repr((comparison.group, sorted(digests))).encode())
         row["split"] = _code_of(split, names) if isinstance(split, str) and split else 0
-        row["reason"] = REASONS.index(why_untrainable(comparison) or "")
+        row["reason"] = REASONS.index(why_untrainable(comparison, self.learns_from) or "")
+        unordered = why_untrainable(comparison)
+        row["ordered"], row["tied"] = unordered is None, unordered == TIE
+        row["rated"] = comparison.rated and why_untrainable(comparison, "ratings") is None
+        row["soft_label"] = np.nan if comparison.soft_label is None else comparison.soft_label
         row["plain"] = isinstance(comparison.responses[0], str)
         row["responses"] = len(texts)
         row["prompt_characters"] = len(prompt)

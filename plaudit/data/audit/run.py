@@ -57,6 +57,7 @@ from plaudit.data.audit.similarity import (
 from plaudit.data.perturb.text import identify_language
 from plaudit.data.reasons import EMPTY_RESPONSE
 from plaudit.errors import DataError
+from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.storage.arrow import RowArray, cache_folder
 from plaudit.types import Comparison, FloatArray
 
@@ -64,6 +65,9 @@ FORMAT: Final = 1
 EXAMPLES: Final = 5
 LENGTHS: Final = (512, 1024, 2048, 4096)
 """Lengths in tokens; the rows above each are counted."""
+
+LEVELS: Final = 20
+"""Different ratings that are counted one by one."""
 
 LANGUAGE_ROWS: Final = 2_000
 FOLDS: Final = 5
@@ -80,8 +84,12 @@ _BINS: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """``token_method`` says how tokens are counted, ``near`` is the Jaccard index of duplicates."""
+    """``loss`` is the objective that decides which rows can be trained on.
 
+    ``token_method`` says how tokens are counted, ``near`` is the Jaccard index of duplicates.
+    """
+
+    loss: str
     max_length: int
     token_method: str
     tokens_exact: bool
@@ -118,6 +126,42 @@ class Trainable:
 
     rows: int
     skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A rating, and how many responses have it."""
+
+    rating: float
+    responses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratings:
+    """Ratings of single responses; ``levels`` is empty where there are more than 20 of them."""
+
+    responses: int
+    mean: float
+    percentiles: Mapping[str, float]
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Rows by what their labels say; a row may have several kinds of labels.
+
+    ``ties`` are rows of equal grades alone, and ``tie_share`` is their share of those with a known
+    order or a tie. ``objectives`` counts for each the rows that it can learn from.
+    """
+
+    ordered: int
+    ties: int
+    tie_share: float | None
+    rated: int
+    soft_labels: int
+    mean_soft_label: float | None
+    ratings: Ratings | None
+    objectives: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +290,7 @@ class AuditReport:
     parts: tuple[Part, ...]
     findings: tuple[Finding, ...]
     trainable: Trainable
+    labels: Labels
     lengths: Lengths
     over_lengths: tuple[LengthLimit, ...]
     scripts: Scripts
@@ -281,12 +326,13 @@ def audit(
     functions: Functions,
     *,
     max_length: int,
+    loss: str = "bradley_terry",
     on_progress: Progress = lambda task, done, total: None,
 ) -> Audit:
     """Audit the parts of kind ``data``, and compare them with the others.
 
     Raises:
-        DataError: a row cannot be read, or there are no rows to audit.
+        DataError: a row cannot be read, there are no rows to audit, or ``loss`` is no objective.
         OutputError: the disk.
     """
     with work_folder() as name:
@@ -294,11 +340,12 @@ def audit(
         rows = store_rows(folder, parts, on_progress)
         if not rows.data:
             raise DataError("no rows to audit; name a file of comparisons.")
-        evidence = gather(rows, folder, functions, max_length, on_progress)
+        evidence = gather(rows, folder, functions, max_length, loss, on_progress)
         flagged = {check.name: check.find(evidence) for check in CHECKS if check.applies(evidence)}
         report = AuditReport(
             rows=rows.data,
             settings=Settings(
+                loss=loss,
                 max_length=max_length,
                 token_method=functions.tokens.method,
                 tokens_exact=functions.tokens.exact,
@@ -307,6 +354,7 @@ def audit(
             parts=rows.parts,
             findings=tuple(_finding(check, flagged.get(check.name), rows) for check in CHECKS),
             trainable=trainable(evidence),
+            labels=labels(evidence),
             lengths=lengths(evidence),
             over_lengths=over_lengths(evidence),
             scripts=scripts(evidence),
@@ -338,7 +386,12 @@ def work_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def gather(
-    rows: AuditRows, folder: Path, functions: Functions, max_length: int, on_progress: Progress
+    rows: AuditRows,
+    folder: Path,
+    functions: Functions,
+    max_length: int,
+    loss: str,
+    on_progress: Progress,
 ) -> Evidence:
     """Measure the rows, and find pairs of similar ones."""
     text = functions.text
@@ -355,7 +408,7 @@ def gather(
         ((row, text(rows[row].prompt)) for row in range(rows.data, len(rows))),
         (text(rows[row].prompt) for row in others.tolist()),
     )
-    columns = measure_columns(rows, folder, functions, held_out, on_progress)
+    columns = measure_columns(rows, folder, functions, held_out, loss, on_progress)
     pairs = label_pairs(columns, rows.data)
     return Evidence(
         rows=rows,
@@ -379,6 +432,7 @@ def gather(
         else None,
         functions=functions,
         max_length=max_length,
+        loss=loss,
     )
 
 
@@ -456,6 +510,55 @@ def trainable(evidence: Evidence) -> Trainable:
     return Trainable(rows=evidence.data - sum(by_reason.values()), skipped=by_reason)
 
 
+def labels(evidence: Evidence) -> Labels:
+    """What the labels of the rows say, and how many rows each objective can learn from."""
+    ordered_N, tied_N = evidence.column("ordered"), evidence.column("tied")
+    rated_N, soft_N = evidence.column("rated"), evidence.column("soft_label")
+    soft_N = soft_N[ordered_N & ~np.isnan(soft_N)]
+    row_R, rating_R, _ = evidence.ratings()
+    inside_N = rated_N.copy()
+    inside_N[row_R[(rating_R < 0.0) | (rating_R > 1.0)]] = False
+    counts = {
+        "order": ordered_N.sum(),
+        "order_and_ties": (ordered_N | tied_N).sum(),
+        # Beside ratings, rows of which only the order is known.
+        "ratings": (rated_N | ordered_N).sum() if rated_N.any() else 0,
+        "bce": (inside_N | (ordered_N & ~rated_N)).sum() if rated_N.any() else 0,
+    }
+    decided = int((ordered_N | tied_N).sum())
+    return Labels(
+        ordered=int(ordered_N.sum()),
+        ties=int(tied_N.sum()),
+        tie_share=float(tied_N.sum() / decided) if decided else None,
+        rated=int(rated_N.sum()),
+        soft_labels=len(soft_N),
+        mean_soft_label=float(soft_N.mean()) if len(soft_N) else None,
+        ratings=_ratings(rating_R),
+        objectives={
+            kind: int(counts["bce" if kind == "bce" else row.learns_from])
+            for kind, row in OBJECTIVES.items()
+        },
+    )
+
+
+def _ratings(rating_R: Array) -> Ratings | None:
+    """None of no ratings."""
+    if not len(rating_R):
+        return None
+    values, counts = np.unique(rating_R, return_counts=True)
+    few = len(values) <= LEVELS
+    return Ratings(
+        responses=len(rating_R),
+        mean=float(rating_R.mean()),
+        percentiles=_percentiles(rating_R),
+        levels=tuple(
+            Level(rating=rating, responses=count)
+            for rating, count in zip(values.tolist(), counts.tolist(), strict=True)
+            if few
+        ),
+    )
+
+
 def lengths(evidence: Evidence) -> Lengths:
     """Characters of prompts and responses, tokens of conversations."""
     starts_N = evidence.columns.starts[: evidence.data + 1]
@@ -485,13 +588,17 @@ def distribution(values: Array) -> Distribution | None:
         np.rint(np.geomspace(1, max(2, int(values.max()) + 1), _BINS + 1)).astype(np.int64)
     )
     edges[0] = 0
-    percentiles = np.percentile(values, _PERCENTILES).tolist()
     return Distribution(
         count=len(values),
         mean=float(values.mean()),
-        percentiles=dict(zip(map(str, _PERCENTILES), percentiles, strict=True)),
+        percentiles=_percentiles(values),
         histogram=_histogram(values, edges),
     )
+
+
+def _percentiles(values: Array) -> dict[str, float]:
+    percentiles = np.percentile(values, _PERCENTILES).tolist()
+    return dict(zip(map(str, _PERCENTILES), percentiles, strict=True))
 
 
 def _histogram(values: Array, edges: Array) -> Histogram:
@@ -575,7 +682,7 @@ def surface(evidence: Evidence, on_progress: Progress) -> Surface:
     decided = evidence.pairs.sign_J != 0
     longer_P = evidence.pairs.longer_J[decided].astype(np.float64)
     group_P = evidence.column("group")[evidence.pairs.row_J[decided]]
-    usable = np.flatnonzero(evidence.column("reason") == 0)
+    usable = np.flatnonzero(evidence.column("ordered"))
     sample = usable[evenly_spaced(len(usable), BAG_OF_WORDS_ROWS)]
     bag_of_words = _cross_fitted(evidence, sample, on_progress)
     longer, shorter = accuracy(longer_P, group_P), accuracy(-longer_P, group_P)
