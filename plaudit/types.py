@@ -281,8 +281,10 @@ class TokenTree:
     """A comparison as tokens: the shared prefix once, then each response's own branch.
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
-    one token, and the last token of a branch is the scored one. ``truncated`` counts the prompt
-    tokens cut to fit, ``truncated_responses`` the responses that lost their end to fit.
+    one token, and the last token of a branch is the scored one. Branches behind those of the grades
+    are copies in other form: ``copies`` has the number of the original of each. ``truncated``
+    counts the prompt tokens cut to fit, ``truncated_responses`` the responses that lost their end
+    to fit.
     """
 
     index: int
@@ -293,6 +295,7 @@ class TokenTree:
     weight: float = 1.0
     soft_label: float = 1.0
     rated: bool = False
+    copies: tuple[int, ...] = ()
     truncated: int = 0
     truncated_responses: int = 0
 

@@ -64,6 +64,15 @@ class Ratings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """N responses in two forms that say the same: rows of ``scores_R`` and a weight of each."""
+
+    origin_N: Tensor
+    copy_N: Tensor
+    weight_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """What an objective learns from in a batch, and ``count``, the sum of its weights.
 
@@ -78,6 +87,7 @@ class Labels:
     ties: Pairs
     rankings: Rankings | None
     ratings: Ratings | None
+    copies: Copies
     weight_R: Tensor
     length_R: Tensor
     count: float
@@ -134,13 +144,15 @@ def labels_of(
         own = _rating_columns(trees, levels)
     lengths = [math.log(len(branch)) for tree in trees for branch in tree.branches]
     of_responses = [np.concatenate(shares), np.asarray(lengths, np.float32)]
-    weight_R, length_R, *moved = arrays_to_device([*of_responses, *pairs, *ties, *own], device)
+    arrays = [*of_responses, *_copy_columns(trees, objective), *pairs, *ties, *own]
+    weight_R, length_R, origin_N, copy_N, copied_N, *moved = arrays_to_device(arrays, device)
     size = len(pairs)
     return Labels(
         pairs=_pairs(moved[:size]),
         ties=_pairs(moved[size : 2 * size]),
         rankings=_rankings(moved[2 * size :]) if objective.family == "listwise" else None,
         ratings=_ratings(moved[2 * size :]) if objective.family == "pointwise" else None,
+        copies=Copies(origin_N=origin_N, copy_N=copy_N, weight_N=copied_N),
         weight_R=weight_R,
         length_R=length_R,
         count=count_of(trees, objective),
@@ -153,6 +165,18 @@ def _starts(trees: Sequence[TokenTree]) -> Iterator[tuple[TokenTree, int]]:
     for tree in trees:
         yield tree, row
         row += len(tree.branches)
+
+
+def _copy_columns(trees: Sequence[TokenTree], objective: Objective) -> list[npt.NDArray[Any]]:
+    rows: list[tuple[int, int]] = []
+    weights: list[float] = []
+    for tree, start in _starts(trees):
+        if tree.copies and is_usable(tree, objective):
+            first = start + len(tree.branches) - len(tree.copies)
+            rows += [(start + origin, first + n) for n, origin in enumerate(tree.copies)]
+            weights += [tree.weight / len(tree.copies)] * len(tree.copies)
+    rows_N2 = np.asarray(rows, np.int64).reshape(-1, 2)
+    return [*map(np.ascontiguousarray, rows_N2.T), np.asarray(weights, np.float32)]
 
 
 def _pair_columns(

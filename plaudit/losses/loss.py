@@ -96,6 +96,10 @@ class Loss:
         if self.options.reward_norm:
             squares_R = labels.weight_R * reward_R**2
             total = total + self.options.reward_norm * squares_R.sum()
+        if self.options.consistency:
+            copies = labels.copies
+            apart_N = reward_R[copies.origin_N] - reward_R[copies.copy_N]
+            total = total + self.options.consistency * (copies.weight_N * apart_N**2).sum()
         return Summed(total, labels.count)
 
 

@@ -25,7 +25,7 @@ data.as_chat data.split_by data.seed
 tokens.max_length tokens.truncation tokens.chat_template tokens.template tokens.chat_template_kwargs
 tokens.pad_token tokens.date
 loss.kind loss.margin loss.soft_label loss.label_smoothing loss.temperature loss.centering
-loss.reward_norm loss.length loss.tie_parameter loss.huber_delta
+loss.reward_norm loss.consistency loss.length loss.tie_parameter loss.huber_delta
 evaluate.early_stopping_patience evaluate.early_stopping_threshold
 """
 ROLES: Final[Mapping[str, Role]] = {

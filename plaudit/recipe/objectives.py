@@ -48,7 +48,7 @@ class Objective:
     shares_over: Literal["ordered_pairs", "all_pairs"] = "ordered_pairs"
 
 
-EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm"})
+EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm", "consistency"})
 """Keys of the ``loss`` section that every objective reads."""
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {

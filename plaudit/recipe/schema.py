@@ -235,6 +235,9 @@ class LossSection(Section):
     """Coefficient of the squared sum of a pair's rewards, which pulls their mean to 0."""
     reward_norm: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the mean squared reward."""
+    consistency: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the squared difference between the reward of a response and of a copy in other
+    form that says the same; each training comparison gets one copy."""
     length: Literal["ignore", "residual"] = "ignore"
     """residual fits what the length of the responses explains of the labels, beside the reward,
     and leaves it out of the reward."""

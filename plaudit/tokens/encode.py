@@ -368,7 +368,7 @@ def _prompt_tokens(encoder: Encoder, comparison: Comparison, prefix: IntArray) -
 
 def why_untrainable(tree: TokenTree) -> str | None:
     """A reason to count where training would learn nothing from the tree, else None."""
-    first, *rest = tree.branches
+    first, *rest = tree.branches[: len(tree.branches) - len(tree.copies)]
     if rest and all(len(first) == len(other) and bool(np.all(first == other)) for other in rest):
         return IDENTICAL_TOKENS
     return None

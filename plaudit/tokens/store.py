@@ -9,8 +9,8 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,7 +22,10 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import __version__, registry
+from plaudit.data import perturb
+from plaudit.data.perturb.copies import with_copy
 from plaudit.data.store import StoredComparisons
+from plaudit.recipe.schema import Truncation
 from plaudit.storage.arrow import (
     BATCH_ROWS,
     MappedTable,
@@ -36,7 +39,7 @@ from plaudit.storage.atomic import writing
 from plaudit.storage.fork_pool import map_forked
 from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.tokens.rendering import CHAT_TEMPLATE, is_chat
-from plaudit.types import Rendering, Skipped, TokenTree
+from plaudit.types import Comparison, Rendering, Skipped, TokenTree
 
 _SCHEMA = pa.schema(
     [
@@ -54,6 +57,7 @@ _SCHEMA = pa.schema(
         ("weight", pa.float64()),
         ("soft_label", pa.float64()),
         ("rated", pa.int8()),
+        ("copies", pa.list_(pa.int32())),
         # For facts about all rows, which must not walk all ids.
         ("packed", pa.int64()),
         ("separate", pa.int64()),
@@ -116,6 +120,7 @@ class StoredTrees(StoredRows[TokenTree]):
             weight=float(table.number("weight", row)),
             soft_label=self._label(table, row, "soft_label"),
             rated=bool(table.number("rated", row)),
+            copies=tuple(table.items("copies", row).tolist()),
             truncated=int(table.number("truncated", row)),
             truncated_responses=int(table.number("truncated_responses", row)),
         )
@@ -185,9 +190,12 @@ def encode_rows(
     encoder: Encoder,
     comparisons: StoredComparisons,
     *,
+    copy_seed: int | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encoded:
     """Encode every different row of ``comparisons`` once, or find it in the cache.
+
+    With ``copy_seed``, each with a copy of one response (:mod:`plaudit.data.perturb.copies`).
 
     The trees are those of :func:`plaudit.tokens.encode.encode`, to the bit, however many processes
     there are. ``on_rows`` hears rows done and rows in all.
@@ -204,6 +212,8 @@ def encode_rows(
     for table, rows in comparisons.by_table():
         selected = "all" if len(rows) == table.rows else hashlib.sha256(rows.tobytes()).hexdigest()
         inputs = {**decides, "comparisons": table.key, "rows": selected}
+        if copy_seed is not None:
+            inputs["copies"] = [copy_seed, code_digest(*_code_of_copies())]
         one = StoredComparisons([table], rows)
 
         def build(
@@ -218,7 +228,7 @@ def encode_rows(
                     done += batch.num_rows
                     on_rows(done, total)
 
-            write_batches(path, _SCHEMA, heard(_encode_batches(encoder, one)))
+            write_batches(path, _SCHEMA, heard(_encode_batches(encoder, one, copy_seed)))
             return {}
 
         tables.append(cached("trees", inputs, build))
@@ -240,6 +250,13 @@ def _inputs(encoder: Encoder) -> dict[str, Any]:
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
         "code": code_digest(*_code(encoder.rendering)),
     }
+
+
+def _code_of_copies() -> Iterator[Path]:
+    """The modules that decide what a copy says."""
+    folder = Path(perturb.__file__).parent
+    yield from folder.glob("*.py")
+    yield folder / "words.json"
 
 
 def _code(rendering: Rendering) -> Iterator[Path]:
@@ -273,16 +290,53 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 # --- batches of rows, here or in workers --------------------------------------------------------
 
 
-def _encode_batch(encoder: Encoder, comparisons: StoredComparisons) -> pa.RecordBatch:
+def _encode_batch(
+    encoder: Encoder, comparisons: StoredComparisons, copy_seed: int | None
+) -> pa.RecordBatch:
     read = list(comparisons)
+    outcomes = encode(encoder, read)
+    if copy_seed is not None:
+        outcomes = _with_copies(encoder, read, outcomes, copy_seed)
     rows = [
         _columns(outcome) | {"chat": encoder.text_as_turns or is_chat(comparison)}
-        for comparison, outcome in zip(read, encode(encoder, read), strict=True)
+        for comparison, outcome in zip(read, outcomes, strict=True)
     ]
     return pa.record_batch(
         [pa.array([row[field.name] for row in rows], field.type) for field in _SCHEMA],
         schema=_SCHEMA,
     )
+
+
+def _with_copies(
+    encoder: Encoder,
+    read: Sequence[Comparison],
+    outcomes: Sequence[TokenTree | Skipped],
+    seed: int,
+) -> list[TokenTree | Skipped]:
+    """The trees with a copy of one response, where there is one and it fits like the others."""
+    copied = [with_copy(comparison, seed) for comparison in read]
+    # A copy that is too long is left out, whatever becomes of a response that is.
+    truncation: Truncation = "drop" if encoder.truncation == "error" else encoder.truncation
+    longer = [one.comparison for one in copied if one is not None]
+    again = iter(encode(replace(encoder, truncation=truncation), longer))
+    trees: list[TokenTree | Skipped] = []
+    for outcome, one in zip(outcomes, copied, strict=True):
+        tree = outcome if one is None else next(again)
+        if one is not None and _cut_alike(tree, outcome):
+            assert isinstance(tree, TokenTree)
+            tree = replace(tree, index=outcome.index, copies=(one.origin,))
+        else:
+            tree = outcome
+        trees.append(tree)
+    return trees
+
+
+def _cut_alike(one: TokenTree | Skipped, other: TokenTree | Skipped) -> bool:
+    """Whether both are trees that lost equally many tokens to the maximum length."""
+    if isinstance(one, Skipped) or isinstance(other, Skipped):
+        return False
+    lost = [(tree.truncated, tree.truncated_responses) for tree in (one, other)]
+    return lost[0] == lost[1]
 
 
 def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
@@ -305,6 +359,7 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
         "weight": outcome.weight,
         "soft_label": outcome.soft_label,
         "rated": int(outcome.rated),
+        "copies": list(outcome.copies),
         "packed": outcome.tokens,
         "separate": sum(outcome.lengths),
         "longest": max(outcome.lengths),
@@ -312,10 +367,12 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
     }
 
 
-def _encode_batches(encoder: Encoder, comparisons: StoredComparisons) -> Iterator[pa.RecordBatch]:
+def _encode_batches(
+    encoder: Encoder, comparisons: StoredComparisons, copy_seed: int | None
+) -> Iterator[pa.RecordBatch]:
     """A record batch for every :data:`BATCH_ROWS` comparisons, in order."""
     return map_forked(
-        lambda start: _encode_batch(encoder, comparisons[start : start + BATCH_ROWS]),
+        lambda start: _encode_batch(encoder, comparisons[start : start + BATCH_ROWS], copy_seed),
         range(0, len(comparisons), BATCH_ROWS),
         rows=len(comparisons),
         doing="a process that encodes",

@@ -178,12 +178,14 @@ def encode_corpus(
     comparisons: Comparisons,
     *,
     ignored: frozenset[str] = frozenset(),
+    copy_seed: int | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Corpus:
     """Encode every source and look up the trees of every part.
 
     ``on_rows`` hears rows done and rows in all, per role. ``ignored`` labels of the data are left
-    out of training and evaluation alike.
+    out of training and evaluation alike. With ``copy_seed``, training comparisons have a copy of
+    one response.
 
     Raises:
         DataError: a part has nothing left that can be used.
@@ -200,7 +202,11 @@ def encode_corpus(
             for name, rows in sets.items()
         }
 
-    train = make_part(encoded["train"], comparisons.train, "train", ignored)
+    of_training = encoded["train"]
+    if copy_seed is not None:
+        # The evaluation part of the same files has none.
+        of_training = encode_rows(encoder, comparisons.train, copy_seed=copy_seed, on_rows=on_rows)
+    train = make_part(of_training, comparisons.train, "train", ignored)
     evaluation = parts("eval", comparisons.evaluation)
     test = parts("test", comparisons.test)
     held_out = [part.comparisons for part in (*evaluation.values(), *test.values())]

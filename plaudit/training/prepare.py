@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -168,6 +169,7 @@ def prepare(
             encoder,
             comparisons,
             ignored=corpora.ignored_labels(recipe.loss),
+            copy_seed=recipe.data.seed if recipe.loss.consistency else None,
             on_rows=partial(show, "encoding"),
         )
     corpora.check_ratings(corpus, recipe.loss.kind)
@@ -558,6 +560,12 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
         yield Text(
             f"margins: {margins.comparisons:,} comparisons, mean {margins.mean:.3g}; the loss "
             "subtracts it from the reward difference (to ignore margins, set loss.margin: ignore)"
+        )
+    copied = int(np.count_nonzero(corpus.train.trees.lengths("copies")))
+    if copied:
+        yield Text(
+            f"copies: {copied:,} of {len(corpus.train.trees):,} training comparisons have one of a"
+            " response in other form (loss.consistency)"
         )
     if corpus.leaked_prompts:
         yield Text.from_markup(
