@@ -72,15 +72,6 @@ Format: TypeAlias = Annotated[
         help="Format of the data. Default: recognised from the first row.",
     ),
 ]
-Loss: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND",
-        rich_help_panel=DATA,
-        help="Training objective, as loss.kind of a recipe: which labels it can learn from. "
-        "Default: that of the recipe, or bradley_terry.",
-    ),
-]
 Columns: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

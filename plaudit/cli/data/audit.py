@@ -44,7 +44,15 @@ def audit(
             help="Benchmark suite whose prompts must not be in DATA, as in plaudit eval.",
         ),
     ] = None,
-    loss: options.Loss = None,
+    loss: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            rich_help_panel=CHECK,
+            help="Training objective (loss.kind of a recipe), which decides what rows can be "
+            "trained on.",
+        ),
+    ] = "bradley_terry",
     max_length: Annotated[
         int,
         typer.Option(
@@ -110,7 +118,7 @@ def audit(
                 data=data,
                 eval_data=eval_ or (),
                 suites=suite or (),
-                loss=loss or "bradley_terry",
+                loss=loss,
                 max_length=max_length,
                 tokenizer=tokenizer,
                 fix=fix,

@@ -72,7 +72,15 @@ def preview(
             help="Jinja chat template, in place of the base model's.",
         ),
     ] = None,
-    loss: options.Loss = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            rich_help_panel=DATA,
+            help="Training objective, which decides what rows can be trained on. Default: that of "
+            "--recipe, or bradley_terry.",
+        ),
+    ] = None,
     ids: Annotated[
         bool, typer.Option("--ids", rich_help_panel=OUTPUT, help="Show token ids.")
     ] = False,
