@@ -69,6 +69,20 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def rows_with_ties(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The pairs of :func:`pair_rows`, every fourth of them a tie of two good responses."""
+    others = [row["chosen"] for row in pair_rows(count, seed=seed + 1000)]
+    return [
+        {
+            "prompt": row["prompt"],
+            "responses": [row["chosen"], row["rejected"] if number % 4 else others[number]],
+            "grades": [1, int(number % 4 == 0)],
+            "subset": row["subset"],
+        }
+        for number, row in enumerate(pair_rows(count, seed=seed))
+    ]
+
+
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -260,8 +260,8 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
     """Whether the ratings are what a pointwise objective takes.
 
     Raises:
-        DataError: a label outside 0 to 1 for bce; for ordinal more levels than 20, or a rating in
-            evaluation or test data that is no level of the training data.
+        DataError: a label outside 0 to 1 for bce; for ordinal one level or more than 20, or a
+            rating in evaluation or test data that is no level of the training data.
     """
     if kind == "bce":
         for grade, comparison in _rated(corpus.every):
@@ -272,6 +272,11 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
                 )
     if kind == "ordinal":
         levels = sorted({grade for grade, _ in _rated((corpus.train,))})
+        if len(levels) == 1:
+            raise DataError(
+                f"Every rating of the training data is {levels[0]:g}, but loss.kind ordinal learns"
+                " the order of several levels; add rows with other ratings."
+            )
         if len(levels) > _MOST_LEVELS:
             raise DataError(
                 f"The training data have {len(levels)} different ratings, but loss.kind ordinal"
@@ -283,7 +288,8 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
                 raise DataError(
                     f"{comparison().where}: the rating is {grade:g}, which no training row has"
                     f" ({', '.join(f'{level:g}' for level in levels)}); loss.kind ordinal predicts"
-                    " levels of the training data."
+                    " levels of the training data; remove the row, or set loss.kind to mse or"
+                    " huber."
                 )
 
 

@@ -18,6 +18,7 @@ from plaudit import registry
 from plaudit.data import load
 from plaudit.data.load import Tally, load_comparisons, open_source, with_known_columns
 from plaudit.errors import DataError
+from plaudit.recipe.objectives import LearnsFrom
 from plaudit.recipe.schema import Source
 
 PACKAGE = Path(plaudit.__file__).parent
@@ -138,6 +139,41 @@ def test_nothing_vanishes(
         assert abs(tally.sampled - weight * usable) <= 0.5
         copies = Counter(c.where for c in loaded.comparisons if c.source == facts.name)
         assert all(int(weight) <= count <= int(weight) + 1 for count in copies.values())
+
+
+@pytest.mark.parametrize(
+    ("learns_from", "used", "dropped", "usable_by"),
+    [
+        ("order", 2, {"single_response": 2, "tie": 1}, {"order_and_ties": 1, "ratings": 3}),
+        ("order_and_ties", 3, {"single_response": 2}, {"ratings": 2}),
+        ("ratings", 5, {}, {}),
+    ],
+)
+def test_an_objective_uses_or_drops_each_row_by_what_it_learns_from(
+    learns_from: LearnsFrom, used: int, dropped: dict[str, int], usable_by: dict[str, int]
+) -> None:
+    """Ratings of one response, of two alike and of two in order; a pair; and others."""
+    rated = {"prompt": "p", "responses": ["a"], "grades": [4]}
+    with TemporaryDirectory() as folder:
+        path = write(
+            Path(folder) / "rows.jsonl",
+            [
+                rated,
+                {**rated, "grades": [2]},
+                {**rated, "responses": ["a", "b"], "grades": [3, 3]},
+                {**rated, "responses": ["a", "b"], "grades": [1, 5]},
+                {**rated, "responses": ["a", "a"], "grades": [1, 5]},
+                {**rated, "responses": [" "]},
+            ],
+        )
+        pairs = write(Path(folder) / "pairs.jsonl", [pair("a"), pair("")])
+        loaded = load_comparisons(
+            (Source(path=path), Source(path=pairs)), seed=1, learns_from=learns_from
+        )
+    tally = loaded.tally
+    dropped = dropped | {"identical_responses": 1, "empty_response": 2}
+    assert tally == Tally(rows=8, used=used, sampled=used, dropped=dropped)
+    assert loaded.usable_by == usable_by
 
 
 def test_a_tally_that_does_not_add_up_cannot_be_made() -> None:

@@ -19,7 +19,7 @@ from plaudit.evaluation.table import (
     write_rewards,
     write_table,
 )
-from tests.tables import score_row
+from tests.tables import score_row, score_table
 
 
 def row(comparison="c", response=0, reward=0.0, grade=0.0, **changes):
@@ -132,6 +132,18 @@ def test_columns_of_the_file(tmp_path):
     assert names[:6] == ["id", "response", "reward", "grade", "tokens", "characters"]
     assert {"source", "margin", "dataset", "group", "metadata.id", "odd"} <= set(names)
     assert read_table(path).metadata["id"][0] == "mine"
+
+
+def test_tables_of_the_first_release_say_nothing_of_ratings(tmp_path):
+    """``predictions.parquet`` of plaudit 0.1 has no column ``rated``."""
+    table = score_table([[{"reward": 1.0, "rated": True}, {"reward": 0.5}]])
+    path = tmp_path / "predictions.parquet"
+    write_table(table, path)
+    assert read_table(path).rated_N.tolist() == [True, False]
+    pq.write_table(pq.read_table(path).drop_columns(["rated"]), path)
+    old = read_table(path)
+    assert old.rated_N.tolist() == [False, False]
+    assert old.reward_N.tolist() == [1.0, 0.5]
 
 
 def test_bad_files_are_named(tmp_path):

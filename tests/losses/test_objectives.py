@@ -346,10 +346,15 @@ def test_an_empty_batch_costs_nothing_and_keeps_its_gradient_path(
     kind: str, trees: list[TokenTree]
 ) -> None:
     scores = torch.ones(len(trees), requires_grad=True)
-    loss = total(options_of(kind), trees, scores, LEARNED.get(kind, ()), LEVELS)
+    learned = torch.tensor(LEARNED.get(kind, ()), requires_grad=True)
+    loss = total(options_of(kind), trees, scores, learned, LEVELS)
     loss.backward()
     assert loss.item() == 0
     assert loss.dtype == torch.float32
+    if len(learned):
+        # A rank without rows takes part in the step of the objective's own parameters.
+        assert learned.grad is not None
+        assert not learned.grad.any()
     assert scores.grad is not None
     assert not scores.grad.any()
     assert Loss(options=LossSection(kind=kind)).count(trees) == 0

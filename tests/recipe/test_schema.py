@@ -234,6 +234,26 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, said: str) ->
     assert said in refusal(path)
 
 
+def test_an_option_of_another_objective_is_named_with_its_line(tmp_path: Path) -> None:
+    """With the objectives that read it, if it is not at its default."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST + "loss:\n  kind: hinge\n  huber_delta: 0.5\n", encoding="utf-8")
+    assert refusal(path) == (
+        f"{path}:5: `loss.huber_delta` is 0.5, but `loss.kind` is 'hinge', which does not read it;"
+        " remove it, or set kind to huber."
+    )
+    assert load_recipe(path, ["loss.huber_delta=1"]).loss.kind == "hinge"
+    path.write_text(
+        SMALLEST + "loss:\n  kind: rao_kupper\n  tie_parameter: 0.5\n", encoding="utf-8"
+    )
+    assert refusal(path) == (
+        f"{path}:5: `loss.tie_parameter` is 0.5, but rao_kupper's theta must be above 1."
+    )
+    assert load_recipe(path, ["loss.kind=davidson"]).loss.tie_parameter == 0.5
+    assert "must be a number above 0 or learned" in refusal(path, "loss.tie_parameter=never")
+    assert "did you mean 'plackett_luce'?" in refusal(path, "loss.kind=plackettluce")
+
+
 def problems_of(path: Path, *overrides: str) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
