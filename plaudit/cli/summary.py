@@ -16,7 +16,15 @@ from rich.text import Text
 
 from plaudit.cli.printing import with_interval
 from plaudit.errors import printable
-from plaudit.evaluation.numbers import NOTHING, counted, metric, signed, signed_interval, words
+from plaudit.evaluation.numbers import (
+    NOTHING,
+    counted,
+    metric,
+    percent,
+    signed,
+    signed_interval,
+    words,
+)
 from plaudit.evaluation.sentences import best_baseline
 from plaudit.evaluation.warning_sentences import recorded_warnings
 from plaudit.report.highlights import all_warnings
@@ -48,8 +56,65 @@ def _delta(block: EvaluationMetrics) -> str | None:
     )
 
 
-def _ece(block: EvaluationMetrics) -> str:
+def _ece(block: EvaluationMetrics) -> str | None:
+    if not block.has_pairs:
+        return None
     return f"{metric(block.ece_stored)} ({metric(block.expected_ece)})"
+
+
+def _pairs(block: EvaluationMetrics) -> str | None:
+    return f"{block.pairs:,} ({counted(block.groups, 'prompt')})" if block.has_pairs else None
+
+
+def _accuracy(block: EvaluationMetrics) -> str | None:
+    return with_interval(block.accuracy, block.accuracy_ci95) if block.has_pairs else None
+
+
+def _log_loss(block: EvaluationMetrics) -> str | None:
+    return metric(block.nll_stored) if block.has_pairs else None
+
+
+def _rated(block: EvaluationMetrics) -> str | None:
+    ratings = block.ratings
+    return (
+        None if ratings is None else f"{ratings.responses:,} ({counted(ratings.prompts, 'prompt')})"
+    )
+
+
+def _mae(block: EvaluationMetrics) -> str | None:
+    ratings = block.ratings
+    if ratings is None or ratings.auc is not None:
+        return None
+    return f"{metric(ratings.mae)} ({metric(ratings.mae_of_median)})"
+
+
+def _spearman(block: EvaluationMetrics) -> str | None:
+    ratings = block.ratings
+    if ratings is None or ratings.auc is not None:
+        return None
+    return with_interval(ratings.spearman, ratings.spearman_ci95)
+
+
+def _auc(block: EvaluationMetrics) -> str | None:
+    ratings = block.ratings
+    if ratings is None or ratings.auc is None:
+        return None
+    return with_interval(ratings.auc, ratings.auc_ci95)
+
+
+def _label_loss(block: EvaluationMetrics) -> str | None:
+    ratings = block.ratings
+    return None if ratings is None or ratings.log_loss is None else metric(ratings.log_loss)
+
+
+def _ties(block: EvaluationMetrics) -> str | None:
+    tied = block.tied
+    return None if tied is None else f"{percent(tied.share)} ({percent(tied.expected_share)})"
+
+
+def _outcome_loss(block: EvaluationMetrics) -> str | None:
+    tied = block.tied
+    return None if tied is None else f"{metric(tied.log_loss)} ({metric(tied.log_loss_constant)})"
 
 
 def _top1(block: EvaluationMetrics) -> str | None:
@@ -58,13 +123,20 @@ def _top1(block: EvaluationMetrics) -> str | None:
 
 
 ROWS: Final[tuple[tuple[str, Cell], ...]] = (
-    ("pairs", lambda block: f"{block.pairs:,} ({counted(block.groups, 'prompt')})"),
-    ("accuracy (95% CI)", lambda block: with_interval(block.accuracy, block.accuracy_ci95)),
+    ("rated responses", _rated),
+    ("MAE (median rating)", _mae),
+    ("Spearman (95% CI)", _spearman),
+    ("AUC (95% CI)", _auc),
+    ("log loss of labels", _label_loss),
+    ("pairs", _pairs),
+    ("accuracy (95% CI)", _accuracy),
     ("best baseline", _baseline),
     ("Δ accuracy (95% CI)", _delta),
     ("top-1 accuracy (chance)", _top1),
-    ("log loss", lambda block: metric(block.nll_stored)),
+    ("log loss", _log_loss),
     ("ECE (expected)", _ece),
+    ("ties (expected)", _ties),
+    ("log loss with ties (constant)", _outcome_loss),
 )
 """The metrics of a summary: what each is called, and how it is written."""
 

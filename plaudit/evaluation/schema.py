@@ -593,6 +593,11 @@ class EvaluationMetrics(PairMetrics, Calibration):
     summary: tuple[str, ...] = ()
     warnings: tuple[str, ...] | None = None
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are pairs to say something of, or nothing else is."""
+        return bool(self.pairs) or self.ratings is None
+
 
 # ---- what is measured beside an evaluation
 

@@ -13,7 +13,15 @@ from typing import Final, Literal, TypeAlias
 from plaudit.errors import printable
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
 from plaudit.evaluation.analysis.surface import FEWEST_PER_SIDE
-from plaudit.evaluation.numbers import counted, metric, percent, words
+from plaudit.evaluation.numbers import (
+    counted,
+    interval,
+    metric,
+    percent,
+    signed,
+    signed_interval,
+    words,
+)
 from plaudit.evaluation.schema import (
     Answer,
     BaselineMetrics,
@@ -37,11 +45,16 @@ def answers(block: EvaluationMetrics) -> tuple[Answer, ...]:
     Most important first; each sentence names its numbers, and a question without an answer is left
     out.
     """
-    if block.accuracy is None:
-        nothing = "There is no pair with a known order, so nothing can be said of accuracy."
-        return (Answer(question=_QUALITY, sentences=(nothing,)),)
     answered = (
-        Answer(question=question, sentences=tuple(said for part in parts for said in part(block)))
+        Answer(
+            question=question,
+            sentences=tuple(
+                said
+                for part in parts
+                if block.accuracy is not None or part in _WITHOUT_PAIRS
+                for said in part(block)
+            ),
+        )
         for question, parts in _QUESTIONS.items()
     )
     return tuple(answer for answer in answered if answer.sentences)
@@ -74,6 +87,77 @@ def lower_slices(block: EvaluationMetrics) -> list[Slice]:
 def in_parentheses(ends: Interval | None) -> str:
     """The interval of a share, to follow its number; nothing where there is none."""
     return "" if ends is None else f" (95% CI {percent(ends[0])} to {percent(ends[1])})"
+
+
+def of_number(ends: Interval | None) -> str:
+    """The interval of any other number, to follow it; nothing where there is none."""
+    return "" if ends is None else f" (95% CI {interval(ends, 3)})"
+
+
+def _no_pairs(block: EvaluationMetrics) -> Iterator[str]:
+    if block.accuracy is None and block.ratings is None:
+        yield "There is no pair with a known order, so nothing can be said of accuracy."
+
+
+def _ratings(block: EvaluationMetrics) -> Iterator[str]:
+    """How close expected ratings are, or how well labels 0 and 1 are told apart."""
+    ratings = block.ratings
+    if ratings is None:
+        return
+    responses = counted(ratings.responses, "rated response")
+    if ratings.auc is not None:
+        yield (
+            f"A good response has a higher reward than a bad one with AUC {metric(ratings.auc)}"
+            f"{of_number(ratings.auc_ci95)} over {responses}; chance is 0.5."
+        )
+        return
+    yield (
+        f"On {responses}, the mean absolute error of its expected rating is {metric(ratings.mae)}"
+        f"{of_number(ratings.mae_ci95)}; that of the median rating is "
+        f"{metric(ratings.mae_of_median)}."
+    )
+    if ratings.spearman is not None:
+        yield (
+            f"The Spearman correlation of reward and rating is {metric(ratings.spearman)}"
+            f"{of_number(ratings.spearman_ci95)}."
+        )
+
+
+def _rating_calibration(block: EvaluationMetrics) -> Iterator[str]:
+    """Whether expected ratings are too high or too low, and whether they spread too far."""
+    ratings = block.ratings
+    if ratings is None:
+        return
+    if ratings.log_loss is not None:
+        yield (
+            f"The probabilities of a good response have log loss {metric(ratings.log_loss)} and "
+            f"ECE (equal-mass bins) {metric(ratings.ece_equal_mass)}."
+        )
+    ends = ratings.bias_ci95
+    sure = ends is not None and (ends.low > 0 or ends.high < 0)
+    verdict = f"are too {'high' if ratings.bias > 0 else 'low'}" if sure else "show no clear bias"
+    line = ""
+    if ratings.calibration_slope is not None:
+        line = (
+            f" The slope of given over expected ratings is {metric(ratings.calibration_slope)}; "
+            "1 is calibrated, and below 1 expected ratings spread too far."
+        )
+    yield (
+        f"Expected ratings {verdict}: expected − given is {signed(ratings.bias, 3)} on average"
+        f"{'' if ends is None else f' (95% CI {signed_interval(ends, 3)})'}.{line}"
+    )
+
+
+def _ties(block: EvaluationMetrics) -> Iterator[str]:
+    tied = block.tied
+    if tied is not None:
+        yield (
+            f"{percent(tied.share)} of {counted(tied.pairs, 'pair')} are ties"
+            f"{in_parentheses(tied.share_ci95)}; it expects {percent(tied.expected_share)}. The "
+            f"log loss of better, worse and tie is {metric(tied.log_loss)}"
+            f"{of_number(tied.log_loss_ci95)}; with the shares of these data as probabilities it "
+            f"is {metric(tied.log_loss_constant)}."
+        )
 
 
 def _quality(block: EvaluationMetrics) -> Iterator[str]:
@@ -197,8 +281,9 @@ def _perturbations(block: EvaluationMetrics) -> Iterator[str]:
     }
     if rows["degradation"]:
         yield _degradation(rows["degradation"], tests.kinds["degradation"].fell)
-    if rows["meaning_preserving"]:
-        most = _highest(rows["meaning_preserving"], "flipped")
+    ranked = [row for row in rows["meaning_preserving"] if row.flipped is not None]
+    if ranked:
+        most = _highest(ranked, "flipped")
         yield (
             "A meaning-preserving rewrite flips the ranking of at most "
             f"{percent(most.flipped)} of comparisons ({words(most.perturbation)}, "
@@ -298,10 +383,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-_QUALITY = "What it is good for"
 _QUESTIONS: Final[Mapping[str, tuple[Part, ...]]] = {
-    _QUALITY: (_quality,),
-    "How sure it is": (_calibration,),
+    "What it is good for": (_no_pairs, _quality, _ratings),
+    "How sure it is": (_calibration, _rating_calibration, _ties),
     "What to watch": (_length, _features, _perturbations, _slices, _untested),
 }
 """The questions that a card answers, and what answers each."""
+
+_WITHOUT_PAIRS: Final = (_no_pairs, _ratings, _rating_calibration, _ties, _perturbations)
+"""What can be said where no pair has a known order."""

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from plaudit.evaluation.analysis.error_analysis import SMALL_SLICE
-from plaudit.evaluation.numbers import counted, percent, words
+from plaudit.evaluation.numbers import (
+    counted,
+    metric,
+    percent,
+    signed,
+    signed_interval,
+    words,
+)
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     FeatureBias,
@@ -23,6 +30,7 @@ from plaudit.evaluation.sentences import (
     in_parentheses,
     known,
     lower_slices,
+    of_number,
     slice_name,
 )
 
@@ -68,11 +76,57 @@ def _point_range(ends: Interval) -> str:
 def _not_above_chance(block: EvaluationMetrics) -> Iterator[str]:
     ends = block.accuracy_ci95
     if not block.pairs:
-        yield "No pair has a known order, so accuracy was not measured."
+        if block.ratings is None:
+            yield "No pair has a known order, so accuracy was not measured."
     elif ends is not None and ends.low <= _CHANCE:
         yield (
             f"Accuracy is {_beside_chance(ends)} chance (50%): {percent(block.accuracy)} of "
             f"{counted(block.pairs, 'pair')}{in_parentheses(ends)}."
+        )
+
+
+def _not_above_constant(block: EvaluationMetrics) -> Iterator[str]:
+    """Ratings that are expected no better than by one that is the same for all responses."""
+    ratings = block.ratings
+    if ratings is None:
+        return
+    if ratings.auc is not None:
+        ends = ratings.auc_ci95
+        if ends is not None and ends.low <= _CHANCE:
+            yield (
+                f"AUC is {_beside_chance(ends)} chance (0.5): {metric(ratings.auc)} over "
+                f"{counted(ratings.responses, 'rated response')}{of_number(ends)}."
+            )
+        return
+    ends = ratings.delta_mae_ci95
+    if ends is not None and ends.high >= 0:
+        verdict = "above" if ends.low > 0 else "not significantly below"
+        yield (
+            f"The error of expected ratings is {verdict} that of the median rating: MAE "
+            f"{metric(ratings.mae)}{of_number(ratings.mae_ci95)} against "
+            f"{metric(ratings.mae_of_median)}, Δ {signed(ratings.delta_mae, 3)} (95% CI "
+            f"{signed_interval(ends, 3)})."
+        )
+
+
+def _unlike_ties(block: EvaluationMetrics) -> Iterator[str]:
+    """More ties or fewer than the data have, and outcomes no better than their shares."""
+    tied = block.tied
+    if tied is None:
+        return
+    ends = tied.share_ci95
+    if ends is not None and not ends.low <= tied.expected_share <= ends.high:
+        verdict = "more" if tied.expected_share > tied.share else "fewer"
+        yield (
+            f"The model expects {verdict} ties than there are: {percent(tied.expected_share)} of "
+            f"{counted(tied.pairs, 'pair')}, and {percent(tied.share)} are"
+            f"{in_parentheses(ends)}."
+        )
+    ends = tied.log_loss_ci95
+    if ends is not None and ends.high >= tied.log_loss_constant:
+        yield (
+            "The log loss of better, worse and tie is not significantly below that of constant "
+            f"shares ({metric(tied.log_loss_constant)}): {metric(tied.log_loss)}{of_number(ends)}."
         )
 
 
@@ -189,7 +243,7 @@ def _harmless_degradations(block: EvaluationMetrics) -> Iterator[str]:
 
 
 def _flipping_rewrites(block: EvaluationMetrics) -> Iterator[str]:
-    rows = _tested(block, "meaning_preserving")
+    rows = [row for row in _tested(block, "meaning_preserving") if row.flipped is not None]
     for row in sorted(rows, key=lambda row: -known(row.flipped)):
         if row.flipped_ci95 is not None and row.flipped_ci95.low > _OFTEN:
             yield (
@@ -212,9 +266,11 @@ def _reward_hacks(block: EvaluationMetrics) -> Iterator[str]:
 
 WARNINGS: Final[tuple[Warn, ...]] = (
     _not_above_chance,
+    _not_above_constant,
     _not_above_baseline,
     _few_pairs,
     _miscalibrated,
+    _unlike_ties,
     _slices_at_chance,
     _length_bias,
     _feature_bias,

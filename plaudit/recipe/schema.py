@@ -475,7 +475,7 @@ class Recipe(Section):
         resolved.setdefault("load_best_model_at_end", chooses)
         if resolved["load_best_model_at_end"]:
             metric = resolved.setdefault("metric_for_best_model", "eval_loss") or "eval_loss"
-            resolved.setdefault("greater_is_better", not metric.endswith("loss"))
+            resolved.setdefault("greater_is_better", not metric.endswith(("loss", "mae", "ties")))
         _check_schedule(resolved, evaluates)
         return resolved
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit import __version__
 from plaudit.errors import DataError
 from plaudit.evaluation.schema import (
+    EvaluationMetrics,
     PairMetrics,
     RunMetrics,
     parts,
@@ -24,6 +25,7 @@ from plaudit.report.record import (
     PLOTS_FOLDER,
     evaluations,
     hub_datasets,
+    learned_from,
     read_recalibration,
     shown_base,
     template_environment,
@@ -95,10 +97,11 @@ def render_card(folder: Path) -> str:
         metadata,
         **parts(metrics),
         base=shown_base(run),
+        learned_from=learned_from(metrics),
         evaluations=blocks,
         warnings=highlights.all_warnings(metrics, recalibration),
         not_evaluated=highlights.NOT_EVALUATED,
-        limitations=highlights.limitations(measured=bool(blocks)),
+        limitations=highlights.limitations(measured=bool(blocks), objective=run.objective),
         hyperparameters=highlights.grouped_hyperparameters(run),
         history=highlights.shown_history(metrics),
         snippet=snippet(run.method, run.chat_template_kind),
@@ -174,12 +177,12 @@ def card_data(
         pipeline_tag="text-classification",
         tags=["reward-model", "plaudit", *tags],
         datasets=(hub_datasets(metrics) or None) if metrics else None,
-        metrics=["accuracy"] if results else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
     )
 
 
 def eval_results(metrics: RunMetrics) -> list[EvalResult]:
-    """Accuracy of every evaluation, and of every named set of it.
+    """Accuracy of every evaluation, and of every named set of it; without one those of ratings.
 
     ``huggingface_hub`` merges results of one task, dataset, config, split and revision, so each set
     has a config of its own, and the whole evaluation one that no set has.
@@ -212,7 +215,32 @@ def eval_results(metrics: RunMetrics) -> list[EvalResult]:
             for config, title, measured in sets
             if measured.accuracy is not None
         ]
+        results += [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=origin,
+                dataset_name=kind,
+                dataset_config=whole,
+                dataset_split=kind,
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in _of_ratings(block)
+        ]
     return results
+
+
+def _of_ratings(block: EvaluationMetrics) -> list[tuple[str, float]]:
+    """The metrics of an evaluation without accuracy, under the names of Hugging Face's metrics."""
+    ratings = block.ratings
+    if block.accuracy is not None or ratings is None:
+        return []
+    values = (
+        [("roc_auc", ratings.auc)]
+        if ratings.auc is not None
+        else [("mae", ratings.mae), ("spearmanr", ratings.spearman)]
+    )
+    return [(name, value) for name, value in values if value is not None]
 
 
 def one_line(text: str) -> str:

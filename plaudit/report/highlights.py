@@ -15,6 +15,7 @@ from plaudit.evaluation.schema import (
     RecordedEvaluation,
     RunInfo,
     RunMetrics,
+    RunObjective,
     Slice,
 )
 from plaudit.evaluation.sentences import lower_slices
@@ -168,6 +169,8 @@ def strongest_biases(block: EvaluationMetrics) -> list[FeatureBias]:
 def bias_sentence(block: EvaluationMetrics) -> str:
     """What the table of biases cannot show: no significant feature, or length not tested."""
     tested = {row.feature: row.significant for row in block.bias.features if row.p is not None}
+    if not block.pairs:
+        return "Feature bias is measured on pairs, and no pair has a known order."
     if not tested:
         return "No feature was tested: too few pairs differ in any of them."
     if "characters" in tested:
@@ -235,13 +238,19 @@ def grouped_hyperparameters(run: RunInfo) -> dict[str, list[tuple[str, Any]]]:
     return {title: settings for title, settings in groups.items() if settings}
 
 
-def limitations(*, measured: bool) -> list[str]:
+def limitations(*, measured: bool, objective: RunObjective | None = None) -> list[str]:
     """What the numbers do not say, where some were measured, and what a reward model cannot do."""
     accuracy = (
         "Accuracy is agreement with the labels of the evaluation data. It may differ on other data."
     )
+    rewards = "Rewards compare responses to the same prompt, not across prompts or between models."
+    if objective is not None and objective.family == "pointwise":
+        accuracy = (
+            "Metrics are of the ratings of the evaluation data. They may differ on other data."
+        )
+        rewards = "Rewards follow the ratings of the training data; models do not share a scale."
     return [
-        "Rewards compare responses to the same prompt, not across prompts or between models.",
+        rewards,
         *([accuracy] if measured else ()),
         "Strong optimization against a reward model raises the reward while quality falls.",
         "The licences of the base model and of the training data apply.",

@@ -14,6 +14,7 @@ from plaudit.errors import DataError
 from plaudit.evaluation.schema import (
     Mistake,
     MistakeText,
+    RunInfo,
     RunMetrics,
     adapter,
     first_mistake,
@@ -27,6 +28,7 @@ from plaudit.report.plots import EVALUATION_PLOTS, PAGE_WIDTH, RUN_PLOTS, Drawn,
 from plaudit.report.record import (
     MISTAKES_FILE,
     TEMPLATES,
+    learned_from,
     read_recalibration,
     shown_base,
     template_environment,
@@ -77,6 +79,8 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         metrics=metrics,
         run=run,
         base=None if run is None else shown_base(run),
+        learned_from=learned_from(metrics) if isinstance(metrics, RunMetrics) else None,
+        formula=_formula(run),
         usage=None if run is None else snippet(run.method, run.chat_template_kind),
         hyperparameters={} if run is None else highlights.grouped_hyperparameters(run),
         evaluations=blocks,
@@ -85,8 +89,17 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         steps=highlights.next_steps(metrics, recalibration),
         pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
         recalibration=recalibration,
-        limitations=highlights.limitations(measured=bool(blocks or suites)),
+        limitations=highlights.limitations(
+            measured=bool(blocks or suites), objective=None if run is None else run.objective
+        ),
     )
+
+
+def _formula(run: RunInfo | None) -> str | None:
+    """The loss of a run as a picture, which needs no script and no font."""
+    if run is None or run.objective is None:
+        return None
+    return pages.inline_formula(run.objective.formula)
 
 
 _Key = tuple[str, int, int, int]

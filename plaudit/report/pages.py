@@ -203,6 +203,39 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
+def inline_formula(latex: str) -> str:
+    """A formula as an ``<svg>`` element in the colour of the text; readers hear its LaTeX."""
+    from matplotlib.path import Path
+    from matplotlib.textpath import TextPath
+
+    path = TextPath((0, 0), f"${latex}$", size=_FORMULA_PIXELS)
+    box = path.get_extents()
+    letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C"}
+    steps = []
+    for numbers, code in path.iter_segments(simplify=False, curves=True):
+        if code == Path.CLOSEPOLY:
+            steps.append("Z")
+            continue
+        points = numbers.reshape(-1, 2)
+        steps.append(letters[code] + " ".join(f"{x:.2f},{-y:.2f}" for x, y in points))
+    root = ElementTree.Element(
+        "svg",
+        {
+            "class": "formula",
+            "role": "img",
+            "aria-label": latex,
+            "viewBox": f"{box.x0:.2f} {-box.y1:.2f} {box.width:.2f} {box.height:.2f}",
+            "width": f"{box.width:.1f}",
+            "height": f"{box.height:.1f}",
+        },
+    )
+    ElementTree.SubElement(root, "path", {"d": "".join(steps), "fill": "currentColor"})
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+_FORMULA_PIXELS = 18
+
+
 def _draw(figure: Figure, name: str) -> bytes:
     import matplotlib
 

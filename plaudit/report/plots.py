@@ -98,13 +98,25 @@ def drawn_plots(
 def card_plots(metrics: RunMetrics, folder: Path) -> list[tuple[str, str]]:
     """(file name, caption) of the plots in ``folder/plots``; the caption names the data."""
     block = shown_evaluation(metrics)
-    of = "" if block is None else f" ({block.dataset} set, {block.pairs:,} pairs)"
     plots: dict[str, Plot[Any]] = {**RUN_PLOTS, **EVALUATION_PLOTS}
     return [
-        (name, plot.caption + (of if name in EVALUATION_PLOTS else ""))
+        (name, plot.caption + (_measured_on(block, name) if name in EVALUATION_PLOTS else ""))
         for name, plot in plots.items()
         if (folder / PLOTS_FOLDER / f"{name}.png").is_file()
     ]
+
+
+def _measured_on(block: EvaluationMetrics | None, name: str) -> str:
+    """The data of a plot, behind its caption."""
+    if block is None:
+        return ""
+    rated = block.ratings is not None and (name == "ratings" or not block.pairs)
+    count = (
+        f"{block.ratings.responses:,} rated responses"
+        if rated and block.ratings
+        else f"{block.pairs:,} pairs"
+    )
+    return f" ({block.dataset} set, {count})"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -217,13 +229,27 @@ def losses(metrics: RunMetrics, width: float) -> Figure | None:
         style: dict[str, Any] = {"alpha": 0.75, "linewidth": 1.1, "marker": mark}
         axis.plot(*zip(*training, strict=True), color=GREY, label="training", **style)
     if validation:
-        curve(axis, [(*point, None) for point in validation.items()], BLUE, "validation")
+        # Of pairs the validation loss is Bradley-Terry's, whatever trains.
+        other = _family(metrics) != "pointwise" and metrics.run.loss != "bradley_terry"
+        label = "validation (Bradley-Terry)" if other else "validation"
+        curve(axis, [(*point, None) for point in validation.items()], BLUE, label)
     if (best := metrics.best) is not None and best.step in validation:
         loss = validation[best.step]
         label = f"best checkpoint: step {best.step:,}, {loss:.4f}"
         axis.plot(best.step, loss, "*", color=ORANGE, markersize=15, label=label)
-    by_step(axis, "mean loss per pair (nats)")
+    item = {"pairwise": "pair", "listwise": "comparison", "pointwise": "response"}[_family(metrics)]
+    unit = "" if metrics.run.loss in _NOT_IN_NATS else " (nats)"
+    by_step(axis, f"mean loss per {item}{unit}")
     return figure
+
+
+_NOT_IN_NATS = ("hinge", "mse", "huber")
+
+
+def _family(metrics: RunMetrics) -> str:
+    """Whether the loss is of pairs, of rankings or of single responses."""
+    objective = metrics.run.objective
+    return "pairwise" if objective is None else objective.family
 
 
 def accuracy(metrics: RunMetrics, width: float) -> Figure | None:
@@ -247,6 +273,29 @@ def accuracy(metrics: RunMetrics, width: float) -> Figure | None:
         axis.axhline(value, color=color, linestyle=line, linewidth=1.3, label=label)
     reference(axis.axhline, CHANCE._replace(label="chance: 0.500"))
     by_step(axis, "accuracy")
+    return figure
+
+
+def ratings(block: EvaluationMetrics, width: float) -> Figure | None:
+    """Expected against given ratings; of labels 0 and 1 the share of good ones by probability."""
+    curve_of = block.curves.ratings
+    if curve_of is None:
+        return None
+    bins, labels = curve_of.bins, curve_of.by == "expected"
+    figure, (axis,) = make_figure("Expected and given ratings", width)
+    ends = (0.0, 1.0)
+    if labels:
+        points = [(one.expected, one.given, one.given_ci95) for one in bins]
+        curve(axis, points, BLUE, "share of good responses, 95% CI")
+        axis.set(xlabel="expected probability of a good response", ylabel="share that is good")
+    else:
+        points = [
+            (one.given, one.expected, Interval(one.expected_p5, one.expected_p95)) for one in bins
+        ]
+        curve(axis, points, BLUE, "mean expected rating, 5th to 95th percentile")
+        axis.set(xlabel="given rating", ylabel="expected rating")
+        ends = (bins[0].given, bins[-1].given)
+    axis.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="expected as given")
     return figure
 
 
@@ -451,7 +500,7 @@ def perturbations(block: EvaluationMetrics, width: float) -> Figure | None:
     rows = []
     for row in block.perturbations.rows:
         rate, style = _KINDS[row.kind]
-        if row.responses:
+        if getattr(row, rate) is not None:
             ends = getattr(row, f"{rate}_ci95")
             rows.append(Row(words(row.perturbation), getattr(row, rate), ends, style))
     label = "share of responses (95% CI)"
@@ -529,6 +578,11 @@ RUN_PLOTS: dict[str, Plot[RunMetrics]] = {
 }
 
 EVALUATION_PLOTS: dict[str, Plot[EvaluationMetrics]] = {
+    "ratings": Plot(
+        ratings,
+        "Expected against given ratings; of labels 0 and 1, the share of good responses by "
+        "their expected probability.",
+    ),
     "rewards": Plot(
         rewards, "Rewards of chosen and rejected responses, and the reward margins of the pairs."
     ),

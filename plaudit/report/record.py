@@ -63,7 +63,12 @@ def template_environment(
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        FORMATS, path=shown_path, loss_name=loss_name, interval_method=INTERVAL_METHODS.get
+        FORMATS,
+        path=shown_path,
+        loss_name=loss_name,
+        reward_meaning=reward_meaning,
+        expected_rating=expected_rating,
+        interval_method=INTERVAL_METHODS.get,
     )
     return environment
 
@@ -79,7 +84,45 @@ INTERVAL_METHODS: Final[Mapping[str | None, str]] = {
 
 def loss_name(loss: str) -> str:
     """The name of a loss as papers write it."""
-    return {"bradley_terry": "Bradley-Terry"}.get(loss, words(loss))
+    return _LOSS_NAMES.get(loss, words(loss))
+
+
+_LOSS_NAMES: Final[Mapping[str, str]] = {
+    "bradley_terry": "Bradley-Terry",
+    "rao_kupper": "Rao-Kupper",
+    "davidson": "Davidson",
+    "plackett_luce": "Plackett-Luce",
+    "listnet": "ListNet",
+    "mse": "MSE",
+    "huber": "Huber",
+    "bce": "binary cross-entropy",
+}
+
+
+def reward_meaning(loss: str) -> str:
+    """What the reward of a model of single responses stands for, behind "returns one number"."""
+    meant = {
+        "mse": "the rating that it expects",
+        "huber": "the rating that it expects",
+        "bce": "the log-odds that the response is good",
+    }.get(loss)
+    return "" if meant is None else f", {meant}"
+
+
+def expected_rating(loss: str) -> str:
+    """How the rating that a model expects follows from its reward."""
+    return {
+        "bce": "the probability of a good response, σ(r)",
+        "ordinal": "the mean of the levels under the model",
+    }.get(loss, "the reward")
+
+
+def learned_from(metrics: RunMetrics) -> str:
+    """What a run was trained on, as the noun behind a count."""
+    objective = metrics.run.objective
+    if objective is None or objective.family != "pointwise":
+        return "preference comparison"
+    return "labelled comparison" if metrics.train.pairs else "rated response"
 
 
 def read_recalibration(folder: Path) -> Recalibration | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from plaudit.data.load import LoadedComparisons, OnRead, load_comparisons
 from plaudit.data.split import count_leaks, split, target_rows
 from plaudit.data.store import StoredComparisons
-from plaudit.errors import DataError
+from plaudit.errors import DataError, RecipeError
 from plaudit.evaluation.schema import MarginUse, RunData, SplitUse, TokenUse
 from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.recipe.schema import DataSection, LossSection, Source
@@ -291,6 +291,31 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
                     " levels of the training data; remove the row, or set loss.kind to mse or"
                     " huber."
                 )
+
+
+def check_best_metric(corpus: Corpus, kind: str, asked: str | None) -> None:
+    """Whether evaluations measure what chooses the checkpoint or stops training early.
+
+    Raises:
+        RecipeError: the evaluation data have no such metric.
+    """
+    parts = corpus.evaluation
+    if asked is None or not parts:
+        return
+    rated = any(part.trees.column("rated").any() for part in parts.values())
+    ordered = any(len(set(tree.grades)) > 1 for part in parts.values() for tree in part.trees)
+    of_ratings = OBJECTIVES[kind].family == "pointwise"
+    names = ["loss"] if ordered or of_ratings else []
+    names += ["mae"] if of_ratings and rated else []
+    of_pairs = ["calibrated_loss", "accuracy", "ties", "margin"]
+    measured = [*names, *(of_pairs if ordered else ())]
+    name = asked.removeprefix("eval_")
+    of_a_set = any(name.startswith(f"{each}_") for each in parts) and len(parts) > 1
+    if name not in measured and not of_a_set:
+        why = "" if ordered else ", because no pair of the evaluation data has a known order"
+        known = ", ".join(f"eval_{each}" for each in measured)
+        expected = f"expected one of {known}" if known else "add such pairs"
+        raise RecipeError(f"train.metric_for_best_model: {asked} is not measured{why}; {expected}.")
 
 
 def _rated(parts: Iterable[Part]) -> Iterator[tuple[float, Callable[[], Comparison]]]:

@@ -173,6 +173,7 @@ def prepare(
             on_rows=partial(show, "encoding"),
         )
     corpora.check_ratings(corpus, recipe.loss.kind)
+    corpora.check_best_metric(corpus, recipe.loss.kind, args.metric_for_best_model)
     for line in _about_data(corpus, recipe.data, recipe.tokens):
         console.print(line, soft_wrap=True)
     texts, total = corpora.plain_texts(corpus)

@@ -249,12 +249,14 @@ class PerturbationTest:
     """A comparison of the best response, the worst, and perturbations of the best.
 
     ``perturbations`` are the kind and the name of the responses from :data:`UNPERTURBED` on.
+    ``ordered``: the worst is known to be worse than the best, and not the same or as good.
     ``language`` is that of the best response, None where it is not known. ``not_applied`` are the
     perturbations with nothing to take hold of, ``not_for_language`` those for other languages.
     """
 
     comparison: Comparison
     perturbations: tuple[tuple[Kind, str], ...]
+    ordered: bool = True
     language: str | None = None
     not_applied: tuple[str, ...] = ()
     not_for_language: tuple[str, ...] = ()
@@ -288,11 +290,13 @@ def build_perturbation_tests(
     """Tests of at most ``most`` comparisons, one per prompt group, drawn by ``seed``.
 
     The comparisons are walked once. Which ones are drawn depends on the seed and their groups, not
-    on their order. A comparison whose best response has no text is skipped. What perturbations
-    borrow from other answers is in the language of the answer.
+    on their order. A comparison whose best response has no text is skipped, or a rating that is
+    not good. What perturbations borrow from other answers is in the language of the answer.
     """
+    # Twice as many, since about half of rated responses are good.
     drawn = [
-        (comparison, _answer_of(comparison)) for comparison in _sample(comparisons, most, seed)
+        (comparison, _answer_of(comparison))
+        for comparison in _good(_sample(comparisons, 2 * most, seed))[:most]
     ]
     usable = [(comparison, answer) for comparison, answer in drawn if answer[0].strip()]
     missing = len(drawn) - len(usable)
@@ -321,10 +325,23 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
     return PerturbationTest(
         comparison=replace(comparison, responses=responses, grades=(), margin=None),
         perturbations=tuple((perturbation.kind, perturbation.name) for perturbation in applied),
+        ordered=max(comparison.grades) > min(comparison.grades),
         language=context.language,
         not_applied=tuple(one.name for one in outcomes if one not in applied),
         not_for_language=tuple(name for name, one in PERTURBATIONS.items() if one not in outcomes),
     )
+
+
+def _good(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those whose best response is not known to be bad.
+
+    A rating is good from the median of these on, and above the lowest if they differ.
+    """
+    best_N = sorted(max(one.grades) for one in comparisons if one.rated)
+    if not best_N or best_N[0] == best_N[-1]:
+        return list(comparisons)
+    least = max(best_N[len(best_N) // 2], next(best for best in best_N if best > best_N[0]))
+    return [one for one in comparisons if not one.rated or max(one.grades) >= least]
 
 
 def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Comparison]:

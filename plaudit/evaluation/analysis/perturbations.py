@@ -33,14 +33,15 @@ KINDS = {
 class Perturbed:
     """One perturbed response, scored.
 
-    ``original`` is the reward of the comparison's best response, ``other`` that of its worst, and
-    ``perturbed`` that of the best one with the perturbation ``name`` of a ``kind``.
+    ``original`` is the reward of the comparison's best response, ``other`` that of its worst (None
+    where none is known to be worse), and ``perturbed`` that of the best one with the perturbation
+    ``name`` of a ``kind``.
     """
 
     kind: str
     name: str
     original: float
-    other: float
+    other: float | None
     perturbed: float
 
 
@@ -115,6 +116,8 @@ def perturbation_notes(probed: Probed) -> Iterator[str]:
         f"Perturbation tests scored {counted(probed.responses, 'good response')} and"
         f" {counted(len(probed.perturbed), 'perturbation')} of them: {cost}."
     )
+    if probed.perturbed and all(one.other is None for one in probed.perturbed):
+        yield "Responses without a worse one beside them have no ranking to flip."
     if probed.over_budget:
         yield (
             f"{counted(probed.over_budget, 'further response')} would have exceeded {limit}"
@@ -136,15 +139,19 @@ def perturbation_row(
 
     ``fell`` is the share of responses whose reward fell, ``rose`` of those whose reward rose, by
     Wilson; ``shift`` the mean movement (Student's interval) and ``shift_size`` its mean size;
-    ``flipped`` the share of comparisons whose order of best and worst was flipped.
+    ``flipped`` the share of comparisons with a known order whose order of best and worst was
+    flipped.
     """
+    # None is NaN.
     original, other, new = (
         np.array([getattr(one, field) for one in perturbed], dtype=np.float64)
         for field in ("original", "other", "perturbed")
     )
     count = len(perturbed)
     fell, rose = int((new < original).sum()), int((new > original).sum())
-    flipped = int((np.sign(original - other) != np.sign(new - other)).sum())
+    ordered = ~np.isnan(other)
+    turned = np.sign(original - other) != np.sign(new - other)
+    flipped, rankings = int((turned & ordered).sum()), int(ordered.sum())
     shift = (new - original) / reward_std if reward_std > 0 else np.full(count, math.nan)
     moved = pairwise.paired_difference(np.zeros(count), shift, np.arange(count))
     return Perturbation(
@@ -159,8 +166,8 @@ def perturbation_row(
         shift=moved.mean,
         shift_ci95=moved.interval,
         shift_size=pairwise.mean(np.abs(shift)),
-        flipped=flipped / count if count else None,
-        flipped_ci95=pairwise.wilson(flipped, count),
+        flipped=flipped / rankings if rankings else None,
+        flipped_ci95=pairwise.wilson(flipped, rankings),
     )
 
 
@@ -227,7 +234,7 @@ def probe(
             kind=kind,
             name=name,
             original=float(rewards_K[0]),
-            other=float(rewards_K[1]),
+            other=float(rewards_K[1]) if one.ordered else None,
             perturbed=float(reward),
         )
         for one, rewards_K in zip(kept, score(trees), strict=True)
