@@ -102,9 +102,8 @@ def _not_above_constant(block: EvaluationMetrics) -> Iterator[str]:
     if ends is not None and ends.high >= 0:
         verdict = "above" if ends.low > 0 else "not significantly below"
         yield (
-            f"The error of expected ratings is {verdict} that of the median rating: MAE "
-            f"{metric(ratings.mae)}{of_number(ratings.mae_ci95)} against "
-            f"{metric(ratings.mae_of_median)}, Δ {signed(ratings.delta_mae, 3)} (95% CI "
+            f"MAE {metric(ratings.mae)} is {verdict} that of the median rating "
+            f"({metric(ratings.mae_of_median)}): Δ {signed(ratings.delta_mae, 3)} (95% CI "
             f"{signed_interval(ends, 3)})."
         )
 
@@ -125,7 +124,7 @@ def _unlike_ties(block: EvaluationMetrics) -> Iterator[str]:
     ends = tied.log_loss_ci95
     if ends is not None and ends.high >= tied.log_loss_constant:
         yield (
-            "The log loss of better, worse and tie is not significantly below that of constant "
+            "Log loss with ties is not significantly below that of constant "
             f"shares ({metric(tied.log_loss_constant)}): {metric(tied.log_loss)}{of_number(ends)}."
         )
 

@@ -127,7 +127,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
     "huber": Objective(
         family="pointwise",
         learns_from="ratings",
-        formula=r"\frac{1}{2} e^2 \text{ if } e \le \delta, \text{ else } "
+        formula=r"\frac{1}{2} e^2 \text{ if } e \leq \delta, \text{ else } "
         r"\delta (e - \frac{1}{2}\delta)",
         where="e = |r − y|, r is the reward of a response and y its rating",
         source="Huber (1964)",

@@ -22,6 +22,7 @@ from plaudit.evaluation.warning_sentences import (
     recorded_warnings,
     warnings,
 )
+from tests.objectives import evaluated
 from tests.tables import table_of_grades
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
@@ -89,11 +90,47 @@ def with_test(block: EvaluationMetrics, name: str, **fields: Any) -> Any:
 
 Change = Callable[[EvaluationMetrics], dict[str, Any]]
 
+
+def with_ratings(kind: str, **fields: Any) -> Any:
+    ratings = evaluated(kind).ratings
+    assert ratings is not None
+    return {"ratings": replace(ratings, **fields)}
+
+
+def with_ties(**fields: Any) -> Any:
+    tied = evaluated("davidson").tied
+    assert tied is not None
+    plain: dict[str, Any] = {
+        "pairs": 900,
+        "share": 0.1,
+        "share_ci95": Interval(0.08, 0.12),
+        "expected_share": 0.1,
+        "log_loss": 0.8,
+        "log_loss_ci95": Interval(0.75, 0.85),
+        "log_loss_constant": 0.9,
+    }
+    return {"tied": replace(tied, **(plain | fields))}
+
+
 FINDINGS: dict[str, Change] = {
     "Accuracy is not significantly above chance (50%): 67.2% of 900 pairs "
     "(95% CI 49.0% to 55.0%).": (lambda block: {"accuracy_ci95": Interval(0.49, 0.55)}),
     "Accuracy is significantly below chance (50%): 67.2% of 900 pairs (95% CI 42.0% to 48.0%).": (
         lambda block: {"accuracy_ci95": Interval(0.42, 0.48)}
+    ),
+    "AUC is not significantly above chance (0.5): 0.550 over 200 rated responses "
+    "(95% CI 0.450 to 0.650).": (
+        lambda block: with_ratings("bce", auc=0.55, auc_ci95=Interval(0.45, 0.65))
+    ),
+    "MAE 0.900 is not significantly below that of the median rating (0.950): Δ -0.050 "
+    "(95% CI -0.120 to +0.020).": (
+        lambda block: with_ratings(
+            "mse",
+            mae=0.9,
+            mae_of_median=0.95,
+            delta_mae=-0.05,
+            delta_mae_ci95=Interval(-0.12, 0.02),
+        )
     ),
     "Accuracy (67.2%) is not significantly above the best baseline, bag of words (61.9%): "
     "Δ accuracy +1.0 points (95% CI -2.0 to +4.0).": (
@@ -108,6 +145,12 @@ FINDINGS: dict[str, Change] = {
     ),
     "Over-confident: ECE 0.062 (0.033 if perfectly calibrated). Temperature 1.44 lowers log loss "
     "from 0.623 to 0.612.": (lambda block: {"temperature_improves": True}),
+    "The model expects more ties than there are: 20.0% of 900 pairs, and 10.0% are "
+    "(95% CI 8.0% to 12.0%).": (lambda block: with_ties(expected_share=0.2)),
+    "Log loss with ties is not significantly below that of constant shares (0.900): 0.880 "
+    "(95% CI 0.850 to 0.910).": (
+        lambda block: with_ties(log_loss=0.88, log_loss_ci95=Interval(0.85, 0.91))
+    ),
     "Accuracy on subset other_text is not significantly above chance: 46.0% of 100 pairs "
     "(95% CI 36.0% to 56.0%).": (lambda block: with_slice(block, 0.46, Interval(0.36, 0.56))),
     "Accuracy on subset other_text is significantly below chance: 36.0% of 100 pairs "
@@ -149,6 +192,9 @@ def test_a_finding_is_one_warning(clean: EvaluationMetrics, sentence: str) -> No
 
 
 UNTESTED: dict[str, Change] = {
+    "ratings that are expected well": lambda block: with_ratings("mse"),
+    "labels that are told apart": lambda block: with_ratings("bce"),
+    "as many ties as there are": lambda block: with_ties(expected_share=0.09),
     "a baseline without an interval": lambda block: with_baseline(block, -0.1, None),
     "a few degraded responses": lambda block: with_test(
         block, "other_text", responses=9, fell=0.3, fell_ci95=Interval(0.1, 0.6)

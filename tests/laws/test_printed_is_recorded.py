@@ -19,6 +19,7 @@ from plaudit.cli.summary import show_evaluation_summary, show_run
 from plaudit.evaluation.schema import read_metrics
 from plaudit.report.card import render_card
 from plaudit.report.html import render_report
+from tests.objectives import write_run
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
 PACKAGE = Path(__file__).parents[2] / "plaudit"
@@ -134,6 +135,16 @@ def test_every_number_is_recorded(place: str) -> None:
     printed = numbers(PLACES[place](GOLDEN))
     assert len(printed) > 40
     assert sorted(printed - recorded(GOLDEN) - own_words()) == []
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce", "ordinal", "davidson"])
+@pytest.mark.parametrize("place", PLACES)
+def test_every_number_of_ratings_and_ties_is_recorded(
+    place: str, kind: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path, kind)
+    printed = numbers(PLACES[place](tmp_path))
+    assert sorted(printed - recorded(tmp_path) - own_words()) == []
 
 
 @pytest.mark.heavy

@@ -64,8 +64,16 @@ def figures(metrics):
     return {one.name: one.figure for one in drawn}
 
 
+RATING_BIN = {"given_ci95": None, "expected_p5": 1.5, "expected_p95": 3.5, "responses": 9}
+RATINGS = {
+    "by": "given",
+    "bins": [{**RATING_BIN, "given": at, "expected": at / 2 + 1.5} for at in (1.0, 2.0, 5.0)],
+}
+
+
 @pytest.mark.slow
 def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
+    metrics["test"]["curves"]["ratings"] = RATINGS
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     written = write_plots(tmp_path)
     assert [path.stem for path in written] == ALL
@@ -151,6 +159,7 @@ BEST_OF = best_of_n(ranked(16, 9, lambda p, r: float((p * r) % 7)))
 @pytest.mark.parametrize("width", [CARD_WIDTH, PAGE_WIDTH])
 def test_nothing_is_cut_and_no_legend_lies_on_data(metrics, width):
     block = metrics["test"]
+    block["curves"]["ratings"] = RATINGS
     block["slices"][0] |= {"column": "language", "value": "Straßenbahnhaltestelle " * 9}
     record = as_record(metrics)
     drawn = (*run_plots(record, width), *evaluation_plots(record.test, width))

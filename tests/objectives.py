@@ -1,0 +1,89 @@
+"""Run folders of tests whose models were trained on ratings or ties: recorded metrics alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plaudit.evaluation.schema import (
+    EvaluationMetrics,
+    HistoryEntry,
+    RunMetrics,
+    RunObjective,
+    json_safe,
+    read_metrics,
+)
+from plaudit.evaluation.summary import EvaluationContext, summarise
+from plaudit.recipe.objectives import OBJECTIVES, parameters_of
+from plaudit.storage.atomic import write_json
+from plaudit.types import TrainedObjective
+from tests.tables import score_table
+
+GOLDEN = Path(__file__).parent / "goldens" / "run"
+
+LEARNED = {"davidson": (-0.3,), "rao_kupper": (-0.5,), "ordinal": (-1.5, 0.1, 0.2, -0.1)}
+
+
+def trained_for(kind: str) -> TrainedObjective:
+    """The objective of a model that learned something."""
+    levels = (1.0, 2.0, 3.0, 4.0, 5.0) if kind == "ordinal" else ()
+    return TrainedObjective(kind=kind, learned=LEARNED.get(kind, ()), levels=levels)
+
+
+def evaluated(kind: str, *, noise: float = 0.6, responses: int = 200) -> EvaluationMetrics:
+    """Single rated responses, or pairs with ties for davidson; ``noise`` is that of the rewards."""
+    rng = np.random.default_rng(0)
+    if OBJECTIVES[kind].learns_from == "ratings":
+        rating_N = rng.integers(0, 2, responses) if kind == "bce" else rng.integers(1, 6, responses)
+        centre_N = rating_N * 2.0 - 1.0 if kind == "bce" else rating_N.astype(float)
+        reward_N = centre_N + rng.normal(0, noise, responses)
+        rows = [
+            [{"reward": float(reward), "grade": float(rating), "rated": True}]
+            for reward, rating in zip(reward_N, rating_N, strict=True)
+        ]
+    else:
+        grade_N = rng.integers(0, 3, responses)
+        rows = [
+            [
+                {"reward": float(grade - 1 + rng.normal(0, noise)), "grade": float(grade)},
+                {"reward": 0.0, "grade": 1.0},
+            ]
+            for grade in grade_N
+        ]
+    entry = {"accuracy": None, "accuracy_ci95": None, "accuracy_ci95_method": None}
+    history = [
+        HistoryEntry(
+            step=step, epoch=step / 8, training_loss=0.9, validation_loss=0.8, mae=0.7, **entry
+        )
+        for step in (2, 4)
+    ]
+    context = EvaluationContext(dataset="eval", objective=trained_for(kind), history=history)
+    return summarise(score_table(rows), context)
+
+
+def write_run(folder: Path, kind: str, *, noise: float = 0.6) -> RunMetrics:
+    """``metrics.json`` of a run of this objective, the rest of it as in the golden run."""
+    golden, row = read_metrics(GOLDEN), OBJECTIVES[kind]
+    objective = RunObjective(
+        family=row.family,
+        formula=row.formula,
+        where=row.where,
+        source=row.source,
+        options={"label_smoothing": 0.125},
+        learned=parameters_of(kind, LEARNED[kind]) if kind in LEARNED else {},
+        offset=2.7182 if row.family == "pointwise" else 0.0,
+    )
+    train = replace(golden.train, pairs=0) if row.family == "pointwise" else golden.train
+    metrics = replace(
+        golden,
+        run=replace(golden.run, loss=kind, objective=objective),
+        train=train,
+        eval=evaluated(kind, noise=noise),
+        test=None,
+        overfit=None,
+        best=None,
+    )
+    write_json(folder / "metrics.json", json_safe(metrics))
+    return metrics
