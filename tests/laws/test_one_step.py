@@ -16,12 +16,13 @@ from plaudit.errors import OutputError
 from plaudit.evaluation.schema import read_metrics
 from plaudit.losses.loss import Loss, start_of
 from plaudit.model.attention.interface import PACKED_ATTENTION
+from plaudit.model.checkpoint import read_objective
 from plaudit.model.module import DecoderRewardModule
 from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.recipe.schema import LossSection
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import recipe_of, rows_with_ties, write_jsonl
 from tests.models import make_trees, tiny_classifier
 from tests.ranks import run_on_two_ranks, weights
 
@@ -149,11 +150,12 @@ def test_two_ranks_train_what_one_does(
 ) -> None:
     """Two gloo ranks under DDP, through torchrun, then resumed from their middle checkpoint.
 
-    43 pairs leave a last step that only one rank has rows for. AdamW would amplify the rounding of
-    a sum taken in another order, so plain SGD trains here.
+    43 pairs leave a last step that only one rank has rows for; ties train a parameter of the
+    objective. AdamW would amplify the rounding of a sum taken in another order, so plain SGD trains
+    the network here.
     """
-    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(43, seed=1))
-    held_out = write_jsonl(tmp_path / "held_out.jsonl", pair_rows(13, seed=2))
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows_with_ties(43, seed=1))
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", rows_with_ties(13, seed=2))
     shared = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 1, "eval_steps": 4}
 
     def recipe(batch: int) -> dict[str, Any]:
@@ -162,6 +164,7 @@ def test_two_ranks_train_what_one_does(
         base["train"]["save_total_limit"] = 5
         base["data"] = {"train": str(data), "eval": str(held_out)}
         base["tokens"]["max_tokens_per_microbatch"] = 50
+        base["loss"] = {"kind": "davidson"}
         return base
 
     from plaudit.training.run import train
@@ -174,10 +177,17 @@ def test_two_ranks_train_what_one_does(
         facts = json.loads((tmp_path / f"two-rank-{rank}.json").read_text())
         assert facts["wrapper"] == "DistributedDataParallel"
     assert_trained_alike(out, tmp_path / "one")
+    objective, expected = read_objective(out), read_objective(tmp_path / "one")
+    assert objective is not None
+    assert expected is not None
+    # Adam steps it, which amplifies rounding.
+    assert objective.learned == pytest.approx(expected.learned, abs=1e-4)
     together = read_metrics(out)
     assert together.train.steps == alone.metrics.train.steps == 8
-    assert together.train.pairs == 43
-    assert together.eval.pairs == 13
+    assert together.train.comparisons == 43
+    # Every fourth of them is a tie.
+    assert together.train.pairs == 32
+    assert together.eval.pairs == 9
     assert together.eval.loss == pytest.approx(alone.metrics.eval.loss, abs=1e-5)
     for one, two in zip(alone.metrics.training_curve, together.training_curve, strict=True):
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
@@ -192,6 +202,7 @@ def test_two_ranks_train_what_one_does(
     run_on_two_ranks("ddp", tmp_path, "train", str(out), "--resume")
     for name, tensor in weights(out).items():
         assert torch.equal(tensor, whole[name]), name
+    assert read_objective(out) == objective
 
 
 def assert_trained_alike(found: Path, expected: Path) -> None:

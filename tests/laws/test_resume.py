@@ -18,10 +18,11 @@ import pytest
 import yaml
 
 from plaudit.cli.main import main
+from plaudit.model.checkpoint import read_objective
 from plaudit.storage.manifest import find_damage
 from plaudit.training import checkpoints
 from plaudit.training.callbacks import keep_events
-from tests.conftest import pair_rows, recipe_of, write_jsonl
+from tests.conftest import pair_rows, recipe_of, rows_with_ties, write_jsonl
 
 
 @contextmanager
@@ -53,11 +54,12 @@ def checkpoint_of(out: Path, step: int) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """75 steps; LoRA dropout makes the random state matter."""
+    """75 steps; LoRA dropout makes the random state matter, ties what the objective learns."""
     folder = tmp_path_factory.mktemp("resume")
-    data = write_jsonl(folder / "pairs.jsonl", pair_rows(140, seed=4))
+    data = write_jsonl(folder / "pairs.jsonl", rows_with_ties(140, seed=4))
     recipe = recipe_of(tiny_base, data, num_train_epochs=3, eval_steps=8, logging_steps=4)
     recipe["lora"] = {"r": 4, "lora_dropout": 0.2}
+    recipe["loss"] = {"kind": "davidson"}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -80,6 +82,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for block in ("eval", "best", "overfit", "data", "training_curve"):
         assert one[block] == two[block], block
     assert one["train"]["steps"] == two["train"]["steps"]
+    assert read_objective(found) == read_objective(expected)
     steps = [json.loads(line)["step"] for line in (found / "events.jsonl").open()]
     assert steps == sorted(steps)
 
