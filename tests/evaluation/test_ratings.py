@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from plaudit.data.perturb.run import build_perturbation_tests
+from plaudit.evaluation.analysis.perturbations import Perturbed, perturbation_row
 from plaudit.evaluation.schema import EvaluationMetrics
 from plaudit.evaluation.summary import EvaluationContext, summarise
-from plaudit.types import TrainedObjective
+from plaudit.types import Comparison, TrainedObjective
 from tests.tables import score_table
 
 
@@ -64,3 +68,35 @@ def test_a_model_of_pairs_has_no_expected_ratings() -> None:
     block = evaluated(np.arange(4.0), np.arange(4.0), "bradley_terry")
     assert block.ratings is None
     assert block.curves.ratings is None
+
+
+def test_a_response_without_a_worse_one_has_no_ranking_to_flip() -> None:
+    single = Perturbed(
+        kind="meaning_preserving", name="blank_lines", original=1.0, other=None, perturbed=0.5
+    )
+    row = perturbation_row("meaning_preserving", "blank_lines", [single] * 4, reward_std=1.0)
+    assert (row.responses, row.fell) == (4, 1.0)
+    assert (row.flipped, row.flipped_ci95) == (None, None)
+    paired = replace(single, other=0.7)
+    row = perturbation_row("meaning_preserving", "blank_lines", [single, paired], reward_std=1.0)
+    assert row.flipped == 1.0
+
+
+def test_only_well_rated_responses_are_perturbed() -> None:
+    rows = [
+        Comparison(
+            id=str(number),
+            prompt=f"Question {number}?",
+            responses=("An answer, which is long enough.",),
+            grades=(float(number % 2),),
+            rated=True,
+            group=str(number),
+            source="s",
+            where=f"file:{number}",
+        )
+        for number in range(40)
+    ]
+    built = build_perturbation_tests(rows, most=10)
+    assert len(built.tests) == 10
+    assert {int(test.comparison.group) % 2 for test in built.tests} == {1}
+    assert not any(test.ordered for test in built.tests)
