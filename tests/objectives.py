@@ -16,9 +16,10 @@ from plaudit.evaluation.schema import (
     read_metrics,
 )
 from plaudit.evaluation.summary import EvaluationContext, summarise
+from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.recipe.objectives import OBJECTIVES, parameters_of
 from plaudit.storage.atomic import write_json
-from plaudit.types import TrainedObjective
+from plaudit.types import RewardTransform, TrainedObjective
 from tests.tables import score_table
 
 GOLDEN = Path(__file__).parent / "goldens" / "run"
@@ -87,3 +88,23 @@ def write_run(folder: Path, kind: str, *, noise: float = 0.6) -> RunMetrics:
     )
     write_json(folder / "metrics.json", json_safe(metrics))
     return metrics
+
+
+def model_metadata(
+    kind: str, learned: tuple[float, ...] = (), offset: float = 0.0
+) -> CheckpointMetadata:
+    """``plaudit.json`` of a model of this objective."""
+    return CheckpointMetadata(
+        kind="adapter",
+        base="base",
+        base_revision=None,
+        max_length=64,
+        text="chat",
+        chat_template=None,
+        pad_token="<pad>",
+        attention="packed",
+        attention_note=None,
+        head={},
+        reward_transform=RewardTransform(offset=offset),
+        objective=TrainedObjective(kind=kind, learned=learned),
+    )

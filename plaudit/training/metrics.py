@@ -216,8 +216,9 @@ def objective_of(options: LossSection, metadata: CheckpointMetadata) -> RunObjec
     """The objective of a run as its metrics record it, with what it learned."""
     row, trained = OBJECTIVES[options.kind], metadata.objective
     defaults = type(options).model_fields
+    learned = () if trained is None else trained.learned
     # A tie parameter that the recipe fixes is one of its options.
-    learns = options.tie_parameter == "learned"
+    fixed = row.learned if options.tie_parameter != "learned" else None
     return RunObjective(
         family=row.family,
         formula=row.formula,
@@ -228,7 +229,13 @@ def objective_of(options: LossSection, metadata: CheckpointMetadata) -> RunObjec
             for name, value in options
             if name != "kind" and value != defaults[name].default
         },
-        learned=parameters_of(options.kind, trained.learned) if trained and learns else {},
+        learned={
+            name: values
+            for name, values in parameters_of(options.kind, learned).items()
+            if name != fixed
+        }
+        if learned
+        else {},
         offset=metadata.reward_transform.offset,
     )
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from plaudit.cli.summary import show_run
 from plaudit.evaluation.schema import read_metrics
 from plaudit.recipe.objectives import OBJECTIVES
-from plaudit.report.card import render_card, write_card
+from plaudit.report.card import DerivedCard, render_card, write_card, write_derived_card
 from plaudit.report.html import render_report
 from plaudit.report.pages import inline_formula
 from plaudit.report.plots import write_plots
-from tests.objectives import write_run
+from tests.objectives import model_metadata, write_run
 
 RATED = ("mse", "bce", "ordinal")
 
@@ -102,6 +102,22 @@ def test_the_hub_gets_results_without_an_accuracy(
     ratings = metrics.eval.ratings if metrics.eval else None
     assert ratings is not None
     assert set(found.values()) <= {ratings.mae, ratings.spearman, ratings.auc}
+
+
+def test_an_exported_model_has_the_ratings_of_its_source(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    for each in (run, folder):
+        each.mkdir()
+    write_run(run, "mse")
+    model = model_metadata("mse")
+    made = DerivedCard(
+        name="m", made="Made", model=model, tags=(), parity=None, notes=(), results_of=run
+    )
+    write_derived_card(folder, made)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| evaluation | rated responses | MAE (95% CI) |" in text
+    assert "Measured on the source model." in text
+    assert "| evaluation set | 0 |" not in text
 
 
 @pytest.mark.parametrize("kind", RATED)
