@@ -52,6 +52,7 @@ from plaudit.recipe.objectives import LearnsFrom
 from plaudit.recipe.schema import (
     LORA_DEFAULTS,
     DataSection,
+    LossSection,
     ModelSection,
     Recipe,
     TemplateSection,
@@ -68,7 +69,7 @@ from plaudit.training.corpus import Corpus
 from plaudit.training.folder import RunFolder, check_data_unchanged, is_main_process
 from plaudit.training.needs import read_template
 from plaudit.training.sharding import fsdp_settings, reshard, shard
-from plaudit.types import Rendering, RewardTransform, ScoredTokenRule
+from plaudit.types import Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -282,10 +283,8 @@ def _build_model(
     transform = RewardTransform(offset=start.offset)
     if warm_start is not None:
         transform, before = warm_start.metadata.reward_transform, warm_start.metadata.objective
-        alike = before and (before.kind, before.levels) == (recipe.loss.kind, start.levels)
-        same = before and alike and len(before.learned) == len(start.learned)
-        if before and same and recipe.loss.tie_parameter == "learned":
-            start = replace(start, learned=before.learned)
+        if before is not None and (before.kind, before.levels) == (recipe.loss.kind, start.levels):
+            start = _go_on_from(start, before, recipe.loss)
     module = patch_modules(network, transform)
     if sharing is not None:
         shard(module, sharing, args, args.autocast)
@@ -317,6 +316,14 @@ def _build_model(
         loss=Loss(options=recipe.loss, levels=start.levels),
         start=start,
     )
+
+
+def _go_on_from(start: Start, before: TrainedObjective, options: LossSection) -> Start:
+    """The start with what the same objective had learned; a number that the recipe fixes stays."""
+    if len(before.learned) != len(start.learned):
+        return start
+    fixed = 0 if options.tie_parameter == "learned" else 1
+    return replace(start, learned=(*start.learned[:fixed], *before.learned[fixed:]))
 
 
 def _decide(
