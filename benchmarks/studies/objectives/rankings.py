@@ -37,12 +37,12 @@ from plaudit.training.run import train
 
 KINDS = ("all_pairs", "plackett_luce", "listnet")
 BASELINE = "all_pairs"
-SETS = ("wmt_human", "ukpconvarg1")
-SIZES = {4: 400, 8: 240}
-"""K, and how many rankings of it are used in all."""
+CELLS = {("ukpconvarg1", 4): 400, ("ukpconvarg1", 8): 240, ("wmt_human", 4): 400}
+"""A set and a K, and how many rankings are used in all."""
 RATES = (3e-4, 1e-3)
 SEEDS = range(5)
 ROUNDS = 5
+TIMED = (4, 8)
 MEASURES = ("tau_b", "top1", "accuracy", "log_loss", "log_loss_calibrated")
 RESULTS = REPOSITORY / "benchmarks" / "studies" / "objectives" / "results"
 
@@ -128,7 +128,7 @@ SCORES = {"wmt_human": (scores_by_margin, 1), "ukpconvarg1": (scores_by_wins, 3)
 def rankings(data_dir: Path, name: str, size: int) -> list[dict[str, Any]]:
     """Groups of ``size`` responses to one prompt, as rows with grades; a random sample of them."""
     every = list(_every_ranking(data_dir, name, size))
-    return random.Random(size).sample(every, min(len(every), SIZES[size]))
+    return random.Random(size).sample(every, min(len(every), CELLS[name, size]))
 
 
 def _every_ranking(data_dir: Path, name: str, size: int) -> Iterator[dict[str, Any]]:
@@ -231,13 +231,12 @@ class Record:
 def study(data_dir: Path, record: Record) -> None:
     """Every run that is not recorded yet."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in SETS:
-            for size in SIZES:
-                file = Path(folder) / f"{name}-{size}.jsonl"
-                rows = map(json.dumps, rankings(data_dir, name, size))
-                write_text(file, "\n".join(rows) + "\n")
-                for kind in KINDS:
-                    _one_kind(record, file, name, size, kind)
+        for name, size in CELLS:
+            file = Path(folder) / f"{name}-{size}.jsonl"
+            rows = map(json.dumps, rankings(data_dir, name, size))
+            write_text(file, "\n".join(rows) + "\n")
+            for kind in KINDS:
+                _one_kind(record, file, name, size, kind)
 
 
 def _one_kind(record: Record, file: Path, name: str, size: int, kind: str) -> None:
@@ -260,7 +259,7 @@ def time_training(data_dir: Path, record: Record) -> None:
     """Seconds of the same training steps without evaluations, the objectives in turn."""
     record.times = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in SIZES:
+        for size in TIMED:
             file = Path(folder) / f"{size}.jsonl"
             rows = [json.dumps(row) for row in rankings(data_dir, "ukpconvarg1", size)][:160]
             write_text(file, "\n".join(rows) + "\n")
@@ -318,34 +317,33 @@ def tables(record: Record) -> str:
     columns = "data|K|objective|learning rate|tau-b|top-1|accuracy|log loss|calibrated"
     headings = [*columns.split("|"), "Δ tau-b (95% CI)", "Δ calibrated (95% CI)"]
     lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
-    for name in SETS:
-        for size in SIZES:
-            baseline = chosen(record, name, size, BASELINE)
-            for kind in KINDS:
-                runs = chosen(record, name, size, kind)
-                if not runs:
-                    continue
-                means = {m: statistics.fmean(run[m] for run in runs.values()) for m in MEASURES}
-                cells = [
-                    name,
-                    str(size),
-                    f"`{kind}`",
-                    f"{next(iter(runs.values()))['rate']:g}",
-                    *(f"{means[m]:.3f}" for m in MEASURES[:3]),
-                    *(f"{means[m]:.4f}" for m in MEASURES[3:]),
-                    *(
-                        "" if kind == BASELINE else _interval(difference(runs, baseline, m))
-                        for m in ("tau_b", "log_loss_calibrated")
-                    ),
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
+    for name, size in CELLS:
+        baseline = chosen(record, name, size, BASELINE)
+        for kind in KINDS:
+            runs = chosen(record, name, size, kind)
+            if not runs:
+                continue
+            means = {m: statistics.fmean(run[m] for run in runs.values()) for m in MEASURES}
+            cells = [
+                name,
+                str(size),
+                f"`{kind}`",
+                f"{next(iter(runs.values()))['rate']:g}",
+                *(f"{means[m]:.3f}" for m in MEASURES[:3]),
+                *(f"{means[m]:.4f}" for m in MEASURES[3:]),
+                *(
+                    "" if kind == BASELINE else _interval(difference(runs, baseline, m))
+                    for m in ("tau_b", "log_loss_calibrated")
+                ),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     if record.times:
         lines += [
             "",
             "| K | objective | seconds (median) | ratio to all pairs |",
             "| --- " * 4 + "|",
         ]
-        for size in SIZES:
+        for size in TIMED:
             seconds = {
                 kind: statistics.median(
                     one["seconds"]
